@@ -1,0 +1,1 @@
+"""Features to a decision: ZAR and the methods it is compared with."""

@@ -1,0 +1,203 @@
+"""Every option of zar-ray, defined once.
+
+A run's options come from, lowest first: the defaults here, the benchmark's file (`conf/benchmarks/NAME.yaml`,
+key ``options``), `--config FILE`, the command line.  The resolved options are printed at the start of a run,
+saved beside its results and logged, and `--config` of that file repeats the run.
+
+An option marked *operational* (where and how fast a run works) may change between a run and its resumption; all
+others are part of what the numbers mean, and a run folder holds one setting of them only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from zar_ray.errors import ConfigError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Decoder = Literal["auto", "decord", "pyav"]
+_T = TypeVar("_T", bound="Options")
+
+
+def _fraction(value: object) -> object:
+    """Accepts ``0.3`` and ``30%`` alike."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return float(value.strip()[:-1]) / 100
+    return value
+
+
+class Options(BaseModel):
+    """Base of all options: frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def operational(default: Any, description: str, **limits: Any) -> Any:
+    """A field that does not change what a run's numbers mean."""
+    return Field(default, description=description, json_schema_extra={"operational": True}, **limits)
+
+
+class ViewConfig(Options):
+    """Which views of a video the adaptation sees (DESIGN.md, "ZAR, exactly", 1 to 4)."""
+
+    frames: int = Field(16, ge=1, description="T, frames a view.")
+    eval_frames: int = Field(16, ge=1, description="Frames of the evaluation view, which is classified.")
+    rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (1.0, 0.5, 0.25, 0.125), min_length=1, description="Segment lengths as shares of the video, one a frame rate."
+    )
+    views_per_rate: int = Field(4, ge=1, description="M, segments drawn a rate.")
+    crops: Literal[1, 3, 5, 9] = Field(3, description="N_c, crops a segment.")
+    short_side: int | None = Field(
+        None,
+        ge=1,
+        description="Short side frames are resized to; by default the model's input size, or 8/7 of it for 5 and 9"
+        " crops and for checkpoints trained that way.",
+    )
+
+
+class ZarConfig(Options):
+    """The update of the context (DESIGN.md, "ZAR, exactly", 7 to 9)."""
+
+    confidence: float = Field(0.8, gt=0, le=1, description="rho, share of views, lowest entropy first, that are used.")
+    steps: int = Field(1, ge=1, description="AdamW steps a video.")
+    lr: float = Field(0.005, gt=0, description="Learning rate of the context.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay, which applies to the context too.")
+
+
+class ModelOptions(Options):
+    """Which weights, and how they run."""
+
+    model: str = Field("ViT-B-16-quickgelu", description="An open_clip model name; OpenAI weights need -quickgelu.")
+    pretrained: str | None = Field(
+        "openai",
+        description='An open_clip tag, downloaded on first use; "random" for untrained weights (every output says so).',
+    )
+    checkpoint: Path | None = Field(
+        None, description="A local OpenAI, open_clip or zar-ray checkpoint (.safetensors or .pt), instead of a tag."
+    )
+    context: str = Field("a video of a", min_length=1, description="The words the context vectors start from.")
+    precision: Precision = Field("fp32", description="The image encoder's precision; text and tuning stay float32.")
+    device: str = operational("auto", "Device of a worker: auto, cpu or cuda.")
+    encoder_batch: int = operational(64, "Images a pass of the image encoder.", ge=1)
+
+
+class DecodeOptions(Options):
+    """How files become frames."""
+
+    decoder: Decoder = Field("auto", description="auto: decord where it can, PyAV otherwise; recorded a video.")
+    decode_timeout: float = operational(120.0, "Seconds a video may take to decode before it fails.", gt=0)
+
+
+class EvalConfig(ModelOptions, DecodeOptions):
+    """Options of `zar eval` and jobs/eval.py."""
+
+    dataset: str | None = Field(
+        None, description="A benchmark's name, a manifest (.parquet), a list (.csv) or a folder."
+    )
+    split: str | None = Field(None, description="The manifest's split to evaluate; all videos by default.")
+    class_names: str | None = Field(
+        None, description='The candidate classes: "a,b,c" or a file with one a line; by default the manifest\'s.'
+    )
+    method: tuple[str, ...] = Field(("zero_shot", "zar"), min_length=1, description="Test-time methods to run.")
+    limit: int | None = Field(None, ge=1, description="Evaluate only so many videos, spread over the manifest.")
+    seed: int = Field(0, ge=0, description="Seed of the view plans.")
+    views: ViewConfig = Field(ViewConfig(), description="Views.")
+    zar: ZarConfig = Field(ZarConfig(), description="ZAR's update.")
+
+    output: str = operational("runs", "Folder or URI that holds all runs.")
+    name: str | None = operational(None, "The run's folder under the output; by default made from what is run.")
+    resume: bool = operational(False, "Insist on continuing a run that is there already.")
+    retry_failed: bool = operational(False, "When continuing, do failed videos again.")
+    overwrite: bool = operational(False, "Delete a run of the same name first.")
+    max_failed: Annotated[float, BeforeValidator(_fraction)] = operational(
+        0.01, "Share of videos that may fail before the run counts as failed, as 0.01 or 1%.", ge=0, le=1
+    )
+    num_workers: int | None = operational(None, "Model replicas; by default one a GPU, or one a two CPUs.", ge=1)
+    decode_workers: int | None = operational(None, "Decoding processes at once; by default what the CPUs allow.", ge=1)
+    gpus_per_worker: float | None = operational(None, "GPUs a replica; by default 1 where there are GPUs, else 0.", ge=0)
+    batch_size: int = operational(4, "Videos a worker is handed at a time.", ge=1)
+    address: str | None = operational(None, "Ray cluster to use; by default the one at hand, else a local one.")
+    mlflow_uri: str | None = operational(None, "MLflow tracking URI; by default OUTPUT/mlflow.db.")
+    mlflow: bool = operational(True, "Log the run to MLflow.")
+    data_root: Path | None = operational(None, "Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.")
+
+
+def zar_home() -> Path:
+    """Folder for data that zar-ray makes itself: ``$ZAR_HOME``, by default ``~/.cache/zar-ray``."""
+    return Path(os.environ.get("ZAR_HOME") or Path.home() / ".cache" / "zar-ray").expanduser().absolute()
+
+
+def conf_dir() -> Path:
+    """The shipped YAML files: inside the package when installed, at the top of a checkout otherwise."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML or is not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold options as `name: value` lines, not a {type(content).__name__}")
+    return content
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Lays `over` on `base`, nested mappings key by key; neither is changed."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def one_line(error: ValidationError) -> str:
+    """A pydantic error as one line: each option with what is wrong with it."""
+    return "; ".join(f"{'.'.join(str(part) for part in e['loc']) or 'options'}: {e['msg']}" for e in error.errors())
+
+
+def validate(kind: type[_T], values: dict[str, Any], place: str) -> _T:
+    """Builds options from plain values.
+
+    Raises:
+        ConfigError: A key is unknown or a value does not fit; the message names `place`.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{place}: {one_line(error)}") from error
+
+
+def identity(options: Options) -> dict[str, Any]:
+    """The options that a run's numbers depend on, as plain JSON values (all but the operational ones)."""
+    skip = {
+        name
+        for name, field in type(options).model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational")
+    }
+    return options.model_dump(mode="json", exclude=skip)
+
+
+def fingerprint(values: object) -> str:
+    """A short stable hash of JSON values: 12 hexadecimal digits."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""A dataset on disk to a manifest, one row a video."""

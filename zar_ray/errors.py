@@ -1,0 +1,55 @@
+"""What a user can do wrong, as exceptions that say how to put it right.
+
+Every exception here is shown as one line (`zar: <message>`) and a non-zero exit, never as a traceback.  The
+message names the thing, the place and the way out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZarError(Exception):
+    """A mistake or a condition that the user can mend; the message is one line."""
+
+
+class ConfigError(ZarError):
+    """An option, a configuration file or a combination of options that cannot be used."""
+
+
+class ManifestError(ZarError):
+    """A dataset, a manifest or a list of videos that cannot be read or does not fit."""
+
+
+class ModelError(ZarError):
+    """Weights or a model that cannot be loaded, or that lack what a method needs."""
+
+
+class RunError(ZarError):
+    """A run that cannot start, cannot be resumed or did not end well."""
+
+
+class VideoError(ZarError):
+    """One video that cannot be used; in a job it becomes a row with its error and stage.
+
+    Args:
+        message: What is wrong, without the path (the row carries it).
+        stage: Where it happened: ``open``, ``plan``, ``decode``, ``encode``, ``adapt`` or ``worker``.
+    """
+
+    def __init__(self, message: str, stage: str = "decode") -> None:
+        super().__init__(message)
+        self.stage = stage
+
+    def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
+        return (type(self), (str(self), self.stage))
+
+
+def suggestion(value: str, known: Iterable[str]) -> str:
+    """Returns `; did you mean "x"?` for a near miss, otherwise the known values, ready to append to a message."""
+    known = sorted(known)
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+    if near:
+        return f'; did you mean "{near[0]}"?'
+    return f"; known: {', '.join(known)}" if known else ""

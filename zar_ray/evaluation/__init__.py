@@ -1,0 +1,1 @@
+"""The evaluation job on Ray Data: workers, result files, metrics."""

@@ -1,0 +1,1 @@
+"""Pixels and text to features: CLIP, prompts and checkpoint formats."""

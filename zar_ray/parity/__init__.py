@@ -1,0 +1,1 @@
+"""Reference vectors of official implementations against this code, one line an array."""

@@ -1,0 +1,1 @@
+"""A file to pixels: reading, view plans, resizing, crops and normalisation."""

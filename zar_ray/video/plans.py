@@ -1,0 +1,183 @@
+"""View plans: which frames of a video are decoded, which crops are cut, and which view uses which.
+
+A plan depends on the video's id, its frame count and size, the options and the seed, and on nothing else: not on
+the order of videos, the worker or the machine (DESIGN.md, "ZAR, exactly", 1 to 4).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+
+from zar_ray.config import ViewConfig
+from zar_ray.errors import VideoError
+from zar_ray.video.transforms import CropBox, Preprocessing, crop_boxes, resized_size, short_side_for
+
+_HASH_BITS = 128
+
+
+@dataclass(frozen=True)
+class ViewOrigin:
+    """Where a view comes from.
+
+    Attributes:
+        rate: Share of the video its segment covers.
+        sample: Number of the segment among those of its rate.
+        crop: Name of its crop.
+        start: The segment's first frame.
+        length: The segment's frames.
+    """
+
+    rate: float
+    sample: int
+    crop: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, eq=False)
+class ViewPlan:
+    """Everything the views of one video need, each frame and each image named once.
+
+    Attributes:
+        frames: int64 (F,), ascending distinct frame indices in presentation order.
+        short_side: Short side of the resized frames, in pixels.
+        height: Height of the resized frames.
+        width: Width of the resized frames.
+        boxes: The distinct crops.
+        images: int64 (I, 2), the distinct images: a row of `frames` and a row of `boxes`.
+        views: int64 (V, T), rows of `images`, one row a view.
+        origins: Where each view comes from, (V,).
+        evaluation: int64 (T_eval,), rows of `images`: the evaluation view.
+    """
+
+    frames: np.ndarray
+    short_side: int
+    height: int
+    width: int
+    boxes: tuple[CropBox, ...]
+    images: np.ndarray
+    views: np.ndarray
+    origins: tuple[ViewOrigin, ...]
+    evaluation: np.ndarray
+
+    def evaluation_only(self) -> ViewPlan:
+        """The same plan without the views: only the frames and images of the evaluation view."""
+        rows, evaluation = np.unique(self.evaluation, return_inverse=True)
+        images = self.images[rows]
+        frame_rows, image_frames = np.unique(images[:, 0], return_inverse=True)
+        box_rows, image_boxes = np.unique(images[:, 1], return_inverse=True)
+        return replace(
+            self,
+            frames=self.frames[frame_rows],
+            boxes=tuple(self.boxes[row] for row in box_rows),
+            images=np.stack([image_frames, image_boxes], axis=1).astype(np.int64),
+            views=np.empty((0, self.views.shape[1]), dtype=np.int64),
+            origins=(),
+            evaluation=evaluation.astype(np.int64),
+        )
+
+
+def plan_views(
+    video_id: str,
+    info_frames: int,
+    height: int,
+    width: int,
+    views: ViewConfig,
+    preprocessing: Preprocessing,
+    seed: int,
+) -> ViewPlan:
+    """Plans the views of a video: rates × samples × crops, in that order, and the evaluation view.
+
+    Plans nest: without one of the rates or samples, the other views stay as they were.
+
+    Args:
+        video_id: The video's path relative to its dataset's root; it and the seed key the random starts.
+        info_frames: N, the video's frames.
+        height: Height of the upright frame, before resizing.
+        width: Width of the upright frame, before resizing.
+        views: The options.
+        preprocessing: The model's input size and resize.
+        seed: Seed of the run.
+
+    Raises:
+        VideoError: The video has no frames or no size (stage ``plan``).
+        ConfigError: The short side is smaller than the model's input.
+    """
+    if min(info_frames, height, width) < 1:
+        raise VideoError(f"{info_frames} frames of {width}×{height} cannot be sampled", stage="plan")
+    short_side = short_side_for(views, preprocessing)
+    resized = resized_size(height, width, short_side)
+    crops = crop_boxes(*resized, preprocessing.input_size, views.crops)
+    (_, centre), *_ = crop_boxes(*resized, preprocessing.input_size, 1)
+    boxes = tuple(sorted({box for _, box in crops} | {centre}))
+
+    origins: list[ViewOrigin] = []
+    frames: list[np.ndarray] = []
+    box_of: list[int] = []
+    for rate in views.rates:
+        exact = _as_fraction(rate)
+        length = segment_length(info_frames, exact)
+        for sample in range(views.views_per_rate):
+            start = _segment_start(seed, video_id, exact, sample, info_frames - length)
+            indices = segment_frames(start, length, views.frames, info_frames)
+            for name, box in crops:
+                origins.append(ViewOrigin(rate, sample, name, start, length))
+                frames.append(indices)
+                box_of.append(boxes.index(box))
+    evaluation_frames = segment_frames(0, info_frames, views.eval_frames, info_frames)
+
+    # one number an image, frame first, so that sorting groups the images of a frame
+    view_codes = np.stack(frames) * len(boxes) + np.array(box_of, dtype=np.int64)[:, None]
+    evaluation_codes = evaluation_frames * len(boxes) + boxes.index(centre)
+    codes, rows = np.unique(np.concatenate([view_codes.ravel(), evaluation_codes]), return_inverse=True)
+    distinct, frame_rows = np.unique(codes // len(boxes), return_inverse=True)
+    return ViewPlan(
+        frames=distinct.astype(np.int64),
+        short_side=short_side,
+        height=resized[0],
+        width=resized[1],
+        boxes=boxes,
+        images=np.stack([frame_rows, codes % len(boxes)], axis=1).astype(np.int64),
+        views=rows[: view_codes.size].reshape(view_codes.shape).astype(np.int64),
+        origins=tuple(origins),
+        evaluation=rows[view_codes.size :].astype(np.int64),
+    )
+
+
+def segment_length(frames: int, rate: float | Fraction) -> int:
+    """Frames of a segment: floor(N·q + 1/2), at least 1, in exact arithmetic."""
+    return max(1, int(frames * _as_fraction(rate) + Fraction(1, 2)))
+
+
+def segment_frames(start: int, length: int, count: int, frames: int) -> np.ndarray:
+    """The centres of `count` equal parts of a segment: floor(start + (i + 1/2)·length/count), clipped to the video.
+
+    Args:
+        start: The segment's first frame.
+        length: The segment's frames.
+        count: T, indices wanted; they repeat where the segment is shorter.
+        frames: N, the video's frames.
+
+    Returns:
+        int64 (count,), ascending.
+    """
+    parts = np.arange(count, dtype=np.int64)
+    return np.minimum(start + (2 * parts + 1) * length // (2 * count), frames - 1)
+
+
+def _as_fraction(rate: float | Fraction) -> Fraction:
+    # the simple fraction a rate stands for: binary 0.3 or 0.333… would round N·q to the wrong side of a half
+    return Fraction(rate).limit_denominator(1_000_000)
+
+
+def _segment_start(seed: int, video_id: str, rate: Fraction, sample: int, last: int) -> int:
+    # A hash as the generator: NumPy's streams may change between versions, this may not. JSON keeps the parts apart
+    # and writes any file name in ASCII.
+    key = json.dumps([seed, video_id, str(rate), sample]).encode("ascii")
+    number = int.from_bytes(hashlib.blake2b(key, digest_size=_HASH_BITS // 8, person=b"zar segment").digest(), "big")
+    return number * (last + 1) >> _HASH_BITS

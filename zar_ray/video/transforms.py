@@ -1,0 +1,187 @@
+"""Resizing, crops and normalisation: a decoded frame becomes the encoder's input.
+
+The rules are CLIP's own (`_transform` in openai/CLIP), split at the point where frames leave the CPU: frames are
+resized there, as uint8, and every crop is cut and normalised on the encoder's device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from zar_ray.config import ViewConfig
+from zar_ray.errors import ConfigError
+
+Interpolation = Literal["bicubic", "bilinear"]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a checkpoint expects of its pixels.
+
+    Attributes:
+        input_size: R, side of the square input in pixels.
+        mean: Mean per RGB channel, of values in [0, 1].
+        std: Standard deviation per RGB channel, of values in [0, 1].
+        interpolation: Filter of the resize, always antialiased.
+        short_side: Short side of the resized frames the checkpoint was trained with; None: `input_size`.
+    """
+
+    input_size: int
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    interpolation: Interpolation = "bicubic"
+    short_side: int | None = None
+
+
+@dataclass(frozen=True, order=True)
+class CropBox:
+    """A square of `size` pixels in the resized frame; `top` and `left` are its offsets."""
+
+    top: int
+    left: int
+    size: int
+
+
+def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Size of a frame after its short side was brought to `short_side`; the long side truncates.
+
+    Returns:
+        (height, width); 256×340 with short side 224 gives 224×297, as torchvision's `Resize` does.
+    """
+    if width <= height:
+        return short_side * height // width, short_side
+    return short_side, short_side * width // height
+
+
+def resize_frame(frame: np.ndarray, short_side: int, interpolation: Interpolation = "bicubic") -> np.ndarray:
+    """Resizes one frame with PIL's antialiased filters.
+
+    Args:
+        frame: uint8 (H, W, 3).
+        short_side: Length of the shorter side afterwards, in pixels.
+        interpolation: Filter.
+
+    Returns:
+        uint8 (h, w, 3) with (h, w) = `resized_size(H, W, short_side)`.
+    """
+    height, width = resized_size(frame.shape[0], frame.shape[1], short_side)
+    if (height, width) == frame.shape[:2]:
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((width, height), _FILTERS[interpolation]))
+
+
+def crop_boxes(height: int, width: int, size: int, crops: int) -> tuple[tuple[str, CropBox], ...]:
+    """The named crops of a resized frame (DESIGN.md, "ZAR, exactly", 4).
+
+    1 is the centre; 3 adds the two ends of the longer axis (left and right, also of a square frame; top and bottom
+    of a portrait one); 5 adds those of the other axis; 9 adds the corners. The offset of a centred crop rounds half
+    to even, as torchvision's `CenterCrop` does. Crops without room to move coincide.
+
+    Args:
+        height: Height of the resized frame.
+        width: Width of the resized frame.
+        size: Side of a crop, in pixels.
+        crops: 1, 3, 5 or 9.
+
+    Returns:
+        Name and box of each crop; the crops of a smaller count are among those of a larger one.
+
+    Raises:
+        ValueError: The frame is smaller than a crop, or `crops` is none of the counts.
+    """
+    down, right = height - size, width - size
+    if down < 0 or right < 0:
+        raise ValueError(f"a crop of {size} pixels does not fit into a frame of {width}×{height}")
+    middle_down, middle_right = round(down / 2), round(right / 2)
+    offsets = {
+        "centre": (middle_down, middle_right),
+        "left": (middle_down, 0),
+        "right": (middle_down, right),
+        "top": (0, middle_right),
+        "bottom": (down, middle_right),
+        "top left": (0, 0),
+        "top right": (0, right),
+        "bottom left": (down, 0),
+        "bottom right": (down, right),
+    }
+    horizontal, vertical = ("left", "centre", "right"), ("top", "centre", "bottom")
+    along, across = (vertical, horizontal) if height > width else (horizontal, vertical)
+    corners = ("top left", "top right", "bottom left", "bottom right")
+    sets = {
+        1: ("centre",),
+        3: along,
+        5: (*along, across[0], across[2]),
+        9: (*along, across[0], across[2], *corners),
+    }
+    if crops not in sets:
+        raise ValueError(f"{crops} crops: there are sets of {', '.join(map(str, sets))}")
+    return tuple((name, CropBox(*offsets[name], size)) for name in sets[crops])
+
+
+def short_side_for(views: ViewConfig, preprocessing: Preprocessing) -> int:
+    """The one short side of a run, in pixels (DESIGN.md, "ZAR, exactly", 4).
+
+    The option, if given; else what the checkpoint was trained with, if that leaves room around a crop; else R, or
+    8R/7 for 5 and 9 crops, which need room on both axes.
+
+    Raises:
+        ConfigError: The short side is smaller than the model's input.
+    """
+    size = preprocessing.input_size
+    if views.short_side is not None:
+        side, whose = views.short_side, "views.short_side"
+    elif preprocessing.short_side is not None and preprocessing.short_side != size:
+        side, whose = preprocessing.short_side, "the checkpoint's short side"
+    else:
+        side, whose = ((16 * size + 7) // 14 if views.crops >= 5 else size), ""
+    if side < size:
+        raise ConfigError(f"{whose} is {side}, less than the model's input of {size} pixels; make it at least {size}")
+    return side
+
+
+def crop_and_normalise(
+    frames: torch.Tensor,
+    images: np.ndarray | torch.Tensor,
+    boxes: Sequence[CropBox],
+    preprocessing: Preprocessing,
+) -> torch.Tensor:
+    """Cuts crops out of resized frames and normalises them, on the frames' device.
+
+    Args:
+        frames: uint8 (F, h, w, 3), resized.
+        images: int64 (n, 2): a row of `frames` and a row of `boxes` an image.
+        boxes: The crops that `images` refers to, each of side R.
+        preprocessing: R, mean and standard deviation.
+
+    Returns:
+        float32 (n, 3, R, R), the same numbers as torchvision's `ToTensor` and `Normalize` give.
+
+    Raises:
+        ValueError: A box is not of the model's input size.
+    """
+    size = preprocessing.input_size
+    if any(box.size != size for box in boxes):
+        raise ValueError(f"crops of {sorted({box.size for box in boxes})} pixels for a model of {size}")
+    pairs = np.asarray(images, dtype=np.int64).reshape(-1, 2)
+    crops = torch.empty((len(pairs), size, size, 3), dtype=torch.uint8, device=frames.device)
+    for number in np.unique(pairs[:, 1]):
+        box = boxes[number]
+        places = np.flatnonzero(pairs[:, 1] == number)
+        rows = torch.from_numpy(pairs[places, 0]).to(frames.device)
+        window = frames[:, box.top : box.top + size, box.left : box.left + size]
+        crops[torch.from_numpy(places).to(frames.device)] = window[rows]
+    mean = torch.tensor(preprocessing.mean, dtype=torch.float32, device=frames.device).view(1, 3, 1, 1)
+    std = torch.tensor(preprocessing.std, dtype=torch.float32, device=frames.device).view(1, 3, 1, 1)
+    pixels = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return pixels.div_(255).sub_(mean).div_(std)

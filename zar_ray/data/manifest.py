@@ -1,0 +1,351 @@
+"""The manifest: one Arrow row a video, in one Parquet file, which every job reads.
+
+The class names, the data's root folder and the dataset's name travel in the file's schema metadata, so one file says
+everything about a dataset.  A video that could not be opened stays in with its error: nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from zar_ray.config import fingerprint
+from zar_ray.errors import ManifestError, suggestion
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("label_id", pa.int32()),
+        pa.field("class_name", pa.string()),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("frames", pa.int32()),
+        pa.field("fps", pa.float64()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("duration", pa.float64()),
+        pa.field("size", pa.int64()),
+        pa.field("decoder", pa.string()),
+        pa.field("error", pa.string()),
+    ]
+)
+_METADATA_KEY = b"zar_ray.manifest"
+_FORMAT = 1
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]+://")
+_REMAKE = 'make one with "zar data index FOLDER"'
+# What the numbers of a run depend on.  Paths are left out, so that a dataset copied elsewhere is the same dataset; an
+# error counts by its presence, since its words may change with a library's version.
+_IDENTITY = ("video_id", "label_id", "class_name", "split", "frames", "width", "height", "size")
+
+
+@dataclass(frozen=True)
+class VideoRow:
+    """One row of a manifest.
+
+    Attributes:
+        video_id: The path relative to the dataset's root, with forward slashes.
+        path: The file's absolute path.
+        label_id: Position of the class name among the manifest's, from 0; None for an unlabelled video.
+        class_name: The label's text; None for an unlabelled video.
+        split: Which part of the dataset, "all" where there is one part.
+        frames: Number of frames, as the decoder counts them.
+        fps: Frames a second.
+        width: Width in pixels as displayed, after rotation.
+        height: Height in pixels as displayed, after rotation.
+        duration: Seconds.
+        size: Bytes of the file.
+        decoder: The decoder that opened it: "decord" or "pyav".
+        error: Why the video cannot be used; then the fields that could not be found out are None.
+    """
+
+    video_id: str
+    path: str
+    label_id: int | None = None
+    class_name: str | None = None
+    split: str = "all"
+    frames: int | None = None
+    fps: float | None = None
+    width: int | None = None
+    height: int | None = None
+    duration: float | None = None
+    size: int | None = None
+    decoder: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """A dataset's videos; checked when made, so whoever holds one may rely on it.
+
+    Attributes:
+        table: The videos, with `MANIFEST_SCHEMA`.
+        class_names: The K label texts; a row's `label_id` is a position in them.
+        root: Absolute folder that video ids are relative to.
+        name: The dataset's name.
+
+    Raises:
+        ManifestError: The table's columns or values do not fit together.
+    """
+
+    table: pa.Table
+    class_names: tuple[str, ...]
+    root: str
+    name: str
+
+    def __post_init__(self) -> None:
+        # The schema's metadata is written anew from the fields, so that there is one truth.
+        object.__setattr__(self, "table", _checked(self.table, self.class_names, self.name))
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @classmethod
+    def of(cls, rows: Iterable[VideoRow], class_names: Sequence[str], root: str | Path, name: str) -> Manifest:
+        """Builds a manifest from rows; `root` is made absolute."""
+        values = list(rows)
+        # Column by column: Arrow's from_pylist would want a dictionary a row.
+        columns = [pa.array([getattr(r, field.name) for r in values], field.type) for field in MANIFEST_SCHEMA]
+        return cls(pa.Table.from_arrays(columns, schema=MANIFEST_SCHEMA), tuple(class_names), _absolute(root), name)
+
+    def rows(self) -> Iterator[VideoRow]:
+        """Yields the rows in the table's order."""
+        for batch in self.table.to_batches():
+            yield from (VideoRow(**row) for row in batch.to_pylist())
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that occur, in alphabetical order."""
+        return tuple(sorted(self.table["split"].unique().to_pylist()))
+
+    def select(self, split: str | None = None, limit: int | None = None) -> Manifest:
+        """Takes one split, or some videos, or both; the class names stay all.
+
+        Args:
+            split: The split to keep; None keeps all.
+            limit: Keep this many videos, evenly spread over the videos sorted by id, and so over the classes where
+                ids start with a class folder.  None keeps all, in the table's order.
+
+        Raises:
+            ManifestError: There is no such split.
+        """
+        table = self.table
+        if split is not None:
+            if split not in self.splits:
+                raise ManifestError(f'{self.name}: no split "{split}"{suggestion(split, self.splits)}')
+            table = table.filter(pc.field("split") == split)
+        if limit is not None and limit < table.num_rows:
+            if limit < 1:
+                raise ManifestError(f"{self.name}: a limit of {limit} videos leaves nothing; it must be at least 1")
+            middle = ((np.arange(limit) + 0.5) * table.num_rows / limit).astype(np.int64)
+            table = table.sort_by("video_id").take(middle)
+        return dataclasses.replace(self, table=table)
+
+    def relocated(self, root: str | Path) -> Manifest:
+        """The same videos under another folder: each path becomes `root` / video id.
+
+        A video that lay outside the old root has an absolute path for its id and stays where it is.
+        """
+        new_root = _absolute(root)
+        paths = [
+            video_id if PurePosixPath(video_id).is_absolute() else f"{new_root.rstrip('/')}/{video_id}"
+            for video_id in self.table["video_id"].to_pylist()
+        ]
+        column = self.table.schema.get_field_index("path")
+        table = self.table.set_column(column, MANIFEST_SCHEMA.field("path"), pa.array(paths, pa.string()))
+        return dataclasses.replace(self, table=table, root=new_root)
+
+    def fingerprint(self) -> str:
+        """A short hash (12 hexadecimal digits) of what results depend on.
+
+        It is the same for any order of the rows and wherever the files lie.
+        """
+        table = self.table.sort_by("video_id")
+        columns = {name: table[name].to_pylist() for name in _IDENTITY}
+        failed = table["error"].is_valid().to_pylist()
+        return fingerprint({"class_names": self.class_names, "columns": columns, "failed": failed})
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Reads a manifest from a file or a URI such as ``s3://bucket/manifest.parquet``.
+
+    Raises:
+        ManifestError: The file is missing, is not Parquet, or does not hold a valid manifest; the message names it.
+    """
+    filesystem, inside = _filesystem(path)
+    try:
+        # ParquetFile, not read_table, which would take `split=test/` in a folder's name for a column.
+        with filesystem.open_input_file(inside) as file:
+            table = pq.ParquetFile(file).read()
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such manifest; {_REMAKE}") from None
+    except (OSError, pa.ArrowException) as error:
+        raise ManifestError(f"{path}: cannot be read as a Parquet manifest ({_first_line(error)})") from error
+    stored = (table.schema.metadata or {}).get(_METADATA_KEY)
+    if stored is None:
+        raise ManifestError(f"{path}: is Parquet but not a manifest of zar-ray (no class names in it); {_REMAKE}")
+    try:
+        header = json.loads(stored)
+        version, name, root = int(header["format"]), str(header["name"]), str(header["root"])
+        class_names = tuple(header["class_names"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"{path}: the manifest's class names and root cannot be read; {_REMAKE}") from error
+    if version != _FORMAT:
+        raise ManifestError(f"{path}: has manifest format {version}, this zar-ray reads format {_FORMAT}; {_REMAKE}")
+    return Manifest(_checked(table, class_names, str(path)), class_names, root, name)
+
+
+def write_manifest(manifest: Manifest, path: str | Path) -> None:
+    """Writes a manifest to a file or a URI; a reader sees the old file or the new one, never half of one.
+
+    Raises:
+        ManifestError: The place cannot be written.
+    """
+    header = {
+        "format": _FORMAT,
+        "name": manifest.name,
+        "root": manifest.root,
+        "class_names": manifest.class_names,
+    }
+    stored = {_METADATA_KEY: json.dumps(header, ensure_ascii=False).encode()}
+    table = manifest.table.replace_schema_metadata(stored)
+    filesystem, inside = _filesystem(path)
+    try:
+        if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+            # An object store shows an object only once its upload is complete.
+            with filesystem.open_output_stream(inside) as stream:
+                pq.write_table(table, stream)
+            return
+        target = Path(inside)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A plain open rather than mkstemp: the file must be as readable to other users as any other file.
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            pq.write_table(table, temporary)
+            os.replace(temporary, target)  # noqa: PTH105
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, pa.ArrowException) as error:
+        raise ManifestError(f"{path}: the manifest cannot be written ({_first_line(error)})") from error
+
+
+def _checked(table: pa.Table, class_names: tuple[str, ...], place: str) -> pa.Table:
+    """Returns the table with exactly `MANIFEST_SCHEMA`, or raises a ManifestError that names `place`."""
+    _check_class_names(class_names, place)
+    table = _with_schema(table, place)
+    for name in ("video_id", "path", "split"):
+        if len(table.filter(pc.field(name) == "")):
+            raise ManifestError(f"{place}: has rows with an empty {name}")
+    ids = table["video_id"]
+    if len(counts := ids.value_counts()) < len(ids):
+        twice = next(c["values"].as_py() for c in counts if c["counts"].as_py() > 1)
+        raise ManifestError(f'{place}: video id "{twice}" occurs more than once')
+    for path in table["path"].to_pylist():
+        if not _ABSOLUTE.match(path):
+            raise ManifestError(f'{place}: path "{path}" is not absolute')
+    _check_labels(table, class_names, place)
+    counted = [pc.field(name).is_null() | (pc.field(name) < 1) for name in ("frames", "width", "height")]
+    _refuse(
+        table,
+        pc.field("error").is_null() & (counted[0] | counted[1] | counted[2]),
+        place,
+        "has no error, so frames, width and height must be there and positive",
+    )
+    return table
+
+
+def _check_class_names(class_names: tuple[str, ...], place: str) -> None:
+    seen: set[str] = set()
+    for name in class_names:
+        if not isinstance(name, str) or not name.strip():
+            raise ManifestError(f"{place}: has an empty class name")
+        if name in seen:
+            raise ManifestError(f'{place}: class name "{name}" occurs more than once')
+        seen.add(name)
+
+
+def _with_schema(table: pa.Table, place: str) -> pa.Table:
+    """Checks the columns; other widths of the same kind (a 64-bit label id, a large string) are converted."""
+    names = table.column_names
+    if missing := [name for name in MANIFEST_SCHEMA.names if name not in names]:
+        raise ManifestError(f"{place}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; {_REMAKE}")
+    if unknown := [name for name in names if name not in MANIFEST_SCHEMA.names]:
+        raise ManifestError(
+            f"{place}: has the unknown column{'s' * (len(unknown) > 1)} {', '.join(unknown)}; "
+            f"a manifest holds {', '.join(MANIFEST_SCHEMA.names)}"
+        )
+    columns = []
+    for field in MANIFEST_SCHEMA:
+        column = table[field.name]
+        if not _same_kind(column.type, field.type):
+            raise ManifestError(f"{place}: column {field.name} holds {column.type}, must hold {field.type}")
+        if not field.nullable and column.null_count:
+            raise ManifestError(f"{place}: has rows without a {field.name}")
+        try:
+            columns.append(column.cast(field.type))
+        except pa.ArrowInvalid as error:
+            raise ManifestError(f"{place}: column {field.name} does not fit {field.type} ({error})") from error
+    return pa.Table.from_arrays(columns, schema=MANIFEST_SCHEMA)
+
+
+def _same_kind(have: pa.DataType, want: pa.DataType) -> bool:
+    if pa.types.is_null(have):
+        return True
+    if pa.types.is_string(want):
+        value = have.value_type if pa.types.is_dictionary(have) else have
+        return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
+    if pa.types.is_integer(want):
+        return pa.types.is_integer(have)
+    return pa.types.is_floating(have)
+
+
+def _check_labels(table: pa.Table, class_names: tuple[str, ...], place: str) -> None:
+    label, name = pc.field("label_id"), pc.field("class_name")
+    _refuse(
+        table,
+        (label.is_null() & name.is_valid()) | (label.is_valid() & name.is_null()),
+        place,
+        "label_id and class_name must both be there or both be empty",
+    )
+    outside = (label < 0) | (label >= len(class_names))
+    _refuse(table, outside, place, f"label_id is not one of the {len(class_names)} classes")
+    expected = pa.array(class_names, pa.string()).take(table["label_id"].combine_chunks())
+    table = table.append_column("expected", expected)
+    _refuse(table, name != pc.field("expected"), place, "class_name is not the name of its label_id")
+
+
+def _refuse(table: pa.Table, wrong: pc.Expression, place: str, complaint: str) -> None:
+    """Raises for the first row where `wrong` is true (null counts as false)."""
+    if len(rows := table.filter(wrong)):
+        raise ManifestError(f'{place}: video "{rows["video_id"][0]}": {complaint}')
+
+
+def _filesystem(path: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The file system of a path or URI, and the place inside it."""
+    text = str(path)
+    if "://" not in text:
+        return pyarrow.fs.LocalFileSystem(), _absolute(text)
+    try:
+        return pyarrow.fs.FileSystem.from_uri(text)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ManifestError(f"{path}: no such kind of place ({_first_line(error)})") from error
+
+
+def _absolute(root: str | Path) -> str:
+    """An absolute path, symbolic links kept; a URI stays as it is."""
+    return str(root) if "://" in str(root) else str(Path(root).expanduser().absolute())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -31,17 +32,36 @@ def connected(address: str | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # A driver that finds Ray Data's own progress bars and dataset dumps among its lines shows the user two of each.
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    quiet = {"logging_level": logging.ERROR}
+    address = address or os.environ.get("RAY_ADDRESS")
     try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=True, logging_level=logging.ERROR)
+        if address in (None, "auto"):
+            _join_or_start(may_start=address is None, **quiet)
+        elif address == "local":
+            _start(**quiet)
+        else:
+            ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        where = address or os.environ.get("RAY_ADDRESS") or "a local cluster"
+        where = address or "a local cluster"
         raise RunError(f"Ray: cannot join {where} ({' '.join(str(error).split())}); see `zar doctor`") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(**options: Any) -> None:
+    # On loopback: a laptop's evaluation opens no port to its network.
+    ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **options)
+
+
+def _join_or_start(may_start: bool, **options: Any) -> None:
+    try:
+        ray.init(address="auto", **options)
+    except ConnectionError:
+        if not may_start:
+            raise
+        _start(**options)
 
 
 def total_cpus() -> float:

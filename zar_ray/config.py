@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import tyro
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -31,6 +32,20 @@ def _fraction(value: object) -> object:
     if isinstance(value, str) and value.strip().endswith("%"):
         return float(value.strip()[:-1]) / 100
     return value
+
+
+Fraction = Annotated[
+    float,
+    BeforeValidator(_fraction),
+    # The command line builds values before pydantic sees them, so it has to know the notation too.
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="SHARE",
+        instance_from_str=lambda words: float(_fraction(words[0])),  # type: ignore[arg-type]
+        is_instance=lambda value: isinstance(value, float | int),
+        str_from_instance=lambda value: [f"{value:g}"],
+    ),
+]
 
 
 class Options(BaseModel):
@@ -97,7 +112,26 @@ class DecodeOptions(Options):
     decode_timeout: float = operational(120.0, "Seconds a video may take to decode before it fails.", gt=0)
 
 
-class EvalConfig(ModelOptions, DecodeOptions):
+class AdaptationOptions(ModelOptions, DecodeOptions):
+    """How a video is turned into a decision: what the batch job and `zar predict` have in common."""
+
+    method: tuple[str, ...] = Field(("zero_shot", "zar"), min_length=1, description="Test-time methods to run.")
+    seed: int = Field(0, ge=0, description="Seed of the view plans.")
+    views: ViewConfig = Field(ViewConfig(), description="Views.")
+    zar: ZarConfig = Field(ZarConfig(), description="ZAR's update.")
+
+
+class PredictConfig(AdaptationOptions):
+    """Options of `zar predict`."""
+
+    videos: tyro.conf.Positional[tuple[str, ...]] = operational((), "Video files.")
+    labels: str | None = Field(None, description='The candidate classes: "a,b,c", or a file with one a line.')
+    method: tuple[str, ...] = Field(("zar",), min_length=1, description="Test-time methods to run.")
+    top_k: int = operational(5, "How many labels to show a video.", ge=1)
+    json_lines: bool = operational(False, "Print one JSON object a video and method instead of tables.")
+
+
+class EvalConfig(AdaptationOptions):
     """Options of `zar eval` and jobs/eval.py."""
 
     dataset: str | None = Field(
@@ -107,23 +141,19 @@ class EvalConfig(ModelOptions, DecodeOptions):
     class_names: str | None = Field(
         None, description='The candidate classes: "a,b,c" or a file with one a line; by default the manifest\'s.'
     )
-    method: tuple[str, ...] = Field(("zero_shot", "zar"), min_length=1, description="Test-time methods to run.")
     limit: int | None = Field(None, ge=1, description="Evaluate only so many videos, spread over the manifest.")
-    seed: int = Field(0, ge=0, description="Seed of the view plans.")
-    views: ViewConfig = Field(ViewConfig(), description="Views.")
-    zar: ZarConfig = Field(ZarConfig(), description="ZAR's update.")
 
     output: str = operational("runs", "Folder or URI that holds all runs.")
     name: str | None = operational(None, "The run's folder under the output; by default made from what is run.")
     resume: bool = operational(False, "Insist on continuing a run that is there already.")
     retry_failed: bool = operational(False, "When continuing, do failed videos again.")
     overwrite: bool = operational(False, "Delete a run of the same name first.")
-    max_failed: Annotated[float, BeforeValidator(_fraction)] = operational(
+    max_failed: Fraction = operational(
         0.01, "Share of videos that may fail before the run counts as failed, as 0.01 or 1%.", ge=0, le=1
     )
     num_workers: int | None = operational(None, "Model replicas; by default one a GPU, or one a two CPUs.", ge=1)
     decode_workers: int | None = operational(None, "Decoding processes at once; by default what the CPUs allow.", ge=1)
-    gpus_per_worker: float | None = operational(None, "GPUs a replica; by default 1 where there are GPUs, else 0.", ge=0)
+    gpus_per_worker: float | None = operational(None, "GPUs a replica; by default 1 if there are any.", ge=0)
     batch_size: int = operational(4, "Videos a worker is handed at a time.", ge=1)
     address: str | None = operational(None, "Ray cluster to use; by default the one at hand, else a local one.")
     mlflow_uri: str | None = operational(None, "MLflow tracking URI; by default OUTPUT/mlflow.db.")

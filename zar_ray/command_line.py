@@ -1,0 +1,171 @@
+"""Options from the command line, laid over configuration files; mistakes come back as one line.
+
+`tyro` makes the options and their help from the pydantic models of `zar_ray.config`, dotted for nested ones
+(`--views.frames 8`).  What it would print as a box over several lines is put on one here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import io
+import itertools
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import tyro
+from pydantic import BaseModel
+
+from zar_ray.config import EvalConfig, Options, merge, read_yaml, validate
+from zar_ray.data.datasets import known_benchmarks, load_benchmark
+from zar_ray.errors import ConfigError
+
+_T = TypeVar("_T")
+_O = TypeVar("_O", bound=Options)
+
+# These three say together which weights are meant: a layer that names one of them says nothing about the others.
+_WEIGHTS = ("model", "pretrained", "checkpoint")
+_ABOUT = (
+    "Besides the options below: --config FILE takes options from a YAML file, beneath those of the command line; "
+    "--show-config prints the resolved options; --dry-run checks all that can be checked and says what would run."
+)
+_BOX = re.compile(r"[╭╮╰╯│─]+")
+_NOISE = re.compile(
+    r"Error parsing \S+: \d+ validation errors? for \S+ |\[type=[^\]]*\]|For further information visit \S+"
+    r"|^Invalid choice (?=invalid)|no type matching .*? could be instantiated from (?=\[)|Got errors: .* - "
+)
+
+
+def parse(
+    kind: Callable[..., _T] | type[_T],
+    argv: Sequence[str],
+    prog: str,
+    default: Any = None,
+    description: str | None = None,
+) -> _T:
+    """Parses a command line into a model, a dataclass or a function's result.
+
+    Args:
+        kind: What to build, or a function to call with what the options say.
+        argv: The words after the command.
+        prog: The command, as the help shows it.
+        default: An instance whose values stand where the command line says nothing.
+        description: The help's first lines; by default the docstring of `kind`.
+
+    Raises:
+        ConfigError: An option is unknown or a value does not fit.
+        SystemExit: With status 0, after `--help`.
+    """
+    given = {} if default is None else {"default": default}
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            built, unknown = tyro.cli(
+                kind, args=list(argv), prog=prog, description=description, return_unknown_args=True, **given
+            )
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise ConfigError(f"{prog}: {_unboxed(said.getvalue())}") from None
+    if unknown:
+        what = "option" if unknown[0].startswith("-") else "word"
+        raise ConfigError(f"{prog}: unknown {what} {unknown[0]}{_nearest(unknown[0], kind)}")
+    return built
+
+
+def _unboxed(text: str) -> str:
+    """What tyro says in a box, on one line, without its title and the help it repeats."""
+    _, *lines = text.splitlines()
+    content = itertools.takewhile(lambda line: not line.startswith("│ ──"), lines)
+    message = " ".join(_BOX.sub(" ", line).strip() for line in content)
+    message = _NOISE.sub("", " ".join(message.split()))
+    return f"{message.strip()} (see --help)"
+
+
+def _nearest(word: str, kind: object) -> str:
+    near = difflib.get_close_matches(word.split("=")[0].lstrip("-"), _option_names(kind), n=1, cutoff=0.4)
+    return f"; did you mean --{near[0]}?" if near else "; --help lists the known ones"
+
+
+def _option_names(kind: object, prefix: str = "") -> list[str]:
+    fields: dict[str, Any] = {}
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        fields = {name: field.annotation for name, field in kind.model_fields.items()}
+    elif hasattr(kind, "__annotations__"):
+        fields = dict(kind.__annotations__)
+    names: list[str] = []
+    for name, annotation in fields.items():
+        dashed = f"{prefix}{name.replace('_', '-')}"
+        nested = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        names += _option_names(annotation, f"{dashed}.") if nested else [dashed]
+    return [*names, *([] if prefix else ["help"])]
+
+
+@dataclass(frozen=True)
+class Invocation(Generic[_O]):
+    """A parsed command line of a run.
+
+    Attributes:
+        options: The resolved options.
+        show_config: Print them and do nothing else.
+        dry_run: Check all that can be checked without running, and say what would run.
+    """
+
+    options: _O
+    show_config: bool
+    dry_run: bool
+
+
+def parse_run(kind: type[_O], argv: Sequence[str], prog: str) -> Invocation[_O]:
+    """Options from, lowest first: defaults, the benchmark's file, `--config FILE`, the command line.
+
+    Args:
+        kind: The options' class; a `dataset` among them may name a benchmark that brings options of its own.
+        argv: The words after the command.
+        prog: The command, as the help shows it.
+
+    Raises:
+        ConfigError: A file or an option is wrong.
+    """
+    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--show-config", action="store_true")
+    first.add_argument("--dry-run", action="store_true")
+    glance = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("dataset", *_WEIGHTS):
+        glance.add_argument(f"--{name}")
+    try:
+        about, rest = first.parse_known_args(list(argv))
+        said, _ = glance.parse_known_args(rest)
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{prog}: {error}") from None
+    from_file = read_yaml(about.config) if about.config else {}
+    values = _benchmark_options(kind, said.dataset or from_file.get("dataset"))
+    values = _over(values, from_file)
+    given = {name: getattr(said, name) for name in _WEIGHTS if getattr(said, name) is not None}
+    values = {name: value for name, value in _over(values, given).items() if name not in given}
+    default = validate(kind, values, str(about.config or prog))
+    return Invocation(parse(kind, rest, prog, default, _ABOUT), about.show_config, about.dry_run)
+
+
+def _benchmark_options(kind: type[Options], dataset: str | None) -> dict[str, Any]:
+    if not issubclass(kind, EvalConfig) or dataset not in known_benchmarks():
+        return {}
+    return dict(load_benchmark(dataset).options)
+
+
+def _over(values: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    if any(above.get(name) is not None for name in _WEIGHTS):
+        values = {name: value for name, value in values.items() if name not in _WEIGHTS}
+    return merge(values, above)
+
+
+def fail(error: Exception) -> int:
+    """Shows a user's mistake as one line; returns the exit status."""
+    print(f"zar: {error}", file=sys.stderr)
+    return 2 if isinstance(error, ConfigError) else 1

@@ -1,0 +1,40 @@
+# One command each: make demo, make test, make lint. All of them set up what is missing first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.PHONY: install
+install: $(READY) ## make .venv and install everything into it
+
+.PHONY: demo
+demo: $(READY) ## write a data set, train a tiny CLIP, evaluate it on classes it never saw (a few minutes)
+	$(BIN)/zar eval --dataset demo
+
+.PHONY: test
+test: $(READY) ## run all tests
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(READY) ## check style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(READY) ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,289 @@
+"""The `zar` command.  Each command is a verb on one thing; jobs/*.py call the same functions.
+
+Heavy libraries are imported inside the commands that need them, so that `zar --version` and a misspelt option answer
+at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+import zar_ray
+from zar_ray.command_line import fail, parse, parse_run
+from zar_ray.config import Decoder, EvalConfig, Options, PredictConfig, TrainConfig, zar_home
+from zar_ray.errors import ConfigError, ManifestError, ZarError, suggestion
+
+
+def _command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
+    """Shows a user's mistake as one line, and an interruption without a traceback."""
+
+    def run(argv: Sequence[str]) -> int:
+        # The libraries beneath write their own news to the terminal; a run's lines are to stay readable.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            return function(argv)
+        except ZarError as error:
+            return fail(error)
+        except KeyboardInterrupt:
+            print("zar: interrupted; what is finished is kept, and the same command continues it", file=sys.stderr)
+            return 130
+
+    run.__doc__ = function.__doc__
+    return run
+
+
+def _show(options: Options) -> int:
+    print(yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False), end="")
+    return 0
+
+
+@_command
+def eval_command(argv: Sequence[str]) -> int:
+    """Evaluate methods on a dataset, a manifest, a list or a folder of videos."""
+    invocation = parse_run(EvalConfig, argv, "zar eval")
+    if invocation.show_config:
+        return _show(invocation.options)
+    from zar_ray.demo import ensure_demo
+    from zar_ray.evaluation.job import describe, prepare, run_evaluation
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not invocation.dry_run:
+        ensure_demo(invocation.options, console)
+        run_evaluation(invocation.options, console)
+        return 0
+    console.print(describe(*prepare(invocation.options, console)))
+    return 0
+
+
+@_command
+def predict_command(argv: Sequence[str]) -> int:
+    """Rank given labels for given files, before and after adaptation."""
+    invocation = parse_run(PredictConfig, argv, "zar predict")
+    options = invocation.options
+    if invocation.show_config:
+        return _show(options)
+    if not options.videos:
+        raise ConfigError("zar predict: give the video files to look at")
+    if options.labels is None:
+        raise ConfigError('zar predict: give the candidate classes with --labels "a,b,c" or a file with one a line')
+    from zar_ray.adaptation.methods import get_method
+    from zar_ray.data.datasets import parse_class_names
+    from zar_ray.evaluation.predict import predict
+    from zar_ray.models.loading import load_model
+    from zar_ray.reporting.tables import print_ranking
+
+    for method in options.method:
+        get_method(method)
+    labels = parse_class_names(options.labels)
+    if invocation.dry_run:
+        print(f"{len(options.videos)} videos, {len(labels)} labels, methods {', '.join(options.method)}")
+        return 0
+    console = Console(highlight=False)
+    model = load_model(options)
+    failed = 0
+    for ranking in predict(model, labels, options):
+        failed += ranking.error is not None
+        if options.json_lines:
+            print(json.dumps({**asdict(ranking), "random_weights": model.random_weights}, ensure_ascii=False))
+        else:
+            print_ranking(ranking, console, random_weights=model.random_weights)
+    return 1 if failed else 0
+
+
+@_command
+def train_command(argv: Sequence[str]) -> int:
+    """Train CLIP on the videos of a manifest, through Ray Train."""
+    invocation = parse_run(TrainConfig, argv, "zar train")
+    if invocation.show_config:
+        return _show(invocation.options)
+    from zar_ray.demo import ensure_demo_videos
+    from zar_ray.training.job import describe, run_training
+
+    console = Console(highlight=False, soft_wrap=True)
+    if invocation.dry_run:
+        console.print(describe(invocation.options))
+        return 0
+    ensure_demo_videos(invocation.options, console)
+    run_training(invocation.options, console)
+    return 0
+
+
+@_command
+def data_index_command(argv: Sequence[str]) -> int:
+    """Probe a folder or a list of videos and write its manifest."""
+
+    def index(
+        folder: Annotated[str, tyro.conf.Positional],
+        output: Path | None = None,
+        class_names: str | None = None,
+        root: Path | None = None,
+        name: str | None = None,
+        decoder: Decoder = "auto",
+        workers: int | None = None,
+    ) -> int:
+        """Probes every file in parallel and writes one Parquet row a video; bad files stay in with their error.
+
+        Args:
+            folder: A folder with a sub-folder a class, or a CSV of path,label[,split].
+            output: The manifest to write; by default manifest.parquet in the folder, or beside the CSV.
+            class_names: The classes in label-id order, "a,b,c" or a file; by default those found, alphabetically.
+            root: Folder that the paths of a CSV are relative to; by default the CSV's own.
+            name: The dataset's name; by default the folder's or the CSV's.
+            decoder: Decoder to probe with.
+            workers: Files probed at once; by default one a CPU.
+        """
+        from zar_ray.data.datasets import index_dataset, parse_class_names
+        from zar_ray.data.manifest import write_manifest
+
+        console = Console(highlight=False, soft_wrap=True)
+        classes = parse_class_names(class_names) if class_names is not None else None
+        manifest = index_dataset(
+            folder, console=console, class_names=classes, root=root, name=name, decoder=decoder, workers=workers
+        )
+        source = Path(folder)
+        target = output or (source if source.is_dir() else source.parent) / "manifest.parquet"
+        write_manifest(manifest, target)
+        broken = [row for row in manifest.rows() if row.error is not None]
+        console.print(f"{target}: {len(manifest)} videos, {len(manifest.class_names)} classes, {len(broken)} broken")
+        for row in broken[:10]:
+            console.print(f"  {row.video_id}: {row.error}")
+        if len(broken) > 10:
+            console.print(f"  ... and {len(broken) - 10} more; the manifest's error column has all")
+        return 0
+
+    return parse(index, argv, "zar data index")
+
+
+@_command
+def data_show_command(argv: Sequence[str]) -> int:
+    """Show what a manifest holds."""
+
+    def show(manifest: Annotated[str, tyro.conf.Positional], rows: int = 10) -> int:
+        """Shows a manifest's counts by split and its first rows.
+
+        Args:
+            manifest: The manifest's file.
+            rows: Rows to show.
+        """
+        from zar_ray.data.manifest import read_manifest
+        from zar_ray.reporting.tables import print_manifest
+
+        print_manifest(read_manifest(manifest), Console(highlight=False), rows)
+        return 0
+
+    return parse(show, argv, "zar data show")
+
+
+@_command
+def report_mlflow_command(argv: Sequence[str]) -> int:
+    """Send a finished run to MLflow."""
+
+    def send(run: Annotated[str, tyro.conf.Positional], uri: str | None = None) -> int:
+        """Sends a finished run to MLflow, once.
+
+        Args:
+            run: The run's folder.
+            uri: The tracking store; by default mlflow.db beside the run's folder.
+        """
+        from zar_ray.tracking import log_run_folder
+
+        receipt = log_run_folder(run, uri)
+        print(f"{run}: is run {receipt.run_id} of experiment {receipt.experiment} at {receipt.uri}")
+        return 0
+
+    return parse(send, argv, "zar report mlflow")
+
+
+@_command
+def checkpoint_parity_command(argv: Sequence[str]) -> int:
+    """Hold this code against reference vectors of official implementations."""
+
+    def parity(fixtures: Annotated[Path, tyro.conf.Positional], videos: Path | None = None) -> int:
+        """Prints one line an array: name, largest absolute difference, tolerance, ok; exit status 1 on any miss.
+
+        Args:
+            fixtures: A fixture's folder, or a folder of such folders.
+            videos: Folder that a fixture's video files are looked up under; by default found above the fixture.
+        """
+        from zar_ray.parity import check_fixtures, format_checks
+
+        checks = check_fixtures(fixtures, videos)
+        print(format_checks(checks))
+        return 0 if all(check.ok for check in checks) else 1
+
+    return parse(parity, argv, "zar checkpoint parity")
+
+
+@_command
+def doctor_command(argv: Sequence[str]) -> int:
+    """Say what works on this machine and what does not."""
+
+    def doctor(mlflow_uri: str | None = None) -> int:
+        """Checks versions, CPUs, GPUs, decoders, and whether weights, MLflow and Ray can be reached.
+
+        Args:
+            mlflow_uri: A tracking store to try; by default a local one.
+        """
+        from zar_ray.doctor import diagnose
+
+        table = Table("", "what", "found", box=None, pad_edge=False)
+        checks = diagnose(mlflow_uri)
+        marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "missing": "[red]missing[/]"}
+        for check in checks:
+            table.add_row(marks[check.status], check.name, check.detail)
+        Console(highlight=False).print(table)
+        return 1 if any(check.status == "missing" for check in checks) else 0
+
+    return parse(doctor, argv, "zar doctor")
+
+
+COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
+    ("eval",): eval_command,
+    ("predict",): predict_command,
+    ("train",): train_command,
+    ("data", "index"): data_index_command,
+    ("data", "show"): data_show_command,
+    ("report", "mlflow"): report_mlflow_command,
+    ("checkpoint", "parity"): checkpoint_parity_command,
+    ("doctor",): doctor_command,
+}
+
+
+def _usage() -> str:
+    width = max(len(" ".join(words)) for words in COMMANDS)
+    lines = [f"  zar {' '.join(words):<{width}}  {run.__doc__}" for words, run in COMMANDS.items()]
+    return "\n".join(["usage: zar COMMAND [OPTIONS]", "", *lines, "", "`zar COMMAND --help` shows a command's options."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status: 0, 1 when it failed, 2 for a mistake on the command line."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if words else 2
+    if words[0] in ("--version", "version"):
+        print(f"zar-ray {zar_ray.__version__}")
+        return 0
+    for length in (2, 1):
+        run = COMMANDS.get(tuple(words[:length]))
+        if run is not None:
+            return run(words[length:])
+    within = [" ".join(known) for known in COMMANDS if len(known) == 2 and known[0] == words[0]]
+    known = within or [" ".join(known) for known in COMMANDS]
+    said = " ".join(words[:2]) if within else words[0]
+    return fail(ConfigError(f'no command "{said}"{suggestion(said, known)}'))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""The evaluation job, from a manifest to a run folder with its result table, read from top to bottom.
+
+    manifest ──► small blocks ──► decode and resize (CPU pool) ──► encode and adapt (model pool) ──► result parts
+
+What a kill leaves behind is a run folder with finished rows; the same call picks up from there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import yaml
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.exceptions import RayError
+from rich.console import Console
+
+from zar_ray.adaptation.adapter import Case, make_cases
+from zar_ray.cluster import connected, total_cpus, total_gpus
+from zar_ray.config import EvalConfig, identity
+from zar_ray.data.manifest import Manifest, write_manifest
+from zar_ray.errors import RunError
+from zar_ray.evaluation.metrics import check_counts
+from zar_ray.evaluation.preflight import check_model, check_nodes
+from zar_ray.evaluation.progress import VideoProgress
+from zar_ray.evaluation.results import ResultRow, to_table
+from zar_ray.evaluation.run_folder import CONFIG, MANIFEST, RunFolder
+from zar_ray.evaluation.stages import AdaptStage, JobSpec, ModelCard, decode_block
+
+# A video whose process died in company and then again alone: nothing else can be learnt about it from here.
+_KILLER = (
+    "its worker process died each time, the last time with this video alone: "
+    "a crash in the decoder or the model, or the process was killed (out of memory?)"
+)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How a cluster is shared between the two pools.
+
+    Attributes:
+        workers: Model replicas.
+        worker_cpus: CPUs a replica reserves; a fraction keeps one CPU free for decoding on a small machine.
+        worker_gpus: GPUs a replica reserves.
+        worker_threads: CPU threads a replica uses.
+        decoders: Decoding tasks at once.
+        decoder_cpus: CPUs a decoding task reserves.  Always other than `worker_cpus`: Ray Data would fuse the two
+            pools into one if they asked for the same.
+    """
+
+    workers: int
+    worker_cpus: float
+    worker_gpus: float
+    worker_threads: int
+    decoders: int
+    decoder_cpus: float
+
+    @classmethod
+    def of_cluster(cls, options: EvalConfig) -> Resources:
+        """Works out the pools from what the joined cluster has and what the options ask for.
+
+        Raises:
+            RunError: The cluster lacks what the options ask for.
+        """
+        cpus, gpus = total_cpus(), total_gpus()
+        worker_gpus = options.gpus_per_worker if options.gpus_per_worker is not None else (1.0 if gpus else 0.0)
+        if worker_gpus > gpus:
+            raise RunError(f"--gpus-per-worker {worker_gpus:g}: the cluster has {gpus:g} GPUs")
+        workers = options.num_workers or int(gpus / worker_gpus if worker_gpus else max(1, cpus // 2))
+        if worker_gpus * workers > gpus:
+            raise RunError(f"--num-workers {workers} of {worker_gpus:g} GPUs each: the cluster has {gpus:g} GPUs")
+        worker_cpus = min(0.99, (cpus - 1) / workers) if cpus > 1 else 0.4 / workers
+        decoders = options.decode_workers or max(1, int(cpus - worker_cpus * workers))
+        threads = 1 if worker_gpus else max(1, int(cpus // workers))
+        return cls(workers, round(worker_cpus, 4), worker_gpus, threads, decoders, 1.0 if cpus > 1 else 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """A finished run.
+
+    Attributes:
+        table: The whole result table, one row a (video, case).
+        model: The model that ran.
+        cases: The cases.
+        resumed: Videos that an earlier session had finished.
+        evaluated: Videos that this session evaluated.
+        seconds: Wall seconds of this session's pipeline, without its start-up.
+    """
+
+    table: pa.Table
+    model: ModelCard
+    cases: tuple[Case, ...]
+    resumed: int
+    evaluated: int
+    seconds: float
+
+
+def evaluate(manifest: Manifest, options: EvalConfig, folder: RunFolder, console: Console) -> Evaluated:
+    """Evaluates every video of a manifest under every method, continuing where an earlier session stopped.
+
+    Args:
+        manifest: The videos and the candidate classes.
+        options: The run's options.
+        folder: Where the results go.
+        console: Where progress is shown.
+
+    Raises:
+        RunError: The run cannot start, or Ray stopped; what is finished is kept.
+        ZarError: The model cannot be loaded.
+    """
+    with connected(options.address):
+        resources = Resources.of_cluster(options)
+        model = check_model(options, resources.worker_cpus, resources.worker_gpus)
+        cases = make_cases(options, model.fingerprint, manifest.class_names)
+        continued = folder.open(_identity(manifest, options, model), resume=options.resume, overwrite=options.overwrite)
+        if not continued:
+            folder.storage.write(CONFIG, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False).encode())
+            write_manifest(manifest, folder.storage.path(MANIFEST))
+
+        if continued and options.retry_failed:
+            folder.forget_failed()
+        todo = _without_rows(manifest.table, folder, cases)
+        done = len(manifest) - len(todo)
+        if continued:
+            console.print(f"continuing {folder.storage.path()}: {done} of {len(manifest)} videos are finished")
+        started = time.monotonic()
+        if len(todo):
+            check_nodes(_needed_files(todo, options), folder.storage)
+            spec = JobSpec(options, model, manifest.class_names, cases, folder.storage, resources.worker_threads)
+            with VideoProgress(console, len(manifest), done) as progress:
+                _evaluate_videos(todo, spec, resources, folder, progress)
+        seconds = time.monotonic() - started
+
+    table = folder.results()
+    check_counts(manifest.table["video_id"].to_pylist(), table, [case.case_id for case in cases])
+    return Evaluated(table, model, cases, done, len(todo), seconds)
+
+
+def _identity(manifest: Manifest, options: EvalConfig, model: ModelCard) -> dict[str, object]:
+    return {
+        "options": identity(options),
+        "model": {"name": model.name, "fingerprint": model.fingerprint},
+        "manifest": {"videos": len(manifest), "fingerprint": manifest.fingerprint()},
+        "classes": list(manifest.class_names),
+    }
+
+
+def _without_rows(videos: pa.Table, folder: RunFolder, cases: Sequence[Case]) -> pa.Table:
+    """The videos that lack a row, finished or failed, for some case."""
+    counts = folder.results().group_by("video_id").aggregate([("case_id", "count_distinct")])
+    done = counts.filter(pc.field("case_id_count_distinct") == len(cases))["video_id"]
+    return videos.filter(pc.invert(pc.is_in(videos["video_id"], done.combine_chunks())))
+
+
+def _needed_files(todo: pa.Table, options: EvalConfig) -> list[str]:
+    usable = todo.filter(pc.field("error").is_null())["path"]
+    files = [usable[0].as_py()] if len(usable) else []
+    return [*files, str(options.checkpoint.absolute())] if options.checkpoint else files
+
+
+def _evaluate_videos(
+    todo: pa.Table, spec: JobSpec, resources: Resources, folder: RunFolder, progress: VideoProgress
+) -> None:
+    broken = todo.filter(pc.field("error").is_valid())
+    if len(broken):
+        folder.add(to_table(_failed_rows(broken, spec, lambda row: (row["error"], "open"))))
+        progress.advance(len(broken), failed=len(broken))
+    whole = todo.filter(pc.field("error").is_null())
+    try:
+        _run_blocks(whole, spec, resources, spec.options.batch_size, retries=1, progress=progress)
+        # A block whose worker died is gone with all its videos: each gets a block of its own, so that the others
+        # are saved and only the one that kills its worker is lost.
+        _run_blocks(_without_rows(whole, folder, spec.cases), spec, resources, 1, retries=0, progress=progress)
+    except RayError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(f"Ray stopped the run ({reason}); the same command continues it") from error
+    killers = _without_rows(whole, folder, spec.cases)
+    if len(killers):
+        folder.add(to_table(_failed_rows(killers, spec, lambda row: (_KILLER, "worker"))))
+        progress.advance(len(killers), failed=len(killers))
+
+
+def _failed_rows(
+    videos: pa.Table, spec: JobSpec, reason: Callable[[dict[str, Any]], tuple[str, str]]
+) -> list[ResultRow]:
+    rows = []
+    for row in videos.to_pylist():
+        error, stage = reason(row)
+        rows += [
+            ResultRow.failed(
+                row["video_id"],
+                case.case_id,
+                case.method,
+                error=error,
+                stage=stage,
+                label_id=row["label_id"],
+                label=row["class_name"],
+                frames=row["frames"],
+                decoder=row["decoder"],
+            )
+            for case in spec.cases
+        ]
+    return rows
+
+
+def _run_blocks(
+    videos: pa.Table, spec: JobSpec, resources: Resources, block_size: int, retries: int, progress: VideoProgress
+) -> None:
+    """Runs both stages over blocks of `block_size` videos; a block whose worker dies is dropped, not fatal."""
+    if not len(videos):
+        return
+    context = DataContext.get_current()
+    context.max_errored_blocks = -1
+    context.enable_progress_bars = False
+    for batch in _dataset(videos, spec, resources, block_size, retries).iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=0
+    ):
+        progress.advance(batch.num_rows, failed=pc.sum(batch["failed"]).as_py() or 0)
+
+
+def _dataset(videos: pa.Table, spec: JobSpec, resources: Resources, block_size: int, retries: int) -> Dataset:
+    return (
+        ray.data.from_arrow(videos)
+        .repartition(target_num_rows_per_block=block_size)
+        .map_batches(
+            partial(decode_block, spec=spec),
+            batch_size=block_size,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=TaskPoolStrategy(size=resources.decoders),
+            num_cpus=resources.decoder_cpus,
+            max_retries=retries,
+        )
+        .map_batches(
+            AdaptStage,
+            fn_constructor_args=(spec,),
+            batch_size=block_size,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ActorPoolStrategy(size=resources.workers),
+            num_cpus=resources.worker_cpus,
+            num_gpus=resources.worker_gpus,
+            # A worker that dies comes back, and the block it held is tried again a bounded number of times.
+            max_restarts=-1,
+            max_task_retries=retries,
+        )
+    )

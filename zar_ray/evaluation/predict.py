@@ -1,0 +1,86 @@
+"""`zar predict`: given labels ranked for given files, in this process, by the adapter that the batch job runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from zar_ray.adaptation.adapter import VideoAdapter
+from zar_ray.config import PredictConfig
+from zar_ray.errors import VideoError
+from zar_ray.evaluation.stages import plan_video
+from zar_ray.models.clip import ClipModel
+from zar_ray.video.decoding import decode_video
+
+
+@dataclass(frozen=True)
+class RankedLabel:
+    """A label with its softmax probability over all given labels."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One file under one method.
+
+    Attributes:
+        video: The file, as it was given.
+        method: The method.
+        before: Labels by falling score before adaptation.
+        after: Labels by falling score after adaptation.
+        warning: What was odd about the file.
+        error: Why there is no ranking; then `before` and `after` are empty.
+    """
+
+    video: str
+    method: str
+    before: tuple[RankedLabel, ...]
+    after: tuple[RankedLabel, ...]
+    warning: str | None = None
+    error: str | None = None
+
+
+def predict(model: ClipModel, labels: tuple[str, ...], options: PredictConfig) -> Iterator[Ranking]:
+    """Ranks labels for each file, before and after adaptation, each file for itself.
+
+    The views are planned by the file's name and the seed: the same file gives the same numbers in any folder.
+
+    Args:
+        model: The model.
+        labels: The K candidate classes.
+        options: The files, methods and settings.
+
+    Yields:
+        One ranking a file and method, in the order given; a file that cannot be used yields its error.
+    """
+    adapter = VideoAdapter(model, labels, options.method, options)
+    for path in options.videos:
+        try:
+            decoded = decode_video(
+                path,
+                lambda info, name=Path(path).name: plan_video(name, info, options, model.preprocessing),
+                model.preprocessing.interpolation,
+                decoder=options.decoder,
+                timeout=options.decode_timeout,
+            )
+            plan = plan_video(Path(path).name, decoded.info, options, model.preprocessing)
+            prediction = adapter(decoded.frames, plan)
+        except VideoError as error:
+            for method in options.method:
+                yield Ranking(path, method, (), (), error=str(error))
+            continue
+        for case in prediction.cases:
+            before = _ranked(case.decision.logits_before, labels, options.top_k)
+            after = _ranked(case.decision.logits_after, labels, options.top_k)
+            yield Ranking(path, case.method, before, after, warning=decoded.warning)
+
+
+def _ranked(logits: torch.Tensor, labels: tuple[str, ...], top_k: int) -> tuple[RankedLabel, ...]:
+    scores = logits.double().softmax(dim=-1)
+    order = torch.argsort(scores, descending=True, stable=True)[:top_k]
+    return tuple(RankedLabel(labels[index], float(scores[index])) for index in order.tolist())

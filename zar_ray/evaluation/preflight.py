@@ -1,0 +1,88 @@
+"""Checks before a run spends anything: every node sees the data and the output, and the model loads."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from zar_ray.config import EvalConfig
+from zar_ray.errors import RunError, ZarError
+from zar_ray.evaluation.stages import ModelCard, load_card
+from zar_ray.storage import Storage
+
+
+def _see(paths: list[str], storage: Storage, token: str) -> list[str]:
+    """What this node does not see, a line each."""
+    unseen = [f"{path}: not there or not readable" for path in paths if not _readable(path)]
+    if not storage.exists(token):
+        unseen.append(f"{storage.path()}: is not the driver's folder; the output must be on storage all nodes share")
+    return unseen
+
+
+def _readable(path: str) -> bool:
+    try:
+        with Path(path).open("rb"):
+            return True
+    except OSError:
+        return False
+
+
+def check_nodes(paths: list[str], storage: Storage) -> None:
+    """Has a task on every node look for files, and for a token that the driver has put into the output.
+
+    Args:
+        paths: Local files that every node must read, such as the manifest, a video and a checkpoint.
+        storage: The run's folder.
+
+    Raises:
+        RunError: Some nodes lack something; one line names the first node and path, and how many more there are.
+    """
+    token = f"preflight-{uuid.uuid4().hex}"
+    storage.write(token, b"seen")
+    see = ray.remote(num_cpus=0, max_retries=1)(_see)
+    try:
+        tasks = {
+            node["NodeManagerHostname"]: see.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(paths, storage, token)
+            for node in ray.nodes()
+            if node["Alive"]
+        }
+        problems: list[str] = []
+        for host, task in tasks.items():
+            try:
+                problems += [f"node {host}: {line}" for line in ray.get(task, timeout=120)]
+            except RayError as error:
+                problems.append(f"node {host}: cannot run zar-ray ({_reason(error)})")
+    finally:
+        storage.delete(token)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise RunError(f"{problems[0]}{more}")
+
+
+def check_model(options: EvalConfig, cpus: float, gpus: float) -> ModelCard:
+    """Loads the model once, where a worker would, so that a pool of workers does not fail at it again and again.
+
+    Raises:
+        ZarError: It cannot be loaded; the message is the loader's own.
+        RunError: The task that loads it died.
+    """
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=1)(load_card).remote(options)
+    try:
+        return ray.get(task)
+    except RayTaskError as error:
+        if isinstance(error.cause, ZarError):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        raise RunError(f"{options.model}: loading it ended its process ({_reason(error)})") from error
+
+
+def _reason(error: RayError) -> str:
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return " ".join(str(cause).split())[:300]

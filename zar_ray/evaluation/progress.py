@@ -1,0 +1,67 @@
+"""How far a run is: a live bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+# A log that someone reads afterwards wants a line often enough to see life, seldom enough to be read.
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class VideoProgress:
+    """Counts finished videos, as a context manager.
+
+    Args:
+        console: Where it shows.
+        total: Videos of the whole run.
+        done: Videos that an earlier session finished.
+    """
+
+    def __init__(self, console: Console, total: int, done: int = 0) -> None:
+        self._console = console
+        self._total = total
+        self._seen = done
+        self._before = done
+        self._failed = 0
+        self._started = self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("videos"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("evaluating", total=total, completed=done)
+
+    def __enter__(self) -> VideoProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def advance(self, videos: int, failed: int) -> None:
+        """Adds finished videos, of which some failed."""
+        self._seen += videos
+        self._failed += failed
+        self._bar.update(self._task, completed=self._seen, description=self._describe())
+        now = time.monotonic()
+        if not self._console.is_terminal and (
+            now - self._last_line >= _SECONDS_BETWEEN_LINES or self._seen == self._total
+        ):
+            self._last_line = now
+            rate = (self._seen - self._before) / (now - self._started)
+            left = (self._total - self._seen) / rate if rate else 0
+            self._console.print(
+                f"{self._describe()} {self._seen}/{self._total} videos, {rate:.2f}/s, about {left:.0f} s left"
+            )
+
+    def _describe(self) -> str:
+        return f"evaluating ({self._failed} failed)" if self._failed else "evaluating"

@@ -1,0 +1,232 @@
+"""What `--dataset` may be: a benchmark's name, a manifest, a CSV or a folder; and what `--class-names` may be."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from zar_ray.config import Decoder, EvalConfig, Options, conf_dir, read_yaml, validate, zar_home
+from zar_ray.data.index import NO_SPLIT, index_csv, index_folder
+from zar_ray.data.manifest import Manifest, read_manifest
+from zar_ray.data.probing import Progress
+from zar_ray.errors import ConfigError, ManifestError, suggestion
+
+_MANIFEST = "manifest.parquet"
+
+
+class Benchmark(Options):
+    """A dataset with its protocol: the content of `conf/benchmarks/NAME.yaml`.
+
+    `manifest` and `make` may name ``{home}`` (ZAR_HOME), ``{data_root}`` and ``{name}``, `make` also ``{manifest}``.
+    """
+
+    name: str = Field(min_length=1, description="What `--dataset` calls it; the file's name.")
+    title: str = Field(min_length=1, description="What tables call it.")
+    classes: int | None = Field(None, ge=1, description="How many classes the dataset has.")
+    split: str | None = Field(
+        None, description="The split that is evaluated by default, where the manifest has splits."
+    )
+    manifest: str = Field("{data_root}/{name}/manifest.parquet", description="Where its manifest lies.")
+    make: str = Field(
+        "zar data index FOLDER --output {manifest}", description="The command that makes its manifest, for messages."
+    )
+    options: dict[str, Any] = Field({}, description="Defaults of `zar eval` for this benchmark, dotted ones nested.")
+
+    def manifest_path(self, data_root: str | Path | None = None) -> str:
+        """Where the manifest lies; `data_root` is by default ZAR_HOME/datasets."""
+        return self.manifest.format(name=self.name, home=zar_home(), data_root=_data_root(data_root))
+
+    def make_command(self, data_root: str | Path | None = None) -> str:
+        """The command that makes the manifest."""
+        places = {"name": self.name, "home": zar_home(), "data_root": _data_root(data_root)}
+        return self.make.format(manifest=self.manifest_path(data_root), **places)
+
+    def split_of(self, manifest: Manifest) -> str | None:
+        """The split to evaluate by default; None (all videos) where the manifest was made without splits."""
+        return None if manifest.splits == (NO_SPLIT,) else self.split
+
+    def note(self, manifest: Manifest) -> str | None:
+        """What to say beside results on this manifest, one line; None where it holds all classes."""
+        if self.classes is None or len(manifest.class_names) == self.classes:
+            return None
+        return (
+            f"{self.name}: the manifest has {len(manifest.class_names)} class names, {self.title} has {self.classes}; "
+            "accuracies compare only with results over the same class names"
+        )
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A dataset that was found, before it is read.
+
+    Attributes:
+        kind: What it is.
+        name: What results call it.
+        path: The manifest, CSV or folder, absolute; a manifest may be a URI.
+        benchmark: The benchmark, where it is one.
+    """
+
+    kind: Literal["benchmark", "manifest", "csv", "folder"]
+    name: str
+    path: str
+    benchmark: Benchmark | None = None
+
+
+def known_benchmarks() -> tuple[str, ...]:
+    """The names of the shipped benchmarks, in alphabetical order."""
+    return tuple(sorted(path.stem for path in _folder().glob("*.yaml")))
+
+
+def load_benchmark(name: str) -> Benchmark:
+    """Reads a benchmark's file.
+
+    Raises:
+        ConfigError: There is no such benchmark, or its file is wrong.
+    """
+    if name not in known_benchmarks():
+        raise ConfigError(f'no benchmark "{name}"{suggestion(name, known_benchmarks())}')
+    path = _folder() / f"{name}.yaml"
+    benchmark = validate(Benchmark, {"name": name, **read_yaml(path)}, str(path))
+    if benchmark.name != name:
+        raise ConfigError(f"{path}: is named {benchmark.name} inside; the name must be the file's")
+    validate(EvalConfig, benchmark.options, f"{path}, options")
+    try:
+        benchmark.make_command()
+    except (KeyError, IndexError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: manifest and make may hold {{home}}, {{data_root}} and {{name}}, not {{{error.args[0]}}}"
+        ) from error
+    return benchmark
+
+
+def resolve_dataset(dataset: str, data_root: str | Path | None = None) -> DatasetSource:
+    """Finds out what a dataset's name means.
+
+    A benchmark's name comes first (``./k600`` is the folder of that name), then a name under `data_root` that holds a
+    manifest, then a path.
+
+    Args:
+        dataset: A benchmark, a manifest (.parquet, also a URI), a CSV or a folder.
+        data_root: Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.
+
+    Raises:
+        ManifestError: There is nothing by that name, or the benchmark has no manifest yet.
+        ConfigError: The benchmark's file is wrong.
+    """
+    if dataset in known_benchmarks():
+        benchmark = load_benchmark(dataset)
+        place = benchmark.manifest_path(data_root)
+        if "://" not in place and not Path(place).is_file():
+            raise ManifestError(
+                f'{dataset}: no manifest at {place}; make one with "{benchmark.make_command(data_root)}"'
+            )
+        return DatasetSource("benchmark", dataset, place, benchmark)
+    if "://" in dataset:
+        return DatasetSource("manifest", _stem(dataset), dataset)
+    path = Path(dataset).expanduser().absolute()
+    own = _data_root(data_root) / dataset / _MANIFEST
+    if _is_bare(dataset) and own.is_file() and not path.exists():
+        return DatasetSource("manifest", dataset, str(own))
+    if not path.exists():
+        if _is_bare(dataset):
+            near = suggestion(dataset, known_benchmarks())
+            raise ManifestError(f'no dataset "{dataset}": neither a benchmark nor a manifest, CSV or folder{near}')
+        raise ManifestError(f"{dataset}: no such file or folder")
+    if path.is_dir():
+        return DatasetSource("folder", path.name or "videos", str(path))
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return DatasetSource("manifest", _stem(str(path)), str(path))
+    if suffix == ".csv":
+        return DatasetSource("csv", path.stem, str(path))
+    raise ManifestError(
+        f"{dataset}: is neither a manifest (.parquet), a list (.csv) nor a folder; `zar predict` takes single videos"
+    )
+
+
+def open_dataset(
+    source: DatasetSource, progress: Progress | None = None, decoder: Decoder = "auto", workers: int | None = None
+) -> Manifest:
+    """Reads a dataset's manifest; a folder or a CSV is indexed on the way.
+
+    Args:
+        source: What `resolve_dataset` found.
+        progress: Called as ``progress(done, all)`` while files are probed.
+        decoder: What probes them.
+        workers: Probing processes; by default one a CPU.
+
+    Returns:
+        The manifest, named as the source is.
+
+    Raises:
+        ManifestError: It cannot be read, or does not fit together.
+    """
+    if source.kind == "folder":
+        manifest = index_folder(source.path, decoder=decoder, workers=workers, progress=progress)
+    elif source.kind == "csv":
+        manifest = index_csv(source.path, decoder=decoder, workers=workers, progress=progress)
+    else:
+        manifest = read_manifest(source.path)
+    return dataclasses.replace(manifest, name=source.name)
+
+
+def parse_class_names(text: str) -> tuple[str, ...]:
+    """Class names in label-id order, from ``a,b,c`` or from a UTF-8 file with one a line.
+
+    In a list a name that holds a comma stands in "double quotes"; in a file a line is a name as it is.
+
+    Raises:
+        ConfigError: The file cannot be read, or a name is empty or occurs twice.
+    """
+    path = Path(text).expanduser()
+    if len(text) < 4096 and "\n" not in text and path.is_file():
+        try:
+            lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{text}: the class names cannot be read ({error})") from error
+        return _distinct(lines, text, "line")
+    if "," not in text and path.suffix in (".txt", ".csv", ".lst"):
+        raise ConfigError(f"{text}: no such file of class names")
+    try:
+        names = next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise ConfigError(f"class names {text}: cannot be read as a list ({error})") from error
+    return _distinct(names, "class names", "name")
+
+
+def _distinct(names: list[str], place: str, what: str) -> tuple[str, ...]:
+    first: dict[str, int] = {}
+    for number, name in enumerate((unicodedata.normalize("NFC", n.strip()) for n in names), start=1):
+        if not name:
+            raise ConfigError(f"{place}: {what} {number} is empty")
+        if name in first:
+            raise ConfigError(f'{place}: "{name}" is both {what} {first[name]} and {what} {number}')
+        first[name] = number
+    if not first:
+        raise ConfigError(f"{place}: no class names")
+    return tuple(first)
+
+
+def _folder() -> Path:
+    return conf_dir() / "benchmarks"
+
+
+def _data_root(data_root: str | Path | None) -> Path:
+    return Path(data_root).expanduser().absolute() if data_root is not None else zar_home() / "datasets"
+
+
+def _is_bare(dataset: str) -> bool:
+    """Whether it reads as a name rather than a path."""
+    return not any(sign in dataset for sign in ("/", "\\", ".", "~"))
+
+
+def _stem(path: str) -> str:
+    """A manifest's name: its file's, or its folder's where the file is called as all manifests are."""
+    parts = path.rstrip("/").split("/")
+    return parts[-2] if parts[-1] == _MANIFEST and len(parts) > 1 and parts[-2] else Path(parts[-1]).stem

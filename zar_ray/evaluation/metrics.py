@@ -184,7 +184,7 @@ def class_accuracies(table: pa.Table, case_id: str, class_names: Sequence[str]) 
     before, after = by_class(rows.before == _RIGHT), by_class(rows.after == _RIGHT)
     mistaken = confusion_matrix(table, case_id, count)
     np.fill_diagonal(mistaken, 0)
-    worst = mistaken.argmax(axis=1)
+    worst: list[int] = mistaken.argmax(axis=1).tolist()
     return tuple(
         ClassAccuracy(
             label_id=i,

@@ -125,9 +125,15 @@ class CaseMetrics:
             "entropy_after": self.entropy_after,
             "seconds_adapt": self.seconds_adapt,
         }
-        for scores, suffix in ((self.failures_wrong, ""), (self.failures_excluded, "_without_failures")):
-            if scores is not None:
-                flat.update({f"{name}{suffix}": value for name, value in _score_numbers(scores).items()})
+        if self.failures_wrong is not None:
+            flat |= _score_numbers(self.failures_wrong)
+        if self.failures_excluded is not None:
+            after = self.failures_excluded.after
+            flat |= {
+                "top1_without_failures": after.top1.value,
+                "top5_without_failures": after.top5.value,
+                "mean_class_without_failures": after.mean_class.value,
+            }
         return {name: float(value) for name, value in flat.items() if value is not None}
 
 

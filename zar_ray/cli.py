@@ -7,7 +7,6 @@ at once.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -29,8 +28,6 @@ def _command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str
     """Shows a user's mistake as one line, and an interruption without a traceback."""
 
     def run(argv: Sequence[str]) -> int:
-        # The libraries beneath write their own news to the terminal; a run's lines are to stay readable.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             return function(argv)
         except ZarError as error:

@@ -44,7 +44,7 @@ def prepare(options: EvalConfig, console: Console) -> tuple[Manifest, EvalConfig
         raise ConfigError(f"--method {' '.join(options.method)}: names a method twice")
     source = resolve_dataset(options.dataset, options.data_root)
     manifest = open_dataset(source, console=console, decoder=options.decoder)
-    split = options.split or (source.benchmark.split if source.benchmark else None)
+    split = options.split or (source.benchmark.split_of(manifest) if source.benchmark else None)
     manifest = manifest.select(split, options.limit)
     if options.class_names is not None:
         manifest = with_class_names(manifest, parse_class_names(options.class_names))
@@ -53,6 +53,9 @@ def prepare(options: EvalConfig, console: Console) -> tuple[Manifest, EvalConfig
             f"{options.dataset}: has {len(manifest.class_names)} class names, and choosing needs two; "
             'give the candidate classes with --class-names "a,b,c" or a file'
         )
+    note = source.benchmark.note(manifest) if source.benchmark else None
+    if note:
+        console.print(note)
     if not len(manifest):
         raise ManifestError(f"{options.dataset}: no videos{f' in split {split}' if split else ''}")
     name = options.name or run_name(options, manifest.name)

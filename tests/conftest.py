@@ -1,0 +1,137 @@
+"""What tests of several packages share: real little videos, a tiny CLIP, one local Ray for the whole session."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# A token of one test's cluster must not be asked for by another's, nor end up in the user's home.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("PYTHONWARNINGS", "ignore")
+
+TINY = {
+    "embed_dim": 32,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+CLASSES = ("red circle", "green square", "blue bar")
+
+
+def write_video(path: Path, frames: int = 20, width: int = 64, height: int = 48, seed: int = 0) -> Path:
+    """A real H.264 file: a bright block that moves over noise, so that no two frames are alike."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "18", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        colour = rng.integers(120, 255, 3)
+        for index in range(frames):
+            picture = np.roll(noise, index, axis=1)
+            left = (index * 3 + seed * 7) % (width - 16)
+            picture[8:24, left : left + 16] = colour
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_video():
+    """The writer of real little videos."""
+    return write_video
+
+
+@pytest.fixture(scope="session")
+def video_folder(tmp_path_factory) -> Path:
+    """Twelve videos in three class folders."""
+    root = tmp_path_factory.mktemp("videos")
+    for index, name in enumerate(CLASSES):
+        for number in range(4):
+            write_video(root / name / f"{number}.mp4", frames=14 + 3 * number, seed=10 * index + number)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A CLIP of 32-pixel pictures with random weights that were saved, so that it counts as trained."""
+    import torch
+
+    from zar_ray.models.checkpoints import build_clip, save_checkpoint
+    from zar_ray.video.transforms import Preprocessing
+
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    torch.manual_seed(7)
+    save_checkpoint(build_clip(TINY), TINY, Preprocessing(input_size=32), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout."""
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared(repository) -> Path:
+    """The sample files beside the checkout; a test that needs them is skipped where they are not."""
+    folder = repository.parent / "shared"
+    if not (folder / "videos").is_dir():
+        pytest.skip("needs the sample videos that lie beside the checkout in development (../shared)")
+    return folder
+
+
+def _deadly_files() -> None:
+    """Runs in every Ray worker: a file's name says how it kills or hangs the process that touches it.
+
+    A file that really crashes a decoder would depend on the decoder's version; the process's death is real.
+    """
+    from zar_ray.evaluation import stages
+
+    decode, predict = stages.decode_video, stages.AdaptStage._predict
+
+    def deadly_decode(path, *args, **kwargs):
+        if "kills-decoder" in path:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "hangs-decoder" in path:
+            time.sleep(600)
+        if "surprises-decoder" in path:
+            raise KeyError("nobody foresaw this")
+        return decode(path, *args, **kwargs)
+
+    def deadly_predict(self, one):
+        if "kills-model" in one["video_id"][0].as_py():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return predict(self, one)
+
+    stages.decode_video = deadly_decode
+    stages.AdaptStage._predict = deadly_predict
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory):
+    """One local Ray of two CPUs for all tests; on loopback, in a folder of its own."""
+    import ray
+
+    # A socket's path may have 107 characters, which pytest's own folders use up.
+    folder = Path("/tmp") / f"zar-ray-tests-{os.getpid()}"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=str(folder),
+        logging_level="ERROR",
+        log_to_driver=False,
+        runtime_env={"worker_process_setup_hook": _deadly_files},
+    )
+    yield
+    ray.shutdown()

@@ -1,0 +1,79 @@
+"""Running evaluations in this process, on the session's Ray."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from zar_ray.config import EvalConfig
+from zar_ray.evaluation.job import run_evaluation
+from zar_ray.evaluation.results import ResultRow, to_rows
+from zar_ray.evaluation.run_folder import RunFolder
+from zar_ray.reporting.summary import RunSummary
+from zar_ray.storage import Storage
+
+
+@dataclass(frozen=True)
+class Ran:
+    summary: RunSummary
+    folder: RunFolder
+    printed: str
+
+    @property
+    def table(self) -> pa.Table:
+        return self.folder.results()
+
+    @property
+    def rows(self) -> list[ResultRow]:
+        return to_rows(self.table)
+
+
+@pytest.fixture
+def evaluate(ray_cluster, tiny_checkpoint, tmp_path):
+    """Evaluates a dataset with the tiny CLIP; further options by name."""
+
+    def run(dataset: Path | str, **options) -> Ran:
+        values = {
+            "dataset": str(dataset),
+            "checkpoint": tiny_checkpoint,
+            "output": str(tmp_path / "runs"),
+            "mlflow": False,
+            "views": {"frames": 4, "eval_frames": 4},
+            **options,
+        }
+        said = io.StringIO()
+        summary = run_evaluation(EvalConfig.model_validate(values), Console(file=said, width=120))
+        return Ran(summary, RunFolder(Storage(f"{values['output']}/{summary.name}")), said.getvalue())
+
+    return run
+
+
+def assert_same_results(one: pa.Table, other: pa.Table) -> None:
+    """The promise of DESIGN.md: scores within 1e-3, predictions equal unless the top two lie within that."""
+    ours, theirs = to_rows(one), to_rows(other)
+    assert [(r.video_id, r.case_id) for r in ours] == [(r.video_id, r.case_id) for r in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.error, a.error_stage, a.label_id, a.views, a.images_encoded) == (
+            b.error,
+            b.error_stage,
+            b.label_id,
+            b.views,
+            b.images_encoded,
+        )
+        if a.error is not None:
+            continue
+        for when in ("before", "after"):
+            scores_a, scores_b = getattr(a, f"top5_scores_{when}"), getattr(b, f"top5_scores_{when}")
+            assert scores_a == pytest.approx(scores_b, abs=1e-3)
+            if scores_a[0] - scores_a[1] > 1e-3:
+                assert getattr(a, f"top5_{when}")[0] == getattr(b, f"top5_{when}")[0]
+
+
+@pytest.fixture(scope="session")
+def same_results():
+    return assert_same_results

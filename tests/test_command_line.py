@@ -1,0 +1,138 @@
+"""Options come from defaults, the benchmark's file, --config and the command line, in that order; a mistake is one
+line that says what was meant."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from zar_ray.command_line import parse_run
+from zar_ray.config import EvalConfig, PredictConfig, fingerprint, identity
+from zar_ray.errors import ConfigError
+
+
+def options(*words):
+    return parse_run(EvalConfig, words, "zar eval").options
+
+
+def complaint(*words):
+    with pytest.raises(ConfigError) as caught:
+        options(*words)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_command_line_lies_over_the_file_over_the_defaults(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"seed": 3, "views": {"frames": 8, "crops": 1}, "zar": {"lr": 0.1}}))
+    got = options("--config", str(file), "--views.frames", "4", "--method", "zero_shot", "zar")
+    assert (got.seed, got.views.frames, got.views.crops, got.zar.lr) == (3, 4, 1, 0.1)
+    assert got.zar.confidence == EvalConfig().zar.confidence
+    assert got.method == ("zero_shot", "zar")
+
+
+def test_a_saved_config_repeats_a_run(tmp_path):
+    first = options("--dataset", "x", "--views.rates", "1", "0.5", "--max-failed", "30%", "--zar.steps", "2")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(first.model_dump(mode="json")))
+    assert options("--config", str(file)) == first
+
+
+def test_a_share_may_be_a_percentage():
+    assert options("--max-failed", "30%").max_failed == 0.3
+    assert options("--max-failed", "0.3").max_failed == 0.3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lmit", "3"], "unknown option --lmit; did you mean --limit?"),
+        (["--views.frmaes", "3"], "did you mean --views.frames?"),
+        (["--view.frames=3"], "did you mean --views.frames?"),
+        (["--precision", "fp31"], "'bf16'"),
+        (["--views.crops", "4"], "--views.crops"),
+        (["--views.frames", "0"], "greater than or equal to 1"),
+        (["--limit", "x"], "--limit"),
+        (["--limit"], "--limit"),
+        (["--max-failed", "300%"], "max_failed"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        (["stray"], "unknown word stray"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_option(words, said):
+    assert said in complaint(*words)
+
+
+def test_a_wrong_key_in_a_file_names_the_file_and_the_key(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("views: {frame: 3}\n")
+    message = complaint("--config", str(file))
+    assert str(file) in message
+    assert "views.frame" in message
+    file.write_text("- a\n- b\n")
+    assert "must hold options" in complaint("--config", str(file))
+
+
+def test_naming_weights_on_the_command_line_drops_the_files_checkpoint(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("checkpoint: /weights/tiny.safetensors\n")
+    assert str(options("--config", str(file)).checkpoint) == "/weights/tiny.safetensors"
+    got = options("--config", str(file), "--pretrained", "random")
+    assert got.checkpoint is None
+    assert got.pretrained == "random"
+
+
+def test_flags_of_the_invocation_are_no_options():
+    invocation = parse_run(EvalConfig, ["--dry-run", "--limit", "3"], "zar eval")
+    assert invocation.dry_run
+    assert not invocation.show_config
+    assert invocation.options.limit == 3
+
+
+def test_predict_takes_files_without_a_name():
+    got = parse_run(PredictConfig, ["a.mp4", "b.mp4", "--labels", "x,y"], "zar predict").options
+    assert got.videos == ("a.mp4", "b.mp4")
+    assert got.method == ("zar",)
+
+
+def test_operational_options_do_not_change_a_runs_identity():
+    base = fingerprint(identity(options("--dataset", "x")))
+    assert base == fingerprint(identity(options("--dataset", "x", "--num-workers", "2", "--batch-size", "8")))
+    assert base == fingerprint(identity(options("--dataset", "x", "--output", "/else", "--max-failed", "1")))
+    assert base != fingerprint(identity(options("--dataset", "x", "--seed", "1")))
+    assert base != fingerprint(identity(options("--dataset", "x", "--zar.lr", "0.006")))
+
+
+def test_every_option_says_what_it_is():
+    for kind in (EvalConfig, PredictConfig):
+        for name, field in kind.model_fields.items():
+            assert field.description, name
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["--version"], 0, "zar-ray 0.1"),
+        ([], 2, "zar eval"),
+        (["evl"], 2, 'did you mean "eval"?'),
+        (["data", "indx"], 2, 'did you mean "data index"?'),
+        (["eval"], 2, "--dataset"),
+        (["eval", "--dataset", "x", "--method", "zarr"], 2, 'did you mean "zar"?'),
+        (["eval", "--dataset", "k600"], 1, 'make one with "zar data index'),
+        (["eval", "--dataset", "k60"], 1, 'did you mean "k600"?'),
+        (["predict", "a.mp4"], 2, "--labels"),
+    ],
+)
+def test_the_command_ends_with_a_line_and_a_status(words, status, said, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "zar_ray.cli", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "ZAR_HOME": str(tmp_path / "zar")},
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
+    assert said in done.stdout + done.stderr
+    if status:
+        assert done.stderr.count("\n") <= 1

@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import dataclasses
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
+from rich.console import Console
+from rich.progress import Progress as ProgressBar
 
 from zar_ray.config import Decoder, EvalConfig, Options, conf_dir, read_yaml, validate, zar_home
-from zar_ray.data.index import NO_SPLIT, index_csv, index_folder
+from zar_ray.data.index import NO_SPLIT, Listing, list_csv, list_folder, probe_listing
 from zar_ray.data.manifest import Manifest, read_manifest
-from zar_ray.data.probing import Progress
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 
 _MANIFEST = "manifest.parquet"
@@ -151,13 +153,13 @@ def resolve_dataset(dataset: str, data_root: str | Path | None = None) -> Datase
 
 
 def open_dataset(
-    source: DatasetSource, progress: Progress | None = None, decoder: Decoder = "auto", workers: int | None = None
+    source: DatasetSource, console: Console | None = None, decoder: Decoder = "auto", workers: int | None = None
 ) -> Manifest:
     """Reads a dataset's manifest; a folder or a CSV is indexed on the way.
 
     Args:
         source: What `resolve_dataset` found.
-        progress: Called as ``progress(done, all)`` while files are probed.
+        console: Where progress is shown while files are probed.
         decoder: What probes them.
         workers: Probing processes; by default one a CPU.
 
@@ -167,13 +169,55 @@ def open_dataset(
     Raises:
         ManifestError: It cannot be read, or does not fit together.
     """
-    if source.kind == "folder":
-        manifest = index_folder(source.path, decoder=decoder, workers=workers, progress=progress)
-    elif source.kind == "csv":
-        manifest = index_csv(source.path, decoder=decoder, workers=workers, progress=progress)
+    if source.kind in ("folder", "csv"):
+        return index_dataset(source.path, console=console, name=source.name, decoder=decoder, workers=workers)
+    return dataclasses.replace(read_manifest(source.path), name=source.name)
+
+
+def index_dataset(
+    place: str | Path,
+    *,
+    console: Console | None = None,
+    class_names: Sequence[str] | None = None,
+    root: str | Path | None = None,
+    name: str | None = None,
+    decoder: Decoder = "auto",
+    workers: int | None = None,
+) -> Manifest:
+    """Makes a manifest of a folder of videos or of a CSV that lists them, and says on the console how far it is.
+
+    Args:
+        place: The folder or the CSV.
+        console: Where progress is shown.
+        class_names: The classes in label-id order; by default those found, in alphabetical order.
+        root: Folder that a CSV's paths start from; by default its own.
+        name: The dataset's name; by default the folder's or the CSV's.
+        decoder: What probes the files.
+        workers: Probing processes; by default one a CPU.
+
+    Raises:
+        ManifestError: The folder or the CSV cannot be used.
+    """
+    path = Path(place).expanduser()
+    if path.is_file() and path.suffix.lower() == ".csv":
+        listing = list_csv(path, root, class_names)
+    elif path.is_file():
+        raise ManifestError(f"{place}: is neither a folder of videos nor a list of them (.csv)")
+    elif root is not None:
+        raise ManifestError(f"{place}: a root goes with a CSV; a folder's paths start from the folder")
     else:
-        manifest = read_manifest(source.path)
-    return dataclasses.replace(manifest, name=source.name)
+        listing = list_folder(path, class_names)
+    if console is None:
+        manifest = probe_listing(listing, decoder, workers)
+    else:
+        videos = _counted(len(listing.videos), "video")
+        console.print(f"{place}: opening {videos}, {_ignored(listing)}", markup=False)
+        with ProgressBar(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("opening videos", total=len(listing.videos))
+            manifest = probe_listing(
+                listing, decoder, workers, progress=lambda done, _: bar.update(task, completed=done)
+            )
+    return manifest if name is None else dataclasses.replace(manifest, name=name)
 
 
 def parse_class_names(text: str) -> tuple[str, ...]:
@@ -211,6 +255,15 @@ def _distinct(names: list[str], place: str, what: str) -> tuple[str, ...]:
     if not first:
         raise ConfigError(f"{place}: no class names")
     return tuple(first)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
+def _ignored(listing: Listing) -> str:
+    classes = _counted(len(listing.class_names), "class")
+    return f"{classes}; {_counted(listing.ignored, 'other file')} ignored" if listing.ignored else classes
 
 
 def _folder() -> Path:

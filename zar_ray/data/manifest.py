@@ -148,7 +148,7 @@ class Manifest:
         if limit is not None and limit < table.num_rows:
             if limit < 1:
                 raise ManifestError(f"{self.name}: a limit of {limit} videos leaves nothing; it must be at least 1")
-            middle = ((np.arange(limit) + 0.5) * table.num_rows / limit).astype(np.int64)
+            middle = (2 * np.arange(limit) + 1) * table.num_rows // (2 * limit)
             table = table.sort_by("video_id").take(middle)
         return dataclasses.replace(self, table=table)
 

@@ -1,0 +1,246 @@
+import dataclasses
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from zar_ray.data.manifest import MANIFEST_SCHEMA, Manifest, VideoRow, read_manifest, write_manifest
+from zar_ray.errors import ManifestError
+
+GOOD = VideoRow("a/1.mp4", "/data/a/1.mp4", 0, "a", "test", 10, 25.0, 32, 24, 0.4, 100, "decord")
+CLASSES = ("a", "b")
+relaxed = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def manifest_of(*rows: VideoRow) -> Manifest:
+    return Manifest.of(rows, CLASSES, "/data", "set")
+
+
+def numbered(count: int) -> Manifest:
+    return manifest_of(*(dataclasses.replace(GOOD, video_id=f"{n:05d}") for n in range(count)))
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
+    class_names = draw(st.lists(text.filter(str.strip), unique=True, max_size=4))
+    rows = []
+    for video_id in draw(st.lists(text, unique=True, max_size=8)):
+        label = draw(st.none() | st.sampled_from(range(len(class_names)))) if class_names else None
+        row = VideoRow(
+            video_id,
+            f"/data/{video_id}",
+            label,
+            None if label is None else class_names[label],
+            draw(st.sampled_from(["train", "val", "test"])),
+        )
+        if draw(st.booleans()):
+            size = st.integers(1, 2**31 - 1)
+            row = dataclasses.replace(
+                row, frames=draw(size), width=draw(size), height=draw(size), fps=draw(st.floats(1, 240))
+            )
+        else:
+            row = dataclasses.replace(row, error=draw(text))
+        rows.append(row)
+    return Manifest.of(rows, class_names, "/data", draw(text))
+
+
+@relaxed
+@given(manifest=manifests())
+def test_a_manifest_survives_the_disk(manifest: Manifest, tmp_path: Path) -> None:
+    file = tmp_path / "manifest.parquet"
+    write_manifest(manifest, file)
+    again = read_manifest(file)
+    assert again.table.equals(manifest.table)
+    assert list(again.rows()) == list(manifest.rows())
+    assert (again.class_names, again.root, again.name) == (manifest.class_names, manifest.root, manifest.name)
+    assert again.fingerprint() == manifest.fingerprint()
+
+
+@relaxed
+@given(manifest=manifests(), data=st.data())
+def test_the_fingerprint_does_not_depend_on_the_order_or_the_place(manifest: Manifest, data: st.DataObject) -> None:
+    rows = data.draw(st.permutations(list(manifest.rows())))
+    shuffled = Manifest.of(rows, manifest.class_names, manifest.root, "other")
+    assert shuffled.fingerprint() == manifest.fingerprint()
+    assert manifest.relocated("/elsewhere").fingerprint() == manifest.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"video_id": "a/2.mp4"},
+        {"label_id": 1, "class_name": "b"},
+        {"label_id": None, "class_name": None},
+        {"split": "val"},
+        {"frames": 11},
+        {"width": 33},
+        {"size": 101},
+        {"error": "broken"},
+    ],
+)
+def test_the_fingerprint_sees_what_results_depend_on(change: dict[str, object]) -> None:
+    assert manifest_of(dataclasses.replace(GOOD, **change)).fingerprint() != manifest_of(GOOD).fingerprint()
+
+
+def test_the_fingerprint_sees_the_class_names() -> None:
+    other = Manifest.of([GOOD], ("a", "c"), "/data", "set")
+    assert other.fingerprint() != manifest_of(GOOD).fingerprint()
+
+
+@relaxed
+@given(count=st.integers(1, 60), limit=st.integers(1, 70), seed=st.randoms(use_true_random=False))
+def test_a_limit_spreads_over_the_sorted_videos_whatever_their_order(count: int, limit: int, seed: object) -> None:
+    rows = list(numbered(count).rows())
+    seed.shuffle(rows)  # type: ignore[attr-defined]
+    chosen = sorted(int(i) for i in manifest_of(*rows).select(limit=limit).table["video_id"].to_pylist())
+    assert len(chosen) == len(set(chosen)) == min(limit, count)
+    gaps = [right - left for left, right in pairwise(chosen)]
+    assert max(gaps, default=1) - min(gaps, default=1) <= 1
+    assert abs(chosen[0] - (count - 1 - chosen[-1])) <= 1
+
+
+def test_a_split_keeps_its_order_and_all_class_names() -> None:
+    rows = [dataclasses.replace(GOOD, video_id=i, split=s) for i, s in [("3", "val"), ("1", "test"), ("2", "val")]]
+    selected = manifest_of(*rows).select("val")
+    assert selected.table["video_id"].to_pylist() == ["3", "2"]
+    assert selected.class_names == CLASSES
+    assert manifest_of(*rows).splits == ("test", "val")
+
+
+def test_an_unknown_split_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ManifestError, match=r'^set: no split "tst"; did you mean "test"\?$'):
+        manifest_of(GOOD).select("tst")
+    with pytest.raises(ManifestError, match=r'^set: no split "q"; known: test$'):
+        manifest_of(GOOD).select("q")
+
+
+def test_relocated_paths_follow_the_ids() -> None:
+    outside = dataclasses.replace(GOOD, video_id="/else/2.mp4", path="/else/2.mp4")
+    moved = manifest_of(GOOD, outside).relocated("/new/place")
+    assert moved.table["path"].to_pylist() == ["/new/place/a/1.mp4", "/else/2.mp4"]
+    assert moved.root == "/new/place"
+    assert manifest_of(GOOD).relocated("s3://bucket/set").table["path"].to_pylist() == ["s3://bucket/set/a/1.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([GOOD, GOOD], 'video id "a/1.mp4" occurs more than once'),
+        ([dataclasses.replace(GOOD, label_id=2)], 'video "a/1.mp4": label_id is not one of the 2 classes'),
+        ([dataclasses.replace(GOOD, label_id=-1)], 'video "a/1.mp4": label_id is not one of the 2 classes'),
+        ([dataclasses.replace(GOOD, label_id=1)], 'video "a/1.mp4": class_name is not the name of its label_id'),
+        ([dataclasses.replace(GOOD, class_name=None)], "label_id and class_name must both be there or both be empty"),
+        ([dataclasses.replace(GOOD, frames=0)], "frames, width and height must be there and positive"),
+        ([dataclasses.replace(GOOD, height=None)], "frames, width and height must be there and positive"),
+        ([dataclasses.replace(GOOD, path="a/1.mp4")], 'path "a/1.mp4" is not absolute'),
+        ([dataclasses.replace(GOOD, video_id="")], "has rows with an empty video_id"),
+        ([dataclasses.replace(GOOD, split=None)], "has rows without a split"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(rows: list[VideoRow], complaint: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        manifest_of(*rows)
+    assert str(caught.value).startswith("set: ")
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a", " ")])
+def test_class_names_must_be_distinct_and_not_empty(names: tuple[str, ...]) -> None:
+    with pytest.raises(ManifestError, match="class name"):
+        Manifest.of([], names, "/data", "set")
+
+
+def stored(tmp_path: Path, table: pa.Table) -> Path:
+    """A file with a good manifest's metadata and the given columns."""
+    file = tmp_path / "manifest.parquet"
+    write_manifest(manifest_of(GOOD), file)
+    metadata = pq.read_schema(file).metadata
+    pq.write_table(table.replace_schema_metadata(metadata), file)
+    return file
+
+
+def test_columns_are_checked_on_reading(tmp_path: Path) -> None:
+    table = manifest_of(GOOD).table
+    cases = [
+        (table.drop_columns(["fps", "size"]), "lacks the columns fps, size"),
+        (table.append_column("colour", pa.array(["red"])), "has the unknown column colour"),
+        (
+            table.set_column(2, "label_id", pa.array(["0"])),
+            "column label_id holds string, must hold int32",
+        ),
+        (
+            table.set_column(5, "frames", pa.array([2**40])),
+            "column frames does not fit int32",
+        ),
+        (pa.concat_tables([table, table]), 'video id "a/1.mp4" occurs more than once'),
+    ]
+    for changed, complaint in cases:
+        file = stored(tmp_path, changed)
+        with pytest.raises(ManifestError) as caught:
+            read_manifest(file)
+        assert str(caught.value).startswith(f"{file}: {complaint}")
+        assert "\n" not in str(caught.value)
+
+
+def test_other_widths_of_the_same_kind_are_converted(tmp_path: Path) -> None:
+    table = manifest_of(GOOD).table
+    wide = table.set_column(0, "video_id", table["video_id"].cast(pa.large_string()))
+    wide = wide.set_column(2, "label_id", table["label_id"].cast(pa.int64()))
+    wide = wide.set_column(3, "class_name", table["class_name"].dictionary_encode())
+    again = read_manifest(stored(tmp_path, wide.select(list(reversed(wide.column_names)))))
+    assert again.table.schema.equals(MANIFEST_SCHEMA)
+    assert list(again.rows()) == [GOOD]
+
+
+def test_what_is_no_manifest_is_named(tmp_path: Path) -> None:
+    text = tmp_path / "text.parquet"
+    text.write_text("not parquet")
+    foreign = tmp_path / "foreign.parquet"
+    pq.write_table(manifest_of(GOOD).table, foreign)
+    for file, complaint in [
+        (tmp_path / "none.parquet", "no such manifest"),
+        (text, "cannot be read as a Parquet manifest"),
+        (tmp_path, "cannot be read as a Parquet manifest"),
+        (foreign, "is Parquet but not a manifest"),
+        ("nowhere://x/manifest.parquet", "no such kind of place"),
+    ]:
+        with pytest.raises(ManifestError) as caught:
+            read_manifest(file)
+        assert str(caught.value).startswith(f"{file}: {complaint}")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_called_like_a_partition_adds_no_column(tmp_path: Path) -> None:
+    file = tmp_path / "split=train" / "manifest.parquet"
+    write_manifest(manifest_of(GOOD), file)
+    assert list(read_manifest(file).rows()) == [GOOD]
+
+
+def test_a_uri_works_as_a_path_does(tmp_path: Path) -> None:
+    uri = (tmp_path / "deep" / "manifest.parquet").as_uri()
+    write_manifest(manifest_of(GOOD), uri)
+    assert list(read_manifest(uri).rows()) == [GOOD]
+
+
+def test_writing_replaces_the_file_at_once_and_leaves_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "manifest.parquet"
+    write_manifest(numbered(2), file)
+    before = file.read_bytes()
+
+    def full_disk(*_: object) -> None:
+        assert file.read_bytes() == before
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(ManifestError, match=r"manifest\.parquet: the manifest cannot be written .*No space left"):
+        write_manifest(numbered(3), file)
+    assert [p.name for p in tmp_path.iterdir()] == [file.name]
+    assert file.read_bytes() == before

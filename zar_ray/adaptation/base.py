@@ -1,0 +1,96 @@
+"""What every method gets and gives, and the entropy they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from zar_ray.config import ZarConfig
+from zar_ray.errors import VideoError
+from zar_ray.models.text import PromptedClasses
+
+
+@dataclass(frozen=True, eq=False)
+class VideoFeatures:
+    """One video, encoded.
+
+    Attributes:
+        views: float32 (V, D), L2-normalised, one row a view; V may be 0 for methods that need none.
+        evaluation: float32 (D,), L2-normalised: the evaluation view, which is classified.
+    """
+
+    views: torch.Tensor
+    evaluation: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What a method decided about a video; all tensors on the CPU.
+
+    Attributes:
+        logits_before: float32 (K,), of the evaluation view without adaptation.
+        logits_after: float32 (K,), of the evaluation view with it; the decision.
+        view_entropies: float32 (V,), nats, before adaptation; None for methods that look at no views.
+        selected: int64 (S,), the views that took part, by rising entropy; None for methods that select none.
+        losses: float32 (steps,), the loss at the start of each step; None for methods without steps.
+    """
+
+    logits_before: torch.Tensor
+    logits_after: torch.Tensor
+    view_entropies: torch.Tensor | None = None
+    selected: torch.Tensor | None = None
+    losses: torch.Tensor | None = None
+
+
+class MethodOptions(Protocol):
+    """The part of a run's options that methods read."""
+
+    @property
+    def zar(self) -> ZarConfig:
+        """ZAR's update."""
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """A test-time rule.
+
+    Attributes:
+        name: What it is called in options and results.
+        description: One line for people.
+        needs_views: Whether it looks at other views than the evaluation view.
+        settings: Names of the option groups that its numbers depend on, besides the views and the model.
+        adapt: The rule itself.
+    """
+
+    name: str
+    description: str
+    needs_views: bool
+    settings: tuple[str, ...]
+    adapt: Callable[[VideoFeatures, PromptedClasses, MethodOptions], Decision]
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy of the softmax over the last axis, in nats, computed in log space.
+
+    Args:
+        logits: (..., K), finite.
+
+    Returns:
+        (...), of the same type.
+    """
+    log_p = logits.log_softmax(dim=-1)
+    return -(log_p.exp() * log_p).sum(dim=-1)
+
+
+def require_finite(logits: torch.Tensor, when: str) -> None:
+    """Refuses logits that are not numbers, which no rule could rank.
+
+    Raises:
+        VideoError: Some are not finite (stage ``adapt``); the message says `when`.
+    """
+    if not torch.isfinite(logits).all():
+        raise VideoError(f"logits {when} are not finite", stage="adapt")

@@ -1,0 +1,43 @@
+"""From image embeddings to view features (DESIGN.md, "ZAR, exactly", 5)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from zar_ray.adaptation.base import VideoFeatures
+
+
+class ImagesOfViews(Protocol):
+    """Which image embeddings belong to which view; a `zar_ray.video.plans.ViewPlan` is one."""
+
+    @property
+    def views(self) -> np.ndarray:
+        """int64 (V, T), rows of the embeddings."""
+        ...
+
+    @property
+    def evaluation(self) -> np.ndarray:
+        """int64 (T_eval,), rows of the embeddings."""
+        ...
+
+
+def video_features(image_embeddings: torch.Tensor, plan: ImagesOfViews) -> VideoFeatures:
+    """Averages the embeddings of each view's frames as the encoder gave them, then L2-normalises.
+
+    Args:
+        image_embeddings: float32 (I, D), not normalised, one row a distinct image.
+        plan: Which rows belong to which view.
+
+    Returns:
+        The features of the V views and of the evaluation view, on the embeddings' device.
+    """
+    rows = torch.from_numpy(plan.views).to(image_embeddings.device)
+    evaluation = torch.from_numpy(plan.evaluation).to(image_embeddings.device)
+    return VideoFeatures(
+        views=normalize(image_embeddings[rows].mean(dim=1), dim=-1),
+        evaluation=normalize(image_embeddings[evaluation].mean(dim=0), dim=-1),
+    )

@@ -1,0 +1,26 @@
+"""The methods by name: one line each."""
+
+from __future__ import annotations
+
+from zar_ray.adaptation.base import Method
+from zar_ray.adaptation.zar import adapt_zar
+from zar_ray.adaptation.zero_shot import classify_zero_shot
+from zar_ray.errors import ConfigError, suggestion
+
+# name, description, whether it needs views, option groups it reads, rule
+_ALL = (
+    Method("zero_shot", "no adaptation", False, (), lambda video, classes, _: classify_zero_shot(video, classes)),
+    Method("zar", "prompt tuning", True, ("zar",), lambda video, classes, run: adapt_zar(video, classes, run.zar)),
+)
+METHODS = {method.name: method for method in _ALL}
+
+
+def get_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ConfigError: There is none; the message suggests the nearest name.
+    """
+    if name not in METHODS:
+        raise ConfigError(f'no method is called "{name}"{suggestion(name, METHODS)}')
+    return METHODS[name]

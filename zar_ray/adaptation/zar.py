@@ -1,0 +1,119 @@
+"""ZAR: tunes the context on a video's own confident views, then classifies it (DESIGN.md, "ZAR, exactly", 6 to 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from zar_ray.adaptation.base import Decision, VideoFeatures, entropy, require_finite
+from zar_ray.config import ZarConfig
+from zar_ray.errors import VideoError
+from zar_ray.models.precision import exact_float32
+from zar_ray.models.text import PromptedClasses
+
+
+@dataclass(frozen=True, eq=False)
+class TuningStep:
+    """One step of the optimiser.
+
+    Attributes:
+        loss: float32 (), before the step.
+        gradient: float32 (L, W), of the loss with respect to the context, before the step.
+        context: float32 (L, W), after the step.
+    """
+
+    loss: torch.Tensor
+    gradient: torch.Tensor
+    context: torch.Tensor
+
+
+def adapt_zar(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> Decision:
+    """Tunes a fresh context on the video's most confident views and classifies its evaluation view.
+
+    Args:
+        features: The video, with at least one view, on the model's device.
+        classes: The candidate classes.
+        options: Confidence fraction, steps and AdamW's settings.
+
+    Returns:
+        The decision before and after, with entropies, selection and losses.
+
+    Raises:
+        VideoError: There are no views, or some logits are not finite (stage ``adapt``).
+    """
+    if not len(features.views):
+        raise VideoError("ZAR needs views, and the plan has none", stage="adapt")
+    before = classes.logits(features.evaluation, classes.initial_features)
+    view_logits = classes.logits(features.views, classes.initial_features)
+    require_finite(before, "before adaptation")
+    require_finite(view_logits, "of the views")
+
+    entropies = entropy(view_logits)
+    selected = select_confident(entropies, options.confidence)
+    steps = list(tuning_steps(features.views[selected], classes, options))
+    with torch.no_grad():
+        after = classes.logits(features.evaluation, classes.features(steps[-1].context))
+    require_finite(after, "after adaptation")
+    return Decision(
+        logits_before=before.cpu(),
+        logits_after=after.cpu(),
+        view_entropies=entropies.cpu(),
+        selected=selected.cpu(),
+        losses=torch.stack([step.loss for step in steps]).cpu(),
+    )
+
+
+def select_confident(entropies: torch.Tensor, fraction: float) -> torch.Tensor:
+    """The views of lowest entropy: floor(fraction·V) of them, at least one; equal entropies in the views' order.
+
+    The product is floored as the floating-point number it is, as in the reference implementation of TPT: 0.29 of
+    100 is 28.999999999999996 there, so 28.
+
+    Args:
+        entropies: float32 (V,).
+        fraction: The confidence fraction, in (0, 1].
+
+    Returns:
+        int64 (S,), rows of `entropies`, by rising entropy.
+    """
+    count = max(1, int(len(entropies) * fraction))
+    return entropies.argsort(stable=True)[:count]
+
+
+def marginal_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy of the mean probability of some views, in nats, in log space: ZAR's loss.
+
+    Args:
+        logits: float32 (S, K).
+
+    Returns:
+        float32 (), differentiable.
+    """
+    # The logarithm of the mean of the softmaxes is again a vector of (normalised) logits.
+    return entropy(logits.log_softmax(dim=-1).logsumexp(dim=0))
+
+
+def tuning_steps(views: torch.Tensor, classes: PromptedClasses, options: ZarConfig) -> Iterator[TuningStep]:
+    """Runs AdamW on a fresh context, one item a step.
+
+    Args:
+        views: float32 (S, D), L2-normalised: the selected views.
+        classes: The candidate classes; their own context stays as it is.
+        options: Steps and AdamW's settings.
+
+    Yields:
+        What each step saw and did.
+    """
+    context = classes.initial_context.clone().requires_grad_()
+    optimiser = torch.optim.AdamW(
+        [context], lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay
+    )
+    for _ in range(options.steps):
+        with torch.enable_grad(), exact_float32():
+            loss = marginal_entropy(classes.logits(views, classes.features(context)))
+            (gradient,) = torch.autograd.grad(loss, context)
+        context.grad = gradient
+        optimiser.step()
+        yield TuningStep(loss.detach(), gradient, context.detach().clone())

@@ -1,0 +1,17 @@
+"""Zero-shot classification: the evaluation view under the untuned prompt."""
+
+from __future__ import annotations
+
+from zar_ray.adaptation.base import Decision, VideoFeatures, require_finite
+from zar_ray.models.text import PromptedClasses
+
+
+def classify_zero_shot(features: VideoFeatures, classes: PromptedClasses) -> Decision:
+    """Classifies the evaluation view without adaptation: before and after are the same.
+
+    Raises:
+        VideoError: Some logits are not finite (stage ``adapt``).
+    """
+    logits = classes.logits(features.evaluation, classes.initial_features)
+    require_finite(logits, "of the evaluation view")
+    return Decision(logits_before=logits.cpu(), logits_after=logits.cpu())

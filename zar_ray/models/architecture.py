@@ -1,0 +1,155 @@
+"""CLIP architectures as data: named, inferred from a checkpoint's tensors, and built.
+
+An architecture is a mapping in the form of open_clip's model configs: ``embed_dim``, ``vision_cfg``, ``text_cfg``
+and, for OpenAI's activation, ``quick_gelu``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import open_clip
+import torch
+
+from zar_ray.errors import ModelError, suggestion
+
+Architecture = Mapping[str, Any]
+
+QUICKGELU_SUFFIX = "-quickgelu"
+HEAD_WIDTH = 64  # of every CLIP that OpenAI published
+
+# What a text tower may not be: the context vectors need a causal transformer over CLIP's own tokens that ends in the
+# end-of-text token, which these options change.
+_FOREIGN_TEXT = (
+    "hf_model_name",
+    "hf_tokenizer_name",
+    "tokenizer_kwargs",
+    "tokenizer_mode",
+    "no_causal_mask",
+    "embed_cls",
+)
+
+
+def named_architecture(name: str) -> dict[str, Any]:
+    """The architecture of an open_clip model name, such as ``ViT-B-16-quickgelu``.
+
+    Raises:
+        ModelError: open_clip knows no such model; the message suggests the nearest name.
+    """
+    config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
+    if config is None:
+        raise ModelError(f'no model is called "{name}"{suggestion(name, open_clip.list_models())}')
+    return config
+
+
+def model_name(architecture: Architecture) -> str | None:
+    """The open_clip name of an architecture; None where it has none."""
+    wanted = _comparable(architecture)
+    return next((name for name in open_clip.list_models() if _comparable(named_architecture(name)) == wanted), None)
+
+
+def infer_architecture(tensors: Mapping[str, torch.Tensor], place: str) -> dict[str, Any]:
+    """Reads the architecture off the tensor shapes of a checkpoint in OpenAI's layout.
+
+    Heads follow OpenAI's rule (width / 64), and the activation is OpenAI's QuickGELU: no tensor tells either.
+
+    Args:
+        tensors: The state dict, keys such as ``visual.conv1.weight``.
+        place: What the tensors come from, for messages.
+
+    Raises:
+        ModelError: The keys are not those of a CLIP.
+    """
+    resnet = "visual.attnpool.positional_embedding" in tensors
+    needed = ["text_projection", "positional_embedding", "token_embedding.weight", "ln_final.weight"]
+    needed += [] if resnet else ["visual.proj", "visual.conv1.weight", "visual.positional_embedding"]
+    missing = [name for name in needed if name not in tensors]
+    if missing:
+        held = ", ".join(list(tensors)[:3]) or "no tensors"
+        raise ModelError(f"{place}: not a CLIP checkpoint: it lacks {missing[0]} (it holds {held}, …)")
+    text_width = tensors["ln_final.weight"].shape[0]
+    context_length = tensors["positional_embedding"].shape[0]
+    return {
+        "embed_dim": tensors["text_projection"].shape[1],
+        "quick_gelu": True,
+        "vision_cfg": _infer_resnet(tensors) if resnet else _infer_vit(tensors),
+        "text_cfg": {
+            "context_length": context_length,
+            "vocab_size": tensors["token_embedding.weight"].shape[0],
+            "width": text_width,
+            "heads": max(1, text_width // HEAD_WIDTH),
+            "layers": _count(tensors, "transformer.resblocks."),
+            **_mlp_ratio(tensors, "transformer", text_width),
+        },
+    }
+
+
+def build_clip(architecture: Architecture) -> open_clip.CLIP:
+    """Builds a CLIP with freshly initialised weights (torch's default generator), float32, on the CPU.
+
+    Args:
+        architecture: A mapping in the form of open_clip's model configs.
+
+    Raises:
+        ModelError: The mapping is not such a config, or its text tower is not CLIP's causal transformer.
+    """
+    config = copy.deepcopy(dict(architecture))
+    # open_clip builds the same towers under other attribute names then
+    config.pop("custom_text", None)
+    text = config.get("text_cfg")
+    foreign = [key for key in _FOREIGN_TEXT if isinstance(text, Mapping) and text.get(key)]
+    if "multimodal_cfg" in config:
+        foreign.append("multimodal_cfg")
+    if isinstance(text, Mapping) and text.get("pool_type", "argmax") != "argmax":
+        foreign.append("pool_type")
+    if foreign:
+        raise ModelError(
+            f"this model's text tower is not CLIP's causal transformer ({', '.join(foreign)}), which prompt tuning"
+            " needs; choose a CLIP such as ViT-B-16-quickgelu"
+        )
+    try:
+        return open_clip.CLIP(**config)
+    except (TypeError, ValueError, KeyError, AssertionError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"not an open_clip model config: {reason}") from error
+
+
+def _infer_vit(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    width, _, _, patch = tensors["visual.conv1.weight"].shape
+    grid = round((tensors["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+    return {
+        "image_size": patch * grid,
+        "layers": _count(tensors, "visual.transformer.resblocks."),
+        "width": width,
+        "patch_size": patch,
+        "head_width": min(HEAD_WIDTH, width),
+        **_mlp_ratio(tensors, "visual.transformer", width),
+    }
+
+
+def _infer_resnet(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    grid = round((tensors["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
+    return {
+        "image_size": grid * 32,
+        "layers": [_count(tensors, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)],
+        "width": tensors["visual.layer1.0.conv1.weight"].shape[0],
+        "patch_size": None,
+    }
+
+
+def _count(tensors: Mapping[str, torch.Tensor], prefix: str) -> int:
+    return len({name[len(prefix) :].split(".", 1)[0] for name in tensors if name.startswith(prefix)})
+
+
+def _mlp_ratio(tensors: Mapping[str, torch.Tensor], tower: str, width: int) -> dict[str, float]:
+    inner = tensors.get(f"{tower}.resblocks.0.mlp.c_fc.weight")
+    ratio = 4.0 if inner is None else inner.shape[0] / width
+    return {} if ratio == 4.0 else {"mlp_ratio": ratio}
+
+
+def _comparable(architecture: Architecture) -> dict[str, Any]:
+    # open_clip's configs leave out what equals its defaults
+    vision = {"head_width": HEAD_WIDTH, "patch_size": 16, **architecture["vision_cfg"]}
+    return {**architecture, "quick_gelu": bool(architecture.get("quick_gelu")), "vision_cfg": vision}

@@ -1,0 +1,225 @@
+"""Checkpoint files: zar-ray's own, and those of OpenAI and open_clip.
+
+zar-ray's own format is a safetensors file of float32 tensors in OpenAI's layout (which open_clip's CLIP shares), with
+one metadata entry, ``zar_ray``, of JSON: format version, architecture, preprocessing and free notes. No file is ever
+unpickled beyond tensors and plain values, and no code inside a file is run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from zar_ray.errors import ModelError
+from zar_ray.models.architecture import Architecture, build_clip
+from zar_ray.models.torchscript import is_torchscript, read_torchscript
+from zar_ray.video.transforms import Preprocessing
+
+__all__ = ["Checkpoint", "build_clip", "load_weights", "read_checkpoint", "save_checkpoint"]
+
+METADATA_KEY = "zar_ray"
+FORMAT_VERSION = 1
+
+# Besides weights, OpenAI's archives hold these three numbers, and only they do.
+_OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
+# Where training scripts keep the weights in what they save.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        path: The file.
+        origin: ``zar-ray``, ``openai`` (surely: the file bears OpenAI's marks) or ``clip`` (OpenAI's layout, which
+            open_clip shares; the file does not say which activation it was trained with).
+        tensors: The state dict in OpenAI's layout, float32 where floating, on the CPU.
+        architecture: As open_clip's model configs; None where the file does not tell.
+        preprocessing: None where the file does not tell.
+        notes: What was written down when it was saved.
+    """
+
+    path: Path
+    origin: Literal["zar-ray", "openai", "clip"]
+    tensors: dict[str, torch.Tensor]
+    architecture: dict[str, Any] | None = None
+    preprocessing: Preprocessing | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    model: torch.nn.Module | Mapping[str, torch.Tensor],
+    architecture: Architecture,
+    preprocessing: Preprocessing,
+    path: str | os.PathLike[str],
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes zar-ray's own checkpoint format, atomically.
+
+    Args:
+        model: An open_clip CLIP (or its state dict, in OpenAI's layout); saved as float32.
+        architecture: As open_clip's model configs.
+        preprocessing: What the model expects of its pixels.
+        path: The ``.safetensors`` file to write; its folder is made.
+        notes: Anything worth keeping that JSON can hold, such as the training run; `name` names the model.
+
+    Raises:
+        ValueError: The path does not end in ``.safetensors``.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: zar-ray's checkpoints end in .safetensors")
+    state = model.state_dict() if isinstance(model, torch.nn.Module) else model
+    # safetensors refuses tensors that share memory
+    tensors = {name: _as_float32(tensor.detach()).cpu().contiguous().clone() for name, tensor in state.items()}
+    content = {
+        "format": FORMAT_VERSION,
+        "architecture": dict(architecture),
+        "preprocessing": asdict(preprocessing),
+        "notes": dict(notes or {}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, unfinished, metadata={METADATA_KEY: json.dumps(content, sort_keys=True), "format": "pt"})
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a zar-ray, OpenAI or open_clip checkpoint: safetensors, a PyTorch file or OpenAI's TorchScript archive.
+
+    Weights may lie under ``state_dict``, ``model_state_dict`` or ``model`` and bear the prefix ``module.``; half
+    precision becomes float32. PyTorch files are read with ``weights_only=True``; of a TorchScript archive only the
+    tensors are read, none of its code is run.
+
+    Raises:
+        ModelError: There is no such file, it is damaged, or it holds something other than weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such checkpoint file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    content = _read_torch(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    tensors = _only_tensors(content, path)
+    return Checkpoint(path, "openai" if set(_OPENAI_MARKS) <= set(tensors) else "clip", _normalise(tensors))
+
+
+def load_weights(clip: open_clip.CLIP, tensors: Mapping[str, torch.Tensor], place: str) -> None:
+    """Puts a state dict into a model; every tensor must fit.
+
+    Args:
+        clip: The model.
+        tensors: The state dict in OpenAI's layout.
+        place: What the tensors come from, for the message.
+
+    Raises:
+        ModelError: A tensor is missing, unknown or of another shape.
+    """
+    wanted = clip.state_dict()
+    given = dict(tensors)
+    scale = given.get("logit_scale")
+    if scale is not None and scale.numel() == 1:  # some save it as one number, some as a vector of one
+        given["logit_scale"] = scale.reshape(wanted["logit_scale"].shape)
+    wrong = [
+        f"{name} is {_shape(given[name])} and should be {_shape(wanted[name])}"
+        for name in wanted
+        if name in given and given[name].shape != wanted[name].shape
+    ]
+    wrong += [f"{name} is missing" for name in wanted if name not in given]
+    wrong += [f"{name} does not belong to it" for name in given if name not in wanted]
+    if wrong:
+        others = f" (and {len(wrong) - 1} more tensors do not fit)" if len(wrong) > 1 else ""
+        raise ModelError(f"{place}: {wrong[0]}{others}; name the checkpoint's own architecture with --model")
+    clip.load_state_dict(given)
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: cannot be read as safetensors ({_line(error)})") from error
+    if METADATA_KEY not in metadata:
+        return Checkpoint(path, "openai" if set(_OPENAI_MARKS) <= set(tensors) else "clip", _normalise(tensors))
+    try:
+        content = json.loads(metadata[METADATA_KEY])
+        version = content["format"]
+        if version != FORMAT_VERSION:
+            raise ModelError(
+                f"{path}: is of format {version}, and this zar-ray reads format {FORMAT_VERSION}; use the zar-ray that"
+                " wrote it, or a newer one"
+            )
+        pixels = content["preprocessing"]
+        preprocessing = Preprocessing(**{**pixels, "mean": tuple(pixels["mean"]), "std": tuple(pixels["std"])})
+        architecture, notes = dict(content["architecture"]), dict(content["notes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: its zar-ray metadata is damaged ({_line(error)})") from error
+    return Checkpoint(path, "zar-ray", _normalise(tensors), architecture, preprocessing, notes)
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        if is_torchscript(path):
+            return read_torchscript(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path}: holds Python objects besides tensors, or is damaged, and is not unpickled for safety; where it"
+            " came from, save its weights alone with torch.save(model.state_dict(), FILE)"
+        ) from error
+    except (ValueError, RuntimeError, EOFError, KeyError, OSError, zipfile.BadZipFile, StopIteration) as error:
+        raise ModelError(f"{path}: cannot be read as a checkpoint ({_line(error)})") from error
+
+
+def _only_tensors(content: object, path: Path) -> dict[str, torch.Tensor]:
+    tensors = {}
+    if isinstance(content, Mapping):
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise ModelError(f"{path}: holds no state dict: no tensors by name at its top or under {', '.join(_WRAPPERS)}")
+    return tensors
+
+
+def _normalise(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """OpenAI's layout, in float32: without wrappers' prefixes, buffers that follow from the sizes, and marks."""
+    names = {name: name for name in tensors}
+    if all(name.startswith("module.") for name in names):  # saved under DistributedDataParallel
+        names = {name: name.removeprefix("module.") for name in names}
+    if "text.token_embedding.weight" in names.values():  # open_clip's CustomTextCLIP
+        names = {name: short.removeprefix("text.") for name, short in names.items()}
+    return {
+        short: _as_float32(tensors[name])
+        for name, short in names.items()
+        if short not in _OPENAI_MARKS and short.rpartition(".")[2] != "attn_mask"
+    }
+
+
+def _as_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "one number"
+
+
+def _line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

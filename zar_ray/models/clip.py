@@ -1,0 +1,175 @@
+"""CLIP as the rest of zar-ray sees it: pixels to image embeddings, embedded text to text embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import nn
+
+from zar_ray.config import Precision
+from zar_ray.errors import ConfigError, ModelError
+from zar_ray.models.precision import exact_float32
+from zar_ray.video.transforms import Preprocessing
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SHOWN_TEXT = 80  # characters of a text that a message repeats
+
+
+@lru_cache(maxsize=1)
+def clip_tokenizer() -> SimpleTokenizer:
+    """CLIP's byte-pair tokenizer of 49,408 tokens; it lower-cases and mends text as the official one does."""
+    return SimpleTokenizer()
+
+
+class ClipModel(nn.Module):
+    """A frozen CLIP in evaluation mode.
+
+    Args:
+        clip: The towers, as `build_clip` makes them; their parameters stop requiring gradients.
+        name: What to call the model in results.
+        preprocessing: What it expects of its pixels.
+        precision: Of the image encoder alone: under ``bf16`` and ``fp16`` it runs in mixed precision.
+        random_weights: Whether the weights are untrained.
+
+    Attributes:
+        frame_independent: Whether each frame is encoded by itself, so that views can share frames.
+
+    Raises:
+        ModelError: The text tower does not read CLIP's tokens.
+    """
+
+    frame_independent = True
+
+    def __init__(
+        self,
+        clip: open_clip.CLIP,
+        name: str,
+        preprocessing: Preprocessing,
+        precision: Precision = "fp32",
+        random_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        if clip.vocab_size != clip_tokenizer().vocab_size:
+            raise ModelError(
+                f"{name}: its vocabulary has {clip.vocab_size} tokens, and CLIP's tokenizer makes"
+                f" {clip_tokenizer().vocab_size}"
+            )
+        self.clip: Any = clip.eval().requires_grad_(False)  # Any: its attributes bear no types
+        self.name = name
+        self.preprocessing = preprocessing
+        self.precision: Precision = precision
+        self.random_weights = random_weights
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.clip.logit_scale.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights, and of all embeddings: float32 unless the model was converted."""
+        return self.clip.logit_scale.dtype
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the text tower reads, 77 in OpenAI's models."""
+        return self.clip.positional_embedding.shape[0]
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by to give logits: exp of the learnt parameter."""
+        return float(self.clip.logit_scale.exp())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits of a hash of everything that determines the embeddings.
+
+        That is the weights in float32, activation, heads and preprocessing, but not the file they came from,
+        the device or the precision.
+        """
+        text_block, visual = self.clip.transformer.resblocks[0], getattr(self.clip.visual, "transformer", None)
+        blocks = [text_block] if visual is None else [text_block, visual.resblocks[0]]
+        settings = [(type(block.mlp.gelu).__name__, block.attn.num_heads) for block in blocks]
+        digest = hashlib.sha256(repr((settings, self.preprocessing)).encode())
+        for name, tensor in sorted(self.clip.state_dict().items()):
+            values = tensor.float() if tensor.is_floating_point() else tensor
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(values.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embeds normalised images, in one pass.
+
+        Args:
+            pixels: float32 (n, 3, R, R) on the model's device.
+
+        Returns:
+            float32 (n, D), as the encoder gives them: not normalised; they carry no gradient.
+        """
+        dtype = _AUTOCAST[self.precision]
+        mixed = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        with torch.inference_mode(), exact_float32(), mixed:
+            embeddings = self.clip.visual(pixels.to(self.dtype))
+        # A clone made outside inference mode may take part in autograd later.
+        return embeddings.to(self.dtype).clone()
+
+    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
+        """Turns texts into CLIP's token ids: start of text, the text, end of text, zeros.
+
+        Returns:
+            int64 (K, context_length) on the CPU. The end of text is each row's largest id.
+
+        Raises:
+            ConfigError: A text has more tokens than the model reads; the message repeats it.
+        """
+        tokenizer = clip_tokenizer()
+        ids = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
+        for row, text in zip(ids, texts, strict=True):
+            tokens = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
+            if len(tokens) > self.context_length:
+                shown = text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}…"
+                raise ConfigError(
+                    f'"{shown}" is {len(tokens)} tokens long and the model reads {self.context_length}; shorten the'
+                    " class name"
+                )
+            row[: len(tokens)] = torch.tensor(tokens)
+        return ids
+
+    def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token embeddings of ids, without positions.
+
+        Args:
+            ids: int64 (K, n).
+
+        Returns:
+            float32 (K, n, W) on the model's device.
+        """
+        return self.clip.token_embedding(ids.to(self.device))
+
+    def encode_embedded_text(self, embeddings: torch.Tensor, end_positions: torch.Tensor) -> torch.Tensor:
+        """Embeds texts that are already sequences of vectors; always in full precision, whatever `precision` says.
+
+        The tower is causal, so nothing after the end of text matters: n may be any length up to `context_length`
+        that holds every end of text, with equal results.
+
+        Args:
+            embeddings: float32 (K, n, W), without positions.
+            end_positions: int64 (K,), where each text's end-of-text token is.
+
+        Returns:
+            float32 (K, D), not normalised, differentiable with respect to `embeddings`.
+        """
+        clip, length = self.clip, embeddings.shape[1]
+        mask = clip.attn_mask[:length, :length].to(embeddings.dtype)
+        with torch.autocast(self.device.type, enabled=False), exact_float32():
+            states = clip.transformer(embeddings + clip.positional_embedding[:length], attn_mask=mask)
+            rows = torch.arange(len(states), device=states.device)
+            ends = clip.ln_final(states[rows, end_positions.to(states.device)])
+            projection = clip.text_projection
+            return projection(ends) if isinstance(projection, nn.Module) else ends @ projection

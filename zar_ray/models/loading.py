@@ -1,0 +1,205 @@
+"""From options to a model: a local checkpoint, an open_clip tag, or weights made up on purpose."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+import warnings
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from huggingface_hub import constants as hub
+from huggingface_hub import try_to_load_from_cache
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+from open_clip.pretrained import download_pretrained
+
+from zar_ray.config import ModelOptions
+from zar_ray.errors import ModelError, suggestion
+from zar_ray.models.architecture import (
+    QUICKGELU_SUFFIX,
+    Architecture,
+    build_clip,
+    infer_architecture,
+    model_name,
+    named_architecture,
+)
+from zar_ray.models.checkpoints import load_weights, read_checkpoint
+from zar_ray.models.clip import ClipModel
+from zar_ray.video.transforms import Preprocessing
+
+RANDOM = "random"
+RANDOM_SEED = 0
+REACH_SECONDS = 10.0
+
+_DEFAULT_MODEL = ModelOptions.model_fields["model"].default
+
+
+def load_model(options: ModelOptions, device: torch.device | str | None = None) -> ClipModel:
+    """Loads the model that the options name.
+
+    `checkpoint` comes before `pretrained`. zar-ray's own files describe themselves. For others `model` names the
+    architecture; while it is left at its default, a file in OpenAI's layout is taken for OpenAI's: sizes from its
+    tensors, and QuickGELU. No file tells its activation, so a warning says what was assumed unless the file bears
+    OpenAI's own marks.
+
+    Args:
+        options: Which weights, and how they run.
+        device: Where to put the model; by default what `options.device` says.
+
+    Raises:
+        ModelError: The weights cannot be found, fetched, read or used; or the device is not there.
+    """
+    target = pick_device(options.device if device is None else device)
+    if options.checkpoint is not None:
+        model = _from_file(options)
+    elif options.pretrained is None:
+        raise ModelError(
+            f"{options.model}: no weights are named; give --checkpoint FILE, or --pretrained TAG"
+            f" ({_tags(options.model)})"
+        )
+    elif options.pretrained == RANDOM:
+        model = _untrained(options)
+    else:
+        model = _from_tag(options, options.pretrained)
+    return model.to(target)
+
+
+def pick_device(device: torch.device | str) -> torch.device:
+    """The device an option means; ``auto`` is the first GPU where there is one, else the CPU.
+
+    Raises:
+        ModelError: The device is unknown or not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError:
+        raise ModelError(f'device "{device}" is unknown; use auto, cpu or cuda') from None
+    if picked.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device cuda: there is no GPU that PyTorch can use; choose --device cpu")
+    return picked
+
+
+def cached_weights(model: str, tag: str) -> Path | None:
+    """The file of a tag's weights in the Hugging Face cache; None where they have not been downloaded."""
+    repository = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "").rpartition("/")
+    names = [repository[2]] if repository[2] else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    found = (try_to_load_from_cache(repository[0], name) for name in names if repository[0])
+    return next((Path(file) for file in found if isinstance(file, str)), None)
+
+
+def hub_problem(seconds: float = REACH_SECONDS) -> str | None:
+    """Why weights cannot be downloaded now; None where the model hub answers.
+
+    Asked before a download, because the hub's own client tries again for most of a minute.
+
+    Args:
+        seconds: How long to wait for the answer.
+    """
+    if hub.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        request = urllib.request.Request(hub.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=seconds).close()
+    except urllib.error.HTTPError:
+        return None  # an answer is an answer
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return f"{hub.ENDPOINT} does not answer: {' '.join(str(reason).split())}"
+    return None
+
+
+def _from_file(options: ModelOptions) -> ClipModel:
+    checkpoint = read_checkpoint(options.checkpoint)  # type: ignore[arg-type] # load_model saw that it is given
+    place = str(checkpoint.path)
+    if checkpoint.architecture is not None and checkpoint.preprocessing is not None:
+        name = str(checkpoint.notes.get("name", checkpoint.path.stem))
+        architecture, preprocessing = checkpoint.architecture, checkpoint.preprocessing
+    else:
+        if options.model != _DEFAULT_MODEL:
+            architecture = named_architecture(options.model)
+            if checkpoint.origin == "openai":
+                architecture["quick_gelu"] = True
+        else:
+            architecture = infer_architecture(checkpoint.tensors, place)
+            if checkpoint.origin != "openai":
+                warnings.warn(
+                    f"{place}: read as OpenAI's CLIP, with QuickGELU; if it was trained with plain GELU (as most of"
+                    " open_clip's were), name its architecture, such as --model ViT-B-16, or its features are wrong",
+                    stacklevel=3,
+                )
+        name = model_name(architecture) or checkpoint.path.stem
+        preprocessing = Preprocessing(input_size=_input_size(architecture, place))
+    clip = build_clip(architecture)
+    load_weights(clip, checkpoint.tensors, place)
+    return ClipModel(clip, name, preprocessing, options.precision)
+
+
+def _untrained(options: ModelOptions) -> ClipModel:
+    architecture = named_architecture(options.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        clip = build_clip(architecture)
+    preprocessing = Preprocessing(input_size=_input_size(architecture, options.model))
+    return ClipModel(clip, options.model, preprocessing, options.precision, random_weights=True)
+
+
+def _from_tag(options: ModelOptions, tag: str) -> ClipModel:
+    architecture = named_architecture(options.model)
+    config = open_clip.get_pretrained_cfg(options.model, tag)
+    if not config and Path(tag).is_file():
+        raise ModelError(f"--pretrained {tag}: is a file, and a tag is wanted here; give files with --checkpoint")
+    if not config:
+        tags = open_clip.list_pretrained_tags_by_model(options.model)
+        raise ModelError(f'{options.model} has no weights called "{tag}"{suggestion(tag, [*tags, RANDOM])}')
+    if config.get("resize_mode", "shortest") != "shortest":
+        raise ModelError(
+            f"{options.model} {tag}: was trained on pictures squeezed into a square, and zar-ray crops; choose other"
+            f" weights ({_tags(_DEFAULT_MODEL)} for {_DEFAULT_MODEL})"
+        )
+    # The activation is the weights' own. open_clip only warns when name and weights differ, and goes by the name.
+    quick_gelu = bool(config.get("quick_gelu"))
+    architecture["quick_gelu"] = quick_gelu
+    name = options.model.removesuffix(QUICKGELU_SUFFIX) + (QUICKGELU_SUFFIX if quick_gelu else "")
+    preprocessing = Preprocessing(
+        input_size=_input_size(architecture, options.model),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config.get("interpolation", "bicubic"),
+    )
+    clip = build_clip(architecture)
+    load_weights(clip, read_checkpoint(_weights_file(options.model, tag, config)).tensors, f"{options.model} {tag}")
+    return ClipModel(clip, name, preprocessing, options.precision)
+
+
+def _weights_file(model: str, tag: str, config: dict[str, Any]) -> Path:
+    cached = cached_weights(model, tag)
+    if cached is not None:
+        return cached
+    problem = hub_problem()
+    if problem is None:
+        try:
+            return Path(download_pretrained(config))
+        except (OSError, RuntimeError) as error:
+            problem = " ".join(str(error).split())
+    raise ModelError(
+        f"{model} {tag}: the weights are not in the cache and cannot be downloaded ({problem}); give a local file with"
+        f" --checkpoint FILE, or download them where there is a network and bring that machine's {hub.HF_HUB_CACHE}"
+    )
+
+
+def _input_size(architecture: Architecture, place: str) -> int:
+    size = architecture["vision_cfg"].get("image_size", 224)
+    if not isinstance(size, int):
+        height, width = size
+        if height != width:
+            raise ModelError(f"{place}: reads pictures of {width}×{height}, and zar-ray makes square ones")
+        size = height
+    return size
+
+
+def _tags(model: str) -> str:
+    return ", ".join([*open_clip.list_pretrained_tags_by_model(model), RANDOM])

@@ -185,10 +185,10 @@ def probe_listing(
             split=video.split,
             size=_size(video.path),
         )
-        if isinstance(answer, ProbeError):
-            row = replace(row, error=answer.message)
-        elif row.path != video.path:
+        if row.path != video.path:
             row = replace(row, error="the file's name is not UTF-8; rename it")
+        elif isinstance(answer, ProbeError):
+            row = replace(row, error="no such file" if _is_missing(video.path) else answer.message)
         else:
             row = replace(
                 row,
@@ -305,6 +305,16 @@ def _tidy(name: str) -> str:
 def _storable(text: str) -> str:
     """The text itself where it is Unicode; bytes that are none (file names may hold any) become escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _is_missing(path: str) -> bool:
+    try:
+        Path(path).stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _size(path: str) -> int | None:

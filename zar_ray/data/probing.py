@@ -176,8 +176,6 @@ def _serve(connection: Connection, probe: Probe, decoder: Decoder) -> None:
 def _answer(probe: Probe, path: str, decoder: Decoder) -> VideoInfo | ProbeError:
     try:
         return probe(path, decoder)
-    except FileNotFoundError:
-        return ProbeError("no such file")
     except VideoError as error:
         return ProbeError(str(error))
     except Exception as error:  # noqa: BLE001  whatever a decoder throws is this file's error, reported in its row

@@ -4,13 +4,14 @@ How the numbers are made (docs/metrics.md says it for readers):
 
 - A failed video is wrong before and after in the headline, and left out of the second set of scores.  A video without
   a label counts in neither.
-- Intervals are 95 % percentile bootstrap intervals over videos.  Drawing n videos with replacement and counting how
-  often each kind of outcome (class, rank before, rank after) comes up is one multinomial draw, so the bootstrap is
-  drawn that way: the same distribution as redrawing videos one by one (what `scipy.stats.bootstrap` does), at a cost
-  that does not grow with the number of videos.  One draw serves every statistic, which makes differences paired.
+- Intervals are 95 % percentile bootstrap intervals over videos, without the redrawing where it is not needed.  Of n
+  videos drawn with replacement the number of right ones is binomial, the numbers of gained and lost ones together are
+  multinomial, and so are the numbers of right and wrong ones by class.  So the share of right videos has its quantiles
+  from the binomial distribution, and the others are drawn from the multinomial one: the same distribution that
+  `scipy.stats.bootstrap` redraws videos for, at a cost that does not grow with the number of videos.
 - Where all videos are right, or all wrong, every draw is the same and the bootstrap says [1, 1] or [0, 0] however few
-  videos there are.  The interval is then Clopper and Pearson's exact one.  The change uses the same bound, on either
-  side of zero, when no video is gained or lost.
+  videos there are.  The interval is then Clopper and Pearson's exact one.  The change is treated likewise when no video
+  is gained or lost, or all of them are.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from zar_ray.errors import RunError
@@ -264,93 +265,73 @@ def _mean(table: pa.Table, name: str) -> float | None:
 def _scores(rows: _Rows, seed: int, resamples: int) -> Scores | None:
     if not len(rows.label):
         return None
-    outcomes = _Outcomes.of(rows)
-    measured = outcomes.statistics(outcomes.counts[None].astype(np.float64))
-    drawn = outcomes.bootstrap(seed, resamples)
-    videos = len(rows.label)
 
-    def estimate(name: str) -> Estimate:
-        value = float(measured[name][0])
-        if value in (0.0, 1.0):
-            exact = binomtest(round(value * videos), videos).proportion_ci(1 - 2 * _TAIL, method="exact")
-            return Estimate(value, float(exact.low), float(exact.high))
-        low, high = np.quantile(drawn[name], [_TAIL, 1 - _TAIL])
-        # Where rare classes drop out of draws the mean over classes is shifted, and can leave the value outside.
-        return Estimate(value, min(float(low), value), max(float(high), value))
+    def accuracy(rank: np.ndarray) -> Accuracy:
+        right = rank == _RIGHT
+        return Accuracy(
+            top1=_share(int(right.sum()), len(rank)),
+            top5=_share(int((rank >= _AMONG_FIVE).sum()), len(rank)),
+            mean_class=_mean_class(rows.label, right, np.random.default_rng(seed), resamples),
+        )
 
-    def accuracy(when: str) -> Accuracy:
-        return Accuracy(estimate(f"top1_{when}"), estimate(f"top5_{when}"), estimate(f"mean_class_{when}"))
-
-    return Scores(videos, accuracy("before"), accuracy("after"), _change(rows, measured, drawn))
+    before, after = accuracy(rows.before), accuracy(rows.after)
+    return Scores(len(rows.label), before, after, _change(rows, np.random.default_rng(seed), resamples))
 
 
-def _change(rows: _Rows, measured: dict[str, np.ndarray], drawn: dict[str, np.ndarray]) -> Change | None:
+def _share(right: int, videos: int) -> Estimate:
+    if right in (0, videos):
+        exact = binomtest(right, videos).proportion_ci(1 - 2 * _TAIL, method="exact")
+        return Estimate(right / videos, float(exact.low), float(exact.high))
+    low, high = binom.ppf([_TAIL, 1 - _TAIL], videos, right / videos) / videos
+    return Estimate(right / videos, float(low), float(high))
+
+
+def _mean_class(label: np.ndarray, right: np.ndarray, rng: np.random.Generator, resamples: int) -> Estimate:
+    """Mean over the classes that have videos; in a draw, over those that came up in it."""
+    if right.all() or not right.any():
+        return _share(int(right.sum()), len(label))
+    outcomes, counts = np.unique(label.astype(np.int64) * 2 + right, return_counts=True)
+    _, class_starts = np.unique(outcomes // 2, return_index=True)
+
+    def means(tables: np.ndarray) -> np.ndarray:
+        videos = np.add.reduceat(tables, class_starts, axis=1)
+        hits = np.add.reduceat(tables * (outcomes % 2), class_starts, axis=1)
+        shares = np.divide(hits, videos, out=np.zeros(hits.shape), where=videos > 0)
+        return shares.sum(axis=1) / (videos > 0).sum(axis=1)
+
+    # In batches, so that the tables of counts of all draws are never in memory together.
+    batch = max(1, _CELLS_A_BATCH // len(counts))
+    sizes = [min(batch, resamples - start) for start in range(0, resamples, batch)]
+    drawn = np.concatenate([means(rng.multinomial(len(label), counts / len(label), size=size)) for size in sizes])
+    return _around(float(means(counts[None])[0]), drawn)
+
+
+def _change(rows: _Rows, rng: np.random.Generator, resamples: int) -> Change | None:
     if not _adapts(rows.table):
         return None
+    videos = len(rows.label)
     gained = int(((rows.after == _RIGHT) & (rows.before != _RIGHT)).sum())
     lost = int(((rows.after != _RIGHT) & (rows.before == _RIGHT)).sum())
-    value = float(measured["change"][0])
     if gained + lost == 0:
-        bound = float(binomtest(0, len(rows.label)).proportion_ci(1 - 2 * _TAIL, method="exact").high)
-        return Change(Estimate(value, -bound, bound), gained, lost, 1.0)
-    low, high = np.quantile(drawn["change"], [_TAIL, 1 - _TAIL])
+        bound = _share(0, videos).high
+        return Change(Estimate(0.0, -bound, bound), gained, lost, 1.0)
     p_value = float(binomtest(gained, gained + lost).pvalue)
-    return Change(Estimate(value, min(float(low), value), max(float(high), value)), gained, lost, p_value)
+    if videos in (gained, lost):
+        # All changed alike, so every draw is the same: at worst the rest of the exact bound changed the other way.
+        sign, least = (1.0 if gained else -1.0), 2 * _share(videos, videos).low - 1
+        return Change(Estimate(sign, min(sign, sign * least), max(sign, sign * least)), gained, lost, p_value)
+    counts = np.array([gained, lost, videos - gained - lost])
+    drawn = rng.multinomial(videos, counts / videos, size=resamples)
+    return Change(_around((gained - lost) / videos, (drawn[:, 0] - drawn[:, 1]) / videos), gained, lost, p_value)
+
+
+def _around(value: float, drawn: np.ndarray) -> Estimate:
+    low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL])
+    # Where rare classes drop out of draws, the mean over classes shifts and can leave the measured value outside.
+    return Estimate(value, min(float(low), value), max(float(high), value))
 
 
 def _adapts(table: pa.Table) -> bool:
     """Whether any video's scores differ after adaptation; zero-shot leaves all of them as they were."""
     pairs = (("top5_scores_before", "top5_scores_after"), ("top5_before", "top5_after"))
     return any(not table[before].combine_chunks().equals(table[after].combine_chunks()) for before, after in pairs)
-
-
-@dataclass(frozen=True, eq=False)
-class _Outcomes:
-    """Labelled videos, counted by outcome, with outcomes of the same class side by side.
-
-    Attributes:
-        counts: ``(C,)`` int64, videos an outcome.
-        before: ``(C,)`` int64, rank of the right class before adaptation.
-        after: ``(C,)`` int64, the same after.
-        class_starts: Where each class's outcomes begin.
-    """
-
-    counts: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
-    class_starts: np.ndarray
-
-    @classmethod
-    def of(cls, rows: _Rows) -> _Outcomes:
-        codes, counts = np.unique((rows.label.astype(np.int64) * 3 + rows.before) * 3 + rows.after, return_counts=True)
-        _, class_starts = np.unique(codes // 9, return_index=True)
-        return cls(counts, codes // 3 % 3, codes % 3, class_starts)
-
-    def bootstrap(self, seed: int, resamples: int) -> dict[str, np.ndarray]:
-        """Statistics of `resamples` draws of as many videos with replacement, ``(resamples,)`` each."""
-        rng = np.random.default_rng(seed)
-        videos = int(self.counts.sum())
-        batch = max(1, _CELLS_A_BATCH // len(self.counts))
-        drawn = [
-            self.statistics(
-                rng.multinomial(videos, self.counts / videos, size=min(batch, resamples - start)).astype(np.float64)
-            )
-            for start in range(0, resamples, batch)
-        ]
-        return {name: np.concatenate([statistics[name] for statistics in drawn]) for name in drawn[0]}
-
-    def statistics(self, counts: np.ndarray) -> dict[str, np.ndarray]:
-        """Statistics of tables of counts, ``(B, C)`` float64, as ``(B,)`` each."""
-        videos = counts.sum(axis=1)
-        class_videos = np.add.reduceat(counts, self.class_starts, axis=1)
-        statistics: dict[str, np.ndarray] = {}
-        right: dict[str, np.ndarray] = {}
-        for when, rank in (("before", self.before), ("after", self.after)):
-            right[when] = (rank == _RIGHT).astype(np.float64)
-            class_right = np.add.reduceat(counts * right[when], self.class_starts, axis=1)
-            shares = np.divide(class_right, class_videos, out=np.zeros_like(class_right), where=class_videos > 0)
-            statistics[f"top1_{when}"] = counts @ right[when] / videos
-            statistics[f"top5_{when}"] = counts @ (rank >= _AMONG_FIVE).astype(np.float64) / videos
-            statistics[f"mean_class_{when}"] = shares.sum(axis=1) / (class_videos > 0).sum(axis=1)
-        statistics["change"] = counts @ (right["after"] - right["before"]) / videos
-        return statistics

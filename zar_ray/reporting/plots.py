@@ -1,0 +1,110 @@
+"""Files made from a run's per-class results: the confusion matrix as a picture, accuracy by class as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from zar_ray.reporting.summary import ClassAccuracy
+
+ALL_CLASSES = 40
+"""Up to so many classes the picture shows the whole matrix; beyond, the most confused classes."""
+
+_NAME_LENGTH = 28
+
+
+def confusion_picture(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
+    """Draws how often each class is taken for each, as shares of the right class's videos.
+
+    Up to `ALL_CLASSES` classes all are shown.  Beyond that the classes that take part in the most frequent mistakes
+    are, so many that they stay readable, with one more column for everything else that they are taken for.
+
+    Args:
+        matrix: ``(K, K)`` counts; rows are the right class, columns the predicted one.
+        class_names: The K names.
+
+    Returns:
+        A PNG.
+    """
+    matrix = np.asarray(matrix)
+    everything = len(class_names) <= ALL_CLASSES
+    chosen = np.arange(len(class_names)) if everything else most_confused(matrix, ALL_CLASSES - 1)
+    names = [_shortened(class_names[i]) for i in chosen.tolist()]
+    totals = matrix[chosen].sum(axis=1)
+    shown = matrix[np.ix_(chosen, chosen)]
+    columns = names
+    if not everything:
+        shown = np.column_stack([shown, totals - shown.sum(axis=1)])
+        columns = [*names, "(another class)"]
+    # A class without videos keeps an empty row: it was never right or wrong.
+    shares = np.divide(shown, totals[:, None], out=np.full(shown.shape, np.nan), where=totals[:, None] > 0)
+
+    side = 3.0 + 0.24 * len(columns)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("right")
+    title = "Predictions, as shares of each class's videos"
+    if not everything:
+        title += f"\nthe {len(names)} classes of {len(class_names)} in the most frequent mistakes"
+    axes.set_title(title, fontsize=9)
+    if len(columns) <= 20:
+        for (row, column), count in np.ndenumerate(shown):
+            if count:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=6, color=colour)
+    figure.colorbar(image, ax=axes, shrink=0.6)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    return picture.getvalue()
+
+
+def most_confused(matrix: np.ndarray, count: int) -> np.ndarray:
+    """The classes that take part in the most frequent mistakes.
+
+    Args:
+        matrix: ``(K, K)`` counts; rows are the right class, columns the predicted one.
+        count: How many classes.
+
+    Returns:
+        Ascending class ids, int64, min(count, K) of them: both sides of the most frequent mistake, of the next, and so
+        on; equal counts in the order of the matrix.
+    """
+    mistakes = matrix - np.diag(np.diag(matrix))
+    chosen: dict[int, None] = {}
+    for cell in np.argsort(-mistakes, axis=None, kind="stable"):
+        for class_id in divmod(int(cell), len(matrix)):
+            chosen.setdefault(class_id)
+        if len(chosen) >= count:
+            break
+    return np.array(sorted(list(chosen)[:count]), np.int64)
+
+
+def _shortened(name: str) -> str:
+    # Dollar signs would be typeset as mathematics.
+    name = name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 3]}..."
+    return name.replace("$", r"\$")
+
+
+def per_class_csv(classes: Sequence[ClassAccuracy]) -> str:
+    """Writes accuracy by class as CSV with a header; shares have four decimals, and are empty without videos."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ("label_id", "label", "videos", "failed", "top1_before", "top1_after", "taken_for", "taken_for_videos")
+    )
+    for one in classes:
+        before, after = ("" if share is None else f"{share:.4f}" for share in (one.top1_before, one.top1_after))
+        writer.writerow(
+            (one.label_id, one.label, one.videos, one.failed, before, after, one.taken_for or "", one.taken_for_videos)
+        )
+    return text.getvalue()

@@ -1,0 +1,306 @@
+"""What a run, a ranking or a manifest looks like in a terminal, in a log and in Markdown.
+
+Tables fit 80 columns and use plain characters, so that they survive logs; accuracies are printed in per cent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from zar_ray.data.manifest import Manifest
+from zar_ray.reporting.summary import Accuracy, CaseMetrics, Estimate, FailureGroup, RunSummary, Scores
+
+RANDOM_WEIGHTS = "RANDOM WEIGHTS: the model is untrained, so the numbers say nothing about the method"
+
+_COLUMNS = ("method", "", "top-1 %", "top-5 %", "mean class %")
+_REASON_LENGTH = 160
+
+
+def print_summary(summary: RunSummary, console: Console) -> None:
+    """Prints a run: its accuracies, then counts, failures, speed, costs and where everything is."""
+    console.print()
+    if summary.random_weights:
+        console.print(Text(RANDOM_WEIGHTS, style="bold yellow"), soft_wrap=True)
+    console.print(Text(_heading(summary), style="bold"), soft_wrap=True)
+    table = Table(*_COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for row in _rows(summary):
+        table.add_row(*(Text(cell) for cell in row), end_section=row[1] in ("", "change"))
+    console.print(table)
+    for line in _notes(summary):
+        console.print(Text(line, style="dim"), soft_wrap=True)
+    console.print()
+    for name, value in _facts(summary):
+        console.print(Text.assemble((f"{name:<9}", "bold"), value), soft_wrap=True)
+
+
+def markdown(summary: RunSummary) -> str:
+    """The same as `print_summary` prints, as Markdown: for MLflow's description or a page."""
+    lines = [f"**{RANDOM_WEIGHTS}**", ""] if summary.random_weights else []
+    lines += [
+        _cell(_heading(summary)),
+        "",
+        "| " + " | ".join(_COLUMNS) + " |",
+        "|" + "---|" * len(_COLUMNS),
+        *("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in _rows(summary)),
+        "",
+        *(f"{_cell(line)}  " for line in _notes(summary)),
+        "",
+        *(f"- **{name}**: {_cell(value)}" for name, value in _facts(summary)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text in which Markdown sees no table border, emphasis, link or HTML."""
+    return "".join(f"\\{character}" if character in "\\|*_`<[" else character for character in text)
+
+
+def _heading(summary: RunSummary) -> str:
+    split = f", split {summary.split}" if summary.split else ""
+    return (
+        f"{summary.dataset}{split}: {_count(summary.videos, 'video')}, {summary.classes} classes "
+        f"(chance {_percent(1 / summary.classes)} %), "
+        f"{summary.model} ({summary.model_fingerprint}), seed {summary.seed}"
+    )
+
+
+def _rows(summary: RunSummary) -> list[tuple[str, ...]]:
+    return [row for case in summary.cases for row in _case_rows(case)]
+
+
+def _case_rows(case: CaseMetrics) -> list[tuple[str, ...]]:
+    scores = case.headline
+    if scores is None:
+        return [(case.case_id, "", "no labels", "", "")]
+    if scores.change is None:
+        return [(case.case_id, "", *_accuracy(scores.after))]
+    change = scores.change
+    return [
+        (case.case_id, "before", *_accuracy(scores.before)),
+        ("", "after", *_accuracy(scores.after)),
+        (
+            "",
+            "change",
+            _interval(change.top1, "+"),
+            f"{change.gained} gained, {change.lost} lost",
+            f"McNemar p {_p_value(change.p_value)}",
+        ),
+    ]
+
+
+def _accuracy(accuracy: Accuracy) -> tuple[str, str, str]:
+    return _interval(accuracy.top1), _interval(accuracy.top5), _interval(accuracy.mean_class)
+
+
+def _percent(share: float, sign: str = "") -> str:
+    # Adding zero turns a rounded -0.0 into 0.0, which would otherwise print its sign.
+    return f"{round(100 * share, 1) + 0.0:{sign}.1f}"
+
+
+def _interval(estimate: Estimate, sign: str = "") -> str:
+    return f"{_percent(estimate.value, sign)} [{_percent(estimate.low, sign)}, {_percent(estimate.high, sign)}]"
+
+
+def _p_value(p_value: float) -> str:
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def _notes(summary: RunSummary) -> list[str]:
+    """What one must know to read the table."""
+    lines = []
+    if any(case.headline for case in summary.cases):
+        lines.append("Intervals hold with 95 %.")
+    for case in summary.cases:
+        if case.headline is not None and case.headline.videos > _videos(case.failures_excluded):
+            lost = case.headline.videos - _videos(case.failures_excluded)
+            line = f"{case.case_id}: {_count(lost, 'failed video')} counted as wrong"
+            if case.failures_excluded is not None:
+                left_out = case.failures_excluded
+                line += f"; left out, top-1 is {_percent(left_out.after.top1.value)} of {left_out.videos}"
+                if left_out.change is not None:
+                    line += f" (before {_percent(left_out.before.top1.value)})"
+            lines.append(f"{line}.")
+    return lines
+
+
+def _videos(scores: Scores | None) -> int:
+    return 0 if scores is None else scores.videos
+
+
+def _facts(summary: RunSummary) -> list[tuple[str, str]]:
+    counts = f"{summary.videos}: {summary.finished} finished, {summary.failed} failed"
+    if summary.unlabelled:
+        counts += f", {summary.unlabelled} without a label (in no accuracy)"
+    if summary.warned:
+        counts += f", {summary.warned} with a warning"
+    if summary.resumed:
+        counts += f"; {summary.resumed} were there from an earlier session"
+    facts = [("videos", counts)]
+    facts += [("failed", _failures(group)) for group in summary.failures]
+    speed = summary.throughput.videos_per_second
+    if speed is not None:
+        done = _count(summary.throughput.videos, "video")
+        facts.append(("speed", f"{speed:.3g} videos/s ({done} in {summary.throughput.seconds:.1f} s)"))
+    costs = _costs(summary)
+    if costs:
+        facts.append(("a video", costs))
+    facts += [("results", summary.results), ("run", summary.run_file), ("MLflow", _mlflow(summary))]
+    return facts
+
+
+def _failures(group: FailureGroup) -> str:
+    reasons = "; ".join(f"{video}: {_shortened(error)}" for video, error in group.examples)
+    more = group.videos - len(group.examples)
+    return f"{group.videos} at {group.stage}: {reasons}" + (f"; and {more} more" if more else "")
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _REASON_LENGTH else f"{text[: _REASON_LENGTH - 3]}..."
+
+
+def _costs(summary: RunSummary) -> str:
+    costs = summary.costs
+    parts = []
+    if costs.bytes_shipped_mean is not None and costs.bytes_shipped_max is not None:
+        parts.append(f"{_bytes(costs.bytes_shipped_mean)} shipped (at most {_bytes(costs.bytes_shipped_max)})")
+    if costs.frames_decoded_mean is not None:
+        parts.append(f"{costs.frames_decoded_mean:.4g} frames decoded")
+    if costs.images_encoded_mean is not None:
+        parts.append(f"{costs.images_encoded_mean:.4g} images encoded")
+    return ", ".join(parts)
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def _mlflow(summary: RunSummary) -> str:
+    state = summary.mlflow
+    if state.run_id is not None:
+        return f"{state.uri} (experiment {state.experiment}, run {state.run_id})"
+    return f"not logged: {state.why_not or 'switched off'}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+class _Label(Protocol):
+    @property
+    def label(self) -> str: ...
+    @property
+    def score(self) -> float: ...
+
+
+class RankingLike(Protocol):
+    """What `print_ranking` shows, such as `zar_ray.evaluation.predict.Ranking`."""
+
+    @property
+    def video(self) -> str:
+        """The file."""
+        ...
+
+    @property
+    def method(self) -> str:
+        """The test-time method."""
+        ...
+
+    @property
+    def before(self) -> Sequence[_Label]:
+        """Labels by falling score before adaptation."""
+        ...
+
+    @property
+    def after(self) -> Sequence[_Label]:
+        """Labels by falling score after adaptation."""
+        ...
+
+    @property
+    def warning(self) -> str | None:
+        """What was odd about the file."""
+        ...
+
+    @property
+    def error(self) -> str | None:
+        """Why there is no ranking."""
+        ...
+
+
+def print_ranking(ranking: RankingLike, console: Console, *, random_weights: bool) -> None:
+    """Prints the ranked labels of one file; one list where adaptation changes no score, two otherwise."""
+    console.print(Text.assemble((ranking.video, "bold"), f"  {ranking.method}"), soft_wrap=True)
+    if random_weights:
+        console.print(Text(f"  {RANDOM_WEIGHTS}", style="yellow"), soft_wrap=True)
+    if ranking.warning is not None:
+        console.print(Text(f"  warning: {ranking.warning}", style="yellow"), soft_wrap=True)
+    if ranking.error is not None:
+        console.print(Text(f"  failed: {ranking.error}", style="red"), soft_wrap=True)
+        return
+    before, after = (
+        [(one.label, f"{_percent(one.score)} %") for one in ranked] for ranked in (ranking.before, ranking.after)
+    )
+    adapts = [(one.label, one.score) for one in ranking.before] != [(one.label, one.score) for one in ranking.after]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=adapts)
+    for title in ("", "before", "", "after", "") if adapts else ("", "", ""):
+        table.add_column(title, justify="left" if title else "right", overflow="fold")
+    for place, (first, second) in enumerate(zip(before, after, strict=True), 1):
+        cells = (f"  {place}", *first, *second) if adapts else (f"  {place}", *second)
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+
+
+def print_manifest(manifest: Manifest, console: Console, rows: int = 10) -> None:
+    """Prints what a manifest holds: counts by split, how it was read, and its first rows and broken files."""
+    videos = list(manifest.rows())
+    console.print(
+        Text(f"{manifest.name}: {_count(len(videos), 'video')}, {len(manifest.class_names)} classes", style="bold"),
+        soft_wrap=True,
+    )
+    console.print(Text(f"root {manifest.root}"), soft_wrap=True)
+    counts = Table("split", "videos", "labelled", "classes", "broken", "hours", box=None, pad_edge=False)
+    for split in sorted({row.split for row in videos}):
+        of_split = [row for row in videos if row.split == split]
+        counts.add_row(
+            Text(split or "-"),
+            str(len(of_split)),
+            str(sum(row.label_id is not None for row in of_split)),
+            str(len({row.label_id for row in of_split} - {None})),
+            str(sum(row.error is not None for row in of_split)),
+            f"{sum(row.duration or 0.0 for row in of_split) / 3600:.2f}",
+        )
+    console.print(counts)
+    decoders = Counter(row.decoder for row in videos if row.decoder)
+    if decoders:
+        console.print(Text("read by " + ", ".join(f"{name} ({count})" for name, count in decoders.most_common())))
+    if not rows or not videos:
+        return
+    console.print()
+    shown = Table("video", "class", "frames", "size", "fps", box=None, pad_edge=False)
+    shown.columns[0].overflow = shown.columns[1].overflow = "fold"
+    for row in videos[:rows]:
+        shown.add_row(
+            Text(row.video_id),
+            Text(row.class_name or "-"),
+            "-" if row.frames is None else str(row.frames),
+            "-" if row.width is None else f"{row.width}x{row.height}",
+            "-" if row.fps is None else f"{row.fps:.4g}",
+        )
+    console.print(shown)
+    if len(videos) > rows:
+        console.print(Text(f"... and {len(videos) - rows} more"))
+    broken = [row for row in videos if row.error is not None]
+    for row in broken[:rows]:
+        console.print(Text(f"broken: {row.video_id}: {row.error}", style="red"), soft_wrap=True)
+    if len(broken) > rows:
+        console.print(Text(f"... and {len(broken) - rows} more broken ones", style="red"))

@@ -30,6 +30,10 @@ class RunError(ZarError):
     """A run that cannot start, cannot be resumed or did not end well."""
 
 
+class TrackingError(ZarError):
+    """A run that could not be logged to MLflow; its own files are not affected."""
+
+
 class VideoError(ZarError):
     """One video that cannot be used; in a job it becomes a row with its error and stage.
 

@@ -1,0 +1,427 @@
+"""Sends finished runs to MLflow; docs/mlflow.md says what arrives there.
+
+All is read from the run's folder, so a run can be sent at its end or at any later time.  One evaluation is a parent
+run with a child run a case; the children share metric names, so that methods compare.  This is the only module that
+imports mlflow, and it does so when something is sent: the import takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from zar_ray.config import fingerprint
+from zar_ray.errors import RunError, TrackingError
+from zar_ray.reporting.summary import CaseMetrics, RunSummary
+from zar_ray.reporting.tables import markdown
+from zar_ray.storage import Storage, is_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+EXPERIMENT = "zar-ray"
+"""The experiment that runs go to: one for all, because MLflow compares runs within an experiment."""
+
+RECEIPTS = "mlflow.json"
+"""File in the run's folder that says where the run was sent."""
+
+_RUN_FILE = "run.json"
+_T = TypeVar("_T")
+
+# Only where the user has not set them: by default MLflow tries for minutes before it says that a server is not there.
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+_LOGGERS = ("mlflow", "alembic")
+
+# What servers of all versions take.
+_VALUE_LENGTH = 500
+_NOTE_LENGTH = 5000
+_PARAMS_A_BATCH = 100
+
+_PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*(?=@)")
+_PARENT = "mlflow.parentRunId"
+_NOTE = "mlflow.note.content"
+_FOLDER_TAG = "zar.folder"
+_RESULTS_TAG = "zar.results"
+
+
+@dataclass(frozen=True)
+class MlflowReceipt:
+    """Where a run is in MLflow.
+
+    Attributes:
+        uri: The tracking store, without a password.
+        experiment: The experiment's name.
+        run_id: The evaluation's (parent) run.
+        results: A short hash of the results that were sent.
+        new: Whether this call sent them; otherwise they were there already.
+    """
+
+    uri: str
+    experiment: str
+    run_id: str
+    results: str
+    new: bool = field(default=True, compare=False)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a run's folder says about it."""
+
+    storage: Storage
+    summary: RunSummary
+    config: Mapping[str, Any]
+    git: str | None
+
+    @classmethod
+    def read(cls, storage: Storage) -> _Record:
+        place = storage.path(_RUN_FILE)
+        if not storage.exists(_RUN_FILE):
+            raise RunError(f"{storage.path()}: holds no {_RUN_FILE}; a run has one when its evaluation has ended")
+        try:
+            content = json.loads(storage.read(_RUN_FILE))
+        except ValueError as error:
+            raise RunError(f"{place}: is not JSON ({error})") from None
+        if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+            raise RunError(f"{place}: is not the record of a run (it has no config)")
+        summary = RunSummary.from_json(content.get("summary"), place)
+        return cls(storage, summary, content["config"], (content.get("provenance") or {}).get("git"))
+
+    @property
+    def results(self) -> str:
+        """A hash of what was measured: a session that only continues a finished run measures nothing new."""
+        content = self.summary.to_json()
+        for session in ("throughput", "resumed", "mlflow", "results", "run_file"):
+            del content[session]
+        return fingerprint(content)
+
+
+def default_uri(root: str) -> str:
+    """The store that serves all runs below a folder: ``mlflow.db`` in it.
+
+    Raises:
+        TrackingError: `root` is a URI, where SQLite cannot be.
+    """
+    if is_uri(root):
+        raise TrackingError(
+            f"{root}: MLflow's database cannot be there; name a tracking server with --mlflow-uri, "
+            "or send the run later with `zar report mlflow RUN --uri URI`"
+        )
+    return f"sqlite:///{Path(root).expanduser().absolute() / 'mlflow.db'}"
+
+
+def log_run_folder(run: str, uri: str | None = None, experiment: str = EXPERIMENT) -> MlflowReceipt:
+    """Sends a run to MLflow, unless the same results are there already.
+
+    The run's folder keeps a receipt a store (`RECEIPTS`).  Where the run has gone on since it was sent, it is sent
+    anew and the outdated runs are deleted in MLflow (its `mlflow gc` aside, deleted runs can be restored).
+
+    Args:
+        run: The run's folder or its URI.
+        uri: The tracking store; by default ``mlflow.db`` beside the run's folder.
+        experiment: The experiment's name.
+
+    Returns:
+        The receipt; `new` says whether anything was sent.
+
+    Raises:
+        RunError: The folder holds no finished run.
+        TrackingError: MLflow cannot be reached or refuses; tried for seconds, not minutes.
+    """
+    storage = Storage(run)
+    record = _Record.read(storage)
+    root = storage.location.rpartition("/")[0]
+    uri = _absolute(uri) if uri else default_uri(root)
+    shown = without_password(uri)
+    receipts = _receipts(storage)
+    earlier = receipts.get(shown)
+    with _mlflow(shown, storage.path()):
+        client = _client(uri)
+        receipt = _found(client, record, earlier, shown, experiment)
+        if receipt is None:
+            run_id = _send(client, record, _experiment_id(client, experiment, _artifact_location(uri, root)))
+            receipt = MlflowReceipt(shown, experiment, run_id, record.results)
+        if earlier is not None and earlier.run_id != receipt.run_id:
+            _delete(client, earlier.run_id)
+    if receipt != earlier:
+        kept = [one for one in receipts.values() if one.uri != shown]
+        content = [{k: v for k, v in asdict(one).items() if k != "new"} for one in (*kept, receipt)]
+        storage.write(RECEIPTS, (json.dumps(content, indent=2) + "\n").encode())
+    return receipt
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown and stored."""
+    return _PASSWORD.sub(r"\1:***", uri)
+
+
+def _receipts(storage: Storage) -> dict[str, MlflowReceipt]:
+    if not storage.exists(RECEIPTS):
+        return {}
+    try:
+        receipts = [MlflowReceipt(**one, new=False) for one in json.loads(storage.read(RECEIPTS))]
+    except (ValueError, TypeError) as error:
+        place = storage.path(RECEIPTS)
+        raise RunError(f"{place}: cannot be read ({error}); delete it if the run is to be sent again") from None
+    return {one.uri: one for one in receipts}
+
+
+def _absolute(uri: str) -> str:
+    """The URI with a relative SQLite path made absolute: a receipt must mean the same in another folder."""
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
+    return uri.rstrip("/")
+
+
+@contextlib.contextmanager
+def _mlflow(uri: str, run: str) -> Iterator[None]:
+    """MLflow made quiet and quick to give up, and its errors made ours."""
+    ours = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
+    os.environ.update(ours)
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    try:
+        # Importing mlflow sets its logger's level, so ours comes after.
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        for name in _LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+            raise TrackingError(
+                f"{uri}: could not log the run to MLflow ({_reason(error)}); "
+                f"when it can be reached, send it with `zar report mlflow {run} --uri {uri}`"
+            ) from error
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in a few words: of a failed connection or query its cause, without URLs and SQL around it."""
+    from requests import RequestException
+
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    if any(isinstance(cause, RequestException) for cause in causes):
+        text = f"no answer from the server: {causes[-1]}"
+    else:
+        text = str(getattr(error, "orig", error))
+    return _cut(without_password(" ".join(text.split())), 300)
+
+
+def _client(uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+
+    if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
+        _open_database(uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _open_database(uri: str) -> None:
+    """Opens a database once: MLflow itself goes on trying for minutes, even where a file is not a database."""
+    import sqlalchemy
+
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        sqlalchemy.inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+
+
+def _artifact_location(uri: str, root: str) -> str | None:
+    """Where a new experiment keeps its files: beside a database, else what the server says."""
+    if uri.startswith("sqlite:///"):
+        return (Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts").as_uri()
+    if uri.startswith(("http://", "https://")) or not is_uri(uri):
+        return None
+    # A database without a server knows no place for files, and MLflow would put them into the working folder.
+    return f"{root}/mlflow-artifacts" if is_uri(root) else (Path(root) / "mlflow-artifacts").as_uri()
+
+
+def _experiment_id(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifact_location)
+        except MlflowException as error:
+            # Another run may have made it in between.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise error from None
+    if found.lifecycle_stage != "active":
+        raise MlflowException(f"experiment {name} has been deleted there; restore it in MLflow")
+    return found.experiment_id
+
+
+def _found(
+    client: MlflowClient, record: _Record, earlier: MlflowReceipt | None, uri: str, experiment: str
+) -> MlflowReceipt | None:
+    """The receipt of these very results if the store has them.
+
+    A sending that was cut off leaves a run that never ended, or one that the folder has no receipt of: the first is
+    deleted here, the second recognised by its tags.
+    """
+    if earlier is not None and earlier.results == record.results and _is_there(client, earlier.run_id):
+        return earlier
+    known = client.get_experiment_by_name(experiment)
+    if known is None or known.lifecycle_stage != "active":
+        return None
+    same_folder = f"tags.`{_FOLDER_TAG}` = '{_folder_key(record)}'"
+    receipt = None
+    for run in _search(client, known.experiment_id, same_folder):
+        if run.info.status != "FINISHED":
+            _delete(client, run.info.run_id)
+        elif run.data.tags.get(_RESULTS_TAG) == record.results:
+            receipt = MlflowReceipt(uri, experiment, run.info.run_id, record.results, new=False)
+    return receipt
+
+
+def _folder_key(record: _Record) -> str:
+    return fingerprint(record.storage.location)
+
+
+def _is_there(client: MlflowClient, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def _search(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
+    """All active runs under a condition."""
+    runs, token = [], None
+    while True:
+        page = client.search_runs([experiment_id], condition, max_results=100, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def _delete(client: MlflowClient, run_id: str) -> None:
+    """Deletes an evaluation's run with its children, children first; nothing if it is not there."""
+    if not _is_there(client, run_id):
+        return
+    experiment_id = client.get_run(run_id).info.experiment_id
+    for child in _search(client, experiment_id, f"tags.`{_PARENT}` = '{run_id}'"):
+        client.delete_run(child.info.run_id)
+    client.delete_run(run_id)
+
+
+def _send(client: MlflowClient, record: _Record, experiment_id: str) -> str:
+    summary = record.summary
+    tags = {
+        "dataset": summary.dataset,
+        "split": summary.split or "all",
+        "model": summary.model,
+        "model_fingerprint": summary.model_fingerprint,
+        "random_weights": str(summary.random_weights).lower(),
+        "git": record.git or "unknown",
+        _NOTE: markdown(summary),
+    }
+    if record.git:
+        tags["mlflow.source.git.commit"] = record.git.removesuffix("+changes")
+    params = _flat(record.config)
+    by_case = {f"{case.case_id}/{name}": value for case in summary.cases for name, value in case.numbers().items()}
+    parent_tags = {**tags, _FOLDER_TAG: _folder_key(record), _RESULTS_TAG: record.results}
+    parent = client.create_run(experiment_id, tags=_fitting(parent_tags), run_name=summary.name).info.run_id
+    _log(client, parent, params, {**summary.numbers(), **by_case})
+    _log_files(client, parent, record.storage, {_RUN_FILE: _RUN_FILE, "config.yaml": "config.yaml"})
+    for case in summary.cases:
+        _send_case(client, record, case, experiment_id, {**tags, "method": case.method, _PARENT: parent}, params)
+    # Only a run whose every part has arrived counts as finished, see `_found`.
+    client.set_terminated(parent)
+    return parent
+
+
+def _send_case(
+    client: MlflowClient,
+    record: _Record,
+    case: CaseMetrics,
+    experiment_id: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, str],
+) -> None:
+    run_id = client.create_run(experiment_id, tags=_fitting(tags), run_name=case.case_id).info.run_id
+    _log(client, run_id, {**params, "method": case.method}, case.numbers())
+    files = {f"{case.method}_{name}": name for name in ("per_class.csv", "confusion.png")}
+    _log_files(client, run_id, record.storage, files)
+    client.set_terminated(run_id)
+
+
+def _log(client: MlflowClient, run_id: str, params: Mapping[str, str], numbers: Mapping[str, float]) -> None:
+    from mlflow.entities import Metric, Param
+    from mlflow.utils.time import get_current_time_millis
+
+    now = get_current_time_millis()
+    for batch in _batches([Param(_key(name), _cut(value)) for name, value in params.items()], _PARAMS_A_BATCH):
+        client.log_batch(run_id, params=batch)
+    for batch in _batches([Metric(_key(name), value, now, 0) for name, value in numbers.items()], _PARAMS_A_BATCH):
+        client.log_batch(run_id, metrics=batch)
+
+
+def _log_files(client: MlflowClient, run_id: str, storage: Storage, names: Mapping[str, str]) -> None:
+    """Sends those of the run's files that are there, by the names they are to have."""
+    with tempfile.TemporaryDirectory(prefix="zar-mlflow-") as folder:
+        for source, name in names.items():
+            if storage.exists(source):
+                file = Path(folder) / name
+                file.write_bytes(storage.read(source))
+                client.log_artifact(run_id, str(file))
+
+
+def _batches(items: list[_T], size: int) -> Iterable[list[_T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _flat(values: Mapping[str, Any], at: str = "") -> dict[str, str]:
+    """Nested options as dotted names with text values; lists as JSON."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{at}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            flat[f"{at}{name}"] = without_password(text)
+    return flat
+
+
+def _fitting(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name: _cut(value, _NOTE_LENGTH if name == _NOTE else _VALUE_LENGTH) for name, value in tags.items()}
+
+
+def _cut(value: str, length: int = _VALUE_LENGTH) -> str:
+    return value if len(value) <= length else f"{value[: length - 4]} ..."
+
+
+def _key(name: str) -> str:
+    """A name with only the characters that MLflow's keys may have."""
+    return re.sub(r"[^\w./ -]", "_", name, flags=re.ASCII)

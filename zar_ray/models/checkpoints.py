@@ -119,7 +119,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     tensors = _only_tensors(content, path)
-    return Checkpoint(path, "openai" if set(_OPENAI_MARKS) <= set(tensors) else "clip", _normalise(tensors))
+    return Checkpoint(path, "openai" if set(_OPENAI_MARKS) <= set(tensors) else "clip", openai_layout(tensors))
 
 
 def load_weights(clip: open_clip.CLIP, tensors: Mapping[str, torch.Tensor], place: str) -> None:
@@ -159,7 +159,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: cannot be read as safetensors ({_line(error)})") from error
     if METADATA_KEY not in metadata:
-        return Checkpoint(path, "openai" if set(_OPENAI_MARKS) <= set(tensors) else "clip", _normalise(tensors))
+        return Checkpoint(path, "openai" if set(_OPENAI_MARKS) <= set(tensors) else "clip", openai_layout(tensors))
     try:
         content = json.loads(metadata[METADATA_KEY])
         version = content["format"]
@@ -173,7 +173,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
         architecture, notes = dict(content["architecture"]), dict(content["notes"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: its zar-ray metadata is damaged ({_line(error)})") from error
-    return Checkpoint(path, "zar-ray", _normalise(tensors), architecture, preprocessing, notes)
+    return Checkpoint(path, "zar-ray", openai_layout(tensors), architecture, preprocessing, notes)
 
 
 def _read_torch(path: Path) -> object:
@@ -199,7 +199,7 @@ def _only_tensors(content: object, path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _normalise(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def openai_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """OpenAI's layout, in float32: without wrappers' prefixes, buffers that follow from the sizes, and marks."""
     names = {name: name for name in tensors}
     if all(name.startswith("module.") for name in names):  # saved under DistributedDataParallel

@@ -60,11 +60,12 @@ class ClipModel(nn.Module):
                 f"{name}: its vocabulary has {clip.vocab_size} tokens, and CLIP's tokenizer makes"
                 f" {clip_tokenizer().vocab_size}"
             )
-        self.clip: Any = clip.eval().requires_grad_(False)  # Any: its attributes bear no types
+        self.clip: Any = clip.requires_grad_(False)  # Any: its attributes bear no types
         self.name = name
         self.preprocessing = preprocessing
         self.precision: Precision = precision
         self.random_weights = random_weights
+        self.eval()
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,48 @@
+"""A summary survives run.json, and its numbers keep the names that docs/mlflow.md promises."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from zar_ray.errors import RunError
+from zar_ray.reporting.summary import RunSummary, Throughput
+
+
+def test_a_summary_survives_json(make_summary):
+    for summary in (
+        make_summary(),
+        make_summary(3, failures=3, unlabelled=0),
+        make_summary(4, failures=0, unlabelled=4),
+    ):
+        assert RunSummary.from_json(json.loads(json.dumps(summary.to_json()))) == summary
+
+
+@pytest.mark.parametrize("content", [None, {}, {"name": "x"}, []])
+def test_what_is_no_summary_is_refused_in_one_line_with_its_place(content):
+    with pytest.raises(RunError, match=r"^/runs/a/run\.json: is not the summary of a run") as caught:
+        RunSummary.from_json(content, "/runs/a/run.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_number_is_in_the_documentation(make_summary, repository):
+    page = (repository / "docs" / "mlflow.md").read_text(encoding="utf-8")
+    summary = make_summary()
+    for name in {*summary.numbers(), *(name for case in summary.cases for name in case.numbers())}:
+        stem = name.removesuffix("_low").removesuffix("_high")
+        assert f"`{stem}`" in page, f"docs/mlflow.md does not say what {name} is"
+
+
+def test_methods_have_the_same_numbers_but_for_the_change(make_summary):
+    zero_shot, zar = (case.numbers() for case in make_summary().cases)
+    change = {"top1_change", "top1_change_low", "top1_change_high", "gained", "lost", "mcnemar_p"}
+    assert zar.keys() - zero_shot.keys() == change
+    assert zero_shot.keys() <= zar.keys()
+    assert zar["top1_before"] == zero_shot["top1"]
+
+
+def test_speed_is_unknown_without_work():
+    assert Throughput(10, 4.0).videos_per_second == 2.5
+    assert Throughput(0, 4.0).videos_per_second is None
+    assert Throughput(3, 0.0).videos_per_second is None

@@ -1,0 +1,161 @@
+"""What is printed says all it must, fits the width, and survives logs."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass, replace
+
+import pytest
+from rich.console import Console
+
+from zar_ray.data.manifest import Manifest, VideoRow
+from zar_ray.reporting.summary import MlflowState, Throughput
+from zar_ray.reporting.tables import RANDOM_WEIGHTS, markdown, print_manifest, print_ranking, print_summary
+
+
+@dataclass(frozen=True)
+class RankedLabel:
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    video: str
+    method: str
+    before: tuple[RankedLabel, ...]
+    after: tuple[RankedLabel, ...]
+    warning: str | None = None
+    error: str | None = None
+
+
+def printed(show, *values, width: int = 80, encoding: str = "utf-8", **options) -> str:
+    stream = io.BytesIO()
+    text = io.TextIOWrapper(stream, encoding=encoding)
+    show(*values, Console(file=text, width=width), **options)
+    text.flush()
+    return stream.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_table_shows_before_after_change_and_chance_within_the_width(make_summary, width):
+    summary = make_summary()
+    output = printed(print_summary, summary, width=width)
+    scores = summary.cases[1].headline
+    for estimate in (scores.before.top1, scores.after.top1, scores.after.top5, scores.after.mean_class):
+        assert f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]" in output
+    assert f"{100 * scores.change.top1.value:+.1f} [" in output
+    assert f"{scores.change.gained} gained, {scores.change.lost} lost" in output
+    assert re.search(r"McNemar p (< 0\.001|\d\.\d{3})", output)
+    assert "chance 12.5 %" in output
+    table = output[output.index("method") : output.index("Intervals")].splitlines()
+    assert max(map(len, table)) <= width
+    # No cell was broken over two lines: a heading, a rule, a row for zero_shot, a gap, and three rows for zar.
+    assert len([line for line in table if line.strip()]) == 6
+
+
+def test_counts_failures_speed_costs_and_places_are_beneath(make_summary):
+    output = printed(print_summary, make_summary(resumed=7, warned=1))
+    assert "60: 56 finished, 4 failed, 2 without a label" in output
+    assert "1 with a warning; 7 were there from an earlier session" in output
+    assert "4 at decode: v0.mp4: the file ends in frame 0; v1.mp4: the file ends in frame 1; " in output
+    assert "and 1 more" in output
+    assert "4.8 videos/s" in output
+    assert "12 MB shipped (at most 12 MB), 70 frames decoded, 235 images encoded" in output
+    assert "zar: 4 failed videos counted as wrong; left out, top-1 is " in output
+    # Paths are on one line each however narrow the terminal: they are there to be copied.
+    assert "/somewhere/runs/demo_zar_seed0/predictions.parquet\n" in printed(print_summary, make_summary(), width=40)
+    assert "sqlite:////somewhere/runs/mlflow.db (experiment zar-ray, run abc123)\n" in output
+
+
+def test_random_weights_are_said_everywhere(make_summary):
+    summary = make_summary(random_weights=True)
+    ranking = Ranking("a.mp4", "zar", (RankedLabel("x", 1.0),), (RankedLabel("x", 1.0),))
+    assert RANDOM_WEIGHTS in printed(print_summary, summary)
+    assert RANDOM_WEIGHTS in markdown(summary)
+    assert RANDOM_WEIGHTS in printed(print_ranking, ranking, random_weights=True, width=100)
+    assert "RANDOM" not in printed(print_summary, make_summary()) + markdown(make_summary())
+    assert "RANDOM" not in printed(print_ranking, ranking, random_weights=False)
+
+
+def test_a_run_that_was_not_logged_says_why(make_summary):
+    reason = "http://mlflow:5000: no answer; send it with `zar report mlflow runs/a`"
+    assert f"not logged: {reason}" in printed(print_summary, make_summary(mlflow=MlflowState(why_not=reason)), width=60)
+
+
+@pytest.mark.parametrize("counts", [(3, 3, 0), (3, 0, 3), (1, 0, 0), (1, 0, 1)])
+def test_runs_with_little_in_them_are_shown_too(make_summary, counts):
+    videos, failures, unlabelled = counts
+    summary = make_summary(videos, failures=failures, unlabelled=unlabelled, throughput=Throughput(0, 0.0))
+    for output in (printed(print_summary, summary), markdown(summary)):
+        assert ("no labels" in output) == (unlabelled == videos)
+        assert "videos/s" not in output
+        assert not re.search(r"\bnan\b|None", output)
+
+
+def test_a_log_that_knows_only_ascii_gets_it_too(make_summary):
+    assert "zero_shot" in printed(print_summary, make_summary(), encoding="ascii")
+
+
+def test_square_brackets_in_reasons_are_text_not_markup(make_summary):
+    summary = make_summary()
+    group = replace(summary.failures[0], examples=(("a[bold].mp4", "[Errno 2] [/] no such file"),))
+    output = printed(print_summary, replace(summary, failures=(group,)), width=120)
+    assert "a[bold].mp4: [Errno 2] [/] no such file" in output
+
+
+def test_no_value_prints_as_minus_zero(make_summary):
+    summary = make_summary()
+    change = summary.cases[1].headline.change
+    tiny = replace(change, top1=replace(change.top1, value=-0.0001, low=-0.0004, high=-0.00001))
+    case = replace(summary.cases[1], failures_wrong=replace(summary.cases[1].headline, change=tiny))
+    assert "+0.0 [+0.0, +0.0]" in printed(print_summary, replace(summary, cases=(case,)))
+
+
+def test_markdown_has_the_same_rows_and_is_safe(make_summary):
+    summary = make_summary()
+    text = markdown(replace(summary, dataset="a|b_*c*<script>"))
+    assert r"a\|b\_\*c\*\<script>" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 4
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6}
+    assert rows[2].startswith(r"| zero\_shot |")
+
+
+def test_a_ranking_shows_both_sides_or_one_where_nothing_changed():
+    before = (RankedLabel("run", 0.6), RankedLabel("jump", 0.4))
+    after = (RankedLabel("jump", 0.9), RankedLabel("run", 0.1))
+    both = printed(
+        print_ranking, Ranking("a b.mp4", "zar", before, after, warning="damaged tail"), random_weights=False
+    )
+    assert re.search(r"before +after", both)
+    assert re.search(r"1 +run +60\.0 % +jump +90\.0 %", both)
+    assert "a b.mp4  zar" in both
+    assert "warning: damaged tail" in both
+    one = printed(print_ranking, Ranking("a.mp4", "zero_shot", before, before), random_weights=False)
+    assert "before" not in one
+    assert re.search(r"1 +run +60\.0 %\s*\n", one)
+
+
+def test_a_file_without_a_ranking_says_why():
+    output = printed(print_ranking, Ranking("a.mp4", "zar", (), (), error="no such [file]"), random_weights=False)
+    assert "failed: no such [file]" in output
+
+
+def test_a_manifest_shows_its_counts_rows_and_broken_files():
+    rows = [
+        VideoRow(f"run/{i}.mp4", f"/d/run/{i}.mp4", 0, "run", "test", 30, 25.0, 96, 64, 1.2, 1000, "decord")
+        for i in range(3)
+    ]
+    rows.append(VideoRow("bad.mp4", "/d/bad.mp4", split="test", error="moov [atom] not found"))
+    output = printed(print_manifest, Manifest.of(rows, ["run", "jump"], "/d", "mine"), rows=2)
+    assert "mine: 4 videos, 2 classes" in output
+    assert re.search(r"test +4 +3 +1 +1 +0\.00", output)
+    assert re.search(r"run/0\.mp4 +run +30 +96x64 +25", output)
+    assert "run/2.mp4" not in output
+    assert "... and 2 more" in output
+    assert "broken: bad.mp4: moov [atom] not found" in output
+    assert "read by decord (3)" in output
+    empty = printed(print_manifest, Manifest.of([], ["run", "jump"], "/d", "none"))
+    assert "none: 0 videos" in empty

@@ -7,7 +7,7 @@ import pytest
 
 from zar_ray.data.index import index_csv, index_folder, list_csv, list_folder
 from zar_ray.data.manifest import Manifest, VideoRow
-from zar_ray.errors import ManifestError
+from zar_ray.errors import ConfigError, ManifestError
 
 Put = Callable[[Path], Path]
 
@@ -238,3 +238,12 @@ def test_the_same_files_give_the_same_manifest_however_many_processes(tmp_path: 
         put_video(tmp_path / f"class_{n % 2}" / f"{n}.mp4")
     one, two = index_folder(tmp_path, workers=1), index_folder(tmp_path, workers=2)
     assert one.table.equals(two.table)
+
+
+def test_a_decoder_that_is_not_installed_is_one_error_and_not_one_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a/1.mp4")
+    monkeypatch.setattr("zar_ray.data.index.has_decord", lambda: False)
+    with pytest.raises(ConfigError, match="decord is not installed here; use --decoder auto or --decoder pyav"):
+        index_folder(tmp_path, decoder="decord")

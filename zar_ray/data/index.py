@@ -22,8 +22,8 @@ from pathlib import Path
 from zar_ray.config import Decoder
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.data.probing import PROBE_TIMEOUT, Probe, ProbeError, Progress, probe_files
-from zar_ray.errors import ManifestError, suggestion
-from zar_ray.video.reading import probe_video
+from zar_ray.errors import ConfigError, ManifestError, suggestion
+from zar_ray.video.reading import has_decord, probe_video
 
 VIDEO_EXTENSIONS = frozenset(
     ".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .wmv .flv .gif .ts .3gp".split()  # noqa: SIM905
@@ -172,7 +172,12 @@ def probe_listing(
 
     Returns:
         The manifest, rows sorted by video id.
+
+    Raises:
+        ConfigError: decord is asked for and not installed; every file would fail for the same reason.
     """
+    if decoder == "decord" and not has_decord():
+        raise ConfigError("decord is not installed here; use --decoder auto or --decoder pyav")
     label_ids = {name: index for index, name in enumerate(listing.class_names)}
     answers = probe_files([v.path for v in listing.videos], probe, decoder, workers, timeout, progress)
     rows = []

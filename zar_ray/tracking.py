@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -45,7 +46,7 @@ _SETTINGS = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-_LOGGERS = ("mlflow", "alembic")
+_LOG_LEVELS = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3": logging.ERROR}
 
 # What servers of all versions take.
 _VALUE_LENGTH = 500
@@ -192,20 +193,20 @@ def _mlflow(uri: str, run: str) -> Iterator[None]:
     """MLflow made quiet and quick to give up, and its errors made ours."""
     ours = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
     os.environ.update(ours)
-    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    levels = {name: logging.getLogger(name).level for name in _LOG_LEVELS}
     try:
         # Importing mlflow sets its logger's level, so ours comes after.
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
-        for name in _LOGGERS:
-            logging.getLogger(name).setLevel(logging.WARNING)
+        for name, level in _LOG_LEVELS.items():
+            logging.getLogger(name).setLevel(level)
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
             raise TrackingError(
                 f"{uri}: could not log the run to MLflow ({_reason(error)}); "
-                f"when it can be reached, send it with `zar report mlflow {run} --uri {uri}`"
+                f"when it can be reached, send it with `zar report mlflow {shlex.quote(run)} --uri {uri}`"
             ) from error
     finally:
         for name in ours:

@@ -1,0 +1,329 @@
+"""Runs arrive in a real MLflow store whole, once and quietly; without a store the caller learns so in seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from zar_ray import tracking
+from zar_ray.errors import RunError, TrackingError
+from zar_ray.reporting.summary import (
+    Accuracy,
+    CaseMetrics,
+    Change,
+    Costs,
+    Estimate,
+    FailureGroup,
+    RunSummary,
+    Scores,
+    Throughput,
+)
+from zar_ray.tracking import default_uri, log_run_folder, without_password
+
+CONFIG = {
+    "dataset": "demo",
+    "method": ["zero_shot", "zar"],
+    "split": None,
+    "zar": {"lr": 0.005, "betas": [0.9, 0.999]},
+    "class_names": ",".join(f"class number {i}" for i in range(600)),
+    "mlflow_uri": "http://me:secret@host:5000",
+    # More parameters than MLflow takes at once, as a longer configuration would have.
+    "many": {f"option{i}": i for i in range(130)},
+}
+
+
+def make_case(method: str, top1: float) -> CaseMetrics:
+    before = Accuracy(*(Estimate(value, value - 0.1, value + 0.1) for value in (0.4, 0.7, 0.35)))
+    after = Accuracy(Estimate(top1, top1 - 0.1, top1 + 0.1), before.top5, before.mean_class)
+    change = Change(Estimate(top1 - 0.4, -0.02, 0.2), 9, 4, 0.267) if method == "zar" else None
+    scores = Scores(50, before, after, change)
+    return CaseMetrics(method, method, 52, 51, 1, 50, 8, 0.125, scores, scores, 1.5, 1.1, 0.2)
+
+
+def make_run(folder: Path, top1: float = 0.5, seconds: float = 60.0) -> Path:
+    """A run's folder as an evaluation leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = RunSummary(
+        name=folder.name,
+        dataset="demo",
+        split="test",
+        model="demo-tiny",
+        model_fingerprint="0123456789ab",
+        random_weights=False,
+        seed=0,
+        classes=8,
+        videos=52,
+        finished=51,
+        failed=1,
+        unlabelled=2,
+        warned=0,
+        resumed=0,
+        cases=(make_case("zero_shot", 0.4), make_case("zar", top1)),
+        failures=(FailureGroup("open", 1, (("a.mp4", "moov atom not found"),)),),
+        costs=Costs(1.2e7, 13_000_000, 235.0, 70.0, 0.1, None),
+        throughput=Throughput(52, seconds),
+        results=f"{folder}/predictions.parquet",
+        run_file=f"{folder}/run.json",
+    )
+    record = {"summary": summary.to_json(), "config": CONFIG, "provenance": {"git": "f00d+changes"}}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "config.yaml").write_text("dataset: demo\n")
+    (folder / "zar_per_class.csv").write_text("label_id\n0\n")
+    (folder / "zar_confusion.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+class Store:
+    """A folder of runs whose MLflow store was made by the first send, in a process of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.cwd = root / "runs", root / "working folder"
+        self.cwd.mkdir(parents=True)
+        make_run(self.root / "first")
+        code = f"from zar_ray.tracking import log_run_folder; log_run_folder({str(self.root / 'first')!r})"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        environment["PYTHONPATH"] = str(Path(tracking.__file__).parent.parent)
+        self.sent = subprocess.run(
+            [sys.executable, "-c", code], cwd=self.cwd, env=environment, capture_output=True, text=True, timeout=120
+        )
+
+        self.left_by_send = sorted(path.name for path in self.root.iterdir())
+
+    @property
+    def client(self):
+        from mlflow import MlflowClient
+
+        return MlflowClient(f"sqlite:///{self.root}/mlflow.db")
+
+    def runs(self, name: str) -> list:
+        """Active parent runs of this name, and after each its children by name."""
+        experiment = self.client.get_experiment_by_name("zar-ray")
+        runs = self.client.search_runs([experiment.experiment_id], max_results=500)
+        found = []
+        for parent in (run for run in runs if run.info.run_name == name):
+            children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+            found += [parent, *sorted(children, key=lambda run: run.info.run_name)]
+        return found
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    return Store(tmp_path_factory.mktemp("mlflow"))
+
+
+def test_the_first_send_is_silent_and_leaves_the_working_folder_alone(store):
+    assert (store.sent.returncode, store.sent.stdout, store.sent.stderr) == (0, "", "")
+    assert list(store.cwd.iterdir()) == []
+    assert store.left_by_send == ["first", "mlflow-artifacts", "mlflow.db"]
+
+
+def test_a_run_arrives_as_a_parent_with_a_child_a_method(store):
+    parent, zar, zero_shot = store.runs("first")
+    assert [run.info.run_name for run in (parent, zar, zero_shot)] == ["first", "zar", "zero_shot"]
+    assert {run.info.status for run in (parent, zar, zero_shot)} == {"FINISHED"}
+
+    assert (zar.data.metrics["top1"], zar.data.metrics["top1_low"]) == (0.5, 0.4)
+    assert zar.data.metrics["top1_change"] == pytest.approx(0.1)
+    assert zero_shot.data.metrics["top1"] == 0.4
+    assert parent.data.metrics["zar/top1"] == 0.5
+    assert parent.data.metrics["videos_per_second"] == pytest.approx(52 / 60)
+    assert "seconds_encode_mean" not in parent.data.metrics
+
+    assert parent.data.params["zar.lr"] == "0.005"
+    assert parent.data.params["zar.betas"] == "[0.9, 0.999]"
+    assert parent.data.params["split"] == "null"
+    assert parent.data.params["many.option129"] == "129"
+    assert len(parent.data.params["class_names"]) == 500
+    assert (parent.data.params["method"], zar.data.params["method"]) == ('["zero_shot", "zar"]', "zar")
+
+    expected = {
+        "dataset": "demo",
+        "split": "test",
+        "model": "demo-tiny",
+        "git": "f00d+changes",
+        "random_weights": "false",
+    }
+    for run in (parent, zar, zero_shot):
+        assert expected.items() <= run.data.tags.items()
+        assert "| zar | before | 40.0" in run.data.tags["mlflow.note.content"]
+    assert (zar.data.tags["method"], zero_shot.data.tags["method"]) == ("zar", "zero_shot")
+    assert parent.data.tags["mlflow.source.git.commit"] == "f00d"
+
+
+def test_files_arrive_beside_the_store_under_names_that_compare(store):
+    parent, zar, zero_shot = store.runs("first")
+
+    def names(run) -> list[str]:
+        return sorted(file.path for file in store.client.list_artifacts(run.info.run_id))
+
+    assert names(parent) == ["config.yaml", "run.json"]
+    assert names(zar) == ["confusion.png", "per_class.csv"]
+    assert names(zero_shot) == []
+    assert parent.info.artifact_uri.startswith((store.root / "mlflow-artifacts").as_uri())
+
+
+def test_no_password_is_logged(store):
+    parent = store.runs("first")[0]
+    assert parent.data.params["mlflow_uri"] == "http://me:***@host:5000"
+    assert (
+        without_password("postgresql://u:p%40x@h/db and http://h:80/a@b")
+        == "postgresql://u:***@h/db and http://h:80/a@b"
+    )
+
+
+def test_a_second_send_finds_the_run_there(store):
+    run = make_run(store.root / "twice")
+    first, second = log_run_folder(str(run)), log_run_folder(f"{run}/")
+    assert (first.new, second.new) == (True, False)
+    assert first == second
+    assert len(store.runs("twice")) == 3
+    # Another session that had nothing to do changes the speed, not what was measured.
+    make_run(run, seconds=1.0)
+    assert log_run_folder(str(run)).new is False
+
+
+def test_results_that_went_on_replace_the_outdated_ones(store):
+    run = make_run(store.root / "resumed")
+    before = log_run_folder(str(run))
+    make_run(run, top1=0.6)
+    after = log_run_folder(str(run))
+    assert after.new
+    assert after.run_id != before.run_id
+    parent, zar, _ = store.runs("resumed")
+    assert (parent.info.run_id, zar.data.metrics["top1"]) == (after.run_id, 0.6)
+    assert len(store.runs("resumed")) == 3
+    assert store.client.get_run(before.run_id).info.lifecycle_stage == "deleted"
+
+
+def test_a_run_deleted_in_mlflow_can_be_sent_again(store):
+    run = make_run(store.root / "deleted")
+    store.client.delete_run(log_run_folder(str(run)).run_id)
+    assert log_run_folder(str(run)).new
+
+
+def test_a_lost_receipt_does_not_send_twice(store):
+    run = make_run(store.root / "lost")
+    sent = log_run_folder(str(run))
+    (run / "mlflow.json").unlink()
+    found = log_run_folder(str(run))
+    assert (found.new, found.run_id) == (False, sent.run_id)
+    assert json.loads((run / "mlflow.json").read_text())[0]["run_id"] == sent.run_id
+
+
+def test_a_send_that_was_cut_off_is_done_anew(store):
+    run = make_run(store.root / "cut")
+    artifacts = store.root / "mlflow-artifacts"
+    kept = artifacts.rename(store.root / "kept")
+    artifacts.write_text("a file where the folder should be")
+    with pytest.raises(TrackingError, match="could not log the run to MLflow"):
+        log_run_folder(str(run))
+    artifacts.unlink()
+    kept.rename(artifacts)
+    assert [one.info.status for one in store.runs("cut")] == ["RUNNING"]
+    assert not (run / "mlflow.json").exists()
+
+    assert log_run_folder(str(run)).new
+    assert [one.info.status for one in store.runs("cut")] == ["FINISHED"] * 3
+
+
+def test_each_store_has_its_own_receipt(store, tmp_path, monkeypatch):
+    run = make_run(store.root / "elsewhere")
+    log_run_folder(str(run))
+    shutil.copy(store.root / "mlflow.db", tmp_path / "other.db")
+    monkeypatch.chdir(tmp_path)
+    receipt = log_run_folder(str(run), "sqlite:///other.db", experiment="another")
+    assert receipt.uri == f"sqlite:///{tmp_path}/other.db"
+    assert receipt.new
+    assert len(json.loads((run / "mlflow.json").read_text())) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow-artifacts", "other.db"]
+    assert log_run_folder(str(run)).new is False
+    assert log_run_folder(str(run), receipt.uri, experiment="another").new is False
+
+
+@contextlib.contextmanager
+def listening(answers: bool):
+    """A port that refuses connections, or one that takes them and never says a word."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if not answers:
+            yield server.getsockname()[1]
+            return
+        server.listen()
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_dead_server_is_given_up_soon_quietly_and_by_name(store, monkeypatch, caplog, answers):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    run = make_run(store.root / f"unsent {answers}")
+    environment = dict(os.environ)
+    started = time.monotonic()
+    with listening(answers) as port, pytest.raises(TrackingError) as caught:
+        log_run_folder(str(run), f"http://127.0.0.1:{port}/")
+    assert time.monotonic() - started < 15
+    message = str(caught.value)
+    assert message.startswith(f"http://127.0.0.1:{port}: could not log the run to MLflow (no answer from the server")
+    assert f"zar report mlflow '{run}' --uri http://127.0.0.1:{port}" in message
+    assert "\n" not in message
+    assert dict(os.environ) == environment
+    assert not (run / "mlflow.json").exists()
+    assert caplog.records == []
+    # Nothing stands in the way of sending it later.
+    assert log_run_folder(str(run)).new
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("sqlite:///{run}/run.json", "file is not a database"),
+        ("sqlite:///{run}/run.json/mlflow.db", "exists|directory"),
+        ("{run}/mlruns", "file"),
+        ("nonsense://host", "unsupported URI"),
+        ("postgresql://me:secret@127.0.0.1:1/db", "psycopg|refused"),
+    ],
+)
+def test_a_store_that_cannot_be_one_is_refused_at_once_without_its_password(store, uri, reason):
+    run = make_run(store.root / "refused")
+    started = time.monotonic()
+    with pytest.raises(TrackingError, match=reason) as caught:
+        log_run_folder(str(run), uri.format(run=run))
+    assert time.monotonic() - started < 10
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_output_behind_a_uri_needs_a_server():
+    with pytest.raises(TrackingError, match="--mlflow-uri"):
+        default_uri("s3://bucket/runs")
+
+
+def test_what_is_no_run_is_refused_in_one_line(tmp_path):
+    with pytest.raises(RunError, match=r"holds no run\.json"):
+        log_run_folder(str(tmp_path))
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RunError, match=r"run\.json: is not JSON"):
+        log_run_folder(str(tmp_path))
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(RunError, match="is not the record of a run"):
+        log_run_folder(str(tmp_path))
+    (tmp_path / "run.json").write_text('{"config": {}}')
+    with pytest.raises(RunError, match="is not the summary of a run"):
+        log_run_folder(str(tmp_path))
+    run = make_run(tmp_path / "run")
+    (run / "mlflow.json").write_text("{}}")
+    with pytest.raises(RunError, match=r"mlflow\.json: cannot be read"):
+        log_run_folder(str(run))
+
+
+def test_importing_the_module_does_not_import_mlflow():
+    code = "import sys, zar_ray.tracking; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -15,7 +15,7 @@ from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.models.loading import hub_problem, load_model, pick_device
 from zar_ray.video.transforms import Preprocessing
 
-SMALL = "RN50-quickgelu"  # the fewest parameters among open_clip's models that OpenAI published
+SMALL = "ViT-S-32-alt"  # the fewest parameters among open_clip's models
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_openai_marks_need_no_warning(tmp_path, clip):
 def test_a_named_architecture_must_fit(tmp_path, clip):
     torch.save(clip.state_dict(), tmp_path / "mine.pt")
     with pytest.raises(ModelError, match=r"mine\.pt: .* should be .*--model"):
-        load_model(ModelOptions(checkpoint=tmp_path / "mine.pt", model="ViT-B-32", device="cpu"))
+        load_model(ModelOptions(checkpoint=tmp_path / "mine.pt", model=SMALL, device="cpu"))
 
 
 def test_a_named_architecture_decides_the_activation(tmp_path, monkeypatch, clip, architecture):
@@ -131,7 +131,8 @@ def test_weights_of_a_tag_bring_their_own_activation(monkeypatch, tmp_path, aske
     """OpenAI's weights under the plain name would silently give wrong features."""
     torch.manual_seed(0)
     config = named_architecture("RN50-quickgelu")
-    config["text_cfg"]["layers"] = 1
+    config["vision_cfg"] |= {"layers": [1, 1, 1, 1], "width": 8}
+    config["text_cfg"] |= {"layers": 1, "width": 64, "heads": 1}
     path = tmp_path / "weights.safetensors"
     save_file(build_clip(config).state_dict(), path)
     monkeypatch.setattr(loading, "cached_weights", lambda model, tag: path)

@@ -1,0 +1,164 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from zar_ray.adaptation.adapter import VideoAdapter, make_cases
+from zar_ray.config import AdaptationOptions, ViewConfig, ZarConfig
+from zar_ray.errors import ConfigError, VideoError
+from zar_ray.models.clip import ClipModel
+from zar_ray.video.plans import plan_views
+from zar_ray.video.transforms import Preprocessing, crop_and_normalise
+
+NAMES = ("red circle", "green square", "blue bar")
+OPTIONS = AdaptationOptions(views=ViewConfig(frames=4, eval_frames=5), encoder_batch=7)
+PREPROCESSING = Preprocessing(input_size=32)
+
+
+class Counting(ClipModel):
+    """Remembers the images it was given."""
+
+    def __init__(self, model):
+        super().__init__(model.clip, model.name, model.preprocessing)
+        self.seen = []
+
+    def encode_images(self, pixels):
+        self.seen.append(pixels)
+        return super().encode_images(pixels)
+
+
+@pytest.fixture
+def plan():
+    return plan_views("a/b.mp4", 31, 48, 80, OPTIONS.views, PREPROCESSING, seed=0)
+
+
+@pytest.fixture
+def frames(plan):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 255, (len(plan.frames), plan.height, plan.width, 3), dtype=np.uint8)
+
+
+def test_each_distinct_image_is_encoded_once(tiny_model, plan, frames):
+    model = Counting(tiny_model)
+    prediction = VideoAdapter(model, NAMES, ("zero_shot", "zar"), OPTIONS)(frames, plan)
+    assert max(map(len, model.seen)) == 7
+    encoded = torch.cat(model.seen)
+    assert len(encoded) == len(plan.images) == prediction.images_encoded
+    assert len(torch.unique(encoded.flatten(1), dim=0)) == len(encoded)
+    assert prediction.views == 48
+    assert [case.method for case in prediction.cases] == ["zero_shot", "zar"]
+    assert prediction.encode_seconds > 0
+
+
+def test_zero_shot_alone_encodes_the_evaluation_view(tiny_model, plan, frames):
+    model = Counting(tiny_model)
+    both = VideoAdapter(tiny_model, NAMES, ("zero_shot", "zar"), OPTIONS)(frames, plan)
+    alone = VideoAdapter(model, NAMES, ("zero_shot",), OPTIONS)(frames, plan)
+    assert sum(map(len, model.seen)) == alone.images_encoded == 5
+    assert alone.views == 0
+    assert torch.allclose(alone.cases[0].decision.logits_after, both.cases[0].decision.logits_after, atol=1e-4)
+    short = plan.evaluation_only()
+    kept = frames[np.isin(plan.frames, short.frames)]
+    given = VideoAdapter(tiny_model, NAMES, ("zero_shot",), OPTIONS)(kept, short)
+    assert torch.equal(given.cases[0].decision.logits_after, alone.cases[0].decision.logits_after)
+
+
+def test_the_decision_before_is_the_zero_shot_decision(tiny_model, plan, frames):
+    zero_shot, zar = VideoAdapter(tiny_model, NAMES, ("zero_shot", "zar"), OPTIONS)(frames, plan).cases
+    assert torch.equal(zero_shot.decision.logits_after, zar.decision.logits_before)
+    assert not torch.equal(zar.decision.logits_before, zar.decision.logits_after)
+    assert len(zar.decision.selected) == 38
+
+
+@pytest.mark.parametrize("batch", [1, 1000])
+def test_the_size_of_a_pass_changes_nothing(tiny_model, plan, frames, batch):
+    def logits(options):
+        return VideoAdapter(tiny_model, NAMES, ("zar",), options)(frames, plan).cases[0].decision.logits_after
+
+    assert torch.allclose(logits(OPTIONS), logits(OPTIONS.model_copy(update={"encoder_batch": batch})), atol=1e-4)
+
+
+def test_view_features_are_those_of_each_view_encoded_by_itself(tiny_model, plan, frames):
+    decision = VideoAdapter(tiny_model, NAMES, ("zar",), OPTIONS)(frames, plan).cases[0].decision
+    classes = VideoAdapter(tiny_model, NAMES, ("zar",), OPTIONS).classes
+    for row in (0, 17, 47):
+        images = plan.images[plan.views[row]]
+        pixels = crop_and_normalise(torch.from_numpy(frames), images, plan.boxes, PREPROCESSING)
+        feature = torch.nn.functional.normalize(tiny_model.encode_images(pixels).mean(dim=0), dim=0)
+        p = classes.logits(feature, classes.initial_features).softmax(dim=0)
+        assert torch.isclose(decision.view_entropies[row], -(p * p.log()).sum(), atol=1e-4)
+
+
+def test_read_only_frames_and_tensors_are_welcome(tiny_model, plan, frames):
+    adapter = VideoAdapter(tiny_model, NAMES, ("zar",), OPTIONS)
+    expected = adapter(frames, plan).cases[0].decision.logits_after
+    frozen = frames.copy()
+    frozen.flags.writeable = False
+    assert torch.equal(adapter(frozen, plan).cases[0].decision.logits_after, expected)
+    assert torch.equal(adapter(torch.from_numpy(frames), plan).cases[0].decision.logits_after, expected)
+
+
+def test_frames_of_another_plan_are_refused(tiny_model, plan, frames):
+    with pytest.raises(ValueError, match="and the plan's are"):
+        VideoAdapter(tiny_model, NAMES, ("zar",), OPTIONS)(frames[1:], plan)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_running_out_of_memory_is_the_videos_failure(tiny_model, plan, frames, error):
+    """Raised by hand: a test cannot fill a GPU."""
+
+    class Full(ClipModel):
+        def encode_images(self, pixels):
+            raise error
+
+    model = Full(tiny_model.clip, "full", PREPROCESSING)
+    with pytest.raises(
+        VideoError, match=r"out of memory encoding \d+ images, 7 a pass; lower --encoder-batch"
+    ) as caught:
+        VideoAdapter(model, NAMES, ("zar",), OPTIONS)(frames, plan)
+    assert caught.value.stage == "encode"
+
+
+def test_other_failures_of_the_encoder_stay_what_they_are(tiny_model, plan, frames):
+    broken = copy.deepcopy(tiny_model)
+    broken.clip.visual.proj = None
+    broken.clip.visual.conv1 = torch.nn.Identity()
+    with pytest.raises(RuntimeError):
+        VideoAdapter(broken, NAMES, ("zar",), OPTIONS)(frames, plan)
+
+
+class TestCases:
+    def test_a_case_is_class_set_model_method_and_setting(self):
+        def ids(options=OPTIONS, model="abc", names=NAMES):
+            return tuple(case.case_id for case in make_cases(options, model, names))
+
+        first = ids()
+        assert [case.method for case in make_cases(OPTIONS, "abc", NAMES)] == ["zero_shot", "zar"]
+        assert [name.rpartition("-")[0] for name in first] == ["zero_shot", "zar"]
+        assert ids() == first
+        for other in (ids(model="abd"), ids(names=NAMES[::-1]), ids(OPTIONS.model_copy(update={"seed": 1}))):
+            assert not set(other) & set(first)
+        # how a run is carried out is not part of it, and ZAR's settings are ZAR's alone
+        assert ids(OPTIONS.model_copy(update={"encoder_batch": 3})) == first
+        tuned = ids(OPTIONS.model_copy(update={"zar": ZarConfig(lr=0.1)}))
+        assert tuned[0] == first[0]
+        assert tuned[1] != first[1]
+
+    def test_given_cases_name_the_results(self, tiny_model, plan, frames):
+        cases = make_cases(OPTIONS, "of another run", NAMES)
+        adapter = VideoAdapter(tiny_model, NAMES, OPTIONS.method, OPTIONS, cases=cases)
+        assert [case.case_id for case in adapter(frames, plan).cases] == [case.case_id for case in cases]
+
+    def test_mistakes_are_found_at_once(self, tiny_model):
+        with pytest.raises(ConfigError, match="did you mean"):
+            VideoAdapter(tiny_model, NAMES, ("zarr",), OPTIONS)
+        with pytest.raises(ConfigError, match="read the same"):
+            VideoAdapter(tiny_model, ("run", "Run"), ("zar",), OPTIONS)

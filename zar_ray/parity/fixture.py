@@ -1,0 +1,148 @@
+"""Reads a reference fixture: ``fixture.json`` beside ``arrays.npz``."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from zar_ray.config import one_line
+from zar_ray.errors import ConfigError
+from zar_ray.parity.checks import ArrayCheck, equal, miss
+from zar_ray.parity.recipe import recipe_digest, recipe_input, recipe_state_dict
+
+DESCRIPTION = "fixture.json"
+ARRAYS = "arrays.npz"
+# The name under which the input's digest is taken.
+_INPUT_NAME = "frames"
+
+
+class FileFormat(BaseModel):
+    """Base of what is read from a fixture; entries that explain where it comes from are not read."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+_Format = TypeVar("_Format", bound=FileFormat)
+
+
+class FixtureFile(FileFormat):
+    """``fixture.json``, as far as checks need it.
+
+    Attributes:
+        system: What was run, which decides how to read the rest.
+        seed: Seed of the recipe.
+        config: Sizes and settings of the system.
+        class_names: The K candidate classes.
+        checkpoint: Shapes by official key, by part of the checkpoint.
+        digest: Check sums of the recipe's output: one a part of the checkpoint, and the input's.
+        input_shape: Shape of the recipe's input.
+        clips: Facts of real videos, by name.
+        arrays: What the arrays are, by name.
+    """
+
+    system: str
+    seed: int
+    config: dict[str, Any]
+    class_names: tuple[str, ...] = ()
+    checkpoint: dict[str, Any] = {}
+    digest: dict[str, str] = {}
+    input_shape: tuple[int, ...] = ()
+    clips: dict[str, dict[str, Any]] = {}
+    arrays: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Fixture:
+    """A fixture's folder, read.
+
+    Attributes:
+        folder: The folder.
+        file: Its description.
+        arrays: Its arrays by name.
+    """
+
+    folder: Path
+    file: FixtureFile
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    def label(self, what: str) -> str:
+        """The name of a check of this fixture."""
+        return f"{self.name}/{what}"
+
+    def read(self, kind: type[_Format], values: object, place: str) -> _Format:
+        """Reads a part of the description.
+
+        Raises:
+            ConfigError: The part does not fit its format.
+        """
+        return _validated(kind, values, f"{self.folder / DESCRIPTION}: {place}")
+
+    def weights(self, part: str) -> dict[str, np.ndarray]:
+        """The recipe's weights of a part of the checkpoint.
+
+        Raises:
+            ConfigError: The fixture lists no such part.
+        """
+        shapes = self.file.checkpoint.get(part)
+        if not isinstance(shapes, dict):
+            raise ConfigError(f"{self.folder / DESCRIPTION}: its checkpoint lists no {part}")
+        return recipe_state_dict(shapes, self.file.seed)
+
+    def input(self) -> np.ndarray:
+        """The recipe's input, float32."""
+        return recipe_input(self.file.input_shape, self.file.seed)
+
+    def check_digests(self) -> list[ArrayCheck]:
+        """Whether the recipe gives the same weights and input here as where the reference was made."""
+        checks = []
+        for part, expected in self.file.digest.items():
+            name = self.label(f"digest/{part}")
+            if part == "input":
+                checks.append(equal(name, expected, recipe_digest({_INPUT_NAME: self.input()})))
+            elif isinstance(self.file.checkpoint.get(part), dict):
+                checks.append(equal(name, expected, recipe_digest(self.weights(part))))
+            else:
+                checks.append(miss(name, "its tensors are not listed"))
+        return checks
+
+
+def is_fixture(folder: Path) -> bool:
+    """Whether a folder holds a fixture."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def read_fixture(folder: Path) -> Fixture:
+    """Reads a fixture.
+
+    Raises:
+        ConfigError: A file is missing, cannot be read or lacks something.
+    """
+    description, arrays = folder / DESCRIPTION, folder / ARRAYS
+    try:
+        content = json.loads(description.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{description}: cannot be read as JSON ({error})") from error
+    try:
+        with np.load(arrays, allow_pickle=False) as file:
+            values = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{arrays}: cannot be read as arrays ({error})") from error
+    return Fixture(folder, _validated(FixtureFile, content, str(description)), values)
+
+
+def _validated(kind: type[_Format], values: object, place: str) -> _Format:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{place}: {one_line(error)}") from error

@@ -1,0 +1,161 @@
+"""Decoding what a plan names: each frame once, resized at once, so that full-size frames never pile up."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from zar_ray.config import Decoder
+from zar_ray.errors import VideoError
+from zar_ray.video.inspection import Deadline
+from zar_ray.video.readers import DecordError, VideoInfo
+from zar_ray.video.reading import open_video
+from zar_ray.video.transforms import Interpolation, resize_frame, resized_size
+
+# A picture stands still while no colour value leaves this distance of the stretch's first frame (of 255): above what
+# coding leaves of a repeated picture, below anything that moves.
+_STILL_DIFFERENCE = 24
+_STILL_SECONDS = 1.0
+_STILL_FRAMES = 4
+
+
+class FramePlan(Protocol):
+    """The part of a `zar_ray.video.plans.ViewPlan` that decoding needs."""
+
+    @property
+    def frames(self) -> np.ndarray:
+        """int64 (F,), ascending distinct frame indices."""
+        ...
+
+    @property
+    def short_side(self) -> int:
+        """Short side of the resized frames, in pixels."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedVideo:
+    """The frames of one video that its plan names.
+
+    Attributes:
+        frames: uint8 (F, h, w, 3), contiguous, resized, in the plan's order.
+        info: What is known of the video, and the decoder that gave these pixels.
+        warning: What is wrong with the video although it could be read.
+        seconds: Time that opening, decoding and resizing took.
+    """
+
+    frames: np.ndarray
+    info: VideoInfo
+    warning: str | None
+    seconds: float
+
+
+def decode_video(
+    path: str | os.PathLike[str],
+    plan_of: Callable[[VideoInfo], FramePlan],
+    interpolation: Interpolation = "bicubic",
+    decoder: Decoder = "auto",
+    expected: VideoInfo | None = None,
+    timeout: float | None = None,
+) -> DecodedVideo:
+    """Decodes and resizes the frames that a plan names.
+
+    With decoder ``auto``, a video on which decord gives up is read again from the start with PyAV; no result mixes
+    the two.
+
+    Args:
+        path: The file.
+        plan_of: Makes the plan once the video's frames and size are known.
+        interpolation: Filter of the resize.
+        decoder: Which decoder is to read it.
+        expected: What the manifest says; the video must have these frames and this size.
+        timeout: Seconds it may take.
+
+    Raises:
+        VideoError: The file cannot be opened or is not the expected one (stage ``open``); a frame cannot be decoded
+            or it takes too long (stage ``decode``); or what `plan_of` raises.
+        ConfigError: The decoder is not installed.
+    """
+    started = time.monotonic()
+    deadline = Deadline(timeout)
+    decoded = None
+    try:
+        decoded = _decode(path, plan_of, interpolation, decoder, expected, deadline)
+    except DecordError:
+        if decoder != "auto":
+            raise
+    # after the handler, so that nothing of the first attempt is held any more
+    frames, info, warning = decoded or _decode(path, plan_of, interpolation, "pyav", expected, deadline)
+    return DecodedVideo(frames, info, warning, time.monotonic() - started)
+
+
+_Decoded = tuple[np.ndarray, VideoInfo, str | None]
+
+
+def _decode(
+    path: str | os.PathLike[str],
+    plan_of: Callable[[VideoInfo], FramePlan],
+    interpolation: Interpolation,
+    decoder: Decoder,
+    expected: VideoInfo | None,
+    deadline: Deadline,
+) -> _Decoded:
+    with open_video(path, decoder, deadline) as reader:
+        info = reader.info
+        if expected is not None:
+            _check_expected(info, expected)
+        plan = plan_of(info)
+        height, width = resized_size(info.height, info.width, plan.short_side)
+        frames = np.empty((len(plan.frames), height, width, 3), dtype=np.uint8)
+        for row, frame in enumerate(reader.read(plan.frames, deadline)):
+            deadline.check()
+            frames[row] = resize_frame(frame, plan.short_side, interpolation)
+        notes = (reader.warning, _still_stretch(frames, plan.frames, info))
+    return frames, info, "; ".join(note for note in notes if note) or None
+
+
+def _check_expected(info: VideoInfo, expected: VideoInfo) -> None:
+    if (info.frames, info.width, info.height) != (expected.frames, expected.width, expected.height):
+        raise VideoError(
+            f"{info.frames} frames of {info.width}×{info.height}, but the manifest has {expected.frames} of "
+            f"{expected.width}×{expected.height}; index the data set again",
+            stage="open",
+        )
+
+
+def _still_stretch(frames: np.ndarray, indices: np.ndarray, info: VideoInfo) -> str | None:
+    """Says where the picture freezes while the rest of the video moves.
+
+    Damage that an earlier conversion decoded and encoded anew is invisible to any decoder, but leaves such stretches.
+
+    Args:
+        frames: uint8 (F, h, w, 3).
+        indices: Their indices in the video, (F,).
+        info: The video.
+    """
+    longest, start = (0, 0), 0
+    for row in range(1, len(frames)):
+        if _differ(frames[start], frames[row]):
+            start = row
+        longest = max(longest, (row - start, start))
+    steps, start = longest
+    first, last = int(indices[start]), int(indices[start + steps])
+    span = last - first + 1
+    seconds = span / info.fps if info.fps else span / 25
+    if steps + 1 < _STILL_FRAMES or seconds < _STILL_SECONDS or 2 * span > info.frames:
+        return None
+    return f"the picture stands still in frames {first} to {last} ({seconds:.1f} s), as damaged recordings do"
+
+
+def _differ(a: np.ndarray, b: np.ndarray) -> bool:
+    # most pairs differ everywhere: a few pixels decide
+    for step in (16, 1):
+        x, y = a[::step, ::step], b[::step, ::step]
+        if int((np.maximum(x, y) - np.minimum(x, y)).max()) > _STILL_DIFFERENCE:
+            return True
+    return False

@@ -1,0 +1,224 @@
+"""What a container says of its video, found with PyAV: whatever decodes the frames, they are counted here.
+
+Every packet is looked at, because a header's frame count may be absent or wrong; only the first frame is decoded.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import av.error
+import av.logging
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from zar_ray.errors import VideoError
+
+
+class Deadline:
+    """How long one video may take; without `seconds`, as long as it needs."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.seconds = seconds
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raises a `VideoError` (stage ``decode``) once the time is over."""
+        if self._end is not None and time.monotonic() >= self._end:
+            raise VideoError(f"took longer than {self.seconds:g} s to decode")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A video file as PyAV sees it, before its frames are decoded.
+
+    Attributes:
+        path: The file, absolute.
+        container: Its format, by FFmpeg's name, such as ``mov`` or ``matroska``.
+        frames: Frames that a decoder should give: the packets that are shown.
+        announced: Frames that the header promises, as far as it is to be believed.
+        cut_off: Whether the demuxer met the end of the file too early.
+        positions: Presentation time of each frame, in the stream's ticks, to its index; empty where the container
+            has no reliable ones and frames are counted as they come.
+        width: Width of the upright frame.
+        height: Height of the upright frame.
+        quarter_turns: Counter-clockwise quarter turns that make a decoded frame upright.
+        fps: Average frames a second; 0 if unknown.
+        duration: Seconds.
+    """
+
+    path: str
+    container: str
+    frames: int
+    announced: int | None
+    cut_off: bool
+    positions: dict[int, int]
+    width: int
+    height: int
+    quarter_turns: int
+    fps: float
+    duration: float
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong with the file as a whole, if it can be read all the same."""
+        if self.announced is not None and self.frames < self.announced:
+            return f"the file ends early: {self.frames} of {self.announced} frames are there"
+        return f"the file ends early, after {self.frames} frames" if self.cut_off else None
+
+
+def inspect_video(path: str | os.PathLike[str], deadline: Deadline | None = None) -> Inspection:
+    """Opens a file, counts its frames and decodes the first.
+
+    Raises:
+        VideoError: The file is not there, or is no video that can be decoded (stage ``open``).
+    """
+    deadline = deadline or Deadline()
+    absolute = os.path.abspath(path)  # noqa: PTH100  not resolved: a link's name may carry the container's suffix
+    _check_file(absolute)
+    with open_stream(absolute) as (container, stream), _ffmpeg_messages() as messages:
+        presented: list[int | None] = []
+        hidden = 0
+        first = None
+        reason = "it holds none"
+        for packet in packets(container, stream):
+            deadline.check()
+            if packet.is_discard:
+                hidden += 1
+            else:
+                presented.append(packet.pts)
+            if first is None:
+                try:
+                    first = next(iter(packet.decode()), None)
+                except av.error.FFmpegError as error:
+                    reason = reason_of(error)
+        first = first or next(iter(held_back(stream)), None)
+        if first is None:
+            raise VideoError(f"no frame can be decoded: {reason}", stage="open")
+        quarter_turns = round(first.rotation / 90) % 4
+        upright = (first.height, first.width) if quarter_turns % 2 else (first.width, first.height)
+        format_name = container.format.name.split(",")[0]
+        rate = stream.average_rate or stream.guessed_rate
+        fps = float(rate) if rate else 0.0
+        return Inspection(
+            path=absolute,
+            container=format_name,
+            frames=len(presented),
+            announced=_announced(stream, format_name, hidden),
+            cut_off=any("ended prematurely" in text for _, _, text in messages),
+            positions=_positions(presented, format_name),
+            width=upright[0],
+            height=upright[1],
+            quarter_turns=quarter_turns,
+            fps=fps,
+            duration=_duration(container, stream, len(presented), fps),
+        )
+
+
+@contextmanager
+def open_stream(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Opens a file's best video stream with PyAV, one thread; closes it however the block ends.
+
+    Raises:
+        VideoError: It is no video, or there is no decoder for it (stage ``open``).
+    """
+    try:
+        with _ffmpeg_messages() as messages:
+            container = av.open(path, metadata_errors="ignore")
+    except (av.error.FFmpegError, OSError) as error:
+        said = next((text.strip() for _, _, text in reversed(messages) if text.strip()), reason_of(error))
+        raise VideoError(f"not a video, or a damaged one: {said}", stage="open") from error
+    with container:
+        stream = container.streams.best("video")
+        if not isinstance(stream, VideoStream):
+            raise VideoError("has no video stream", stage="open")
+        if stream.codec_context is None:
+            raise VideoError("there is no decoder for its video stream", stage="open")
+        # workers are processes: more threads a decoder would only get in each other's way
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
+    """The stream's packets, up to where the file can be read."""
+    source = container.demux(stream)
+    while True:
+        try:
+            packet = next(source)
+        except (StopIteration, av.error.FFmpegError):
+            return
+        # an empty one would end the decoder: PyAV's own at the end of the file, and those by which AVI drops frames
+        if packet.size:
+            yield packet
+
+
+def held_back(stream: VideoStream) -> list[av.VideoFrame]:
+    """The frames that a decoder keeps for reordering until it is told that the stream has ended."""
+    try:
+        return list(stream.decode(None))
+    except (av.error.FFmpegError, EOFError):
+        return []
+
+
+def reason_of(error: BaseException) -> str:
+    """What a library's exception says, in one short line."""
+    text = error.strerror if isinstance(error, (OSError, av.error.FFmpegError)) else None
+    return " ".join((text or str(error) or type(error).__name__).split())
+
+
+def _check_file(path: str) -> None:
+    file = Path(path)
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        raise VideoError("no such file" if missing else f"cannot be read: {reason_of(error)}", stage="open") from error
+    if file.is_dir():
+        raise VideoError("is a folder, not a video", stage="open")
+    if not os.access(path, os.R_OK):
+        raise VideoError("cannot be read: permission denied", stage="open")
+    if size == 0:
+        raise VideoError("empty file", stage="open")
+
+
+def _positions(presented: list[int | None], container: str) -> dict[int, int]:
+    # AVI stores no presentation times: what stands in their place follows the order of decoding
+    times = [time for time in presented if time is not None]
+    if container == "avi" or len(times) != len(presented) or len(set(times)) != len(times):
+        return {}
+    return {time: index for index, time in enumerate(sorted(times))}
+
+
+def _announced(stream: VideoStream, container: str, hidden: int) -> int | None:
+    if container == "mov":
+        # unlike the header's count, the table of samples leaves out what an edit list cuts
+        return len(stream.index_entries) - hidden
+    return stream.frames or None if container == "avi" else None
+
+
+def _duration(container: InputContainer, stream: VideoStream, frames: int, fps: float) -> float:
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    if container.duration is not None:
+        return container.duration / av.time_base
+    return frames / fps if fps else 0.0
+
+
+@contextmanager
+def _ffmpeg_messages() -> Iterator[list[tuple[int, str, str]]]:
+    """FFmpeg's error messages of this thread, which say more than its error codes and must not reach the terminal."""
+    before = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
+    try:
+        with av.logging.Capture() as messages:
+            yield messages
+    finally:
+        av.logging.set_skip_repeated(True)
+        av.logging.set_level(before)

@@ -4,7 +4,6 @@ import re
 import numpy as np
 import pytest
 
-from zar_ray.cli import main
 from zar_ray.errors import ConfigError
 from zar_ray.parity import check_fixtures, format_checks
 from zar_ray.parity.checks import Measured, compare
@@ -222,28 +221,3 @@ def test_the_published_fixtures(shared, system):
     checks = check_fixtures(folder)
     assert missed(checks) == []
     assert len(checks) > 40
-
-
-class TestCommand:
-    def test_exit_status_says_whether_all_is_well(self, make_fixture, change, capsys):
-        folder = make_fixture("zar_step")
-        assert main(["checkpoint", "parity", str(folder)]) == 0
-        lines = capsys.readouterr().out.splitlines()
-        assert len(lines) == 43
-        assert all(line.endswith("ok") for line in lines)
-
-        def perturb(arrays):
-            arrays["p0.8/ctx_step2"] += 2e-4
-
-        change(folder, arrays=perturb)
-        assert main(["checkpoint", "parity", str(folder)]) == 1
-        (miss,) = (line for line in capsys.readouterr().out.splitlines() if not line.endswith("ok"))
-        assert miss.startswith("zar_step/p0.8/ctx_step2 ")
-        assert miss.endswith("MISS")
-
-    def test_mistakes_are_one_line(self, tmp_path, capsys):
-        assert main(["checkpoint", "parity", str(tmp_path)]) == 1
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert captured.err.startswith("zar: ")
-        assert captured.err.count("\n") == 1

@@ -21,7 +21,7 @@ def test_exit_status_says_whether_all_is_well(make_fixture, change, capsys):
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
-    assert main(["checkpoint", "parity", str(tmp_path)]) == 1
+    assert main(["checkpoint", "parity", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("zar: ")

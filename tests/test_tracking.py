@@ -286,6 +286,7 @@ def test_a_dead_server_is_given_up_soon_quietly_and_by_name(store, monkeypatch, 
     [
         ("sqlite:///{run}/run.json", "file is not a database"),
         ("sqlite:///{run}/run.json/mlflow.db", "exists|directory"),
+        ("sqlite:///{run}", "unable to open database file"),
         ("{run}/mlruns", "file"),
         ("nonsense://host", "unsupported URI"),
         ("postgresql://me:secret@127.0.0.1:1/db", "psycopg|refused"),

@@ -62,7 +62,7 @@ def outcomes(draw):
     return classes, labels, broken, rng.normal(size=(2, count, classes)).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(outcomes())
 def test_accuracies_are_those_of_scikit_learn(drawn):
     classes, labels, broken, (before, after) = drawn
@@ -113,18 +113,19 @@ def test_with_up_to_five_classes_the_right_one_is_always_among_five():
 
 
 def skewed(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels of classes of unlike sizes, and classes predicted before and after, which agree mostly."""
+    """Labels of 6 classes, two of them rare, and classes predicted before and after, which agree mostly."""
     rng = np.random.default_rng(seed)
-    labels = rng.choice(4, size=count, p=[0.4, 0.3, 0.2, 0.1])
-    before = np.where(rng.random(count) < 0.5, labels, rng.integers(4, size=count))
+    labels = rng.choice(6, size=count, p=[0.4, 0.3, 0.2, 0.08, 0.01, 0.01])
+    before = np.where(rng.random(count) < 0.5, labels, rng.integers(6, size=count))
     after = np.where(rng.random(count) < 0.2, labels, before)
+    after = np.where(rng.random(count) < 0.1, rng.integers(6, size=count), after)
     return labels, before, after
 
 
 def test_intervals_are_those_of_the_percentile_bootstrap():
     labels, before, after = skewed(150, seed=3)
-    rows = [row(i, *map(int, values), classes=4) for i, values in enumerate(zip(labels, before, after, strict=True))]
-    scores = measure(rows, 4).failures_wrong
+    rows = [row(i, *map(int, values), classes=6) for i, values in enumerate(zip(labels, before, after, strict=True))]
+    scores = measure(rows, 6).failures_wrong
 
     def by_scipy(statistic, *samples) -> tuple[float, float]:
         vectorized = statistic is np.mean
@@ -183,7 +184,7 @@ def test_the_value_lies_in_its_interval_where_rare_classes_drop_out_of_draws():
     # Forty classes of one right video each beside one of a thousand wrong ones: most draws lack many of the forty.
     rows = [row(f"r{i}", i, i, i, classes=41) for i in range(40)] + [row(i, 40, 0, 0, classes=41) for i in range(1000)]
     estimate = measure(rows, 41).headline.after.mean_class
-    assert estimate.low <= estimate.value <= estimate.high
+    assert 0.9 < estimate.low <= estimate.value <= estimate.high
 
 
 # --- before against after ---------------------------------------------------------------------------------------
@@ -259,8 +260,8 @@ def test_only_the_cases_own_rows_count():
 
 def test_the_order_of_rows_changes_nothing():
     labels, before, after = skewed(60, seed=1)
-    rows = [row(i, *map(int, values), classes=4) for i, values in enumerate(zip(labels, before, after, strict=True))]
-    assert measure(rows, 4).failures_wrong == measure(rows[::-1], 4).failures_wrong
+    rows = [row(i, *map(int, values), classes=6) for i, values in enumerate(zip(labels, before, after, strict=True))]
+    assert measure(rows, 6).failures_wrong == measure(rows[::-1], 6).failures_wrong
 
 
 def test_a_label_beyond_the_classes_is_named():
@@ -285,10 +286,10 @@ def test_sixty_thousand_videos_of_six_hundred_classes_take_little_memory():
         {name: pa.nulls(count, RESULT_SCHEMA.field(name).type) if a is None else a for name, a in arrays.items()}
     )
     tracemalloc.start()
-    found = case_metrics(table, CASE, CASE, classes, resamples=1000)
+    found = case_metrics(table, CASE, CASE, classes)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 150e6
+    assert peak < 80e6
     assert found.headline.after.top1.value == pytest.approx(right["after"].mean())
     assert found.headline.after.mean_class.high - found.headline.after.mean_class.low < 0.02
 

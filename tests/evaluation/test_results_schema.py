@@ -65,7 +65,7 @@ def test_label_zero_is_a_label():
 
 
 def test_equal_scores_rank_by_class_id():
-    assert ResultRow.from_decision("v", "c", "m", decision([1.0] * 7)).top5_after == (0, 1, 2, 3, 4)
+    assert ResultRow.from_decision("v", "c", "m", decision([0.0, 1.0, 1.0] * 99)).top5_after == (1, 2, 4, 5, 7)
 
 
 def test_large_logits_give_finite_scores():

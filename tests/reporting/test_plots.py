@@ -37,7 +37,7 @@ def test_the_picture_follows_the_matrix():
 
 
 def test_empty_classes_and_dollar_signs_draw():
-    picture_of(np.zeros((3, 3), int), ["$a$", r"$\frac", "c"])
+    picture_of(np.zeros((3, 3), int), ["$a$", r"$\frac$", "c"])
 
 
 def test_the_most_confused_classes_are_those_of_the_most_frequent_mistakes():

@@ -46,7 +46,7 @@ def make_case(method: str, top1: float) -> CaseMetrics:
     after = Accuracy(Estimate(top1, top1 - 0.1, top1 + 0.1), before.top5, before.mean_class)
     change = Change(Estimate(top1 - 0.4, -0.02, 0.2), 9, 4, 0.267) if method == "zar" else None
     scores = Scores(50, before, after, change)
-    return CaseMetrics(method, method, 52, 51, 1, 50, 8, 0.125, scores, scores, 1.5, 1.1, 0.2)
+    return CaseMetrics(f"{method}-0a1b2c", method, 52, 51, 1, 50, 8, 0.125, scores, scores, 1.5, 1.1, 0.2)
 
 
 def make_run(folder: Path, top1: float = 0.5, seconds: float = 60.0) -> Path:
@@ -155,6 +155,7 @@ def test_a_run_arrives_as_a_parent_with_a_child_a_method(store):
     for run in (parent, zar, zero_shot):
         assert expected.items() <= run.data.tags.items()
         assert "| zar | before | 40.0" in run.data.tags["mlflow.note.content"]
+    assert zar.data.tags["case"] == "zar-0a1b2c"
     assert (zar.data.tags["method"], zero_shot.data.tags["method"]) == ("zar", "zero_shot")
     assert parent.data.tags["mlflow.source.git.commit"] == "f00d"
 

@@ -350,13 +350,13 @@ def _send(client: MlflowClient, record: _Record, experiment_id: str) -> str:
     if record.git:
         tags["mlflow.source.git.commit"] = record.git.removesuffix("+changes")
     params = _flat(record.config)
-    by_case = {f"{case.case_id}/{name}": value for case in summary.cases for name, value in case.numbers().items()}
+    by_case = {f"{case.method}/{name}": value for case in summary.cases for name, value in case.numbers().items()}
     parent_tags = {**tags, _FOLDER_TAG: _folder_key(record), _RESULTS_TAG: record.results}
     parent = client.create_run(experiment_id, tags=_fitting(parent_tags), run_name=summary.name).info.run_id
     _log(client, parent, params, {**summary.numbers(), **by_case})
     _log_files(client, parent, record.storage, {_RUN_FILE: _RUN_FILE, "config.yaml": "config.yaml"})
     for case in summary.cases:
-        _send_case(client, record, case, experiment_id, {**tags, "method": case.method, _PARENT: parent}, params)
+        _send_case(client, record, case, experiment_id, {**tags, _PARENT: parent}, params)
     # Only a run whose every part has arrived counts as finished, see `_found`.
     client.set_terminated(parent)
     return parent
@@ -370,7 +370,9 @@ def _send_case(
     tags: Mapping[str, str],
     params: Mapping[str, str],
 ) -> None:
-    run_id = client.create_run(experiment_id, tags=_fitting(tags), run_name=case.case_id).info.run_id
+    # A case's id holds a hash of its settings, so runs are compared by method.
+    tags = {**tags, "method": case.method, "case": case.case_id}
+    run_id = client.create_run(experiment_id, tags=_fitting(tags), run_name=case.method).info.run_id
     _log(client, run_id, {**params, "method": case.method}, case.numbers())
     files = {f"{case.method}_{name}": name for name in ("per_class.csv", "confusion.png")}
     _log_files(client, run_id, record.storage, files)

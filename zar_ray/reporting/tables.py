@@ -78,12 +78,12 @@ def _rows(summary: RunSummary) -> list[tuple[str, ...]]:
 def _case_rows(case: CaseMetrics) -> list[tuple[str, ...]]:
     scores = case.headline
     if scores is None:
-        return [(case.case_id, "", "no labels", "", "")]
+        return [(case.method, "", "no labels", "", "")]
     if scores.change is None:
-        return [(case.case_id, "", *_accuracy(scores.after))]
+        return [(case.method, "", *_accuracy(scores.after))]
     change = scores.change
     return [
-        (case.case_id, "before", *_accuracy(scores.before)),
+        (case.method, "before", *_accuracy(scores.before)),
         ("", "after", *_accuracy(scores.after)),
         (
             "",
@@ -120,7 +120,7 @@ def _notes(summary: RunSummary) -> list[str]:
     for case in summary.cases:
         if case.headline is not None and case.headline.videos > _videos(case.failures_excluded):
             lost = case.headline.videos - _videos(case.failures_excluded)
-            line = f"{case.case_id}: {_count(lost, 'failed video')} counted as wrong"
+            line = f"{case.method}: {_count(lost, 'failed video')} counted as wrong"
             if case.failures_excluded is not None:
                 left_out = case.failures_excluded
                 line += f"; left out, top-1 is {_percent(left_out.after.top1.value)} of {left_out.videos}"

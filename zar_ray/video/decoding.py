@@ -20,7 +20,7 @@ from zar_ray.video.transforms import Interpolation, resize_frame, resized_size
 # A picture stands still while no colour value leaves this distance of the stretch's first frame (of 255): above what
 # coding leaves of a repeated picture, below anything that moves.
 _STILL_DIFFERENCE = 24
-_STILL_SECONDS = 1.0
+_STILL_SECONDS = 0.7
 _STILL_FRAMES = 4
 
 

@@ -110,8 +110,8 @@ class PyavReader(VideoReader):
     """Reads with PyAV, which opens all that FFmpeg knows and holds one frame at a time.
 
     Frames are placed by their presentation times, so that one the decoder does not give leaves the others in place.
-    Up to a tenth of the video may be missing, as in files whose end is cut off: the frame before stands in, and the
-    warning says so. Data that the decoder refuses before the last tenth are an error: they spoil what follows.
+    Up to a tenth of the video may be missing, as in files whose end is cut off: the frame before stands in (at the
+    start, the first one), and the warning says so. Data that the decoder refuses before the last tenth are an error: they spoil what follows.
     """
 
     def __init__(self, inspection: Inspection) -> None:
@@ -153,7 +153,7 @@ class PyavReader(VideoReader):
             if substitutes:
                 self._notes.append(
                     f"frames that cannot be decoded: {len(substitutes)} of the {len(wanted)} read, from frame "
-                    f"{substitutes[0]} of {count} on; the ones before stand in"
+                    f"{substitutes[0]} of {count} on; their neighbours stand in"
                 )
             if damaged:
                 self._notes.append(
@@ -207,7 +207,8 @@ class DecordReader(VideoReader):
     """Reads with decord, on one thread.
 
     decord decodes ahead without a limit, so it is for videos whose frames fit into memory, and its reader is deleted
-    as soon as reading ends. Where it would repeat a frame for one that it cannot decode, it raises instead.
+    as soon as reading ends. Where it would repeat a frame for one that it cannot decode, it raises instead; it reads
+    to the end of the file whatever is wanted, because a frame missing on the way shows only there.
 
     Raises:
         DecordError: decord cannot open the file or would not read it exactly (stage ``open``).
@@ -241,21 +242,23 @@ class DecordReader(VideoReader):
     def _read(self, wanted: list[int], deadline: Deadline) -> Generator[np.ndarray]:
         decord = _import_decord()
         reader, self._reader = self._reader or self._open(), None
-        position = 0
+        wanted_set, reason = set(wanted), None
         try:
-            for index in wanted:
-                frame = None
-                while position <= index:
-                    deadline.check()
-                    frame = reader.next()
-                    position += 1
-                yield self._picture(frame)
+            # To the end: decord says only there that it has given fewer frames than it counted, and then those before
+            # had the wrong indices.
+            for index in range(self.info.frames):
+                deadline.check()
+                frame = reader.next()
+                if index in wanted_set:
+                    yield self._picture(frame)
         except (decord.DECORDError, decord.DECORDLimitReachedError, StopIteration) as error:
-            # which frame is not known: decord decodes ahead, and raises what its thread has met by now
-            raise DecordError(f"decord gives up on it: {_decord_reason(error)}") from error
+            reason = _decord_reason(error)
         finally:
-            # now, not when the last traceback that names it is gone
             del reader
+        if reason is not None:
+            # Raised here, because the traceback of decord's own error would keep the reader. Which frame it was is
+            # not known: decord decodes ahead, and raises whatever its thread has met by now.
+            raise DecordError(f"decord gives up on it: {reason}")
 
     def _picture(self, frame) -> np.ndarray:
         pixels = frame.asnumpy()

@@ -111,7 +111,8 @@ class PyavReader(VideoReader):
 
     Frames are placed by their presentation times, so that one the decoder does not give leaves the others in place.
     Up to a tenth of the video may be missing, as in files whose end is cut off: the frame before stands in (at the
-    start, the first one), and the warning says so. Data that the decoder refuses before the last tenth are an error: they spoil what follows.
+    start, the first one), and the warning says so. Data that the decoder refuses before the last tenth are an error:
+    they spoil what follows.
     """
 
     def __init__(self, inspection: Inspection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -65,7 +66,8 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     """A CLIP of 32-pixel pictures with random weights that were saved, so that it counts as trained."""
     import torch
 
-    from zar_ray.models.checkpoints import build_clip, save_checkpoint
+    from zar_ray.models.architecture import build_clip
+    from zar_ray.models.checkpoints import save_checkpoint
     from zar_ray.video.transforms import Preprocessing
 
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
@@ -94,26 +96,58 @@ def _deadly_files() -> None:
 
     A file that really crashes a decoder would depend on the decoder's version; the process's death is real.
     """
-    from zar_ray.evaluation import stages
+    import importlib.abc
+    import importlib.machinery
+    import sys
 
-    decode, predict = stages.decode_video, stages.AdaptStage._predict
+    def make_decoding_deadly(stage):
+        decode = stage.decode_video
 
-    def deadly_decode(path, *args, **kwargs):
-        if "kills-decoder" in path:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if "hangs-decoder" in path:
-            time.sleep(600)
-        if "surprises-decoder" in path:
-            raise KeyError("nobody foresaw this")
-        return decode(path, *args, **kwargs)
+        def deadly_decode(path, *args, **kwargs):
+            if "kills-decoder" in path:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if "hangs-decoder" in path:
+                time.sleep(600)
+            if "surprises-decoder" in path:
+                raise KeyError("nobody foresaw this")
+            return decode(path, *args, **kwargs)
 
-    def deadly_predict(self, one):
-        if "kills-model" in one["video_id"][0].as_py():
-            os.kill(os.getpid(), signal.SIGKILL)
-        return predict(self, one)
+        stage.decode_video = deadly_decode
 
-    stages.decode_video = deadly_decode
-    stages.AdaptStage._predict = deadly_predict
+    def make_adapting_deadly(stage):
+        predict = stage.AdaptStage._predict
+
+        def deadly_predict(self, one):
+            if "kills-model" in one["video_id"][0].as_py():
+                os.kill(os.getpid(), signal.SIGKILL)
+            if "slow-model" in one["video_id"][0].as_py():
+                time.sleep(1)
+            return predict(self, one)
+
+        stage.AdaptStage._predict = deadly_predict
+
+    patches = {
+        "zar_ray.evaluation.decode_stage": make_decoding_deadly,
+        "zar_ray.evaluation.adapt_stage": make_adapting_deadly,
+    }
+
+    class PatchOnImport(importlib.abc.MetaPathFinder):
+        """Waits for the import: a worker that never evaluates must not load PyTorch for this."""
+
+        def find_spec(self, name, path, target=None):
+            if name not in patches:
+                return None
+            spec = importlib.machinery.PathFinder.find_spec(name, path)
+            load = spec.loader.exec_module
+
+            def load_and_patch(module):
+                load(module)
+                patches[name](module)
+
+            spec.loader.exec_module = load_and_patch
+            return spec
+
+    sys.meta_path.insert(0, PatchOnImport())
 
 
 @pytest.fixture(scope="session")
@@ -121,6 +155,8 @@ def ray_cluster(tmp_path_factory):
     """One local Ray of two CPUs for all tests; on loopback, in a folder of its own."""
     import ray
 
+    # pytest would keep Ray Data's debug lines, thousands of them, and print them under a failed test.
+    logging.getLogger("ray.data").propagate = False
     # A socket's path may have 107 characters, which pytest's own folders use up.
     folder = Path("/tmp") / f"zar-ray-tests-{os.getpid()}"
     ray.init(

@@ -20,8 +20,8 @@ from rich.table import Table
 
 import zar_ray
 from zar_ray.command_line import fail, parse, parse_run
-from zar_ray.config import Decoder, EvalConfig, Options, PredictConfig, TrainConfig, zar_home
-from zar_ray.errors import ConfigError, ManifestError, ZarError, suggestion
+from zar_ray.config import Decoder, EvalConfig, Options, PredictConfig, TrainConfig
+from zar_ray.errors import ConfigError, ZarError, suggestion
 
 
 def _command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
@@ -104,14 +104,12 @@ def train_command(argv: Sequence[str]) -> int:
     invocation = parse_run(TrainConfig, argv, "zar train")
     if invocation.show_config:
         return _show(invocation.options)
-    from zar_ray.demo import ensure_demo_videos
     from zar_ray.training.job import describe, run_training
 
     console = Console(highlight=False, soft_wrap=True)
     if invocation.dry_run:
         console.print(describe(invocation.options))
         return 0
-    ensure_demo_videos(invocation.options, console)
     run_training(invocation.options, console)
     return 0
 
@@ -196,7 +194,8 @@ def report_mlflow_command(argv: Sequence[str]) -> int:
         from zar_ray.tracking import log_run_folder
 
         receipt = log_run_folder(run, uri)
-        print(f"{run}: is run {receipt.run_id} of experiment {receipt.experiment} at {receipt.uri}")
+        known = "" if receipt.new else " already"
+        print(f"{run}: is{known} run {receipt.run_id} of experiment {receipt.experiment} at {receipt.uri}")
         return 0
 
     return parse(send, argv, "zar report mlflow")
@@ -260,7 +259,9 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
 def _usage() -> str:
     width = max(len(" ".join(words)) for words in COMMANDS)
     lines = [f"  zar {' '.join(words):<{width}}  {run.__doc__}" for words, run in COMMANDS.items()]
-    return "\n".join(["usage: zar COMMAND [OPTIONS]", "", *lines, "", "`zar COMMAND --help` shows a command's options."])
+    return "\n".join(
+        ["usage: zar COMMAND [OPTIONS]", "", *lines, "", "`zar COMMAND --help` shows a command's options."]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -156,7 +156,7 @@ def parse_run(kind: type[_O], argv: Sequence[str], prog: str) -> Invocation[_O]:
 def _benchmark_options(kind: type[Options], dataset: str | None) -> dict[str, Any]:
     if not issubclass(kind, EvalConfig) or dataset not in known_benchmarks():
         return {}
-    return dict(load_benchmark(dataset).options)
+    return load_benchmark(dataset).eval_options()
 
 
 def _over(values: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -13,18 +13,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer
 
 from zar_ray.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Decoder = Literal["auto", "decord", "pyav"]
 _T = TypeVar("_T", bound="Options")
+_PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*(?=@)")
 
 
 def _fraction(value: object) -> object:
@@ -117,8 +119,8 @@ class AdaptationOptions(ModelOptions, DecodeOptions):
 
     method: tuple[str, ...] = Field(("zero_shot", "zar"), min_length=1, description="Test-time methods to run.")
     seed: int = Field(0, ge=0, description="Seed of the view plans.")
-    views: ViewConfig = Field(ViewConfig(), description="Views.")
-    zar: ZarConfig = Field(ZarConfig(), description="ZAR's update.")
+    views: ViewConfig = Field(default_factory=ViewConfig, description="Views.")
+    zar: ZarConfig = Field(default_factory=ZarConfig, description="ZAR's update.")
 
 
 class PredictConfig(AdaptationOptions):
@@ -159,6 +161,52 @@ class EvalConfig(AdaptationOptions):
     mlflow_uri: str | None = operational(None, "MLflow tracking URI; by default OUTPUT/mlflow.db.")
     mlflow: bool = operational(True, "Log the run to MLflow.")
     data_root: Path | None = operational(None, "Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.")
+
+    @field_serializer("mlflow_uri")
+    def _shown_uri(self, uri: str | None) -> str | None:
+        # Options are written to files, logged and printed.
+        return without_password(uri) if uri else uri
+
+
+class TrainConfig(ModelOptions, DecodeOptions):
+    """Options of `zar train` and jobs/pretrain.py."""
+
+    dataset: str | None = Field(None, description="A manifest (.parquet), a benchmark's name, a list or a folder.")
+    split: str | None = Field(None, description="The manifest's split to train on; all videos by default.")
+    architecture: str | None = Field(
+        None,
+        description="Train from scratch: a name in conf/models, or a YAML file in the form of open_clip's configs;"
+        " by default training starts from --model or --checkpoint.",
+    )
+    frames: int = Field(16, ge=1, description="Frames a video, one drawn from each of so many equal parts.")
+    batch_size: int = Field(256, ge=1, description="Videos a step, over all workers.")
+    steps: int = Field(1000, ge=1, description="Optimiser steps.")
+    lr: float = Field(8e-6, gt=0, description="Peak learning rate.")
+    final_lr: float = Field(0.01, ge=0, le=1, description="Last learning rate as a share of the peak.")
+    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up, before the cosine.")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's betas.")
+    weight_decay: float = Field(0.001, ge=0, description="AdamW's weight decay.")
+    cache_frames: int = Field(
+        0,
+        ge=0,
+        description="Decode each video once and keep so many of its frames, resized, in memory, to draw from;"
+        " 0 decodes a video whenever it is drawn. For sets that fit in memory.",
+    )
+    checkpoint_steps: int = Field(500, ge=1, description="Steps between two checkpoints to resume from.")
+    seed: int = Field(0, ge=0, description="Seed of the weights, the order of videos and the frames drawn.")
+
+    output: Path | None = operational(None, "The .safetensors file to write.")
+    storage: str | None = operational(None, "Folder or URI of checkpoints to go on from; by default ZAR_HOME/training.")
+    num_workers: int = operational(1, "Training processes; each takes its share of every batch.", ge=1)
+    gpus_per_worker: float | None = operational(None, "GPUs a process; by default 1 if there are any.", ge=0)
+    decode_threads: int = operational(2, "Threads that decode ahead in each process.", ge=1)
+    address: str | None = operational(None, "Ray cluster to use; by default the one at hand, else a local one.")
+    data_root: Path | None = operational(None, "Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.")
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown and stored."""
+    return _PASSWORD.sub(r"\1:***", uri)
 
 
 def zar_home() -> Path:

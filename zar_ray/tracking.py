@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from zar_ray.config import fingerprint
+from zar_ray.config import fingerprint, without_password
 from zar_ray.errors import RunError, TrackingError
 from zar_ray.reporting.summary import CaseMetrics, RunSummary
 from zar_ray.reporting.tables import markdown
@@ -52,7 +52,6 @@ _VALUE_LENGTH = 500
 _NOTE_LENGTH = 5000
 _PARAMS_A_BATCH = 100
 
-_PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*(?=@)")
 _PARENT = "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
 _FOLDER_TAG = "zar.folder"
@@ -162,11 +161,6 @@ def log_run_folder(run: str, uri: str | None = None, experiment: str = EXPERIMEN
         content = [{k: v for k, v in asdict(one).items() if k != "new"} for one in (*kept, receipt)]
         storage.write(RECEIPTS, (json.dumps(content, indent=2) + "\n").encode())
     return receipt
-
-
-def without_password(uri: str) -> str:
-    """The URI as it may be shown and stored."""
-    return _PASSWORD.sub(r"\1:***", uri)
 
 
 def _receipts(storage: Storage) -> dict[str, MlflowReceipt]:

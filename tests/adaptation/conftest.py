@@ -24,19 +24,18 @@ NAMES = ("red circle", "green square", "blue_bar", "yellow star moving left", "d
 @pytest.fixture(scope="session")
 def tiny_model():
     torch.manual_seed(11)
-    clip = build_clip(
-        {
-            "embed_dim": 12,
-            "quick_gelu": True,
-            "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-            "text_cfg": {"width": 16, "heads": 2, "layers": 1},
-        }
-    )
+    architecture = {
+        "embed_dim": 12,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+        "text_cfg": {"width": 16, "heads": 2, "layers": 1},
+    }
+    clip = build_clip(architecture)
     with torch.no_grad():
         for parameter in clip.parameters():
             if parameter.ndim > 1:  # the usual initial weights tell the classes hardly apart
                 parameter.mul_(4)
-    return ClipModel(clip, "tiny", Preprocessing(input_size=32))
+    return ClipModel(clip, "tiny", Preprocessing(input_size=32), architecture)
 
 
 @pytest.fixture(scope="session")
@@ -68,4 +67,4 @@ def golden():
     assert recipe_digest(weights) == facts["digests"]["weights"]
     clip.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     size = facts["architecture"]["vision_cfg"]["image_size"]
-    return Golden(facts, arrays, ClipModel(clip, "golden", Preprocessing(input_size=size)))
+    return Golden(facts, arrays, ClipModel(clip, "golden", Preprocessing(input_size=size), facts["architecture"]))

@@ -6,6 +6,7 @@ import dataclasses
 
 import pyarrow.parquet as pq
 import pytest
+from ray.data import DataContext
 
 from zar_ray.data.index import index_folder
 from zar_ray.data.manifest import write_manifest
@@ -47,15 +48,21 @@ def test_every_video_has_a_row_for_every_method(reference, video_folder):
     assert reference.folder.storage.path("predictions.parquet") in reference.printed
 
 
-def test_results_do_not_depend_on_workers_batches_or_order(reference, evaluate, video_folder, tmp_path, same_results):
-    manifest = index_folder(video_folder)
-    shuffled = dataclasses.replace(manifest, table=manifest.table.take([7, 2, 11, 0, 5, 9, 1, 10, 3, 8, 4, 6]))
+def test_results_do_not_depend_on_workers_batches_or_order(evaluate, make_video, tmp_path, same_results, monkeypatch):
+    # So few videos would all be done by the worker that starts first, or that is free first.
+    monkeypatch.setattr(DataContext.get_current(), "wait_for_min_actors_s", 60)
+    root = tmp_path / "videos"
+    for number in range(9):
+        make_video(root / ("slow-model", "b", "c")[number % 3] / f"{number}.mp4", frames=10 + 5 * number, seed=number)
+    manifest = index_folder(root)
+    shuffled = dataclasses.replace(manifest, table=manifest.table.take([7, 2, 0, 5, 1, 3, 8, 4, 6]))
+    write_manifest(manifest, tmp_path / "in-order.parquet")
     write_manifest(shuffled, tmp_path / "shuffled.parquet")
-    two = evaluate(tmp_path / "shuffled.parquet", name="two", num_workers=2, batch_size=8)
-    one = evaluate(tmp_path / "shuffled.parquet", name="one", num_workers=1, batch_size=1, encoder_batch=7)
-    same_results(two.table, reference.table)
-    same_results(one.table, reference.table)
-    assert len({row.worker for row in two.rows}) == 2, "the second worker had nothing to do, so nothing was compared"
+    one = evaluate(tmp_path / "in-order.parquet", name="one", num_workers=1, batch_size=8, encoder_batch=7)
+    two = evaluate(tmp_path / "shuffled.parquet", name="two", num_workers=2, batch_size=1)
+    same_results(one.table, two.table)
+    workers = [len({row.worker for row in ran.rows}) for ran in (one, two)]
+    assert workers == [1, 2], "the second worker had nothing to do, so nothing was compared"
 
 
 def test_a_finished_run_is_not_run_again(reference, evaluate, video_folder):
@@ -118,7 +125,7 @@ def test_bad_files_and_surprises_cost_one_row_each(evaluate, video_folder, make_
 
 @pytest.mark.parametrize("where", ["kills-decoder", "kills-model"])
 def test_one_poison_video_costs_exactly_one_failed_video(evaluate, make_video, tmp_path, where):
-    root = tmp_path / where
+    root = tmp_path / "poison"
     for number in range(7):
         make_video(root / ("red circle" if number % 2 else "blue bar") / f"{number}.mp4", seed=number)
     make_video(root / "blue bar" / f"{where}.mp4")
@@ -181,6 +188,8 @@ def test_the_run_folder_says_how_to_repeat_it(reference):
 
 
 def test_random_weights_are_named_in_every_output(evaluate, video_folder):
-    ran = evaluate(video_folder, checkpoint=None, model="ViT-S-32-alt", pretrained="random", limit=1, method=["zero_shot"])
+    ran = evaluate(
+        video_folder, checkpoint=None, model="ViT-S-32-alt", pretrained="random", limit=1, method=["zero_shot"]
+    )
     assert ran.summary.random_weights
     assert "random" in ran.printed.lower()

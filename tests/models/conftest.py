@@ -33,4 +33,4 @@ def clip():
 
 @pytest.fixture(scope="session")
 def model(clip):
-    return ClipModel(clip, "tiny", Preprocessing(input_size=32))
+    return ClipModel(clip, "tiny", Preprocessing(input_size=32), copy.deepcopy(_TINY))

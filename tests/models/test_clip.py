@@ -33,8 +33,8 @@ def test_image_embeddings_can_take_part_in_autograd(model, pixels):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_precision_is_the_image_encoders_alone(clip, model, pixels, precision):
-    mixed = ClipModel(clip, "tiny", Preprocessing(32), precision)
+def test_precision_is_the_image_encoders_alone(clip, model, architecture, pixels, precision):
+    mixed = ClipModel(clip, "tiny", Preprocessing(32), architecture, precision)
     embeddings, exact = mixed.encode_images(pixels), model.encode_images(pixels)
     assert embeddings.dtype == torch.float32
     assert not torch.equal(embeddings, exact)
@@ -79,7 +79,7 @@ def test_a_text_that_does_not_fit_is_named(model):
 def test_another_vocabulary_is_refused(architecture):
     architecture["text_cfg"]["vocab_size"] = 1000
     with pytest.raises(ModelError, match="vocabulary has 1000 tokens"):
-        ClipModel(build_clip(architecture), "odd", Preprocessing(32))
+        ClipModel(build_clip(architecture), "odd", Preprocessing(32), architecture)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from zar_ray.adaptation.base import Decision
+from zar_ray.adaptation.cases import Case
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.methods import get_method
 from zar_ray.config import AdaptationOptions, fingerprint, identity
@@ -21,19 +22,6 @@ from zar_ray.video.transforms import crop_and_normalise
 
 # What all methods depend on, besides the class names and the weights.
 _SHARED_SETTINGS = ("context", "precision", "seed", "views")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One class set, model, method and setting; a video has one prediction a case.
-
-    Attributes:
-        case_id: The method and a hash of the rest.
-        method: The method's name.
-    """
-
-    case_id: str
-    method: str
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,6 +49,10 @@ class Benchmark(Options):
         places = {"name": self.name, "home": zar_home(), "data_root": _data_root(data_root)}
         return self.make.format(manifest=self.manifest_path(data_root), **places)
 
+    def eval_options(self) -> dict[str, Any]:
+        """`options` with ``{home}`` filled in, as defaults of `zar eval`."""
+        return {k: v.replace("{home}", str(zar_home())) if isinstance(v, str) else v for k, v in self.options.items()}
+
     def split_of(self, manifest: Manifest) -> str | None:
         """The split to evaluate by default; None (all videos) where the manifest was made without splits."""
         return None if manifest.splits == (NO_SPLIT,) else self.split

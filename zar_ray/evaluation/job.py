@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 
 from zar_ray.adaptation.methods import get_method
@@ -24,6 +22,7 @@ from zar_ray.reporting.plots import confusion_picture, per_class_csv
 from zar_ray.reporting.summary import MlflowState, RunSummary, Throughput
 from zar_ray.reporting.tables import print_summary
 from zar_ray.storage import Storage, is_uri
+from zar_ray.tracking import log_run_folder
 
 
 def prepare(options: EvalConfig, console: Console) -> tuple[Manifest, EvalConfig]:
@@ -165,3 +164,20 @@ def _write_tables(manifest: Manifest, folder: RunFolder, evaluated: Evaluated) -
             matrix = metrics.confusion_matrix(evaluated.table, case.case_id, len(manifest.class_names))
             folder.storage.write(f"{case.method}_per_class.csv", per_class_csv(classes).encode())
             folder.storage.write(f"{case.method}_confusion.png", confusion_picture(matrix, manifest.class_names))
+
+
+def _log(folder: RunFolder, options: EvalConfig) -> MlflowState:
+    """Logs a finished run; one that cannot be logged now is no failed run, and says how to log it later."""
+    if not options.mlflow:
+        return MlflowState(why_not="switched off by --no-mlflow")
+    run = folder.storage.location
+    if is_uri(options.output) and options.mlflow_uri is None:
+        return MlflowState(
+            why_not="the output is a URI and no --mlflow-uri names a server;"
+            f" `zar report mlflow {run} --uri URI` logs it later"
+        )
+    try:
+        receipt = log_run_folder(run, options.mlflow_uri)
+    except TrackingError as error:
+        return MlflowState(why_not=str(error))
+    return MlflowState(receipt.uri, receipt.experiment, receipt.run_id)

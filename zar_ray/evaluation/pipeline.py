@@ -7,11 +7,14 @@ What a kill leaves behind is a run folder with finished rows; the same call pick
 
 from __future__ import annotations
 
+import gc
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,17 +24,24 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.exceptions import RayError
 from rich.console import Console
 
-from zar_ray.adaptation.adapter import Case, make_cases
+from zar_ray.adaptation.adapter import make_cases
+from zar_ray.adaptation.cases import Case
+from zar_ray.adaptation.methods import get_method
 from zar_ray.cluster import connected, total_cpus, total_gpus
 from zar_ray.config import EvalConfig, identity
 from zar_ray.data.manifest import Manifest, write_manifest
 from zar_ray.errors import RunError
+from zar_ray.evaluation.adapt_stage import AdaptStage
+from zar_ray.evaluation.decode_stage import decode_block
 from zar_ray.evaluation.metrics import check_counts
 from zar_ray.evaluation.preflight import check_model, check_nodes
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.results import ResultRow, to_table
 from zar_ray.evaluation.run_folder import CONFIG, MANIFEST, RunFolder
-from zar_ray.evaluation.stages import AdaptStage, JobSpec, ModelCard, decode_block
+from zar_ray.evaluation.spec import JobSpec, ModelCard
+
+# How many videos to look for one that is there.
+_LOOKED_AT = 100
 
 # A video whose process died in company and then again alone: nothing else can be learnt about it from here.
 _KILLER = (
@@ -115,6 +125,8 @@ def evaluate(manifest: Manifest, options: EvalConfig, folder: RunFolder, console
         RunError: The run cannot start, or Ray stopped; what is finished is kept.
         ZarError: The model cannot be loaded.
     """
+    # Ray Data tells of each of its steps, and of lost blocks with tracebacks; its own log files keep all that.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     with connected(options.address):
         resources = Resources.of_cluster(options)
         model = check_model(options, resources.worker_cpus, resources.worker_gpus)
@@ -132,8 +144,16 @@ def evaluate(manifest: Manifest, options: EvalConfig, folder: RunFolder, console
             console.print(f"continuing {folder.storage.path()}: {done} of {len(manifest)} videos are finished")
         started = time.monotonic()
         if len(todo):
-            check_nodes(_needed_files(todo, options), folder.storage)
-            spec = JobSpec(options, model, manifest.class_names, cases, folder.storage, resources.worker_threads)
+            check_nodes(_needed_files(manifest, options), folder.storage)
+            spec = JobSpec(
+                options=options,
+                model=model,
+                class_names=manifest.class_names,
+                cases=cases,
+                storage=folder.storage,
+                needs_views=any(get_method(case.method).needs_views for case in cases),
+                threads=resources.worker_threads,
+            )
             with VideoProgress(console, len(manifest), done) as progress:
                 _evaluate_videos(todo, spec, resources, folder, progress)
         seconds = time.monotonic() - started
@@ -156,13 +176,15 @@ def _without_rows(videos: pa.Table, folder: RunFolder, cases: Sequence[Case]) ->
     """The videos that lack a row, finished or failed, for some case."""
     counts = folder.results().group_by("video_id").aggregate([("case_id", "count_distinct")])
     done = counts.filter(pc.field("case_id_count_distinct") == len(cases))["video_id"]
-    return videos.filter(pc.invert(pc.is_in(videos["video_id"], done.combine_chunks())))
+    return videos.filter(~pc.field("video_id").isin(pa.array(done.to_pylist(), pa.string())))
 
 
-def _needed_files(todo: pa.Table, options: EvalConfig) -> list[str]:
-    usable = todo.filter(pc.field("error").is_null())["path"]
-    files = [usable[0].as_py()] if len(usable) else []
-    return [*files, str(options.checkpoint.absolute())] if options.checkpoint else files
+def _needed_files(manifest: Manifest, options: EvalConfig) -> list[str]:
+    """The checkpoint and one video; one that this process sees, where it sees any, as a lost file fails by itself."""
+    paths = manifest.table.filter(pc.field("error").is_null())["path"].to_pylist()
+    video = next((path for path in paths[:_LOOKED_AT] if Path(path).is_file()), paths[0] if paths else None)
+    checkpoint = options.checkpoint.absolute() if options.checkpoint else None
+    return [str(path) for path in (video, checkpoint) if path is not None]
 
 
 def _evaluate_videos(
@@ -177,7 +199,10 @@ def _evaluate_videos(
         _run_blocks(whole, spec, resources, spec.options.batch_size, retries=1, progress=progress)
         # A block whose worker died is gone with all its videos: each gets a block of its own, so that the others
         # are saved and only the one that kills its worker is lost.
-        _run_blocks(_without_rows(whole, folder, spec.cases), spec, resources, 1, retries=0, progress=progress)
+        lost = _without_rows(whole, folder, spec.cases)
+        if len(lost):
+            progress.say(f"{len(lost)} videos were lost with their worker process; each is tried again alone")
+        _run_blocks(lost, spec, resources, 1, retries=0, progress=progress)
     except RayError as error:
         reason = " ".join(str(error).split())[:300]
         raise RunError(f"Ray stopped the run ({reason}); the same command continues it") from error
@@ -219,10 +244,15 @@ def _run_blocks(
     context = DataContext.get_current()
     context.max_errored_blocks = -1
     context.enable_progress_bars = False
-    for batch in _dataset(videos, spec, resources, block_size, retries).iter_batches(
+    batches = _dataset(videos, spec, resources, block_size, retries).iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=0
-    ):
-        progress.advance(batch.num_rows, failed=pc.sum(batch["failed"]).as_py() or 0)
+    )
+    for batch in cast(Iterable[pa.Table], batches):
+        failed = batch["failed"].to_pylist()
+        progress.advance(len(failed), failed=sum(failed))
+    # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
+    # workers keep their CPUs, and a second pass could wait for them for ever.
+    gc.collect()
 
 
 def _dataset(videos: pa.Table, spec: JobSpec, resources: Resources, block_size: int, retries: int) -> Dataset:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from zar_ray.adaptation.adapter import VideoAdapter
+from zar_ray.adaptation.methods import get_method
 from zar_ray.config import PredictConfig
 from zar_ray.errors import VideoError
-from zar_ray.evaluation.stages import plan_video
+from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.clip import ClipModel
 from zar_ray.video.decoding import decode_video
+from zar_ray.video.plans import ViewPlan
+from zar_ray.video.reading import VideoInfo
 
 
 @dataclass(frozen=True)
@@ -59,17 +63,21 @@ def predict(model: ClipModel, labels: tuple[str, ...], options: PredictConfig) -
         One ranking a file and method, in the order given; a file that cannot be used yields its error.
     """
     adapter = VideoAdapter(model, labels, options.method, options)
+    needs_views = any(get_method(name).needs_views for name in options.method)
+
+    def plan_of(path: str, info: VideoInfo) -> ViewPlan:
+        return plan_video(Path(path).name, info, options, model.preprocessing, needs_views)
+
     for path in options.videos:
         try:
             decoded = decode_video(
                 path,
-                lambda info, name=Path(path).name: plan_video(name, info, options, model.preprocessing),
+                partial(plan_of, path),
                 model.preprocessing.interpolation,
                 decoder=options.decoder,
                 timeout=options.decode_timeout,
             )
-            plan = plan_video(Path(path).name, decoded.info, options, model.preprocessing)
-            prediction = adapter(decoded.frames, plan)
+            prediction = adapter(decoded.frames, plan_of(path, decoded.info))
         except VideoError as error:
             for method in options.method:
                 yield Ranking(path, method, (), (), error=str(error))

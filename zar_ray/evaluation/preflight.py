@@ -11,7 +11,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from zar_ray.config import EvalConfig
 from zar_ray.errors import RunError, ZarError
-from zar_ray.evaluation.stages import ModelCard, load_card
+from zar_ray.evaluation.adapt_stage import load_card
+from zar_ray.evaluation.spec import ModelCard
 from zar_ray.storage import Storage
 
 

@@ -63,5 +63,9 @@ class VideoProgress:
                 f"{self._describe()} {self._seen}/{self._total} videos, {rate:.2f}/s, about {left:.0f} s left"
             )
 
+    def say(self, line: str) -> None:
+        """Shows a line of its own above the bar."""
+        self._console.print(line)
+
     def _describe(self) -> str:
         return f"evaluating ({self._failed} failed)" if self._failed else "evaluating"

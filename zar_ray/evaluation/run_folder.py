@@ -117,8 +117,8 @@ class RunFolder:
     def forget_failed(self) -> None:
         """Drops all rows of videos that have a failed one, so that they are done again."""
         table = self.results()
-        failed = table.filter(pc.field("error").is_valid())["video_id"].combine_chunks()
-        self._rewrite(table.filter(pc.invert(pc.is_in(table["video_id"], failed))))
+        failed = table.filter(pc.field("error").is_valid())["video_id"].to_pylist()
+        self._rewrite(table.filter(~pc.field("video_id").isin(pa.array(failed, pa.string()))))
 
     def finish(self, table: pa.Table, summary: dict[str, Any]) -> None:
         """Writes the whole table in place of the parts it was made of, and the summary.

@@ -14,6 +14,7 @@ from torch import nn
 
 from zar_ray.config import Precision
 from zar_ray.errors import ConfigError, ModelError
+from zar_ray.models.architecture import Architecture
 from zar_ray.models.precision import exact_float32
 from zar_ray.video.transforms import Preprocessing
 
@@ -34,6 +35,7 @@ class ClipModel(nn.Module):
         clip: The towers, as `build_clip` makes them; their parameters stop requiring gradients.
         name: What to call the model in results.
         preprocessing: What it expects of its pixels.
+        architecture: What `clip` was built from.
         precision: Of the image encoder alone: under ``bf16`` and ``fp16`` it runs in mixed precision.
         random_weights: Whether the weights are untrained.
 
@@ -51,6 +53,7 @@ class ClipModel(nn.Module):
         clip: open_clip.CLIP,
         name: str,
         preprocessing: Preprocessing,
+        architecture: Architecture,
         precision: Precision = "fp32",
         random_weights: bool = False,
     ) -> None:
@@ -63,6 +66,7 @@ class ClipModel(nn.Module):
         self.clip: Any = clip.requires_grad_(False)  # Any: its attributes bear no types
         self.name = name
         self.preprocessing = preprocessing
+        self.architecture = architecture
         self.precision: Precision = precision
         self.random_weights = random_weights
         self.eval()

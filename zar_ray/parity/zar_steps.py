@@ -108,7 +108,7 @@ def _build_model(fixture: Fixture, config: ZarStepConfig) -> ClipModel:
         text["heads"] = config.heads_text
     clip = build_clip(architecture)
     load_weights(clip, tensors, fixture.name)
-    return ClipModel(clip, fixture.name, Preprocessing(input_size=vision["image_size"]))
+    return ClipModel(clip, fixture.name, Preprocessing(input_size=vision["image_size"]), architecture)
 
 
 def _tunings(fixture: Fixture, config: ZarStepConfig) -> dict[str, int]:

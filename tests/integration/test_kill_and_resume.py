@@ -1,0 +1,114 @@
+"""SIGKILL of the driver or of a worker, at random points, costs at most the videos in flight."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from zar_ray.data.index import index_folder
+from zar_ray.data.manifest import write_manifest
+from zar_ray.evaluation.run_folder import RunFolder
+from zar_ray.storage import Storage
+
+pytestmark = pytest.mark.slow
+
+VIDEOS = 48
+SESSIONS = 5  # each killed twice: a worker, then the driver
+
+
+def processes_below(pid: int) -> dict[int, str]:
+    """All descendants of a process with their command lines, from /proc."""
+    parents, commands = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                commands[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (OSError, IndexError):
+                continue
+    below, grew = {pid}, True
+    while grew:
+        more = {child for child, parent in parents.items() if parent in below} - below
+        grew = bool(more)
+        below |= more
+    return {child: commands[child] for child in below - {pid}}
+
+
+def wait_for(condition, process, seconds=120.0):
+    """Waits until the condition holds; False once the process has ended."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if condition():
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.01)
+    raise TimeoutError("the evaluation made no progress")
+
+
+@pytest.fixture
+def long_manifest(make_video, tmp_path):
+    root = tmp_path / "videos"
+    for number in range(VIDEOS):
+        make_video(root / ("left", "right", "up")[number % 3] / f"{number:02}.mp4", frames=12, seed=number)
+    write_manifest(index_folder(root), tmp_path / "videos.parquet")
+    return tmp_path / "videos.parquet"
+
+
+def test_killed_ten_times_gives_the_table_of_an_undisturbed_run(
+    evaluate, long_manifest, tiny_checkpoint, tmp_path, same_results
+):
+    reference = evaluate(long_manifest, name="undisturbed")
+    folder = RunFolder(Storage(str(tmp_path / "runs" / "killed")))
+    command = [
+        *(sys.executable, "-m", "zar_ray.cli", "eval", "--dataset", str(long_manifest)),
+        *("--checkpoint", str(tiny_checkpoint), "--output", str(tmp_path / "runs"), "--name", "killed"),
+        *("--views.frames", "4", "--views.eval-frames", "4", "--batch-size", "1", "--no-mlflow"),
+        *("--address", "local"),
+    ]
+    rng = random.Random(20)
+    kills = {"worker": 0, "driver": 0}
+    left_behind: set[int] = set()
+
+    def finished() -> int:
+        return len(folder.storage.names("parts"))
+
+    for session in range(SESSIONS):
+        before = finished()
+        with (tmp_path / f"session{session}.log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            try:
+                worker_at = before + rng.randint(1, 3)
+                driver_at = worker_at + rng.randint(1, 4)
+                if wait_for(lambda at=worker_at: finished() >= at, process):
+                    workers = [pid for pid, line in processes_below(process.pid).items() if line.startswith("ray::")]
+                    busy = sorted(pid for pid in workers)
+                    os.kill(rng.choice(busy), signal.SIGKILL)
+                    kills["worker"] += 1
+                if wait_for(lambda at=driver_at: finished() >= at, process):
+                    left_behind |= processes_below(process.pid).keys()
+                    process.kill()
+                    kills["driver"] += 1
+            finally:
+                process.kill()
+                process.wait()
+        done = {row.as_py() for row in folder.results()["video_id"]}
+        assert len(done) >= before, "a finished video was lost"
+    assert kills == {"worker": SESSIONS, "driver": SESSIONS}, (tmp_path / "session0.log").read_text()
+
+    resumed = evaluate(long_manifest, name="killed", resume=True, batch_size=1)
+    assert 0 < resumed.summary.resumed < VIDEOS
+    same_results(resumed.table, reference.table)
+    assert resumed.summary.cases[0].headline == reference.summary.cases[0].headline
+
+    limit = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in left_behind) and time.monotonic() < limit:
+        time.sleep(0.2)
+    assert not [pid for pid in left_behind if Path(f"/proc/{pid}").exists()], "a killed driver left processes behind"

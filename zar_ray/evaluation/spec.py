@@ -1,0 +1,154 @@
+"""What workers are told and what passes between them; light to import, since every decoding process does.
+
+Whatever goes wrong with one video becomes a row with its error, so that the others of its block go on; a video that
+kills its process is dealt with in `pipeline`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from zar_ray.adaptation.cases import Case
+from zar_ray.config import AdaptationOptions, EvalConfig
+from zar_ray.errors import VideoError
+from zar_ray.evaluation.results import ResultRow
+from zar_ray.storage import Storage
+from zar_ray.video.plans import ViewPlan, plan_views
+from zar_ray.video.reading import VideoInfo
+from zar_ray.video.transforms import Preprocessing
+
+logger = logging.getLogger(__name__)
+
+# Between the stages: a video's distinct resized frames, and what is known of it.
+DECODED_SCHEMA = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("label_id", pa.int32()),
+        pa.field("label", pa.string()),
+        pa.field("frames", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("decoder", pa.string()),
+        pa.field("pixels", pa.large_binary()),
+        pa.field("shape", pa.list_(pa.int32(), 4)),
+        pa.field("seconds_decode", pa.float64()),
+        pa.field("warning", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("error_stage", pa.string()),
+    ]
+)
+
+# After them: what the driver counts; the results themselves are in the run folder by then.
+STATUS_SCHEMA = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("failed", pa.bool_(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What the driver knows of the model without holding it.
+
+    Attributes:
+        name: The model's name.
+        fingerprint: A hash of its weights.
+        preprocessing: Its input size and normalisation.
+        random_weights: Whether it is untrained.
+    """
+
+    name: str
+    fingerprint: str
+    preprocessing: Preprocessing
+    random_weights: bool
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What every worker of a run is told.
+
+    Attributes:
+        options: The run's options.
+        model: The model every replica must turn out to be.
+        class_names: The K candidate classes.
+        cases: The cases, one a method.
+        storage: The run's folder, which workers add finished rows to.
+        needs_views: Whether any of the cases looks at other views than the evaluation view.
+        threads: CPU threads a model replica may use.
+    """
+
+    options: EvalConfig
+    model: ModelCard
+    class_names: tuple[str, ...]
+    cases: tuple[Case, ...]
+    storage: Storage
+    needs_views: bool
+    threads: int
+
+
+def plan_video(
+    video_id: str, info: VideoInfo, options: AdaptationOptions, preprocessing: Preprocessing, needs_views: bool
+) -> ViewPlan:
+    """The views that a run's methods need of a video; of the evaluation view alone, where they need no other."""
+    plan = plan_views(video_id, info.frames, info.height, info.width, options.views, preprocessing, options.seed)
+    return plan if needs_views else plan.evaluation_only()
+
+
+def worker_name() -> str:
+    """Host and process, as result rows name them."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a video has no decision, and at which stage."""
+
+    message: str
+    stage: str
+
+
+@contextmanager
+def caught(stage: str, failures: list[Failure]) -> Iterator[None]:
+    """Turns what goes wrong with one video into a failure, here and nowhere else in the job.
+
+    Even what nobody foresaw must cost one video and not the job; it is logged with its traceback.
+    """
+    try:
+        yield
+    except VideoError as error:
+        failures.append(Failure(str(error), error.stage))
+    except MemoryError:
+        failures.append(Failure("out of memory", stage))
+    except Exception as error:
+        logger.exception("unforeseen failure while in stage %s", stage)
+        failures.append(Failure(f"{type(error).__name__}: {' '.join(str(error).split())}", stage))
+
+
+def failed_rows(spec: JobSpec, video: dict[str, Any], failure: Failure) -> list[ResultRow]:
+    """The rows of a video that failed, one a case."""
+    return [
+        ResultRow.failed(
+            video_id=str(video["video_id"]),
+            case_id=case.case_id,
+            method=case.method,
+            label_id=video.get("label_id"),
+            label=video.get("label"),
+            error=failure.message,
+            stage=failure.stage,
+            frames=video.get("frames"),
+            decoder=video.get("decoder"),
+            seconds_decode=video.get("seconds_decode"),
+            worker=worker_name(),
+            warning=video.get("warning"),
+        )
+        for case in spec.cases
+    ]

@@ -178,6 +178,9 @@ class TrainConfig(ModelOptions, DecodeOptions):
         description="Train from scratch: a name in conf/models, or a YAML file in the form of open_clip's configs;"
         " by default training starts from --model or --checkpoint.",
     )
+    initial_logit_scale: float = Field(
+        1 / 0.07, gt=0, le=100, description="Logit scale at the start of training from scratch."
+    )
     frames: int = Field(16, ge=1, description="Frames a video, one drawn from each of so many equal parts.")
     batch_size: int = Field(256, ge=1, description="Videos a step, over all workers.")
     steps: int = Field(1000, ge=1, description="Optimiser steps.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -68,16 +70,12 @@ def cluster(repository, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def small_demo(cluster, tiny_checkpoint):
-    """The demo's data in the cluster's own ZAR_HOME, without its training: the checkpoint is given by hand."""
-    from zar_ray.demo import demo_folder
-
-    from zar_ray.config import validate
-    from zar_ray.data.synthetic import SyntheticSpec, write_synthetic
+def demo_videos(cluster):
+    """The demo's videos in the cluster's own ZAR_HOME; its training is left out, as jobs name a checkpoint."""
+    from zar_ray.data.synthetic import write_synthetic
 
     _, environment = cluster
-    spec = validate if False else SyntheticSpec()
-    write_synthetic(demo_folder(Path(environment["ZAR_HOME"])), spec)
+    write_synthetic(Path(environment["ZAR_HOME"]) / "demo" / "videos")
 
 
 def submit(cluster, folder: Path, *words: str) -> str:
@@ -92,3 +90,51 @@ def submit(cluster, folder: Path, *words: str) -> str:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
+
+
+def evaluation(checkpoint: Path, *more: str) -> list[str]:
+    options = ["--checkpoint", str(checkpoint), "--limit", "6", "--views.frames", "2", "--method", "zar"]
+    return ["--", "python", "jobs/eval.py", "--dataset", "demo", *options, *more]
+
+
+def test_submitted_from_the_checkout_where_the_package_is_installed(cluster, demo_videos, tiny_checkpoint, repository):
+    said = submit(cluster, repository, *evaluation(tiny_checkpoint))
+    home = Path(cluster[1]["ZAR_HOME"])
+    (run,) = (home / "runs").glob("demo_*")
+    summary = json.loads((run / "run.json").read_text())["summary"]
+    assert (summary["videos"], summary["failed"]) == (6, 0)
+    assert summary["mlflow"]["run_id"]
+    assert (home / "runs" / "mlflow.db").is_file()
+    assert str(run) in said
+    assert not (repository / "mlflow.db").exists()
+
+
+def test_submitted_with_the_checkout_as_working_dir_from_another_folder(
+    cluster, demo_videos, tiny_checkpoint, repository, tmp_path
+):
+    output = tmp_path / "results"
+    words = ["--working-dir", str(repository), *evaluation(tiny_checkpoint, "--output", str(output), "--no-mlflow")]
+    said = submit(cluster, tmp_path, *words)
+    (run,) = output.glob("demo_*")
+    assert json.loads((run / "run.json").read_text())["summary"]["finished"] == 6
+    packages = re.findall(r"gcs://(_ray_pkg_[0-9a-f]+)\.zip", said)
+    uploaded = re.search(r"package.*?([0-9.]+)\s*(KiB|MiB|GiB)", said)
+    assert packages or uploaded, said
+    if uploaded:
+        size = float(uploaded[1]) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[uploaded[2]]
+        assert size < UPLOAD_LIMIT
+
+
+def test_a_relative_output_is_refused_in_a_job(cluster, tiny_checkpoint, repository):
+    address, environment = cluster
+    words = evaluation(tiny_checkpoint, "--output", "results/here", "--dataset", "demo")
+    done = subprocess.run(
+        [f"{Path(sys.executable).parent}/ray", "job", "submit", "--address", address, *words],
+        cwd=repository,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "a Ray job's folder is temporary; give an absolute path or a URI" in done.stdout + done.stderr

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray.train
 import ray.train.torch
@@ -76,6 +77,8 @@ def initial_model(job: TrainingJob) -> ClipModel:
     torch.manual_seed(job.config.seed)
     size = job.architecture["vision_cfg"]["image_size"]
     clip = build_clip(job.architecture)
+    with torch.no_grad():
+        clip.logit_scale.fill_(math.log(job.config.initial_logit_scale))
     return ClipModel(clip, str(job.config.architecture), Preprocessing(input_size=size), job.architecture)
 
 
@@ -146,9 +149,9 @@ def _report(network: torch.nn.Module, steps: torch.optim.Optimizer, step: int, l
     if rank != 0:
         ray.train.report(metrics)
         return
-    clip = getattr(network, "module", network).clip
+    plain = cast(VideoTextModel, getattr(network, "module", network))
     with tempfile.TemporaryDirectory() as folder:
-        state = {"model": clip.state_dict(), "optimiser": steps.state_dict(), "step": step}
+        state = {"model": plain.clip.state_dict(), "optimiser": steps.state_dict(), "step": step}
         torch.save(state, Path(folder) / STATE)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 

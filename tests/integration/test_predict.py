@@ -1,0 +1,74 @@
+"""`zar predict`: given labels, given files, no manifest and no Ray."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from zar_ray.cli import predict_command
+from zar_ray.config import EvalConfig
+
+LABELS = "jumping high,riding a bike,swimming"
+
+
+@pytest.fixture
+def predict(tiny_checkpoint, capsys):
+    def run(*words):
+        status = predict_command([*words, "--checkpoint", str(tiny_checkpoint), "--views.frames", "4"])
+        return status, capsys.readouterr()
+
+    return run
+
+
+def test_labels_are_ranked_before_and_after(predict, video_folder):
+    videos = [str(video_folder / "red circle" / "0.mp4"), str(video_folder / "blue bar" / "1.mp4")]
+    status, said = predict(*videos, "--labels", LABELS, "--json-lines", "--method", "zero_shot", "zar")
+    rankings = [json.loads(line) for line in said.out.splitlines()]
+    assert status == 0
+    assert [(r["video"], r["method"]) for r in rankings] == [(v, m) for v in videos for m in ("zero_shot", "zar")]
+    for ranking in rankings:
+        for when in ("before", "after"):
+            scores = [one["score"] for one in ranking[when]]
+            assert scores == sorted(scores, reverse=True)
+            assert sum(scores) == pytest.approx(1)
+            assert {one["label"] for one in ranking[when]} == set(LABELS.split(","))
+    assert rankings[0]["before"] == rankings[0]["after"] == rankings[1]["before"]
+    assert rankings[1]["before"] != rankings[1]["after"]
+
+
+def test_a_bad_file_costs_its_own_line_and_the_status(predict, video_folder, tmp_path):
+    (tmp_path / "text.mp4").write_text("not a video")
+    good = str(video_folder / "red circle" / "0.mp4")
+    status, said = predict(str(tmp_path / "text.mp4"), good, "--labels", LABELS)
+    assert status == 1
+    assert "failed:" in said.out
+    assert "swimming" in said.out
+    assert "Traceback" not in said.out + said.err
+
+
+def test_the_folder_a_file_lies_in_does_not_matter(predict, video_folder, tmp_path):
+    video = video_folder / "red circle" / "3.mp4"
+    (tmp_path / "3.mp4").write_bytes(video.read_bytes())
+    scores = []
+    for path in (video, tmp_path / "3.mp4"):
+        _, said = predict(str(path), "--labels", LABELS, "--json-lines")
+        scores.append(json.loads(said.out)["after"])
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+def test_predict_and_eval_agree(predict, evaluate, video_folder, tmp_path, make_video):
+    make_video(tmp_path / "flat" / "one.mp4", frames=25, seed=3)
+    make_video(tmp_path / "flat" / "two.mp4", frames=25, seed=4)
+    ran = evaluate(tmp_path / "flat", class_names=LABELS, method=["zar"], views={"frames": 4, **_evaluation_frames()})
+    names = LABELS.split(",")
+    for row in ran.rows:
+        _, said = predict(str(tmp_path / "flat" / row.video_id), "--labels", LABELS, "--json-lines")
+        after = json.loads(said.out)["after"]
+        assert [one["label"] for one in after] == [names[index] for index in row.top5_after]
+        assert [one["score"] for one in after] == pytest.approx(row.top5_scores_after, abs=1e-3)
+
+
+def _evaluation_frames():
+    return {"eval_frames": EvalConfig().views.eval_frames}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,14 +34,17 @@ def connected(address: str | None = None) -> Iterator[None]:
         yield
         return
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    # Its C++ core writes to the terminal what Ray Data does on purpose; a worker's end is told by its videos' rows.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = address or os.environ.get("RAY_ADDRESS")
     try:
-        if address in (None, "auto"):
-            _join_or_start(may_start=address is None, **quiet)
-        elif address == "local":
-            _start(**quiet)
-        else:
-            ray.init(address=address, **quiet)
+        with _native_stderr_silenced():
+            if address in (None, "auto"):
+                _join_or_start(may_start=address is None, **quiet)
+            elif address == "local":
+                _start(**quiet)
+            else:
+                ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = address or "a local cluster"
         raise RunError(f"Ray: cannot join {where} ({' '.join(str(error).split())}); see `zar doctor`") from error
@@ -48,6 +52,20 @@ def connected(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _native_stderr_silenced() -> Iterator[None]:
+    """Keeps what native code writes to the terminal while Ray starts (its log level) from it; errors are raised."""
+    sys.stderr.flush()
+    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nowhere)
 
 
 def _start(**options: Any) -> None:

@@ -23,7 +23,7 @@ def videos_folder() -> Path:
 
 def checkpoint_file() -> Path:
     """Where the demo's trained model lies."""
-    return zar_home() / "demo" / "model.safetensors"
+    return zar_home() / "demo" / "tiny-clip.safetensors"
 
 
 def training_config() -> TrainConfig:

@@ -19,7 +19,7 @@ from zar_ray.storage import Storage
 
 pytestmark = pytest.mark.slow
 
-VIDEOS = 48
+VIDEOS = 72
 SESSIONS = 5  # each killed twice: a worker, then the driver
 
 
@@ -85,17 +85,16 @@ def test_killed_ten_times_gives_the_table_of_an_undisturbed_run(
         with (tmp_path / f"session{session}.log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
             try:
-                worker_at = before + rng.randint(1, 3)
-                driver_at = worker_at + rng.randint(1, 4)
+                worker_at = before + rng.randint(1, 4)
                 if wait_for(lambda at=worker_at: finished() >= at, process):
-                    workers = [pid for pid, line in processes_below(process.pid).items() if line.startswith("ray::")]
-                    busy = sorted(pid for pid in workers)
-                    os.kill(rng.choice(busy), signal.SIGKILL)
+                    below = processes_below(process.pid)
+                    workers = sorted(pid for pid, line in below.items() if line.startswith("ray::MapWorker"))
+                    os.kill(rng.choice(workers), signal.SIGKILL)
                     kills["worker"] += 1
-                if wait_for(lambda at=driver_at: finished() >= at, process):
-                    left_behind |= processes_below(process.pid).keys()
+                    time.sleep(rng.uniform(0, 1.5))
+                    left_behind |= below.keys() | processes_below(process.pid).keys()
+                    kills["driver"] += process.poll() is None
                     process.kill()
-                    kills["driver"] += 1
             finally:
                 process.kill()
                 process.wait()

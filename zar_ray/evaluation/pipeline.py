@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -256,6 +257,14 @@ def _run_blocks(
 
 
 def _dataset(videos: pa.Table, spec: JobSpec, resources: Resources, block_size: int, retries: int) -> Dataset:
+    with warnings.catch_warnings():
+        # Ray 2.60 has no other way to bound retries than the arguments that 2.64 will take away (pyproject.toml
+        # keeps Ray below that).
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        return _stages(videos, spec, resources, block_size, retries)
+
+
+def _stages(videos: pa.Table, spec: JobSpec, resources: Resources, block_size: int, retries: int) -> Dataset:
     return (
         ray.data.from_arrow(videos)
         .repartition(target_num_rows_per_block=block_size)

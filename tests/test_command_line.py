@@ -152,3 +152,16 @@ def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(tmp_path):
 def test_a_password_in_an_address_is_not_shown():
     shown = options("--mlflow-uri", "http://me:secret@host/").model_dump(mode="json")
     assert shown["mlflow_uri"] == "http://me:***@host/"
+
+
+def test_a_relative_output_is_refused_in_a_job(monkeypatch, tmp_path):
+    from zar_ray.evaluation.job import output_root
+
+    monkeypatch.setenv("ZAR_HOME", str(tmp_path))
+    assert output_root("somewhere/else").endswith("/somewhere/else")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match="give an absolute path or a URI"):
+        output_root("somewhere/else")
+    assert output_root("/data/runs") == "/data/runs"
+    assert output_root("s3://bucket/runs") == "s3://bucket/runs"
+    assert output_root("runs") == str(tmp_path / "runs")

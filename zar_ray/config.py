@@ -58,21 +58,23 @@ class Options(BaseModel):
 
 def operational(default: Any, description: str, **limits: Any) -> Any:
     """A field that does not change what a run's numbers mean."""
-    return Field(default, description=description, json_schema_extra={"operational": True}, **limits)
+    return Field(default=default, description=description, json_schema_extra={"operational": True}, **limits)
 
 
 class ViewConfig(Options):
     """Which views of a video the adaptation sees (DESIGN.md, "ZAR, exactly", 1 to 4)."""
 
-    frames: int = Field(16, ge=1, description="T, frames a view.")
-    eval_frames: int = Field(16, ge=1, description="Frames of the evaluation view, which is classified.")
+    frames: int = Field(default=16, ge=1, description="T, frames a view.")
+    eval_frames: int = Field(default=16, ge=1, description="Frames of the evaluation view, which is classified.")
     rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (1.0, 0.5, 0.25, 0.125), min_length=1, description="Segment lengths as shares of the video, one a frame rate."
+        default=(1.0, 0.5, 0.25, 0.125),
+        min_length=1,
+        description="Segment lengths as shares of the video, one a frame rate.",
     )
-    views_per_rate: int = Field(4, ge=1, description="M, segments drawn a rate.")
-    crops: Literal[1, 3, 5, 9] = Field(3, description="N_c, crops a segment.")
+    views_per_rate: int = Field(default=4, ge=1, description="M, segments drawn a rate.")
+    crops: Literal[1, 3, 5, 9] = Field(default=3, description="N_c, crops a segment.")
     short_side: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="Short side frames are resized to; by default the model's input size, or 8/7 of it for 5 and 9"
         " crops and for checkpoints trained that way.",
@@ -82,27 +84,36 @@ class ViewConfig(Options):
 class ZarConfig(Options):
     """The update of the context (DESIGN.md, "ZAR, exactly", 7 to 9)."""
 
-    confidence: float = Field(0.8, gt=0, le=1, description="rho, share of views, lowest entropy first, that are used.")
-    steps: int = Field(1, ge=1, description="AdamW steps a video.")
-    lr: float = Field(0.005, gt=0, description="Learning rate of the context.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas.")
-    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay, which applies to the context too.")
+    confidence: float = Field(
+        default=0.8, gt=0, le=1, description="rho, share of views, lowest entropy first, that are used."
+    )
+    steps: int = Field(default=1, ge=1, description="AdamW steps a video.")
+    lr: float = Field(default=0.005, gt=0, description="Learning rate of the context.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas.")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="AdamW's weight decay, which applies to the context too."
+    )
 
 
 class ModelOptions(Options):
     """Which weights, and how they run."""
 
-    model: str = Field("ViT-B-16-quickgelu", description="An open_clip model name; OpenAI weights need -quickgelu.")
+    model: str = Field(
+        default="ViT-B-16-quickgelu", description="An open_clip model name; OpenAI weights need -quickgelu."
+    )
     pretrained: str | None = Field(
-        "openai",
+        default="openai",
         description='An open_clip tag, downloaded on first use; "random" for untrained weights (every output says so).',
     )
     checkpoint: Path | None = Field(
-        None, description="A local OpenAI, open_clip or zar-ray checkpoint (.safetensors or .pt), instead of a tag."
+        default=None,
+        description="A local OpenAI, open_clip or zar-ray checkpoint (.safetensors or .pt), instead of a tag.",
     )
-    context: str = Field("a video of a", min_length=1, description="The words the context vectors start from.")
-    precision: Precision = Field("fp32", description="The image encoder's precision; text and tuning stay float32.")
+    context: str = Field(default="a video of a", min_length=1, description="The words the context vectors start from.")
+    precision: Precision = Field(
+        default="fp32", description="The image encoder's precision; text and tuning stay float32."
+    )
     device: str = operational("auto", "Device of a worker: auto, cpu or cuda.")
     encoder_batch: int = operational(64, "Images a pass of the image encoder.", ge=1)
 
@@ -110,15 +121,15 @@ class ModelOptions(Options):
 class DecodeOptions(Options):
     """How files become frames."""
 
-    decoder: Decoder = Field("auto", description="auto: decord where it can, PyAV otherwise; recorded a video.")
+    decoder: Decoder = Field(default="auto", description="auto: decord where it can, PyAV otherwise; recorded a video.")
     decode_timeout: float = operational(120.0, "Seconds a video may take to decode before it fails.", gt=0)
 
 
 class AdaptationOptions(ModelOptions, DecodeOptions):
     """How a video is turned into a decision: what the batch job and `zar predict` have in common."""
 
-    method: tuple[str, ...] = Field(("zero_shot", "zar"), min_length=1, description="Test-time methods to run.")
-    seed: int = Field(0, ge=0, description="Seed of the view plans.")
+    method: tuple[str, ...] = Field(default=("zero_shot", "zar"), min_length=1, description="Test-time methods to run.")
+    seed: int = Field(default=0, ge=0, description="Seed of the view plans.")
     views: ViewConfig = Field(default_factory=ViewConfig, description="Views.")
     zar: ZarConfig = Field(default_factory=ZarConfig, description="ZAR's update.")
 
@@ -127,8 +138,8 @@ class PredictConfig(AdaptationOptions):
     """Options of `zar predict`."""
 
     videos: tyro.conf.Positional[tuple[str, ...]] = operational((), "Video files.")
-    labels: str | None = Field(None, description='The candidate classes: "a,b,c", or a file with one a line.')
-    method: tuple[str, ...] = Field(("zar",), min_length=1, description="Test-time methods to run.")
+    labels: str | None = Field(default=None, description='The candidate classes: "a,b,c", or a file with one a line.')
+    method: tuple[str, ...] = Field(default=("zar",), min_length=1, description="Test-time methods to run.")
     top_k: int = operational(5, "How many labels to show a video.", ge=1)
     json_lines: bool = operational(False, "Print one JSON object a video and method instead of tables.")
 
@@ -137,13 +148,14 @@ class EvalConfig(AdaptationOptions):
     """Options of `zar eval` and jobs/eval.py."""
 
     dataset: str | None = Field(
-        None, description="A benchmark's name, a manifest (.parquet), a list (.csv) or a folder."
+        default=None, description="A benchmark's name, a manifest (.parquet), a list (.csv) or a folder."
     )
-    split: str | None = Field(None, description="The manifest's split to evaluate; all videos by default.")
+    split: str | None = Field(default=None, description="The manifest's split to evaluate; all videos by default.")
     class_names: str | None = Field(
-        None, description='The candidate classes: "a,b,c" or a file with one a line; by default the manifest\'s.'
+        default=None,
+        description='The candidate classes: "a,b,c" or a file with one a line; by default the manifest\'s.',
     )
-    limit: int | None = Field(None, ge=1, description="Evaluate only so many videos, spread over the manifest.")
+    limit: int | None = Field(default=None, ge=1, description="Evaluate only so many videos, spread over the manifest.")
 
     output: str = operational("runs", "Folder or URI that holds all runs.")
     name: str | None = operational(None, "The run's folder under the output; by default made from what is run.")
@@ -171,32 +183,34 @@ class EvalConfig(AdaptationOptions):
 class TrainConfig(ModelOptions, DecodeOptions):
     """Options of `zar train` and jobs/pretrain.py."""
 
-    dataset: str | None = Field(None, description="A manifest (.parquet), a benchmark's name, a list or a folder.")
-    split: str | None = Field(None, description="The manifest's split to train on; all videos by default.")
+    dataset: str | None = Field(
+        default=None, description="A manifest (.parquet), a benchmark's name, a list or a folder."
+    )
+    split: str | None = Field(default=None, description="The manifest's split to train on; all videos by default.")
     architecture: str | None = Field(
-        None,
+        default=None,
         description="Train from scratch: a name in conf/models, or a YAML file in the form of open_clip's configs;"
         " by default training starts from --model or --checkpoint.",
     )
     initial_logit_scale: float = Field(
-        1 / 0.07, gt=0, le=100, description="Logit scale at the start of training from scratch."
+        default=1 / 0.07, gt=0, le=100, description="Logit scale at the start of training from scratch."
     )
-    frames: int = Field(16, ge=1, description="Frames a video, one drawn from each of so many equal parts.")
-    batch_size: int = Field(256, ge=1, description="Videos a step, over all workers.")
-    steps: int = Field(1000, ge=1, description="Optimiser steps.")
-    lr: float = Field(8e-6, gt=0, description="Peak learning rate.")
-    final_lr: float = Field(0.01, ge=0, le=1, description="Last learning rate as a share of the peak.")
-    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up, before the cosine.")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's betas.")
-    weight_decay: float = Field(0.001, ge=0, description="AdamW's weight decay.")
+    frames: int = Field(default=16, ge=1, description="Frames a video, one drawn from each of so many equal parts.")
+    batch_size: int = Field(default=256, ge=1, description="Videos a step, over all workers.")
+    steps: int = Field(default=1000, ge=1, description="Optimiser steps.")
+    lr: float = Field(default=8e-6, gt=0, description="Peak learning rate.")
+    final_lr: float = Field(default=0.01, ge=0, le=1, description="Last learning rate as a share of the peak.")
+    warmup_steps: int = Field(default=100, ge=0, description="Steps of linear warm-up, before the cosine.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="AdamW's betas.")
+    weight_decay: float = Field(default=0.001, ge=0, description="AdamW's weight decay.")
     cache_frames: int = Field(
-        0,
+        default=0,
         ge=0,
         description="Decode each video once and keep so many of its frames, resized, in memory, to draw from;"
         " 0 decodes a video whenever it is drawn. For sets that fit in memory.",
     )
-    checkpoint_steps: int = Field(500, ge=1, description="Steps between two checkpoints to resume from.")
-    seed: int = Field(0, ge=0, description="Seed of the weights, the order of videos and the frames drawn.")
+    checkpoint_steps: int = Field(default=500, ge=1, description="Steps between two checkpoints to resume from.")
+    seed: int = Field(default=0, ge=0, description="Seed of the weights, the order of videos and the frames drawn.")
 
     output: Path | None = operational(None, "The .safetensors file to write.")
     storage: str | None = operational(None, "Folder or URI of checkpoints to go on from; by default ZAR_HOME/training.")

@@ -77,3 +77,26 @@ def assert_same_results(one: pa.Table, other: pa.Table) -> None:
 @pytest.fixture(scope="session")
 def same_results():
     return assert_same_results
+
+
+def _processes_below(pid: int) -> dict[int, str]:
+    """All descendants of a process with their command lines, from /proc."""
+    parents, commands = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                commands[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (OSError, IndexError):
+                continue
+    below, grew = {pid}, True
+    while grew:
+        more = {child for child, parent in parents.items() if parent in below} - below
+        grew = bool(more)
+        below |= more
+    return {child: commands[child] for child in below - {pid}}
+
+
+@pytest.fixture(scope="session")
+def processes_below():
+    return _processes_below

@@ -10,20 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 from rich.console import Console
 
-from zar_ray.cluster import connected, total_cpus, total_gpus
+from zar_ray.cluster import connected, inside_job, total_gpus
 from zar_ray.config import TrainConfig, conf_dir, fingerprint, identity, read_yaml, zar_home
 from zar_ray.data.datasets import open_dataset, resolve_dataset
 from zar_ray.data.manifest import Manifest
 from zar_ray.errors import ConfigError, ManifestError, RunError, suggestion
 from zar_ray.models.architecture import Architecture
 from zar_ray.models.checkpoints import load_weights, save_checkpoint
+from zar_ray.storage import Storage
 from zar_ray.training.worker import STATE, Progress, TrainingJob, initial_model, train_worker
 
 # A process that dies is replaced, and training goes on from the last checkpoint, so many times.
@@ -72,6 +74,10 @@ def check(config: TrainConfig) -> Path:
         raise ConfigError("zar train: say what to train on with --dataset")
     if config.output is None or config.output.suffix != ".safetensors":
         raise ConfigError("zar train: name the checkpoint to write with --output FILE.safetensors")
+    if inside_job() and not config.output.is_absolute():
+        raise ConfigError(f"--output {config.output}: a Ray job's folder is temporary; give an absolute path")
+    if config.precision == "fp16":
+        raise ConfigError("--precision fp16: gradients overflow in it; train in bf16 or fp32")
     if config.batch_size % config.num_workers:
         raise ConfigError(
             f"--batch-size {config.batch_size} cannot be shared by --num-workers {config.num_workers}; "
@@ -130,10 +136,11 @@ def run_training(config: TrainConfig, console: Console) -> TrainResult:
     output = check(config)
     videos = training_videos(config, console)
     architecture = load_architecture(config.architecture) if config.architecture else None
+    storage = Storage(config.storage or str(zar_home() / "training")).location
     started = time.monotonic()
     with connected(config.address):
         gpus = config.gpus_per_worker if config.gpus_per_worker is not None else float(bool(total_gpus()))
-        cpus = max(1, int(total_cpus() / config.num_workers))
+        cpus = cpus_per_worker(config.num_workers)
         name = f"train-{fingerprint([identity(config), videos.fingerprint(), architecture])}"
         with _shown(config, console) as queue:
             job = TrainingJob(config, tuple(videos.rows()), videos.class_names, architecture, cpus, queue)
@@ -148,17 +155,17 @@ def run_training(config: TrainConfig, console: Console) -> TrainResult:
                 run_config=RunConfig(
                     # Ray Train goes on with a run of the same name: another setting must have another one.
                     name=name,
-                    storage_path=config.storage or str(zar_home() / "training"),
+                    storage_path=storage,
                     failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+                    checkpoint_config=CheckpointConfig(num_to_keep=2),
                 ),
             )
             try:
                 result = trainer.fit()
-            except (RayError, RuntimeError) as error:
-                reason = " ".join(str(error).split())[:300]
-                raise RunError(f"training stopped ({reason}); the same command continues it") from error
+            except (TrainingFailedError, RayError) as error:
+                raise RunError(f"training stopped: {_reason(error)}; the same command continues it") from error
         if result.checkpoint is None or result.metrics is None:
-            raise RunError(f"training {name} ended without a checkpoint; look into {config.storage or zar_home()}")
+            raise RunError(f"training {name} ended without a checkpoint; look into {storage}/{name}")
         _export(result.checkpoint, job, output)
     trained = TrainResult(
         checkpoint=output,
@@ -172,6 +179,25 @@ def run_training(config: TrainConfig, console: Console) -> TrainResult:
         f"{trained.accuracy:.1%} of the training videos right; {output}"
     )
     return trained
+
+
+def cpus_per_worker(workers: int) -> int:
+    """The most CPUs that each of so many processes can have, none of them spread over two nodes.
+
+    Raises:
+        RunError: The joined cluster has fewer CPUs than processes.
+    """
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    fitting = [cpus for cpus in range(1, max(nodes) + 1) if sum(node // cpus for node in nodes) >= workers]
+    if not fitting:
+        raise RunError(f"--num-workers {workers}: the cluster has {sum(nodes)} CPUs, and each needs one at least")
+    return fitting[-1]
+
+
+def _reason(error: BaseException) -> str:
+    """The mistake in a worker that ended a training, on one line."""
+    causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
+    return " ".join(str(causes[0] if causes else error).split())[-300:]
 
 
 def _export(checkpoint: Any, job: TrainingJob, output: Path) -> None:

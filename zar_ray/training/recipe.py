@@ -42,7 +42,14 @@ class VideoTextModel(nn.Module):
         ends = token_ids.argmax(dim=1)
         embedded = self.clip.token_embedding(token_ids[:, : int(ends.max()) + 1])
         texts = normalize(self._encode_text(embedded, ends), dim=-1)
-        return self.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE) * videos @ texts.T
+        # Outside mixed precision: a bfloat16 logit of 50 is rounded to quarters.
+        with torch.autocast(videos.device.type, enabled=False):
+            return self.clip.logit_scale.exp() * videos @ texts.T
+
+    @torch.no_grad()
+    def bound_logit_scale(self) -> None:
+        """Keeps the logit scale within CLIP's bound; to be called after every step."""
+        self.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -55,6 +62,14 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over everything that takes a gradient."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    """AdamW over everything that takes a gradient.
+
+    Weights and embeddings decay; gains, biases and the logit scale do not, as in CLIP (Radford et al., ICML 2021,
+    section 2.5).
+    """
+    decaying, free = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (decaying if parameter.ndim > 1 else free).append(parameter)
+    groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)

@@ -16,9 +16,14 @@ import torch
 
 from zar_ray.config import Decoder
 from zar_ray.data.manifest import VideoRow
+from zar_ray.errors import RunError, VideoError
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.plans import segment_frames
+from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import Preprocessing
+
+# Enough for decoding to go on while a step is computed, few enough to hold in memory.
+_STEPS_AHEAD = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +100,7 @@ class TrainingVideos:
         decoder: What reads the files.
         cache_frames: Frames of each video to keep in memory, 0 for none.
         threads: Threads that decode.
+        decode_timeout: Seconds that decoding a video may take.
     """
 
     def __init__(
@@ -106,6 +112,7 @@ class TrainingVideos:
         decoder: Decoder = "auto",
         cache_frames: int = 0,
         threads: int = 2,
+        decode_timeout: float | None = None,
     ) -> None:
         self._videos = videos
         self._preprocessing = preprocessing
@@ -113,10 +120,9 @@ class TrainingVideos:
         self._seed = seed
         self._decoder: Decoder = decoder
         self._cache_frames = cache_frames
+        self._decode_timeout = decode_timeout
         self._cache: dict[int, np.ndarray] = {}
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        # What is decoded ahead is bounded, so that memory is.
-        self._ahead = 2 * threads
 
     def batches(self, steps: range, batch_size: int, rank: int, workers: int) -> Iterator[Batch]:
         """Yields one worker's share of each step, in order.
@@ -132,7 +138,7 @@ class TrainingVideos:
         for share in shares:
             pixels = [self._pool.submit(self._sample, epoch, number) for epoch, number in share]
             pending.append((pixels, [self._label(number) for _, number in share]))
-            if len(pending) > 2:
+            if len(pending) > _STEPS_AHEAD:
                 yield self._collect(*pending.pop(0))
         for one in pending:
             yield self._collect(*one)
@@ -178,4 +184,19 @@ class TrainingVideos:
     def _decode(self, video: VideoRow, frames: np.ndarray) -> np.ndarray:
         short_side = self._preprocessing.short_side or self._preprocessing.input_size
         choice = FrameChoice(frames, short_side)
-        return decode_video(video.path, lambda _: choice, self._preprocessing.interpolation, self._decoder).frames
+        try:
+            return decode_video(
+                video.path,
+                lambda info: self._checked(info, video, choice),
+                self._preprocessing.interpolation,
+                self._decoder,
+                timeout=self._decode_timeout,
+            ).frames
+        except VideoError as error:
+            raise RunError(f"{video.path}: {error}; leave the video out, or index the videos again") from error
+
+    @staticmethod
+    def _checked(info: VideoInfo, video: VideoRow, choice: FrameChoice) -> FrameChoice:
+        if info.frames != video.frames:
+            raise VideoError(f"has {info.frames} frames, and the manifest says {video.frames}", stage="open")
+        return choice

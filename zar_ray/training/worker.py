@@ -8,7 +8,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray.train
 import ray.train.torch
@@ -27,7 +27,7 @@ from zar_ray.training.samples import TrainingVideos
 from zar_ray.video.transforms import Preprocessing
 
 STATE = "state.pt"
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
     model = initial_model(job)
     token_ids = model.tokenize([f"{config.context} {name.replace('_', ' ')}." for name in job.class_names])
-    network = VideoTextModel(model)
-    started = _resume(network)
-    network = ray.train.torch.prepare_model(network)
+    plain = VideoTextModel(model)
+    started = _resume(plain)
+    network = ray.train.torch.prepare_model(plain)
     device = next(network.parameters()).device
     steps = optimiser(network, config)
     if started is not None:
@@ -109,6 +109,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
         config.decoder,
         config.cache_frames,
         config.decode_threads,
+        config.decode_timeout,
     )
     dtype = _AUTOCAST[config.precision]
     meter = _Meter(config.batch_size, job.progress if rank == 0 else None)
@@ -125,10 +126,11 @@ def train_worker(arguments: dict[str, Any]) -> None:
             steps.zero_grad(set_to_none=True)
             loss.backward()
             steps.step()
+            plain.bound_logit_scale()
             meter.add(step + 1, loss, (logits.argmax(dim=1) == labels).float().mean(), rate)
             done = step + 1
             if done % config.checkpoint_steps == 0 or done == config.steps:
-                _report(network, steps, done, meter.last, rank)
+                _report(plain, steps, done, meter.last, rank)
     finally:
         videos.close()
 
@@ -143,15 +145,14 @@ def _resume(network: VideoTextModel) -> dict[str, Any] | None:
     return state
 
 
-def _report(network: torch.nn.Module, steps: torch.optim.Optimizer, step: int, last: Progress, rank: int) -> None:
+def _report(network: VideoTextModel, steps: torch.optim.Optimizer, step: int, last: Progress, rank: int) -> None:
     """Every process reports; the first one brings the checkpoint, as they are all equal."""
     metrics = {"step": step, "loss": last.loss, "accuracy": last.accuracy}
     if rank != 0:
         ray.train.report(metrics)
         return
-    plain = cast(VideoTextModel, getattr(network, "module", network))
     with tempfile.TemporaryDirectory() as folder:
-        state = {"model": plain.clip.state_dict(), "optimiser": steps.state_dict(), "step": step}
+        state = {"model": network.clip.state_dict(), "optimiser": steps.state_dict(), "step": step}
         torch.save(state, Path(folder) / STATE)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 

@@ -58,7 +58,14 @@ def prepare(options: EvalConfig, console: Console) -> tuple[Manifest, EvalConfig
     if not len(manifest):
         raise ManifestError(f"{options.dataset}: no videos{f' in split {split}' if split else ''}")
     name = options.name or run_name(options, manifest.name)
-    return manifest, options.model_copy(update={"split": split, "name": name, "output": output_root(options.output)})
+    settled = {
+        "split": split,
+        "name": name,
+        "output": output_root(options.output),
+        # Workers have working folders of their own.
+        "checkpoint": options.checkpoint.expanduser().absolute() if options.checkpoint else None,
+    }
+    return manifest, options.model_copy(update=settled)
 
 
 def output_root(output: str) -> str:

@@ -164,9 +164,13 @@ def evaluate(manifest: Manifest, options: EvalConfig, folder: RunFolder, console
     return Evaluated(table, model, cases, done, len(todo), seconds)
 
 
+# Where things lie; what they hold is compared by fingerprints instead.
+_PLACES = ("dataset", "checkpoint", "class_names")
+
+
 def _identity(manifest: Manifest, options: EvalConfig, model: ModelCard) -> dict[str, object]:
     return {
-        "options": identity(options),
+        "options": {name: value for name, value in identity(options).items() if name not in _PLACES},
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "manifest": {"videos": len(manifest), "fingerprint": manifest.fingerprint()},
         "classes": list(manifest.class_names),
@@ -184,8 +188,7 @@ def _needed_files(manifest: Manifest, options: EvalConfig) -> list[str]:
     """The checkpoint and one video; one that this process sees, where it sees any, as a lost file fails by itself."""
     paths = manifest.table.filter(pc.field("error").is_null())["path"].to_pylist()
     video = next((path for path in paths[:_LOOKED_AT] if Path(path).is_file()), paths[0] if paths else None)
-    checkpoint = options.checkpoint.absolute() if options.checkpoint else None
-    return [str(path) for path in (video, checkpoint) if path is not None]
+    return [str(path) for path in (video, options.checkpoint) if path is not None]
 
 
 def _evaluate_videos(

@@ -40,8 +40,8 @@ class TrainResult:
         checkpoint: The file written, in zar-ray's format.
         steps: Steps of the whole training, earlier sessions included.
         seconds: Wall seconds of this session.
-        loss: Mean loss of the last steps.
-        accuracy: Share of training videos that were right in the last steps.
+        loss: Mean loss of the last 25 steps.
+        accuracy: Share of training videos that were right in the last 25 steps.
     """
 
     checkpoint: Path
@@ -134,6 +134,9 @@ def run_training(config: TrainConfig, console: Console) -> TrainResult:
         RunError: Training failed; the same command continues it.
     """
     output = check(config)
+    if config.checkpoint is not None:
+        # Workers have working folders of their own.
+        config = config.model_copy(update={"checkpoint": config.checkpoint.expanduser().absolute()})
     videos = training_videos(config, console)
     architecture = load_architecture(config.architecture) if config.architecture else None
     storage = Storage(config.storage or str(zar_home() / "training")).location

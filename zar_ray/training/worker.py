@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed
 from ray.util.queue import Queue
 from torch.nn.functional import cross_entropy
 
@@ -112,7 +114,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
         config.decode_timeout,
     )
     dtype = _AUTOCAST[config.precision]
-    meter = _Meter(config.batch_size, job.progress if rank == 0 else None)
+    meter = _Meter(config.batch_size, workers, job.progress if rank == 0 else None)
     try:
         batches = videos.batches(range(first, config.steps), config.batch_size, rank, workers)
         for step, batch in enumerate(batches, first):
@@ -130,7 +132,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
             meter.add(step + 1, loss, (logits.argmax(dim=1) == labels).float().mean(), rate)
             done = step + 1
             if done % config.checkpoint_steps == 0 or done == config.steps:
-                _report(plain, steps, done, meter.last, rank)
+                _report(plain, steps, done, meter.means(), rank)
     finally:
         videos.close()
 
@@ -145,9 +147,11 @@ def _resume(network: VideoTextModel) -> dict[str, Any] | None:
     return state
 
 
-def _report(network: VideoTextModel, steps: torch.optim.Optimizer, step: int, last: Progress, rank: int) -> None:
+def _report(
+    network: VideoTextModel, steps: torch.optim.Optimizer, step: int, means: tuple[float, float], rank: int
+) -> None:
     """Every process reports; the first one brings the checkpoint, as they are all equal."""
-    metrics = {"step": step, "loss": last.loss, "accuracy": last.accuracy}
+    metrics = {"step": step, "loss": means[0], "accuracy": means[1]}
     if rank != 0:
         ray.train.report(metrics)
         return
@@ -158,32 +162,33 @@ def _report(network: VideoTextModel, steps: torch.optim.Optimizer, step: int, la
 
 
 class _Meter:
-    """Means over the last seconds, sent on now and then."""
+    """Means over the last steps, of all processes together; every few seconds they are sent to whoever listens."""
 
+    _STEPS = 25
     _SECONDS = 2.0
 
-    def __init__(self, batch_size: int, queue: Queue | None) -> None:
+    def __init__(self, batch_size: int, workers: int, queue: Queue | None) -> None:
         self._batch_size = batch_size
+        self._workers = workers
         self._queue = queue
-        self._losses: list[torch.Tensor] = []
-        self._right: list[torch.Tensor] = []
-        self._since = time.monotonic()
-        self.last = Progress(0, float("nan"), float("nan"), 0.0, 0.0)
+        self._recent: deque[torch.Tensor] = deque(maxlen=self._STEPS)
+        self._since, self._steps = time.monotonic(), 0
 
     def add(self, step: int, loss: torch.Tensor, right: torch.Tensor, rate: float) -> None:
-        self._losses.append(loss.detach())
-        self._right.append(right)
-        now = time.monotonic()
-        if step > 1 and now - self._since < self._SECONDS:
+        """Takes in one step of this process; all processes must, in step."""
+        values = torch.stack([loss.detach(), right])
+        if self._workers > 1:
+            torch.distributed.all_reduce(values)
+        self._recent.append(values / self._workers)
+        self._steps += 1
+        seconds = time.monotonic() - self._since
+        if self._queue is None or (step > 1 and seconds < self._SECONDS):
             return
-        count = len(self._losses)
-        self.last = Progress(
-            step,
-            float(torch.stack(self._losses).mean()),
-            float(torch.stack(self._right).mean()),
-            rate,
-            count * self._batch_size / max(now - self._since, 1e-9),
-        )
-        self._losses, self._right, self._since = [], [], now
-        if self._queue is not None:
-            self._queue.put(self.last)
+        loss_now, right_now = self.means()
+        self._queue.put(Progress(step, loss_now, right_now, rate, self._steps * self._batch_size / max(seconds, 1e-9)))
+        self._since, self._steps = time.monotonic(), 0
+
+    def means(self) -> tuple[float, float]:
+        """Loss, and share of videos that were right, over the last steps."""
+        loss, right = torch.stack(list(self._recent)).mean(dim=0).tolist()
+        return loss, right

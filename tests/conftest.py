@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -155,6 +156,9 @@ def ray_cluster(tmp_path_factory):
     """One local Ray of two CPUs for all tests; on loopback, in a folder of its own."""
     import ray
 
+    # By value: workers cannot import the module that pytest calls conftest, and which of several bears that name here
+    # depends on the tests that were chosen.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     # pytest would keep Ray Data's debug lines, thousands of them, and print them under a failed test.
     logging.getLogger("ray.data").propagate = False
     # A socket's path may have 107 characters, which pytest's own folders use up.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -200,7 +201,11 @@ def cpus_per_worker(workers: int) -> int:
 def _reason(error: BaseException) -> str:
     """The mistake in a worker that ended a training, on one line."""
     causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
-    return " ".join(str(causes[0] if causes else error).split())[-300:]
+    lines = [line.strip() for line in str(causes[0] if causes else error).splitlines() if line.strip()]
+    # Ray shows an exception of ours as its traceback, whose last line is the message; a dead process, message first.
+    traceback = any(line.startswith("Traceback") for line in lines[:2])
+    line = lines[-1 if traceback else 0] if lines else type(error).__name__
+    return re.sub(r"^zar_ray\.errors\.\w+: ", "", line)
 
 
 def _export(checkpoint: Any, job: TrainingJob, output: Path) -> None:

@@ -20,7 +20,7 @@ class Counting(ClipModel):
     """Remembers the images it was given."""
 
     def __init__(self, model):
-        super().__init__(model.clip, model.name, model.preprocessing)
+        super().__init__(model.clip, model.name, model.preprocessing, model.architecture)
         self.seen = []
 
     def encode_images(self, pixels):
@@ -119,7 +119,7 @@ def test_running_out_of_memory_is_the_videos_failure(tiny_model, plan, frames, e
         def encode_images(self, pixels):
             raise error
 
-    model = Full(tiny_model.clip, "full", PREPROCESSING)
+    model = Full(tiny_model.clip, "full", PREPROCESSING, tiny_model.architecture)
     with pytest.raises(
         VideoError, match=r"out of memory encoding \d+ images, 7 a pass; lower --encoder-batch"
     ) as caught:

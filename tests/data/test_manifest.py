@@ -244,3 +244,42 @@ def test_writing_replaces_the_file_at_once_and_leaves_nothing_else(
         write_manifest(numbered(3), file)
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
     assert file.read_bytes() == before
+
+
+SEVERAL = dataclasses.replace(GOOD, video_id="s", split="all", splits=("test1", "train2"))
+MANY = dataclasses.replace(GOOD, video_id="m", label_id=None, class_name=None, labels=("a", "b"))
+NONE = dataclasses.replace(MANY, video_id="n", labels=())
+
+
+def test_a_video_may_be_in_several_splits_and_have_several_labels(tmp_path: Path) -> None:
+    manifest = manifest_of(GOOD, SEVERAL, MANY, NONE)
+    write_manifest(manifest, tmp_path / "m.parquet")
+    again = read_manifest(tmp_path / "m.parquet")
+    assert list(again.rows()) == [GOOD, SEVERAL, MANY, NONE]
+    assert again.splits == ("test", "test1", "train2")
+    assert [row.video_id for row in again.select("train2").rows()] == ["s"]
+    assert [row.video_id for row in again.select("test").rows()] == ["a/1.mp4", "m", "n"]
+    assert [row.memberships for row in (GOOD, SEVERAL)] == [("test",), ("test1", "train2")]
+    for changed in (dataclasses.replace(SEVERAL, splits=("test1",)), dataclasses.replace(SEVERAL, splits=None)):
+        assert manifest_of(changed).fingerprint() != manifest_of(SEVERAL).fingerprint()
+    assert manifest_of(MANY).fingerprint() != manifest_of(dataclasses.replace(MANY, labels=("a",))).fingerprint()
+
+
+def test_a_manifest_of_an_earlier_version_is_read_and_keeps_its_fingerprint(tmp_path: Path) -> None:
+    file = stored(tmp_path, manifest_of(GOOD).table.drop_columns(["splits", "labels"]))
+    again = read_manifest(file)
+    assert list(again.rows()) == [GOOD]
+    assert again.fingerprint() == manifest_of(GOOD).fingerprint() == "f9dfe1c95331"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        (dataclasses.replace(GOOD, labels=("a",)), "has both a label_id and several labels"),
+        (dataclasses.replace(GOOD, splits=()), "has a list of splits with none in it"),
+        (dataclasses.replace(MANY, labels=("c",)), 'has the label "c", which is not among its class names'),
+    ],
+)
+def test_wrong_splits_and_labels_are_refused(wrong: VideoRow, complaint: str) -> None:
+    with pytest.raises(ManifestError, match=complaint):
+        manifest_of(wrong)

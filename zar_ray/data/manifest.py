@@ -39,8 +39,12 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("size", pa.int64()),
         pa.field("decoder", pa.string()),
         pa.field("error", pa.string()),
+        pa.field("splits", pa.list_(pa.string())),
+        pa.field("labels", pa.list_(pa.string())),
     ]
 )
+# Columns that manifests of earlier versions lack; null there means what these videos are without them.
+_LATER = ("splits", "labels")
 _METADATA_KEY = b"zar_ray.manifest"
 _FORMAT = 1
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]+://")
@@ -68,6 +72,9 @@ class VideoRow:
         size: Bytes of the file.
         decoder: The decoder that opened it: "decord" or "pyav".
         error: Why the video cannot be used; then the fields that could not be found out are None.
+        splits: All splits that the video is in, where that is not `split` alone: several official splits, or lists.
+        labels: The class names of a video that may show several; it then has no `label_id` and no `class_name`. None
+            in a dataset whose videos have one class.
     """
 
     video_id: str
@@ -83,6 +90,13 @@ class VideoRow:
     size: int | None = None
     decoder: str | None = None
     error: str | None = None
+    splits: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def memberships(self) -> tuple[str, ...]:
+        """All splits that the video is in."""
+        return (self.split,) if self.splits is None else self.splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,12 +136,16 @@ class Manifest:
     def rows(self) -> Iterator[VideoRow]:
         """Yields the rows in the table's order."""
         for batch in self.table.to_batches():
-            yield from (VideoRow(**row) for row in batch.to_pylist())
+            for row in batch.to_pylist():
+                lists = {name: None if row[name] is None else tuple(row[name]) for name in _LATER}
+                yield VideoRow(**{**row, **lists})
 
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that occur, in alphabetical order."""
-        return tuple(sorted(self.table["split"].unique().to_pylist()))
+        several = self.table["splits"].drop_null()
+        alone = self.table.filter(pc.field("splits").is_null())["split"]
+        return tuple(sorted({*alone.unique().to_pylist(), *_flat(several)}))
 
     def select(self, split: str | None = None, limit: int | None = None) -> Manifest:
         """Takes one split, or some videos, or both; the class names stay all.
@@ -144,7 +162,11 @@ class Manifest:
         if split is not None:
             if split not in self.splits:
                 raise ManifestError(f'{self.name}: no split "{split}"{suggestion(split, self.splits)}')
-            table = table.filter(pc.field("split") == split)
+            inside = [
+                split in several if several is not None else split == alone
+                for several, alone in zip(table["splits"].to_pylist(), table["split"].to_pylist(), strict=True)
+            ]
+            table = table.filter(pa.array(inside, pa.bool_()))
         if limit is not None and limit < table.num_rows:
             if limit < 1:
                 raise ManifestError(f"{self.name}: a limit of {limit} videos leaves nothing; it must be at least 1")
@@ -173,6 +195,8 @@ class Manifest:
         """
         table = self.table.sort_by("video_id")
         columns = {name: table[name].to_pylist() for name in _IDENTITY}
+        # Only where there are any, so that a dataset without them keeps the hash that its runs were started with.
+        columns |= {name: table[name].to_pylist() for name in _LATER if table[name].null_count < len(table)}
         failed = table["error"].is_valid().to_pylist()
         return fingerprint({"class_names": self.class_names, "columns": columns, "failed": failed})
 
@@ -277,6 +301,10 @@ def _check_class_names(class_names: tuple[str, ...], place: str) -> None:
 
 def _with_schema(table: pa.Table, place: str) -> pa.Table:
     """Checks the columns; other widths of the same kind (a 64-bit label id, a large string) are converted."""
+    for name in _LATER:
+        if name not in table.column_names:
+            field = MANIFEST_SCHEMA.field(name)
+            table = table.append_column(field, pa.nulls(len(table), field.type))
     names = table.column_names
     if missing := [name for name in MANIFEST_SCHEMA.names if name not in names]:
         raise ManifestError(f"{place}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; {_REMAKE}")
@@ -305,6 +333,8 @@ def _same_kind(have: pa.DataType, want: pa.DataType) -> bool:
     if pa.types.is_string(want):
         value = have.value_type if pa.types.is_dictionary(have) else have
         return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
+    if pa.types.is_list(want):
+        return (pa.types.is_list(have) or pa.types.is_large_list(have)) and _same_kind(have.value_type, want.value_type)
     if pa.types.is_integer(want):
         return pa.types.is_integer(have)
     return pa.types.is_floating(have)
@@ -320,9 +350,20 @@ def _check_labels(table: pa.Table, class_names: tuple[str, ...], place: str) -> 
     )
     outside = (label < 0) | (label >= len(class_names))
     _refuse(table, outside, place, f"label_id is not one of the {len(class_names)} classes")
+    _refuse(table, pc.field("labels").is_valid() & label.is_valid(), place, "has both a label_id and several labels")
+    lengths = table.append_column("members", pc.call_function("list_value_length", [table["splits"]]))
+    _refuse(lengths, pc.field("members") == 0, place, "has a list of splits with none in it")
+    unknown = sorted(_flat(table["labels"]) - set(class_names), key=str)
+    if unknown:
+        raise ManifestError(f'{place}: has the label "{unknown[0]}", which is not among its class names')
     expected = pa.array(class_names, pa.string()).take(table["label_id"].combine_chunks())
     table = table.append_column("expected", expected)
     _refuse(table, name != pc.field("expected"), place, "class_name is not the name of its label_id")
+
+
+def _flat(lists: pa.ChunkedArray) -> set[str]:
+    """The distinct values of a column of lists."""
+    return set(pc.call_function("list_flatten", [lists]).unique().to_pylist())
 
 
 def _refuse(table: pa.Table, wrong: pc.Expression, place: str, complaint: str) -> None:

@@ -46,7 +46,7 @@ def test_a_benchmark_without_data_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(ManifestError) as caught:
         resolve_dataset("k600", tmp_path)
     assert str(caught.value) == (
-        f'k600: no manifest at {place}; make one with "zar data index FOLDER --output {place}"'
+        f'k600: no manifest at {place}; make one with "zar data index k600 --root FOLDER --output {place}"'
     )
 
 
@@ -60,8 +60,8 @@ def test_a_benchmark_with_data_is_opened_under_its_name(tmp_path: Path) -> None:
     assert benchmark.split_of(manifest) == "val"
     assert benchmark.split_of(small(split="all")) is None
     assert benchmark.note(manifest) == (
-        "k600: the manifest has 1 class names, Kinetics-600 has 600; accuracies compare only with results over the "
-        "same class names"
+        "k600: the manifest has 1 class names, Kinetics-600, zero-shot has 600; accuracies compare only with results "
+        "over the same class names"
     )
 
 

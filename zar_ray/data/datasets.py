@@ -17,6 +17,7 @@ from rich.progress import Progress as ProgressBar
 from zar_ray.config import Decoder, EvalConfig, Options, conf_dir, read_yaml, validate, zar_home
 from zar_ray.data.index import NO_SPLIT, Listing, list_csv, list_folder, probe_listing
 from zar_ray.data.manifest import Manifest, read_manifest
+from zar_ray.data.protocols import EvaluationSplit, SplitSpec, evaluation_splits
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 
 _MANIFEST = "manifest.parquet"
@@ -25,29 +26,76 @@ _MANIFEST = "manifest.parquet"
 class Benchmark(Options):
     """A dataset with its protocol: the content of `conf/benchmarks/NAME.yaml`.
 
-    `manifest` and `make` may name ``{home}`` (ZAR_HOME), ``{data_root}`` and ``{name}``, `make` also ``{manifest}``.
+    `manifest` and `make` may name ``{home}`` (ZAR_HOME), ``{data_root}``, ``{name}`` and ``{data}`` (the dataset that
+    benchmarks of one manifest share), `make` also ``{manifest}``.
     """
 
     name: str = Field(min_length=1, description="What `--dataset` calls it; the file's name.")
     title: str = Field(min_length=1, description="What tables call it.")
     classes: int | None = Field(None, ge=1, description="How many classes the dataset has.")
     split: str | None = Field(
-        None, description="The split that is evaluated by default, where the manifest has splits."
+        None, description="The manifest's split that is evaluated by default, where the manifest has splits."
     )
-    manifest: str = Field("{data_root}/{name}/manifest.parquet", description="Where its manifest lies.")
+    data: str | None = Field(
+        None, description="The dataset that `zar data index` knows how to find; several benchmarks may share one."
+    )
+    splits: tuple[SplitSpec, ...] = Field((), description="The protocol: what is evaluated, split by split.")
+    multi_label: bool = Field(False, description="Whether a video may show several classes.")
+    legacy_swaps: tuple[tuple[str, str], ...] = Field(
+        (), description="Pairs of class names that published label files exchange by mistake."
+    )
+    renamed: dict[str, str] = Field({}, description="Class names that Kinetics-400 has too, with its words for them.")
+    videos: int | None = Field(None, ge=1, description="How many videos its splits have together.")
+    manifest: str = Field("{data_root}/{data}/manifest.parquet", description="Where its manifest lies.")
     make: str = Field(
-        "zar data index FOLDER --output {manifest}", description="The command that makes its manifest, for messages."
+        "zar data index {data} --root FOLDER --output {manifest}",
+        description="The command that makes its manifest, for messages.",
     )
     options: dict[str, Any] = Field({}, description="Defaults of `zar eval` for this benchmark, dotted ones nested.")
 
     def manifest_path(self, data_root: str | Path | None = None) -> str:
         """Where the manifest lies; `data_root` is by default ZAR_HOME/datasets."""
-        return self.manifest.format(name=self.name, home=zar_home(), data_root=_data_root(data_root))
+        return self.manifest.format(**self._places(data_root))
 
     def make_command(self, data_root: str | Path | None = None) -> str:
         """The command that makes the manifest."""
-        places = {"name": self.name, "home": zar_home(), "data_root": _data_root(data_root)}
-        return self.make.format(manifest=self.manifest_path(data_root), **places)
+        return self.make.format(manifest=self.manifest_path(data_root), **self._places(data_root))
+
+    def _places(self, data_root: str | Path | None) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "data": self.data or self.name,
+            "home": zar_home(),
+            "data_root": _data_root(data_root),
+        }
+
+    def evaluations(
+        self, manifest: Manifest, split: str | None = None, *, legacy_labels: bool = False
+    ) -> tuple[EvaluationSplit, ...]:
+        """The protocol's splits over a manifest's videos.
+
+        Args:
+            manifest: The videos.
+            split: Only this split of the protocol; by default all.
+            legacy_labels: Name classes as published label files do, mistakes included.
+
+        Raises:
+            ConfigError: There is no such split, or the benchmark's file defines none.
+            ManifestError: The manifest has no video for a split.
+        """
+        if not self.splits:
+            raise ConfigError(f"{self.name}: its file in conf/benchmarks defines no splits to evaluate")
+        return evaluation_splits(
+            self.name,
+            manifest,
+            self.splits,
+            split=split,
+            multi_label=self.multi_label,
+            legacy_swaps=self.legacy_swaps,
+            legacy_labels=legacy_labels,
+            renamed=self.renamed,
+            make=self.make_command(),
+        )
 
     def eval_options(self) -> dict[str, Any]:
         """`options` with ``{home}`` filled in, as defaults of `zar eval`."""
@@ -106,8 +154,11 @@ def load_benchmark(name: str) -> Benchmark:
         benchmark.make_command()
     except (KeyError, IndexError, ValueError) as error:
         raise ConfigError(
-            f"{path}: manifest and make may hold {{home}}, {{data_root}} and {{name}}, not {{{error.args[0]}}}"
+            f"{path}: manifest and make may hold {{home}}, {{data_root}}, {{name}} and {{data}}, "
+            f"not {{{error.args[0]}}}"
         ) from error
+    for split in benchmark.splits:
+        split.class_names()
     return benchmark
 
 

@@ -1,0 +1,200 @@
+"""Protocols: which videos are classified among which names, and how often.
+
+A protocol is a set of splits.  Each takes some videos of one manifest and has class names, and so label ids, of its
+own; a video may be in several splits and still is one row of the manifest, decoded and encoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import Field
+
+from zar_ray.config import Options
+from zar_ray.data.classes import class_list, name_key
+from zar_ray.data.manifest import Manifest, VideoRow
+from zar_ray.errors import ConfigError, ManifestError, suggestion
+
+
+class SplitSpec(Options):
+    """One split of a protocol, as a benchmark's file says it."""
+
+    name: str = Field(min_length=1, description="What `--split` calls it.")
+    classes: str = Field(min_length=1, description="Its class names: a file of conf/classes, without .txt.")
+    without: str | None = Field(None, description="A class list whose names are left out, exactly as they are written.")
+    videos: tuple[str, ...] = Field((), description="The manifest's splits its videos come from; none means all.")
+    otherwise: tuple[str, ...] = Field(
+        (), description="The manifest's splits to take where it has none of `videos`, such as lists not imported."
+    )
+    count: int | None = Field(None, ge=1, description="How many videos the official or published split has.")
+    about: bool = Field(False, description="`count` is a round figure, as links rot; it is no error to differ.")
+
+    def class_names(self) -> tuple[str, ...]:
+        """The names in label-id order.
+
+        Raises:
+            ConfigError: There is no such list.
+        """
+        left_out = set(class_list(self.without)) if self.without else set()
+        return tuple(name for name in class_list(self.classes) if name not in left_out)
+
+
+@dataclass(frozen=True)
+class EvaluationSplit:
+    """One evaluation: some videos, some names to choose among, and which are right.
+
+    Attributes:
+        name: The split's name in its protocol.
+        class_names: The names to choose among; a label id is a position in them.
+        video_ids: The videos, in alphabetical order of their ids; broken ones are among them.
+        labels: The right label ids of each video: exactly one, or any number where the protocol is multi-label.
+        multi_label: Whether a video may show several classes.
+        expected: How many videos the official or published split has, where that is known.
+        legacy: Whether the names stand in the order of the published label files, mistakes included.
+        relabelled: How many of the videos the published label files call by another name than is right.
+        renamed: Names that a training set knows by another word, with that word.
+        notes: What to say beside results, a line each.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    video_ids: tuple[str, ...]
+    labels: tuple[tuple[int, ...], ...]
+    multi_label: bool = False
+    expected: int | None = None
+    legacy: bool = False
+    relabelled: int = 0
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.video_ids)
+
+    @property
+    def label_ids(self) -> tuple[int, ...]:
+        """The one right label id of each video.
+
+        Raises:
+            ConfigError: The protocol is multi-label.
+        """
+        if self.multi_label:
+            raise ConfigError(f"split {self.name} is multi-label: a video has several labels, so no single one")
+        return tuple(ids[0] for ids in self.labels)
+
+
+def evaluation_splits(
+    name: str,
+    manifest: Manifest,
+    specs: Sequence[SplitSpec],
+    *,
+    split: str | None = None,
+    multi_label: bool = False,
+    legacy_swaps: Sequence[tuple[str, str]] = (),
+    legacy_labels: bool = False,
+    renamed: Mapping[str, str] | None = None,
+    make: str = "zar data index",
+) -> tuple[EvaluationSplit, ...]:
+    """Applies a protocol to a manifest.
+
+    Args:
+        name: The benchmark, for messages.
+        manifest: The videos; class names are compared by `name_key`, so it may spell them in its own way.
+        specs: The protocol's splits.
+        split: Only this one; by default all.
+        multi_label: Whether a video may show several classes.
+        legacy_swaps: Pairs of class names that published label files exchange.
+        legacy_labels: Exchange them here too, to repeat published scoring.
+        renamed: Class names that a training set knows by another word, with that word.
+        make: The command that makes a manifest with all splits, for messages.
+
+    Raises:
+        ConfigError: There is no such split.
+        ManifestError: The manifest has no video for a split.
+    """
+    if split is not None and split not in [spec.name for spec in specs]:
+        raise ConfigError(f'{name}: no split "{split}"{suggestion(split, [spec.name for spec in specs])}')
+    rows = tuple(manifest.rows())
+    return tuple(
+        _evaluation(name, rows, spec, multi_label, legacy_swaps, legacy_labels, renamed or {}, make)
+        for spec in specs
+        if split in (None, spec.name)
+    )
+
+
+def _evaluation(
+    name: str,
+    rows: Sequence[VideoRow],
+    spec: SplitSpec,
+    multi_label: bool,
+    legacy_swaps: Sequence[tuple[str, str]],
+    legacy_labels: bool,
+    renamed: Mapping[str, str],
+    make: str,
+) -> EvaluationSplit:
+    names = spec.class_names()
+    position = {name_key(n): index for index, n in enumerate(names)}
+    chosen = _members(name, rows, spec, make)
+    taken = []
+    unlabelled = 0
+    for row in chosen:
+        labels = row.labels if row.labels is not None else (() if row.class_name is None else (row.class_name,))
+        known = row.labels is not None or row.class_name is not None
+        ids = tuple(sorted({position[key] for key in map(name_key, labels) if key in position}))
+        unlabelled += not known
+        if known and (ids or (multi_label and not labels)):
+            taken.append((row.video_id, ids))
+    if not taken:
+        raise ManifestError(
+            f'{name}, split {spec.name}: the manifest has no video of its {len(names)} classes; make one with "{make}"'
+        )
+    taken.sort()
+    exchanged = dict(legacy_swaps) | {b: a for a, b in legacy_swaps}
+    swapped = {i for i, n in enumerate(names) if exchanged.get(n) in names}
+    relabelled = sum(not swapped.isdisjoint(ids) for _, ids in taken)
+    evaluation = EvaluationSplit(
+        name=spec.name,
+        class_names=tuple(exchanged[n] if legacy_labels and i in swapped else n for i, n in enumerate(names)),
+        video_ids=tuple(video_id for video_id, _ in taken),
+        labels=tuple(ids for _, ids in taken),
+        multi_label=multi_label,
+        expected=spec.count,
+        legacy=legacy_labels,
+        relabelled=relabelled,
+        renamed={n: old for n, old in renamed.items() if n in names},
+    )
+    notes = tuple(_notes(name, evaluation, spec, unlabelled))
+    return EvaluationSplit(**{**vars(evaluation), "notes": notes})
+
+
+def _members(name: str, rows: Sequence[VideoRow], spec: SplitSpec, make: str) -> list[VideoRow]:
+    """The videos of the manifest's splits that a split names."""
+    if not spec.videos:
+        return list(rows)
+    there = {split for row in rows for split in row.memberships}
+    wanted = set(spec.videos if there.intersection(spec.videos) else spec.otherwise)
+    if not wanted & there:
+        raise ManifestError(
+            f"{name}, split {spec.name}: the manifest has no videos of {' or '.join(spec.videos)}, only of "
+            f'{", ".join(sorted(there)) or "nothing"}; make one with "{make}"'
+        )
+    return [row for row in rows if not wanted.isdisjoint(row.memberships)]
+
+
+def _notes(name: str, split: EvaluationSplit, spec: SplitSpec, unlabelled: int) -> list[str]:
+    where = f"{name}, split {split.name}"
+    notes = []
+    if split.expected is not None and len(split) != split.expected:
+        about = "about " if spec.about else ""
+        notes.append(f"{where}: {len(split):,} videos here, {about}{split.expected:,} in the published split")
+    if empty := len(split.class_names) - len({i for ids in split.labels for i in ids}):
+        notes.append(f"{where}: {empty} of the {len(split.class_names)} classes have no video here")
+    if unlabelled:
+        notes.append(f"{where}: {unlabelled:,} videos without a label are left out")
+    if split.relabelled:
+        which = "the published label files' names" if split.legacy else "the right names, not the published files'"
+        notes.append(f"{where}: {split.relabelled:,} of {len(split):,} videos are scored differently: uses {which}")
+    if split.renamed:
+        pairs = ", ".join(f'"{new}" (Kinetics-400: "{old}")' for new, old in sorted(split.renamed.items()))
+        notes.append(f"{where}: {len(split.renamed)} classes are Kinetics-400 classes under another name: {pairs}")
+    return notes

@@ -116,45 +116,61 @@ def train_command(argv: Sequence[str]) -> int:
 
 @_command
 def data_index_command(argv: Sequence[str]) -> int:
-    """Probe a folder or a list of videos and write its manifest."""
+    """Find a benchmark's, a folder's or a list's videos, probe them and write the manifest."""
 
     def index(
-        folder: Annotated[str, tyro.conf.Positional],
+        source: Annotated[str | None, tyro.conf.Positional] = None,
         output: Path | None = None,
-        class_names: str | None = None,
         root: Path | None = None,
+        annotations: Path | None = None,
+        list: tuple[str, ...] = (),
+        labels: tuple[str, ...] = (),
+        available_only: bool = False,
+        class_names: str | None = None,
         name: str | None = None,
         decoder: Decoder = "auto",
         workers: int | None = None,
+        data_root: Path | None = None,
     ) -> int:
         """Probes every file in parallel and writes one Parquet row a video; bad files stay in with their error.
 
         Args:
-            folder: A folder with a sub-folder a class, or a CSV of path,label[,split].
-            output: The manifest to write; by default manifest.parquet in the folder, or beside the CSV.
-            class_names: The classes in label-id order, "a,b,c" or a file; by default those found, alphabetically.
-            root: Folder that the paths of a CSV are relative to; by default the CSV's own.
-            name: The dataset's name; by default the folder's or the CSV's.
+            source: A benchmark's name (see `zar data list`), a folder with a sub-folder a class, or a CSV of
+                path,label[,split]; none with --list alone.
+            output: The manifest to write; by default where --dataset looks for the benchmark's or the list's, else
+                manifest.parquet in the folder, or beside the CSV.
+            root: Folder of the videos of a benchmark or a list; with a CSV the folder its paths start from.
+            annotations: Folder of a benchmark's official annotations, where that is not below --root.
+            list: Published lists of "path label" lines, as FILE or SPLIT=FILE.
+            labels: Class names of the lists, one for all or one each: files with one a line, or "id,name" CSVs.
+            available_only: Leave missing videos out and count them, rather than keep them as rows with an error.
+            class_names: Classes of a folder or CSV in label-id order, "a,b,c" or a file; by default those found.
+            name: The dataset's name; by default the benchmark's, the folder's or the list's.
             decoder: Decoder to probe with.
             workers: Files probed at once; by default one a CPU.
+            data_root: Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.
         """
-        from zar_ray.data.datasets import index_dataset, parse_class_names
-        from zar_ray.data.manifest import write_manifest
+        from zar_ray.data.datasets import known_benchmarks
+        from zar_ray.data.indexing import IndexRequest, run_index
 
-        console = Console(highlight=False, soft_wrap=True)
-        classes = parse_class_names(class_names) if class_names is not None else None
-        manifest = index_dataset(
-            folder, console=console, class_names=classes, root=root, name=name, decoder=decoder, workers=workers
+        if source is None and not list:
+            known = ", ".join(known_benchmarks())
+            raise ConfigError(f"zar data index: give a folder, a CSV, --list FILE or a benchmark's name ({known})")
+        request = IndexRequest(
+            source=source,
+            output=output,
+            root=root,
+            annotations=annotations,
+            lists=list,
+            labels=labels,
+            available_only=available_only,
+            class_names=class_names,
+            name=name,
+            decoder=decoder,
+            workers=workers,
+            data_root=data_root,
         )
-        source = Path(folder)
-        target = output or (source if source.is_dir() else source.parent) / "manifest.parquet"
-        write_manifest(manifest, target)
-        broken = [row for row in manifest.rows() if row.error is not None]
-        console.print(f"{target}: {len(manifest)} videos, {len(manifest.class_names)} classes, {len(broken)} broken")
-        for row in broken[:10]:
-            console.print(f"  {row.video_id}: {row.error}")
-        if len(broken) > 10:
-            console.print(f"  ... and {len(broken) - 10} more; the manifest's error column has all")
+        run_index(request, Console(highlight=False, soft_wrap=True))
         return 0
 
     return parse(index, argv, "zar data index")

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
 from zar_ray.config import Decoder, EvalConfig, Options, conf_dir, read_yaml, validate, zar_home
+from zar_ray.data.benchmarks.indexing import list_benchmark, list_published, read_lists
+from zar_ray.data.benchmarks.layout import LayoutReport
 from zar_ray.data.index import NO_SPLIT, Listing, list_csv, list_folder, probe_listing
 from zar_ray.data.manifest import Manifest, read_manifest
 from zar_ray.data.protocols import EvaluationSplit, SplitSpec, evaluation_splits
@@ -132,6 +134,11 @@ class DatasetSource:
     benchmark: Benchmark | None = None
 
 
+def default_manifest(name: str, data_root: str | Path | None = None) -> Path:
+    """Where `resolve_dataset` looks for the manifest of a dataset that is no benchmark."""
+    return _data_root(data_root) / name / _MANIFEST
+
+
 def known_benchmarks() -> tuple[str, ...]:
     """The names of the shipped benchmarks, in alphabetical order."""
     return tuple(sorted(path.stem for path in _folder().glob("*.yaml")))
@@ -187,7 +194,7 @@ def resolve_dataset(dataset: str, data_root: str | Path | None = None) -> Datase
     if "://" in dataset:
         return DatasetSource("manifest", _stem(dataset), dataset)
     path = Path(dataset).expanduser().absolute()
-    own = _data_root(data_root) / dataset / _MANIFEST
+    own = default_manifest(dataset, data_root)
     if _is_bare(dataset) and own.is_file() and not path.exists():
         return DatasetSource("manifest", dataset, str(own))
     if not path.exists():
@@ -262,17 +269,82 @@ def index_dataset(
         raise ManifestError(f"{place}: a root goes with a CSV; a folder's paths start from the folder")
     else:
         listing = list_folder(path, class_names)
-    if console is None:
-        manifest = probe_listing(listing, decoder, workers)
-    else:
-        videos = _counted(len(listing.videos), "video")
-        console.print(f"{place}: opening {videos}, {_ignored(listing)}", markup=False)
-        with ProgressBar(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("opening videos", total=len(listing.videos))
-            manifest = probe_listing(
-                listing, decoder, workers, progress=lambda done, _: bar.update(task, completed=done)
-            )
+    manifest = _probe(listing, str(place), console, decoder, workers)
     return manifest if name is None else dataclasses.replace(manifest, name=name)
+
+
+def index_benchmark(
+    benchmark: Benchmark,
+    root: str | Path,
+    *,
+    console: Console | None = None,
+    annotations: str | Path | None = None,
+    lists: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    available_only: bool = False,
+    decoder: Decoder = "auto",
+    workers: int | None = None,
+) -> tuple[Manifest, LayoutReport]:
+    """Makes the manifest of a benchmark as it was downloaded.
+
+    Args:
+        benchmark: The benchmark.
+        root: The folder of its videos.
+        console: Where progress is shown.
+        annotations: The folder of its annotations, where that is another.
+        lists: Published lists as ``[SPLIT=]FILE``; see `read_lists`.
+        labels: Their class names; by default those of the benchmark's splits.
+        available_only: Leave missing videos out, rather than keep them as rows with an error.
+        decoder: What probes the files.
+        workers: Probing processes; by default one a CPU.
+
+    Returns:
+        The manifest, and what was found and what is missing.
+
+    Raises:
+        ConfigError: The benchmark has no official layout, or the lists do not fit its splits.
+        ManifestError: Folders, annotations or lists cannot be used.
+    """
+    if benchmark.data is None:
+        raise ConfigError(f'{benchmark.name}: is not found in a folder; make it with "{benchmark.make_command()}"')
+    if labels and not lists:
+        raise ConfigError("--labels goes with --list: it names the labels of a list")
+    read = read_lists(lists, labels, benchmark.splits) if lists else []
+    listing, report = list_benchmark(benchmark.data, root, annotations, read, available_only)
+    return _probe(listing, str(root), console, decoder, workers), report
+
+
+def index_lists(
+    root: str | Path,
+    lists: Sequence[str],
+    labels: Sequence[str],
+    *,
+    console: Console | None = None,
+    name: str | None = None,
+    available_only: bool = False,
+    decoder: Decoder = "auto",
+    workers: int | None = None,
+) -> tuple[Manifest, LayoutReport]:
+    """Makes the manifest of published lists of ``path label`` lines; arguments as in `index_benchmark`.
+
+    Raises:
+        ConfigError: The lists and labels do not fit together.
+        ManifestError: A folder or a file cannot be used.
+    """
+    read = read_lists(lists, labels)
+    listing, report = list_published(name or read[0][0], root, read, available_only)
+    return _probe(listing, str(root), console, decoder, workers), report
+
+
+def _probe(listing: Listing, place: str, console: Console | None, decoder: Decoder, workers: int | None) -> Manifest:
+    """Opens a listing's videos and says on the console how far it is."""
+    if console is None:
+        return probe_listing(listing, decoder, workers)
+    videos = _counted(len(listing.videos), "video")
+    console.print(f"{place}: opening {videos}, {_ignored(listing)}", markup=False)
+    with ProgressBar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("opening videos", total=len(listing.videos))
+        return probe_listing(listing, decoder, workers, progress=lambda done, _: bar.update(task, completed=done))
 
 
 def parse_class_names(text: str) -> tuple[str, ...]:

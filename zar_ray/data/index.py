@@ -35,12 +35,17 @@ _CSV_COLUMNS = ("path", "label", "split")
 
 @dataclass(frozen=True)
 class ListedVideo:
-    """A video that a folder or a CSV names, before anyone has opened it."""
+    """A video that a folder, a CSV or a benchmark's annotations name, before anyone has opened it.
+
+    The fields are those of `VideoRow`.
+    """
 
     video_id: str
     path: str
     class_name: str | None
     split: str
+    splits: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,8 @@ def list_folder(root: str | Path, class_names: Sequence[str] | None = None) -> L
     top = Path(root).expanduser().absolute()
     if not top.is_dir():
         raise ManifestError(f"{root}: {'is not a folder' if top.exists() else 'no such folder'}")
-    paths, ignored = _walk(top)
+    paths, others = walk(top)
+    ignored = len(others)
     if not paths:
         others = f"; {ignored} other file{'s' * (ignored != 1)} ignored" if ignored else ""
         kinds = " ".join(sorted(VIDEO_EXTENSIONS))
@@ -189,6 +195,8 @@ def probe_listing(
             class_name=video.class_name,
             split=video.split,
             size=_size(video.path),
+            splits=video.splits,
+            labels=video.labels,
         )
         if row.path != video.path:
             row = replace(row, error="the file's name is not UTF-8; rename it")
@@ -208,10 +216,14 @@ def probe_listing(
     return Manifest.of(rows, listing.class_names, listing.root, listing.name)
 
 
-def _walk(top: Path) -> tuple[list[Path], int]:
-    """The videos below a folder, symbolic links followed, and the number of other files."""
+def walk(top: Path) -> tuple[list[Path], list[Path]]:
+    """The videos below a folder, symbolic links followed, and the other files; hidden ones are passed over.
+
+    Raises:
+        ManifestError: A folder cannot be read.
+    """
     videos: list[Path] = []
-    ignored = 0
+    others: list[Path] = []
     # The folders on the way down by identity, so that a link to a folder above ends the walk there.
     above: dict[str, frozenset[tuple[int, int]]] = {}
     for folder, folders, files in os.walk(top, followlinks=True, onerror=_unreadable):
@@ -231,8 +243,8 @@ def _walk(top: Path) -> tuple[list[Path], int]:
             if Path(name).suffix.lower() in VIDEO_EXTENSIONS:
                 videos.append(Path(folder, name))
             else:
-                ignored += 1
-    return videos, ignored
+                others.append(Path(folder, name))
+    return videos, others
 
 
 def _unreadable(error: OSError) -> None:

@@ -1,0 +1,180 @@
+"""Lists as repositories publish them: `path label`, one video a line, with the names of the labels in a file beside."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations, Files, csv_rows, read_lines
+from zar_ray.data.classes import class_list, known_class_lists, name_key
+from zar_ray.errors import ManifestError, suggestion
+
+_ENTRY = re.compile(r"(?P<path>.*\S)(?:\s+|\s*,\s*)(?P<label>-?\d+)")
+_YOUTUBE = re.compile(r".{11}_\d{6}_\d{6}")
+_OFFICIAL = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class ListEntry:
+    """One line of a list."""
+
+    line: int
+    path: str
+    label_id: int
+
+    @property
+    def stem(self) -> str:
+        """The file's name without folder and extension."""
+        return PurePosixPath(self.path).stem
+
+
+@dataclass(frozen=True)
+class VideoList:
+    """A list and the names of its labels.
+
+    Attributes:
+        place: The file, for messages.
+        entries: Its lines.
+        class_names: The names in label-id order.
+        labels_place: Where the names come from, for messages.
+    """
+
+    place: str
+    entries: tuple[ListEntry, ...]
+    class_names: tuple[str, ...]
+    labels_place: str
+
+    def class_name(self, entry: ListEntry) -> str:
+        """The name that the list gives a video."""
+        return self.class_names[entry.label_id]
+
+
+def read_labels(place: str) -> tuple[str, ...]:
+    """Class names in label-id order from a shipped list's name (``hmdb51_base``) or a file.
+
+    The file has one name a line, or is a CSV with the header ``id,name``.
+
+    Raises:
+        ManifestError: There is no such list or file, or its content is no list of distinct names.
+    """
+    path = Path(place).expanduser()
+    if not path.is_file():
+        if place in known_class_lists():
+            return class_list(place)
+        near = suggestion(place, known_class_lists()) if "/" not in place and "." not in place else ""
+        raise ManifestError(f"{place}: no such file of class names{near}")
+    lines = list(read_lines(path))
+    if lines and name_key(lines[0][1]) == "idname":
+        named = [(at, row["id"], row["name"]) for at, row in csv_rows(path, ("id", "name"))]
+        for expected, (at, number, _) in enumerate(named):
+            if number != str(expected):
+                raise ManifestError(f"{at}: has the id {number}, expected {expected}; ids must count from 0")
+        lines = [(at, name) for at, _, name in named]
+    if not lines:
+        raise ManifestError(f"{place}: holds no class names")
+    first: dict[str, str] = {}
+    for at, text in lines:
+        name = unicodedata.normalize("NFC", text.strip())
+        if not name:
+            raise ManifestError(f"{at}: the class name is empty")
+        if name in first:
+            raise ManifestError(f'{at}: the class name "{name}" occurs before, in {first[name]}')
+        first[name] = at
+    return tuple(first)
+
+
+def read_list(place: str, labels: str) -> VideoList:
+    """Reads a list of ``path label`` lines (a space, a tab or a comma between them).
+
+    Args:
+        place: The list's file.
+        labels: The class names: a shipped list's name or a file; see `read_labels`.
+
+    Raises:
+        ManifestError: A file cannot be read, or a line is of another form or has a label without a name.
+    """
+    names = read_labels(labels)
+    entries = []
+    for number, (at, line) in enumerate(read_lines(Path(place).expanduser()), start=1):
+        match = _ENTRY.fullmatch(line)
+        if match is None:
+            raise ManifestError(f'{at}: must be a path and a label\'s number, not "{line}"')
+        label = int(match["label"])
+        if not 0 <= label < len(names):
+            raise ManifestError(
+                f"{at}: has label {label}, and {labels} names {len(names)} classes (0 to {len(names) - 1}); "
+                "are these the list's labels?"
+            )
+        entries.append(ListEntry(number, match["path"], label))
+    if not entries:
+        raise ManifestError(f"{place}: lists no videos")
+    return VideoList(str(place), tuple(entries), names, labels)
+
+
+def merge_lists(
+    name: str,
+    files: Files,
+    lists: Sequence[tuple[str, VideoList]],
+    annotations: Annotations | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Annotations:
+    """Adds lists to what a benchmark's annotations say, or takes them alone.
+
+    Args:
+        name: What the dataset is called.
+        files: The files, where the lists' videos are looked for: by path, else by file name.
+        lists: Each list with the split whose videos it names.
+        annotations: What the official annotations say, if there are any.
+        class_names: The classes in label-id order, whose spelling is taken; by default the lists' names, in turn.
+
+    Raises:
+        ManifestError: A list names a video twice, has a class that is not among `class_names`, or calls a video by
+            another class than the annotations or another list do.
+    """
+    known = dict.fromkeys(class_names or [n for _, one in lists for n in one.class_names])
+    spelled = {name_key(n): n for n in known}
+    videos = {video.key: video for video in annotations.videos} if annotations else {}
+    paths = set(files.videos)
+    for split, one in lists:
+        lines: dict[str, int] = {}
+        for entry in one.entries:
+            at = f"{one.place}, line {entry.line}"
+            if entry.stem in lines:
+                raise ManifestError(f"{at}: {entry.path} is already in line {lines[entry.stem]}")
+            lines[entry.stem] = entry.line
+            label = spelled.get(name_key(one.class_name(entry)))
+            if label is None:
+                raise ManifestError(
+                    f'{at}: class "{one.class_name(entry)}" of {one.labels_place} is no class of {name}'
+                )
+            video = videos.get(entry.stem) or _new(entry, label, files, paths)
+            if label not in video.class_names:
+                raise ManifestError(
+                    f'{at}: calls the video "{label}", which is "{", ".join(video.class_names)}" elsewhere; '
+                    f'"zar data audit --list {one.place} --labels {one.labels_place}" looks for mistakes in labels'
+                )
+            videos[entry.stem] = replace(video, splits=tuple(dict.fromkeys((*video.splits, split))))
+    sources = tuple(Path(one.place).name for _, one in lists)
+    if annotations is None:
+        return Annotations(name, tuple(videos.values()), tuple(known), sources=sources)
+    return replace(annotations, videos=tuple(videos.values()), sources=(*annotations.sources, *sources))
+
+
+def _new(entry: ListEntry, label: str, files: Files, paths: set[str]) -> AnnotatedVideo:
+    path = PurePosixPath(entry.path)
+    official = next((part for part in path.parts[:-1] if part in _OFFICIAL), None)
+    found = entry.path if entry.path in paths else None
+    if found is None:
+        exact = _YOUTUBE.fullmatch(entry.stem) is not None  # YouTube's ids differ by case and punctuation alone
+        found = files.find(entry.stem, label, *path.parts[:-1], exact=exact)
+    return AnnotatedVideo(
+        key=entry.stem,
+        expected=entry.path.lstrip("/"),
+        class_names=(label,),
+        split=official or "all",
+        splits=(official,) if official else (),
+        found=found,
+    )

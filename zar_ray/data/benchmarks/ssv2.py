@@ -1,0 +1,76 @@
+"""Something-Something V2: JSON lists of videos with their templates, and `ID.webm` files in one folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from zar_ray.data.benchmarks.layout import (
+    AnnotatedVideo,
+    Annotations,
+    ClassNames,
+    Files,
+    NoAnnotationsError,
+    check_classes,
+)
+from zar_ray.data.classes import class_list
+from zar_ray.errors import ManifestError
+
+_SPLIT = re.compile(r"(?:^|[^a-z])(train|validation|val|test)$", re.IGNORECASE)
+_LABELS = re.compile(r"(?:^|[^a-z])labels$", re.IGNORECASE)
+
+
+def annotate(files: Files) -> Annotations:
+    """Reads `train.json`, `validation.json` and `test.json`, with the official prefix or without.
+
+    The class of a video is its template with the brackets taken off; test videos have none.
+
+    Raises:
+        NoAnnotationsError: There are no annotations.
+        ManifestError: A list is not of the official form, or the labels are another version's.
+    """
+    classes = ClassNames(class_list("ssv2"), "Something-Something V2")
+    jsons = [path for path in files.others if path.suffix.lower() == ".json"]
+    lists = [(path, match[1].lower()) for path in jsons if (match := _SPLIT.search(path.stem))]
+    if not lists:
+        raise NoAnnotationsError(
+            f"{files.root}: no train.json, validation.json or test.json below it; unpack the official labels there, "
+            "or name their folder with --annotations"
+        )
+    for path in jsons:
+        if _LABELS.search(path.stem):
+            numbers = _read(path, dict)
+            try:
+                ordered = sorted(numbers, key=lambda label: int(numbers[label]))
+            except (TypeError, ValueError):
+                raise ManifestError(f"{path}: must hold a number for each label") from None
+            check_classes(ordered, classes, path)
+    videos: dict[str, AnnotatedVideo] = {}
+    for path, word in lists:
+        split = "val" if word.startswith("val") else word
+        for number, entry in enumerate(_read(path, list)):
+            if not isinstance(entry, dict) or "id" not in entry:
+                raise ManifestError(f"{path}: entry {number} has no id")
+            stem = str(entry["id"])
+            place = f"{path}, video {stem}"
+            if stem in videos:
+                raise ManifestError(f"{place}: is listed before, in {videos[stem].split}")
+            template = entry.get("template")
+            if template is None and split != "test":
+                raise ManifestError(f"{place}: has no template, which names its class")
+            names = () if template is None else (classes.get(template, place),)
+            found = files.find(stem, split, exact=True)
+            videos[stem] = AnnotatedVideo(stem, f"{stem}.webm", names, split, (split,), found)
+    return Annotations("ssv2", tuple(videos.values()), classes.names, sources=tuple(path.name for path, _ in lists))
+
+
+def _read(path: Path, kind: type) -> Any:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, kind):
+        raise ManifestError(f"{path}: must hold a JSON {'list' if kind is list else 'object'}")
+    return content

@@ -197,6 +197,42 @@ def data_show_command(argv: Sequence[str]) -> int:
 
 
 @_command
+def data_audit_command(argv: Sequence[str]) -> int:
+    """Look for mistakes in a manifest, or in lists and their labels."""
+
+    def audit(
+        manifest: Annotated[str | None, tyro.conf.Positional] = None,
+        list: tuple[str, ...] = (),
+        labels: tuple[str, ...] = (),
+        train: tuple[str, ...] = (),
+        train_labels: str | None = None,
+        root: Path | None = None,
+        dataset: str | None = None,
+    ) -> int:
+        """Checks labels against file names, duplicates, overlaps, shared classes, files and counts.
+
+        The exit status is 1 if anything is wrong; warnings and notes do not change it.
+
+        Args:
+            manifest: A manifest's file.
+            list: Lists of "path label" lines, as FILE or, with --dataset, SPLIT=FILE.
+            labels: Class names of the lists, one for all or one each: a file or a class list's name (hmdb51_base).
+            train: Lists or manifests of the training videos, to find those that are tested too.
+            train_labels: Class names of the training set, also without --train: a file or a class list's name.
+            root: Folder of the videos, to find missing ones.
+            dataset: The benchmark whose counts must be met; by default what the manifest says it is.
+        """
+        from zar_ray.data.audit import AuditRequest, run_audit
+
+        report = run_audit(AuditRequest(manifest, list, labels, train, train_labels, root, dataset))
+        for line in report.lines():
+            print(line)
+        return 1 if report.wrong else 0
+
+    return parse(audit, argv, "zar data audit")
+
+
+@_command
 def report_mlflow_command(argv: Sequence[str]) -> int:
     """Send a finished run to MLflow."""
 
@@ -266,6 +302,7 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("train",): train_command,
     ("data", "index"): data_index_command,
     ("data", "show"): data_show_command,
+    ("data", "audit"): data_audit_command,
     ("report", "mlflow"): report_mlflow_command,
     ("checkpoint", "parity"): checkpoint_parity_command,
     ("doctor",): doctor_command,

@@ -113,6 +113,12 @@ def test_a_split_keeps_its_order_and_all_class_names() -> None:
     assert manifest_of(*rows).splits == ("test", "val")
 
 
+def test_chosen_videos_keep_their_order() -> None:
+    assert [r.video_id for r in numbered(5).keep(["00003", "00001", "00003"]).rows()] == ["00001", "00003"]
+    with pytest.raises(ManifestError, match=r'^set: no video "00009"$'):
+        numbered(5).keep(["00001", "00009"])
+
+
 def test_an_unknown_split_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ManifestError, match=r'^set: no split "tst"; did you mean "test"\?$'):
         manifest_of(GOOD).select("tst")

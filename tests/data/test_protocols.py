@@ -157,6 +157,8 @@ def test_the_published_label_files_swap_is_an_option_and_counted() -> None:
     assert (legacy[0].class_names[44], legacy[0].class_names[45]) == ("sword exercise", "sword")
     assert "split 1: 2 of 3 videos are scored differently: uses the right names" in right[0].notes[-1]
     assert "uses the published label files' names" in legacy[0].notes[-1]
+    few = right[0].restricted_to({"kick/1.avi", "sword/1.avi"})
+    assert (few.video_ids, few.label_ids, few.relabelled, len(few)) == (("kick/1.avi",), (20,), 1, 1)
     base, novel = load_benchmark("hmdb51-base2novel").evaluations(videos, legacy_labels=True)
     assert (base.class_names[19], base.class_names[20]) == ("sword exercise", "sword")
     assert (novel.class_names[20], novel.class_names[21]) == ("kick ball", "kick")

@@ -174,6 +174,18 @@ class Manifest:
             table = table.sort_by("video_id").take(middle)
         return dataclasses.replace(self, table=table)
 
+    def keep(self, video_ids: Iterable[str]) -> Manifest:
+        """Takes the videos of these ids, in the table's order; the class names stay all.
+
+        Raises:
+            ManifestError: There is no video of one of the ids.
+        """
+        wanted = set(video_ids)
+        if absent := wanted.difference(self.table["video_id"].to_pylist()):
+            raise ManifestError(f'{self.name}: no video "{min(absent)}"')
+        kept = self.table.filter(pc.field("video_id").isin(pa.array(sorted(wanted), pa.string())))
+        return dataclasses.replace(self, table=kept)
+
     def relocated(self, root: str | Path) -> Manifest:
         """The same videos under another folder: each path becomes `root` / video id.
 

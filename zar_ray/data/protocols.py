@@ -6,8 +6,8 @@ own; a video may be in several splits and still is one row of the manifest, deco
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ class SplitSpec(Options):
     otherwise: tuple[str, ...] = Field(
         (), description="The manifest's splits to take where it has none of `videos`, such as lists not imported."
     )
+    train: tuple[str, ...] = Field((), description="The manifest's splits that few-shot training videos come from.")
     count: int | None = Field(None, ge=1, description="How many videos the official or published split has.")
     about: bool = Field(False, description="`count` is a round figure, as links rot; it is no error to differ.")
 
@@ -45,28 +46,32 @@ class EvaluationSplit:
     """One evaluation: some videos, some names to choose among, and which are right.
 
     Attributes:
+        benchmark: The benchmark it is of.
         name: The split's name in its protocol.
         class_names: The names to choose among; a label id is a position in them.
         video_ids: The videos, in alphabetical order of their ids; broken ones are among them.
         labels: The right label ids of each video: exactly one, or any number where the protocol is multi-label.
         multi_label: Whether a video may show several classes.
         expected: How many videos the official or published split has, where that is known.
+        approximate: Whether `expected` is a round figure or links rot, so that to differ is no error.
+        unlabelled: How many videos of the split were left out since they have no label.
         legacy: Whether the names stand in the order of the published label files, mistakes included.
-        relabelled: How many of the videos the published label files call by another name than is right.
-        renamed: Names that a training set knows by another word, with that word.
-        notes: What to say beside results, a line each.
+        exchanged: Label ids that the published label files call by another name than is right.
+        renamed: Names that Kinetics-400 has too, with its words for them.
     """
 
+    benchmark: str
     name: str
     class_names: tuple[str, ...]
     video_ids: tuple[str, ...]
     labels: tuple[tuple[int, ...], ...]
     multi_label: bool = False
     expected: int | None = None
+    approximate: bool = False
+    unlabelled: int = 0
     legacy: bool = False
-    relabelled: int = 0
+    exchanged: frozenset[int] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.video_ids)
@@ -81,6 +86,37 @@ class EvaluationSplit:
         if self.multi_label:
             raise ConfigError(f"split {self.name} is multi-label: a video has several labels, so no single one")
         return tuple(ids[0] for ids in self.labels)
+
+    @property
+    def relabelled(self) -> int:
+        """How many of the videos the published label files call by another name than is right."""
+        return sum(not self.exchanged.isdisjoint(ids) for ids in self.labels)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to say beside results, a line each."""
+        where = f"{self.benchmark}, split {self.name}"
+        notes = []
+        if self.expected is not None and len(self) != self.expected:
+            about = "about " if self.approximate else ""
+            notes.append(f"{where}: {len(self):,} videos here, {about}{self.expected:,} in the published split")
+        if empty := len(self.class_names) - len({i for ids in self.labels for i in ids}):
+            notes.append(f"{where}: {empty} of the {len(self.class_names)} classes have no video here")
+        if self.unlabelled:
+            notes.append(f"{where}: {self.unlabelled:,} videos without a label are left out")
+        if self.relabelled:
+            which = "the published label files' names" if self.legacy else "the right names, not the published files'"
+            notes.append(f"{where}: {self.relabelled:,} of {len(self):,} videos are scored differently: uses {which}")
+        if self.renamed:
+            pairs = ", ".join(f'"{new}" (Kinetics-400: "{old}")' for new, old in sorted(self.renamed.items()))
+            notes.append(f"{where}: {len(self.renamed)} classes are Kinetics-400 classes under another name: {pairs}")
+        return tuple(notes)
+
+    def restricted_to(self, video_ids: Collection[str]) -> EvaluationSplit:
+        """The same evaluation on those of its videos that are among the given ones, such as the first few."""
+        kept = frozenset(video_ids)
+        pairs = [(i, ids) for i, ids in zip(self.video_ids, self.labels, strict=True) if i in kept]
+        return replace(self, video_ids=tuple(i for i, _ in pairs), labels=tuple(ids for _, ids in pairs))
 
 
 def evaluation_splits(
@@ -150,21 +186,21 @@ def _evaluation(
         )
     taken.sort()
     exchanged = dict(legacy_swaps) | {b: a for a, b in legacy_swaps}
-    swapped = {i for i, n in enumerate(names) if exchanged.get(n) in names}
-    relabelled = sum(not swapped.isdisjoint(ids) for _, ids in taken)
-    evaluation = EvaluationSplit(
+    swapped = frozenset(i for i, n in enumerate(names) if exchanged.get(n) in names)
+    return EvaluationSplit(
+        benchmark=name,
         name=spec.name,
         class_names=tuple(exchanged[n] if legacy_labels and i in swapped else n for i, n in enumerate(names)),
         video_ids=tuple(video_id for video_id, _ in taken),
         labels=tuple(ids for _, ids in taken),
         multi_label=multi_label,
         expected=spec.count,
+        approximate=spec.about,
+        unlabelled=unlabelled,
         legacy=legacy_labels,
-        relabelled=relabelled,
+        exchanged=swapped,
         renamed={n: old for n, old in renamed.items() if n in names},
     )
-    notes = tuple(_notes(name, evaluation, spec, unlabelled))
-    return EvaluationSplit(**{**vars(evaluation), "notes": notes})
 
 
 def _members(name: str, rows: Sequence[VideoRow], spec: SplitSpec, make: str) -> list[VideoRow]:
@@ -179,22 +215,3 @@ def _members(name: str, rows: Sequence[VideoRow], spec: SplitSpec, make: str) ->
             f'{", ".join(sorted(there)) or "nothing"}; make one with "{make}"'
         )
     return [row for row in rows if not wanted.isdisjoint(row.memberships)]
-
-
-def _notes(name: str, split: EvaluationSplit, spec: SplitSpec, unlabelled: int) -> list[str]:
-    where = f"{name}, split {split.name}"
-    notes = []
-    if split.expected is not None and len(split) != split.expected:
-        about = "about " if spec.about else ""
-        notes.append(f"{where}: {len(split):,} videos here, {about}{split.expected:,} in the published split")
-    if empty := len(split.class_names) - len({i for ids in split.labels for i in ids}):
-        notes.append(f"{where}: {empty} of the {len(split.class_names)} classes have no video here")
-    if unlabelled:
-        notes.append(f"{where}: {unlabelled:,} videos without a label are left out")
-    if split.relabelled:
-        which = "the published label files' names" if split.legacy else "the right names, not the published files'"
-        notes.append(f"{where}: {split.relabelled:,} of {len(split):,} videos are scored differently: uses {which}")
-    if split.renamed:
-        pairs = ", ".join(f'"{new}" (Kinetics-400: "{old}")' for new, old in sorted(split.renamed.items()))
-        notes.append(f"{where}: {len(split.renamed)} classes are Kinetics-400 classes under another name: {pairs}")
-    return notes

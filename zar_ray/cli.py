@@ -197,6 +197,60 @@ def data_show_command(argv: Sequence[str]) -> int:
 
 
 @_command
+def data_list_command(argv: Sequence[str]) -> int:
+    """List the benchmarks, their protocols, and whether their manifests are there."""
+
+    def show(data_root: Path | None = None) -> int:
+        """Lists every benchmark with its splits, classes and videos, and whether its manifest is there.
+
+        Args:
+            data_root: Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.
+        """
+        from zar_ray.data.overview import benchmark_statuses
+        from zar_ray.reporting.tables import print_benchmarks
+
+        print_benchmarks(benchmark_statuses(data_root), Console(highlight=False))
+        return 0
+
+    return parse(show, argv, "zar data list")
+
+
+@_command
+def data_shots_command(argv: Sequence[str]) -> int:
+    """Draw a few-shot training set from a benchmark's official training videos."""
+
+    def shots(
+        benchmark: Annotated[str, tyro.conf.Positional],
+        shots: int = 16,
+        seed: int = 1,
+        split: str | None = None,
+        output: Path | None = None,
+        data_root: Path | None = None,
+    ) -> int:
+        """Draws so many training videos a class and writes their manifest, for `zar train --dataset`.
+
+        Args:
+            benchmark: A benchmark with training videos, such as hmdb51 or k400-base2novel.
+            shots: Videos a class.
+            seed: Seed of the draw; the same seed draws the same videos, and more shots add to fewer.
+            split: The benchmark's split; by default its first (base, in base-to-novel).
+            output: The manifest to write; by default where --dataset finds it by its name.
+            data_root: Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.
+        """
+        from zar_ray.data.datasets import load_benchmark
+        from zar_ray.data.few_shot import write_shots
+
+        if shots < 1:
+            raise ConfigError(f"zar data shots: --shots {shots} draws nothing; it must be at least 1")
+        target, drawn = write_shots(load_benchmark(benchmark), shots, seed, split, output, data_root)
+        name = drawn.name if output is None and data_root is None else target
+        print(f"{target}: {len(drawn)} videos, {len(drawn.class_names)} classes; zar train --dataset {name}")
+        return 0
+
+    return parse(shots, argv, "zar data shots")
+
+
+@_command
 def data_audit_command(argv: Sequence[str]) -> int:
     """Look for mistakes in a manifest, or in lists and their labels."""
 
@@ -302,7 +356,9 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("train",): train_command,
     ("data", "index"): data_index_command,
     ("data", "show"): data_show_command,
+    ("data", "list"): data_list_command,
     ("data", "audit"): data_audit_command,
+    ("data", "shots"): data_shots_command,
     ("report", "mlflow"): report_mlflow_command,
     ("checkpoint", "parity"): checkpoint_parity_command,
     ("doctor",): doctor_command,

@@ -1,4 +1,5 @@
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -220,3 +221,18 @@ def test_counts_of_every_benchmark() -> None:
         "ucf101-base2novel": [2088, 1695],
         "ucf101-full": [13320],
     }
+
+
+def test_the_documentation_has_every_benchmark_with_its_counts(repository: Path) -> None:
+    lines = (repository / "docs" / "benchmarks.md").read_text(encoding="utf-8").splitlines()
+    table = {cells[1].strip().strip("`"): line for line in lines if len(cells := line.split("|")) > 2}
+    for name in known_benchmarks():
+        benchmark = load_benchmark(name)
+        if benchmark.data is None:
+            continue
+        for spec in benchmark.splits:
+            assert spec.count is None or f"{spec.count:,}" in table[name], name
+            assert str(len(spec.class_names())) in table[name], name
+    section = "\n".join(lines)
+    for new in load_benchmark("k600-exclusive").renamed:
+        assert f'"{new}"' in " ".join(section.split())

@@ -47,7 +47,7 @@ def annotate(files: Files, name: str, classes: str, title: str) -> Annotations:
     """
     known = ClassNames(class_list(classes), title)
     tables = [path for path in files.others if path.suffix.lower() == ".csv" and set(_COLUMNS) <= {*csv_header(path)}]
-    videos, notes = (_from_csvs(tables, files, known), []) if tables else _from_folders(files, known)
+    videos, notes = _from_csvs(tables, files, known) if tables else _from_folders(files, known)
     if not videos:
         raise NoAnnotationsError(
             f"{files.root}: neither a CSV with the columns label, youtube_id, time_start, time_end and split nor "
@@ -57,7 +57,8 @@ def annotate(files: Files, name: str, classes: str, title: str) -> Annotations:
     return Annotations(name, tuple(videos), known.names, sources=sources, notes=tuple(notes))
 
 
-def _from_csvs(tables: list[Path], files: Files, known: ClassNames) -> list[AnnotatedVideo]:
+def _from_csvs(tables: list[Path], files: Files, known: ClassNames) -> tuple[list[AnnotatedVideo], list[str]]:
+    differing: list[str] = []
     rows: dict[str, tuple[str | None, list[str]]] = {}
     for path in tables:
         of_file = _split_in(path.stem)
@@ -68,7 +69,7 @@ def _from_csvs(tables: list[Path], files: Files, known: ClassNames) -> list[Anno
             label = known.get(row["label"], place) if row.get("label") else None
             name, splits = rows.setdefault(_stem(row, place), (label, []))
             if name != label:
-                raise ManifestError(f'{place}: the video is of class "{label}" here, "{name}" elsewhere')
+                differing.append(f'{place}: "{label}" here, "{name}" before')
             if split not in splits:
                 splits.append(split)
     videos = []
@@ -77,7 +78,9 @@ def _from_csvs(tables: list[Path], files: Files, known: ClassNames) -> list[Anno
         path = next((f for s in _spellings(stem) if (f := files.find(s, *folders, exact=True))), None)
         expected = "/".join((splits[0], *((label,) if label else ()), f"{stem}.mp4"))
         videos.append(AnnotatedVideo(stem, expected, (label,) if label else (), splits[0], tuple(sorted(splits)), path))
-    return videos
+    if not differing:
+        return videos, []
+    return videos, [f"{len(differing):,} entries repeat a video with another class; the first holds ({differing[0]})"]
 
 
 def _from_folders(files: Files, known: ClassNames) -> tuple[list[AnnotatedVideo], list[str]]:

@@ -52,7 +52,7 @@ class Files:
         if annotations is not None and not (beside := _folder(annotations)).is_relative_to(top):
             others += walk(beside)[1]
         videos = sorted(path.relative_to(top).as_posix() for path in paths)
-        files = cls(top, tuple(videos), tuple(sorted(others)))
+        files = cls(top, tuple(videos), tuple(sorted(set(others))))  # one folder may hold the other
         for video in videos:
             stem = PurePosixPath(video).stem
             files._exact.setdefault(stem, []).append(video)
@@ -205,7 +205,7 @@ def to_listing(annotations: Annotations, files: Files, available_only: bool = Fa
         rows[row.video_id] = row
     ordered = tuple(rows[video_id] for video_id in sorted(rows))
     unused = sorted(set(files.videos) - rows.keys())
-    listing = Listing(ordered, annotations.class_names, str(files.root), annotations.name, len(files.others))
+    listing = Listing(ordered, annotations.class_names, str(files.root), annotations.name, ignored=0)
     report = LayoutReport(
         sources=annotations.sources,
         listed=dict(listed),

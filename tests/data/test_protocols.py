@@ -6,7 +6,7 @@ import pytest
 from zar_ray.data.classes import class_list, known_class_lists, name_key
 from zar_ray.data.datasets import known_benchmarks, load_benchmark
 from zar_ray.data.manifest import Manifest, VideoRow
-from zar_ray.data.protocols import evaluation_splits
+from zar_ray.data.protocols import evaluation_splits, whole_split
 from zar_ray.errors import ConfigError, ManifestError
 
 SIZES = {
@@ -196,11 +196,22 @@ def test_what_a_manifest_lacks_is_named_with_the_way_out() -> None:
         load_benchmark("hmdb51").evaluations(videos, "4")
     with pytest.raises(ManifestError, match=r"k400, split val: the manifest has no video of its 400 classes"):
         load_benchmark("k400").evaluations(videos)
-    with pytest.raises(ConfigError, match="demo: its file in conf/benchmarks defines no splits"):
+    with pytest.raises(ManifestError, match="demo, split test: the manifest has no videos of test, only of all"):
         load_benchmark("demo").evaluations(videos)
     with pytest.raises(ConfigError, match='no class list "hmdb52"; did you mean "hmdb51"'):
         class_list("hmdb52")
     assert evaluation_splits("none", videos, ()) == ()
+
+
+def test_a_manifest_of_its_own_is_one_split_over_its_own_names() -> None:
+    videos = manifest_of(("c", "C++"), ("a", "C++", ("val",)), ("b", "c", ("train",)), ("u", None, ("val",)))
+    split = whole_split(videos)
+    assert (split.name, split.class_names, split.video_ids) == ("all", ("c", "C++"), ("a", "b", "u"))
+    assert split.label_ids == (1, 0, None)
+    assert whole_split(videos, "val").video_ids == ("a", "u")
+    assert whole_split(videos, "val").notes == ("set, split val: 1 of the 2 classes have no video here",)
+    with pytest.raises(ManifestError, match='set: no split "tst"'):
+        whole_split(videos, "tst")
 
 
 def test_counts_of_every_benchmark() -> None:

@@ -163,6 +163,13 @@ def test_several_lists_make_several_splits(tmp_path: Path) -> None:
         list_published("mine", tmp_path / "v", read_lists([str(one), str(two)], [str(names[0])]))
 
 
+def test_names_that_differ_by_punctuation_alone_stay_apart(tmp_path: Path) -> None:
+    write(tmp_path / "a.mp4"), write(tmp_path / "b.mp4")
+    file, names = write(tmp_path / "l.txt", "a.mp4 0", "b.mp4 1"), write(tmp_path / "names.txt", "C", "C++")
+    listing, _ = list_published("mine", tmp_path, read_lists([str(file)], [str(names)]))
+    assert [video.class_name for video in listing.videos] == ["C", "C++"]
+
+
 def test_a_published_list_adds_to_official_annotations(tmp_path: Path) -> None:
     first = class_list("kinetics600_zero_shot_1")[0]
     header = "label,youtube_id,time_start,time_end,split"

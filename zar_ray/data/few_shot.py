@@ -35,7 +35,7 @@ def draw_shots(benchmark: Benchmark, manifest: Manifest, shots: int, seed: int, 
         ManifestError: A class has fewer usable training videos than `shots`.
     """
     spec = _training_split(benchmark, split)
-    names = spec.class_names()
+    names = spec.class_names(manifest.class_names)
     position = {name_key(name): number for number, name in enumerate(names)}
     found: defaultdict[int, list[VideoRow]] = defaultdict(list)
     for row in manifest.rows():

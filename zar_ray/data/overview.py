@@ -43,7 +43,9 @@ def benchmark_statuses(data_root: Path | None = None) -> tuple[BenchmarkStatus, 
     for name in known_benchmarks():
         benchmark = load_benchmark(name)
         place = benchmark.manifest_path(data_root)
-        splits = [(s.name, len(s.class_names()), _count(s.count, s.about)) for s in benchmark.splits]
+        splits = [
+            (s.name, len(s.class_names()) or benchmark.classes or 0, _count(s.count, s.about)) for s in benchmark.splits
+        ]
         if not splits:
             splits = [(benchmark.split or "all", benchmark.classes or 0, _count(benchmark.videos, False))]
         statuses.append(

@@ -21,24 +21,38 @@ class SplitSpec(Options):
     """One split of a protocol, as a benchmark's file says it."""
 
     name: str = Field(min_length=1, description="What `--split` calls it.")
-    classes: str = Field(min_length=1, description="Its class names: a file of conf/classes, without .txt.")
-    without: str | None = Field(None, description="A class list whose names are left out, exactly as they are written.")
-    videos: tuple[str, ...] = Field((), description="The manifest's splits its videos come from; none means all.")
-    otherwise: tuple[str, ...] = Field(
-        (), description="The manifest's splits to take where it has none of `videos`, such as lists not imported."
+    classes: str | None = Field(
+        default=None,
+        description="Its class names: a file of conf/classes, without .txt; by default the manifest's own.",
     )
-    train: tuple[str, ...] = Field((), description="The manifest's splits that few-shot training videos come from.")
-    count: int | None = Field(None, ge=1, description="How many videos the official or published split has.")
-    about: bool = Field(False, description="`count` is a round figure, as links rot; it is no error to differ.")
+    without: str | None = Field(
+        default=None, description="A class list whose names are left out, exactly as they are written."
+    )
+    videos: tuple[str, ...] = Field(
+        default=(), description="The manifest's splits its videos come from; none means all."
+    )
+    otherwise: tuple[str, ...] = Field(
+        default=(),
+        description="The manifest's splits to take where it has none of `videos`, such as lists not imported.",
+    )
+    train: tuple[str, ...] = Field(
+        default=(), description="The manifest's splits that few-shot training videos come from."
+    )
+    count: int | None = Field(default=None, ge=1, description="How many videos the official or published split has.")
+    about: bool = Field(default=False, description="`count` is a round figure, as links rot; it is no error to differ.")
 
-    def class_names(self) -> tuple[str, ...]:
+    def class_names(self, own: Sequence[str] = ()) -> tuple[str, ...]:
         """The names in label-id order.
+
+        Args:
+            own: The manifest's class names, for a split without a list.
 
         Raises:
             ConfigError: There is no such list.
         """
         left_out = set(class_list(self.without)) if self.without else set()
-        return tuple(name for name in class_list(self.classes) if name not in left_out)
+        names = own if self.classes is None else class_list(self.classes)
+        return tuple(name for name in names if name not in left_out)
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,8 @@ class EvaluationSplit:
         name: The split's name in its protocol.
         class_names: The names to choose among; a label id is a position in them.
         video_ids: The videos, in alphabetical order of their ids; broken ones are among them.
-        labels: The right label ids of each video: exactly one, or any number where the protocol is multi-label.
+        labels: The right label ids of each video: exactly one, or any number where the protocol is multi-label; none
+            where the video has no label, which a protocol with class names of its own leaves out.
         multi_label: Whether a video may show several classes.
         expected: How many videos the official or published split has, where that is known.
         approximate: Whether `expected` is a round figure or links rot, so that to differ is no error.
@@ -77,15 +92,15 @@ class EvaluationSplit:
         return len(self.video_ids)
 
     @property
-    def label_ids(self) -> tuple[int, ...]:
-        """The one right label id of each video.
+    def label_ids(self) -> tuple[int | None, ...]:
+        """The one right label id of each video; None where it has no label.
 
         Raises:
             ConfigError: The protocol is multi-label.
         """
         if self.multi_label:
             raise ConfigError(f"split {self.name} is multi-label: a video has several labels, so no single one")
-        return tuple(ids[0] for ids in self.labels)
+        return tuple(ids[0] if ids else None for ids in self.labels)
 
     @property
     def relabelled(self) -> int:
@@ -135,7 +150,7 @@ def evaluation_splits(
 
     Args:
         name: The benchmark, for messages.
-        manifest: The videos; class names are compared by `name_key`, so it may spell them in its own way.
+        manifest: The videos; it may spell the class names of a list in its own way (see `name_key`).
         specs: The protocol's splits.
         split: Only this one; by default all.
         multi_label: Whether a video may show several classes.
@@ -152,15 +167,34 @@ def evaluation_splits(
         raise ConfigError(f'{name}: no split "{split}"{suggestion(split, [spec.name for spec in specs])}')
     rows = tuple(manifest.rows())
     return tuple(
-        _evaluation(name, rows, spec, multi_label, legacy_swaps, legacy_labels, renamed or {}, make)
+        _evaluation(
+            name, rows, manifest.class_names, spec, multi_label, legacy_swaps, legacy_labels, renamed or {}, make
+        )
         for spec in specs
         if split in (None, spec.name)
     )
 
 
+def whole_split(manifest: Manifest, split: str | None = None, multi_label: bool = False) -> EvaluationSplit:
+    """The evaluation of a manifest that belongs to no benchmark: one split of it, or all, over its own class names.
+
+    Args:
+        manifest: The videos; those without a label are among them.
+        split: The manifest's split; by default all videos.
+        multi_label: Whether a video may show several classes.
+
+    Raises:
+        ManifestError: There is no such split.
+    """
+    chosen = manifest.select(split)
+    spec = SplitSpec(name=split or "all")
+    return evaluation_splits(manifest.name, chosen, [spec], multi_label=multi_label)[0]
+
+
 def _evaluation(
     name: str,
     rows: Sequence[VideoRow],
+    own: Sequence[str],
     spec: SplitSpec,
     multi_label: bool,
     legacy_swaps: Sequence[tuple[str, str]],
@@ -168,17 +202,19 @@ def _evaluation(
     renamed: Mapping[str, str],
     make: str,
 ) -> EvaluationSplit:
-    names = spec.class_names()
-    position = {name_key(n): index for index, n in enumerate(names)}
+    names = spec.class_names(own)
+    exact = {n: index for index, n in enumerate(names)}
+    alike = {name_key(n): index for index, n in enumerate(names)} if spec.classes is not None else {}
     chosen = _members(name, rows, spec, make)
     taken = []
     unlabelled = 0
     for row in chosen:
         labels = row.labels if row.labels is not None else (() if row.class_name is None else (row.class_name,))
+        numbers = {exact.get(label, alike.get(name_key(label))) for label in labels}
+        ids = tuple(sorted(number for number in numbers if number is not None))
         known = row.labels is not None or row.class_name is not None
-        ids = tuple(sorted({position[key] for key in map(name_key, labels) if key in position}))
         unlabelled += not known
-        if known and (ids or (multi_label and not labels)):
+        if ids or (not labels and ((known and multi_label) or spec.classes is None)):
             taken.append((row.video_id, ids))
     if not taken:
         raise ManifestError(
@@ -196,7 +232,7 @@ def _evaluation(
         multi_label=multi_label,
         expected=spec.count,
         approximate=spec.about,
-        unlabelled=unlabelled,
+        unlabelled=unlabelled if spec.classes is not None else 0,
         legacy=legacy_labels,
         exchanged=swapped,
         renamed={n: old for n, old in renamed.items() if n in names},

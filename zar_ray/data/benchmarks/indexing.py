@@ -110,7 +110,7 @@ def read_lists(
     lists = []
     for number, (split, file) in enumerate(named):
         spec = by_name.get(split or "")
-        own = labels[min(number, len(labels) - 1)] if labels else spec.classes if spec else ""
+        own = labels[min(number, len(labels) - 1)] if labels else spec.classes or "" if spec else ""
         member = (spec.videos or (spec.name,))[0] if spec else split or Path(file).stem
         lists.append((member, read_list(file, own)))
     return lists

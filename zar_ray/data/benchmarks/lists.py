@@ -145,7 +145,8 @@ def merge_lists(
             if entry.stem in lines:
                 raise ManifestError(f"{at}: {entry.path} is already in line {lines[entry.stem]}")
             lines[entry.stem] = entry.line
-            label = spelled.get(name_key(one.class_name(entry)))
+            said = one.class_name(entry)
+            label = said if said in known else spelled.get(name_key(said))
             if label is None:
                 raise ManifestError(
                     f'{at}: class "{one.class_name(entry)}" of {one.labels_place} is no class of {name}'

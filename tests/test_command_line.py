@@ -9,7 +9,7 @@ import yaml
 
 from zar_ray.cli import main
 from zar_ray.command_line import parse_run
-from zar_ray.config import EvalConfig, PredictConfig, fingerprint, identity
+from zar_ray.config import AuditConfig, EvalConfig, IndexConfig, PredictConfig, ShotsConfig, fingerprint, identity
 from zar_ray.errors import ConfigError
 
 
@@ -106,7 +106,7 @@ def test_operational_options_do_not_change_a_runs_identity():
 
 
 def test_every_option_says_what_it_is():
-    for kind in (EvalConfig, PredictConfig):
+    for kind in (EvalConfig, PredictConfig, IndexConfig, AuditConfig, ShotsConfig):
         for name, field in kind.model_fields.items():
             assert field.description, name
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 import zar_ray
 from zar_ray.command_line import fail, parse, parse_run
-from zar_ray.config import Decoder, EvalConfig, Options, PredictConfig, TrainConfig
+from zar_ray.config import AuditConfig, EvalConfig, IndexConfig, Options, PredictConfig, ShotsConfig, TrainConfig
 from zar_ray.errors import ConfigError, ZarError, suggestion
 
 
@@ -117,63 +117,12 @@ def train_command(argv: Sequence[str]) -> int:
 @_command
 def data_index_command(argv: Sequence[str]) -> int:
     """Find a benchmark's, a folder's or a list's videos, probe them and write the manifest."""
+    about = "Probes every file in parallel and writes one Parquet row a video; bad files stay in with their error."
+    options = parse(IndexConfig, argv, "zar data index", description=about)
+    from zar_ray.data.indexing import run_index
 
-    def index(
-        source: Annotated[str | None, tyro.conf.Positional] = None,
-        output: Path | None = None,
-        root: Path | None = None,
-        annotations: Path | None = None,
-        list: tuple[str, ...] = (),
-        labels: tuple[str, ...] = (),
-        available_only: bool = False,
-        class_names: str | None = None,
-        name: str | None = None,
-        decoder: Decoder = "auto",
-        workers: int | None = None,
-        data_root: Path | None = None,
-    ) -> int:
-        """Probes every file in parallel and writes one Parquet row a video; bad files stay in with their error.
-
-        Args:
-            source: A benchmark's name (see `zar data list`), a folder with a sub-folder a class, or a CSV of
-                path,label[,split]; none with --list alone.
-            output: The manifest to write; by default where --dataset looks for the benchmark's or the list's, else
-                manifest.parquet in the folder, or beside the CSV.
-            root: Folder of the videos of a benchmark or a list; with a CSV the folder its paths start from.
-            annotations: Folder of a benchmark's official annotations, where that is not below --root.
-            list: Published lists of "path label" lines, as FILE or SPLIT=FILE.
-            labels: Class names of the lists, one for all or one each: files with one a line, or "id,name" CSVs.
-            available_only: Leave missing videos out and count them, rather than keep them as rows with an error.
-            class_names: Classes of a folder or CSV in label-id order, "a,b,c" or a file; by default those found.
-            name: The dataset's name; by default the benchmark's, the folder's or the list's.
-            decoder: Decoder to probe with.
-            workers: Files probed at once; by default one a CPU.
-            data_root: Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.
-        """
-        from zar_ray.data.datasets import known_benchmarks
-        from zar_ray.data.indexing import IndexRequest, run_index
-
-        if source is None and not list:
-            known = ", ".join(known_benchmarks())
-            raise ConfigError(f"zar data index: give a folder, a CSV, --list FILE or a benchmark's name ({known})")
-        request = IndexRequest(
-            source=source,
-            output=output,
-            root=root,
-            annotations=annotations,
-            lists=list,
-            labels=labels,
-            available_only=available_only,
-            class_names=class_names,
-            name=name,
-            decoder=decoder,
-            workers=workers,
-            data_root=data_root,
-        )
-        run_index(request, Console(highlight=False, soft_wrap=True))
-        return 0
-
-    return parse(index, argv, "zar data index")
+    run_index(options, Console(highlight=False, soft_wrap=True))
+    return 0
 
 
 @_command
@@ -218,72 +167,30 @@ def data_list_command(argv: Sequence[str]) -> int:
 @_command
 def data_shots_command(argv: Sequence[str]) -> int:
     """Draw a few-shot training set from a benchmark's official training videos."""
+    about = "Draws so many training videos a class and writes their manifest, for `zar train --dataset`."
+    options = parse(ShotsConfig, argv, "zar data shots", description=about)
+    from zar_ray.data.few_shot import write_shots
 
-    def shots(
-        benchmark: Annotated[str, tyro.conf.Positional],
-        shots: int = 16,
-        seed: int = 1,
-        split: str | None = None,
-        output: Path | None = None,
-        data_root: Path | None = None,
-    ) -> int:
-        """Draws so many training videos a class and writes their manifest, for `zar train --dataset`.
-
-        Args:
-            benchmark: A benchmark with training videos, such as hmdb51 or k400-base2novel.
-            shots: Videos a class.
-            seed: Seed of the draw; the same seed draws the same videos, and more shots add to fewer.
-            split: The benchmark's split; by default its first (base, in base-to-novel).
-            output: The manifest to write; by default where --dataset finds it by its name.
-            data_root: Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.
-        """
-        from zar_ray.data.datasets import load_benchmark
-        from zar_ray.data.few_shot import write_shots
-
-        if shots < 1:
-            raise ConfigError(f"zar data shots: --shots {shots} draws nothing; it must be at least 1")
-        target, drawn = write_shots(load_benchmark(benchmark), shots, seed, split, output, data_root)
-        name = drawn.name if output is None and data_root is None else target
-        print(f"{target}: {len(drawn)} videos, {len(drawn.class_names)} classes; zar train --dataset {name}")
-        return 0
-
-    return parse(shots, argv, "zar data shots")
+    target, drawn = write_shots(options)
+    name = drawn.name if options.output is None and options.data_root is None else target
+    print(f"{target}: {len(drawn)} videos, {len(drawn.class_names)} classes; zar train --dataset {name}")
+    return 0
 
 
 @_command
 def data_audit_command(argv: Sequence[str]) -> int:
     """Look for mistakes in a manifest, or in lists and their labels."""
+    about = (
+        "Checks labels against file names, duplicates, overlaps, shared classes, files and counts. The exit status is "
+        "1 if anything is wrong; warnings and notes do not change it."
+    )
+    options = parse(AuditConfig, argv, "zar data audit", description=about)
+    from zar_ray.data.audit import run_audit
 
-    def audit(
-        manifest: Annotated[str | None, tyro.conf.Positional] = None,
-        list: tuple[str, ...] = (),
-        labels: tuple[str, ...] = (),
-        train: tuple[str, ...] = (),
-        train_labels: str | None = None,
-        root: Path | None = None,
-        dataset: str | None = None,
-    ) -> int:
-        """Checks labels against file names, duplicates, overlaps, shared classes, files and counts.
-
-        The exit status is 1 if anything is wrong; warnings and notes do not change it.
-
-        Args:
-            manifest: A manifest's file.
-            list: Lists of "path label" lines, as FILE or, with --dataset, SPLIT=FILE.
-            labels: Class names of the lists, one for all or one each: a file or a class list's name (hmdb51_base).
-            train: Lists or manifests of the training videos, to find those that are tested too.
-            train_labels: Class names of the training set, also without --train: a file or a class list's name.
-            root: Folder of the videos, to find missing ones.
-            dataset: The benchmark whose counts must be met; by default what the manifest says it is.
-        """
-        from zar_ray.data.audit import AuditRequest, run_audit
-
-        report = run_audit(AuditRequest(manifest, list, labels, train, train_labels, root, dataset))
-        for line in report.lines():
-            print(line)
-        return 1 if report.wrong else 0
-
-    return parse(audit, argv, "zar data audit")
+    report = run_audit(options)
+    for line in report.lines():
+        print(line)
+    return 1 if report.wrong else 0
 
 
 @_command

@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 
 from zar_ray.cli import main
+from zar_ray.config import AuditConfig
 from zar_ray.data.audit import (
+    AuditConfig,
     Audited,
     AuditedVideo,
     AuditReport,
-    AuditRequest,
     audit,
     check_labels,
     identity,
@@ -52,7 +53,7 @@ def test_the_hmdb51_swap_is_found(
     place: str, classes: str, wrong: int, total: int, shared: Path, tmp_path: Path
 ) -> None:
     file = str(shared / "benchmarks" / "lists" / place)
-    report = run_audit(AuditRequest(lists=(file,), labels=(swapped(tmp_path / "labels.txt", classes),)))
+    report = run_audit(AuditConfig(list=(file,), labels=(swapped(tmp_path / "labels.txt", classes),)))
     assert found(report, "labels") == [("wrong", wrong, total)]
     assert report.wrong
     (finding,) = [f for f in report.findings if f.check == "labels"]
@@ -66,7 +67,7 @@ def test_the_hmdb51_swap_is_found(
         "hmdb51_novel": ['labels 20 "kick ball" and 21 "kick" are exchanged in the label map'],
     }
     assert exchanged == expected[classes]
-    assert not run_audit(AuditRequest(lists=(file,), labels=(classes,))).wrong
+    assert not run_audit(AuditConfig(list=(file,), labels=(classes,))).wrong
 
 
 def test_published_training_and_test_lists_share_no_video(shared: Path) -> None:
@@ -74,8 +75,8 @@ def test_published_training_and_test_lists_share_no_video(shared: Path) -> None:
     for data, classes, half in [("hmdb", "hmdb51", 750), ("ucf", "ucf101", 1695), ("ssv2", "ssv2", 7215)]:
         place = folder / "base2novel_splits" / f"{data}_splits"
         train = tuple(str(place / f"fs_base_s{seed}_train.txt") for seed in (1, 2, 3))
-        request = AuditRequest(
-            lists=(str(place / "novel_val.txt"),),
+        request = AuditConfig(
+            list=(str(place / "novel_val.txt"),),
             labels=(f"{classes}_novel",),
             train=train,
             train_labels=f"{classes}_base",
@@ -89,19 +90,19 @@ def test_published_training_and_test_lists_share_no_video(shared: Path) -> None:
 def test_the_published_k600_lists_are_right_and_zero_shot(shared: Path) -> None:
     folder = shared / "benchmarks" / "lists" / "k600_splits"
     files = tuple(str(folder / f"ZS_split{n}_K600_eval.txt") for n in (1, 2, 3))
-    report = run_audit(AuditRequest(lists=files, dataset="k600", train_labels="kinetics400"))
+    report = run_audit(AuditConfig(list=files, dataset="k600", train_labels="kinetics400"))
     assert not report.wrong
     assert found(report, "counts") == [("ok", n, n) for n in (14084, 13978, 14136)]
     assert found(report, "lists") == [("note", 16105, 19058)]
     assert found(report, "zero-shot") == [("ok", 0, 217)]
     swapped_files = (files[1], files[0], files[2])
-    report = run_audit(AuditRequest(lists=swapped_files, labels=("kinetics600_zero_shot_1",), dataset="k600"))
+    report = run_audit(AuditConfig(list=swapped_files, labels=("kinetics600_zero_shot_1",), dataset="k600"))
     assert [level for level, _, _ in found(report, "counts")] == ["wrong", "wrong", "ok"]
 
 
 def lists(tmp_path: Path, lines: list[str], names: list[str], **more: object) -> AuditReport:
     file, labels = write(tmp_path / "list.txt", *lines), write(tmp_path / "names.txt", *names)
-    return run_audit(AuditRequest(lists=(file,), labels=(labels,), **more))  # type: ignore[arg-type]
+    return run_audit(AuditConfig(list=(file,), labels=(labels,), **more))  # type: ignore[arg-type]
 
 
 def test_folders_carry_classes_too(tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ def test_duplicates_overlaps_shared_classes_and_idle_ones(tmp_path: Path) -> Non
 
 def test_lists_that_contradict_each_other(tmp_path: Path) -> None:
     one, two = write(tmp_path / "1.txt", "a.mp4 0", "b.mp4 1"), write(tmp_path / "2.txt", "a.mp4 1", "c.mp4 0")
-    report = run_audit(AuditRequest(lists=(one, two), labels=(write(tmp_path / "names.txt", "x", "y"),)))
+    report = run_audit(AuditConfig(list=(one, two), labels=(write(tmp_path / "names.txt", "x", "y"),)))
     assert found(report, "lists") == [("note", 1, 3), ("wrong", 1, 3)]
 
 
@@ -190,7 +191,7 @@ def test_a_manifest(tmp_path: Path, put_video: Callable[[Path], Path]) -> None:
         VideoRow("c/4.mp4", str(there), None, None, "val", 6, width=48, height=32),
     ]
     write_manifest(Manifest.of(rows, names, tmp_path, "mine"), tmp_path / "m.parquet")
-    report = run_audit(AuditRequest(manifest=str(tmp_path / "m.parquet")))
+    report = run_audit(AuditConfig(manifest=str(tmp_path / "m.parquet")))
     assert found(report, "labels") == [("wrong", 1, 4)]
     assert found(report, "overlap") == [("wrong", 1, 2)]
     assert found(report, "files") == [("wrong", 1, 4), ("wrong", 1, 4)]
@@ -208,7 +209,7 @@ def test_a_benchmarks_manifest_is_held_against_its_counts(
     write(folder / "testlist01.txt", video)
     manifest, _ = index_benchmark(load_benchmark("ucf101"), folder, workers=1)
     write_manifest(manifest, tmp_path / "m.parquet")
-    report = run_audit(AuditRequest(manifest=str(tmp_path / "m.parquet")))
+    report = run_audit(AuditConfig(manifest=str(tmp_path / "m.parquet")))
     wrong = [f.text for f in report.findings if f.check == "counts" and f.level == "wrong"]
     assert "ucf101, split 1: 1 videos, 3,783 published" in wrong
     assert "ucf101-full, split full: 1 videos, 13,320 published" in wrong
@@ -236,13 +237,13 @@ def test_the_command_says_what_is_wrong_by_its_status(tmp_path: Path, capsys: py
 def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     file = write(tmp_path / "list.txt", "a.mp4 0")
     with pytest.raises(ConfigError, match="--labels goes with --list; a manifest holds its class names"):
-        run_audit(AuditRequest(manifest="m.parquet", labels=("x",)))
+        run_audit(AuditConfig(manifest="m.parquet", labels=("x",)))
     with pytest.raises(ConfigError, match=r"is a list; name its labels with --train-labels FILE"):
-        run_audit(AuditRequest(lists=(file,), labels=("hmdb51",), train=(file,)))
+        run_audit(AuditConfig(list=(file,), labels=("hmdb51",), train=(file,)))
     with pytest.raises(ManifestError, match=r"m\.parquet: no such manifest"):
-        run_audit(AuditRequest(manifest=str(tmp_path / "m.parquet")))
+        run_audit(AuditConfig(manifest=str(tmp_path / "m.parquet")))
     with pytest.raises(ConfigError, match='no benchmark "hmdb"; did you mean "hmdb51"'):
-        run_audit(AuditRequest(lists=(file,), dataset="hmdb"))
+        run_audit(AuditConfig(list=(file,), dataset="hmdb"))
 
 
 def test_what_tells_videos_apart() -> None:

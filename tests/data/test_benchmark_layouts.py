@@ -9,11 +9,12 @@ import pytest
 from rich.console import Console
 
 from zar_ray.cli import main
+from zar_ray.config import IndexConfig
 from zar_ray.data.benchmarks.indexing import ADAPTERS, list_benchmark
 from zar_ray.data.benchmarks.layout import Files
 from zar_ray.data.classes import class_list
 from zar_ray.data.datasets import index_benchmark, load_benchmark
-from zar_ray.data.indexing import IndexRequest, run_index
+from zar_ray.data.indexing import run_index
 from zar_ray.data.manifest import read_manifest
 from zar_ray.errors import ConfigError, ManifestError
 
@@ -412,7 +413,7 @@ def test_broken_files_of_a_benchmark_are_told_apart_from_missing_ones(tmp_path: 
     write(tmp_path / "val.csv", HEADER, "yoga,aaaaaaaaaaa,0,10,val,0", "yoga,bbbbbbbbbbb,0,10,val,0")
     touch(tmp_path / "aaaaaaaaaaa.mp4")
     console = Console(file=io.StringIO(), width=200)
-    request = IndexRequest("k400", tmp_path / "m.parquet", tmp_path, workers=1)
+    request = IndexConfig(source="k400", output=tmp_path / "m.parquet", root=tmp_path, workers=1)
     assert run_index(request, console) == tmp_path / "m.parquet"
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "val: 2 videos, 1 missing (kept, with an error each)\n  yoga: 1 missing\n" in said

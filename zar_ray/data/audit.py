@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from zar_ray.config import AuditConfig
 from zar_ray.data.benchmarks.indexing import read_lists
 from zar_ray.data.benchmarks.layout import Files
 from zar_ray.data.benchmarks.lists import VideoList, read_labels, read_list
@@ -106,44 +107,31 @@ class AuditReport:
             yield from (f"{'':<7}  {'':<{width}}    {detail}" for detail in finding.details)
 
 
-@dataclass(frozen=True)
-class AuditRequest:
-    """The options of `zar data audit`; its help says what each means."""
-
-    manifest: str | None = None
-    lists: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    train: tuple[str, ...] = ()
-    train_labels: str | None = None
-    root: Path | None = None
-    dataset: str | None = None
-
-
-def run_audit(request: AuditRequest) -> AuditReport:
+def run_audit(options: AuditConfig) -> AuditReport:
     """Reads what is asked for and audits it.
 
     Raises:
         ConfigError: Options do not go together.
         ManifestError: A file cannot be read.
     """
-    if (request.manifest is None) == (not request.lists):
+    if (options.manifest is None) == (not options.list):
         raise ConfigError("zar data audit: give a manifest, or --list FILE with --labels FILE")
-    benchmark = load_benchmark(request.dataset) if request.dataset is not None else None
-    train, train_names = _training(request)
+    benchmark = load_benchmark(options.dataset) if options.dataset is not None else None
+    train, train_names = _training(options)
     findings: list[Finding] = []
-    if request.manifest is not None:
-        if request.labels:
+    if options.manifest is not None:
+        if options.labels:
             raise ConfigError("zar data audit: --labels goes with --list; a manifest holds its class names")
-        manifest = read_manifest(request.manifest)
+        manifest = read_manifest(options.manifest)
         subjects = [of_manifest(manifest)]
-        findings += audit(subjects[0], train, request.root)
+        findings += audit(subjects[0], train, options.root)
         findings += check_counts(manifest, benchmark)
     else:
         specs = benchmark.splits if benchmark else ()
-        lists = read_lists(request.lists, request.labels, specs)
+        lists = read_lists(options.list, options.labels, specs)
         subjects = [of_list(one, split) for split, one in lists]
         for subject in subjects:
-            findings += audit(subject, train, request.root)
+            findings += audit(subject, train, options.root)
         findings += check_lists_together(subjects)
         for subject, spec in zip(subjects, _specs_of(lists, specs), strict=True):
             if spec is not None:
@@ -228,8 +216,11 @@ def check_labels(subject: Audited) -> list[Finding]:
 
 def check_duplicates(subject: Audited) -> Finding:
     """Looks for videos that occur twice: a list's line, or a manifest's file under two names."""
-    seen = Counter((identity(video.path), video.size) for video in subject.videos)
-    twice = [path for (path, _), count in seen.items() if count > 1]
+    seen = Counter(identity(video.path) for video in subject.videos)
+    # A copy in another folder has its file's name and size.
+    copies = Counter((PurePosixPath(video.path).name, video.size) for video in subject.videos if video.size)
+    twice = [path for path, count in seen.items() if count > 1]
+    twice += [name for (name, _), count in copies.items() if count > 1 and identity(name) not in twice]
     name, total = subject.name, len(subject.videos)
     if not twice:
         return Finding("duplicates", "ok", f"{name}: each of {total:,} videos occurs once", (), 0, total)
@@ -473,23 +464,23 @@ def _specs_of(lists: Sequence[tuple[str, VideoList]], specs: Sequence[SplitSpec]
     return chosen
 
 
-def _training(request: AuditRequest) -> tuple[Audited | None, tuple[str, ...] | None]:
-    """The training videos and classes that a request names."""
-    names = read_labels(request.train_labels) if request.train_labels is not None else None
+def _training(options: AuditConfig) -> tuple[Audited | None, tuple[str, ...] | None]:
+    """The training videos and classes that the options name."""
+    names = read_labels(options.train_labels) if options.train_labels is not None else None
     videos: list[AuditedVideo] = []
     found: dict[str, None] = {}
-    for place in request.train:
+    for place in options.train:
         if place.endswith(".parquet"):
             subject = of_manifest(read_manifest(place))
-        elif request.train_labels is None:
+        elif options.train_labels is None:
             raise ConfigError(f"zar data audit: --train {place} is a list; name its labels with --train-labels FILE")
         else:
-            subject = of_list(read_list(place, request.train_labels), "train")
+            subject = of_list(read_list(place, options.train_labels), "train")
         videos += subject.videos
         found |= dict.fromkeys(name for video in subject.videos for name in video.class_names)
-    if not request.train:
+    if not options.train:
         return None, names
-    title = ", ".join(Path(place).name for place in request.train)
+    title = ", ".join(Path(place).name for place in options.train)
     return Audited(title, tuple(videos), tuple(found)), names or tuple(found)
 
 

@@ -7,8 +7,9 @@ import hashlib
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
+from zar_ray.config import ShotsConfig
 from zar_ray.data.classes import name_key
-from zar_ray.data.datasets import Benchmark, default_manifest
+from zar_ray.data.datasets import Benchmark, default_manifest, load_benchmark
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest, write_manifest
 from zar_ray.data.protocols import SplitSpec
 from zar_ray.errors import ConfigError, ManifestError, suggestion
@@ -60,39 +61,25 @@ def draw_shots(benchmark: Benchmark, manifest: Manifest, shots: int, seed: int, 
     return Manifest.of(rows, names, manifest.root, shots_name(benchmark, spec.name, shots, seed))
 
 
-def write_shots(
-    benchmark: Benchmark,
-    shots: int,
-    seed: int,
-    split: str | None = None,
-    output: Path | None = None,
-    data_root: Path | None = None,
-) -> tuple[Path, Manifest]:
+def write_shots(options: ShotsConfig) -> tuple[Path, Manifest]:
     """Draws training videos from a benchmark's manifest and writes them as a manifest of their own.
-
-    Args:
-        benchmark: The benchmark.
-        shots: Videos a class.
-        seed: Seed of the draw.
-        split: The benchmark's split; by default its first.
-        output: The file; by default where `--dataset NAME` finds it.
-        data_root: Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.
 
     Returns:
         Where it is, and what it holds.
 
     Raises:
-        ConfigError: As `draw_shots`.
+        ConfigError: There is no such benchmark; or as `draw_shots`.
         ManifestError: As `draw_shots`; or the benchmark's manifest is missing or the file cannot be written.
     """
-    _training_split(benchmark, split)
-    place = benchmark.manifest_path(data_root)
+    benchmark = load_benchmark(options.benchmark)
+    _training_split(benchmark, options.split)
+    place = benchmark.manifest_path(options.data_root)
     if "://" not in place and not Path(place).is_file():
         raise ManifestError(
-            f'{benchmark.name}: no manifest at {place}; make one with "{benchmark.make_command(data_root)}"'
+            f'{benchmark.name}: no manifest at {place}; make one with "{benchmark.make_command(options.data_root)}"'
         )
-    drawn = draw_shots(benchmark, read_manifest(place), shots, seed, split)
-    target = output or default_manifest(drawn.name, data_root)
+    drawn = draw_shots(benchmark, read_manifest(place), options.shots, options.seed, options.split)
+    target = options.output or default_manifest(drawn.name, options.data_root)
     write_manifest(drawn, target)
     return target, drawn
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from zar_ray.config import Decoder
+from zar_ray.config import IndexConfig
 from zar_ray.data.benchmarks.layout import LayoutReport
 from zar_ray.data.datasets import (
     Benchmark,
@@ -26,29 +25,11 @@ from zar_ray.errors import ConfigError, ManifestError, suggestion
 _SHOWN = 10
 
 
-@dataclass(frozen=True)
-class IndexRequest:
-    """The options of `zar data index`; its help says what each means."""
-
-    source: str | None = None
-    output: Path | None = None
-    root: Path | None = None
-    annotations: Path | None = None
-    lists: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    available_only: bool = False
-    class_names: str | None = None
-    name: str | None = None
-    decoder: Decoder = "auto"
-    workers: int | None = None
-    data_root: Path | None = None
-
-
-def run_index(request: IndexRequest, console: Console) -> Path:
+def run_index(options: IndexConfig, console: Console) -> Path:
     """Makes and writes a manifest.
 
     Args:
-        request: What to index.
+        options: What to index.
         console: Where progress and the report go.
 
     Returns:
@@ -58,72 +39,75 @@ def run_index(request: IndexRequest, console: Console) -> Path:
         ConfigError: Options do not go together.
         ManifestError: Something on the disk cannot be used.
     """
+    if options.source is None and not options.list:
+        known = ", ".join(known_benchmarks())
+        raise ConfigError(f"zar data index: give a folder, a CSV, --list FILE or a benchmark's name ({known})")
     report: LayoutReport | None = None
     benchmark: Benchmark | None = None
-    if request.source in known_benchmarks():
-        benchmark = load_benchmark(request.source)
-        _refuse(request, "class_names", "a benchmark has its own class names")
-        if request.root is None:
-            raise ConfigError(f"zar data index {request.source}: give the folder of its videos with --root")
+    if options.source in known_benchmarks():
+        benchmark = load_benchmark(options.source)
+        _refuse(options, "class_names", "a benchmark has its own class names")
+        if options.root is None:
+            raise ConfigError(f"zar data index {options.source}: give the folder of its videos with --root")
         manifest, report = index_benchmark(
             benchmark,
-            request.root,
+            options.root,
             console=console,
-            annotations=request.annotations,
-            lists=request.lists,
-            labels=request.labels,
-            available_only=request.available_only,
-            decoder=request.decoder,
-            workers=request.workers,
+            annotations=options.annotations,
+            lists=options.list,
+            labels=options.labels,
+            available_only=options.available_only,
+            decoder=options.decoder,
+            workers=options.workers,
         )
-        target: str | Path = request.output or benchmark.manifest_path(request.data_root)
-    elif request.lists:
-        if request.source is not None:
-            near = suggestion(request.source, known_benchmarks())
+        target: str | Path = options.output or benchmark.manifest_path(options.data_root)
+    elif options.list:
+        if options.source is not None:
+            near = suggestion(options.source, known_benchmarks())
             raise ConfigError(
-                f'zar data index: --list goes with a benchmark or alone, not with "{request.source}"{near}'
+                f'zar data index: --list goes with a benchmark or alone, not with "{options.source}"{near}'
             )
-        _refuse(request, "class_names", "the names of a list's labels come with --labels")
-        _refuse(request, "annotations", "only a benchmark has official annotations")
-        if request.root is None:
+        _refuse(options, "class_names", "the names of a list's labels come with --labels")
+        _refuse(options, "annotations", "only a benchmark has official annotations")
+        if options.root is None:
             raise ConfigError("zar data index --list: give the folder of the videos with --root")
         manifest, report = index_lists(
-            request.root,
-            request.lists,
-            request.labels,
+            options.root,
+            options.list,
+            options.labels,
             console=console,
-            name=request.name,
-            available_only=request.available_only,
-            decoder=request.decoder,
-            workers=request.workers,
+            name=options.name,
+            available_only=options.available_only,
+            decoder=options.decoder,
+            workers=options.workers,
         )
-        target = request.output or default_manifest(manifest.name, request.data_root)
+        target = options.output or default_manifest(manifest.name, options.data_root)
     else:
-        assert request.source is not None
+        assert options.source is not None
         for option in ("annotations", "labels", "available_only"):
             _refuse(
-                request, option, f'"{request.source}" is no benchmark{suggestion(request.source, known_benchmarks())}'
+                options, option, f'"{options.source}" is no benchmark{suggestion(options.source, known_benchmarks())}'
             )
-        manifest = _index_plain(request, request.source, console)
-        place = Path(request.source)
-        target = request.output or (place if place.is_dir() else place.parent) / "manifest.parquet"
-    if request.name is not None:
-        manifest = dataclasses.replace(manifest, name=request.name)
+        manifest = _index_plain(options, options.source, console)
+        place = Path(options.source)
+        target = options.output or (place if place.is_dir() else place.parent) / "manifest.parquet"
+    if options.name is not None:
+        manifest = dataclasses.replace(manifest, name=options.name)
     write_manifest(manifest, target)
     _say(manifest, Path(target), report, benchmark, console)
     return Path(target)
 
 
-def _index_plain(request: IndexRequest, source: str, console: Console) -> Manifest:
-    classes = parse_class_names(request.class_names) if request.class_names is not None else None
+def _index_plain(options: IndexConfig, source: str, console: Console) -> Manifest:
+    classes = parse_class_names(options.class_names) if options.class_names is not None else None
     try:
         return index_dataset(
             source,
             console=console,
             class_names=classes,
-            root=request.root,
-            decoder=request.decoder,
-            workers=request.workers,
+            root=options.root,
+            decoder=options.decoder,
+            workers=options.workers,
         )
     except ManifestError as error:
         bare = not any(sign in source for sign in "/\\.~")
@@ -132,8 +116,8 @@ def _index_plain(request: IndexRequest, source: str, console: Console) -> Manife
         raise
 
 
-def _refuse(request: IndexRequest, option: str, why: str) -> None:
-    if getattr(request, option):
+def _refuse(options: IndexConfig, option: str, why: str) -> None:
+    if getattr(options, option):
         raise ConfigError(f"zar data index: --{option.replace('_', '-')} does not go here: {why}")
 
 

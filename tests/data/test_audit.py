@@ -6,7 +6,6 @@ import pytest
 from zar_ray.cli import main
 from zar_ray.config import AuditConfig
 from zar_ray.data.audit import (
-    AuditConfig,
     Audited,
     AuditedVideo,
     AuditReport,
@@ -198,6 +197,14 @@ def test_a_manifest(tmp_path: Path, put_video: Callable[[Path], Path]) -> None:
     assert found(report, "duplicates") == [("ok", 0, 4)]
     assert found(report, "counts") == []
     assert found(AuditReport(tuple(audit(Audited("none", (), names)))), "duplicates") == [("ok", 0, 0)]
+
+
+def test_copies_of_a_file_in_other_folders_are_found() -> None:
+    paths = ["a/run.mp4", "b/run.mp4", "c/run.mp4", "c/jump.mp4"]
+    sizes = [100, 100, 101, 100]
+    videos = (AuditedVideo(p, ("x",), ("all",), size=s) for p, s in zip(paths, sizes, strict=True))
+    (finding,) = [f for f in audit(Audited("set", tuple(videos), ("x",))) if f.check == "duplicates"]
+    assert (finding.level, finding.count, finding.details) == ("wrong", 1, ("run.mp4",))
 
 
 def test_a_benchmarks_manifest_is_held_against_its_counts(

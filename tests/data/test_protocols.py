@@ -132,6 +132,10 @@ def test_imported_lists_say_which_videos_are_in_a_split() -> None:
         ("other.mp4", names[0], ("train",)),
     )
     assert load_benchmark("k600").evaluations(videos, "1")[0].video_ids == ("listed.mp4",)
+    with pytest.raises(
+        ManifestError, match=r"k600, split 2: the manifest has no videos of zero_shot_2, only of train, z"
+    ):
+        load_benchmark("k600").evaluations(videos)
 
 
 def test_the_published_label_files_swap_is_an_option_and_counted() -> None:
@@ -194,8 +198,13 @@ def test_what_a_manifest_lacks_is_named_with_the_way_out() -> None:
         load_benchmark("hmdb51").evaluations(videos)
     with pytest.raises(ConfigError, match=r'hmdb51: no split "4"; known: 1, 2, 3'):
         load_benchmark("hmdb51").evaluations(videos, "4")
-    with pytest.raises(ManifestError, match=r"k400, split val: the manifest has no video of its 400 classes"):
+    with pytest.raises(
+        ManifestError, match=r'k400: the manifest\'s class "wave" is no class of Kinetics-400; make one'
+    ):
         load_benchmark("k400").evaluations(videos)
+    novel = manifest_of(class_list("kinetics400"), ("a", class_list("kinetics400_novel")[0], ("val",)))
+    with pytest.raises(ManifestError, match="k400-base2novel, split base: the manifest has no video of its 200 cl"):
+        load_benchmark("k400-base2novel").evaluations(novel)
     with pytest.raises(ManifestError, match="demo, split test: the manifest has no videos of test, only of all"):
         load_benchmark("demo").evaluations(videos)
     with pytest.raises(ConfigError, match='no class list "hmdb52"; did you mean "hmdb51"'):

@@ -9,6 +9,16 @@ from collections.abc import Iterable
 from zar_ray.config import conf_dir
 from zar_ray.errors import ConfigError, suggestion
 
+# The list of all classes of each dataset that `zar data index` knows by name.
+CLASSES_OF = {
+    "charades": "charades",
+    "hmdb51": "hmdb51",
+    "k400": "kinetics400",
+    "k600": "kinetics600",
+    "ssv2": "ssv2",
+    "ucf101": "ucf101",
+}
+
 
 def known_class_lists() -> tuple[str, ...]:
     """The names of the shipped class lists, in alphabetical order."""

@@ -17,6 +17,7 @@ from rich.progress import Progress as ProgressBar
 from zar_ray.config import Decoder, EvalConfig, Options, conf_dir, read_yaml, validate, zar_home
 from zar_ray.data.benchmarks.indexing import list_benchmark, list_published, read_lists
 from zar_ray.data.benchmarks.layout import LayoutReport
+from zar_ray.data.classes import CLASSES_OF, by_key, class_list, name_key
 from zar_ray.data.index import NO_SPLIT, Listing, list_csv, list_folder, probe_listing
 from zar_ray.data.manifest import Manifest, read_manifest
 from zar_ray.data.protocols import EvaluationSplit, SplitSpec, evaluation_splits
@@ -83,10 +84,12 @@ class Benchmark(Options):
 
         Raises:
             ConfigError: There is no such split, or the benchmark's file defines none.
-            ManifestError: The manifest has no video for a split.
+            ManifestError: The manifest has no video for a split, or one of a class that the dataset does not have.
         """
         if not self.splits:
             raise ConfigError(f"{self.name}: its file in conf/benchmarks defines no splits to evaluate")
+        if self.data is not None:
+            self._check_classes(manifest, CLASSES_OF[self.data])
         return evaluation_splits(
             self.name,
             manifest,
@@ -98,6 +101,17 @@ class Benchmark(Options):
             renamed=self.renamed,
             make=self.make_command(),
         )
+
+    def _check_classes(self, manifest: Manifest, classes: str) -> None:
+        """A class in no list would leave its videos out of every split without a word."""
+        known = by_key(class_list(classes))
+        for name in manifest.class_names:
+            if name_key(name) not in known:
+                near = suggestion(name, known.values())
+                raise ManifestError(
+                    f'{self.name}: the manifest\'s class "{name}" is no class of {self.title}'
+                    f'{near if "did you mean" in near else ""}; make one with "{self.make_command()}"'
+                )
 
     def eval_options(self) -> dict[str, Any]:
         """`options` with ``{home}`` filled in, as defaults of `zar eval`."""

@@ -62,17 +62,20 @@ def run_index(options: IndexConfig, console: Console) -> Path:
         )
         target: str | Path = options.output or benchmark.manifest_path(options.data_root)
     elif options.list:
-        if options.source is not None:
+        root = options.root
+        if root is None and options.source is not None and Path(options.source).is_dir():
+            root = Path(options.source)
+        elif options.source is not None:
             near = suggestion(options.source, known_benchmarks())
             raise ConfigError(
-                f'zar data index: --list goes with a benchmark or alone, not with "{options.source}"{near}'
+                f'zar data index: --list goes with a benchmark, a folder or --root, not with "{options.source}"{near}'
             )
         _refuse(options, "class_names", "the names of a list's labels come with --labels")
         _refuse(options, "annotations", "only a benchmark has official annotations")
-        if options.root is None:
+        if root is None:
             raise ConfigError("zar data index --list: give the folder of the videos with --root")
         manifest, report = index_lists(
-            options.root,
+            root,
             options.list,
             options.labels,
             console=console,

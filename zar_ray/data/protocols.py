@@ -33,7 +33,7 @@ class SplitSpec(Options):
     )
     otherwise: tuple[str, ...] = Field(
         default=(),
-        description="The manifest's splits to take where it has none of `videos`, such as lists not imported.",
+        description="The manifest's splits to take where it has no video of any split's `videos`.",
     )
     train: tuple[str, ...] = Field(
         default=(), description="The manifest's splits that few-shot training videos come from."
@@ -166,9 +166,20 @@ def evaluation_splits(
     if split is not None and split not in [spec.name for spec in specs]:
         raise ConfigError(f'{name}: no split "{split}"{suggestion(split, [spec.name for spec in specs])}')
     rows = tuple(manifest.rows())
+    there = {member for row in rows for member in row.memberships}
+    # Where lists were imported for some splits, the others are not to be filled with whatever else is there.
+    alone = there.isdisjoint(member for spec in specs for member in spec.videos)
     return tuple(
         _evaluation(
-            name, rows, manifest.class_names, spec, multi_label, legacy_swaps, legacy_labels, renamed or {}, make
+            name,
+            _members(name, rows, spec, there, alone, make),
+            manifest.class_names,
+            spec,
+            multi_label,
+            legacy_swaps,
+            legacy_labels,
+            renamed or {},
+            make,
         )
         for spec in specs
         if split in (None, spec.name)
@@ -205,13 +216,15 @@ def _evaluation(
     names = spec.class_names(own)
     exact = {n: index for index, n in enumerate(names)}
     alike = {name_key(n): index for index, n in enumerate(names)} if spec.classes is not None else {}
-    chosen = _members(name, rows, spec, make)
+    found: dict[str, int | None] = {}
     taken = []
     unlabelled = 0
-    for row in chosen:
+    for row in rows:
         labels = row.labels if row.labels is not None else (() if row.class_name is None else (row.class_name,))
-        numbers = {exact.get(label, alike.get(name_key(label))) for label in labels}
-        ids = tuple(sorted(number for number in numbers if number is not None))
+        for label in labels:
+            if label not in found:
+                found[label] = exact.get(label, alike.get(name_key(label)))
+        ids = tuple(sorted({number for label in labels if (number := found[label]) is not None}))
         known = row.labels is not None or row.class_name is not None
         unlabelled += not known
         if ids or (not labels and ((known and multi_label) or spec.classes is None)):
@@ -239,13 +252,14 @@ def _evaluation(
     )
 
 
-def _members(name: str, rows: Sequence[VideoRow], spec: SplitSpec, make: str) -> list[VideoRow]:
-    """The videos of the manifest's splits that a split names."""
+def _members(
+    name: str, rows: Sequence[VideoRow], spec: SplitSpec, there: Collection[str], alone: bool, make: str
+) -> Sequence[VideoRow]:
+    """The videos of the manifest's splits that a split names; `alone`: none of any split's own are there."""
     if not spec.videos:
-        return list(rows)
-    there = {split for row in rows for split in row.memberships}
-    wanted = set(spec.videos if there.intersection(spec.videos) else spec.otherwise)
-    if not wanted & there:
+        return rows
+    wanted = set(spec.otherwise if alone else spec.videos)
+    if wanted.isdisjoint(there):
         raise ManifestError(
             f"{name}, split {spec.name}: the manifest has no videos of {' or '.join(spec.videos)}, only of "
             f'{", ".join(sorted(there)) or "nothing"}; make one with "{make}"'

@@ -8,19 +8,19 @@ from pathlib import Path
 from zar_ray.data.benchmarks import charades, hmdb51, kinetics, ssv2, ucf101
 from zar_ray.data.benchmarks.layout import Adapter, Annotations, Files, LayoutReport, NoAnnotationsError, to_listing
 from zar_ray.data.benchmarks.lists import VideoList, merge_lists, read_list
-from zar_ray.data.classes import class_list
+from zar_ray.data.classes import CLASSES_OF, class_list
 from zar_ray.data.index import Listing
 from zar_ray.data.protocols import SplitSpec
 from zar_ray.errors import ConfigError, suggestion
 
-# Each dataset's adapter, and the class list whose order and spelling its manifest has.
-ADAPTERS: Mapping[str, tuple[Adapter, str]] = {
-    "charades": (charades.annotate, "charades"),
-    "hmdb51": (hmdb51.annotate, "hmdb51"),
-    "k400": (kinetics.annotate_400, "kinetics400"),
-    "k600": (kinetics.annotate_600, "kinetics600"),
-    "ssv2": (ssv2.annotate, "ssv2"),
-    "ucf101": (ucf101.annotate, "ucf101"),
+# The datasets are those of `CLASSES_OF`, whose order and spelling of classes a manifest has.
+ADAPTERS: Mapping[str, Adapter] = {
+    "charades": charades.annotate,
+    "hmdb51": hmdb51.annotate,
+    "k400": kinetics.annotate_400,
+    "k600": kinetics.annotate_600,
+    "ssv2": ssv2.annotate,
+    "ucf101": ucf101.annotate,
 }
 
 
@@ -46,16 +46,15 @@ def list_benchmark(
     """
     if data not in ADAPTERS:
         raise ConfigError(f'no dataset "{data}" that can be indexed by name{suggestion(data, ADAPTERS)}')
-    adapter, classes = ADAPTERS[data]
     files = Files.below(root, annotations)
     official: Annotations | None = None
     try:
-        official = adapter(files)
+        official = ADAPTERS[data](files)
     except NoAnnotationsError:
         if not lists:
             raise
     if lists:
-        official = merge_lists(data, files, lists, official, class_list(classes))
+        official = merge_lists(data, files, lists, official, class_list(CLASSES_OF[data]))
     assert official is not None
     return to_listing(official, files, available_only)
 

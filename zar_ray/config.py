@@ -25,6 +25,7 @@ from zar_ray.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Decoder = Literal["auto", "decord", "pyav"]
+ClassPosition = Literal["end", "middle", "front"]
 _T = TypeVar("_T", bound="Options")
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*(?=@)")
 
@@ -111,11 +112,16 @@ class ModelOptions(Options):
         description="A local OpenAI, open_clip or zar-ray checkpoint (.safetensors or .pt), instead of a tag.",
     )
     context: str = Field(default="a video of a", min_length=1, description="The words the context vectors start from.")
+    class_position: ClassPosition = Field(
+        default="end",
+        description="Where the class name stands in the prompt: after the context, in its middle or in front.",
+    )
     precision: Precision = Field(
         default="fp32", description="The image encoder's precision; text and tuning stay float32."
     )
     device: str = operational("auto", "Device of a worker: auto, cpu or cuda.")
-    encoder_batch: int = operational(64, "Images a pass of the image encoder.", ge=1)
+    encoder_batch: int = operational(64, "Images a pass of the image encoder, of as many videos as it takes.", ge=1)
+    compile: bool = operational(False, "Compile the image encoder; the first pass of every worker takes longer.")
 
 
 class DecodeOptions(Options):

@@ -168,6 +168,10 @@ class EvalConfig(AdaptationOptions):
     resume: bool = operational(False, "Insist on continuing a run that is there already.")
     retry_failed: bool = operational(False, "When continuing, do failed videos again.")
     overwrite: bool = operational(False, "Delete a run of the same name first.")
+    features: str | None = operational(
+        None,
+        "Folder or URI to keep image features in; runs whose images are all there neither decode nor encode.",
+    )
     max_failed: Fraction = operational(
         0.01, "Share of videos that may fail before the run counts as failed, as 0.01 or 1%.", ge=0, le=1
     )

@@ -16,6 +16,8 @@ import pytest
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("PYTHONWARNINGS", "ignore")
+# As zar_ray sets it, which is imported after PyTorch here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 TINY = {
     "embed_dim": 32,

@@ -54,7 +54,7 @@ def test_features_are_computed_once(evaluate, folder, tmp_path, same_results, ma
         in mended.printed
     )
     assert "blue bar/3.mp4: features computed anew (the file has changed since" in mended.printed
-    assert f"{damaged.name}: damaged" in " ".join(mended.printed.split())
+    assert f"{damaged.name}:damaged" in "".join(mended.printed.split())
 
 
 def test_a_store_that_cannot_be_written_stops_the_run_at_once(evaluate, folder, tmp_path):

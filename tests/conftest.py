@@ -16,6 +16,8 @@ import pytest
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("PYTHONWARNINGS", "ignore")
+# As zar_ray sets it, which is imported after PyTorch here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 TINY = {
     "embed_dim": 32,
@@ -118,12 +120,13 @@ def _deadly_files() -> None:
     def make_adapting_deadly(stage):
         predict = stage.AdaptStage._predict
 
-        def deadly_predict(self, one):
-            if "kills-model" in one["video_id"][0].as_py():
+        def deadly_predict(self, videos):
+            names = " ".join(video.row["video_id"] for video in videos)
+            if "kills-model" in names:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if "slow-model" in one["video_id"][0].as_py():
+            if "slow-model" in names:
                 time.sleep(1)
-            return predict(self, one)
+            return predict(self, videos)
 
         stage.AdaptStage._predict = deadly_predict
 

@@ -25,6 +25,7 @@ from zar_ray.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Decoder = Literal["auto", "decord", "pyav"]
+ClassPosition = Literal["end", "middle", "front"]
 _T = TypeVar("_T", bound="Options")
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*(?=@)")
 
@@ -111,11 +112,16 @@ class ModelOptions(Options):
         description="A local OpenAI, open_clip or zar-ray checkpoint (.safetensors or .pt), instead of a tag.",
     )
     context: str = Field(default="a video of a", min_length=1, description="The words the context vectors start from.")
+    class_position: ClassPosition = Field(
+        default="end",
+        description="Where the class name stands in the prompt: after the context, in its middle or in front.",
+    )
     precision: Precision = Field(
         default="fp32", description="The image encoder's precision; text and tuning stay float32."
     )
     device: str = operational("auto", "Device of a worker: auto, cpu or cuda.")
-    encoder_batch: int = operational(64, "Images a pass of the image encoder.", ge=1)
+    encoder_batch: int = operational(64, "Images a pass of the image encoder, of as many videos as it takes.", ge=1)
+    compile: bool = operational(False, "Compile the image encoder; the first pass of every worker takes longer.")
 
 
 class DecodeOptions(Options):
@@ -162,6 +168,10 @@ class EvalConfig(AdaptationOptions):
     resume: bool = operational(False, "Insist on continuing a run that is there already.")
     retry_failed: bool = operational(False, "When continuing, do failed videos again.")
     overwrite: bool = operational(False, "Delete a run of the same name first.")
+    features: str | None = operational(
+        None,
+        "Folder or URI to keep image features in; runs whose images are all there neither decode nor encode.",
+    )
     max_failed: Fraction = operational(
         0.01, "Share of videos that may fail before the run counts as failed, as 0.01 or 1%.", ge=0, le=1
     )

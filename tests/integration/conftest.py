@@ -53,18 +53,16 @@ def evaluate(ray_cluster, tiny_checkpoint, tmp_path):
     return run
 
 
-def assert_same_results(one: pa.Table, other: pa.Table) -> None:
-    """The promise of DESIGN.md: scores within 1e-3, predictions equal unless the top two lie within that."""
+def assert_same_results(one: pa.Table, other: pa.Table, same_work: bool = True) -> None:
+    """The promise of DESIGN.md: scores within 1e-3, predictions equal unless the top two lie within that.
+
+    With `same_work` as many images were encoded, too.
+    """
     ours, theirs = to_rows(one), to_rows(other)
     assert [(r.video_id, r.case_id) for r in ours] == [(r.video_id, r.case_id) for r in theirs]
     for a, b in zip(ours, theirs, strict=True):
-        assert (a.error, a.error_stage, a.label_id, a.views, a.images_encoded) == (
-            b.error,
-            b.error_stage,
-            b.label_id,
-            b.views,
-            b.images_encoded,
-        )
+        assert (a.error, a.error_stage, a.label_id, a.views) == (b.error, b.error_stage, b.label_id, b.views)
+        assert a.images_encoded == b.images_encoded or not same_work
         if a.error is not None:
             continue
         for when in ("before", "after"):

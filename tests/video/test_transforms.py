@@ -172,7 +172,7 @@ def test_read_only_plans_are_fine(recwarn):
 
 
 def test_boxes_must_be_of_the_input_size():
-    with pytest.raises(ValueError, match=r"crops of \[8\] pixels for a model of 16"):
+    with pytest.raises(ValueError, match=r"crops of \(8, 8, 3\) for a model of 16×16 pixels"):
         crop_and_normalise(
             torch.zeros((1, 20, 20, 3), dtype=torch.uint8),
             np.zeros((1, 2), np.int64),

@@ -1,4 +1,4 @@
-"""One video's frames to its decisions: what the batch job and `zar predict` run."""
+"""Videos' frames to their decisions: what the batch job and `zar predict` run."""
 
 from __future__ import annotations
 
@@ -9,19 +9,56 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from zar_ray.adaptation.base import Decision
+from zar_ray.adaptation.base import Decision, VideoFeatures
 from zar_ray.adaptation.cases import Case
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.methods import get_method
 from zar_ray.config import AdaptationOptions, fingerprint, identity
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.packing import ImageSet, encode_packed
 from zar_ray.models.text import PromptedClasses
 from zar_ray.video.plans import ViewPlan
-from zar_ray.video.transforms import crop_and_normalise
 
 # What all methods depend on, besides the class names and the weights.
-_SHARED_SETTINGS = ("context", "precision", "seed", "views")
+_SHARED_SETTINGS = ("context", "class_position", "precision", "seed", "views")
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedVideo:
+    """A video as an adapter takes it: its plan, with its frames or with what an encoder made of them.
+
+    Attributes:
+        plan: Its views.
+        frames: uint8 (F, h, w, 3), resized, one a row of ``plan.frames``; None with embeddings.
+        embeddings: float32 (I, D), not normalised, one a row of ``plan.images``; None with frames.
+
+    Raises:
+        ValueError: It has neither or both, or they are not the plan's.
+    """
+
+    plan: ViewPlan
+    frames: np.ndarray | torch.Tensor | None = None
+    embeddings: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        plan = self.plan
+        if (self.frames is None) == (self.embeddings is None):
+            raise ValueError("a video has either frames or embeddings")
+        wanted = (len(plan.frames), plan.height, plan.width, 3)
+        if self.frames is not None and tuple(self.frames.shape) != wanted:
+            raise ValueError(f"frames are of shape {tuple(self.frames.shape)}, and the plan's are {wanted}")
+        if self.embeddings is not None and len(self.embeddings) != len(plan.images):
+            raise ValueError(f"there are {len(self.embeddings)} embeddings for {len(plan.images)} images")
+
+    def evaluation_only(self) -> PlannedVideo:
+        """The same video with its evaluation view alone."""
+        plan = self.plan.evaluation_only()
+        if self.embeddings is not None:
+            rows = torch.from_numpy(np.unique(self.plan.evaluation)).to(self.embeddings.device)
+            return PlannedVideo(plan, embeddings=self.embeddings[rows])
+        assert self.frames is not None
+        return PlannedVideo(plan, frames=self.frames[np.flatnonzero(np.isin(self.plan.frames, plan.frames))])
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +69,7 @@ class CasePrediction:
         case_id: The case.
         method: Its method's name.
         decision: The decision.
-        seconds: Wall seconds of the adaptation and decision.
+        seconds: Wall seconds of the adaptation and decision; its share where several videos were adapted to together.
     """
 
     case_id: str
@@ -47,15 +84,20 @@ class VideoPrediction:
 
     Attributes:
         cases: One prediction a case, in the adapter's order.
-        images_encoded: Passes of the image encoder, in images.
+        images_encoded: Images that went through the image encoder for it.
         views: V, views that the methods could look at.
-        encode_seconds: Wall seconds of cropping and encoding.
+        encode_seconds: Wall seconds of cropping and encoding; its share where images of several videos were encoded
+            together.
+        plan: The plan that the methods needed.
+        embeddings: float32 (I, D), one a row of ``plan.images``, on the model's device.
     """
 
     cases: tuple[CasePrediction, ...]
     images_encoded: int
     views: int
     encode_seconds: float
+    plan: ViewPlan
+    embeddings: torch.Tensor
 
 
 def make_cases(options: AdaptationOptions, model_fingerprint: str, class_names: Sequence[str]) -> tuple[Case, ...]:
@@ -105,10 +147,10 @@ class VideoAdapter:
         self.methods = tuple(get_method(name) for name in methods)
         chosen = options.model_copy(update={"method": tuple(methods)})
         self.cases = tuple(cases) if cases is not None else make_cases(chosen, model.fingerprint, class_names)
-        self.classes = PromptedClasses(model, class_names, options.context)
+        self.classes = PromptedClasses(model, class_names, options.context, options.class_position)
 
     def __call__(self, frames: np.ndarray | torch.Tensor, plan: ViewPlan) -> VideoPrediction:
-        """Encodes each distinct image that the methods need once, and runs every case on the features.
+        """One video: see `predict`.
 
         Args:
             frames: uint8 (F, h, w, 3), resized, one a row of ``plan.frames``.
@@ -118,50 +160,73 @@ class VideoAdapter:
             VideoError: The encoder ran out of memory (stage ``encode``), or a method could not decide (``adapt``).
             ValueError: The frames are not the plan's.
         """
-        if tuple(frames.shape) != (len(plan.frames), plan.height, plan.width, 3):
-            wanted = (len(plan.frames), plan.height, plan.width, 3)
-            raise ValueError(f"frames are of shape {tuple(frames.shape)}, and the plan's are {wanted}")
+        (outcome,) = self.predict([PlannedVideo(plan, frames)])
+        if isinstance(outcome, VideoError):
+            raise outcome
+        return outcome
+
+    def predict(self, videos: Sequence[PlannedVideo]) -> list[VideoPrediction | VideoError]:
+        """Encodes each distinct image that the methods need once, and runs every case on the features.
+
+        Args:
+            videos: The videos; their images share the encoder's passes, and their contexts the text tower's.
+
+        Returns:
+            A prediction a video, in order; an error in place of one for which the encoder ran out of memory (stage
+            ``encode``) or a method could not decide (``adapt``). The others do not notice.
+        """
         if not any(method.needs_views for method in self.methods):
-            rows = np.unique(plan.images[plan.evaluation][:, 0])
-            frames, plan = frames[rows], plan.evaluation_only()
+            videos = [video.evaluation_only() for video in videos]
+        embedded, encode_seconds = self._embed(videos)
+        usable = {number: one for number, one in enumerate(embedded) if not isinstance(one, VideoError)}
+        features = [video_features(embeddings, videos[number].plan) for number, embeddings in usable.items()]
+        decided = dict(zip(usable, self._decide(features), strict=True))
+        outcomes: list[VideoPrediction | VideoError] = []
+        for number, (video, embeddings) in enumerate(zip(videos, embedded, strict=True)):
+            cases = embeddings if isinstance(embeddings, VideoError) else decided[number]
+            if isinstance(cases, VideoError):
+                outcomes.append(cases)
+                continue
+            prediction = VideoPrediction(
+                cases=cases,
+                images_encoded=0 if video.frames is None else len(video.plan.images),
+                views=len(video.plan.views),
+                encode_seconds=encode_seconds[number],
+                plan=video.plan,
+                embeddings=usable[number],
+            )
+            outcomes.append(prediction)
+        return outcomes
 
+    def _embed(self, videos: Sequence[PlannedVideo]) -> tuple[list[torch.Tensor | VideoError], list[float]]:
+        """float32 (I, D) a video, or why there is none; and the seconds that each took."""
         started = time.perf_counter()
-        features = video_features(self._encode(frames, plan), plan)
-        encode_seconds = time.perf_counter() - started
+        sets = [ImageSet(one.frames, one.plan.images, one.plan.boxes) for one in videos if one.frames is not None]
+        encoded = iter(encode_packed(self.model, sets, self.options.encoder_batch))
+        embeddings = [
+            next(encoded) if video.embeddings is None else video.embeddings.to(self.model.device) for video in videos
+        ]
+        image_seconds = (time.perf_counter() - started) / max(1, sum(len(one.images) for one in sets))
+        return embeddings, [0.0 if one.frames is None else len(one.plan.images) * image_seconds for one in videos]
 
-        predictions = []
+    def _decide(self, features: Sequence[VideoFeatures]) -> list[tuple[CasePrediction, ...] | VideoError]:
+        """What the cases say of each video, or why one of them says nothing."""
+        if not features:
+            return []
+        columns: list[list[CasePrediction | VideoError]] = []
         for case, method in zip(self.cases, self.methods, strict=True):
             started = time.perf_counter()
-            decision = method.adapt(features, self.classes, self.options)
-            predictions.append(CasePrediction(case.case_id, case.method, decision, time.perf_counter() - started))
-        return VideoPrediction(tuple(predictions), len(plan.images), len(plan.views), encode_seconds)
-
-    def _encode(self, frames: np.ndarray | torch.Tensor, plan: ViewPlan) -> torch.Tensor:
-        """float32 (I, D), one row an image of the plan, `encoder_batch` of them a pass."""
-        batch, model = self.options.encoder_batch, self.model
-        try:
-            pixels = _as_tensor(frames).to(model.device)
-            embeddings = torch.cat(
+            outcomes = method.adapt(features, self.classes, self.options)
+            seconds = (time.perf_counter() - started) / len(features)
+            columns.append(
                 [
-                    model.encode_images(
-                        crop_and_normalise(pixels, plan.images[first : first + batch], plan.boxes, model.preprocessing)
-                    )
-                    for first in range(0, len(plan.images), batch)
+                    one if isinstance(one, VideoError) else CasePrediction(case.case_id, case.method, one, seconds)
+                    for one in outcomes
                 ]
             )
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)  # so that the time, and any failure, is this stage's
-        except (RuntimeError, MemoryError) as error:
-            # PyTorch has a class of its own for a full GPU, but not for a full host.
-            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
-                raise
-            what = f"{len(plan.images)} images, {batch} a pass"
-            raise VideoError(f"out of memory encoding {what}; lower --encoder-batch", stage="encode") from error
-        return embeddings
+        return [_all_or_error(row) for row in zip(*columns, strict=True)]
 
 
-def _as_tensor(frames: np.ndarray | torch.Tensor) -> torch.Tensor:
-    if isinstance(frames, torch.Tensor):
-        return frames
-    # Frames that came through Ray's shared memory are read-only, which tensors cannot be.
-    return torch.from_numpy(frames if frames.flags.writeable else frames.copy())
+def _all_or_error(row: Sequence[CasePrediction | VideoError]) -> tuple[CasePrediction, ...] | VideoError:
+    error = next((one for one in row if isinstance(one, VideoError)), None)
+    return error or tuple(one for one in row if not isinstance(one, VideoError))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,6 +45,10 @@ class Decision:
     losses: torch.Tensor | None = None
 
 
+# What a method has to say of a video; an error of one leaves the others of its batch alone.
+Outcome = Decision | VideoError
+
+
 class MethodOptions(Protocol):
     """The part of a run's options that methods read."""
 
@@ -63,14 +67,31 @@ class Method:
         description: One line for people.
         needs_views: Whether it looks at other views than the evaluation view.
         settings: Names of the option groups that its numbers depend on, besides the views and the model.
-        adapt: The rule itself.
+        adapt: The rule itself: several videos to an outcome each, in order.
     """
 
     name: str
     description: str
     needs_views: bool
     settings: tuple[str, ...]
-    adapt: Callable[[VideoFeatures, PromptedClasses, MethodOptions], Decision]
+    adapt: Callable[[Sequence[VideoFeatures], PromptedClasses, MethodOptions], list[Outcome]]
+
+
+def one_by_one(
+    rule: Callable[[VideoFeatures, PromptedClasses, MethodOptions], Decision],
+) -> Callable[[Sequence[VideoFeatures], PromptedClasses, MethodOptions], list[Outcome]]:
+    """Makes a method's rule of one that decides about a single video."""
+
+    def adapt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: MethodOptions) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for video in videos:
+            try:
+                outcomes.append(rule(video, classes, options))
+            except VideoError as error:
+                outcomes.append(error)
+        return outcomes
+
+    return adapt
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:

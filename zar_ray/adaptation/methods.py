@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from zar_ray.adaptation.base import Method
-from zar_ray.adaptation.zar import adapt_zar
+from zar_ray.adaptation.base import Method, one_by_one
+from zar_ray.adaptation.zar_batched import adapt_zar_batch
 from zar_ray.adaptation.zero_shot import classify_zero_shot
 from zar_ray.errors import ConfigError, suggestion
 
 # name, description, whether it needs views, option groups it reads, rule
 _ALL = (
-    Method("zero_shot", "no adaptation", False, (), lambda video, classes, _: classify_zero_shot(video, classes)),
-    Method("zar", "prompt tuning", True, ("zar",), lambda video, classes, run: adapt_zar(video, classes, run.zar)),
+    Method("zero_shot", "no adaptation", False, (), one_by_one(lambda video, k, _: classify_zero_shot(video, k))),
+    Method("zar", "prompt tuning", True, ("zar",), lambda videos, k, run: adapt_zar_batch(videos, k, run.zar)),
 )
 METHODS = {method.name: method for method in _ALL}
 

@@ -1,4 +1,7 @@
-"""ZAR: tunes the context on a video's own confident views, then classifies it (DESIGN.md, "ZAR, exactly", 6 to 10)."""
+"""ZAR: tunes the context on a video's own confident views, then classifies it (DESIGN.md, "ZAR, exactly", 6 to 10).
+
+This is the rule as one reads it, a video at a time. Jobs run `zar_ray.adaptation.zar_batched`, which is held to it.
+"""
 
 from __future__ import annotations
 
@@ -65,11 +68,17 @@ def adapt_zar(features: VideoFeatures, classes: PromptedClasses, options: ZarCon
     )
 
 
-def select_confident(entropies: torch.Tensor, fraction: float) -> torch.Tensor:
-    """The views of lowest entropy: floor(fraction·V) of them, at least one; equal entropies in the views' order.
+def count_confident(views: int, fraction: float) -> int:
+    """How many views are selected: floor(fraction·views), at least one.
 
     The product is floored as the floating-point number it is, as in the reference implementation of TPT: 0.29 of
     100 is 28.999999999999996 there, so 28.
+    """
+    return max(1, int(views * fraction))
+
+
+def select_confident(entropies: torch.Tensor, fraction: float) -> torch.Tensor:
+    """The views of lowest entropy, `count_confident` of them; equal entropies in the views' order.
 
     Args:
         entropies: float32 (V,).
@@ -78,8 +87,7 @@ def select_confident(entropies: torch.Tensor, fraction: float) -> torch.Tensor:
     Returns:
         int64 (S,), rows of `entropies`, by rising entropy.
     """
-    count = max(1, int(len(entropies) * fraction))
-    return entropies.argsort(stable=True)[:count]
+    return entropies.argsort(stable=True)[: count_confident(len(entropies), fraction)]
 
 
 def marginal_entropy(logits: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import torch
 
-from zar_ray.adaptation.adapter import VideoAdapter
+from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, VideoPrediction
 from zar_ray.config import EvalConfig
+from zar_ray.errors import RunError, VideoError
+from zar_ray.evaluation.feature_store import VideoFacts, image_keys
 from zar_ray.evaluation.results import ResultRow, to_table
 from zar_ray.evaluation.run_folder import write_part
 from zar_ray.evaluation.spec import (
@@ -21,13 +27,38 @@ from zar_ray.evaluation.spec import (
     worker_name,
 )
 from zar_ray.models.loading import load_model
+from zar_ray.models.text import why_full_pass
+from zar_ray.models.vision import unfit_vision
 from zar_ray.video.reading import VideoInfo
+
+logger = logging.getLogger(__name__)
 
 
 def load_card(options: EvalConfig) -> ModelCard:
     """Loads the model once, to learn what it is before a pool of workers loads it."""
     model = load_model(options)
-    return ModelCard(model.name, model.fingerprint, model.preprocessing, model.random_weights)
+    remarks = (
+        (
+            why_full_pass(model, options.class_position),
+            "every prompt runs through the text tower as a whole",
+        ),
+        (unfit_vision(model.clip.visual), "images run through it as open_clip wrote it"),
+    )
+    return ModelCard(
+        model.name,
+        model.fingerprint,
+        model.preprocessing,
+        model.random_weights,
+        tuple(f"{reason}: {outcome}" for reason, outcome in remarks if reason is not None),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Video:
+    """A row of `DECODED_SCHEMA` without its pixels, and the video as the adapter takes it, or why there is none."""
+
+    row: dict[str, Any]
+    planned: PlannedVideo | Failure
 
 
 class AdaptStage:
@@ -50,47 +81,106 @@ class AdaptStage:
             )
         self.spec = spec
         self.adapter = VideoAdapter(model, spec.class_names, spec.options.method, spec.options, cases=spec.cases)
+        self.store = spec.feature_store()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """`DECODED_SCHEMA` to `STATUS_SCHEMA`; the result rows of the block are one part of the run by then."""
-        rows = [row for index in range(block.num_rows) for row in self._predict(block.slice(index, 1))]
+        videos = [self._arrive(block.slice(index, 1)) for index in range(block.num_rows)]
+        outcomes = self._predict(videos)
+        rows = [row for video, outcome in zip(videos, outcomes, strict=True) for row in self._rows(video, outcome)]
         write_part(self.spec.storage, to_table(rows))
-        ids = dict.fromkeys(row.video_id for row in rows)
-        failed = {row.video_id for row in rows if row.error is not None}
-        return pa.table({"video_id": list(ids), "failed": [video in failed for video in ids]}, schema=STATUS_SCHEMA)
+        status = [
+            {
+                "video_id": video.row["video_id"],
+                "failed": isinstance(outcome, Failure),
+                "feature_use": video.row["feature_use"],
+                "feature_note": self._keep(video.row, outcome) or video.row["feature_note"],
+            }
+            for video, outcome in zip(videos, outcomes, strict=True)
+        ]
+        return pa.Table.from_pylist(status, schema=STATUS_SCHEMA)
 
-    def _predict(self, one: pa.Table) -> list[ResultRow]:
+    def _arrive(self, one: pa.Table) -> _Video:
         # to_pylist would copy the pixels: they are read in place.
-        video = one.drop_columns(["pixels"]).to_pylist()[0]
-        if video["error"] is not None:
-            return failed_rows(self.spec, video, Failure(video["error"], video["error_stage"]))
+        row = one.drop_columns(["pixels", "embeddings"]).to_pylist()[0]
+        if row["error"] is not None:
+            return _Video(row, Failure(row["error"], row["error_stage"]))
         spec = self.spec
         failures: list[Failure] = []
-        rows: list[ResultRow] = []
         with caught("adapt", failures):
-            info = VideoInfo(video["frames"], 0.0, video["width"], video["height"], 0.0, video["decoder"])
-            plan = plan_video(video["video_id"], info, spec.options, spec.model.preprocessing, spec.needs_views)
-            pixels = np.frombuffer(one["pixels"].chunk(0)[0].as_buffer(), np.uint8).reshape(video["shape"])
-            prediction = self.adapter(pixels, plan)
-            rows = [
+            info = VideoInfo(row["frames"], 0.0, row["width"], row["height"], 0.0, row["decoder"])
+            plan = plan_video(row["video_id"], info, spec.options, spec.model.preprocessing, spec.needs_views)
+            if row["dimensions"] is not None:
+                values = np.frombuffer(one["embeddings"].chunk(0)[0].as_buffer(), np.float32)
+                embeddings = torch.from_numpy(values.reshape(-1, row["dimensions"]).copy())
+                return _Video(row, PlannedVideo(plan, embeddings=embeddings))
+            pixels = np.frombuffer(one["pixels"].chunk(0)[0].as_buffer(), np.uint8).reshape(row["shape"])
+            return _Video(row, PlannedVideo(plan, frames=pixels))
+        return _Video(row, failures[0])
+
+    def _predict(self, videos: list[_Video]) -> list[VideoPrediction | Failure]:
+        """Predicts a block's videos together; if one of them breaks that in a way nobody foresaw, each by itself."""
+        planned = [video.planned for video in videos if isinstance(video.planned, PlannedVideo)]
+        try:
+            predicted = iter(self.adapter.predict(planned))
+        except Exception:
+            logger.exception("a block of %d videos failed; each is tried by itself", len(planned))
+            predicted = (self._predict_one(one) for one in planned)
+        outcomes = [video.planned if isinstance(video.planned, Failure) else next(predicted) for video in videos]
+        return [Failure(str(one), one.stage) if isinstance(one, VideoError) else one for one in outcomes]
+
+    def _predict_one(self, video: PlannedVideo) -> VideoPrediction | Failure | VideoError:
+        failures: list[Failure] = []
+        with caught("adapt", failures):
+            return self.adapter.predict([video])[0]
+        return failures[0]
+
+    def _rows(self, video: _Video, outcome: VideoPrediction | Failure) -> list[ResultRow]:
+        row, failures = video.row, list[Failure]()
+        if isinstance(outcome, Failure):
+            return failed_rows(self.spec, row, outcome)
+        with caught("adapt", failures):
+            return [
                 ResultRow.from_decision(
-                    video["video_id"],
+                    row["video_id"],
                     case.case_id,
                     case.method,
                     case.decision,
-                    label_id=video["label_id"],
-                    label=video["label"],
-                    images_encoded=prediction.images_encoded,
-                    frames=video["frames"],
-                    frames_decoded=video["shape"][0],
-                    bytes_shipped=pixels.nbytes,
-                    seconds_decode=video["seconds_decode"],
-                    seconds_encode=prediction.encode_seconds,
+                    label_id=row["label_id"],
+                    label=row["label"],
+                    images_encoded=outcome.images_encoded,
+                    frames=row["frames"],
+                    frames_decoded=0 if row["shape"] is None else row["shape"][0],
+                    bytes_shipped=_shipped(video.planned),
+                    seconds_decode=row["seconds_decode"],
+                    seconds_encode=outcome.encode_seconds,
                     seconds_adapt=case.seconds,
-                    decoder=video["decoder"],
+                    decoder=row["decoder"],
                     worker=worker_name(),
-                    warning=video["warning"],
+                    warning=row["warning"],
                 )
-                for case in prediction.cases
+                for case in outcome.cases
             ]
-        return rows if not failures else failed_rows(spec, video, failures[0])
+        return failed_rows(self.spec, row, failures[0])
+
+    def _keep(self, row: dict[str, Any], outcome: VideoPrediction | Failure) -> str | None:
+        """Stores a video's features where they are wanted; says why that could not be done.
+
+        The video has its result all the same: a store that fails costs time later, not now.
+        """
+        if self.store is None or row["content"] is None or isinstance(outcome, Failure):
+            return None
+        facts = VideoFacts(row["decoder"], row["warning"], row["frames"], row["width"], row["height"])
+        try:
+            self.store.write(row["content"], image_keys(outcome.plan), outcome.embeddings.cpu().numpy(), facts)
+        except RunError as error:
+            return f"not stored: {error}"
+        return None
+
+
+def _shipped(video: PlannedVideo | Failure) -> int:
+    """Bytes that came from the decoding process."""
+    assert isinstance(video, PlannedVideo)
+    carried = video.frames if video.frames is not None else video.embeddings
+    assert carried is not None
+    return carried.nbytes

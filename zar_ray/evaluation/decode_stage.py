@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from zar_ray.evaluation.feature_store import FeatureStore, Missing, image_keys
 from zar_ray.evaluation.results import to_table
 from zar_ray.evaluation.run_folder import write_part
 from zar_ray.evaluation.spec import DECODED_SCHEMA, Failure, JobSpec, caught, failed_rows, plan_video
@@ -20,14 +21,17 @@ from zar_ray.video.reading import VideoInfo
 
 
 def decode_block(block: pa.Table, spec: JobSpec) -> pa.Table:
-    """Manifest rows to `DECODED_SCHEMA`: the frames each video's plan names, resized, each once."""
+    """Manifest rows to `DECODED_SCHEMA`: the frames each video's plan names, resized, each once.
+
+    Where there is a store that holds the features of all images of a plan, those stand in for the frames.
+    """
     torch.set_num_threads(1)
-    rows = [_decode(row, spec) for row in block.to_pylist()]
+    store = spec.feature_store()
+    rows = [_prepare(row, spec, store) for row in block.to_pylist()]
     return pa.Table.from_pylist(rows, schema=DECODED_SCHEMA)
 
 
-def _decode(row: dict[str, Any], spec: JobSpec) -> dict[str, Any]:
-    options = spec.options
+def _prepare(row: dict[str, Any], spec: JobSpec, store: FeatureStore | None) -> dict[str, Any]:
     known = VideoInfo(row["frames"], row["fps"], row["width"], row["height"], row["duration"], row["decoder"])
     video: dict[str, Any] = {
         "video_id": row["video_id"],
@@ -40,25 +44,55 @@ def _decode(row: dict[str, Any], spec: JobSpec) -> dict[str, Any]:
     }
     failures: list[Failure] = []
     started = time.perf_counter()
-    with caught("decode", failures), _last_resort(2 * options.decode_timeout + 5, spec, video):
-        decoded = decode_video(
-            row["path"],
-            lambda info: plan_video(str(row["video_id"]), info, options, spec.model.preprocessing, spec.needs_views),
-            spec.model.preprocessing.interpolation,
-            decoder=options.decoder,
-            expected=known,
-            timeout=options.decode_timeout,
-        )
-        video |= {
-            "decoder": decoded.info.decoder,
-            "pixels": decoded.frames.reshape(-1).data,
-            "shape": list(decoded.frames.shape),
-            "warning": decoded.warning,
-        }
+    with caught("decode", failures), _last_resort(2 * spec.options.decode_timeout + 5, spec, video):
+        if store is not None:
+            video |= _look_up(row["path"], known, spec, store, str(row["video_id"]))
+        if video.get("embeddings") is None:
+            video |= _decode(row["path"], known, spec, str(row["video_id"]))
     for failure in failures:
         video |= {"error": failure.message, "error_stage": failure.stage}
     video["seconds_decode"] = time.perf_counter() - started
     return video
+
+
+def _look_up(path: str, known: VideoInfo, spec: JobSpec, store: FeatureStore, video_id: str) -> dict[str, Any]:
+    """What the store has of a video's images, or the content to store them under."""
+    content = store.content(path)
+    plan = plan_video(video_id, known, spec.options, spec.model.preprocessing, spec.needs_views)
+    found = store.read(content.hash, image_keys(plan))
+    if isinstance(found, Missing):
+        note = found.detail if found.reason == "damaged" else None
+        if content.stale:
+            note = "the file has changed since its features were stored"
+        return {"content": content.hash, "feature_use": "replaced" if note else "computed", "feature_note": note}
+    facts = found.facts
+    if (facts.frames, facts.width, facts.height) != (known.frames, known.width, known.height):
+        # Decoding says what does not fit.
+        return {}
+    return {
+        "embeddings": found.embeddings.reshape(-1).data,
+        "dimensions": found.embeddings.shape[1],
+        "decoder": facts.decoder,
+        "warning": facts.warning,
+        "feature_use": "read",
+    }
+
+
+def _decode(path: str, known: VideoInfo, spec: JobSpec, video_id: str) -> dict[str, Any]:
+    decoded = decode_video(
+        path,
+        lambda info: plan_video(video_id, info, spec.options, spec.model.preprocessing, spec.needs_views),
+        spec.model.preprocessing.interpolation,
+        decoder=spec.options.decoder,
+        expected=known,
+        timeout=spec.options.decode_timeout,
+    )
+    return {
+        "decoder": decoded.info.decoder,
+        "pixels": decoded.frames.reshape(-1).data,
+        "shape": list(decoded.frames.shape),
+        "warning": decoded.warning,
+    }
 
 
 @contextmanager

@@ -62,6 +62,7 @@ def prepare(options: EvalConfig, console: Console) -> tuple[Manifest, EvalConfig
         "split": split,
         "name": name,
         "output": output_root(options.output),
+        "features": _features_folder(options.features),
         # Workers have working folders of their own.
         "checkpoint": options.checkpoint.expanduser().absolute() if options.checkpoint else None,
     }
@@ -82,6 +83,20 @@ def output_root(output: str) -> str:
     if output == EvalConfig.model_fields["output"].default:
         return str(zar_home() / "runs")
     raise ConfigError(f"--output {output}: a Ray job's folder is temporary; give an absolute path or a URI")
+
+
+def _features_folder(features: str | None) -> str | None:
+    """The feature store as an absolute path or URI.
+
+    Raises:
+        ConfigError: A relative path inside a Ray job, whose working folder is deleted with the job.
+    """
+    if features is None or is_uri(features):
+        return features
+    path = Path(features).expanduser()
+    if path.is_absolute() or not inside_job():
+        return str(path.absolute())
+    raise ConfigError(f"--features {features}: a Ray job's folder is temporary; give an absolute path or a URI")
 
 
 def describe(manifest: Manifest, options: EvalConfig) -> str:

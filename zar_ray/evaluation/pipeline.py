@@ -141,6 +141,8 @@ def evaluate(manifest: Manifest, options: EvalConfig, folder: RunFolder, console
             folder.forget_failed()
         todo = _without_rows(manifest.table, folder, cases)
         done = len(manifest) - len(todo)
+        for remark in model.remarks:
+            console.print(f"{model.name}: {remark}", highlight=False)
         if continued:
             console.print(f"continuing {folder.storage.path()}: {done} of {len(manifest)} videos are finished")
         started = time.monotonic()
@@ -155,6 +157,9 @@ def evaluate(manifest: Manifest, options: EvalConfig, folder: RunFolder, console
                 needs_views=any(get_method(case.method).needs_views for case in cases),
                 threads=resources.worker_threads,
             )
+            store = spec.feature_store()
+            if store is not None:
+                store.prepare()
             with VideoProgress(console, len(manifest), done) as progress:
                 _evaluate_videos(todo, spec, resources, folder, progress)
         seconds = time.monotonic() - started
@@ -254,6 +259,7 @@ def _run_blocks(
     for batch in cast(Iterable[pa.Table], batches):
         failed = batch["failed"].to_pylist()
         progress.advance(len(failed), failed=sum(failed))
+        progress.count_features(batch.filter(~pc.field("failed")))
     # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
     # workers keep their CPUs, and a second pass could wait for them for ever.
     gc.collect()

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from types import TracebackType
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from zar_ray.evaluation.spec import FeatureUse
+
 # A log that someone reads afterwards wants a line often enough to see life, seldom enough to be read.
 _SECONDS_BETWEEN_LINES = 10.0
+
+# Oddities of the feature store that are shown one by one.
+_NOTES = 10
+_USES: dict[FeatureUse, str] = {
+    "read": "videos read from the store",
+    "computed": "computed and stored",
+    "replaced": "computed anew in place of what could not be used",
+}
 
 
 class VideoProgress:
@@ -27,6 +40,8 @@ class VideoProgress:
         self._seen = done
         self._before = done
         self._failed = 0
+        self._features: Counter[FeatureUse] = Counter()
+        self._notes = 0
         self._started = self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -46,6 +61,11 @@ class VideoProgress:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
+        if self._features:
+            counts = ", ".join(f"{self._features[use]} {words}" for use, words in _USES.items() if self._features[use])
+            self._console.print(f"image features: {counts}", highlight=False)
+        if self._notes > _NOTES:
+            self._console.print(f"(and {self._notes - _NOTES} more such videos)", highlight=False)
 
     def advance(self, videos: int, failed: int) -> None:
         """Adds finished videos, of which some failed."""
@@ -62,6 +82,14 @@ class VideoProgress:
             self._console.print(
                 f"{self._describe()} {self._seen}/{self._total} videos, {rate:.2f}/s, about {left:.0f} s left"
             )
+
+    def count_features(self, status: pa.Table) -> None:
+        """Adds what rows of `STATUS_SCHEMA` say of the feature store; the first oddities are shown at once."""
+        self._features.update(use for use in status["feature_use"].to_pylist() if use is not None)
+        for row in status.filter(pc.field("feature_note").is_valid()).to_pylist():
+            self._notes += 1
+            if self._notes <= _NOTES:
+                self.say(f"{row['video_id']}: features computed anew ({row['feature_note']})")
 
     def say(self, line: str) -> None:
         """Shows a line of its own above the bar."""

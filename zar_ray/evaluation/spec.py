@@ -12,13 +12,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from zar_ray.adaptation.cases import Case
 from zar_ray.config import AdaptationOptions, EvalConfig
 from zar_ray.errors import VideoError
+from zar_ray.evaluation.feature_store import FeatureSpace, FeatureStore
 from zar_ray.evaluation.results import ResultRow
 from zar_ray.storage import Storage
 from zar_ray.video.plans import ViewPlan, plan_views
@@ -27,7 +28,7 @@ from zar_ray.video.transforms import Preprocessing
 
 logger = logging.getLogger(__name__)
 
-# Between the stages: a video's distinct resized frames, and what is known of it.
+# Between the stages: a video's distinct resized frames, or the stored features of its images, and what is known of it.
 DECODED_SCHEMA = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
@@ -39,6 +40,11 @@ DECODED_SCHEMA = pa.schema(
         pa.field("decoder", pa.string()),
         pa.field("pixels", pa.large_binary()),
         pa.field("shape", pa.list_(pa.int32(), 4)),
+        pa.field("embeddings", pa.large_binary()),
+        pa.field("dimensions", pa.int32()),
+        pa.field("content", pa.string()),
+        pa.field("feature_use", pa.string()),
+        pa.field("feature_note", pa.string()),
         pa.field("seconds_decode", pa.float64()),
         pa.field("warning", pa.string()),
         pa.field("error", pa.string()),
@@ -51,8 +57,13 @@ STATUS_SCHEMA = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("failed", pa.bool_(), nullable=False),
+        pa.field("feature_use", pa.string()),
+        pa.field("feature_note", pa.string()),
     ]
 )
+
+FeatureUse = Literal["read", "computed", "replaced"]
+"""How a video's features came about where there is a store: from it, or for it, in place of what could not be used."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +75,14 @@ class ModelCard:
         fingerprint: A hash of its weights.
         preprocessing: Its input size and normalisation.
         random_weights: Whether it is untrained.
+        remarks: What makes it slower than it could be, a line each.
     """
 
     name: str
     fingerprint: str
     preprocessing: Preprocessing
     random_weights: bool
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,15 @@ class JobSpec:
     storage: Storage
     needs_views: bool
     threads: int
+
+    def feature_store(self) -> FeatureStore | None:
+        """Where this run's features are kept, if they are."""
+        if self.options.features is None:
+            return None
+        space = FeatureSpace.of(
+            self.model.fingerprint, self.options.precision, self.options.decoder, self.model.preprocessing
+        )
+        return FeatureStore(Storage(self.options.features), space)
 
 
 def plan_video(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -16,9 +16,10 @@ from zar_ray.config import Precision
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import Architecture
 from zar_ray.models.precision import exact_float32
+from zar_ray.models.vision import VisionTower, unfit_vision
 from zar_ray.video.transforms import Preprocessing
 
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SHOWN_TEXT = 80  # characters of a text that a message repeats
 
 
@@ -32,12 +33,14 @@ class ClipModel(nn.Module):
     """A frozen CLIP in evaluation mode.
 
     Args:
-        clip: The towers, as `build_clip` makes them; their parameters stop requiring gradients.
+        clip: The towers, as `build_clip` or open_clip's factory makes them; their parameters stop requiring
+            gradients.
         name: What to call the model in results.
         preprocessing: What it expects of its pixels.
         architecture: What `clip` was built from.
         precision: Of the image encoder alone: under ``bf16`` and ``fp16`` it runs in mixed precision.
         random_weights: Whether the weights are untrained.
+        compiled: Whether the image encoder is compiled by `torch.compile`, which takes its time at the first pass.
 
     Attributes:
         frame_independent: Whether each frame is encoded by itself, so that views can share frames.
@@ -50,12 +53,13 @@ class ClipModel(nn.Module):
 
     def __init__(
         self,
-        clip: open_clip.CLIP,
+        clip: open_clip.CLIP | open_clip.CustomTextCLIP,
         name: str,
         preprocessing: Preprocessing,
         architecture: Architecture,
         precision: Precision = "fp32",
         random_weights: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if clip.vocab_size != clip_tokenizer().vocab_size:
@@ -69,6 +73,8 @@ class ClipModel(nn.Module):
         self.architecture = architecture
         self.precision: Precision = precision
         self.random_weights = random_weights
+        self.compiled = compiled
+        self._ready: tuple[list[tuple[int, int]], Callable[[torch.Tensor], torch.Tensor]] | None = None
         self.eval()
 
     @property
@@ -82,9 +88,19 @@ class ClipModel(nn.Module):
         return self.clip.logit_scale.dtype
 
     @property
+    def text_tower(self) -> Any:
+        """What holds the text tower's parts: a `CLIP` itself, or the ``text`` of a `CustomTextCLIP`."""
+        return getattr(self.clip, "text", self.clip)
+
+    @property
     def context_length(self) -> int:
         """Tokens the text tower reads, 77 in OpenAI's models."""
-        return self.clip.positional_embedding.shape[0]
+        return self.text_tower.positional_embedding.shape[0]
+
+    @property
+    def sees_backwards_only(self) -> bool:
+        """Whether the text tower is causal: no token's state depends on a later one's."""
+        return self.text_tower.attn_mask is not None
 
     @property
     def logit_scale(self) -> float:
@@ -98,7 +114,7 @@ class ClipModel(nn.Module):
         That is the weights in float32, activation, heads and preprocessing, but not the file they came from,
         the device or the precision.
         """
-        text_block, visual = self.clip.transformer.resblocks[0], getattr(self.clip.visual, "transformer", None)
+        text_block, visual = self.text_tower.transformer.resblocks[0], getattr(self.clip.visual, "transformer", None)
         blocks = [text_block] if visual is None else [text_block, visual.resblocks[0]]
         settings = [(type(block.mlp.gelu).__name__, block.attn.num_heads) for block in blocks]
         digest = hashlib.sha256(repr((settings, self.preprocessing)).encode())
@@ -117,12 +133,23 @@ class ClipModel(nn.Module):
         Returns:
             float32 (n, D), as the encoder gives them: not normalised; they carry no gradient.
         """
-        dtype = _AUTOCAST[self.precision]
-        mixed = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
-        with torch.inference_mode(), exact_float32(), mixed:
-            embeddings = self.clip.visual(pixels.to(self.dtype))
+        dtype = _PRODUCTS[self.precision]
+        with torch.inference_mode(), exact_float32():
+            if unfit_vision(self.clip.visual) is None:
+                embeddings = self._vision_tower()(pixels)
+            else:
+                with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+                    embeddings = self.clip.visual(pixels.to(self.dtype))
         # A clone made outside inference mode may take part in autograd later.
         return embeddings.to(self.dtype).clone()
+
+    def _vision_tower(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The image tower made ready, once until its weights move or change."""
+        weights = [(weight.data_ptr(), weight._version) for weight in self.clip.visual.parameters()]
+        if self._ready is None or self._ready[0] != weights:
+            tower = VisionTower(self.clip.visual, _PRODUCTS[self.precision] or self.dtype)
+            self._ready = (weights, torch.compile(tower) if self.compiled else tower)
+        return self._ready[1]
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """Turns texts into CLIP's token ids: start of text, the text, end of text, zeros.
@@ -133,17 +160,32 @@ class ClipModel(nn.Module):
         Raises:
             ConfigError: A text has more tokens than the model reads; the message repeats it.
         """
+        return self.frame_tokens(texts, [clip_tokenizer().encode(text) for text in texts])
+
+    def frame_tokens(self, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Puts start and end of text around token ids.
+
+        Args:
+            texts: What the ids stand for, K of them, for messages.
+            tokens: Their token ids.
+
+        Returns:
+            int64 (K, context_length), see `tokenize`.
+
+        Raises:
+            ConfigError: A text has more tokens than the model reads; the message repeats it.
+        """
         tokenizer = clip_tokenizer()
         ids = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
-        for row, text in zip(ids, texts, strict=True):
-            tokens = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
-            if len(tokens) > self.context_length:
+        for row, text, inner in zip(ids, texts, tokens, strict=True):
+            framed = [tokenizer.sot_token_id, *inner, tokenizer.eot_token_id]
+            if len(framed) > self.context_length:
                 shown = text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}…"
                 raise ConfigError(
-                    f'"{shown}" is {len(tokens)} tokens long and the model reads {self.context_length}; shorten the'
+                    f'"{shown}" is {len(framed)} tokens long and the model reads {self.context_length}; shorten the'
                     " class name"
                 )
-            row[: len(tokens)] = torch.tensor(tokens)
+            row[: len(framed)] = torch.tensor(framed)
         return ids
 
     def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
@@ -155,13 +197,13 @@ class ClipModel(nn.Module):
         Returns:
             float32 (K, n, W) on the model's device.
         """
-        return self.clip.token_embedding(ids.to(self.device))
+        return self.text_tower.token_embedding(ids.to(self.device))
 
     def encode_embedded_text(self, embeddings: torch.Tensor, end_positions: torch.Tensor) -> torch.Tensor:
         """Embeds texts that are already sequences of vectors; always in full precision, whatever `precision` says.
 
-        The tower is causal, so nothing after the end of text matters: n may be any length up to `context_length`
-        that holds every end of text, with equal results.
+        In a causal tower nothing after the end of text matters: n may be any length up to `context_length` that holds
+        every end of text, with equal results. A tower that sees ahead needs all its positions.
 
         Args:
             embeddings: float32 (K, n, W), without positions.
@@ -170,11 +212,11 @@ class ClipModel(nn.Module):
         Returns:
             float32 (K, D), not normalised, differentiable with respect to `embeddings`.
         """
-        clip, length = self.clip, embeddings.shape[1]
-        mask = clip.attn_mask[:length, :length].to(embeddings.dtype)
+        tower, length = self.text_tower, embeddings.shape[1]
+        mask = tower.attn_mask[:length, :length].to(embeddings.dtype) if self.sees_backwards_only else None
         with torch.autocast(self.device.type, enabled=False), exact_float32():
-            states = clip.transformer(embeddings + clip.positional_embedding[:length], attn_mask=mask)
+            states = tower.transformer(embeddings + tower.positional_embedding[:length], attn_mask=mask)
             rows = torch.arange(len(states), device=states.device)
-            ends = clip.ln_final(states[rows, end_positions.to(states.device)])
-            projection = clip.text_projection
+            ends = tower.ln_final(states[rows, end_positions.to(states.device)])
+            projection = tower.text_projection
             return projection(ends) if isinstance(projection, nn.Module) else ends @ projection

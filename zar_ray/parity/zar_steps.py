@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from zar_ray.adaptation.base import VideoFeatures
+from zar_ray.adaptation.base import Decision, VideoFeatures
 from zar_ray.adaptation.fusion import video_features
-from zar_ray.adaptation.zar import adapt_zar, tuning_steps
+from zar_ray.adaptation.zar import tuning_steps
+from zar_ray.adaptation.zar_batched import adapt_zar_batch
 from zar_ray.config import ZarConfig, validate
 from zar_ray.errors import ConfigError
 from zar_ray.models.architecture import build_clip, infer_architecture
@@ -79,7 +80,7 @@ def check_zar_steps(fixture: Fixture, videos: Path | None) -> Evidence:
     rows = np.arange(count * length, dtype=np.int64).reshape(count, length)
     features = video_features(embeddings, _Views(rows[: config.n_views], rows[config.n_views]))
 
-    untuned = adapt_zar(features, classes, _options(config, "1", 1, fixture))
+    untuned = _decide(features, classes, _options(config, "1", 1, fixture))
     assert untuned.view_entropies is not None
     measured = {
         "token_ids": Measured(classes.token_ids, EXACT),
@@ -128,7 +129,7 @@ def _options(config: ZarStepConfig, fraction: str, steps: int, fixture: Fixture)
 
 
 def _measure_tuning(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> dict[str, Measured]:
-    decision = adapt_zar(features, classes, options)
+    decision = _decide(features, classes, options)
     assert decision.selected is not None
     assert decision.losses is not None
     measured = {
@@ -139,8 +140,8 @@ def _measure_tuning(features: VideoFeatures, classes: PromptedClasses, options: 
         first = number == 1
         with torch.no_grad():
             text = classes.features(step.context)
-        # The decision after this many steps, by the function that evaluations call.
-        shorter = adapt_zar(features, classes, options.model_copy(update={"steps": number}))
+        # the decision after this many steps
+        shorter = _decide(features, classes, options.model_copy(update={"steps": number}))
         logits = LOGITS if first else LATER_LOGITS
         share = GRADIENT_SHARE if first else LATER_GRADIENT_SHARE
         measured |= {
@@ -151,6 +152,14 @@ def _measure_tuning(features: VideoFeatures, classes: PromptedClasses, options: 
             f"eval_logits_step{number}": Measured(shorter.logits_after[None], logits),
         }
     return measured
+
+
+def _decide(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> Decision:
+    """The decision by the function that evaluations call."""
+    (outcome,) = adapt_zar_batch([features], classes, options)
+    if isinstance(outcome, Decision):
+        return outcome
+    raise outcome
 
 
 def _adamw_settings(description: str) -> dict[str, Any]:

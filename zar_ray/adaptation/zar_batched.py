@@ -1,0 +1,151 @@
+"""ZAR for several videos at once: the same numbers as `zar_ray.adaptation.zar`, which is the one to read first.
+
+Contexts are independent of each other, so B videos are one problem with one more axis. The first step of every video
+starts from the same context, whose text features and graph `PromptedClasses` keeps: with one step, a video costs one
+backward and one forward pass of the text tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from zar_ray.adaptation.base import Decision, Outcome, VideoFeatures, entropy
+from zar_ray.adaptation.zar import count_confident
+from zar_ray.config import ZarConfig
+from zar_ray.errors import VideoError
+from zar_ray.models.precision import exact_float32
+from zar_ray.models.text import PromptedClasses
+
+# Bounds the memory of a pass of the text tower with its graph: about 5 GB in a tower of 12 layers and width 512.
+_TOKENS_AT_ONCE = 16_384
+
+
+@dataclass(frozen=True, eq=False)
+class _Selection:
+    """The most confident views of B videos, up to S each.
+
+    Attributes:
+        entropies: float32 (B, V), infinite where a video has no such view.
+        order: int64 (B, V), views by rising entropy.
+        counts: Views selected, a number a video.
+        views: float32 (B, S, D), the selected views.
+        absent: bool (B, S, 1), where a video has fewer than S.
+    """
+
+    entropies: torch.Tensor
+    order: torch.Tensor
+    counts: list[int]
+    views: torch.Tensor
+    absent: torch.Tensor
+
+
+def adapt_zar_batch(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: ZarConfig) -> list[Outcome]:
+    """Tunes a fresh context for each video and classifies each under its own.
+
+    Args:
+        videos: The videos, with any numbers of views, on the model's device.
+        classes: The candidate classes.
+        options: Confidence fraction, steps and AdamW's settings.
+
+    Returns:
+        A decision a video, in order; an error in place of one that has no views or logits that are not finite.
+    """
+    at_once = max(1, _TOKENS_AT_ONCE // classes.tokens)
+    parts = (videos[first : first + at_once] for first in range(0, len(videos), at_once))
+    return [outcome for part in parts for outcome in _adapt_together(part, classes, options)]
+
+
+def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: ZarConfig) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    usable: list[int] = []
+    for number, video in enumerate(videos):
+        problem = _problem(video, classes)
+        outcomes.append(VideoError(problem or "", stage="adapt"))
+        if problem is None:
+            usable.append(number)
+    if not usable:
+        return outcomes
+
+    chosen = [videos[number] for number in usable]
+    selection = _select(chosen, classes, options.confidence)
+    contexts, losses = _tune(selection, classes, options)
+    evaluation = torch.stack([video.evaluation for video in chosen])
+    with torch.no_grad():
+        before = classes.logits(evaluation, classes.initial_features).cpu()
+        after = classes.logits(evaluation[:, None], classes.features(contexts))[:, 0].cpu()
+    entropies, order, losses = selection.entropies.cpu(), selection.order.cpu(), losses.cpu()
+    for row, (number, video) in enumerate(zip(usable, chosen, strict=True)):
+        if torch.isfinite(after[row]).all():
+            outcomes[number] = Decision(
+                logits_before=before[row],
+                logits_after=after[row],
+                view_entropies=entropies[row, : len(video.views)],
+                selected=order[row, : selection.counts[row]],
+                losses=losses[:, row],
+            )
+        else:
+            outcomes[number] = VideoError("logits after adaptation are not finite", stage="adapt")
+    return outcomes
+
+
+def _problem(video: VideoFeatures, classes: PromptedClasses) -> str | None:
+    """Why a video cannot be adapted to, before it is tried."""
+    if not len(video.views):
+        return "ZAR needs views, and the plan has none"
+    if not torch.isfinite(classes.logits(video.evaluation, classes.initial_features)).all():
+        return "logits before adaptation are not finite"
+    if not torch.isfinite(classes.logits(video.views, classes.initial_features)).all():
+        return "logits of the views are not finite"
+    return None
+
+
+def _select(videos: Sequence[VideoFeatures], classes: PromptedClasses, fraction: float) -> _Selection:
+    views = pad_sequence([video.views for video in videos], batch_first=True)
+    numbers = torch.tensor([len(video.views) for video in videos], device=views.device)
+    counts = [count_confident(len(video.views), fraction) for video in videos]
+    entropies = entropy(classes.logits(views, classes.initial_features))
+    places = torch.arange(views.shape[1], device=views.device)
+    entropies = entropies.masked_fill(places >= numbers[:, None], float("inf"))
+    order = entropies.argsort(dim=1, stable=True)
+    most = max(counts)
+    rows = order[:, :most, None].expand(-1, -1, views.shape[2])
+    absent = places[:most, None] >= torch.tensor(counts, device=views.device)[:, None, None]
+    return _Selection(entropies, order, counts, views.gather(1, rows), absent)
+
+
+def _tune(selection: _Selection, classes: PromptedClasses, options: ZarConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs AdamW on B fresh contexts.
+
+    Returns:
+        float32 (B, L, W), the tuned contexts, and float32 (steps, B), the losses before each step.
+    """
+    count = len(selection.counts)
+    contexts = classes.initial_context.expand(count, -1, -1).clone().requires_grad_()
+    # AdamW works element by element: one tensor of all contexts is tuned as each would be alone.
+    optimiser = torch.optim.AdamW(
+        [contexts], lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay
+    )
+    losses = []
+    for step in range(options.steps):
+        with torch.enable_grad(), exact_float32():
+            if step == 0:
+                text = classes.initial_features.expand(count, -1, -1).clone().requires_grad_()
+                loss = _marginal_entropies(classes.logits(selection.views, text), selection.absent)
+                (of_text,) = torch.autograd.grad(loss.sum(), text)
+                contexts.grad = classes.initial_gradients(of_text)
+            else:
+                text = classes.features(contexts)
+                loss = _marginal_entropies(classes.logits(selection.views, text), selection.absent)
+                (contexts.grad,) = torch.autograd.grad(loss.sum(), contexts)
+        optimiser.step()
+        losses.append(loss.detach())
+    return contexts.detach(), torch.stack(losses)
+
+
+def _marginal_entropies(logits: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
+    """`zar.marginal_entropy` of each video's views: (B, S, K), with bool (B, S, 1) for what is no view, to (B,)."""
+    return entropy(logits.log_softmax(dim=-1).masked_fill(absent, float("-inf")).logsumexp(dim=1))

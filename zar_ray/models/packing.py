@@ -1,0 +1,154 @@
+"""The distinct images of several videos through the image encoder, in passes of one size.
+
+A pass takes images from as many videos as fill it, whatever the videos' sizes: crops are all R×R. On a GPU the next
+video's frames travel while the images before them are encoded.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from zar_ray.errors import VideoError
+from zar_ray.models.clip import ClipModel
+from zar_ray.video.transforms import CropBox, cut_crops, normalise
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """The distinct images of one video.
+
+    Attributes:
+        frames: uint8 (F, h, w, 3), resized.
+        images: int64 (I, 2), a row of `frames` and a row of `boxes` an image.
+        boxes: The crops, each of side R.
+    """
+
+    frames: np.ndarray | torch.Tensor
+    images: np.ndarray
+    boxes: tuple[CropBox, ...]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A run of one set's images that are in the same pass."""
+
+    number: int
+    first: int
+    last: int
+
+
+def encode_packed(model: ClipModel, sets: Sequence[ImageSet], images_a_pass: int) -> list[torch.Tensor | VideoError]:
+    """Embeds every image of every set once.
+
+    Args:
+        model: The model, on its device.
+        sets: The videos' images, at least one each.
+        images_a_pass: Images that a pass of the encoder takes; the last pass takes what is left.
+
+    Returns:
+        float32 (I, D) a set, in order, on the model's device, not normalised; an error (stage ``encode``) in place of
+        a set that was in a pass for which there was not enough memory.
+    """
+    parts: list[list[torch.Tensor]] = [[] for _ in sets]
+    failures: dict[int, VideoError] = {}
+    frames = _Frames(sets, model.device)
+    for pieces in _passes([len(one.images) for one in sets], images_a_pass):
+        wanted = [piece for piece in pieces if piece.number not in failures]
+        if not wanted:
+            continue
+        try:
+            embeddings = _encode(model, sets, wanted, frames)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            for piece in wanted:
+                what = f"{len(sets[piece.number].images)} images, {images_a_pass} a pass"
+                failure = VideoError(f"out of memory encoding {what}; lower --encoder-batch", stage="encode")
+                failure.__cause__ = error
+                failures[piece.number] = failure
+            continue
+        for piece, part in zip(wanted, embeddings.split([one.last - one.first for one in wanted]), strict=True):
+            parts[piece.number].append(part)
+    return [failures.get(number) or torch.cat(parts[number]) for number in range(len(sets))]
+
+
+def _passes(counts: Sequence[int], images_a_pass: int) -> Iterator[list[_Piece]]:
+    """Cuts the sets' images, one after another, into passes."""
+    pieces: list[_Piece] = []
+    room = images_a_pass
+    for number, count in enumerate(counts):
+        first = 0
+        while first < count:
+            last = min(count, first + room)
+            pieces.append(_Piece(number, first, last))
+            room -= last - first
+            first = last
+            if not room:
+                yield pieces
+                pieces, room = [], images_a_pass
+    if pieces:
+        yield pieces
+
+
+def _encode(model: ClipModel, sets: Sequence[ImageSet], pieces: Sequence[_Piece], frames: _Frames) -> torch.Tensor:
+    crops = [
+        cut_crops(frames[piece.number], sets[piece.number].images[piece.first : piece.last], sets[piece.number].boxes)
+        for piece in pieces
+    ]
+    embeddings = model.encode_images(normalise(torch.cat(crops), model.preprocessing))
+    if model.device.type == "cpu":
+        return embeddings
+    # A full GPU is told of at the next call that waits for it, which must not be another pass's.
+    torch.cuda.synchronize(model.device)
+    return embeddings
+
+
+class _Frames:
+    """The frames of each set on the model's device, each copied once and the next one ahead of its use."""
+
+    def __init__(self, sets: Sequence[ImageSet], device: torch.device) -> None:
+        self._sets = sets
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._here: dict[int, tuple[torch.Tensor, torch.Event | None]] = {}
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        """uint8 (F, h, w, 3) of one set; sets are asked for in order, and those before it are let go."""
+        for ahead in (number, number + 1):
+            if ahead < len(self._sets) and ahead not in self._here:
+                self._here[ahead] = self._send(ahead)
+        self._here = {kept: value for kept, value in self._here.items() if kept >= number}
+        tensor, arrived = self._here[number]
+        if arrived is not None:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(arrived)
+            # Its memory must not be given away while this stream still reads it.
+            tensor.record_stream(stream)
+        return tensor
+
+    def _send(self, number: int) -> tuple[torch.Tensor, torch.Event | None]:
+        tensor = _as_tensor(self._sets[number].frames)
+        if self._stream is None or tensor.device.type != "cpu":
+            return tensor.to(self._device), None
+        with torch.cuda.stream(self._stream):
+            sent = tensor.pin_memory().to(self._device, non_blocking=True)
+            return sent, self._stream.record_event()
+
+
+def _as_tensor(frames: np.ndarray | torch.Tensor) -> torch.Tensor:
+    if isinstance(frames, torch.Tensor):
+        return frames
+    with warnings.catch_warnings():
+        # Frames that came through Ray's shared memory are read-only; here they are only read.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(frames)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # PyTorch has a class of its own for a full GPU, but not for a full host.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)

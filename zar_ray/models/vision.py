@@ -1,0 +1,77 @@
+"""CLIP's vision transformer, computed with `Block`: equal to open_clip's forward pass, and faster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from open_clip.transformer import LayerNorm, LayerNormFp32, VisionTransformer
+from torch import nn
+from torch.nn import functional as F
+
+from zar_ray.models.blocks import Block, Norm, unfit_block
+
+
+def unfit_vision(visual: nn.Module) -> str | None:
+    """Why `VisionTower` cannot stand for an image tower, which then runs as open_clip wrote it; None where it can."""
+    if type(visual) is not VisionTransformer:
+        return f"its image tower is a {type(visual).__name__}"
+    tower: Any = visual
+    if tower.attn_pool is not None or tower.pool_type != "tok" or tower.output_tokens or tower.proj is None:
+        return "its image tower pools otherwise than by the class token"
+    if not isinstance(tower.patch_dropout, nn.Identity):
+        return "its image tower drops patches"
+    if type(tower.ln_pre) not in (LayerNorm, LayerNormFp32, nn.LayerNorm, nn.Identity):
+        return f"its image tower normalises by {type(tower.ln_pre).__name__}"
+    return unfit_block(tower.transformer.resblocks)
+
+
+class VisionTower:
+    """A vision transformer's forward pass without gradients.
+
+    In the last block only the class token is computed: nothing reads the others.
+
+    Args:
+        visual: A tower that `unfit_vision` has nothing against. Its weights are shared where their type is `dtype`.
+        dtype: What products are computed in; the residual stream and the norms keep the weights' own type.
+    """
+
+    def __init__(self, visual: Any, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.patches = visual.conv1.weight.to(dtype)
+        self.stride = visual.conv1.stride
+        self.class_token = visual.class_embedding + visual.positional_embedding[0]
+        self.positions = visual.positional_embedding[1:]
+        self.norm_before = None if isinstance(visual.ln_pre, nn.Identity) else Norm.of(visual.ln_pre)
+        self.blocks = [Block.of(block, dtype) for block in visual.transformer.resblocks]
+        self.norm_after = Norm.of(visual.ln_post)
+        self.projection = visual.proj.to(dtype)
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embeds normalised images.
+
+        Args:
+            pixels: float32 (n, 3, R, R) on the weights' device, in any memory format.
+
+        Returns:
+            (n, D) of the type that products are computed in.
+        """
+        patches = F.conv2d(pixels.to(self.dtype), self.patches, stride=self.stride).flatten(2).transpose(1, 2)
+        images, _, width = patches.shape
+        x = torch.cat([self.class_token.expand(images, 1, width), patches + self.positions], dim=1)
+        x = x if self.norm_before is None else self.norm_before(x)
+        for block in self.blocks[:-1]:
+            query, key, value = block.project(block.normed(x))
+            x = block.transformed(block.attended(x, _attention(query, key, value)))
+        last = self.blocks[-1]
+        normed = last.normed(x)
+        key, value = last.project(normed, first=1)
+        (query,) = last.project(normed[:, :1], last=1)
+        x = last.transformed(last.attended(x[:, :1], _attention(query, key, value)))
+        return self.norm_after(x[:, 0]).to(self.dtype) @ self.projection
+
+
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Every query attends to every key of its image: three (n, t, heads, W / heads) to (n, t, W)."""
+    heads = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+    return heads.transpose(1, 2).flatten(2)

@@ -7,7 +7,7 @@ Every share (accuracy, interval, chance) is a fraction in [0, 1]; only what is p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -91,6 +91,10 @@ class CaseMetrics:
         entropy_before: Mean entropy of the evaluation view in nats before adaptation; None when nothing finished.
         entropy_after: The same after adaptation.
         seconds_adapt: Mean wall seconds of adaptation a video; None when not measured.
+        split: The protocol's split that the case is of.
+        map_before: Mean average precision before adaptation, of a multi-label split, failed videos with the lowest
+            scores; its intervals are over videos. None elsewhere, as the accuracies are None there.
+        map_after: The same after adaptation.
     """
 
     case_id: str
@@ -106,6 +110,9 @@ class CaseMetrics:
     entropy_before: float | None
     entropy_after: float | None
     seconds_adapt: float | None
+    split: str = "all"
+    map_before: Estimate | None = None
+    map_after: Estimate | None = None
 
     @property
     def headline(self) -> Scores | None:
@@ -256,13 +263,52 @@ class MlflowState:
 
 
 @dataclass(frozen=True)
+class SplitSummary:
+    """One split of a protocol.
+
+    Attributes:
+        name: What the protocol calls it.
+        classes: Names to choose among.
+        videos: Videos, failed ones included.
+        notes: What to say beside its results, a line each.
+    """
+
+    name: str
+    classes: int
+    videos: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ProtocolAverage:
+    """What a protocol reports of several splits for one method, as published tables print it.
+
+    Attributes:
+        method: The method.
+        metric: ``top1``, ``top5``, ``mean_class`` or ``map``, after adaptation; with ``_before`` before it.
+        kind: ``mean`` of the splits, or ``harmonic`` mean of base and novel.
+        value: The average of the splits' headline numbers, a fraction.
+        std: Standard deviation between the splits, dividing by their number as NumPy's default does; None for a
+            harmonic mean.
+        splits: The splits that it is of.
+    """
+
+    method: str
+    metric: str
+    kind: Literal["mean", "harmonic"]
+    value: float
+    std: float | None
+    splits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """One evaluation.
 
     Attributes:
         name: The run's name.
         dataset: What was evaluated, as the user named it.
-        split: The manifest's split; None for all of it.
+        split: The one split that was asked for; None for all of the protocol's.
         model: The model's name.
         model_fingerprint: A short hash of its weights.
         random_weights: Whether the weights are untrained; every output then says so.
@@ -281,6 +327,8 @@ class RunSummary:
         results: Where the result table is.
         run_file: Where run.json is.
         mlflow: Where the run was logged, or why not.
+        splits: The protocol's splits that ran, in its order; `cases` holds one case a split and method.
+        averages: What the protocol reports over them; empty with one split.
     """
 
     name: str
@@ -304,6 +352,8 @@ class RunSummary:
     results: str
     run_file: str
     mlflow: MlflowState = MlflowState()
+    splits: tuple[SplitSummary, ...] = ()
+    averages: tuple[ProtocolAverage, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values, which `from_json` reads back."""

@@ -22,7 +22,7 @@ import tyro
 from pydantic import BaseModel
 
 from zar_ray.config import EvalConfig, Options, merge, read_yaml, validate
-from zar_ray.data.datasets import known_benchmarks, load_benchmark
+from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
 from zar_ray.errors import ConfigError
 
 _T = TypeVar("_T")
@@ -132,12 +132,13 @@ def parse_run(kind: type[_O], argv: Sequence[str], prog: str) -> Invocation[_O]:
     Raises:
         ConfigError: A file or an option is wrong.
     """
+    argv = _spelt_out(argv)
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--config", type=Path)
     first.add_argument("--show-config", action="store_true")
     first.add_argument("--dry-run", action="store_true")
     glance = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("dataset", *_WEIGHTS):
+    for name in ("dataset", "protocol", *_WEIGHTS):
         glance.add_argument(f"--{name}")
     try:
         about, rest = first.parse_known_args(list(argv))
@@ -145,7 +146,8 @@ def parse_run(kind: type[_O], argv: Sequence[str], prog: str) -> Invocation[_O]:
     except argparse.ArgumentError as error:
         raise ConfigError(f"{prog}: {error}") from None
     from_file = read_yaml(about.config) if about.config else {}
-    values = _benchmark_options(kind, said.dataset or from_file.get("dataset"))
+    protocol = said.protocol or from_file.get("protocol", "standard")
+    values = _benchmark_options(kind, said.dataset or from_file.get("dataset"), protocol)
     values = _over(values, from_file)
     given = {name: getattr(said, name) for name in _WEIGHTS if getattr(said, name) is not None}
     values = {name: value for name, value in _over(values, given).items() if name not in given}
@@ -153,10 +155,20 @@ def parse_run(kind: type[_O], argv: Sequence[str], prog: str) -> Invocation[_O]:
     return Invocation(parse(kind, rest, prog, default, _ABOUT), about.show_config, about.dry_run)
 
 
-def _benchmark_options(kind: type[Options], dataset: str | None) -> dict[str, Any]:
+def _spelt_out(argv: Sequence[str]) -> list[str]:
+    """The words with ``--views 4x3``, as multi-view testing is written in papers, in full."""
+    words = list(argv)
+    for place, word in enumerate(words):
+        name, sign, value = word.partition("=")
+        if name == "--views" and (sign or place + 1 < len(words)):
+            words[place] = f"--views.eval-views{sign}{value}"
+    return words
+
+
+def _benchmark_options(kind: type[Options], dataset: str | None, protocol: str) -> dict[str, Any]:
     if not issubclass(kind, EvalConfig) or dataset not in known_benchmarks():
         return {}
-    return load_benchmark(dataset).eval_options()
+    return load_benchmark(protocol_name(dataset, protocol)).eval_options()
 
 
 def _over(values: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

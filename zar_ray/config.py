@@ -74,6 +74,11 @@ class ViewConfig(Options):
     )
     views_per_rate: int = Field(default=4, ge=1, description="M, segments drawn a rate.")
     crops: Literal[1, 3, 5, 9] = Field(default=3, description="N_c, crops a segment.")
+    eval_views: str = Field(
+        default="1x1",
+        pattern=r"^[1-9][0-9]*x[1359]$",
+        description="Evaluation views, temporal x spatial, whose scores are averaged, as 4x3; `--views 4x3` for short.",
+    )
     short_side: int | None = Field(
         default=None,
         ge=1,
@@ -156,10 +161,20 @@ class EvalConfig(AdaptationOptions):
     dataset: str | None = Field(
         default=None, description="A benchmark's name, a manifest (.parquet), a list (.csv) or a folder."
     )
-    split: str | None = Field(default=None, description="The manifest's split to evaluate; all videos by default.")
+    protocol: Literal["standard", "base_to_novel"] = Field(
+        default="standard",
+        description="base_to_novel: the base and novel halves of k400, hmdb51, ucf101 or ssv2, and their harmonic mean.",
+    )
+    split: str | None = Field(
+        default=None,
+        description="The one split of a benchmark's protocol to evaluate, or a manifest's; all by default.",
+    )
     class_names: str | None = Field(
         default=None,
         description='The candidate classes: "a,b,c" or a file with one a line; by default the manifest\'s.',
+    )
+    legacy_labels: bool = Field(
+        default=False, description="Score as published label files do, with the names that they exchange."
     )
     limit: int | None = Field(default=None, ge=1, description="Evaluate only so many videos, spread over the manifest.")
 

@@ -115,3 +115,16 @@ def test_nothing_is_left_behind(classes):
     again = adapt_zar_batch([video(3, 6)], classes, ZarConfig(steps=2))[0]
     assert torch.equal(classes.initial_context, before)
     assert torch.equal(first.logits_after, again.logits_after)
+
+
+def test_several_evaluation_views_decide_by_their_mean_probability(classes):
+    one = video(3, 7)
+    views = torch.stack([video(number, 1).evaluation for number in range(3)])
+    several = VideoFeatures(one.views, views)
+    (batched,) = adapt_zar_batch([several], classes, ZarConfig())
+    alone = [adapt_zar(VideoFeatures(one.views, view), classes, ZarConfig()).logits_after for view in views]
+    expected = torch.stack(alone).softmax(dim=-1).mean(dim=0)
+    assert isinstance(batched, Decision)
+    for decision in (batched, adapt_zar(several, classes, ZarConfig())):
+        assert torch.allclose(decision.logits_after.softmax(dim=-1), expected, atol=1e-4)
+        assert decision.logits_after.shape == (len(classes),)

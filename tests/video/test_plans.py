@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from zar_ray.config import ViewConfig
 from zar_ray.errors import ConfigError, VideoError
-from zar_ray.video.plans import ViewPlan, plan_views, segment_frames, segment_length
+from zar_ray.video.plans import ViewPlan, evaluation_view_frames, plan_views, segment_frames, segment_length
 from zar_ray.video.transforms import Preprocessing, crop_boxes
 
 CLIP = Preprocessing(224)
@@ -240,3 +241,28 @@ def test_unusable_videos_and_options_say_so():
     assert caught.value.stage == "plan"
     with pytest.raises(ConfigError, match=r"views.short_side is 200.*224"):
         plan_of(("a.mp4", 30, 256, 340), ViewConfig(short_side=200))
+
+
+def test_several_evaluation_views_share_the_parts_of_a_video():
+    frames = [evaluation_view_frames(number, 4, 8, 100).tolist() for number in range(4)]
+    for views in zip(*frames, strict=True):
+        assert list(views) == sorted(views)
+    assert sorted(index for view in frames for index in view) == segment_frames(0, 100, 32, 100).tolist()
+    assert evaluation_view_frames(0, 1, 8, 100).tolist() == segment_frames(0, 100, 8, 100).tolist()
+
+
+def test_multi_view_testing_plans_moments_times_spots():
+    one = plan_views("a", 60, 64, 96, ViewConfig(), Preprocessing(32), seed=0)
+    several = plan_views("a", 60, 64, 96, ViewConfig(eval_views="4x3"), Preprocessing(32), seed=0)
+    assert several.evaluation.shape == (12, 16)
+    assert one.evaluation.shape == (16,)
+    assert len({tuple(row) for row in several.evaluation.tolist()}) == 12
+    assert [tuple(several.images[row]) for row in several.views.ravel()[:5]] == [
+        (several.frames.tolist().index(one.frames[frame]), several.boxes.index(one.boxes[box]))
+        for frame, box in one.images[one.views.ravel()[:5]]
+    ]
+    alone = several.evaluation_only()
+    assert alone.evaluation.shape == (12, 16)
+    assert set(alone.evaluation.ravel().tolist()) == set(range(len(alone.images)))
+    with pytest.raises(ValidationError):
+        ViewConfig(eval_views="4x2")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class PlannedVideo:
         plan: Its views.
         frames: uint8 (F, h, w, 3), resized, one a row of ``plan.frames``; None with embeddings.
         embeddings: float32 (I, D), not normalised, one a row of ``plan.images``; None with frames.
+        class_sets: Which of the adapter's class sets it is to be classified among; None for all.
 
     Raises:
         ValueError: It has neither or both, or they are not the plan's.
@@ -40,6 +41,7 @@ class PlannedVideo:
     plan: ViewPlan
     frames: np.ndarray | torch.Tensor | None = None
     embeddings: torch.Tensor | None = None
+    class_sets: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         plan = self.plan
@@ -56,9 +58,13 @@ class PlannedVideo:
         plan = self.plan.evaluation_only()
         if self.embeddings is not None:
             rows = torch.from_numpy(np.unique(self.plan.evaluation)).to(self.embeddings.device)
-            return PlannedVideo(plan, embeddings=self.embeddings[rows])
+            return replace(self, plan=plan, embeddings=self.embeddings[rows])
         assert self.frames is not None
-        return PlannedVideo(plan, frames=self.frames[np.flatnonzero(np.isin(self.plan.frames, plan.frames))])
+        return replace(self, plan=plan, frames=self.frames[np.flatnonzero(np.isin(self.plan.frames, plan.frames))])
+
+    def is_of(self, case: Case) -> bool:
+        """Whether it is to be classified under a case."""
+        return self.class_sets is None or case.class_set in self.class_sets
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +89,7 @@ class VideoPrediction:
     """What all cases say about a video.
 
     Attributes:
-        cases: One prediction a case, in the adapter's order.
+        cases: One prediction a case that the video is of, in the adapter's order.
         images_encoded: Images that went through the image encoder for it.
         views: V, views that the methods could look at.
         encode_seconds: Wall seconds of cropping and encoding; its share where images of several videos were encoded
@@ -100,32 +106,35 @@ class VideoPrediction:
     embeddings: torch.Tensor
 
 
-def make_cases(options: AdaptationOptions, model_fingerprint: str, class_names: Sequence[str]) -> tuple[Case, ...]:
-    """The cases of a run: one a method.
+def make_cases(
+    options: AdaptationOptions, model_fingerprint: str, class_sets: Sequence[Sequence[str]]
+) -> tuple[Case, ...]:
+    """The cases of a run: one a class set and method.
 
     Args:
         options: The run's options.
         model_fingerprint: The model's.
-        class_names: The K candidate classes, in order.
+        class_sets: The candidate classes, in order; several sets where a protocol has several.
 
     Raises:
         ConfigError: A method is unknown.
     """
     values = identity(options)
     cases = []
-    for name in options.method:
-        settings = {key: values[key] for key in (*_SHARED_SETTINGS, *get_method(name).settings)}
-        number = fingerprint([model_fingerprint, list(class_names), name, settings])
-        cases.append(Case(f"{name}-{number[:8]}", name))
+    for class_set, class_names in enumerate(class_sets):
+        for name in options.method:
+            settings = {key: values[key] for key in (*_SHARED_SETTINGS, *get_method(name).settings)}
+            number = fingerprint([model_fingerprint, list(class_names), name, settings])
+            cases.append(Case(f"{name}-{number[:8]}", name, class_set))
     return tuple(cases)
 
 
 class VideoAdapter:
-    """A model with its classes and cases; call it with a video's frames and plan.
+    """A model with its class sets and cases; call it with a video's frames and plan.
 
     Args:
         model: The model, on its device.
-        class_names: The K candidate classes.
+        class_sets: The candidate classes; several sets where a protocol has several.
         methods: Names of the methods to run.
         options: Their settings.
         cases: What to call the results; by default as `make_cases` does.
@@ -137,7 +146,7 @@ class VideoAdapter:
     def __init__(
         self,
         model: ClipModel,
-        class_names: Sequence[str],
+        class_sets: Sequence[Sequence[str]],
         methods: Sequence[str],
         options: AdaptationOptions,
         cases: Sequence[Case] | None = None,
@@ -146,8 +155,10 @@ class VideoAdapter:
         self.options = options
         self.methods = tuple(get_method(name) for name in methods)
         chosen = options.model_copy(update={"method": tuple(methods)})
-        self.cases = tuple(cases) if cases is not None else make_cases(chosen, model.fingerprint, class_names)
-        self.classes = PromptedClasses(model, class_names, options.context, options.class_position)
+        self.cases = tuple(cases) if cases is not None else make_cases(chosen, model.fingerprint, class_sets)
+        self.class_sets = tuple(
+            PromptedClasses(model, names, options.context, options.class_position) for names in class_sets
+        )
 
     def __call__(self, frames: np.ndarray | torch.Tensor, plan: ViewPlan) -> VideoPrediction:
         """One video: see `predict`.
@@ -180,7 +191,7 @@ class VideoAdapter:
         embedded, encode_seconds = self._embed(videos)
         usable = {number: one for number, one in enumerate(embedded) if not isinstance(one, VideoError)}
         features = [video_features(embeddings, videos[number].plan) for number, embeddings in usable.items()]
-        decided = dict(zip(usable, self._decide(features), strict=True))
+        decided = dict(zip(usable, self._decide([videos[number] for number in usable], features), strict=True))
         outcomes: list[VideoPrediction | VideoError] = []
         for number, (video, embeddings) in enumerate(zip(videos, embedded, strict=True)):
             cases = embeddings if isinstance(embeddings, VideoError) else decided[number]
@@ -209,22 +220,25 @@ class VideoAdapter:
         image_seconds = (time.perf_counter() - started) / max(1, sum(len(one.images) for one in sets))
         return embeddings, [0.0 if one.frames is None else len(one.plan.images) * image_seconds for one in videos]
 
-    def _decide(self, features: Sequence[VideoFeatures]) -> list[tuple[CasePrediction, ...] | VideoError]:
+    def _decide(
+        self, videos: Sequence[PlannedVideo], features: Sequence[VideoFeatures]
+    ) -> list[tuple[CasePrediction, ...] | VideoError]:
         """What the cases say of each video, or why one of them says nothing."""
-        if not features:
-            return []
-        columns: list[list[CasePrediction | VideoError]] = []
-        for case, method in zip(self.cases, self.methods, strict=True):
+        said: list[list[CasePrediction | VideoError]] = [[] for _ in videos]
+        for case in self.cases:
+            chosen = [number for number, video in enumerate(videos) if video.is_of(case)]
+            if not chosen:
+                continue
             started = time.perf_counter()
-            outcomes = method.adapt(features, self.classes, self.options)
-            seconds = (time.perf_counter() - started) / len(features)
-            columns.append(
-                [
-                    one if isinstance(one, VideoError) else CasePrediction(case.case_id, case.method, one, seconds)
-                    for one in outcomes
-                ]
+            outcomes = get_method(case.method).adapt(
+                [features[number] for number in chosen], self.class_sets[case.class_set], self.options
             )
-        return [_all_or_error(row) for row in zip(*columns, strict=True)]
+            seconds = (time.perf_counter() - started) / len(chosen)
+            for number, one in zip(chosen, outcomes, strict=True):
+                said[number].append(
+                    one if isinstance(one, VideoError) else CasePrediction(case.case_id, case.method, one, seconds)
+                )
+        return [_all_or_error(row) for row in said]
 
 
 def _all_or_error(row: Sequence[CasePrediction | VideoError]) -> tuple[CasePrediction, ...] | VideoError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +20,8 @@ class VideoFeatures:
 
     Attributes:
         views: float32 (V, D), L2-normalised, one row a view; V may be 0 for methods that need none.
-        evaluation: float32 (D,), L2-normalised: the evaluation view, which is classified.
+        evaluation: float32 (D,), L2-normalised: the evaluation view, which is classified; (E, D) where a decision is
+            the mean over several.
     """
 
     views: torch.Tensor
@@ -105,6 +107,20 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     """
     log_p = logits.log_softmax(dim=-1)
     return -(log_p.exp() * log_p).sum(dim=-1)
+
+
+def averaged(logits: torch.Tensor) -> torch.Tensor:
+    """The logits of a decision over several evaluation views: the logarithm of the mean of their probabilities.
+
+    Args:
+        logits: (E, K); or (K,), which stays as it is, as does a single view.
+
+    Returns:
+        (K,).
+    """
+    if logits.ndim == 1 or len(logits) == 1:
+        return logits.reshape(-1)
+    return logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(logits))
 
 
 def require_finite(logits: torch.Tensor, when: str) -> None:

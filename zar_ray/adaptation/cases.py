@@ -12,7 +12,9 @@ class Case:
     Attributes:
         case_id: The method and a hash of the rest.
         method: The method's name.
+        class_set: Which of a run's class sets it chooses among.
     """
 
     case_id: str
     method: str
+    class_set: int = 0

@@ -21,7 +21,7 @@ class ImagesOfViews(Protocol):
 
     @property
     def evaluation(self) -> np.ndarray:
-        """int64 (T_eval,), rows of the embeddings."""
+        """int64 (T_eval,) or (E, T_eval), rows of the embeddings."""
         ...
 
 
@@ -33,11 +33,11 @@ def video_features(image_embeddings: torch.Tensor, plan: ImagesOfViews) -> Video
         plan: Which rows belong to which view.
 
     Returns:
-        The features of the V views and of the evaluation view, on the embeddings' device.
+        The features of the V views and of the evaluation views, on the embeddings' device.
     """
     rows = torch.from_numpy(plan.views).to(image_embeddings.device)
     evaluation = torch.from_numpy(plan.evaluation).to(image_embeddings.device)
     return VideoFeatures(
         views=normalize(image_embeddings[rows].mean(dim=1), dim=-1),
-        evaluation=normalize(image_embeddings[evaluation].mean(dim=0), dim=-1),
+        evaluation=normalize(image_embeddings[evaluation].mean(dim=-2), dim=-1),
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from zar_ray.adaptation.base import Decision, VideoFeatures, entropy, require_finite
+from zar_ray.adaptation.base import Decision, VideoFeatures, averaged, entropy, require_finite
 from zar_ray.config import ZarConfig
 from zar_ray.errors import VideoError
 from zar_ray.models.precision import exact_float32
@@ -48,7 +48,7 @@ def adapt_zar(features: VideoFeatures, classes: PromptedClasses, options: ZarCon
     """
     if not len(features.views):
         raise VideoError("ZAR needs views, and the plan has none", stage="adapt")
-    before = classes.logits(features.evaluation, classes.initial_features)
+    before = averaged(classes.logits(features.evaluation, classes.initial_features))
     view_logits = classes.logits(features.views, classes.initial_features)
     require_finite(before, "before adaptation")
     require_finite(view_logits, "of the views")
@@ -57,7 +57,7 @@ def adapt_zar(features: VideoFeatures, classes: PromptedClasses, options: ZarCon
     selected = select_confident(entropies, options.confidence)
     steps = list(tuning_steps(features.views[selected], classes, options))
     with torch.no_grad():
-        after = classes.logits(features.evaluation, classes.features(steps[-1].context))
+        after = averaged(classes.logits(features.evaluation, classes.features(steps[-1].context)))
     require_finite(after, "after adaptation")
     return Decision(
         logits_before=before.cpu(),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from zar_ray.adaptation.base import Decision, Outcome, VideoFeatures, entropy
+from zar_ray.adaptation.base import Decision, Outcome, VideoFeatures, averaged, entropy
 from zar_ray.adaptation.zar import count_confident
 from zar_ray.config import ZarConfig
 from zar_ray.errors import VideoError
@@ -73,10 +73,10 @@ def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, o
     chosen = [videos[number] for number in usable]
     selection = _select(chosen, classes, options.confidence)
     contexts, losses = _tune(selection, classes, options)
-    evaluation = torch.stack([video.evaluation for video in chosen])
+    evaluation = torch.stack([torch.atleast_2d(video.evaluation) for video in chosen])
     with torch.no_grad():
-        before = classes.logits(evaluation, classes.initial_features).cpu()
-        after = classes.logits(evaluation[:, None], classes.features(contexts))[:, 0].cpu()
+        before = _decisions(classes.logits(evaluation, classes.initial_features))
+        after = _decisions(classes.logits(evaluation, classes.features(contexts)))
     entropies, order, losses = selection.entropies.cpu(), selection.order.cpu(), losses.cpu()
     for row, (number, video) in enumerate(zip(usable, chosen, strict=True)):
         if torch.isfinite(after[row]).all():
@@ -90,6 +90,11 @@ def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, o
         else:
             outcomes[number] = VideoError("logits after adaptation are not finite", stage="adapt")
     return outcomes
+
+
+def _decisions(logits: torch.Tensor) -> torch.Tensor:
+    """(B, E, K) of the evaluation views to (B, K), on the CPU."""
+    return torch.stack([averaged(one) for one in logits]).cpu()
 
 
 def _problem(video: VideoFeatures, classes: PromptedClasses) -> str | None:

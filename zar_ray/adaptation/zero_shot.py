@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zar_ray.adaptation.base import Decision, VideoFeatures, require_finite
+from zar_ray.adaptation.base import Decision, VideoFeatures, averaged, require_finite
 from zar_ray.models.text import PromptedClasses
 
 
@@ -12,6 +12,6 @@ def classify_zero_shot(features: VideoFeatures, classes: PromptedClasses) -> Dec
     Raises:
         VideoError: Some logits are not finite (stage ``adapt``).
     """
-    logits = classes.logits(features.evaluation, classes.initial_features)
+    logits = averaged(classes.logits(features.evaluation, classes.initial_features))
     require_finite(logits, "of the evaluation view")
     return Decision(logits_before=logits.cpu(), logits_after=logits.cpu())

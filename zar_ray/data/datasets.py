@@ -24,6 +24,7 @@ from zar_ray.data.protocols import EvaluationSplit, SplitSpec, evaluation_splits
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 
 _MANIFEST = "manifest.parquet"
+_BASE_TO_NOVEL = "base2novel"
 
 
 class Benchmark(Options):
@@ -43,6 +44,7 @@ class Benchmark(Options):
         None, description="The dataset that `zar data index` knows how to find; several benchmarks may share one."
     )
     splits: tuple[SplitSpec, ...] = Field((), description="The protocol: what is evaluated, split by split.")
+    average: Literal["mean", "harmonic"] = Field("mean", description="What is reported over the splits.")
     multi_label: bool = Field(False, description="Whether a video may show several classes.")
     legacy_swaps: tuple[tuple[str, str], ...] = Field(
         (), description="Pairs of class names that published label files exchange by mistake."
@@ -181,6 +183,21 @@ def load_benchmark(name: str) -> Benchmark:
     for split in benchmark.splits:
         split.class_names()
     return benchmark
+
+
+def protocol_name(dataset: str, protocol: str) -> str:
+    """The benchmark that a dataset is under a protocol, such as ``hmdb51-base2novel``.
+
+    Raises:
+        ConfigError: The dataset has no such protocol.
+    """
+    if protocol == "standard":
+        return dataset
+    name = f"{dataset}-{_BASE_TO_NOVEL}"
+    if name not in known_benchmarks():
+        having = (known.removesuffix(f"-{_BASE_TO_NOVEL}") for known in known_benchmarks() if _BASE_TO_NOVEL in known)
+        raise ConfigError(f"--protocol {protocol}: {dataset} has none; these have one: {', '.join(having)}")
+    return name
 
 
 def resolve_dataset(dataset: str, data_root: str | Path | None = None) -> DatasetSource:

@@ -23,6 +23,7 @@ from zar_ray.evaluation.spec import (
     ModelCard,
     caught,
     failed_rows,
+    labels_of,
     plan_video,
     worker_name,
 )
@@ -80,7 +81,7 @@ class AdaptStage:
                 "every node must see the same checkpoint"
             )
         self.spec = spec
-        self.adapter = VideoAdapter(model, spec.class_names, spec.options.method, spec.options, cases=spec.cases)
+        self.adapter = VideoAdapter(model, spec.class_sets, spec.options.method, spec.options, cases=spec.cases)
         self.store = spec.feature_store()
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -110,12 +111,13 @@ class AdaptStage:
         with caught("adapt", failures):
             info = VideoInfo(row["frames"], 0.0, row["width"], row["height"], 0.0, row["decoder"])
             plan = plan_video(row["video_id"], info, spec.options, spec.model.preprocessing, spec.needs_views)
+            class_sets = tuple(row["class_sets"])
             if row["dimensions"] is not None:
                 values = np.frombuffer(one["embeddings"].chunk(0)[0].as_buffer(), np.float32)
                 embeddings = torch.from_numpy(values.reshape(-1, row["dimensions"]).copy())
-                return _Video(row, PlannedVideo(plan, embeddings=embeddings))
+                return _Video(row, PlannedVideo(plan, embeddings=embeddings, class_sets=class_sets))
             pixels = np.frombuffer(one["pixels"].chunk(0)[0].as_buffer(), np.uint8).reshape(row["shape"])
-            return _Video(row, PlannedVideo(plan, frames=pixels))
+            return _Video(row, PlannedVideo(plan, frames=pixels, class_sets=class_sets))
         return _Video(row, failures[0])
 
     def _predict(self, videos: list[_Video]) -> list[VideoPrediction | Failure]:
@@ -138,7 +140,8 @@ class AdaptStage:
     def _rows(self, video: _Video, outcome: VideoPrediction | Failure) -> list[ResultRow]:
         row, failures = video.row, list[Failure]()
         if isinstance(outcome, Failure):
-            return failed_rows(self.spec, row, outcome)
+            return failed_rows(self.spec, row, outcome, worker_name())
+        cases = {case.case_id: case for case in self.spec.cases}
         with caught("adapt", failures):
             return [
                 ResultRow.from_decision(
@@ -146,8 +149,7 @@ class AdaptStage:
                     case.case_id,
                     case.method,
                     case.decision,
-                    label_id=row["label_id"],
-                    label=row["label"],
+                    **labels_of(self.spec, row, cases[case.case_id]),
                     images_encoded=outcome.images_encoded,
                     frames=row["frames"],
                     frames_decoded=0 if row["shape"] is None else row["shape"][0],
@@ -161,7 +163,7 @@ class AdaptStage:
                 )
                 for case in outcome.cases
             ]
-        return failed_rows(self.spec, row, failures[0])
+        return failed_rows(self.spec, row, failures[0], worker_name())
 
     def _keep(self, row: dict[str, Any], outcome: VideoPrediction | Failure) -> str | None:
         """Stores a video's features where they are wanted; says why that could not be done.

@@ -15,7 +15,7 @@ import torch
 from zar_ray.evaluation.feature_store import FeatureStore, Missing, image_keys
 from zar_ray.evaluation.results import to_table
 from zar_ray.evaluation.run_folder import write_part
-from zar_ray.evaluation.spec import DECODED_SCHEMA, Failure, JobSpec, caught, failed_rows, plan_video
+from zar_ray.evaluation.spec import DECODED_SCHEMA, Failure, JobSpec, caught, failed_rows, plan_video, worker_name
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.reading import VideoInfo
 
@@ -35,8 +35,8 @@ def _prepare(row: dict[str, Any], spec: JobSpec, store: FeatureStore | None) -> 
     known = VideoInfo(row["frames"], row["fps"], row["width"], row["height"], row["duration"], row["decoder"])
     video: dict[str, Any] = {
         "video_id": row["video_id"],
-        "label_id": row["label_id"],
-        "label": row["class_name"],
+        "class_sets": row["class_sets"],
+        "right_ids": row["right_ids"],
         "frames": known.frames,
         "width": known.width,
         "height": known.height,
@@ -104,7 +104,7 @@ def _last_resort(seconds: float, spec: JobSpec, video: dict[str, Any]) -> Iterat
 
     def give_up() -> None:
         failure = Failure(f"decoding hung for more than {seconds:.0f} s and was killed", "decode")
-        write_part(spec.storage, to_table(failed_rows(spec, video, failure)))
+        write_part(spec.storage, to_table(failed_rows(spec, video, failure, worker_name())))
         os._exit(70)
 
     timer = threading.Timer(seconds, give_up)

@@ -4,28 +4,42 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 
+from zar_ray.adaptation.cases import Case
 from zar_ray.adaptation.methods import get_method
 from zar_ray.cluster import inside_job
 from zar_ray.config import EvalConfig, zar_home
-from zar_ray.data.datasets import open_dataset, parse_class_names, resolve_dataset
+from zar_ray.data.datasets import (
+    Benchmark,
+    known_benchmarks,
+    load_benchmark,
+    open_dataset,
+    parse_class_names,
+    protocol_name,
+    resolve_dataset,
+)
 from zar_ray.data.manifest import Manifest
+from zar_ray.data.protocols import EvaluationSplit, whole_split
 from zar_ray.errors import ConfigError, ManifestError, RunError, TrackingError
 from zar_ray.evaluation import metrics
 from zar_ray.evaluation.inputs import run_name, with_class_names
 from zar_ray.evaluation.pipeline import Evaluated, evaluate
 from zar_ray.evaluation.run_folder import PREDICTIONS, SUMMARY, RunFolder
+from zar_ray.evaluation.workload import Workload
 from zar_ray.provenance import provenance
 from zar_ray.reporting.plots import confusion_picture, per_class_csv
-from zar_ray.reporting.summary import MlflowState, RunSummary, Throughput
+from zar_ray.reporting.summary import CaseMetrics, MlflowState, RunSummary, SplitSummary, Throughput
 from zar_ray.reporting.tables import print_summary
 from zar_ray.storage import Storage, is_uri
 from zar_ray.tracking import log_run_folder
 
 
-def prepare(options: EvalConfig, console: Console) -> tuple[Manifest, EvalConfig]:
+def prepare(options: EvalConfig, console: Console) -> tuple[Workload, EvalConfig]:
     """Opens the dataset and settles what the options leave open.
 
     Returns:
@@ -41,32 +55,55 @@ def prepare(options: EvalConfig, console: Console) -> tuple[Manifest, EvalConfig
         get_method(name)
     if len(set(options.method)) < len(options.method):
         raise ConfigError(f"--method {' '.join(options.method)}: names a method twice")
-    source = resolve_dataset(options.dataset, options.data_root)
+    source = resolve_dataset(protocol_name(options.dataset, options.protocol), options.data_root)
     manifest = open_dataset(source, console=console, decoder=options.decoder)
-    split = options.split or (source.benchmark.split_of(manifest) if source.benchmark else None)
-    manifest = manifest.select(split, options.limit)
-    if options.class_names is not None:
-        manifest = with_class_names(manifest, parse_class_names(options.class_names))
-    if len(manifest.class_names) < 2:
-        raise ManifestError(
-            f"{options.dataset}: has {len(manifest.class_names)} class names, and choosing needs two; "
-            'give the candidate classes with --class-names "a,b,c" or a file'
-        )
+    splits = choose_splits(manifest, source.benchmark, options)
+    for split in splits:
+        if len(split.class_names) < 2:
+            raise ManifestError(
+                f"{options.dataset}: has {len(split.class_names)} class names, and choosing needs two; "
+                'give the candidate classes with --class-names "a,b,c" or a file'
+            )
+    workload = Workload.of(manifest, splits)
+    if options.limit is not None:
+        limited = workload.manifest.select(limit=options.limit)
+        kept = limited.table["video_id"].to_pylist()
+        workload = Workload.of(limited, [split.restricted_to(kept) for split in splits])
     note = source.benchmark.note(manifest) if source.benchmark else None
-    if note:
-        console.print(note)
-    if not len(manifest):
-        raise ManifestError(f"{options.dataset}: no videos{f' in split {split}' if split else ''}")
+    for line in (*([note] if note else []), *(line for split in workload.splits for line in split.notes)):
+        console.print(line, highlight=False, markup=False)
+    if not len(workload.manifest):
+        raise ManifestError(f"{options.dataset}: no videos")
     name = options.name or run_name(options, manifest.name)
     settled = {
-        "split": split,
         "name": name,
         "output": output_root(options.output),
         "features": _features_folder(options.features),
         # Workers have working folders of their own.
         "checkpoint": options.checkpoint.expanduser().absolute() if options.checkpoint else None,
     }
-    return manifest, options.model_copy(update=settled)
+    return workload, options.model_copy(update=settled)
+
+
+def choose_splits(
+    manifest: Manifest, benchmark: Benchmark | None, options: EvalConfig
+) -> tuple[EvaluationSplit, ...]:
+    """The splits that the options ask for: a benchmark's protocol, or a manifest as it is.
+
+    Raises:
+        ConfigError: There is no such split, or an option does not go with the dataset.
+        ManifestError: The manifest has no video for a split, or a label is not among the given class names.
+    """
+    if options.legacy_labels and not (benchmark and benchmark.legacy_swaps):
+        raise ConfigError(f"--legacy-labels: no published label file of {options.dataset} is known to exchange names")
+    if options.class_names is not None:
+        # Names of one's own are no protocol's: the videos are the manifest's, or one of its splits.
+        split = options.split or (benchmark.split_of(manifest) if benchmark else None)
+        named = with_class_names(manifest.select(split), parse_class_names(options.class_names))
+        return (whole_split(named),)
+    if benchmark is None:
+        return (whole_split(manifest, options.split),)
+    return benchmark.evaluations(manifest, options.split, legacy_labels=options.legacy_labels)
 
 
 def output_root(output: str) -> str:
@@ -99,19 +136,23 @@ def _features_folder(features: str | None) -> str | None:
     raise ConfigError(f"--features {features}: a Ray job's folder is temporary; give an absolute path or a URI")
 
 
-def describe(manifest: Manifest, options: EvalConfig) -> str:
+def describe(workload: Workload, options: EvalConfig) -> str:
     """What would run, in a few lines."""
-    broken = manifest.table["error"].is_valid().to_pylist().count(True)
+    broken = workload.manifest.table["error"].is_valid().to_pylist().count(True)
     weights = options.checkpoint or f"{options.model} ({options.pretrained})"
-    return "\n".join(
-        (
-            f"dataset   {options.dataset}{f', split {options.split}' if options.split else ''}: {len(manifest)} videos"
-            f"{f' ({broken} of them broken)' if broken else ''}, {len(manifest.class_names)} classes",
-            f"model     {weights}",
-            f"methods   {', '.join(options.method)}",
-            f"results   {options.output}/{options.name}",
-        )
-    )
+    shown = f"{options.dataset}{f', {options.protocol}' if options.protocol != 'standard' else ''}"
+    splits = [f"{split.name}: {len(split)} videos, {len(split.class_names)} classes" for split in workload.splits]
+    if len(splits) == 1:
+        splits[0] = splits[0].partition(": ")[2] if workload.splits[0].name == "all" else f"split {splits[0]}"
+    lines = [
+        f"dataset   {shown}, {'; '.join(splits)}{f' ({broken} videos broken)' if broken else ''}",
+        f"model     {weights}",
+        f"methods   {', '.join(options.method)}",
+        f"results   {options.output}/{options.name}",
+    ]
+    if len(splits) > 1:
+        lines.insert(1, f"videos    {len(workload.manifest)}, each decoded and encoded once")
+    return "\n".join(lines)
 
 
 def run_evaluation(options: EvalConfig, console: Console) -> RunSummary:
@@ -121,14 +162,14 @@ def run_evaluation(options: EvalConfig, console: Console) -> RunSummary:
         RunError: More videos failed than `max_failed` allows; everything is written and printed by then.
         ZarError: The run cannot start or was stopped.
     """
-    manifest, options = prepare(options, console)
-    console.print(describe(manifest, options), highlight=False)
+    workload, options = prepare(options, console)
+    console.print(describe(workload, options), highlight=False)
     folder = RunFolder(Storage(f"{options.output}/{options.name}"))
-    evaluated = evaluate(manifest, options, folder, console)
+    evaluated = evaluate(workload, options, folder, console)
     console.print("computing accuracies and their intervals ...")
-    summary = summarise(manifest, options, folder, evaluated)
+    summary = summarise(workload, options, folder, evaluated)
     folder.finish(evaluated.table, _run_json(summary, options))
-    _write_tables(manifest, folder, evaluated)
+    _write_tables(workload, folder, evaluated)
     summary = replace(summary, mlflow=_log(folder, options))
     folder.write_json(SUMMARY, _run_json(summary, options))
     print_summary(summary, console)
@@ -140,35 +181,60 @@ def run_evaluation(options: EvalConfig, console: Console) -> RunSummary:
     return summary
 
 
-def summarise(manifest: Manifest, options: EvalConfig, folder: RunFolder, evaluated: Evaluated) -> RunSummary:
+def summarise(workload: Workload, options: EvalConfig, folder: RunFolder, evaluated: Evaluated) -> RunSummary:
     """All numbers of a run, from its whole result table."""
     table = evaluated.table
     counts = metrics.video_counts(table)
+    cases = tuple(
+        _case_metrics(workload, split, case, evaluated, options.seed)
+        for split in workload.splits
+        for case in workload.cases_of(split, evaluated.cases)
+    )
+    several = len(workload.splits) > 1
     return RunSummary(
         name=str(options.name),
-        dataset=str(options.dataset),
+        dataset=protocol_name(str(options.dataset), options.protocol),
         split=options.split,
         model=evaluated.model.name,
         model_fingerprint=evaluated.model.fingerprint,
         random_weights=evaluated.model.random_weights,
         seed=options.seed,
-        classes=len(manifest.class_names),
+        classes=len({name for names in workload.class_sets for name in names}),
         videos=counts.videos,
         finished=counts.finished,
         failed=counts.failed,
         unlabelled=counts.unlabelled,
         warned=counts.warned,
         resumed=evaluated.resumed,
-        cases=tuple(
-            metrics.case_metrics(table, case.case_id, case.method, len(manifest.class_names), seed=options.seed)
-            for case in evaluated.cases
-        ),
+        cases=cases,
         failures=metrics.failure_groups(table),
         costs=metrics.costs(table),
         throughput=Throughput(evaluated.evaluated, evaluated.seconds),
         results=folder.storage.path(PREDICTIONS),
         run_file=folder.storage.path(SUMMARY),
+        splits=tuple(
+            SplitSummary(split.name, len(split.class_names), len(split), split.notes) for split in workload.splits
+        ),
+        averages=metrics.protocol_averages(cases, _average(options)) if several else (),
     )
+
+
+def _average(options: EvalConfig) -> Literal["mean", "harmonic"]:
+    name = protocol_name(str(options.dataset), options.protocol)
+    return load_benchmark(name).average if name in known_benchmarks() else "mean"
+
+
+def _case_metrics(
+    workload: Workload, split: EvaluationSplit, case: Case, evaluated: Evaluated, seed: int
+) -> CaseMetrics:
+    """One case over the videos of one split."""
+    rows = _rows_of(split, evaluated.table)
+    measure = metrics.multi_label_case_metrics if split.multi_label else metrics.case_metrics
+    return measure(rows, case.case_id, case.method, len(split.class_names), split=split.name, seed=seed)
+
+
+def _rows_of(split: EvaluationSplit, table: pa.Table) -> pa.Table:
+    return table.filter(pc.field("video_id").isin(pa.array(split.video_ids, pa.string())))
 
 
 def _run_json(summary: RunSummary, options: EvalConfig) -> dict[str, object]:
@@ -179,13 +245,18 @@ def _run_json(summary: RunSummary, options: EvalConfig) -> dict[str, object]:
     }
 
 
-def _write_tables(manifest: Manifest, folder: RunFolder, evaluated: Evaluated) -> None:
-    for case in evaluated.cases:
-        classes = metrics.class_accuracies(evaluated.table, case.case_id, manifest.class_names)
-        if any(one.videos for one in classes):
-            matrix = metrics.confusion_matrix(evaluated.table, case.case_id, len(manifest.class_names))
-            folder.storage.write(f"{case.method}_per_class.csv", per_class_csv(classes).encode())
-            folder.storage.write(f"{case.method}_confusion.png", confusion_picture(matrix, manifest.class_names))
+def _write_tables(workload: Workload, folder: RunFolder, evaluated: Evaluated) -> None:
+    for split in workload.splits:
+        if split.multi_label:
+            continue
+        rows = _rows_of(split, evaluated.table)
+        for case in workload.cases_of(split, evaluated.cases):
+            name = f"{split.name}_{case.method}" if len(workload.splits) > 1 else case.method
+            classes = metrics.class_accuracies(rows, case.case_id, split.class_names)
+            if any(one.videos for one in classes):
+                matrix = metrics.confusion_matrix(rows, case.case_id, len(split.class_names))
+                folder.storage.write(f"{name}_per_class.csv", per_class_csv(classes).encode())
+                folder.storage.write(f"{name}_confusion.png", confusion_picture(matrix, split.class_names))
 
 
 def _log(folder: RunFolder, options: EvalConfig) -> MlflowState:

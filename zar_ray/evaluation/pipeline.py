@@ -11,9 +11,10 @@ import gc
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from zar_ray.adaptation.adapter import make_cases
 from zar_ray.adaptation.cases import Case
 from zar_ray.adaptation.methods import get_method
 from zar_ray.cluster import connected, total_cpus, total_gpus
-from zar_ray.config import EvalConfig, identity
+from zar_ray.config import EvalConfig, fingerprint, identity
 from zar_ray.data.manifest import Manifest, write_manifest
 from zar_ray.errors import RunError
 from zar_ray.evaluation.adapt_stage import AdaptStage
@@ -37,9 +38,10 @@ from zar_ray.evaluation.decode_stage import decode_block
 from zar_ray.evaluation.metrics import check_counts
 from zar_ray.evaluation.preflight import check_model, check_nodes
 from zar_ray.evaluation.progress import VideoProgress
-from zar_ray.evaluation.results import ResultRow, to_table
+from zar_ray.evaluation.results import to_table
 from zar_ray.evaluation.run_folder import CONFIG, MANIFEST, RunFolder
-from zar_ray.evaluation.spec import JobSpec, ModelCard
+from zar_ray.evaluation.spec import Failure, JobSpec, ModelCard, failed_rows
+from zar_ray.evaluation.workload import CLASS_SETS, Workload
 
 # How many videos to look for one that is there.
 _LOOKED_AT = 100
@@ -113,11 +115,11 @@ class Evaluated:
     seconds: float
 
 
-def evaluate(manifest: Manifest, options: EvalConfig, folder: RunFolder, console: Console) -> Evaluated:
-    """Evaluates every video of a manifest under every method, continuing where an earlier session stopped.
+def evaluate(workload: Workload, options: EvalConfig, folder: RunFolder, console: Console) -> Evaluated:
+    """Evaluates every video under every method, continuing where an earlier session stopped.
 
     Args:
-        manifest: The videos and the candidate classes.
+        workload: The videos and the candidate classes.
         options: The run's options.
         folder: Where the results go.
         console: Where progress is shown.
@@ -131,15 +133,16 @@ def evaluate(manifest: Manifest, options: EvalConfig, folder: RunFolder, console
     with connected(options.address):
         resources = Resources.of_cluster(options)
         model = check_model(options, resources.worker_cpus, resources.worker_gpus)
-        cases = make_cases(options, model.fingerprint, manifest.class_names)
-        continued = folder.open(_identity(manifest, options, model), resume=options.resume, overwrite=options.overwrite)
+        manifest = workload.manifest
+        cases = make_cases(options, model.fingerprint, workload.class_sets)
+        continued = folder.open(_identity(workload, options, model), resume=options.resume, overwrite=options.overwrite)
         if not continued:
             folder.storage.write(CONFIG, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False).encode())
             write_manifest(manifest, folder.storage.path(MANIFEST))
 
         if continued and options.retry_failed:
             folder.forget_failed()
-        todo = _without_rows(manifest.table, folder, cases)
+        todo = _without_rows(workload.table(), folder, cases)
         done = len(manifest) - len(todo)
         for remark in model.remarks:
             console.print(f"{model.name}: {remark}", highlight=False)
@@ -151,7 +154,8 @@ def evaluate(manifest: Manifest, options: EvalConfig, folder: RunFolder, console
             spec = JobSpec(
                 options=options,
                 model=model,
-                class_names=manifest.class_names,
+                class_sets=workload.class_sets,
+                multi_label=workload.multi_label,
                 cases=cases,
                 storage=folder.storage,
                 needs_views=any(get_method(case.method).needs_views for case in cases),
@@ -165,7 +169,7 @@ def evaluate(manifest: Manifest, options: EvalConfig, folder: RunFolder, console
         seconds = time.monotonic() - started
 
     table = folder.results()
-    check_counts(manifest.table["video_id"].to_pylist(), table, [case.case_id for case in cases])
+    check_counts(workload.expected_rows(cases), table)
     return Evaluated(table, model, cases, done, len(todo), seconds)
 
 
@@ -173,20 +177,29 @@ def evaluate(manifest: Manifest, options: EvalConfig, folder: RunFolder, console
 _PLACES = ("dataset", "checkpoint", "class_names")
 
 
-def _identity(manifest: Manifest, options: EvalConfig, model: ModelCard) -> dict[str, object]:
+def _identity(workload: Workload, options: EvalConfig, model: ModelCard) -> dict[str, object]:
+    manifest = workload.manifest
     return {
         "options": {name: value for name, value in identity(options).items() if name not in _PLACES},
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "manifest": {"videos": len(manifest), "fingerprint": manifest.fingerprint()},
-        "classes": list(manifest.class_names),
+        "splits": {
+            split.name: {
+                "classes": list(split.class_names),
+                "videos": fingerprint([split.video_ids, split.labels]),
+            }
+            for split in workload.splits
+        },
     }
 
 
 def _without_rows(videos: pa.Table, folder: RunFolder, cases: Sequence[Case]) -> pa.Table:
-    """The videos that lack a row, finished or failed, for some case."""
+    """The videos that lack a row, finished or failed, for some case that they are of."""
     counts = folder.results().group_by("video_id").aggregate([("case_id", "count_distinct")])
-    done = counts.filter(pc.field("case_id_count_distinct") == len(cases))["video_id"]
-    return videos.filter(~pc.field("video_id").isin(pa.array(done.to_pylist(), pa.string())))
+    done = dict(zip(counts["video_id"].to_pylist(), counts["case_id_count_distinct"].to_pylist(), strict=True))
+    methods = len({case.method for case in cases})
+    wanted = zip(videos["video_id"].to_pylist(), videos[CLASS_SETS.name].to_pylist(), strict=True)
+    return videos.filter(pa.array([done.get(video, 0) < methods * len(sets) for video, sets in wanted], pa.bool_()))
 
 
 def _needed_files(manifest: Manifest, options: EvalConfig) -> list[str]:
@@ -201,7 +214,8 @@ def _evaluate_videos(
 ) -> None:
     broken = todo.filter(pc.field("error").is_valid())
     if len(broken):
-        folder.add(to_table(_failed_rows(broken, spec, lambda row: (row["error"], "open"))))
+        rows = (failed_rows(spec, row, Failure(row["error"], "open")) for row in broken.to_pylist())
+        folder.add(to_table(chain.from_iterable(rows)))
         progress.advance(len(broken), failed=len(broken))
     whole = todo.filter(pc.field("error").is_null())
     try:
@@ -217,31 +231,9 @@ def _evaluate_videos(
         raise RunError(f"Ray stopped the run ({reason}); the same command continues it") from error
     killers = _without_rows(whole, folder, spec.cases)
     if len(killers):
-        folder.add(to_table(_failed_rows(killers, spec, lambda row: (_KILLER, "worker"))))
+        rows = (failed_rows(spec, row, Failure(_KILLER, "worker")) for row in killers.to_pylist())
+        folder.add(to_table(chain.from_iterable(rows)))
         progress.advance(len(killers), failed=len(killers))
-
-
-def _failed_rows(
-    videos: pa.Table, spec: JobSpec, reason: Callable[[dict[str, Any]], tuple[str, str]]
-) -> list[ResultRow]:
-    rows = []
-    for row in videos.to_pylist():
-        error, stage = reason(row)
-        rows += [
-            ResultRow.failed(
-                row["video_id"],
-                case.case_id,
-                case.method,
-                error=error,
-                stage=stage,
-                label_id=row["label_id"],
-                label=row["class_name"],
-                frames=row["frames"],
-                decoder=row["decoder"],
-            )
-            for case in spec.cases
-        ]
-    return rows
 
 
 def _run_blocks(

@@ -62,7 +62,7 @@ def predict(model: ClipModel, labels: tuple[str, ...], options: PredictConfig) -
     Yields:
         One ranking a file and method, in the order given; a file that cannot be used yields its error.
     """
-    adapter = VideoAdapter(model, labels, options.method, options)
+    adapter = VideoAdapter(model, [labels], options.method, options)
     needs_views = any(get_method(name).needs_views for name in options.method)
 
     def plan_of(path: str, info: VideoInfo) -> ViewPlan:

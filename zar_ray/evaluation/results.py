@@ -29,6 +29,7 @@ RESULT_SCHEMA = pa.schema(
         pa.field("method", pa.string(), nullable=False),
         pa.field("label_id", pa.int32()),
         pa.field("label", pa.string()),
+        pa.field("labels", pa.list_(pa.int32())),
         pa.field("top5_before", pa.list_(pa.int32())),
         pa.field("top5_after", pa.list_(pa.int32())),
         pa.field("top5_scores_before", pa.list_(pa.float32())),
@@ -37,6 +38,8 @@ RESULT_SCHEMA = pa.schema(
         pa.field("correct_after", pa.bool_()),
         pa.field("correct5_before", pa.bool_()),
         pa.field("correct5_after", pa.bool_()),
+        pa.field("scores_before", pa.list_(pa.float32())),
+        pa.field("scores_after", pa.list_(pa.float32())),
         pa.field("entropy_before", pa.float32()),
         pa.field("entropy_after", pa.float32()),
         pa.field("view_entropies", pa.list_(pa.float32())),
@@ -65,6 +68,7 @@ class RowFacts(TypedDict, total=False):
 
     label_id: int | None
     label: str | None
+    labels: tuple[int, ...] | None
     images_encoded: int | None
     frames: int | None
     frames_decoded: int | None
@@ -87,6 +91,8 @@ class ResultRow:
         method: The case's test-time method.
         label_id: Index of the right class among the run's class names; None when the video has no label.
         label: Its name.
+        labels: Indices of all right classes, in a protocol where a video may show several; then the row has no
+            `label_id`, and `scores_before` and `scores_after`.
         top5_before: Class ids by falling score before adaptation, min(5, K) of them; equal scores by rising id.
         top5_after: The same after adaptation.
         top5_scores_before: Their softmax probabilities over all K classes.
@@ -95,6 +101,8 @@ class ResultRow:
         correct_after: The same after adaptation.
         correct5_before: Whether the label is among them; None without a label.
         correct5_after: The same after adaptation.
+        scores_before: Logits of all K classes before adaptation, which average precision is made of.
+        scores_after: The same after adaptation.
         entropy_before: Entropy of the evaluation view's probabilities in nats, before adaptation.
         entropy_after: The same after adaptation.
         view_entropies: Entropy of each view in nats, before adaptation; None for a method without views.
@@ -120,6 +128,7 @@ class ResultRow:
     method: str
     label_id: int | None = None
     label: str | None = None
+    labels: tuple[int, ...] | None = None
     top5_before: tuple[int, ...] | None = None
     top5_after: tuple[int, ...] | None = None
     top5_scores_before: tuple[float, ...] | None = None
@@ -128,6 +137,8 @@ class ResultRow:
     correct_after: bool | None = None
     correct5_before: bool | None = None
     correct5_after: bool | None = None
+    scores_before: tuple[float, ...] | None = None
+    scores_after: tuple[float, ...] | None = None
     entropy_before: float | None = None
     entropy_after: float | None = None
     view_entropies: tuple[float, ...] | None = None
@@ -158,7 +169,8 @@ class ResultRow:
             case_id: The case.
             method: The case's method.
             decision: Logits before and after, ``(K,)``, with the views' entropies and the selection.
-            **facts: Attributes of the same names; with ``label_id`` the row says whether the decision is right.
+            **facts: Attributes of the same names; with ``label_id`` the row says whether the decision is right, with
+                ``labels`` it holds all scores.
 
         Raises:
             VideoError: The logits are not finite (stage ``adapt``): no ranking of them would mean anything.
@@ -169,6 +181,7 @@ class ResultRow:
         selected = None if decision.selected is None else tuple(decision.selected.detach().cpu().tolist())
         label_id = facts.get("label_id")
         labelled = label_id is not None
+        several = facts.get("labels") is not None
         return cls(
             video_id=video_id,
             case_id=case_id,
@@ -181,6 +194,8 @@ class ResultRow:
             correct_after=top5_after[0] == label_id if labelled else None,
             correct5_before=label_id in top5_before if labelled else None,
             correct5_after=label_id in top5_after if labelled else None,
+            scores_before=tuple(decision.logits_before.tolist()) if several else None,
+            scores_after=tuple(decision.logits_after.tolist()) if several else None,
             entropy_before=entropy_before,
             entropy_after=entropy_after,
             view_entropies=entropies,

@@ -20,7 +20,8 @@ from zar_ray.adaptation.cases import Case
 from zar_ray.config import AdaptationOptions, EvalConfig
 from zar_ray.errors import VideoError
 from zar_ray.evaluation.feature_store import FeatureSpace, FeatureStore
-from zar_ray.evaluation.results import ResultRow
+from zar_ray.evaluation.results import ResultRow, RowFacts
+from zar_ray.evaluation.workload import CLASS_SETS, RIGHT_IDS
 from zar_ray.storage import Storage
 from zar_ray.video.plans import ViewPlan, plan_views
 from zar_ray.video.reading import VideoInfo
@@ -32,8 +33,8 @@ logger = logging.getLogger(__name__)
 DECODED_SCHEMA = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
-        pa.field("label_id", pa.int32()),
-        pa.field("label", pa.string()),
+        CLASS_SETS,
+        RIGHT_IDS,
         pa.field("frames", pa.int32()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
@@ -92,8 +93,9 @@ class JobSpec:
     Attributes:
         options: The run's options.
         model: The model every replica must turn out to be.
-        class_names: The K candidate classes.
-        cases: The cases, one a method.
+        class_sets: The candidate classes of each class set.
+        multi_label: Whether a video may show several classes.
+        cases: The cases, one a class set and method.
         storage: The run's folder, which workers add finished rows to.
         needs_views: Whether any of the cases looks at other views than the evaluation view.
         threads: CPU threads a model replica may use.
@@ -101,7 +103,8 @@ class JobSpec:
 
     options: EvalConfig
     model: ModelCard
-    class_names: tuple[str, ...]
+    class_sets: tuple[tuple[str, ...], ...]
+    multi_label: bool
     cases: tuple[Case, ...]
     storage: Storage
     needs_views: bool
@@ -155,22 +158,32 @@ def caught(stage: str, failures: list[Failure]) -> Iterator[None]:
         failures.append(Failure(f"{type(error).__name__}: {' '.join(str(error).split())}", stage))
 
 
-def failed_rows(spec: JobSpec, video: dict[str, Any], failure: Failure) -> list[ResultRow]:
-    """The rows of a video that failed, one a case."""
+def labels_of(spec: JobSpec, video: dict[str, Any], case: Case) -> RowFacts:
+    """What is right for a video under a case."""
+    ids = tuple(video["right_ids"][video["class_sets"].index(case.class_set)])
+    if spec.multi_label:
+        return {"labels": ids}
+    return {"label_id": ids[0], "label": spec.class_sets[case.class_set][ids[0]]} if ids else {}
+
+
+def failed_rows(
+    spec: JobSpec, video: dict[str, Any], failure: Failure, worker: str | None = None
+) -> list[ResultRow]:
+    """The rows of a video that failed, one a case that it is of."""
     return [
         ResultRow.failed(
             video_id=str(video["video_id"]),
             case_id=case.case_id,
             method=case.method,
-            label_id=video.get("label_id"),
-            label=video.get("label"),
+            **labels_of(spec, video, case),
             error=failure.message,
             stage=failure.stage,
             frames=video.get("frames"),
             decoder=video.get("decoder"),
             seconds_decode=video.get("seconds_decode"),
-            worker=worker_name(),
+            worker=worker,
             warning=video.get("warning"),
         )
         for case in spec.cases
+        if case.class_set in video["class_sets"]
     ]

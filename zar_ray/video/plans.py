@@ -52,7 +52,7 @@ class ViewPlan:
         images: int64 (I, 2), the distinct images: a row of `frames` and a row of `boxes`.
         views: int64 (V, T), rows of `images`, one row a view.
         origins: Where each view comes from, (V,).
-        evaluation: int64 (T_eval,), rows of `images`: the evaluation view.
+        evaluation: int64 (T_eval,), rows of `images`: the evaluation view; (E, T_eval) where there are several.
     """
 
     frames: np.ndarray
@@ -78,7 +78,7 @@ class ViewPlan:
             images=np.stack([image_frames, image_boxes], axis=1).astype(np.int64),
             views=np.empty((0, self.views.shape[1]), dtype=np.int64),
             origins=(),
-            evaluation=evaluation.astype(np.int64),
+            evaluation=evaluation.reshape(self.evaluation.shape).astype(np.int64),
         )
 
 
@@ -113,8 +113,9 @@ def plan_views(
     short_side = short_side_for(views, preprocessing)
     resized = resized_size(height, width, short_side)
     crops = crop_boxes(*resized, preprocessing.input_size, views.crops)
-    (_, centre), *_ = crop_boxes(*resized, preprocessing.input_size, 1)
-    boxes = tuple(sorted({box for _, box in crops} | {centre}))
+    moments, spots = (int(number) for number in views.eval_views.split("x"))
+    eval_crops = [box for _, box in crop_boxes(*resized, preprocessing.input_size, spots)]
+    boxes = tuple(sorted({box for _, box in crops} | set(eval_crops)))
 
     origins: list[ViewOrigin] = []
     frames: list[np.ndarray] = []
@@ -129,12 +130,13 @@ def plan_views(
                 origins.append(ViewOrigin(rate, sample, name, start, length))
                 frames.append(indices)
                 box_of.append(boxes.index(box))
-    evaluation_frames = segment_frames(0, info_frames, views.eval_frames, info_frames)
+    evaluation_frames = [evaluation_view_frames(n, moments, views.eval_frames, info_frames) for n in range(moments)]
 
     # one number an image, frame first, so that sorting groups the images of a frame
     view_codes = np.stack(frames) * len(boxes) + np.array(box_of, dtype=np.int64)[:, None]
-    evaluation_codes = evaluation_frames * len(boxes) + boxes.index(centre)
-    codes, rows = np.unique(np.concatenate([view_codes.ravel(), evaluation_codes]), return_inverse=True)
+    evaluation_codes = np.stack([one * len(boxes) + boxes.index(box) for one in evaluation_frames for box in eval_crops])
+    codes, rows = np.unique(np.concatenate([view_codes.ravel(), evaluation_codes.ravel()]), return_inverse=True)
+    evaluation = rows[view_codes.size :].astype(np.int64)
     distinct, frame_rows = np.unique(codes // len(boxes), return_inverse=True)
     return ViewPlan(
         frames=distinct.astype(np.int64),
@@ -145,7 +147,7 @@ def plan_views(
         images=np.stack([frame_rows, codes % len(boxes)], axis=1).astype(np.int64),
         views=rows[: view_codes.size].reshape(view_codes.shape).astype(np.int64),
         origins=tuple(origins),
-        evaluation=rows[view_codes.size :].astype(np.int64),
+        evaluation=evaluation if len(evaluation_codes) == 1 else evaluation.reshape(evaluation_codes.shape),
     )
 
 
@@ -168,6 +170,24 @@ def segment_frames(start: int, length: int, count: int, frames: int) -> np.ndarr
     """
     parts = np.arange(count, dtype=np.int64)
     return np.minimum(start + (2 * parts + 1) * length // (2 * count), frames - 1)
+
+
+def evaluation_view_frames(number: int, views: int, count: int, frames: int) -> np.ndarray:
+    """Frames of one of several evaluation views of a whole video: each of `count` equal parts gives each view one.
+
+    View j of n takes floor((i + (j + 1/2)/n)·N/T); one view takes the parts' centres.
+
+    Args:
+        number: j, from 0.
+        views: n.
+        count: T, indices wanted.
+        frames: N, the video's frames.
+
+    Returns:
+        int64 (count,), ascending.
+    """
+    parts = np.arange(count, dtype=np.int64)
+    return np.minimum((2 * views * parts + 2 * number + 1) * frames // (2 * views * count), frames - 1)
 
 
 def _as_fraction(rate: float | Fraction) -> Fraction:

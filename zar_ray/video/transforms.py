@@ -144,7 +144,8 @@ def short_side_for(views: ViewConfig, preprocessing: Preprocessing) -> int:
     elif preprocessing.short_side is not None and preprocessing.short_side != size:
         side, whose = preprocessing.short_side, "the checkpoint's short side"
     else:
-        side, whose = ((16 * size + 7) // 14 if views.crops >= 5 else size), ""
+        crops = max(views.crops, int(views.eval_views.rpartition("x")[2]))
+        side, whose = ((16 * size + 7) // 14 if crops >= 5 else size), ""
     if side < size:
         raise ConfigError(f"{whose} is {side}, less than the model's input of {size} pixels; make it at least {size}")
     return side

@@ -1,0 +1,82 @@
+"""What a run evaluates: the videos of a protocol's splits, and the class sets that each is classified among.
+
+A video that is in several splits is one row of the manifest and is decoded and encoded once. Splits with the same names
+in the same order share a class set, and so the decisions about their common videos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from zar_ray.adaptation.cases import Case
+from zar_ray.data.manifest import Manifest
+from zar_ray.data.protocols import EvaluationSplit
+
+# Columns that a manifest's rows are given on their way through the job.
+CLASS_SETS = pa.field("class_sets", pa.list_(pa.int32()))
+RIGHT_IDS = pa.field("right_ids", pa.list_(pa.list_(pa.int32())))
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """Videos and what is asked about them.
+
+    Attributes:
+        manifest: The videos of all splits, each once.
+        splits: The protocol's splits.
+        class_sets: The distinct candidate classes.
+        sets_of_splits: Which class set each split has.
+    """
+
+    manifest: Manifest
+    splits: tuple[EvaluationSplit, ...]
+    class_sets: tuple[tuple[str, ...], ...]
+    sets_of_splits: tuple[int, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest, splits: Sequence[EvaluationSplit]) -> Workload:
+        """Takes the videos that any split has out of a manifest."""
+        class_sets = tuple(dict.fromkeys(split.class_names for split in splits))
+        wanted = {video for split in splits for video in split.video_ids}
+        return cls(
+            manifest.keep(wanted),
+            tuple(splits),
+            class_sets,
+            tuple(class_sets.index(split.class_names) for split in splits),
+        )
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a video may show several classes."""
+        return any(split.multi_label for split in self.splits)
+
+    def table(self) -> pa.Table:
+        """The manifest's table with `CLASS_SETS`, in ascending order, and `RIGHT_IDS`, the right label ids in each."""
+        right: dict[str, dict[int, tuple[int, ...]]] = {}
+        for split, class_set in zip(self.splits, self.sets_of_splits, strict=True):
+            for video, ids in zip(split.video_ids, split.labels, strict=True):
+                right.setdefault(video, {})[class_set] = ids
+        ids = self.manifest.table["video_id"].to_pylist()
+        sets = [sorted(right[video]) for video in ids]
+        right_ids = [[list(right[video][one]) for one in sorted(right[video])] for video in ids]
+        return self.manifest.table.append_column(CLASS_SETS, pa.array(sets, CLASS_SETS.type)).append_column(
+            RIGHT_IDS, pa.array(right_ids, RIGHT_IDS.type)
+        )
+
+    def expected_rows(self, cases: Sequence[Case]) -> set[tuple[str, str]]:
+        """The (video id, case id) pairs that a finished run's table holds, each once."""
+        return {
+            (video, case.case_id)
+            for split, class_set in zip(self.splits, self.sets_of_splits, strict=True)
+            for case in cases
+            if case.class_set == class_set
+            for video in split.video_ids
+        }
+
+    def cases_of(self, split: EvaluationSplit, cases: Iterable[Case]) -> tuple[Case, ...]:
+        """The cases that classify a split's videos, in order."""
+        class_set = self.sets_of_splits[self.splits.index(split)]
+        return tuple(case for case in cases if case.class_set == class_set)

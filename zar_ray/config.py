@@ -178,7 +178,7 @@ class EvalConfig(AdaptationOptions):
     num_workers: int | None = operational(None, "Model replicas; by default one a GPU, or one a two CPUs.", ge=1)
     decode_workers: int | None = operational(None, "Decoding processes at once; by default what the CPUs allow.", ge=1)
     gpus_per_worker: float | None = operational(None, "GPUs a replica; by default 1 if there are any.", ge=0)
-    batch_size: int = operational(4, "Videos a worker is handed at a time.", ge=1)
+    batch_size: int = operational(8, "Videos a worker is handed, and adapts to, at a time.", ge=1)
     address: str | None = operational(None, "Ray cluster to use; by default the one at hand, else a local one.")
     mlflow_uri: str | None = operational(None, "MLflow tracking URI; by default OUTPUT/mlflow.db.")
     mlflow: bool = operational(True, "Log the run to MLflow.")

@@ -1,4 +1,4 @@
-# One command each: make demo, make test, make lint. All of them set up what is missing first.
+# One command each: make demo, make test, make lint, make bench. All of them set up what is missing first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,6 +33,10 @@ lint: $(READY) ## check style, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+.PHONY: bench
+bench: $(READY) ## measure the engine against a plain loop (minutes; see bench/RESULTS.md)
+	$(BIN)/python bench/adapt.py
 
 .PHONY: format
 format: $(READY) ## put the code into shape

@@ -117,16 +117,11 @@ class ModelOptions(Options):
         description="A local OpenAI, open_clip or zar-ray checkpoint (.safetensors or .pt), instead of a tag.",
     )
     context: str = Field(default="a video of a", min_length=1, description="The words the context vectors start from.")
-    class_position: ClassPosition = Field(
-        default="end",
-        description="Where the class name stands in the prompt: after the context, in its middle or in front.",
-    )
     precision: Precision = Field(
         default="fp32", description="The image encoder's precision; text and tuning stay float32."
     )
     device: str = operational("auto", "Device of a worker: auto, cpu or cuda.")
     encoder_batch: int = operational(64, "Images a pass of the image encoder, of as many videos as it takes.", ge=1)
-    compile: bool = operational(False, "Compile the image encoder; the first pass of every worker takes longer.")
 
 
 class DecodeOptions(Options):
@@ -140,9 +135,14 @@ class AdaptationOptions(ModelOptions, DecodeOptions):
     """How a video is turned into a decision: what the batch job and `zar predict` have in common."""
 
     method: tuple[str, ...] = Field(default=("zero_shot", "zar"), min_length=1, description="Test-time methods to run.")
+    class_position: ClassPosition = Field(
+        default="end",
+        description="Where the class name stands in the prompt: after the context, in its middle or in front.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the view plans.")
     views: ViewConfig = Field(default_factory=ViewConfig, description="Views.")
     zar: ZarConfig = Field(default_factory=ZarConfig, description="ZAR's update.")
+    compile: bool = operational(False, "Compile the image encoder; the first pass of every worker takes longer.")
 
 
 class PredictConfig(AdaptationOptions):
@@ -193,7 +193,7 @@ class EvalConfig(AdaptationOptions):
     num_workers: int | None = operational(None, "Model replicas; by default one a GPU, or one a two CPUs.", ge=1)
     decode_workers: int | None = operational(None, "Decoding processes at once; by default what the CPUs allow.", ge=1)
     gpus_per_worker: float | None = operational(None, "GPUs a replica; by default 1 if there are any.", ge=0)
-    batch_size: int = operational(4, "Videos a worker is handed at a time.", ge=1)
+    batch_size: int = operational(8, "Videos a worker is handed, and adapts to, at a time.", ge=1)
     address: str | None = operational(None, "Ray cluster to use; by default the one at hand, else a local one.")
     mlflow_uri: str | None = operational(None, "MLflow tracking URI; by default OUTPUT/mlflow.db.")
     mlflow: bool = operational(True, "Log the run to MLflow.")

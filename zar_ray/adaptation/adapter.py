@@ -153,6 +153,8 @@ class VideoAdapter:
     ) -> None:
         self.model = model
         self.options = options
+        if options.compile:
+            model.compile_image_encoder()
         self.methods = tuple(get_method(name) for name in methods)
         chosen = options.model_copy(update={"method": tuple(methods)})
         self.cases = tuple(cases) if cases is not None else make_cases(chosen, model.fingerprint, class_sets)

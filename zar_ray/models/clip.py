@@ -40,7 +40,6 @@ class ClipModel(nn.Module):
         architecture: What `clip` was built from.
         precision: Of the image encoder alone: under ``bf16`` and ``fp16`` it runs in mixed precision.
         random_weights: Whether the weights are untrained.
-        compiled: Whether the image encoder is compiled by `torch.compile`, which takes its time at the first pass.
 
     Attributes:
         frame_independent: Whether each frame is encoded by itself, so that views can share frames.
@@ -59,7 +58,6 @@ class ClipModel(nn.Module):
         architecture: Architecture,
         precision: Precision = "fp32",
         random_weights: bool = False,
-        compiled: bool = False,
     ) -> None:
         super().__init__()
         if clip.vocab_size != clip_tokenizer().vocab_size:
@@ -73,7 +71,7 @@ class ClipModel(nn.Module):
         self.architecture = architecture
         self.precision: Precision = precision
         self.random_weights = random_weights
-        self.compiled = compiled
+        self._compiled = False
         self._ready: tuple[list[tuple[int, int]], Callable[[torch.Tensor], torch.Tensor]] | None = None
         self.eval()
 
@@ -143,12 +141,19 @@ class ClipModel(nn.Module):
         # A clone made outside inference mode may take part in autograd later.
         return embeddings.to(self.dtype).clone()
 
+    def compile_image_encoder(self) -> None:
+        """Has `torch.compile` compile the image encoder at its next pass, which then takes longer; the first only.
+
+        An image tower that `VisionTower` cannot stand for stays as it is.
+        """
+        self._compiled, self._ready = True, None
+
     def _vision_tower(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """The image tower made ready, once until its weights move or change."""
         weights = [(weight.data_ptr(), weight._version) for weight in self.clip.visual.parameters()]
         if self._ready is None or self._ready[0] != weights:
             tower = VisionTower(self.clip.visual, _PRODUCTS[self.precision] or self.dtype)
-            self._ready = (weights, torch.compile(tower) if self.compiled else tower)
+            self._ready = (weights, torch.compile(tower) if self._compiled else tower)
         return self._ready[1]
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:

@@ -135,7 +135,7 @@ def _from_file(options: ModelOptions) -> ClipModel:
         preprocessing = Preprocessing(input_size=_input_size(architecture, place))
     clip = build_clip(architecture)
     load_weights(clip, checkpoint.tensors, place)
-    return ClipModel(clip, name, preprocessing, architecture, options.precision, compiled=options.compile)
+    return ClipModel(clip, name, preprocessing, architecture, options.precision)
 
 
 def _untrained(options: ModelOptions) -> ClipModel:
@@ -144,15 +144,7 @@ def _untrained(options: ModelOptions) -> ClipModel:
         torch.manual_seed(RANDOM_SEED)
         clip = build_clip(architecture)
     preprocessing = Preprocessing(input_size=_input_size(architecture, options.model))
-    return ClipModel(
-        clip,
-        options.model,
-        preprocessing,
-        architecture,
-        options.precision,
-        random_weights=True,
-        compiled=options.compile,
-    )
+    return ClipModel(clip, options.model, preprocessing, architecture, options.precision, random_weights=True)
 
 
 def _from_tag(options: ModelOptions, tag: str) -> ClipModel:
@@ -180,7 +172,7 @@ def _from_tag(options: ModelOptions, tag: str) -> ClipModel:
     )
     clip = build_clip(architecture)
     load_weights(clip, read_checkpoint(_weights_file(options.model, tag, config)).tensors, f"{options.model} {tag}")
-    return ClipModel(clip, name, preprocessing, architecture, options.precision, compiled=options.compile)
+    return ClipModel(clip, name, preprocessing, architecture, options.precision)
 
 
 def _weights_file(model: str, tag: str, config: dict[str, Any]) -> Path:

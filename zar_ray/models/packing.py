@@ -74,6 +74,9 @@ def encode_packed(model: ClipModel, sets: Sequence[ImageSet], images_a_pass: int
             continue
         for piece, part in zip(wanted, embeddings.split([one.last - one.first for one in wanted]), strict=True):
             parts[piece.number].append(part)
+    if model.device.type == "cuda":
+        # Until here passes were only queued, so that frames travel meanwhile; the time is this stage's, though.
+        torch.cuda.synchronize(model.device)
     return [failures.get(number) or torch.cat(parts[number]) for number in range(len(sets))]
 
 
@@ -100,12 +103,7 @@ def _encode(model: ClipModel, sets: Sequence[ImageSet], pieces: Sequence[_Piece]
         cut_crops(frames[piece.number], sets[piece.number].images[piece.first : piece.last], sets[piece.number].boxes)
         for piece in pieces
     ]
-    embeddings = model.encode_images(normalise(torch.cat(crops), model.preprocessing))
-    if model.device.type == "cpu":
-        return embeddings
-    # A full GPU is told of at the next call that waits for it, which must not be another pass's.
-    torch.cuda.synchronize(model.device)
-    return embeddings
+    return model.encode_images(normalise(torch.cat(crops), model.preprocessing))
 
 
 class _Frames:

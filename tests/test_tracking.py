@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,10 @@ from zar_ray.reporting.summary import (
     Costs,
     Estimate,
     FailureGroup,
+    ProtocolAverage,
     RunSummary,
     Scores,
+    SplitSummary,
     Throughput,
 )
 from zar_ray.tracking import default_uri, log_run_folder, without_password
@@ -170,6 +173,72 @@ def test_files_arrive_beside_the_store_under_names_that_compare(store):
     assert names(zar) == ["confusion.png", "per_class.csv"]
     assert names(zero_shot) == []
     assert parent.info.artifact_uri.startswith((store.root / "mlflow-artifacts").as_uri())
+
+
+def make_protocol_run(folder: Path) -> Path:
+    """The folder of a run of two splits and two methods."""
+    make_run(folder)
+    record = json.loads((folder / "run.json").read_text())
+    summary = RunSummary.from_json(record["summary"])
+    cases = tuple(
+        replace(make_case(method, top1), split=split)
+        for split, top1s in (("base", (0.4, 0.6)), ("novel", (0.4, 0.3)))
+        for method, top1 in zip(("zero_shot", "zar"), top1s, strict=True)
+    )
+    averages = (
+        ProtocolAverage("zar", "top1", "mean", 0.45, 0.15, ("base", "novel")),
+        ProtocolAverage("zar", "top1_before", "mean", 0.4, 0.0, ("base", "novel")),
+        ProtocolAverage("zar", "top1", "harmonic", 0.4, None, ("base", "novel")),
+    )
+    splits = (SplitSummary("base", 8, 52), SplitSummary("novel", 8, 52))
+    summary = replace(summary, split=None, cases=cases, splits=splits, averages=averages)
+    (folder / "run.json").write_text(json.dumps({**record, "summary": summary.to_json()}))
+    for name in ("per_class.csv", "confusion.png"):
+        (folder / f"zar_{name}").rename(folder / f"novel_zar_{name}")
+    return folder
+
+
+def test_several_splits_arrive_as_a_child_a_split_and_method(store):
+    log_run_folder(str(make_protocol_run(store.root / "protocol")))
+    parent, *children = store.runs("protocol")
+    names = ["base/zar", "base/zero_shot", "novel/zar", "novel/zero_shot"]
+    assert [run.info.run_name for run in children] == names
+    by_name = dict(zip(names, children, strict=True))
+    for name, run in by_name.items():
+        split, method = name.split("/")
+        for values in (run.data.tags, run.data.params):
+            assert (values["split"], values["method"]) == (split, method)
+        assert parent.data.metrics[f"{name}/top1"] == run.data.metrics["top1"]
+        assert parent.data.metrics[f"{name}/top1_low"] == run.data.metrics["top1_low"]
+    # The same names as those of a run with one split, so that MLflow's comparison lines up.
+    assert by_name["novel/zar"].data.metrics.keys() == store.runs("first")[1].data.metrics.keys()
+    averages = {
+        "zar/top1_mean": 0.45,
+        "zar/top1_std": 0.15,
+        "zar/top1_before_mean": 0.4,
+        "zar/top1_before_std": 0.0,
+        "zar/top1_harmonic": 0.4,
+    }
+    assert averages.items() <= parent.data.metrics.items()
+    assert not [name for name in parent.data.metrics if name.startswith("zar/") and name not in averages]
+    assert parent.data.tags["split"] == "all"
+    assert "harmonic mean of base and novel" in parent.data.tags["mlflow.note.content"]
+
+    files = [file.path for file in store.client.list_artifacts(by_name["novel/zar"].info.run_id)]
+    assert sorted(files) == ["confusion.png", "per_class.csv"]
+    assert store.client.list_artifacts(by_name["base/zar"].info.run_id) == []
+
+
+def test_one_split_arrives_as_ever(store):
+    run = make_run(store.root / "single")
+    record = json.loads((run / "run.json").read_text())
+    record["summary"]["splits"] = [{"name": "test", "classes": 8, "videos": 52, "notes": []}]
+    (run / "run.json").write_text(json.dumps(record))
+    log_run_folder(str(run))
+    for one, first in zip(store.runs("single"), store.runs("first"), strict=True):
+        assert one.info.run_name.replace("single", "first") == first.info.run_name
+        assert one.data.metrics == first.data.metrics
+        assert one.data.params == first.data.params
 
 
 def test_no_password_is_logged(store):

@@ -26,6 +26,7 @@ from zar_ray.errors import ConfigError
 Precision = Literal["fp32", "bf16", "fp16"]
 Decoder = Literal["auto", "decord", "pyav"]
 ClassPosition = Literal["end", "middle", "front"]
+NameStyle = Literal["raw", "split_camel_case", "lower_case"]
 _T = TypeVar("_T", bound="Options")
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*(?=@)")
 
@@ -135,6 +136,19 @@ class AdaptationOptions(ModelOptions, DecodeOptions):
     """How a video is turned into a decision: what the batch job and `zar predict` have in common."""
 
     method: tuple[str, ...] = Field(default=("zero_shot", "zar"), min_length=1, description="Test-time methods to run.")
+    name_style: NameStyle = Field(
+        default="raw", description="How prompts spell class names; split_camel_case makes ApplyEyeMakeup three words."
+    )
+    template: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A prompt with {} where the name goes, or a list: actionclip, clip_kinetics, clip_ucf101; by"
+        ' default the context and "{}.".',
+    )
+    class_texts: Path | None = Field(
+        default=None,
+        description="CSV (class,text) or JSON with texts in the names' place; whole prompts without a template.",
+    )
     class_position: ClassPosition = Field(
         default="end",
         description="Where the class name stands in the prompt: after the context, in its middle or in front.",
@@ -163,7 +177,7 @@ class EvalConfig(AdaptationOptions):
     )
     protocol: Literal["standard", "base_to_novel"] = Field(
         default="standard",
-        description="base_to_novel: the base and novel halves of k400, hmdb51, ucf101 or ssv2, and their harmonic mean.",
+        description="base_to_novel: both halves of k400, hmdb51, ucf101 or ssv2, and their harmonic mean.",
     )
     split: str | None = Field(
         default=None,

@@ -1,8 +1,8 @@
 """Sends finished runs to MLflow; docs/mlflow.md says what arrives there.
 
 All is read from the run's folder, so a run can be sent at its end or at any later time.  One evaluation is a parent
-run with a child run a case; the children share metric names, so that methods compare.  This is the only module that
-imports mlflow, and it does so when something is sent: the import takes seconds.
+run with a child run a case, or a split and case; the children share metric names, so that they compare.  This is the
+only module that imports mlflow, and it does so when something is sent: the import takes seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from zar_ray.config import fingerprint, without_password
 from zar_ray.errors import RunError, TrackingError
-from zar_ray.reporting.summary import CaseMetrics, RunSummary
+from zar_ray.reporting.summary import RunSummary
 from zar_ray.reporting.tables import markdown
 from zar_ray.storage import Storage, is_uri
 
@@ -36,6 +36,7 @@ RECEIPTS = "mlflow.json"
 """File in the run's folder that says where the run was sent."""
 
 _RUN_FILE = "run.json"
+_CASE_FILES = ("per_class.csv", "confusion.png")
 _T = TypeVar("_T")
 
 # Only where the user has not set them: by default MLflow tries for minutes before it says that a server is not there.
@@ -344,33 +345,26 @@ def _send(client: MlflowClient, record: _Record, experiment_id: str) -> str:
     if record.git:
         tags["mlflow.source.git.commit"] = record.git.removesuffix("+changes")
     params = _flat(record.config)
-    by_case = {f"{case.method}/{name}": value for case in summary.cases for name, value in case.numbers().items()}
+    several = len(summary.splits) > 1
+    cases = [((case.split, case.method) if several else (case.method,), case) for case in summary.cases]
+    by_case = {f"{'/'.join(key)}/{name}": value for key, case in cases for name, value in case.numbers().items()}
+    averages = {f"{one.method}/{name}": value for one in summary.averages for name, value in one.numbers().items()}
     parent_tags = {**tags, _FOLDER_TAG: _folder_key(record), _RESULTS_TAG: record.results}
     parent = client.create_run(experiment_id, tags=_fitting(parent_tags), run_name=summary.name).info.run_id
-    _log(client, parent, params, {**summary.numbers(), **by_case})
+    _log(client, parent, params, {**summary.numbers(), **by_case, **averages})
     _log_files(client, parent, record.storage, {_RUN_FILE: _RUN_FILE, "config.yaml": "config.yaml"})
-    for case in summary.cases:
-        _send_case(client, record, case, experiment_id, {**tags, _PARENT: parent}, params)
+    for key, case in cases:
+        of_case = {"method": case.method, "split": case.split} if several else {"method": case.method}
+        # A case's id holds a hash of its settings, so runs are compared by method.
+        case_tags = {**tags, **of_case, "case": case.case_id, _PARENT: parent}
+        run_id = client.create_run(experiment_id, tags=_fitting(case_tags), run_name="/".join(key)).info.run_id
+        _log(client, run_id, {**params, **of_case}, case.numbers())
+        files = {"_".join((*key, name)): name for name in _CASE_FILES}
+        _log_files(client, run_id, record.storage, files)
+        client.set_terminated(run_id)
     # Only a run whose every part has arrived counts as finished, see `_found`.
     client.set_terminated(parent)
     return parent
-
-
-def _send_case(
-    client: MlflowClient,
-    record: _Record,
-    case: CaseMetrics,
-    experiment_id: str,
-    tags: Mapping[str, str],
-    params: Mapping[str, str],
-) -> None:
-    # A case's id holds a hash of its settings, so runs are compared by method.
-    tags = {**tags, "method": case.method, "case": case.case_id}
-    run_id = client.create_run(experiment_id, tags=_fitting(tags), run_name=case.method).info.run_id
-    _log(client, run_id, {**params, "method": case.method}, case.numbers())
-    files = {f"{case.method}_{name}": name for name in ("per_class.csv", "confusion.png")}
-    _log_files(client, run_id, record.storage, files)
-    client.set_terminated(run_id)
 
 
 def _log(client: MlflowClient, run_id: str, params: Mapping[str, str], numbers: Mapping[str, float]) -> None:

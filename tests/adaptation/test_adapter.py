@@ -6,6 +6,7 @@ import torch
 
 from zar_ray.adaptation.adapter import VideoAdapter, make_cases
 from zar_ray.config import AdaptationOptions, ViewConfig, ZarConfig
+from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.video.plans import plan_views
@@ -14,6 +15,7 @@ from zar_ray.video.transforms import Preprocessing, crop_and_normalise
 NAMES = ("red circle", "green square", "blue bar")
 OPTIONS = AdaptationOptions(views=ViewConfig(frames=4, eval_frames=5), encoder_batch=7)
 PREPROCESSING = Preprocessing(input_size=32)
+PROMPTS = prompts_of([NAMES], OPTIONS)
 
 
 class Counting(ClipModel):
@@ -41,7 +43,7 @@ def frames(plan):
 
 def test_each_distinct_image_is_encoded_once(tiny_model, plan, frames):
     model = Counting(tiny_model)
-    prediction = VideoAdapter(model, [NAMES], ("zero_shot", "zar"), OPTIONS)(frames, plan)
+    prediction = VideoAdapter(model, PROMPTS, ("zero_shot", "zar"), OPTIONS)(frames, plan)
     assert max(map(len, model.seen)) == 7
     encoded = torch.cat(model.seen)
     assert len(encoded) == len(plan.images) == prediction.images_encoded
@@ -53,19 +55,19 @@ def test_each_distinct_image_is_encoded_once(tiny_model, plan, frames):
 
 def test_zero_shot_alone_encodes_the_evaluation_view(tiny_model, plan, frames):
     model = Counting(tiny_model)
-    both = VideoAdapter(tiny_model, [NAMES], ("zero_shot", "zar"), OPTIONS)(frames, plan)
-    alone = VideoAdapter(model, [NAMES], ("zero_shot",), OPTIONS)(frames, plan)
+    both = VideoAdapter(tiny_model, PROMPTS, ("zero_shot", "zar"), OPTIONS)(frames, plan)
+    alone = VideoAdapter(model, PROMPTS, ("zero_shot",), OPTIONS)(frames, plan)
     assert sum(map(len, model.seen)) == alone.images_encoded == 5
     assert alone.views == 0
     assert torch.allclose(alone.cases[0].decision.logits_after, both.cases[0].decision.logits_after, atol=1e-4)
     short = plan.evaluation_only()
     kept = frames[np.isin(plan.frames, short.frames)]
-    given = VideoAdapter(tiny_model, [NAMES], ("zero_shot",), OPTIONS)(kept, short)
+    given = VideoAdapter(tiny_model, PROMPTS, ("zero_shot",), OPTIONS)(kept, short)
     assert torch.equal(given.cases[0].decision.logits_after, alone.cases[0].decision.logits_after)
 
 
 def test_the_decision_before_is_the_zero_shot_decision(tiny_model, plan, frames):
-    zero_shot, zar = VideoAdapter(tiny_model, [NAMES], ("zero_shot", "zar"), OPTIONS)(frames, plan).cases
+    zero_shot, zar = VideoAdapter(tiny_model, PROMPTS, ("zero_shot", "zar"), OPTIONS)(frames, plan).cases
     assert torch.equal(zero_shot.decision.logits_after, zar.decision.logits_before)
     assert not torch.equal(zar.decision.logits_before, zar.decision.logits_after)
     assert len(zar.decision.selected) == 38
@@ -74,14 +76,14 @@ def test_the_decision_before_is_the_zero_shot_decision(tiny_model, plan, frames)
 @pytest.mark.parametrize("batch", [1, 1000])
 def test_the_size_of_a_pass_changes_nothing(tiny_model, plan, frames, batch):
     def logits(options):
-        return VideoAdapter(tiny_model, [NAMES], ("zar",), options)(frames, plan).cases[0].decision.logits_after
+        return VideoAdapter(tiny_model, PROMPTS, ("zar",), options)(frames, plan).cases[0].decision.logits_after
 
     assert torch.allclose(logits(OPTIONS), logits(OPTIONS.model_copy(update={"encoder_batch": batch})), atol=1e-4)
 
 
 def test_view_features_are_those_of_each_view_encoded_by_itself(tiny_model, plan, frames):
-    decision = VideoAdapter(tiny_model, [NAMES], ("zar",), OPTIONS)(frames, plan).cases[0].decision
-    classes = VideoAdapter(tiny_model, [NAMES], ("zar",), OPTIONS).class_sets[0]
+    decision = VideoAdapter(tiny_model, PROMPTS, ("zar",), OPTIONS)(frames, plan).cases[0].decision
+    classes = VideoAdapter(tiny_model, PROMPTS, ("zar",), OPTIONS).class_sets[0]
     for row in (0, 17, 47):
         images = plan.images[plan.views[row]]
         pixels = crop_and_normalise(torch.from_numpy(frames), images, plan.boxes, PREPROCESSING)
@@ -91,7 +93,7 @@ def test_view_features_are_those_of_each_view_encoded_by_itself(tiny_model, plan
 
 
 def test_read_only_frames_and_tensors_are_welcome(tiny_model, plan, frames):
-    adapter = VideoAdapter(tiny_model, [NAMES], ("zar",), OPTIONS)
+    adapter = VideoAdapter(tiny_model, PROMPTS, ("zar",), OPTIONS)
     expected = adapter(frames, plan).cases[0].decision.logits_after
     frozen = frames.copy()
     frozen.flags.writeable = False
@@ -101,7 +103,7 @@ def test_read_only_frames_and_tensors_are_welcome(tiny_model, plan, frames):
 
 def test_frames_of_another_plan_are_refused(tiny_model, plan, frames):
     with pytest.raises(ValueError, match="and the plan's are"):
-        VideoAdapter(tiny_model, [NAMES], ("zar",), OPTIONS)(frames[1:], plan)
+        VideoAdapter(tiny_model, PROMPTS, ("zar",), OPTIONS)(frames[1:], plan)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_running_out_of_memory_is_the_videos_failure(tiny_model, plan, frames, e
     with pytest.raises(
         VideoError, match=r"out of memory encoding \d+ images, 7 a pass; lower --encoder-batch"
     ) as caught:
-        VideoAdapter(model, [NAMES], ("zar",), OPTIONS)(frames, plan)
+        VideoAdapter(model, PROMPTS, ("zar",), OPTIONS)(frames, plan)
     assert caught.value.stage == "encode"
 
 
@@ -132,16 +134,16 @@ def test_other_failures_of_the_encoder_stay_what_they_are(tiny_model, plan, fram
     broken.clip.visual.proj = None
     broken.clip.visual.conv1 = torch.nn.Identity()
     with pytest.raises(RuntimeError):
-        VideoAdapter(broken, [NAMES], ("zar",), OPTIONS)(frames, plan)
+        VideoAdapter(broken, PROMPTS, ("zar",), OPTIONS)(frames, plan)
 
 
 class TestCases:
     def test_a_case_is_class_set_model_method_and_setting(self):
         def ids(options=OPTIONS, model="abc", names=NAMES):
-            return tuple(case.case_id for case in make_cases(options, model, [names]))
+            return tuple(case.case_id for case in make_cases(options, model, prompts_of([names], options)))
 
         first = ids()
-        assert [case.method for case in make_cases(OPTIONS, "abc", [NAMES])] == ["zero_shot", "zar"]
+        assert [case.method for case in make_cases(OPTIONS, "abc", PROMPTS)] == ["zero_shot", "zar"]
         assert [name.rpartition("-")[0] for name in first] == ["zero_shot", "zar"]
         assert ids() == first
         for other in (ids(model="abd"), ids(names=NAMES[::-1]), ids(OPTIONS.model_copy(update={"seed": 1}))):
@@ -153,12 +155,12 @@ class TestCases:
         assert tuned[1] != first[1]
 
     def test_given_cases_name_the_results(self, tiny_model, plan, frames):
-        cases = make_cases(OPTIONS, "of another run", [NAMES])
-        adapter = VideoAdapter(tiny_model, [NAMES], OPTIONS.method, OPTIONS, cases=cases)
+        cases = make_cases(OPTIONS, "of another run", PROMPTS)
+        adapter = VideoAdapter(tiny_model, PROMPTS, OPTIONS.method, OPTIONS, cases=cases)
         assert [case.case_id for case in adapter(frames, plan).cases] == [case.case_id for case in cases]
 
     def test_mistakes_are_found_at_once(self, tiny_model):
         with pytest.raises(ConfigError, match="did you mean"):
-            VideoAdapter(tiny_model, [NAMES], ("zarr",), OPTIONS)
+            VideoAdapter(tiny_model, PROMPTS, ("zarr",), OPTIONS)
         with pytest.raises(ConfigError, match="read the same"):
-            VideoAdapter(tiny_model, [("run", "Run")], ("zar",), OPTIONS)
+            VideoAdapter(tiny_model, prompts_of([("run", "Run")], OPTIONS), ("zar",), OPTIONS)

@@ -1,15 +1,24 @@
-"""A run's summary as an evaluation makes it: two methods over a few videos, some failed, some without a label."""
+"""Summaries as an evaluation makes them: two methods over a few videos, some failed, some without a label."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from zar_ray.adaptation.base import Decision
-from zar_ray.evaluation.metrics import case_metrics, costs, failure_groups, video_counts
+from zar_ray.evaluation.metrics import (
+    case_metrics,
+    costs,
+    failure_groups,
+    multi_label_case_metrics,
+    protocol_averages,
+    video_counts,
+)
 from zar_ray.evaluation.results import ResultRow, to_table
-from zar_ray.reporting.summary import MlflowState, RunSummary, Throughput
+from zar_ray.reporting.summary import MlflowState, RunSummary, SplitSummary, Throughput
 
 
 @pytest.fixture(scope="session")
@@ -71,5 +80,51 @@ def make_summary():
             "mlflow": MlflowState("sqlite:////somewhere/runs/mlflow.db", "zar-ray", "abc123"),
         }
         return RunSummary(**{**values, **fields})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_protocol(make_summary):
+    """Makes a summary of several splits, each with a number of videos and classes of its own."""
+
+    def make(names: tuple[str, ...] = ("1", "2", "3"), kind: str = "mean", failures: int = 4, **fields) -> RunSummary:
+        parts = [make_summary(60 + 7 * i, 8 + i, failures=failures, unlabelled=0) for i in range(len(names))]
+        cases = tuple(replace(case, split=name) for name, part in zip(names, parts, strict=True) for case in part.cases)
+        splits = tuple(
+            SplitSummary(name, part.classes, part.videos, (f"demo, split {name}: 3 classes have no video here",))
+            for name, part in zip(names, parts, strict=True)
+        )
+        averages = protocol_averages(cases, kind)
+        values = {"split": None, "cases": cases, "splits": splits, "averages": averages}
+        return replace(parts[0], **{**values, **fields})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_multi_label(make_summary):
+    """Makes a summary of one multi-label split; keyword arguments replace fields."""
+
+    def make(videos: int = 40, classes: int = 6, failures: int = 2, **fields) -> RunSummary:
+        rng = np.random.default_rng(0)
+        rows = []
+        for index in range(videos):
+            labels = tuple(np.flatnonzero(rng.random(classes) < 0.3).tolist())
+            before, after = rng.normal(size=(2, classes)).astype(np.float32)
+            for method in ("zero_shot", "zar"):
+                name = f"v{index}.mp4"
+                if index < failures:
+                    rows.append(ResultRow.failed(name, method, method, error="cut", stage="open", labels=labels))
+                    continue
+                decision = Decision(*(torch.from_numpy(x) for x in (before, after if method == "zar" else before)))
+                rows.append(ResultRow.from_decision(name, method, method, decision, labels=labels))
+        table = to_table(rows)
+        cases = tuple(
+            multi_label_case_metrics(table, one, one, classes, split="test", resamples=50)
+            for one in ("zero_shot", "zar")
+        )
+        values = {"cases": cases, "classes": classes, "splits": (SplitSummary("test", classes, videos),)}
+        return replace(make_summary(), **{**values, **fields})
 
     return make

@@ -10,8 +10,11 @@ from zar_ray.errors import RunError
 from zar_ray.reporting.summary import RunSummary, Throughput
 
 
-def test_a_summary_survives_json(make_summary):
+def test_a_summary_survives_json(make_summary, make_protocol, make_multi_label):
     for summary in (
+        make_protocol(),
+        make_protocol(("base", "novel"), "harmonic"),
+        make_multi_label(),
         make_summary(),
         make_summary(3, failures=3, unlabelled=0),
         make_summary(4, failures=0, unlabelled=4),
@@ -26,12 +29,24 @@ def test_what_is_no_summary_is_refused_in_one_line_with_its_place(content):
     assert "\n" not in str(caught.value)
 
 
-def test_every_number_is_in_the_documentation(make_summary, repository):
+def test_every_number_is_in_the_documentation(make_summary, make_protocol, make_multi_label, repository):
     page = (repository / "docs" / "mlflow.md").read_text(encoding="utf-8")
-    summary = make_summary()
-    for name in {*summary.numbers(), *(name for case in summary.cases for name in case.numbers())}:
-        stem = name.removesuffix("_low").removesuffix("_high")
-        assert f"`{stem}`" in page, f"docs/mlflow.md does not say what {name} is"
+    for summary in (make_summary(), make_multi_label()):
+        for name in {*summary.numbers(), *(name for case in summary.cases for name in case.numbers())}:
+            stem = name.removesuffix("_low").removesuffix("_high")
+            assert f"`{stem}`" in page, f"docs/mlflow.md does not say what {name} is"
+    for summary in (make_protocol(), make_protocol(("base", "novel"), "harmonic")):
+        for name in {name for average in summary.averages for name in average.numbers()}:
+            metric, _, kind = name.rpartition("_")
+            assert f"`METHOD/NAME_{kind}`" in page, f"docs/mlflow.md does not say what {name} is"
+            assert f"`{metric.removesuffix('_before')}`" in page
+
+
+def test_averages_are_numbers_by_their_kind(make_protocol):
+    mean = make_protocol().averages[0]
+    assert mean.numbers() == {"top1_mean": mean.value, "top1_std": mean.std}
+    harmonic = make_protocol(("base", "novel"), "harmonic").averages[-1]
+    assert harmonic.numbers() == {"mean_class_before_harmonic": harmonic.value}
 
 
 def test_methods_have_the_same_numbers_but_for_the_change(make_summary):

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from zar_ray.data.manifest import Manifest, VideoRow
-from zar_ray.reporting.summary import MlflowState, Throughput
+from zar_ray.reporting.summary import MlflowState, SplitSummary, Throughput
 from zar_ray.reporting.tables import RANDOM_WEIGHTS, markdown, print_manifest, print_ranking, print_summary
 
 
@@ -121,6 +121,98 @@ def test_markdown_has_the_same_rows_and_is_safe(make_summary):
     assert len(rows) == 2 + 4
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6}
     assert rows[2].startswith(r"| zero\_shot |")
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_several_splits_have_a_table_each_and_their_mean_beneath(make_protocol, width):
+    summary = make_protocol()
+    output = printed(print_summary, summary, width=width)
+    assert "demo: 60 videos, 3 splits, demo-tiny (0123456789ab), seed 0" in output
+    titles = [
+        "split 1: 60 videos, 8 classes (chance 12.5 %)",
+        "split 2: 67 videos, 9 classes (chance 11.1 %)",
+        "split 3: 74 videos, 10 classes (chance 10.0 %)",
+        "mean ± std over 3 splits",
+    ]
+    places = [output.index(f"\n{title}") for title in titles]
+    assert places == sorted(places)
+    for case, start, end in zip(summary.cases[1::2], places[:-1], places[1:], strict=True):
+        part = output[start:end]
+        for estimate in (case.headline.before.top1, case.headline.after.top1, case.headline.after.mean_class):
+            assert f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]" in part
+        assert "zar: 4 failed videos counted as wrong" in part
+        assert f"demo, split {case.split}: 3 classes have no video here" in part
+    assert output.count("Intervals hold with 95 %.") == 1
+    means = output[places[-1] : output.index("\nvideos ")]
+    shown = {(one.method, one.metric): f"{100 * one.value:.1f} ± {100 * one.std:.1f}" for one in summary.averages}
+    rows = [re.split(r"  +", line.strip()) for line in means.splitlines() if "±" in line][1:]
+    metrics = ("top1", "top5", "mean_class")
+    assert rows == [
+        ["zero_shot", *(shown["zero_shot", name] for name in metrics)],
+        ["zar", "before", *(shown["zar", f"{name}_before"] for name in metrics)],
+        ["after", *(shown["zar", name] for name in metrics)],
+    ]
+    tables = [line for line in output[places[0] : places[-1]].splitlines() if "[" in line and "videos" not in line]
+    assert len(tables) == 3 * 4
+    assert max(map(len, [*tables, *means.splitlines()])) <= width
+
+
+def test_base_and_novel_have_their_harmonic_mean(make_protocol):
+    summary = make_protocol(("base", "novel"), "harmonic")
+    output = printed(print_summary, summary)
+    below = output[output.index("harmonic mean of base and novel") :]
+    value = next(one.value for one in summary.averages if (one.method, one.metric) == ("zar", "top1"))
+    assert re.search(rf"after +{100 * value:.1f} ", below)
+    assert "±" not in output
+
+
+def test_markdown_has_the_splits_and_the_mean_too(make_protocol):
+    summary = make_protocol()
+    text = markdown(summary)
+    for title in ("split 1: 60 videos, 8 classes (chance 12.5 %)", "mean ± std over 3 splits"):
+        assert f"\n\n**{title}**\n\n| method |" in text
+    assert len([line for line in text.splitlines() if line.startswith("|")]) == 3 * (2 + 4) + 2 + 3
+    assert text.count("3 classes have no video here") == 3
+
+
+def test_a_log_that_knows_only_ascii_gets_the_deviation_too(make_protocol):
+    assert "mean +/- std over 3 splits" in printed(print_summary, make_protocol(), encoding="ascii")
+
+
+def test_splits_without_labels_or_averages_are_shown_too(make_protocol):
+    summary = make_protocol()
+    cases = tuple(replace(case, labelled=0, failures_wrong=None, failures_excluded=None) for case in summary.cases)
+    for output in (printed(print_summary, replace(summary, cases=cases, averages=())), markdown(summary)):
+        assert "None" not in output
+    assert printed(print_summary, replace(summary, cases=cases, averages=())).count("no labels") == 6
+
+
+def test_one_split_is_shown_as_ever_with_its_notes(make_summary):
+    summary = make_summary()
+    one = replace(summary, splits=(SplitSummary("all", 8, 60),))
+    noted = replace(summary, splits=(SplitSummary("test", 8, 60, ("demo, split test: only [half] of it",)),))
+    for show in (lambda *run: printed(print_summary, *run), markdown):
+        assert show(one) == show(summary)
+        assert "of it" in show(noted)
+    assert "\ndemo, split test: only [half] of it\n" in printed(print_summary, noted)
+
+
+def test_multi_label_splits_show_mean_average_precision(make_multi_label):
+    summary = make_multi_label()
+    output = printed(print_summary, summary)
+    assert re.search(r"method +mAP %", output)
+    assert "top-1" not in output + markdown(summary)
+    zero_shot, zar = summary.cases
+    assert f"chance {100 * zar.chance:.1f} %" in output
+    for label, estimate in (("zero_shot", zero_shot.map_after), ("before", zar.map_before), ("after", zar.map_after)):
+        shown = f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+        assert re.search(rf"{label} +{re.escape(shown)}", output)
+    assert len(re.findall(r"before", output)) == 1
+    assert "zar: 2 failed videos ranked last." in output
+    assert "Intervals hold with 95 %." in output
+    assert "no labels" in printed(
+        print_summary, replace(summary, cases=tuple(replace(c, map_before=None, map_after=None) for c in summary.cases))
+    )
 
 
 def test_a_ranking_shows_both_sides_or_one_where_nothing_changed():

@@ -14,6 +14,7 @@ from zar_ray.adaptation.cases import Case
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.methods import get_method
 from zar_ray.config import AdaptationOptions, fingerprint, identity
+from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.packing import ImageSet, encode_packed
@@ -21,7 +22,7 @@ from zar_ray.models.text import PromptedClasses
 from zar_ray.video.plans import ViewPlan
 
 # What all methods depend on, besides the class names and the weights.
-_SHARED_SETTINGS = ("context", "class_position", "precision", "seed", "views")
+_SHARED_SETTINGS = ("class_position", "precision", "seed", "views")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,25 +107,24 @@ class VideoPrediction:
     embeddings: torch.Tensor
 
 
-def make_cases(
-    options: AdaptationOptions, model_fingerprint: str, class_sets: Sequence[Sequence[str]]
-) -> tuple[Case, ...]:
+def make_cases(options: AdaptationOptions, model_fingerprint: str, prompts: Sequence[ClassPrompts]) -> tuple[Case, ...]:
     """The cases of a run: one a class set and method.
 
     Args:
         options: The run's options.
         model_fingerprint: The model's.
-        class_sets: The candidate classes, in order; several sets where a protocol has several.
+        prompts: The candidate classes' prompts, a class set each.
 
     Raises:
         ConfigError: A method is unknown.
     """
     values = identity(options)
     cases = []
-    for class_set, class_names in enumerate(class_sets):
+    for class_set, of_set in enumerate(prompts):
+        read = [of_set.names, of_set.context, of_set.texts]
         for name in options.method:
             settings = {key: values[key] for key in (*_SHARED_SETTINGS, *get_method(name).settings)}
-            number = fingerprint([model_fingerprint, list(class_names), name, settings])
+            number = fingerprint([model_fingerprint, read, name, settings])
             cases.append(Case(f"{name}-{number[:8]}", name, class_set))
     return tuple(cases)
 
@@ -134,19 +134,19 @@ class VideoAdapter:
 
     Args:
         model: The model, on its device.
-        class_sets: The candidate classes; several sets where a protocol has several.
+        prompts: The candidate classes' prompts, see `prompts_of`; several class sets where a protocol has several.
         methods: Names of the methods to run.
         options: Their settings.
         cases: What to call the results; by default as `make_cases` does.
 
     Raises:
-        ConfigError: A method is unknown, or the class names cannot be used.
+        ConfigError: A method is unknown, or the prompts cannot be used, or not by a method.
     """
 
     def __init__(
         self,
         model: ClipModel,
-        class_sets: Sequence[Sequence[str]],
+        prompts: Sequence[ClassPrompts],
         methods: Sequence[str],
         options: AdaptationOptions,
         cases: Sequence[Case] | None = None,
@@ -157,10 +157,13 @@ class VideoAdapter:
             model.compile_image_encoder()
         self.methods = tuple(get_method(name) for name in methods)
         chosen = options.model_copy(update={"method": tuple(methods)})
-        self.cases = tuple(cases) if cases is not None else make_cases(chosen, model.fingerprint, class_sets)
+        self.cases = tuple(cases) if cases is not None else make_cases(chosen, model.fingerprint, prompts)
         self.class_sets = tuple(
-            PromptedClasses(model, names, options.context, options.class_position) for names in class_sets
+            PromptedClasses(model, one.names, one.context, options.class_position, one.texts) for one in prompts
         )
+        for method in self.methods:
+            for classes in self.class_sets if method.needs_views else ():
+                classes.require_tunable(method.name)
 
     def __call__(self, frames: np.ndarray | torch.Tensor, plan: ViewPlan) -> VideoPrediction:
         """One video: see `predict`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, VideoPrediction
 from zar_ray.config import EvalConfig
+from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import RunError, VideoError
 from zar_ray.evaluation.feature_store import VideoFacts, image_keys
 from zar_ray.evaluation.results import ResultRow, to_table
@@ -35,14 +37,19 @@ from zar_ray.video.reading import VideoInfo
 logger = logging.getLogger(__name__)
 
 
-def load_card(options: EvalConfig) -> ModelCard:
-    """Loads the model once, to learn what it is before a pool of workers loads it."""
+def load_card(options: EvalConfig, prompts: Sequence[ClassPrompts]) -> ModelCard:
+    """Loads the model once, to learn what it is and what it makes of the prompts, before a pool of workers does.
+
+    Raises:
+        ConfigError: The model cannot read the prompts, or a method cannot use them.
+        ModelError: The model cannot be loaded.
+    """
     model = load_model(options)
+    adapter = VideoAdapter(model, prompts, options.method, options)
+    tuned = any(method.needs_views for method in adapter.methods)
+    why_full = why_full_pass(model, options.class_position) if tuned else None
     remarks = (
-        (
-            why_full_pass(model, options.class_position),
-            "every prompt runs through the text tower as a whole",
-        ),
+        (why_full, "every prompt runs through the text tower as a whole"),
         (unfit_vision(model.clip.visual), "images run through it as open_clip wrote it"),
     )
     return ModelCard(
@@ -81,7 +88,7 @@ class AdaptStage:
                 "every node must see the same checkpoint"
             )
         self.spec = spec
-        self.adapter = VideoAdapter(model, spec.class_sets, spec.options.method, spec.options, cases=spec.cases)
+        self.adapter = VideoAdapter(model, spec.prompts, spec.options.method, spec.options, cases=spec.cases)
         self.store = spec.feature_store()
 
     def __call__(self, block: pa.Table) -> pa.Table:

@@ -81,13 +81,12 @@ def prepare(options: EvalConfig, console: Console) -> tuple[Workload, EvalConfig
         "features": _features_folder(options.features),
         # Workers have working folders of their own.
         "checkpoint": options.checkpoint.expanduser().absolute() if options.checkpoint else None,
+        "class_texts": options.class_texts.expanduser().absolute() if options.class_texts else None,
     }
     return workload, options.model_copy(update=settled)
 
 
-def choose_splits(
-    manifest: Manifest, benchmark: Benchmark | None, options: EvalConfig
-) -> tuple[EvaluationSplit, ...]:
+def choose_splits(manifest: Manifest, benchmark: Benchmark | None, options: EvalConfig) -> tuple[EvaluationSplit, ...]:
     """The splits that the options ask for: a benchmark's protocol, or a manifest as it is.
 
     Raises:

@@ -12,17 +12,23 @@ How the numbers are made (docs/metrics.md says it for readers):
 - Where all videos are right, or all wrong, every draw is the same and the bootstrap says [1, 1] or [0, 0] however few
   videos there are.  The interval is then Clopper and Pearson's exact one.  The change is treated likewise when no video
   is gained or lost, or all of them are.
+- Mean average precision has no such short cut: how often each video came up is drawn, and every class is scored anew
+  with those numbers as weights.  Hence fewer draws.  Repeated videos raise precision, so the draws are moved to have
+  the measured value as their mean.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from statistics import harmonic_mean
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from scipy.stats import binom, binomtest
+from sklearn.metrics import average_precision_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from zar_ray.errors import RunError
@@ -34,11 +40,15 @@ from zar_ray.reporting.summary import (
     Costs,
     Estimate,
     FailureGroup,
+    ProtocolAverage,
     Scores,
 )
 
 RESAMPLES = 5000
 """Bootstrap draws: enough for the ends of an interval to move by a few hundredths of its width from seed to seed."""
+
+MAP_RESAMPLES = 200
+"""Bootstrap draws of mean average precision, each of which ranks every class: the ends move by a tenth of the width."""
 
 _RIGHT, _AMONG_FIVE, _MISSED = 2, 1, 0
 _TAIL = 0.025
@@ -56,18 +66,16 @@ class VideoCounts:
     warned: int
 
 
-def check_counts(video_ids: Iterable[str], table: pa.Table, case_ids: Sequence[str]) -> None:
-    """Checks that the table holds each video of the manifest exactly once a case, and nothing else.
+def check_counts(expected: Set[tuple[str, str]], table: pa.Table) -> None:
+    """Checks that the table holds each video exactly once for each case that it is of, and nothing else.
 
     Args:
-        video_ids: Ids of the manifest's videos that the run is about.
+        expected: The (video id, case id) pairs that the run is about.
         table: A result table.
-        case_ids: The run's cases.
 
     Raises:
         RunError: Rows are missing, too many or repeated; the message names the first of each.
     """
-    expected = {(video, case) for video in video_ids for case in case_ids}
     found = Counter(zip(table["video_id"].to_pylist(), table["case_id"].to_pylist(), strict=True))
     wrong = {
         "missing": sorted(expected - found.keys()),
@@ -91,11 +99,12 @@ def video_counts(table: pa.Table) -> VideoCounts:
         return len(rows["video_id"].unique())
 
     total, failed = videos(table), videos(table.filter(table["error"].is_valid()))
+    unlabelled = table["label_id"].is_null().to_numpy() & (_lists(table["labels"])[0] == 0)
     return VideoCounts(
         videos=total,
         finished=total - failed,
         failed=failed,
-        unlabelled=videos(table.filter(table["label_id"].is_null())),
+        unlabelled=videos(table.filter(pa.array(unlabelled, pa.bool_()))),
         warned=videos(table.filter(table["warning"].is_valid())),
     )
 
@@ -131,7 +140,14 @@ def costs(table: pa.Table) -> Costs:
 
 
 def case_metrics(
-    table: pa.Table, case_id: str, method: str, classes: int, *, seed: int = 0, resamples: int = RESAMPLES
+    table: pa.Table,
+    case_id: str,
+    method: str,
+    classes: int,
+    *,
+    split: str = "all",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> CaseMetrics:
     """Computes all numbers of one case.
 
@@ -140,6 +156,7 @@ def case_metrics(
         case_id: The case; its rows may be none.
         method: The case's method.
         classes: Candidate classes, K, at least 1.
+        split: The protocol's split that the case is of.
         seed: Seed of the bootstrap; the same table and seed give the same numbers, whatever the rows' order.
         resamples: Bootstrap draws.
 
@@ -165,7 +182,191 @@ def case_metrics(
         entropy_before=_mean(rows.table, "entropy_before"),
         entropy_after=_mean(rows.table, "entropy_after"),
         seconds_adapt=_mean(rows.table, "seconds_adapt"),
+        split=split,
     )
+
+
+def multi_label_case_metrics(
+    table: pa.Table,
+    case_id: str,
+    method: str,
+    classes: int,
+    *,
+    split: str = "all",
+    seed: int = 0,
+    resamples: int = MAP_RESAMPLES,
+) -> CaseMetrics:
+    """Computes all numbers of one case of a multi-label split: mean average precision in place of the accuracies.
+
+    Args:
+        table: A result table whose ``labels`` hold each video's right label ids, and whose ``scores_before`` and
+            ``scores_after`` hold all K logits of the case's finished rows.
+        case_id: The case; its rows may be none.
+        method: The case's method.
+        classes: Candidate classes, K, at least 1.
+        split: The protocol's split that the case is of.
+        seed: Seed of the bootstrap; the same table and seed give the same numbers, whatever the rows' order.
+        resamples: Bootstrap draws.
+
+    Raises:
+        RunError: A label is not among the K classes, or a finished row lacks its scores.
+    """
+    table = table.filter(pa.array(table["case_id"].to_numpy() == case_id, pa.bool_())).sort_by("video_id")
+    finished, right = table["error"].is_null().to_numpy(), _right_classes(table, classes)
+    labelled = right.any(axis=1)
+    right, ranked = right[labelled], table.filter(pa.array(labelled, pa.bool_()))
+    before, after = (_all_scores(ranked, when, classes) for when in ("before", "after"))
+    map_before = multi_label_metrics(right, before, seed=seed, resamples=resamples)
+    same = np.array_equal(before, after)
+    return CaseMetrics(
+        case_id=case_id,
+        method=method,
+        videos=len(finished),
+        finished=int(finished.sum()),
+        failed=int((~finished).sum()),
+        labelled=int(labelled.sum()),
+        classes=classes,
+        chance=float(right[:, right.any(axis=0)].mean()) if labelled.any() else 1 / classes,
+        failures_wrong=None,
+        failures_excluded=None,
+        entropy_before=_mean(table, "entropy_before"),
+        entropy_after=_mean(table, "entropy_after"),
+        seconds_adapt=_mean(table, "seconds_adapt"),
+        split=split,
+        map_before=map_before,
+        map_after=map_before if same else multi_label_metrics(right, after, seed=seed, resamples=resamples),
+    )
+
+
+def multi_label_metrics(
+    right: np.ndarray, scores: np.ndarray, *, seed: int = 0, resamples: int = MAP_RESAMPLES
+) -> Estimate | None:
+    """Mean average precision over the classes that some video shows, each with the same weight.
+
+    A video that shows none of the classes is left out, as the official evaluation of Charades does in effect: it ranks
+    such videos last, where they change no precision.
+
+    Args:
+        right: ``(videos, K)`` bool: which classes each video shows.
+        scores: ``(videos, K)``, finite; higher is likelier.  Equal scores of a class are one step of its ranking.
+        seed: Seed of the bootstrap, which redraws videos; in a draw, the mean is over the classes that came up in it.
+        resamples: Bootstrap draws.
+
+    Returns:
+        The mean with its interval, quantiles of the draws; None where no video shows any class.  A video that is drawn
+        twice ranks beside itself, which raises precision, so the draws are moved to have the measured value as mean.
+    """
+    labelled, present = right.any(axis=1), right.any(axis=0)
+    if not labelled.any():
+        return None
+    right, scores = right[labelled][:, present], scores[labelled][:, present]
+    value = np.mean([average_precision_score(*of_class) for of_class in zip(right.T, scores.T, strict=True)])
+    videos = len(right)
+    rng = np.random.default_rng(seed)
+    batch = max(1, _CELLS_A_BATCH // videos)
+    sizes = [min(batch, resamples - start) for start in range(0, resamples, batch)]
+    draws = (rng.multinomial(videos, np.full(videos, 1 / videos), size=size) for size in sizes)
+    drawn = np.concatenate([_weighted_map(right, scores, weights) for weights in draws])
+    return _around(float(value), np.clip(drawn + (value - drawn.mean()), 0.0, 1.0))
+
+
+def _weighted_map(right: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean average precision of each draw; `weights`, ``(draws, videos)``, says how often a video came up.
+
+    The same as scikit-learn's `average_precision_score` with these weights, over the classes that came up, but of all
+    draws at once: for Charades, its 60,000 calls would take a minute.
+    """
+    total, classes = np.zeros(len(weights)), np.zeros(len(weights))
+    for is_right, score in zip(right.T, scores.T, strict=True):
+        order = np.argsort(-score, kind="stable")
+        steps = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
+        drawn = weights[:, order]
+        videos = drawn.cumsum(axis=1)[:, steps]
+        hits = (drawn * is_right[order]).cumsum(axis=1)[:, steps]
+        precision = hits / np.maximum(videos, 1)
+        total += (precision * np.diff(hits, axis=1, prepend=0)).sum(axis=1) / np.maximum(hits[:, -1], 1)
+        classes += hits[:, -1] > 0
+    return total / classes
+
+
+def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """How long each list is, 0 for null, and all their values after one another."""
+    lists = column.combine_chunks()
+    return lists.value_lengths().fill_null(0).to_numpy(), lists.flatten().to_numpy()
+
+
+def _right_classes(table: pa.Table, classes: int) -> np.ndarray:
+    """``(videos, K)`` bool: which classes each video shows."""
+    counts, labels = _lists(table["labels"])
+    rows = np.repeat(np.arange(len(counts)), counts)
+    _check_labels(table["video_id"].take(pa.array(rows)), labels, classes)
+    right = np.zeros((len(counts), classes), bool)
+    right[rows, labels] = True
+    return right
+
+
+def _all_scores(table: pa.Table, when: str, classes: int) -> np.ndarray:
+    """``(videos, K)`` float64; failed videos have one score that is lower than any, so they rank last."""
+    finished = table["error"].is_null().to_numpy()
+    scored = table.filter(pa.array(finished, pa.bool_()))
+    lengths, logits = _lists(scored[f"scores_{when}"])
+    if wrong := np.flatnonzero(lengths != classes).tolist():
+        raise RunError(
+            f"{scored['video_id'][wrong[0]]}: its row lacks the scores {when} adaptation of the {classes} classes, "
+            "which average precision needs"
+        )
+    measured = logits.reshape(-1, classes).astype(np.float64)
+    scores = np.full((len(finished), classes), measured.min(initial=0.0) - 1)
+    scores[finished] = measured
+    return scores
+
+
+def protocol_averages(cases: Sequence[CaseMetrics], kind: Literal["mean", "harmonic"]) -> tuple[ProtocolAverage, ...]:
+    """What a protocol reports over its splits, by method in the order they first come.
+
+    Args:
+        cases: One case a split and method.
+        kind: ``mean`` with the standard deviation between the splits, or ``harmonic`` mean of two splits, which is 0
+            where either is.
+
+    Returns:
+        An average a method and metric that all of the method's splits have; none with fewer than two splits, or where
+        a split has no labelled video.
+
+    Raises:
+        ValueError: A harmonic mean of more than two splits.
+    """
+    by_method: dict[str, list[CaseMetrics]] = {}
+    for case in cases:
+        by_method.setdefault(case.method, []).append(case)
+    averages = []
+    for method, splits in by_method.items():
+        if len(splits) < 2:
+            continue
+        if kind == "harmonic" and len(splits) != 2:
+            raise ValueError(f"a harmonic mean is of two splits, not of {len(splits)}")
+        measured = [_headline_values(case) for case in splits]
+        names = tuple(case.split for case in splits)
+        for metric in measured[0]:
+            if all(metric in one for one in measured):
+                values = [one[metric] for one in measured]
+                harmonic = kind == "harmonic"
+                value, std = (harmonic_mean(values), None) if harmonic else (np.mean(values), float(np.std(values)))
+                averages.append(ProtocolAverage(method, metric, kind, float(value), std, names))
+    return tuple(averages)
+
+
+def _headline_values(case: CaseMetrics) -> dict[str, float]:
+    """The values that a protocol averages, as fractions; none without a labelled video."""
+    values: dict[str, float] = {}
+    if case.headline is not None:
+        for suffix, accuracy in (("", case.headline.after), ("_before", case.headline.before)):
+            for name in ("top1", "top5", "mean_class"):
+                values[f"{name}{suffix}"] = getattr(accuracy, name).value
+    for name, estimate in (("map", case.map_after), ("map_before", case.map_before)):
+        if estimate is not None:
+            values[name] = estimate.value
+    return values
 
 
 def class_accuracies(table: pa.Table, case_id: str, class_names: Sequence[str]) -> tuple[ClassAccuracy, ...]:
@@ -234,12 +435,7 @@ class _Rows:
     def of(cls, table: pa.Table, case_id: str, classes: int) -> _Rows:
         table = table.filter(pa.array(table["case_id"].to_numpy() == case_id, pa.bool_()))
         label = table["label_id"].fill_null(-1).to_numpy()
-        if len(label) and label.max() >= classes:
-            worst = int(label.argmax())
-            raise RunError(
-                f"{table['video_id'][worst]}: its label is number {label[worst]}, but the run has {classes} classes, "
-                "numbered from 0; evaluate with the class names that the manifest was made with"
-            )
+        _check_labels(table["video_id"], label, classes)
 
         def rank(when: str) -> np.ndarray:
             first, among = (table[f"{name}_{when}"].fill_null(False).to_numpy() for name in ("correct", "correct5"))
@@ -254,6 +450,15 @@ class _Rows:
             self.before[chosen],
             self.after[chosen],
             self.finished[chosen],
+        )
+
+
+def _check_labels(video_ids: pa.ChunkedArray, labels: np.ndarray, classes: int) -> None:
+    if len(labels) and labels.max() >= classes:
+        worst = int(labels.argmax())
+        raise RunError(
+            f"{video_ids[worst]}: its label is number {labels[worst]}, but the run has {classes} classes, "
+            "numbered from 0; evaluate with the class names that the manifest was made with"
         )
 
 

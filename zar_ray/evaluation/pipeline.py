@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,7 +30,9 @@ from zar_ray.adaptation.adapter import make_cases
 from zar_ray.adaptation.cases import Case
 from zar_ray.adaptation.methods import get_method
 from zar_ray.cluster import connected, total_cpus, total_gpus
-from zar_ray.config import EvalConfig, fingerprint, identity
+from zar_ray.config import EvalConfig, fingerprint
+from zar_ray.config import identity as settings_of
+from zar_ray.data.class_texts import ClassPrompts, prompts_of
 from zar_ray.data.manifest import Manifest, write_manifest
 from zar_ray.errors import RunError
 from zar_ray.evaluation.adapt_stage import AdaptStage
@@ -132,10 +134,12 @@ def evaluate(workload: Workload, options: EvalConfig, folder: RunFolder, console
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     with connected(options.address):
         resources = Resources.of_cluster(options)
-        model = check_model(options, resources.worker_cpus, resources.worker_gpus)
         manifest = workload.manifest
-        cases = make_cases(options, model.fingerprint, workload.class_sets)
-        continued = folder.open(_identity(workload, options, model), resume=options.resume, overwrite=options.overwrite)
+        prompts = prompts_of(workload.class_sets, options)
+        model = check_model(options, prompts, resources.worker_cpus, resources.worker_gpus)
+        cases = make_cases(options, model.fingerprint, prompts)
+        identity = _identity(workload, prompts, options, model)
+        continued = folder.open(identity, resume=options.resume, overwrite=options.overwrite)
         if not continued:
             folder.storage.write(CONFIG, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False).encode())
             write_manifest(manifest, folder.storage.path(MANIFEST))
@@ -155,6 +159,7 @@ def evaluate(workload: Workload, options: EvalConfig, folder: RunFolder, console
                 options=options,
                 model=model,
                 class_sets=workload.class_sets,
+                prompts=prompts,
                 multi_label=workload.multi_label,
                 cases=cases,
                 storage=folder.storage,
@@ -174,13 +179,15 @@ def evaluate(workload: Workload, options: EvalConfig, folder: RunFolder, console
 
 
 # Where things lie; what they hold is compared by fingerprints instead.
-_PLACES = ("dataset", "checkpoint", "class_names")
+_PLACES = ("dataset", "checkpoint", "class_names", "class_texts")
 
 
-def _identity(workload: Workload, options: EvalConfig, model: ModelCard) -> dict[str, object]:
+def _identity(
+    workload: Workload, prompts: Sequence[ClassPrompts], options: EvalConfig, model: ModelCard
+) -> dict[str, object]:
     manifest = workload.manifest
     return {
-        "options": {name: value for name, value in identity(options).items() if name not in _PLACES},
+        "options": {name: value for name, value in settings_of(options).items() if name not in _PLACES},
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "manifest": {"videos": len(manifest), "fingerprint": manifest.fingerprint()},
         "splits": {
@@ -190,6 +197,7 @@ def _identity(workload: Workload, options: EvalConfig, model: ModelCard) -> dict
             }
             for split in workload.splits
         },
+        "prompts": fingerprint([[one.names, one.context, one.texts] for one in prompts]),
     }
 
 

@@ -12,6 +12,7 @@ import torch
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.methods import get_method
 from zar_ray.config import PredictConfig
+from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
 from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.clip import ClipModel
@@ -62,7 +63,7 @@ def predict(model: ClipModel, labels: tuple[str, ...], options: PredictConfig) -
     Yields:
         One ranking a file and method, in the order given; a file that cannot be used yields its error.
     """
-    adapter = VideoAdapter(model, [labels], options.method, options)
+    adapter = VideoAdapter(model, prompts_of([labels], options), options.method, options)
     needs_views = any(get_method(name).needs_views for name in options.method)
 
     def plan_of(path: str, info: VideoInfo) -> ViewPlan:

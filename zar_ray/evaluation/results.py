@@ -63,12 +63,17 @@ RESULT_SCHEMA = pa.schema(
 """Columns of the result table.  Unknown is null: labels of unlabelled videos, all of the decision of failed ones."""
 
 
-class RowFacts(TypedDict, total=False):
-    """What is known of a video besides its decision; see the attributes of `ResultRow`.  Left out means unknown."""
+class RightClasses(TypedDict, total=False):
+    """What is right for a video; see the attributes of `ResultRow`.  Left out means unknown."""
 
     label_id: int | None
     label: str | None
     labels: tuple[int, ...] | None
+
+
+class RowFacts(RightClasses, total=False):
+    """What is known of a video besides its decision; see the attributes of `ResultRow`.  Left out means unknown."""
+
     images_encoded: int | None
     frames: int | None
     frames_decoded: int | None

@@ -18,9 +18,10 @@ import pyarrow as pa
 
 from zar_ray.adaptation.cases import Case
 from zar_ray.config import AdaptationOptions, EvalConfig
+from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import VideoError
 from zar_ray.evaluation.feature_store import FeatureSpace, FeatureStore
-from zar_ray.evaluation.results import ResultRow, RowFacts
+from zar_ray.evaluation.results import ResultRow, RightClasses
 from zar_ray.evaluation.workload import CLASS_SETS, RIGHT_IDS
 from zar_ray.storage import Storage
 from zar_ray.video.plans import ViewPlan, plan_views
@@ -94,6 +95,7 @@ class JobSpec:
         options: The run's options.
         model: The model every replica must turn out to be.
         class_sets: The candidate classes of each class set.
+        prompts: What the model reads of them.
         multi_label: Whether a video may show several classes.
         cases: The cases, one a class set and method.
         storage: The run's folder, which workers add finished rows to.
@@ -104,6 +106,7 @@ class JobSpec:
     options: EvalConfig
     model: ModelCard
     class_sets: tuple[tuple[str, ...], ...]
+    prompts: tuple[ClassPrompts, ...]
     multi_label: bool
     cases: tuple[Case, ...]
     storage: Storage
@@ -158,7 +161,7 @@ def caught(stage: str, failures: list[Failure]) -> Iterator[None]:
         failures.append(Failure(f"{type(error).__name__}: {' '.join(str(error).split())}", stage))
 
 
-def labels_of(spec: JobSpec, video: dict[str, Any], case: Case) -> RowFacts:
+def labels_of(spec: JobSpec, video: dict[str, Any], case: Case) -> RightClasses:
     """What is right for a video under a case."""
     ids = tuple(video["right_ids"][video["class_sets"].index(case.class_set)])
     if spec.multi_label:
@@ -166,9 +169,7 @@ def labels_of(spec: JobSpec, video: dict[str, Any], case: Case) -> RowFacts:
     return {"label_id": ids[0], "label": spec.class_sets[case.class_set][ids[0]]} if ids else {}
 
 
-def failed_rows(
-    spec: JobSpec, video: dict[str, Any], failure: Failure, worker: str | None = None
-) -> list[ResultRow]:
+def failed_rows(spec: JobSpec, video: dict[str, Any], failure: Failure, worker: str | None = None) -> list[ResultRow]:
     """The rows of a video that failed, one a case that it is of."""
     return [
         ResultRow.failed(

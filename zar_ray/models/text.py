@@ -1,4 +1,4 @@
-"""Class names as prompts with a context that can be tuned (DESIGN.md, "ZAR, exactly", 6)."""
+"""Class names as prompts with a context that can be tuned (DESIGN.md, "ZAR, exactly", 6), or as fixed texts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ from zar_ray.models.clip import ClipModel, clip_tokenizer
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.prompt_passes import FullPass, PromptPass, SharedPrefixPass, unfit_text
 
+_TEXTS_A_PASS = 256
+_SHOWN_TEXT = 80  # characters of a text that a message repeats
+
 
 class PromptedClasses:
-    """K class names under one model, each the prompt ``CONTEXT NAME.`` with L context vectors in front.
+    """K class names under one model, each the prompt ``CONTEXT NAME.`` with L context vectors in front, or texts.
 
     Underscores become spaces. The text features of the untuned context, and the graph behind them, are computed once
     for all videos. The text tower is run by `SharedPrefixPass` where it can be; a warning says where it cannot.
+
+    With `texts` a class may have several prompts. Its untuned feature is then the L2-normalised mean of their
+    L2-normalised features, the ensemble of the CLIP paper (Radford et al., ICML 2021, section 3.1.4). A context can
+    be tuned where each class has one text and all texts start with the context's words, tokens of their own; what
+    follows them, the name and what the template puts behind it, stays.
 
     Args:
         model: The model whose text tower reads the prompts.
@@ -28,16 +36,18 @@ class PromptedClasses:
         context: The words that the context vectors start from.
         position: Where the name stands: ``end``, after the context; ``front``, before it; ``middle``, after the first
             half of it, rounded down (CoOp: Zhou et al., IJCV 2022, section 3.2).
+        texts: For each class its whole prompts; by default the one prompt ``CONTEXT NAME.``.
 
     Attributes:
         model: The model.
         class_names: The candidate classes, as given.
-        token_ids: int64 (K, context_length), the prompts' tokens, on the CPU.
-        initial_context: float32 (L, W): the token embeddings of the context's words.
+        token_ids: int64 (N, context_length), the tokens of all prompts, a class's together, on the CPU; N = K where
+            each class has one.
 
     Raises:
-        ConfigError: There are no classes; a name is empty, too long, or reads the same as another; or the context
-            has no words.
+        ConfigError: There are no classes; a name or a text is empty, too long, or reads the same as another class's;
+            the context has no words; or `texts` are given with a position.
+        ValueError: There are not as many `texts` as classes.
     """
 
     def __init__(
@@ -46,6 +56,7 @@ class PromptedClasses:
         class_names: Sequence[str],
         context: str = "a video of a",
         position: ClassPosition = "end",
+        texts: Sequence[Sequence[str]] | None = None,
     ) -> None:
         if not class_names:
             raise ConfigError("no class names are given; name at least one class")
@@ -55,35 +66,74 @@ class PromptedClasses:
         words = _spaced(context)
         self.model = model
         self.class_names = tuple(class_names)
-        names = [_spaced(name) for name in class_names]
         context_ids = model.tokenize([words])
         length = int(context_ids.argmax(dim=1)) - 1
-        if length < 1:
-            raise ConfigError(f'context "{context}" has no words')
-        before = {"end": length, "front": 0, "middle": length // 2}[position]
-        self.token_ids = _prompt_tokens(model, words, names, before)
+        if texts is None:
+            if length < 1:
+                raise ConfigError(f'context "{context}" has no words')
+            names = [_spaced(name) for name in class_names]
+            before = {"end": length, "front": 0, "middle": length // 2}[position]
+            self._counts = [1] * len(names)
+            self.token_ids = _prompt_tokens(model, words, names, before)
+            places = _context_places(names, before, length)
+        elif position != "end":
+            raise ConfigError(
+                f'class position "{position}" goes without a template and class texts; write where the name stands into'
+                " the template"
+            )
+        else:
+            self._counts = [len(own) for own in texts]
+            self.token_ids = _text_tokens(model, self.class_names, texts)
+            places = torch.arange(1, 1 + length).expand(len(self.token_ids), -1)
         self._check_distinct()
 
-        places = _context_places(names, before, length)
-        if (self.token_ids.gather(1, places) != context_ids[:, 1 : 1 + length]).any():
+        strays = (self.token_ids.gather(1, places) != context_ids[:, 1 : 1 + length]).any(dim=1)
+        if texts is None and strays.any():
             raise ConfigError(f'context "{context}": its words must stand for themselves in front of every class name')
-        embeddings = model.embed_tokens(self.token_ids)
-        self.initial_context = embeddings[0, places[0].to(embeddings.device)].clone()
-        self._run = _fastest_pass(model, position, embeddings, places, self.token_ids.argmax(dim=1))
+        self._fixed = None if texts is None else _why_fixed(self.class_names, texts, words, strays)
+        if self._fixed is None:
+            embeddings = model.embed_tokens(self.token_ids)
+            self._words = embeddings[0, places[0].to(embeddings.device)].clone()
+            self._run = _fastest_pass(model, position, embeddings, places, self.token_ids.argmax(dim=1))
 
     def __len__(self) -> int:
         return len(self.class_names)
 
+    def require_tunable(self, method: str = "the method") -> None:
+        """Refuses classes without a context that could be tuned.
+
+        Args:
+            method: What would tune it, for the message.
+
+        Raises:
+            ConfigError: A class has several texts, or one that does not start with the context.
+        """
+        if self._fixed is not None:
+            raise ConfigError(
+                f"{method} {self._fixed}; use --method zero_shot, or one text a class in a single template such as"
+                ' "a video of a {}."'
+            )
+
+    @property
+    def initial_context(self) -> torch.Tensor:
+        """float32 (L, W): the token embeddings of the context's words; needs a context that can be tuned."""
+        self.require_tunable()
+        return self._words
+
     @property
     def tokens(self) -> int:
-        """Tokens that one context runs through the text tower."""
+        """Tokens that one context runs through the text tower; needs a context that can be tuned."""
+        self.require_tunable()
         return self._run.tokens
 
     @cached_property
     def initial_features(self) -> torch.Tensor:
-        """float32 (K, D): the L2-normalised text features under `initial_context`."""
+        """float32 (K, D): the L2-normalised text features of the untuned prompts."""
         with torch.no_grad():
-            return self.features(self.initial_context)
+            if self._fixed is None:
+                return self.features(self.initial_context)
+            of_texts = normalize(self._encode_texts(), dim=-1).split(self._counts)
+            return normalize(torch.stack([one.mean(dim=0) for one in of_texts]), dim=-1)
 
     @cached_property
     def _initial_graph(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,7 +150,11 @@ class PromptedClasses:
 
         Returns:
             float32 (K, D) or (B, K, D), L2-normalised, differentiable with respect to `contexts`.
+
+        Raises:
+            ConfigError: No context can be tuned, see `require_tunable`.
         """
+        self.require_tunable()
         if contexts.ndim == 2:
             return self.features(contexts[None])[0]
         return normalize(self._run(contexts), dim=-1)
@@ -138,12 +192,22 @@ class PromptedClasses:
         with exact_float32():
             return self.model.logit_scale * video_features @ text_features.mT
 
+    def _encode_texts(self) -> torch.Tensor:
+        """float32 (N, D): all prompts' embeddings, not normalised."""
+        parts = []
+        for ids in self.token_ids.split(_TEXTS_A_PASS):
+            ends = ids.argmax(dim=1)
+            length = int(ends.max()) + 1 if self.model.sees_backwards_only else ids.shape[1]
+            parts.append(self.model.encode_embedded_text(self.model.embed_tokens(ids[:, :length]), ends))
+        return torch.cat(parts)
+
     def _check_distinct(self) -> None:
-        seen: dict[tuple[int, ...], str] = {}
-        for name, ids in zip(self.class_names, map(tuple, self.token_ids.tolist()), strict=True):
-            if ids in seen:
-                raise ConfigError(f'class names "{seen[ids]}" and "{name}" read the same to the model; name it once')
-            seen[ids] = name
+        seen: dict[tuple[tuple[int, ...], ...], str] = {}
+        for name, ids in zip(self.class_names, self.token_ids.split(self._counts), strict=True):
+            read = tuple(sorted(map(tuple, ids.tolist())))
+            if read in seen:
+                raise ConfigError(f'class names "{seen[read]}" and "{name}" read the same to the model; name it once')
+            seen[read] = name
 
 
 def why_full_pass(model: ClipModel, position: ClassPosition = "end") -> str | None:
@@ -173,6 +237,38 @@ def _prompt_tokens(model: ClipModel, words: str, names: Sequence[str], before: i
     return model.frame_tokens([f"{name} {words}." for name in names], tokens)
 
 
+def _text_tokens(model: ClipModel, class_names: Sequence[str], texts: Sequence[Sequence[str]]) -> torch.Tensor:
+    """int64 (N, context_length): the tokens of texts."""
+    tokens = []
+    for name, own in zip(class_names, texts, strict=True):
+        if not own:
+            raise ConfigError(f'class "{name}" has no text; give it one')
+        for text in map(_spaced, own):
+            if not text:
+                raise ConfigError(f'a text of class "{name}" is empty; write one or take it out')
+            tokens.append(clip_tokenizer().encode(text))
+            if (length := len(tokens[-1]) + 2) > model.context_length:
+                raise ConfigError(
+                    f'"{_shown(text)}", a text of class "{name}", is {length} tokens long and the model reads'
+                    f" {model.context_length}; shorten it"
+                )
+    return model.frame_tokens([text for own in texts for text in own], tokens)
+
+
+def _why_fixed(
+    class_names: Sequence[str], texts: Sequence[Sequence[str]], words: str, strays: torch.Tensor
+) -> str | None:
+    """Why the context of texts cannot be tuned; `strays`, bool (N,), are those that do not start with it."""
+    for name, own in zip(class_names, texts, strict=True):
+        if len(own) > 1:
+            return f'tunes one prompt a class, and "{name}" has {len(own)}'
+    if not words or strays.any():
+        stray = _shown(_spaced(texts[int(strays.int().argmax())][0]))
+        behind = f'does not start with "{words}"' if words else "has none"
+        return f'tunes the words in front of a class name, and "{stray}" {behind}'
+    return None
+
+
 def _context_places(names: Sequence[str], before: int, length: int) -> torch.Tensor:
     """int64 (K, L): where each prompt's context tokens stand."""
     name_lengths = torch.tensor([len(clip_tokenizer().encode(name)) for name in names])
@@ -182,3 +278,7 @@ def _context_places(names: Sequence[str], before: int, length: int) -> torch.Ten
 
 def _spaced(text: str) -> str:
     return " ".join(text.replace("_", " ").split())
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}…"

@@ -84,7 +84,8 @@ class CaseMetrics:
         failed: Rows without one.
         labelled: Rows with a label, failed ones included; the others count in no accuracy.
         classes: Candidate classes, K.
-        chance: Top-1 share of guessing, 1/K.
+        chance: What guessing gets: 1/K of top-1, or of a multi-label split's mean average precision the mean share of
+            videos that show a class.
         failures_wrong: Scores over all labelled videos, failed ones counted as wrong: the headline. None when no
             video has a label.
         failures_excluded: Scores over the labelled videos that finished; None when there are none.
@@ -132,6 +133,9 @@ class CaseMetrics:
             "entropy_after": self.entropy_after,
             "seconds_adapt": self.seconds_adapt,
         }
+        for name, estimate in (("map", self.map_after), ("map_before", self.map_before)):
+            if estimate is not None:
+                flat |= _estimate_numbers(name, estimate)
         if self.failures_wrong is not None:
             flat |= _score_numbers(self.failures_wrong)
         if self.failures_excluded is not None:
@@ -162,8 +166,12 @@ def _score_numbers(scores: Scores) -> dict[str, float]:
             "mcnemar_p": scores.change.p_value,
         }
     for name, estimate in estimates.items():
-        numbers |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        numbers |= _estimate_numbers(name, estimate)
     return numbers
+
+
+def _estimate_numbers(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
 @dataclass(frozen=True)
@@ -299,6 +307,11 @@ class ProtocolAverage:
     value: float
     std: float | None
     splits: tuple[str, ...]
+
+    def numbers(self) -> dict[str, float]:
+        """The average as flat numbers for MLflow; docs/mlflow.md lists the names."""
+        numbers = {f"{self.metric}_{self.kind}": self.value}
+        return numbers if self.std is None else {**numbers, f"{self.metric}_std": self.std}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ Tables fit 80 columns and use plain characters, so that they survive logs; accur
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from rich import box
@@ -16,12 +17,32 @@ from rich.text import Text
 
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.data.overview import BenchmarkStatus
-from zar_ray.reporting.summary import Accuracy, CaseMetrics, Estimate, FailureGroup, RunSummary, Scores
+from zar_ray.reporting.summary import (
+    Accuracy,
+    CaseMetrics,
+    Estimate,
+    FailureGroup,
+    ProtocolAverage,
+    RunSummary,
+    Scores,
+    SplitSummary,
+)
 
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: the model is untrained, so the numbers say nothing about the method"
 
-_COLUMNS = ("method", "", "top-1 %", "top-5 %", "mean class %")
+_ACCURACIES = {"top1": "top-1 %", "top5": "top-5 %", "mean_class": "mean class %"}
+_AVERAGE_PRECISION = {"map": "mAP %"}
 _REASON_LENGTH = 160
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One table with what stands over and under it; a row's first cell is empty where the row belongs to the last."""
+
+    title: str | None
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    notes: list[str]
 
 
 def print_summary(summary: RunSummary, console: Console) -> None:
@@ -30,12 +51,17 @@ def print_summary(summary: RunSummary, console: Console) -> None:
     if summary.random_weights:
         console.print(Text(RANDOM_WEIGHTS, style="bold yellow"), soft_wrap=True)
     console.print(Text(_heading(summary), style="bold"), soft_wrap=True)
-    table = Table(*_COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for row in _rows(summary):
-        table.add_row(*(Text(cell) for cell in row), end_section=row[1] in ("", "change"))
-    console.print(table)
-    for line in _notes(summary):
-        console.print(Text(line, style="dim"), soft_wrap=True)
+    for block in _blocks(summary, _plus_minus(console.encoding)):
+        if block.title is not None:
+            console.print()
+            console.print(Text(block.title, style="bold"), soft_wrap=True)
+        table = Table(*block.columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+        last = [*(bool(row[0]) for row in block.rows[1:]), True]
+        for row, ends in zip(block.rows, last, strict=True):
+            table.add_row(*(Text(cell) for cell in row), end_section=ends)
+        console.print(table)
+        for line in block.notes:
+            console.print(Text(line, style="dim"), soft_wrap=True)
     console.print()
     for name, value in _facts(summary):
         console.print(Text.assemble((f"{name:<9}", "bold"), value), soft_wrap=True)
@@ -44,17 +70,18 @@ def print_summary(summary: RunSummary, console: Console) -> None:
 def markdown(summary: RunSummary) -> str:
     """The same as `print_summary` prints, as Markdown: for MLflow's description or a page."""
     lines = [f"**{RANDOM_WEIGHTS}**", ""] if summary.random_weights else []
-    lines += [
-        _cell(_heading(summary)),
-        "",
-        "| " + " | ".join(_COLUMNS) + " |",
-        "|" + "---|" * len(_COLUMNS),
-        *("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in _rows(summary)),
-        "",
-        *(f"{_cell(line)}  " for line in _notes(summary)),
-        "",
-        *(f"- **{name}**: {_cell(value)}" for name, value in _facts(summary)),
-    ]
+    lines += [_cell(_heading(summary)), ""]
+    for block in _blocks(summary):
+        lines += [] if block.title is None else [f"**{_cell(block.title)}**", ""]
+        lines += [
+            "| " + " | ".join(block.columns) + " |",
+            "|" + "---|" * len(block.columns),
+            *("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in block.rows),
+            "",
+            *(f"{_cell(line)}  " for line in block.notes),
+            *([""] if block.notes else []),
+        ]
+    lines += [f"- **{name}**: {_cell(value)}" for name, value in _facts(summary)]
     return "\n".join(lines) + "\n"
 
 
@@ -63,23 +90,93 @@ def _cell(text: str) -> str:
     return "".join(f"\\{character}" if character in "\\|*_`<[" else character for character in text)
 
 
+def _plus_minus(encoding: str) -> str:
+    try:
+        return "±".encode(encoding).decode(encoding)
+    except (UnicodeError, LookupError):
+        return "+/-"
+
+
 def _heading(summary: RunSummary) -> str:
     split = f", split {summary.split}" if summary.split else ""
+    if len(summary.splits) > 1:
+        what = f"{len(summary.splits)} splits"
+    else:
+        chance = summary.cases[0].chance if summary.cases else 1 / summary.classes
+        what = f"{summary.classes} classes (chance {_percent(chance)} %)"
     return (
-        f"{summary.dataset}{split}: {_count(summary.videos, 'video')}, {summary.classes} classes "
-        f"(chance {_percent(1 / summary.classes)} %), "
+        f"{summary.dataset}{split}: {_count(summary.videos, 'video')}, {what}, "
         f"{summary.model} ({summary.model_fingerprint}), seed {summary.seed}"
     )
 
 
-def _rows(summary: RunSummary) -> list[tuple[str, ...]]:
-    return [row for case in summary.cases for row in _case_rows(case)]
+def _blocks(summary: RunSummary, plus_minus: str = "±") -> list[_Block]:
+    """The tables of a run: one, or one a split and then the protocol's averages."""
+    if len(summary.splits) < 2:
+        split_notes = [note for split in summary.splits for note in split.notes]
+        columns, rows = _table(summary.cases)
+        notes = [*_interval_notes(summary.cases), *_failure_notes(summary.cases), *split_notes]
+        return [_Block(None, columns, rows, notes)]
+    blocks = []
+    for split in summary.splits:
+        cases = [case for case in summary.cases if case.split == split.name]
+        title = _split_heading(split, cases)
+        blocks.append(_Block(title, *_table(cases), [*_failure_notes(cases), *split.notes]))
+    blocks[-1].notes.extend(_interval_notes(summary.cases))
+    of_kind: dict[tuple[str, tuple[str, ...]], list[ProtocolAverage]] = {}
+    for average in summary.averages:
+        of_kind.setdefault((average.kind, average.splits), []).append(average)
+    adapting = {case.method for case in summary.cases if _adapts(case)}
+    blocks += [_average_block(averages, adapting, plus_minus) for averages in of_kind.values()]
+    return blocks
 
 
-def _case_rows(case: CaseMetrics) -> list[tuple[str, ...]]:
+def _split_heading(split: SplitSummary, cases: Sequence[CaseMetrics]) -> str:
+    chance = cases[0].chance if cases else 1 / split.classes
+    return f"split {split.name}: {_count(split.videos, 'video')}, {split.classes} classes (chance {_percent(chance)} %)"
+
+
+def _average_block(averages: Sequence[ProtocolAverage], adapting: set[str], plus_minus: str) -> _Block:
+    first = averages[0]
+    if first.kind == "harmonic":
+        title = f"harmonic mean of {' and '.join(first.splits)}"
+    else:
+        title = f"mean {plus_minus} std over {len(first.splits)} splits"
+    by_method: dict[str, dict[str, str]] = {}
+    for one in averages:
+        shown = _percent(one.value) if one.std is None else f"{_percent(one.value)} {plus_minus} {_percent(one.std)}"
+        by_method.setdefault(one.method, {})[one.metric] = shown
+    known = {one.metric for one in averages}
+    metrics = {name: title for name, title in {**_ACCURACIES, **_AVERAGE_PRECISION}.items() if name in known}
+    rows = []
+    for method, shown in by_method.items():
+        after = _picked(shown, metrics)
+        if method in adapting:
+            rows += [(method, "before", *_picked(shown, metrics, "_before")), ("", "after", *after)]
+        else:
+            rows.append((method, "", *after))
+    return _Block(title, ("method", "", *metrics.values()), rows, [])
+
+
+def _picked(shown: Mapping[str, str], metrics: Mapping[str, str], suffix: str = "") -> tuple[str, ...]:
+    return tuple(shown.get(f"{name}{suffix}", "") for name in metrics)
+
+
+def _table(cases: Sequence[CaseMetrics]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows of one split's cases."""
+    multi_label = any(case.map_after is not None for case in cases)
+    columns = ("method", "", *(_AVERAGE_PRECISION if multi_label else _ACCURACIES).values())
+    return columns, [row for case in cases for row in _case_rows(case, len(columns))]
+
+
+def _case_rows(case: CaseMetrics, columns: int) -> list[tuple[str, ...]]:
+    if case.map_after is not None and case.map_before is not None:
+        if not _adapts(case):
+            return [(case.method, "", _interval(case.map_after))]
+        return [(case.method, "before", _interval(case.map_before)), ("", "after", _interval(case.map_after))]
     scores = case.headline
     if scores is None:
-        return [(case.method, "", "no labels", "", "")]
+        return [(case.method, "", "no labels", *[""] * (columns - 3))]
     if scores.change is None:
         return [(case.method, "", *_accuracy(scores.after))]
     change = scores.change
@@ -94,6 +191,13 @@ def _case_rows(case: CaseMetrics) -> list[tuple[str, ...]]:
             f"McNemar p {_p_value(change.p_value)}",
         ),
     ]
+
+
+def _adapts(case: CaseMetrics) -> bool:
+    """Whether the method changed any score; zero-shot changes none."""
+    if case.headline is not None:
+        return case.headline.change is not None
+    return (case.map_before, case.entropy_before) != (case.map_after, case.entropy_after)
 
 
 def _accuracy(accuracy: Accuracy) -> tuple[str, str, str]:
@@ -113,12 +217,17 @@ def _p_value(p_value: float) -> str:
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def _notes(summary: RunSummary) -> list[str]:
-    """What one must know to read the table."""
+def _interval_notes(cases: Sequence[CaseMetrics]) -> list[str]:
+    measured = any(case.headline is not None or case.map_after is not None for case in cases)
+    return ["Intervals hold with 95 %."] if measured else []
+
+
+def _failure_notes(cases: Sequence[CaseMetrics]) -> list[str]:
+    """What became of failed videos, as the headline counts them."""
     lines = []
-    if any(case.headline for case in summary.cases):
-        lines.append("Intervals hold with 95 %.")
-    for case in summary.cases:
+    for case in cases:
+        if case.map_after is not None and case.failed:
+            lines.append(f"{case.method}: {_count(case.failed, 'failed video')} ranked last.")
         if case.headline is not None and case.headline.videos > _videos(case.failures_excluded):
             lost = case.headline.videos - _videos(case.failures_excluded)
             line = f"{case.method}: {_count(lost, 'failed video')} counted as wrong"

@@ -134,7 +134,8 @@ def plan_views(
 
     # one number an image, frame first, so that sorting groups the images of a frame
     view_codes = np.stack(frames) * len(boxes) + np.array(box_of, dtype=np.int64)[:, None]
-    evaluation_codes = np.stack([one * len(boxes) + boxes.index(box) for one in evaluation_frames for box in eval_crops])
+    eval_boxes = [boxes.index(box) for box in eval_crops]
+    evaluation_codes = np.stack([moment * len(boxes) + box for moment in evaluation_frames for box in eval_boxes])
     codes, rows = np.unique(np.concatenate([view_codes.ravel(), evaluation_codes.ravel()]), return_inverse=True)
     evaluation = rows[view_codes.size :].astype(np.int64)
     distinct, frame_rows = np.unique(codes // len(boxes), return_inverse=True)

@@ -1,0 +1,272 @@
+"""What the text tower reads of a class: its name in one of several styles, in a template, or texts of the user's."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zar_ray.config import AdaptationOptions, NameStyle, conf_dir
+from zar_ray.data.classes import name_key
+from zar_ray.errors import ConfigError, suggestion
+
+_SHOWN_NAMES = 5  # that a message lists
+_WHOLE = "{}"  # the template of a text that stands for itself
+
+
+@dataclass(frozen=True)
+class ClassPrompts:
+    """What `zar_ray.models.text.PromptedClasses` is made from, besides the model.
+
+    Attributes:
+        names: The K names as prompts spell them.
+        context: The words in front of a name, which tuning starts from.
+        texts: For each class its prompts; None for the one prompt ``CONTEXT NAME.``.
+    """
+
+    names: tuple[str, ...]
+    context: str
+    texts: tuple[tuple[str, ...], ...] | None = None
+
+
+def prompts_of(class_sets: Sequence[Sequence[str]], options: AdaptationOptions) -> tuple[ClassPrompts, ...]:
+    """What a run's options make of its class sets; a file of class texts is read once, for the names of all of them.
+
+    Raises:
+        ConfigError: The template or the file cannot be used, or a template is given with a context of its own.
+    """
+    if options.template is not None and options.context != type(options).model_fields["context"].default:
+        raise ConfigError("--template and --context: a template's words are the context; give one of them")
+    every = tuple(dict.fromkeys(name for names in class_sets for name in names))
+    texts = read_class_texts(options.class_texts, every) if options.class_texts is not None else None
+    return tuple(
+        class_prompts(names, options.context, style=options.name_style, template=options.template, class_texts=texts)
+        for names in class_sets
+    )
+
+
+def class_prompts(
+    class_names: Sequence[str],
+    context: str,
+    *,
+    style: NameStyle = "raw",
+    template: str | None = None,
+    class_texts: Mapping[str, Sequence[str]] | None = None,
+) -> ClassPrompts:
+    """Puts class names, or the user's texts in their place, into templates.
+
+    Args:
+        class_names: The K names, as results show them.
+        context: The words in front of a name where no template says others.
+        style: How prompts spell the names; the user's texts stay as they are.
+        template: What `load_templates` takes; by default ``CONTEXT {}.``, and texts of the user's stand for themselves.
+        class_texts: Texts of each class, see `read_class_texts`. Each takes the name's place in each template.
+
+    Raises:
+        ConfigError: The template cannot be used.
+    """
+    names = tuple(styled(name, style) for name in class_names)
+    if template is None and class_texts is None:
+        return ClassPrompts(names, context)
+    templates = (_WHOLE,) if template is None else load_templates(template)
+    fillings = [(name,) for name in names] if class_texts is None else [class_texts[name] for name in class_names]
+    texts = tuple(tuple(one.replace("{}", part) for one in templates for part in parts) for parts in fillings)
+    in_front = templates[0].partition("{}")[0].strip() if len(templates) == 1 else ""
+    return ClassPrompts(names, in_front or context, texts)
+
+
+def styled(name: str, style: NameStyle) -> str:
+    """A class name as a prompt spells it.
+
+    Args:
+        name: The name as the dataset spells it.
+        style: ``raw``: underscores become spaces, nothing else. ``split_camel_case``: so do the joints of a name
+            without spaces, ``ApplyEyeMakeup`` becomes ``Apply Eye Makeup``. ``lower_case``: split, and in lower case.
+    """
+    spaced = name.replace("_", " ")
+    if style == "raw":
+        return spaced
+    if len(spaced.split()) < 2:
+        spaced = "".join(f" {c}" if _starts_word(spaced, i) else c for i, c in enumerate(spaced))
+    return spaced.lower() if style == "lower_case" else spaced
+
+
+def known_template_lists() -> tuple[str, ...]:
+    """The names of the shipped template lists, in alphabetical order."""
+    return tuple(sorted(path.stem for path in _template_folder().glob("*.txt")))
+
+
+@functools.cache
+def load_templates(name_or_template: str) -> tuple[str, ...]:
+    """One template, or a shipped list of them from ``conf/templates/NAME.txt``.
+
+    Args:
+        name_or_template: A text with ``{}`` where the class name goes, or a list's name.
+
+    Raises:
+        ConfigError: The text does not hold exactly one ``{}``, or there is no such list.
+    """
+    if "{" in name_or_template or "}" in name_or_template:
+        return (_checked(name_or_template, f'template "{name_or_template}"'),)
+    known = known_template_lists()
+    if name_or_template not in known:
+        near = suggestion(name_or_template, known)
+        raise ConfigError(
+            f'no template list "{name_or_template}", and a template has {{}} where the class name goes{near}'
+        )
+    place = _template_folder() / f"{name_or_template}.txt"
+    lines = place.read_text(encoding="utf-8").splitlines()
+    return tuple(_checked(line, f"{place}, line {number}") for number, line in enumerate(lines, 1))
+
+
+def read_class_texts(path: str | Path, class_names: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    """Reads texts for classes: descriptions, or other names.
+
+    The file is a CSV with the columns ``class`` and ``text``, a row a text, or JSON,
+    ``{"class": "text", "other class": ["text", "text"]}``; UTF-8 both. Classes may be spelled without the case,
+    spaces and punctuation of `class_names`.
+
+    Args:
+        path: The file, .csv or .json.
+        class_names: All classes that need a text.
+
+    Returns:
+        For each of `class_names`, in their order, its texts in the file's order, at least one.
+
+    Raises:
+        ConfigError: The file cannot be read; a class is unknown or has no text; or a text is empty or occurs twice in
+            its class. The message names the place.
+    """
+    file = Path(path).expanduser()
+    rows = _rows(file, _content(file))
+    known = {unicodedata.normalize("NFC", name): name for name in class_names}
+    keys = Counter(map(name_key, class_names))
+    alike = {name_key(name): name for name in class_names if name_key(name) and keys[name_key(name)] == 1}
+    found: dict[str, list[str]] = {name: [] for name in class_names}
+    for at, label, text in rows:
+        name = known.get(unicodedata.normalize("NFC", label)) or alike.get(name_key(label))
+        if name is None:
+            near = suggestion(label, class_names)
+            way_out = near if "did you mean" in near else "; take it out, or spell it as the dataset does"
+            raise ConfigError(f'{at}: no class is named "{label}"{way_out}')
+        if not text:
+            raise ConfigError(f'{at}: a text of class "{name}" is empty; write one or take it out')
+        if text in found[name]:
+            raise ConfigError(f'{at}: class "{name}" has this text twice; take one out')
+        found[name].append(text)
+    if without := [name for name, texts in found.items() if not texts]:
+        shown = ", ".join(f'"{name}"' for name in without[:_SHOWN_NAMES])
+        more = ", …" if len(without) > _SHOWN_NAMES else ""
+        raise ConfigError(
+            f"{file}: {len(without)} of {len(found)} classes have no text ({shown}{more}); give every class one"
+        )
+    return {name: tuple(texts) for name, texts in found.items()}
+
+
+def _starts_word(name: str, place: int) -> bool:
+    """Whether a word of a name without spaces starts at a place.
+
+    Digits stay with what is around them ("3D", "4x4", "mp3") unless whole words are: "Run100Meters".
+    """
+    before, here, after = name[place - 1 : place], name[place], name[place + 1 : place + 2]
+    if _is_upper(here):
+        return _is_small(before) or ((_is_upper(before) or before.isdigit()) and _is_small(after))
+    return here.isdigit() and len(word := name[max(0, place - 3) : place]) == 3 and word.isalpha()
+
+
+def _is_upper(character: str) -> bool:
+    # Not isupper(): some capitals have no small form, and would be joints of a name in lower case again.
+    return character != character.lower()
+
+
+def _is_small(character: str) -> bool:
+    return character.isalpha() and not _is_upper(character)
+
+
+def _template_folder() -> Path:
+    return conf_dir() / "templates"
+
+
+def _checked(template: str, place: str) -> str:
+    if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
+        raise ConfigError(f'{place}: must hold {{}} once, where the class name goes, as in "a video of a {{}}."')
+    return template
+
+
+def _content(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file of class texts") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: the class texts cannot be read ({error.strerror or error})") from error
+
+
+def _rows(file: Path, content: str) -> Iterable[tuple[str, str, str]]:
+    """Place, class and text of every text in a file."""
+    match file.suffix.lower():
+        case ".csv":
+            return _csv_rows(file, content)
+        case ".json":
+            return _json_rows(file, content)
+    raise ConfigError(f"{file}: class texts are read from a .csv or a .json file; name it so")
+
+
+def _csv_rows(file: Path, content: str) -> Iterable[tuple[str, str, str]]:
+    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+    try:
+        columns = list(reader.fieldnames or ())
+        if missing := {"class", "text"} - set(columns):
+            raise ConfigError(
+                f"{file}: has no column {' and no column '.join(sorted(missing))}; write class,text as its first line"
+            )
+        for row in reader:
+            at = f"{file}, line {reader.line_num}"
+            if None in row or None in row.values():
+                cells = "more" if None in row else "fewer"
+                raise ConfigError(
+                    f'{at}: has {cells} cells than the first line; put texts with commas in "double quotes"'
+                )
+            yield at, _one_line(row["class"]), _one_line(row["text"])
+    except csv.Error as error:
+        raise ConfigError(
+            f"{file}, line {reader.reader.line_num}: is not CSV ({error}); write class,text rows"
+        ) from error
+
+
+def _json_rows(file: Path, content: str) -> Iterable[tuple[str, str, str]]:
+    shape = 'write {"class": "text"} or {"class": ["text", "text"]}'
+    try:
+        read = json.loads(content, object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: is not JSON ({error}); {shape}") from error
+    if not isinstance(read, _Pairs):
+        raise ConfigError(f"{file}: holds no texts by class; {shape}")
+    seen: set[str] = set()
+    for label, texts in read:
+        at = f'{file}, class "{_one_line(label)}"'
+        if label in seen:
+            raise ConfigError(f"{at}: is there twice; put its texts into one list")
+        seen.add(label)
+        if isinstance(texts, str):
+            texts = [texts]
+        if isinstance(texts, _Pairs) or not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
+            raise ConfigError(f"{at}: is neither a text nor a list of texts; {shape}")
+        for text in texts:
+            yield at, _one_line(label), _one_line(text)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+class _Pairs(list[tuple[str, object]]):
+    """A JSON object with the keys that occur twice."""

@@ -40,7 +40,9 @@ class PipelineOptions(Options):
     """Runs the evaluation job and a plain loop over the same engine in turn, and compares their wall time."""
 
     videos: int = Field(default=224, ge=20, description="Short videos; they are drawn first.")
-    batch_size: int = Field(default=4, ge=1, description="Videos at a time, on both sides.")
+    batch_size: int = Field(
+        default=EvalConfig.model_fields["batch_size"].default, ge=1, description="Videos at a time, on both sides."
+    )
     repeats: int = Field(default=2, ge=1, description="How often each side runs.")
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = Field(
         default=None, description="Write all numbers to this file too."
@@ -100,6 +102,7 @@ def make_inputs(folder: Path, options: PipelineOptions) -> EvalConfig:
 def run_loop(config: EvalConfig, done: Any, answer: Any) -> None:
     """The engine in a plain loop; answers with the times of its results and the seconds of its stages."""
     from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
+    from zar_ray.data.class_texts import prompts_of
     from zar_ray.data.manifest import read_manifest
     from zar_ray.evaluation.spec import plan_video
     from zar_ray.models.loading import load_model
@@ -107,7 +110,7 @@ def run_loop(config: EvalConfig, done: Any, answer: Any) -> None:
 
     manifest = read_manifest(Path(str(config.dataset))).select(config.split, config.limit)
     model = load_model(config)
-    adapter = VideoAdapter(model, manifest.class_names, config.method, config)
+    adapter = VideoAdapter(model, prompts_of([manifest.class_names], config), config.method, config)
     rows = list(manifest.rows())
     times: list[float] = []
     stages = {"decode": 0.0, "predict": 0.0}
@@ -134,15 +137,18 @@ def _plan_of(video_id: str, plan: Callable[..., Any], config: EvalConfig, prepro
 def run_job(config: EvalConfig, done: Any, answer: Any) -> None:
     """The evaluation job on a Ray of its own; answers as `run_loop` does."""
     import ray
+    from ray import cloudpickle
 
     from zar_ray.data.manifest import read_manifest
+    from zar_ray.data.protocols import whole_split
     from zar_ray.evaluation import pipeline
     from zar_ray.evaluation.results import to_rows
     from zar_ray.evaluation.run_folder import RunFolder
+    from zar_ray.evaluation.workload import Workload
     from zar_ray.storage import Storage
 
     # Workers cannot import this script.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     laps = Path(tempfile.mkdtemp(dir=Path(str(config.checkpoint)).parent))
     ray.init(
         address="local",
@@ -160,7 +166,8 @@ def run_job(config: EvalConfig, done: Any, answer: Any) -> None:
         advance(self, videos, failed)
 
     pipeline.VideoProgress.advance = counted
-    evaluated = pipeline.evaluate(manifest, config, folder, Console(file=io.StringIO()))
+    workload = Workload.of(manifest, [whole_split(manifest)])
+    evaluated = pipeline.evaluate(workload, config, folder, Console(file=io.StringIO()))
     ray.shutdown()
     times = {row.video_id: row.recorded_at for row in to_rows(evaluated.table) if row.error is None}
     stages: dict[str, float] = {}

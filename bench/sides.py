@@ -16,6 +16,7 @@ from zar_ray.adaptation.base import Decision, VideoFeatures
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.methods import get_method
 from zar_ray.config import AdaptationOptions
+from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel, clip_tokenizer
 from zar_ray.models.packing import ImageSet, encode_packed
@@ -107,8 +108,8 @@ class OurSide:
         # once a model and once a process, not once a set of classes
         _ = model.fingerprint, clip_tokenizer()
         watch = Stopwatch(model.device)
-        self.adapter = VideoAdapter(model, class_names, ("zar",), options)
-        self.classes = self.adapter.classes
+        self.adapter = VideoAdapter(model, prompts_of([class_names], options), ("zar",), options)
+        (self.classes,) = self.adapter.class_sets
         self.classes.initial_gradients(torch.zeros_like(self.classes.initial_features)[None])
         self.setup_seconds = watch.lap()
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 import yaml
@@ -215,6 +215,30 @@ def report_mlflow_command(argv: Sequence[str]) -> int:
 
 
 @_command
+def report_table_command(argv: Sequence[str]) -> int:
+    """Show a published table beside your own finished runs."""
+
+    def table(
+        name: Annotated[str, tyro.conf.Positional],
+        output: str = EvalConfig.model_fields["output"].default,
+        format: Literal["terminal", "markdown", "csv"] = "terminal",
+    ) -> int:
+        """Fills the published cells that finished runs belong to, and says how the others are filled.
+
+        Args:
+            name: The table: zar-table1 to zar-table5, actionclip or ezclip.
+            output: Folder or URI that holds the runs.
+            format: For people, for documents or for programs.
+        """
+        from zar_ray.reporting.published_table import report_table
+
+        report_table(name, output, format, Console(highlight=False))
+        return 0
+
+    return parse(table, argv, "zar report table")
+
+
+@_command
 def checkpoint_parity_command(argv: Sequence[str]) -> int:
     """Hold this code against reference vectors of official implementations."""
 
@@ -267,6 +291,7 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("data", "audit"): data_audit_command,
     ("data", "shots"): data_shots_command,
     ("report", "mlflow"): report_mlflow_command,
+    ("report", "table"): report_table_command,
     ("checkpoint", "parity"): checkpoint_parity_command,
     ("doctor",): doctor_command,
 }

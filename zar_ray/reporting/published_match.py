@@ -1,0 +1,334 @@
+"""Which run measures which published result, and what it does differently."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from zar_ray.config import EvalConfig, ViewConfig, merge
+from zar_ray.data.datasets import load_benchmark
+from zar_ray.errors import ConfigError
+from zar_ray.reporting.finished_runs import FinishedRun
+from zar_ray.reporting.published import Column, PublishedTable, Recipe, Row, leaves, with_defaults
+from zar_ray.reporting.summary import CaseMetrics
+from zar_ray.video.transforms import Preprocessing, short_side_for
+
+# A table asks for the same few files again and again.
+_benchmark = functools.cache(load_benchmark)
+
+_QUICKGELU = "-quickgelu"
+_ARCHITECTURE = re.compile(r"ViT-|RN\d")
+_HALVES = {"base_top1": "base", "novel_top1": "novel"}
+
+# What a method without adaptation has of a run that adapts: the decision before it.
+_NO_ADAPTATION = "zero_shot"
+_ADAPTED = "zar"
+
+# The options that a method reads, and those of them that matter without adaptation too, as far as papers state them:
+# of a prompt's words only what stands for the class.
+_READ = ("views", "zar", "context", "class_position", "name_style", "template", "class_texts")
+_READ_ALWAYS = ("views.eval_views", "name_style", "class_texts")
+_SHORT_SIDE = "views.short_side"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run's value for a published result.
+
+    Attributes:
+        run: The run.
+        value: In per cent.
+        std: Standard deviation between splits in points; None for a single split or a harmonic mean.
+        differences: How the run departs from the published protocol, a phrase each.
+    """
+
+    run: FinishedRun
+    value: float
+    std: float | None
+    differences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A value among a run's metrics, with the cases that it is of."""
+
+    value: float
+    std: float | None
+    cases: tuple[CaseMetrics, ...]
+
+
+def measure(table: PublishedTable, row: Row, column: Column, runs: Sequence[FinishedRun]) -> Measured | None:
+    """The value of the run that is nearest to the published protocol, or None where no run measures it.
+
+    Trained weights come before random ones, all videos before --limit, then fewer differences before more, then newer
+    before older.
+    """
+    if row.run is None:
+        return None
+    measured = [one for run in runs if (one := _measured(table, row, row.run, column, run)) is not None]
+    if not measured:
+        return None
+    return min(measured, key=_distance)
+
+
+def _distance(one: Measured) -> tuple[bool, bool, int, float]:
+    summary, limit = one.run.summary, one.run.config.get("limit")
+    return (summary.random_weights, limit is not None, len(one.differences), -one.run.finished.timestamp())
+
+
+def fill_command(table: PublishedTable, row: Row, column: Column, output: str | None = None) -> str | None:
+    """The `zar eval` command whose run measures a result; None where nothing here does.
+
+    Args:
+        table: The published table.
+        row: The result's row.
+        column: The result's column.
+        output: Where runs go, if not to the default.
+    """
+    recipe = row.run
+    if recipe is None:
+        return None
+    words = ["zar", "eval", "--dataset", column.benchmark, "--method", recipe.method]
+    named = [column.benchmark, recipe.method]
+    if column.split is not None:
+        words += ["--split", column.split]
+        named.append(column.split)
+    if recipe.training is not None:
+        file = table.trainings[recipe.training].file.format(benchmark=column.benchmark)
+        words += ["--checkpoint", file]
+        named.append(PurePath(file).stem)
+    elif table.model != _family(EvalConfig().model):
+        words += ["--model", f"{table.model}{_QUICKGELU}"]
+        named.append(table.model)
+    unless_told = leaves(with_defaults(_benchmark(column.benchmark).options))
+    told = {name: one for name, one in _compared(recipe, recipe.expected()).items() if one != unless_told.get(name)}
+    for name, value in told.items():
+        values = [
+            f"{one:g}" if _is_number(one) else str(one) for one in (value if isinstance(value, list) else [value])
+        ]
+        dashed = name.replace("_", "-")
+        words += [f"--{dashed}", *values]
+        named.append("-".join((dashed.rpartition(".")[2], *values)))
+    if told:
+        # A run's own name does not tell these options, and a folder holds one setting of them.
+        words += ["--name", "_".join(named)]
+    if output not in (None, EvalConfig().output):
+        words += ["--output", str(output)]
+    return shlex.join(words)
+
+
+def training_commands(table: PublishedTable, row: Row, column: Column) -> tuple[str, str] | None:
+    """The file of trained weights that `fill_command` names, and how it is made; None where it names none."""
+    if row.run is None or row.run.training is None:
+        return None
+    training = table.trainings[row.run.training]
+    benchmark = column.benchmark
+    return (
+        training.file.format(benchmark=benchmark),
+        f"CLIP {table.model} after {training.name}: {training.make.format(benchmark=benchmark)} ({training.about})",
+    )
+
+
+def _measured(table: PublishedTable, row: Row, recipe: Recipe, column: Column, run: FinishedRun) -> Measured | None:
+    summary = run.summary
+    config = with_defaults(run.config)
+    if summary.dataset != column.benchmark and summary.dataset not in column.near:
+        return None
+    if table.varies is not None:
+        expected = leaves(recipe.expected())
+        if leaves(config).get(table.varies) != expected[table.varies]:
+            return None
+    weights = _weights_difference(table, row, recipe, column, run)
+    found = _find(run, recipe.method, column)
+    if weights is None or found is None:
+        return None
+    differences = [
+        *weights,
+        *_protocol_differences(column, run, config, found),
+        *_option_differences(table, recipe, config),
+        *_seed_differences(recipe, run),
+    ]
+    return Measured(run, 100 * found.value, None if found.std is None else 100 * found.std, tuple(differences))
+
+
+def _find(run: FinishedRun, method: str, column: Column) -> _Found | None:
+    found = _find_of_method(run, method, column, before=False)
+    if found is None and method == _NO_ADAPTATION:
+        return _find_of_method(run, _ADAPTED, column, before=True)
+    return found
+
+
+def _find_of_method(run: FinishedRun, method: str, column: Column, *, before: bool) -> _Found | None:
+    cases = tuple(case for case in run.summary.cases if case.method == method)
+    metric = {"mAP": "map", "top5": "top5"}.get(column.metric, "top1")
+    split = column.split or _HALVES.get(column.metric)
+    if split is not None:
+        return next((_of_case(case, metric, before) for case in cases if case.split == split), None)
+    kind = "harmonic" if column.metric == "hm" else "mean"
+    name = f"{metric}_before" if before else metric
+    for average in run.summary.averages:
+        if (average.method, average.metric, average.kind) == (method, name, kind):
+            return _Found(average.value, average.std, tuple(case for case in cases if case.split in average.splits))
+    if kind == "mean" and len(cases) == 1:
+        return _of_case(cases[0], metric, before)
+    return None
+
+
+def _of_case(case: CaseMetrics, metric: str, before: bool) -> _Found | None:
+    if metric == "map":
+        estimate = case.map_before if before else case.map_after
+    elif case.headline is None:
+        estimate = None
+    else:
+        estimate = getattr(case.headline.before if before else case.headline.after, metric)
+    return None if estimate is None else _Found(estimate.value, None, (case,))
+
+
+def _weights_difference(
+    table: PublishedTable, row: Row, recipe: Recipe, column: Column, run: FinishedRun
+) -> list[str] | None:
+    """What is different in a run's weights; None where they are another row's or another architecture's."""
+    kind = _weights_of(run, table.model)
+    name = run.summary.model
+    if _family(name) != table.model and (kind != "trained" or _ARCHITECTURE.match(name)):
+        return None
+    if recipe.training is None:
+        differences: dict[str, list[str]] = {
+            "clip": [],
+            "copy": [f"{_file(run)} taken for OpenAI's weights"],
+            "random": ["random weights"],
+            "tag": [f"{run.config.get('pretrained')} weights instead of OpenAI's"],
+        }
+        return differences.get(kind)
+    training = table.trainings[recipe.training].name
+    if kind == "trained":
+        return [f"{_file(run)} taken for weights with {training}"]
+    untrained = [
+        other
+        for other in table.rows
+        if other.run is not None
+        and other.run.method == recipe.method
+        and other.run.training is None
+        and column.name in other.results
+    ]
+    if untrained:
+        return None
+    if kind == "random":
+        return ["random weights"]
+    if kind == "tag":
+        return [f"{run.config.get('pretrained')} weights without {training}"]
+    return [f"weights without {training}"]
+
+
+def _weights_of(run: FinishedRun, model: str) -> Literal["clip", "copy", "random", "tag", "trained"]:
+    """OpenAI's own weights, a file that bears their name, untrained ones, those of another tag, or any other file."""
+    if run.summary.random_weights:
+        return "random"
+    if run.config.get("checkpoint") is not None:
+        return "copy" if _family(PurePath(_file(run)).stem) == model else "trained"
+    return "clip" if run.config.get("pretrained") == "openai" else "tag"
+
+
+def _family(model: str) -> str:
+    return model.removesuffix(_QUICKGELU)
+
+
+def _file(run: FinishedRun) -> str:
+    return PurePath(str(run.config.get("checkpoint"))).name
+
+
+def _protocol_differences(column: Column, run: FinishedRun, config: Mapping[str, Any], found: _Found) -> list[str]:
+    """What is different in videos, classes and labels."""
+    summary = run.summary
+    differences = []
+    if summary.dataset != column.benchmark:
+        differences.append(column.near[summary.dataset])
+    specs = {spec.name: spec for spec in _benchmark(summary.dataset).splits}
+    own_names = config["class_names"] is not None
+    if own_names:
+        differences.append("class names of one's own")
+    if column.split is None and column.metric not in _HALVES and len(found.cases) < len(specs):
+        names = ", ".join(case.split if case.split in specs else summary.split or "all" for case in found.cases)
+        which = f"split {names} alone" if len(found.cases) == 1 else f"splits {names}"
+        which = "all videos together" if names == "all" else which
+        differences.append(f"{which} instead of the mean of {len(specs)} splits")
+    if config["limit"] is not None:
+        differences.append(f"limit {config['limit']} videos")
+    elif summary.dataset == column.benchmark and not own_names:
+        sizes = {split.name: split.videos for split in summary.splits}
+        counts = [
+            (sizes[case.split], spec.count, spec.about)
+            for case in found.cases
+            if case.split in sizes and (spec := specs.get(case.split)) is not None and spec.count is not None
+        ]
+        here, published = (sum(count[place] for count in counts) for place in (0, 1))
+        if any(size != count for size, count, _ in counts):
+            about = "about " if any(about for *_, about in counts) else ""
+            differences.append(f"{here:,} videos instead of {about}{published:,}")
+    if column.right_labels is not None and not config.get("legacy_labels"):
+        differences.append(column.right_labels)
+    failed = sum(case.failed for case in found.cases)
+    if failed:
+        differences.append(f"{failed:,} failed video{'' if failed == 1 else 's'} counted as wrong")
+    return differences
+
+
+def _option_differences(table: PublishedTable, recipe: Recipe, config: Mapping[str, Any]) -> list[str]:
+    """What is different in the options that the method reads."""
+    expected = _resolved(recipe.expected(), table.input_size)
+    there = _resolved(config, table.input_size)
+    found = leaves(there)
+    return [
+        f"{_words(name)} {_shown(found.get(name))} instead of {_shown(value)}"
+        for name, value in _compared(recipe, expected).items()
+        if found.get(name) != value
+    ]
+
+
+def _resolved(options: Mapping[str, Any], input_size: int) -> dict[str, Any]:
+    """The options with the short side that they come to, so that it may be given or left to the default."""
+    try:
+        side = short_side_for(ViewConfig.model_validate(options["views"]), Preprocessing(input_size=input_size))
+    except (ValidationError, ConfigError):
+        return dict(options)
+    group, _, name = _SHORT_SIDE.partition(".")
+    return merge(dict(options), {group: {name: side}})
+
+
+def _seed_differences(recipe: Recipe, run: FinishedRun) -> list[str]:
+    if recipe.seeds == 1:
+        return []
+    return [f"seed {run.summary.seed} instead of the mean of {recipe.seeds} seeds"]
+
+
+def _compared(recipe: Recipe, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The expected options that a recipe's numbers depend on, by their dotted names."""
+    if recipe.method == _NO_ADAPTATION:
+        names = (*leaves(recipe.options), *_READ_ALWAYS)
+        return {name: value for name, value in leaves(expected).items() if name in names}
+    return leaves({name: value for name, value in expected.items() if name in _READ})
+
+
+def _words(name: str) -> str:
+    return name.rpartition(".")[2].replace("_", " ")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(_shown(one) for one in value)
+    if isinstance(value, bool) or value is None:
+        return "default" if value is None else str(value).lower()
+    if isinstance(value, int | float):
+        return f"{value:g}"
+    return f'"{value}"' if " " in str(value) else str(value)

@@ -165,3 +165,11 @@ def test_a_relative_output_is_refused_in_a_job(monkeypatch, tmp_path):
     assert output_root("/data/runs") == "/data/runs"
     assert output_root("s3://bucket/runs") == "s3://bucket/runs"
     assert output_root("runs") == str(tmp_path / "runs")
+
+
+def test_output_that_nobody_reads_is_no_mistake_to_explain():
+    """`zar data list | head -1` closes the pipe early."""
+    command = f'"{sys.executable}" -m zar_ray.cli data list | head -1'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert "benchmark" in done.stdout
+    assert "Traceback" not in done.stderr

@@ -69,7 +69,8 @@ def parse(
                 kind, args=list(argv), prog=prog, description=description, return_unknown_args=True, **given
             )
     except SystemExit as end:
-        if end.code in (0, None):
+        # without a word from tyro it was the command that ended, as when nobody reads its output any more
+        if end.code in (0, None) or not said.getvalue():
             raise
         raise ConfigError(f"{prog}: {_unboxed(said.getvalue())}") from None
     if unknown:

@@ -53,6 +53,22 @@ def test_each_distinct_image_is_encoded_once(tiny_model, plan, frames):
     assert prediction.encode_seconds > 0
 
 
+@pytest.mark.parametrize("crops", [1, 3, 5, 9])
+def test_images_encoded_are_the_plans_distinct_ones_whatever_the_crops(tiny_model, crops):
+    options = OPTIONS.model_copy(update={"views": ViewConfig(frames=4, eval_frames=5, crops=crops)})
+    plan = plan_views("a/b.mp4", 31, 48, 80, options.views, PREPROCESSING, seed=0)
+    shape = (len(plan.frames), plan.height, plan.width, 3)
+    frames = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    model = Counting(tiny_model)
+    prediction = VideoAdapter(model, PROMPTS, ("zar",), options)(frames, plan)
+    of_views = {(int(frame), int(box)) for frame, box in plan.images[plan.views.ravel()]}
+    of_evaluation = {(int(frame), int(box)) for frame, box in plan.images[plan.evaluation]}
+    assert sum(map(len, model.seen)) == prediction.images_encoded == len(of_views | of_evaluation)
+    # the four samples of the whole video are one segment: each counts as a view, and costs nothing more
+    assert prediction.views == 4 * 4 * crops
+    assert np.array_equal(plan.views[:crops], plan.views[crops : 2 * crops])
+
+
 def test_zero_shot_alone_encodes_the_evaluation_view(tiny_model, plan, frames):
     model = Counting(tiny_model)
     both = VideoAdapter(tiny_model, PROMPTS, ("zero_shot", "zar"), OPTIONS)(frames, plan)

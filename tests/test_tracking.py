@@ -30,7 +30,7 @@ from zar_ray.reporting.summary import (
     SplitSummary,
     Throughput,
 )
-from zar_ray.tracking import default_uri, log_run_folder, without_password
+from zar_ray.tracking import default_uri, log_run_folder, logged_runs, without_password
 
 CONFIG = {
     "dataset": "demo",
@@ -227,6 +227,18 @@ def test_several_splits_arrive_as_a_child_a_split_and_method(store):
     files = [file.path for file in store.client.list_artifacts(by_name["novel/zar"].info.run_id)]
     assert sorted(files) == ["confusion.png", "per_class.csv"]
     assert store.client.list_artifacts(by_name["base/zar"].info.run_id) == []
+
+
+def test_logged_runs_are_read_back_as_they_were_sent(store):
+    uri = f"sqlite:///{store.root}/mlflow.db"
+    found = {run.summary.name: run for run in logged_runs(uri)}
+    sent = json.loads((store.root / "first" / "run.json").read_text())
+    assert found["first"].summary.to_json() == sent["summary"]
+    assert found["first"].config == sent["config"]
+    assert found["first"].place.startswith(f"{uri} run ")
+    assert found["first"].finished.year >= 2026
+    with pytest.raises(TrackingError, match='has no experiment "nothing"; check --mlflow-uri'):
+        logged_runs(uri, "nothing")
 
 
 def test_one_split_arrives_as_ever(store):

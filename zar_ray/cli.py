@@ -52,12 +52,13 @@ def eval_command(argv: Sequence[str]) -> int:
     if invocation.show_config:
         return _show(invocation.options)
     from zar_ray.demo import ensure_demo
-    from zar_ray.evaluation.job import describe, prepare, run_evaluation
+    from zar_ray.evaluation.job import describe, prepare
+    from zar_ray.evaluation.seeds import run_seeds
 
     console = Console(highlight=False, soft_wrap=True)
     if not invocation.dry_run:
         ensure_demo(invocation.options, console)
-        run_evaluation(invocation.options, console)
+        run_seeds(invocation.options, console)
         return 0
     console.print(describe(*prepare(invocation.options, console)))
     return 0
@@ -222,6 +223,7 @@ def report_table_command(argv: Sequence[str]) -> int:
         name: Annotated[str, tyro.conf.Positional],
         output: str = EvalConfig.model_fields["output"].default,
         format: Literal["terminal", "markdown", "csv"] = "terminal",
+        mlflow_uri: str | None = None,
     ) -> int:
         """Fills the published cells that finished runs belong to, and says how the others are filled.
 
@@ -229,10 +231,13 @@ def report_table_command(argv: Sequence[str]) -> int:
             name: The table: zar-table1 to zar-table5, actionclip or ezclip.
             output: Folder or URI that holds the runs.
             format: For people, for documents or for programs.
+            mlflow_uri: An MLflow store whose evaluations are looked at too.
         """
         from zar_ray.reporting.published_table import report_table
+        from zar_ray.tracking import logged_runs
 
-        report_table(name, output, format, Console(highlight=False))
+        more = logged_runs(mlflow_uri) if mlflow_uri is not None else ()
+        report_table(name, output, format, Console(highlight=False), more)
         return 0
 
     return parse(table, argv, "zar report table")

@@ -192,6 +192,9 @@ class EvalConfig(AdaptationOptions):
     )
     limit: int | None = Field(default=None, ge=1, description="Evaluate only so many videos, spread over the manifest.")
 
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = operational(
+        (), "Run once with each of these seeds, in a folder each, and report the mean over them."
+    )
     output: str = operational("runs", "Folder or URI that holds all runs.")
     name: str | None = operational(None, "The run's folder under the output; by default made from what is run.")
     resume: bool = operational(False, "Insist on continuing a run that is there already.")

@@ -16,11 +16,13 @@ import shlex
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from zar_ray.config import fingerprint, without_password
 from zar_ray.errors import RunError, TrackingError
+from zar_ray.reporting.finished_runs import FinishedRun
 from zar_ray.reporting.summary import RunSummary
 from zar_ray.reporting.tables import markdown
 from zar_ray.storage import Storage, is_uri
@@ -149,7 +151,8 @@ def log_run_folder(run: str, uri: str | None = None, experiment: str = EXPERIMEN
     shown = without_password(uri)
     receipts = _receipts(storage)
     earlier = receipts.get(shown)
-    with _mlflow(shown, storage.path()):
+    send_later = f"when it can be reached, send it with `zar report mlflow {shlex.quote(storage.path())} --uri {shown}`"
+    with _mlflow(shown, "log the run to MLflow", send_later):
         client = _client(uri)
         receipt = _found(client, record, earlier, shown, experiment)
         if receipt is None:
@@ -162,6 +165,37 @@ def log_run_folder(run: str, uri: str | None = None, experiment: str = EXPERIMEN
         content = [{k: v for k, v in asdict(one).items() if k != "new"} for one in (*kept, receipt)]
         storage.write(RECEIPTS, (json.dumps(content, indent=2) + "\n").encode())
     return receipt
+
+
+def logged_runs(uri: str, experiment: str = EXPERIMENT) -> tuple[FinishedRun, ...]:
+    """The finished evaluations of a store, from the run.json that each was logged with.
+
+    Args:
+        uri: The tracking store.
+        experiment: The experiment's name.
+
+    Raises:
+        TrackingError: MLflow cannot be reached, or there is no such experiment.
+        RunError: What it holds is not the record of a run.
+    """
+    uri = _absolute(uri)
+    shown = without_password(uri)
+    with _mlflow(shown, "read MLflow's runs", "check --mlflow-uri"):
+        client = _client(uri)
+        known = client.get_experiment_by_name(experiment)
+        if known is None:
+            raise TrackingError(f'{shown}: has no experiment "{experiment}"; check --mlflow-uri')
+        found = []
+        with tempfile.TemporaryDirectory(prefix="zar-mlflow-") as folder:
+            for run in _search(client, known.experiment_id, f"tags.`{_RESULTS_TAG}` != ''"):
+                if run.info.status != "FINISHED":
+                    continue
+                ended = datetime.fromtimestamp((run.info.end_time or 0) / 1000, UTC)
+                place = Path(folder) / run.info.run_id
+                place.mkdir()
+                file = Path(client.download_artifacts(run.info.run_id, _RUN_FILE, str(place)))
+                found.append(FinishedRun.parse(file.read_bytes(), f"{shown} run {run.info.run_id}", ended))
+    return tuple(found)
 
 
 def _receipts(storage: Storage) -> dict[str, MlflowReceipt]:
@@ -183,7 +217,7 @@ def _absolute(uri: str) -> str:
 
 
 @contextlib.contextmanager
-def _mlflow(uri: str, run: str) -> Iterator[None]:
+def _mlflow(uri: str, doing: str, way_out: str) -> Iterator[None]:
     """MLflow made quiet and quick to give up, and its errors made ours."""
     ours = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
     os.environ.update(ours)
@@ -198,10 +232,7 @@ def _mlflow(uri: str, run: str) -> Iterator[None]:
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-            raise TrackingError(
-                f"{uri}: could not log the run to MLflow ({_reason(error)}); "
-                f"when it can be reached, send it with `zar report mlflow {shlex.quote(run)} --uri {uri}`"
-            ) from error
+            raise TrackingError(f"{uri}: could not {doing} ({_reason(error)}); {way_out}") from error
     finally:
         for name in ours:
             os.environ.pop(name, None)

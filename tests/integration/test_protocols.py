@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from zar_ray.config import IndexConfig
+from zar_ray.config import EvalConfig, IndexConfig
 from zar_ray.data.classes import class_list
 from zar_ray.data.indexing import run_index
 from zar_ray.errors import ConfigError
+from zar_ray.evaluation.seeds import run_seeds
 
 pytestmark = pytest.mark.slow
 
@@ -101,6 +102,23 @@ def test_base_to_novel_is_a_protocol_with_a_harmonic_mean(benchmark):
     assert harmonic.kind == "harmonic"
     assert harmonic.value == pytest.approx(2 * base * novel / (base + novel) if base + novel else 0)
     assert "harmonic" in ran.printed
+
+
+def test_several_seeds_are_a_run_each_and_a_mean(benchmark, tiny_checkpoint, tmp_path):
+    benchmark("hmdb51", split="1", method=["zero_shot"])  # makes the manifest
+    said = io.StringIO()
+    values = {"dataset": "hmdb51", "protocol": "base_to_novel", "seeds": [3, 4], "method": ["zar"], "mlflow": False}
+    places = {"data_root": tmp_path, "checkpoint": tiny_checkpoint, "output": str(tmp_path / "seeds")}
+    options = EvalConfig.model_validate({**values, **places, "views": {"frames": 4, "eval_frames": 4}})
+    runs = run_seeds(options, Console(file=said, width=100))
+    assert [run.seed for run in runs] == [3, 4]
+    assert len({run.results for run in runs}) == 2
+    values = [one.value for run in runs for one in run.averages if (one.method, one.metric) == ("zar", "top1")]
+    assert "over 2 seeds (3, 4)" in said.getvalue()
+    row = next(line for line in said.getvalue().splitlines() if "harmonic mean  top-1" in line)
+    assert f"{100 * np.mean(values):.1f} ± {100 * np.std(values):.1f}" in row
+    with pytest.raises(ConfigError, match="--seeds 1 1: names a seed twice"):
+        run_seeds(options.model_copy(update={"seeds": (1, 1)}), Console(file=said))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -95,16 +96,16 @@ class AdaptStage:
         """`DECODED_SCHEMA` to `STATUS_SCHEMA`; the result rows of the block are one part of the run by then."""
         videos = [self._arrive(block.slice(index, 1)) for index in range(block.num_rows)]
         outcomes = self._predict(videos)
-        rows = [row for video, outcome in zip(videos, outcomes, strict=True) for row in self._rows(video, outcome)]
-        write_part(self.spec.storage, to_table(rows))
+        rows = [self._rows(video, outcome) for video, outcome in zip(videos, outcomes, strict=True)]
+        write_part(self.spec.storage, to_table(chain.from_iterable(rows)))
         status = [
             {
                 "video_id": video.row["video_id"],
-                "failed": isinstance(outcome, Failure),
+                "failed": any(row.error is not None for row in of_video),
                 "feature_use": video.row["feature_use"],
                 "feature_note": self._keep(video.row, outcome) or video.row["feature_note"],
             }
-            for video, outcome in zip(videos, outcomes, strict=True)
+            for video, outcome, of_video in zip(videos, outcomes, rows, strict=True)
         ]
         return pa.Table.from_pylist(status, schema=STATUS_SCHEMA)
 

@@ -70,7 +70,7 @@ def _look_up(path: str, known: VideoInfo, spec: JobSpec, store: FeatureStore, vi
         # Decoding says what does not fit.
         return {}
     return {
-        "embeddings": found.embeddings.reshape(-1).data,
+        "embeddings": found.embeddings.tobytes(),
         "dimensions": found.embeddings.shape[1],
         "decoder": facts.decoder,
         "warning": facts.warning,
@@ -89,7 +89,8 @@ def _decode(path: str, known: VideoInfo, spec: JobSpec, video_id: str) -> dict[s
     )
     return {
         "decoder": decoded.info.decoder,
-        "pixels": decoded.frames.reshape(-1).data,
+        # as bytes: of a memoryview Arrow 25 keeps the buffer for ever
+        "pixels": decoded.frames.tobytes(),
         "shape": list(decoded.frames.shape),
         "warning": decoded.warning,
     }

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from math import prod
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import yaml
-from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources, TaskPoolStrategy
 from ray.exceptions import RayError
 from rich.console import Console
 
@@ -44,6 +45,7 @@ from zar_ray.evaluation.results import to_table
 from zar_ray.evaluation.run_folder import CONFIG, MANIFEST, RunFolder
 from zar_ray.evaluation.spec import Failure, JobSpec, ModelCard, failed_rows
 from zar_ray.evaluation.workload import CLASS_SETS, Workload
+from zar_ray.video.transforms import resized_size, short_side_for
 
 # How many videos to look for one that is there.
 _LOOKED_AT = 100
@@ -253,6 +255,10 @@ def _run_blocks(
     context = DataContext.get_current()
     context.max_errored_blocks = -1
     context.enable_progress_bars = False
+    # Decoding would otherwise run ahead until the object store is full, and memory grow with the number of videos.
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=_blocks_at_once(resources) * block_size * _largest_video(videos, spec)
+    )
     batches = _dataset(videos, spec, resources, block_size, retries).iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=0
     )
@@ -263,6 +269,21 @@ def _run_blocks(
     # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
     # workers keep their CPUs, and a second pass could wait for them for ever.
     gc.collect()
+
+
+def _blocks_at_once(resources: Resources) -> int:
+    """Blocks that may wait or be worked on: one in each decoder, one in each worker, and two ahead of each."""
+    return resources.decoders + 3 * resources.workers
+
+
+def _largest_video(videos: pa.Table, spec: JobSpec) -> int:
+    """Bytes that the frames of the largest video's plan take at most."""
+    views, side = spec.options.views, short_side_for(spec.options.views, spec.model.preprocessing)
+    named = views.eval_frames * int(views.eval_views.partition("x")[0])
+    if spec.needs_views:
+        named += views.frames * views.views_per_rate * len(views.rates)
+    columns = zip(*(videos[name].to_pylist() for name in ("frames", "height", "width")), strict=True)
+    return max(min(frames, named) * prod(resized_size(height, width, side)) * 3 for frames, height, width in columns)
 
 
 def _dataset(videos: pa.Table, spec: JobSpec, resources: Resources, block_size: int, retries: int) -> Dataset:

@@ -55,7 +55,9 @@ class PlannedVideo:
             raise ValueError(f"there are {len(self.embeddings)} embeddings for {len(plan.images)} images")
 
     def evaluation_only(self) -> PlannedVideo:
-        """The same video with its evaluation view alone."""
+        """The same video with its evaluation view alone; itself, where it has no other."""
+        if not len(self.plan.views):
+            return self
         plan = self.plan.evaluation_only()
         if self.embeddings is not None:
             rows = torch.from_numpy(np.unique(self.plan.evaluation)).to(self.embeddings.device)

@@ -25,6 +25,32 @@ _TOKENS_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True, eq=False)
+class _Batch:
+    """B videos side by side.
+
+    Attributes:
+        views: float32 (B, V, D), zeros where a video has fewer than V views.
+        counts: How many views each has.
+        evaluation: float32 (B, E, D), the evaluation views.
+    """
+
+    views: torch.Tensor
+    counts: list[int]
+    evaluation: torch.Tensor
+
+    @classmethod
+    def of(cls, videos: Sequence[VideoFeatures]) -> _Batch:
+        return cls(
+            pad_sequence([video.views for video in videos], batch_first=True),
+            [len(video.views) for video in videos],
+            torch.stack([torch.atleast_2d(video.evaluation) for video in videos]),
+        )
+
+    def take(self, rows: list[int]) -> _Batch:
+        return _Batch(self.views[rows], [self.counts[row] for row in rows], self.evaluation[rows])
+
+
+@dataclass(frozen=True, eq=False)
 class _Selection:
     """The most confident views of B videos, up to S each.
 
@@ -60,30 +86,39 @@ def adapt_zar_batch(videos: Sequence[VideoFeatures], classes: PromptedClasses, o
 
 
 def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: ZarConfig) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    usable: list[int] = []
-    for number, video in enumerate(videos):
-        problem = _problem(video, classes)
-        outcomes.append(VideoError(problem or "", stage="adapt"))
-        if problem is None:
-            usable.append(number)
+    outcomes: list[Outcome] = [VideoError("ZAR needs views, and the plan has none", stage="adapt") for _ in videos]
+    with_views = [number for number, video in enumerate(videos) if len(video.views)]
+    if not with_views:
+        return outcomes
+    batch = _Batch.of([videos[number] for number in with_views])
+    before = classes.logits(batch.evaluation, classes.initial_features)
+    of_views = classes.logits(batch.views, classes.initial_features)
+    fine = _finite(before), _finite(of_views)
+    usable = []
+    for row, (number, before_fine, views_fine) in enumerate(zip(with_views, *fine, strict=True)):
+        if before_fine and views_fine:
+            usable.append(row)
+        else:
+            which = "of the views" if before_fine else "before adaptation"
+            outcomes[number] = VideoError(f"logits {which} are not finite", stage="adapt")
     if not usable:
         return outcomes
+    if len(usable) < len(with_views):
+        batch, before, of_views = batch.take(usable), before[usable], of_views[usable]
 
-    chosen = [videos[number] for number in usable]
-    selection = _select(chosen, classes, options.confidence)
+    selection = _select(batch, of_views, options.confidence)
     contexts, losses = _tune(selection, classes, options)
-    evaluation = torch.stack([torch.atleast_2d(video.evaluation) for video in chosen])
     with torch.no_grad():
-        before = _decisions(classes.logits(evaluation, classes.initial_features))
-        after = _decisions(classes.logits(evaluation, classes.features(contexts)))
+        after = _decisions(classes.logits(batch.evaluation, classes.features(contexts)))
+    before, after_fine = _decisions(before), _finite(after)
     entropies, order, losses = selection.entropies.cpu(), selection.order.cpu(), losses.cpu()
-    for row, (number, video) in enumerate(zip(usable, chosen, strict=True)):
-        if torch.isfinite(after[row]).all():
+    for row, count in enumerate(batch.counts):
+        number = with_views[usable[row]]
+        if after_fine[row]:
             outcomes[number] = Decision(
                 logits_before=before[row],
                 logits_after=after[row],
-                view_entropies=entropies[row, : len(video.views)],
+                view_entropies=entropies[row, :count],
                 selected=order[row, : selection.counts[row]],
                 losses=losses[:, row],
             )
@@ -92,33 +127,27 @@ def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, o
     return outcomes
 
 
+def _finite(logits: torch.Tensor) -> list[bool]:
+    """For each video, the first axis, whether all its logits are finite."""
+    return torch.isfinite(logits).flatten(1).all(dim=1).tolist()
+
+
 def _decisions(logits: torch.Tensor) -> torch.Tensor:
     """(B, E, K) of the evaluation views to (B, K), on the CPU."""
     return torch.stack([averaged(one) for one in logits]).cpu()
 
 
-def _problem(video: VideoFeatures, classes: PromptedClasses) -> str | None:
-    """Why a video cannot be adapted to, before it is tried."""
-    if not len(video.views):
-        return "ZAR needs views, and the plan has none"
-    if not torch.isfinite(classes.logits(video.evaluation, classes.initial_features)).all():
-        return "logits before adaptation are not finite"
-    if not torch.isfinite(classes.logits(video.views, classes.initial_features)).all():
-        return "logits of the views are not finite"
-    return None
-
-
-def _select(videos: Sequence[VideoFeatures], classes: PromptedClasses, fraction: float) -> _Selection:
-    views = pad_sequence([video.views for video in videos], batch_first=True)
-    numbers = torch.tensor([len(video.views) for video in videos], device=views.device)
-    counts = [count_confident(len(video.views), fraction) for video in videos]
-    entropies = entropy(classes.logits(views, classes.initial_features))
-    places = torch.arange(views.shape[1], device=views.device)
-    entropies = entropies.masked_fill(places >= numbers[:, None], float("inf"))
+def _select(batch: _Batch, logits: torch.Tensor, fraction: float) -> _Selection:
+    """Selects each video's most confident views by their logits (B, V, K) under the untuned context."""
+    views, device = batch.views, batch.views.device
+    counts = [count_confident(count, fraction) for count in batch.counts]
+    places = torch.arange(views.shape[1], device=device)
+    missing = places >= torch.tensor(batch.counts, device=device)[:, None]
+    entropies = entropy(logits).masked_fill(missing, float("inf"))
     order = entropies.argsort(dim=1, stable=True)
     most = max(counts)
     rows = order[:, :most, None].expand(-1, -1, views.shape[2])
-    absent = places[:most, None] >= torch.tensor(counts, device=views.device)[:, None, None]
+    absent = places[:most, None] >= torch.tensor(counts, device=device)[:, None, None]
     return _Selection(entropies, order, counts, views.gather(1, rows), absent)
 
 

@@ -184,7 +184,7 @@ class AdaptStage:
         try:
             self.store.write(row["content"], image_keys(outcome.plan), outcome.embeddings.cpu().numpy(), facts)
         except RunError as error:
-            return f"not stored: {error}"
+            return f"features not stored ({error})"
         return None
 
 

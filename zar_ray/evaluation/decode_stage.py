@@ -61,10 +61,13 @@ def _look_up(path: str, known: VideoInfo, spec: JobSpec, store: FeatureStore, vi
     plan = plan_video(video_id, known, spec.options, spec.model.preprocessing, spec.needs_views)
     found = store.read(content.hash, image_keys(plan))
     if isinstance(found, Missing):
-        note = found.detail if found.reason == "damaged" else None
+        why = found.detail if found.reason == "damaged" else None
         if content.stale:
-            note = "the file has changed since its features were stored"
-        return {"content": content.hash, "feature_use": "replaced" if note else "computed", "feature_note": note}
+            why = "the file has changed since its features were stored"
+        if why is None:
+            return {"content": content.hash, "feature_use": "computed"}
+        note = f"features computed anew ({why})"
+        return {"content": content.hash, "feature_use": "replaced", "feature_note": note}
     facts = found.facts
     if (facts.frames, facts.width, facts.height) != (known.frames, known.width, known.height):
         # Decoding says what does not fit.

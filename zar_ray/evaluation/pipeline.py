@@ -11,7 +11,8 @@ import gc
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -252,23 +253,34 @@ def _run_blocks(
     """Runs both stages over blocks of `block_size` videos; a block whose worker dies is dropped, not fatal."""
     if not len(videos):
         return
-    context = DataContext.get_current()
-    context.max_errored_blocks = -1
-    context.enable_progress_bars = False
     # Decoding would otherwise run ahead until the object store is full, and memory grow with the number of videos.
-    context.execution_options.resource_limits = ExecutionResources.for_limits(
-        object_store_memory=_blocks_at_once(resources) * block_size * _largest_video(videos, spec)
-    )
-    batches = _dataset(videos, spec, resources, block_size, retries).iter_batches(
-        batch_size=None, batch_format="pyarrow", prefetch_batches=0
-    )
-    for batch in cast(Iterable[pa.Table], batches):
-        failed = batch["failed"].to_pylist()
-        progress.advance(len(failed), failed=sum(failed))
-        progress.count_features(batch.filter(~pc.field("failed")))
+    in_flight = _blocks_at_once(resources) * block_size * _largest_video(videos, spec)
+    with _ray_data_settings(in_flight):
+        batches = _dataset(videos, spec, resources, block_size, retries).iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        )
+        for batch in cast(Iterable[pa.Table], batches):
+            failed = batch["failed"].to_pylist()
+            progress.advance(len(failed), failed=sum(failed))
+            progress.count_features(batch.filter(~pc.field("failed")))
     # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
     # workers keep their CPUs, and a second pass could wait for them for ever.
     gc.collect()
+
+
+@contextmanager
+def _ray_data_settings(object_store_bytes: int) -> Iterator[None]:
+    """Ray Data's settings of this process for one pass; whoever else uses it here finds their own again."""
+    context = DataContext.get_current()
+    limits = context.execution_options.resource_limits
+    before = context.max_errored_blocks, context.enable_progress_bars
+    context.max_errored_blocks, context.enable_progress_bars = -1, False
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=object_store_bytes)
+    try:
+        yield
+    finally:
+        context.max_errored_blocks, context.enable_progress_bars = before
+        context.execution_options.resource_limits = limits
 
 
 def _blocks_at_once(resources: Resources) -> int:

@@ -89,7 +89,7 @@ class VideoProgress:
         for row in status.filter(pc.field("feature_note").is_valid()).to_pylist():
             self._notes += 1
             if self._notes <= _NOTES:
-                self.say(f"{row['video_id']}: features computed anew ({row['feature_note']})")
+                self.say(f"{row['video_id']}: {row['feature_note']}")
 
     def say(self, line: str) -> None:
         """Shows a line of its own above the bar."""

@@ -1,4 +1,4 @@
-# One command each: make demo, make test, make lint, make bench. All of them set up what is missing first.
+# One command each: make demo, make mlflow, make test, make lint, make bench. All of them set up what is missing first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,6 +22,14 @@ install: $(READY) ## make .venv and install everything into it
 .PHONY: demo
 demo: $(READY) ## write a data set, train a tiny CLIP, evaluate it on classes it never saw (a few minutes)
 	$(BIN)/zar eval --dataset demo
+
+MLFLOW_PORT ?= 5000
+.PHONY: mlflow
+mlflow: $(READY) ## show what was logged to runs/mlflow.db in a browser; MLFLOW_PORT=5000
+	@test -f runs/mlflow.db || { echo "runs/mlflow.db: nothing is logged yet; make demo logs an evaluation" >&2; exit 1; }
+	@echo "open http://127.0.0.1:$(MLFLOW_PORT)/#/experiments?workflowType=machine_learning once it has started"
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri 'sqlite:///$(CURDIR)/runs/mlflow.db' \
+		--host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1
 
 .PHONY: test
 test: $(READY) ## run all tests

@@ -99,6 +99,7 @@ def _deadly_files() -> None:
 
     A file that really crashes a decoder would depend on the decoder's version; the process's death is real.
     """
+    import hashlib
     import importlib.abc
     import importlib.machinery
     import sys
@@ -123,6 +124,19 @@ def _deadly_files() -> None:
 
         stage.decode_video = deadly_decode
 
+    def note_images(stage):
+        model = stage.adapter.model
+        if "encode_images" in vars(model):
+            return
+        encode = model.encode_images
+
+        def noted(pixels):
+            digests = (hashlib.sha256(one.numpy().tobytes()).hexdigest() for one in pixels)
+            note(Path(stage.spec.storage.path("encoded.txt")), "\n".join(digests))
+            return encode(pixels)
+
+        model.encode_images = noted
+
     def make_adapting_deadly(stage):
         predict = stage.AdaptStage._predict
 
@@ -135,6 +149,8 @@ def _deadly_files() -> None:
                     note(Path(self.spec.storage.path("adapted.txt")), video.row["video_id"])
             if "slow-model" in names:
                 time.sleep(1)
+            if "counted" in names:
+                note_images(self)
             return predict(self, videos)
 
         stage.AdaptStage._predict = deadly_predict

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,75 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from finished_run import make_case, make_run
 
 from zar_ray import tracking
 from zar_ray.errors import RunError, TrackingError
-from zar_ray.reporting.summary import (
-    Accuracy,
-    CaseMetrics,
-    Change,
-    Costs,
-    Estimate,
-    FailureGroup,
-    ProtocolAverage,
-    RunSummary,
-    Scores,
-    SplitSummary,
-    Throughput,
-)
+from zar_ray.reporting.summary import ProtocolAverage, RunSummary, SplitSummary
 from zar_ray.tracking import default_uri, log_run_folder, logged_runs, without_password
-
-CONFIG = {
-    "dataset": "demo",
-    "method": ["zero_shot", "zar"],
-    "split": None,
-    "zar": {"lr": 0.005, "betas": [0.9, 0.999]},
-    "class_names": ",".join(f"class number {i}" for i in range(600)),
-    "mlflow_uri": "http://me:secret@host:5000",
-    # More parameters than MLflow takes at once, as a longer configuration would have.
-    "many": {f"option{i}": i for i in range(130)},
-}
-
-
-def make_case(method: str, top1: float) -> CaseMetrics:
-    before = Accuracy(*(Estimate(value, value - 0.1, value + 0.1) for value in (0.4, 0.7, 0.35)))
-    after = Accuracy(Estimate(top1, top1 - 0.1, top1 + 0.1), before.top5, before.mean_class)
-    change = Change(Estimate(top1 - 0.4, -0.02, 0.2), 9, 4, 0.267) if method == "zar" else None
-    scores = Scores(50, before, after, change)
-    return CaseMetrics(f"{method}-0a1b2c", method, 52, 51, 1, 50, 8, 0.125, scores, scores, 1.5, 1.1, 0.2)
-
-
-def make_run(folder: Path, top1: float = 0.5, seconds: float = 60.0) -> Path:
-    """A run's folder as an evaluation leaves it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    summary = RunSummary(
-        name=folder.name,
-        dataset="demo",
-        split="test",
-        model="demo-tiny",
-        model_fingerprint="0123456789ab",
-        random_weights=False,
-        seed=0,
-        classes=8,
-        videos=52,
-        finished=51,
-        failed=1,
-        unlabelled=2,
-        warned=0,
-        resumed=0,
-        cases=(make_case("zero_shot", 0.4), make_case("zar", top1)),
-        failures=(FailureGroup("open", 1, (("a.mp4", "moov atom not found"),)),),
-        costs=Costs(1.2e7, 13_000_000, 235.0, 70.0, 0.1, None),
-        throughput=Throughput(52, seconds),
-        results=f"{folder}/predictions.parquet",
-        run_file=f"{folder}/run.json",
-    )
-    record = {"summary": summary.to_json(), "config": CONFIG, "provenance": {"git": "f00d+changes"}}
-    (folder / "run.json").write_text(json.dumps(record))
-    (folder / "config.yaml").write_text("dataset: demo\n")
-    (folder / "zar_per_class.csv").write_text("label_id\n0\n")
-    (folder / "zar_confusion.png").write_bytes(b"\x89PNG")
-    return folder
 
 
 class Store:
@@ -161,6 +99,69 @@ def test_a_run_arrives_as_a_parent_with_a_child_a_method(store):
     assert zar.data.tags["case"] == "zar-0a1b2c"
     assert (zar.data.tags["method"], zero_shot.data.tags["method"]) == ("zar", "zero_shot")
     assert parent.data.tags["mlflow.source.git.commit"] == "f00d"
+
+
+def test_what_mlflow_s_own_columns_show_is_the_evaluation_s(store):
+    for run in store.runs("first"):
+        # The session took 60 seconds; that it was sent in a moment is of no interest.
+        assert 60 <= (run.info.end_time - run.info.start_time) / 1000 < 90
+        assert run.data.tags["mlflow.source.name"] == "zar eval"
+        (used,) = run.inputs.dataset_inputs
+        assert (used.dataset.name, used.dataset.digest) == ("demo", "0a1b2c3d4e5f")
+        assert json.loads(used.dataset.profile) == {"videos": 52, "classes": 8}
+        assert json.loads(used.dataset.source) == {"uri": f"{store.root}/first/manifest.parquet"}
+
+
+def test_a_new_experiment_says_what_its_runs_are(store):
+    tags = store.client.get_experiment_by_name("zar-ray").tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    shown = store.runs("first")[1].data.metrics.keys()
+    named = set(re.findall(r"`(\w+)`", tags["mlflow.note.content"]))
+    assert named
+    assert named <= shown
+    assert tags["mlflow.experiment.primaryMetric.name"] in shown
+
+
+def test_the_description_is_the_result_table_and_no_more_than_is_known(store):
+    for run in store.runs("first"):
+        note = run.data.tags["mlflow.note.content"]
+        assert "| method |" in note
+        assert "52 videos, 8 classes (chance 12.5 %)" in note
+        assert "MLflow" not in note
+
+
+def test_a_folder_without_an_identity_is_sent_without_its_data_set(store):
+    run = make_run(store.root / "anonymous")
+    (run / "identity.json").unlink()
+    log_run_folder(str(run))
+    assert store.runs("anonymous")[0].inputs.dataset_inputs == []
+    broken = make_run(store.root / "broken")
+    (broken / "identity.json").write_text("[]")
+    with pytest.raises(RunError, match=r"identity\.json: is not the identity of a run"):
+        log_run_folder(str(broken))
+
+
+def test_the_searches_of_the_documentation_find_what_it_says(store, repository):
+    text = (repository / "docs" / "mlflow.md").read_text()
+    conditions = re.findall(r"^    (tags\..*?)  +\w", text, flags=re.MULTILINE)
+    experiment = store.client.get_experiment_by_name("zar-ray").experiment_id
+    first = {run.info.run_id: run.info.run_name for run in store.runs("first")}
+    found = []
+    for condition in conditions:
+        runs = store.client.search_runs([experiment], condition, max_results=500)
+        found.append({first[run.info.run_id] for run in runs if run.info.run_id in first})
+    assert found == [{"zar", "zero_shot"}, {"zar"}, set()]
+
+
+def test_every_column_of_the_documentation_is_logged(store, repository):
+    text = (repository / "docs" / "mlflow.md").read_text()
+    rows = re.findall(r"^\| (tags|metrics) \| (.*?) \|", text.partition("## Where")[0], flags=re.MULTILINE)
+    data = store.runs("first")[1].data
+    for kind, names in rows:
+        known = data.tags if kind == "tags" else data.metrics
+        # `setting` is a sweep's.
+        assert set(re.findall(r"`(\w+)`", names)) - {"setting", "dataset"} <= known.keys()
+    assert len(rows) == 4
 
 
 def test_files_arrive_beside_the_store_under_names_that_compare(store):

@@ -20,8 +20,17 @@ from rich.table import Table
 
 import zar_ray
 from zar_ray.command_line import fail, parse, parse_run
-from zar_ray.config import AuditConfig, EvalConfig, IndexConfig, Options, PredictConfig, ShotsConfig, TrainConfig
-from zar_ray.errors import ConfigError, ZarError, suggestion
+from zar_ray.config import (
+    AblateConfig,
+    AuditConfig,
+    EvalConfig,
+    IndexConfig,
+    Options,
+    PredictConfig,
+    ShotsConfig,
+    TrainConfig,
+)
+from zar_ray.errors import ConfigError, TrackingError, ZarError, suggestion
 
 
 def _command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
@@ -61,6 +70,24 @@ def eval_command(argv: Sequence[str]) -> int:
         run_seeds(invocation.options, console)
         return 0
     console.print(describe(*prepare(invocation.options, console)))
+    return 0
+
+
+@_command
+def ablate_command(argv: Sequence[str]) -> int:
+    """Evaluate many settings in one pass over the videos, and compare them."""
+    invocation = parse_run(AblateConfig, argv, "zar ablate")
+    if invocation.show_config:
+        return _show(invocation.options)
+    from zar_ray.demo import ensure_demo
+    from zar_ray.evaluation.ablation import describe, prepare, run_ablation
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not invocation.dry_run:
+        ensure_demo(invocation.options, console)
+        run_ablation(invocation.options, console)
+        return 0
+    console.print(describe(prepare(invocation.options, console)))
     return 0
 
 
@@ -216,6 +243,73 @@ def report_mlflow_command(argv: Sequence[str]) -> int:
 
 
 @_command
+def report_run_command(argv: Sequence[str]) -> int:
+    """Write a finished run's report as one HTML file."""
+
+    def report(
+        run: Annotated[str, tyro.conf.Positional],
+        output: str | None = None,
+        samples: int = 6,
+        attention: bool = True,
+        mlflow_uri: str | None = None,
+    ) -> int:
+        """Writes a report that needs nothing besides itself, and adds it to the run in MLflow if it was logged there.
+
+        Args:
+            run: The run's folder.
+            output: The file; by default report.html in the run's folder.
+            samples: How many of the videos most helped, most hurt, and with attention maps are shown.
+            attention: Draw where the model looks, for which the run's weights and videos must be at hand.
+            mlflow_uri: The store that the run was logged to, where it needs a password; by default all of them.
+        """
+        from zar_ray.explanation import attention_figures
+        from zar_ray.reporting.html_report import REPORT, write_report
+        from zar_ray.tracking import attach_report
+
+        place, page = write_report(run, output, samples, attention_figures if attention else None)
+        print(f"{place}: the report of {run}")
+        try:
+            for receipt in attach_report(run, REPORT, page.encode(), mlflow_uri):
+                print(f"{receipt.uri}: attached to run {receipt.run_id} of experiment {receipt.experiment}")
+        except TrackingError as error:
+            print(f"not attached to MLflow: {error}", file=sys.stderr)
+        return 0
+
+    return parse(report, argv, "zar report run")
+
+
+@_command
+def report_compare_command(argv: Sequence[str]) -> int:
+    """Compare finished runs, video by video where they are of the same videos."""
+
+    def compare(
+        runs: Annotated[tuple[str, ...], tyro.conf.Positional],
+        output: str | None = None,
+        format: Literal["terminal", "markdown", "csv"] = "terminal",
+        mlflow_uri: str | None = None,
+    ) -> int:
+        """Holds runs against the first of them: accuracies, which classes and videos changed, and what it cost.
+
+        Args:
+            runs: Folders of runs, or their run ids in MLflow.
+            output: A file that gets all of it (.html) or the plot alone (.png, .svg).
+            format: For people, for documents or for programs.
+            mlflow_uri: The store that run ids are of.
+        """
+        from zar_ray.reporting.comparison import compare_runs
+        from zar_ray.reporting.comparison_views import report_comparison, write_comparison
+        from zar_ray.tracking import logged_run
+
+        comparison = compare_runs(runs, logged_run(mlflow_uri) if mlflow_uri is not None else None)
+        report_comparison(comparison, format, Console(highlight=False))
+        if output is not None:
+            print(f"{write_comparison(comparison, output)}: the comparison of {len(runs)} runs", file=sys.stderr)
+        return 0
+
+    return parse(compare, argv, "zar report compare")
+
+
+@_command
 def report_table_command(argv: Sequence[str]) -> int:
     """Show a published table beside your own finished runs."""
 
@@ -288,6 +382,7 @@ def doctor_command(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("eval",): eval_command,
+    ("ablate",): ablate_command,
     ("predict",): predict_command,
     ("train",): train_command,
     ("data", "index"): data_index_command,
@@ -295,6 +390,8 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("data", "list"): data_list_command,
     ("data", "audit"): data_audit_command,
     ("data", "shots"): data_shots_command,
+    ("report", "run"): report_run_command,
+    ("report", "compare"): report_compare_command,
     ("report", "mlflow"): report_mlflow_command,
     ("report", "table"): report_table_command,
     ("checkpoint", "parity"): checkpoint_parity_command,

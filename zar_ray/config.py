@@ -231,6 +231,18 @@ class EvalConfig(AdaptationOptions):
         return without_password(uri) if uri else uri
 
 
+class AblateConfig(EvalConfig):
+    """Options of `zar ablate` and jobs/ablate.py."""
+
+    method: tuple[str, ...] = Field(default=("zar",), min_length=1, description="Test-time methods to run.")
+    # A run folder's settings are held against the settings themselves, whatever file they come from.
+    sweep: tuple[str, ...] = operational(
+        (),
+        "What to vary: confidence, rates, crops, frames, views_per_rate, context_length, context_init, lr, steps,"
+        " zar-table3, zar-table4, zar-table5, or YAML files; all in one pass.",
+    )
+
+
 class AugmentConfig(Options):
     """What training does to a sample's pixels; the same for all frames of a video."""
 

@@ -14,7 +14,7 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from zar_ray.config import fingerprint, without_password
 from zar_ray.errors import RunError, TrackingError
 from zar_ray.reporting.finished_runs import FinishedRun
 from zar_ray.reporting.summary import RunSummary
+from zar_ray.reporting.sweep_summary import SettingResult, SweepRow, SweepSummary, SweepTable, sweep_markdown
 from zar_ray.reporting.tables import markdown
 from zar_ray.storage import Storage, is_uri
 
@@ -38,6 +39,7 @@ RECEIPTS = "mlflow.json"
 """File in the run's folder that says where the run was sent."""
 
 _RUN_FILE = "run.json"
+_IDENTITY = "identity.json"
 _CASE_FILES = ("per_class.csv", "confusion.png")
 _T = TypeVar("_T")
 
@@ -54,6 +56,19 @@ _LOG_LEVELS = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3":
 _VALUE_LENGTH = 500
 _NOTE_LENGTH = 5000
 _PARAMS_A_BATCH = 100
+
+_EXPERIMENT_NOTE = (
+    "Evaluations by zar-ray: a run each, and below it (+) a run a method, a split and method, or a setting of a sweep."
+    " Compare those: their parameters and metrics have the same names. `top1_change` is what adaptation changed, with"
+    " its 95 % interval in `top1_change_low` and `top1_change_high`, and `mcnemar_p`. Accuracies are fractions in"
+    " [0, 1]. A run's description is its result table."
+)
+_EXPERIMENT_TAGS = {
+    "mlflow.note.content": _EXPERIMENT_NOTE,
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.experiment.primaryMetric.name": "top1",
+    "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
+}
 
 _PARENT = "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
@@ -88,6 +103,8 @@ class _Record:
     summary: RunSummary
     config: Mapping[str, Any]
     git: str | None
+    sweep: SweepSummary | None = None
+    manifest: str | None = None
 
     @classmethod
     def read(cls, storage: Storage) -> _Record:
@@ -101,7 +118,9 @@ class _Record:
         if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
             raise RunError(f"{place}: is not the record of a run (it has no config)")
         summary = RunSummary.from_json(content.get("summary"), place)
-        return cls(storage, summary, content["config"], (content.get("provenance") or {}).get("git"))
+        git = (content.get("provenance") or {}).get("git")
+        sweep = SweepSummary.from_json(content["sweep"], place) if "sweep" in content else None
+        return cls(storage, summary, content["config"], git, sweep, _manifest_fingerprint(storage))
 
     @property
     def results(self) -> str:
@@ -109,6 +128,8 @@ class _Record:
         content = self.summary.to_json()
         for session in ("throughput", "resumed", "mlflow", "results", "run_file"):
             del content[session]
+        if self.sweep is not None:
+            content["sweep"] = [asdict(table) for table in self.sweep.tables]
         return fingerprint(content)
 
 
@@ -194,8 +215,79 @@ def logged_runs(uri: str, experiment: str = EXPERIMENT) -> tuple[FinishedRun, ..
                 place = Path(folder) / run.info.run_id
                 place.mkdir()
                 file = Path(client.download_artifacts(run.info.run_id, _RUN_FILE, str(place)))
-                found.append(FinishedRun.parse(file.read_bytes(), f"{shown} run {run.info.run_id}", ended))
+                found += FinishedRun.parse_all(file.read_bytes(), f"{shown} run {run.info.run_id}", ended)
     return tuple(found)
+
+
+def logged_run(uri: str) -> Callable[[str], FinishedRun]:
+    """What reads a run of a store by its run id: an evaluation's (parent) run, from the run.json it was logged with.
+
+    Args:
+        uri: The tracking store.
+
+    Returns:
+        A function of the run id; it raises `TrackingError` where MLflow cannot be reached or has no such evaluation,
+        and `RunError` where what it holds is not the record of a run.
+    """
+    uri = _absolute(uri)
+    shown = without_password(uri)
+
+    def read(run_id: str) -> FinishedRun:
+        with (
+            _mlflow(shown, f"read run {run_id}", "check --mlflow-uri and the run id"),
+            tempfile.TemporaryDirectory(prefix="zar-mlflow-") as folder,
+        ):
+            file = Path(_client(uri).download_artifacts(run_id, _RUN_FILE, folder))
+            return FinishedRun.parse(file.read_bytes(), f"{shown} run {run_id}")
+
+    return read
+
+
+def attach_report(run: str, name: str, content: bytes, uri: str | None = None) -> tuple[MlflowReceipt, ...]:
+    """Adds a report to the MLflow runs that hold a run's present results; one of the same name is replaced.
+
+    Args:
+        run: The run's folder or its URI.
+        name: What the file is called there.
+        content: The file.
+        uri: Only in this store, such as one whose password the receipts do not hold; by default in all.
+
+    Returns:
+        Where it is now; empty where the run was not logged.
+
+    Raises:
+        RunError: The folder holds no finished run.
+        TrackingError: MLflow cannot be reached or refuses.
+    """
+    storage = Storage(run)
+    record = _Record.read(storage)
+    receipts = [one for one in _receipts(storage).values() if one.results == record.results]
+    if uri is not None:
+        uri = _absolute(uri)
+        receipts = [one for one in receipts if one.uri == without_password(uri)]
+    attached = []
+    for receipt in receipts:
+        with (
+            _mlflow(receipt.uri, "attach the report", "name the store with --mlflow-uri if it needs a password"),
+            tempfile.TemporaryDirectory(prefix="zar-mlflow-") as folder,
+        ):
+            client = _client(uri or receipt.uri)
+            if _is_there(client, receipt.run_id):
+                file = Path(folder) / name
+                file.write_bytes(content)
+                client.log_artifact(receipt.run_id, str(file))
+                attached.append(receipt)
+    return tuple(attached)
+
+
+def _manifest_fingerprint(storage: Storage) -> str | None:
+    """What tells the run's videos and labels from others; None where the folder does not say."""
+    if not storage.exists(_IDENTITY):
+        return None
+    try:
+        return json.loads(storage.read(_IDENTITY)).get("manifest", {}).get("fingerprint")
+    except (ValueError, AttributeError) as error:
+        raise RunError(f"{storage.path(_IDENTITY)}: is not the identity of a run ({error})") from None
 
 
 def _receipts(storage: Storage) -> dict[str, MlflowReceipt]:
@@ -292,7 +384,7 @@ def _experiment_id(client: MlflowClient, name: str, artifact_location: str | Non
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=artifact_location)
+            return client.create_experiment(name, artifact_location=artifact_location, tags=_EXPERIMENT_TAGS)
         except MlflowException as error:
             # Another run may have made it in between.
             found = client.get_experiment_by_name(name)
@@ -371,8 +463,9 @@ def _send(client: MlflowClient, record: _Record, experiment_id: str) -> str:
         "model_fingerprint": summary.model_fingerprint,
         "random_weights": str(summary.random_weights).lower(),
         "git": record.git or "unknown",
-        _NOTE: markdown(summary),
+        _NOTE: markdown(summary) if record.sweep is None else sweep_markdown(record.sweep),
     }
+    tags |= {"mlflow.source.name": "zar eval" if record.sweep is None else "zar ablate", "mlflow.source.type": "LOCAL"}
     if record.git:
         tags["mlflow.source.git.commit"] = record.git.removesuffix("+changes")
     params = _flat(record.config)
@@ -381,14 +474,18 @@ def _send(client: MlflowClient, record: _Record, experiment_id: str) -> str:
     by_case = {f"{'/'.join(key)}/{name}": value for key, case in cases for name, value in case.numbers().items()}
     averages = {f"{one.method}/{name}": value for one in summary.averages for name, value in one.numbers().items()}
     parent_tags = {**tags, _FOLDER_TAG: _folder_key(record), _RESULTS_TAG: record.results}
-    parent = client.create_run(experiment_id, tags=_fitting(parent_tags), run_name=summary.name).info.run_id
+    parent = _create(client, record, experiment_id, summary.name, parent_tags)
     _log(client, parent, params, {**summary.numbers(), **by_case, **averages})
     _log_files(client, parent, record.storage, {_RUN_FILE: _RUN_FILE, "config.yaml": "config.yaml"})
+    if record.sweep is not None:
+        for setting, table, row in record.sweep.rows_of_settings():
+            _send_setting(client, record, experiment_id, parent, tags, setting, table, row)
+        cases = []
     for key, case in cases:
         of_case = {"method": case.method, "split": case.split} if several else {"method": case.method}
         # A case's id holds a hash of its settings, so runs are compared by method.
         case_tags = {**tags, **of_case, "case": case.case_id, _PARENT: parent}
-        run_id = client.create_run(experiment_id, tags=_fitting(case_tags), run_name="/".join(key)).info.run_id
+        run_id = _create(client, record, experiment_id, "/".join(key), case_tags)
         _log(client, run_id, {**params, **of_case}, case.numbers())
         files = {"_".join((*key, name)): name for name in _CASE_FILES}
         _log_files(client, run_id, record.storage, files)
@@ -396,6 +493,53 @@ def _send(client: MlflowClient, record: _Record, experiment_id: str) -> str:
     # Only a run whose every part has arrived counts as finished, see `_found`.
     client.set_terminated(parent)
     return parent
+
+
+def _create(client: MlflowClient, record: _Record, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+    """Starts a run, and says on which data.
+
+    It started as long ago as the evaluation took, because what MLflow shows beside it is the time from start to end.
+    """
+    from mlflow.entities import Dataset, DatasetInput
+    from mlflow.utils.time import get_current_time_millis
+
+    started = get_current_time_millis() - round(1000 * record.summary.throughput.seconds)
+    run_id = client.create_run(experiment_id, started, _fitting(tags), name).info.run_id
+    if record.manifest is not None:
+        summary = record.summary
+        profile = json.dumps({"videos": summary.videos, "classes": summary.classes})
+        source = json.dumps({"uri": without_password(record.storage.path("manifest.parquet"))})
+        dataset = Dataset(_cut(summary.dataset), record.manifest, "zar-ray", source, profile=profile)
+        client.log_inputs(run_id, datasets=[DatasetInput(dataset)])
+    return run_id
+
+
+def _send_setting(
+    client: MlflowClient,
+    record: _Record,
+    experiment_id: str,
+    parent: str,
+    tags: Mapping[str, str],
+    setting: SettingResult,
+    table: SweepTable,
+    row: SweepRow,
+) -> None:
+    """One setting of a sweep: the same parameters and metrics by name as its siblings, so that MLflow draws curves."""
+    summary, of_setting = setting.summary, {"setting": row.label, "method": table.method}
+    cases = [case for case in summary.cases if case.method == table.method]
+    averages = [one for one in summary.averages if one.method == table.method]
+    numbers = {} if len(cases) > 1 else cases[0].numbers()
+    for name, value in ((f"{case.split}/{name}", value) for case in cases for name, value in case.numbers().items()):
+        numbers |= {name: value} if len(cases) > 1 else {}
+    for average in averages:
+        numbers |= average.numbers()
+    if row.accuracy is not None:
+        value = row.accuracy
+        numbers |= {table.metric: value.value, f"{table.metric}_low": value.low, f"{table.metric}_high": value.high}
+    name = f"{row.label}/{table.method}"
+    run_id = _create(client, record, experiment_id, name, {**tags, **of_setting, "sweep": table.name, _PARENT: parent})
+    _log(client, run_id, {**_flat(setting.config), **of_setting}, {**numbers, **row.numbers()})
+    client.set_terminated(run_id)
 
 
 def _log(client: MlflowClient, run_id: str, params: Mapping[str, str], numbers: Mapping[str, float]) -> None:

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from zar_ray.adaptation.adapter import VideoAdapter, make_cases
+from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, make_cases
+from zar_ray.adaptation.cases import Setting
 from zar_ray.config import AdaptationOptions, ViewConfig, ZarConfig
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.models.clip import ClipModel
-from zar_ray.video.plans import plan_views
+from zar_ray.video.plans import plan_views, unite
 from zar_ray.video.transforms import Preprocessing, crop_and_normalise
 
 NAMES = ("red circle", "green square", "blue bar")
@@ -151,6 +152,88 @@ def test_other_failures_of_the_encoder_stay_what_they_are(tiny_model, plan, fram
     broken.clip.visual.conv1 = torch.nn.Identity()
     with pytest.raises(RuntimeError):
         VideoAdapter(broken, PROMPTS, ("zar",), OPTIONS)(frames, plan)
+
+
+class TestSettings:
+    """A sweep's settings in one pass."""
+
+    def settings(self):
+        side = {"short_side": 37}
+        options = [
+            OPTIONS.model_copy(update={"views": OPTIONS.views.model_copy(update={**side, **views}), **others})
+            for views, others in (
+                ({}, {}),
+                ({}, {"zar": ZarConfig(confidence=0.1, steps=2)}),
+                ({"rates": (0.5,)}, {}),
+                ({"crops": 9, "eval_frames": 3}, {}),
+                ({}, {"context": "a photo of the"}),
+                ({}, {"class_position": "front"}),
+            )
+        ]
+        return [Setting(one, prompts_of([NAMES], one)) for one in options]
+
+    def planned(self, settings):
+        def plan(options):
+            return plan_views("a/b.mp4", 31, 48, 80, options.views, PREPROCESSING, seed=0)
+
+        own = [plan(one.options) for one in settings]
+        first, *further = unite(own)
+        frames = np.random.default_rng(0).integers(0, 255, (31, first.height, first.width, 3), dtype=np.uint8)
+        alone = [PlannedVideo(one, frames[one.frames]) for one in own]
+        return PlannedVideo(first, frames[first.frames], further=tuple(further)), alone
+
+    def adapter(self, model, settings, methods=("zero_shot", "zar")):
+        options = [one.options.model_copy(update={"method": methods}) for one in settings]
+        cases = [
+            case for n, one in enumerate(settings) for case in make_cases(options[n], model.fingerprint, one.prompts, n)
+        ]
+        return VideoAdapter(model, settings[0].prompts, methods, options[0], cases=cases, further=settings[1:])
+
+    @pytest.mark.parametrize("methods", [("zero_shot", "zar"), ("zero_shot",)])
+    def test_each_setting_decides_as_it_would_alone(self, tiny_model, methods):
+        settings = self.settings()
+        together, alone = self.planned(settings)
+        model = Counting(tiny_model)
+        (prediction,) = self.adapter(model, settings, methods).predict([together])
+        assert sum(map(len, model.seen)) == prediction.images_encoded
+        assert len(torch.unique(torch.cat(model.seen).flatten(1), dim=0)) == prediction.images_encoded
+        if "zar" in methods:
+            assert prediction.images_encoded == len(together.plan.images)
+        expected = [
+            case
+            for setting, video in zip(settings, alone, strict=True)
+            for case in VideoAdapter(tiny_model, setting.prompts, methods, setting.options).predict([video])[0].cases
+        ]
+        assert [one.case_id for one in prediction.cases] == [one.case_id for one in expected]
+        for ours, theirs in zip(prediction.cases, expected, strict=True):
+            assert torch.allclose(ours.decision.logits_before, theirs.decision.logits_before, atol=1e-4)
+            assert torch.allclose(ours.decision.logits_after, theirs.decision.logits_after, atol=1e-4)
+            assert ours.images == theirs.images
+
+    def test_what_settings_have_in_common_is_made_once(self, tiny_model):
+        settings = self.settings()
+        adapter = self.adapter(tiny_model, settings)
+        classes = [adapter._classes[number][0] for number in range(len(settings))]
+        assert len({id(one) for one in classes}) == 3
+
+    def test_a_setting_that_cannot_decide_leaves_the_others(self, tiny_model):
+        settings = self.settings()[:2]
+        settings[1] = Setting(
+            settings[1].options.model_copy(update={"zar": ZarConfig(lr=1e30, steps=2)}), settings[1].prompts
+        )
+        together, _ = self.planned(settings)
+        (prediction,) = self.adapter(tiny_model, settings, ("zar",)).predict([together])
+        assert len(prediction.cases) == 1
+        assert "not finite" in str(prediction.failures[1])
+        settings[0] = settings[1]
+        (failed,) = self.adapter(tiny_model, settings, ("zar",)).predict([self.planned(settings)[0]])
+        assert isinstance(failed, VideoError)
+
+    def test_plans_of_other_images_are_refused(self):
+        plans = [plan_views("a", 31, 48, 80, OPTIONS.views, PREPROCESSING, seed=seed) for seed in (0, 1)]
+        frames = np.zeros((len(plans[0].frames), plans[0].height, plans[0].width, 3), np.uint8)
+        with pytest.raises(ValueError, match="different images"):
+            PlannedVideo(plans[0], frames, further=(plans[1],))
 
 
 class TestCases:

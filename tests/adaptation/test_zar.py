@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import VideoFeatures, entropy
 from zar_ray.adaptation.fusion import video_features
-from zar_ray.adaptation.zar import adapt_zar, marginal_entropy, select_confident, tuning_steps
+from zar_ray.adaptation.zar import adapt_zar, marginal_entropy, select_confident, tuned_features, tuning_steps
 from zar_ray.config import ZarConfig
 from zar_ray.errors import VideoError
 from zar_ray.models.text import PromptedClasses
@@ -184,3 +184,12 @@ class TestAdaptZar:
     def test_views_are_needed(self, classes):
         with pytest.raises(VideoError, match="needs views"):
             adapt_zar(VideoFeatures(torch.empty(0, 12), features(1).evaluation), classes, ZarConfig())
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_tuned_features_are_those_of_the_decision(classes, steps):
+    video, options = features(5), ZarConfig(steps=steps, lr=0.05, confidence=0.5)
+    after = classes.logits(video.evaluation, tuned_features(video, classes, options))
+    decision = adapt_zar(video, classes, options)
+    assert torch.equal(after, decision.logits_after)
+    assert not torch.allclose(after, decision.logits_before, atol=1e-3)

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from zar_ray.adaptation.cases import Case
+from zar_ray.adaptation.cases import Case, Setting
 from zar_ray.config import EvalConfig
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.data.index import index_folder
@@ -28,7 +28,7 @@ def job(video_folder, tmp_path):
         options=options,
         model=ModelCard("tiny", "abc", Preprocessing(32), False),
         class_sets=workload.class_sets,
-        prompts=prompts_of(workload.class_sets, options),
+        settings=(Setting(options, prompts_of(workload.class_sets, options)),),
         multi_label=False,
         cases=(Case("zar-1", "zar"),),
         storage=Storage(str(tmp_path)),

@@ -22,13 +22,12 @@ from zar_ray.errors import RunError
 from zar_ray.evaluation.metrics import (
     case_metrics,
     check_counts,
-    class_accuracies,
-    confusion_matrix,
     costs,
     failure_groups,
     video_counts,
 )
 from zar_ray.evaluation.results import RESULT_SCHEMA, ResultRow, to_table
+from zar_ray.reporting.case_rows import class_accuracies, confusion_matrix
 
 CASE = "zar"
 

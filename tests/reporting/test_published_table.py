@@ -15,10 +15,11 @@ import pytest
 from rich.console import Console
 
 from zar_ray.command_line import parse, parse_run
-from zar_ray.config import EvalConfig, ShotsConfig, TrainConfig, validate
+from zar_ray.config import AblateConfig, EvalConfig, ShotsConfig, TrainConfig, validate
 from zar_ray.data.datasets import load_benchmark
 from zar_ray.errors import ConfigError, RunError
 from zar_ray.evaluation.inputs import run_name
+from zar_ray.evaluation.sweeps import at_one_short_side, load_sweep, place_settings
 from zar_ray.reporting.finished_runs import find_runs
 from zar_ray.reporting.published import known_tables, load_table, read_table
 from zar_ray.reporting.published_match import Measured, fill_command, training_commands
@@ -35,6 +36,7 @@ from zar_ray.reporting.summary import (
     SplitSummary,
     Throughput,
 )
+from zar_ray.video.transforms import Preprocessing
 
 TABLES = ("actionclip", "ezclip", "zar-table1", "zar-table2", "zar-table3", "zar-table4", "zar-table5")
 
@@ -248,6 +250,26 @@ def test_an_unknown_table_is_refused_with_the_nearest_name(output):
 # commands
 
 
+def runs_of(command: str) -> Sequence[EvalConfig]:
+    """The options of the runs that a command stands for."""
+    zar, verb, *words = shlex.split(command)
+    assert zar == "zar"
+    if verb == "eval":
+        return [parse_run(EvalConfig, words, "zar eval").options]
+    assert verb == "ablate"
+    options = parse_run(AblateConfig, words, "zar ablate").options
+    settings, _ = place_settings([load_sweep(name) for name in options.sweep], options)
+    return at_one_short_side(settings, Preprocessing(224))
+
+
+def test_an_ablation_is_filled_by_one_command_a_benchmark():
+    for name in ("zar-table3", "zar-table4", "zar-table5"):
+        table = load_table(name)
+        commands = {fill_command(table, row, column) for row, column, _ in table.cells()}
+        assert len(commands) == len(table.columns)
+        assert all(f"--sweep {name} " in command for command in commands)
+
+
 def test_every_command_is_one_that_zar_takes_and_its_run_fills_the_cell_without_a_difference(output, write_run):
     seen = {}
     for table in map(load_table, known_tables()):
@@ -256,14 +278,17 @@ def test_every_command_is_one_that_zar_takes_and_its_run_fills_the_cell_without_
             if command is None:
                 assert row.without_run
                 continue
-            assert command.startswith("zar eval ")
-            options = parse_run(EvalConfig, shlex.split(command)[2:], "zar eval").options
+            runs = runs_of(command)
+            options = runs[0]
             if command not in seen:
-                seen[command] = options.name or run_name(options, column.benchmark)
+                sweeps = getattr(options, "sweep", ())
+                seen[command] = options.name or run_name(options, column.benchmark) + "+".join(sweeps)
                 values = [0.5] * len(load_benchmark(column.benchmark).splits)
-                given = options.model_dump(exclude={"dataset", "name", "method", "model"})
                 model = options.checkpoint.stem if options.checkpoint else "ViT-B-16-quickgelu"
-                write_run(f"run{len(seen)}", column.benchmark, values, *options.method, model=model, **given)
+                for number, run in enumerate(runs):
+                    given = run.model_dump(exclude={"dataset", "name", "method", "model", "sweep"})
+                    name = f"run{len(seen)}-{number}"
+                    write_run(name, column.benchmark, values, *options.method, model=model, **given)
     # A folder holds one setting: the commands must not meet in one.
     assert len(set(seen.values())) == len(seen)
     for table in map(load_table, known_tables()):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from zar_ray.config import ViewConfig
 from zar_ray.errors import ConfigError, VideoError
-from zar_ray.video.plans import ViewPlan, evaluation_view_frames, plan_views, segment_frames, segment_length
+from zar_ray.video.plans import ViewPlan, evaluation_view_frames, plan_views, segment_frames, segment_length, unite
 from zar_ray.video.transforms import Preprocessing, crop_boxes
 
 CLIP = Preprocessing(224)
@@ -132,6 +132,63 @@ def test_dropping_rates_samples_or_crops_leaves_the_other_views(video, views, se
     everything = views_by_origin(plan_of(video, views.model_copy(update={"short_side": 256}), seed))
     for origin, images in views_by_origin(plan_of(video, fewer, seed)).items():
         assert everything[origin] == images
+
+
+several_configs = st.lists(st.tuples(view_configs, st.integers(0, 3), st.booleans()), min_size=1, max_size=5)
+
+
+@thoroughly
+@given(videos, several_configs)
+def test_united_plans_name_each_image_once_and_keep_every_view(video, configs):
+    plans = []
+    for views, seed, alone in configs:
+        plan = plan_of(video, views.model_copy(update={"short_side": 256}), seed)
+        plans.append(plan.evaluation_only() if alone else plan)
+    united = unite(plans)
+    shared = united[0]
+    everything = set()
+    for plan, one in zip(plans, united, strict=True):
+        assert views_by_origin(one) == views_by_origin(plan)
+        assert used(one, one.evaluation) == used(plan, plan.evaluation)
+        assert one.origins == plan.origins
+        assert one.images is shared.images
+        assert one.count_images(with_views=True) == len(plan.images)
+        assert one.count_images(with_views=False) == len(plan.evaluation_only().images)
+        everything |= set(used(plan, np.arange(len(plan.images))))
+    images = used(shared, np.arange(len(shared.images)))
+    assert len(images) == len(set(images))
+    assert set(images) == everything
+    assert set(shared.images[:, 0]) == set(range(len(shared.frames)))
+    assert set(shared.images[:, 1]) == set(range(len(shared.boxes)))
+    assert (np.diff(shared.frames) > 0).all()
+
+
+@thoroughly
+@given(videos, view_configs, st.integers(0, 9))
+def test_a_plan_united_with_itself_is_itself(video, views, seed):
+    plan = plan_of(video, views, seed)
+    for one in unite([plan, plan]):
+        for name in ("frames", "images", "views", "evaluation"):
+            assert np.array_equal(getattr(one, name), getattr(plan, name))
+        assert one.boxes == plan.boxes
+
+
+def test_the_papers_18_settings_need_little_more_than_nine_crops():
+    """At most 3.3 times the images of one default run, wherever the frames suffice."""
+    rates, crops = ((1.0, 0.5, 0.25, 0.125), (1.0, 0.5, 0.25), (1.0, 0.5), (1.0,)), (1, 3, 5, 9)
+    for frames in (95, 300, 3000):
+        video = ("a/b.mp4", frames, 240, 320)
+        swept = unite(
+            [plan_of(video, ViewConfig(rates=one, short_side=256)) for one in rates]
+            + [plan_of(video, ViewConfig(crops=one, short_side=256)) for one in crops]
+        )
+        assert len(swept[0].images) <= 3.3 * len(plan_of(video).images)
+
+
+def test_plans_of_different_frame_sizes_share_nothing():
+    video = ("a/b.mp4", 50, 240, 320)
+    with pytest.raises(ValueError, match="different sizes"):
+        unite([plan_of(video), plan_of(video, ViewConfig(crops=9))])
 
 
 @thoroughly

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from zar_ray.adaptation.base import Decision, VideoFeatures
-from zar_ray.adaptation.cases import Case
+from zar_ray.adaptation.cases import Case, Setting
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.methods import get_method
-from zar_ray.config import AdaptationOptions, fingerprint, identity
+from zar_ray.config import AdaptationOptions, ClassPosition, fingerprint, identity
 from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.packing import ImageSet, encode_packed
 from zar_ray.models.text import PromptedClasses
-from zar_ray.video.plans import ViewPlan
+from zar_ray.video.plans import ViewPlan, unite
 
 # What all methods depend on, besides the class names and the weights.
 _SHARED_SETTINGS = ("class_position", "precision", "seed", "views")
@@ -34,18 +34,22 @@ class PlannedVideo:
         frames: uint8 (F, h, w, 3), resized, one a row of ``plan.frames``; None with embeddings.
         embeddings: float32 (I, D), not normalised, one a row of ``plan.images``; None with frames.
         class_sets: Which of the adapter's class sets it is to be classified among; None for all.
+        further: Its views under the adapter's further settings, over the same images as `plan` (`unite`).
 
     Raises:
-        ValueError: It has neither or both, or they are not the plan's.
+        ValueError: It has neither or both, or they are not the plan's; or a further plan is of other images.
     """
 
     plan: ViewPlan
     frames: np.ndarray | torch.Tensor | None = None
     embeddings: torch.Tensor | None = None
     class_sets: tuple[int, ...] | None = None
+    further: tuple[ViewPlan, ...] = ()
 
     def __post_init__(self) -> None:
         plan = self.plan
+        if not all(one.images is plan.images for one in self.further):
+            raise ValueError("the plans of one video are over different images; unite them")
         if (self.frames is None) == (self.embeddings is None):
             raise ValueError("a video has either frames or embeddings")
         wanted = (len(plan.frames), plan.height, plan.width, 3)
@@ -54,16 +58,23 @@ class PlannedVideo:
         if self.embeddings is not None and len(self.embeddings) != len(plan.images):
             raise ValueError(f"there are {len(self.embeddings)} embeddings for {len(plan.images)} images")
 
+    @property
+    def plans(self) -> tuple[ViewPlan, ...]:
+        """Its plan under each of the adapter's settings."""
+        return (self.plan, *self.further)
+
     def evaluation_only(self) -> PlannedVideo:
-        """The same video with its evaluation view alone; itself, where it has no other."""
-        if not len(self.plan.views):
+        """The same video with its evaluation view alone, that of every setting; itself, where it has no other."""
+        if not any(len(plan.views) for plan in self.plans):
             return self
-        plan = self.plan.evaluation_only()
+        plan, *further = unite([plan.evaluation_only() for plan in self.plans])
         if self.embeddings is not None:
-            rows = torch.from_numpy(np.unique(self.plan.evaluation)).to(self.embeddings.device)
-            return replace(self, plan=plan, embeddings=self.embeddings[rows])
+            rows = np.unique(np.concatenate([one.evaluation.ravel() for one in self.plans]))
+            kept = self.embeddings[torch.from_numpy(rows).to(self.embeddings.device)]
+            return replace(self, plan=plan, further=tuple(further), embeddings=kept)
         assert self.frames is not None
-        return replace(self, plan=plan, frames=self.frames[np.flatnonzero(np.isin(self.plan.frames, plan.frames))])
+        frames = self.frames[np.flatnonzero(np.isin(self.plan.frames, plan.frames))]
+        return replace(self, plan=plan, further=tuple(further), frames=frames)
 
     def is_of(self, case: Case) -> bool:
         """Whether it is to be classified under a case."""
@@ -79,12 +90,14 @@ class CasePrediction:
         method: Its method's name.
         decision: The decision.
         seconds: Wall seconds of the adaptation and decision; its share where several videos were adapted to together.
+        images: Distinct images of the views that the method looks at under the case's setting.
     """
 
     case_id: str
     method: str
     decision: Decision
     seconds: float
+    images: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,15 +106,17 @@ class VideoPrediction:
 
     Attributes:
         cases: One prediction a case that the video is of, in the adapter's order.
+        failures: Settings that cannot decide about it, with the reason; `cases` holds none of theirs.
         images_encoded: Images that went through the image encoder for it.
-        views: V, views that the methods could look at.
+        views: V, views that the methods could look at under the first setting.
         encode_seconds: Wall seconds of cropping and encoding; its share where images of several videos were encoded
             together.
-        plan: The plan that the methods needed.
+        plan: The plan that the methods needed under the first setting; its images are those of all.
         embeddings: float32 (I, D), one a row of ``plan.images``, on the model's device.
     """
 
     cases: tuple[CasePrediction, ...]
+    failures: Mapping[int, VideoError]
     images_encoded: int
     views: int
     encode_seconds: float
@@ -109,13 +124,16 @@ class VideoPrediction:
     embeddings: torch.Tensor
 
 
-def make_cases(options: AdaptationOptions, model_fingerprint: str, prompts: Sequence[ClassPrompts]) -> tuple[Case, ...]:
-    """The cases of a run: one a class set and method.
+def make_cases(
+    options: AdaptationOptions, model_fingerprint: str, prompts: Sequence[ClassPrompts], setting: int = 0
+) -> tuple[Case, ...]:
+    """The cases of a run, or of one setting of a sweep: one a class set and method.
 
     Args:
         options: The run's options.
         model_fingerprint: The model's.
         prompts: The candidate classes' prompts, a class set each.
+        setting: The setting's number; a case's id does not depend on it.
 
     Raises:
         ConfigError: A method is unknown.
@@ -127,7 +145,7 @@ def make_cases(options: AdaptationOptions, model_fingerprint: str, prompts: Sequ
         for name in options.method:
             settings = {key: values[key] for key in (*_SHARED_SETTINGS, *get_method(name).settings)}
             number = fingerprint([model_fingerprint, read, name, settings])
-            cases.append(Case(f"{name}-{number[:8]}", name, class_set))
+            cases.append(Case(f"{name}-{number[:8]}", name, class_set, setting))
     return tuple(cases)
 
 
@@ -140,6 +158,7 @@ class VideoAdapter:
         methods: Names of the methods to run.
         options: Their settings.
         cases: What to call the results; by default as `make_cases` does.
+        further: Further settings that `cases` are under, numbered from 1: `options` and `prompts` are number 0.
 
     Raises:
         ConfigError: A method is unknown, or the prompts cannot be used, or not by a method.
@@ -152,6 +171,7 @@ class VideoAdapter:
         methods: Sequence[str],
         options: AdaptationOptions,
         cases: Sequence[Case] | None = None,
+        further: Sequence[Setting] = (),
     ) -> None:
         self.model = model
         self.options = options
@@ -160,11 +180,20 @@ class VideoAdapter:
         self.methods = tuple(get_method(name) for name in methods)
         chosen = options.model_copy(update={"method": tuple(methods)})
         self.cases = tuple(cases) if cases is not None else make_cases(chosen, model.fingerprint, prompts)
-        self.class_sets = tuple(
-            PromptedClasses(model, one.names, one.context, options.class_position, one.texts) for one in prompts
+        self._settings = (Setting(options, tuple(prompts)), *further)
+        made: dict[tuple[ClassPrompts, ClassPosition], PromptedClasses] = {}
+        for of in self._settings:
+            for one in of.prompts:
+                key = one, of.options.class_position
+                if key not in made:
+                    made[key] = PromptedClasses(model, one.names, one.context, of.options.class_position, one.texts)
+        # By setting and class set; what settings have in common is one and the same.
+        self._classes = tuple(
+            tuple(made[one, of.options.class_position] for one in of.prompts) for of in self._settings
         )
+        self.class_sets = self._classes[0]
         for method in self.methods:
-            for classes in self.class_sets if method.needs_views else ():
+            for classes in made.values() if method.needs_views else ():
                 classes.require_tunable(method.name)
 
     def __call__(self, frames: np.ndarray | torch.Tensor, plan: ViewPlan) -> VideoPrediction:
@@ -197,16 +226,20 @@ class VideoAdapter:
             videos = [video.evaluation_only() for video in videos]
         embedded, encode_seconds = self._embed(videos)
         usable = {number: one for number, one in enumerate(embedded) if not isinstance(one, VideoError)}
-        features = [video_features(embeddings, videos[number].plan) for number, embeddings in usable.items()]
+        features = [_features_of(videos[number], embeddings) for number, embeddings in usable.items()]
         decided = dict(zip(usable, self._decide([videos[number] for number in usable], features), strict=True))
         outcomes: list[VideoPrediction | VideoError] = []
         for number, (video, embeddings) in enumerate(zip(videos, embedded, strict=True)):
-            cases = embeddings if isinstance(embeddings, VideoError) else decided[number]
-            if isinstance(cases, VideoError):
-                outcomes.append(cases)
+            if isinstance(embeddings, VideoError):
+                outcomes.append(embeddings)
+                continue
+            cases, failures = decided[number]
+            if failures and not cases:
+                outcomes.append(next(iter(failures.values())))
                 continue
             prediction = VideoPrediction(
                 cases=cases,
+                failures=failures,
                 images_encoded=0 if video.frames is None else len(video.plan.images),
                 views=len(video.plan.views),
                 encode_seconds=encode_seconds[number],
@@ -228,26 +261,36 @@ class VideoAdapter:
         return embeddings, [0.0 if one.frames is None else len(one.plan.images) * image_seconds for one in videos]
 
     def _decide(
-        self, videos: Sequence[PlannedVideo], features: Sequence[VideoFeatures]
-    ) -> list[tuple[CasePrediction, ...] | VideoError]:
-        """What the cases say of each video, or why one of them says nothing."""
-        said: list[list[CasePrediction | VideoError]] = [[] for _ in videos]
+        self, videos: Sequence[PlannedVideo], features: Sequence[Sequence[VideoFeatures]]
+    ) -> list[tuple[tuple[CasePrediction, ...], dict[int, VideoError]]]:
+        """What the cases say of each video, and which settings say nothing: those of which a case cannot decide."""
+        said: list[list[tuple[int, CasePrediction]]] = [[] for _ in videos]
+        failures: list[dict[int, VideoError]] = [{} for _ in videos]
         for case in self.cases:
             chosen = [number for number, video in enumerate(videos) if video.is_of(case)]
             if not chosen:
                 continue
+            method, options = get_method(case.method), self._settings[case.setting].options
             started = time.perf_counter()
-            outcomes = get_method(case.method).adapt(
-                [features[number] for number in chosen], self.class_sets[case.class_set], self.options
+            outcomes = method.adapt(
+                [features[number][case.setting] for number in chosen],
+                self._classes[case.setting][case.class_set],
+                options,
             )
             seconds = (time.perf_counter() - started) / len(chosen)
             for number, one in zip(chosen, outcomes, strict=True):
-                said[number].append(
-                    one if isinstance(one, VideoError) else CasePrediction(case.case_id, case.method, one, seconds)
-                )
-        return [_all_or_error(row) for row in said]
+                if isinstance(one, VideoError):
+                    failures[number].setdefault(case.setting, one)
+                    continue
+                images = videos[number].plans[case.setting].count_images(with_views=method.needs_views)
+                said[number].append((case.setting, CasePrediction(case.case_id, case.method, one, seconds, images)))
+        return [
+            (tuple(one for setting, one in of_video if setting not in failed), failed)
+            for of_video, failed in zip(said, failures, strict=True)
+        ]
 
 
-def _all_or_error(row: Sequence[CasePrediction | VideoError]) -> tuple[CasePrediction, ...] | VideoError:
-    error = next((one for one in row if isinstance(one, VideoError)), None)
-    return error or tuple(one for one in row if not isinstance(one, VideoError))
+def _features_of(video: PlannedVideo, embeddings: torch.Tensor) -> list[VideoFeatures]:
+    """A video's features under each setting; those of settings that share a plan are the same."""
+    known: dict[int, VideoFeatures] = {}
+    return [known.get(id(plan)) or known.setdefault(id(plan), video_features(embeddings, plan)) for plan in video.plans]

@@ -68,6 +68,24 @@ def adapt_zar(features: VideoFeatures, classes: PromptedClasses, options: ZarCon
     )
 
 
+def tuned_features(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> torch.Tensor:
+    """The classes' text features under the context that `adapt_zar` tunes for a video.
+
+    Args:
+        features: The video, with at least one view, on the model's device.
+        classes: The candidate classes.
+        options: Confidence fraction, steps and AdamW's settings.
+
+    Returns:
+        float32 (K, D), L2-normalised.
+    """
+    entropies = entropy(classes.logits(features.views, classes.initial_features))
+    selected = select_confident(entropies, options.confidence)
+    *_, last = tuning_steps(features.views[selected], classes, options)
+    with torch.no_grad():
+        return classes.features(last.context)
+
+
 def count_confident(views: int, fraction: float) -> int:
     """How many views are selected: floor(fraction·views), at least one.
 

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.nn.functional import normalize
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, VideoPrediction
+from zar_ray.adaptation.cases import Setting
+from zar_ray.adaptation.fusion import video_features
 from zar_ray.config import EvalConfig
-from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import RunError, VideoError
 from zar_ray.evaluation.feature_store import VideoFacts, image_keys
 from zar_ray.evaluation.results import ResultRow, to_table
@@ -27,7 +29,6 @@ from zar_ray.evaluation.spec import (
     caught,
     failed_rows,
     labels_of,
-    plan_video,
     worker_name,
 )
 from zar_ray.models.loading import load_model
@@ -38,19 +39,24 @@ from zar_ray.video.reading import VideoInfo
 logger = logging.getLogger(__name__)
 
 
-def load_card(options: EvalConfig, prompts: Sequence[ClassPrompts]) -> ModelCard:
+def load_card(options: EvalConfig, settings: Sequence[Setting]) -> ModelCard:
     """Loads the model once, to learn what it is and what it makes of the prompts, before a pool of workers does.
+
+    Args:
+        options: The run's options.
+        settings: Its settings.
 
     Raises:
         ConfigError: The model cannot read the prompts, or a method cannot use them.
         ModelError: The model cannot be loaded.
     """
     model = load_model(options)
-    adapter = VideoAdapter(model, prompts, options.method, options)
+    adapter = VideoAdapter(model, settings[0].prompts, options.method, options, further=settings[1:])
     tuned = any(method.needs_views for method in adapter.methods)
-    why_full = why_full_pass(model, options.class_position) if tuned else None
+    whole = "every prompt runs through the text tower as a whole"
+    why_full = dict.fromkeys(why_full_pass(model, one.options.class_position) for one in settings if tuned)
     remarks = (
-        (why_full, "every prompt runs through the text tower as a whole"),
+        *((reason, whole) for reason in why_full),
         (unfit_vision(model.clip.visual), "images run through it as open_clip wrote it"),
     )
     return ModelCard(
@@ -89,7 +95,10 @@ class AdaptStage:
                 "every node must see the same checkpoint"
             )
         self.spec = spec
-        self.adapter = VideoAdapter(model, spec.prompts, spec.options.method, spec.options, cases=spec.cases)
+        first, *further = spec.settings
+        self.adapter = VideoAdapter(
+            model, first.prompts, spec.options.method, spec.options, cases=spec.cases, further=further
+        )
         self.store = spec.feature_store()
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -118,14 +127,14 @@ class AdaptStage:
         failures: list[Failure] = []
         with caught("adapt", failures):
             info = VideoInfo(row["frames"], 0.0, row["width"], row["height"], 0.0, row["decoder"])
-            plan = plan_video(row["video_id"], info, spec.options, spec.model.preprocessing, spec.needs_views)
+            plan, *further = spec.plans(row["video_id"], info)
             class_sets = tuple(row["class_sets"])
             if row["dimensions"] is not None:
                 values = np.frombuffer(one["embeddings"].chunk(0)[0].as_buffer(), np.float32)
                 embeddings = torch.from_numpy(values.reshape(-1, row["dimensions"]).copy())
-                return _Video(row, PlannedVideo(plan, embeddings=embeddings, class_sets=class_sets))
+                return _Video(row, PlannedVideo(plan, None, embeddings, class_sets, tuple(further)))
             pixels = np.frombuffer(one["pixels"].chunk(0)[0].as_buffer(), np.uint8).reshape(row["shape"])
-            return _Video(row, PlannedVideo(plan, frames=pixels, class_sets=class_sets))
+            return _Video(row, PlannedVideo(plan, pixels, None, class_sets, tuple(further)))
         return _Video(row, failures[0])
 
     def _predict(self, videos: list[_Video]) -> list[VideoPrediction | Failure]:
@@ -151,13 +160,15 @@ class AdaptStage:
             return failed_rows(self.spec, row, outcome, worker_name())
         cases = {case.case_id: case for case in self.spec.cases}
         with caught("adapt", failures):
-            return [
+            finished = [
                 ResultRow.from_decision(
                     row["video_id"],
                     case.case_id,
                     case.method,
                     case.decision,
                     **labels_of(self.spec, row, cases[case.case_id]),
+                    video_feature=_evaluation_feature(outcome) if number == 0 else None,
+                    images=case.images,
                     images_encoded=outcome.images_encoded,
                     frames=row["frames"],
                     frames_decoded=0 if row["shape"] is None else row["shape"][0],
@@ -169,8 +180,20 @@ class AdaptStage:
                     worker=worker_name(),
                     warning=row["warning"],
                 )
-                for case in outcome.cases
+                for number, case in enumerate(outcome.cases)
             ]
+            failed = [
+                failed_row
+                for setting, error in outcome.failures.items()
+                for failed_row in failed_rows(
+                    self.spec,
+                    row,
+                    Failure(str(error), error.stage),
+                    worker_name(),
+                    [case for case in self.spec.cases if case.setting == setting],
+                )
+            ]
+            return finished + failed
         return failed_rows(self.spec, row, failures[0], worker_name())
 
     def _keep(self, row: dict[str, Any], outcome: VideoPrediction | Failure) -> str | None:
@@ -186,6 +209,12 @@ class AdaptStage:
         except RunError as error:
             return f"features not stored ({error})"
         return None
+
+
+def _evaluation_feature(outcome: VideoPrediction) -> tuple[float, ...]:
+    """Where the run saw the video in the embedding space; the report draws it."""
+    features = video_features(outcome.embeddings, outcome.plan).evaluation
+    return tuple(normalize(features.reshape(-1, features.shape[-1]).mean(dim=0), dim=0).tolist())
 
 
 def _shipped(video: PlannedVideo | Failure) -> int:

@@ -15,13 +15,13 @@ import torch
 from zar_ray.evaluation.feature_store import FeatureStore, Missing, image_keys
 from zar_ray.evaluation.results import to_table
 from zar_ray.evaluation.run_folder import write_part
-from zar_ray.evaluation.spec import DECODED_SCHEMA, Failure, JobSpec, caught, failed_rows, plan_video, worker_name
+from zar_ray.evaluation.spec import DECODED_SCHEMA, Failure, JobSpec, caught, failed_rows, worker_name
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.reading import VideoInfo
 
 
 def decode_block(block: pa.Table, spec: JobSpec) -> pa.Table:
-    """Manifest rows to `DECODED_SCHEMA`: the frames each video's plan names, resized, each once.
+    """Manifest rows to `DECODED_SCHEMA`: the frames each video's plans name, resized, each once.
 
     Where there is a store that holds the features of all images of a plan, those stand in for the frames.
     """
@@ -58,8 +58,7 @@ def _prepare(row: dict[str, Any], spec: JobSpec, store: FeatureStore | None) -> 
 def _look_up(path: str, known: VideoInfo, spec: JobSpec, store: FeatureStore, video_id: str) -> dict[str, Any]:
     """What the store has of a video's images, or the content to store them under."""
     content = store.content(path)
-    plan = plan_video(video_id, known, spec.options, spec.model.preprocessing, spec.needs_views)
-    found = store.read(content.hash, image_keys(plan))
+    found = store.read(content.hash, image_keys(spec.plans(video_id, known)[0]))
     if isinstance(found, Missing):
         why = found.detail if found.reason == "damaged" else None
         if content.stale:
@@ -84,7 +83,7 @@ def _look_up(path: str, known: VideoInfo, spec: JobSpec, store: FeatureStore, vi
 def _decode(path: str, known: VideoInfo, spec: JobSpec, video_id: str) -> dict[str, Any]:
     decoded = decode_video(
         path,
-        lambda info: plan_video(video_id, info, spec.options, spec.model.preprocessing, spec.needs_views),
+        lambda info: spec.plans(video_id, info)[0],
         spec.model.preprocessing.interpolation,
         decoder=spec.options.decoder,
         expected=known,

@@ -32,6 +32,7 @@ from zar_ray.evaluation.pipeline import Evaluated, evaluate
 from zar_ray.evaluation.run_folder import PREDICTIONS, SUMMARY, RunFolder
 from zar_ray.evaluation.workload import Workload
 from zar_ray.provenance import provenance
+from zar_ray.reporting.case_rows import class_accuracies, confusion_matrix
 from zar_ray.reporting.plots import confusion_picture, per_class_csv
 from zar_ray.reporting.summary import CaseMetrics, MlflowState, RunSummary, SplitSummary, Throughput
 from zar_ray.reporting.tables import print_summary
@@ -167,17 +168,26 @@ def run_evaluation(options: EvalConfig, console: Console) -> RunSummary:
     evaluated = evaluate(workload, options, folder, console)
     console.print("computing accuracies and their intervals ...")
     summary = summarise(workload, options, folder, evaluated)
-    folder.finish(evaluated.table, _run_json(summary, options))
+    folder.finish(evaluated.table, run_json(summary, options))
     _write_tables(workload, folder, evaluated)
-    summary = replace(summary, mlflow=_log(folder, options))
-    folder.write_json(SUMMARY, _run_json(summary, options))
+    summary = replace(summary, mlflow=log(folder, options))
+    folder.write_json(SUMMARY, run_json(summary, options))
     print_summary(summary, console)
+    check_failures(summary, options)
+    return summary
+
+
+def check_failures(summary: RunSummary, options: EvalConfig) -> None:
+    """Refuses a run of which too many videos failed.
+
+    Raises:
+        RunError: More failed than `max_failed` allows.
+    """
     if summary.failed > options.max_failed * summary.videos:
         raise RunError(
             f"{summary.failed} of {summary.videos} videos failed, more than the {options.max_failed:.1%} that "
-            f"--max-failed allows; {folder.storage.path(PREDICTIONS)} says why for each"
+            f"--max-failed allows; {summary.results} says why for each"
         )
-    return summary
 
 
 def summarise(workload: Workload, options: EvalConfig, folder: RunFolder, evaluated: Evaluated) -> RunSummary:
@@ -236,7 +246,8 @@ def _rows_of(split: EvaluationSplit, table: pa.Table) -> pa.Table:
     return table.filter(pc.field("video_id").isin(pa.array(split.video_ids, pa.string())))
 
 
-def _run_json(summary: RunSummary, options: EvalConfig) -> dict[str, object]:
+def run_json(summary: RunSummary, options: EvalConfig) -> dict[str, object]:
+    """The content of a run's record, ``run.json``."""
     return {
         "summary": summary.to_json(),
         "config": options.model_dump(mode="json"),
@@ -251,14 +262,14 @@ def _write_tables(workload: Workload, folder: RunFolder, evaluated: Evaluated) -
         rows = _rows_of(split, evaluated.table)
         for case in workload.cases_of(split, evaluated.cases):
             name = f"{split.name}_{case.method}" if len(workload.splits) > 1 else case.method
-            classes = metrics.class_accuracies(rows, case.case_id, split.class_names)
+            classes = class_accuracies(rows, case.case_id, split.class_names)
             if any(one.videos for one in classes):
-                matrix = metrics.confusion_matrix(rows, case.case_id, len(split.class_names))
+                matrix = confusion_matrix(rows, case.case_id, len(split.class_names))
                 folder.storage.write(f"{name}_per_class.csv", per_class_csv(classes).encode())
                 folder.storage.write(f"{name}_confusion.png", confusion_picture(matrix, split.class_names))
 
 
-def _log(folder: RunFolder, options: EvalConfig) -> MlflowState:
+def log(folder: RunFolder, options: EvalConfig) -> MlflowState:
     """Logs a finished run; one that cannot be logged now is no failed run, and says how to log it later."""
     if not options.mlflow:
         return MlflowState(why_not="switched off by --no-mlflow")

@@ -27,16 +27,15 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import binom, binomtest
 from sklearn.metrics import average_precision_score
-from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from zar_ray.errors import RunError
+from zar_ray.reporting.case_rows import AMONG_FIVE, RIGHT, CaseRows, check_labels
+from zar_ray.reporting.statistics import RESAMPLES, paired_comparison, quantile_estimate, share_estimate
 from zar_ray.reporting.summary import (
     Accuracy,
     CaseMetrics,
     Change,
-    ClassAccuracy,
     Costs,
     Estimate,
     FailureGroup,
@@ -44,14 +43,9 @@ from zar_ray.reporting.summary import (
     Scores,
 )
 
-RESAMPLES = 5000
-"""Bootstrap draws: enough for the ends of an interval to move by a few hundredths of its width from seed to seed."""
-
 MAP_RESAMPLES = 200
 """Bootstrap draws of mean average precision, each of which ranks every class: the ends move by a tenth of the width."""
 
-_RIGHT, _AMONG_FIVE, _MISSED = 2, 1, 0
-_TAIL = 0.025
 _CELLS_A_BATCH = 2**20
 
 
@@ -163,7 +157,7 @@ def case_metrics(
     Raises:
         RunError: A label is not among the K classes.
     """
-    rows = _Rows.of(table, case_id, classes)
+    rows = CaseRows.of(table, case_id, classes)
     labelled = rows.label >= 0
     everything, finished = rows.select(labelled), rows.select(labelled & rows.finished)
     failures_wrong = _scores(everything, seed, resamples)
@@ -267,7 +261,7 @@ def multi_label_metrics(
     sizes = [min(batch, resamples - start) for start in range(0, resamples, batch)]
     draws = (rng.multinomial(videos, np.full(videos, 1 / videos), size=size) for size in sizes)
     drawn = np.concatenate([_weighted_map(right, scores, weights) for weights in draws])
-    return _around(float(value), np.clip(drawn + (value - drawn.mean()), 0.0, 1.0))
+    return quantile_estimate(float(value), np.clip(drawn + (value - drawn.mean()), 0.0, 1.0))
 
 
 def _weighted_map(right: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -299,7 +293,7 @@ def _right_classes(table: pa.Table, classes: int) -> np.ndarray:
     """``(videos, K)`` bool: which classes each video shows."""
     counts, labels = _lists(table["labels"])
     rows = np.repeat(np.arange(len(counts)), counts)
-    _check_labels(table["video_id"].take(pa.array(rows)), labels, classes)
+    check_labels(table["video_id"].take(pa.array(rows)), labels, classes)
     right = np.zeros((len(counts), classes), bool)
     right[rows, labels] = True
     return right
@@ -369,132 +363,31 @@ def _headline_values(case: CaseMetrics) -> dict[str, float]:
     return values
 
 
-def class_accuracies(table: pa.Table, case_id: str, class_names: Sequence[str]) -> tuple[ClassAccuracy, ...]:
-    """Accuracy by class, in the order of the class names; failed videos count as wrong.
-
-    Raises:
-        RunError: A label is not among the classes.
-    """
-    count = len(class_names)
-    rows = _Rows.of(table, case_id, count)
-    rows = rows.select(rows.label >= 0)
-
-    def by_class(chosen: np.ndarray) -> np.ndarray:
-        return np.bincount(rows.label[chosen], minlength=count)
-
-    videos, failed = by_class(np.ones(len(rows.label), bool)), by_class(~rows.finished)
-    before, after = by_class(rows.before == _RIGHT), by_class(rows.after == _RIGHT)
-    mistaken = confusion_matrix(table, case_id, count)
-    np.fill_diagonal(mistaken, 0)
-    worst: list[int] = mistaken.argmax(axis=1).tolist()
-    return tuple(
-        ClassAccuracy(
-            label_id=i,
-            label=name,
-            videos=int(videos[i]),
-            failed=int(failed[i]),
-            top1_before=float(before[i] / videos[i]) if videos[i] else None,
-            top1_after=float(after[i] / videos[i]) if videos[i] else None,
-            taken_for=class_names[worst[i]] if mistaken[i, worst[i]] else None,
-            taken_for_videos=int(mistaken[i, worst[i]]),
-        )
-        for i, name in enumerate(class_names)
-    )
-
-
-def confusion_matrix(table: pa.Table, case_id: str, classes: int) -> np.ndarray:
-    """How often each class is taken for each after adaptation, over the labelled videos that finished.
-
-    Returns:
-        ``(K, K)`` int64: rows are the right class, columns the predicted one.
-
-    Raises:
-        RunError: A label is not among the classes.
-    """
-    rows = _Rows.of(table, case_id, classes)
-    rows = rows.select((rows.label >= 0) & rows.finished)
-    if not len(rows.label):
-        return np.zeros((classes, classes), np.int64)
-    # The first of each row's list: a finished row's list is never empty.
-    top5 = rows.table["top5_after"].combine_chunks()
-    predicted = top5.values.to_numpy()[top5.offsets.to_numpy()[:-1]]
-    return sklearn_confusion_matrix(rows.label, predicted, labels=range(classes)).astype(np.int64)
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """The rows of one case as arrays: label (-1 for none), rank of the right class before and after, finished."""
-
-    table: pa.Table
-    label: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
-    finished: np.ndarray
-
-    @classmethod
-    def of(cls, table: pa.Table, case_id: str, classes: int) -> _Rows:
-        table = table.filter(pa.array(table["case_id"].to_numpy() == case_id, pa.bool_()))
-        label = table["label_id"].fill_null(-1).to_numpy()
-        _check_labels(table["video_id"], label, classes)
-
-        def rank(when: str) -> np.ndarray:
-            first, among = (table[f"{name}_{when}"].fill_null(False).to_numpy() for name in ("correct", "correct5"))
-            return np.where(first, _RIGHT, np.where(among, _AMONG_FIVE, _MISSED))
-
-        return cls(table, label, rank("before"), rank("after"), table["error"].is_null().to_numpy())
-
-    def select(self, chosen: np.ndarray) -> _Rows:
-        return _Rows(
-            self.table.filter(pa.array(chosen, pa.bool_())),
-            self.label[chosen],
-            self.before[chosen],
-            self.after[chosen],
-            self.finished[chosen],
-        )
-
-
-def _check_labels(video_ids: pa.ChunkedArray, labels: np.ndarray, classes: int) -> None:
-    if len(labels) and labels.max() >= classes:
-        worst = int(labels.argmax())
-        raise RunError(
-            f"{video_ids[worst]}: its label is number {labels[worst]}, but the run has {classes} classes, "
-            "numbered from 0; evaluate with the class names that the manifest was made with"
-        )
-
-
 def _mean(table: pa.Table, name: str) -> float | None:
     values = table[name].drop_null().to_numpy()
     return float(values.mean(dtype=np.float64)) if len(values) else None
 
 
-def _scores(rows: _Rows, seed: int, resamples: int) -> Scores | None:
+def _scores(rows: CaseRows, seed: int, resamples: int) -> Scores | None:
     if not len(rows.label):
         return None
 
     def accuracy(rank: np.ndarray) -> Accuracy:
-        right = rank == _RIGHT
+        right = rank == RIGHT
         return Accuracy(
-            top1=_share(int(right.sum()), len(rank)),
-            top5=_share(int((rank >= _AMONG_FIVE).sum()), len(rank)),
+            top1=share_estimate(int(right.sum()), len(rank)),
+            top5=share_estimate(int((rank >= AMONG_FIVE).sum()), len(rank)),
             mean_class=_mean_class(rows.label, right, np.random.default_rng(seed), resamples),
         )
 
     before, after = accuracy(rows.before), accuracy(rows.after)
-    return Scores(len(rows.label), before, after, _change(rows, np.random.default_rng(seed), resamples))
-
-
-def _share(right: int, videos: int) -> Estimate:
-    if right in (0, videos):
-        exact = binomtest(right, videos).proportion_ci(1 - 2 * _TAIL, method="exact")
-        return Estimate(right / videos, float(exact.low), float(exact.high))
-    low, high = binom.ppf([_TAIL, 1 - _TAIL], videos, right / videos) / videos
-    return Estimate(right / videos, float(low), float(high))
+    return Scores(len(rows.label), before, after, _change(rows, seed, resamples))
 
 
 def _mean_class(label: np.ndarray, right: np.ndarray, rng: np.random.Generator, resamples: int) -> Estimate:
     """Mean over the classes that have videos; in a draw, over those that came up in it."""
     if right.all() or not right.any():
-        return _share(int(right.sum()), len(label))
+        return share_estimate(int(right.sum()), len(label))
     outcomes, counts = np.unique(label.astype(np.int64) * 2 + right, return_counts=True)
     _, class_starts = np.unique(outcomes // 2, return_index=True)
 
@@ -508,32 +401,14 @@ def _mean_class(label: np.ndarray, right: np.ndarray, rng: np.random.Generator, 
     batch = max(1, _CELLS_A_BATCH // len(counts))
     sizes = [min(batch, resamples - start) for start in range(0, resamples, batch)]
     drawn = np.concatenate([means(rng.multinomial(len(label), counts / len(label), size=size)) for size in sizes])
-    return _around(float(means(counts[None])[0]), drawn)
+    return quantile_estimate(float(means(counts[None])[0]), drawn)
 
 
-def _change(rows: _Rows, rng: np.random.Generator, resamples: int) -> Change | None:
+def _change(rows: CaseRows, seed: int, resamples: int) -> Change | None:
     if not _adapts(rows.table):
         return None
-    videos = len(rows.label)
-    gained = int(((rows.after == _RIGHT) & (rows.before != _RIGHT)).sum())
-    lost = int(((rows.after != _RIGHT) & (rows.before == _RIGHT)).sum())
-    if gained + lost == 0:
-        bound = _share(0, videos).high
-        return Change(Estimate(0.0, -bound, bound), gained, lost, 1.0)
-    p_value = float(binomtest(gained, gained + lost).pvalue)
-    if videos in (gained, lost):
-        # All changed alike, so every draw is the same: at worst the rest of the exact bound changed the other way.
-        sign, least = (1.0 if gained else -1.0), 2 * _share(videos, videos).low - 1
-        return Change(Estimate(sign, min(sign, sign * least), max(sign, sign * least)), gained, lost, p_value)
-    counts = np.array([gained, lost, videos - gained - lost])
-    drawn = rng.multinomial(videos, counts / videos, size=resamples)
-    return Change(_around((gained - lost) / videos, (drawn[:, 0] - drawn[:, 1]) / videos), gained, lost, p_value)
-
-
-def _around(value: float, drawn: np.ndarray) -> Estimate:
-    low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL])
-    # Where rare classes drop out of draws, the mean over classes shifts and can leave the measured value outside.
-    return Estimate(value, min(float(low), value), max(float(high), value))
+    found = paired_comparison(rows.before == RIGHT, rows.after == RIGHT, seed, resamples)
+    return Change(Estimate(found.difference, *found.interval), found.gained, found.lost, found.p_value)
 
 
 def _adapts(table: pa.Table) -> bool:

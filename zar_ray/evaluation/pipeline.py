@@ -11,9 +11,10 @@ import gc
 import logging
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from math import prod
@@ -29,12 +30,12 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 from zar_ray.adaptation.adapter import make_cases
-from zar_ray.adaptation.cases import Case
+from zar_ray.adaptation.cases import Case, Setting
 from zar_ray.adaptation.methods import get_method
 from zar_ray.cluster import connected, total_cpus, total_gpus
 from zar_ray.config import EvalConfig, fingerprint
 from zar_ray.config import identity as settings_of
-from zar_ray.data.class_texts import ClassPrompts, prompts_of
+from zar_ray.data.class_texts import prompts_of
 from zar_ray.data.manifest import Manifest, write_manifest
 from zar_ray.errors import RunError
 from zar_ray.evaluation.adapt_stage import AdaptStage
@@ -44,7 +45,8 @@ from zar_ray.evaluation.preflight import check_model, check_nodes
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.results import to_table
 from zar_ray.evaluation.run_folder import CONFIG, MANIFEST, RunFolder
-from zar_ray.evaluation.spec import Failure, JobSpec, ModelCard, failed_rows
+from zar_ray.evaluation.spec import Failure, JobSpec, ModelCard, failed_rows, planned_as
+from zar_ray.evaluation.sweeps import at_one_short_side, varied_options
 from zar_ray.evaluation.workload import CLASS_SETS, Workload
 from zar_ray.video.transforms import resized_size, short_side_for
 
@@ -106,7 +108,9 @@ class Evaluated:
     Attributes:
         table: The whole result table, one row a (video, case).
         model: The model that ran.
-        cases: The cases.
+        cases: The cases, each once.
+        settings: The options of each setting, as they ran: of an evaluation one, of a sweep several.
+        of_settings: The cases of each setting; what settings have in common is one case.
         resumed: Videos that an earlier session had finished.
         evaluated: Videos that this session evaluated.
         seconds: Wall seconds of this session's pipeline, without its start-up.
@@ -115,19 +119,36 @@ class Evaluated:
     table: pa.Table
     model: ModelCard
     cases: tuple[Case, ...]
+    settings: tuple[EvalConfig, ...]
+    of_settings: tuple[tuple[Case, ...], ...]
     resumed: int
     evaluated: int
     seconds: float
 
+    def under(self, setting: int) -> Evaluated:
+        """What an evaluation under one of the settings alone would be."""
+        cases = self.of_settings[setting]
+        wanted = pa.array([case.case_id for case in cases], pa.string())
+        table = self.table.filter(pc.field("case_id").isin(wanted))
+        return replace(self, table=table, cases=cases, settings=(self.settings[setting],), of_settings=(cases,))
 
-def evaluate(workload: Workload, options: EvalConfig, folder: RunFolder, console: Console) -> Evaluated:
-    """Evaluates every video under every method, continuing where an earlier session stopped.
+
+def evaluate(
+    workload: Workload,
+    options: EvalConfig,
+    folder: RunFolder,
+    console: Console,
+    variants: Sequence[EvalConfig] = (),
+) -> Evaluated:
+    """Evaluates every video under every method and setting, continuing where an earlier session stopped.
 
     Args:
         workload: The videos and the candidate classes.
-        options: The run's options.
+        options: The run's options, which are its first setting.
         folder: Where the results go.
         console: Where progress is shown.
+        variants: The options of further settings, evaluated in the same pass; see `zar_ray.evaluation.sweeps` for what
+            may be different in them.
 
     Raises:
         RunError: The run cannot start, or Ray stopped; what is finished is kept.
@@ -138,10 +159,18 @@ def evaluate(workload: Workload, options: EvalConfig, folder: RunFolder, console
     with connected(options.address):
         resources = Resources.of_cluster(options)
         manifest = workload.manifest
-        prompts = prompts_of(workload.class_sets, options)
-        model = check_model(options, prompts, resources.worker_cpus, resources.worker_gpus)
-        cases = make_cases(options, model.fingerprint, prompts)
-        identity = _identity(workload, prompts, options, model)
+        runs = (options, *variants)
+        prompts = [prompts_of(workload.class_sets, one) for one in runs]
+        asked = tuple(map(Setting, runs, prompts))
+        model = check_model(options, asked, resources.worker_cpus, resources.worker_gpus)
+        runs = at_one_short_side(runs, model.preprocessing)
+        settings, options = tuple(map(Setting, runs, prompts)), runs[0]
+        of_settings = tuple(
+            make_cases(setting.options, model.fingerprint, setting.prompts, number)
+            for number, setting in enumerate(settings)
+        )
+        cases = _distinct(chain.from_iterable(of_settings))
+        identity = _identity(workload, settings, options, model)
         continued = folder.open(identity, resume=options.resume, overwrite=options.overwrite)
         if not continued:
             folder.storage.write(CONFIG, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False).encode())
@@ -162,7 +191,7 @@ def evaluate(workload: Workload, options: EvalConfig, folder: RunFolder, console
                 options=options,
                 model=model,
                 class_sets=workload.class_sets,
-                prompts=prompts,
+                settings=settings,
                 multi_label=workload.multi_label,
                 cases=cases,
                 storage=folder.storage,
@@ -178,7 +207,7 @@ def evaluate(workload: Workload, options: EvalConfig, folder: RunFolder, console
 
     table = folder.results()
     check_counts(workload.expected_rows(cases), table)
-    return Evaluated(table, model, cases, done, len(todo), seconds)
+    return Evaluated(table, model, cases, runs, of_settings, done, len(todo), seconds)
 
 
 # Where things lie; what they hold is compared by fingerprints instead.
@@ -186,10 +215,11 @@ _PLACES = ("dataset", "checkpoint", "class_names", "class_texts")
 
 
 def _identity(
-    workload: Workload, prompts: Sequence[ClassPrompts], options: EvalConfig, model: ModelCard
+    workload: Workload, settings: Sequence[Setting], options: EvalConfig, model: ModelCard
 ) -> dict[str, object]:
     manifest = workload.manifest
-    return {
+    of_prompts = [fingerprint([[one.names, one.context, one.texts] for one in setting.prompts]) for setting in settings]
+    described: dict[str, object] = {
         "options": {name: value for name, value in settings_of(options).items() if name not in _PLACES},
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "manifest": {"videos": len(manifest), "fingerprint": manifest.fingerprint()},
@@ -200,17 +230,33 @@ def _identity(
             }
             for split in workload.splits
         },
-        "prompts": fingerprint([[one.names, one.context, one.texts] for one in prompts]),
+        "prompts": of_prompts[0],
     }
+    if len(settings) > 1:
+        changes = [varied_options(options, setting.options) for setting in settings[1:]]
+        described["settings"] = [
+            {**{name: value for name, value in change.items() if name not in _PLACES}, "prompts": prompts}
+            for change, prompts in zip(changes, of_prompts[1:], strict=True)
+        ]
+    return described
+
+
+def _distinct(cases: Iterable[Case]) -> tuple[Case, ...]:
+    """Each case once, under the first setting that has it."""
+    distinct: dict[str, Case] = {}
+    for case in cases:
+        distinct.setdefault(case.case_id, case)
+    return tuple(distinct.values())
 
 
 def _without_rows(videos: pa.Table, folder: RunFolder, cases: Sequence[Case]) -> pa.Table:
     """The videos that lack a row, finished or failed, for some case that they are of."""
     counts = folder.results().group_by("video_id").aggregate([("case_id", "count_distinct")])
     done = dict(zip(counts["video_id"].to_pylist(), counts["case_id_count_distinct"].to_pylist(), strict=True))
-    methods = len({case.method for case in cases})
+    of_sets = Counter(case.class_set for case in cases)
     wanted = zip(videos["video_id"].to_pylist(), videos[CLASS_SETS.name].to_pylist(), strict=True)
-    return videos.filter(pa.array([done.get(video, 0) < methods * len(sets) for video, sets in wanted], pa.bool_()))
+    lacks = [done.get(video, 0) < sum(of_sets[one] for one in sets) for video, sets in wanted]
+    return videos.filter(pa.array(lacks, pa.bool_()))
 
 
 def _needed_files(manifest: Manifest, options: EvalConfig) -> list[str]:
@@ -289,11 +335,12 @@ def _blocks_at_once(resources: Resources) -> int:
 
 
 def _largest_video(videos: pa.Table, spec: JobSpec) -> int:
-    """Bytes that the frames of the largest video's plan take at most."""
-    views, side = spec.options.views, short_side_for(spec.options.views, spec.model.preprocessing)
-    named = views.eval_frames * int(views.eval_views.partition("x")[0])
-    if spec.needs_views:
-        named += views.frames * views.views_per_rate * len(views.rates)
+    """Bytes that the frames of the largest video's plans take at most."""
+    side, named = short_side_for(spec.options.views, spec.model.preprocessing), 0
+    for views, _ in dict.fromkeys(planned_as(setting) for setting in spec.settings):
+        named += views.eval_frames * int(views.eval_views.partition("x")[0])
+        if spec.needs_views:
+            named += views.frames * views.views_per_rate * len(views.rates)
     columns = zip(*(videos[name].to_pylist() for name in ("frames", "height", "width")), strict=True)
     return max(min(frames, named) * prod(resized_size(height, width, side)) * 3 for frames, height, width in columns)
 

@@ -10,8 +10,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from zar_ray.adaptation.cases import Setting
 from zar_ray.config import EvalConfig
-from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import RunError, ZarError
 from zar_ray.evaluation.adapt_stage import load_card
 from zar_ray.evaluation.spec import ModelCard
@@ -68,14 +68,14 @@ def check_nodes(paths: list[str], storage: Storage) -> None:
         raise RunError(f"{problems[0]}{more}")
 
 
-def check_model(options: EvalConfig, prompts: Sequence[ClassPrompts], cpus: float, gpus: float) -> ModelCard:
+def check_model(options: EvalConfig, settings: Sequence[Setting], cpus: float, gpus: float) -> ModelCard:
     """Loads the model once, where a worker would, so that a pool of workers does not fail at it again and again.
 
     Raises:
         ZarError: It cannot be loaded; the message is the loader's own.
         RunError: The task that loads it died.
     """
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=1)(load_card).remote(options, prompts)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=1)(load_card).remote(options, settings)
     try:
         return ray.get(task)
     except RayTaskError as error:

@@ -44,7 +44,9 @@ RESULT_SCHEMA = pa.schema(
         pa.field("entropy_after", pa.float32()),
         pa.field("view_entropies", pa.list_(pa.float32())),
         pa.field("selected_views", pa.list_(pa.int32())),
+        pa.field("video_feature", pa.list_(pa.float16())),
         pa.field("views", pa.int32()),
+        pa.field("images", pa.int32()),
         pa.field("images_encoded", pa.int32()),
         pa.field("frames", pa.int32()),
         pa.field("frames_decoded", pa.int32()),
@@ -74,6 +76,8 @@ class RightClasses(TypedDict, total=False):
 class RowFacts(RightClasses, total=False):
     """What is known of a video besides its decision; see the attributes of `ResultRow`.  Left out means unknown."""
 
+    video_feature: tuple[float, ...] | None
+    images: int | None
     images_encoded: int | None
     frames: int | None
     frames_decoded: int | None
@@ -112,8 +116,12 @@ class ResultRow:
         entropy_after: The same after adaptation.
         view_entropies: Entropy of each view in nats, before adaptation; None for a method without views.
         selected_views: Views used for the update, by rising entropy.
+        video_feature: float16 (D,), L2-normalised, what the encoder makes of the evaluation view; the mean of several.
+            In the row of the video's first case only, and None in runs of earlier versions.
         views: Number of views adapted on, repeated ones included; 0 for a method without views.
-        images_encoded: Distinct (frame, crop) images that went through the image encoder for this video.
+        images: Distinct (frame, crop) images of the views that this case looks at.
+        images_encoded: Those that went through the image encoder for this video, for all cases together; 0 where they
+            were stored.
         frames: Frames of the video.
         frames_decoded: Distinct frames read from it.
         bytes_shipped: Bytes of pixels sent from the decoding to the adapting process, for all cases together.
@@ -148,7 +156,9 @@ class ResultRow:
     entropy_after: float | None = None
     view_entropies: tuple[float, ...] | None = None
     selected_views: tuple[int, ...] | None = None
+    video_feature: tuple[float, ...] | None = None
     views: int | None = None
+    images: int | None = None
     images_encoded: int | None = None
     frames: int | None = None
     frames_decoded: int | None = None

@@ -9,22 +9,21 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from zar_ray.adaptation.cases import Case
-from zar_ray.config import AdaptationOptions, EvalConfig
-from zar_ray.data.class_texts import ClassPrompts
+from zar_ray.adaptation.cases import Case, Setting
+from zar_ray.config import AdaptationOptions, EvalConfig, ViewConfig
 from zar_ray.errors import VideoError
 from zar_ray.evaluation.feature_store import FeatureSpace, FeatureStore
 from zar_ray.evaluation.results import ResultRow, RightClasses
 from zar_ray.evaluation.workload import CLASS_SETS, RIGHT_IDS
 from zar_ray.storage import Storage
-from zar_ray.video.plans import ViewPlan, plan_views
+from zar_ray.video.plans import ViewPlan, plan_views, unite
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import Preprocessing
 
@@ -95,9 +94,9 @@ class JobSpec:
         options: The run's options.
         model: The model every replica must turn out to be.
         class_sets: The candidate classes of each class set.
-        prompts: What the model reads of them.
+        settings: What cases are under, with what the model reads of the classes; the first is of `options`.
         multi_label: Whether a video may show several classes.
-        cases: The cases, one a class set and method.
+        cases: The cases, one a class set, method and setting; what settings have in common is one case.
         storage: The run's folder, which workers add finished rows to.
         needs_views: Whether any of the cases looks at other views than the evaluation view.
         threads: CPU threads a model replica may use.
@@ -106,7 +105,7 @@ class JobSpec:
     options: EvalConfig
     model: ModelCard
     class_sets: tuple[tuple[str, ...], ...]
-    prompts: tuple[ClassPrompts, ...]
+    settings: tuple[Setting, ...]
     multi_label: bool
     cases: tuple[Case, ...]
     storage: Storage
@@ -121,6 +120,29 @@ class JobSpec:
             self.model.fingerprint, self.options.precision, self.options.decoder, self.model.preprocessing
         )
         return FeatureStore(Storage(self.options.features), space)
+
+    def plans(self, video_id: str, info: VideoInfo) -> tuple[ViewPlan, ...]:
+        """See `plan_settings`."""
+        return plan_settings(video_id, info, self.settings, self.model.preprocessing, self.needs_views)
+
+
+def plan_settings(
+    video_id: str, info: VideoInfo, settings: Sequence[Setting], preprocessing: Preprocessing, needs_views: bool
+) -> tuple[ViewPlan, ...]:
+    """A video's views under each setting, over the images of all: what is decoded and encoded of it, once.
+
+    Raises:
+        VideoError: The video has no frames or no size (stage ``plan``).
+    """
+    distinct = {planned_as(setting): setting.options for setting in settings}
+    plans = unite([plan_video(video_id, info, one, preprocessing, needs_views) for one in distinct.values()])
+    by_key = dict(zip(distinct, plans, strict=True))
+    return tuple(by_key[planned_as(setting)] for setting in settings)
+
+
+def planned_as(setting: Setting) -> tuple[ViewConfig, int]:
+    """What a setting's plans depend on, besides the video and the model."""
+    return setting.options.views, setting.options.seed
 
 
 def plan_video(
@@ -169,8 +191,14 @@ def labels_of(spec: JobSpec, video: dict[str, Any], case: Case) -> RightClasses:
     return {"label_id": ids[0], "label": spec.class_sets[case.class_set][ids[0]]} if ids else {}
 
 
-def failed_rows(spec: JobSpec, video: dict[str, Any], failure: Failure, worker: str | None = None) -> list[ResultRow]:
-    """The rows of a video that failed, one a case that it is of."""
+def failed_rows(
+    spec: JobSpec,
+    video: dict[str, Any],
+    failure: Failure,
+    worker: str | None = None,
+    cases: Sequence[Case] | None = None,
+) -> list[ResultRow]:
+    """The rows of a video that failed, one a case that it is of: of the run's cases, or of `cases` alone."""
     return [
         ResultRow.failed(
             video_id=str(video["video_id"]),
@@ -185,6 +213,6 @@ def failed_rows(spec: JobSpec, video: dict[str, Any], failure: Failure, worker: 
             worker=worker,
             warning=video.get("warning"),
         )
-        for case in spec.cases
+        for case in (spec.cases if cases is None else cases)
         if case.class_set in video["class_sets"]
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +12,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from zar_ray.errors import RunError
 from zar_ray.reporting.summary import RunSummary
+from zar_ray.reporting.sweep_summary import SweepSummary
 from zar_ray.storage import Storage
 
 _RUN_FILE = "run.json"
@@ -36,7 +37,7 @@ class FinishedRun:
 
     @classmethod
     def parse(cls, content: bytes, place: str, finished: datetime | None = None) -> FinishedRun:
-        """Reads the content of a run.json.
+        """Reads the content of a run.json; of a sweep's, its own setting.
 
         Args:
             content: The file's bytes.
@@ -56,6 +57,19 @@ class FinishedRun:
         summary = RunSummary.from_json(record.get("summary"), file)
         return cls(place, summary, record["config"], finished or _LONG_AGO)
 
+    @classmethod
+    def parse_all(cls, content: bytes, place: str, finished: datetime | None = None) -> tuple[FinishedRun, ...]:
+        """Reads the content of a run.json: a run, or each setting of a sweep as the run that it stands for.
+
+        Args and Raises: see `parse`.
+        """
+        whole = cls.parse(content, place, finished)
+        record = json.loads(content)
+        if "sweep" not in record:
+            return (whole,)
+        sweep = SweepSummary.from_json(record["sweep"], f"{place}/{_RUN_FILE}")
+        return tuple(replace(whole, summary=one.summary, config=one.config) for one in sweep.settings)
+
 
 @dataclass(frozen=True)
 class FoundRuns:
@@ -71,7 +85,7 @@ class FoundRuns:
 
 
 def find_runs(output: str) -> FoundRuns:
-    """The finished runs in a folder's sub-folders, and in the folder itself.
+    """The finished runs in a folder's sub-folders, and in the folder itself; of a sweep, a run a setting.
 
     Deeper folders are not searched: MLflow keeps copies of run.json there.
 
@@ -86,7 +100,7 @@ def find_runs(output: str) -> FoundRuns:
     for name, info in _run_files(storage):
         folder = storage.child(name) if name else storage
         try:
-            runs.append(FinishedRun.parse(folder.read(_RUN_FILE), folder.path(), info.mtime))
+            runs += FinishedRun.parse_all(folder.read(_RUN_FILE), folder.path(), info.mtime)
         except RunError as error:
             broken.append(str(error))
     return FoundRuns(tuple(runs), tuple(broken))

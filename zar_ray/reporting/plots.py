@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from typing import Literal
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,7 +20,7 @@ ALL_CLASSES = 40
 _NAME_LENGTH = 28
 
 
-def confusion_picture(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
+def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Literal["png", "svg"] = "png") -> bytes:
     """Draws how often each class is taken for each, as shares of the right class's videos.
 
     Up to `ALL_CLASSES` classes all are shown.  Beyond that the classes that take part in the most frequent mistakes
@@ -27,9 +29,10 @@ def confusion_picture(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
     Args:
         matrix: ``(K, K)`` counts; rows are the right class, columns the predicted one.
         class_names: The K names.
+        form: What kind of picture.
 
     Returns:
-        A PNG.
+        The picture's file.
     """
     matrix = np.asarray(matrix)
     everything = len(class_names) <= ALL_CLASSES
@@ -64,7 +67,10 @@ def confusion_picture(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=6, color=colour)
     figure.colorbar(image, ax=axes, shrink=0.6)
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
+    # No date and no random names, so that the same numbers make the same file.
+    about = dict.fromkeys(("Date", "Creator", "Format", "Type")) if form == "svg" else None
+    with mpl.rc_context({"svg.hashsalt": "zar-ray"}):
+        figure.savefig(picture, format=form, dpi=110, metadata=about)
     return picture.getvalue()
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from zar_ray.config import EvalConfig, ViewConfig, merge
+from zar_ray.config import EvalConfig, ViewConfig, conf_dir, merge
 from zar_ray.data.datasets import load_benchmark
 from zar_ray.errors import ConfigError
 from zar_ray.reporting.finished_runs import FinishedRun
@@ -84,7 +84,9 @@ def _distance(one: Measured) -> tuple[bool, bool, int, float]:
 
 
 def fill_command(table: PublishedTable, row: Row, column: Column, output: str | None = None) -> str | None:
-    """The `zar eval` command whose run measures a result; None where nothing here does.
+    """The command whose run measures a result: `zar eval`, or `zar ablate` for all rows of an ablation at once.
+
+    None where nothing here measures it.
 
     Args:
         table: The published table.
@@ -95,8 +97,10 @@ def fill_command(table: PublishedTable, row: Row, column: Column, output: str | 
     recipe = row.run
     if recipe is None:
         return None
-    words = ["zar", "eval", "--dataset", column.benchmark, "--method", recipe.method]
-    named = [column.benchmark, recipe.method]
+    swept = _has_sweep(table.name)
+    verb, what = ("ablate", ["--sweep", table.name]) if swept else ("eval", [])
+    words = ["zar", verb, "--dataset", column.benchmark, *what, "--method", recipe.method]
+    named = [column.benchmark, *what[1:], recipe.method]
     if column.split is not None:
         words += ["--split", column.split]
         named.append(column.split)
@@ -108,7 +112,13 @@ def fill_command(table: PublishedTable, row: Row, column: Column, output: str | 
         words += ["--model", f"{table.model}{_QUICKGELU}"]
         named.append(table.model)
     unless_told = leaves(with_defaults(_benchmark(column.benchmark).options))
-    told = {name: one for name, one in _compared(recipe, recipe.expected()).items() if one != unless_told.get(name)}
+    # A sweep says what varies, and comes to the short side that its settings need by itself.
+    of_sweep = (table.varies, _SHORT_SIDE) if swept else ()
+    told = {
+        name: one
+        for name, one in _compared(recipe, recipe.expected()).items()
+        if one != unless_told.get(name) and name not in of_sweep
+    }
     for name, value in told.items():
         values = [
             f"{one:g}" if _is_number(one) else str(one) for one in (value if isinstance(value, list) else [value])
@@ -122,6 +132,11 @@ def fill_command(table: PublishedTable, row: Row, column: Column, output: str | 
     if output not in (None, EvalConfig().output):
         words += ["--output", str(output)]
     return shlex.join(words)
+
+
+@functools.cache
+def _has_sweep(name: str) -> bool:
+    return (conf_dir() / "sweeps" / f"{name}.yaml").is_file()
 
 
 def training_commands(table: PublishedTable, row: Row, column: Column) -> tuple[str, str] | None:

@@ -37,7 +37,7 @@ _REASON_LENGTH = 160
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """One table with what stands over and under it; a row's first cell is empty where the row belongs to the last."""
 
     title: str | None
@@ -51,39 +51,55 @@ def print_summary(summary: RunSummary, console: Console) -> None:
     console.print()
     if summary.random_weights:
         console.print(Text(RANDOM_WEIGHTS, style="bold yellow"), soft_wrap=True)
-    console.print(Text(_heading(summary), style="bold"), soft_wrap=True)
-    for block in _blocks(summary, _plus_minus(console.encoding)):
-        if block.title is not None:
-            console.print()
-            console.print(Text(block.title, style="bold"), soft_wrap=True)
-        table = Table(*block.columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-        last = [*(bool(row[0]) for row in block.rows[1:]), True]
-        for row, ends in zip(block.rows, last, strict=True):
-            table.add_row(*(Text(cell) for cell in row), end_section=ends)
-        console.print(table)
-        for line in block.notes:
-            console.print(Text(line, style="dim"), soft_wrap=True)
+    console.print(Text(summary_heading(summary), style="bold"), soft_wrap=True)
+    for block in summary_blocks(summary, _plus_minus(console.encoding)):
+        print_block(block, console)
     console.print()
-    for name, value in _facts(summary):
+    print_facts(summary, console)
+
+
+def print_block(block: Block, console: Console) -> None:
+    """Prints a table with what stands over and under it."""
+    if block.title is not None:
+        console.print()
+        console.print(Text(block.title, style="bold"), soft_wrap=True)
+    table = Table(*block.columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    last = [*(bool(row[0]) for row in block.rows[1:]), True][: len(block.rows)]
+    for row, ends in zip(block.rows, last, strict=True):
+        table.add_row(*(Text(cell) for cell in row), end_section=ends)
+    if block.rows:
+        console.print(table)
+    for line in block.notes:
+        console.print(Text(line, style="dim"), soft_wrap=True)
+
+
+def print_facts(summary: RunSummary, console: Console) -> None:
+    """Prints what stands below a run's accuracies: counts, failures, speed, costs and where everything is."""
+    for name, value in summary_facts(summary):
         console.print(Text.assemble((f"{name:<9}", "bold"), value), soft_wrap=True)
 
 
 def markdown(summary: RunSummary) -> str:
-    """The same as `print_summary` prints, as Markdown: for MLflow's description or a page."""
+    """The same as `print_summary` prints, as Markdown: for MLflow's description, so without where it is logged."""
     lines = [f"**{RANDOM_WEIGHTS}**", ""] if summary.random_weights else []
-    lines += [_cell(_heading(summary)), ""]
-    for block in _blocks(summary):
-        lines += [] if block.title is None else [f"**{_cell(block.title)}**", ""]
+    lines += [_cell(summary_heading(summary)), ""]
+    for block in summary_blocks(summary):
+        lines += markdown_block(block)
+    lines += [f"- **{name}**: {_cell(value)}" for name, value in summary_facts(summary) if name != "MLflow"]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_block(block: Block) -> list[str]:
+    """A table with what stands over and under it as lines of Markdown."""
+    lines = [] if block.title is None else [f"**{_cell(block.title)}**", ""]
+    if block.rows:
         lines += [
             "| " + " | ".join(block.columns) + " |",
             "|" + "---|" * len(block.columns),
             *("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in block.rows),
             "",
-            *(f"{_cell(line)}  " for line in block.notes),
-            *([""] if block.notes else []),
         ]
-    lines += [f"- **{name}**: {_cell(value)}" for name, value in _facts(summary)]
-    return "\n".join(lines) + "\n"
+    return [*lines, *(f"{_cell(line)}  " for line in block.notes), *([""] if block.notes else [])]
 
 
 def _cell(text: str) -> str:
@@ -98,46 +114,47 @@ def _plus_minus(encoding: str) -> str:
         return "+/-"
 
 
-def _heading(summary: RunSummary) -> str:
+def summary_heading(summary: RunSummary) -> str:
+    """What was evaluated with what, in a line."""
     split = f", split {summary.split}" if summary.split else ""
     if len(summary.splits) > 1:
         what = f"{len(summary.splits)} splits"
     else:
         chance = summary.cases[0].chance if summary.cases else 1 / summary.classes
-        what = f"{summary.classes} classes (chance {_percent(chance)} %)"
+        what = f"{summary.classes} classes (chance {percent(chance)} %)"
     return (
         f"{summary.dataset}{split}: {_count(summary.videos, 'video')}, {what}, "
         f"{summary.model} ({summary.model_fingerprint}), seed {summary.seed}"
     )
 
 
-def _blocks(summary: RunSummary, plus_minus: str = "±") -> list[_Block]:
+def summary_blocks(summary: RunSummary, plus_minus: str = "±") -> list[Block]:
     """The tables of a run: one, or one a split and then the protocol's averages."""
     if len(summary.splits) < 2:
         split_notes = [note for split in summary.splits for note in split.notes]
         columns, rows = _table(summary.cases)
         notes = [*_interval_notes(summary.cases), *_failure_notes(summary.cases), *split_notes]
-        return [_Block(None, columns, rows, notes)]
+        return [Block(None, columns, rows, notes)]
     blocks = []
     for split in summary.splits:
         cases = [case for case in summary.cases if case.split == split.name]
         title = _split_heading(split, cases)
-        blocks.append(_Block(title, *_table(cases), [*_failure_notes(cases), *split.notes]))
+        blocks.append(Block(title, *_table(cases), [*_failure_notes(cases), *split.notes]))
     blocks[-1].notes.extend(_interval_notes(summary.cases))
     of_kind: dict[tuple[str, tuple[str, ...]], list[ProtocolAverage]] = {}
     for average in summary.averages:
         of_kind.setdefault((average.kind, average.splits), []).append(average)
-    adapting = {case.method for case in summary.cases if _adapts(case)}
+    adapting = {case.method for case in summary.cases if adapts(case)}
     blocks += [_average_block(averages, adapting, plus_minus) for averages in of_kind.values()]
     return blocks
 
 
 def _split_heading(split: SplitSummary, cases: Sequence[CaseMetrics]) -> str:
     chance = cases[0].chance if cases else 1 / split.classes
-    return f"split {split.name}: {_count(split.videos, 'video')}, {split.classes} classes (chance {_percent(chance)} %)"
+    return f"split {split.name}: {_count(split.videos, 'video')}, {split.classes} classes (chance {percent(chance)} %)"
 
 
-def _average_block(averages: Sequence[ProtocolAverage], adapting: set[str], plus_minus: str) -> _Block:
+def _average_block(averages: Sequence[ProtocolAverage], adapting: set[str], plus_minus: str) -> Block:
     first = averages[0]
     if first.kind == "harmonic":
         title = f"harmonic mean of {' and '.join(first.splits)}"
@@ -145,7 +162,7 @@ def _average_block(averages: Sequence[ProtocolAverage], adapting: set[str], plus
         title = f"mean {plus_minus} std over {len(first.splits)} splits"
     by_method: dict[str, dict[str, str]] = {}
     for one in averages:
-        shown = _percent(one.value) if one.std is None else f"{_percent(one.value)} {plus_minus} {_percent(one.std)}"
+        shown = percent(one.value) if one.std is None else f"{percent(one.value)} {plus_minus} {percent(one.std)}"
         by_method.setdefault(one.method, {})[one.metric] = shown
     known = {one.metric for one in averages}
     metrics = {name: title for name, title in {**_ACCURACIES, **_AVERAGE_PRECISION}.items() if name in known}
@@ -156,7 +173,7 @@ def _average_block(averages: Sequence[ProtocolAverage], adapting: set[str], plus
             rows += [(method, "before", *_picked(shown, metrics, "_before")), ("", "after", *after)]
         else:
             rows.append((method, "", *after))
-    return _Block(title, ("method", "", *metrics.values()), rows, [])
+    return Block(title, ("method", "", *metrics.values()), rows, [])
 
 
 def _picked(shown: Mapping[str, str], metrics: Mapping[str, str], suffix: str = "") -> tuple[str, ...]:
@@ -172,9 +189,9 @@ def _table(cases: Sequence[CaseMetrics]) -> tuple[tuple[str, ...], list[tuple[st
 
 def _case_rows(case: CaseMetrics, columns: int) -> list[tuple[str, ...]]:
     if case.map_after is not None and case.map_before is not None:
-        if not _adapts(case):
-            return [(case.method, "", _interval(case.map_after))]
-        return [(case.method, "before", _interval(case.map_before)), ("", "after", _interval(case.map_after))]
+        if not adapts(case):
+            return [(case.method, "", interval(case.map_after))]
+        return [(case.method, "before", interval(case.map_before)), ("", "after", interval(case.map_after))]
     scores = case.headline
     if scores is None:
         return [(case.method, "", "no labels", *[""] * (columns - 3))]
@@ -187,14 +204,14 @@ def _case_rows(case: CaseMetrics, columns: int) -> list[tuple[str, ...]]:
         (
             "",
             "change",
-            _interval(change.top1, "+"),
+            interval(change.top1, "+"),
             f"{change.gained} gained, {change.lost} lost",
-            f"McNemar p {_p_value(change.p_value)}",
+            f"McNemar p {p_value(change.p_value)}",
         ),
     ]
 
 
-def _adapts(case: CaseMetrics) -> bool:
+def adapts(case: CaseMetrics) -> bool:
     """Whether the method changed any score; zero-shot changes none."""
     if case.headline is not None:
         return case.headline.change is not None
@@ -202,20 +219,23 @@ def _adapts(case: CaseMetrics) -> bool:
 
 
 def _accuracy(accuracy: Accuracy) -> tuple[str, str, str]:
-    return _interval(accuracy.top1), _interval(accuracy.top5), _interval(accuracy.mean_class)
+    return interval(accuracy.top1), interval(accuracy.top5), interval(accuracy.mean_class)
 
 
-def _percent(share: float, sign: str = "") -> str:
+def percent(share: float, sign: str = "") -> str:
+    """A share in per cent with one decimal; `sign` is "+" where a rise is to show as one."""
     # Adding zero turns a rounded -0.0 into 0.0, which would otherwise print its sign.
     return f"{round(100 * share, 1) + 0.0:{sign}.1f}"
 
 
-def _interval(estimate: Estimate, sign: str = "") -> str:
-    return f"{_percent(estimate.value, sign)} [{_percent(estimate.low, sign)}, {_percent(estimate.high, sign)}]"
+def interval(estimate: Estimate, sign: str = "") -> str:
+    """An estimate in per cent, with its interval in brackets."""
+    return f"{percent(estimate.value, sign)} [{percent(estimate.low, sign)}, {percent(estimate.high, sign)}]"
 
 
-def _p_value(p_value: float) -> str:
-    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+def p_value(p: float) -> str:
+    """A p value with three decimals."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _interval_notes(cases: Sequence[CaseMetrics]) -> list[str]:
@@ -234,9 +254,9 @@ def _failure_notes(cases: Sequence[CaseMetrics]) -> list[str]:
             line = f"{case.method}: {_count(lost, 'failed video')} counted as wrong"
             if case.failures_excluded is not None:
                 left_out = case.failures_excluded
-                line += f"; left out, top-1 is {_percent(left_out.after.top1.value)} of {left_out.videos}"
+                line += f"; left out, top-1 is {percent(left_out.after.top1.value)} of {left_out.videos}"
                 if left_out.change is not None:
-                    line += f" (before {_percent(left_out.before.top1.value)})"
+                    line += f" (before {percent(left_out.before.top1.value)})"
             lines.append(f"{line}.")
     return lines
 
@@ -245,7 +265,8 @@ def _videos(scores: Scores | None) -> int:
     return 0 if scores is None else scores.videos
 
 
-def _facts(summary: RunSummary) -> list[tuple[str, str]]:
+def summary_facts(summary: RunSummary) -> list[tuple[str, str]]:
+    """Counts, failures, speed, costs and places, each under a name."""
     counts = f"{summary.videos}: {summary.finished} finished, {summary.failed} failed"
     if summary.unlabelled:
         counts += f", {summary.unlabelled} without a label (in no accuracy)"
@@ -359,7 +380,7 @@ def print_ranking(ranking: RankingLike, console: Console, *, random_weights: boo
         console.print(Text(f"  failed: {ranking.error}", style="red"), soft_wrap=True)
         return
     before, after = (
-        [(one.label, f"{_percent(one.score)} %") for one in ranked] for ranked in (ranking.before, ranking.after)
+        [(one.label, f"{percent(one.score)} %") for one in ranked] for ranked in (ranking.before, ranking.after)
     )
     adapts = [(one.label, one.score) for one in ranking.before] != [(one.label, one.score) for one in ranking.after]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=adapts)

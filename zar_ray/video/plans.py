@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -81,6 +82,11 @@ class ViewPlan:
             evaluation=evaluation.reshape(self.evaluation.shape).astype(np.int64),
         )
 
+    def count_images(self, *, with_views: bool) -> int:
+        """Distinct images of this plan's evaluation view, and of its other views; `images` may hold more (`unite`)."""
+        rows = [self.views.ravel(), self.evaluation.ravel()] if with_views else [self.evaluation.ravel()]
+        return len(np.unique(np.concatenate(rows)))
+
 
 def plan_views(
     video_id: str,
@@ -149,6 +155,36 @@ def plan_views(
         views=rows[: view_codes.size].reshape(view_codes.shape).astype(np.int64),
         origins=tuple(origins),
         evaluation=evaluation if len(evaluation_codes) == 1 else evaluation.reshape(evaluation_codes.shape),
+    )
+
+
+def unite(plans: Sequence[ViewPlan]) -> tuple[ViewPlan, ...]:
+    """Several plans of one video over the frames and images of all of them, each named once.
+
+    Args:
+        plans: At least one, all of one short side.
+
+    Returns:
+        The same views, a plan each in order, as rows of shared `frames`, `boxes` and `images`.
+
+    Raises:
+        ValueError: The plans are of frames of different sizes.
+    """
+    if len({(plan.short_side, plan.height, plan.width) for plan in plans}) != 1:
+        raise ValueError("plans of frames of different sizes share no images")
+    boxes = tuple(sorted({box for plan in plans for box in plan.boxes}))
+    places = {box: place for place, box in enumerate(boxes)}
+    own = [
+        plan.frames[plan.images[:, 0]] * len(boxes) + np.array([places[box] for box in plan.boxes])[plan.images[:, 1]]
+        for plan in plans
+    ]
+    codes, rows = np.unique(np.concatenate(own), return_inverse=True)
+    frames, frame_rows = np.unique(codes // len(boxes), return_inverse=True)
+    images = np.stack([frame_rows, codes % len(boxes)], axis=1).astype(np.int64)
+    ends = np.cumsum([len(one) for one in own])
+    return tuple(
+        replace(plan, frames=frames, boxes=boxes, images=images, views=of[plan.views], evaluation=of[plan.evaluation])
+        for plan, of in zip(plans, np.split(rows.astype(np.int64), ends[:-1]), strict=True)
     )
 
 

@@ -1,0 +1,8 @@
+"""`ray job submit -- python jobs/ablate.py --dataset k600 --sweep lr`: the same options and code as `zar ablate`."""
+
+import sys
+
+from zar_ray.cli import ablate_command
+
+if __name__ == "__main__":
+    sys.exit(ablate_command(sys.argv[1:]))

@@ -1,0 +1,137 @@
+"""MLflow's own page on a store that runs were logged to: names, nesting, description and comparison are there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+
+import pytest
+from finished_run import make_run
+from mlflow import MlflowClient
+
+from zar_ray.tracking import log_run_folder
+
+pytestmark = pytest.mark.slow
+
+START_SECONDS = 180
+# MLflow's page loads megabytes of scripts, on machines that do other things besides.
+PATIENCE = 90_000
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """A running MLflow, and what is in it."""
+
+    url: str
+    experiment: str
+    parent: str
+    children: dict[str, str]
+
+    def runs(self) -> str:
+        return f"{self.url}/#/experiments/{self.experiment}/runs?workflowType=machine_learning"
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status == 200
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def dashboard(browser_path, tmp_path_factory):
+    root = tmp_path_factory.mktemp("dashboard")
+    run = make_run(root / "runs" / "an-evaluation")
+    for kind in ("per_class.csv", "confusion.png"):
+        (run / f"zero_shot_{kind}").write_bytes((run / f"zar_{kind}").read_bytes())
+    receipt = log_run_folder(str(run))
+    client = MlflowClient(receipt.uri)
+    experiment = client.get_experiment_by_name("zar-ray").experiment_id
+    runs = client.search_runs([experiment])
+    children = {run.info.run_name: run.info.run_id for run in runs if run.info.run_id != receipt.run_id}
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", receipt.uri, "--host", "127.0.0.1"]
+    with (root / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [*command, "--port", str(port), "--workers", "1"],
+            cwd=root,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(f"http://127.0.0.1:{port}/health"):
+            assert server.poll() is None, (root / "server.log").read_text()
+            assert time.monotonic() < deadline, (root / "server.log").read_text()
+            time.sleep(0.5)
+        yield Dashboard(f"http://127.0.0.1:{port}", experiment, receipt.run_id, children)
+    finally:
+        # With its worker processes, which have its session to themselves.
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def test_the_experiment_lists_runs_with_their_methods_below(watch, dashboard):
+    from playwright.sync_api import expect
+
+    watched = watch(dashboard.url)
+    page = watched.page
+    page.goto(dashboard.runs())
+    expect(page.get_by_text("Evaluations by zar-ray").first).to_be_visible(timeout=PATIENCE)
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="an-evaluation", exact=True))
+    expect(row).to_be_visible(timeout=PATIENCE)
+    # The columns that are there before any is chosen.
+    expect(page.get_by_text("1.0min")).to_have_count(1, timeout=PATIENCE)
+    expect(page.get_by_text("zar eval").first).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("link", name="zero_shot", exact=True)).to_have_count(0)
+    row.get_by_role("button").first.click()
+    for name, run_id in dashboard.children.items():
+        link = page.get_by_role("link", name=name, exact=True)
+        expect(link).to_be_visible(timeout=PATIENCE)
+        assert run_id in link.get_attribute("href")
+
+
+def test_a_run_shows_its_result_table(watch, dashboard):
+    from playwright.sync_api import expect
+
+    page = watch(dashboard.url).page
+    page.goto(f"{dashboard.url}/#/experiments/{dashboard.experiment}/runs/{dashboard.parent}")
+    table = page.get_by_role("table").filter(has_text="mean class %")
+    expect(table).to_be_visible(timeout=PATIENCE)
+    words = " ".join(table.inner_text().split())
+    assert "zero_shot" in words
+    assert "change +10.0" in words
+
+
+def test_methods_stand_beside_each_other_in_the_comparison(watch, dashboard):
+    from playwright.sync_api import expect
+
+    watched = watch(dashboard.url)
+    page = watched.page
+    chosen = json.dumps(list(dashboard.children.values()))
+    page.goto(f'{dashboard.url}/#/compare-runs?runs={chosen}&experiments=["{dashboard.experiment}"]')
+    expect(page.get_by_text("Comparing 2 Runs from 1 Experiment")).to_be_visible(timeout=PATIENCE)
+    names = " ".join(dashboard.children)
+    expect(page.get_by_role("row", name=f"Run Name: {names}")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("row", name=f"method {names}").first).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("link", name="mean_class_before", exact=True)).to_be_visible(timeout=PATIENCE)
+    thrown = [error for error in watched.errors if "TypeError" in error or "ReferenceError" in error]
+    assert not thrown

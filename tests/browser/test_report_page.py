@@ -1,0 +1,100 @@
+"""The report of a real run, as a browser shows it: whole, from one file alone, and without a complaint."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from zar_ray.cli import main
+from zar_ray.config import EvalConfig
+from zar_ray.evaluation.job import run_evaluation
+
+pytestmark = pytest.mark.slow
+
+SAMPLES = 2
+
+
+@pytest.fixture(scope="module")
+def report(browser_path, ray_cluster, tiny_checkpoint, video_folder, tmp_path_factory):
+    """The file that `zar report run` wrote of an evaluation."""
+    root = tmp_path_factory.mktemp("report")
+    options = {
+        "dataset": str(video_folder),
+        "checkpoint": tiny_checkpoint,
+        "output": str(root / "runs"),
+        "name": "shown",
+        "mlflow": False,
+        "views": {"frames": 4, "eval_frames": 4},
+    }
+    run_evaluation(EvalConfig.model_validate(options), Console(file=io.StringIO()))
+    # Away from the run: nothing beside the file may be needed.
+    target = root / "elsewhere" / "report.html"
+    command = ["report", "run", str(root / "runs" / "shown"), "--output", str(target), "--samples", str(SAMPLES)]
+    assert main(command) == 0
+    return target
+
+
+@pytest.fixture
+def opened(report, watch):
+    watched = watch(report.as_uri())
+    watched.page.goto(report.as_uri())
+    watched.page.wait_for_load_state("networkidle")
+    return watched
+
+
+def test_it_asks_for_nothing_and_reports_no_error(opened):
+    page = opened.page
+    page.keyboard.press("End")
+    for folded in page.locator("summary").all():
+        folded.click()
+    assert opened.errors == []
+    assert opened.asked == []
+    assert "shown" in page.get_by_role("heading", level=1).inner_text()
+
+
+def test_every_section_is_listed_and_holds_something(opened):
+    page = opened.page
+    sections = page.locator("main section").all()
+    titles = [section.get_by_role("heading", level=3).inner_text() for section in sections]
+    assert len(set(titles)) >= 12
+    assert page.locator("nav li").all_inner_texts() == titles
+    for title, section, link in zip(titles, sections, page.locator("nav a").all(), strict=True):
+        said = section.inner_text().removeprefix(title).strip()
+        assert said or section.locator("img").count(), f"{title} is empty"
+        link.click()
+        assert section.bounding_box()["height"] > 40, f"{title} takes no room"
+
+
+def test_every_picture_is_drawn_and_described(opened):
+    pictures = opened.page.locator("img").all()
+    assert len(pictures) > 5
+    for picture in pictures:
+        alt = picture.get_attribute("alt")
+        assert alt
+        picture.scroll_into_view_if_needed()
+        assert picture.evaluate("one => one.decode().then(() => one.naturalWidth * one.naturalHeight)") > 0, alt
+
+
+def test_attention_maps_of_the_run_s_videos_are_in_it(opened):
+    section = opened.page.locator("main section").filter(has_text="Where the model looks")
+    assert section.locator("img").count() == SAMPLES
+    assert section.get_by_text("The rollout belongs to the image tower").count() == SAMPLES
+
+
+@pytest.mark.parametrize("width", [1500, 420])
+def test_the_page_fits_the_window(opened, width):
+    opened.page.set_viewport_size({"width": width, "height": 900})
+    page, window = opened.page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert page <= window
+
+
+def test_a_page_that_asks_or_throws_would_be_noticed(watch, tmp_path):
+    bad = tmp_path / "bad.html"
+    bad.write_text('<img src="http://127.0.0.1:9/a.png"><link rel="stylesheet" href="b.css"><script>nothing()</script>')
+    watched = watch(bad.as_uri())
+    watched.page.goto(bad.as_uri())
+    watched.page.wait_for_load_state("networkidle")
+    assert sorted(watched.asked) == [(tmp_path / "b.css").as_uri(), "http://127.0.0.1:9/a.png"]
+    assert any("nothing is not defined" in error for error in watched.errors)

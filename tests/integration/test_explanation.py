@@ -1,0 +1,124 @@
+"""Attention figures of a real run: the run's own video, weights and tuning, or a refusal that says what is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from zar_ray import explanation
+from zar_ray.errors import ModelError, RunError
+from zar_ray.explanation import attention_figures
+from zar_ray.models.attention import class_relevance
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """Filled by the first test that needs a run; none changes it."""
+    return {}
+
+
+@pytest.fixture
+def ran(undisturbed, evaluate, video_folder):
+    if not undisturbed:
+        undisturbed["ran"] = evaluate(video_folder, name="explained", limit=3, zar={"lr": 0.05})
+    return undisturbed["ran"]
+
+
+def place(ran) -> str:
+    return ran.folder.storage.path()
+
+
+def zar_rows(ran):
+    return {row.video_id: row for row in ran.rows if row.method == "zar"}
+
+
+def test_figures_are_of_the_run_s_own_decisions(ran):
+    rows = zar_rows(ran)
+    figures = attention_figures(place(ran), list(rows), frames_shown=2)
+    assert [figure.video_id for figure in figures] == list(rows)
+    names = ("blue bar", "green square", "red circle")
+    for figure, row in zip(figures, rows.values(), strict=True):
+        assert figure.png.startswith(b"\x89PNG")
+        assert f"{names[row.top5_after[0]]} (predicted)" in figure.caption
+        assert ("(right)" in figure.caption) == (not row.correct_after)
+        assert "differ from the run's" not in figure.caption
+
+
+def test_maps_are_of_the_view_and_the_text_that_decided(ran, monkeypatch):
+    """The logit that relevance is taken of, computed from what the maps are computed from, is the run's own."""
+    given = []
+
+    def recorded(model, pixels, texts):
+        given.append((model, pixels, texts))
+        return class_relevance(model, pixels, texts)
+
+    monkeypatch.setattr(explanation, "class_relevance", recorded)
+    row = next(row for row in zar_rows(ran).values() if not row.correct_after)
+    attention_figures(place(ran), [row.video_id])
+    ((model, pixels, texts),) = given
+    view = normalize(model.encode_images(pixels).mean(dim=0), dim=-1)
+    before, after = (model.logit_scale * texts @ view).reshape(2, 2)
+    for (predicted, right), when in ((before, "before"), (after, "after")):
+        scores = dict(zip(getattr(row, f"top5_{when}"), getattr(row, f"top5_scores_{when}"), strict=True))
+        odds = scores[row.top5_after[0]] / scores[row.label_id]
+        assert (predicted - right).exp().item() == pytest.approx(odds, rel=1e-3)
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+def test_several_evaluation_views_are_explained_by_one(evaluate, video_folder):
+    views = {"frames": 4, "eval_frames": 4, "eval_views": "2x3"}
+    ran = evaluate(video_folder, name="several", limit=1, views=views)
+    (figure,) = attention_figures(place(ran), list(zar_rows(ran)))
+    assert figure.caption.endswith("The run averages its 2x3 evaluation views; shown is the centre crop.")
+
+
+def test_what_is_not_the_run_s_is_refused_in_one_line(ran, evaluate, video_folder, tmp_path):
+    run = place(ran)
+    with pytest.raises(RunError, match=r'has no video "blue bar/9.mp4"; did you mean'):
+        attention_figures(run, ["blue bar/9.mp4"])
+    with pytest.raises(RunError, match=r"holds no run\.json"):
+        attention_figures(str(tmp_path), [])
+    untuned = evaluate(video_folder, name="untuned", limit=1, method=["zero_shot"])
+    with pytest.raises(RunError, match="tunes nothing"):
+        attention_figures(place(untuned), [])
+
+    changed = Path(shutil.copytree(run, tmp_path / "changed"))
+    record = json.loads((changed / "run.json").read_text())
+    record["summary"]["model_fingerprint"] = "0123456789ab"
+    (changed / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match="its model was 0123456789ab"):
+        attention_figures(str(changed), [])
+    record["config"]["checkpoint"] = str(tmp_path / "gone.safetensors")
+    (changed / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ModelError, match=r"gone\.safetensors"):
+        attention_figures(str(changed), [])
+
+
+def test_class_texts_that_have_changed_are_noticed(evaluate, video_folder, tmp_path):
+    texts = tmp_path / "texts.csv"
+    texts.write_text("class,text\nblue bar,a bar\ngreen square,a square\nred circle,a circle\n")
+    whole = {"class_texts": texts, "template": "a video of a {}."}
+    ran = evaluate(video_folder, name="texts", limit=1, **whole)
+    assert len(attention_figures(place(ran), list(zar_rows(ran)))) == 1
+    texts.write_text(texts.read_text().replace("a circle", "a disc"))
+    with pytest.raises(RunError, match="its texts of the classes have changed since"):
+        attention_figures(place(ran), [])
+
+
+def test_a_video_that_failed_or_is_gone_is_named(evaluate, make_video, tmp_path):
+    kept = make_video(tmp_path / "videos" / "a" / "0.mp4")
+    (tmp_path / "videos" / "b").mkdir()
+    (tmp_path / "videos" / "b" / "1.mp4").write_text("no video")
+    ran = evaluate(tmp_path / "videos", name="gone", max_failed=1.0)
+    with pytest.raises(RunError, match=r"^b/1.mp4: failed in this run"):
+        attention_figures(place(ran), ["b/1.mp4"])
+    kept.unlink()
+    with pytest.raises(RunError, match=r"a/0\.mp4: "):
+        attention_figures(place(ran), ["a/0.mp4"])

@@ -1,0 +1,94 @@
+"""The picture of attention maps: what is drawn, and what is said of it."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from zar_ray.reporting.attention_figures import ClassMaps, VideoMaps, attention_figure, moved
+
+
+def video_maps(classes: tuple[ClassMaps, ...] | None = None, frames: int = 6, name: str = "red circle") -> VideoMaps:
+    rng = np.random.default_rng(0)
+    before = rng.random((frames, 2, 2))
+    after = before.copy()
+    after[0, 0, 0] += 0.25 * before.sum()
+    return VideoMaps(
+        video_id="folder/video.mp4",
+        frames=rng.integers(0, 255, (frames, 32, 32, 3), dtype=np.uint8),
+        indices=np.arange(frames) * 10 + 3,
+        rollout=rng.random((frames, 2, 2)),
+        classes=classes or (ClassMaps(name, "predicted", before, after),),
+        remarks=("A remark.",),
+    )
+
+
+def drawn(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def test_a_figure_says_what_it_shows():
+    figure = attention_figure(video_maps(), frames_shown=3)
+    assert figure.video_id == "folder/video.mp4"
+    assert figure.png.startswith(b"\x89PNG")
+    assert figure.alt.startswith("Frames 13, 33, 53 of folder/video.mp4")
+    for text in (figure.alt, figure.caption):
+        # a quarter of the old total was added to one patch, so that patch has gained what all have lost
+        assert " % of the relevance for red circle (predicted) to other patches" in text
+        assert "\n" not in text
+    assert figure.caption.endswith("A remark.")
+
+
+def test_before_and_after_look_alike_only_where_nothing_moved():
+    still = np.ones((6, 2, 2))
+    moving = still.copy()
+    moving[:, 0, 0] = 4
+    same, other = (
+        drawn(attention_figure(video_maps((ClassMaps("a", "predicted", still, after),)), 1).png)
+        for after in (still, moving)
+    )
+    assert same.shape == other.shape
+    # beside the colour bar, whose numbers differ too
+    left = slice(0, same.shape[1] // 2)
+    assert (same[:, left] != other[:, left]).any()
+
+
+def test_every_class_has_a_row_before_and_a_row_after():
+    maps = np.ones((6, 2, 2))
+    one = attention_figure(video_maps((ClassMaps("a", "predicted", maps, maps),)))
+    two = attention_figure(video_maps((ClassMaps("a", "predicted", maps, maps), ClassMaps("b", "right", maps, maps))))
+    # a row more for each of its two maps, beside a picture, a rollout and two maps
+    assert drawn(two.png).shape[0] / drawn(one.png).shape[0] == pytest.approx(6 / 4, rel=0.1)
+    assert "the predicted class a and the right class b" in two.alt
+
+
+def test_more_frames_than_there_are_cannot_be_shown():
+    assert attention_figure(video_maps(frames=2), frames_shown=9).alt.startswith("Frames 3, 13 of")
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_and_maps_of_all_kinds_are_drawn():
+    nothing = np.zeros((6, 2, 2))
+    name = r"paying $100 \frac{ for {a} very long name of an action_class & <more>"
+    figure = attention_figure(video_maps((ClassMaps(name, "right", nothing, np.ones((6, 2, 2))),)))
+    assert f"No patch speaks for {name} (right) before tuning." in figure.caption
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=4, max_size=4), st.lists(st.floats(0.01, 100), min_size=4, max_size=4))
+def test_what_moved_is_a_distance_of_distributions(a, b):
+    one, other = (np.array(values).reshape(1, 2, 2) for values in (a, b))
+    assert 0 <= moved(one, other) <= 1
+    assert moved(one, other) == pytest.approx(moved(other, one))
+    assert moved(one, 3 * one) == pytest.approx(0, abs=1e-9)
+
+
+def test_what_moved_has_its_ends():
+    left, right = np.array([[[1.0, 0.0]]]), np.array([[[0.0, 5.0]]])
+    assert moved(left, right) == 1
+    assert moved(left, np.array([[[1.0, 1.0]]])) == 0.5
+    assert moved(left, np.zeros((1, 1, 2))) is None

@@ -1,0 +1,44 @@
+"""A map of features keeps neighbours together, of few videos and of many."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from zar_ray.reporting import embedding_map as module
+from zar_ray.reporting.embedding_map import LEAST_VIDEOS, embedding_map
+
+
+def clusters(each: int, dimensions: int = 16) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    centres = np.eye(dimensions)[:3]
+    features = np.repeat(centres, each, axis=0) + 0.05 * rng.normal(size=(3 * each, dimensions))
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def test_videos_of_a_cluster_lie_together():
+    found = embedding_map(clusters(15))
+    assert found.points.shape == (45, 2)
+    distances = np.linalg.norm(found.points[:, None] - found.points[None], axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    assert np.mean(distances.argmin(axis=1) // 15 == np.arange(45) // 15) == 1
+
+
+def test_the_same_seed_makes_the_same_map():
+    assert np.array_equal(embedding_map(clusters(4), seed=3).points, embedding_map(clusters(4), seed=3).points)
+
+
+def test_few_videos_have_a_smaller_perplexity_and_too_few_are_refused():
+    found = embedding_map(clusters(2)[:LEAST_VIDEOS])
+    assert found.points.shape == (LEAST_VIDEOS, 2)
+    assert np.isfinite(found.points).all()
+    assert found.perplexity < LEAST_VIDEOS
+    with pytest.raises(ValueError, match="4 videos are too few"):
+        embedding_map(clusters(2)[:4])
+
+
+def test_of_many_videos_some_are_taken_evenly(monkeypatch):
+    monkeypatch.setattr(module, "MOST_VIDEOS", 7)
+    found = embedding_map(clusters(5))
+    assert found.chosen.tolist() == [0, 2, 5, 7, 9, 12, 14]
+    assert len(found.points) == 7

@@ -1,0 +1,207 @@
+"""Where CLIP's vision transformer looks, and what speaks for a class: two kinds of maps over an image's patches.
+
+The attention rollout follows attention alone (Abnar and Zuidema, ACL 2020), so it belongs to the image and the image
+tower: tuning the text's context cannot move it. The relevance weights attention with the gradient of a class's logit
+(Chefer et al., "Generic attention-model explainability", ICCV 2021) and so moves with the class's text.
+
+Both are computed in the weights' own precision, whatever a run's `precision` says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import nn
+from torch.nn import functional as F
+
+from zar_ray.errors import ModelError
+from zar_ray.models.clip import ClipModel
+from zar_ray.models.precision import exact_float32
+
+
+def unfit_attention(visual: nn.Module) -> str | None:
+    """Why an image tower has no maps: the class token must gather the image in blocks of CLIP's kind; None if it does.
+
+    A tower whose patches carry further tokens, such as prompt vectors, is found out when it runs.
+    """
+    if type(visual) is not VisionTransformer:
+        return f"its image tower is a {type(visual).__name__}, not a vision transformer of open_clip"
+    tower: Any = visual
+    if tower.attn_pool is not None or tower.pool_type != "tok" or tower.output_tokens:
+        return "its image tower pools otherwise than by the class token"
+    for block in tower.transformer.resblocks:
+        if type(block) is not ResidualAttentionBlock:
+            return f"its blocks are of type {type(block).__name__}"
+        if type(block.attn) is not nn.MultiheadAttention or block.attn.in_proj_weight is None:
+            return f"its attention is of type {type(block.attn).__name__}"
+    return None
+
+
+def attention_rollout(model: ClipModel, pixels: torch.Tensor) -> torch.Tensor:
+    """How much of each patch reaches the class token through all blocks' attention.
+
+    Args:
+        model: A model whose image tower `unfit_attention` has nothing against.
+        pixels: float32 (n, 3, R, R), normalised, on the model's device.
+
+    Returns:
+        float32 (n, g, g) for a tower of g × g patches. With what the class token keeps of itself an image's map sums
+        to 1.
+
+    Raises:
+        ModelError: The image tower is not fit for it.
+    """
+    with torch.no_grad(), _recording(model) as (embed, weights):
+        embed(pixels)
+        return _maps(roll_out(weights), model)
+
+
+def class_relevance(
+    model: ClipModel, pixels: torch.Tensor, text_features: torch.Tensor, frames_a_pass: int = 4
+) -> torch.Tensor:
+    """Which patches of a view's frames speak for classes, by the gradient of the view's logit for each of them.
+
+    The view's logit is exp(logit_scale) · cosine of a class's text feature and the mean of the frames' embeddings.
+
+    Args:
+        model: A model whose image tower `unfit_attention` has nothing against.
+        pixels: float32 (T, 3, R, R), one view's frames, normalised, on the model's device.
+        text_features: float32 (C, D), L2-normalised: the classes to explain.
+        frames_a_pass: Frames whose attention and gradients are held at a time; it changes memory, not the result.
+
+    Returns:
+        float32 (C, T, g, g), none negative. Their scale has no meaning across models; it has across frames, and across
+        texts of the same view.
+
+    Raises:
+        ModelError: The image tower is not fit for it.
+    """
+    parts = pixels.split(frames_a_pass)
+    with _recording(model) as (embed, weights):
+        with torch.no_grad():
+            embeddings = torch.cat([embed(part) for part in parts])
+        # The frames meet in the view's mean alone, so that the gradient reaches each through its own embedding.
+        towards = logit_gradients(embeddings, text_features, model.logit_scale)
+        maps = []
+        for part, of_part in zip(parts, towards.split(frames_a_pass, dim=1), strict=True):
+            with torch.enable_grad():
+                embedded = embed(part)
+            # The first block's attention is where the graph starts, so that no gradient runs further than that.
+            of_classes = [torch.autograd.grad(embedded, weights, gradient, retain_graph=True) for gradient in of_part]
+            maps.append(torch.stack([_maps(gather_relevance(weights, one), model) for one in of_classes]))
+    return torch.cat(maps, dim=1)
+
+
+def roll_out(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Multiplies up attention over blocks, each mixed half and half with the residual stream (its section 3).
+
+    Args:
+        weights: (n, heads, t, t) a block, rows that sum to 1.
+
+    Returns:
+        (n, t, t), rows that sum to 1: what of each token is in each.
+    """
+    same = torch.eye(weights[0].shape[-1], dtype=weights[0].dtype, device=weights[0].device)
+    rolled = same.expand(len(weights[0]), -1, -1)
+    for one in weights:
+        rolled = (one.mean(dim=1) + same) / 2 @ rolled
+    return rolled
+
+
+def gather_relevance(weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Adds up attention times its gradient over blocks, positive parts alone (equations 5 and 6).
+
+    Args:
+        weights: (n, heads, t, t) a block.
+        gradients: Of the class's logit with respect to each of them.
+
+    Returns:
+        (n, t, t), none negative, 1 on the diagonal or more: the relevance of each token to each.
+    """
+    relevance = torch.eye(weights[0].shape[-1], dtype=weights[0].dtype, device=weights[0].device)
+    relevance = relevance.expand(len(weights[0]), -1, -1)
+    for one, gradient in zip(weights, gradients, strict=True):
+        relevance = relevance + (one.detach() * gradient).clamp(min=0).mean(dim=1) @ relevance
+    return relevance
+
+
+def logit_gradients(embeddings: torch.Tensor, text_features: torch.Tensor, logit_scale: float) -> torch.Tensor:
+    """Gradients of a view's logits with respect to its frames' embeddings.
+
+    Args:
+        embeddings: float32 (T, D), as the encoder gives them.
+        text_features: float32 (C, D), L2-normalised.
+        logit_scale: What cosines are multiplied by.
+
+    Returns:
+        float32 (C, T, D).
+    """
+    with torch.enable_grad(), exact_float32():
+        frames = embeddings.detach().requires_grad_()
+        logits = logit_scale * text_features @ F.normalize(frames.mean(dim=0), dim=-1)
+        return torch.stack([torch.autograd.grad(logit, frames, retain_graph=True)[0] for logit in logits])
+
+
+def attend(attention: nn.MultiheadAttention, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Self-attention with its weights on the way from input to output, where gradients pass.
+
+    PyTorch's own module gives weights that its output does not depend on.
+
+    Args:
+        attention: The module, batch first or not.
+        x: (n, t, W), or (t, n, W) where the module has its batch second.
+
+    Returns:
+        What the module would return, of the shape of `x`; and the weights (n, heads, t, t).
+    """
+    batched = x if attention.batch_first else x.transpose(0, 1)
+    projected = F.linear(batched, attention.in_proj_weight, attention.in_proj_bias)
+    query, key, value = projected.unflatten(-1, (3, attention.num_heads, attention.head_dim)).transpose(1, 3).unbind(2)
+    weights = (query @ key.mT / math.sqrt(attention.head_dim)).softmax(dim=-1)
+    if torch.is_grad_enabled() and not weights.requires_grad:
+        weights.requires_grad_()
+    attended = attention.out_proj((weights @ value).transpose(1, 2).flatten(2))
+    return (attended if attention.batch_first else attended.transpose(0, 1)), weights
+
+
+@contextmanager
+def _recording(model: ClipModel) -> Iterator[tuple[Any, list[torch.Tensor]]]:
+    """The image tower as open_clip wrote it, and a list that holds the attention of each block of its latest pass."""
+    visual = model.clip.visual
+    reason = unfit_attention(visual)
+    if reason is not None:
+        raise ModelError(f"{model.name}: {reason}; attention maps need a CLIP such as ViT-B-16-quickgelu")
+    tokens = math.prod(visual.grid_size) + 1
+    weights: list[torch.Tensor] = []
+
+    def replace(attention: nn.MultiheadAttention, inputs: tuple[torch.Tensor, ...], _output: object) -> Any:
+        attended, of_block = attend(attention, inputs[0])
+        if of_block.shape[-1] != tokens:
+            raise ModelError(
+                f"{model.name}: its image tower has {of_block.shape[-1]} tokens for {tokens - 1} patches, so further"
+                " ones take part; attention maps need a model without prompt vectors"
+            )
+        weights.append(of_block)
+        return attended, None
+
+    def embed(pixels: torch.Tensor) -> torch.Tensor:
+        weights.clear()
+        return visual(pixels.to(model.dtype))
+
+    hooks = [block.attn.register_forward_hook(replace) for block in visual.transformer.resblocks]
+    try:
+        with torch.autocast(model.device.type, enabled=False), exact_float32():
+            yield embed, weights
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _maps(tokens: torch.Tensor, model: ClipModel) -> torch.Tensor:
+    """(n, g, g): the class token's row of (n, t, t), over the patches."""
+    return tokens[:, 0, 1:].unflatten(-1, model.clip.visual.grid_size)

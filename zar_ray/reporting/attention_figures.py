@@ -1,0 +1,185 @@
+"""Attention maps over a video's frames as a picture; `zar_ray.explanation` computes what is drawn here."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+_COLOURS = "viridis"  # of even lightness steps, and told apart by colour-blind people
+_OPACITY = 0.6
+_INCHES = 1.5
+_NAME_LENGTH = 40
+# One patch in a hundred may lie above the scale: a few of a vision transformer's patches collect attention from
+# everywhere and would leave all others dark.
+_TOP_PERCENTILE = 99
+
+
+@dataclass(frozen=True)
+class AttentionFigure:
+    """A picture of what a model looks at in a video.
+
+    Attributes:
+        video_id: The video.
+        png: The picture, a PNG.
+        alt: What it shows, for those who do not see it.
+        caption: What it says, one line.
+    """
+
+    video_id: str
+    png: bytes
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMaps:
+    """What speaks for a class before and after tuning.
+
+    Attributes:
+        name: The class.
+        role: ``predicted`` or ``right``.
+        before: (T, g, g), none negative: relevance under the untuned text.
+        after: (T, g, g), under the tuned text.
+    """
+
+    name: str
+    role: str
+    before: np.ndarray
+    after: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class VideoMaps:
+    """A video's evaluation view with its maps.
+
+    Attributes:
+        video_id: The video.
+        frames: uint8 (T, R, R, 3), the crops that the model sees.
+        indices: (T,), which frames of the video they are.
+        rollout: (T, g, g), none negative: the image tower's attention rollout.
+        classes: The classes that are explained.
+        remarks: Sentences for the caption.
+    """
+
+    video_id: str
+    frames: np.ndarray
+    indices: np.ndarray
+    rollout: np.ndarray
+    classes: tuple[ClassMaps, ...]
+    remarks: tuple[str, ...] = ()
+
+
+def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> AttentionFigure:
+    """Draws frames, and under each the maps over it, all in one colour scale.
+
+    Each map is divided by its mean over the whole view, since only the distribution of attention and of relevance can
+    be compared: 1 is what an even map would have everywhere.
+
+    Args:
+        maps: The video.
+        frames_shown: Frames to show, spread evenly over the view.
+    """
+    count = min(frames_shown, len(maps.frames))
+    shown = (2 * np.arange(count) + 1) * len(maps.frames) // (2 * count)
+    rows = [(label, _relative(one)[shown]) for label, one in _rows(maps)]
+    scale = Normalize(0, max(1.0, float(np.percentile(np.stack([one for _, one in rows]), _TOP_PERCENTILE))))
+
+    height = 1 + len(rows)
+    figure = Figure(figsize=(_INCHES * count + 1.3, _INCHES * height + 0.3), layout="compressed")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(height, count, squeeze=False)
+    for column, number in enumerate(shown):
+        axes[0, column].imshow(maps.frames[number])
+        axes[0, column].set_title(f"frame {maps.indices[number]}", fontsize=8)
+    axes[0, 0].set_ylabel("evaluation view", fontsize=7)
+    for row, (label, one) in enumerate(rows, start=1):
+        axes[row, 0].set_ylabel(_typeset(label), fontsize=7)
+        for column, number in enumerate(shown):
+            _overlay(axes[row, column], maps.frames[number], one[column], scale)
+    for one in axes.flat:
+        one.set(xticks=[], yticks=[])
+    bar = figure.colorbar(ScalarMappable(scale, _COLOURS), ax=axes, shrink=0.6, extend="max")
+    bar.set_label("times the average patch of the view", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    return AttentionFigure(maps.video_id, picture.getvalue(), _alt(maps, shown), _caption(maps))
+
+
+def moved(before: np.ndarray, after: np.ndarray) -> float | None:
+    """Share of a map's total that is elsewhere after tuning: the total variation distance, in [0, 1].
+
+    Args:
+        before: (T, g, g), none negative.
+        after: (T, g, g), none negative.
+
+    Returns:
+        The share; None where one of the maps is empty.
+    """
+    if not before.sum() or not after.sum():
+        return None
+    return float(np.abs(before / before.sum() - after / after.sum()).sum() / 2)
+
+
+def _rows(maps: VideoMaps) -> Iterator[tuple[str, np.ndarray]]:
+    yield "attention rollout,\nbefore and after", maps.rollout
+    for one in maps.classes:
+        named = textwrap.fill(f"{one.role}: {_shortened(one.name)}", 24)
+        yield f"{named}\nbefore tuning", one.before
+        yield f"{named}\nafter tuning", one.after
+
+
+def _relative(values: np.ndarray) -> np.ndarray:
+    mean = values.mean()
+    return values / mean if mean else values
+
+
+def _overlay(axes: Axes, frame: np.ndarray, values: np.ndarray, scale: Normalize) -> None:
+    side = (0, frame.shape[1], frame.shape[0], 0)
+    # Without its own colours the frame does not mix with the scale's.
+    axes.imshow(frame.mean(axis=-1), cmap="gray", vmin=0, vmax=255, extent=side)
+    axes.imshow(values, cmap=_COLOURS, norm=scale, alpha=_OPACITY, extent=side, interpolation="nearest")
+
+
+def _alt(maps: VideoMaps, shown: Sequence[int] | np.ndarray) -> str:
+    frames = ", ".join(str(maps.indices[number]) for number in shown)
+    classes = " and ".join(f"the {one.role} class {one.name}" for one in maps.classes)
+    return (
+        f"Frames {frames} of {maps.video_id}, and over each of them coloured maps: the image tower's attention rollout,"
+        f" relevance for {classes}, before and after tuning. {_findings(maps)}"
+    )
+
+
+def _caption(maps: VideoMaps) -> str:
+    rollout = "The rollout belongs to the image tower, which tuning leaves as it is."
+    return " ".join((f"{maps.video_id}.", _findings(maps), rollout, *maps.remarks))
+
+
+def _findings(maps: VideoMaps) -> str:
+    return " ".join(map(_finding, maps.classes))
+
+
+def _finding(one: ClassMaps) -> str:
+    share = moved(one.before, one.after)
+    if share is None:
+        when = "before" if not one.before.sum() else "after"
+        return f"No patch speaks for {one.name} ({one.role}) {when} tuning."
+    return f"Tuning moved {100 * share:.1f} % of the relevance for {one.name} ({one.role}) to other patches."
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 3]}..."
+
+
+def _typeset(text: str) -> str:
+    # Dollar signs would be typeset as mathematics.
+    return text.replace("$", r"\$")

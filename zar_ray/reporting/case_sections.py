@@ -1,0 +1,222 @@
+"""The sections of a report that are about one case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from zar_ray.errors import ZarError
+from zar_ray.reporting import figures
+from zar_ray.reporting.calibration import BINS, Calibration, calibrate
+from zar_ray.reporting.case_rows import class_accuracies, confusion_matrix
+from zar_ray.reporting.pages import Card, Cards, Content, Figure, Grid, Picture, Section, Text, why_empty
+from zar_ray.reporting.plots import ALL_CLASSES, confusion_picture
+from zar_ray.reporting.run_data import RunData, RunSplit
+from zar_ray.reporting.summary import CaseMetrics, ClassAccuracy
+from zar_ray.reporting.tables import adapts, percent
+from zar_ray.reporting.thumbnails import thumbnails
+
+_CLASSES_SHOWN = 30
+_MISTAKES_SHOWN = 20
+_NO_LABELS = "None of the videos that were decided about has a label, so nothing can be right or wrong."
+_SEVERAL = "A video of this split may show several classes, so there is no single right one"
+
+
+@dataclass(frozen=True, eq=False)
+class _Decided:
+    """The labelled videos of a case that finished, as arrays."""
+
+    rows: pa.Table
+    right_before: np.ndarray
+    right_after: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> _Decided:
+        chosen = rows["error"].is_null().to_numpy() & rows["label_id"].is_valid().to_numpy()
+        rows = rows.filter(pa.array(chosen, pa.bool_()))
+        right = (rows[f"correct_{when}"].to_numpy() for when in ("before", "after"))
+        return cls(rows, *right, *(_first(rows[f"top5_scores_{when}"]) for when in ("before", "after")))
+
+
+def _first(lists: pa.ChunkedArray) -> np.ndarray:
+    """The first value of each list; none is empty."""
+    column = lists.combine_chunks()
+    return column.values.to_numpy()[column.offsets.to_numpy()[:-1]].astype(np.float64)
+
+
+def case_sections(data: RunData, case: CaseMetrics, samples: int) -> tuple[Section, ...]:
+    """What one case of a run did, as sections; each shows something or says why it has nothing to show.
+
+    Args:
+        data: The run.
+        case: The case.
+        samples: How many of the videos most helped, and most hurt, are shown.
+    """
+    split, rows = data.split(case.split), data.rows(case)
+    decided = None if split.multi_label else _Decided.of(rows)
+    titles = ("Accuracy by class", "Mistakes", "Calibration", "Videos most helped and most hurt")
+    if decided is None:
+        whys = (
+            f"{_SEVERAL}: it has mean average precision above in place of accuracies.",
+            f"{_SEVERAL} to be taken for another.",
+            f"{_SEVERAL} whose probability could be held against how often it is right.",
+            f"{_SEVERAL} that a video could gain or lose.",
+        )
+        by_class, mistakes, calibration, videos = (why_empty(t, why) for t, why in zip(titles, whys, strict=True))
+    elif not len(decided.rows):
+        by_class, mistakes, calibration, videos = (why_empty(title, _NO_LABELS) for title in titles)
+    else:
+        by_class = Section(titles[0], _by_class(class_accuracies(rows, case.case_id, split.class_names), adapts(case)))
+        matrix = confusion_matrix(rows, case.case_id, len(split.class_names))
+        mistakes = Section(titles[1], _mistakes(matrix, split.class_names))
+        calibration = Section(titles[2], _calibration(decided, adapts(case)))
+        videos = Section(titles[3], _helped_and_hurt(data, split, case, decided, samples))
+    entropy = Section("Entropy", _entropy(rows, adapts(case), len(split.class_names)))
+    return by_class, mistakes, calibration, entropy, videos
+
+
+def _by_class(classes: Sequence[ClassAccuracy], changes: bool) -> list[Content]:
+    there = [one for one in classes if one.videos]
+
+    def change(one: ClassAccuracy) -> float:
+        return (one.top1_after or 0.0) - (one.top1_before or 0.0)
+
+    shown, caption = there, "All classes that have videos, in the order of their label ids."
+    if len(there) > ALL_CLASSES:
+        key = change if changes else (lambda one: one.top1_after or 0.0)
+        ordered = sorted(there, key=key, reverse=True)
+        half = _CLASSES_SHOWN // 2
+        shown = [*ordered[:half], *ordered[-half:]]
+        best, worst = ("most gained", "lost most") if changes else ("are right most", "least often")
+        caption = f"The {half} of {len(there)} classes that {best}, then the {half} that {worst}; the table has all."
+    rows = []
+    for one in there:
+        before, after = (percent(share or 0.0) for share in (one.top1_before, one.top1_after))
+        taken = "" if one.taken_for is None else f"{one.taken_for} ({one.taken_for_videos})"
+        changed = (before, after, percent(change(one), "+")) if changes else (after,)
+        rows.append((one.label, taken, str(one.videos), *changed))
+    measured = ("before %", "after %", "points") if changes else ("top-1 %",)
+    columns = ("class", "most taken for (videos)", "videos", *measured)
+    text = "Failed videos count as wrong."
+    if missing := len(classes) - len(there):
+        text += f" {missing} of the {len(classes)} classes have no labelled video."
+    return [
+        Figure(figures.class_chart(shown, adapts=changes), caption),
+        Text(text, weak=True),
+        Grid(columns, rows, words=2, folded=f"Table of {len(there)} classes"),
+    ]
+
+
+def _mistakes(matrix: np.ndarray, names: Sequence[str]) -> list[Content]:
+    totals = matrix.sum(axis=1)
+    wrong = matrix - np.diag(np.diag(matrix))
+    cells = [int(cell) for cell in np.argsort(-wrong, axis=None, kind="stable")[:_MISTAKES_SHOWN]]
+    pairs = [divmod(cell, len(names)) for cell in cells if wrong.flat[cell]]
+    rows = [(names[i], names[j], int(wrong[i, j]), int(totals[i])) for i, j in pairs]
+    content: list[Content] = []
+    if len(names) <= ALL_CLASSES:
+        alt = f"Confusion matrix of {len(names)} classes; the table of mistakes below says the same in words."
+        drawn = confusion_picture(matrix, names, form="svg")
+        picture = Picture.of(drawn, "image/svg+xml", alt, narrow=len(names) <= 12)
+        content.append(Figure(picture, "Confusion matrix of the decisions after adaptation; failed videos left out."))
+    elif rows:
+        caption = f"The most frequent mistakes of {int(wrong.sum()):,} after adaptation; failed videos left out."
+        content.append(Figure(figures.confusions_chart(rows), caption))
+    if not rows:
+        return [*content, Text("No video was taken for another class.")]
+    table = [(right, taken, str(count), str(videos), percent(count / videos)) for right, taken, count, videos in rows]
+    columns = ("right class", "predicted", "videos", "of", "%")
+    return [*content, Grid(columns, table, words=2, folded=f"Table of the {len(rows)} most frequent mistakes")]
+
+
+def _calibration(decided: _Decided, changes: bool) -> list[Content]:
+    after = calibrate(decided.after, decided.right_after)
+    before = calibrate(decided.before, decided.right_before) if changes else None
+    assert after is not None
+    text = (
+        f"Confidence is the softmax probability of the best class, in {BINS} bins of equal width; larger marks hold "
+        "more videos. The expected calibration error (ECE) is the mean distance from the diagonal, weighted by videos. "
+        "Below the diagonal a model is surer than it should be. Failed and unlabelled videos are left out."
+    )
+    curves: list[tuple[str, Calibration]] = [("before", before)] if before is not None else []
+    rows = [
+        (
+            when,
+            f"{100 * one.error:.1f}",
+            percent(float(np.average(one.confidence, weights=one.videos))),
+            percent(float(np.average(one.accuracy, weights=one.videos))),
+            str(int(one.videos.sum())),
+        )
+        for when, one in [*curves, ("after" if before is not None else "decision", after)]
+    ]
+    columns = ("", "ECE %", "mean confidence %", "share right %", "videos")
+    return [Figure(figures.reliability_chart(before, after), text), Grid(columns, rows)]
+
+
+def _entropy(rows: pa.Table, changes: bool, classes: int) -> list[Content]:
+    rows = rows.filter(rows["error"].is_null())
+    if not rows.num_rows:
+        return [Text("No video finished.", weak=True)]
+    before, after = (rows[f"entropy_{when}"].to_numpy().astype(np.float64) for when in ("before", "after"))
+    text = "Entropy of the evaluation view's probabilities; the vertical lines are the means. Low is sure, not right."
+    picture = figures.entropy_chart(before if changes else None, after, classes)
+    measured = [("before", before), ("after", after)] if changes else [("decision", after)]
+    table = []
+    for when, values in measured:
+        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+        table.append((when, f"{values.mean():.3f}", f"{low:.3f}", f"{middle:.3f}", f"{high:.3f}"))
+    return [Figure(picture, text), Grid(("nats", "mean", "lower quartile", "median", "upper quartile"), table)]
+
+
+def _gains(decided: _Decided) -> np.ndarray:
+    """How much likelier the right class became in each video; a class outside the best five counts as 0."""
+    gains = np.zeros(len(decided.rows))
+    for row, label in enumerate(decided.rows["label_id"].to_pylist()):
+        before, after = (
+            dict(zip(*(decided.rows[f"{name}_{when}"][row].as_py() for name in ("top5", "top5_scores")), strict=True))
+            for when in ("before", "after")
+        )
+        gains[row] = after.get(label, 0.0) - before.get(label, 0.0)
+    return gains
+
+
+def _helped_and_hurt(
+    data: RunData, split: RunSplit, case: CaseMetrics, decided: _Decided, samples: int
+) -> list[Content]:
+    if not adapts(case):
+        return [Text(f"{case.method} adapts nothing, so it helps and hurts no video.", weak=True)]
+    gains = _gains(decided)
+    gained = decided.right_after & ~decided.right_before
+    lost = decided.right_before & ~decided.right_after
+    intro = (
+        f"{int(gained.sum())} videos are right only after adaptation and {int(lost.sum())} only before. Shown are "
+        "such videos first, by how much likelier, or less likely, their right class became."
+    )
+    content: list[Content] = [Text(intro)]
+    for title, flipped, sign in (("Most helped", gained, 1), ("Most hurt", lost, -1)):
+        order = np.lexsort((-sign * gains, ~flipped))
+        chosen = [int(one) for one in order if flipped[one] or sign * gains[one] > 0][:samples]
+        if chosen:
+            content.append(Cards(title, [_card(data, split, decided, one) for one in chosen]))
+        else:
+            content.append(Text(f"{title}: no video.", weak=True))
+    return content
+
+
+def _card(data: RunData, split: RunSplit, decided: _Decided, row: int) -> Card:
+    video_id, label = decided.rows["video_id"][row].as_py(), split.class_names[decided.rows["label_id"][row].as_py()]
+    said = []
+    for when in ("before", "after"):
+        best, score = (decided.rows[f"{name}_{when}"][row].as_py()[0] for name in ("top5", "top5_scores"))
+        said.append(f"{when} {split.class_names[best]} {percent(score)} %")
+    text = f"Right: {label}; {', '.join(said)}."
+    try:
+        pictures = thumbnails(data.videos[video_id], data.options)
+    except ZarError as error:
+        return Card(video_id, f"{text} No pictures: {error}.", ())
+    return Card(video_id, text, pictures)

@@ -1,0 +1,305 @@
+"""Finished runs held against the first of them, video by video where they are of the same videos."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from zar_ray.config import identity
+from zar_ray.errors import ConfigError, RunError, ZarError
+from zar_ray.reporting.case_rows import class_accuracies
+from zar_ray.reporting.finished_runs import FinishedRun
+from zar_ray.reporting.published import leaves
+from zar_ray.reporting.run_data import RunData, options_of
+from zar_ray.reporting.statistics import PairedComparison, holm, paired_comparison
+from zar_ray.reporting.summary import CaseMetrics, Estimate
+from zar_ray.storage import Storage
+
+METRICS = {"top1": "top-1", "map": "mAP"}
+"""What results are called by the names of their averages."""
+
+Lookup = Callable[[str], FinishedRun]
+"""Reads a run of MLflow by its run id."""
+
+
+@dataclass(frozen=True, eq=False)
+class ComparedRun:
+    """A run that takes part in a comparison.
+
+    Attributes:
+        mark: What it is called where room is short: A for the first run, B for the second.
+        name: What it is called elsewhere, different from all others.
+        finished: Its record.
+        data: Its folder's content; None where that is not at hand.
+        without_data: Why it is not.
+        settings: How its options, model and dataset differ from the first run's, a phrase each.
+    """
+
+    mark: str
+    name: str
+    finished: FinishedRun
+    data: RunData | None
+    without_data: str | None
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """One class in two runs.
+
+    Attributes:
+        label: Its name.
+        videos: Its videos.
+        before: Share that is right in the first run.
+        after: Share that is right in the other.
+    """
+
+    label: str
+    videos: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A case of a run held against one of the first run, on the same videos.
+
+    Attributes:
+        method: The first run's method that it is held against.
+        videos: How many videos that is.
+        comparison: The difference; gained are right only in this run, lost only in the first.
+        adjusted: McNemar's p, adjusted by Holm's rule for the number of tests in the comparison. Where no video changed
+            there is no test, and it is 1.
+        gained: Ids of the videos that were gained.
+        lost: Ids of the videos that were lost.
+        classes: Every class that has videos, the most gained first.
+    """
+
+    method: str
+    videos: int
+    comparison: PairedComparison
+    adjusted: float
+    gained: tuple[str, ...]
+    lost: tuple[str, ...]
+    classes: tuple[ClassChange, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """One case of one run.
+
+    Attributes:
+        run: The run.
+        case: The case.
+        paired: Its paired comparison with the first run.
+        unpaired: Why there is none; None too for the first run's own cases.
+    """
+
+    run: ComparedRun
+    case: CaseMetrics
+    paired: Paired | None = None
+    unpaired: str | None = None
+
+    @property
+    def metric(self) -> str:
+        """What `after` is of."""
+        return METRICS["map" if self.case.map_after is not None else "top1"]
+
+    @property
+    def after(self) -> Estimate | None:
+        """Top-1, or mean average precision, which is the run's result; None without labels."""
+        if self.case.map_after is not None:
+            return self.case.map_after
+        return None if self.case.headline is None else self.case.headline.after.top1
+
+    @property
+    def before(self) -> Estimate | None:
+        """The same before adaptation; None for a method that does not adapt."""
+        if self.case.map_before is not None:
+            return None if self.case.map_before == self.case.map_after else self.case.map_before
+        scores = self.case.headline
+        return None if scores is None or scores.change is None else scores.before.top1
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Runs beside each other.
+
+    Attributes:
+        runs: The runs; all others are held against the first.
+        lines: Their cases, run by run.
+    """
+
+    runs: tuple[ComparedRun, ...]
+    lines: tuple[Line, ...]
+
+
+def compare_runs(places: Sequence[str], lookup: Lookup | None = None) -> Comparison:
+    """Compares runs with the first of them.
+
+    Args:
+        places: Folders or URIs of runs; with `lookup` also run ids of MLflow.
+        lookup: Reads a run of MLflow.
+
+    Raises:
+        ConfigError: There are fewer than two runs, or one is named twice.
+        RunError: A place holds no finished run.
+        TrackingError: MLflow has no such run or cannot be reached.
+    """
+    if len(places) < 2:
+        raise ConfigError("zar report compare: give two runs or more, as folders or with --mlflow-uri as run ids")
+    runs = _named([_read(place, lookup) for place in places])
+    first = runs[0]
+    lines = [Line(first, case) for case in first.finished.summary.cases]
+    for run in runs[1:]:
+        lines += [_line(first, run, case) for case in run.finished.summary.cases]
+    return Comparison(runs, _adjusted(lines))
+
+
+def _adjusted(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """The lines with p values adjusted for the number of tests; where no video changed, nothing is tested."""
+    tests = [line.paired for line in lines if line.paired is not None and (line.paired.gained or line.paired.lost)]
+    adjusted = dict(zip(map(id, tests), holm([one.comparison.p_value for one in tests]), strict=True))
+    return tuple(
+        replace(line, paired=replace(line.paired, adjusted=adjusted.get(id(line.paired), 1.0))) if line.paired else line
+        for line in lines
+    )
+
+
+def _read(place: str, lookup: Lookup | None) -> ComparedRun:
+    storage = Storage(place)
+    if lookup is None or storage.exists():
+        data = RunData.read(place)
+        return ComparedRun("", data.summary.name, data.finished, data, None)
+    finished = lookup(place)
+    folder = finished.summary.run_file.rpartition("/")[0]
+    try:
+        data = RunData.read(folder)
+    except ZarError as error:
+        return ComparedRun("", finished.summary.name, finished, None, str(error))
+    if data.summary.to_json()["cases"] != finished.summary.to_json()["cases"]:
+        why = f"{folder} holds other results than MLflow's run {place}"
+        return ComparedRun("", finished.summary.name, finished, None, why)
+    return ComparedRun("", finished.summary.name, finished, data, None)
+
+
+def _named(runs: Sequence[ComparedRun]) -> tuple[ComparedRun, ...]:
+    """The runs with marks, with names that differ, and with what differs in their settings."""
+    places = [run.finished.place for run in runs]
+    if twice := next((place for place in places if places.count(place) > 1), None):
+        raise ConfigError(f"zar report compare: {twice} is named twice")
+    names = [run.name for run in runs]
+    first = _settings(runs[0].finished)
+    named = []
+    for number, run in enumerate(runs):
+        name = run.name
+        if names.count(name) > 1:
+            name = f"{name} ({_mark(number)})"
+        own = _settings(run.finished)
+        keys = [key for key in {**first, **own} if first.get(key) != own.get(key)]
+        settings = tuple(f"{key} {_shown(first.get(key))} -> {_shown(own.get(key))}" for key in keys)
+        named.append(replace(run, mark=_mark(number), name=name, settings=settings))
+    return tuple(named)
+
+
+def _mark(number: int) -> str:
+    letters = string.ascii_uppercase
+    return letters[number] if number < len(letters) else f"R{number + 1}"
+
+
+def _settings(run: FinishedRun) -> Mapping[str, object]:
+    """What a run's numbers depend on, by name."""
+    summary = run.summary
+    model = {"model": f"{summary.model} ({summary.model_fingerprint})"}
+    unless_model = {k: v for k, v in leaves(identity(options_of(run))).items() if k not in ("model", "method")}
+    return {"dataset": summary.dataset, **model, **unless_model}
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "default"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _line(first: ComparedRun, run: ComparedRun, case: CaseMetrics) -> Line:
+    base = _counterpart(first, run, case)
+    if isinstance(base, str):
+        return Line(run, case, unpaired=base)
+    for one in (first, run):
+        if one.without_data is not None:
+            return Line(run, case, unpaired=f"{one.name}: its predictions are not at hand ({one.without_data})")
+    assert first.data is not None
+    assert run.data is not None
+    paired = _pair(first.data, base, run.data, case)
+    return Line(run, case, unpaired=paired) if isinstance(paired, str) else Line(run, case, paired)
+
+
+def _counterpart(first: ComparedRun, run: ComparedRun, case: CaseMetrics) -> CaseMetrics | str:
+    """The first run's case of the same split and method; where it has one method alone, that."""
+    single = all(len({one.split for one in each.finished.summary.cases}) == 1 for each in (first, run))
+    cases = [one for one in first.finished.summary.cases if single or one.split == case.split]
+    if not cases:
+        return f"{first.name} has no split {case.split}"
+    same = [one for one in cases if one.method == case.method]
+    if same:
+        return same[0]
+    return cases[0] if len(cases) == 1 else f"{first.name} has several methods, and not {case.method}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcomes:
+    """A case's labelled videos: what is right and whether it was found; failed ones were not."""
+
+    labels: Mapping[str, str]
+    right: Mapping[str, bool]
+
+    @classmethod
+    def of(cls, data: RunData, case: CaseMetrics) -> _Outcomes:
+        names, rows = data.split(case.split).class_names, data.rows(case)
+        rows = rows.filter(rows["label_id"].is_valid())
+        ids, labels = rows["video_id"].to_pylist(), rows["label_id"].to_pylist()
+        right = rows["correct_after"].fill_null(False).to_pylist()
+        if wrong := [label for label in labels if label >= len(names)]:
+            raise RunError(f"{data.storage.path()}: has label {wrong[0]} among {len(names)} classes")
+        return cls({i: names[label] for i, label in zip(ids, labels, strict=True)}, dict(zip(ids, right, strict=True)))
+
+
+def _pair(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> Paired | str:
+    """Two cases on the same videos, or why they cannot be held against each other so."""
+    if first.split(base.split).multi_label or other.split(case.split).multi_label:
+        return "a video may show several classes, so it is not right or wrong as a whole"
+    before, after = _Outcomes.of(first, base), _Outcomes.of(other, case)
+    if not before.labels or not after.labels:
+        return "no video has a label"
+    if before.labels.keys() != after.labels.keys():
+        alone = [len(one.labels.keys() - two.labels.keys()) for one, two in ((before, after), (after, before))]
+        return f"not of the same videos: {alone[0]:,} are in the first run alone, {alone[1]:,} in this one alone"
+    if differing := [video for video in before.labels if before.labels[video] != after.labels[video]]:
+        return f"not of the same labels: {len(differing):,} videos have another one, such as {min(differing)}"
+    ids = sorted(before.labels)
+    pair = (np.array([one.right[video] for video in ids]) for one in (before, after))
+    comparison = paired_comparison(*pair)
+    return Paired(
+        method=base.method,
+        videos=len(ids),
+        comparison=comparison,
+        adjusted=comparison.p_value,
+        gained=tuple(video for video in ids if after.right[video] and not before.right[video]),
+        lost=tuple(video for video in ids if before.right[video] and not after.right[video]),
+        classes=_class_changes(first, base, other, case),
+    )
+
+
+def _class_changes(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> tuple[ClassChange, ...]:
+    shares = []
+    for data, one in ((first, base), (other, case)):
+        classes = class_accuracies(data.rows(one), one.case_id, data.split(one.split).class_names)
+        shares.append({each.label: each for each in classes if each.videos})
+    changes = [
+        ClassChange(label, one.videos, one.top1_after or 0.0, shares[1][label].top1_after or 0.0)
+        for label, one in shares[0].items()
+    ]
+    return tuple(sorted(changes, key=lambda one: (one.before - one.after, one.label)))

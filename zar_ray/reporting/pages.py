@@ -1,0 +1,162 @@
+"""Pages as values, and the one HTML file that a page becomes: styles and pictures inside, no scripts, no network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import zar_ray
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside a page.
+
+    Attributes:
+        uri: A ``data:`` URI that holds all of it.
+        alt: What it shows, for those who cannot see it.
+        narrow: Whether it need not take the page's whole width.
+    """
+
+    uri: str
+    alt: str
+    narrow: bool = False
+
+    @classmethod
+    def of(cls, content: bytes, kind: str, alt: str, *, narrow: bool = False) -> Picture:
+        """Takes a file's content, of a MIME type such as ``image/png``."""
+        return cls(f"data:{kind};base64,{base64.b64encode(content).decode()}", alt, narrow)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; a weak one is a side note or the reason why there is nothing to show."""
+
+    text: str
+    weak: bool = False
+    kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture with its caption."""
+
+    picture: Picture
+    caption: str
+    kind: str = "figure"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table.
+
+    Attributes:
+        columns: Headings.
+        rows: Cells.
+        words: So many columns from the left hold words; the others hold numbers, which stand right.
+        folded: The line that opens the table; None for one that is always open.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1
+    folded: str | None = None
+    kind: str = "grid"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A video: what it is called, a line about it, and pictures of it."""
+
+    title: str
+    text: str
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Videos under a heading."""
+
+    title: str
+    cards: Sequence[Card]
+    kind: str = "cards"
+
+
+@dataclass(frozen=True)
+class Code:
+    """A command or a file, with a line over it; a folded one opens at that line."""
+
+    title: str
+    text: str
+    folded: bool = False
+    kind: str = "code"
+
+
+Content = Text | Figure | Grid | Cards | Code
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page; it holds something, if only the reason why it has nothing to show."""
+
+    title: str
+    content: Sequence[Content]
+
+
+def why_empty(title: str, reason: str) -> Section:
+    """A section that has nothing to show, with the reason."""
+    return Section(title, (Text(reason, weak=True),))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sections under a heading."""
+
+    title: str
+    sections: Sequence[Section]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number of the headline: what it is, its value, and what belongs to it."""
+
+    label: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole page.
+
+    Attributes:
+        title: Its name.
+        subtitle: What it is about, in a line.
+        warning: What must be known before any number is read.
+        tiles: The headline.
+        facts: Names and values under the headline.
+        groups: The rest.
+    """
+
+    title: str
+    subtitle: str
+    warning: str | None
+    tiles: Sequence[Tile]
+    facts: Sequence[tuple[str, str]]
+    groups: Sequence[Group]
+
+
+def render(page: Page) -> str:
+    """The page as one HTML file."""
+    environment = Environment(
+        loader=PackageLoader("zar_ray.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("page.html").render(page=page, version=zar_ray.__version__)

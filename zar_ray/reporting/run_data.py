@@ -1,0 +1,185 @@
+"""A finished run with everything that its folder holds, as the report and comparisons read it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from zar_ray.config import EvalConfig, fingerprint, validate
+from zar_ray.data.datasets import known_benchmarks, load_benchmark
+from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
+from zar_ray.data.protocols import EvaluationSplit
+from zar_ray.errors import RunError, ZarError
+from zar_ray.reporting.finished_runs import FinishedRun
+from zar_ray.reporting.published import with_defaults
+from zar_ray.reporting.summary import CaseMetrics, RunSummary
+from zar_ray.storage import Storage
+
+_RUN_FILE = "run.json"
+_IDENTITY = "identity.json"
+_PREDICTIONS = "predictions.parquet"
+_MANIFEST = "manifest.parquet"
+
+
+@dataclass(frozen=True)
+class RunSplit:
+    """One split of a run's protocol.
+
+    Attributes:
+        name: What the protocol calls it.
+        class_names: The names to choose among; a label id is a position in them.
+        video_ids: Its videos; None for all of the run's.
+        multi_label: Whether a video may show several classes.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    video_ids: frozenset[str] | None
+    multi_label: bool
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """A finished run.
+
+    Attributes:
+        storage: Its folder.
+        finished: Its record, as ``run.json`` holds it.
+        provenance: Versions and host that it ran with.
+        table: All predictions, one row a (video, case).
+        splits: The protocol's splits.
+    """
+
+    storage: Storage
+    finished: FinishedRun
+    provenance: Mapping[str, Any]
+    table: pa.Table
+    splits: tuple[RunSplit, ...]
+
+    @classmethod
+    def read(cls, run: str) -> RunData:
+        """Reads a run's folder.
+
+        Args:
+            run: The folder or its URI.
+
+        Raises:
+            RunError: It holds no finished run, or files that do not belong together.
+            ManifestError: The run's manifest cannot be read.
+        """
+        storage = Storage(run)
+        if not storage.exists(_RUN_FILE):
+            raise RunError(f"{storage.path()}: holds no {_RUN_FILE}; a run has one when its evaluation has ended")
+        record = storage.read(_RUN_FILE)
+        finished = FinishedRun.parse(record, storage.path())
+        provenance = json.loads(record).get("provenance") or {}
+        try:
+            table = pq.read_table(io.BytesIO(storage.read(_PREDICTIONS)))
+        except pa.ArrowInvalid as error:
+            raise RunError(f"{storage.path(_PREDICTIONS)}: is not Parquet ({_one_line(error)})") from None
+        return cls(storage, finished, provenance, table, _splits(storage, finished, table))
+
+    @property
+    def summary(self) -> RunSummary:
+        """What the run found."""
+        return self.finished.summary
+
+    @cached_property
+    def options(self) -> EvalConfig:
+        """The run's resolved options; those that it does not know have this version's defaults."""
+        return options_of(self.finished)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The run's videos.
+
+        Raises:
+            ManifestError: It cannot be read.
+        """
+        return read_manifest(self.storage.path(_MANIFEST))
+
+    @cached_property
+    def videos(self) -> Mapping[str, VideoRow]:
+        """The manifest's rows by video id."""
+        return {row.video_id: row for row in self.manifest.rows()}
+
+    def split(self, name: str) -> RunSplit:
+        """The split of this name; a run of one split has it by any name.
+
+        Raises:
+            RunError: There is none.
+        """
+        if len(self.splits) == 1:
+            return self.splits[0]
+        found = next((one for one in self.splits if one.name == name), None)
+        if found is None:
+            raise RunError(f"{self.storage.path()}: its metrics name a split {name} that its identity lacks")
+        return found
+
+    def rows(self, case: CaseMetrics) -> pa.Table:
+        """The predictions of one case, over the videos of its split."""
+        rows = self.table.filter(pc.field("case_id") == case.case_id)
+        ids = self.split(case.split).video_ids
+        return rows if ids is None else rows.filter(pc.field("video_id").isin(pa.array(sorted(ids), pa.string())))
+
+
+def options_of(run: FinishedRun) -> EvalConfig:
+    """A run's resolved options; those that it does not know have this version's defaults.
+
+    Raises:
+        ConfigError: A value does not fit this version.
+    """
+    known = EvalConfig.model_fields
+    given = {name: value for name, value in with_defaults(run.config).items() if name in known}
+    return validate(EvalConfig, given, run.place)
+
+
+def _splits(storage: Storage, finished: FinishedRun, table: pa.Table) -> tuple[RunSplit, ...]:
+    """The run's splits; names from its identity, and of several splits the videos from its protocol."""
+    try:
+        splits: dict[str, Any] = json.loads(storage.read(_IDENTITY))["splits"]
+        classes = {name: tuple(one["classes"]) for name, one in splits.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{storage.path(_IDENTITY)}: is not the identity of a run ({_one_line(error)})") from None
+    multi_label = bool(len(table["labels"].drop_null()))
+    if len(splits) == 1:
+        return tuple(RunSplit(name, names, None, multi_label) for name, names in classes.items())
+    return tuple(
+        RunSplit(name, names, _videos_of(storage, finished, name, splits[name]["videos"]), multi_label)
+        for name, names in classes.items()
+    )
+
+
+def _videos_of(storage: Storage, finished: FinishedRun, split: str, expected: str) -> frozenset[str]:
+    """The videos of a protocol's split, held against what the run noted of them."""
+    videos = next((one.videos for one in finished.summary.splits if one.name == split), None)
+    if videos == 0:
+        return frozenset()
+    name, place = finished.summary.dataset, storage.path(_MANIFEST)
+    try:
+        if name not in known_benchmarks():
+            raise RunError(f"{place}: has several splits, but {name} is no benchmark here; its file may be missing")
+        found: EvaluationSplit
+        (found,) = load_benchmark(name).evaluations(
+            read_manifest(place), split, legacy_labels=bool(finished.config.get("legacy_labels"))
+        )
+    except ZarError as error:
+        raise RunError(f"{storage.path()}: split {split} cannot be made out ({error})") from error
+    if fingerprint([found.video_ids, found.labels]) != expected:
+        raise RunError(
+            f"{storage.path()}: {name}, split {split}, is not what it was when the run was made; "
+            "use the version of zar-ray that made it, or evaluate again"
+        )
+    return frozenset(found.video_ids)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

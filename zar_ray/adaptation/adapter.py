@@ -123,10 +123,9 @@ def make_cases(options: AdaptationOptions, model_fingerprint: str, prompts: Sequ
     values = identity(options)
     cases = []
     for class_set, of_set in enumerate(prompts):
-        read = [of_set.names, of_set.context, of_set.texts]
         for name in options.method:
             settings = {key: values[key] for key in (*_SHARED_SETTINGS, *get_method(name).settings)}
-            number = fingerprint([model_fingerprint, read, name, settings])
+            number = fingerprint([model_fingerprint, of_set.identity, name, settings])
             cases.append(Case(f"{name}-{number[:8]}", name, class_set))
     return tuple(cases)
 
@@ -160,9 +159,7 @@ class VideoAdapter:
         self.methods = tuple(get_method(name) for name in methods)
         chosen = options.model_copy(update={"method": tuple(methods)})
         self.cases = tuple(cases) if cases is not None else make_cases(chosen, model.fingerprint, prompts)
-        self.class_sets = tuple(
-            PromptedClasses(model, one.names, one.context, options.class_position, one.texts) for one in prompts
-        )
+        self.class_sets = tuple(PromptedClasses.of(model, one, options.class_position) for one in prompts)
         for method in self.methods:
             for classes in self.class_sets if method.needs_views else ():
                 classes.require_tunable(method.name)

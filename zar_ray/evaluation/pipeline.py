@@ -34,7 +34,7 @@ from zar_ray.adaptation.methods import get_method
 from zar_ray.cluster import connected, total_cpus, total_gpus
 from zar_ray.config import EvalConfig, fingerprint
 from zar_ray.config import identity as settings_of
-from zar_ray.data.class_texts import ClassPrompts, prompts_of
+from zar_ray.data.class_texts import ClassPrompts, is_context_file, prompts_of
 from zar_ray.data.manifest import Manifest, write_manifest
 from zar_ray.errors import RunError
 from zar_ray.evaluation.adapt_stage import AdaptStage
@@ -189,8 +189,9 @@ def _identity(
     workload: Workload, prompts: Sequence[ClassPrompts], options: EvalConfig, model: ModelCard
 ) -> dict[str, object]:
     manifest = workload.manifest
+    places = (*_PLACES, "context") if is_context_file(options.context) else _PLACES
     return {
-        "options": {name: value for name, value in settings_of(options).items() if name not in _PLACES},
+        "options": {name: value for name, value in settings_of(options).items() if name not in places},
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "manifest": {"videos": len(manifest), "fingerprint": manifest.fingerprint()},
         "splits": {
@@ -200,7 +201,7 @@ def _identity(
             }
             for split in workload.splits
         },
-        "prompts": fingerprint([[one.names, one.context, one.texts] for one in prompts]),
+        "prompts": fingerprint([one.identity for one in prompts]),
     }
 
 

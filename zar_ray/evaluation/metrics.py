@@ -474,8 +474,8 @@ def _scores(rows: _Rows, seed: int, resamples: int) -> Scores | None:
     def accuracy(rank: np.ndarray) -> Accuracy:
         right = rank == _RIGHT
         return Accuracy(
-            top1=_share(int(right.sum()), len(rank)),
-            top5=_share(int((rank >= _AMONG_FIVE).sum()), len(rank)),
+            top1=share(int(right.sum()), len(rank)),
+            top5=share(int((rank >= _AMONG_FIVE).sum()), len(rank)),
             mean_class=_mean_class(rows.label, right, np.random.default_rng(seed), resamples),
         )
 
@@ -483,7 +483,8 @@ def _scores(rows: _Rows, seed: int, resamples: int) -> Scores | None:
     return Scores(len(rows.label), before, after, _change(rows, np.random.default_rng(seed), resamples))
 
 
-def _share(right: int, videos: int) -> Estimate:
+def share(right: int, videos: int) -> Estimate:
+    """The share of videos that were right, with its 95 % interval: the percentile bootstrap's, without drawing."""
     if right in (0, videos):
         exact = binomtest(right, videos).proportion_ci(1 - 2 * _TAIL, method="exact")
         return Estimate(right / videos, float(exact.low), float(exact.high))
@@ -494,7 +495,7 @@ def _share(right: int, videos: int) -> Estimate:
 def _mean_class(label: np.ndarray, right: np.ndarray, rng: np.random.Generator, resamples: int) -> Estimate:
     """Mean over the classes that have videos; in a draw, over those that came up in it."""
     if right.all() or not right.any():
-        return _share(int(right.sum()), len(label))
+        return share(int(right.sum()), len(label))
     outcomes, counts = np.unique(label.astype(np.int64) * 2 + right, return_counts=True)
     _, class_starts = np.unique(outcomes // 2, return_index=True)
 
@@ -518,12 +519,12 @@ def _change(rows: _Rows, rng: np.random.Generator, resamples: int) -> Change | N
     gained = int(((rows.after == _RIGHT) & (rows.before != _RIGHT)).sum())
     lost = int(((rows.after != _RIGHT) & (rows.before == _RIGHT)).sum())
     if gained + lost == 0:
-        bound = _share(0, videos).high
+        bound = share(0, videos).high
         return Change(Estimate(0.0, -bound, bound), gained, lost, 1.0)
     p_value = float(binomtest(gained, gained + lost).pvalue)
     if videos in (gained, lost):
         # All changed alike, so every draw is the same: at worst the rest of the exact bound changed the other way.
-        sign, least = (1.0 if gained else -1.0), 2 * _share(videos, videos).low - 1
+        sign, least = (1.0 if gained else -1.0), 2 * share(videos, videos).low - 1
         return Change(Estimate(sign, min(sign, sign * least), max(sign, sign * least)), gained, lost, p_value)
     counts = np.array([gained, lost, videos - gained - lost])
     drawn = rng.multinomial(videos, counts / videos, size=resamples)

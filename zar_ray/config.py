@@ -344,6 +344,9 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
 
     validation: str | None = operational(None, "Dataset to evaluate zero-shot during training, all its videos.")
     validation_split: str | None = operational(None, "Its split; all videos by default.")
+    validation_frames: int | None = operational(
+        None, "Frames of the view that is classified there; by default as many as training sees.", ge=1
+    )
     validation_epochs: float = operational(1.0, "Epochs between two evaluations; there is one at the end too.", gt=0)
     validation_async: bool = operational(
         False, "Evaluate beside the training, as a job of its own, on what the cluster has free."

@@ -75,9 +75,9 @@ def validation_set(config: TrainConfig, console: Console | None = None) -> Valid
 
 
 def evaluation_options(config: TrainConfig) -> AdaptationOptions:
-    """How a training's model is evaluated: with as many frames as it is trained on."""
+    """How a training's model is evaluated: with as many frames as it is trained on, unless others are asked for."""
     shared = AdaptationOptions.model_fields.keys() & TrainConfig.model_fields.keys() - {"method", "seed"}
-    views = ViewConfig(frames=config.frames, eval_frames=config.frames)
+    views = ViewConfig(frames=config.frames, eval_frames=config.validation_frames or config.frames)
     return AdaptationOptions(**{name: getattr(config, name) for name in shared}, method=(_METHOD,), views=views)
 
 

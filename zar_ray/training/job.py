@@ -78,9 +78,9 @@ def run_training(config: TrainConfig, console: Console, parent: str | None = Non
             checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="validation_top1"),
         )
         with tracked(job, folder.storage, console, parent) as tracker:
-            with shown(job, tracker, console):
+            with shown(job, tracker, console) as raised:
                 result = fit(job, scaling, run, folder.storage, console)
-            trained = finished(result, job, folder, time.monotonic() - started)
+            trained = finished(result, job, folder, time.monotonic() - started, raised[0].reason if raised else None)
             run_id = log_end(tracker, trained, config, console)
     trained = replace(trained, run_id=run_id)
     console.print(

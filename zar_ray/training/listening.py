@@ -15,7 +15,7 @@ from zar_ray.evaluation.metrics import share
 from zar_ray.storage import Storage
 from zar_ray.tracking import TrainingTracker
 from zar_ray.training.outputs import TrainResult
-from zar_ray.training.progress import Progress, TrainingBar, Validated
+from zar_ray.training.progress import Progress, Raised, TrainingBar, Validated
 from zar_ray.training.worker import TrainingJob
 
 
@@ -63,16 +63,21 @@ def log_end(tracker: TrainingTracker | None, trained: TrainResult, config: Train
 
 
 @contextlib.contextmanager
-def shown(job: TrainingJob, tracker: TrainingTracker | None, console: Console) -> Iterator[None]:
-    """Shows and logs what the processes say, in a thread, until the training ends."""
+def shown(job: TrainingJob, tracker: TrainingTracker | None, console: Console) -> Iterator[list[Raised]]:
+    """Shows and logs what the processes say, in a thread, until the training ends; yields what exceptions said."""
     over = threading.Event()
+    raised: list[Raised] = []
     bar = TrainingBar(console, job.schedule.steps, job.config.batch_size)
 
     def listen() -> None:
         while True:
             ended = over.is_set()
             try:
-                _take(job.progress.get(timeout=0 if ended else 1, block=not ended), bar, tracker)
+                message = job.progress.get(timeout=0 if ended else 1, block=not ended)
+                if isinstance(message, Raised):
+                    raised.append(message)
+                else:
+                    _take(message, bar, tracker)
             except Empty:
                 if ended:
                     return
@@ -83,7 +88,7 @@ def shown(job: TrainingJob, tracker: TrainingTracker | None, console: Console) -
     with bar:
         thread.start()
         try:
-            yield
+            yield raised
         finally:
             over.set()
             thread.join()

@@ -104,17 +104,25 @@ class CheckpointEvaluation:
         return {"validation_top1": found.top1}
 
 
-def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float) -> TrainResult:
+def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float, raised: str | None) -> TrainResult:
     """Writes what the training ended with: the last weights, the best ones, the averaged ones, and its history.
 
+    Args:
+        result: What Ray Train says of it.
+        job: What was trained.
+        folder: The training's folder.
+        seconds: Wall seconds of this session.
+        raised: What the first exception in a process said, if there was one.
+
     Raises:
-        RunError: There is no checkpoint.
+        RunError: It did not get to its last step.
     """
     output = job.config.output
     assert output is not None
-    if result.checkpoint is None:
-        raise RunError(f"{folder.storage.path()}: the training ended without a checkpoint; look into that folder")
-    last = _state_of(result.checkpoint)
+    last = _state_of(result.checkpoint) if result.checkpoint is not None else None
+    if last is None or last.step < job.schedule.steps:
+        at = f"after step {last.step if last is not None else 0} of {job.schedule.steps}"
+        raise RunError(f"training stopped {at}: {raised or 'no reason is known'}; the same command continues it")
     _export(last.network, job, output)
     averaged = best = None
     if last.averaged.count:

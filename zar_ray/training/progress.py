@@ -68,6 +68,17 @@ class Validated:
         return self.correct / self.videos if self.videos else 0.0
 
 
+@dataclass(frozen=True)
+class Raised:
+    """An exception in a training process.
+
+    Attributes:
+        reason: What it says, on one line.
+    """
+
+    reason: str
+
+
 # Columns of a training's history, one row a step.
 HISTORY = ("loss", "accuracy", "learning_rate", "gradient_norm")
 

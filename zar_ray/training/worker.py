@@ -28,7 +28,7 @@ from zar_ray.models.loading import load_model
 from zar_ray.training.loading import DecodedBatch, DecoderProcesses, Decoders, DecoderThreads, decoded_batches
 from zar_ray.training.mixing import mix
 from zar_ray.training.network import VideoTextModel, save_trained
-from zar_ray.training.progress import Meter, Validated
+from zar_ray.training.progress import Meter, Raised, Validated
 from zar_ray.training.samples import SampleReader, generator, micro_batches
 from zar_ray.training.schedule import Schedule, learning_rate, optimiser
 from zar_ray.training.state import AveragedWeights, TrainingState, no_history
@@ -106,8 +106,13 @@ def train_worker(arguments: dict[str, Any]) -> None:
     torch.set_num_threads(job.threads)
     state = _last_state()
     worker = _Worker(job, state)
-    with closing(worker):
-        worker.train()
+    try:
+        with closing(worker):
+            worker.train()
+    except Exception as error:
+        # Ray Train takes a process for finished that ends between two of its looks at it, whatever it ended with.
+        job.progress.put(Raised(" ".join(str(error).split()) or type(error).__name__))
+        raise
 
 
 def _last_state() -> TrainingState | None:

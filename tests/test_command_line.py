@@ -1,6 +1,7 @@
 """Options come from defaults, the benchmark's file, --config and the command line, in that order; a mistake is one
 line that says what was meant."""
 
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,16 @@ import yaml
 
 from zar_ray.cli import main
 from zar_ray.command_line import parse_run
-from zar_ray.config import AuditConfig, EvalConfig, IndexConfig, PredictConfig, ShotsConfig, fingerprint, identity
+from zar_ray.config import (
+    AuditConfig,
+    EvalConfig,
+    IndexConfig,
+    PredictConfig,
+    ShotsConfig,
+    ViewConfig,
+    fingerprint,
+    identity,
+)
 from zar_ray.errors import ConfigError
 
 
@@ -82,6 +92,29 @@ def test_naming_weights_on_the_command_line_drops_the_files_checkpoint(tmp_path)
     got = options("--config", str(file), "--pretrained", "random")
     assert got.checkpoint is None
     assert got.pretrained == "random"
+
+
+@pytest.mark.parametrize("words", [("--views", "4x3"), ("--views=4x3",), ("--views.eval-views", "4x3")])
+def test_views_are_written_as_in_papers(words):
+    assert parse_run(EvalConfig, words, "zar eval").options.views == ViewConfig(eval_views="4x3")
+
+
+def test_a_protocol_brings_its_own_options():
+    words = ("--dataset", "hmdb51", "--protocol", "base_to_novel")
+    options = parse_run(EvalConfig, words, "zar eval").options
+    assert (options.views.frames, options.seeds) == (8, (0, 1, 2))
+    given = parse_run(EvalConfig, (*words, "--seeds", "4"), "zar eval").options
+    assert (given.views.frames, given.seeds) == (8, (4,))
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_without_spinning_unless_the_user_says_otherwise(before, after):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if before is not None:
+        environment["OMP_WAIT_POLICY"] = before
+    code = "import zar_ray, os; print(os.environ['OMP_WAIT_POLICY'])"
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == after
 
 
 def test_flags_of_the_invocation_are_no_options():

@@ -61,15 +61,19 @@ def eval_command(argv: Sequence[str]) -> int:
     if invocation.show_config:
         return _show(invocation.options)
     from zar_ray.demo import ensure_demo
+    from zar_ray.evaluation.alphas import describe_alphas, run_alphas
     from zar_ray.evaluation.job import describe, prepare
     from zar_ray.evaluation.seeds import run_seeds
 
-    console = Console(highlight=False, soft_wrap=True)
+    options, console = invocation.options, Console(highlight=False, soft_wrap=True)
+    sweep = options.interpolate_with is not None or bool(options.alphas)
     if not invocation.dry_run:
-        ensure_demo(invocation.options, console)
-        run_seeds(invocation.options, console)
+        ensure_demo(options, console)
+        (run_alphas if sweep else run_seeds)(options, console)
         return 0
-    console.print(describe(*prepare(invocation.options, console)))
+    console.print(describe(*prepare(options, console)))
+    if sweep:
+        console.print(describe_alphas(options))
     return 0
 
 
@@ -132,13 +136,14 @@ def train_command(argv: Sequence[str]) -> int:
     invocation = parse_run(TrainConfig, argv, "zar train")
     if invocation.show_config:
         return _show(invocation.options)
-    from zar_ray.training.job import describe, run_training
+    from zar_ray.training import experiments, inputs, job
 
     console = Console(highlight=False, soft_wrap=True)
+    alone = invocation.options.protocol == "standard"
     if invocation.dry_run:
-        console.print(describe(invocation.options))
+        console.print((inputs if alone else experiments).describe(invocation.options))
         return 0
-    run_training(invocation.options, console)
+    (job.run_training if alone else experiments.run_experiment)(invocation.options, console)
     return 0
 
 
@@ -358,6 +363,99 @@ def checkpoint_parity_command(argv: Sequence[str]) -> int:
 
 
 @_command
+def checkpoint_import_command(argv: Sequence[str]) -> int:
+    """Make a zar-ray checkpoint of another system's file, and account for its tensors."""
+
+    def convert(
+        file: Annotated[Path, tyro.conf.Positional],
+        base: str | None = None,
+        model: str | None = None,
+        output: Path | None = None,
+    ) -> int:
+        """Recognises OpenAI's, open_clip's, ViFi-CLIP's and ActionCLIP's files by their keys.
+
+        Args:
+            file: The checkpoint.
+            base: What gives tensors that the file lacks: a checkpoint file, or an open_clip NAME:TAG such as
+                ViT-B-16-quickgelu:openai.
+            model: The open_clip name of its architecture, for open_clip's files, which do not tell their activation.
+            output: The .safetensors file to write; by default beside the file, ending in .zar.safetensors.
+        """
+        from zar_ray.models.importing import default_output, plan_import
+
+        plan = plan_import(file, base, model)
+        print("\n".join(plan.lines()))
+        target = output or default_output(file)
+        plan.write(target)
+        print(f"{target}: written; zar eval --checkpoint {target}")
+        return 0
+
+    return parse(convert, argv, "zar checkpoint import")
+
+
+@_command
+def checkpoint_export_command(argv: Sequence[str]) -> int:
+    """Write a checkpoint for open_clip, or in OpenAI's layout."""
+
+    def export(
+        checkpoint: Annotated[str, tyro.conf.Positional],
+        output: Path,
+        format: Literal["open_clip", "openai"] = "open_clip",
+        half: bool = False,
+    ) -> int:
+        """Writes what other code reads, and says what its format cannot tell.
+
+        Args:
+            checkpoint: A checkpoint file, or an open_clip NAME:TAG.
+            output: For open_clip a folder, which describes itself, or a .safetensors file; for OpenAI's layout a
+                .safetensors or .pt file.
+            format: Whose code shall read it.
+            half: Round the weights to half precision.
+        """
+        from zar_ray.models.exporting import export_checkpoint
+
+        export = export_checkpoint(checkpoint, output, format, half)
+        print(f"{export.path}: written; {export.usage}")
+        for what in export.lost:
+            print(f"  not told by this format: {what}")
+        return 0
+
+    return parse(export, argv, "zar checkpoint export")
+
+
+@_command
+def checkpoint_merge_command(argv: Sequence[str]) -> int:
+    """Average the weights of checkpoints."""
+
+    def merge(
+        checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional],
+        output: Path,
+        alpha: float | None = None,
+        pixels_of: str | None = None,
+    ) -> int:
+        """Averages checkpoints of one architecture; all parameters alike, the logit scale too.
+
+        Args:
+            checkpoints: Two or more checkpoint files or open_clip NAME:TAG.
+            output: The .safetensors file to write.
+            alpha: Share of the second of two: 0 gives the first, 1 the second (WiSE-FT); by default equal shares.
+            pixels_of: The one whose mean, deviation and sizes the result has, where they differ.
+        """
+        from zar_ray.models.merging import interpolate, merge_checkpoints
+
+        if alpha is None:
+            merge_checkpoints(checkpoints, None, output, pixels_of)
+        elif len(checkpoints) == 2:
+            interpolate(checkpoints[0], checkpoints[1], alpha, output, pixels_of)
+        else:
+            raise ConfigError(f"zar checkpoint merge: --alpha is for two checkpoints, and {len(checkpoints)} are given")
+        print(f"{output}: written; zar eval --checkpoint {output}")
+        return 0
+
+    return parse(merge, argv, "zar checkpoint merge")
+
+
+@_command
 def doctor_command(argv: Sequence[str]) -> int:
     """Say what works on this machine and what does not."""
 
@@ -394,6 +492,9 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("report", "compare"): report_compare_command,
     ("report", "mlflow"): report_mlflow_command,
     ("report", "table"): report_table_command,
+    ("checkpoint", "import"): checkpoint_import_command,
+    ("checkpoint", "export"): checkpoint_export_command,
+    ("checkpoint", "merge"): checkpoint_merge_command,
     ("checkpoint", "parity"): checkpoint_parity_command,
     ("doctor",): doctor_command,
 }

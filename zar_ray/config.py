@@ -115,7 +115,8 @@ class ModelOptions(Options):
     )
     checkpoint: Path | None = Field(
         default=None,
-        description="A local OpenAI, open_clip or zar-ray checkpoint (.safetensors or .pt), instead of a tag.",
+        description="A local checkpoint (.safetensors or .pt) instead of a tag: OpenAI's, open_clip's, ViFi-CLIP's,"
+        " ActionCLIP's or zar-ray's.",
     )
     context: str = Field(
         default="a video of a",
@@ -204,6 +205,12 @@ class EvalConfig(AdaptationOptions):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = operational(
         (), "Run once with each of these seeds, in a folder each, and report the mean over them."
     )
+    interpolate_with: Path | None = operational(
+        None, "A checkpoint to mix the model with, in the shares --alphas: a run for each mixture (WiSE-FT)."
+    )
+    alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = operational(
+        (), "Shares of --interpolate-with: 0 is the model itself, 1 the other."
+    )
     output: str = operational("runs", "Folder or URI that holds all runs.")
     name: str | None = operational(None, "The run's folder under the output; by default made from what is run.")
     resume: bool = operational(False, "Insist on continuing a run that is there already.")
@@ -248,13 +255,14 @@ class AugmentConfig(Options):
 
     crop: Literal["random", "multi_scale"] = Field(
         default="random",
-        description="random: a square of the short side's share input size / short side anywhere; multi_scale: a box"
-        " of one of the crop scales, at one of the thirteen places of TSN, resized to the input size.",
+        description="random: a square of the input size, anywhere; multi_scale: a box of two of the crop scales, in a"
+        " corner or the centre, resized to the input size, as ViFi-CLIP.",
     )
     crop_scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(1.0, 0.875, 0.75, 0.66),
         min_length=1,
-        description="Sides of multi_scale boxes as shares of the short side; width and height may be neighbours.",
+        description="Sides of multi_scale boxes as shares of the short side; width and height are the same one or"
+        " neighbours in the list.",
     )
     flip: float = Field(default=0.0, ge=0, le=1, description="Probability of a left-right flip.")
     colour_jitter: float = Field(default=0.0, ge=0, le=1, description="Probability of a colour jitter.")
@@ -324,12 +332,12 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     cosine_from: Literal["warmup", "start"] = Field(
         default="warmup",
         description="Where the cosine has its peak: at the warm-up's end; or at step 0, as ViFi-CLIP's scheduler, whose"
-        " rate drops from the peak at the warm-up's end.",
+        " first two steps have rate 0 and whose rate drops from the peak at the warm-up's end.",
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.98), description="AdamW's betas.")
     weight_decay: float = Field(default=0.001, ge=0, description="AdamW's weight decay.")
     decays: Literal["matrices", "all"] = Field(
-        default="matrices", description="What decays: weights and embeddings alone, as CLIP; or everything, as ViFi-CLIP."
+        default="matrices", description="What decays: weights and embeddings alone, as CLIP; or all, as ViFi-CLIP."
     )
     clip_grad: float | None = Field(default=None, gt=0, description="Bound on the gradient's norm; none by default.")
     average_from: float | None = Field(
@@ -348,6 +356,9 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
 
     validation: str | None = operational(None, "Dataset to evaluate zero-shot during training, all its videos.")
     validation_split: str | None = operational(None, "Its split; all videos by default.")
+    validation_frames: int | None = operational(
+        None, "Frames of the view that is classified there; by default as many as training sees.", ge=1
+    )
     validation_epochs: float = operational(1.0, "Epochs between two evaluations; there is one at the end too.", gt=0)
     validation_async: bool = operational(
         False, "Evaluate beside the training, as a job of its own, on what the cluster has free."

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from zar_ray.config import EvalConfig, TrainConfig, conf_dir, read_yaml, validate, zar_home
-from zar_ray.data.synthetic import SyntheticSpec, write_synthetic
+from zar_ray.data.synthetic import TRAINING_MANIFEST, SyntheticSpec, write_synthetic
 
 BENCHMARKS = ("demo", "demo-shifted")
 
@@ -29,7 +29,8 @@ def checkpoint_file() -> Path:
 def training_config() -> TrainConfig:
     """The options the demo's model is trained with: conf/train/demo.yaml, and where its files lie."""
     path = conf_dir() / "train" / "demo.yaml"
-    places = {"dataset": str(videos_folder() / "training.parquet"), "output": str(checkpoint_file())}
+    videos = str(videos_folder() / TRAINING_MANIFEST)
+    places = {"dataset": videos, "validation": videos, "output": str(checkpoint_file()), "mlflow": False}
     return validate(TrainConfig, {**read_yaml(path), **places}, str(path))
 
 

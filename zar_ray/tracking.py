@@ -1,27 +1,32 @@
-"""Sends finished runs to MLflow; docs/mlflow.md says what arrives there.
+"""Sends evaluations, trainings and groups of both to MLflow; docs/mlflow.md says what arrives there.
 
-All is read from the run's folder, so a run can be sent at its end or at any later time.  One evaluation is a parent
-run with a child run a case, or a split and case; the children share metric names, so that they compare.  This is the
-only module that imports mlflow, and it does so when something is sent: the import takes seconds.
+Of an evaluation all is read from its folder, so it can be sent at its end or at any later time: a parent run with a
+child run a case, or a split and case; the children share metric names, so that they compare.  A training is logged
+while it runs.  A group, such as the seeds of one experiment, is a run that others become children of.  This is the only
+module that imports mlflow, and it does so when something is sent: the import takes seconds.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import re
 import shlex
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from zar_ray.config import fingerprint, without_password
+from zar_ray.config import TrainConfig, fingerprint, without_password
 from zar_ray.errors import RunError, TrackingError
+from zar_ray.provenance import git_commit
 from zar_ray.reporting.finished_runs import FinishedRun
 from zar_ray.reporting.summary import RunSummary
 from zar_ray.reporting.sweep_summary import SettingResult, SweepRow, SweepSummary, SweepTable, sweep_markdown
@@ -30,7 +35,8 @@ from zar_ray.storage import Storage, is_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 EXPERIMENT = "zar-ray"
 """The experiment that runs go to: one for all, because MLflow compares runs within an experiment."""
@@ -50,12 +56,20 @@ _SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-_LOG_LEVELS = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3": logging.ERROR}
+_LOG_LEVELS = {
+    "mlflow": logging.WARNING,
+    # A store that goes away is told once and in one line, by `TrainingTracker.log`.
+    "mlflow.store.db": logging.CRITICAL,
+    "mlflow.system_metrics": logging.CRITICAL,
+    "alembic": logging.WARNING,
+    "urllib3": logging.ERROR,
+}
 
 # What servers of all versions take.
 _VALUE_LENGTH = 500
 _NOTE_LENGTH = 5000
 _PARAMS_A_BATCH = 100
+_METRICS_A_BATCH = 1000
 
 _EXPERIMENT_NOTE = (
     "Evaluations by zar-ray: a run each, and below it (+) a run a method, a split and method, or a setting of a sweep."
@@ -70,10 +84,16 @@ _EXPERIMENT_TAGS = {
     "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
 }
 
+_MODEL_FOLDER = "model"
+# How long a store that did not answer is left alone: each try takes seconds, and training goes on meanwhile.
+_RETRY_SECONDS = 60.0
+
+_CONTINUES = "the same command, when it can be reached, logs it"
 _PARENT = "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
 _FOLDER_TAG = "zar.folder"
 _RESULTS_TAG = "zar.results"
+_FAILURE_TAG = "failure"
 
 
 @dataclass(frozen=True)
@@ -83,8 +103,8 @@ class MlflowReceipt:
     Attributes:
         uri: The tracking store, without a password.
         experiment: The experiment's name.
-        run_id: The evaluation's (parent) run.
-        results: A short hash of the results that were sent.
+        run_id: The evaluation's (parent) run, the training's or the group's.
+        results: A short hash of the results that were sent; empty while a training runs.
         new: Whether this call sent them; otherwise they were there already.
     """
 
@@ -182,9 +202,7 @@ def log_run_folder(run: str, uri: str | None = None, experiment: str = EXPERIMEN
         if earlier is not None and earlier.run_id != receipt.run_id:
             _delete(client, earlier.run_id)
     if receipt != earlier:
-        kept = [one for one in receipts.values() if one.uri != shown]
-        content = [{k: v for k, v in asdict(one).items() if k != "new"} for one in (*kept, receipt)]
-        storage.write(RECEIPTS, (json.dumps(content, indent=2) + "\n").encode())
+        _keep(storage, receipt)
     return receipt
 
 
@@ -290,6 +308,299 @@ def _manifest_fingerprint(storage: Storage) -> str | None:
         raise RunError(f"{storage.path(_IDENTITY)}: is not the identity of a run ({error})") from None
 
 
+class TrainingTracker:
+    """A training's run in MLflow, kept by the training's driver; made by `start`, ended by `finish` or `fail`.
+
+    A training that is resumed goes on in its run, and steps that it repeats are not logged twice: of each metric only
+    points above the last one are taken.  Points that a store in trouble did not take are sent with later ones.  The
+    machine's own figures (MLflow's system metrics, of the driver's machine) are logged while the run is open.  Methods
+    may be called from several threads.
+
+    Attributes:
+        run_id: The run, for links and children.
+        uri: The tracking store, without a password.
+    """
+
+    def __init__(self, client: MlflowClient, uri: str, folder: Storage, receipt: MlflowReceipt) -> None:
+        self.run_id = receipt.run_id
+        self.uri = without_password(uri)
+        self._client, self._store, self._folder, self._receipt = client, uri, folder, receipt
+        self._last: dict[str, int] = {}
+        self._waiting: list[Metric] = []
+        self._retry_at: float | None = None
+        self._lock = threading.Lock()
+        self._monitor: SystemMetricsMonitor | None = None
+        self._open = contextlib.ExitStack()
+
+    @classmethod
+    def start(
+        cls,
+        config: TrainConfig,
+        folder: Storage,
+        facts: Mapping[str, str | int | float],
+        parent: str | None = None,
+    ) -> TrainingTracker:
+        """Opens a run, or continues the one that the folder's receipt (`RECEIPTS`) names.
+
+        The run's name is the folder's.  Its parameters are the options that it was begun with: MLflow never changes
+        one, so a resumption with another operational option shows in its own log only.
+
+        Args:
+            config: The options; `mlflow_uri` is the store, by default ``mlflow.db`` beside the folder.
+            folder: The training's own folder, which keeps the receipt.
+            facts: What else is known from the start, such as counts of videos and the model's name; logged as tags.
+            parent: Run that this one is shown below.
+
+        Raises:
+            TrackingError: MLflow cannot be reached or refuses; training can go on without.
+        """
+        root = folder.location.rpartition("/")[0]
+        uri = _absolute(config.mlflow_uri) if config.mlflow_uri else default_uri(root)
+        shown = without_password(uri)
+        git = git_commit()
+        tags = {
+            "kind": "training",
+            "dataset": str(config.dataset),
+            "git": git or "unknown",
+            **{name: str(value) for name, value in facts.items()},
+        }
+        if git:
+            tags["mlflow.source.git.commit"] = git.removesuffix("+changes")
+        if parent is not None:
+            tags[_PARENT] = parent
+        with _mlflow(shown, "log the training to MLflow", _CONTINUES):
+            client = _client(uri)
+            receipt = _receipts(folder).get(shown)
+            continued = receipt is not None and _is_there(client, receipt.run_id)
+            if receipt is None or not continued:
+                experiment_id = _experiment_id(client, EXPERIMENT, _artifact_location(uri, root))
+                name = folder.location.rpartition("/")[2]
+                run_id = client.create_run(experiment_id, tags=_fitting(tags), run_name=name).info.run_id
+                receipt = MlflowReceipt(shown, EXPERIMENT, run_id, results="")
+                _keep(folder, receipt)
+            tracker = cls(client, uri, folder, receipt)
+            if continued:
+                tracker._reopen(tags)
+            # A start that was cut off may have left some out.
+            known = client.get_run(receipt.run_id).data.params
+            params = _flat(config.model_dump(mode="json"))
+            _log(client, receipt.run_id, {name: value for name, value in params.items() if _key(name) not in known}, {})
+        tracker._open.enter_context(_quiet_and_quick())
+        try:
+            tracker._watch()
+        except TrackingError:
+            tracker._open.close()
+            raise
+        return tracker
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds a point to each metric, unless an earlier session logged this step or a later one.
+
+        Args:
+            step: Steps done.
+            metrics: Values by name; docs/mlflow.md lists the names.
+
+        Raises:
+            TrackingError: The store has just gone away.  The points are kept; as long as it stays away, later calls
+                try now and then and are silent.
+        """
+        with self._lock:
+            self._take(step, metrics)
+            outage = self._retry_at is not None
+            if self._retry_at is not None and time.monotonic() < self._retry_at:
+                return
+            try:
+                self._send_waiting()
+            except TrackingError:
+                self._retry_at = time.monotonic() + _RETRY_SECONDS
+                if not outage:
+                    raise
+                return
+            self._retry_at = None
+            if outage:
+                # Its thread ended with the first figure that was refused.
+                self._unwatch()
+                self._watch()
+
+    def finish(
+        self, metrics: Mapping[str, float], artifacts: Sequence[Path] = (), register_as: str | None = None
+    ) -> MlflowReceipt:
+        """Logs what the training ended with and closes the run.
+
+        Calling it again for the same files, as after a training that found everything done, neither sends nor
+        registers them again.
+
+        Args:
+            metrics: The final numbers, logged at the last step that was logged.
+            artifacts: Files to send, the trained checkpoint first.
+            register_as: Registered model that the first of `artifacts` becomes a version of.
+
+        Returns:
+            The receipt; `new` says whether files were sent.
+
+        Raises:
+            TrackingError: MLflow cannot be reached or refuses; the training's own files are not affected.
+            ValueError: There is nothing to register.
+        """
+        if register_as is not None and not artifacts:
+            raise ValueError("register_as goes with artifacts, whose first is registered")
+        with self._lock:
+            try:
+                self._unwatch()
+                self._take(max(self._last.values(), default=0), metrics)
+                self._send_waiting()
+                with _mlflow(self.uri, "log the training's end to MLflow", _CONTINUES):
+                    self._receipt = self._send_files(artifacts, register_as)
+                    self._client.set_terminated(self.run_id)
+            finally:
+                self._open.close()
+        _keep(self._folder, self._receipt)
+        return self._receipt
+
+    def fail(self, reason: str) -> None:
+        """Closes the run as failed; a resumption opens it again.
+
+        Args:
+            reason: What happened, one line; the tag ``failure``.
+
+        Raises:
+            TrackingError: MLflow cannot be reached.
+        """
+        with self._lock:
+            try:
+                self._unwatch()
+                self._send_waiting()
+                with _mlflow(self.uri, "log the training's end to MLflow", _CONTINUES):
+                    self._client.set_tag(self.run_id, _FAILURE_TAG, _cut(without_password(reason)))
+                    self._client.set_terminated(self.run_id, status="FAILED")
+            finally:
+                self._open.close()
+
+    def _reopen(self, tags: Mapping[str, str]) -> None:
+        run = self._client.get_run(self.run_id)
+        self._client.update_run(self.run_id, status="RUNNING")
+        for name, value in _fitting(tags).items():
+            self._client.set_tag(self.run_id, name, value)
+        if _FAILURE_TAG in run.data.tags:
+            self._client.delete_tag(self.run_id, _FAILURE_TAG)
+        for key in run.data.metrics:
+            if not key.startswith("system/"):
+                self._last[key] = max(point.step for point in self._client.get_metric_history(self.run_id, key))
+
+    def _take(self, step: int, metrics: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        for name, value in metrics.items():
+            key = _key(name)
+            if step > self._last.get(key, -1):
+                self._last[key] = step
+                self._waiting.append(Metric(key, float(value), now, step))
+
+    def _send_waiting(self) -> None:
+        with _mlflow(self.uri, "log the training's progress to MLflow", "it is tried again while training goes on"):
+            while self._waiting:
+                batch = self._waiting[:_METRICS_A_BATCH]
+                self._client.log_batch(self.run_id, metrics=batch)
+                del self._waiting[: len(batch)]
+
+    def _watch(self) -> None:
+        with _mlflow(self.uri, "log the machine's figures to MLflow", _CONTINUES):
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._store)
+            self._monitor.start()
+
+    def _unwatch(self) -> None:
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+
+    def _send_files(self, artifacts: Sequence[Path], register_as: str | None) -> MlflowReceipt:
+        """Sends the files that are not there yet, and registers the first."""
+        results = fingerprint([[file.name, _digest(file)] for file in artifacts])
+        new = results != self._receipt.results
+        if new:
+            for number, file in enumerate(artifacts):
+                self._client.log_artifact(self.run_id, str(file), None if number else _MODEL_FOLDER)
+        if register_as is not None:
+            _register(self._client, register_as, self.run_id, results)
+        return replace(self._receipt, results=results, new=new)
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs that belong together, such as the seeds of an experiment or the alphas of a sweep.
+
+    Attributes:
+        name: What the group's run is called.
+        kind: What they are of; the tag ``kind``.
+        config: The options they share, as JSON values; logged as parameters.
+        tags: Further tags.
+        children: The runs, and tags that tell each from the others.
+        numbers: Values by metric.
+        curves: Values by metric and step, for metrics that are a curve over the children.
+        note: The run's description, in Markdown.
+        files: Files of the group's folder to send along.
+    """
+
+    name: str
+    kind: str
+    config: Mapping[str, Any]
+    tags: Mapping[str, str]
+    children: Mapping[str, Mapping[str, str]]
+    numbers: Mapping[str, float]
+    note: str
+    curves: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+
+def log_group(group: RunGroup, folder: Storage, uri: str) -> MlflowReceipt:
+    """Logs a group as a run and puts its children below it.
+
+    The same group again is found there; one that has gone on since replaces the outdated run, whose children move.
+
+    Args:
+        group: The group; its children are runs of the same store.
+        folder: Where the receipt is kept.
+        uri: The tracking store.
+
+    Returns:
+        The receipt; `new` says whether anything was sent.
+
+    Raises:
+        TrackingError: MLflow cannot be reached or refuses.
+    """
+    uri = _absolute(uri)
+    shown = without_password(uri)
+    results = fingerprint([group.children, group.numbers, group.curves, group.note])
+    earlier = _receipts(folder).get(shown)
+    with _mlflow(shown, f"log the {group.kind} to MLflow", _CONTINUES):
+        client = _client(uri)
+        known = earlier is not None and _is_there(client, earlier.run_id)
+        if earlier is not None and known and earlier.results == results:
+            return earlier
+        root = folder.location.rpartition("/")[0]
+        experiment_id = _experiment_id(client, EXPERIMENT, _artifact_location(uri, root))
+        git = git_commit() or "unknown"
+        tags = _fitting({"kind": group.kind, "git": git, **group.tags, _NOTE: group.note})
+        run_id = client.create_run(experiment_id, tags=tags, run_name=group.name).info.run_id
+        _log(client, run_id, _flat(group.config), group.numbers)
+        for key, points in group.curves.items():
+            for step, value in points.items():
+                client.log_metric(run_id, _key(key), value, step=step)
+        _log_files(client, run_id, folder, {name: name for name in group.files})
+        for child, own in group.children.items():
+            for name, value in _fitting({**own, _PARENT: run_id}).items():
+                client.set_tag(child, name, value)
+        client.set_terminated(run_id)
+        receipt = MlflowReceipt(shown, EXPERIMENT, run_id, results)
+        _keep(folder, receipt)
+        if earlier is not None and known:
+            client.delete_run(earlier.run_id)
+    return receipt
+
+
 def _receipts(storage: Storage) -> dict[str, MlflowReceipt]:
     if not storage.exists(RECEIPTS):
         return {}
@@ -299,6 +610,13 @@ def _receipts(storage: Storage) -> dict[str, MlflowReceipt]:
         place = storage.path(RECEIPTS)
         raise RunError(f"{place}: cannot be read ({error}); delete it if the run is to be sent again") from None
     return {one.uri: one for one in receipts}
+
+
+def _keep(storage: Storage, receipt: MlflowReceipt) -> None:
+    """Writes a receipt in place of the same store's earlier one."""
+    kept = [one for one in _receipts(storage).values() if one.uri != receipt.uri]
+    content = [{k: v for k, v in asdict(one).items() if k != "new"} for one in (*kept, receipt)]
+    storage.write(RECEIPTS, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _absolute(uri: str) -> str:
@@ -311,20 +629,32 @@ def _absolute(uri: str) -> str:
 @contextlib.contextmanager
 def _mlflow(uri: str, doing: str, way_out: str) -> Iterator[None]:
     """MLflow made quiet and quick to give up, and its errors made ours."""
+    try:
+        with _quiet_and_quick():
+            from mlflow.exceptions import MlflowException
+            from sqlalchemy.exc import SQLAlchemyError
+
+            try:
+                yield
+            except (MlflowException, SQLAlchemyError, OSError) as error:
+                raise TrackingError(f"{uri}: could not {doing} ({_reason(error)}); {way_out}") from error
+    except ImportError as error:
+        raise TrackingError(f"{uri}: could not {doing} ({_reason(error)}); {way_out}") from error
+
+
+@contextlib.contextmanager
+def _quiet_and_quick() -> Iterator[None]:
+    """MLflow's settings and log levels while it is at work; those the user has set stay."""
     ours = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
     os.environ.update(ours)
     levels = {name: logging.getLogger(name).level for name in _LOG_LEVELS}
     try:
         # Importing mlflow sets its logger's level, so ours comes after.
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
+        import mlflow  # noqa: F401
 
         for name, level in _LOG_LEVELS.items():
             logging.getLogger(name).setLevel(level)
-        try:
-            yield
-        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-            raise TrackingError(f"{uri}: could not {doing} ({_reason(error)}); {way_out}") from error
+        yield
     finally:
         for name in ours:
             os.environ.pop(name, None)
@@ -561,6 +891,26 @@ def _log_files(client: MlflowClient, run_id: str, storage: Storage, names: Mappi
                 file = Path(folder) / name
                 file.write_bytes(storage.read(source))
                 client.log_artifact(run_id, str(file))
+
+
+def _register(client: MlflowClient, name: str, run_id: str, results: str) -> None:
+    """Makes a run's model folder a version of a registered model, unless these very files are one already."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    versions = client.search_model_versions(f"name = '{name}'")
+    if not any(one.run_id == run_id and one.tags.get(_RESULTS_TAG) == results for one in versions):
+        source = f"{client.get_run(run_id).info.artifact_uri}/{_MODEL_FOLDER}"
+        client.create_model_version(name, source, run_id, tags={_RESULTS_TAG: results})
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _batches(items: list[_T], size: int) -> Iterable[list[_T]]:

@@ -82,6 +82,12 @@ def write_fixture(folder: Path, description: dict, arrays: dict) -> Path:
     return folder
 
 
+@pytest.fixture(name="write_fixture")
+def _write_fixture() -> Callable[[Path, dict, dict], Path]:
+    """`write_fixture`, for test modules."""
+    return write_fixture
+
+
 @pytest.fixture
 def change() -> Callable[..., None]:
     """Edits a fixture: `change(folder, describe=…, arrays=…)` with functions that alter what they are given."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from zar_ray.errors import ConfigError
-from zar_ray.parity import check_fixtures, format_checks
+from zar_ray.parity import check_fixtures, format_checks, run
 from zar_ray.parity.checks import Measured, compare
 
 SYSTEMS = ("zar_step", "zar_step_pixels")
@@ -155,17 +155,17 @@ class TestFolders:
         checks = check_fixtures(folder.parent)
         assert {check.name.partition("/")[0] for check in checks} == set(SYSTEMS)
         assert missed(checks) == []
-        change(folder, describe=lambda content: content.update(system="vificlip"))
+        change(folder, describe=lambda content: content.update(system="xclip"))
         (name,) = missed(check_fixtures(folder.parent))
         assert name == "zar_step_pixels"
 
     def test_an_unsupported_system_is_one_line_that_names_those_supported(self, make_fixture, change):
         folder = make_fixture("zar_step")
-        change(folder, describe=lambda content: content.update(system="vificlip"))
+        change(folder, describe=lambda content: content.update(system="xclip"))
         with pytest.raises(ConfigError) as caught:
             check_fixtures(folder)
         assert str(caught.value).endswith(
-            'system "vificlip" is not supported; supported: preprocess, zar_step, zar_step_pixels'
+            f'system "xclip" is not supported; supported: {", ".join(sorted(run.SYSTEMS))}'
         )
 
     def test_a_folder_without_fixtures(self, tmp_path):

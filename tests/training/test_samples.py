@@ -2,26 +2,41 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zar_ray.config import AugmentConfig
 from zar_ray.data.index import index_folder
-from zar_ray.training.samples import TrainingVideos, frames_drawn, generator, videos_of_step
+from zar_ray.training.loading import DecoderThreads, decoded_batches
+from zar_ray.training.samples import Sample, SampleReader, frames_drawn, generator, micro_batches, samples_of_step
 from zar_ray.video.transforms import Preprocessing
 
 
 @given(st.integers(1, 40), st.integers(1, 30), st.integers(0, 5), st.integers(0, 3))
 def test_every_epoch_sees_every_video_once_and_batches_are_full(videos, batch_size, first_step, seed):
-    steps = [videos_of_step(step, batch_size, videos, seed) for step in range(first_step + 60)]
+    steps = [samples_of_step(step, batch_size, videos, seed) for step in range(first_step + 60)]
     assert all(len(step) == batch_size for step in steps)
     samples = [sample for step in steps for sample in step]
     for epoch in range(len(samples) // videos):
         seen = samples[epoch * videos : (epoch + 1) * videos]
-        assert {e for e, _ in seen} == {epoch}
-        assert sorted(number for _, number in seen) == list(range(videos))
+        assert {sample.epoch for sample in seen} == {epoch}
+        assert sorted(sample.video for sample in seen) == list(range(videos))
     # A step asked for alone, as after a resumption, is the same step.
-    assert videos_of_step(first_step, batch_size, videos, seed) == steps[first_step]
+    assert samples_of_step(first_step, batch_size, videos, seed) == steps[first_step]
+
+
+@given(st.integers(1, 20), st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.integers(0, 4))
+def test_workers_take_whole_micro_batches_and_every_one_once(videos, micro_batch, turns, workers, first_step):
+    batch_size, steps = micro_batch * turns * workers, range(first_step, first_step + 3)
+    whole = list(micro_batches(steps, batch_size, micro_batch, videos, seed=1))
+    shares = [list(micro_batches(steps, batch_size, micro_batch, videos, 1, rank, workers)) for rank in range(workers)]
+    assert {(one.step, one.number): one for share in shares for one in share} == {
+        (one.step, one.number): one for one in whole
+    }
+    assert all(len(share) == len(steps) * turns for share in shares)
+    for step in steps:
+        samples = [sample for one in whole if one.step == step for sample in one.samples]
+        assert samples == samples_of_step(step, batch_size, videos, 1)
 
 
 @given(st.integers(1, 400), st.integers(1, 40), st.integers(0, 2**32))
@@ -38,24 +53,30 @@ def test_generators_differ_by_key_and_not_by_run():
     assert generator(0, "order", 1).integers(2**60) != generator(0, "order", 2).integers(2**60)
 
 
+def reader(videos, **changes):
+    options = {"frames": 3, "seed": 1, "augmentation": AugmentConfig(), **changes}
+    return SampleReader(videos, Preprocessing(32), **options)
+
+
 @pytest.mark.parametrize("cache_frames", [0, 6])
-def test_workers_share_a_batch_without_changing_it(video_folder, cache_frames):
+def test_a_sample_depends_on_its_key_alone(video_folder, cache_frames):
     videos = list(index_folder(video_folder).rows())
+    first, other = reader(videos, cache_frames=cache_frames), reader(videos, cache_frames=cache_frames)
+    other.read(Sample(3, 4))
+    pixels = first.read(Sample(1, 2))
+    assert (pixels.shape, pixels.dtype) == ((3, 32, 32, 3), np.uint8)
+    assert np.array_equal(pixels, other.read(Sample(1, 2)))
+    assert np.array_equal(pixels, first.read(Sample(1, 2)))
+    assert not np.array_equal(pixels, first.read(Sample(2, 2)))
+    assert not np.array_equal(pixels, reader(videos, cache_frames=cache_frames, seed=2).read(Sample(1, 2)))
 
-    def batches(rank, workers, first=0):
-        source = TrainingVideos(videos, Preprocessing(32), frames=3, seed=1, cache_frames=cache_frames)
-        try:
-            return list(source.batches(range(first, 4), batch_size=8, rank=rank, workers=workers))
-        finally:
-            source.close()
 
-    whole, shares = batches(0, 1), [batches(0, 2), batches(1, 2)]
-    assert len(whole) == 4
-    for step, batch in enumerate(whole):
-        assert batch.pixels.shape == (8, 3, 3, 32, 32)
-        for rank in range(2):
-            assert torch.equal(batch.pixels[rank::2], shares[rank][step].pixels)
-            assert torch.equal(batch.labels[rank::2], shares[rank][step].labels)
-    resumed = batches(0, 1, first=2)
-    assert torch.equal(resumed[0].pixels, whole[2].pixels)
-    assert not torch.equal(whole[0].pixels, whole[1].pixels)
+def test_decoding_ahead_keeps_the_order(video_folder):
+    videos = list(index_folder(video_folder).rows())
+    source, decoders = reader(videos), DecoderThreads(reader(videos), threads=3)
+    wanted = list(micro_batches(range(2, 5), 8, 2, len(videos), seed=1))
+    decoded = list(decoded_batches(wanted, decoders))
+    decoders.close()
+    assert [one.which for one in decoded] == wanted
+    for one in decoded:
+        assert np.array_equal(one.pixels.numpy(), np.stack([source.read(sample) for sample in one.which.samples]))

@@ -141,10 +141,9 @@ def make_cases(
     values = identity(options)
     cases = []
     for class_set, of_set in enumerate(prompts):
-        read = [of_set.names, of_set.context, of_set.texts]
         for name in options.method:
             settings = {key: values[key] for key in (*_SHARED_SETTINGS, *get_method(name).settings)}
-            number = fingerprint([model_fingerprint, read, name, settings])
+            number = fingerprint([model_fingerprint, of_set.identity, name, settings])
             cases.append(Case(f"{name}-{number[:8]}", name, class_set, setting))
     return tuple(cases)
 
@@ -186,7 +185,7 @@ class VideoAdapter:
             for one in of.prompts:
                 key = one, of.options.class_position
                 if key not in made:
-                    made[key] = PromptedClasses(model, one.names, one.context, of.options.class_position, one.texts)
+                    made[key] = PromptedClasses.of(model, one, of.options.class_position)
         # By setting and class set; what settings have in common is one and the same.
         self._classes = tuple(
             tuple(made[one, of.options.class_position] for one in of.prompts) for of in self._settings

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import io
 import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from zar_ray.config import AdaptationOptions, NameStyle, conf_dir
+from zar_ray.config import AdaptationOptions, NameStyle, TrainConfig, conf_dir
 from zar_ray.data.classes import name_key
 from zar_ray.errors import ConfigError, suggestion
 
@@ -21,39 +22,86 @@ _WHOLE = "{}"  # the template of a text that stands for itself
 
 
 @dataclass(frozen=True)
+class ContextFile:
+    """The file of a learned context as it was when a run was put together; no other node needs to have it.
+
+    Attributes:
+        path: The file, for messages.
+        content: Its bytes, which `zar_ray.models.learned_context` reads.
+    """
+
+    path: str
+    content: bytes = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """12 hexadecimal digits of a hash of the content."""
+        return hashlib.sha256(self.content).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
 class ClassPrompts:
     """What `zar_ray.models.text.PromptedClasses` is made from, besides the model.
 
     Attributes:
         names: The K names as prompts spell them.
-        context: The words in front of a name, which tuning starts from.
+        context: The words in front of a name, which tuning starts from, or a learned context in their place.
         texts: For each class its prompts; None for the one prompt ``CONTEXT NAME.``.
     """
 
     names: tuple[str, ...]
-    context: str
+    context: str | ContextFile
     texts: tuple[tuple[str, ...], ...] | None = None
 
+    @property
+    def identity(self) -> list[object]:
+        """What results depend on, as JSON values; of a learned context that is its content, wherever it lies."""
+        context = {"learned": self.context.digest} if isinstance(self.context, ContextFile) else self.context
+        return [self.names, context, self.texts]
 
-def prompts_of(class_sets: Sequence[Sequence[str]], options: AdaptationOptions) -> tuple[ClassPrompts, ...]:
-    """What a run's options make of its class sets; a file of class texts is read once, for the names of all of them.
+
+def is_context_file(context: str) -> bool:
+    """Whether the option `context` names a learned context's file rather than words."""
+    return context.endswith(".safetensors")
+
+
+def read_context_file(path: str | Path) -> ContextFile:
+    """Takes in the file of a learned context; what it holds is looked at where the model is.
 
     Raises:
-        ConfigError: The template or the file cannot be used, or a template is given with a context of its own.
+        ConfigError: It cannot be read.
+    """
+    file = Path(path).expanduser().absolute()
+    try:
+        return ContextFile(str(file), file.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"--context {file}: cannot be read ({error.strerror or error}); give a learned context's file, or words"
+        ) from error
+
+
+def prompts_of(
+    class_sets: Sequence[Sequence[str]], options: AdaptationOptions | TrainConfig
+) -> tuple[ClassPrompts, ...]:
+    """What a run's options make of its class sets; every file that they name is read once, for all of them.
+
+    Raises:
+        ConfigError: The template or a file cannot be used, or a template is given with a context of its own.
     """
     if options.template is not None and options.context != type(options).model_fields["context"].default:
         raise ConfigError("--template and --context: a template's words are the context; give one of them")
     every = tuple(dict.fromkeys(name for names in class_sets for name in names))
     texts = read_class_texts(options.class_texts, every) if options.class_texts is not None else None
+    context = read_context_file(options.context) if is_context_file(options.context) else options.context
     return tuple(
-        class_prompts(names, options.context, style=options.name_style, template=options.template, class_texts=texts)
+        class_prompts(names, context, style=options.name_style, template=options.template, class_texts=texts)
         for names in class_sets
     )
 
 
 def class_prompts(
     class_names: Sequence[str],
-    context: str,
+    context: str | ContextFile,
     *,
     style: NameStyle = "raw",
     template: str | None = None,
@@ -63,7 +111,7 @@ def class_prompts(
 
     Args:
         class_names: The K names, as results show them.
-        context: The words in front of a name where no template says others.
+        context: The words in front of a name where no template says others, or a learned context.
         style: How prompts spell the names; the user's texts stay as they are.
         template: What `load_templates` takes; by default ``CONTEXT {}.``, and texts of the user's stand for themselves.
         class_texts: Texts of each class, see `read_class_texts`. Each takes the name's place in each template.

@@ -14,6 +14,7 @@ from zar_ray.adaptation.cases import Case
 from zar_ray.adaptation.methods import get_method
 from zar_ray.cluster import inside_job
 from zar_ray.config import EvalConfig, zar_home
+from zar_ray.data.class_texts import is_context_file
 from zar_ray.data.datasets import (
     Benchmark,
     known_benchmarks,
@@ -83,6 +84,9 @@ def prepare(options: EvalConfig, console: Console) -> tuple[Workload, EvalConfig
         # Workers have working folders of their own.
         "checkpoint": options.checkpoint.expanduser().absolute() if options.checkpoint else None,
         "class_texts": options.class_texts.expanduser().absolute() if options.class_texts else None,
+        "context": str(Path(options.context).expanduser().absolute())
+        if is_context_file(options.context)
+        else options.context,
     }
     return workload, options.model_copy(update=settled)
 

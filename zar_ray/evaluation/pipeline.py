@@ -35,7 +35,7 @@ from zar_ray.adaptation.methods import get_method
 from zar_ray.cluster import connected, total_cpus, total_gpus
 from zar_ray.config import EvalConfig, fingerprint
 from zar_ray.config import identity as settings_of
-from zar_ray.data.class_texts import prompts_of
+from zar_ray.data.class_texts import is_context_file, prompts_of
 from zar_ray.data.manifest import Manifest, write_manifest
 from zar_ray.errors import RunError
 from zar_ray.evaluation.adapt_stage import AdaptStage
@@ -218,9 +218,10 @@ def _identity(
     workload: Workload, settings: Sequence[Setting], options: EvalConfig, model: ModelCard
 ) -> dict[str, object]:
     manifest = workload.manifest
-    of_prompts = [fingerprint([[one.names, one.context, one.texts] for one in setting.prompts]) for setting in settings]
+    of_prompts = [fingerprint([one.identity for one in setting.prompts]) for setting in settings]
+    places = (*_PLACES, "context") if is_context_file(options.context) else _PLACES
     described: dict[str, object] = {
-        "options": {name: value for name, value in settings_of(options).items() if name not in _PLACES},
+        "options": {name: value for name, value in settings_of(options).items() if name not in places},
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "manifest": {"videos": len(manifest), "fingerprint": manifest.fingerprint()},
         "splits": {

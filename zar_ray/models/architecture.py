@@ -14,6 +14,7 @@ import open_clip
 import torch
 
 from zar_ray.errors import ModelError, suggestion
+from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts
 
 Architecture = Mapping[str, Any]
 
@@ -90,7 +91,8 @@ def build_clip(architecture: Architecture) -> open_clip.CLIP:
     """Builds a CLIP with freshly initialised weights (torch's default generator), float32, on the CPU.
 
     Args:
-        architecture: A mapping in the form of open_clip's model configs.
+        architecture: A mapping in the form of open_clip's model configs; ``deep_prompts``, of `attach_deep_prompts`'s
+            ``vectors`` and ``depth``, adds prompt vectors to both towers.
 
     Raises:
         ModelError: The mapping is not such a config, or its text tower is not CLIP's causal transformer.
@@ -109,11 +111,15 @@ def build_clip(architecture: Architecture) -> open_clip.CLIP:
             f"this model's text tower is not CLIP's causal transformer ({', '.join(foreign)}), which prompt tuning"
             " needs; choose a CLIP such as ViT-B-16-quickgelu"
         )
+    prompts = config.pop(SIZES, None)
     try:
-        return open_clip.CLIP(**config)
+        clip = open_clip.CLIP(**config)
+        if prompts is not None:
+            attach_deep_prompts(clip, **prompts)
     except (TypeError, ValueError, KeyError, AssertionError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"not an open_clip model config: {reason}") from error
+    return clip
 
 
 def _infer_vit(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:

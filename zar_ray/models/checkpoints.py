@@ -1,4 +1,4 @@
-"""Checkpoint files: zar-ray's own, and those of OpenAI and open_clip.
+"""Checkpoint files: zar-ray's own, and those of OpenAI, open_clip, ViFi-CLIP and ActionCLIP.
 
 zar-ray's own format is a safetensors file of float32 tensors in OpenAI's layout (which open_clip's CLIP shares), with
 one metadata entry, ``zar_ray``, of JSON: format version, architecture, preprocessing and free notes. No file is ever
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import open_clip
 import torch
@@ -22,19 +21,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from zar_ray.errors import ModelError
-from zar_ray.models.architecture import Architecture, build_clip
+from zar_ray.models.architecture import Architecture, build_clip, infer_architecture
+from zar_ray.models.clip import clip_tokenizer
+from zar_ray.models.deep_prompts import SIZES
+from zar_ray.models.formats import (
+    TOKEN_EMBEDDING,
+    Origin,
+    as_float32,
+    openai_layout,
+    published_preprocessing,
+    recognise,
+)
 from zar_ray.models.torchscript import is_torchscript, read_torchscript
+from zar_ray.models.unpickling import read_pickled
 from zar_ray.video.transforms import Preprocessing
 
-__all__ = ["Checkpoint", "build_clip", "load_weights", "read_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "build_clip", "load_weights", "openai_layout", "read_checkpoint", "save_checkpoint"]
 
 METADATA_KEY = "zar_ray"
 FORMAT_VERSION = 1
-
-# Besides weights, OpenAI's archives hold these three numbers, and only they do.
-_OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
-# Where training scripts keep the weights in what they save.
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,20 +48,26 @@ class Checkpoint:
 
     Attributes:
         path: The file.
-        origin: ``zar-ray``, ``openai`` (surely: the file bears OpenAI's marks) or ``clip`` (OpenAI's layout, which
-            open_clip shares; the file does not say which activation it was trained with).
-        tensors: The state dict in OpenAI's layout, float32 where floating, on the CPU.
-        architecture: As open_clip's model configs; None where the file does not tell.
-        preprocessing: None where the file does not tell.
+        origin: ``zar-ray``, ``openai`` (surely: the file bears OpenAI's marks), ``clip`` (OpenAI's layout, which
+            open_clip shares; the file does not say which activation it was trained with), ``vificlip`` or
+            ``actionclip``.
+        tensors: The state dict in OpenAI's layout, float32 where floating, on the CPU. ViFi-CLIP's lacks the token
+            embedding.
+        architecture: As open_clip's model configs; None where neither the file nor its system tells.
+        preprocessing: None where neither the file nor its system tells.
         notes: What was written down when it was saved.
+        left_out: Tensors of the file that are not among `tensors`, and why, by their names in the file.
+        epoch: The epoch written down beside the weights, if any.
     """
 
     path: Path
-    origin: Literal["zar-ray", "openai", "clip"]
+    origin: Origin
     tensors: dict[str, torch.Tensor]
     architecture: dict[str, Any] | None = None
     preprocessing: Preprocessing | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    epoch: int | None = None
 
 
 def save_checkpoint(
@@ -83,7 +94,7 @@ def save_checkpoint(
         raise ValueError(f"{path}: zar-ray's checkpoints end in .safetensors")
     state = model.state_dict() if isinstance(model, torch.nn.Module) else model
     # safetensors refuses tensors that share memory
-    tensors = {name: _as_float32(tensor.detach()).cpu().contiguous().clone() for name, tensor in state.items()}
+    tensors = {name: as_float32(tensor.detach()).cpu().contiguous().clone() for name, tensor in state.items()}
     content = {
         "format": FORMAT_VERSION,
         "architecture": dict(architecture),
@@ -100,26 +111,22 @@ def save_checkpoint(
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a zar-ray, OpenAI or open_clip checkpoint: safetensors, a PyTorch file or OpenAI's TorchScript archive.
+    """Reads a checkpoint: safetensors, a PyTorch file or OpenAI's TorchScript archive.
 
-    Weights may lie under ``state_dict``, ``model_state_dict`` or ``model`` and bear the prefix ``module.``; half
-    precision becomes float32. PyTorch files are read with ``weights_only=True``; of a TorchScript archive only the
-    tensors are read, none of its code is run.
+    Its system is told by its keys. Weights may lie under ``state_dict``, ``model_state_dict`` or ``model`` and bear
+    the prefix ``module.``; half precision becomes float32. PyTorch files are read with ``weights_only=True``; of a
+    TorchScript archive only the tensors are read, none of its code is run.
 
     Raises:
-        ModelError: There is no such file, it is damaged, or it holds something other than weights.
+        ModelError: There is no such file, it is damaged, holds something other than weights, or those of a model that
+            is not here.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: no such checkpoint file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    content = _read_torch(path)
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    tensors = _only_tensors(content, path)
-    return Checkpoint(path, "openai" if set(_OPENAI_MARKS) <= set(tensors) else "clip", openai_layout(tensors))
+    return _foreign(_read_torch(path), path)
 
 
 def load_weights(clip: open_clip.CLIP, tensors: Mapping[str, torch.Tensor], place: str) -> None:
@@ -159,7 +166,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: cannot be read as safetensors ({_line(error)})") from error
     if METADATA_KEY not in metadata:
-        return Checkpoint(path, "openai" if set(_OPENAI_MARKS) <= set(tensors) else "clip", openai_layout(tensors))
+        return _foreign(tensors, path)
     try:
         content = json.loads(metadata[METADATA_KEY])
         version = content["format"]
@@ -180,41 +187,33 @@ def _read_torch(path: Path) -> object:
     try:
         if is_torchscript(path):
             return read_torchscript(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path}: holds Python objects besides tensors, or is damaged, and is not unpickled for safety; where it"
-            " came from, save its weights alone with torch.save(model.state_dict(), FILE)"
-        ) from error
     except (ValueError, RuntimeError, EOFError, KeyError, OSError, zipfile.BadZipFile, StopIteration) as error:
         raise ModelError(f"{path}: cannot be read as a checkpoint ({_line(error)})") from error
+    return read_pickled(path)
 
 
-def _only_tensors(content: object, path: Path) -> dict[str, torch.Tensor]:
-    tensors = {}
-    if isinstance(content, Mapping):
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise ModelError(f"{path}: holds no state dict: no tensors by name at its top or under {', '.join(_WRAPPERS)}")
-    return tensors
+def _foreign(content: object, path: Path) -> Checkpoint:
+    """What another system saved. ViFi-CLIP and ActionCLIP build on OpenAI's CLIP, so their files tell everything."""
+    found = recognise(content, str(path))
+    architecture, preprocessing, notes = None, None, {}
+    if found.origin in ("vificlip", "actionclip"):
+        architecture = infer_architecture(_with_vocabulary(found.tensors), str(path))
+        preprocessing = published_preprocessing(found.origin, architecture["vision_cfg"]["image_size"])
+        notes = {"name": path.stem}
+        if SIZES in found.tensors:
+            depth, vectors, _ = found.tensors[SIZES].shape
+            architecture[SIZES] = {"vectors": vectors, "depth": depth}
+    return Checkpoint(
+        path, found.origin, found.tensors, architecture, preprocessing, notes, found.left_out, found.epoch
+    )
 
 
-def openai_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """OpenAI's layout, in float32: without wrappers' prefixes, buffers that follow from the sizes, and marks."""
-    names = {name: name for name in tensors}
-    if all(name.startswith("module.") for name in names):  # saved under DistributedDataParallel
-        names = {name: name.removeprefix("module.") for name in names}
-    if "text.token_embedding.weight" in names.values():  # open_clip's CustomTextCLIP
-        names = {name: short.removeprefix("text.") for name, short in names.items()}
-    return {
-        short: _as_float32(tensors[name])
-        for name, short in names.items()
-        if short not in _OPENAI_MARKS and short.rpartition(".")[2] != "attn_mask"
-    }
-
-
-def _as_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+def _with_vocabulary(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """The tensors with a token embedding of CLIP's vocabulary, of a shape but without values, where there is none."""
+    if TOKEN_EMBEDDING in tensors or "ln_final.weight" not in tensors:
+        return tensors
+    shape = (clip_tokenizer().vocab_size, len(tensors["ln_final.weight"]))
+    return {**tensors, TOKEN_EMBEDDING: torch.empty(shape, device="meta")}
 
 
 def _shape(tensor: torch.Tensor) -> str:

@@ -103,7 +103,7 @@ class ClipModel(nn.Module):
     @property
     def logit_scale(self) -> float:
         """What cosines are multiplied by to give logits: exp of the learnt parameter."""
-        return float(self.clip.logit_scale.exp())
+        return float(self.clip.logit_scale.detach().exp())
 
     @cached_property
     def fingerprint(self) -> str:

@@ -25,8 +25,9 @@ from zar_ray.models.architecture import (
     model_name,
     named_architecture,
 )
-from zar_ray.models.checkpoints import load_weights, read_checkpoint
+from zar_ray.models.checkpoints import Checkpoint, load_weights, read_checkpoint
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.formats import FUSION_HEAD, ORIGIN_NAMES, TOKEN_EMBEDDING
 from zar_ray.video.transforms import Preprocessing
 
 RANDOM = "random"
@@ -39,10 +40,11 @@ _DEFAULT_MODEL = ModelOptions.model_fields["model"].default
 def load_model(options: ModelOptions, device: torch.device | str | None = None) -> ClipModel:
     """Loads the model that the options name.
 
-    `checkpoint` comes before `pretrained`. zar-ray's own files describe themselves. For others `model` names the
-    architecture; while it is left at its default, a file in OpenAI's layout is taken for OpenAI's: sizes from its
-    tensors, and QuickGELU. No file tells its activation, so a warning says what was assumed unless the file bears
-    OpenAI's own marks.
+    `checkpoint` comes before `pretrained`. zar-ray's own files describe themselves, and the systems of ViFi-CLIP's and
+    ActionCLIP's are known. For others `model` names the architecture; while it is left at its default, a file in
+    OpenAI's layout is taken for OpenAI's: sizes from its tensors, and QuickGELU. No file tells its activation, so a
+    warning says what was assumed unless the file bears OpenAI's own marks. A ViFi-CLIP file holds no token embedding:
+    that of `model` and `pretrained` is used.
 
     Args:
         options: Which weights, and how they run.
@@ -112,30 +114,69 @@ def hub_problem(seconds: float = REACH_SECONDS) -> str | None:
     return None
 
 
-def _from_file(options: ModelOptions) -> ClipModel:
-    checkpoint = read_checkpoint(options.checkpoint)  # type: ignore[arg-type] # load_model saw that it is given
+def describe_checkpoint(checkpoint: Checkpoint, model: str | None = None) -> tuple[str, Architecture, Preprocessing]:
+    """Name, architecture and preprocessing of a checkpoint; a warning says what had to be assumed.
+
+    Args:
+        checkpoint: What was read.
+        model: The open_clip name of its architecture, for a file that does not tell; None: OpenAI's, by its sizes.
+
+    Raises:
+        ModelError: The architecture is unknown, not a CLIP's, or reads other pictures than square ones.
+    """
     place = str(checkpoint.path)
     if checkpoint.architecture is not None and checkpoint.preprocessing is not None:
         name = str(checkpoint.notes.get("name", checkpoint.path.stem))
-        architecture, preprocessing = checkpoint.architecture, checkpoint.preprocessing
+        return name, checkpoint.architecture, checkpoint.preprocessing
+    if model is not None:
+        architecture = named_architecture(model)
+        if checkpoint.origin == "openai":
+            architecture["quick_gelu"] = True
     else:
-        if options.model != _DEFAULT_MODEL:
-            architecture = named_architecture(options.model)
-            if checkpoint.origin == "openai":
-                architecture["quick_gelu"] = True
-        else:
-            architecture = infer_architecture(checkpoint.tensors, place)
-            if checkpoint.origin != "openai":
-                warnings.warn(
-                    f"{place}: read as OpenAI's CLIP, with QuickGELU; if it was trained with plain GELU (as most of"
-                    " open_clip's were), name its architecture, such as --model ViT-B-16, or its features are wrong",
-                    stacklevel=3,
-                )
-        name = model_name(architecture) or checkpoint.path.stem
-        preprocessing = Preprocessing(input_size=_input_size(architecture, place))
+        architecture = infer_architecture(checkpoint.tensors, place)
+        if checkpoint.origin != "openai":
+            warnings.warn(
+                f"{place}: read as OpenAI's CLIP, with QuickGELU; if it was trained with plain GELU (as most of"
+                " open_clip's were), name its architecture, such as --model ViT-B-16, or its features are wrong",
+                stacklevel=4,
+            )
+    name = model_name(architecture) or checkpoint.path.stem
+    return name, architecture, Preprocessing(input_size=_input_size(architecture, place))
+
+
+def _from_file(options: ModelOptions) -> ClipModel:
+    checkpoint = read_checkpoint(options.checkpoint)  # type: ignore[arg-type] # load_model saw that it is given
+    place = str(checkpoint.path)
+    name, architecture, preprocessing = describe_checkpoint(
+        checkpoint, options.model if options.model != _DEFAULT_MODEL else None
+    )
+    fusion = list(checkpoint.left_out.values()).count(FUSION_HEAD)
+    if fusion:
+        warnings.warn(
+            f"{place}: the CLIP inside ActionCLIP is used, which averages frames; its fusion head is not ({fusion}"
+            " tensors)",
+            stacklevel=3,
+        )
+    tensors = checkpoint.tensors
+    if checkpoint.origin == "vificlip" and TOKEN_EMBEDDING not in tensors:
+        tensors = {**tensors, TOKEN_EMBEDDING: _token_embedding(options)}
     clip = build_clip(architecture)
-    load_weights(clip, checkpoint.tensors, place)
+    load_weights(clip, tensors, place)
     return ClipModel(clip, name, preprocessing, architecture, options.precision)
+
+
+def _token_embedding(options: ModelOptions) -> torch.Tensor:
+    """That of the pretrained model that the options name beside a checkpoint without one."""
+    lacks = f"{options.checkpoint}: a {ORIGIN_NAMES['vificlip']} file, which holds no token embedding"
+    way_out = f"make it whole with: zar checkpoint import {options.checkpoint} --base FILE or NAME:TAG"
+    if options.pretrained in (None, RANDOM):
+        raise ModelError(f"{lacks}, and no pretrained model is named to take it from; {way_out}")
+    try:
+        return _from_tag(options, options.pretrained).clip.token_embedding.weight.detach()
+    except ModelError as error:
+        raise ModelError(
+            f"{lacks}, and that of {options.model} {options.pretrained} cannot be had ({error}); {way_out}"
+        ) from error
 
 
 def _untrained(options: ModelOptions) -> ClipModel:

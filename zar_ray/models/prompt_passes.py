@@ -16,6 +16,7 @@ import torch
 
 from zar_ray.models.blocks import Block, Norm, unfit_block
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.deep_prompts import deep_prompts_of, with_layer_prompts
 from zar_ray.models.precision import exact_float32
 
 # What cannot be seen, added to attention scores.
@@ -88,7 +89,8 @@ class SharedPrefixPass:
     """Runs the start token and the context once, and of each class its own tokens only, up to its end of text.
 
     Classes of equally many tokens lie together, so nothing is padded, and all tokens pass the norms and the MLPs as
-    one matrix. In the last block only what the ends of text need is computed.
+    one matrix. In the last block only what the ends of text need is computed. Where the tower has prompt vectors in
+    its layers (`zar_ray.models.deep_prompts`), they take the context's places there.
 
     Args:
         tower: open_clip's text tower, a `CLIP` or the ``text`` of a `CustomTextCLIP`, which `unfit_text` has nothing
@@ -108,6 +110,7 @@ class SharedPrefixPass:
         self._context_positions = positions[1:prefix]
         self._blocks = [Block.of(block, embeddings.dtype) for block in tower.transformer.resblocks]
         self._norm, self._projection = Norm.of(tower.ln_final), tower.text_projection
+        self._layer_prompts = deep_prompts_of(tower)
 
         lengths = ends.to(device) - prefix + 1
         rows: list[torch.Tensor] = []
@@ -137,10 +140,12 @@ class SharedPrefixPass:
         with torch.autocast(contexts.device.type, enabled=False), exact_float32():
             tokens = [self._start, contexts + self._context_positions, self._names]
             x = torch.cat([part.expand(count, *part.shape[-2:]) for part in tokens], dim=1)
-            for block in self._blocks[:-1]:
+            for layer, block in enumerate(self._blocks[:-1]):
+                x = with_layer_prompts(x, self._layer_prompts, layer, 1)
                 query, key, value = block.project(block.normed(x))
                 x = block.transformed(block.attended(x, self._attention(query, key, value)))
             last = self._blocks[-1]
+            x = with_layer_prompts(x, self._layer_prompts, len(self._blocks) - 1, 1)
             normed = last.normed(x)
             key, value = last.project(normed, first=1)
             (query,) = last.project(normed[:, self._ends], last=1)

@@ -9,14 +9,19 @@ from functools import cached_property
 import torch
 from torch.nn.functional import normalize
 
-from zar_ray.config import ClassPosition
+from zar_ray.config import ClassPosition, ModelOptions
+from zar_ray.data.class_texts import ClassPrompts, ContextFile
 from zar_ray.errors import ConfigError
 from zar_ray.models.clip import ClipModel, clip_tokenizer
+from zar_ray.models.deep_prompts import deep_prompts_of
+from zar_ray.models.learned_context import LearnedContext, parse_context
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.prompt_passes import FullPass, PromptPass, SharedPrefixPass, unfit_text
 
 _TEXTS_A_PASS = 256
 _SHOWN_TEXT = 80  # characters of a text that a message repeats
+_PLACEHOLDER = "x"  # a token whose place a learned vector takes
+_DEFAULT_CONTEXT: str = ModelOptions.model_fields["context"].default
 
 
 class PromptedClasses:
@@ -30,10 +35,13 @@ class PromptedClasses:
     be tuned where each class has one text and all texts start with the context's words, tokens of their own; what
     follows them, the name and what the template puts behind it, stays.
 
+    A model with prompt vectors in its layers (`zar_ray.models.deep_prompts`) has a context of its own, its first
+    layer's vectors, and takes no other.
+
     Args:
         model: The model whose text tower reads the prompts.
         class_names: The candidate classes, as they shall appear in results.
-        context: The words that the context vectors start from.
+        context: The words that the context vectors start from, or a context learned for this model.
         position: Where the name stands: ``end``, after the context; ``front``, before it; ``middle``, after the first
             half of it, rounded down (CoOp: Zhou et al., IJCV 2022, section 3.2).
         texts: For each class its whole prompts; by default the one prompt ``CONTEXT NAME.``.
@@ -46,7 +54,8 @@ class PromptedClasses:
 
     Raises:
         ConfigError: There are no classes; a name or a text is empty, too long, or reads the same as another class's;
-            the context has no words; or `texts` are given with a position.
+            the context has no words; or `texts` are given with a position or with a learned context.
+        ModelError: The context was learned for another model.
         ValueError: There are not as many `texts` as classes.
     """
 
@@ -54,7 +63,7 @@ class PromptedClasses:
         self,
         model: ClipModel,
         class_names: Sequence[str],
-        context: str = "a video of a",
+        context: str | LearnedContext = _DEFAULT_CONTEXT,
         position: ClassPosition = "end",
         texts: Sequence[Sequence[str]] | None = None,
     ) -> None:
@@ -63,7 +72,8 @@ class PromptedClasses:
         for number, name in enumerate(class_names, 1):
             if not _spaced(name):
                 raise ConfigError(f"class name {number} of {len(class_names)} is empty; give every class a name")
-        words = _spaced(context)
+        vectors = _learned_vectors(model, context, position, texts)
+        words = _spaced(str(context)) if vectors is None else " ".join([_PLACEHOLDER] * len(vectors))
         self.model = model
         self.class_names = tuple(class_names)
         context_ids = model.tokenize([words])
@@ -93,32 +103,47 @@ class PromptedClasses:
         self._fixed = None if texts is None else _why_fixed(self.class_names, texts, words, strays)
         if self._fixed is None:
             embeddings = model.embed_tokens(self.token_ids)
-            self._words = embeddings[0, places[0].to(embeddings.device)].clone()
+            start = embeddings[0, places[0].to(embeddings.device)] if vectors is None else vectors
+            self._start = start.detach().to(embeddings, copy=True)
             self._run = _fastest_pass(model, position, embeddings, places, self.token_ids.argmax(dim=1))
+
+    @classmethod
+    def of(cls, model: ClipModel, prompts: ClassPrompts, position: ClassPosition = "end") -> PromptedClasses:
+        """What a run's options say of its classes, see `zar_ray.data.class_texts.prompts_of`.
+
+        Raises:
+            ConfigError: See the class.
+            ModelError: The context's file is damaged, or was learned for another model.
+        """
+        context = prompts.context
+        if isinstance(context, ContextFile):
+            context = parse_context(context.content, context.path)
+        return cls(model, prompts.names, context, position, prompts.texts)
 
     def __len__(self) -> int:
         return len(self.class_names)
 
-    def require_tunable(self, method: str = "the method") -> None:
+    def require_tunable(self, method: str = "the method", way_out: str = "--method zero_shot") -> None:
         """Refuses classes without a context that could be tuned.
 
         Args:
             method: What would tune it, for the message.
+            way_out: What would not, for the message.
 
         Raises:
             ConfigError: A class has several texts, or one that does not start with the context.
         """
         if self._fixed is not None:
             raise ConfigError(
-                f"{method} {self._fixed}; use --method zero_shot, or one text a class in a single template such as"
+                f"{method} {self._fixed}; use {way_out}, or one text a class in a single template such as"
                 ' "a video of a {}."'
             )
 
     @property
     def initial_context(self) -> torch.Tensor:
-        """float32 (L, W): the token embeddings of the context's words; needs a context that can be tuned."""
+        """float32 (L, W): the learned context, or its words' token embeddings; needs a context that can be tuned."""
         self.require_tunable()
-        return self._words
+        return self._start
 
     @property
     def tokens(self) -> int:
@@ -132,7 +157,7 @@ class PromptedClasses:
         with torch.no_grad():
             if self._fixed is None:
                 return self.features(self.initial_context)
-            of_texts = normalize(self._encode_texts(), dim=-1).split(self._counts)
+            of_texts = normalize(self.encode_texts(), dim=-1).split(self._counts)
             return normalize(torch.stack([one.mean(dim=0) for one in of_texts]), dim=-1)
 
     @cached_property
@@ -192,8 +217,11 @@ class PromptedClasses:
         with exact_float32():
             return self.model.logit_scale * video_features @ text_features.mT
 
-    def _encode_texts(self) -> torch.Tensor:
-        """float32 (N, D): all prompts' embeddings, not normalised."""
+    def encode_texts(self) -> torch.Tensor:
+        """float32 (N, D): all prompts' embeddings, not normalised, differentiable in the model's weights.
+
+        A learned context has no words, so these are not the prompts that it stands in.
+        """
         parts = []
         for ids in self.token_ids.split(_TEXTS_A_PASS):
             ends = ids.argmax(dim=1)
@@ -215,6 +243,26 @@ def why_full_pass(model: ClipModel, position: ClassPosition = "end") -> str | No
     if position != "end":
         return "class names stand before context vectors"
     return unfit_text(model.text_tower)
+
+
+def _learned_vectors(
+    model: ClipModel, context: str | LearnedContext, position: ClassPosition, texts: Sequence[Sequence[str]] | None
+) -> torch.Tensor | None:
+    """(L, W): the vectors that stand where a context's words would; None where words do."""
+    own = deep_prompts_of(model.text_tower)
+    if own is not None:
+        if texts is not None or context != _DEFAULT_CONTEXT or position != "end":
+            raise ConfigError(
+                f"{model.name}: has learnt {own.shape[1]} vectors to stand in front of class names; leave --context,"
+                " --class-position, --template and --class-texts away"
+            )
+        return own[0]
+    if isinstance(context, str):
+        return None
+    context.require_for(model)
+    if texts is not None:
+        raise ConfigError(f"{context.place}: goes without a template and class texts; leave them away")
+    return context.vectors
 
 
 def _fastest_pass(

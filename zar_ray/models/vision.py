@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zar_ray.models.blocks import Block, Norm, unfit_block
+from zar_ray.models.deep_prompts import deep_prompts_of, with_first_prompts, with_layer_prompts
 
 
 def unfit_vision(visual: nn.Module) -> str | None:
@@ -29,7 +30,8 @@ def unfit_vision(visual: nn.Module) -> str | None:
 class VisionTower:
     """A vision transformer's forward pass without gradients.
 
-    In the last block only the class token is computed: nothing reads the others.
+    In the last block only the class token is computed: nothing reads the others. A tower's prompt vectors
+    (`zar_ray.models.deep_prompts`) stand behind the patches.
 
     Args:
         visual: A tower that `unfit_vision` has nothing against. Its weights are shared where their type is `dtype`.
@@ -44,6 +46,8 @@ class VisionTower:
         self.positions = visual.positional_embedding[1:]
         self.norm_before = None if isinstance(visual.ln_pre, nn.Identity) else Norm.of(visual.ln_pre)
         self.blocks = [Block.of(block, dtype) for block in visual.transformer.resblocks]
+        self.prompts = deep_prompts_of(visual)
+        self.first_prompt = 0 if self.prompts is None else -self.prompts.shape[1]
         self.norm_after = Norm.of(visual.ln_post)
         self.projection = visual.proj.to(dtype)
 
@@ -59,11 +63,14 @@ class VisionTower:
         patches = F.conv2d(pixels.to(self.dtype), self.patches, stride=self.stride).flatten(2).transpose(1, 2)
         images, _, width = patches.shape
         x = torch.cat([self.class_token.expand(images, 1, width), patches + self.positions], dim=1)
+        x = with_first_prompts(x, self.prompts)
         x = x if self.norm_before is None else self.norm_before(x)
-        for block in self.blocks[:-1]:
+        for layer, block in enumerate(self.blocks[:-1]):
+            x = with_layer_prompts(x, self.prompts, layer, self.first_prompt)
             query, key, value = block.project(block.normed(x))
             x = block.transformed(block.attended(x, _attention(query, key, value)))
         last = self.blocks[-1]
+        x = with_layer_prompts(x, self.prompts, len(self.blocks) - 1, self.first_prompt)
         normed = last.normed(x)
         key, value = last.project(normed, first=1)
         (query,) = last.project(normed[:, :1], last=1)

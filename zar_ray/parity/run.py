@@ -9,12 +9,14 @@ from zar_ray.errors import ConfigError
 from zar_ray.parity.checks import ArrayCheck, Evidence, compare, miss
 from zar_ray.parity.fixture import DESCRIPTION, Fixture, is_fixture, read_fixture
 from zar_ray.parity.preprocess import check_preprocess
+from zar_ray.parity.vificlip import check_vificlip
 from zar_ray.parity.zar_steps import check_zar_steps
 
 SYSTEMS: dict[str, Callable[[Fixture, Path | None], Evidence]] = {
     "zar_step": check_zar_steps,
     "zar_step_pixels": check_zar_steps,
     "preprocess": check_preprocess,
+    "vificlip": check_vificlip,
 }
 
 

@@ -1,42 +1,53 @@
 """Which videos a step sees, and which pixels of them: pure functions of the seed, whatever the workers.
 
 A sample's position in the run settles its epoch and its video; (seed, epoch, video id) settle the frames drawn and
-where they are cropped.
+what is done to them.  A step's samples lie in micro-batches, which are never divided: a worker takes whole ones.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from zar_ray.config import Decoder
+from zar_ray.config import AugmentConfig, Decoder
 from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import RunError, VideoError
+from zar_ray.training.augmentation import augment
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.plans import segment_frames
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import Preprocessing
 
-# Enough for decoding to go on while a step is computed, few enough to hold in memory.
-_STEPS_AHEAD = 2
 
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """One worker's share of a step.
+@dataclass(frozen=True)
+class Sample:
+    """One video as one epoch sees it.
 
     Attributes:
-        pixels: float32 (B, T, 3, R, R), normalised.
-        labels: int64 (B,), label ids.
+        epoch: From 0.
+        video: Its number in the training set.
     """
 
-    pixels: torch.Tensor
-    labels: torch.Tensor
+    epoch: int
+    video: int
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples that pass the model together.
+
+    Attributes:
+        step: The step they are of, from 0.
+        number: Which of the step's micro-batches.
+        samples: The samples.
+    """
+
+    step: int
+    number: int
+    samples: tuple[Sample, ...]
 
 
 @dataclass(frozen=True)
@@ -53,8 +64,8 @@ def generator(*key: object) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
-def videos_of_step(step: int, batch_size: int, videos: int, seed: int) -> list[tuple[int, int]]:
-    """The samples of a step, as (epoch, video number); batches run on over the end of an epoch, none is cut short.
+def samples_of_step(step: int, batch_size: int, videos: int, seed: int) -> list[Sample]:
+    """The samples of a step; batches run on over the end of an epoch, none is cut short.
 
     Args:
         step: From 0.
@@ -65,8 +76,28 @@ def videos_of_step(step: int, batch_size: int, videos: int, seed: int) -> list[t
     samples = []
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(position, videos)
-        samples.append((epoch, int(_order(epoch, videos, seed)[place])))
+        samples.append(Sample(epoch, int(_order(epoch, videos, seed)[place])))
     return samples
+
+
+def micro_batches(
+    steps: range, batch_size: int, micro_batch: int, videos: int, seed: int, rank: int = 0, workers: int = 1
+) -> Iterator[MicroBatch]:
+    """One worker's micro-batches, step by step: every so-manieth of each step's.
+
+    Args:
+        steps: The steps.
+        batch_size: Samples a step, over all workers; a multiple of `micro_batch` times `workers`.
+        micro_batch: Samples a micro-batch.
+        videos: Videos of the training set.
+        seed: Seed of the run.
+        rank: This worker's number.
+        workers: How many there are.
+    """
+    for step in steps:
+        samples = samples_of_step(step, batch_size, videos, seed)
+        for number in range(rank, batch_size // micro_batch, workers):
+            yield MicroBatch(step, number, tuple(samples[number * micro_batch : (number + 1) * micro_batch]))
 
 
 _orders: dict[tuple[int, int, int], np.ndarray] = {}
@@ -89,17 +120,17 @@ def frames_drawn(frames: int, count: int, rng: np.random.Generator) -> np.ndarra
     return np.minimum(((np.arange(count) + rng.random(count)) * frames / count).astype(np.int64), frames - 1)
 
 
-class TrainingVideos:
-    """Decodes and crops the samples of a training set; decoding runs ahead in threads.
+class SampleReader:
+    """Decodes samples; light to send to a process that does nothing else.
 
     Args:
         videos: The labelled videos.
         preprocessing: The model's input.
         frames: T, frames a sample.
         seed: Seed of the run.
+        augmentation: What is done to a sample's pixels.
         decoder: What reads the files.
         cache_frames: Frames of each video to keep in memory, 0 for none.
-        threads: Threads that decode.
         decode_timeout: Seconds that decoding a video may take.
     """
 
@@ -109,70 +140,37 @@ class TrainingVideos:
         preprocessing: Preprocessing,
         frames: int,
         seed: int,
+        augmentation: AugmentConfig,
         decoder: Decoder = "auto",
         cache_frames: int = 0,
-        threads: int = 2,
         decode_timeout: float | None = None,
     ) -> None:
         self._videos = videos
         self._preprocessing = preprocessing
         self._frames = frames
         self._seed = seed
+        self._augmentation = augmentation
         self._decoder: Decoder = decoder
         self._cache_frames = cache_frames
         self._decode_timeout = decode_timeout
         self._cache: dict[int, np.ndarray] = {}
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    def batches(self, steps: range, batch_size: int, rank: int, workers: int) -> Iterator[Batch]:
-        """Yields one worker's share of each step, in order.
+    def read(self, sample: Sample) -> np.ndarray:
+        """uint8 (T, R, R, 3): the frames drawn, augmented alike.
 
-        Args:
-            steps: The steps to yield.
-            batch_size: Samples a step over all workers; a multiple of `workers`.
-            rank: This worker's number.
-            workers: How many there are.
+        Raises:
+            RunError: The video cannot be decoded, or is not what its manifest says.
         """
-        shares = (videos_of_step(step, batch_size, len(self._videos), self._seed)[rank::workers] for step in steps)
-        pending: list[tuple[list[Future[np.ndarray]], list[int]]] = []
-        for share in shares:
-            pixels = [self._pool.submit(self._sample, epoch, number) for epoch, number in share]
-            pending.append((pixels, [self._label(number) for _, number in share]))
-            if len(pending) > _STEPS_AHEAD:
-                yield self._collect(*pending.pop(0))
-        for one in pending:
-            yield self._collect(*one)
-
-    def close(self) -> None:
-        """Ends the decoding threads."""
-        self._pool.shutdown(cancel_futures=True)
-
-    def _label(self, number: int) -> int:
-        label = self._videos[number].label_id
-        assert label is not None, "only labelled videos are trained on"
-        return label
-
-    def _collect(self, pixels: list[Future[np.ndarray]], labels: list[int]) -> Batch:
-        stacked = torch.from_numpy(np.stack([future.result() for future in pixels]))
-        mean = torch.tensor(self._preprocessing.mean).view(3, 1, 1)
-        std = torch.tensor(self._preprocessing.std).view(3, 1, 1)
-        return Batch((stacked.movedim(-1, -3).float() / 255 - mean) / std, torch.tensor(labels))
-
-    def _sample(self, epoch: int, number: int) -> np.ndarray:
-        """uint8 (T, R, R, 3): the frames drawn, under one random crop."""
-        video = self._videos[number]
-        rng = generator(self._seed, "sample", epoch, video.video_id)
+        video = self._videos[sample.video]
+        rng = generator(self._seed, "sample", sample.epoch, video.video_id)
         if self._cache_frames:
-            kept = self._kept(number)
+            kept = self._kept(sample.video)
             frames = kept[frames_drawn(len(kept), self._frames, rng)]
         else:
             chosen = frames_drawn(video.frames or 1, self._frames, rng)
             distinct, rows = np.unique(chosen, return_inverse=True)
             frames = self._decode(video, distinct)[rows]
-        size = self._preprocessing.input_size
-        top = int(rng.integers(0, frames.shape[1] - size + 1))
-        left = int(rng.integers(0, frames.shape[2] - size + 1))
-        return frames[:, top : top + size, left : left + size]
+        return augment(frames, self._augmentation, self._preprocessing.input_size, rng)
 
     def _kept(self, number: int) -> np.ndarray:
         if number not in self._cache:

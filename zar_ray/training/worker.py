@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections import deque
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray.train
 import ray.train.torch
@@ -17,19 +16,29 @@ import torch
 import torch.distributed
 from ray.util.queue import Queue
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from zar_ray.config import TrainConfig
+from zar_ray.config import TrainConfig, identity
+from zar_ray.data.class_texts import ClassPrompts, read_context_file
 from zar_ray.data.manifest import VideoRow
 from zar_ray.models.architecture import Architecture, build_clip
-from zar_ray.models.checkpoints import load_weights
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
-from zar_ray.training.recipe import VideoTextModel, learning_rate, optimiser
-from zar_ray.training.samples import TrainingVideos
-from zar_ray.video.transforms import Preprocessing
+from zar_ray.training.loading import DecodedBatch, DecoderProcesses, Decoders, DecoderThreads, decoded_batches
+from zar_ray.training.mixing import mix
+from zar_ray.training.network import VideoTextModel, save_trained
+from zar_ray.training.progress import Meter, Raised, Validated
+from zar_ray.training.samples import SampleReader, generator, micro_batches
+from zar_ray.training.schedule import Schedule, learning_rate, optimiser
+from zar_ray.training.state import AveragedWeights, TrainingState, no_history
+from zar_ray.training.validation import ValidationSet, validate
+from zar_ray.video.transforms import Preprocessing, imagenet_preprocessing
 
-STATE = "state.pt"
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
+
+NOT_VALIDATED = -1.0
+"""What a checkpoint without an evaluation reports as its top-1, so that one with any is better."""
 
 
 @dataclass(frozen=True)
@@ -39,156 +48,241 @@ class TrainingJob:
     Attributes:
         config: The options.
         videos: The labelled videos that can be read.
-        class_names: The class texts, in label-id order.
+        prompts: The class texts, in label-id order.
         architecture: What to build from scratch; None starts from the options' weights.
         threads: CPU threads a process.
-        progress: Where the first process says how far it is, if anyone listens.
+        validation: What to evaluate on during training, if anything.
+        progress: Where the first process says how far it is.
     """
 
     config: TrainConfig
     videos: tuple[VideoRow, ...]
-    class_names: tuple[str, ...]
+    prompts: ClassPrompts
     architecture: Architecture | None
     threads: int
-    progress: Queue | None
+    validation: ValidationSet | None
+    progress: Queue
 
+    @property
+    def schedule(self) -> Schedule:
+        """Its steps and warm-up."""
+        return Schedule.of(self.config, len(self.videos))
 
-@dataclass(frozen=True)
-class Progress:
-    """How far training is.
+    def epochs(self, step: int) -> float:
+        """Epochs done after so many steps."""
+        return step * self.config.batch_size / len(self.videos)
 
-    Attributes:
-        step: Steps done.
-        loss: Mean loss over the last steps.
-        accuracy: Share of training videos that were right in the last steps.
-        learning_rate: Of the last step.
-        videos_per_second: Over the last steps, all processes together.
-    """
-
-    step: int
-    loss: float
-    accuracy: float
-    learning_rate: float
-    videos_per_second: float
+    def ends_epoch(self, step: int, every: float = 1.0) -> bool:
+        """Whether the last of so many steps crossed the end of an epoch, or of every so-manieth."""
+        return math.floor(self.epochs(step) / every) > math.floor(self.epochs(step - 1) / every)
 
 
 def initial_model(job: TrainingJob) -> ClipModel:
     """The model that training starts from; from scratch, the same weights in every process."""
+    config = job.config
     if job.architecture is None:
-        return load_model(job.config, "cpu")
+        model = load_model(config, "cpu")
+    else:
+        torch.manual_seed(config.seed)
+        size = job.architecture["vision_cfg"]["image_size"]
+        clip = build_clip(job.architecture)
+        with torch.no_grad():
+            clip.logit_scale.fill_(math.log(config.initial_logit_scale))
+        model = ClipModel(clip, str(config.architecture), Preprocessing(input_size=size), job.architecture)
+    if config.pixels == "imagenet":
+        model.preprocessing = imagenet_preprocessing(model.preprocessing.input_size)
+    return model
+
+
+def initial_network(job: TrainingJob) -> VideoTextModel:
+    """The network before its first step, equal in every process."""
     torch.manual_seed(job.config.seed)
-    size = job.architecture["vision_cfg"]["image_size"]
-    clip = build_clip(job.architecture)
-    with torch.no_grad():
-        clip.logit_scale.fill_(math.log(job.config.initial_logit_scale))
-    return ClipModel(clip, str(job.config.architecture), Preprocessing(input_size=size), job.architecture)
+    return VideoTextModel(initial_model(job), job.prompts, job.config)
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
     """Trains to the last step, from the last checkpoint of the same run where there is one."""
     job: TrainingJob = arguments["job"]
-    config = job.config
     torch.set_num_threads(job.threads)
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-
-    model = initial_model(job)
-    token_ids = model.tokenize([f"{config.context} {name.replace('_', ' ')}." for name in job.class_names])
-    plain = VideoTextModel(model)
-    started = _resume(plain)
-    network = ray.train.torch.prepare_model(plain)
-    device = next(network.parameters()).device
-    steps = optimiser(network, config)
-    if started is not None:
-        steps.load_state_dict(started["optimiser"])
-    first = started["step"] if started else 0
-
-    videos = TrainingVideos(
-        job.videos,
-        model.preprocessing,
-        config.frames,
-        config.seed,
-        config.decoder,
-        config.cache_frames,
-        config.decode_threads,
-        config.decode_timeout,
-    )
-    dtype = _AUTOCAST[config.precision]
-    meter = _Meter(config.batch_size, workers, job.progress if rank == 0 else None)
+    state = _last_state()
+    worker = _Worker(job, state)
     try:
-        batches = videos.batches(range(first, config.steps), config.batch_size, rank, workers)
-        for step, batch in enumerate(batches, first):
-            rate = learning_rate(step, config)
-            for group in steps.param_groups:
-                group["lr"] = rate
-            labels = batch.labels.to(device)
-            with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
-                logits = network(batch.pixels.to(device), token_ids.to(device))
-            loss = cross_entropy(logits.float(), labels)
-            steps.zero_grad(set_to_none=True)
-            loss.backward()
-            steps.step()
-            plain.bound_logit_scale()
-            meter.add(step + 1, loss, (logits.argmax(dim=1) == labels).float().mean(), rate)
-            done = step + 1
-            if done % config.checkpoint_steps == 0 or done == config.steps:
-                _report(plain, steps, done, meter.means(), rank)
-    finally:
-        videos.close()
+        with closing(worker):
+            worker.train()
+    except Exception as error:
+        # Ray Train takes a process for finished that ends between two of its looks at it, whatever it ended with.
+        job.progress.put(Raised(" ".join(str(error).split()) or type(error).__name__))
+        raise
 
 
-def _resume(network: VideoTextModel) -> dict[str, Any] | None:
+def _last_state() -> TrainingState | None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
-    load_weights(network.clip, state["model"], f"checkpoint of step {state['step']}")
-    return state
+        return TrainingState.load(folder)
 
 
-def _report(
-    network: VideoTextModel, steps: torch.optim.Optimizer, step: int, means: tuple[float, float], rank: int
-) -> None:
-    """Every process reports; the first one brings the checkpoint, as they are all equal."""
-    metrics = {"step": step, "loss": means[0], "accuracy": means[1]}
-    if rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        state = {"model": network.clip.state_dict(), "optimiser": steps.state_dict(), "step": step}
-        torch.save(state, Path(folder) / STATE)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+class _Worker:
+    """One process's part of a training.
 
+    Args:
+        job: What is trained.
+        state: What to go on from; None for the beginning.
+    """
 
-class _Meter:
-    """Means over the last steps, of all processes together; every few seconds they are sent to whoever listens."""
+    def __init__(self, job: TrainingJob, state: TrainingState | None) -> None:
+        group = ray.train.get_context()
+        self.job, self.config = job, job.config
+        self.rank, self.workers = group.get_world_rank(), group.get_world_size()
+        self.network = initial_network(job)
+        if state is not None:
+            self.network.load_trained_state(state.network, f"checkpoint of step {state.step}")
+        self.parallel = ray.train.torch.prepare_model(self.network)
+        self.device = next(self.parallel.parameters()).device
+        self.optimiser = optimiser(self.network, self.config)
+        if state is not None:
+            self.optimiser.load_state_dict(dict(state.optimiser))
+        self.schedule = job.schedule
+        self.averaged = state.averaged if state is not None else AveragedWeights()
+        self.validations = state.validations if state is not None else ()
+        self.first_step = state.step if state is not None else 0
+        listener = job.progress if self.rank == 0 else None
+        history = state.history if state is not None else no_history()
+        self.meter = Meter(history, self.config.batch_size, self.workers, listener)
+        self.decoders = self._decoders()
 
-    _STEPS = 25
-    _SECONDS = 2.0
+    def _decoders(self) -> Decoders:
+        config = self.config
+        reader = SampleReader(
+            self.job.videos,
+            self.network.model.preprocessing,
+            config.frames,
+            config.seed,
+            config.augment,
+            config.decoder,
+            config.cache_frames,
+            config.decode_timeout,
+        )
+        if config.decode_workers:
+            return DecoderProcesses(reader, config.decode_workers)
+        return DecoderThreads(reader, config.decode_threads)
 
-    def __init__(self, batch_size: int, workers: int, queue: Queue | None) -> None:
-        self._batch_size = batch_size
-        self._workers = workers
-        self._queue = queue
-        self._recent: deque[torch.Tensor] = deque(maxlen=self._STEPS)
-        self._since, self._steps = time.monotonic(), 0
+    def close(self) -> None:
+        """Ends what decodes."""
+        self.decoders.close()
 
-    def add(self, step: int, loss: torch.Tensor, right: torch.Tensor, rate: float) -> None:
-        """Takes in one step of this process; all processes must, in step."""
-        values = torch.stack([loss.detach(), right])
-        if self._workers > 1:
-            torch.distributed.all_reduce(values)
-        self._recent.append(values / self._workers)
-        self._steps += 1
-        seconds = time.monotonic() - self._since
-        if self._queue is None or (step > 1 and seconds < self._SECONDS):
+    def train(self) -> None:
+        """Takes all steps that are left."""
+        config, steps = self.config, range(self.first_step, self.schedule.steps)
+        own = micro_batches(
+            steps, config.batch_size, config.micro_batch, len(self.job.videos), config.seed, self.rank, self.workers
+        )
+        batches = decoded_batches(own, self.decoders)
+        turns = config.batch_size // config.micro_batch // self.workers
+        for step in steps:
+            rate = learning_rate(step, self.schedule, config)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            losses, rights = [], []
+            for turn in range(turns):
+                waiting = time.monotonic()
+                batch = next(batches)
+                self.meter.waited(time.monotonic() - waiting)
+                loss, right = self._backward(batch, turns, last=turn == turns - 1)
+                losses.append(loss)
+                rights.append(right)
+            parameters = [p for p in self.network.parameters() if p.grad is not None]
+            norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+            if config.clip_grad is not None:
+                clip_grads_with_norm_(parameters, config.clip_grad, norm)
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+            self.network.bound_logit_scale()
+            self.meter.add(torch.stack(losses).mean(), torch.stack(rights).mean(), rate, norm)
+            self._after(step + 1)
+
+    def _backward(self, batch: DecodedBatch, turns: int, last: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds one micro-batch's share of the gradient; returns its loss, and the share of it that was right."""
+        config, which = self.config, batch.which
+        pixels = self._normalised(batch.pixels)
+        labels = torch.tensor([self._label(sample.video) for sample in which.samples], device=self.device)
+        rng = generator(config.seed, "mix", which.step, which.number)
+        pixels, targets = mix(pixels, labels, len(self.job.prompts.names), config.augment, rng)
+        # Whatever draws within the model draws the same after a resumption, and whoever takes the micro-batch.
+        torch.manual_seed(int(generator(config.seed, "model", which.step, which.number).integers(2**62)))
+        dtype = _AUTOCAST[config.precision]
+        # Gradients are exchanged once a step, with the last micro-batch.
+        alone = last or self.workers == 1
+        with nullcontext() if alone else cast(DistributedDataParallel, self.parallel).no_sync():
+            with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
+                logits = self.parallel(pixels)
+            loss = cross_entropy(logits.float(), targets)
+            (loss / turns).backward()
+        return loss.detach(), (logits.argmax(dim=1) == targets.argmax(dim=1)).float().mean()
+
+    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, T, R, R, 3) to float32 (B, T, 3, R, R) on the device, by the model's mean and deviation."""
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        preprocessing = self.network.model.preprocessing
+        mean = torch.tensor(preprocessing.mean, device=self.device).view(3, 1, 1)
+        std = torch.tensor(preprocessing.std, device=self.device).view(3, 1, 1)
+        return (pixels.to(self.device, non_blocking=True).movedim(-1, -3).float() / 255 - mean) / std
+
+    def _label(self, video: int) -> int:
+        label = self.job.videos[video].label_id
+        assert label is not None, "only labelled videos are trained on"
+        return label
+
+    def _after(self, step: int) -> None:
+        """What may follow a step: averaging, evaluation, a checkpoint."""
+        job, config = self.job, self.config
+        over, epoch_over = step == self.schedule.steps, job.ends_epoch(step)
+        if config.average_from is not None and epoch_over and job.epochs(step) > config.average_from:
+            self.averaged = self.averaged.with_(self.network.trained_state())
+        due = job.validation is not None and (over or job.ends_epoch(step, config.validation_epochs))
+        top1 = self._validate(step) if due and not config.validation_async else NOT_VALIDATED
+        if due or over or epoch_over or step % config.checkpoint_steps == 0:
+            self._report(step, top1, evaluate=due and config.validation_async)
+
+    def _validate(self, step: int) -> float:
+        assert self.job.validation is not None
+        prompts = self._with_context(self.job.validation.prompts)
+        correct, videos, failed = validate(
+            self.network.model, prompts, self.job.validation, self.config, self.rank, self.workers
+        )
+        found = Validated(step, self.job.epochs(step), correct, videos, failed)
+        self.validations = (*self.validations, found)
+        if self.rank == 0:
+            self.job.progress.put(found)
+        return found.top1
+
+    def _with_context(self, prompts: ClassPrompts) -> ClassPrompts:
+        """The prompts with the context as it is now, where that is what is trained."""
+        if self.network.context is None:
+            return prompts
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "context.safetensors"
+            save_trained(self.network, file, {})
+            return replace(prompts, context=read_context_file(file))
+
+    def _report(self, step: int, top1: float, evaluate: bool) -> None:
+        """Every process reports; the first one brings the checkpoint, as they are all equal."""
+        self.meter.send()
+        metrics = {"step": step, "validation_top1": top1}
+        if self.rank != 0:
+            ray.train.report(metrics)
             return
-        loss_now, right_now = self.means()
-        self._queue.put(Progress(step, loss_now, right_now, rate, self._steps * self._batch_size / max(seconds, 1e-9)))
-        self._since, self._steps = time.monotonic(), 0
-
-    def means(self) -> tuple[float, float]:
-        """Loss, and share of videos that were right, over the last steps."""
-        loss, right = torch.stack(list(self._recent)).mean(dim=0).tolist()
-        return loss, right
+        state = TrainingState(
+            step=step,
+            network=self.network.trained_state(),
+            optimiser=self.optimiser.state_dict(),
+            history=self.meter.history(),
+            averaged=self.averaged,
+            validations=self.validations,
+            config=identity(self.config),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            state.save(folder)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder), validation=evaluate)

@@ -21,6 +21,8 @@ Interpolation = Literal["bicubic", "bilinear"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -42,6 +44,11 @@ class Preprocessing:
     std: tuple[float, float, float] = CLIP_STD
     interpolation: Interpolation = "bicubic"
     short_side: int | None = None
+
+
+def imagenet_preprocessing(input_size: int) -> Preprocessing:
+    """What ViFi-CLIP and X-CLIP expect: ImageNet's statistics, a bilinear filter, short side 8/7 of the input."""
+    return Preprocessing(input_size, IMAGENET_MEAN, IMAGENET_STD, "bilinear", input_size * 8 // 7)
 
 
 @dataclass(frozen=True, order=True)

@@ -1,0 +1,116 @@
+"""SIGKILL of a training process and of the driver in the middle of an epoch: no step is lost, repeated or changed."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+
+from zar_ray.config import TrainConfig
+from zar_ray.training.job import run_training
+
+pytestmark = pytest.mark.slow
+
+STEPS = 400
+ARCHITECTURE = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture
+def config(video_folder, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(ARCHITECTURE))
+    return TrainConfig(
+        dataset=str(video_folder),
+        architecture=str(tmp_path / "tiny.yaml"),
+        frames=2,
+        batch_size=8,
+        micro_batch=2,
+        steps=STEPS,
+        lr=1e-3,
+        warmup_steps=10,
+        cache_frames=4,
+        checkpoint_steps=20,
+        augment={"mixup": 0.8, "flip": 0.5},
+        average_from=1.0,
+        num_workers=2,
+        output=tmp_path / "killed.safetensors",
+        storage=str(tmp_path / "killed"),
+        name="it",
+        mlflow=False,
+        address="local",
+    )
+
+
+def checkpoints(config):
+    return sorted(path.name for path in Path(config.storage, "it").glob("checkpoint_*/state.pt"))
+
+
+def newest(config):
+    return max((path.name for path in Path(config.storage, "it").glob("checkpoint_2*")), default="")
+
+
+def wait_for_checkpoints(config, process, count, log):
+    """Waits until so many more checkpoints were written, and then until the next epoch's middle."""
+    limit, seen, last = time.monotonic() + 240, 0, newest(config)
+    while seen < count:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < limit, log.read_text()
+        now = newest(config)
+        seen, last = seen + (now != last), now
+        time.sleep(0.005)
+
+
+def test_killed_twice_it_ends_as_if_it_had_not_been(ray_cluster, config, tmp_path, processes_below):
+    file, log = tmp_path / "train.yaml", tmp_path / "session.log"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "zar_ray.cli", "train", "--config", str(file)]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        left_behind: set[int] = set()
+        try:
+            wait_for_checkpoints(config, process, 2, log)
+            below = processes_below(process.pid)
+            workers = [pid for pid, line in below.items() if line.startswith("ray::RayTrainWorker")]
+            assert len(workers) == 2, below
+            os.kill(workers[1], signal.SIGKILL)
+            wait_for_checkpoints(config, process, 2, log)
+            left_behind |= processes_below(process.pid).keys()
+            process.kill()
+        finally:
+            process.kill()
+            process.wait()
+    assert "a training process died" in log.read_text()
+    assert not config.output.exists()
+
+    said = io.StringIO()
+    resumed = run_training(config, Console(file=said, width=200))
+    assert "step 1/" not in said.getvalue()
+    undisturbed = {"output": tmp_path / "undisturbed.safetensors", "storage": str(tmp_path / "undisturbed")}
+    reference = run_training(config.model_copy(update=undisturbed), Console(file=io.StringIO()))
+    assert resumed.steps == reference.steps == STEPS
+    curves = [Path(one.folder, "history.csv").read_text() for one in (resumed, reference)]
+    assert curves[0] == curves[1]
+    assert curves[0].count("\n") == STEPS + 1
+    for ours, theirs in ((resumed.checkpoint, reference.checkpoint), (resumed.averaged, reference.averaged)):
+        mine, other = load_file(ours), load_file(theirs)
+        assert mine.keys() == other.keys()
+        for name in mine:
+            assert mine[name].equal(other[name]), name
+
+    limit = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in left_behind) and time.monotonic() < limit:
+        time.sleep(0.2)
+    assert not [pid for pid in left_behind if Path(f"/proc/{pid}").exists()], "a killed driver left processes behind"

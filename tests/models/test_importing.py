@@ -1,0 +1,327 @@
+"""Miniature files with the keys that each system saves."""
+
+import hashlib
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from zar_ray.cli import main
+from zar_ray.config import ModelOptions
+from zar_ray.errors import ModelError
+from zar_ray.models import loading
+from zar_ray.models.architecture import build_clip
+from zar_ray.models.checkpoints import read_checkpoint, save_checkpoint
+from zar_ray.models.deep_prompts import SIZES
+from zar_ray.models.formats import IMAGENET_MEAN, IMAGENET_STD
+from zar_ray.models.importing import default_output, plan_import
+from zar_ray.models.loading import load_model
+from zar_ray.models.text import PromptedClasses
+from zar_ray.video.transforms import Preprocessing
+
+CLASS_BUFFERS = {
+    "prompt_learner.complete_text_embeddings": (3, 77, 64),
+    "prompt_learner.token_prefix": (3, 1, 64),
+    "prompt_learner.token_suffix": (3, 72, 64),
+}
+MARKS = {
+    "input_resolution": torch.tensor(32),
+    "context_length": torch.tensor(77),
+    "vocab_size": torch.tensor(49408),
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*read as OpenAI's CLIP:UserWarning")
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def vificlip_state(tensors, prefix="module."):
+    """ViFi-CLIP's names of a CLIP's tensors; it saves no token embedding."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        if name.startswith("visual."):
+            renamed[f"{prefix}image_encoder.{name.removeprefix('visual.')}"] = tensor
+        elif name == "logit_scale":
+            renamed[f"{prefix}{name}"] = tensor
+        elif name != "token_embedding.weight":
+            renamed[f"{prefix}text_encoder.{name}"] = tensor
+    return renamed
+
+
+@pytest.fixture
+def base(tmp_path, clip, architecture):
+    """The CLIP that the others were trained from: other weights, so that it shows what is taken from it."""
+    torch.manual_seed(11)
+    other = build_clip(architecture)
+    path = tmp_path / "base.pt"
+    torch.save({**other.state_dict(), **MARKS}, path)
+    return path, other.state_dict()
+
+
+@pytest.fixture
+def vificlip(tmp_path, clip):
+    """As `epoch_saving` of the official code writes it, with a prompt learner's buffers."""
+
+    def write(prefix="module.", dtype=torch.float32, extra=None):
+        state = {name: tensor.to(dtype) for name, tensor in vificlip_state(clip.state_dict(), prefix).items()}
+        state |= {f"{prefix}{name}": torch.zeros(shape) for name, shape in CLASS_BUFFERS.items()}
+        state |= extra or {}
+        path = tmp_path / "k400.pth"
+        content = {"model": state, "optimizer": {"state": {}}, "lr_scheduler": {}, "max_accuracy": 1.0, "epoch": 9}
+        torch.save(content, path)
+        return path
+
+    return write
+
+
+class TestVificlip:
+    @pytest.mark.parametrize("prefix", ["module.", "", "module.module."])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    def test_weights_are_the_files_and_the_token_embedding_is_the_bases(
+        self, tmp_path, clip, architecture, base, vificlip, prefix, dtype
+    ):
+        base_path, base_tensors = base
+        path, output = vificlip(prefix, dtype), tmp_path / "out" / "k400.safetensors"
+        plan = plan_import(path, base_path)
+        plan.write(output)
+        read = read_checkpoint(output)
+        expected = {name: tensor.to(dtype).float() for name, tensor in clip.state_dict().items()}
+        assert same(read.tensors, {**expected, "token_embedding.weight": base_tensors["token_embedding.weight"]})
+        assert read.preprocessing == Preprocessing(32, IMAGENET_MEAN, IMAGENET_STD, "bilinear", short_side=36)
+        assert read.architecture == architecture
+        assert set(plan.checkpoint.left_out) == {prefix + name for name in CLASS_BUFFERS}
+        assert plan.from_base == ("token_embedding.weight",)
+        assert len(plan.used) == len(expected) - 1
+
+    def test_where_it_came_from_is_written_down(self, tmp_path, base, vificlip):
+        path = vificlip()
+        plan_import(path, base[0]).write(tmp_path / "o.safetensors")
+        notes = read_checkpoint(tmp_path / "o.safetensors").notes
+        assert notes["name"] == "k400"
+        source = notes["imported"]
+        assert (source["format"], source["file"], source["epoch"]) == ("vificlip", "k400.pth", 9)
+        assert source["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert source["base"]["fingerprint"] == load_model(ModelOptions(checkpoint=base[0], device="cpu")).fingerprint
+
+    def test_without_a_base_one_line_names_it_and_nothing_is_written(self, tmp_path, vificlip):
+        plan = plan_import(vificlip())
+        assert plan.missing == ("token_embedding.weight",)
+        with pytest.raises(ModelError, match=r"k400\.pth: has no token_embedding\.weight; .*--base") as caught:
+            plan.write(tmp_path / "o.safetensors")
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "o.safetensors").exists()
+
+    def test_a_base_of_another_width_is_refused(self, tmp_path, vificlip, architecture):
+        architecture["text_cfg"] |= {"width": 128, "heads": 2}
+        torch.save({**build_clip(architecture).state_dict(), **MARKS}, tmp_path / "wide.pt")
+        with pytest.raises(ModelError, match=r"wide\.pt: its token_embedding\.weight is 49408×128, and .* 49408×64"):
+            plan_import(vificlip(), tmp_path / "wide.pt")
+
+    def test_unknown_tensors_are_reported_and_refused(self, tmp_path, base, vificlip):
+        extra = {"module.image_encoder.temporal.weight": torch.zeros(2)}
+        plan = plan_import(vificlip(extra=extra), base[0])
+        assert plan.unknown == ("visual.temporal.weight",)
+        with pytest.raises(ModelError, match=r"visual\.temporal\.weight belong"):
+            plan.write(tmp_path / "o.safetensors")
+
+    def test_evaluations_read_the_file_directly_where_the_base_can_be_had(
+        self, tmp_path, monkeypatch, clip, architecture, base, vificlip
+    ):
+        monkeypatch.setattr(loading, "cached_weights", lambda model, tag: base[0])
+        monkeypatch.setattr(loading, "named_architecture", lambda name: architecture)
+        model = load_model(ModelOptions(checkpoint=vificlip(), device="cpu"))
+        plan_import(vificlip(), base[0]).write(tmp_path / "o.safetensors")
+        imported = load_model(ModelOptions(checkpoint=tmp_path / "o.safetensors", device="cpu"))
+        assert model.fingerprint == imported.fingerprint
+        assert model.preprocessing == imported.preprocessing
+
+    @pytest.mark.parametrize("pretrained", ["openai", "random", None])
+    def test_the_token_embedding_is_never_made_up(self, monkeypatch, vificlip, pretrained):
+        monkeypatch.setattr(loading, "cached_weights", lambda model, tag: None)
+        monkeypatch.setattr(loading, "hub_problem", lambda: "HF_HUB_OFFLINE is set")
+        with pytest.raises(ModelError, match=r"no token embedding.*zar checkpoint import .*k400\.pth --base") as caught:
+            load_model(ModelOptions(checkpoint=vificlip(), pretrained=pretrained, device="cpu"))
+        assert "\n" not in str(caught.value)
+
+
+class TestDeepPrompts:
+    @pytest.fixture
+    def prompted(self, architecture):
+        """A model with prompt vectors in both layers of both towers, and its tensors under ViFi-CLIP's names."""
+        torch.manual_seed(5)
+        clip = build_clip({**architecture, SIZES: {"vectors": 3, "depth": 2}}).eval()
+        tensors = dict(clip.state_dict())
+        image, text = tensors.pop(f"visual.{SIZES}"), tensors.pop(SIZES)
+        state = vificlip_state(tensors) | {
+            "module.image_encoder.VPT": image[0],
+            "module.image_encoder.transformer.resblocks.1.VPT_shallow": image[1],
+            "module.prompt_learner.ctx": text[0],
+            "module.text_encoder.transformer.resblocks.1.VPT_shallow": text[1],
+            "module.prompt_learner.token_prefix": torch.zeros(3, 1, 64),
+        }
+        return clip, state
+
+    def test_each_vector_comes_to_its_layer_and_tower(self, tmp_path, prompted):
+        clip, state = prompted
+        tensors = clip.state_dict()
+        torch.save({"model": state}, tmp_path / "vl.pth")
+        torch.save(
+            {**{name: tensor for name, tensor in tensors.items() if SIZES not in name}, **MARKS}, tmp_path / "base.pt"
+        )
+        plan_import(tmp_path / "vl.pth", tmp_path / "base.pt").write(tmp_path / "o.safetensors")
+        read = read_checkpoint(tmp_path / "o.safetensors")
+        assert read.architecture[SIZES] == {"vectors": 3, "depth": 2}
+        assert same(read.tensors, tensors)
+        model = load_model(ModelOptions(checkpoint=tmp_path / "o.safetensors", device="cpu"))
+        pixels = torch.randn(2, 3, 32, 32)
+        assert torch.allclose(model.encode_images(pixels), clip.encode_image(pixels), atol=1e-5)
+        assert torch.equal(PromptedClasses(model, ["run", "jump"]).initial_context, tensors[SIZES][0])
+
+    @pytest.mark.parametrize(
+        ("drop", "message"),
+        [
+            (("module.image_encoder.VPT",), r"not whole: visual\.transformer\.resblocks\.1"),
+            (
+                ("module.prompt_learner.ctx", "module.text_encoder.transformer.resblocks.1.VPT_shallow"),
+                r"2 layers of 3 in visual\.deep_prompts, and zar-ray has as many in both",
+            ),
+            (("module.text_encoder.transformer.resblocks.1.VPT_shallow",), "1 layers of 3 in deep_prompts"),
+        ],
+    )
+    def test_vectors_that_do_not_fit_are_refused(self, tmp_path, prompted, drop, message):
+        state = {name: tensor for name, tensor in prompted[1].items() if name not in drop}
+        torch.save({"model": state}, tmp_path / "vl.pth")
+        with pytest.raises(ModelError, match=message):
+            plan_import(tmp_path / "vl.pth")
+
+
+class TestActionclip:
+    @pytest.fixture
+    def actionclip(self, tmp_path, clip):
+        path = tmp_path / "model_best.pt"
+        content = {
+            "epoch": 48,
+            "model_state_dict": {name: tensor.half() for name, tensor in clip.state_dict().items()},
+            "fusion_model_state_dict": {"module.frame_position_embeddings.weight": torch.zeros(77, 64)},
+            "optimizer_state_dict": {"state": {}},
+        }
+        torch.save(content, path)
+        return path
+
+    def test_the_clip_part_is_imported_and_the_fusion_head_reported(self, tmp_path, clip, actionclip):
+        plan = plan_import(actionclip)
+        assert plan.checkpoint.origin == "actionclip"
+        (line,) = (line for line in plan.lines() if line.startswith("unused"))
+        assert "fusion_model_state_dict/module.frame_position_embeddings.weight" in line
+        assert "no part of the model clip" in line
+        plan.write(tmp_path / "o.safetensors")
+        read = read_checkpoint(tmp_path / "o.safetensors")
+        assert same(read.tensors, {name: tensor.half().float() for name, tensor in clip.state_dict().items()})
+        assert read.preprocessing == Preprocessing(32, short_side=36)
+        assert read.notes["imported"]["epoch"] == 48
+
+    def test_an_evaluation_says_that_the_head_is_not_used(self, actionclip):
+        with pytest.warns(UserWarning, match=r"its fusion head is not \(1 tensors\)"):
+            load_model(ModelOptions(checkpoint=actionclip, device="cpu"))
+
+    def test_without_a_head_there_is_nothing_to_say(self, tmp_path, clip):
+        torch.save({"model_state_dict": clip.state_dict(), "fusion_model_state_dict": {}}, tmp_path / "mean.pt")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            load_model(ModelOptions(checkpoint=tmp_path / "mean.pt", device="cpu"))
+
+    def test_towers_that_were_rebuilt_are_refused(self, tmp_path, clip):
+        """A temporal shift inside the towers renames tensors, and the CLIP without it is another model."""
+        state = {name.replace("attn.out_proj", "attn.net.out_proj"): t for name, t in clip.state_dict().items()}
+        torch.save({"model_state_dict": state, "fusion_model_state_dict": {}}, tmp_path / "a.pt")
+        with pytest.raises(ModelError, match=r"out_proj"):
+            plan_import(tmp_path / "a.pt").write(tmp_path / "o.safetensors")
+
+
+class TestEzclip:
+    @pytest.mark.parametrize(
+        "name", ["visual.transformer.T_prompt_embeddings", "transformer.resblocks.1.Adapter.D_fc1.weight"]
+    )
+    def test_it_is_recognised_and_its_model_named(self, tmp_path, clip, name):
+        path = tmp_path / "ez.pt"
+        torch.save({"epoch": 1, "model_state_dict": {**clip.state_dict(), name: torch.zeros(2, 2)}}, path)
+        for read in (plan_import, lambda file: load_model(ModelOptions(checkpoint=file, device="cpu"))):
+            with pytest.raises(ModelError, match=r"ez\.pt: an EZ-CLIP checkpoint .* needs the model ezclip") as caught:
+                read(path)
+            assert "\n" not in str(caught.value)
+
+
+class TestClip:
+    def test_openai_marks_are_reported_as_unused(self, tmp_path, clip):
+        torch.save({**clip.state_dict(), **MARKS}, tmp_path / "a.pt")
+        plan = plan_import(tmp_path / "a.pt")
+        assert plan.checkpoint.origin == "openai"
+        assert set(plan.checkpoint.left_out) == set(MARKS)
+        plan.write(tmp_path / "o.safetensors")
+        model, before = (
+            load_model(ModelOptions(checkpoint=tmp_path / name, device="cpu")) for name in ("o.safetensors", "a.pt")
+        )
+        assert model.fingerprint == before.fingerprint
+
+    def test_a_named_architecture_tells_the_activation(self, tmp_path, monkeypatch, clip, architecture):
+        monkeypatch.setattr(loading, "named_architecture", lambda name: {**architecture, "quick_gelu": False})
+        save_file(clip.state_dict(), tmp_path / "open_clip.safetensors")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            plan_import(tmp_path / "open_clip.safetensors", model="plain").write(tmp_path / "o.safetensors")
+        model = load_model(ModelOptions(checkpoint=tmp_path / "o.safetensors", device="cpu"))
+        assert type(model.clip.transformer.resblocks[0].mlp.gelu).__name__ == "GELU"
+
+    def test_a_tower_alone_is_completed_by_the_base(self, tmp_path, clip, architecture):
+        preprocessing = Preprocessing(32, interpolation="bilinear")
+        save_checkpoint(clip, {**architecture, "quick_gelu": False}, preprocessing, tmp_path / "base.safetensors")
+        torch.manual_seed(2)
+        tower = {name: t for name, t in build_clip(architecture).state_dict().items() if name.startswith("visual.")}
+        torch.save({"state_dict": tower}, tmp_path / "tower.pt")
+        plan_import(tmp_path / "tower.pt", tmp_path / "base.safetensors").write(tmp_path / "o.safetensors")
+        read = read_checkpoint(tmp_path / "o.safetensors")
+        assert same(read.tensors, {**clip.state_dict(), **tower})
+        assert (read.architecture["quick_gelu"], read.preprocessing) == (False, preprocessing)
+
+    def test_own_checkpoints_need_no_import(self, tmp_path, clip, architecture):
+        save_checkpoint(clip, architecture, Preprocessing(32), tmp_path / "a.safetensors")
+        with pytest.raises(ModelError, match="own checkpoint already"):
+            plan_import(tmp_path / "a.safetensors")
+
+
+class TestCommand:
+    def test_it_accounts_for_every_tensor_and_writes(self, capsys, base, vificlip):
+        path = vificlip()
+        assert main(["checkpoint", "import", str(path), "--base", str(base[0])]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == f"{path}: ViFi-CLIP, epoch 9"
+        assert lines[1].endswith("tensors used, 3 unused, 0 missing, 1 from the base")
+        assert sum(line.startswith("unused") for line in lines) == 3
+        assert sum(line.startswith("from the base") for line in lines) == 1
+        assert default_output(path).is_file()
+        assert load_model(ModelOptions(checkpoint=default_output(path), device="cpu")).name == "k400"
+
+    def test_nothing_is_overwritten(self, tmp_path, capsys, base, vificlip):
+        (tmp_path / "o.safetensors").write_text("dear")
+        command = ["checkpoint", "import", str(vificlip()), "--base", str(base[0])]
+        assert main([*command, "--output", str(tmp_path / "o.safetensors")]) == 1
+        assert capsys.readouterr().err.startswith(f"zar: {tmp_path / 'o.safetensors'}: is there already")
+        assert (tmp_path / "o.safetensors").read_text() == "dear"
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ("gone.pt", "gone.pt: no such checkpoint file; open_clip's weights are named NAME:TAG"),
+            ("ViT-B-16-quickgelu", "no such checkpoint file; open_clip's weights are named NAME:TAG"),
+            ("ViT-B-16-quikgelu:openai", 'did you mean "ViT-B-16-quickgelu"'),
+            ("ViT-B-16-quickgelu:random", "random weights are of no use here"),
+        ],
+    )
+    def test_a_base_that_cannot_be_had_is_one_line(self, capsys, vificlip, given, message):
+        assert main(["checkpoint", "import", str(vificlip()), "--base", given]) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1

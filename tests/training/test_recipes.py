@@ -1,0 +1,75 @@
+"""The shipped training recipes: every one is valid, and they differ where their sources do."""
+
+import pytest
+
+from zar_ray.config import AugmentConfig, TrainConfig, conf_dir, read_yaml, validate
+from zar_ray.training.schedule import Schedule
+
+RECIPES = sorted((conf_dir() / "train").glob("*.yaml"))
+
+
+def recipe(name):
+    path = conf_dir() / "train" / f"{name}.yaml"
+    return validate(TrainConfig, read_yaml(path), str(path))
+
+
+def differences(name, other):
+    """The options in which two recipes differ."""
+    one, two = recipe(name).model_dump(), recipe(other).model_dump()
+    return {key for key in one if one[key] != two[key]}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_valid_and_can_be_trained(path):
+    config = validate(TrainConfig, read_yaml(path), str(path))
+    assert config.precision != "fp16"
+    assert config.batch_size % config.micro_batch == 0
+    schedule = Schedule.of(config, 1000)
+    assert schedule.warmup < schedule.steps
+
+
+def test_vificlips_recipe_is_the_published_one():
+    config = recipe("k400_vificlip")
+    assert (config.epochs, config.warmup_epochs, config.batch_size, config.lr) == (10, 5, 256, 8e-6)
+    assert (config.frames, config.micro_batch, config.final_lr, config.cosine_from) == (32, 4, 0.01, "start")
+    assert (config.betas, config.weight_decay, config.decays) == ((0.9, 0.98), 0.001, "all")
+    assert config.augment == AugmentConfig(
+        crop="multi_scale",
+        crop_scales=(1.0, 0.875, 0.75, 0.66),
+        flip=0.5,
+        colour_jitter=0.8,
+        grey=0.2,
+        mixup=0.8,
+        cutmix=1.0,
+        cutmix_share=0.5,
+        label_smoothing=0.1,
+    )
+
+
+def test_zars_training_is_vificlips_with_its_own_frames_and_plain_cross_entropy():
+    assert differences("k400_zar", "k400_vificlip") == {"frames", "augment", "micro_batch"}
+    config = recipe("k400_zar")
+    assert config.frames == 16
+    assert config.augment == recipe("k400_vificlip").augment.model_copy(
+        update={"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0}
+    )
+
+
+def test_few_videos_are_trained_on_for_longer_and_more_slowly():
+    shared = {"split", "protocol", "batch_size", "epochs", "lr"}
+    assert differences("few_shot", "k400_vificlip") == shared
+    assert differences("base_to_novel", "k400_vificlip") == shared | {"seeds"}
+    for name, epochs in (("few_shot", 50), ("base_to_novel", 11)):
+        config = recipe(name)
+        assert (config.epochs, config.batch_size, config.lr, config.shots) == (epochs, 64, 2e-6, 16)
+        assert config.protocol == name
+
+
+def test_coop_trains_the_context_alone():
+    config = recipe("coop")
+    assert (config.trains, config.context_vectors, config.class_texts) == ("context", 16, None)
+    assert (config.augment.mixup, config.augment.cutmix, config.augment.label_smoothing) == (0, 0, 0)
+
+
+def test_the_demo_has_its_steps_whatever_its_videos():
+    assert Schedule.of(recipe("demo"), 1200) == Schedule(900, 150, 25.0)

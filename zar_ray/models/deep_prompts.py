@@ -1,0 +1,95 @@
+"""Learnt prompt vectors in the layers of both towers, as ViFi-CLIP trains them with both towers frozen.
+
+The design is the vision-language prompting of ViFi-CLIP's official code (Rasheed et al., CVPR 2023), with n vectors
+and a depth d for both towers:
+
+- image tower: n vectors stand behind the patches when they enter, without positions and before the first norm; what
+  has become of them is replaced by n others in front of each of the layers 1 to d - 1, counted from 0;
+- text tower: n vectors stand between the start of text and the class name, with the positions there, as a learned
+  context does; in front of the layers 1 to d - 1 they too are replaced by others.
+
+Each tower holds its vectors as a parameter ``deep_prompts`` (d, n, W), so that state dicts, checkpoints and
+fingerprints have them; open_clip's own modules run, and hooks put the vectors into their inputs. The architecture of
+a model with them bears their sizes under ``deep_prompts``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from open_clip.transformer import VisionTransformer
+from torch import nn
+
+from zar_ray.errors import ModelError
+
+SIZES = "deep_prompts"
+DEVIATION = 0.02  # of new vectors, as in the official code
+
+
+def attach_deep_prompts(clip: Any, vectors: int, depth: int, generator: torch.Generator | None = None) -> None:
+    """Gives both towers of an open_clip CLIP new prompt vectors, drawn from a normal distribution.
+
+    Args:
+        clip: A CLIP with a vision transformer, which has none yet.
+        vectors: n, prompt vectors a layer and tower.
+        depth: d, layers that have vectors of their own.
+        generator: Where the vectors are drawn from; by default torch's own.
+
+    Raises:
+        ModelError: The towers are not transformers of so many layers.
+    """
+    visual, text = clip.visual, getattr(clip, "text", clip)
+    if type(visual) is not VisionTransformer or visual.attn_pool is not None or visual.pool_type != "tok":
+        raise ModelError("prompt vectors in layers need a vision transformer with a class token, such as ViT-B-16")
+    layers = min(len(tower.transformer.resblocks) for tower in (visual, text))
+    if depth > layers:
+        raise ModelError(f"--prompt-depth {depth}: a tower of this model has {layers} layers; choose a smaller depth")
+    for tower in (visual, text):
+        blocks, width = tower.transformer.resblocks, tower.positional_embedding.shape[1]
+        drawn = torch.randn(depth, vectors, width, generator=generator) * DEVIATION
+        tower.register_parameter("deep_prompts", nn.Parameter(drawn.to(tower.positional_embedding)))
+        replace = _replace_last if tower is visual else _replace_context
+        for layer in range(1, depth):
+            blocks[layer].register_forward_pre_hook(partial(replace, tower, layer))
+    visual.ln_pre.register_forward_pre_hook(partial(_append, visual))
+
+
+def deep_prompts_of(tower: Any) -> torch.Tensor | None:
+    """The prompt vectors (d, n, W) of an image or a text tower; None where it has none."""
+    return getattr(tower, "deep_prompts", None)
+
+
+def with_layer_prompts(x: torch.Tensor, prompts: torch.Tensor | None, layer: int, first: int) -> torch.Tensor:
+    """What a layer reads: the same, or with its own prompt vectors in the place of those before it.
+
+    Args:
+        x: (B, tokens, W).
+        prompts: (d, n, W), or None.
+        layer: The layer, from 0.
+        first: The first of the n places; negative ones count from the end.
+    """
+    if prompts is None or not 0 < layer < len(prompts):
+        return x
+    first = first % x.shape[1]
+    own = prompts[layer].to(x.dtype).expand(len(x), -1, -1)
+    return torch.cat([x[:, :first], own, x[:, first + own.shape[1] :]], dim=1)
+
+
+def with_first_prompts(x: torch.Tensor, prompts: torch.Tensor | None) -> torch.Tensor:
+    """An image's tokens (B, tokens, W) before the first norm, with a tower's vectors behind them if it has any."""
+    return x if prompts is None else torch.cat([x, prompts[0].to(x.dtype).expand(len(x), -1, -1)], dim=1)
+
+
+def _append(tower: Any, _norm: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (with_first_prompts(inputs[0], tower.deep_prompts), *inputs[1:])
+
+
+def _replace_last(tower: Any, layer: int, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    prompts = tower.deep_prompts
+    return (with_layer_prompts(inputs[0], prompts, layer, -prompts.shape[1]), *inputs[1:])
+
+
+def _replace_context(tower: Any, layer: int, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (with_layer_prompts(inputs[0], tower.deep_prompts, layer, 1), *inputs[1:])

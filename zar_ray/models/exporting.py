@@ -1,0 +1,153 @@
+"""Writes checkpoints that other code reads: open_clip's, and what understands OpenAI's state dicts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
+from safetensors.torch import save_file
+
+from zar_ray.errors import ModelError
+from zar_ray.models.architecture import infer_architecture, model_name
+from zar_ray.models.clip import ClipModel
+from zar_ray.models.comparing import architecture_difference
+from zar_ray.models.deep_prompts import SIZES
+from zar_ray.models.sources import free_path, load_source
+from zar_ray.video.transforms import Preprocessing
+
+ExportFormat = Literal["open_clip", "openai"]
+
+_SAFETENSORS = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        path: The file or folder.
+        usage: How the other code loads it.
+        lost: What the checkpoint says and the other format cannot.
+    """
+
+    path: Path
+    usage: str
+    lost: tuple[str, ...]
+
+
+def export_checkpoint(
+    source: str | os.PathLike[str], output: str | os.PathLike[str], to: ExportFormat, half: bool = False
+) -> Export:
+    """Writes a checkpoint for other code.
+
+    Args:
+        source: A checkpoint file or an open_clip ``NAME:TAG``.
+        output: For open_clip a folder, which describes itself, or a ``.safetensors`` file, which is loaded under the
+            architecture's open_clip name. For OpenAI's layout a ``.safetensors`` or ``.pt`` file.
+        to: The format.
+        half: Round the weights, but not the logit scale, to float16.
+
+    Raises:
+        ModelError: The source cannot be loaded; the format has no place for such a model; or there is something at
+            `output` already.
+    """
+    as_folder = to == "open_clip" and Path(output).suffix not in (_SAFETENSORS, ".pt", ".pth", ".bin")
+    endings = () if as_folder else (_SAFETENSORS,) if to == "open_clip" else (_SAFETENSORS, ".pt")
+    target = free_path(output, *endings)
+    model = load_source(source)
+    if SIZES in model.architecture:
+        raise ModelError(f"{source}: has prompt vectors in its layers, and {to}'s format has no place for them")
+    tensors = {name: _rounded(name, tensor, half) for name, tensor in model.clip.state_dict().items()}
+    if to == "openai":
+        return _export_openai(model, tensors, target, str(source))
+    name = model_name(model.architecture)
+    if as_folder:
+        with _appearing(target) as unfinished:
+            unfinished.mkdir()
+            save_file(tensors, unfinished / HF_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+            config = json.dumps(_open_clip_config(model), indent=2)
+            (unfinished / HF_CONFIG_NAME).write_text(config, encoding="utf-8")
+        return Export(target, f'open_clip.create_model_and_transforms("local-dir:{target}")', _lost(model, "folder"))
+    if name is None:
+        raise ModelError(
+            f"{source}: its architecture has no name in open_clip, so a file alone cannot be loaded there; export a"
+            " folder: give --output without an ending"
+        )
+    with _appearing(target) as unfinished:
+        save_file(tensors, unfinished, metadata={"format": "pt"})
+    return Export(target, f'open_clip.create_model("{name}", pretrained="{target}")', _lost(model, "file"))
+
+
+def _export_openai(model: ClipModel, tensors: dict[str, torch.Tensor], target: Path, source: str) -> Export:
+    """OpenAI's code reads all sizes off the tensors, by rules that a model must follow to be read right."""
+    understood = infer_architecture(tensors, source)
+    difference = architecture_difference(model.architecture, understood)
+    if difference is not None:
+        raise ModelError(
+            f"{source}: OpenAI's layout does not say what this model is, and would be read wrongly ({difference});"
+            " export it with --format open_clip"
+        )
+    marks = {
+        "input_resolution": model.preprocessing.input_size,
+        "context_length": model.context_length,
+        "vocab_size": model.clip.vocab_size,
+    }
+    tensors = tensors | {name: torch.tensor(value) for name, value in marks.items()}
+    with _appearing(target) as unfinished:
+        if target.suffix == _SAFETENSORS:
+            save_file(tensors, unfinished, metadata={"format": "pt"})
+        else:
+            torch.save(tensors, unfinished)
+    return Export(target, "clip.model.build_model(state_dict)", _lost(model, "file"))
+
+
+def _open_clip_config(model: ClipModel) -> dict[str, object]:
+    pixels = model.preprocessing
+    return {
+        "model_cfg": dict(model.architecture),
+        "preprocess_cfg": {
+            "mean": list(pixels.mean),
+            "std": list(pixels.std),
+            "interpolation": pixels.interpolation,
+            "resize_mode": "shortest",
+        },
+    }
+
+
+def _lost(model: ClipModel, kind: Literal["folder", "file"]) -> tuple[str, ...]:
+    """The preprocessing that goes unsaid: only a folder's configuration tells of any, and not of the short side."""
+    ours, size = model.preprocessing, model.preprocessing.input_size
+    silent = ("mean", "std", "interpolation") if kind == "file" else ()
+    lost = [
+        f"{name} {getattr(ours, name)}" for name in silent if getattr(ours, name) != getattr(Preprocessing(size), name)
+    ]
+    if ours.short_side not in (None, size):
+        lost.append(f"short_side {ours.short_side}")
+    return tuple(lost)
+
+
+def _rounded(name: str, tensor: torch.Tensor, half: bool) -> torch.Tensor:
+    tensor = tensor.detach().contiguous().clone()
+    return tensor.half() if half and tensor.is_floating_point() and name != "logit_scale" else tensor
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A place to write at, which becomes the target when all is written."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        unfinished.replace(target)
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,199 @@
+"""Whose checkpoint a state dict is, told by its keys, and its tensors under OpenAI's names.
+
+Which keys each system saves, and which of them it makes anew when it loads, is read off the official repositories
+(openai/CLIP, mlfoundations/open_clip, muzairkhattak/ViFi-CLIP, sallymmx/ActionCLIP, Shahzadnit/EZ-CLIP).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from zar_ray.errors import ModelError
+from zar_ray.models.deep_prompts import SIZES
+from zar_ray.video.transforms import Preprocessing
+
+Origin = Literal["zar-ray", "openai", "clip", "vificlip", "actionclip"]
+
+ORIGIN_NAMES: Mapping[Origin, str] = {
+    "zar-ray": "zar-ray",
+    "openai": "OpenAI",
+    "clip": "OpenAI's layout (OpenAI or open_clip)",
+    "vificlip": "ViFi-CLIP",
+    "actionclip": "ActionCLIP",
+}
+# Why ActionCLIP's fusion head is left out.
+FUSION_HEAD = "fusion head over frames, no part of the model clip, which averages them"
+# The one tensor of CLIP that ViFi-CLIP does not save.
+TOKEN_EMBEDDING = "token_embedding.weight"
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Besides weights, OpenAI's archives hold these three numbers, and only they do.
+_OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
+# Where training scripts keep the weights in what they save.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_FUSION = "fusion_model_state_dict"
+# ViFi-CLIP's names of the towers; what is left of the others' names is the same.
+_VIFICLIP_TOWERS = {"image_encoder.": "visual.", "text_encoder.": ""}
+# Where a tower's prompt vectors enter in ViFi-CLIP's file, under `_VIFICLIP_TOWERS`' names, and what holds all of them
+# here; further layers' are its blocks' `VPT_shallow`.
+_DEEP_PROMPTS = {
+    "visual.": ("visual.VPT", f"visual.{SIZES}"),
+    "": ("prompt_learner.ctx", SIZES),
+}
+_VIFICLIP_BUFFERS = ("complete_text_embeddings", "token_prefix", "token_suffix")
+
+_FROM_SIZES = "follows from the sizes"
+_FROM_CLASSES = "embeds the class names it was trained with, and is made anew for others"
+
+
+@dataclass(frozen=True, eq=False)
+class Recognised:
+    """A state dict whose system is known.
+
+    Attributes:
+        origin: Whose it is.
+        tensors: The weights under OpenAI's names, float32 where floating. What belongs to no CLIP keeps its own name.
+        left_out: What is not among them, by the name in the file, and why.
+        epoch: The epoch written down beside the weights, as that system counts; None where there is none.
+    """
+
+    origin: Origin
+    tensors: dict[str, torch.Tensor]
+    left_out: dict[str, str]
+    epoch: int | None = None
+
+
+def recognise(content: object, place: str) -> Recognised:
+    """Tells the system of a file's content by its keys, and names its weights as OpenAI does.
+
+    Args:
+        content: What was read: a state dict, or a mapping that holds one.
+        place: Where it was read, for messages.
+
+    Raises:
+        ModelError: It holds no state dict, or one that only a model which is not here can use; the message names it.
+    """
+    state = content
+    for wrapper in _WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    tensors = _tensors_in(state)
+    if not tensors:
+        raise ModelError(f"{place}: holds no state dict: no tensors by name at its top or under {', '.join(_WRAPPERS)}")
+    epoch = content.get("epoch") if isinstance(content, Mapping) else None
+    epoch = epoch if isinstance(epoch, int) else None
+    names = _without_prefixes(tensors)
+    _refuse_other_models(names.values(), place)
+
+    if any(name.startswith("image_encoder.") for name in names.values()):
+        return _vificlip(tensors, names, epoch, place)
+    left_out = {name: _FROM_SIZES for name, short in names.items() if _is_derived(short)}
+    fusion = content.get(_FUSION) if isinstance(content, Mapping) else None
+    if isinstance(fusion, Mapping):
+        left_out |= {f"{_FUSION}/{name}": FUSION_HEAD for name in fusion}
+        return Recognised("actionclip", openai_layout(tensors), left_out, epoch)
+    origin = "openai" if set(_OPENAI_MARKS) <= set(names.values()) else "clip"
+    return Recognised(origin, openai_layout(tensors), left_out, epoch)
+
+
+def openai_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """OpenAI's layout, in float32: without wrappers' prefixes, buffers that follow from the sizes, and marks."""
+    names = _without_prefixes(tensors)
+    return {short: as_float32(tensors[name]) for name, short in names.items() if not _is_derived(short)}
+
+
+def published_preprocessing(origin: Origin, input_size: int) -> Preprocessing | None:
+    """What a system's published evaluation does to pixels; None where the system is not one with its own.
+
+    Both resize the short side to 256/224 of the input, truncated. ViFi-CLIP then normalises as ImageNet classifiers
+    do and resizes bilinearly; ActionCLIP keeps CLIP's statistics and filter.
+
+    Args:
+        origin: Whose checkpoint it is.
+        input_size: R, side of the square input in pixels.
+    """
+    side = input_size * 256 // 224
+    if origin == "vificlip":
+        return Preprocessing(input_size, IMAGENET_MEAN, IMAGENET_STD, "bilinear", short_side=side)
+    if origin == "actionclip":
+        return Preprocessing(input_size, short_side=side)
+    return None
+
+
+def as_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """A floating tensor in float32; others as they are."""
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _tensors_in(state: object) -> dict[str, torch.Tensor]:
+    if not isinstance(state, Mapping):
+        return {}
+    return {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _without_prefixes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """For each name the same without what wrapping modules put before it."""
+    names = {name: name for name in tensors}
+    while names and all(name.startswith("module.") for name in names.values()):  # saved under DistributedDataParallel
+        names = {name: short.removeprefix("module.") for name, short in names.items()}
+    if f"text.{TOKEN_EMBEDDING}" in names.values():  # open_clip's CustomTextCLIP
+        names = {name: short.removeprefix("text.") for name, short in names.items()}
+    return names
+
+
+def _is_derived(short: str) -> bool:
+    return short in _OPENAI_MARKS or short.rpartition(".")[2] == "attn_mask"
+
+
+def _refuse_other_models(names: Iterable[str], place: str) -> None:
+    for name in names:
+        parts = name.split(".")
+        if "T_prompt_embeddings" in parts or "Adapter" in parts:
+            raise ModelError(
+                f"{place}: an EZ-CLIP checkpoint ({name}); it needs the model ezclip, which this zar-ray does not have"
+            )
+
+
+def _vificlip(
+    tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], epoch: int | None, place: str
+) -> Recognised:
+    weights: dict[str, torch.Tensor] = {}
+    left_out: dict[str, str] = {}
+    for name, short in names.items():
+        learner, _, buffer = short.rpartition(".")
+        tower = next((prefix for prefix in _VIFICLIP_TOWERS if short.startswith(prefix)), "")
+        ours = _VIFICLIP_TOWERS.get(tower, "") + short.removeprefix(tower)
+        if learner == "prompt_learner" and buffer in _VIFICLIP_BUFFERS:
+            left_out[name] = _FROM_CLASSES
+        elif _is_derived(ours):
+            left_out[name] = _FROM_SIZES
+        else:
+            weights[ours] = as_float32(tensors[name])
+    return Recognised("vificlip", _with_deep_prompts(weights, place), left_out, epoch)
+
+
+def _with_deep_prompts(weights: dict[str, torch.Tensor], place: str) -> dict[str, torch.Tensor]:
+    """The weights with each tower's prompt vectors, one tensor a layer in the file, as `deep_prompts` has them."""
+    stacks = {}
+    for tower, (entry, target) in _DEEP_PROMPTS.items():
+        pattern = re.compile(re.escape(tower) + r"transformer\.resblocks\.(\d+)\.VPT_shallow")
+        layers = {int(match[1]): name for name in weights if (match := pattern.fullmatch(name))}
+        if entry in weights:
+            layers[0] = entry
+        if layers:
+            parts = [weights[layers[layer]] for layer in sorted(layers)]
+            if sorted(layers) != list(range(len(layers))) or len({part.shape for part in parts}) > 1:
+                raise ModelError(f"{place}: its prompt vectors are not whole: {', '.join(sorted(layers.values()))}")
+            stacks[target] = torch.stack(parts)
+            weights = {name: tensor for name, tensor in weights.items() if name not in layers.values()}
+    if len({stack.shape[:2] for stack in stacks.values()}) > 1 or len(stacks) == 1:
+        sizes = ", ".join(f"{len(stack)} layers of {stack.shape[1]} in {name}" for name, stack in stacks.items())
+        raise ModelError(f"{place}: has prompt vectors in {sizes}, and zar-ray has as many in both towers")
+    return {**weights, **stacks}

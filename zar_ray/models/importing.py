@@ -1,0 +1,176 @@
+"""Makes zar-ray checkpoints of other systems' files, and accounts for every tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zar_ray.errors import ModelError
+from zar_ray.models.architecture import Architecture, build_clip
+from zar_ray.models.checkpoints import Checkpoint, load_weights, read_checkpoint, save_checkpoint
+from zar_ray.models.clip import ClipModel
+from zar_ray.models.formats import ORIGIN_NAMES
+from zar_ray.models.loading import describe_checkpoint
+from zar_ray.models.sources import free_path, load_source
+from zar_ray.video.transforms import Preprocessing
+
+
+@dataclass(frozen=True, eq=False)
+class ImportPlan:
+    """What becomes of every tensor of a checkpoint, and where the rest comes from.
+
+    Attributes:
+        checkpoint: The file, read.
+        name: What the model is called.
+        architecture: As open_clip's model configs.
+        preprocessing: What the model expects of its pixels.
+        used: Tensors taken from the file, by our names.
+        from_base: Tensors that the file lacks and the base has.
+        missing: Tensors that neither has.
+        unknown: Tensors of the file that belong to no CLIP.
+        base: The base, if one was given.
+        base_name: As it was given.
+    """
+
+    checkpoint: Checkpoint
+    name: str
+    architecture: Architecture
+    preprocessing: Preprocessing
+    used: tuple[str, ...]
+    from_base: tuple[str, ...]
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    base: ClipModel | None
+    base_name: str | None
+
+    def lines(self) -> list[str]:
+        """The account: the counts, then every tensor that is not simply used, with the reason."""
+        epoch = "" if self.checkpoint.epoch is None else f", epoch {self.checkpoint.epoch}"
+        unused = {**self.checkpoint.left_out, **dict.fromkeys(self.unknown, "belongs to no CLIP")}
+        notable = [("unused", name, why) for name, why in unused.items()]
+        notable += [("from the base", name, str(self.base_name)) for name in self.from_base]
+        notable += [("missing", name, "neither in the file nor in a base") for name in self.missing]
+        width = max((len(name) for _, name, _ in notable), default=0)
+        return [
+            f"{self.checkpoint.path}: {ORIGIN_NAMES[self.checkpoint.origin]}{epoch}",
+            f"{len(self.used)} tensors used, {len(unused)} unused, {len(self.missing)} missing,"
+            f" {len(self.from_base)} from the base",
+            *(f"{what:<13}  {name:<{width}}  {why}" for what, name, why in notable),
+        ]
+
+    def write(self, output: str | os.PathLike[str]) -> None:
+        """Writes the zar-ray checkpoint.
+
+        Args:
+            output: The ``.safetensors`` file to write.
+
+        Raises:
+            ModelError: A tensor is missing, unknown or of another shape; or there is something at `output` already.
+        """
+        place = str(self.checkpoint.path)
+        if self.missing:
+            way_out = (
+                "nor has the base" if self.base else "give the CLIP it was trained from with --base FILE or NAME:TAG"
+            )
+            raise ModelError(f"{place}: has no {_listed(self.missing)}; {way_out}")
+        if self.unknown:
+            raise ModelError(
+                f"{place}: {_listed(self.unknown)} belong to no CLIP, and without them it would be another model than"
+                " was trained"
+            )
+        target = free_path(output, ".safetensors")
+        clip = build_clip(self.architecture)
+        load_weights(clip, self._tensors(), place)
+        save_checkpoint(clip, self.architecture, self.preprocessing, target, self._notes())
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {name: self.checkpoint.tensors[name] for name in self.used}
+        if self.base is not None:
+            state = self.base.clip.state_dict()
+            tensors |= {name: state[name] for name in self.from_base}
+        return tensors
+
+    def _notes(self) -> dict[str, Any]:
+        with self.checkpoint.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        source: dict[str, Any] = {
+            "format": self.checkpoint.origin,
+            "file": self.checkpoint.path.name,
+            "sha256": digest,
+            "epoch": self.checkpoint.epoch,
+        }
+        if self.base is not None:
+            source["base"] = {
+                "name": self.base.name,
+                "fingerprint": self.base.fingerprint,
+                "tensors": list(self.from_base),
+            }
+        return {"name": self.name, "imported": source}
+
+
+def plan_import(
+    path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, model: str | None = None
+) -> ImportPlan:
+    """Reads a checkpoint of another system and says what becomes of its tensors; writes nothing.
+
+    What a file does not tell is the base's, if one is given: tensors, and for a file in OpenAI's layout its sizes,
+    activation and preprocessing.
+
+    Args:
+        path: The file.
+        base: A checkpoint file or an open_clip ``NAME:TAG``.
+        model: The open_clip name of its architecture, for a file in OpenAI's layout that is not OpenAI's.
+
+    Raises:
+        ModelError: A file cannot be read, is zar-ray's own already or of a model that is not here; or the base is of
+            another shape.
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint.origin == "zar-ray":
+        raise ModelError(f"{path}: is zar-ray's own checkpoint already; use it with --checkpoint {path}")
+    base_model = load_source(base) if base is not None else None
+    if base_model is not None and checkpoint.architecture is None and model is None:
+        name, architecture, preprocessing = checkpoint.path.stem, base_model.architecture, base_model.preprocessing
+    else:
+        name, architecture, preprocessing = describe_checkpoint(checkpoint, model)
+    with torch.device("meta"):  # names and shapes are enough
+        wanted = build_clip(architecture).state_dict()
+    lacking = [key for key in wanted if key not in checkpoint.tensors]
+    held: Mapping[str, torch.Tensor] = base_model.clip.state_dict() if base_model is not None else {}
+    for key in lacking:
+        if key in held and held[key].shape != wanted[key].shape:
+            raise ModelError(
+                f"{base}: its {key} is {_shape(held[key])}, and {path} needs {_shape(wanted[key])}; give the CLIP that"
+                " it was trained from"
+            )
+    return ImportPlan(
+        checkpoint,
+        name,
+        architecture,
+        preprocessing,
+        used=tuple(key for key in wanted if key in checkpoint.tensors),
+        from_base=tuple(key for key in lacking if key in held),
+        missing=tuple(key for key in lacking if key not in held),
+        unknown=tuple(key for key in checkpoint.tensors if key not in wanted),
+        base=base_model,
+        base_name=str(base) if base is not None else None,
+    )
+
+
+def default_output(path: str | os.PathLike[str]) -> Path:
+    """Where an imported checkpoint goes unless it is said: beside the file, with ``.zar.safetensors`` at its end."""
+    return Path(path).with_suffix(".zar.safetensors")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more tensors"
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "one number"

@@ -1,0 +1,128 @@
+"""Learned contexts: the vectors in front of class names as training left them (CoOp: Zhou et al., IJCV 2022).
+
+A context's file is a safetensors file of one float32 tensor, ``context`` (L, W), with one metadata entry,
+``zar_ray_context``, of JSON: format version, what training started from, the model that it was learned for, and free
+notes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from zar_ray.errors import ModelError
+from zar_ray.models.clip import ClipModel
+from zar_ray.storage import Storage
+
+METADATA_KEY = "zar_ray_context"
+FORMAT_VERSION = 1
+RANDOM = "random"
+
+_TENSOR = "context"
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedContext:
+    """Context vectors, and the model that they go with.
+
+    Attributes:
+        vectors: float32 (L, W), on the CPU.
+        start: The words that training started from, or ``random``.
+        model_name: What the model is called that they were learned for.
+        model_fingerprint: Its fingerprint.
+        notes: What was written down when they were saved, as JSON values.
+        place: What a message calls them.
+    """
+
+    vectors: torch.Tensor
+    start: str
+    model_name: str
+    model_fingerprint: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    place: str = "learned context"
+
+    def require_for(self, model: ClipModel) -> None:
+        """Refuses a model that the vectors were not learned for.
+
+        Raises:
+            ModelError: It is another one; vectors say nothing to any other text tower.
+        """
+        if model.fingerprint != self.model_fingerprint:
+            raise ModelError(
+                f"{self.place}: was learned for {self.model_name} ({self.model_fingerprint}), and this model is"
+                f" {model.name} ({model.fingerprint}); load the model it was learned for, or leave --context away"
+            )
+
+
+def save_context(context: LearnedContext, path: Path) -> None:
+    """Writes a context's file, atomically; its folder is made.
+
+    Raises:
+        ValueError: The path does not end in ``.safetensors``.
+        RunError: It cannot be written.
+    """
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: a learned context's file ends in .safetensors")
+    about = {
+        "format": FORMAT_VERSION,
+        "start": context.start,
+        "model": {"name": context.model_name, "fingerprint": context.model_fingerprint},
+        "notes": dict(context.notes),
+    }
+    vectors = context.vectors.detach().float().cpu().contiguous()
+    content = save({_TENSOR: vectors}, {METADATA_KEY: json.dumps(about, sort_keys=True), "format": "pt"})
+    Storage(str(path.parent)).write(path.name, content)
+
+
+def parse_context(content: bytes, place: str) -> LearnedContext:
+    """Reads a context from its file's content.
+
+    Args:
+        content: The file's bytes.
+        place: The file, for messages.
+
+    Raises:
+        ModelError: It is damaged, or no learned context.
+    """
+    try:
+        tensors = load(content)
+        metadata = _metadata(content)
+    except (SafetensorError, ValueError) as error:
+        raise ModelError(f"{place}: cannot be read as safetensors ({_line(error)})") from error
+    if METADATA_KEY not in metadata:
+        raise ModelError(
+            f"{place}: holds no learned context; make one with zar train --trains context, or give a checkpoint with"
+            " --checkpoint"
+        )
+    try:
+        about = json.loads(metadata[METADATA_KEY])
+        if about["format"] != FORMAT_VERSION:
+            raise ModelError(
+                f"{place}: is of format {about['format']}, and this zar-ray reads format {FORMAT_VERSION}; use the"
+                " zar-ray that wrote it, or a newer one"
+            )
+        vectors, model = tensors[_TENSOR].float(), about["model"]
+        if vectors.ndim != 2 or not len(vectors) or not vectors.isfinite().all():
+            raise ValueError(f"its vectors are {tuple(vectors.shape)}, or not all finite")
+        return LearnedContext(
+            vectors, str(about["start"]), str(model["name"]), str(model["fingerprint"]), dict(about["notes"]), place
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{place}: its learned context is damaged ({_line(error)})") from error
+
+
+def _metadata(content: bytes) -> Mapping[str, str]:
+    """A safetensors file's own notes: its first 8 bytes are the length of the JSON header that holds them."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]).get("__metadata__", {})
+
+
+def _line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -1,0 +1,114 @@
+"""Averages the weights of checkpoints that were fine-tuned from the same model.
+
+Two in the proportion alpha are WiSE-FT's weight-space ensemble (Wortsman et al., "Robust fine-tuning of zero-shot
+models", CVPR 2022, section 3), with the pretrained model first and the fine-tuned one second; Open-VCLIP (Weng et
+al., ICML 2023) does the same for video. Several in equal parts are a uniform soup (Wortsman et al., ICML 2022), or
+stochastic weight averaging (Izmailov et al., UAI 2018) where they are one run's. The logit scale, a logarithm, is
+averaged like every other parameter; integer buffers, which are counters, are the first checkpoint's.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zar_ray.errors import ConfigError, ModelError
+from zar_ray.models.checkpoints import save_checkpoint
+from zar_ray.models.clip import ClipModel
+from zar_ray.models.comparing import architecture_difference, preprocessing_difference
+from zar_ray.models.sources import free_path, load_source
+
+Source = str | os.PathLike[str]
+
+
+def interpolate(
+    first: Source,
+    second: Source,
+    alpha: float,
+    output: str | os.PathLike[str],
+    pixels_of: Source | None = None,
+) -> None:
+    """Writes (1 - alpha) · first + alpha · second as a zar-ray checkpoint.
+
+    Args:
+        first: A checkpoint file or an open_clip ``NAME:TAG``; by custom the pretrained model.
+        second: The same; by custom the fine-tuned model.
+        alpha: In [0, 1]; 0 gives the weights of `first`, 1 those of `second`.
+        output: The ``.safetensors`` file to write, which must not be there.
+        pixels_of: See `merge_checkpoints`.
+
+    Raises:
+        ConfigError: `alpha` is out of its range.
+        ModelError: See `merge_checkpoints`.
+    """
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"alpha {alpha:g}: give 0 (the first checkpoint) to 1 (the second)")
+    merge_checkpoints((first, second), (1 - alpha, alpha), output, pixels_of)
+
+
+def merge_checkpoints(
+    sources: Sequence[Source],
+    weights: Sequence[float] | None,
+    output: str | os.PathLike[str],
+    pixels_of: Source | None = None,
+) -> None:
+    """Writes a weighted mean of checkpoints as a zar-ray checkpoint.
+
+    Sums are taken in float64 and rounded to float32 once. Only one checkpoint is held beside the sum.
+
+    Args:
+        sources: At least two checkpoint files or open_clip ``NAME:TAG``.
+        weights: A share for each source, not negative, that together make 1; None: equal ones.
+        output: The ``.safetensors`` file to write, which must not be there.
+        pixels_of: The source whose preprocessing the result has, where they do not all have the same, as CLIP and a
+            model that was fine-tuned from it with ImageNet's mean.
+
+    Raises:
+        ConfigError: There are too few sources, the weights do not fit them, or `pixels_of` is none of them.
+        ModelError: A source cannot be loaded, or differs from the first in architecture, or in preprocessing and
+            `pixels_of` does not say whose holds; or there is something at `output` already.
+    """
+    if len(sources) < 2:
+        raise ConfigError("merging takes at least two checkpoints; name another")
+    shares = [1 / len(sources)] * len(sources) if weights is None else list(weights)
+    if len(shares) != len(sources) or min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        raise ConfigError(f"merging weights {shares}: give {len(sources)} that are not negative and sum to 1")
+    if pixels_of is not None and pixels_of not in sources:
+        raise ConfigError(f"preprocessing of {pixels_of}: give one of the checkpoints that are merged")
+    target = free_path(output, ".safetensors")
+
+    first = load_source(sources[0])
+    total = {name: _weighted(tensor, shares[0]) for name, tensor in first.clip.state_dict().items()}
+    merged, preprocessing = [_note(sources[0], first, shares[0])], first.preprocessing
+    for source, share in zip(sources[1:], shares[1:], strict=True):
+        model = load_source(source)
+        difference = architecture_difference(first.architecture, model.architecture)
+        if difference is not None:
+            raise ModelError(f"{sources[0]} and {source} cannot be merged: {difference}; merge one architecture's")
+        difference = preprocessing_difference(first.preprocessing, model.preprocessing)
+        if difference is not None and pixels_of is None:
+            raise ModelError(
+                f"{sources[0]} and {source} read other pixels: {difference}; say whose preprocessing the result has"
+                " (--pixels-of)"
+            )
+        if source == pixels_of:
+            preprocessing = model.preprocessing
+        for name, tensor in model.clip.state_dict().items():
+            if tensor.is_floating_point():
+                total[name] += _weighted(tensor, share)
+        merged.append(_note(source, model, share))
+    notes = {"name": target.stem, "merged": merged}
+    save_checkpoint(total, first.architecture, preprocessing, target, notes)
+
+
+def _weighted(tensor: torch.Tensor, share: float) -> torch.Tensor:
+    return tensor.detach().double() * share if tensor.is_floating_point() else tensor.clone()
+
+
+def _note(source: Source, model: ClipModel, share: float) -> dict[str, Any]:
+    return {"source": Path(source).name, "name": model.name, "fingerprint": model.fingerprint, "weight": share}

@@ -1,0 +1,113 @@
+"""What training does to the frames of a sample, between the decoder and the model: pure functions of a generator.
+
+The operations and their order are those of ViFi-CLIP's training (Rasheed et al., CVPR 2023; `datasets/pipeline.py` of
+its repository): crop, flip, colour jitter, grey.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional
+
+from zar_ray.config import AugmentConfig
+
+# How far the colour jitter goes; hue in turns of the colour circle.
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 0.4, 0.4, 0.2, 0.1
+# A multi-scale box this near to the input size is made of that size, which saves resizing it (TSN).
+_NEARLY = 3
+# Places of a multi-scale box, in quarters of the room around it: (down, right).
+_PLACES = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))
+
+
+@dataclass(frozen=True, order=True)
+class Box:
+    """A rectangle in a frame, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def augment(frames: np.ndarray, options: AugmentConfig, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Crops, flips and recolours the frames of one sample, all of them alike.
+
+    Two things differ from ViFi-CLIP on purpose: its colour jitter draws anew for every frame of a video, where here a
+    video has one; and it resizes without antialiasing, where here all resizing antialiases.
+
+    Args:
+        frames: uint8 (T, H, W, 3), resized; H and W are at least `size`.
+        options: What to do.
+        size: R, side of the model's input in pixels.
+        rng: What to draw from; options that are off draw nothing.
+
+    Returns:
+        uint8 (T, R, R, 3), contiguous, and never a view of the frames.
+    """
+    box = draw_box(frames.shape[1], frames.shape[2], options, size, rng)
+    # A copy: frames may be read-only, and kept ones must not stay in memory for the sake of a crop.
+    window = np.array(frames[:, box.top : box.top + box.height, box.left : box.left + box.width])
+    pixels = torch.from_numpy(window).permute(0, 3, 1, 2)
+    if (box.height, box.width) != (size, size):
+        pixels = functional.resize(pixels, [size, size], antialias=True)
+    if options.flip and rng.random() < options.flip:
+        pixels = functional.horizontal_flip(pixels)
+    if options.colour_jitter and rng.random() < options.colour_jitter:
+        pixels = _jittered(pixels, rng)
+    if options.grey and rng.random() < options.grey:
+        pixels = functional.rgb_to_grayscale(pixels, num_output_channels=3)
+    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
+
+
+def draw_box(height: int, width: int, options: AugmentConfig, size: int, rng: np.random.Generator) -> Box:
+    """Draws the box that is cut out of a sample's frames.
+
+    ``random`` is a square of the input size anywhere.  ``multi_scale`` is the crop of TSN (Wang et al., ECCV 2016) as
+    ViFi-CLIP sets it: height and width are shares of the short side, the same or neighbours in the list of scales, and
+    the box lies in a corner or the centre.  (TSN's own thirteen places are these five and eight more.)
+
+    Args:
+        height: Height of the frames.
+        width: Width of the frames.
+        options: The kind of crop, and its scales.
+        size: R, side of the model's input in pixels; at most the frames' short side.
+        rng: What to draw from.
+    """
+    if options.crop == "random":
+        top = int(rng.integers(0, height - size + 1))
+        left = int(rng.integers(0, width - size + 1))
+        return Box(top, left, size, size)
+    sides = [_side(share, min(height, width), size) for share in options.crop_scales]
+    shapes = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    box_height, box_width = shapes[rng.integers(len(shapes))]
+    down, right = _PLACES[rng.integers(len(_PLACES))]
+    return Box(
+        top=(height - box_height) // 4 * down, left=(width - box_width) // 4 * right, height=box_height, width=box_width
+    )
+
+
+def _side(share: float, short_side: int, size: int) -> int:
+    side = max(1, int(share * short_side))
+    return size if abs(side - size) < _NEARLY else side
+
+
+def _jittered(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """uint8 (T, 3, R, R) under one draw of brightness, contrast, saturation and hue, in an order drawn too."""
+    operations = (
+        (functional.adjust_brightness, rng.uniform(1 - _BRIGHTNESS, 1 + _BRIGHTNESS)),
+        (functional.adjust_contrast, rng.uniform(1 - _CONTRAST, 1 + _CONTRAST)),
+        (functional.adjust_saturation, rng.uniform(1 - _SATURATION, 1 + _SATURATION)),
+        (functional.adjust_hue, rng.uniform(-_HUE, _HUE)),
+    )
+    order = rng.permutation(len(operations))
+    frames = []
+    # A frame at a time and its colours apart stays in the processor's cache, and is faster for it.
+    for frame in pixels.contiguous():
+        for number in order:
+            adjust, amount = operations[number]
+            frame = adjust(frame, amount)
+        frames.append(frame)
+    return torch.stack(frames)

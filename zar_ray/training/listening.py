@@ -1,0 +1,116 @@
+"""The driver's side of a training under way: what its processes say is shown and logged."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from ray.util.queue import Empty
+from rich.console import Console
+
+from zar_ray.config import TrainConfig
+from zar_ray.errors import TrackingError
+from zar_ray.reporting.statistics import share_estimate
+from zar_ray.storage import Storage
+from zar_ray.tracking import TrainingTracker
+from zar_ray.training.outputs import TrainResult
+from zar_ray.training.progress import Progress, Raised, TrainingBar, Validated
+from zar_ray.training.worker import TrainingJob
+
+
+@contextlib.contextmanager
+def tracked(
+    job: TrainingJob, folder: Storage, console: Console, parent: str | None
+) -> Iterator[TrainingTracker | None]:
+    """The training's run in MLflow; a store that cannot be reached costs a line, not the training."""
+    config, tracker = job.config, None
+    if config.mlflow:
+        facts = {
+            "videos": len(job.videos),
+            "classes": len(job.prompts.names),
+            "steps": job.schedule.steps,
+            "checkpoint": str(config.output),
+        }
+        try:
+            tracker = TrainingTracker.start(config, folder, facts, parent)
+        except TrackingError as error:
+            console.print(f"not logged to MLflow: {error}")
+    try:
+        yield tracker
+    except BaseException as error:
+        if tracker is not None:
+            with contextlib.suppress(TrackingError):  # what stopped the training is the one thing to be said
+                tracker.fail(" ".join(str(error).split()) or type(error).__name__)
+        raise
+
+
+def log_end(tracker: TrainingTracker | None, trained: TrainResult, config: TrainConfig, console: Console) -> str | None:
+    """Sends what the training ended with; returns its run in MLflow, where there is one."""
+    if tracker is None:
+        return None
+    # A model is hundreds of megabytes, and lies where its tag says: it is sent where it is to be registered.
+    files = [trained.checkpoint] if config.register_as is not None else []
+    try:
+        receipt = tracker.finish(
+            {"train/loss": trained.loss, "train/accuracy": trained.accuracy}, files, config.register_as
+        )
+    except TrackingError as error:
+        console.print(f"not logged to MLflow: {error}")
+        return None
+    console.print(f"MLflow: run {receipt.run_id} of experiment {receipt.experiment} at {receipt.uri}")
+    return receipt.run_id
+
+
+@contextlib.contextmanager
+def shown(job: TrainingJob, tracker: TrainingTracker | None, console: Console) -> Iterator[list[Raised]]:
+    """Shows and logs what the processes say, in a thread, until the training ends; yields what exceptions said."""
+    over = threading.Event()
+    raised: list[Raised] = []
+    bar = TrainingBar(console, job.schedule.steps, job.config.batch_size)
+
+    def listen() -> None:
+        while True:
+            ended = over.is_set()
+            try:
+                message = job.progress.get(timeout=0 if ended else 1, block=not ended)
+                if isinstance(message, Raised):
+                    raised.append(message)
+                else:
+                    _take(message, bar, tracker)
+            except Empty:
+                if ended:
+                    return
+            except TrackingError as error:
+                bar.say(f"not logged to MLflow: {error}")
+
+    thread = threading.Thread(target=listen, daemon=True)
+    with bar:
+        thread.start()
+        try:
+            yield raised
+        finally:
+            over.set()
+            thread.join()
+            job.progress.shutdown()
+
+
+def _take(message: Progress | Validated, bar: TrainingBar, tracker: TrainingTracker | None) -> None:
+    if isinstance(message, Validated):
+        top1 = share_estimate(message.correct, message.videos)
+        bar.say(
+            f"after {message.epoch:.1f} epochs: top-1 {top1.value:.1%} ({top1.low:.1%} to {top1.high:.1%})"
+            f" of {message.videos} validation videos{f', {message.failed} failed' if message.failed else ''}"
+        )
+        metrics = {
+            "validation/top1": top1.value,
+            "validation/top1_low": top1.low,
+            "validation/top1_high": top1.high,
+        }
+    else:
+        bar.show(message)
+        metrics = {
+            f"train/{name}": value for name, value in vars(message).items() if name != "step" and value is not None
+        }
+    if tracker is not None:
+        tracker.log(message.step, metrics)

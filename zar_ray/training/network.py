@@ -1,0 +1,247 @@
+"""What training trains: CLIP over videos against the texts of all classes, or the part of it that options name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from zar_ray.config import TrainConfig
+from zar_ray.data.class_texts import ClassPrompts, ContextFile
+from zar_ray.errors import ConfigError, ModelError
+from zar_ray.models.checkpoints import save_checkpoint
+from zar_ray.models.clip import ClipModel
+from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts
+from zar_ray.models.learned_context import RANDOM, LearnedContext, parse_context, save_context
+from zar_ray.models.text import PromptedClasses
+
+# CLIP's own bound on the logit scale (Radford et al., ICML 2021, section 2.5).
+MAX_LOGIT_SCALE = 100.0
+
+_RANDOM_DEVIATION = 0.02  # of vectors drawn at random, as CoOp's
+
+
+class VideoTextModel(nn.Module):
+    """CLIP over videos: the mean of a video's frame embeddings against one text a class.
+
+    `config.trains` settles what takes gradients, as in ViFi-CLIP's official code (Rasheed et al., CVPR 2023):
+
+    - ``both``: the image tower, the text tower and the logit scale;
+    - ``image``: the image tower alone; the texts' features are computed once and kept;
+    - ``text``: the text tower alone;
+    - ``prompts``: prompt vectors in the layers of both towers, new ones or those that the model has, see
+      `zar_ray.models.deep_prompts`;
+    - ``context``: the vectors in front of the class names alone (CoOp: Zhou et al., IJCV 2022).
+
+    The token embeddings are trained from scratch only: fine-tuning leaves them as they are, as there. Everything stays
+    in evaluation mode: batch norms keep their statistics, and no patch is dropped.
+
+    Args:
+        model: The CLIP to train, in place.
+        prompts: The candidate classes, one text each.
+        config: What is trained, and how.
+
+    Attributes:
+        model: The CLIP.
+        context: float32 (L, W), the context in training; None where it is not.
+
+    Raises:
+        ConfigError: A class has several texts, its text has no context to train, or options do not fit together.
+        ModelError: The context was learned for another model, its file is damaged, or the model has prompt vectors in
+            its layers and something else is to be trained.
+    """
+
+    _text_features: torch.Tensor | None
+
+    def __init__(self, model: ClipModel, prompts: ClassPrompts, config: TrainConfig) -> None:
+        super().__init__()
+        _require_one_text(prompts)
+        if config.context_vectors is not None and config.trains != "context":
+            raise ConfigError(f"--context-vectors: --trains {config.trains} trains no context; leave it away")
+        self.model = model
+        self.context: nn.Parameter | None = None
+        self._prompts = prompts
+        self._trains = config.trains
+        clip = model.clip.requires_grad_(False)
+        if config.grad_checkpointing:
+            clip.set_grad_checkpointing()
+
+        if config.trains == "prompts":
+            _add_deep_prompts(model, config)
+        elif SIZES in model.architecture:
+            raise ModelError(f"{model.name}: has prompt vectors in its layers; train them with --trains prompts")
+        self._learned = learned = _starting_context(model, prompts, config)
+        self._classes = self._prompted()
+        features = None
+        match config.trains:
+            case "both" | "text":
+                if learned is not None:
+                    raise ConfigError(f"--context {learned.place}: --trains {config.trains} reads words; give words")
+                for name, parameter in clip.named_parameters():
+                    parameter.requires_grad_(_is_trained(name, config))
+            case "image":
+                clip.visual.requires_grad_(True)
+                features = self._classes.initial_features.clone()
+            case "prompts":
+                for tower in (clip.visual, model.text_tower):
+                    tower.deep_prompts.requires_grad_(True)
+            case "context":
+                self._classes.require_tunable("--trains context", "--trains text")
+                self.context = nn.Parameter(self._classes.initial_context.clone())
+        self.register_buffer("_text_features", features, persistent=False)
+        self.train()
+
+    def train(self, mode: bool = True) -> VideoTextModel:
+        """Stays in evaluation mode, see the class."""
+        return super().train(False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits of videos over classes; differentiable in what is trained.
+
+        Under autocast the image tower runs in mixed precision; the text tower and the logits stay float32, since a
+        bfloat16 logit of 50 is rounded to quarters.
+
+        Args:
+            pixels: float32 (B, T, 3, R, R), normalised.
+
+        Returns:
+            float32 (B, K).
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains in ("both", "image", "prompts")):
+            frames = self.model.clip.visual(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+            videos = normalize(frames.mean(dim=1).float(), dim=-1)
+        with torch.autocast(videos.device.type, enabled=False):
+            return self.model.clip.logit_scale.exp() * videos @ self._texts().T
+
+    @torch.no_grad()
+    def bound_logit_scale(self) -> None:
+        """Keeps the logit scale within CLIP's bound; to be called after every step."""
+        if self.model.clip.logit_scale.requires_grad:
+            self.model.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """Everything that training changes, by its name in the CLIP's state dict, or ``context``; not copied."""
+        return {name: parameter.detach() for name, parameter in self._trained()}
+
+    @torch.no_grad()
+    def load_trained_state(self, state: Mapping[str, torch.Tensor], place: str) -> None:
+        """Takes over what `trained_state` of the same options gave.
+
+        Args:
+            state: The tensors.
+            place: Where they come from, for the message.
+
+        Raises:
+            ModelError: One is missing, unknown or of another shape; nothing is taken over then.
+        """
+        wanted = dict(self._trained())
+        if unlike := sorted(wanted.keys() ^ state.keys()):
+            problem = "is missing" if unlike[0] in wanted else "is not trained"
+            raise ModelError(f"{place}: {unlike[0]} {problem} (--trains {self._trains}); continue with its own options")
+        for name, parameter in wanted.items():
+            if parameter.shape != state[name].shape:
+                raise ModelError(
+                    f"{place}: {name} is {tuple(state[name].shape)} and should be {tuple(parameter.shape)}; continue"
+                    " with its own options"
+                )
+        for name, parameter in wanted.items():
+            parameter.copy_(state[name])
+
+    def learned_context(self, notes: Mapping[str, Any]) -> LearnedContext:
+        """The context as training has left it.
+
+        Raises:
+            ValueError: No context is trained.
+        """
+        if self.context is None:
+            raise ValueError(f"--trains {self._trains} trains no context")
+        start = self._learned.start if self._learned is not None else str(self._prompts.context)
+        vectors = self.context.detach().float().cpu().clone()
+        return LearnedContext(vectors, start, self.model.name, self.model.fingerprint, notes)
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                yield name.removeprefix("model.clip."), parameter
+
+    def _texts(self) -> torch.Tensor:
+        """float32 (K, D): the classes' features, L2-normalised."""
+        if self._text_features is not None:
+            return self._text_features
+        if self._trains in ("both", "text"):
+            return normalize(self._classes.encode_texts(), dim=-1)
+        context = self.context if self.context is not None else self.model.text_tower.deep_prompts[0]
+        if self._classes.initial_context.device != context.device:
+            # The pass over the text tower holds weights, and the module has been moved since it was made.
+            self._classes = self._prompted()
+        return self._classes.features(context)
+
+    def _prompted(self) -> PromptedClasses:
+        context = self._learned or str(self._prompts.context)
+        return PromptedClasses(self.model, self._prompts.names, context, texts=self._prompts.texts)
+
+
+def save_trained(network: VideoTextModel, output: Path, notes: Mapping[str, Any]) -> None:
+    """Writes what was trained, atomically: the learned context, or else a checkpoint of the whole model.
+
+    Args:
+        network: The model.
+        output: The ``.safetensors`` file; its folder is made.
+        notes: Anything worth keeping that JSON can hold, such as the options.
+    """
+    model = network.model
+    if network.context is not None:
+        save_context(network.learned_context(notes), output)
+    else:
+        named = {"name": output.stem, **notes}
+        save_checkpoint(model.clip, model.architecture, model.preprocessing, output, named)
+
+
+def _require_one_text(prompts: ClassPrompts) -> None:
+    for name, own in zip(prompts.names, prompts.texts or (), strict=False):
+        if len(own) > 1:
+            raise ConfigError(
+                f'training reads one text a class, and "{name}" has {len(own)}; give one template such as'
+                ' "a video of a {}." and one text a class'
+            )
+
+
+def _starting_context(model: ClipModel, prompts: ClassPrompts, config: TrainConfig) -> LearnedContext | None:
+    """The vectors in the place of the context's words, if there are any."""
+    if config.context_vectors is None:
+        file = prompts.context
+        return parse_context(file.content, file.path) if isinstance(file, ContextFile) else None
+    if isinstance(prompts.context, ContextFile):
+        raise ConfigError(f"--context-vectors and --context {prompts.context.path}: give one of them")
+    width = model.text_tower.token_embedding.weight.shape[1]
+    generator = torch.Generator().manual_seed(config.seed)
+    vectors = torch.randn(config.context_vectors, width, generator=generator) * _RANDOM_DEVIATION
+    return LearnedContext(vectors, RANDOM, model.name, model.fingerprint, place="--context-vectors")
+
+
+def _add_deep_prompts(model: ClipModel, config: TrainConfig) -> None:
+    """Gives a model new prompt vectors, unless it has some of the options' sizes."""
+    sizes = {"vectors": config.prompt_vectors, "depth": config.prompt_depth}
+    present = model.architecture.get(SIZES)
+    if present is None:
+        attach_deep_prompts(model.clip, **sizes, generator=torch.Generator().manual_seed(config.seed))
+        model.architecture = {**model.architecture, SIZES: sizes}
+    elif present != sizes:
+        raise ModelError(
+            f"{model.name}: has {present['vectors']} prompt vectors in {present['depth']} layers; go on with"
+            f" --prompt-vectors {present['vectors']} --prompt-depth {present['depth']}"
+        )
+
+
+def _is_trained(name: str, config: TrainConfig) -> bool:
+    """Whether a parameter of the CLIP takes gradients where the text tower does."""
+    if name.startswith("visual.") or name == "logit_scale":
+        return config.trains == "both"
+    if name.endswith("token_embedding.weight"):
+        return config.architecture is not None
+    return name != "logit_bias"

@@ -1,0 +1,172 @@
+"""What comes out of a training: its checkpoint files, its history, and evaluations of checkpoints on the way."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.train import Checkpoint, Result
+from rich.console import Console
+
+from zar_ray.config import EvalConfig, TrainConfig
+from zar_ray.errors import RunError
+from zar_ray.evaluation.job import run_evaluation
+from zar_ray.evaluation.run_folder import RunFolder
+from zar_ray.training.network import save_trained
+from zar_ray.training.progress import HISTORY, Validated
+from zar_ray.training.state import TrainingState
+from zar_ray.training.validation import evaluation_options
+from zar_ray.training.worker import NOT_VALIDATED, TrainingJob, initial_network
+
+_RECENT_STEPS = 25
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training.
+
+    Attributes:
+        checkpoint: The file written, in zar-ray's format; a learned context, where only that was trained.
+        steps: Steps of the whole training, earlier sessions included.
+        seconds: Wall seconds of this session.
+        loss: Mean loss of the last 25 steps.
+        accuracy: Share of training videos that were right in the last 25 steps.
+        folder: Where the training's checkpoints, options and history lie.
+        best: The file of the checkpoint with the highest validation top-1, where there was a validation.
+        averaged: The file of the weights averaged over epochs, where that was asked for.
+        validations: The evaluations during training, in order.
+        run_id: The training's run in MLflow, where it was logged.
+    """
+
+    checkpoint: Path
+    steps: int
+    seconds: float
+    loss: float
+    accuracy: float
+    folder: str
+    best: Path | None = None
+    averaged: Path | None = None
+    validations: tuple[Validated, ...] = ()
+    run_id: str | None = None
+
+
+def trained_options(config: TrainConfig, file: Path) -> dict[str, Any]:
+    """The options of an evaluation that name what a training wrote."""
+    if config.trains == "context":
+        return {"checkpoint": config.checkpoint, "context": str(file)}
+    return {"checkpoint": file, "context": config.context}
+
+
+class CheckpointEvaluation:
+    """Evaluates a checkpoint as `zar eval` does, in a task of its own beside the training.
+
+    Args:
+        job: What is trained.
+        output: Folder or URI of the evaluations' runs.
+    """
+
+    def __init__(self, job: TrainingJob, output: str) -> None:
+        self._job = job
+        self._output = output
+
+    def __call__(self, checkpoint: Checkpoint, **kwargs: Any) -> dict[str, float]:
+        """Returns what Ray Train is to know of the checkpoint."""
+        config = self._job.config
+        with checkpoint.as_directory() as folder:
+            state = TrainingState.load(folder)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.safetensors"
+            _export(state.network, self._job, file)
+            options = EvalConfig(
+                **evaluation_options(config).model_dump(exclude={"checkpoint", "context"}),
+                **trained_options(config, file),
+                dataset=config.validation,
+                split=config.validation_split,
+                data_root=config.data_root,
+                output=self._output,
+                name=f"step{state.step}",
+                overwrite=True,
+                max_failed=1.0,
+                gpus_per_worker=None,
+                mlflow=False,
+            )
+            summary = run_evaluation(options, Console(file=io.StringIO()))
+        scores = summary.cases[0].failures_excluded
+        videos = scores.videos if scores is not None else 0
+        correct = round(scores.after.top1.value * videos) if scores is not None else 0
+        found = Validated(state.step, self._job.epochs(state.step), correct, videos, summary.failed)
+        self._job.progress.put(found)
+        return {"validation_top1": found.top1}
+
+
+def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float, raised: str | None) -> TrainResult:
+    """Writes what the training ended with: the last weights, the best ones, the averaged ones, and its history.
+
+    Args:
+        result: What Ray Train says of it.
+        job: What was trained.
+        folder: The training's folder.
+        seconds: Wall seconds of this session.
+        raised: What the first exception in a process said, if there was one.
+
+    Raises:
+        RunError: It did not get to its last step.
+    """
+    output = job.config.output
+    assert output is not None
+    last = _state_of(result.checkpoint) if result.checkpoint is not None else None
+    if last is None or last.step < job.schedule.steps:
+        at = f"after step {last.step if last is not None else 0} of {job.schedule.steps}"
+        raise RunError(f"training stopped {at}: {raised or 'no reason is known'}; the same command continues it")
+    _export(last.network, job, output)
+    averaged = best = None
+    if last.averaged.count:
+        averaged = output.with_name(f"{output.stem}.averaged{output.suffix}")
+        _export(last.averaged.tensors, job, averaged, {"averaged_epochs": last.averaged.count})
+    validated = [
+        (metrics["validation_top1"], checkpoint)
+        for checkpoint, metrics in result.best_checkpoints or []
+        if metrics.get("validation_top1", NOT_VALIDATED) > NOT_VALIDATED
+    ]
+    if validated:
+        top1, checkpoint = max(validated, key=lambda one: one[0])
+        best, state = output.with_name(f"{output.stem}.best{output.suffix}"), _state_of(checkpoint)
+        _export(state.network, job, best, {"step": state.step, "validation_top1": top1})
+    folder.storage.write("history.csv", _history_csv(last).encode())
+    recent = last.history[-_RECENT_STEPS:].mean(dim=0).tolist()
+    return TrainResult(
+        checkpoint=output,
+        steps=last.step,
+        seconds=seconds,
+        loss=recent[HISTORY.index("loss")],
+        accuracy=recent[HISTORY.index("accuracy")],
+        folder=folder.storage.path(),
+        best=best,
+        averaged=averaged,
+        validations=last.validations,
+    )
+
+
+def _state_of(checkpoint: Checkpoint) -> TrainingState:
+    with checkpoint.as_directory() as folder:
+        return TrainingState.load(folder)
+
+
+def _export(weights: Mapping[str, Any], job: TrainingJob, output: Path, notes: Mapping[str, Any] | None = None) -> None:
+    network = initial_network(job)
+    network.load_trained_state(weights, "the training's checkpoint")
+    about = {"name": output.stem, "training": job.config.model_dump(mode="json"), **(notes or {})}
+    save_trained(network, output, about)
+
+
+def _history_csv(state: TrainingState) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("step", *HISTORY))
+    writer.writerows((step, *row) for step, row in enumerate(state.history.tolist(), 1))
+    return text.getvalue()

@@ -1,0 +1,219 @@
+"""How a training goes: what workers measure a step, and what the driver shows of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+import torch.distributed
+from ray.util.queue import Queue
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+# A log that someone reads afterwards wants a line often enough to see life, seldom enough to be read.
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is, and means over the steps since the last of these.
+
+    Attributes:
+        step: Steps done.
+        loss: Mean loss.
+        accuracy: Share of videos whose largest logit was their (largest) target.
+        learning_rate: Of the last step.
+        gradient_norm: L2 norm of the whole gradient, before it is clipped.
+        videos_per_second: All processes together.
+        data_wait_share: Share of the time in which the first process waited for pixels.
+        gpu_memory_bytes: Most memory that the first process's GPU has held; None without one.
+        gpu_utilisation: Share of the last second in which that GPU worked; None where it cannot be asked.
+    """
+
+    step: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+    gradient_norm: float
+    videos_per_second: float
+    data_wait_share: float
+    gpu_memory_bytes: int | None = None
+    gpu_utilisation: float | None = None
+
+
+@dataclass(frozen=True)
+class Validated:
+    """An evaluation during training.
+
+    Attributes:
+        step: Steps done before it.
+        epoch: Epochs done before it.
+        correct: Videos whose class was found.
+        videos: Videos that could be evaluated.
+        failed: Videos that could not.
+    """
+
+    step: int
+    epoch: float
+    correct: int
+    videos: int
+    failed: int
+
+    @property
+    def top1(self) -> float:
+        """Share of the videos whose class was found."""
+        return self.correct / self.videos if self.videos else 0.0
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An exception in a training process.
+
+    Attributes:
+        reason: What it says, on one line.
+    """
+
+    reason: str
+
+
+# Columns of a training's history, one row a step.
+HISTORY = ("loss", "accuracy", "learning_rate", "gradient_norm")
+
+
+class Meter:
+    """Takes in every step of all processes; now and then the first process sends the means to whoever listens.
+
+    Args:
+        history: float64 (steps done, len(HISTORY)): the steps of earlier sessions, in the first process.
+        batch_size: Videos a step, over all workers.
+        workers: Processes.
+        listener: Where to send `Progress`, in the first process.
+    """
+
+    _SECONDS = 2.0
+
+    def __init__(self, history: torch.Tensor, batch_size: int, workers: int, listener: Queue | None) -> None:
+        self._earlier = history
+        self._steps: list[torch.Tensor] = []
+        self._batch_size = batch_size
+        self._workers = workers
+        self._listener = listener
+        self._since, self._sent, self._waited = time.monotonic(), 0, 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Adds time in which this process waited for pixels."""
+        self._waited += seconds
+
+    def add(self, loss: torch.Tensor, right: torch.Tensor, rate: float, norm: torch.Tensor) -> None:
+        """Takes in one step; all processes must, in step.
+
+        Args:
+            loss: This process's mean loss, one number.
+            right: Share of this process's videos that were right, one number.
+            rate: The learning rate.
+            norm: The gradient's norm, equal in all processes.
+        """
+        values = torch.stack([loss.detach(), right])
+        if self._workers > 1:
+            torch.distributed.all_reduce(values)
+        self._steps.append(torch.stack([*(values / self._workers), torch.full_like(loss, rate), norm.to(loss)]))
+        seconds = time.monotonic() - self._since
+        if self._listener is not None and (len(self._steps) == 1 or seconds >= self._SECONDS):
+            self.send()
+
+    def __len__(self) -> int:
+        """Steps done, those of earlier sessions included."""
+        return len(self._earlier) + len(self._steps)
+
+    def history(self) -> torch.Tensor:
+        """float64 (steps done, len(HISTORY)), on the CPU."""
+        return torch.cat([self._earlier, *(step.double().cpu()[None] for step in self._steps)])
+
+    def send(self) -> None:
+        """Sends the means over the steps since the last time, if there were any."""
+        new = self._steps[self._sent :]
+        if self._listener is None or not new:
+            return
+        loss, accuracy, _, norm = torch.stack(new).double().mean(dim=0).tolist()
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        device = new[-1].device
+        self._listener.put(
+            Progress(
+                step=len(self),
+                loss=loss,
+                accuracy=accuracy,
+                learning_rate=float(new[-1][2]),
+                gradient_norm=norm,
+                videos_per_second=len(new) * self._batch_size / seconds,
+                data_wait_share=min(1.0, self._waited / seconds),
+                gpu_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+                gpu_utilisation=_gpu_utilisation(device),
+            )
+        )
+        self._since, self._sent, self._waited = time.monotonic(), len(self._steps), 0.0
+
+
+def _gpu_utilisation(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    try:
+        return torch.cuda.utilization(device) / 100
+    except (ModuleNotFoundError, RuntimeError):  # needs NVIDIA's library, and a driver that answers
+        return None
+
+
+class TrainingBar:
+    """Shows a training: a live bar on a terminal, a line now and then in a log; a context manager.
+
+    Args:
+        console: Where it shows.
+        steps: Steps of the whole training.
+        batch_size: Videos a step.
+    """
+
+    def __init__(self, console: Console, steps: int, batch_size: int) -> None:
+        self._console = console
+        self._steps = steps
+        self._batch_size = batch_size
+        self._last_line: float | None = None
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=steps)
+
+    def __enter__(self) -> TrainingBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Shows how far training is."""
+        facts = f"loss {progress.loss:.3f}  {progress.accuracy:.1%} right"
+        self._bar.update(self._task, completed=progress.step, description=facts)
+        now = time.monotonic()
+        due = self._last_line is None or now - self._last_line >= _SECONDS_BETWEEN_LINES
+        if self._console.is_terminal or not (due or progress.step == self._steps):
+            return
+        self._last_line = now
+        left = (self._steps - progress.step) * self._batch_size / progress.videos_per_second
+        waiting = f"  {progress.data_wait_share:.0%} waiting for pixels" if progress.data_wait_share >= 0.1 else ""
+        self._console.print(
+            f"step {progress.step}/{self._steps}  {facts}  lr {progress.learning_rate:.1e}"
+            f"  {progress.videos_per_second:.0f} videos/s{waiting}  about {left:.0f} s left"
+        )
+
+    def say(self, line: str) -> None:
+        """Shows a line of its own above the bar."""
+        self._console.print(line)

@@ -1,0 +1,92 @@
+"""How many steps a training takes, how fast it learns at each of them, and what its optimiser does to which weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import nn
+
+from zar_ray.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A training's length.
+
+    Attributes:
+        steps: Optimiser steps.
+        warmup: Steps of linear warm-up among them; may be more, and then the peak is never reached.
+        steps_an_epoch: Steps in which every video is seen once; seldom a whole number, as batches run on over the end
+            of an epoch.
+    """
+
+    steps: int
+    warmup: int
+    steps_an_epoch: float
+
+    @classmethod
+    def of(cls, config: TrainConfig, videos: int) -> Schedule:
+        """The length that the options give a training.
+
+        Args:
+            config: Steps, or epochs; of a part of a step, the whole is taken.
+            videos: Videos of the training set.
+        """
+
+        def steps(epochs: float) -> int:
+            # Exact: in floating point, 0.07 epochs of 100 steps are a little more than 7.
+            return math.ceil(Fraction(str(epochs)) * videos / config.batch_size)
+
+        return cls(
+            steps=steps(config.epochs) if config.steps is None else config.steps,
+            warmup=steps(config.warmup_epochs) if config.warmup_steps is None else config.warmup_steps,
+            steps_an_epoch=videos / config.batch_size,
+        )
+
+
+def learning_rate(step: int, schedule: Schedule, config: TrainConfig) -> float:
+    """The learning rate of a step: linear warm-up, then a cosine towards the share `final_lr` of the peak.
+
+    With the cosine from the warm-up's end, step k of a warm-up of W has (k + 1)/W of the peak, and the step after it
+    the peak itself.
+
+    With the cosine from the start it is the rate that timm's `CosineLRScheduler` (warm-up from 0, one cycle, no
+    prefix) has set by then when it is updated after every step with that step's number, as ViFi-CLIP does.  So step k
+    has the rate of update k - 1: none in the first two steps, (k - 1)/W of the peak in the warm-up, and then what a
+    cosine over the whole training has fallen to in the meantime.  (Where ViFi-CLIP adds up the gradients of n
+    micro-batches it counts those, and is 1 - 1/n of a step ahead of this.)
+
+    Args:
+        step: From 0.
+        schedule: The training's length.
+        config: The peak, the last rate and where the cosine starts.
+    """
+    if config.cosine_from == "start":
+        update = max(0, step - 1)
+        if update < schedule.warmup:
+            return config.lr * update / schedule.warmup
+        return config.lr * _cosine(update / schedule.steps, config.final_lr)
+    if step < schedule.warmup:
+        return config.lr * (step + 1) / schedule.warmup
+    return config.lr * _cosine((step - schedule.warmup) / max(1, schedule.steps - schedule.warmup), config.final_lr)
+
+
+def _cosine(progress: float, last: float) -> float:
+    """Falls from 1 to `last` while the progress grows from 0 to 1."""
+    return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def optimiser(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over everything that takes a gradient.
+
+    Under ``matrices`` weights and embeddings decay, and gains, biases and the logit scale do not, as in CLIP (Radford
+    et al., ICML 2021, section 2.5); under ``all`` everything decays, as in ViFi-CLIP.
+    """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    decaying = [parameter for parameter in trained if config.decays == "all" or parameter.ndim > 1]
+    free = [parameter for parameter in trained if config.decays == "matrices" and parameter.ndim <= 1]
+    groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas)

@@ -1,0 +1,147 @@
+"""Evaluating what is being trained: zero-shot over all videos of a dataset, by the adapter that `zar eval` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+from rich.console import Console
+
+from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
+from zar_ray.config import AdaptationOptions, EvalConfig, TrainConfig, ViewConfig
+from zar_ray.data.class_texts import ClassPrompts, prompts_of
+from zar_ray.data.datasets import open_dataset, resolve_dataset
+from zar_ray.data.manifest import VideoRow
+from zar_ray.errors import ManifestError, VideoError
+from zar_ray.evaluation.job import choose_splits
+from zar_ray.evaluation.spec import plan_video
+from zar_ray.models.clip import ClipModel
+from zar_ray.video.decoding import decode_video
+from zar_ray.video.reading import VideoInfo
+
+_METHOD = "zero_shot"
+_VIDEOS_A_PASS = 8
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """The videos that a training is evaluated on.
+
+    Attributes:
+        videos: The labelled videos, broken ones too: they count as failed.
+        labels: Each video's class, a place among `class_names`.
+        class_names: The candidate classes.
+        prompts: What the model reads of them.
+    """
+
+    videos: tuple[VideoRow, ...]
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+    prompts: ClassPrompts
+
+
+def validation_set(config: TrainConfig, console: Console | None = None) -> ValidationSet | None:
+    """Opens the dataset that `config.validation` names.
+
+    Raises:
+        ManifestError: It cannot be opened, has no labelled video, or several splits and none is chosen.
+    """
+    if config.validation is None:
+        return None
+    source = resolve_dataset(config.validation, config.data_root)
+    manifest = open_dataset(source, console, config.decoder)
+    options = EvalConfig(dataset=config.validation, split=config.validation_split)
+    split, *more = choose_splits(manifest, source.benchmark, options)
+    if more or split.multi_label:
+        known = ", ".join(one.name for one in (split, *more))
+        raise ManifestError(
+            f"--validation {config.validation}: its protocol has several splits or labels a video; choose a split of"
+            f" single labels with --validation-split ({known})"
+        )
+    rows = {row.video_id: row for row in manifest.rows()}
+    labelled = [(rows[video], ids[0]) for video, ids in zip(split.video_ids, split.labels, strict=True) if ids]
+    if not labelled:
+        raise ManifestError(f"--validation {config.validation}: has no labelled video")
+    return ValidationSet(
+        videos=tuple(row for row, _ in labelled),
+        labels=tuple(label for _, label in labelled),
+        class_names=split.class_names,
+        prompts=prompts_of([split.class_names], config)[0],
+    )
+
+
+def evaluation_options(config: TrainConfig) -> AdaptationOptions:
+    """How a training's model is evaluated: with as many frames as it is trained on, unless others are asked for."""
+    shared = AdaptationOptions.model_fields.keys() & TrainConfig.model_fields.keys() - {"method", "seed"}
+    views = ViewConfig(frames=config.frames, eval_frames=config.validation_frames or config.frames)
+    return AdaptationOptions(**{name: getattr(config, name) for name in shared}, method=(_METHOD,), views=views)
+
+
+def validate(
+    model: ClipModel, prompts: ClassPrompts, videos: ValidationSet, config: TrainConfig, rank: int, workers: int
+) -> tuple[int, int, int]:
+    """Classifies all videos, each process its share, in the training processes themselves.
+
+    Args:
+        model: The model as it is now.
+        prompts: What it reads of the classes.
+        videos: The videos.
+        config: The training's options.
+        rank: This process's number.
+        workers: How many there are; all must call this.
+
+    Returns:
+        Over all processes: videos whose class was found, videos that could be evaluated, videos that could not.
+    """
+    adapter = VideoAdapter(model, [prompts], (_METHOD,), evaluation_options(config))
+    counts = torch.zeros(3, dtype=torch.int64)
+    with ThreadPoolExecutor(config.decode_threads, thread_name_prefix="validate") as pool:
+        for labels, planned in _decoded(videos, adapter, pool, config, range(rank, len(videos.videos), workers)):
+            usable = [one for one in planned if isinstance(one, PlannedVideo)]
+            outcomes = iter(adapter.predict(usable) if usable else [])
+            for label, one in zip(labels, planned, strict=True):
+                outcome = next(outcomes) if isinstance(one, PlannedVideo) else one
+                if isinstance(outcome, VideoError):
+                    counts[2] += 1
+                else:
+                    counts[0] += int(outcome.cases[0].decision.logits_before.argmax()) == label
+                    counts[1] += 1
+    if workers > 1:
+        counts = counts.to(model.device)
+        torch.distributed.all_reduce(counts)
+    correct, evaluated, failed = counts.tolist()
+    return correct, evaluated, failed
+
+
+def _decoded(
+    videos: ValidationSet, adapter: VideoAdapter, pool: ThreadPoolExecutor, config: TrainConfig, share: range
+) -> Iterator[tuple[list[int], list[PlannedVideo | VideoError]]]:
+    """Labels and planned videos, a few at a time; the next few are being decoded meanwhile."""
+    groups = [share[start : start + _VIDEOS_A_PASS] for start in range(0, len(share), _VIDEOS_A_PASS)]
+    begun = ([pool.submit(_plan_and_decode, videos.videos[n], adapter, config) for n in group] for group in groups)
+    ahead = next(begun, None)
+    for group in groups:
+        ready, ahead = ahead or [], next(begun, None)
+        yield [videos.labels[n] for n in group], [one.result() for one in ready]
+
+
+def _plan_and_decode(video: VideoRow, adapter: VideoAdapter, config: TrainConfig) -> PlannedVideo | VideoError:
+    if video.error is not None:
+        return VideoError(video.error, stage="open")
+    preprocessing, plans = adapter.model.preprocessing, []
+
+    def plan(info: VideoInfo) -> Any:
+        plans.append(plan_video(video.video_id, info, adapter.options, preprocessing, needs_views=False))
+        return plans[-1]
+
+    try:
+        decoded = decode_video(
+            video.path, plan, preprocessing.interpolation, config.decoder, timeout=config.decode_timeout
+        )
+    except VideoError as error:
+        return error
+    return PlannedVideo(plans[-1], decoded.frames)

@@ -21,7 +21,7 @@ install: $(READY) ## make .venv and install everything into it
 
 .PHONY: demo
 demo: $(READY) ## write a data set, train a tiny CLIP, evaluate it on classes it never saw (a few minutes)
-	$(BIN)/zar eval --dataset demo
+	$(BIN)/zar eval --dataset demo --report
 
 MLFLOW_PORT ?= 5000
 .PHONY: mlflow

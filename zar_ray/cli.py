@@ -69,7 +69,10 @@ def eval_command(argv: Sequence[str]) -> int:
     sweep = options.interpolate_with is not None or bool(options.alphas)
     if not invocation.dry_run:
         ensure_demo(options, console)
-        (run_alphas if sweep else run_seeds)(options, console)
+        alphas = run_alphas(options, console) if sweep else ()
+        runs = [run for one in alphas for run in one.runs] if sweep else run_seeds(options, console)
+        for run in runs if options.report else ():
+            _write_report(run.run_file.rpartition("/")[0], mlflow_uri=options.mlflow_uri)
         return 0
     console.print(describe(*prepare(options, console)))
     if sweep:
@@ -89,7 +92,10 @@ def ablate_command(argv: Sequence[str]) -> int:
     console = Console(highlight=False, soft_wrap=True)
     if not invocation.dry_run:
         ensure_demo(invocation.options, console)
-        run_ablation(invocation.options, console)
+        sweep = run_ablation(invocation.options, console)
+        if invocation.options.report:
+            folder = sweep.settings[0].summary.run_file.rpartition("/")[0]
+            _write_report(folder, mlflow_uri=invocation.options.mlflow_uri)
         return 0
     console.print(describe(prepare(invocation.options, console)))
     return 0
@@ -247,6 +253,23 @@ def report_mlflow_command(argv: Sequence[str]) -> int:
     return parse(send, argv, "zar report mlflow")
 
 
+def _write_report(
+    run: str, output: str | None = None, samples: int = 6, attention: bool = True, mlflow_uri: str | None = None
+) -> None:
+    """Writes a run's report, adds it to the run in MLflow, and says where it is."""
+    from zar_ray.explanation import attention_figures
+    from zar_ray.reporting.html_report import REPORT, write_report
+    from zar_ray.tracking import attach_report
+
+    place, page = write_report(run, output, samples, attention_figures if attention else None)
+    try:
+        for receipt in attach_report(run, REPORT, page.encode(), mlflow_uri):
+            print(f"{receipt.uri}: report attached to run {receipt.run_id} of experiment {receipt.experiment}")
+    except TrackingError as error:
+        print(f"report not attached to MLflow: {error}", file=sys.stderr)
+    print(f"report   {place}")
+
+
 @_command
 def report_run_command(argv: Sequence[str]) -> int:
     """Write a finished run's report as one HTML file."""
@@ -267,17 +290,7 @@ def report_run_command(argv: Sequence[str]) -> int:
             attention: Draw where the model looks, for which the run's weights and videos must be at hand.
             mlflow_uri: The store that the run was logged to, where it needs a password; by default all of them.
         """
-        from zar_ray.explanation import attention_figures
-        from zar_ray.reporting.html_report import REPORT, write_report
-        from zar_ray.tracking import attach_report
-
-        place, page = write_report(run, output, samples, attention_figures if attention else None)
-        print(f"{place}: the report of {run}")
-        try:
-            for receipt in attach_report(run, REPORT, page.encode(), mlflow_uri):
-                print(f"{receipt.uri}: attached to run {receipt.run_id} of experiment {receipt.experiment}")
-        except TrackingError as error:
-            print(f"not attached to MLflow: {error}", file=sys.stderr)
+        _write_report(run, output, samples, attention, mlflow_uri)
         return 0
 
     return parse(report, argv, "zar report run")

@@ -230,6 +230,7 @@ class EvalConfig(AdaptationOptions):
     address: str | None = operational(None, "Ray cluster to use; by default the one at hand, else a local one.")
     mlflow_uri: str | None = operational(None, "MLflow tracking URI; by default OUTPUT/mlflow.db.")
     mlflow: bool = operational(True, "Log the run to MLflow.")
+    report: bool = operational(False, "Write the run's report as one HTML file at the end, as `zar report run` does.")
     data_root: Path | None = operational(None, "Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.")
 
     @field_serializer("mlflow_uri")

@@ -186,7 +186,7 @@ class _Run:
 
 
 def _prompted(model: ClipModel, prompts: ClassPrompts, options: EvalConfig) -> PromptedClasses:
-    return PromptedClasses(model, prompts.names, prompts.context, options.class_position, prompts.texts)
+    return PromptedClasses.of(model, prompts, options.class_position)
 
 
 def _explained(row: ResultRow) -> dict[int, str]:

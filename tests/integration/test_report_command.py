@@ -63,3 +63,14 @@ def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, capsys):
     assert "holds no run.json" in said[0]
     assert "give two runs or more" in said[1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_ends_by_naming_its_report_where_it_is_asked_for_one(
+    ray_cluster, video_folder, tiny_checkpoint, tmp_path, capsys
+):
+    words = ["eval", "--dataset", str(video_folder), "--checkpoint", str(tiny_checkpoint), "--limit", "4"]
+    words += ["--method", "zero_shot", "--views.eval-frames", "4", "--output", str(tmp_path), "--name", "mine"]
+    assert main([*words, "--no-mlflow", "--report"]) == 0
+    page = tmp_path / "mine" / "report.html"
+    assert capsys.readouterr().out.splitlines()[-1] == f"report   {page}"
+    assert "Top-1 by class" in page.read_text(encoding="utf-8")

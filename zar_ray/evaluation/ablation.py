@@ -68,6 +68,8 @@ def prepare(options: AblateConfig, console: Console) -> Ablation:
         raise ConfigError(f"zar ablate: say what to vary with --sweep NAME or FILE.yaml ({', '.join(known_sweeps())})")
     if len(set(options.sweep)) < len(options.sweep):
         raise ConfigError(f"--sweep {' '.join(options.sweep)}: names a sweep twice")
+    if options.interpolate_with is not None or options.alphas:
+        raise ConfigError("zar ablate: --interpolate-with and --alphas are for `zar eval`; leave them out")
     if options.seeds:
         raise ConfigError("zar ablate: --seeds is for `zar eval`; run `zar ablate` once with each --seed")
     sweeps = [load_sweep(name) for name in options.sweep]

@@ -280,8 +280,8 @@ def _pair(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) 
     if differing := [video for video in before.labels if before.labels[video] != after.labels[video]]:
         return f"not of the same labels: {len(differing):,} videos have another one, such as {min(differing)}"
     ids = sorted(before.labels)
-    pair = (np.array([one.right[video] for video in ids]) for one in (before, after))
-    comparison = paired_comparison(*pair)
+    right_before, right_after = (np.array([one.right[video] for video in ids]) for one in (before, after))
+    comparison = paired_comparison(right_before, right_after)
     return Paired(
         method=base.method,
         videos=len(ids),

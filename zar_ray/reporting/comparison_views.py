@@ -32,7 +32,7 @@ Form = Literal["terminal", "markdown", "csv"]
 _SHOWN = 5
 """Classes and videos that are named where room is short; the page has all."""
 
-_CSV_COLUMNS = (
+_CSV_COLUMNS: tuple[str, ...] = (
     "run",
     "place",
     "dataset",

@@ -100,7 +100,7 @@ def test_killed_twice_it_ends_as_if_it_had_not_been(config, tmp_path, processes_
             process.kill()
             process.wait()
     said = log.read_text()
-    assert "a training process died" in said
+    assert "a training process failed" in said
     assert said.count("step 1/") == 1
     assert not config.output.exists()
 

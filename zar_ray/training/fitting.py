@@ -18,6 +18,10 @@ from zar_ray.training.worker import TrainingJob, train_worker
 # Where a process dies, training goes on from the last checkpoint so many times.
 _MAX_RESTARTS = 3
 
+# How Ray shows an exception: by its traceback. One of ours is a mistake that another start would only repeat.
+_TRACEBACK = "Traceback (most recent call last)"
+_OURS = re.compile(r"^zar_ray\.errors\.\w+: ", re.MULTILINE)
+
 
 def cpus_per_worker(workers: int, decoders: int = 0, spare: int = 0) -> int:
     """The most CPUs that each of so many processes can have, none of them spread over two nodes.
@@ -44,7 +48,7 @@ def cpus_per_worker(workers: int, decoders: int = 0, spare: int = 0) -> int:
 def fit(job: TrainingJob, scaling: ScalingConfig, run: RunConfig, folder: Storage, console: Console) -> Result:
     """Runs a training; where a process died, it goes on from the last checkpoint.
 
-    Ray Train's own restarts would repeat an exception, a video that cannot be decoded say, as often as a death.
+    Ray Train's own restarts would repeat a mistake, a video that cannot be decoded say, as often as a death.
 
     Args:
         job: What is trained.
@@ -71,21 +75,17 @@ def fit(job: TrainingJob, scaling: ScalingConfig, run: RunConfig, folder: Storag
             return trainer.fit()
         except (TrainingFailedError, RayError) as error:
             causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
-            # Where one process dies, the others raise, as they cannot reach it any more.
-            died = [cause for cause in causes if not _raised(cause)]
-            if not died or restarts == _MAX_RESTARTS or not isinstance(error, WorkerGroupError):
-                reason = _one_line((died or causes)[0])
+            mistakes = [cause for cause in causes if _OURS.search(str(cause))]
+            if mistakes or restarts == _MAX_RESTARTS or not isinstance(error, WorkerGroupError):
+                reason = _one_line((mistakes or causes)[0])
                 raise RunError(f"training stopped: {reason}; the same command continues it") from error
             restarts += 1
-            console.print(f"a training process died ({_one_line(died[0])}); going on from the last checkpoint")
-
-
-def _raised(error: BaseException) -> bool:
-    """Whether it is an exception of the code, which Ray shows as its traceback, rather than a death."""
-    return "Traceback (most recent call last)" in str(error)
+            # The others raise, as they cannot reach a process that died; which is noticed first is chance.
+            reason = _one_line(causes[0])
+            console.print(f"a training process failed ({reason}); going on from the last checkpoint", markup=False)
 
 
 def _one_line(error: BaseException) -> str:
     """A traceback's last line, which is the message; else the first line, as Ray writes a death."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return re.sub(r"^zar_ray\.errors\.\w+: ", "", lines[-1 if _raised(error) else 0])
+    return _OURS.sub("", lines[-1 if _TRACEBACK in str(error) else 0])

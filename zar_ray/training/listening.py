@@ -35,7 +35,7 @@ def tracked(
         try:
             tracker = TrainingTracker.start(config, folder, facts, parent)
         except TrackingError as error:
-            console.print(f"not logged to MLflow: {error}")
+            console.print(f"not logged to MLflow: {error}", markup=False)
     try:
         yield tracker
     except BaseException as error:
@@ -56,7 +56,7 @@ def log_end(tracker: TrainingTracker | None, trained: TrainResult, config: Train
             {"train/loss": trained.loss, "train/accuracy": trained.accuracy}, files, config.register_as
         )
     except TrackingError as error:
-        console.print(f"not logged to MLflow: {error}")
+        console.print(f"not logged to MLflow: {error}", markup=False)
         return None
     console.print(f"MLflow: run {receipt.run_id} of experiment {receipt.experiment} at {receipt.uri}")
     return receipt.run_id

@@ -216,4 +216,4 @@ class TrainingBar:
 
     def say(self, line: str) -> None:
         """Shows a line of its own above the bar."""
-        self._console.print(line)
+        self._console.print(line, markup=False)

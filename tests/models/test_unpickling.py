@@ -98,7 +98,7 @@ def test_code_is_refused_and_named_and_not_run(tmp_path, how, protocol):
     ("thing", "name"),
     [
         (torch.nn.Linear(1, 1), r"torch\.nn\.modules\.linear\.Linear"),
-        (functools.partial(print, "x"), r"functools\.partial"),
+        (functools.partial(len, "x"), r"functools\.partial"),
         (np.zeros(2), r"numpy\._core\.multiarray\._reconstruct"),
         (eval, "eval"),
     ],

@@ -54,7 +54,7 @@ def run_training(config: TrainConfig, console: Console, parent: str | None = Non
     # Ray Train goes on with a run of the same name, whatever its options.
     folder.open(what, resume=False, overwrite=config.overwrite)
     started = time.monotonic()
-    console.print(f"training in {folder.storage.path()}")
+    console.print(f"training in {folder.storage.path()}", markup=False)
     console.print(f"each step: {accumulation(config)}")
     schedule = Schedule.of(config, len(videos))
     if schedule.warmup >= schedule.steps:
@@ -85,6 +85,7 @@ def run_training(config: TrainConfig, console: Console, parent: str | None = Non
     trained = replace(trained, run_id=run_id)
     console.print(
         f"trained {trained.steps} steps in {trained.seconds:.0f} s: loss {trained.loss:.3f}, "
-        f"{trained.accuracy:.1%} of the training videos right; {trained.checkpoint}"
+        f"{trained.accuracy:.1%} of the training videos right; {trained.checkpoint}",
+        markup=False,
     )
     return trained

@@ -130,7 +130,9 @@ class Meter:
 
     def history(self) -> torch.Tensor:
         """float64 (steps done, len(HISTORY)), on the CPU."""
-        return torch.cat([self._earlier, *(step.double().cpu()[None] for step in self._steps)])
+        if not self._steps:
+            return self._earlier
+        return torch.cat([self._earlier, torch.stack(self._steps).double().cpu()])
 
     def send(self) -> None:
         """Sends the means over the steps since the last time, if there were any."""
@@ -160,8 +162,12 @@ def _gpu_utilisation(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     try:
+        import pynvml
+    except ModuleNotFoundError:  # there is none for this system
+        return None
+    try:
         return torch.cuda.utilization(device) / 100
-    except (ModuleNotFoundError, RuntimeError):  # needs NVIDIA's library, and a driver that answers
+    except (RuntimeError, pynvml.NVMLError):  # no driver that answers, or a part of a GPU, which has no figure
         return None
 
 

@@ -33,7 +33,7 @@ from zar_ray.training.samples import SampleReader, generator, micro_batches
 from zar_ray.training.schedule import Schedule, learning_rate, optimiser
 from zar_ray.training.state import AveragedWeights, TrainingState, no_history
 from zar_ray.training.validation import ValidationSet, validate
-from zar_ray.video.transforms import Preprocessing, imagenet_preprocessing
+from zar_ray.video.transforms import Preprocessing, imagenet_preprocessing, normalise
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
 
@@ -104,10 +104,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
     """Trains to the last step, from the last checkpoint of the same run where there is one."""
     job: TrainingJob = arguments["job"]
     torch.set_num_threads(job.threads)
-    state = _last_state()
-    worker = _Worker(job, state)
     try:
-        with closing(worker):
+        with closing(_Worker(job, _last_state())) as worker:
             worker.train()
     except Exception as error:
         # Ray Train takes a process for finished that ends between two of its looks at it, whatever it ended with.
@@ -222,13 +220,11 @@ class _Worker:
         return loss.detach(), (logits.argmax(dim=1) == targets.argmax(dim=1)).float().mean()
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, T, R, R, 3) to float32 (B, T, 3, R, R) on the device, by the model's mean and deviation."""
+        """uint8 (B, T, R, R, 3) to float32 (B, T, 3, R, R) on the device, as evaluation normalises."""
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
-        preprocessing = self.network.model.preprocessing
-        mean = torch.tensor(preprocessing.mean, device=self.device).view(3, 1, 1)
-        std = torch.tensor(preprocessing.std, device=self.device).view(3, 1, 1)
-        return (pixels.to(self.device, non_blocking=True).movedim(-1, -3).float() / 255 - mean) / std
+        frames = pixels.to(self.device, non_blocking=True).flatten(0, 1)
+        return normalise(frames, self.network.model.preprocessing).unflatten(0, pixels.shape[:2])
 
     def _label(self, video: int) -> int:
         label = self.job.videos[video].label_id

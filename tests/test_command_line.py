@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from zar_ray.cli import main
-from zar_ray.command_line import parse_run
+from zar_ray.command_line import parse, parse_run
 from zar_ray.config import (
     AuditConfig,
     EvalConfig,
@@ -206,3 +206,27 @@ def test_output_that_nobody_reads_is_no_mistake_to_explain():
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
     assert "benchmark" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_command_runs_only_when_the_whole_line_is_right_and_may_speak_on_stderr(capsys):
+    calls = []
+
+    def command(word: str, count: int = 1) -> int:
+        """Says a word."""
+        calls.append((word, count))
+        print("a remark", file=sys.stderr)
+        return 7
+
+    with pytest.raises(ConfigError, match="unknown option --cuont; did you mean --count"):
+        parse(command, ["--word", "hello", "--cuont", "2"], "zar say")
+    assert calls == []
+    assert parse(command, ["--word", "hello", "--count", "2"], "zar say") == 7
+    assert calls == [("hello", 2)]
+    assert capsys.readouterr().err == "a remark\n"
+
+    def failing() -> int:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit) as end:
+        parse(failing, [], "zar say")
+    assert end.value.code == 3

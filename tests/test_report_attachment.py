@@ -36,7 +36,7 @@ def test_a_report_is_attached_where_the_same_results_are(tmp_path):
 def test_a_store_that_is_gone_leaves_the_report_and_says_so(tmp_path, capsys):
     folder = write_finished_run(tmp_path / "runs" / "mine", videos=6)
     log_run_folder(str(folder))
-    (tmp_path / "runs" / "mlflow.db").write_bytes(b"no database")
+    (tmp_path / "runs" / "mlflow.db").write_bytes(b"no database" * 1000)
     with pytest.raises(TrackingError, match="could not attach the report"):
         attach_report(str(folder), "report.html", b"<p>")
     assert main(["report", "run", str(folder), "--no-attention"]) == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import functools
 import io
 import itertools
 import re
@@ -63,20 +64,35 @@ def parse(
     """
     given = {} if default is None else {"default": default}
     said = io.StringIO()
+    command = not isinstance(kind, type)
     try:
         with contextlib.redirect_stderr(said):
             built, unknown = tyro.cli(
-                kind, args=list(argv), prog=prog, description=description, return_unknown_args=True, **given
+                _deferred(kind) if command else kind,
+                args=list(argv),
+                prog=prog,
+                description=description,
+                return_unknown_args=True,
+                **given,
             )
     except SystemExit as end:
-        # without a word from tyro it was the command that ended, as when nobody reads its output any more
-        if end.code in (0, None) or not said.getvalue():
+        if end.code in (0, None):
             raise
         raise ConfigError(f"{prog}: {_unboxed(said.getvalue())}") from None
     if unknown:
         what = "option" if unknown[0].startswith("-") else "word"
         raise ConfigError(f"{prog}: unknown {what} {unknown[0]}{_nearest(unknown[0], kind)}")
-    return built
+    return built() if command else built
+
+
+def _deferred(function: Callable[..., _T]) -> Callable[..., Callable[[], _T]]:
+    """The same function to tyro, which calls what it parses: ours runs when the whole line is known to be right."""
+
+    @functools.wraps(function)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], _T]:
+        return functools.partial(function, *args, **kwargs)
+
+    return bind
 
 
 def _unboxed(text: str) -> str:

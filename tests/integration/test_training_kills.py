@@ -22,7 +22,7 @@ from zar_ray.training.job import run_training
 
 pytestmark = pytest.mark.slow
 
-VIDEOS, STEPS = 40, 60
+VIDEOS, STEPS = 40, 40
 ARCHITECTURE = {
     "embed_dim": 16,
     "quick_gelu": True,

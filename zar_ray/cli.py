@@ -7,6 +7,9 @@ at once.
 from __future__ import annotations
 
 import json
+import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -44,9 +47,23 @@ def _command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str
         except KeyboardInterrupt:
             print("zar: interrupted; what is finished is kept, and the same command continues it", file=sys.stderr)
             return 130
+        except BrokenPipeError:
+            if not _output_is_unread():
+                raise
+            return 128 + signal.SIGPIPE
 
     run.__doc__ = function.__doc__
     return run
+
+
+def _output_is_unread() -> bool:
+    """Whether nobody reads our output any more, as under `| head`; then nothing more is written to it."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _show(options: Options) -> int:

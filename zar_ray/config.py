@@ -15,11 +15,19 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tyro
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
 from zar_ray.errors import ConfigError
 
@@ -27,6 +35,10 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Decoder = Literal["auto", "decord", "pyav"]
 ClassPosition = Literal["end", "middle", "front"]
 NameStyle = Literal["raw", "split_camel_case", "lower_case"]
+Selection = Literal["entropy", "margin"]
+Loss = Literal["mean_probability", "mean_entropy"]
+Decides = Literal["evaluation", "selected"]
+Fusion = Literal["embedding", "image", "decision"]
 _T = TypeVar("_T", bound="Options")
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*(?=@)")
 
@@ -63,6 +75,14 @@ def operational(default: Any, description: str, **limits: Any) -> Any:
     return Field(default=default, description=description, json_schema_extra={"operational": True}, **limits)
 
 
+def later(default: Any, description: str, **limits: Any) -> Any:
+    """A field that came after runs were made without it: at its default it is no part of what a run is.
+
+    So a run folder of before is continued, and its case ids stay.
+    """
+    return Field(default=default, description=description, json_schema_extra={"later": True}, **limits)
+
+
 class ViewConfig(Options):
     """Which views of a video the adaptation sees (DESIGN.md, "ZAR, exactly", 1 to 4)."""
 
@@ -89,7 +109,7 @@ class ViewConfig(Options):
 
 
 class ZarConfig(Options):
-    """The update of the context (DESIGN.md, "ZAR, exactly", 7 to 9)."""
+    """The update of the context (DESIGN.md, "ZAR, exactly", 5 and 7 to 10), and its relatives."""
 
     confidence: float = Field(
         default=0.8, gt=0, le=1, description="rho, share of views, lowest entropy first, that are used."
@@ -100,6 +120,86 @@ class ZarConfig(Options):
     eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
     weight_decay: float = Field(
         default=0.01, ge=0, description="AdamW's weight decay, which applies to the context too."
+    )
+    selection: Selection = later(
+        "entropy", "What makes a view confident: low entropy, or a wide margin between its two likeliest classes."
+    )
+    loss: Loss = later(
+        "mean_probability", "The entropy of the selected views' mean probability, or the mean of their entropies."
+    )
+    decision: Decides = later(
+        "evaluation", "What is classified under the tuned context: the evaluation view, or the mean of those selected."
+    )
+    fusion: Fusion = later(
+        "embedding",
+        "Where the frames of a view become one: their embeddings; nowhere, each image being a view (image); or their"
+        " logits (decision).",
+    )
+
+
+class TptConfig(Options):
+    """Test-time prompt tuning (Shu et al., NeurIPS 2022), on random crops of the evaluation view's frames."""
+
+    views: int = Field(default=64, ge=1, description="Views: the evaluation view, and random crops of its frames.")
+    scale: tuple[float, float] = Field(default=(0.08, 1.0), description="Smallest and largest share of a frame's area.")
+    ratio: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="Narrowest and widest width over height.")
+    flip: float = Field(default=0.5, ge=0, le=1, description="Probability of a left-right flip.")
+    augmix: bool = Field(default=False, description="Mix each crop with distorted copies of it, as AugMix does.")
+    confidence: float = Field(default=0.1, gt=0, le=1, description="Share of views, lowest entropy first, that tune.")
+    steps: int = Field(default=1, ge=1, description="AdamW steps a video.")
+    lr: float = Field(default=0.005, gt=0, description="Learning rate of the context.")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} {low:g} {high:g}: give the smaller first, and both above 0")
+        if self.scale[1] > 1:
+            raise ValueError(f"scale {self.scale[1]:g}: a crop is at most the whole frame, 1")
+        return self
+
+
+class MemoConfig(Options):
+    """Marginal entropy minimisation (Zhang et al., NeurIPS 2022): the image tower moves for each video."""
+
+    parameters: tuple[str, ...] = Field(
+        default=(), description="Beginnings of the names of the image tower's parameters that move; by default all."
+    )
+    optimiser: Literal["adamw", "sgd"] = Field(default="adamw", description="The optimiser.")
+    lr: float = Field(default=1e-5, gt=0, description="Learning rate.")
+    weight_decay: float = Field(default=0.01, ge=0, description="Weight decay.")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="Momentum of sgd; adamw has none.")
+    steps: int = Field(default=1, ge=1, description="Steps a video.")
+
+
+class TentConfig(Options):
+    """Test entropy minimisation (Wang et al., ICLR 2021): the image tower's layer norms move."""
+
+    stream: bool = Field(
+        default=False, description="Keep what was learnt for the next video (TENT online), in the manifest's order."
+    )
+    optimiser: Literal["adam", "sgd"] = Field(default="sgd", description="The optimiser; adam for small images there.")
+    lr: float = Field(default=0.00025, gt=0, description="Learning rate.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of sgd; adam has none.")
+    steps: int = Field(default=1, ge=1, description="Steps a video.")
+
+
+class TdaConfig(Options):
+    """A training-free dynamic adapter (Karmanov et al., CVPR 2024): caches of the features of videos seen before."""
+
+    positive_capacity: int = Field(default=3, ge=0, description="Features a class in the positive cache; 0 for none.")
+    positive_weight: float = Field(default=2.0, ge=0, description="alpha of the positive cache.")
+    positive_sharpness: float = Field(default=5.0, ge=0, description="beta of the positive cache.")
+    negative_capacity: int = Field(default=2, ge=0, description="Features a class in the negative cache; 0 for none.")
+    negative_weight: float = Field(default=0.117, ge=0, description="alpha of the negative cache.")
+    negative_sharpness: float = Field(default=1.0, ge=0, description="beta of the negative cache.")
+    negative_entropy: tuple[float, float] = Field(
+        default=(0.2, 0.5),
+        description="Between which entropies a video enters the negative cache; in nats over log2 of the classes.",
+    )
+    negative_mask: tuple[float, float] = Field(
+        default=(0.03, 1.0), description="Between which probabilities a class counts as one that a video does not show."
     )
 
 
@@ -166,6 +266,10 @@ class AdaptationOptions(ModelOptions, DecodeOptions, PromptOptions):
     seed: int = Field(default=0, ge=0, description="Seed of the view plans.")
     views: ViewConfig = Field(default_factory=ViewConfig, description="Views.")
     zar: ZarConfig = Field(default_factory=ZarConfig, description="ZAR's update.")
+    tpt: TptConfig = later(TptConfig(), "TPT's views and update.")
+    memo: MemoConfig = later(MemoConfig(), "MEMO's update.")
+    tent: TentConfig = later(TentConfig(), "TENT's update.")
+    tda: TdaConfig = later(TdaConfig(), "TDA's caches.")
     compile: bool = operational(False, "Compile the image encoder; the first pass of every worker takes longer.")
 
 
@@ -247,7 +351,7 @@ class AblateConfig(EvalConfig):
     sweep: tuple[str, ...] = operational(
         (),
         "What to vary: confidence, rates, crops, frames, views_per_rate, context_length, context_init, lr, steps,"
-        " zar-table3, zar-table4, zar-table5, or YAML files; all in one pass.",
+        " selection, loss, decision, fusion, zar-table3, zar-table4, zar-table5, or YAML files; all in one pass.",
     )
 
 
@@ -551,14 +655,30 @@ def validate(kind: type[_T], values: dict[str, Any], place: str) -> _T:
         raise ConfigError(f"{place}: {one_line(error)}") from error
 
 
-def identity(options: Options) -> dict[str, Any]:
+def meaning(options: Options) -> dict[str, Any]:
     """The options that a run's numbers depend on, as plain JSON values (all but the operational ones)."""
-    skip = {
-        name
-        for name, field in type(options).model_fields.items()
-        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational")
-    }
+    skip = {name for name in type(options).model_fields if _is(options, name, "operational")}
     return options.model_dump(mode="json", exclude=skip)
+
+
+def identity(options: Options) -> dict[str, Any]:
+    """What a run is known by: `meaning`, without options that came `later` and have their default."""
+    return _without_later(options, meaning(options))
+
+
+def _without_later(options: Options, values: dict[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for name, value in values.items():
+        held = getattr(options, name)
+        if _is(options, name, "later") and held == type(options).model_fields[name].default:
+            continue
+        kept[name] = _without_later(held, value) if isinstance(held, Options) else value
+    return kept
+
+
+def _is(options: Options, name: str, kind: str) -> bool:
+    extra = type(options).model_fields[name].json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get(kind))
 
 
 def fingerprint(values: object) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from zar_ray.adaptation.adapter import make_cases
+from zar_ray.adaptation.base import averaged
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.zar import tuned_features
 from zar_ray.config import EvalConfig
@@ -119,8 +120,9 @@ class _Run:
         )
         if isinstance(embeddings, VideoError):
             raise RunError(f"{video_id}: {embeddings}")
-        features = video_features(embeddings, plan)
-        tuned = tuned_features(features, classes, self.data.options.zar)
+        update = self.data.options.zar
+        features = video_features(embeddings, plan, update.fusion)
+        tuned = tuned_features(features, classes, update)
 
         view = plan.images[plan.evaluation]
         crops = cut_crops(frames, view, plan.boxes)
@@ -129,7 +131,7 @@ class _Run:
         ids = list(explained)
         texts = torch.cat([classes.initial_features[ids], tuned[ids]])
         relevance = class_relevance(self.model, pixels, texts).cpu().numpy()
-        logits = classes.logits(features.evaluation, tuned)
+        logits = averaged(classes.logits(features.evaluation, tuned))
         return VideoMaps(
             video_id=video_id,
             frames=crops.cpu().numpy(),
@@ -178,6 +180,8 @@ class _Run:
         views = self.data.options.views.eval_views
         if views != _ONE_VIEW:
             return [f"The run averages its {views} evaluation views; shown is the centre crop."]
+        if self.data.options.zar.decision != "evaluation":
+            return ["The run decides by the views that it selected; shown is the evaluation view."]
         scores = logits.softmax(dim=-1)[list(row.top5_after or ())].cpu().numpy()
         difference = float(np.abs(scores - np.array(row.top5_scores_after)).max())
         if difference <= _NOTABLE:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from zar_ray.adaptation.base import Decision, VideoFeatures
+from zar_ray.adaptation.base import Decision, Stream, VideoFeatures, VideoPixels, decisions
 from zar_ray.adaptation.cases import Case, Setting
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.methods import get_method
-from zar_ray.config import AdaptationOptions, ClassPosition, fingerprint, identity
+from zar_ray.config import AdaptationOptions, ClassPosition, Fusion, fingerprint, identity
 from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
@@ -35,6 +35,7 @@ class PlannedVideo:
         embeddings: float32 (I, D), not normalised, one a row of ``plan.images``; None with frames.
         class_sets: Which of the adapter's class sets it is to be classified among; None for all.
         further: Its views under the adapter's further settings, over the same images as `plan` (`unite`).
+        video_id: What keys its random draws, besides the seed.
 
     Raises:
         ValueError: It has neither or both, or they are not the plan's; or a further plan is of other images.
@@ -45,6 +46,7 @@ class PlannedVideo:
     embeddings: torch.Tensor | None = None
     class_sets: tuple[int, ...] | None = None
     further: tuple[ViewPlan, ...] = ()
+    video_id: str = ""
 
     def __post_init__(self) -> None:
         plan = self.plan
@@ -90,7 +92,8 @@ class CasePrediction:
         method: Its method's name.
         decision: The decision.
         seconds: Wall seconds of the adaptation and decision; its share where several videos were adapted to together.
-        images: Distinct images of the views that the method looks at under the case's setting.
+        images: Distinct images of the views that the method looks at under the case's setting, and those that it
+            encoded itself.
     """
 
     case_id: str
@@ -107,7 +110,7 @@ class VideoPrediction:
     Attributes:
         cases: One prediction a case that the video is of, in the adapter's order.
         failures: Settings that cannot decide about it, with the reason; `cases` holds none of theirs.
-        images_encoded: Images that went through the image encoder for it.
+        images_encoded: Images that went through the image encoder for it, those that methods encoded included.
         views: V, views that the methods could look at under the first setting.
         encode_seconds: Wall seconds of cropping and encoding; its share where images of several videos were encoded
             together.
@@ -142,7 +145,9 @@ def make_cases(
     cases = []
     for class_set, of_set in enumerate(prompts):
         for name in options.method:
-            settings = {key: values[key] for key in (*_SHARED_SETTINGS, *get_method(name).settings)}
+            # Groups of options that came later are absent at their defaults.
+            keys = (*_SHARED_SETTINGS, *get_method(name).settings)
+            settings = {key: values[key] for key in keys if key in values}
             number = fingerprint([model_fingerprint, of_set.identity, name, settings])
             cases.append(Case(f"{name}-{number[:8]}", name, class_set, setting))
     return tuple(cases)
@@ -159,8 +164,11 @@ class VideoAdapter:
         cases: What to call the results; by default as `make_cases` does.
         further: Further settings that `cases` are under, numbered from 1: `options` and `prompts` are number 0.
 
+    Stream methods remember, under each case, the videos that they were given; `stream_state` is what to save.
+
     Raises:
         ConfigError: A method is unknown, or the prompts cannot be used, or not by a method.
+        ModelError: A method cannot serve the model.
     """
 
     def __init__(
@@ -192,21 +200,52 @@ class VideoAdapter:
         )
         self.class_sets = self._classes[0]
         for method in self.methods:
-            for classes in made.values() if method.needs_views else ():
+            for setting in self._settings:
+                method.require_fit(model, setting.options)
+            for classes in made.values() if method.updates == "context" else ():
                 classes.require_tunable(method.name)
+        self._streams = {
+            case.case_id: self._open_stream(case)
+            for case in self.cases
+            if get_method(case.method).is_stream(self._settings[case.setting].options)
+        }
 
-    def __call__(self, frames: np.ndarray | torch.Tensor, plan: ViewPlan) -> VideoPrediction:
+    def _open_stream(self, case: Case) -> Stream:
+        begin = get_method(case.method).open_stream
+        assert begin is not None
+        return begin(self._classes[case.setting][case.class_set], self._settings[case.setting].options)
+
+    def stream_state(self) -> dict[str, torch.Tensor]:
+        """What stream methods remember of the videos so far: tensors on the CPU, named ``CASE_ID/NAME``."""
+        return {
+            f"{case_id}/{name}": value.detach().cpu().contiguous()
+            for case_id, stream in self._streams.items()
+            for name, value in stream.state().items()
+        }
+
+    def restore_streams(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Goes on from what `stream_state` gave, in an adapter of the same cases.
+
+        Raises:
+            KeyError: The state lacks a case.
+        """
+        for case_id, stream in self._streams.items():
+            wanted = stream.state()
+            stream.restore({name: state[f"{case_id}/{name}"].to(value.device) for name, value in wanted.items()})
+
+    def __call__(self, frames: np.ndarray | torch.Tensor, plan: ViewPlan, video_id: str = "") -> VideoPrediction:
         """One video: see `predict`.
 
         Args:
             frames: uint8 (F, h, w, 3), resized, one a row of ``plan.frames``.
             plan: The video's views.
+            video_id: What keys its random draws, besides the seed.
 
         Raises:
             VideoError: The encoder ran out of memory (stage ``encode``), or a method could not decide (``adapt``).
             ValueError: The frames are not the plan's.
         """
-        (outcome,) = self.predict([PlannedVideo(plan, frames)])
+        (outcome,) = self.predict([PlannedVideo(plan, frames, video_id=video_id)])
         if isinstance(outcome, VideoError):
             raise outcome
         return outcome
@@ -225,7 +264,7 @@ class VideoAdapter:
             videos = [video.evaluation_only() for video in videos]
         embedded, encode_seconds = self._embed(videos)
         usable = {number: one for number, one in enumerate(embedded) if not isinstance(one, VideoError)}
-        features = [_features_of(videos[number], embeddings) for number, embeddings in usable.items()]
+        features = [_Features(videos[number], embeddings) for number, embeddings in usable.items()]
         decided = dict(zip(usable, self._decide([videos[number] for number in usable], features), strict=True))
         outcomes: list[VideoPrediction | VideoError] = []
         for number, (video, embeddings) in enumerate(zip(videos, embedded, strict=True)):
@@ -239,7 +278,8 @@ class VideoAdapter:
             prediction = VideoPrediction(
                 cases=cases,
                 failures=failures,
-                images_encoded=0 if video.frames is None else len(video.plan.images),
+                images_encoded=(0 if video.frames is None else len(video.plan.images))
+                + sum(case.decision.encoded for case in cases),
                 views=len(video.plan.views),
                 encode_seconds=encode_seconds[number],
                 plan=video.plan,
@@ -260,7 +300,7 @@ class VideoAdapter:
         return embeddings, [0.0 if one.frames is None else len(one.plan.images) * image_seconds for one in videos]
 
     def _decide(
-        self, videos: Sequence[PlannedVideo], features: Sequence[Sequence[VideoFeatures]]
+        self, videos: Sequence[PlannedVideo], features: Sequence[_Features]
     ) -> list[tuple[tuple[CasePrediction, ...], dict[int, VideoError]]]:
         """What the cases say of each video, and which settings say nothing: those of which a case cannot decide."""
         said: list[list[tuple[int, CasePrediction]]] = [[] for _ in videos]
@@ -270,18 +310,19 @@ class VideoAdapter:
             if not chosen:
                 continue
             method, options = get_method(case.method), self._settings[case.setting].options
+            level = method.fusion(options)
+            given = [features[number].under(case.setting, level, method.needs_pixels) for number in chosen]
             started = time.perf_counter()
-            outcomes = method.adapt(
-                [features[number][case.setting] for number in chosen],
-                self._classes[case.setting][case.class_set],
-                options,
-            )
+            if case.case_id in self._streams:
+                outcomes = decisions(given, self._streams[case.case_id].decide)
+            else:
+                outcomes = method.adapt(given, self._classes[case.setting][case.class_set], options)
             seconds = (time.perf_counter() - started) / len(chosen)
             for number, one in zip(chosen, outcomes, strict=True):
                 if isinstance(one, VideoError):
                     failures[number].setdefault(case.setting, one)
                     continue
-                images = videos[number].plans[case.setting].count_images(with_views=method.needs_views)
+                images = videos[number].plans[case.setting].count_images(with_views=method.needs_views) + one.encoded
                 said[number].append((case.setting, CasePrediction(case.case_id, case.method, one, seconds, images)))
         return [
             (tuple(one for setting, one in of_video if setting not in failed), failed)
@@ -289,7 +330,28 @@ class VideoAdapter:
         ]
 
 
-def _features_of(video: PlannedVideo, embeddings: torch.Tensor) -> list[VideoFeatures]:
-    """A video's features under each setting; those of settings that share a plan are the same."""
-    known: dict[int, VideoFeatures] = {}
-    return [known.get(id(plan)) or known.setdefault(id(plan), video_features(embeddings, plan)) for plan in video.plans]
+class _Features:
+    """A video's features under each setting; those of settings that share a plan and a fusion are the same."""
+
+    def __init__(self, video: PlannedVideo, embeddings: torch.Tensor) -> None:
+        self._video = video
+        self._embeddings = embeddings
+        self._known: dict[tuple[int, Fusion], VideoFeatures] = {}
+
+    def under(self, setting: int, fusion: Fusion, with_pixels: bool) -> VideoFeatures:
+        plan = self._video.plans[setting]
+        key = id(plan), fusion
+        if key not in self._known:
+            self._known[key] = video_features(self._embeddings, plan, fusion)
+        if not with_pixels or self._video.frames is None:
+            return self._known[key]
+        pixels = VideoPixels(
+            self._video.video_id,
+            self._video.frames,
+            plan.images,
+            plan.boxes,
+            plan.views,
+            plan.evaluation,
+            self._embeddings,
+        )
+        return replace(self._known[key], pixels=pixels)

@@ -3,29 +3,67 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
 
-from zar_ray.config import ZarConfig
-from zar_ray.errors import VideoError
+from zar_ray.config import Fusion, MemoConfig, TdaConfig, TentConfig, TptConfig, ZarConfig
+from zar_ray.errors import ModelError, VideoError
+from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
+from zar_ray.video.transforms import CropBox
+
+
+@dataclass(frozen=True, eq=False)
+class VideoPixels:
+    """One video as images, for methods that encode some themselves; an `ImagesOfViews` of its embeddings.
+
+    Attributes:
+        video_id: What keys its random draws, besides the seed.
+        frames: uint8 (F, h, w, 3), resized.
+        images: int64 (I, 2), the distinct images: a row of `frames` and a row of `boxes`.
+        boxes: The crops.
+        views: int64 (V, T), rows of `images`.
+        evaluation: int64 (T_eval,) or (E, T_eval), rows of `images`.
+        embeddings: float32 (I, D), of the images by the model as it was loaded; not normalised.
+    """
+
+    video_id: str
+    frames: np.ndarray | torch.Tensor
+    images: np.ndarray
+    boxes: tuple[CropBox, ...]
+    views: np.ndarray
+    evaluation: np.ndarray
+    embeddings: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class VideoFeatures:
-    """One video, encoded.
+    """One video, encoded; see `zar_ray.adaptation.fusion` for what a row is.
 
     Attributes:
         views: float32 (V, D), L2-normalised, one row a view; V may be 0 for methods that need none.
         evaluation: float32 (D,), L2-normalised: the evaluation view, which is classified; (E, D) where a decision is
             the mean over several.
+        pixels: The video's images, for methods that need them.
     """
 
     views: torch.Tensor
     evaluation: torch.Tensor
+    pixels: VideoPixels | None = None
+
+    def require_pixels(self) -> VideoPixels:
+        """The video's images.
+
+        Raises:
+            VideoError: There are stored features in their place (stage ``adapt``).
+        """
+        if self.pixels is None:
+            raise VideoError("the method works from pixels, and there are stored features only", stage="adapt")
+        return self.pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +74,9 @@ class Decision:
         logits_before: float32 (K,), of the evaluation view without adaptation.
         logits_after: float32 (K,), of the evaluation view with it; the decision.
         view_entropies: float32 (V,), nats, before adaptation; None for methods that look at no views.
-        selected: int64 (S,), the views that took part, by rising entropy; None for methods that select none.
+        selected: int64 (S,), the views that took part, by their confidence; None for methods that select none.
         losses: float32 (steps,), the loss at the start of each step; None for methods without steps.
+        encoded: Images that the method itself put through the image encoder, besides those shared with others.
     """
 
     logits_before: torch.Tensor
@@ -45,10 +84,14 @@ class Decision:
     view_entropies: torch.Tensor | None = None
     selected: torch.Tensor | None = None
     losses: torch.Tensor | None = None
+    encoded: int = 0
 
 
 # What a method has to say of a video; an error of one leaves the others of its batch alone.
 Outcome = Decision | VideoError
+
+Updates = Literal["nothing", "context", "weights", "cache"]
+"""What a method changes to decide about a video."""
 
 
 class MethodOptions(Protocol):
@@ -59,41 +102,137 @@ class MethodOptions(Protocol):
         """ZAR's update."""
         ...
 
+    @property
+    def tpt(self) -> TptConfig:
+        """TPT's views and update."""
+        ...
+
+    @property
+    def memo(self) -> MemoConfig:
+        """MEMO's update."""
+        ...
+
+    @property
+    def tent(self) -> TentConfig:
+        """TENT's update."""
+        ...
+
+    @property
+    def tda(self) -> TdaConfig:
+        """TDA's caches."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Seed of random draws."""
+        ...
+
+    @property
+    def encoder_batch(self) -> int:
+        """Images a pass of the image encoder."""
+        ...
+
+
+Rule = Callable[[Sequence[VideoFeatures], PromptedClasses, MethodOptions], list[Outcome]]
+"""Several videos to an outcome each, in order; no video's outcome depends on the others."""
+
+
+class Stream(Protocol):
+    """What a stream method remembers from one video to the next, under one case."""
+
+    def decide(self, video: VideoFeatures) -> Decision:
+        """Decides about the next video; one that raises a `VideoError` leaves no trace."""
+        ...
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that later decisions depend on, to be saved."""
+        ...
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Goes on from what `state` gave, under the same classes and options."""
+        ...
+
+
+def _accepts(model: ClipModel, options: MethodOptions) -> str | None:
+    return None
+
+
+def _stays_one_by_one(options: MethodOptions) -> bool:
+    return False
+
+
+def _embedding_level(options: MethodOptions) -> Fusion:
+    return "embedding"
+
 
 @dataclass(frozen=True)
 class Method:
-    """A test-time rule.
+    """A test-time rule: what it needs, what it updates, and whether it is a stream.
 
     Attributes:
         name: What it is called in options and results.
         description: One line for people.
+        adapt: The rule itself; of a stream method, a stream of the given videos alone.
         needs_views: Whether it looks at other views than the evaluation view.
+        needs_pixels: Whether it encodes images itself, so that features alone do not do.
+        updates: What it changes; a context must be one that can be tuned.
         settings: Names of the option groups that its numbers depend on, besides the views and the model.
-        adapt: The rule itself: several videos to an outcome each, in order.
+        fusion: How the frames of its views become features.
+        unfit: Why it cannot serve a model; None where it can.
+        is_stream: Whether a decision depends on the videos before it.
+        open_stream: A stream's beginning; only for methods that can be one.
     """
 
     name: str
     description: str
-    needs_views: bool
-    settings: tuple[str, ...]
-    adapt: Callable[[Sequence[VideoFeatures], PromptedClasses, MethodOptions], list[Outcome]]
+    adapt: Rule
+    needs_views: bool = False
+    needs_pixels: bool = False
+    updates: Updates = "nothing"
+    settings: tuple[str, ...] = ()
+    fusion: Callable[[MethodOptions], Fusion] = _embedding_level
+    unfit: Callable[[ClipModel, MethodOptions], str | None] = _accepts
+    is_stream: Callable[[MethodOptions], bool] = _stays_one_by_one
+    open_stream: Callable[[PromptedClasses, MethodOptions], Stream] | None = None
+
+    def require_fit(self, model: ClipModel, options: MethodOptions) -> None:
+        """Refuses a model that the method cannot serve.
+
+        Raises:
+            ModelError: It cannot; one line with the reason.
+        """
+        reason = self.unfit(model, options)
+        if reason is not None:
+            raise ModelError(f"{model.name}: {self.name} cannot serve it: {reason}; leave --method {self.name} out")
 
 
-def one_by_one(
-    rule: Callable[[VideoFeatures, PromptedClasses, MethodOptions], Decision],
-) -> Callable[[Sequence[VideoFeatures], PromptedClasses, MethodOptions], list[Outcome]]:
+def one_by_one(rule: Callable[[VideoFeatures, PromptedClasses, MethodOptions], Decision]) -> Rule:
     """Makes a method's rule of one that decides about a single video."""
 
     def adapt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: MethodOptions) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        for video in videos:
-            try:
-                outcomes.append(rule(video, classes, options))
-            except VideoError as error:
-                outcomes.append(error)
-        return outcomes
+        return decisions(videos, lambda video: rule(video, classes, options))
 
     return adapt
+
+
+def as_stream(open_stream: Callable[[PromptedClasses, MethodOptions], Stream]) -> Rule:
+    """Makes a method's rule of a stream, which begins and ends with the videos given."""
+
+    def adapt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: MethodOptions) -> list[Outcome]:
+        return decisions(videos, open_stream(classes, options).decide)
+
+    return adapt
+
+
+def decisions(videos: Sequence[VideoFeatures], decide: Callable[[VideoFeatures], Decision]) -> list[Outcome]:
+    """What `decide` says of each video, in order, or the error that it raised."""
+    outcomes: list[Outcome] = []
+    for video in videos:
+        try:
+            outcomes.append(decide(video))
+        except VideoError as error:
+            outcomes.append(error)
+    return outcomes
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:

@@ -7,10 +7,17 @@ from zar_ray.adaptation.zar_batched import adapt_zar_batch
 from zar_ray.adaptation.zero_shot import classify_zero_shot
 from zar_ray.errors import ConfigError, suggestion
 
-# name, description, whether it needs views, option groups it reads, rule
 _ALL = (
-    Method("zero_shot", "no adaptation", False, (), one_by_one(lambda video, k, _: classify_zero_shot(video, k))),
-    Method("zar", "prompt tuning", True, ("zar",), lambda videos, k, run: adapt_zar_batch(videos, k, run.zar)),
+    Method("zero_shot", "no adaptation", one_by_one(lambda video, k, _: classify_zero_shot(video, k))),
+    Method(
+        "zar",
+        "prompt tuning",
+        lambda videos, k, run: adapt_zar_batch(videos, k, run.zar),
+        needs_views=True,
+        updates="context",
+        settings=("zar",),
+        fusion=lambda run: run.zar.fusion,
+    ),
 )
 METHODS = {method.name: method for method in _ALL}
 

@@ -5,13 +5,13 @@ This is the rule as one reads it, a video at a time. Jobs run `zar_ray.adaptatio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from zar_ray.adaptation.base import Decision, VideoFeatures, averaged, entropy, require_finite
-from zar_ray.config import ZarConfig
+from zar_ray.config import Loss, Selection, ZarConfig
 from zar_ray.errors import VideoError
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
@@ -38,7 +38,7 @@ def adapt_zar(features: VideoFeatures, classes: PromptedClasses, options: ZarCon
     Args:
         features: The video, with at least one view, on the model's device.
         classes: The candidate classes.
-        options: Confidence fraction, steps and AdamW's settings.
+        options: Selection, loss, decision, steps and AdamW's settings.
 
     Returns:
         The decision before and after, with entropies, selection and losses.
@@ -53,16 +53,16 @@ def adapt_zar(features: VideoFeatures, classes: PromptedClasses, options: ZarCon
     require_finite(before, "before adaptation")
     require_finite(view_logits, "of the views")
 
-    entropies = entropy(view_logits)
-    selected = select_confident(entropies, options.confidence)
+    selected = select_confident(doubt(view_logits, options.selection), options.confidence)
     steps = list(tuning_steps(features.views[selected], classes, options))
+    decided = features.evaluation if options.decision == "evaluation" else features.views[selected]
     with torch.no_grad():
-        after = averaged(classes.logits(features.evaluation, classes.features(steps[-1].context)))
+        after = averaged(classes.logits(decided, classes.features(steps[-1].context)))
     require_finite(after, "after adaptation")
     return Decision(
         logits_before=before.cpu(),
         logits_after=after.cpu(),
-        view_entropies=entropies.cpu(),
+        view_entropies=entropy(view_logits).cpu(),
         selected=selected.cpu(),
         losses=torch.stack([step.loss for step in steps]).cpu(),
     )
@@ -79,8 +79,8 @@ def tuned_features(features: VideoFeatures, classes: PromptedClasses, options: Z
     Returns:
         float32 (K, D), L2-normalised.
     """
-    entropies = entropy(classes.logits(features.views, classes.initial_features))
-    selected = select_confident(entropies, options.confidence)
+    view_logits = classes.logits(features.views, classes.initial_features)
+    selected = select_confident(doubt(view_logits, options.selection), options.confidence)
     *_, last = tuning_steps(features.views[selected], classes, options)
     with torch.no_grad():
         return classes.features(last.context)
@@ -95,17 +95,43 @@ def count_confident(views: int, fraction: float) -> int:
     return max(1, int(views * fraction))
 
 
-def select_confident(entropies: torch.Tensor, fraction: float) -> torch.Tensor:
-    """The views of lowest entropy, `count_confident` of them; equal entropies in the views' order.
+def doubt(logits: torch.Tensor, selection: Selection) -> torch.Tensor:
+    """How little confident views are: their entropy in nats, or their negative `margin`.
 
     Args:
-        entropies: float32 (V,).
+        logits: float32 (..., V, K).
+        selection: Which.
+
+    Returns:
+        float32 (..., V).
+    """
+    return entropy(logits) if selection == "entropy" else -margin(logits)
+
+
+def margin(logits: torch.Tensor) -> torch.Tensor:
+    """How much more probable the likeliest class is than the next (Scheffer et al., IDA 2001, on active learning).
+
+    Args:
+        logits: (..., K).
+
+    Returns:
+        (...), in [0, 1]; of a single class its probability, 1.
+    """
+    best = logits.softmax(dim=-1).topk(min(2, logits.shape[-1]), dim=-1).values
+    return best[..., 0] if best.shape[-1] == 1 else best[..., 0] - best[..., 1]
+
+
+def select_confident(doubts: torch.Tensor, fraction: float) -> torch.Tensor:
+    """The views of least `doubt`, `count_confident` of them; equal ones in the views' order.
+
+    Args:
+        doubts: float32 (V,).
         fraction: The confidence fraction, in (0, 1].
 
     Returns:
-        int64 (S,), rows of `entropies`, by rising entropy.
+        int64 (S,), rows of `doubts`, the most confident first.
     """
-    return entropies.argsort(stable=True)[: count_confident(len(entropies), fraction)]
+    return doubts.argsort(stable=True)[: count_confident(len(doubts), fraction)]
 
 
 def marginal_entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -121,13 +147,31 @@ def marginal_entropy(logits: torch.Tensor) -> torch.Tensor:
     return entropy(logits.log_softmax(dim=-1).logsumexp(dim=0))
 
 
+def mean_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Mean of some views' entropies, in nats: each view has a loss of its own.
+
+    Args:
+        logits: float32 (S, K).
+
+    Returns:
+        float32 (), differentiable.
+    """
+    return entropy(logits).mean()
+
+
+LOSSES: Mapping[Loss, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean_probability": marginal_entropy,
+    "mean_entropy": mean_entropy,
+}
+
+
 def tuning_steps(views: torch.Tensor, classes: PromptedClasses, options: ZarConfig) -> Iterator[TuningStep]:
     """Runs AdamW on a fresh context, one item a step.
 
     Args:
         views: float32 (S, D), L2-normalised: the selected views.
         classes: The candidate classes; their own context stays as it is.
-        options: Steps and AdamW's settings.
+        options: Loss, steps and AdamW's settings.
 
     Yields:
         What each step saw and did.
@@ -138,7 +182,7 @@ def tuning_steps(views: torch.Tensor, classes: PromptedClasses, options: ZarConf
     )
     for _ in range(options.steps):
         with torch.enable_grad(), exact_float32():
-            loss = marginal_entropy(classes.logits(views, classes.features(context)))
+            loss = LOSSES[options.loss](classes.logits(views, classes.features(context)))
             (gradient,) = torch.autograd.grad(loss, context)
         context.grad = gradient
         optimiser.step()

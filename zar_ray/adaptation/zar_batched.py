@@ -7,15 +7,15 @@ backward and one forward pass of the text tower.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from zar_ray.adaptation.base import Decision, Outcome, VideoFeatures, averaged, entropy
-from zar_ray.adaptation.zar import count_confident
-from zar_ray.config import ZarConfig
+from zar_ray.adaptation.zar import count_confident, doubt
+from zar_ray.config import Loss, ZarConfig
 from zar_ray.errors import VideoError
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
@@ -56,7 +56,7 @@ class _Selection:
 
     Attributes:
         entropies: float32 (B, V), infinite where a video has no such view.
-        order: int64 (B, V), views by rising entropy.
+        order: int64 (B, V), views by rising doubt.
         counts: Views selected, a number a video.
         views: float32 (B, S, D), the selected views.
         absent: bool (B, S, 1), where a video has fewer than S.
@@ -75,7 +75,7 @@ def adapt_zar_batch(videos: Sequence[VideoFeatures], classes: PromptedClasses, o
     Args:
         videos: The videos, with any numbers of views, on the model's device.
         classes: The candidate classes.
-        options: Confidence fraction, steps and AdamW's settings.
+        options: Selection, loss, decision, steps and AdamW's settings.
 
     Returns:
         A decision a video, in order; an error in place of one that has no views or logits that are not finite.
@@ -106,10 +106,10 @@ def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, o
     if len(usable) < len(with_views):
         batch, before, of_views = batch.take(usable), before[usable], of_views[usable]
 
-    selection = _select(batch, of_views, options.confidence)
+    selection = _select(batch, of_views, options)
     contexts, losses = _tune(selection, classes, options)
     with torch.no_grad():
-        after = _decisions(classes.logits(batch.evaluation, classes.features(contexts)))
+        after = _decide(batch, selection, classes.features(contexts), classes, options)
     before, after_fine = _decisions(before), _finite(after)
     entropies, order, losses = selection.entropies.cpu(), selection.order.cpu(), losses.cpu()
     for row, count in enumerate(batch.counts):
@@ -137,14 +137,25 @@ def _decisions(logits: torch.Tensor) -> torch.Tensor:
     return torch.stack([averaged(one) for one in logits]).cpu()
 
 
-def _select(batch: _Batch, logits: torch.Tensor, fraction: float) -> _Selection:
+def _decide(
+    batch: _Batch, selection: _Selection, text: torch.Tensor, classes: PromptedClasses, options: ZarConfig
+) -> torch.Tensor:
+    """(B, K), on the CPU: what the videos are under text features (B, K, D)."""
+    if options.decision == "evaluation":
+        return _decisions(classes.logits(batch.evaluation, text))
+    logits = classes.logits(selection.views, text)
+    return torch.stack([averaged(one[:count]) for one, count in zip(logits, selection.counts, strict=True)]).cpu()
+
+
+def _select(batch: _Batch, logits: torch.Tensor, options: ZarConfig) -> _Selection:
     """Selects each video's most confident views by their logits (B, V, K) under the untuned context."""
     views, device = batch.views, batch.views.device
-    counts = [count_confident(count, fraction) for count in batch.counts]
+    counts = [count_confident(count, options.confidence) for count in batch.counts]
     places = torch.arange(views.shape[1], device=device)
     missing = places >= torch.tensor(batch.counts, device=device)[:, None]
     entropies = entropy(logits).masked_fill(missing, float("inf"))
-    order = entropies.argsort(dim=1, stable=True)
+    doubts = entropies if options.selection == "entropy" else doubt(logits, options.selection)
+    order = doubts.masked_fill(missing, float("inf")).argsort(dim=1, stable=True)
     most = max(counts)
     rows = order[:, :most, None].expand(-1, -1, views.shape[2])
     absent = places[:most, None] >= torch.tensor(counts, device=device)[:, None, None]
@@ -157,7 +168,7 @@ def _tune(selection: _Selection, classes: PromptedClasses, options: ZarConfig) -
     Returns:
         float32 (B, L, W), the tuned contexts, and float32 (steps, B), the losses before each step.
     """
-    count = len(selection.counts)
+    count, lose = len(selection.counts), _LOSSES[options.loss]
     contexts = classes.initial_context.expand(count, -1, -1).clone().requires_grad_()
     # AdamW works element by element: one tensor of all contexts is tuned as each would be alone.
     optimiser = torch.optim.AdamW(
@@ -168,12 +179,12 @@ def _tune(selection: _Selection, classes: PromptedClasses, options: ZarConfig) -
         with torch.enable_grad(), exact_float32():
             if step == 0:
                 text = classes.initial_features.expand(count, -1, -1).clone().requires_grad_()
-                loss = _marginal_entropies(classes.logits(selection.views, text), selection.absent)
+                loss = lose(classes.logits(selection.views, text), selection.absent)
                 (of_text,) = torch.autograd.grad(loss.sum(), text)
                 contexts.grad = classes.initial_gradients(of_text)
             else:
                 text = classes.features(contexts)
-                loss = _marginal_entropies(classes.logits(selection.views, text), selection.absent)
+                loss = lose(classes.logits(selection.views, text), selection.absent)
                 (contexts.grad,) = torch.autograd.grad(loss.sum(), contexts)
         optimiser.step()
         losses.append(loss.detach())
@@ -183,3 +194,14 @@ def _tune(selection: _Selection, classes: PromptedClasses, options: ZarConfig) -
 def _marginal_entropies(logits: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
     """`zar.marginal_entropy` of each video's views: (B, S, K), with bool (B, S, 1) for what is no view, to (B,)."""
     return entropy(logits.log_softmax(dim=-1).masked_fill(absent, float("-inf")).logsumexp(dim=1))
+
+
+def _mean_entropies(logits: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
+    """`zar.mean_entropy` of each video's views: (B, S, K), with bool (B, S, 1) for what is no view, to (B,)."""
+    return entropy(logits).masked_fill(absent[..., 0], 0).sum(dim=1) / (~absent[..., 0]).sum(dim=1)
+
+
+_LOSSES: Mapping[Loss, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "mean_probability": _marginal_entropies,
+    "mean_entropy": _mean_entropies,
+}

@@ -48,11 +48,11 @@ def load_card(options: EvalConfig, settings: Sequence[Setting]) -> ModelCard:
 
     Raises:
         ConfigError: The model cannot read the prompts, or a method cannot use them.
-        ModelError: The model cannot be loaded.
+        ModelError: The model cannot be loaded, or a method cannot serve it.
     """
     model = load_model(options)
     adapter = VideoAdapter(model, settings[0].prompts, options.method, options, further=settings[1:])
-    tuned = any(method.needs_views for method in adapter.methods)
+    tuned = any(method.updates == "context" for method in adapter.methods)
     whole = "every prompt runs through the text tower as a whole"
     why_full = dict.fromkeys(why_full_pass(model, one.options.class_position) for one in settings if tuned)
     remarks = (
@@ -132,9 +132,9 @@ class AdaptStage:
             if row["dimensions"] is not None:
                 values = np.frombuffer(one["embeddings"].chunk(0)[0].as_buffer(), np.float32)
                 embeddings = torch.from_numpy(values.reshape(-1, row["dimensions"]).copy())
-                return _Video(row, PlannedVideo(plan, None, embeddings, class_sets, tuple(further)))
+                return _Video(row, PlannedVideo(plan, None, embeddings, class_sets, tuple(further), row["video_id"]))
             pixels = np.frombuffer(one["pixels"].chunk(0)[0].as_buffer(), np.uint8).reshape(row["shape"])
-            return _Video(row, PlannedVideo(plan, pixels, None, class_sets, tuple(further)))
+            return _Video(row, PlannedVideo(plan, pixels, None, class_sets, tuple(further), row["video_id"]))
         return _Video(row, failures[0])
 
     def _predict(self, videos: list[_Video]) -> list[VideoPrediction | Failure]:

@@ -78,7 +78,7 @@ def predict(model: ClipModel, labels: tuple[str, ...], options: PredictConfig) -
                 decoder=options.decoder,
                 timeout=options.decode_timeout,
             )
-            prediction = adapter(decoded.frames, plan_of(path, decoded.info))
+            prediction = adapter(decoded.frames, plan_of(path, decoded.info), Path(path).name)
         except VideoError as error:
             for method in options.method:
                 yield Ranking(path, method, (), (), error=str(error))

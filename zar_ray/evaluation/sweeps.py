@@ -21,6 +21,7 @@ from zar_ray.config import (
     conf_dir,
     fingerprint,
     identity,
+    meaning,
     merge,
     read_yaml,
     validate,
@@ -32,7 +33,8 @@ from zar_ray.video.transforms import Preprocessing, short_side_for
 DEFAULT = "default"
 """The label of the run's own setting, in sweeps that do not name it."""
 
-_MAY_VARY = ("views", "zar", "context", "class_position", "name_style", "template", "class_texts", "seed")
+_METHODS = ("zar", "tpt", "memo", "tent", "tda")
+_MAY_VARY = ("views", *_METHODS, "context", "class_position", "name_style", "template", "class_texts", "seed")
 _C = TypeVar("_C", bound=EvalConfig)
 
 
@@ -200,5 +202,5 @@ def at_one_short_side(runs: Sequence[_C], preprocessing: Preprocessing) -> tuple
 
 def varied_options(default: AdaptationOptions, other: AdaptationOptions) -> dict[str, Any]:
     """The dotted options of a setting that are not the default's, as plain values."""
-    ours, theirs = leaves(identity(other)), leaves(identity(default))
+    ours, theirs = leaves(meaning(other)), leaves(meaning(default))
     return {name: value for name, value in ours.items() if value != theirs.get(name)}

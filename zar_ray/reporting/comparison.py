@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from zar_ray.config import identity
+from zar_ray.config import meaning
 from zar_ray.errors import ConfigError, RunError, ZarError
 from zar_ray.reporting.case_rows import class_accuracies
 from zar_ray.reporting.finished_runs import FinishedRun
@@ -214,7 +214,7 @@ def _settings(run: FinishedRun) -> Mapping[str, object]:
     """What a run's numbers depend on, by name."""
     summary = run.summary
     model = {"model": f"{summary.model} ({summary.model_fingerprint})"}
-    unless_model = {k: v for k, v in leaves(identity(options_of(run))).items() if k not in ("model", "method")}
+    unless_model = {k: v for k, v in leaves(meaning(options_of(run))).items() if k not in ("model", "method")}
     return {"dataset": summary.dataset, **model, **unless_model}
 
 

@@ -11,10 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from zar_ray.adaptation.adapter import PlannedVideo
+from zar_ray.adaptation.base import VideoFeatures, VideoPixels
+from zar_ray.adaptation.fusion import video_features
+from zar_ray.config import AdaptationOptions, ViewConfig
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.packing import ImageSet, encode_packed
 from zar_ray.models.text import PromptedClasses
 from zar_ray.parity.recipe import recipe_digest, recipe_input, recipe_state_dict
+from zar_ray.video.plans import plan_views
 from zar_ray.video.transforms import Preprocessing
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -41,6 +47,45 @@ def tiny_model():
 @pytest.fixture(scope="session")
 def classes(tiny_model):
     return PromptedClasses(tiny_model, NAMES)
+
+
+SMALL = AdaptationOptions(views=ViewConfig(frames=2, eval_frames=3, views_per_rate=1, crops=1), encoder_batch=5)
+
+
+def planned_video(seed: int, options: AdaptationOptions = SMALL) -> PlannedVideo:
+    """A little video of noise, planned and decoded."""
+    video_id = f"noise/{seed}.mp4"
+    plan = plan_views(video_id, 31, 40, 56, options.views, Preprocessing(input_size=32), options.seed)
+    shape = (len(plan.frames), plan.height, plan.width, 3)
+    frames = np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)
+    frames.flags.writeable = False  # as Ray hands them over
+    return PlannedVideo(plan, frames, video_id=video_id)
+
+
+def pixel_video(model: ClipModel, seed: int, options: AdaptationOptions = SMALL) -> VideoFeatures:
+    """The same as a method gets it: its features and its pixels."""
+    video = planned_video(seed, options)
+    plan = video.plan
+    (embeddings,) = encode_packed(model, [ImageSet(video.frames, plan.images, plan.boxes)], 64)
+    features = video_features(embeddings, plan)
+    pixels = VideoPixels(video.video_id, video.frames, plan.images, plan.boxes, plan.views, plan.evaluation, embeddings)
+    return VideoFeatures(features.views, features.evaluation, pixels)
+
+
+@pytest.fixture(scope="session")
+def small_options():
+    """Options under which a video is a few images."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def make_planned():
+    return planned_video
+
+
+@pytest.fixture(scope="session")
+def make_pixels(tiny_model):
+    return lambda seed, options=SMALL: pixel_video(tiny_model, seed, options)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,8 +4,9 @@ import re
 import numpy as np
 import pytest
 
+from zar_ray.adaptation.tpt import tune_on_views
 from zar_ray.errors import ConfigError
-from zar_ray.parity import check_fixtures, format_checks, run
+from zar_ray.parity import check_fixtures, format_checks, run, zar_steps
 from zar_ray.parity.checks import Measured, compare
 
 SYSTEMS = ("zar_step", "zar_step_pixels")
@@ -221,3 +222,18 @@ def test_the_published_fixtures(shared, system):
     checks = check_fixtures(folder)
     assert missed(checks) == []
     assert len(checks) > 40
+
+
+def test_ten_per_cent_of_the_views_are_tuned_on_by_tpts_own_function(make_fixture, monkeypatch):
+    """TPT's published settings are held to the reference by the method `tpt`, not by its relative."""
+    given = []
+
+    def noted(videos, classes, options):
+        given.append(options)
+        return tune_on_views(videos, classes, options)
+
+    monkeypatch.setattr(zar_steps, "tune_on_views", noted)
+    checks = check_fixtures(make_fixture("zar_step"))
+    assert missed(checks) == []
+    assert {one.steps for one in given} == {1, 2, 3}
+    assert {one.confidence for one in given} == {0.1}

@@ -230,8 +230,8 @@ class VideoAdapter:
             KeyError: The state lacks a case.
         """
         for case_id, stream in self._streams.items():
-            wanted = stream.state()
-            stream.restore({name: state[f"{case_id}/{name}"].to(value.device) for name, value in wanted.items()})
+            prefix = f"{case_id}/"
+            stream.restore({name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)})
 
     def __call__(self, frames: np.ndarray | torch.Tensor, plan: ViewPlan, video_id: str = "") -> VideoPrediction:
         """One video: see `predict`.

@@ -22,6 +22,7 @@ from zar_ray.evaluation.feature_store import VideoFacts, image_keys
 from zar_ray.evaluation.results import ResultRow, to_table
 from zar_ray.evaluation.run_folder import write_part
 from zar_ray.evaluation.spec import (
+    POSITION,
     STATUS_SCHEMA,
     Failure,
     JobSpec,
@@ -31,6 +32,7 @@ from zar_ray.evaluation.spec import (
     labels_of,
     worker_name,
 )
+from zar_ray.evaluation.streams import StreamState
 from zar_ray.models.loading import load_model
 from zar_ray.models.text import why_full_pass
 from zar_ray.models.vision import unfit_vision
@@ -84,6 +86,7 @@ class AdaptStage:
 
     Raises:
         RuntimeError: The weights on this node are not the run's.
+        RunError: There are stream methods, and their state cannot be read.
     """
 
     def __init__(self, spec: JobSpec) -> None:
@@ -100,13 +103,22 @@ class AdaptStage:
             model, first.prompts, spec.options.method, spec.options, cases=spec.cases, further=further
         )
         self.store = spec.feature_store()
+        self._position = 0
+        if spec.streams:
+            state = StreamState.read(spec.storage)
+            self._position = state.position
+            if state.tensors:
+                self.adapter.restore_streams(state.tensors)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """`DECODED_SCHEMA` to `STATUS_SCHEMA`; the result rows of the block are one part of the run by then."""
         videos = [self._arrive(block.slice(index, 1)) for index in range(block.num_rows)]
-        outcomes = self._predict(videos)
+        outcomes = self._predict_in_order(videos) if self.spec.streams else self._predict(videos)
         rows = [self._rows(video, outcome) for video, outcome in zip(videos, outcomes, strict=True)]
         write_part(self.spec.storage, to_table(chain.from_iterable(rows)))
+        if self.spec.streams:
+            # After the rows: what is continued does the videos after this position, and rows may be made twice.
+            StreamState(self._position, self.adapter.stream_state()).write(self.spec.storage)
         status = [
             {
                 "video_id": video.row["video_id"],
@@ -147,6 +159,20 @@ class AdaptStage:
             predicted = (self._predict_one(one) for one in planned)
         outcomes = [video.planned if isinstance(video.planned, Failure) else next(predicted) for video in videos]
         return [Failure(str(one), one.stage) if isinstance(one, VideoError) else one for one in outcomes]
+
+    def _predict_in_order(self, videos: list[_Video]) -> list[VideoPrediction | Failure]:
+        """Predicts one video after the other, and each once: a stream must not see it again."""
+        outcomes: list[VideoPrediction | Failure] = []
+        for video in videos:
+            position = video.row[POSITION.name]
+            if position < self._position:
+                raise RuntimeError(f"{video.row['video_id']}: came after video {self._position} of the stream")
+            self._position = position + 1
+            predicted = video.planned if isinstance(video.planned, Failure) else self._predict_one(video.planned)
+            outcomes.append(
+                Failure(str(predicted), predicted.stage) if isinstance(predicted, VideoError) else predicted
+            )
+        return outcomes
 
     def _predict_one(self, video: PlannedVideo) -> VideoPrediction | Failure | VideoError:
         failures: list[Failure] = []

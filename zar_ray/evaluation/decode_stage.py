@@ -15,7 +15,7 @@ import torch
 from zar_ray.evaluation.feature_store import FeatureStore, Missing, image_keys
 from zar_ray.evaluation.results import to_table
 from zar_ray.evaluation.run_folder import write_part
-from zar_ray.evaluation.spec import DECODED_SCHEMA, Failure, JobSpec, caught, failed_rows, worker_name
+from zar_ray.evaluation.spec import DECODED_SCHEMA, POSITION, Failure, JobSpec, caught, failed_rows, worker_name
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.reading import VideoInfo
 
@@ -41,6 +41,7 @@ def _prepare(row: dict[str, Any], spec: JobSpec, store: FeatureStore | None) -> 
         "width": known.width,
         "height": known.height,
         "decoder": known.decoder,
+        POSITION.name: row.get(POSITION.name),
     }
     failures: list[Failure] = []
     started = time.perf_counter()

@@ -31,6 +31,7 @@ from zar_ray.evaluation import metrics
 from zar_ray.evaluation.inputs import run_name, with_class_names
 from zar_ray.evaluation.pipeline import Evaluated, evaluate
 from zar_ray.evaluation.run_folder import PREDICTIONS, SUMMARY, RunFolder
+from zar_ray.evaluation.streams import check_methods, stream_methods
 from zar_ray.evaluation.workload import Workload
 from zar_ray.provenance import provenance
 from zar_ray.reporting.case_rows import class_accuracies, confusion_matrix
@@ -57,6 +58,7 @@ def prepare(options: EvalConfig, console: Console) -> tuple[Workload, EvalConfig
         get_method(name)
     if len(set(options.method)) < len(options.method):
         raise ConfigError(f"--method {' '.join(options.method)}: names a method twice")
+    check_methods(options, stream_methods([options]))
     source = resolve_dataset(protocol_name(options.dataset, options.protocol), options.data_root)
     manifest = open_dataset(source, console=console, decoder=options.decoder)
     splits = choose_splits(manifest, source.benchmark, options)
@@ -229,6 +231,7 @@ def summarise(workload: Workload, options: EvalConfig, folder: RunFolder, evalua
             SplitSummary(split.name, len(split.class_names), len(split), split.notes) for split in workload.splits
         ),
         averages=metrics.protocol_averages(cases, _average(options)) if several else (),
+        order_dependent=stream_methods(evaluated.settings),
     )
 
 

@@ -45,7 +45,8 @@ from zar_ray.evaluation.preflight import check_model, check_nodes
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.results import to_table
 from zar_ray.evaluation.run_folder import CONFIG, MANIFEST, RunFolder
-from zar_ray.evaluation.spec import Failure, JobSpec, ModelCard, failed_rows, planned_as
+from zar_ray.evaluation.spec import POSITION, Failure, JobSpec, ModelCard, failed_rows, planned_as
+from zar_ray.evaluation.streams import StreamState, check_methods, stream_methods
 from zar_ray.evaluation.sweeps import at_one_short_side, varied_options
 from zar_ray.evaluation.workload import CLASS_SETS, Workload
 from zar_ray.video.transforms import resized_size, short_side_for
@@ -156,10 +157,12 @@ def evaluate(
     """
     # Ray Data tells of each of its steps, and of lost blocks with tracebacks; its own log files keep all that.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    runs = (options, *variants)
+    streams = stream_methods(runs)
+    check_methods(options, streams)
     with connected(options.address):
-        resources = Resources.of_cluster(options)
+        resources = Resources.of_cluster(options.model_copy(update={"num_workers": 1}) if streams else options)
         manifest = workload.manifest
-        runs = (options, *variants)
         prompts = [prompts_of(workload.class_sets, one) for one in runs]
         asked = tuple(map(Setting, runs, prompts))
         model = check_model(options, asked, resources.worker_cpus, resources.worker_gpus)
@@ -178,7 +181,9 @@ def evaluate(
 
         if continued and options.retry_failed:
             folder.forget_failed()
-        todo = _without_rows(workload.table(), folder, cases)
+        if streams and not continued:
+            StreamState(0, {}).write(folder.storage)
+        todo = _from_position(workload.table(), folder, cases) if streams else _lacking(workload.table(), folder, cases)
         done = len(manifest) - len(todo)
         for remark in model.remarks:
             console.print(f"{model.name}: {remark}", highlight=False)
@@ -197,6 +202,7 @@ def evaluate(
                 storage=folder.storage,
                 needs_views=any(get_method(case.method).needs_views for case in cases),
                 threads=resources.worker_threads,
+                streams=streams,
             )
             store = spec.feature_store()
             if store is not None:
@@ -250,7 +256,16 @@ def _distinct(cases: Iterable[Case]) -> tuple[Case, ...]:
     return tuple(distinct.values())
 
 
-def _without_rows(videos: pa.Table, folder: RunFolder, cases: Sequence[Case]) -> pa.Table:
+def _from_position(videos: pa.Table, folder: RunFolder, cases: Sequence[Case]) -> pa.Table:
+    """The videos that the streams have not seen, with their `POSITION`, and broken ones that lack a row."""
+    broken = _lacking(videos.filter(pc.field("error").is_valid()), folder, cases)
+    whole = videos.filter(pc.field("error").is_null())
+    ahead = whole.append_column(POSITION, pa.array(range(len(whole)), POSITION.type))
+    unseen = ahead.slice(StreamState.read(folder.storage).position)
+    return pa.concat_tables([broken.append_column(POSITION, pa.nulls(len(broken), POSITION.type)), unseen])
+
+
+def _lacking(videos: pa.Table, folder: RunFolder, cases: Sequence[Case]) -> pa.Table:
     """The videos that lack a row, finished or failed, for some case that they are of."""
     counts = folder.results().group_by("video_id").aggregate([("case_id", "count_distinct")])
     done = dict(zip(counts["video_id"].to_pylist(), counts["case_id_count_distinct"].to_pylist(), strict=True))
@@ -276,22 +291,57 @@ def _evaluate_videos(
         folder.add(to_table(chain.from_iterable(rows)))
         progress.advance(len(broken), failed=len(broken))
     whole = todo.filter(pc.field("error").is_null())
+    if spec.streams:
+        _evaluate_in_order(whole, spec, resources, folder, progress)
+        return
     try:
         _run_blocks(whole, spec, resources, spec.options.batch_size, retries=1, progress=progress)
         # A block whose worker died is gone with all its videos: each gets a block of its own, so that the others
         # are saved and only the one that kills its worker is lost.
-        lost = _without_rows(whole, folder, spec.cases)
+        lost = _lacking(whole, folder, spec.cases)
         if len(lost):
             progress.say(f"{len(lost)} videos were lost with their worker process; each is tried again alone")
         _run_blocks(lost, spec, resources, 1, retries=0, progress=progress)
     except RayError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise RunError(f"Ray stopped the run ({reason}); the same command continues it") from error
-    killers = _without_rows(whole, folder, spec.cases)
-    if len(killers):
-        rows = (failed_rows(spec, row, Failure(_KILLER, "worker")) for row in killers.to_pylist())
+        raise _stopped(error) from error
+    _fail(_lacking(whole, folder, spec.cases), spec, folder, progress)
+
+
+def _evaluate_in_order(
+    videos: pa.Table, spec: JobSpec, resources: Resources, folder: RunFolder, progress: VideoProgress
+) -> None:
+    """Runs the videos one by one through one worker; where it dies, the next goes on from the streams' state."""
+    tried = -1
+    while len(videos):
+        try:
+            _run_blocks(videos, spec, resources, 1, retries=1, progress=progress)
+        except RayError as error:
+            raise _stopped(error) from error
+        state = StreamState.read(folder.storage)
+        # Videos before it without rows killed their decoder: the streams went on without them.
+        passed = pc.field(POSITION.name) < state.position
+        _fail(_lacking(videos.filter(passed), folder, spec.cases), spec, folder, progress)
+        videos = videos.filter(~passed)
+        if len(videos) and tried == state.position:
+            _fail(videos.slice(0, 1), spec, folder, progress)
+            StreamState(state.position + 1, state.tensors).write(folder.storage)
+            videos = videos.slice(1)
+        elif len(videos):
+            progress.say("the stream's worker died; another goes on from its saved state")
+        tried = state.position
+
+
+def _stopped(error: RayError) -> RunError:
+    reason = " ".join(str(error).split())[:300]
+    return RunError(f"Ray stopped the run ({reason}); the same command continues it")
+
+
+def _fail(videos: pa.Table, spec: JobSpec, folder: RunFolder, progress: VideoProgress) -> None:
+    """Gives videos that kill their processes the rows that say so."""
+    if len(videos):
+        rows = (failed_rows(spec, row, Failure(_KILLER, "worker")) for row in videos.to_pylist())
         folder.add(to_table(chain.from_iterable(rows)))
-        progress.advance(len(killers), failed=len(killers))
+        progress.advance(len(videos), failed=len(videos))
 
 
 def _run_blocks(
@@ -302,7 +352,7 @@ def _run_blocks(
         return
     # Decoding would otherwise run ahead until the object store is full, and memory grow with the number of videos.
     in_flight = _blocks_at_once(resources) * block_size * _largest_video(videos, spec)
-    with _ray_data_settings(in_flight):
+    with _ray_data_settings(in_flight, in_order=bool(spec.streams)):
         batches = _dataset(videos, spec, resources, block_size, retries).iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         )
@@ -316,18 +366,20 @@ def _run_blocks(
 
 
 @contextmanager
-def _ray_data_settings(object_store_bytes: int) -> Iterator[None]:
+def _ray_data_settings(object_store_bytes: int, in_order: bool) -> Iterator[None]:
     """Ray Data's settings of this process for one pass; whoever else uses it here finds their own again."""
     context = DataContext.get_current()
-    limits = context.execution_options.resource_limits
+    limits, preserves = context.execution_options.resource_limits, context.execution_options.preserve_order
     before = context.max_errored_blocks, context.enable_progress_bars
     context.max_errored_blocks, context.enable_progress_bars = -1, False
+    context.execution_options.preserve_order = in_order
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=object_store_bytes)
     try:
         yield
     finally:
         context.max_errored_blocks, context.enable_progress_bars = before
         context.execution_options.resource_limits = limits
+        context.execution_options.preserve_order = preserves
 
 
 def _blocks_at_once(resources: Resources) -> int:
@@ -376,8 +428,9 @@ def _stages(videos: pa.Table, spec: JobSpec, resources: Resources, block_size: i
             compute=ActorPoolStrategy(size=resources.workers),
             num_cpus=resources.worker_cpus,
             num_gpus=resources.worker_gpus,
-            # A worker that dies comes back, and the block it held is tried again a bounded number of times.
-            max_restarts=-1,
-            max_task_retries=retries,
+            # A worker that dies comes back, and the block it held is tried again a bounded number of times; a stream's
+            # worker would go on with the block after it, so it stays away.
+            max_restarts=0 if spec.streams else -1,
+            max_task_retries=0 if spec.streams else retries,
         )
     )

@@ -29,6 +29,9 @@ from zar_ray.video.transforms import Preprocessing
 
 logger = logging.getLogger(__name__)
 
+# Where a video stands in a run with stream methods; null in others.
+POSITION = pa.field("position", pa.int64())
+
 # Between the stages: a video's distinct resized frames, or the stored features of its images, and what is known of it.
 DECODED_SCHEMA = pa.schema(
     [
@@ -50,6 +53,7 @@ DECODED_SCHEMA = pa.schema(
         pa.field("warning", pa.string()),
         pa.field("error", pa.string()),
         pa.field("error_stage", pa.string()),
+        POSITION,
     ]
 )
 
@@ -100,6 +104,7 @@ class JobSpec:
         storage: The run's folder, which workers add finished rows to.
         needs_views: Whether any of the cases looks at other views than the evaluation view.
         threads: CPU threads a model replica may use.
+        streams: The stream methods, for whose sake videos come one by one, in order, to one worker.
     """
 
     options: EvalConfig
@@ -111,6 +116,7 @@ class JobSpec:
     storage: Storage
     needs_views: bool
     threads: int
+    streams: tuple[str, ...] = ()
 
     def feature_store(self) -> FeatureStore | None:
         """Where this run's features are kept, if they are."""

@@ -1,5 +1,7 @@
 """The systems ``zar_step`` (from frame embeddings) and ``zar_step_pixels`` (from pixels): ZAR, every step of it.
 
+Where a fixture tunes as TPT was published, on 10 % of the views, the decisions are those of the method ``tpt``.
+
 Tolerances are those of the reference vectors: features and losses 1e-5, logits 1e-4, the context 1e-6 after one step.
 AdamW divides by the gradient's own size, so later steps amplify rounding: context and text features 1e-4, logits
 1e-2. Entropies follow the logits they come from, 1e-4. Gradients, elementwise: 1e-5 and besides a share of the
@@ -18,9 +20,10 @@ import torch
 
 from zar_ray.adaptation.base import Decision, VideoFeatures
 from zar_ray.adaptation.fusion import video_features
+from zar_ray.adaptation.tpt import tune_on_views, update_of
 from zar_ray.adaptation.zar import tuning_steps
 from zar_ray.adaptation.zar_batched import adapt_zar_batch
-from zar_ray.config import ZarConfig, validate
+from zar_ray.config import TptConfig, ZarConfig, validate
 from zar_ray.errors import ConfigError
 from zar_ray.models.architecture import build_clip, infer_architecture
 from zar_ray.models.checkpoints import load_weights, openai_layout
@@ -155,8 +158,12 @@ def _measure_tuning(features: VideoFeatures, classes: PromptedClasses, options: 
 
 
 def _decide(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> Decision:
-    """The decision by the function that evaluations call."""
-    (outcome,) = adapt_zar_batch([features], classes, options)
+    """The decision by the function that evaluations call: under TPT's own settings by TPT's, else by ZAR's."""
+    tpt = TptConfig(steps=options.steps)
+    if options == update_of(tpt):
+        (outcome,) = tune_on_views([features], classes, tpt)
+    else:
+        (outcome,) = adapt_zar_batch([features], classes, options)
     if isinstance(outcome, Decision):
         return outcome
     raise outcome

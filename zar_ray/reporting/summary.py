@@ -342,6 +342,7 @@ class RunSummary:
         mlflow: Where the run was logged, or why not.
         splits: The protocol's splits that ran, in its order; `cases` holds one case a split and method.
         averages: What the protocol reports over them; empty with one split.
+        order_dependent: Stream methods: their decisions depend on the order of the videos, which is the manifest's.
     """
 
     name: str
@@ -367,6 +368,7 @@ class RunSummary:
     mlflow: MlflowState = MlflowState()
     splits: tuple[SplitSummary, ...] = ()
     averages: tuple[ProtocolAverage, ...] = ()
+    order_dependent: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values, which `from_json` reads back."""

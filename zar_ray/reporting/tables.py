@@ -276,6 +276,9 @@ def summary_facts(summary: RunSummary) -> list[tuple[str, str]]:
         counts += f"; {summary.resumed} were there from an earlier session"
     facts = [("videos", counts)]
     facts += [("failed", _failures(group)) for group in summary.failures]
+    if summary.order_dependent:
+        names = ", ".join(summary.order_dependent)
+        facts.append(("order", f"{names}: decisions depend on the order of the videos, which was the manifest's"))
     speed = summary.throughput.videos_per_second
     if speed is not None:
         done = _count(summary.throughput.videos, "video")

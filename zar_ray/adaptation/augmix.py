@@ -1,0 +1,140 @@
+"""AugMix at its least severity, the same for all frames of a view, from a generator that does not change with NumPy.
+
+Hendrycks et al., "AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty", ICLR 2020, section 3;
+the distortions are its nine without colours, as TPT uses them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+
+import torch
+from torchvision.transforms.v2 import functional
+
+_CHAINS, _LONGEST_CHAIN = 3, 3
+_HASH_BITS = 64
+_HIGHEST = 10.0  # of AugMix's scale of severities
+
+
+class Draws:
+    """Random numbers that follow from a key and their own number alone, whatever the versions of the libraries are.
+
+    Args:
+        key: What the numbers depend on, as JSON values.
+    """
+
+    def __init__(self, *key: object) -> None:
+        self._key = json.dumps(key).encode("ascii")
+        self._count = 0
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+        """A number of [low, high)."""
+        self._count += 1
+        content = self._key + self._count.to_bytes(8, "big")
+        number = int.from_bytes(hashlib.blake2b(content, digest_size=_HASH_BITS // 8).digest(), "big")
+        # 53 bits, which a float holds exactly: 64 would round up to 1.
+        return low + (high - low) * (number >> 11) / 2**53
+
+    def below(self, limit: int) -> int:
+        """A whole number of [0, limit)."""
+        return min(limit - 1, int(self.uniform() * limit))
+
+
+def augmix(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Mixes images with the mixture of three chains of distortions of them.
+
+    Args:
+        pixels: uint8 (T, 3, R, R).
+        draws: What to draw from.
+
+    Returns:
+        float32 (T, 3, R, R), in [0, 255].
+    """
+    exponentials = [-math.log(1 - draws.uniform()) for _ in range(_CHAINS)]
+    mixture = torch.zeros_like(pixels, dtype=torch.float32)
+    for share in exponentials:
+        distorted = pixels
+        for _ in range(1 + draws.below(_LONGEST_CHAIN)):
+            distorted = _DISTORTIONS[draws.below(len(_DISTORTIONS))](distorted, draws)
+        # Normalised exponentials are a Dirichlet's shares, here of (1, 1, 1).
+        mixture += share / sum(exponentials) * distorted.float()
+    own = draws.uniform()
+    return own * pixels.float() + (1 - own) * mixture
+
+
+def _level(draws: Draws) -> float:
+    """A share of a distortion's range, at severity 1."""
+    return draws.uniform(0.1, 1.0) / _HIGHEST
+
+
+def _signed(value: float, draws: Draws) -> float:
+    return value if draws.uniform() < 0.5 else -value
+
+
+def _autocontrast(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
+    return functional.autocontrast(pixels)
+
+
+def _equalize(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
+    return functional.equalize(pixels)
+
+
+def _posterize(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
+    return functional.posterize(pixels, bits=4 - int(4 * _level(draws)))
+
+
+def _solarize(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
+    return functional.solarize(pixels, threshold=256 - int(256 * _level(draws)))
+
+
+def _rotate(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
+    return _affine(pixels, angle=_signed(int(30 * _level(draws)), draws))
+
+
+def _shear_x(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
+    return _affine(pixels, shear=(math.degrees(math.atan(_signed(0.3 * _level(draws), draws))), 0.0))
+
+
+def _shear_y(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
+    return _affine(pixels, shear=(0.0, math.degrees(math.atan(_signed(0.3 * _level(draws), draws)))))
+
+
+def _translate_x(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
+    return _affine(pixels, across=int(_signed(pixels.shape[-1] / 3 * _level(draws), draws)))
+
+
+def _translate_y(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
+    return _affine(pixels, down=int(_signed(pixels.shape[-2] / 3 * _level(draws), draws)))
+
+
+def _affine(
+    pixels: torch.Tensor,
+    angle: float = 0.0,
+    across: int = 0,
+    down: int = 0,
+    shear: tuple[float, float] = (0.0, 0.0),
+) -> torch.Tensor:
+    return functional.affine(
+        pixels,
+        angle=angle,
+        translate=[across, down],
+        scale=1.0,
+        shear=list(shear),
+        interpolation=functional.InterpolationMode.BILINEAR,
+    )
+
+
+_DISTORTIONS: tuple[Callable[[torch.Tensor, Draws], torch.Tensor], ...] = (
+    _autocontrast,
+    _equalize,
+    _posterize,
+    _rotate,
+    _solarize,
+    _shear_x,
+    _shear_y,
+    _translate_x,
+    _translate_y,
+)

@@ -1,0 +1,177 @@
+"""Methods that move the image tower's weights: what MEMO and TENT share.
+
+The weights that move are copies, which stand in the tower's place for single passes. The model itself is never written
+to: what a method did to one video cannot reach another one or another method, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.func import functional_call
+
+from zar_ray.adaptation.base import Decision, VideoFeatures, VideoPixels, averaged, entropy, require_finite
+from zar_ray.adaptation.fusion import video_features
+from zar_ray.errors import VideoError
+from zar_ray.models.clip import ClipModel
+from zar_ray.models.precision import exact_float32
+from zar_ray.models.text import PromptedClasses
+from zar_ray.video.transforms import crop_and_normalise
+
+_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def unfit_for_steps(model: ClipModel) -> str | None:
+    """Why a model's image tower cannot be moved by single images' losses; None where it can."""
+    if not model.frame_independent:
+        return "it encodes the frames of a view together, and here images are encoded one by one"
+    if model.dtype != torch.float32:
+        return f"its weights are {str(model.dtype).removeprefix('torch.')}, in which small steps are lost"
+    return None
+
+
+class MovingTower:
+    """A model's image tower with copies of some of its weights in their place.
+
+    Args:
+        model: The model; it stays as it is.
+        names: The parameters that may move, as the image tower names them.
+        images_a_pass: Images that are encoded together.
+
+    Attributes:
+        weights: The copies, float32, by name, which require gradients.
+    """
+
+    def __init__(self, model: ClipModel, names: Sequence[str], images_a_pass: int) -> None:
+        self.model = model
+        self.images_a_pass = images_a_pass
+        own = dict(model.clip.visual.named_parameters())
+        self.weights = {name: own[name].detach().clone().requires_grad_() for name in names}
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embeds normalised images, in one pass, in the model's precision.
+
+        Args:
+            pixels: float32 (n, 3, R, R) on the model's device.
+
+        Returns:
+            float32 (n, D), not normalised, differentiable with respect to `weights`.
+        """
+        dtype = _TYPES[self.model.precision]
+        with exact_float32(), torch.autocast(self.model.device.type, dtype=dtype, enabled=dtype is not None):
+            return functional_call(self.model.clip.visual, self.weights, (pixels,)).float()
+
+    def embed(self, images: _Images, rows: np.ndarray) -> torch.Tensor:
+        """Embeds some of a video's images without gradients: float32 (I, D), zeros for the others."""
+        size = images.pixels.embeddings
+        embeddings = torch.zeros_like(size)
+        with torch.no_grad():
+            for part in self._passes(rows):
+                embeddings[torch.from_numpy(part).to(size.device)] = self.encode(images.cut(part))
+        return embeddings
+
+    def add_gradients(self, images: _Images, rows: np.ndarray, of_embeddings: torch.Tensor) -> None:
+        """Adds up the weights' gradients, a pass at a time, so that no graph is larger than a pass.
+
+        Args:
+            images: The video's images.
+            rows: Those that a loss depends on.
+            of_embeddings: float32 (I, D), the loss's gradient with respect to the images' embeddings.
+        """
+        for part in self._passes(rows):
+            with torch.enable_grad(), exact_float32():
+                self.encode(images.cut(part)).backward(of_embeddings[torch.from_numpy(part).to(of_embeddings.device)])
+
+    def _passes(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        return (rows[first : first + self.images_a_pass] for first in range(0, len(rows), self.images_a_pass))
+
+
+class _Images:
+    """A video's images, cut out of its frames on the model's device."""
+
+    def __init__(self, pixels: VideoPixels, model: ClipModel) -> None:
+        self.pixels = pixels
+        self._preprocessing = model.preprocessing
+        # A copy: frames that came through Ray's shared memory are read-only.
+        frames = pixels.frames if isinstance(pixels.frames, torch.Tensor) else torch.tensor(pixels.frames)
+        self._frames = frames.to(model.device)
+
+    def cut(self, rows: np.ndarray) -> torch.Tensor:
+        """float32 (n, 3, R, R): some of the images, normalised."""
+        return crop_and_normalise(self._frames, self.pixels.images[rows], self.pixels.boxes, self._preprocessing)
+
+
+def decide_by_moving(
+    video: VideoFeatures,
+    classes: PromptedClasses,
+    tower: MovingTower,
+    optimiser: torch.optim.Optimizer,
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    steps: int,
+    *,
+    moved: bool = False,
+) -> Decision:
+    """Moves a tower's weights by a loss over a video's views, and classifies its evaluation view under them.
+
+    Args:
+        video: The video, with its pixels and at least one view.
+        classes: The candidate classes, whose texts stay as they are.
+        tower: The weights, changed in place.
+        optimiser: Of ``tower.weights``.
+        loss_of: The loss of the views' logits (V, K).
+        steps: Steps of the optimiser.
+        moved: Whether the weights are other than the model's already, so that its embeddings are not theirs.
+
+    Returns:
+        The decision; the one before is the model's own.
+
+    Raises:
+        VideoError: There are no pixels or no views, logits are not finite, or there is not enough memory (stage
+            ``adapt``); the weights may have moved.
+    """
+    pixels, text = video.require_pixels(), classes.initial_features
+    if not len(video.views):
+        raise VideoError("the method needs views, and the plan has none", stage="adapt")
+    images, rows = _Images(pixels, tower.model), np.unique(pixels.views)
+    before = averaged(classes.logits(video.evaluation, text))
+    entropies = entropy(classes.logits(video.views, text))
+    require_finite(before, "before adaptation")
+    require_finite(entropies, "of the views")
+
+    encoded, losses = 0, []
+    with _within_memory():
+        for _ in range(steps):
+            embeddings = tower.embed(images, rows) if moved else pixels.embeddings
+            encoded += len(rows) * (2 if moved else 1)
+            with torch.enable_grad(), exact_float32():
+                leaf = embeddings.detach().clone().requires_grad_()
+                loss = loss_of(classes.logits(video_features(leaf, pixels).views, text))
+                require_finite(loss, "during adaptation")
+                (of_embeddings,) = torch.autograd.grad(loss, leaf)
+            optimiser.zero_grad()
+            tower.add_gradients(images, rows, of_embeddings)
+            optimiser.step()
+            losses.append(loss.detach())
+            moved = True
+        shown = np.unique(pixels.evaluation)
+        evaluation = video_features(tower.embed(images, shown), pixels).evaluation
+    after = averaged(classes.logits(evaluation, text))
+    require_finite(after, "after adaptation")
+    return Decision(
+        logits_before=before.cpu(),
+        logits_after=after.cpu(),
+        view_entropies=entropies.cpu(),
+        losses=torch.stack(losses).cpu(),
+        encoded=encoded + len(shown),
+    )
+
+
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise VideoError("out of memory moving the weights; lower --encoder-batch", stage="adapt") from error

@@ -1,0 +1,94 @@
+"""Stream methods in a job: one worker, the manifest's order, and a state that is saved after every video.
+
+The state counts the videos that went into it. What is continued begins with the first that did not, even where a kill
+came between its rows and the state: the same video gives the same rows again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from zar_ray.adaptation.methods import get_method
+from zar_ray.config import EvalConfig
+from zar_ray.errors import ConfigError, RunError
+from zar_ray.storage import Storage
+
+STATE = "stream.safetensors"
+"""File in a run's folder that holds the state."""
+
+_POSITION = "position"
+
+
+def stream_methods(runs: Iterable[EvalConfig]) -> tuple[str, ...]:
+    """The methods of some settings that are streams under any of them, each once."""
+    names = (name for options in runs for name in options.method if get_method(name).is_stream(options))
+    return tuple(dict.fromkeys(names))
+
+
+def check_methods(options: EvalConfig, streams: tuple[str, ...]) -> None:
+    """Refuses operational options that a method does not go with.
+
+    Args:
+        options: The options.
+        streams: The stream methods of the run's settings.
+
+    Raises:
+        ConfigError: Such an option is given.
+    """
+    if streams:
+        of = f"{' and '.join(streams)} depend{'s' if len(streams) == 1 else ''} on the videos before"
+        if (options.num_workers or 1) > 1:
+            raise ConfigError(f"--num-workers {options.num_workers}: {of}, on one worker; leave it out, or the method")
+        if options.retry_failed:
+            raise ConfigError(f"--retry-failed: {of}, so a failed video cannot be done later; --overwrite the run")
+    from_pixels = [name for name in options.method if get_method(name).needs_pixels]
+    if options.features is not None and from_pixels:
+        raise ConfigError(
+            f"--features: {' and '.join(from_pixels)} work{'s' if len(from_pixels) == 1 else ''} from pixels, which"
+            " stored features cannot stand for; leave --features out, or run the other methods by themselves"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class StreamState:
+    """What the streams of a run remember.
+
+    Attributes:
+        position: Videos of the run, in the manifest's order, that they have seen or that had no decision.
+        tensors: What `VideoAdapter.stream_state` gave after them; empty at the beginning.
+    """
+
+    position: int
+    tensors: Mapping[str, torch.Tensor]
+
+    def write(self, storage: Storage) -> None:
+        """Saves it in a run's folder, whole or not at all."""
+        storage.write(STATE, save(dict(self.tensors), {_POSITION: str(self.position)}))
+
+    @classmethod
+    def read(cls, storage: Storage) -> StreamState:
+        """Reads what `write` wrote.
+
+        Raises:
+            RunError: It is not there or damaged: the run cannot be continued.
+        """
+        place = storage.path(STATE)
+        if not storage.exists(STATE):
+            raise RunError(f"{place}: not there, and a stream method cannot go on without it; --overwrite the run")
+        content = storage.read(STATE)
+        try:
+            return cls(_position(content), load(content))
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise RunError(f"{place}: damaged ({' '.join(str(error).split())}); --overwrite the run") from error
+
+
+def _position(content: bytes) -> int:
+    """The position of a file's header; the format begins with the header's length in eight bytes."""
+    length = int.from_bytes(content[:8], "little")
+    return int(json.loads(content[8 : 8 + length])["__metadata__"][_POSITION])

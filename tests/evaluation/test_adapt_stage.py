@@ -30,6 +30,7 @@ class BreaksAtTwo:
 def test_a_surprise_costs_its_video_and_not_its_block():
     stage = object.__new__(AdaptStage)
     stage.adapter = BreaksAtTwo()
+    stage.spec = SimpleNamespace(streams=())
     given = Failure("no such file", "open")
     outcomes = stage._predict([arrived(1), _Video({}, given), arrived(2), arrived(3), arrived(4)])
     assert outcomes == [1, given, Failure("KeyError: 'two'", "adapt"), Failure("cannot", "encode"), 4]

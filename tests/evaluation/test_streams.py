@@ -117,9 +117,13 @@ def test_a_video_out_of_order_is_refused(start):
     spec, workload = start("run")
     todo = _from_position(workload.table(), RunFolder(spec.storage), spec.cases)
     stage = AdaptStage(spec)
-    stage(decode_block(todo.slice(1, 1), spec))
-    with pytest.raises(RuntimeError, match="came after video 2 of the stream"):
-        stage(decode_block(todo.slice(0, 1), spec))
+    stage(decode_block(todo.slice(0, 1), spec))
+    stage(decode_block(todo.slice(2, 1), spec))  # the decoder of the one between died
+    with pytest.raises(RuntimeError, match="came after video 3 of the stream"):
+        stage(decode_block(todo.slice(1, 1), spec))
+    with pytest.raises(RuntimeError, match="the stream has not seen video 3"):
+        AdaptStage(spec)(decode_block(todo.slice(4, 1), spec))
+    assert StreamState.read(spec.storage).position == 3
 
 
 def test_without_its_state_nothing_is_continued(start):

@@ -103,7 +103,7 @@ class AdaptStage:
             model, first.prompts, spec.options.method, spec.options, cases=spec.cases, further=further
         )
         self.store = spec.feature_store()
-        self._position = 0
+        self._position, self._begun = 0, False
         if spec.streams:
             state = StreamState.read(spec.storage)
             self._position = state.position
@@ -113,7 +113,7 @@ class AdaptStage:
     def __call__(self, block: pa.Table) -> pa.Table:
         """`DECODED_SCHEMA` to `STATUS_SCHEMA`; the result rows of the block are one part of the run by then."""
         videos = [self._arrive(block.slice(index, 1)) for index in range(block.num_rows)]
-        outcomes = self._predict_in_order(videos) if self.spec.streams else self._predict(videos)
+        outcomes = self._predict(videos)
         rows = [self._rows(video, outcome) for video, outcome in zip(videos, outcomes, strict=True)]
         write_part(self.spec.storage, to_table(chain.from_iterable(rows)))
         if self.spec.streams:
@@ -151,6 +151,8 @@ class AdaptStage:
 
     def _predict(self, videos: list[_Video]) -> list[VideoPrediction | Failure]:
         """Predicts a block's videos together; if one of them breaks that in a way nobody foresaw, each by itself."""
+        if self.spec.streams:
+            return self._predict_in_order(videos)
         planned = [video.planned for video in videos if isinstance(video.planned, PlannedVideo)]
         try:
             predicted = iter(self.adapter.predict(planned))
@@ -167,7 +169,10 @@ class AdaptStage:
             position = video.row[POSITION.name]
             if position < self._position:
                 raise RuntimeError(f"{video.row['video_id']}: came after video {self._position} of the stream")
-            self._position = position + 1
+            if position > self._position and not self._begun:
+                # A worker before this one died with the videos between. Later gaps are videos whose decoder died.
+                raise RuntimeError(f"{video.row['video_id']}: the stream has not seen video {self._position}")
+            self._position, self._begun = position + 1, True
             predicted = video.planned if isinstance(video.planned, Failure) else self._predict_one(video.planned)
             outcomes.append(
                 Failure(str(predicted), predicted.stage) if isinstance(predicted, VideoError) else predicted

@@ -54,6 +54,9 @@ from zar_ray.video.transforms import resized_size, short_side_for
 # How many videos to look for one that is there.
 _LOOKED_AT = 100
 
+# Videos of a pass through a stream's worker.
+_STREAMED_AT_ONCE = 512
+
 # A video whose process died in company and then again alone: nothing else can be learnt about it from here.
 _KILLER = (
     "its worker process died each time, the last time with this video alone: "
@@ -310,25 +313,27 @@ def _evaluate_videos(
 def _evaluate_in_order(
     videos: pa.Table, spec: JobSpec, resources: Resources, folder: RunFolder, progress: VideoProgress
 ) -> None:
-    """Runs the videos one by one through one worker; where it dies, the next goes on from the streams' state."""
-    tried = -1
+    """Runs the videos one by one through one worker; where it dies, the next goes on from the streams' state.
+
+    What was decoded behind the video that it died of is lost, so a pass has a bounded number of videos.
+    """
+    died_at = -1
     while len(videos):
+        part = videos.slice(0, _STREAMED_AT_ONCE)
         try:
-            _run_blocks(videos, spec, resources, 1, retries=1, progress=progress)
+            _run_blocks(part, spec, resources, 1, retries=1, progress=progress)
         except RayError as error:
             raise _stopped(error) from error
         state = StreamState.read(folder.storage)
         # Videos before it without rows killed their decoder: the streams went on without them.
         passed = pc.field(POSITION.name) < state.position
         _fail(_lacking(videos.filter(passed), folder, spec.cases), spec, folder, progress)
-        videos = videos.filter(~passed)
-        if len(videos) and tried == state.position:
+        videos, whole_part = videos.filter(~passed), state.position > part[POSITION.name][-1].as_py()
+        if not whole_part and state.position == died_at:
             _fail(videos.slice(0, 1), spec, folder, progress)
-            StreamState(state.position + 1, state.tensors).write(folder.storage)
+            StreamState(died_at + 1, state.tensors).write(folder.storage)
             videos = videos.slice(1)
-        elif len(videos):
-            progress.say("the stream's worker died; another goes on from its saved state")
-        tried = state.position
+        died_at = -1 if whole_part else state.position
 
 
 def _stopped(error: RayError) -> RunError:
@@ -428,9 +433,9 @@ def _stages(videos: pa.Table, spec: JobSpec, resources: Resources, block_size: i
             compute=ActorPoolStrategy(size=resources.workers),
             num_cpus=resources.worker_cpus,
             num_gpus=resources.worker_gpus,
-            # A worker that dies comes back, and the block it held is tried again a bounded number of times; a stream's
-            # worker would go on with the block after it, so it stays away.
-            max_restarts=0 if spec.streams else -1,
+            # A worker that dies comes back, and the block it held is tried again a bounded number of times; not in a
+            # stream, where blocks behind it may have arrived meanwhile.
+            max_restarts=-1,
             max_task_retries=0 if spec.streams else retries,
         )
     )

@@ -80,14 +80,22 @@ def eval_command(argv: Sequence[str]) -> int:
     from zar_ray.demo import ensure_demo
     from zar_ray.evaluation.alphas import describe_alphas, run_alphas
     from zar_ray.evaluation.job import describe, prepare
+    from zar_ray.evaluation.model_table import describe_models, run_models
     from zar_ray.evaluation.seeds import run_seeds
 
     options, console = invocation.options, Console(highlight=False, soft_wrap=True)
+    if options.models and invocation.dry_run:
+        console.print(describe_models(options, console))
+        return 0
     sweep = options.interpolate_with is not None or bool(options.alphas)
     if not invocation.dry_run:
         ensure_demo(options, console)
-        alphas = run_alphas(options, console) if sweep else ()
-        runs = [run for one in alphas for run in one.runs] if sweep else run_seeds(options, console)
+        alphas = run_alphas(options, console) if sweep and not options.models else ()
+        runs = [run for one in alphas for run in one.runs]
+        if options.models:
+            runs = run_models(options, console).runs
+        elif not sweep:
+            runs = run_seeds(options, console)
         for run in runs if options.report else ():
             _write_report(run.run_file.rpartition("/")[0], mlflow_uri=options.mlflow_uri)
         return 0

@@ -150,6 +150,8 @@ def parse_run(kind: type[_O], argv: Sequence[str], prog: str) -> Invocation[_O]:
         ConfigError: A file or an option is wrong.
     """
     argv = _spelt_out(argv)
+    if issubclass(kind, EvalConfig):
+        argv = _several_models(argv)
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--config", type=Path)
     first.add_argument("--show-config", action="store_true")
@@ -180,6 +182,19 @@ def _spelt_out(argv: Sequence[str]) -> list[str]:
         if name == "--views" and (sign or place + 1 < len(words)):
             words[place] = f"--views.eval-views{sign}{value}"
     return words
+
+
+def _several_models(argv: Sequence[str]) -> list[str]:
+    """The words with ``--model A B``, a run each, as ``--models A B``."""
+    words = list(argv)
+    for place, word in enumerate(words):
+        if word == "--model" and len([*itertools.takewhile(_is_value, words[place + 1 :])]) > 1:
+            words[place] = "--models"
+    return words
+
+
+def _is_value(word: str) -> bool:
+    return not word.startswith("--")
 
 
 def _benchmark_options(kind: type[Options], dataset: str | None, protocol: str) -> dict[str, Any]:

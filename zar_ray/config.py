@@ -306,6 +306,11 @@ class EvalConfig(AdaptationOptions):
     )
     limit: int | None = Field(default=None, ge=1, description="Evaluate only so many videos, spread over the manifest.")
 
+    models: tuple[str, ...] = operational(
+        (),
+        "Evaluate several models in one pass over the videos, a run each, and print models x methods; `--model A B` for"
+        " short. Each is a checkpoint's file, NAME:TAG, or a NAME with --pretrained's tag.",
+    )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = operational(
         (), "Run once with each of these seeds, in a folder each, and report the mean over them."
     )

@@ -12,6 +12,7 @@ import torch
 from zar_ray.adaptation.base import Decision, Stream, VideoFeatures, VideoPixels, decisions
 from zar_ray.adaptation.cases import Case, Setting
 from zar_ray.adaptation.fusion import video_features
+from zar_ray.adaptation.memory import PeakMemory
 from zar_ray.adaptation.methods import get_method
 from zar_ray.config import AdaptationOptions, ClassPosition, Fusion, fingerprint, identity
 from zar_ray.data.class_texts import ClassPrompts
@@ -92,6 +93,9 @@ class CasePrediction:
         method: Its method's name.
         decision: The decision.
         seconds: Wall seconds of the adaptation and decision; its share where several videos were adapted to together.
+        whole_seconds: These and the seconds that encoding its images took: what the case by itself costs.
+        peak_memory: The most bytes in use while the block's images were encoded or the case was adapted to; see
+            `PeakMemory`.
         images: Distinct images of the views that the method looks at under the case's setting, and those that it
             encoded itself.
     """
@@ -100,6 +104,8 @@ class CasePrediction:
     method: str
     decision: Decision
     seconds: float
+    whole_seconds: float
+    peak_memory: int | None
     images: int
 
 
@@ -204,6 +210,7 @@ class VideoAdapter:
                 method.require_fit(model, setting.options)
             for classes in made.values() if method.updates == "context" else ():
                 classes.require_tunable(method.name)
+        self._memory = PeakMemory(model.device)
         self._streams = {
             case.case_id: self._open_stream(case)
             for case in self.cases
@@ -262,10 +269,14 @@ class VideoAdapter:
         """
         if not any(method.needs_views for method in self.methods):
             videos = [video.evaluation_only() for video in videos]
+        self._memory.begin()
         embedded, encode_seconds = self._embed(videos)
+        encode_peak = self._memory.peak()
         usable = {number: one for number, one in enumerate(embedded) if not isinstance(one, VideoError)}
         features = [_Features(videos[number], embeddings) for number, embeddings in usable.items()]
-        decided = dict(zip(usable, self._decide([videos[number] for number in usable], features), strict=True))
+        image_seconds = [encode_seconds[number] / max(1, len(videos[number].plan.images)) for number in usable]
+        given = [videos[number] for number in usable]
+        decided = dict(zip(usable, self._decide(given, features, image_seconds, encode_peak), strict=True))
         outcomes: list[VideoPrediction | VideoError] = []
         for number, (video, embeddings) in enumerate(zip(videos, embedded, strict=True)):
             if isinstance(embeddings, VideoError):
@@ -300,7 +311,11 @@ class VideoAdapter:
         return embeddings, [0.0 if one.frames is None else len(one.plan.images) * image_seconds for one in videos]
 
     def _decide(
-        self, videos: Sequence[PlannedVideo], features: Sequence[_Features]
+        self,
+        videos: Sequence[PlannedVideo],
+        features: Sequence[_Features],
+        image_seconds: Sequence[float],
+        encode_peak: int | None,
     ) -> list[tuple[tuple[CasePrediction, ...], dict[int, VideoError]]]:
         """What the cases say of each video, and which settings say nothing: those of which a case cannot decide."""
         said: list[list[tuple[int, CasePrediction]]] = [[] for _ in videos]
@@ -312,18 +327,29 @@ class VideoAdapter:
             method, options = get_method(case.method), self._settings[case.setting].options
             level = method.fusion(options)
             given = [features[number].under(case.setting, level, method.needs_pixels) for number in chosen]
+            self._memory.begin()
             started = time.perf_counter()
             if case.case_id in self._streams:
                 outcomes = decisions(given, self._streams[case.case_id].decide)
             else:
                 outcomes = method.adapt(given, self._classes[case.setting][case.class_set], options)
             seconds = (time.perf_counter() - started) / len(chosen)
+            peaks = [peak for peak in (encode_peak, self._memory.peak()) if peak is not None]
             for number, one in zip(chosen, outcomes, strict=True):
                 if isinstance(one, VideoError):
                     failures[number].setdefault(case.setting, one)
                     continue
-                images = videos[number].plans[case.setting].count_images(with_views=method.needs_views) + one.encoded
-                said[number].append((case.setting, CasePrediction(case.case_id, case.method, one, seconds, images)))
+                shared = videos[number].plans[case.setting].count_images(with_views=method.needs_views)
+                prediction = CasePrediction(
+                    case.case_id,
+                    case.method,
+                    one,
+                    seconds,
+                    seconds + shared * image_seconds[number],
+                    max(peaks, default=None),
+                    shared + one.encoded,
+                )
+                said[number].append((case.setting, prediction))
         return [
             (tuple(one for setting, one in of_video if setting not in failed), failed)
             for of_video, failed in zip(said, failures, strict=True)

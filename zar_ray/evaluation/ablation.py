@@ -70,6 +70,8 @@ def prepare(options: AblateConfig, console: Console) -> Ablation:
         raise ConfigError(f"--sweep {' '.join(options.sweep)}: names a sweep twice")
     if options.interpolate_with is not None or options.alphas:
         raise ConfigError("zar ablate: --interpolate-with and --alphas are for `zar eval`; leave them out")
+    if options.models:
+        raise ConfigError("zar ablate: takes one --model; run it once for each")
     if options.seeds:
         raise ConfigError("zar ablate: --seeds is for `zar eval`; run `zar ablate` once with each --seed")
     sweeps = [load_sweep(name) for name in options.sweep]

@@ -22,6 +22,8 @@ from zar_ray.evaluation.feature_store import VideoFacts, image_keys
 from zar_ray.evaluation.results import ResultRow, to_table
 from zar_ray.evaluation.run_folder import write_part
 from zar_ray.evaluation.spec import (
+    COUNTED,
+    MODELS,
     POSITION,
     STATUS_SCHEMA,
     Failure,
@@ -207,6 +209,8 @@ class AdaptStage:
                     seconds_decode=row["seconds_decode"],
                     seconds_encode=outcome.encode_seconds,
                     seconds_adapt=case.seconds,
+                    seconds_case=case.whole_seconds,
+                    peak_memory=case.peak_memory,
                     decoder=row["decoder"],
                     worker=worker_name(),
                     warning=row["warning"],
@@ -240,6 +244,34 @@ class AdaptStage:
         except RunError as error:
             return f"features not stored ({error})"
         return None
+
+
+class ModelsStage:
+    """One worker of a pass of several models: holds a replica of each, which predict one after the other.
+
+    Args:
+        specs: The models' runs.
+
+    Raises:
+        RuntimeError: The weights on this node are not a run's.
+    """
+
+    def __init__(self, specs: Sequence[JobSpec]) -> None:
+        self.stages = [AdaptStage(spec) for spec in specs]
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """`MODELS_SCHEMA` to `STATUS_SCHEMA`, a row a video that has failed where it failed for any model."""
+        failed: set[str] = set()
+        of_rows = block[MODELS.name].to_pylist()
+        for number, stage in enumerate(self.stages):
+            own = block.filter(pa.array([number in numbers for numbers in of_rows], pa.bool_()))
+            if len(own):
+                status = stage(own.drop_columns([MODELS.name, COUNTED.name]))
+                failed |= {row["video_id"] for row in status.to_pylist() if row["failed"]}
+        counted = block.filter(block[COUNTED.name])["video_id"].to_pylist()
+        return pa.Table.from_pylist(
+            [{"video_id": video, "failed": video in failed} for video in counted], schema=STATUS_SCHEMA
+        )
 
 
 def _evaluation_feature(outcome: VideoPrediction) -> tuple[float, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,21 @@ import torch
 from zar_ray.evaluation.feature_store import FeatureStore, Missing, image_keys
 from zar_ray.evaluation.results import to_table
 from zar_ray.evaluation.run_folder import write_part
-from zar_ray.evaluation.spec import DECODED_SCHEMA, POSITION, Failure, JobSpec, caught, failed_rows, worker_name
-from zar_ray.video.decoding import decode_video
+from zar_ray.evaluation.spec import (
+    COUNTED,
+    DECODED_SCHEMA,
+    MODELS,
+    MODELS_SCHEMA,
+    POSITION,
+    Failure,
+    JobSpec,
+    caught,
+    failed_rows,
+    worker_name,
+)
+from zar_ray.video.decoding import Resize, decode_video
 from zar_ray.video.reading import VideoInfo
+from zar_ray.video.transforms import short_side_for
 
 
 def decode_block(block: pa.Table, spec: JobSpec) -> pa.Table:
@@ -45,7 +57,7 @@ def _prepare(row: dict[str, Any], spec: JobSpec, store: FeatureStore | None) -> 
     }
     failures: list[Failure] = []
     started = time.perf_counter()
-    with caught("decode", failures), _last_resort(2 * spec.options.decode_timeout + 5, spec, video):
+    with caught("decode", failures), _last_resort([spec], video):
         if store is not None:
             video |= _look_up(row["path"], known, spec, store, str(row["video_id"]))
         if video.get("embeddings") is None:
@@ -99,16 +111,79 @@ def _decode(path: str, known: VideoInfo, spec: JobSpec, video_id: str) -> dict[s
     }
 
 
+def decode_for_models(block: pa.Table, specs: Sequence[JobSpec]) -> pa.Table:
+    """Manifest rows with `MODELS` to `MODELS_SCHEMA`: each video decoded once for all models that lack it.
+
+    A video has a row for each way that its frames are resized, with the models that take them so.
+    """
+    torch.set_num_threads(1)
+    rows = [of_video for row in block.to_pylist() for of_video in _prepare_for(row, specs)]
+    return pa.Table.from_pylist(rows, schema=MODELS_SCHEMA)
+
+
+def _prepare_for(row: dict[str, Any], specs: Sequence[JobSpec]) -> list[dict[str, Any]]:
+    known = VideoInfo(row["frames"], row["fps"], row["width"], row["height"], row["duration"], row["decoder"])
+    wanted = {number: specs[number] for number in row[MODELS.name]}
+    ways: dict[Resize, list[int]] = {}
+    for number, spec in wanted.items():
+        ways.setdefault(_resize_of(spec), []).append(number)
+    video: dict[str, Any] = {
+        **{name: row[name] for name in ("video_id", "class_sets", "right_ids", "frames", "width", "height", "decoder")},
+        MODELS.name: list(wanted),
+        COUNTED.name: True,
+    }
+    failures: list[Failure] = []
+    started = time.perf_counter()
+    decoded = None
+    with caught("decode", failures), _last_resort(list(wanted.values()), video):
+        # Which frames are named depends on the views and the seed, which all models have in common.
+        first = next(iter(wanted.values()))
+        decoded = decode_video(
+            row["path"],
+            lambda info: first.plans(str(row["video_id"]), info)[0],
+            first.model.preprocessing.interpolation,
+            decoder=first.options.decoder,
+            expected=known,
+            timeout=first.options.decode_timeout,
+            also=[*ways][1:],
+        )
+    seconds = time.perf_counter() - started
+    if decoded is None:
+        (failure,) = failures
+        return [{**video, "error": failure.message, "error_stage": failure.stage, "seconds_decode": seconds}]
+    return [
+        {
+            **video,
+            "decoder": decoded.info.decoder,
+            # as bytes: of a memoryview Arrow 25 keeps the buffer for ever
+            "pixels": frames.tobytes(),
+            "shape": list(frames.shape),
+            "warning": decoded.warning,
+            "seconds_decode": seconds,
+            MODELS.name: numbers,
+            COUNTED.name: number == 0,
+        }
+        for number, (numbers, frames) in enumerate(zip(ways.values(), (decoded.frames, *decoded.also), strict=True))
+    ]
+
+
+def _resize_of(spec: JobSpec) -> Resize:
+    preprocessing = spec.model.preprocessing
+    return Resize(short_side_for(spec.options.views, preprocessing), preprocessing.interpolation)
+
+
 @contextmanager
-def _last_resort(seconds: float, spec: JobSpec, video: dict[str, Any]) -> Iterator[None]:
+def _last_resort(specs: Sequence[JobSpec], video: dict[str, Any]) -> Iterator[None]:
     """Ends this process if a decoder hangs in native code, where no deadline is looked at.
 
-    The video's failure is written first, so that it is not tried again.
+    The video's failure is written to all its runs first, so that it is not tried again.
     """
+    seconds = 2 * specs[0].options.decode_timeout + 5
 
     def give_up() -> None:
         failure = Failure(f"decoding hung for more than {seconds:.0f} s and was killed", "decode")
-        write_part(spec.storage, to_table(failed_rows(spec, video, failure, worker_name())))
+        for spec in specs:
+            write_part(spec.storage, to_table(failed_rows(spec, video, failure, worker_name())))
         os._exit(70)
 
     timer = threading.Timer(seconds, give_up)

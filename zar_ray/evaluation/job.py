@@ -173,13 +173,19 @@ def run_evaluation(options: EvalConfig, console: Console) -> RunSummary:
     folder = RunFolder(Storage(f"{options.output}/{options.name}"))
     evaluated = evaluate(workload, options, folder, console)
     console.print("computing accuracies and their intervals ...")
+    summary = conclude(workload, options, folder, evaluated)
+    print_summary(summary, console)
+    check_failures(summary, options)
+    return summary
+
+
+def conclude(workload: Workload, options: EvalConfig, folder: RunFolder, evaluated: Evaluated) -> RunSummary:
+    """Writes and logs what a run found."""
     summary = summarise(workload, options, folder, evaluated)
     folder.finish(evaluated.table, run_json(summary, options))
     _write_tables(workload, folder, evaluated)
     summary = replace(summary, mlflow=log(folder, options))
     folder.write_json(SUMMARY, run_json(summary, options))
-    print_summary(summary, console)
-    check_failures(summary, options)
     return summary
 
 

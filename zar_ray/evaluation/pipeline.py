@@ -12,14 +12,14 @@ import logging
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,14 +38,14 @@ from zar_ray.config import identity as settings_of
 from zar_ray.data.class_texts import is_context_file, prompts_of
 from zar_ray.data.manifest import Manifest, write_manifest
 from zar_ray.errors import RunError
-from zar_ray.evaluation.adapt_stage import AdaptStage
-from zar_ray.evaluation.decode_stage import decode_block
+from zar_ray.evaluation.adapt_stage import AdaptStage, ModelsStage
+from zar_ray.evaluation.decode_stage import decode_block, decode_for_models
 from zar_ray.evaluation.metrics import check_counts
 from zar_ray.evaluation.preflight import check_model, check_nodes
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.results import to_table
 from zar_ray.evaluation.run_folder import CONFIG, MANIFEST, RunFolder
-from zar_ray.evaluation.spec import POSITION, Failure, JobSpec, ModelCard, failed_rows, planned_as
+from zar_ray.evaluation.spec import MODELS, POSITION, Failure, JobSpec, ModelCard, failed_rows, planned_as
 from zar_ray.evaluation.streams import StreamState, check_methods, stream_methods
 from zar_ray.evaluation.sweeps import at_one_short_side, varied_options
 from zar_ray.evaluation.workload import CLASS_SETS, Workload
@@ -158,65 +158,148 @@ def evaluate(
         RunError: The run cannot start, or Ray stopped; what is finished is kept.
         ZarError: The model cannot be loaded.
     """
-    # Ray Data tells of each of its steps, and of lost blocks with tracebacks; its own log files keep all that.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    _quieten()
     runs = (options, *variants)
     streams = stream_methods(runs)
     check_methods(options, streams)
     with connected(options.address):
         resources = Resources.of_cluster(options.model_copy(update={"num_workers": 1}) if streams else options)
-        manifest = workload.manifest
-        prompts = [prompts_of(workload.class_sets, one) for one in runs]
-        asked = tuple(map(Setting, runs, prompts))
-        model = check_model(options, asked, resources.worker_cpus, resources.worker_gpus)
-        runs = at_one_short_side(runs, model.preprocessing)
-        settings, options = tuple(map(Setting, runs, prompts)), runs[0]
-        of_settings = tuple(
-            make_cases(setting.options, model.fingerprint, setting.prompts, number)
-            for number, setting in enumerate(settings)
-        )
-        cases = _distinct(chain.from_iterable(of_settings))
-        identity = _identity(workload, settings, options, model)
-        continued = folder.open(identity, resume=options.resume, overwrite=options.overwrite)
-        if not continued:
-            folder.storage.write(CONFIG, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False).encode())
-            write_manifest(manifest, folder.storage.path(MANIFEST))
-
-        if continued and options.retry_failed:
-            folder.forget_failed()
-        if streams and not continued:
-            StreamState(0, {}).write(folder.storage)
-        todo = _from_position(workload.table(), folder, cases) if streams else _lacking(workload.table(), folder, cases)
-        done = len(manifest) - len(todo)
-        for remark in model.remarks:
-            console.print(f"{model.name}: {remark}", highlight=False)
-        if continued:
-            console.print(f"continuing {folder.storage.path()}: {done} of {len(manifest)} videos are finished")
+        begun = _begin(workload, runs, folder, resources, streams, console)
         started = time.monotonic()
-        if len(todo):
-            check_nodes(_needed_files(manifest, options), folder.storage)
-            spec = JobSpec(
-                options=options,
-                model=model,
-                class_sets=workload.class_sets,
-                settings=settings,
-                multi_label=workload.multi_label,
-                cases=cases,
-                storage=folder.storage,
-                needs_views=any(get_method(case.method).needs_views for case in cases),
-                threads=resources.worker_threads,
-                streams=streams,
-            )
-            store = spec.feature_store()
+        if len(begun.todo):
+            store = begun.spec.feature_store()
             if store is not None:
                 store.prepare()
-            with VideoProgress(console, len(manifest), done) as progress:
-                _evaluate_videos(todo, spec, resources, folder, progress)
-        seconds = time.monotonic() - started
+            with VideoProgress(console, len(workload.manifest), begun.done) as progress:
+                _evaluate_videos(begun.todo, begun.spec, resources, folder, progress)
+        return begun.collect(time.monotonic() - started)
 
-    table = folder.results()
-    check_counts(workload.expected_rows(cases), table)
-    return Evaluated(table, model, cases, runs, of_settings, done, len(todo), seconds)
+
+def evaluate_models(
+    workload: Workload, runs: Sequence[EvalConfig], folders: Sequence[RunFolder], console: Console
+) -> tuple[Evaluated, ...]:
+    """Evaluates every video under several models, which share its decoding; a run each, as `evaluate` would make it.
+
+    Args:
+        workload: The videos and the candidate classes.
+        runs: The options of each model's run, which differ in the model alone.
+        folders: Where their results go.
+        console: Where progress is shown.
+
+    Raises:
+        RunError: A run cannot start, or Ray stopped; what is finished is kept.
+        ZarError: A model cannot be loaded.
+    """
+    _quieten()
+    for options in runs:
+        check_methods(options, ())
+    with connected(runs[0].address):
+        resources = Resources.of_cluster(runs[0])
+        begun = [
+            _begin(workload, (options,), folder, resources, (), console)
+            for options, folder in zip(runs, folders, strict=True)
+        ]
+        started = time.monotonic()
+        _evaluate_together(workload, begun, resources, console)
+        seconds = time.monotonic() - started
+        return tuple(one.collect(seconds) for one in begun)
+
+
+def _quieten() -> None:
+    # Ray Data tells of each of its steps, and of lost blocks with tracebacks; its own log files keep all that.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """A run whose folder is open and whose model is known to load.
+
+    Attributes:
+        workload: The videos and the candidate classes.
+        folder: Where the results go.
+        spec: What its workers are told.
+        of_settings: The cases of each setting.
+        todo: The videos that have no result yet.
+    """
+
+    workload: Workload
+    folder: RunFolder
+    spec: JobSpec
+    of_settings: tuple[tuple[Case, ...], ...]
+    todo: pa.Table
+
+    @property
+    def done(self) -> int:
+        """Videos that an earlier session had finished."""
+        return len(self.workload.manifest) - len(self.todo)
+
+    def lacking(self, videos: pa.Table) -> pa.Table:
+        """Those of some videos that lack a row, finished or failed."""
+        return _lacking(videos, self.folder, self.spec.cases)
+
+    def collect(self, seconds: float) -> Evaluated:
+        """The finished run.
+
+        Raises:
+            RunError: Rows are missing or there twice.
+        """
+        table, cases = self.folder.results(), self.spec.cases
+        check_counts(self.workload.expected_rows(cases), table)
+        runs = tuple(cast(EvalConfig, setting.options) for setting in self.spec.settings)
+        return Evaluated(table, self.spec.model, cases, runs, self.of_settings, self.done, len(self.todo), seconds)
+
+
+def _begin(
+    workload: Workload,
+    runs: tuple[EvalConfig, ...],
+    folder: RunFolder,
+    resources: Resources,
+    streams: tuple[str, ...],
+    console: Console,
+) -> _Begun:
+    """Checks the model and the nodes, and opens or continues the run's folder."""
+    manifest = workload.manifest
+    prompts = [prompts_of(workload.class_sets, one) for one in runs]
+    asked = tuple(map(Setting, runs, prompts))
+    model = check_model(runs[0], asked, resources.worker_cpus, resources.worker_gpus)
+    runs = at_one_short_side(runs, model.preprocessing)
+    settings, options = tuple(map(Setting, runs, prompts)), runs[0]
+    of_settings = tuple(
+        make_cases(setting.options, model.fingerprint, setting.prompts, number)
+        for number, setting in enumerate(settings)
+    )
+    cases = _distinct(chain.from_iterable(of_settings))
+    identity = _identity(workload, settings, options, model)
+    continued = folder.open(identity, resume=options.resume, overwrite=options.overwrite)
+    if not continued:
+        folder.storage.write(CONFIG, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False).encode())
+        write_manifest(manifest, folder.storage.path(MANIFEST))
+
+    if continued and options.retry_failed:
+        folder.forget_failed()
+    if streams and not continued:
+        StreamState(0, {}).write(folder.storage)
+    todo = _from_position(workload.table(), folder, cases) if streams else _lacking(workload.table(), folder, cases)
+    for remark in model.remarks:
+        console.print(f"{model.name}: {remark}", highlight=False)
+    if continued:
+        done = len(manifest) - len(todo)
+        console.print(f"continuing {folder.storage.path()}: {done} of {len(manifest)} videos are finished")
+    if len(todo):
+        check_nodes(_needed_files(manifest, options), folder.storage)
+    spec = JobSpec(
+        options=options,
+        model=model,
+        class_sets=workload.class_sets,
+        settings=settings,
+        multi_label=workload.multi_label,
+        cases=cases,
+        storage=folder.storage,
+        needs_views=any(get_method(case.method).needs_views for case in cases),
+        threads=resources.worker_threads,
+        streams=streams,
+    )
+    return _Begun(workload, folder, spec, of_settings, todo)
 
 
 # Where things lie; what they hold is compared by fingerprints instead.
@@ -289,25 +372,66 @@ def _evaluate_videos(
     todo: pa.Table, spec: JobSpec, resources: Resources, folder: RunFolder, progress: VideoProgress
 ) -> None:
     broken = todo.filter(pc.field("error").is_valid())
-    if len(broken):
-        rows = (failed_rows(spec, row, Failure(row["error"], "open")) for row in broken.to_pylist())
-        folder.add(to_table(chain.from_iterable(rows)))
-        progress.advance(len(broken), failed=len(broken))
+    _add_broken(broken, spec, folder)
+    progress.advance(len(broken), failed=len(broken))
     whole = todo.filter(pc.field("error").is_null())
     if spec.streams:
         _evaluate_in_order(whole, spec, resources, folder, progress)
         return
+    work = _Work.of(spec)
     try:
-        _run_blocks(whole, spec, resources, spec.options.batch_size, retries=1, progress=progress)
+        _run_blocks(whole, work, resources, spec.options.batch_size, retries=1, progress=progress)
         # A block whose worker died is gone with all its videos: each gets a block of its own, so that the others
         # are saved and only the one that kills its worker is lost.
         lost = _lacking(whole, folder, spec.cases)
         if len(lost):
             progress.say(f"{len(lost)} videos were lost with their worker process; each is tried again alone")
-        _run_blocks(lost, spec, resources, 1, retries=0, progress=progress)
+        _run_blocks(lost, work, resources, 1, retries=0, progress=progress)
     except RayError as error:
         raise _stopped(error) from error
-    _fail(_lacking(whole, folder, spec.cases), spec, folder, progress)
+    killers = _lacking(whole, folder, spec.cases)
+    _fail(killers, spec, folder)
+    progress.advance(len(killers), failed=len(killers))
+
+
+def _evaluate_together(workload: Workload, begun: Sequence[_Begun], resources: Resources, console: Console) -> None:
+    """Runs the videos that any of several models lacks, each decoded once."""
+    for one in begun:
+        _add_broken(one.todo.filter(pc.field("error").is_valid()), one.spec, one.folder)
+    videos = workload.table()
+    whole, total = videos.filter(pc.field("error").is_null()), len(videos)
+    first = _wanted(whole, begun)
+    with VideoProgress(console, total, total - len(first)) as progress:
+        work = _Work.of_models([one.spec for one in begun])
+        try:
+            _run_blocks(first, work, resources, begun[0].spec.options.batch_size, retries=1, progress=progress)
+            lost = _wanted(whole, begun)
+            if len(lost):
+                progress.say(f"{len(lost)} videos were lost with their worker process; each is tried again alone")
+            _run_blocks(lost, work, resources, 1, retries=0, progress=progress)
+        except RayError as error:
+            raise _stopped(error) from error
+        killers = _wanted(whole, begun)
+        progress.advance(len(killers), failed=len(killers))
+    for one in begun:
+        _fail(one.lacking(whole), one.spec, one.folder)
+
+
+def _wanted(videos: pa.Table, begun: Sequence[_Begun]) -> pa.Table:
+    """The videos that lack a row of any model, with the `MODELS` that it is of."""
+    lacking = [set(one.lacking(videos)["video_id"].to_pylist()) for one in begun]
+    models = [
+        [number for number, ids in enumerate(lacking) if video in ids] for video in videos["video_id"].to_pylist()
+    ]
+    named = videos.append_column(MODELS, pa.array(models, MODELS.type))
+    return named.filter(pa.array([bool(numbers) for numbers in models], pa.bool_()))
+
+
+def _add_broken(videos: pa.Table, spec: JobSpec, folder: RunFolder) -> None:
+    """Gives videos that the manifest knows to be broken the rows that say so."""
+    if len(videos):
+        rows = (failed_rows(spec, row, Failure(row["error"], "open")) for row in videos.to_pylist())
+        folder.add(to_table(chain.from_iterable(rows)))
 
 
 def _evaluate_in_order(
@@ -317,22 +441,25 @@ def _evaluate_in_order(
 
     What was decoded behind the video that it died of is lost, so a pass has a bounded number of videos.
     """
-    died_at = -1
+    work, died_at = _Work.of(spec), -1
     while len(videos):
         part = videos.slice(0, _STREAMED_AT_ONCE)
         try:
-            _run_blocks(part, spec, resources, 1, retries=1, progress=progress)
+            _run_blocks(part, work, resources, 1, retries=1, progress=progress)
         except RayError as error:
             raise _stopped(error) from error
         state = StreamState.read(folder.storage)
         # Videos before it without rows killed their decoder: the streams went on without them.
         passed = pc.field(POSITION.name) < state.position
-        _fail(_lacking(videos.filter(passed), folder, spec.cases), spec, folder, progress)
+        killers = _lacking(videos.filter(passed), folder, spec.cases)
         videos, whole_part = videos.filter(~passed), state.position > part[POSITION.name][-1].as_py()
         if not whole_part and state.position == died_at:
-            _fail(videos.slice(0, 1), spec, folder, progress)
-            StreamState(died_at + 1, state.tensors).write(folder.storage)
+            killers = pa.concat_tables([killers, videos.slice(0, 1)])
             videos = videos.slice(1)
+        _fail(killers, spec, folder)
+        progress.advance(len(killers), failed=len(killers))
+        if not whole_part and state.position == died_at:
+            StreamState(died_at + 1, state.tensors).write(folder.storage)
         died_at = -1 if whole_part else state.position
 
 
@@ -341,24 +468,57 @@ def _stopped(error: RayError) -> RunError:
     return RunError(f"Ray stopped the run ({reason}); the same command continues it")
 
 
-def _fail(videos: pa.Table, spec: JobSpec, folder: RunFolder, progress: VideoProgress) -> None:
+def _fail(videos: pa.Table, spec: JobSpec, folder: RunFolder) -> None:
     """Gives videos that kill their processes the rows that say so."""
     if len(videos):
         rows = (failed_rows(spec, row, Failure(_KILLER, "worker")) for row in videos.to_pylist())
         folder.add(to_table(chain.from_iterable(rows)))
-        progress.advance(len(videos), failed=len(videos))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the two stages do.
+
+    Attributes:
+        decode: The first one, a block of videos at a time.
+        worker: The second one: the class of its workers.
+        told: What a worker is made of.
+        largest: Bytes that the frames of the largest of some videos take at most.
+        in_order: Whether videos must come in order, one by one, to one worker.
+    """
+
+    decode: Callable[[pa.Table], pa.Table]
+    worker: type
+    told: tuple[Any, ...]
+    largest: Callable[[pa.Table], int]
+    in_order: bool = False
+
+    @classmethod
+    def of(cls, spec: JobSpec) -> _Work:
+        """One run's."""
+        decode = partial(decode_block, spec=spec)
+        return cls(decode, AdaptStage, (spec,), partial(_largest_video, spec=spec), bool(spec.streams))
+
+    @classmethod
+    def of_models(cls, specs: Sequence[JobSpec]) -> _Work:
+        """That of several models' runs at once."""
+
+        def largest(videos: pa.Table) -> int:
+            return sum(_largest_video(videos, spec) for spec in specs)
+
+        return cls(partial(decode_for_models, specs=specs), ModelsStage, (specs,), largest)
 
 
 def _run_blocks(
-    videos: pa.Table, spec: JobSpec, resources: Resources, block_size: int, retries: int, progress: VideoProgress
+    videos: pa.Table, work: _Work, resources: Resources, block_size: int, retries: int, progress: VideoProgress
 ) -> None:
     """Runs both stages over blocks of `block_size` videos; a block whose worker dies is dropped, not fatal."""
     if not len(videos):
         return
     # Decoding would otherwise run ahead until the object store is full, and memory grow with the number of videos.
-    in_flight = _blocks_at_once(resources) * block_size * _largest_video(videos, spec)
-    with _ray_data_settings(in_flight, in_order=bool(spec.streams)):
-        batches = _dataset(videos, spec, resources, block_size, retries).iter_batches(
+    in_flight = _blocks_at_once(resources) * block_size * work.largest(videos)
+    with _ray_data_settings(in_flight, in_order=work.in_order):
+        batches = _dataset(videos, work, resources, block_size, retries).iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         )
         for batch in cast(Iterable[pa.Table], batches):
@@ -403,20 +563,20 @@ def _largest_video(videos: pa.Table, spec: JobSpec) -> int:
     return max(min(frames, named) * prod(resized_size(height, width, side)) * 3 for frames, height, width in columns)
 
 
-def _dataset(videos: pa.Table, spec: JobSpec, resources: Resources, block_size: int, retries: int) -> Dataset:
+def _dataset(videos: pa.Table, work: _Work, resources: Resources, block_size: int, retries: int) -> Dataset:
     with warnings.catch_warnings():
         # Ray 2.60 has no other way to bound retries than the arguments that 2.64 will take away (pyproject.toml
         # keeps Ray below that).
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        return _stages(videos, spec, resources, block_size, retries)
+        return _stages(videos, work, resources, block_size, retries)
 
 
-def _stages(videos: pa.Table, spec: JobSpec, resources: Resources, block_size: int, retries: int) -> Dataset:
+def _stages(videos: pa.Table, work: _Work, resources: Resources, block_size: int, retries: int) -> Dataset:
     return (
         ray.data.from_arrow(videos)
         .repartition(target_num_rows_per_block=block_size)
         .map_batches(
-            partial(decode_block, spec=spec),
+            work.decode,
             batch_size=block_size,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -425,8 +585,8 @@ def _stages(videos: pa.Table, spec: JobSpec, resources: Resources, block_size: i
             max_retries=retries,
         )
         .map_batches(
-            AdaptStage,
-            fn_constructor_args=(spec,),
+            work.worker,
+            fn_constructor_args=work.told,
             batch_size=block_size,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -436,6 +596,6 @@ def _stages(videos: pa.Table, spec: JobSpec, resources: Resources, block_size: i
             # A worker that dies comes back, and the block it held is tried again a bounded number of times; not in a
             # stream, where blocks behind it may have arrived meanwhile.
             max_restarts=-1,
-            max_task_retries=0 if spec.streams else retries,
+            max_task_retries=0 if work.in_order else retries,
         )
     )

@@ -54,6 +54,8 @@ RESULT_SCHEMA = pa.schema(
         pa.field("seconds_decode", pa.float64()),
         pa.field("seconds_encode", pa.float64()),
         pa.field("seconds_adapt", pa.float64()),
+        pa.field("seconds_case", pa.float64()),
+        pa.field("peak_memory", pa.int64()),
         pa.field("decoder", pa.string()),
         pa.field("worker", pa.string()),
         pa.field("warning", pa.string()),
@@ -85,6 +87,8 @@ class RowFacts(RightClasses, total=False):
     seconds_decode: float | None
     seconds_encode: float | None
     seconds_adapt: float | None
+    seconds_case: float | None
+    peak_memory: int | None
     decoder: str | None
     worker: str | None
     warning: str | None
@@ -119,7 +123,7 @@ class ResultRow:
         video_feature: float16 (D,), L2-normalised, what the encoder makes of the evaluation view; the mean of several.
             In the row of the video's first case only, and None in runs of earlier versions.
         views: Number of views adapted on, repeated ones included; 0 for a method without views.
-        images: Distinct (frame, crop) images of the views that this case looks at.
+        images: Distinct (frame, crop) images of the views that this case looks at, and those that it encoded itself.
         images_encoded: Those that went through the image encoder for this video, for all cases together; 0 where they
             were stored.
         frames: Frames of the video.
@@ -128,6 +132,10 @@ class ResultRow:
         seconds_decode: Wall seconds to open, read and resize; of the video, not of the case.
         seconds_encode: Wall seconds to encode its images; of the video, not of the case.
         seconds_adapt: Wall seconds of this case's adaptation and decision.
+        seconds_case: These and its images' share of `seconds_encode`: what the case by itself costs. None in runs of
+            earlier versions.
+        peak_memory: The most bytes that its worker had in use meanwhile, on the GPU where there is one, the model
+            included. None in runs of earlier versions.
         decoder: Which decoder read it.
         worker: The adapting process, as host:pid.
         warning: What was odd about a video that was used all the same, such as a damaged tail.
@@ -166,6 +174,8 @@ class ResultRow:
     seconds_decode: float | None = None
     seconds_encode: float | None = None
     seconds_adapt: float | None = None
+    seconds_case: float | None = None
+    peak_memory: int | None = None
     decoder: str | None = None
     worker: str | None = None
     warning: str | None = None

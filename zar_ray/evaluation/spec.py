@@ -57,6 +57,12 @@ DECODED_SCHEMA = pa.schema(
     ]
 )
 
+# In a pass of several models: which of them take a row's pixels, and whether the row counts for its video, which may
+# have several.
+MODELS = pa.field("models", pa.list_(pa.int32()), nullable=False)
+COUNTED = pa.field("counted", pa.bool_(), nullable=False)
+MODELS_SCHEMA = DECODED_SCHEMA.append(MODELS).append(COUNTED)
+
 # After them: what the driver counts; the results themselves are in the run folder by then.
 STATUS_SCHEMA = pa.schema(
     [

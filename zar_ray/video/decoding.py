@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,12 +47,22 @@ class DecodedVideo:
         info: What is known of the video, and the decoder that gave these pixels.
         warning: What is wrong with the video although it could be read.
         seconds: Time that opening, decoding and resizing took.
+        also: The same frames resized otherwise, as `decode_video` was asked, in order.
     """
 
     frames: np.ndarray
     info: VideoInfo
     warning: str | None
     seconds: float
+    also: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How frames are resized: their short side in pixels, and the filter."""
+
+    short_side: int
+    interpolation: Interpolation
 
 
 def decode_video(
@@ -62,6 +72,7 @@ def decode_video(
     decoder: Decoder = "auto",
     expected: VideoInfo | None = None,
     timeout: float | None = None,
+    also: Sequence[Resize] = (),
 ) -> DecodedVideo:
     """Decodes and resizes the frames that a plan names.
 
@@ -75,6 +86,7 @@ def decode_video(
         decoder: Which decoder is to read it.
         expected: What the manifest says; the video must have these frames and this size.
         timeout: Seconds it may take.
+        also: Further ways to resize the same frames, which are decoded once all the same.
 
     Raises:
         VideoError: The file cannot be opened or is not the expected one (stage ``open``); a frame cannot be decoded
@@ -85,16 +97,17 @@ def decode_video(
     deadline = Deadline(timeout)
     decoded = None
     try:
-        decoded = _decode(path, plan_of, interpolation, decoder, expected, deadline)
+        decoded = _decode(path, plan_of, interpolation, decoder, expected, deadline, also)
     except DecordError:
         if decoder != "auto":
             raise
     # after the handler, so that nothing of the first attempt is held any more
-    frames, info, warning = decoded or _decode(path, plan_of, interpolation, "pyav", expected, deadline)
-    return DecodedVideo(frames, info, warning, time.monotonic() - started)
+    decoded = decoded or _decode(path, plan_of, interpolation, "pyav", expected, deadline, also)
+    (frames, *others), info, warning = decoded
+    return DecodedVideo(frames, info, warning, time.monotonic() - started, tuple(others))
 
 
-_Decoded = tuple[np.ndarray, VideoInfo, str | None]
+_Decoded = tuple[list[np.ndarray], VideoInfo, str | None]
 
 
 def _decode(
@@ -104,19 +117,22 @@ def _decode(
     decoder: Decoder,
     expected: VideoInfo | None,
     deadline: Deadline,
+    also: Sequence[Resize],
 ) -> _Decoded:
     with open_video(path, decoder, deadline) as reader:
         info = reader.info
         if expected is not None:
             _check_expected(info, expected)
         plan = plan_of(info)
-        height, width = resized_size(info.height, info.width, plan.short_side)
-        frames = np.empty((len(plan.frames), height, width, 3), dtype=np.uint8)
+        ways = (Resize(plan.short_side, interpolation), *also)
+        sizes = [resized_size(info.height, info.width, way.short_side) for way in ways]
+        resized = [np.empty((len(plan.frames), *size, 3), dtype=np.uint8) for size in sizes]
         for row, frame in enumerate(reader.read(plan.frames, deadline)):
             deadline.check()
-            frames[row] = resize_frame(frame, plan.short_side, interpolation)
-        notes = (reader.warning, _still_stretch(frames, plan.frames, info))
-    return frames, info, "; ".join(note for note in notes if note) or None
+            for way, frames in zip(ways, resized, strict=True):
+                frames[row] = resize_frame(frame, way.short_side, way.interpolation)
+        notes = (reader.warning, _still_stretch(resized[0], plan.frames, info))
+    return resized, info, "; ".join(note for note in notes if note) or None
 
 
 def _check_expected(info: VideoInfo, expected: VideoInfo) -> None:

@@ -21,6 +21,7 @@ from zar_ray.evaluation import job, metrics
 from zar_ray.evaluation.inputs import run_name
 from zar_ray.evaluation.pipeline import Evaluated, evaluate
 from zar_ray.evaluation.run_folder import SUMMARY, RunFolder
+from zar_ray.evaluation.streams import stream_methods
 from zar_ray.evaluation.sweeps import DEFAULT, PlacedSweep, known_sweeps, load_sweep, place_settings, varied_options
 from zar_ray.evaluation.workload import Workload
 from zar_ray.reporting.case_rows import RIGHT, CaseRows
@@ -113,7 +114,11 @@ def run_ablation(options: AblateConfig, console: Console) -> SweepSummary:
     whole = metrics.video_counts(evaluated.table)
     counts = {name: getattr(whole, name) for name in ("videos", "finished", "failed", "unlabelled", "warned")}
     summary = replace(
-        sweep.settings[0].summary, name=str(own.name), failures=metrics.failure_groups(evaluated.table), **counts
+        sweep.settings[0].summary,
+        name=str(own.name),
+        failures=metrics.failure_groups(evaluated.table),
+        order_dependent=stream_methods(evaluated.settings),
+        **counts,
     )
     record = {**job.run_json(summary, evaluated.settings[0]), "sweep": sweep.to_json()}
     folder.finish(evaluated.table, record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from zar_ray.adaptation.adapter import make_cases
+from zar_ray.adaptation.adapter import VideoAdapter, make_cases
 from zar_ray.adaptation.base import Decision, VideoFeatures, entropy
+from zar_ray.adaptation.cases import Setting
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.zar import adapt_zar, doubt, margin, marginal_entropy, mean_entropy, tuned_features
 from zar_ray.adaptation.zar_batched import adapt_zar_batch
@@ -119,6 +121,44 @@ def test_a_decision_by_the_selected_views_is_their_mean_probability(classes):
     assert torch.allclose(decision.logits_after.softmax(dim=0), logits.softmax(dim=-1).mean(dim=0), atol=1e-6)
     plain = adapt_zar(one, classes, ZarConfig(confidence=0.5))
     assert torch.equal(decision.logits_before, plain.logits_before), "the baseline is the same whatever decides"
+
+
+def test_settings_of_one_pass_are_those_of_their_own_runs(tiny_model, make_planned, small_options):
+    """A sweep over all relatives: one encoding, and each setting as if it ran alone."""
+    names = [("red circle", "green square", "blue bar")]
+    updates = [
+        {},
+        *({"fusion": level} for level in FUSIONS[1:]),
+        {"fusion": "image", "loss": "mean_entropy"},
+        {"selection": "margin", "confidence": 0.5},
+        {"decision": "selected"},
+    ]
+    runs = [small_options.model_copy(update={"method": ("zar",), "zar": ZarConfig(**one)}) for one in updates]
+    prompts = [prompts_of(names, run) for run in runs]
+    made = [
+        make_cases(run, tiny_model.fingerprint, of, n) for n, (run, of) in enumerate(zip(runs, prompts, strict=True))
+    ]
+    cases = [case for of_run in made for case in of_run]
+    assert len({case.case_id for case in cases}) == len(updates)
+    video = make_planned(0)
+    together = VideoAdapter(
+        tiny_model,
+        prompts[0],
+        ("zar",),
+        runs[0],
+        cases,
+        [Setting(*one) for one in zip(runs[1:], prompts[1:], strict=True)],
+    ).predict([replace(video, further=(video.plan,) * (len(runs) - 1))])[0]
+    assert together.images_encoded == len(video.plan.images)
+    decisions = []
+    for run, of, case in zip(runs, prompts, together.cases, strict=True):
+        alone = VideoAdapter(tiny_model, of, ("zar",), run).predict([video])[0].cases[0]
+        assert alone.case_id == case.case_id
+        assert torch.allclose(alone.decision.logits_after, case.decision.logits_after, atol=1e-5)
+        decisions.append(case.decision)
+    assert [len(one.view_entropies) for one in decisions] == [4, 8, 4, 8, 4, 4]
+    for number, one in enumerate(decisions):
+        assert not any(torch.allclose(one.logits_after, other.logits_after, atol=1e-4) for other in decisions[:number])
 
 
 def test_runs_of_before_keep_their_names():

@@ -5,7 +5,7 @@ import pytest
 
 from zar_ray.errors import RunError
 from zar_ray.evaluation.results import RESULT_SCHEMA, ResultRow, to_rows, to_table
-from zar_ray.evaluation.run_folder import PARTS, RunFolder, differences
+from zar_ray.evaluation.run_folder import PARTS, RunFolder, differences, write_part
 from zar_ray.storage import Storage
 
 IDENTITY = {"options": {"seed": 0, "zar": {"lr": 0.005}}, "classes": ["a", "b"]}
@@ -85,3 +85,12 @@ def test_an_empty_run_has_an_empty_table(folder):
 def test_differences_name_the_way_to_what_changed():
     assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 1}, "c": 2}) == []
     assert differences({"a": {"b": 1}}, {"a": {"b": 2}, "d": None}) == ["a.b: 1 -> 2"]
+
+
+def test_rows_of_a_run_before_a_column_came_are_read(tmp_path):
+    """A run folder of an earlier version is continued: what it did not measure is unknown."""
+    storage = Storage(str(tmp_path / "run"))
+    old = to_table([ResultRow("v", "zar-1", "zar", seconds_adapt=0.5)]).drop_columns(["seconds_case", "peak_memory"])
+    write_part(storage, old)
+    (row,) = to_rows(RunFolder(storage).results())
+    assert (row.seconds_adapt, row.seconds_case, row.peak_memory) == (0.5, None, None)

@@ -1,6 +1,6 @@
 """TDA: adds to a video's logits what caches of confident and of doubtful earlier videos say; a stream, and no training.
 
-Karmanov et al., "Efficient Test-Time Adaptation of Vision-Language Models", CVPR 2024, sections 3.2 and 3.3: a positive
+Karmanov et al., "Efficient Test-Time Adaptation of Vision-Language Models", CVPR 2024, section 3: a positive
 cache says which classes a video looks like, a negative one which it does not. A video is its evaluation view. It enters
 the caches before its own decision, and entropy is in nats over log2(K), both as in the authors' published code.
 """
@@ -78,7 +78,7 @@ class TdaStream:
         if low < float(doubt) / math.log2(max(2, len(before))) < high:
             self._negative.offer(feature, doubt, probabilities)
         after = before + self._for(feature) - self._against(feature)
-        return Decision(logits_before=before.cpu(), logits_after=after.cpu(), view_entropies=None)
+        return Decision(logits_before=before.cpu(), logits_after=after.cpu())
 
     def _for(self, feature: torch.Tensor) -> torch.Tensor:
         """(K,): a class's sum over the cached videos that it was the likeliest of."""

@@ -67,7 +67,7 @@ def adapt_tpt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options
 
 
 def tune_on_views(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: TptConfig) -> list[Outcome]:
-    """TPT's update on views that are encoded already: ZAR's, with other numbers (the paper's equations 3 and 4).
+    """TPT's update on views that are encoded already: ZAR's, with other numbers.
 
     Args:
         videos: The videos, with at least one view each.

@@ -64,16 +64,23 @@ class MovingTower:
         with exact_float32(), torch.autocast(self.model.device.type, dtype=dtype, enabled=dtype is not None):
             return functional_call(self.model.clip.visual, self.weights, (pixels,)).float()
 
-    def embed(self, images: _Images, rows: np.ndarray) -> torch.Tensor:
-        """Embeds some of a video's images without gradients: float32 (I, D), zeros for the others."""
-        size = images.pixels.embeddings
-        embeddings = torch.zeros_like(size)
+    def embed(self, images: CutImages, rows: np.ndarray) -> torch.Tensor:
+        """Embeds some of a video's images without gradients.
+
+        Args:
+            images: The video's images.
+            rows: int64 (n,), which.
+
+        Returns:
+            float32 (I, D), one row an image of the video, not normalised; zeros for the others.
+        """
+        embeddings = torch.zeros_like(images.pixels.embeddings)
         with torch.no_grad():
             for part in self._passes(rows):
-                embeddings[torch.from_numpy(part).to(size.device)] = self.encode(images.cut(part))
+                embeddings[torch.from_numpy(part).to(embeddings.device)] = self.encode(images.cut(part))
         return embeddings
 
-    def add_gradients(self, images: _Images, rows: np.ndarray, of_embeddings: torch.Tensor) -> None:
+    def add_gradients(self, images: CutImages, rows: np.ndarray, of_embeddings: torch.Tensor) -> None:
         """Adds up the weights' gradients, a pass at a time, so that no graph is larger than a pass.
 
         Args:
@@ -89,8 +96,13 @@ class MovingTower:
         return (rows[first : first + self.images_a_pass] for first in range(0, len(rows), self.images_a_pass))
 
 
-class _Images:
-    """A video's images, cut out of its frames on the model's device."""
+class CutImages:
+    """A video's images, cut out of its frames on the model's device.
+
+    Args:
+        pixels: The video.
+        model: What is to encode them.
+    """
 
     def __init__(self, pixels: VideoPixels, model: ClipModel) -> None:
         self.pixels = pixels
@@ -135,7 +147,7 @@ def decide_by_moving(
     pixels, text = video.require_pixels(), classes.initial_features
     if not len(video.views):
         raise VideoError("the method needs views, and the plan has none", stage="adapt")
-    images, rows = _Images(pixels, tower.model), np.unique(pixels.views)
+    images, rows = CutImages(pixels, tower.model), np.unique(pixels.views)
     before = averaged(classes.logits(video.evaluation, text))
     entropies = entropy(classes.logits(video.views, text))
     require_finite(before, "before adaptation")

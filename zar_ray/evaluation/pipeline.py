@@ -590,7 +590,10 @@ def _stages(videos: pa.Table, work: _Work, resources: Resources, block_size: int
             batch_size=block_size,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            compute=ActorPoolStrategy(size=resources.workers),
+            # Where a task is not tried again, none may wait in a worker that dies of the one before.
+            compute=ActorPoolStrategy(
+                size=resources.workers, max_tasks_in_flight_per_actor=1 if work.in_order or not retries else None
+            ),
             num_cpus=resources.worker_cpus,
             num_gpus=resources.worker_gpus,
             # A worker that dies comes back, and the block it held is tried again a bounded number of times; not in a

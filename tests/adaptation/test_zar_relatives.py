@@ -21,6 +21,8 @@ from zar_ray.adaptation.zar import adapt_zar, doubt, margin, marginal_entropy, m
 from zar_ray.adaptation.zar_batched import adapt_zar_batch
 from zar_ray.config import AblateConfig, EvalConfig, ZarConfig, fingerprint, identity, meaning
 from zar_ray.data.class_texts import prompts_of
+from zar_ray.errors import ModelError
+from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
 
 LOGITS = st.lists(st.lists(st.floats(-60, 60, width=32), min_size=4, max_size=4), min_size=1, max_size=9)
@@ -180,3 +182,16 @@ def test_another_setting_is_another_case(changed):
     assert (zero_shot.case_id == same.case_id, zar.case_id == different.case_id) == (True, False)
     assert identity(other)["zar"] == {**identity(usual)["zar"], **changed}
     assert meaning(usual)["zar"].keys() == meaning(other)["zar"].keys() == ZarConfig.model_fields.keys()
+
+
+def test_a_model_without_embeddings_of_frames_has_no_other_fusion(tiny_model, small_options):
+    class Joint(ClipModel):
+        frame_independent = False
+
+    joint = Joint(tiny_model.clip, "joint", tiny_model.preprocessing, tiny_model.architecture)
+    names = [("red circle", "green square")]
+    for level in FUSIONS[1:]:
+        options = small_options.model_copy(update={"zar": ZarConfig(fusion=level)})
+        with pytest.raises(ModelError, match=f"joint: zar cannot serve it: .*fusion {level} takes them one by one"):
+            VideoAdapter(joint, prompts_of(names, options), ("zar",), options)
+    VideoAdapter(joint, prompts_of(names, small_options), ("zar",), small_options)

@@ -37,6 +37,21 @@ def test_labels_are_ranked_before_and_after(predict, video_folder):
     assert rankings[1]["before"] != rankings[1]["after"]
 
 
+def test_every_method_ranks_files_without_ray(predict, video_folder):
+    methods = ("zero_shot", "zar", "tpt", "memo", "tent", "tda")
+    videos = [str(video_folder / "red circle" / f"{number}.mp4") for number in range(2)]
+    words = ("--labels", LABELS, "--json-lines", "--method", *methods, "--tpt.views", "4", "--memo.lr", "0.001")
+    status, said = predict(*videos, *words)
+    rankings = [json.loads(line) for line in said.out.splitlines()]
+    assert status == 0
+    assert [one["method"] for one in rankings] == [*methods, *methods]
+    scores = {(one["video"], one["method"]): {r["label"]: r["score"] for r in one["after"]} for one in rankings}
+    for one in rankings:
+        plain = scores[one["video"], "zero_shot"]
+        assert {r["label"]: r["score"] for r in one["before"]} == pytest.approx(plain, abs=1e-5)
+        assert (scores[one["video"], one["method"]] == pytest.approx(plain, abs=1e-7)) == (one["method"] == "zero_shot")
+
+
 def test_a_bad_file_costs_its_own_line_and_the_status(predict, video_folder, tmp_path):
     (tmp_path / "text.mp4").write_text("not a video")
     good = str(video_folder / "red circle" / "0.mp4")

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import VideoFeatures
 from zar_ray.config import Fusion
+from zar_ray.models.clip import ClipModel
 
 
 class ImagesOfViews(Protocol):
@@ -44,6 +45,13 @@ def video_features(image_embeddings: torch.Tensor, plan: ImagesOfViews, fusion: 
     evaluation = torch.from_numpy(plan.evaluation).to(image_embeddings.device)
     fuse = _LEVELS[fusion]
     return VideoFeatures(views=fuse(image_embeddings[rows]), evaluation=fuse(image_embeddings[evaluation]))
+
+
+def unfit_for_fusion(model: ClipModel, fusion: Fusion) -> str | None:
+    """Why a level cannot be chosen for a model; None where it can."""
+    if fusion != "embedding" and not model.frame_independent:
+        return f"it encodes the frames of a view together, and fusion {fusion} takes them one by one"
+    return None
 
 
 def fuse_embeddings(frames: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zar_ray.adaptation.base import Method, as_stream, one_by_one
+from zar_ray.adaptation.fusion import unfit_for_fusion
 from zar_ray.adaptation.memo import adapt_memo, unfit_for_memo
 from zar_ray.adaptation.tda import TdaStream
 from zar_ray.adaptation.tent import TentStream, adapt_tent, unfit_for_tent
@@ -21,6 +22,7 @@ _ALL = (
         updates="context",
         settings=("zar",),
         fusion=lambda run: run.zar.fusion,
+        unfit=lambda model, run: unfit_for_fusion(model, run.zar.fusion),
     ),
     Method(
         "tpt",

@@ -49,7 +49,7 @@ class Query:
 
 
 class Backend(Protocol):
-    """Classifies videos. All methods raise `zar_ray.serving.problems.Problem` for what goes wrong."""
+    """Classifies videos. All methods raise `zar_ray.serving.problems.RequestError` for what goes wrong."""
 
     async def classify(self, video: VideoSource, query: Query) -> Classification:
         """Classifies a video as a whole."""

@@ -24,7 +24,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
 }
 
 
-class Problem(ZarError):
+class RequestError(ZarError):
     """An error as the service answers it.
 
     Args:
@@ -39,7 +39,7 @@ class Problem(ZarError):
         self.detail = detail
         self.retry_after = retry_after
 
-    def __reduce__(self) -> tuple[type[Problem], tuple[str, str, int | None]]:
+    def __reduce__(self) -> tuple[type[RequestError], tuple[str, str, int | None]]:
         return type(self), (self.code, self.detail, self.retry_after)
 
     @property

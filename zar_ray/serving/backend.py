@@ -10,6 +10,8 @@ import numpy as np
 
 from zar_ray.config import AdaptationOptions
 from zar_ray.serving.schema import Classification, ServedModel, WindowParameters, WindowResult
+from zar_ray.video.plans import ViewPlan
+from zar_ray.video.reading import VideoInfo
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,31 @@ class Query:
     top_k: int = 5
     explain: bool = False
     received: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A decoded video and what is asked about it.
+
+    Attributes:
+        query: The question.
+        name: The video's file name.
+        info: What was found in the file.
+        warning: What is wrong with it although it could be read.
+        plan: Its views.
+        frames: uint8 (F, h, w, 3), one a row of ``plan.frames``.
+        first_frame: The frame of the file that the plan's frame 0 is; above 0 for windows.
+        decode_seconds: What decoding took.
+    """
+
+    query: Query
+    name: str
+    info: VideoInfo
+    warning: str | None
+    plan: ViewPlan
+    frames: np.ndarray
+    first_frame: int
+    decode_seconds: float
 
 
 class Backend(Protocol):

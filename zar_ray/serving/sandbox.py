@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -239,7 +239,7 @@ class DecoderProcess:
 
     def _answers(
         self, source: np.ndarray | str | os.PathLike[str], request: DecodeRequest, timeout: float, cut: WindowCut | None
-    ) -> Iterator[tuple[Answer, np.ndarray]]:
+    ) -> Generator[tuple[Answer, np.ndarray]]:
         """Has the child do one job, and gives its answers with their frames."""
         with self._turn, _shared(source) as (path, descriptor):
             child = self._started_child()
@@ -278,13 +278,17 @@ class DecoderProcess:
         if self._child is None:
             self._replace(None)
         child = self._child
+        if self._closed:
+            raise _closed()
         if child is None:
-            raise RequestError("replica-lost", "the process that decodes videos has been closed")
+            raise RequestError("internal-error", "the process that decodes videos cannot be started")
         try:
             child.wait_for_start()
-        except (EOFError, OSError, TimeoutError) as error:
-            reason = reason_of(error) if isinstance(error, TimeoutError) else child.death()
+        except (EOFError, OSError) as error:
+            reason = str(error) if isinstance(error, TimeoutError) else f"it {child.death()}"
             self._replace(child)
+            if self._closed:
+                raise _closed() from None
             raise RequestError("internal-error", f"the process that decodes videos does not start: {reason}") from None
         return child
 
@@ -295,13 +299,19 @@ class DecoderProcess:
         with self._guard:
             self._child = None
             if not self._closed:
-                self._child = _Child(self._settings)
+                # the next video tries again
+                with contextlib.suppress(OSError):
+                    self._child = _Child(self._settings)
 
     def _death(self, child: _Child) -> RequestError:
         reason = child.death()
         if self._closed:
-            return RequestError("replica-lost", "the process that decodes videos has been closed")
+            return _closed()
         return RequestError("unusable-video", f"its decoder {reason}")
+
+
+def _closed() -> RequestError:
+    return RequestError("replica-lost", "the process that decodes videos has been closed")
 
 
 class _Child:
@@ -361,7 +371,7 @@ class _Child:
             EOFError: The process has ended.
         """
         if not self._connection.poll(max(seconds, 0.0)):
-            raise TimeoutError(f"no answer for {seconds:g} s")
+            raise TimeoutError("it does not answer")
         return self._connection.recv()
 
     def receive_descriptor(self) -> int:
@@ -430,6 +440,8 @@ def _mapped(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
     try:
         # private: PyTorch warns of memory that it may not write to
         pages = mmap.mmap(descriptor, prod(shape), access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise RequestError("internal-error", f"the frames cannot be mapped: {reason_of(error)}") from error
     finally:
         os.close(descriptor)
     return np.frombuffer(pages, dtype=np.uint8).reshape(shape)

@@ -433,7 +433,7 @@ def write_all(descriptor: int, array: np.ndarray) -> None:
         descriptor: The file.
         array: Contiguous, of any type and shape.
     """
-    rest = memoryview(array.reshape(-1).view(np.uint8))
+    rest = array.reshape(-1).view(np.uint8).data
     while len(rest):
         rest = rest[os.write(descriptor, rest) :]
 

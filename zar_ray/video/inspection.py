@@ -20,6 +20,15 @@ from av.video.stream import VideoStream
 
 from zar_ray.errors import VideoError
 
+# Formats that hold a video themselves. FFmpeg also reads playlists (HLS, DASH, ffconcat), session descriptions (SDP),
+# numbered pictures and drawings: files that name others, or hosts, which would then be read on behalf of whoever sent
+# the file. The last few hold sound, and are told so.
+_FORMATS = (
+    "3gp,apng,asf,av1,avi,cavsvideo,dirac,dnxhd,dv,flv,gif,gxf,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,"
+    "mpegts,mpegvideo,mxf,nsv,nut,nuv,obu,ogg,rm,swf,vc1,vc1test,vvc,wtv,yuv4mpegpipe,aac,aiff,amr,flac,mp3,wav"
+)
+_OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+
 
 class Deadline:
     """How long one video may take; without `seconds`, as long as it needs."""
@@ -125,13 +134,21 @@ def inspect_video(path: str | os.PathLike[str], deadline: Deadline | None = None
 def open_stream(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Opens a file's best video stream with PyAV, one thread; closes it however the block ends.
 
+    Nothing but this one file is read: formats that refer to other files or to the network are refused.
+
     Raises:
         VideoError: It is no video, or there is no decoder for it (stage ``open``).
     """
     try:
         with _ffmpeg_messages() as messages:
-            container = av.open(path, metadata_errors="ignore")
+            container = av.open(path, metadata_errors="ignore", options=_OPEN_OPTIONS)
     except (av.error.FFmpegError, OSError) as error:
+        for _, component, text in messages:
+            if "Format not on whitelist" in text:
+                raise VideoError(
+                    f"not a video: FFmpeg takes it for {component}, and only formats that hold a video are read",
+                    stage="open",
+                ) from error
         said = next((text.strip() for _, _, text in reversed(messages) if text.strip()), reason_of(error))
         raise VideoError(f"not a video, or a damaged one: {said}", stage="open") from error
     with container:

@@ -374,6 +374,6 @@ def test_samples_are_offered_and_may_be_asked_for(served, make_video, tmp_path):
     make_video(tmp_path / "samples" / "one" / "a.mp4", frames=20)
     client, _ = served(samples=str(tmp_path / "samples"))
     (sample,) = client.get("/v1/samples").json()["samples"]
-    assert sample == {"name": "a", "path": "one/a.mp4"}
+    assert sample == {"name": "one/a", "path": "one/a.mp4"}
     answer = client.post("/v1/classify", json={"path": sample["path"], "candidate_labels": ["a", "b"]})
     assert answer.status_code == 200

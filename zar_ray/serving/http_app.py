@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import math
 import re
 import time
 import uuid
@@ -370,6 +371,6 @@ def _samples(folder: Path | None) -> SampleList:
     if not folder.is_dir():
         raise ConfigError(f"samples: {folder} is not a folder; make it, or leave samples out")
     files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-    return SampleList(
-        samples=tuple(Sample(name=file.stem, path=str(file.relative_to(folder))) for file in files[:_SAMPLES_SHOWN])
-    )
+    shown = files[:: max(1, math.ceil(len(files) / _SAMPLES_SHOWN))]
+    names = [file.relative_to(folder) for file in shown]
+    return SampleList(samples=tuple(Sample(name=str(name.with_suffix("")), path=str(name)) for name in names))

@@ -50,7 +50,9 @@ logger = logging.getLogger(__name__)
 
 _START_SECONDS = 300.0  # importing the decoders from a busy network file system is slow, not broken
 _GRACE_SECONDS = 0.5  # a decoder that is merely slow says so itself and need not be replaced
+_BEGIN_SECONDS = 30.0
 _STOP_SECONDS = 1.0
+_ATTEMPTS = 2
 _DESCRIPTORS = Path("/proc/self/fd")
 # Not multiprocessing's spawn, which would import the parent's main module: in a replica, Ray's worker. SIGINT reaches
 # the whole process group; the parent ends its child itself.
@@ -242,10 +244,9 @@ class DecoderProcess:
     ) -> Generator[tuple[Answer, np.ndarray]]:
         """Has the child do one job, and gives its answers with their frames."""
         with self._turn, _shared(source) as (path, descriptor):
-            child = self._started_child()
+            child = self._child_with(Job(request, timeout, path, cut), descriptor)
             in_order = False
             try:
-                child.give(Job(request, timeout, path, cut), descriptor)
                 while True:
                     message = child.receive(timeout + _GRACE_SECONDS)
                     if isinstance(message, Finished):
@@ -269,12 +270,26 @@ class DecoderProcess:
         if message.error is not None:
             raise message.error
 
+    def _child_with(self, job: Job, descriptor: int | None) -> _Child:
+        """A child that has begun with a job; the turn is the caller's."""
+        for _ in range(_ATTEMPTS):
+            child = self._started_child()
+            try:
+                child.give(job, descriptor)
+                child.receive(_BEGIN_SECONDS)
+            except (EOFError, OSError):
+                # ended since the video before, which neither of them can be blamed for
+                self._replace(child)
+            else:
+                return child
+        raise (
+            _closed()
+            if self._closed
+            else RequestError("internal-error", "the process that decodes videos keeps ending")
+        )
+
     def _started_child(self) -> _Child:
         """A child that waits for a job; the turn is the caller's."""
-        child = self._child
-        if child is not None and child.process.poll() is not None and child.started:
-            # ended between two videos, which neither of them can be blamed for
-            self._replace(child)
         if self._child is None:
             self._replace(None)
         child = self._child

@@ -177,6 +177,11 @@ class Ready:
     """From the process: it has started."""
 
 
+@dataclass(frozen=True)
+class Begun:
+    """From the process: it has the job, and whatever ends it from now on is that job's fault."""
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
     """From the process: a decoded video or window; the descriptor of its frames' file follows.
@@ -278,6 +283,7 @@ class _Worker:
                 # what the parent says of a job that is over by then is no job
                 job = self._connection.recv()
                 if isinstance(job, Job):
+                    self._connection.send(Begun())
                     self._connection.send(self._finish(job))
 
     def _finish(self, job: Job) -> Finished:

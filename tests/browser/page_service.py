@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import av
 import numpy as np
 import uvicorn
 from PIL import Image, ImageDraw
@@ -40,6 +42,8 @@ CROPS = ("left", "centre", "right")
 SIDE, PATCHES = 224, 14
 # A video's length in the stream; the last window is shorter.
 SECONDS = 47.0
+# Stands on the screenshot, which must not pass for a real model's answer.
+MODEL = "canned example answers"
 PROMISED_WAIT = 7
 
 
@@ -57,7 +61,7 @@ class FakeBackend:
 
     async def model(self) -> ServedModel:
         return ServedModel(
-            name="ViT-B-16-quickgelu, openai",
+            name=MODEL,
             fingerprint="9f2c7b1e4d60",
             version="0.1.0",
             input_size=SIDE,
@@ -100,7 +104,7 @@ class FakeBackend:
         rng = np.random.default_rng(seed)
         logits = rng.normal(0, 1, len(query.labels))
         before = _softmax(logits)
-        after = _softmax(logits * 1.3 + rng.normal(0, 0.4, len(logits))) if tuned else before
+        after = _softmax(logits * 1.6 + rng.normal(0, 0.3, len(logits))) if tuned else before
         ranked_after = _ranked(query.labels, after, query.top_k)
         views = _views(rng, math.log(len(query.labels) + 1)) if tuned else ()
         return Classification(
@@ -132,6 +136,19 @@ class FakeBackend:
             explanation=_explanation(ranked_after[0].label) if query.explain and "plain" not in video.name else None,
             explanation_missing="the model has no attention maps" if "plain" in video.name else None,
         )
+
+
+def drawn_clip(path: Path, frames: int = 60) -> Path:
+    """Writes the video that the canned frames are of."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width = stream.height = SIDE
+        stream.pix_fmt = "yuv420p"
+        for index in range(frames):
+            picture, _ = _scene(index / (frames - 1))
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode(None))
+    return path
 
 
 @contextmanager
@@ -241,5 +258,5 @@ def _scene(progress: float) -> tuple[Image.Image, tuple[float, float]]:
 
 def _data_url(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
+    picture.save(buffer, "JPEG", quality=95, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -304,8 +304,9 @@ class _Worker:
                 error = self._error_of(caught, path, job.request.name)
                 if not out_of_memory and not isinstance(caught, (VideoError, ConfigError)):
                     unforeseen = traceback.format_exc()
-            if out_of_memory:
-                error = self._beyond_memory(path)
+            # after the handler, so that nothing of the attempt is held any more
+            if error is not None and error.code == "unusable-video":
+                error = self._declared_size(path) or error
         grown = _address_space() - self._at_start > self._limits.decode_memory // 2
         return Finished(error, unforeseen, retire=out_of_memory or grown)
 
@@ -388,6 +389,9 @@ class _Worker:
             reduction.send_handle(self._connection, descriptor, os.getppid())
 
     def _error_of(self, error: Exception, path: str, name: str) -> RequestError:
+        if _lacks_memory(error):
+            limit = self._limits.decode_memory
+            return RequestError("unusable-video", f"decoding it takes more memory than the limit of {limit} bytes")
         text = str(error) if isinstance(error, (VideoError, ConfigError)) else f"{type(error).__name__}: {error}"
         # where the file lies is the server's affair
         for secret in (path, os.path.realpath(path)):
@@ -395,8 +399,11 @@ class _Worker:
         text = " ".join(text.split())
         return RequestError("internal-error" if isinstance(error, ConfigError) else "unusable-video", text)
 
-    def _beyond_memory(self, path: str) -> RequestError:
-        """What to say of a video that did not fit into the memory: pictures beyond the limit are the better reason."""
+    def _declared_size(self, path: str) -> RequestError | None:
+        """Pictures that the header says are too large, where no frame came to be looked at.
+
+        For want of memory they fail in many ways, mostly as "invalid data".
+        """
         try:
             with open_stream(path) as (_, stream):
                 _check_side(stream.codec_context.width, stream.codec_context.height, self._limits.side)
@@ -404,8 +411,7 @@ class _Worker:
             return error
         except (VideoError, MemoryError):
             pass
-        limit = self._limits.decode_memory
-        return RequestError("unusable-video", f"decoding it takes more memory than the limit of {limit} bytes")
+        return None
 
 
 class _Schedule:

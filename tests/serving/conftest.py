@@ -12,16 +12,14 @@ from zar_ray.serving.http_app import build_app
 from zar_ray.serving.options import ServeConfig
 
 
-@pytest.fixture
-def served(tiny_checkpoint, tmp_path):
+@pytest.fixture(scope="module")
+def served(tiny_checkpoint, tmp_path_factory):
     """Makes a client of the service: `client, backend = served(limits={...})`."""
     stack = ExitStack()
 
     def make(**options):
         config = ServeConfig.model_validate({"checkpoint": tiny_checkpoint, "device": "cpu", "threads": 1, **options})
-        folder = tmp_path / "uploads"
-        folder.mkdir(exist_ok=True)
-        backend = LocalBackend(config, folder)
+        backend = LocalBackend(config, tmp_path_factory.mktemp("uploads"))
         # Entered, all its requests share one event loop, as a replica's do.
         return stack.enter_context(TestClient(build_app(config, backend), raise_server_exceptions=False)), backend
 

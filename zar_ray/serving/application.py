@@ -111,12 +111,14 @@ def build(config: ServeConfig) -> Application:
         if not root.is_dir():
             raise ConfigError(f"{root}: is not a folder; name one whose videos are to be served")
     gpus = 1 if ray.is_initialized() and total_gpus() > 0 else 0
-    model = ModelDeployment.options(max_ongoing_requests=2 * config.batch, ray_actor_options={"num_gpus": gpus}).bind(
-        config
-    )
-    decoder = DecoderDeployment.options(max_ongoing_requests=2).bind(config, model)
+    model = ModelDeployment.options(
+        max_ongoing_requests=2 * config.batch, ray_actor_options={"num_cpus": 1, "num_gpus": gpus}
+    ).bind(config)
+    decoder = DecoderDeployment.options(max_ongoing_requests=2, ray_actor_options={"num_cpus": 1}).bind(config, model)
     waiting = config.limits.concurrent + config.limits.queued + _ROOM_FOR_REFUSALS
-    return IngressDeployment.options(max_ongoing_requests=waiting).bind(config, decoder, model)
+    return IngressDeployment.options(max_ongoing_requests=waiting, ray_actor_options={"num_cpus": 0}).bind(
+        config, decoder, model
+    )
 
 
 def _absolute(source: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ from zar_ray.serving.classifier import Classifier, needs_views
 from zar_ray.serving.http_app import build_app
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.problems import RequestError
+from zar_ray.serving.proxy import CALLBACK, CALLBACK_VARIABLE
 from zar_ray.serving.sandbox import DecodedWindow, DecodeRequest, DecoderProcess, PlannedVideo
 from zar_ray.serving.schema import Classification, ServedModel, WindowParameters, WindowResult
 from zar_ray.video.transforms import Preprocessing
@@ -41,8 +43,6 @@ from zar_ray.video.transforms import Preprocessing
 logger = logging.getLogger("zar_ray.serving")
 
 _LOST = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
-# From one stage's end to the next one's beginning, queues included.
-_TRANSPORT_SECONDS = 15.0
 _READY_SECONDS = 10.0
 _RETRY_SECONDS = 5
 
@@ -160,6 +160,10 @@ class IngressDeployment:
 
     def __init__(self, config: ServeConfig, decoder: DeploymentHandle, model: DeploymentHandle) -> None:
         _log_to_serve()
+        if os.environ.get(CALLBACK_VARIABLE) != CALLBACK:
+            logger.warning(
+                "%s is not %s: proxies hold bodies of any size (docs/service.md)", CALLBACK_VARIABLE, CALLBACK
+            )
         self._config = config
         self._backend = ServeBackend(config, decoder, model)
 
@@ -178,7 +182,7 @@ class ServeBackend:
     """
 
     def __init__(self, config: ServeConfig, decoder: DeploymentHandle, model: DeploymentHandle) -> None:
-        self._seconds = config.decode_timeout + config.limits.adapt_seconds + _TRANSPORT_SECONDS
+        self._seconds = config.decode_timeout + config.limits.adapt_seconds + config.limits.wait_seconds
         self._decoder = decoder
         self._model = model
         self._card: ServedModel | None = None

@@ -40,6 +40,7 @@ class LimitConfig(Options):
     windows: int = Field(default=200, ge=1, description="Windows of a video that is classified window by window.")
     receive_seconds: float = Field(default=60.0, gt=0, description="Seconds that a body may take to arrive.")
     adapt_seconds: float = Field(default=60.0, gt=0, description="Seconds from decoded frames to an answer.")
+    wait_seconds: float = Field(default=30.0, ge=0, description="Seconds that may pass between stages, in queues.")
 
 
 class ServeConfig(ModelOptions, DecodeOptions):

@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 _START_SECONDS = 300.0  # importing the decoders from a busy network file system is slow, not broken
 _GRACE_SECONDS = 0.5  # a decoder that is merely slow says so itself and need not be replaced
 _BEGIN_SECONDS = 30.0
-_STOP_SECONDS = 1.0
+_STOP_SECONDS = 3.0
 _ATTEMPTS = 2
 _DESCRIPTORS = Path("/proc/self/fd")
 # Not multiprocessing's spawn, which would import the parent's main module: in a replica, Ray's worker. SIGINT reaches

@@ -4,8 +4,12 @@ import { chart, clock, duration, facts, html, percent, points, svg } from "./dom
 import { relevanceSection } from "./relevance.js";
 import { viewsSection } from "./views.js";
 
-/** Everything about one Classification, as an article whose heading can take the focus. */
-export function resultArticle(result, title) {
+/**
+ * Everything about one Classification, as an article whose heading can take the focus.
+ *
+ * `whole` is what the views are parts of: the video, or a window of it.
+ */
+export function resultArticle(result, title, whole = "video") {
   const tuned = result.steps > 0;
   return html(
     "article",
@@ -16,7 +20,7 @@ export function resultArticle(result, title) {
     result.explanation && relevanceSection(result.explanation, tuned),
     result.explanation_missing &&
       section("What speaks for the answer", html("p", { class: "soft" }, result.explanation_missing)),
-    result.views.length > 0 && viewsSection(result.views, result.candidates),
+    result.views.length > 0 && viewsSection(result.views, result.candidates, whole),
     timings(result.timings),
     details(result),
   );

@@ -6,9 +6,9 @@ const LANE = 13; // pixels between the crops of a rate
 const TITLE = 20;
 const GAP = 10;
 const AXIS = 36;
-const SIDE = 12;
+const SIDE = 20; // half the width of a number at an end of the axis
 
-export function viewsSection(views, candidates) {
+export function viewsSection(views, candidates, whole) {
   const selected = views.filter((view) => view.selected).length;
   const crops = [...new Set(views.map((view) => view.crop))];
   const caption = freshId("views");
@@ -19,12 +19,12 @@ export function viewsSection(views, candidates) {
     html(
       "p",
       { id: caption },
-      `A dot is a view: a stretch of the video under one crop. The further left, the surer the untuned model is about `,
+      `A dot is a view: a stretch of the ${whole} under one crop. The further left, the surer the untuned model is about `,
       `it (0 is certain, ${Math.log(candidates).toFixed(2)} a guess). `,
       html("strong", {}, `${selected} of ${views.length} views were selected`),
       " for the tuning.",
     ),
-    chart((width) => plot(views, crops, width, caption)),
+    chart((width) => plot(views, crops, width, caption, whole)),
     html(
       "ul",
       { class: "legend small" },
@@ -33,7 +33,7 @@ export function viewsSection(views, candidates) {
       limit(views) !== null && html("li", {}, key("cut"), "where the selection ends"),
       crops.length > 1 && html("li", { class: "soft" }, `crops from top to bottom: ${crops.join(", ")}`),
     ),
-    html("details", {}, html("summary", {}, "The views as a table"), viewsTable(views)),
+    html("details", {}, html("summary", {}, "The views as a table"), viewsTable(views, whole)),
   );
 }
 
@@ -47,11 +47,11 @@ function dot(kind, x, y, ...inside) {
   return svg("circle", { class: `dot ${kind}`, cx: x, cy: y, r: kind === "selected" ? 4.5 : 3.5 }, inside);
 }
 
-function share(rate) {
-  return rate === 1 ? "the whole video" : `${Number((100 * rate).toPrecision(3))} % of the video`;
+function share(rate, whole) {
+  return rate === 1 ? `the whole ${whole}` : `${Number((100 * rate).toPrecision(3))} % of the ${whole}`;
 }
 
-function plot(views, crops, width, caption) {
+function plot(views, crops, width, caption, whole) {
   const rates = [...new Set(views.map((view) => view.rate))].sort((one, other) => other - one);
   const row = TITLE + LANE * crops.length + GAP;
   const height = row * rates.length + AXIS;
@@ -70,7 +70,7 @@ function plot(views, crops, width, caption) {
     svg("text", { x: width / 2, y: bottom + 31, "text-anchor": "middle" }, "entropy, nats"),
     cut !== null && svg("line", { class: "cut", x1: x(cut), x2: x(cut), y1: 0, y2: bottom }),
     rates.map((rate, at) => [
-      svg("text", { class: "halo", x: 0, y: row * at + 13 }, share(rate)),
+      svg("text", { class: "halo", x: 0, y: row * at + 13 }, share(rate, whole)),
       views
         .filter((view) => view.rate === rate)
         .map((view) =>
@@ -109,7 +109,7 @@ function stretch(view) {
   return `${view.start}–${view.start + view.length - 1}`;
 }
 
-function viewsTable(views) {
+function viewsTable(views, whole) {
   const columns = [
     { name: "Covers" },
     { name: "Sample", number: true },
@@ -119,7 +119,7 @@ function viewsTable(views) {
     { name: "Selected" },
   ];
   const rows = views.map((view) => [
-    share(view.rate),
+    share(view.rate, whole),
     String(view.sample),
     view.crop,
     stretch(view),

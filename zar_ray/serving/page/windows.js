@@ -49,7 +49,7 @@ export class WindowTimeline {
 
   open(one, button) {
     for (const other of this.list.querySelectorAll("button")) other.setAttribute("aria-pressed", String(other === button));
-    this.detail.replaceChildren(resultArticle(one.result, `Window ${clock(one.start)}–${clock(one.end)}`));
+    this.detail.replaceChildren(resultArticle(one.result, `Window ${clock(one.start)}–${clock(one.end)}`, "window"));
     this.detail.querySelector("h2").focus();
   }
 

@@ -174,7 +174,7 @@ def test_frames_may_be_written_to_and_outlive_the_process(video):
 def test_a_file_that_ends_or_hangs_its_process_costs_itself_alone(deadly, file_of, video, kind, detail):
     deadly.start()
     before = deadly.pid
-    error = refusal(deadly, file_of(kind), timeout=60 if kind == "bomb" else 1)
+    error = refusal(deadly, file_of(kind), timeout=1 if kind == "hang" else 60)
     assert (error.code, error.status, error.detail) == ("unusable-video", 422, detail)
     assert deadly.pid not in (before, None)
     assert not alive(before)
@@ -207,7 +207,7 @@ def test_what_the_process_may_use(deadly, file_of):
     assert facts["interrupt"]
     assert facts["files"] < 16
     used = int(Path(f"/proc/{deadly.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    assert used < facts["memory"] <= used + 512 * 2**20
+    assert used < facts["memory"] < used + 530 * 2**20
 
 
 def test_options_that_do_not_fit_are_not_the_files_fault(decoder, video):
@@ -440,11 +440,12 @@ def test_frames_are_read_once_and_not_far_ahead(deadly, file_of):
 
 
 @pytest.mark.parametrize(
-    ("kind", "detail"), [("hang", "took longer than 1 s to decode"), ("kill", "its decoder was killed by SIGKILL")]
+    ("kind", "detail", "timeout"),
+    [("hang", "took longer than 3 s to decode", 3), ("kill", "its decoder was killed by SIGKILL", 60)],
 )
-def test_a_stream_whose_decoder_dies_on_the_way(deadly, file_of, video, kind, detail):
+def test_a_stream_whose_decoder_dies_on_the_way(deadly, file_of, video, kind, detail, timeout):
     deadly.start()
-    windows = deadly.decode_windows(file_of(kind), request(), 0.2, None, 100, 1)
+    windows = deadly.decode_windows(file_of(kind), request(), 0.2, None, 100, timeout)
     assert [next(windows).number for _ in range(2)] == [0, 1]
     with pytest.raises(RequestError, match=detail) as caught:
         next(windows)
@@ -455,9 +456,9 @@ def test_a_stream_whose_decoder_dies_on_the_way(deadly, file_of, video, kind, de
 def test_a_slow_reader_of_a_stream_is_not_timed_out(deadly, file_of):
     """The time is the decoder's, not the client's."""
     numbers = []
-    for window in deadly.decode_windows(file_of("good"), request(), 0.4, None, 100, 1):
+    for window in deadly.decode_windows(file_of("good"), request(), 0.4, None, 100, 3):
         numbers.append(window.number)
-        time.sleep(0.4)
+        time.sleep(0.7)
     assert numbers == list(range(6))
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -57,6 +58,7 @@ _RAMP = 0.2
 _WARM_UP = 3
 _OK = "ok"
 _FRAME_RATE = 25
+_RAY = "Ray itself"
 _START_SECONDS = 180.0
 WANTED_OVERHEAD = 0.030
 WANTED_GOODPUT = 0.8
@@ -77,8 +79,11 @@ class ServeBenchOptions(Options):
     clients: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(1, 4, 16), min_length=1, description="Clients at a time, one load each."
     )
-    seconds: float = Field(default=20.0, gt=0, description="Length of a load; its first fifth is not counted.")
-    direct: int = Field(default=40, ge=2, description="Videos that the direct side runs, half before the loads.")
+    seconds: float = Field(default=10.0, gt=0, description="Length of a load; its first fifth is not counted.")
+    direct: int = Field(default=20, ge=1, description="Videos that the direct side runs before the loads.")
+    rounds: int = Field(
+        default=2, ge=1, description="How often all this is done, in turn: what the machine does besides changes."
+    )
     concurrent: int = Field(default=8, ge=1, description="The service's limits.concurrent.")
     queued: int = Field(default=16, ge=0, description="The service's limits.queued.")
     overload: float = Field(
@@ -171,6 +176,8 @@ class Report:
         difference: The largest difference of a score between the service and the engine.
         memory: Peak resident bytes of the service's processes, by title; empty for a service that was there before.
         memory_before: The same processes' bytes before the first load.
+        cpu: CPU seconds of one answer at one client, by process, and of one video on the direct side: of all figures
+            what other programs on the machine disturb least. Empty as `memory` is.
     """
 
     machine: dict[str, Any]
@@ -182,6 +189,7 @@ class Report:
     difference: float
     memory: dict[str, int]
     memory_before: dict[str, int]
+    cpu: dict[str, float]
 
     @property
     def peak(self) -> float:
@@ -212,15 +220,16 @@ def summarise_direct(laps: Sequence[tuple[float, float]]) -> Direct:
     )
 
 
-def summarise(clients: int, answers: Sequence[Answer], seconds: float) -> Load:
+def summarise(clients: int, rounds: Sequence[Sequence[Answer]], seconds: float) -> Load:
     """What a load's answers come to.
 
     Args:
         clients: Clients at a time.
-        answers: All of them, also those that came after the load's end.
+        rounds: All answers of each time the load ran, also those that came after its end.
         seconds: The load's length; no client asks after it.
     """
     ramp = _RAMP * seconds
+    answers = [one for answers in rounds for one in answers]
     counted = [one for one in answers if one.code == _OK and ramp <= one.at <= seconds]
     codes = Counter(one.code for one in answers)
     beyond = [one.seconds - one.engine for one in counted if one.engine is not None]
@@ -229,7 +238,7 @@ def summarise(clients: int, answers: Sequence[Answer], seconds: float) -> Load:
         answered=codes.pop(_OK, 0),
         refused=codes.pop("overloaded", 0),
         others=dict(codes),
-        per_second=len(counted) / (seconds - ramp),
+        per_second=len(counted) / (len(rounds) * (seconds - ramp)),
         p50=percentile([one.seconds for one in counted], 0.5),
         p95=percentile([one.seconds for one in counted], 0.95),
         overhead_p50=percentile(beyond, 0.5),
@@ -369,6 +378,7 @@ def _serve(config: ServeConfig, port: int, over: Any, parent: int) -> None:
     from zar_ray.serving.application import build
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as the direct side, or whatever else runs comes first
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else is to come to a cluster on loopback
     ray.init(
         address="local",
@@ -402,24 +412,43 @@ def _wait_until_ready(url: str, process: Any) -> None:
 
 
 def memory_of(pid: int, what: str) -> dict[str, int]:
-    """Resident bytes of Ray Serve's processes below one, by title; of several with one title the largest.
+    """Resident bytes of the service's processes below one, by what they do; of several alike the largest.
 
     Args:
         pid: The process above them.
         what: ``VmRSS`` for those at the moment, ``VmHWM`` for the most since they began.
     """
     found: dict[str, int] = {}
-    for process in psutil.Process(pid).children(recursive=True):
-        try:
-            title = " ".join(process.cmdline())
+    for name, process in _processes(pid):
+        if name != _RAY:
             lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
-        except (psutil.Error, OSError):
-            continue
-        if "ServeReplica:" in title or "ProxyActor" in title:
-            name = title.removeprefix("ray::").split(".")[0].strip()
             held = next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{what}:")), 0)
             found[name] = max(found.get(name, 0), held)
     return found
+
+
+def cpu_of(pid: int) -> dict[str, float]:
+    """CPU seconds of the service's processes below one, by what they do."""
+    found: dict[str, float] = {}
+    for name, process in _processes(pid):
+        times = process.cpu_times()
+        found[name] = found.get(name, 0.0) + times.user + times.system
+    return found
+
+
+def _processes(pid: int) -> Iterator[tuple[str, psutil.Process]]:
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        replica = re.search(r"ServeReplica:[^:]+:(\w+)", title)
+        if replica is not None:
+            yield replica[1], process
+        elif "ProxyActor" in title:
+            yield "proxy", process
+        else:
+            yield "decoding process" if "sandbox_process" in title else _RAY, process
 
 
 def run(options: ServeBenchOptions, say: Callable[[str], None] = lambda _: None) -> Report:
@@ -479,19 +508,26 @@ def _measure(
         side.run()
     before = {} if pid is None else memory_of(pid, "VmRSS")
     loaded = os.getloadavg()[0]  # what else goes on says whether the figures mean anything
-    # Half before and half after the loads: what the machine does besides is not the same all the time.
-    laps = [side.run() for _ in range(options.direct // 2)]
-    say(f"direct: {1e3 * median(map(sum, laps)):.1f} ms a video")
-    loads = []
-    for clients in options.clients:
-        loads.append(summarise(clients, run_load(ask, clients, options.seconds), options.seconds))
-        say(f"{clients} clients: {loads[-1].per_second:.1f} answers a second")
-    laps += [side.run() for _ in range(options.direct - options.direct // 2)]
-    overload = None
-    if options.overload:
-        clients = max(1, round(options.overload * (options.concurrent + options.queued)))
-        overload = summarise(clients, run_load(ask, clients, options.seconds), options.seconds)
-        say(f"{clients} clients: {overload.per_second:.1f} answers a second, {overload.refused} refusals")
+    beyond = max(1, round(options.overload * (options.concurrent + options.queued))) if options.overload else None
+    answers: dict[int, list[list[Answer]]] = {}
+    laps: list[tuple[float, float]] = []
+    cpu: dict[str, float] = {}
+    for _ in range(options.rounds):
+        for _ in range(options.direct):
+            busy = time.process_time()
+            laps.append(side.run())
+            cpu["direct"] = cpu.get("direct", 0.0) + time.process_time() - busy
+        say(f"direct: {1e3 * median(map(sum, laps)):.1f} ms a video")
+        for clients in (*options.clients, *([] if beyond is None else [beyond])):
+            busy = _busy(pid) if clients == 1 else {}
+            answers.setdefault(clients, []).append(run_load(ask, clients, options.seconds))
+            for name, seconds in (_busy(pid) if clients == 1 else {}).items():
+                cpu[name] = cpu.get(name, 0.0) + seconds - busy.get(name, 0.0)
+            load = summarise(clients, answers[clients][-1:], options.seconds)
+            say(f"{clients} clients: {load.per_second:.1f} answers a second, {load.refused} refusals")
+    loads = {clients: summarise(clients, rounds, options.seconds) for clients, rounds in answers.items()}
+    for name in cpu:
+        cpu[name] /= len(laps) if name == "direct" else max(1, loads[1].answered)
     return Report(
         machine={**machine_facts(torch.device("cpu")), "load_average": loaded},
         options=options.model_dump(mode="json", exclude={"url", "token", "checkpoint", "video", "json_file"})
@@ -503,12 +539,18 @@ def _measure(
             "height": answer.video.height,
         },
         direct=summarise_direct(laps),
-        loads=tuple(loads),
-        overload=overload,
+        loads=tuple(loads[clients] for clients in options.clients),
+        overload=None if beyond is None else loads[beyond],
         difference=largest_difference(answer.after, side.scores()),
         memory={} if pid is None else memory_of(pid, "VmHWM"),
         memory_before=before,
+        cpu=cpu if pid is not None else {},
     )
+
+
+def _busy(pid: int | None) -> dict[str, float]:
+    """CPU seconds so far of the service, and of this process, in which the clients are."""
+    return {} if pid is None else {**cpu_of(pid), "clients": time.process_time()}
 
 
 def show(report: Report, console: Console) -> None:
@@ -546,6 +588,9 @@ def show(report: Report, console: Console) -> None:
         )
     if report.goodput is not None:
         say(f"beyond capacity: {report.goodput:.2f} of the peak; wanted: at least {WANTED_GOODPUT}")
+    if report.cpu:
+        parts = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in report.cpu.items() if name != "direct")
+        say(f"CPU ms a video: {1e3 * report.cpu['direct']:.1f} direct; of an answer to one client: {parts}")
     for name, most in sorted(report.memory.items()):
         grown = most - report.memory_before.get(name, most)
         say(f"memory of {name}: {most / 2**20:.0f} MiB at most, {grown / 2**20:+.0f} over the loads")

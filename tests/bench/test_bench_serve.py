@@ -71,16 +71,16 @@ class TestArithmetic:
         """The first fifth and what comes after the end are not counted, but for refusals and errors."""
         ok = [bench.Answer(at, 0.5 + at / 100, "ok", 0.4) for at in (1.0, 1.9, 2.0, 4.0, 6.0, 10.0, 10.1)]
         rest = [bench.Answer(at, 0.01, code) for at, code in ((0.1, "overloaded"), (9, "overloaded"), (11, "timeout"))]
-        load = bench.summarise(3, ok + rest, 10.0)
+        load = bench.summarise(3, [ok[:4] + rest, ok[4:]], 10.0)
         assert (load.clients, load.answered, load.refused, load.others) == (3, 7, 2, {"timeout": 1})
-        assert load.per_second == 4 / 8
+        assert load.per_second == 4 / 16
         assert load.p50 == pytest.approx(0.55)
         assert load.p95 == pytest.approx(0.6 - 0.15 * 0.04)
         assert load.overhead_p50 == pytest.approx(0.15)
         assert load.overhead_p95 == pytest.approx(load.p95 - 0.4)
 
     def test_of_no_answers(self, bench):
-        load = bench.summarise(2, [bench.Answer(5.0, 0.01, "overloaded")], 10.0)
+        load = bench.summarise(2, [[bench.Answer(5.0, 0.01, "overloaded")]], 10.0)
         assert (load.answered, load.refused, load.others, load.per_second) == (0, 1, {}, 0.0)
         assert load.p50 is load.p95 is load.overhead_p50 is load.overhead_p95 is None
 
@@ -93,7 +93,7 @@ class TestArithmetic:
         def load(rate):
             return bench.Load(1, 1, 0, {}, rate, None, None, None, None)
 
-        report = bench.Report({}, {}, {}, None, tuple(map(load, rates)), load(18.0), 0.0, {}, {})
+        report = bench.Report({}, {}, {}, None, tuple(map(load, rates)), load(18.0), 0.0, {}, {}, {})
         assert report.peak == max(rates)
         assert report.goodput == goodput
 
@@ -131,7 +131,7 @@ class TestLoads:
 
 def test_a_run(bench, service, tiny_checkpoint, tmp_path, capsys):
     path = tmp_path / "serve.json"
-    words = f"--url {service} --checkpoint {tiny_checkpoint} --class-count 5 --clients 1 2 --seconds 1.5 --direct 4"
+    words = f"--url {service} --checkpoint {tiny_checkpoint} --class-count 5 --clients 1 2 --seconds 1.5 --direct 2"
     limits = f"--concurrent 2 --queued 1 --overload 3 --threads 1 --json {path}"
     assert bench.main([*words.split(), *limits.split()]) == 0
     report = json.loads(path.read_text())
@@ -159,15 +159,25 @@ def test_shows_what_there_is(bench):
     full = bench.Load(96, 40, 30, {"timeout": 2}, 8.0, 3.0, 4.0, 2.0, 3.0)
     machine = {"cpu": "A CPU", "cpus": 2, "torch": "2", "load_average": 0.5}
     video = {"bytes": 2048, "frames": 20, "width": 64, "height": 48}
-    memory = {"ingress": 300 * 2**20}
+    memory, cpu = {"ingress": 300 * 2**20}, {"direct": 0.15, "ingress": 0.004}
     report = bench.Report(
-        machine, {"class_count": 5}, video, direct, (load,), full, 1e-7, memory, {"ingress": 290 * 2**20}
+        machine, {"class_count": 5}, video, direct, (load,), full, 1e-7, memory, {"ingress": 290 * 2**20}, cpu
     )
     console = Console(file=io.StringIO(), width=120)
     bench.show(report, console)
     said = console.file.getvalue()
     assert "1 │" not in said
-    for part in ("0.90", "1.20", "1.67", "2 timeout", "20.0 ms beyond", "0.89 of the peak", "300 MiB at most, +10"):
+    for part in (
+        "0.90",
+        "1.20",
+        "1.67",
+        "2 timeout",
+        "20.0 ms beyond",
+        "0.89 of the peak",
+        "300 MiB at most, +10",
+        "150.0 direct",
+        "ingress 4.0",
+    ):
         assert part in said
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.video import reading
-from zar_ray.video.inspection import Deadline
+from zar_ray.video.inspection import Deadline, inspect_video
 from zar_ray.video.reading import has_decord, open_video, probe_video
 
 needs_decord = pytest.mark.skipif(not has_decord(), reason="decord has no wheel for this platform")
@@ -215,6 +215,34 @@ def test_a_pattern_of_pictures_is_refused(tmp_path):
         with pytest.raises(VideoError, match=r"^not a video: FFmpeg takes it for ") as caught:
             probe_video(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "container"),
+    [
+        ("a.wmv", "wmv2", "asf"),
+        ("a.nut", "ffv1", "nut"),
+        ("a.ivf", "libvpx", "ivf"),
+        ("a.mxf", "mpeg2video", "mxf"),
+        ("a.3gp", "mpeg4", "mov"),
+        ("a.vob", "mpeg2video", "mpeg"),
+        ("a.ogv", "libvpx", "ogg"),
+        ("a.y4m", "rawvideo", "yuv4mpegpipe"),
+        ("a.h264", "libx264", "h264"),
+        ("a.hevc", "libx265", "hevc"),
+        ("a.mjpeg", "mjpeg", "mjpeg"),
+        ("a.apng", "apng", "apng"),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_containers_stay_readable(tmp_path, write_video, picture_of, name, codec, container, named):
+    """What is refused is what refers to other files, not what is rare; also in an upload, which has no suffix."""
+    pixels = {"mjpeg": "yuvj420p", "apng": "rgb24"}.get(codec, "yuv420p")
+    path = write_video(tmp_path / name, [picture_of(number) for number in range(12)], codec=codec, pixels=pixels)
+    if not named:
+        path = path.rename(tmp_path / "upload")
+    assert inspect_video(path).container == container
+    assert len(read(path)[0]) == 12
 
 
 def write_sound(path: Path) -> None:

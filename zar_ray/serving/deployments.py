@@ -144,7 +144,9 @@ class DecoderDeployment:
         )
 
     def __del__(self) -> None:
-        self._process.close()
+        process = getattr(self, "_process", None)
+        if process is not None:  # else it could not be started
+            process.close()
 
 
 @serve.deployment(name="ingress")

@@ -376,7 +376,9 @@ def _serve(config: ServeConfig, port: int, over: Any, parent: int) -> None:
     from ray import serve
 
     from zar_ray.serving.application import build
+    from zar_ray.serving.proxy import CALLBACK, CALLBACK_VARIABLE
 
+    os.environ[CALLBACK_VARIABLE] = CALLBACK  # as `make serve`
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_worker_niceness", "0")  # as the direct side, or whatever else runs comes first
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else is to come to a cluster on loopback

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -354,6 +355,33 @@ def test_a_stream_gives_windows_and_an_end_or_an_error(served, video):
     backend.classify_windows = refuses
     problem(ask(), 422, "unusable-video")
     assert 'zar_requests_held{replica="local"} 0.0' in client.get("/metrics").text
+
+
+def test_a_client_that_is_gone_before_its_stream_begins_holds_nothing(served, video):
+    client, _ = served()
+    form = client.build_request(
+        "POST", "/v1/classify:stream", files={"video": video.read_bytes()}, data={"candidate_labels": list(LABELS)}
+    )
+    body = form.read()
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/classify:stream",
+        "headers": [(name.lower(), value) for name, value in form.headers.raw],
+        "query_string": b"",
+    }
+    arrived = iter([{"type": "http.request", "body": body}])
+
+    async def receive():
+        return next(arrived, {"type": "http.disconnect"})
+
+    async def send(message):
+        raise OSError("the client is gone")
+
+    with contextlib.suppress(Exception):
+        client.portal.call(client.app, scope, receive, send)
+    assert 'zar_requests_held{replica="local"} 0.0' in client.get("/metrics").text
+    assert 'zar_body_bytes_held{replica="local"} 0.0' in client.get("/metrics").text
 
 
 def test_models_health_page_and_documentation(served):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -84,7 +84,7 @@ class Backend(Protocol):
 
     def classify_windows(
         self, video: VideoSource, query: Query, windows: WindowParameters
-    ) -> AsyncIterator[WindowResult]:
+    ) -> AsyncGenerator[WindowResult]:
         """Classifies a long video window by window, each as soon as it is decoded."""
         ...
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,7 +196,7 @@ class ServeBackend:
 
     async def classify_windows(
         self, video: VideoSource, query: Query, windows: WindowParameters
-    ) -> AsyncIterator[WindowResult]:
+    ) -> AsyncGenerator[WindowResult]:
         """See `zar_ray.serving.backend.Backend`."""
         found: Any = self._decoder.options(stream=True).decode_windows.remote(video, query, windows)
         try:

@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -144,7 +144,9 @@ def build_app(config: ServeConfig, backend: Backend, replica: str = "local") -> 
         stack = AsyncExitStack()
         try:
             one = await stack.enter_async_context(asked(request, windowed=True))
-            results = backend.classify_windows(one.video, one.query, one.windows)
+            results = await stack.enter_async_context(
+                aclosing(backend.classify_windows(one.video, one.query, one.windows))
+            )
             # What is wrong with the video as a whole is known by now, and is an error of the request.
             first = await anext(results)
         except BaseException:
@@ -165,10 +167,8 @@ def build_app(config: ServeConfig, backend: Backend, replica: str = "local") -> 
                 logger.exception("request %s failed in window %d", one.query.request_id, count)
                 failure = RequestError("internal-error", "the service failed on this video; its log says why")
                 yield _event("error", _document(failure, one.query.request_id))
-            finally:
-                await stack.aclose()
 
-        return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return _EventStream(events(), stack)
 
     @app.get("/v1/models", responses=answers(401, 503), summary="What is served")
     async def models() -> ModelList:
@@ -342,6 +342,18 @@ def _of_form(kind: type[_M], fields: dict[str, list[str]]) -> _M:
 
 class _WindowedForm(ClassifyParameters, WindowParameters):
     """A long video's form."""
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events; gives back what the request holds also where its client is gone before the first of them."""
+
+    def __init__(self, events: AsyncIterator[bytes], held: AsyncExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)
 
 
 async def _after(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:

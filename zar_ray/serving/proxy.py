@@ -53,5 +53,5 @@ class HoldBack:
 
 def middlewares() -> list[Middleware]:
     """What Ray Serve puts in front of a proxy; the limit is ``ZAR_SERVE_BODY_BYTES``, by default the service's own."""
-    default = LimitConfig.model_fields["body_bytes"].default
-    return [Middleware(HoldBack, limit=int(os.environ.get(LIMIT_VARIABLE, default)) + _MARGIN)]
+    limit = int(os.environ.get(LIMIT_VARIABLE) or LimitConfig().body_bytes)
+    return [Middleware(HoldBack, limit=limit + _MARGIN)]

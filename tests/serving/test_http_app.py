@@ -121,6 +121,25 @@ def test_parameters_that_do_not_fit_are_named(served, video, fields, said):
     assert said in problem(post(client, video, **fields), 422, "invalid-parameters")
 
 
+def test_labels_are_never_the_name_of_a_file(served, video, tmp_path):
+    secret = tmp_path / "a,b" / "secret"
+    secret.parent.mkdir()
+    secret.write_text("one\ntwo\n")
+    client, backend = served()
+    for field in (str(secret), str(tmp_path / "secret.txt"), "conf/classes/hmdb51.txt"):
+        answer = post(client, video, candidate_labels=field)
+        assert answer.status_code == 200
+        assert backend.seen[-1][1].labels == tuple(field.split(","))
+    many = ", ".join(f"label number {number}" for number in range(100))
+    assert post(client, video, candidate_labels=many).json()["candidates"] == 100
+
+
+def test_a_name_with_a_quotation_mark_arrives_as_it_is(served, make_video, tmp_path):
+    client, _ = served()
+    file = make_video(tmp_path / 'the "best" one.mp4', frames=20)
+    assert post(client, file).json()["video"]["name"] == file.name
+
+
 def test_bodies_that_are_no_requests(served, video, tmp_path):
     client, _ = served()
     text = tmp_path / "text.mp4"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zar_ray.adaptation.methods import get_method
 from zar_ray.data.classes import class_list, known_class_lists
-from zar_ray.data.datasets import parse_class_names
+from zar_ray.data.datasets import parse_class_names, split_class_names
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.serving.backend import Query
 from zar_ray.serving.options import LimitConfig, ServeConfig
@@ -81,7 +81,7 @@ def split_labels(fields: Sequence[str]) -> tuple[str, ...]:
     (text,) = fields
     if "\n" in text.strip():
         return tuple(line for line in text.splitlines() if line.strip())
-    return parse_class_names(text) if _LABELS_IN_A_FIELD in text else (text,)
+    return split_class_names(text) if _LABELS_IN_A_FIELD in text else (text,)
 
 
 def beneath_roots(path: str, roots: Sequence[Path]) -> Path:

@@ -139,7 +139,8 @@ def _form(form: Any, seconds: float) -> Form:
 
 def _base_name(name: str) -> str:
     """The last part of a path in any system's notation."""
-    last = PurePosixPath(name.replace("\\", "/")).name
+    # Browsers and our client write a quotation mark so.
+    last = PurePosixPath(name.replace("%22", '"').replace("\\", "/")).name
     return "".join(character for character in last if character.isprintable())[:_NAME_LENGTH] or "video"
 
 

@@ -1,4 +1,4 @@
-# One command each: make demo, make mlflow, make test, make lint, make bench. All of them set up what is missing first.
+# One command each: make demo, make serve, make mlflow, make test, make lint, make bench. All of them set up what is missing first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,6 +30,11 @@ mlflow: $(READY) ## show what was logged to runs/mlflow.db in a browser; MLFLOW_
 	@echo "open http://127.0.0.1:$(MLFLOW_PORT)/#/experiments?workflowType=machine_learning once it has started"
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri 'sqlite:///$(CURDIR)/runs/mlflow.db' \
 		--host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1
+
+.PHONY: serve
+serve: $(READY) ## serve the demo's model on this machine, with its page, at port 8000
+	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=zar_ray.serving.proxy.middlewares RAY_USAGE_STATS_ENABLED=0 \
+		$(BIN)/serve run serve.app:demo
 
 .PHONY: test
 test: $(READY) ## run all tests

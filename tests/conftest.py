@@ -15,6 +15,9 @@ import pytest
 # A token of one test's cluster must not be asked for by another's, nor end up in the user's home.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Read by Ray Serve's proxies, which tests of the service start on the session's cluster.
+os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "zar_ray.serving.proxy.middlewares"
+os.environ["ZAR_SERVE_BODY_BYTES"] = str(24 * 2**20)
 os.environ.setdefault("PYTHONWARNINGS", "ignore")
 # As zar_ray sets it, which is imported after PyTorch here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private.utils import read_ray_address
 
 from zar_ray.errors import RunError
 
@@ -39,8 +40,8 @@ def connected(address: str | None = None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     try:
         with _native_stderr_silenced():
-            if address in (None, "auto"):
-                _join_or_start(may_start=address is None, **quiet)
+            if address is None:
+                _join_or_start(**quiet)
             elif address == "local":
                 _start(**quiet)
             else:
@@ -73,12 +74,17 @@ def _start(**options: Any) -> None:
     ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **options)
 
 
-def _join_or_start(may_start: bool, **options: Any) -> None:
+def _join_or_start(**options: Any) -> None:
+    # Ray's own "auto" takes any cluster on this machine, also one that another program holds for itself, and that ends
+    # with it: whoever has joined it then ends without a word.
+    left_running = read_ray_address()
+    if left_running is None:
+        _start(**options)
+        return
     try:
-        ray.init(address="auto", **options)
+        ray.init(address=left_running, **options)
     except ConnectionError:
-        if not may_start:
-            raise
+        # it was not stopped in order
         _start(**options)
 
 

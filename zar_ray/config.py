@@ -281,6 +281,15 @@ class PredictConfig(AdaptationOptions):
     method: tuple[str, ...] = Field(default=("zar",), min_length=1, description="Test-time methods to run.")
     top_k: int = operational(5, "How many labels to show a video.", ge=1)
     json_lines: bool = operational(False, "Print one JSON object a video and method instead of tables.")
+    server: str | None = operational(
+        None, "URL of a running service that is to do the work, with its model; nothing is loaded here."
+    )
+    token: str | None = operational(None, "The service's bearer token; by default $ZAR_TOKEN, which others cannot see.")
+
+    @field_serializer("token")
+    def _hidden_token(self, token: str | None) -> str | None:
+        # --show-config prints the options.
+        return "***" if token else token
 
 
 class EvalConfig(AdaptationOptions):

@@ -21,6 +21,11 @@ def videos_folder() -> Path:
     return zar_home() / "demo" / "videos"
 
 
+def samples_folder() -> Path:
+    """Where the test videos of the demo's unseen classes lie."""
+    return videos_folder() / "test"
+
+
 def checkpoint_file() -> Path:
     """Where the demo's trained model lies."""
     return zar_home() / "demo" / "tiny-clip.safetensors"

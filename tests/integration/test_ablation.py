@@ -181,7 +181,7 @@ def test_a_sweep_is_continued_and_another_one_refused(ablate, video_folder, tmp_
 def test_mistakes_cost_one_line(ablate, video_folder):
     for sweeps, options, message in (
         ((), {}, "say what to vary with --sweep NAME"),
-        (("confidance",), {}, "did you mean confidence"),
+        (("confidance",), {}, 'did you mean "confidence"'),
         (("lr", "lr"), {}, "names a sweep twice"),
         (("lr",), {"seeds": (1, 2)}, "once with each --seed"),
         (("context_init",), {"template": "a clip of {}."}, "--template and --context"),

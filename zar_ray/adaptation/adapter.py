@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -169,6 +170,7 @@ class VideoAdapter:
         options: Their settings.
         cases: What to call the results; by default as `make_cases` does.
         further: Further settings that `cases` are under, numbered from 1: `options` and `prompts` are number 0.
+        classes_of: Where prompts come from under the model, such as a cache of them; by default they are made here.
 
     Stream methods remember, under each case, the videos that they were given; `stream_state` is what to save.
 
@@ -185,7 +187,9 @@ class VideoAdapter:
         options: AdaptationOptions,
         cases: Sequence[Case] | None = None,
         further: Sequence[Setting] = (),
+        classes_of: Callable[[ClassPrompts, ClassPosition], PromptedClasses] | None = None,
     ) -> None:
+        classes_of = classes_of or partial(PromptedClasses.of, model)
         self.model = model
         self.options = options
         if options.compile:
@@ -199,7 +203,7 @@ class VideoAdapter:
             for one in of.prompts:
                 key = one, of.options.class_position
                 if key not in made:
-                    made[key] = PromptedClasses.of(model, one, of.options.class_position)
+                    made[key] = classes_of(one, of.options.class_position)
         # By setting and class set; what settings have in common is one and the same.
         self._classes = tuple(
             tuple(made[one, of.options.class_position] for one in of.prompts) for of in self._settings

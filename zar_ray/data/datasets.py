@@ -387,7 +387,7 @@ def parse_class_names(text: str) -> tuple[str, ...]:
         ConfigError: The file cannot be read, or a name is empty or occurs twice.
     """
     path = Path(text).expanduser()
-    if len(text) < 4096 and "\n" not in text and path.is_file():
+    if _is_file(path):
         try:
             lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -395,11 +395,29 @@ def parse_class_names(text: str) -> tuple[str, ...]:
         return _distinct(lines, text, "line")
     if "," not in text and path.suffix in (".txt", ".csv", ".lst"):
         raise ConfigError(f"{text}: no such file of class names")
+    return split_class_names(text)
+
+
+def split_class_names(text: str) -> tuple[str, ...]:
+    """Class names in label-id order, from ``a,b,c``; a name that holds a comma stands in "double quotes".
+
+    Looks at no file, so it is also for texts of strangers.
+
+    Raises:
+        ConfigError: The text is no such list, or a name is empty or occurs twice.
+    """
     try:
         names = next(csv.reader([text], skipinitialspace=True, strict=True), [])
     except csv.Error as error:
         raise ConfigError(f"class names {text}: cannot be read as a list ({error})") from error
     return _distinct(names, "class names", "name")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a list of names is too long for a file's name, or holds what no name may
+        return False
 
 
 def _distinct(names: list[str], place: str, what: str) -> tuple[str, ...]:

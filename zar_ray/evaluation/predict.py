@@ -84,12 +84,13 @@ def predict(model: ClipModel, labels: tuple[str, ...], options: PredictConfig) -
                 yield Ranking(path, method, (), (), error=str(error))
             continue
         for case in prediction.cases:
-            before = _ranked(case.decision.logits_before, labels, options.top_k)
-            after = _ranked(case.decision.logits_after, labels, options.top_k)
+            before = rank_labels(case.decision.logits_before, labels, options.top_k)
+            after = rank_labels(case.decision.logits_after, labels, options.top_k)
             yield Ranking(path, case.method, before, after, warning=decoded.warning)
 
 
-def _ranked(logits: torch.Tensor, labels: tuple[str, ...], top_k: int) -> tuple[RankedLabel, ...]:
+def rank_labels(logits: torch.Tensor, labels: tuple[str, ...], top_k: int) -> tuple[RankedLabel, ...]:
+    """The first `top_k` labels by falling softmax probability of float32 (K,) logits; equal ones in their order."""
     scores = logits.double().softmax(dim=-1)
     order = torch.argsort(scores, descending=True, stable=True)[:top_k]
     return tuple(RankedLabel(labels[index], float(scores[index])) for index in order.tolist())

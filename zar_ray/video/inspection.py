@@ -20,6 +20,21 @@ from av.video.stream import VideoStream
 
 from zar_ray.errors import VideoError
 
+# Formats that hold a video themselves. FFmpeg also reads playlists (HLS, DASH, ffconcat), session descriptions (SDP),
+# numbered pictures and drawings: files that name others, or hosts, which would then be read on behalf of whoever sent
+# the file. The last few hold sound, and are told so.
+_FORMATS = (
+    "3gp,apng,asf,av1,avi,cavsvideo,dirac,dnxhd,dv,flv,gif,gxf,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,"
+    "mpegts,mpegvideo,mxf,nsv,nut,nuv,obu,ogg,rm,swf,vc1,vc1test,vvc,wtv,yuv4mpegpipe,aac,aiff,amr,flac,mp3,wav"
+)
+_OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+# How files of the formats begin that decord may be given, which takes no whitelist: offset and the possible bytes.
+_BEGINNINGS = {
+    "avi": (0, {b"RIFF"}),
+    "matroska": (0, {b"\x1a\x45\xdf\xa3"}),
+    "mov": (4, {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"uuid", b"jP  "}),
+}
+
 
 class Deadline:
     """How long one video may take; without `seconds`, as long as it needs."""
@@ -40,7 +55,8 @@ class Inspection:
 
     Attributes:
         path: The file, absolute.
-        container: Its format, by FFmpeg's name, such as ``mov`` or ``matroska``.
+        container: Its format, by FFmpeg's name, such as ``mov`` or ``matroska``; ``odd mov`` for a file that does not
+            begin as such files do, which other readers may take for something else.
         frames: Frames that a decoder should give: the packets that are shown.
         announced: Frames that the header promises, as far as it is to be believed.
         cut_off: Whether the demuxer met the end of the file too early.
@@ -108,7 +124,7 @@ def inspect_video(path: str | os.PathLike[str], deadline: Deadline | None = None
         fps = float(rate) if rate else 0.0
         return Inspection(
             path=absolute,
-            container=format_name,
+            container=format_name if _begins_as(absolute, format_name) else f"odd {format_name}",
             frames=len(presented),
             announced=_announced(stream, format_name, hidden),
             cut_off=any("ended prematurely" in text for _, _, text in messages),
@@ -125,13 +141,21 @@ def inspect_video(path: str | os.PathLike[str], deadline: Deadline | None = None
 def open_stream(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Opens a file's best video stream with PyAV, one thread; closes it however the block ends.
 
+    Nothing but this one file is read: formats that refer to other files or to the network are refused.
+
     Raises:
         VideoError: It is no video, or there is no decoder for it (stage ``open``).
     """
     try:
         with _ffmpeg_messages() as messages:
-            container = av.open(path, metadata_errors="ignore")
+            container = av.open(path, metadata_errors="ignore", options=_OPEN_OPTIONS)
     except (av.error.FFmpegError, OSError) as error:
+        for _, component, text in messages:
+            if "Format not on whitelist" in text:
+                raise VideoError(
+                    f"not a video: FFmpeg takes it for {component}, and only formats that hold a video are read",
+                    stage="open",
+                ) from error
         said = next((text.strip() for _, _, text in reversed(messages) if text.strip()), reason_of(error))
         raise VideoError(f"not a video, or a damaged one: {said}", stage="open") from error
     with container:
@@ -185,6 +209,13 @@ def _check_file(path: str) -> None:
         raise VideoError("cannot be read: permission denied", stage="open")
     if size == 0:
         raise VideoError("empty file", stage="open")
+
+
+def _begins_as(path: str, container: str) -> bool:
+    offset, beginnings = _BEGINNINGS.get(container, (0, {b""}))
+    with Path(path).open("rb") as file:
+        head = file.read(16)
+    return any(head.startswith(beginning, offset) for beginning in beginnings)
 
 
 def _positions(presented: list[int | None], container: str) -> dict[int, int]:

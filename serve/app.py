@@ -1,0 +1,5 @@
+"""`serve run serve.app:app`, and `serve run serve.app:demo` for the demo's model."""
+
+from zar_ray.serving.application import app, demo
+
+__all__ = ["app", "demo"]

@@ -1,0 +1,349 @@
+"""The service on real Ray Serve, over HTTP: what it answers, what it refuses, and what it survives."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import re
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from zar_ray.config import PredictConfig
+from zar_ray.evaluation.predict import predict
+from zar_ray.models.loading import load_model
+
+pytestmark = pytest.mark.slow
+
+LABELS = ["riding a horse", "walking the dog", "cooking an egg", "playing chess"]
+TOKEN = "let me in"
+# As tests/conftest.py tells the proxies.
+BODY_BYTES = 24 * 2**20
+
+
+class Service:
+    """The running service, as a client sees it, and its processes."""
+
+    def __init__(self, port):
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.headers = {"Authorization": f"Bearer {TOKEN}"}
+
+    def get(self, path, **options):
+        return requests.get(self.url + path, timeout=60, headers=self.headers, **options)
+
+    def ask(self, file, address="/v1/classify", **fields):
+        fields.setdefault("candidate_labels", LABELS)
+        with Path(file).open("rb") as stream:
+            files = {"video": (Path(file).name, stream)}
+            return requests.post(self.url + address, files=files, data=fields, headers=self.headers, timeout=120)
+
+    def ask_path(self, path):
+        body = {"path": str(path), "candidate_labels": LABELS}
+        return requests.post(self.url + "/v1/classify", json=body, headers=self.headers, timeout=120)
+
+    @staticmethod
+    def processes(name):
+        """The processes of a deployment, or of the proxy, that are there now."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if process.cmdline()[0].startswith(f"ray::{name}"):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
+                continue
+        return found
+
+    def replica(self, deployment):
+        (process,) = self.processes(f"ServeReplica:zar:{deployment}")
+        return process
+
+    def stop_decoding(self):
+        """Stops the decoding process in the middle of a video."""
+        child = self.decoding_process()
+        before = sum(child.cpu_times()[:2])
+        limit = time.monotonic() + 20
+        while sum(child.cpu_times()[:2]) < before + 0.1:
+            assert time.monotonic() < limit, "it decodes nothing"
+            time.sleep(0.005)
+        child.suspend()
+        return child
+
+    def decoding_process(self):
+        (child,) = [one for one in self.replica("decoder").children() if "sandbox" in " ".join(one.cmdline())]
+        return child
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory, make_video):
+    folder = tmp_path_factory.mktemp("served")
+    make_video(folder / "root" / "in" / "a.mp4", frames=20)
+    make_video(folder / "outside.mp4", frames=20)
+    (folder / "root" / "link.mp4").symlink_to(folder / "outside.mp4")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(ray_cluster, tiny_checkpoint, roots):
+    from ray import serve
+
+    from zar_ray.serving.application import build, options_of
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    options = {
+        "checkpoint": str(tiny_checkpoint),
+        "device": "cpu",
+        "threads": 1,
+        "roots": [str(roots / "root")],
+        "tokens": [hashlib.sha256(TOKEN.encode()).hexdigest()],
+        "decode_timeout": 6.0,
+        "limits": {
+            "body_bytes": BODY_BYTES,
+            "concurrent": 4,
+            "queued": 4,
+            "receive_seconds": 3.0,
+            "adapt_seconds": 4.0,
+            "wait_seconds": 25.0,
+        },
+    }
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        serve.run(build(options_of(options)), name="zar", route_prefix="/")
+        yield Service(port)
+    finally:
+        serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def video(make_video, tmp_path_factory):
+    return make_video(tmp_path_factory.mktemp("video") / "moving block.mp4", frames=60, seed=5)
+
+
+@pytest.fixture(scope="module")
+def slow_video(make_video, tmp_path_factory):
+    """Takes a second to decode, or more."""
+    return make_video(tmp_path_factory.mktemp("slow") / "slow.mp4", frames=2000, width=160, height=120)
+
+
+def problem(response, status, code):
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document = response.json()
+    assert (document["status"], document["code"]) == (status, code), document
+    return document["detail"]
+
+
+def test_answers_are_those_of_zar_predict(service, video, tiny_checkpoint):
+    answer = service.ask(video, seed="3", explain="true").json()
+    options = PredictConfig(checkpoint=tiny_checkpoint, videos=(str(video),), seed=3, device="cpu")
+    (local,) = predict(load_model(options), tuple(LABELS), options)
+    for ours, theirs in ((answer["before"], local.before), (answer["after"], local.after)):
+        assert [one["label"] for one in ours] == [one.label for one in theirs]
+        assert [one["score"] for one in ours] == pytest.approx([one.score for one in theirs], abs=1e-5)
+    assert answer["explanation"]["frames"]
+    assert answer["model"]["methods"] == ["zar", "zero_shot"]
+
+
+def test_together_answers_are_those_of_lone_requests(service, make_video, tmp_path):
+    files = [make_video(tmp_path / f"{number}.mp4", frames=20 + 7 * number, seed=number) for number in range(8)]
+    alone = [service.ask(file).json() for file in files]
+    with ThreadPoolExecutor(4) as pool:
+        together = [answer.json() for answer in pool.map(service.ask, files)]
+    for one, other in zip(alone, together, strict=True):
+        assert [label["label"] for label in one["after"]] == [label["label"] for label in other["after"]]
+        scores = [[label["score"] for label in answer["after"]] for answer in (one, other)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_a_long_video_comes_window_by_window(service, make_video, tmp_path):
+    long = make_video(tmp_path / "long.mp4", frames=110)
+    response = service.ask(long, "/v1/classify:stream", window="2", stride="1.5")
+    blocks = [block.split("\n") for block in response.text.strip().split("\n\n")]
+    assert [name for name, _ in blocks] == ["event: window"] * 3 + ["event: end"]
+    windows = [json.loads(data.removeprefix("data: ")) for _, data in blocks[:-1]]
+    assert [(one["start"], one["end"], one["start_frame"]) for one in windows] == [
+        (0, 2, 0),
+        (1.5, 3.5, 38),
+        (3, 4.4, 75),
+    ]
+    assert all(len(one["result"]["views"]) == 48 for one in windows)
+    problem(service.ask(long, "/v1/classify:stream", window="0.01"), 422, "video-too-large")
+
+
+def test_mistakes_have_their_statuses(service, video, roots, tmp_path):
+    url, headers = service.url + "/v1/classify", service.headers
+    send = requests.post
+    problem(send(url, timeout=60), 401, "unauthorized")
+    problem(send(url, headers={"Authorization": "Bearer no"}, timeout=60), 401, "unauthorized")
+    problem(
+        send(url, data=b"x", headers={**headers, "Content-Type": "video/mp4"}, timeout=60),
+        415,
+        "unsupported-media-type",
+    )
+    problem(
+        send(url, data=b"{", headers={**headers, "Content-Type": "application/json"}, timeout=60), 400, "bad-request"
+    )
+    problem(service.ask(video, candidate_labels=[]), 422, "invalid-parameters")
+    problem(service.get("/v2"), 404, "not-found")
+    for path in (
+        "http://127.0.0.1:1/a.mp4",
+        "file:///etc/hostname",
+        "../outside.mp4",
+        roots / "outside.mp4",
+        "link.mp4",
+    ):
+        problem(service.ask_path(path), 422, "path-not-allowed")
+    assert service.ask_path("in/a.mp4").status_code == 200
+    large = tmp_path / "large.mp4"
+    with large.open("wb") as file:
+        file.truncate(BODY_BYTES + 1)
+    problem(service.ask(large), 413, "body-too-large")
+
+
+def test_a_body_that_does_not_come_is_given_up(service):
+    with closing(socket.create_connection(("127.0.0.1", service.port), timeout=30)) as connection:
+        connection.sendall(
+            b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer let me in\r\nConnection: close\r\n"
+            b"Content-Length: 1000\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+        )
+        answer = b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+    assert answer.startswith("HTTP/1.1 504")
+    assert '"code":"timeout"' in answer
+
+
+def test_broken_files_cost_one_answer_each(service, shared):
+    replicas = [service.replica(name).pid for name in ("decoder", "model", "ingress")]
+    found = {}
+    for file in sorted((shared / "videos").iterdir()):
+        if file.suffix == ".md":
+            continue
+        response = service.ask(file, method="zero_shot")
+        found[file.name] = response.status_code
+        if response.status_code != 200:
+            problem(response, 422, "unusable-video")
+            assert "/proc" not in response.text
+            assert "/tmp" not in response.text
+    assert {name for name, status in found.items() if status != 200} == {
+        "corrupt_decode_error.mp4",
+        "empty.mp4",
+        "text.mp4",
+        "truncated.mp4",
+    }
+    assert [service.replica(name).pid for name in ("decoder", "model", "ingress")] == replicas
+
+
+def test_a_gigabyte_is_cut_off_with_flat_memory(service):
+    watched = [service.replica("ingress"), *service.processes("ProxyActor")]
+    assert len(watched) == 2
+
+    def memory():
+        return sum(process.memory_info().rss for process in watched)
+
+    before, peak, sent = memory(), 0, 0
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+    connection.putrequest("POST", "/v1/classify")
+    for name, value in (*service.headers.items(), ("Transfer-Encoding", "chunked")):
+        connection.putheader(name, value)
+    connection.putheader("Content-Type", "multipart/form-data; boundary=b")
+    connection.endheaders()
+    start = b'--b\r\nContent-Disposition: form-data; name="video"; filename="a.mp4"\r\n\r\n'
+    connection.send(b"%x\r\n%s\r\n" % (len(start), start))
+    chunk = b"%x\r\n%s\r\n" % (2**20, b"x" * 2**20)
+    try:
+        for _ in range(1024):
+            connection.send(chunk)
+            sent += 2**20
+            peak = max(peak, memory())
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    response = connection.getresponse()
+    assert response.status == 413
+    assert json.loads(response.read())["code"] == "body-too-large"
+    connection.close()
+    assert peak - before < 4 * BODY_BYTES, f"{(peak - before) / 2**20:.0f} MiB more after {sent / 2**20:.0f} MiB"
+    assert service.get("/readyz").status_code == 200
+
+
+def test_a_decoder_that_hangs_or_dies_costs_its_video_only(service, video, slow_video):
+    replica = service.replica("decoder").pid
+    with ThreadPoolExecutor(1) as pool:
+        hung = pool.submit(service.ask, slow_video)
+        child = service.stop_decoding()
+        assert "took longer than 6 s" in problem(hung.result(), 422, "unusable-video")
+        assert service.ask(video).status_code == 200
+        assert not child.is_running()
+
+        killed = pool.submit(service.ask, slow_video)
+        service.stop_decoding().kill()
+        assert "SIGKILL" in problem(killed.result(), 422, "unusable-video")
+    assert service.ask(video).status_code == 200
+    assert service.replica("decoder").pid == replica
+
+
+def test_beyond_capacity_the_answer_comes_at_once(service, video):
+    child = service.decoding_process()
+    child.suspend()
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(service.ask(video))) for _ in range(8)]
+    try:
+        for thread in threads:
+            thread.start()
+        limit = time.monotonic() + 20
+        while not re.search(r"zar_requests_held\{.*\} 8\.0", service.get("/metrics").text):
+            assert time.monotonic() < limit
+        started = time.monotonic()
+        refused = service.ask(video)
+        seconds = time.monotonic() - started
+    finally:
+        child.resume()
+        for thread in threads:
+            thread.join()
+    problem(refused, 503, "overloaded")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert seconds < 2
+    assert [answer.status_code for answer in answers] == [200] * 8
+
+
+def test_a_replica_killed_under_load_loses_what_it_held_and_no_more(service, video):
+    replica = service.replica("model")
+    stop = time.monotonic() + 6
+
+    def client(_):
+        answers = []
+        while time.monotonic() < stop:
+            answers.append(service.ask(video))
+        return answers
+
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(client, number) for number in range(4)]
+        time.sleep(2)
+        replica.kill()
+        answers = [answer for one in clients for answer in one.result()]
+    lost = [answer for answer in answers if answer.status_code != 200]
+    for answer in lost:
+        problem(answer, 503, "replica-lost")
+        assert answer.headers["retry-after"]
+    assert len(lost) <= 4, "more than the four that could be in flight"
+    assert sum(answer.status_code == 200 for answer in answers) > 4
+    assert service.ask(video).status_code == 200
+    assert service.replica("model").pid != replica.pid
+
+
+def test_a_model_that_hangs_is_a_timeout(service, video):
+    """Last, because it takes as long as all stages may."""
+    replica = service.replica("model")
+    replica.suspend()
+    try:
+        response = service.ask(video)
+    finally:
+        replica.resume()
+    assert "took longer than 35 s" in problem(response, 504, "timeout")

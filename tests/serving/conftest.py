@@ -1,0 +1,27 @@
+"""What tests of the service share."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+from fastapi.testclient import TestClient
+from serving_backends import LocalBackend
+
+from zar_ray.serving.http_app import build_app
+from zar_ray.serving.options import ServeConfig
+
+
+@pytest.fixture(scope="module")
+def served(tiny_checkpoint, tmp_path_factory):
+    """Makes a client of the service: `client, backend = served(limits={...})`."""
+    stack = ExitStack()
+
+    def make(**options):
+        config = ServeConfig.model_validate({"checkpoint": tiny_checkpoint, "device": "cpu", "threads": 1, **options})
+        backend = LocalBackend(config, tmp_path_factory.mktemp("uploads"))
+        # Entered, all its requests share one event loop, as a replica's do.
+        return stack.enter_context(TestClient(build_app(config, backend), raise_server_exceptions=False)), backend
+
+    with stack:
+        yield make

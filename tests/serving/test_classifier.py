@@ -1,0 +1,97 @@
+"""A model replica: questions that share passes are answered as lone ones are, and a bad one costs its own answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from zar_ray.evaluation.spec import plan_video
+from zar_ray.models.text import PromptedClasses
+from zar_ray.serving.backend import Job, Query
+from zar_ray.serving.classifier import Classifier, TextCache
+from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.problems import RequestError
+from zar_ray.video.reading import VideoInfo
+
+LABELS = ("riding a horse", "walking the dog", "cooking an egg")
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_checkpoint):
+    return Classifier(ServeConfig(checkpoint=tiny_checkpoint, device="cpu", text_cache=2))
+
+
+def job(classifier, number, labels=LABELS, method="zar", **query):
+    options = classifier.config.adaptation(method, 0, 1, None)
+    info = VideoInfo(20 + number, 25.0, 48, 36, 1.0, "none")
+    plan = plan_video(f"{number}.mp4", info, options, classifier.model.preprocessing, needs_views=True)
+    frames = np.random.default_rng(number).integers(0, 255, (len(plan.frames), plan.height, plan.width, 3), np.uint8)
+    return Job(Query(f"request-{number}", labels, options, **query), f"{number}.mp4", info, None, plan, frames, 0, 0.1)
+
+
+def scores(answer):
+    return [(one.label, pytest.approx(one.score, abs=1e-6)) for one in answer.after]
+
+
+def test_together_they_are_answered_as_alone(classifier, monkeypatch):
+    jobs = [job(classifier, number) for number in range(3)]
+    jobs += [job(classifier, 3, labels=("a", "b")), job(classifier, 4, method="zero_shot")]
+    alone = [classifier.answer([one])[0] for one in jobs]
+    passes = []
+    encode = classifier.model.encode_images
+    monkeypatch.setattr(classifier.model, "encode_images", lambda pixels: passes.append(len(pixels)) or encode(pixels))
+    together = classifier.answer(jobs)
+    assert [answer.request_id for answer in together] == [f"request-{number}" for number in range(5)]
+    assert [scores(answer) for answer in together] == [scores(answer) for answer in alone]
+    assert sum(passes) == sum(answer.images_encoded for answer in alone)
+    of_three = sum(answer.images_encoded for answer in alone[:3])
+    assert len(passes) <= -(-of_three // 64) + 4, "the three of one kind fill the encoder's passes together"
+
+
+def test_what_goes_wrong_costs_its_own_answer(classifier, monkeypatch):
+    good, broken = job(classifier, 1), job(classifier, 2)
+    whole = classifier._answer_alike
+
+    def breaks(jobs):
+        if broken in jobs:
+            raise ZeroDivisionError("a secret")
+        return whole(jobs)
+
+    monkeypatch.setattr(classifier, "_answer_alike", breaks)
+    first, second = classifier.answer([good, broken])
+    assert first.request_id == "request-1"
+    assert isinstance(second, RequestError)
+    assert (second.code, "secret" in second.detail) == ("internal-error", False)
+
+
+def test_labels_that_the_model_cannot_tell_apart_are_named(classifier):
+    (answer,) = classifier.answer([job(classifier, 1, labels=("a b", "a_b"))])
+    assert isinstance(answer, RequestError)
+    assert (answer.code, "read the same" in answer.detail) == ("invalid-parameters", True)
+
+
+def test_text_features_of_recent_label_sets_are_kept(classifier, monkeypatch):
+    made = []
+    of = PromptedClasses.of
+    monkeypatch.setattr(PromptedClasses, "of", lambda *args: made.append(args[1].names) or of(*args))
+    sets = [("g", "h"), ("i", "j"), ("k", "l")]
+    for labels in (sets[0], sets[1], sets[0], sets[2], sets[0], sets[1]):
+        classifier.answer([job(classifier, 1, labels=labels)])
+    assert made == [sets[0], sets[1], sets[2], sets[1]], "the least recently used makes room"
+
+
+def test_a_cache_of_one_still_answers(classifier, tiny_checkpoint):
+    cache = TextCache(classifier.model, 1)
+    from zar_ray.data.class_texts import prompts_of
+
+    (prompts,) = prompts_of([LABELS], classifier.config.adaptation("zar", 0, 1, None))
+    assert cache(prompts, "end") is cache(prompts, "end")
+
+
+def test_warm_up_tries_every_method(tiny_checkpoint):
+    classifier = Classifier(ServeConfig(checkpoint=tiny_checkpoint, device="cpu"))
+    asked = []
+    whole = classifier._answer_alike
+    classifier._answer_alike = lambda jobs: asked.extend(jobs[0].query.options.method) or whole(jobs)
+    classifier.warm_up()
+    assert asked == ["zar", "zero_shot"]

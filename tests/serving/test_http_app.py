@@ -1,0 +1,426 @@
+"""The REST API over an application in this process: what is taken, what is refused, and how."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+import time
+from types import MappingProxyType
+
+import anyio
+import pytest
+
+from zar_ray.config import PredictConfig
+from zar_ray.evaluation.predict import predict
+from zar_ray.serving.options import LimitConfig
+from zar_ray.serving.problems import RequestError
+from zar_ray.serving.uploads import read_form
+
+LABELS = ("riding a horse", "walking the dog", "cooking an egg", "playing chess")
+
+
+def post(client, file, **fields):
+    fields.setdefault("candidate_labels", list(LABELS))
+    with file.open("rb") as stream:
+        return client.post("/v1/classify", files={"video": (file.name, stream)}, data=fields)
+
+
+def problem(response, status, code):
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document = response.json()
+    assert (document["status"], document["code"]) == (status, code)
+    assert document["request_id"] == response.headers["x-request-id"]
+    assert document["title"]
+    return document["detail"]
+
+
+@pytest.fixture
+def video(make_video, tmp_path):
+    return make_video(tmp_path / "some video.mp4", frames=30, seed=3)
+
+
+@pytest.mark.parametrize("method", ["zar", "zero_shot"])
+def test_answers_are_those_of_zar_predict(served, video, tiny_checkpoint, method):
+    client, backend = served()
+    answer = post(client, video, method=method, seed="5", top_k="4").json()
+    options = PredictConfig(checkpoint=tiny_checkpoint, videos=(str(video),), method=(method,), seed=5, device="cpu")
+    (local,) = predict(backend.classifier.model, LABELS, options)
+    for ours, theirs in ((answer["after"], local.after), (answer["before"], local.before)):
+        assert [one["label"] for one in ours] == [one.label for one in theirs]
+        assert [one["score"] for one in ours] == pytest.approx([one.score for one in theirs], abs=1e-6)
+    assert answer["candidates"] == 4
+    assert answer["video"]["frames"] == 30
+    assert answer["video"]["name"] == "some video.mp4"
+    assert (len(answer["views"]), answer["steps"]) == ((48, 1) if method == "zar" else (0, 0))
+    assert sum(view["selected"] for view in answer["views"]) == (38 if method == "zar" else 0)
+    assert answer["timings"]["total"] == pytest.approx(sum(answer["timings"].values()) - answer["timings"]["total"])
+    assert answer["explanation"] is None
+
+
+def test_an_explanation_shows_frames_and_what_tuning_changed(served, video):
+    client, _ = served()
+    answer = post(client, video, explain="true").json()
+    explanation = answer["explanation"]
+    assert explanation["label"] == answer["after"][0]["label"]
+    numbers = [frame["frame"] for frame in explanation["frames"]]
+    assert numbers == sorted(set(numbers))
+    assert set(numbers) <= set(answer["video"]["evaluation_frames"])
+    values = [
+        value for frame in explanation["frames"] for when in ("before", "after") for row in frame[when] for value in row
+    ]
+    assert max(values) == 1.0
+    assert min(values) >= 0.0
+    assert any(frame["before"] != frame["after"] for frame in explanation["frames"])
+    assert all(frame["image"].startswith("data:image/jpeg;base64,") for frame in explanation["frames"])
+    untuned = post(client, video, explain="true", method="zero_shot").json()["explanation"]
+    assert all(frame["before"] == frame["after"] for frame in untuned["frames"])
+
+
+def test_defaults_label_sets_and_labels_in_one_field(served, video, tmp_path):
+    own = tmp_path / "mine.txt"
+    own.write_text("a\nb\nc\n")
+    client, backend = served(label_sets={"mine": str(own), "ucf101": "ucf101"}, methods=["zero_shot"], seed=9)
+    assert client.get("/v1/labels").json()["label_sets"][0] == {"name": "mine", "labels": ["a", "b", "c"]}
+    answer = post(client, video, candidate_labels=[], label_set="mine").json()
+    assert (answer["method"], answer["seed"], answer["candidates"]) == ("zero_shot", 9, 3)
+    for text in ("x, y, z", "x\ny\n\nz\n"):
+        assert post(client, video, candidate_labels=text).json()["candidates"] == 3
+    assert post(client, video, hypothesis_template="you see {}.").status_code == 200
+    assert [query.labels for _, query in backend.seen] == [("a", "b", "c"), ("x", "y", "z"), ("x", "y", "z"), LABELS]
+    assert backend.seen[-1][1].options.template == "you see {}."
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"candidate_labels": []}, "either the candidate labels or the name of a label_set"),
+        ({"label_set": "ucf101"}, "either the candidate labels or the name of a label_set"),
+        ({"candidate_labels": [], "label_set": "ufc101"}, 'did you mean "ucf101"'),
+        ({"candidate_labels": ["a", ""]}, "label 2 is empty"),
+        ({"candidate_labels": ["a", "b", "a "]}, '"a" is there twice'),
+        ({"candidate_labels": ["a b", "a_b"]}, "read the same"),
+        ({"candidate_labels": ["a", "x" * 201]}, "201 characters"),
+        ({"candidate_labels": [str(n) for n in range(1001)]}, "1001 are more than the 1000"),
+        ({"candidate_labels": ["a", "b\x07"]}, "control characters"),
+        ({"candidate_labels": ["a", "🦊" * 60]}, "tokens"),
+        ({"method": "zer_shot"}, 'did you mean "zero_shot"'),
+        ({"steps": "11"}, "11 are more than the 10"),
+        ({"steps": "many"}, "steps"),
+        ({"seed": "-1"}, "seed"),
+        ({"seed": ["1", "2"]}, "seed: is there 2 times"),
+        ({"top_k": "0"}, "top_k"),
+        ({"hypothesis_template": "no place"}, "must hold {} once"),
+        ({"temperature": "1"}, "temperature"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_named(served, video, fields, said):
+    client, _ = served()
+    assert said in problem(post(client, video, **fields), 422, "invalid-parameters")
+
+
+def test_labels_are_never_the_name_of_a_file(served, video, tmp_path):
+    secret = tmp_path / "a,b" / "secret"
+    secret.parent.mkdir()
+    secret.write_text("one\ntwo\n")
+    client, backend = served()
+    for field in (str(secret), str(tmp_path / "secret.txt"), "conf/classes/hmdb51.txt"):
+        answer = post(client, video, candidate_labels=field)
+        assert answer.status_code == 200
+        assert backend.seen[-1][1].labels == tuple(field.split(","))
+    many = ", ".join(f"label number {number}" for number in range(100))
+    assert post(client, video, candidate_labels=many).json()["candidates"] == 100
+
+
+def test_a_name_with_a_quotation_mark_arrives_as_it_is(served, make_video, tmp_path):
+    client, _ = served()
+    file = make_video(tmp_path / 'the "best" one.mp4', frames=20)
+    assert post(client, file).json()["video"]["name"] == file.name
+
+
+def test_bodies_that_are_no_requests(served, video, tmp_path):
+    client, _ = served()
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    assert "not a video" in problem(post(client, text), 422, "unusable-video")
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    assert "empty file" in problem(post(client, empty), 422, "unusable-video")
+    send = client.post
+    problem(send("/v1/classify", content=b"x", headers={"content-type": "video/mp4"}), 415, "unsupported-media-type")
+    problem(send("/v1/classify"), 415, "unsupported-media-type")
+    problem(send("/v1/classify", content=b"{", headers={"content-type": "application/json"}), 400, "bad-request")
+    problem(send("/v1/classify", content=b"x", headers={"content-type": "multipart/form-data"}), 400, "bad-request")
+    broken = {"content-type": "multipart/form-data; boundary=b"}
+    problem(send("/v1/classify", content=b"no boundary", headers=broken), 400, "bad-request")
+    assert "video" in problem(send("/v1/classify", data={"seed": "1"}, files={"film": b"1"}), 422, "invalid-parameters")
+    assert "path" in problem(send("/v1/classify", json={"seed": 1}), 422, "invalid-parameters")
+    problem(client.get("/nowhere"), 404, "not-found")
+    problem(client.get("/v1/classify"), 405, "method-not-allowed")
+    problem(client.get("/page/../options.py"), 404, "not-found")
+
+
+def test_a_url_is_not_fetched_and_paths_stay_beneath_their_roots(served, make_video, tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    make_video(root / "in" / "a.mp4", frames=20)
+    make_video(outside / "b.mp4", frames=20)
+    (root / "link.mp4").symlink_to(outside / "b.mp4")
+    (root / "inside.mp4").symlink_to(root / "in" / "a.mp4")
+    (root / "folder").symlink_to(outside)
+    (root / "loop").symlink_to(root / "loop")
+    client, _ = served(roots=[str(root)])
+
+    def ask(path, client=client):
+        return client.post("/v1/classify", json={"path": path, "candidate_labels": list(LABELS)})
+
+    for path in ("in/a.mp4", str(root / "in" / "a.mp4"), "in/../in/a.mp4", "inside.mp4"):
+        assert ask(path).json()["video"]["name"] == "a.mp4", path
+    refused = {
+        problem(ask(path), 422, "path-not-allowed")
+        for path in (
+            "http://127.0.0.1:1/a.mp4",
+            "https://example.org/a.mp4",
+            "file:///etc/hostname",
+            "../outside/b.mp4",
+            str(outside / "b.mp4"),
+            "/etc/hostname",
+            "link.mp4",
+            "folder/b.mp4",
+            "loop",
+            "in",
+            "missing.mp4",
+            "a\0b",
+            "x" * 4000,
+        )
+    }
+    assert len(refused) == 1, "the answer tells what is there"
+    bare, _ = served()
+    problem(ask("in/a.mp4", bare), 422, "path-not-allowed")
+
+
+def test_bodies_are_cut_off_at_the_limit(served, video):
+    client, backend = served(limits={"body_bytes": 4096})
+    problem(post(client, video), 413, "body-too-large")
+    sent = []
+
+    def endless():
+        yield b'--b\r\nContent-Disposition: form-data; name="video"; filename="a.mp4"\r\n\r\n'
+        for _ in range(1000):
+            sent.append(1)
+            yield b"x" * 1024
+
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    problem(client.post("/v1/classify", content=endless(), headers=headers), 413, "body-too-large")
+    assert not backend.seen
+    json_client, _ = served()
+    large = {"content-type": "application/json"}
+    problem(json_client.post("/v1/classify", content=b" " * (2**20 + 1), headers=large), 413, "body-too-large")
+    problem(client.post("/v1/classify", headers={**headers, "content-length": "1e9"}), 400, "bad-request")
+
+
+def test_a_slow_body_is_given_up():
+    """Read without an application: the tests' client sends all of a body before one runs."""
+
+    class SlowRequest:
+        headers = MappingProxyType({"Content-Type": "multipart/form-data; boundary=b"})
+
+        async def stream(self):
+            yield b"--b\r\n"
+            await anyio.sleep(30)
+            yield b"more"
+
+    async def read():
+        async with read_form(SlowRequest(), LimitConfig(receive_seconds=0.2)):
+            pass
+
+    with pytest.raises(RequestError, match="took longer than") as caught:
+        anyio.run(read)
+    assert caught.value.code == "timeout"
+
+
+def test_beyond_capacity_the_answer_comes_at_once(served, video):
+    client, backend = served(limits={"concurrent": 1, "queued": 1, "retry_after": 7})
+    backend.gate.clear()
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(post(client, video))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    limit = time.monotonic() + 20
+    while 'zar_requests_held{replica="local"} 2.0' not in client.get("/metrics").text:
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    started = time.monotonic()
+    refused = post(client, video)
+    assert time.monotonic() - started < 2
+    assert "2 requests" in problem(refused, 503, "overloaded")
+    assert refused.headers["retry-after"] == "7"
+    assert len(backend.seen) == 1, "one is worked on, the other waits"
+    backend.gate.set()
+    for thread in threads:
+        thread.join(30)
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert 'zar_requests_held{replica="local"} 0.0' in client.get("/metrics").text
+    assert 'zar_body_bytes_held{replica="local"} 0.0' in client.get("/metrics").text
+    assert post(client, video).status_code == 200
+
+
+def test_the_bytes_of_waiting_bodies_are_bounded(served, video):
+    size = video.stat().st_size
+    client, backend = served(limits={"queued_bytes": 2 * size, "body_bytes": 4 * size})
+    backend.gate.clear()
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(post(client, video)))
+    thread.start()
+    while not backend.seen:
+        time.sleep(0.02)
+    assert "bytes of bodies are held" in problem(post(client, video), 503, "overloaded")
+    backend.gate.set()
+    thread.join(30)
+    assert answers[0].status_code == 200
+
+
+def test_tokens_let_in_and_keep_out(served, video):
+    tokens = [hashlib.sha256(token).hexdigest() for token in (b"first", b"second")]
+    client, _ = served(tokens=tokens)
+    for header in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic first"}, {"authorization": "first"}):
+        refused = client.post("/v1/classify", headers=header)
+        problem(refused, 401, "unauthorized")
+        assert refused.headers["www-authenticate"] == "Bearer"
+        for path in (
+            "/v1/models",
+            "/v1/labels",
+            "/v1/samples",
+            "/metrics",
+            "/docs",
+            "/openapi.json",
+            "/v1/classify:stream",
+        ):
+            problem(client.get(path, headers=header), 401, "unauthorized")
+    for path in ("/", "/healthz", "/readyz", "/page/page.js"):
+        assert client.get(path).status_code == 200, path
+    client.headers["authorization"] = "bearer second"
+    assert post(client, video).status_code == 200
+    assert client.get("/v1/models").status_code == 200
+
+
+def test_what_nobody_foresaw_is_a_problem_too_and_tells_nothing(served, video, caplog):
+    client, backend = served()
+
+    async def fail(video, query):
+        raise ZeroDivisionError("a secret")
+
+    backend.classify = fail
+    response = post(client, video)
+    assert "secret" not in response.text
+    problem(response, 500, "internal-error")
+    assert "a secret" in caplog.text
+    assert response.headers["x-request-id"] in caplog.text
+
+
+def test_requests_are_told_apart_in_answers_and_logs(served, video, caplog):
+    client, _ = served()
+    caplog.set_level("INFO", "zar_ray.serving")
+    client.headers["x-request-id"] = "mine-1"
+    answer = post(client, video)
+    assert answer.headers["x-request-id"] == answer.json()["request_id"] == "mine-1"
+    assert "request mine-1 POST /v1/classify 200" in caplog.text
+    assert "some video" not in caplog.text
+    client.headers["x-request-id"] = "not\tfit {}"
+    assert len(client.get("/healthz").headers["x-request-id"]) == 32
+    measures = client.get("/metrics").text
+    assert 'zar_requests_total{code="ok",replica="local",route="/v1/classify",status="200"} 1.0' in measures
+    assert 'zar_stage_seconds_count{replica="local",stage="encode"} 1.0' in measures
+
+
+def events(response):
+    for block in response.text.strip().split("\n\n"):
+        name, data = block.split("\n")
+        yield name.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+
+
+def test_a_stream_gives_windows_and_an_end_or_an_error(served, video):
+    client, backend = served()
+
+    def ask(**fields):
+        files = {"video": (video.name, video.read_bytes())}
+        return client.post("/v1/classify:stream", files=files, data={"candidate_labels": list(LABELS), **fields})
+
+    response = ask(window="2.5")
+    assert response.headers["content-type"].startswith("text/event-stream")
+    got = list(events(response))
+    assert [name for name, _ in got] == ["window", "window", "end"]
+    assert [one["start"] for name, one in got if name == "window"] == [0.0, 2.5]
+    assert got[-1][1] == {"windows": 2}
+    problem(ask(window="0"), 422, "invalid-parameters")
+
+    whole = backend.classify_windows
+
+    async def breaks(video, query, windows):
+        async for window in whole(video, query, windows):
+            yield window
+            raise ZeroDivisionError("a secret")
+
+    backend.classify_windows = breaks
+    got = list(events(ask()))
+    assert [name for name, _ in got] == ["window", "error"]
+    assert got[-1][1]["code"] == "internal-error"
+
+    async def refuses(video, query, windows):
+        raise RequestError("unusable-video", "no frames a second")
+        yield
+
+    backend.classify_windows = refuses
+    problem(ask(), 422, "unusable-video")
+    assert 'zar_requests_held{replica="local"} 0.0' in client.get("/metrics").text
+
+
+def test_a_client_that_is_gone_before_its_stream_begins_holds_nothing(served, video):
+    client, _ = served()
+    form = client.build_request(
+        "POST", "/v1/classify:stream", files={"video": video.read_bytes()}, data={"candidate_labels": list(LABELS)}
+    )
+    body = form.read()
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/classify:stream",
+        "headers": [(name.lower(), value) for name, value in form.headers.raw],
+        "query_string": b"",
+    }
+    arrived = iter([{"type": "http.request", "body": body}])
+
+    async def receive():
+        return next(arrived, {"type": "http.disconnect"})
+
+    async def send(message):
+        raise OSError("the client is gone")
+
+    with contextlib.suppress(Exception):
+        client.portal.call(client.app, scope, receive, send)
+    assert 'zar_requests_held{replica="local"} 0.0' in client.get("/metrics").text
+    assert 'zar_body_bytes_held{replica="local"} 0.0' in client.get("/metrics").text
+
+
+def test_models_health_page_and_documentation(served):
+    client, _ = served()
+    (model,) = client.get("/v1/models").json()["models"]
+    assert model["methods"] == ["zar", "zero_shot"]
+    assert model["input_size"] == 32
+    assert not model["random_weights"]
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ready"}
+    page = client.get("/")
+    assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+    assert client.get("/v1/samples").json() == {"samples": []}
+    assert client.get("/docs").status_code == 200
+
+
+def test_samples_are_offered_and_may_be_asked_for(served, make_video, tmp_path):
+    make_video(tmp_path / "samples" / "one" / "a.mp4", frames=20)
+    client, _ = served(samples=str(tmp_path / "samples"))
+    (sample,) = client.get("/v1/samples").json()["samples"]
+    assert sample == {"name": "one/a", "path": "one/a.mp4"}
+    answer = client.post("/v1/classify", json={"path": sample["path"], "candidate_labels": ["a", "b"]})
+    assert answer.status_code == 200

@@ -1,0 +1,210 @@
+"""`zar predict --server`: what it prints is what `zar predict` prints, without the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import uvicorn
+from serving_backends import LocalBackend
+
+from zar_ray.cli import _ServedRanking, main
+from zar_ray.config import AdaptationOptions, PredictConfig, identity
+from zar_ray.evaluation.predict import Ranking
+from zar_ray.serving.http_app import build_app
+from zar_ray.serving.options import ServeConfig
+
+LABELS = 'jumping high,"riding, on a bike",swimming'
+TOKEN = "let-me-in"
+VIEWS = {"frames": 4}
+
+
+@pytest.fixture(scope="module")
+def service(tiny_checkpoint, tmp_path_factory):
+    """The application under uvicorn, with everything behind it in this process."""
+    config = ServeConfig.model_validate(
+        {
+            "checkpoint": tiny_checkpoint,
+            "device": "cpu",
+            "threads": 1,
+            "views": VIEWS,
+            "tokens": [hashlib.sha256(TOKEN.encode()).hexdigest()],
+        }
+    )
+    backend = LocalBackend(config, tmp_path_factory.mktemp("uploads"))
+    server = uvicorn.Server(uvicorn.Config(build_app(config, backend), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield SimpleNamespace(url=f"http://127.0.0.1:{port}")
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def predict(capsys, monkeypatch):
+    """Runs `zar predict`; what it printed, and its status."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("ZAR_TOKEN", raising=False)
+
+    def run(*words):
+        status = main(["predict", *map(str, words)])
+        said = capsys.readouterr()
+        return SimpleNamespace(status=status, out=said.out, err=said.err)
+
+    return run
+
+
+@pytest.fixture
+def both(predict, service, tiny_checkpoint):
+    """The same command by the service and in this process."""
+
+    def run(*words):
+        local = predict(*words, "--checkpoint", tiny_checkpoint, "--device", "cpu", "--views.frames", VIEWS["frames"])
+        return predict(*words, "--server", service.url, "--token", TOKEN), local
+
+    return run
+
+
+@pytest.fixture
+def videos(make_video, tmp_path):
+    return [make_video(tmp_path / f"vidéo {number}.mp4", frames=20 + number, seed=number) for number in range(2)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--method", "zero_shot", "zar", "--top-k", "2", "--seed", "3"],
+        ["--zar.steps", "2", "--template", "someone is {} now"],
+    ],
+)
+def test_json_lines_are_those_of_the_model_here(both, videos, options):
+    served, local = both(*videos, "--labels", LABELS, "--json-lines", *options)
+    assert (served.status, served.err) == (0, "")
+    rankings, expected = ([json.loads(line) for line in one.out.splitlines()] for one in (served, local))
+    assert len(rankings) == len(expected) == (4 if "--method" in options else 2)
+    for ranking, other in zip(rankings, expected, strict=True):
+        assert list(ranking) == list(other)
+        for when in ("before", "after"):
+            found, wanted = ranking.pop(when), other.pop(when)
+            assert [one["label"] for one in found] == [one["label"] for one in wanted]
+            assert [one["score"] for one in found] == pytest.approx([one["score"] for one in wanted], abs=1e-6)
+        assert ranking == other
+
+
+def test_tables_are_those_of_the_model_here(both, videos):
+    served, local = both(*videos, "--labels", LABELS, "--method", "zero_shot", "zar")
+    assert served.out == local.out
+    assert "riding, on a bike" in served.out
+
+
+def test_a_bad_file_costs_its_own_line_and_the_status(both, videos, tmp_path):
+    (tmp_path / "text.mp4").write_text("not a video")
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    bad = [tmp_path / name for name in ("text.mp4", "empty.mp4", "folder.mp4", "none.mp4")]
+    served, local = both(*bad, videos[0], "--labels", LABELS, "--json-lines")
+    assert served.status == local.status == 1
+    rankings, expected = ([json.loads(line) for line in one.out.splitlines()] for one in (served, local))
+    assert [one["video"] for one in rankings] == [one["video"] for one in expected]
+    assert all(one["error"] for one in rankings[:4])
+    assert (rankings[1]["error"], rankings[3]["error"]) == (expected[1]["error"], expected[3]["error"])
+    assert rankings[4]["error"] is None
+
+
+def test_the_token_may_come_from_the_environment(predict, service, videos, monkeypatch):
+    words = (videos[0], "--labels", LABELS, "--server", service.url)
+    refused = predict(*words)
+    assert refused.status == 1
+    assert "401 unauthorized" in refused.err
+    assert refused.err.count("\n") == 1
+    monkeypatch.setenv("ZAR_TOKEN", TOKEN)
+    assert predict(*words).status == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["--checkpoint", "a.pt", "--views.frames", "4"], 2, "decides --checkpoint, --views.frames;"),
+        (["--precision", "fp32"], 2, "decides --precision;"),
+        (["--views", "4x3"], 2, "decides --views.eval-views;"),
+        (["--no-compile", "--zar.lr=0.01"], 2, "decides --zar.lr, --compile;"),
+        (["--config", "{config}"], 2, "decides --model, --zar.confidence;"),
+        (["--labels", "a,,b"], 2, "name 2 is empty"),
+        (["--labels", "none.txt"], 2, "no such file of class names"),
+        (["--method", "nothing"], 1, '"nothing" is not served here'),
+        (["--zar.steps", "1000"], 1, "steps"),
+    ],
+)
+def test_mistakes_are_one_line(predict, service, videos, tmp_path, words, status, said):
+    config = tmp_path / "options.yaml"
+    config.write_text("model: ViT-B-32\nzar:\n  confidence: 0.5\n  steps: 2\n")
+    words = [word.replace("{config}", str(config)) for word in words]
+    labels = [] if "--labels" in words else ["--labels", LABELS]
+    ran = predict(videos[0], *labels, "--server", service.url, "--token", TOKEN, *words)
+    assert ran.status == status
+    assert said in ran.err
+    assert ran.err.count("\n") == 1
+    assert not ran.out
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["a.mp4", "--server", "http://127.0.0.1:1"], 2, "--labels"),
+        (["--server", "http://127.0.0.1:1", "--labels", "a,b"], 2, "give the video files"),
+        (["a.mp4", "--labels", "a,b", "--server", "127.0.0.1:1"], 2, "is no URL"),
+        (["a.mp4", "--labels", "a,b", "--server", "http://127.0.0.1:1"], 1, "nothing answers there"),
+        (["a.mp4", "--labels", "a,b", "--token", "x"], 2, "--token goes with --server"),
+    ],
+)
+def test_nothing_to_ask_or_nobody(predict, words, status, said):
+    ran = predict(*words)
+    assert ran.status == status
+    assert said in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_a_token_is_not_shown(predict):
+    shown = predict("--server", "http://127.0.0.1:1", "--token", "s3cret", "--show-config")
+    assert "***" in shown.out
+    assert "s3cret" not in shown.out
+    # Nor does it change what numbers mean.
+    assert identity(PredictConfig(server="http://a", token="s3cret")) == identity(PredictConfig())
+
+
+def test_a_dry_run_asks_nobody(predict):
+    ran = predict("a.mp4", "--labels", "a,b", "--server", "http://127.0.0.1:1/", "--dry-run")
+    assert (ran.status, ran.out) == (0, "1 videos, 2 labels, methods zar, http://127.0.0.1:1\n")
+
+
+def test_every_option_is_either_asked_or_the_server_s():
+    """A new option of the model must not be passed over in silence."""
+    from zar_ray.cli import _ASKED
+
+    own = set(PredictConfig.model_fields) - set(AdaptationOptions.model_fields)
+    assert _ASKED - own == {"method", "template", "seed", "zar.steps"}
+    assert own <= _ASKED
+
+
+def test_a_served_ranking_has_the_same_fields():
+    assert list(_ServedRanking.__annotations__) == list(Ranking.__annotations__)
+
+
+def test_loads_neither_ray_nor_pytorch(service, videos):
+    program = (
+        "import sys; from zar_ray.cli import main; status = main(sys.argv[1:]);"
+        " print(status, {'ray', 'torch', 'open_clip'} & set(sys.modules))"
+    )
+    words = ["predict", str(videos[0]), "--labels", "a,b", "--server", service.url, "--token", TOKEN]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 set()"

@@ -1,0 +1,71 @@
+"""A backend without Ray: the service's own classifier on videos decoded in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from functools import partial
+
+import numpy as np
+
+from zar_ray.errors import VideoError
+from zar_ray.evaluation.spec import plan_video
+from zar_ray.serving.backend import Job
+from zar_ray.serving.classifier import Classifier, needs_views
+from zar_ray.serving.problems import RequestError
+from zar_ray.serving.schema import WindowResult
+from zar_ray.video.decoding import decode_video
+
+
+class LocalBackend:
+    """Classifies in threads of this process; `gate` holds every video until it is set."""
+
+    def __init__(self, config, folder):
+        self.classifier = Classifier(config)
+        self.folder = folder
+        self.gate = threading.Event()
+        self.gate.set()
+        self.seen = []
+
+    async def classify(self, video, query):
+        self.seen.append((video, query))
+        return await asyncio.to_thread(self._classify, video, query)
+
+    async def classify_windows(self, video, query, windows):
+        result = await self.classify(video, query)
+        for number in range(2):
+            yield WindowResult(
+                number=number,
+                start=number * windows.window,
+                end=(number + 1) * windows.window,
+                start_frame=0,
+                result=result,
+            )
+
+    async def model(self):
+        return self.classifier.card
+
+    def _classify(self, video, query):
+        path = video.path
+        if path is None:
+            path = self.folder / f"{query.request_id}.video"
+            np.asarray(video.content).tofile(path)
+        self.gate.wait(30)
+        preprocessing = self.classifier.model.preprocessing
+        plan_of = partial(
+            plan_video,
+            video.name,
+            options=query.options,
+            preprocessing=preprocessing,
+            needs_views=needs_views(query.options),
+        )
+        try:
+            decoded = decode_video(path, plan_of, preprocessing.interpolation)
+        except VideoError as error:
+            raise RequestError("unusable-video", str(error)) from None
+        plan = plan_of(decoded.info)
+        job = Job(query, video.name, decoded.info, decoded.warning, plan, decoded.frames, 0, decoded.seconds)
+        (answer,) = self.classifier.answer([job])
+        if isinstance(answer, RequestError):
+            raise answer
+        return answer

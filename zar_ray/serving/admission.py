@@ -1,0 +1,62 @@
+"""How many requests there may be at a time, and how many bytes of theirs; whoever comes beyond that is told at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from zar_ray.serving.options import LimitConfig
+from zar_ray.serving.problems import RequestError
+
+
+class Admission:
+    """Counts the requests of one ingress replica and the bodies they hold.
+
+    Args:
+        limits: How many may be worked on, how many may wait, and how many bytes all may hold.
+    """
+
+    def __init__(self, limits: LimitConfig) -> None:
+        self._limits = limits
+        self._turns = asyncio.Semaphore(limits.concurrent)
+        self.requests = 0
+        self.bytes = 0
+
+    @contextmanager
+    def admitted(self, size: int) -> Iterator[None]:
+        """Lets a request in for as long as the block lasts.
+
+        Args:
+            size: Bytes that its body may come to.
+
+        Raises:
+            RequestError: There are too many requests, or too many bytes (``overloaded``).
+        """
+        limits = self._limits
+        if self.requests >= limits.concurrent + limits.queued:
+            raise RequestError(
+                "overloaded",
+                f"{self.requests} requests are worked on or waiting; try again in {limits.retry_after} s",
+                limits.retry_after,
+            )
+        if self.requests and self.bytes + size > limits.queued_bytes:
+            raise RequestError(
+                "overloaded",
+                f"{self.bytes} bytes of bodies are held, and this one may come to {size};"
+                f" try again in {limits.retry_after} s",
+                limits.retry_after,
+            )
+        self.requests += 1
+        self.bytes += size
+        try:
+            yield
+        finally:
+            self.requests -= 1
+            self.bytes -= size
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Waits until the request may be worked on."""
+        async with self._turns:
+            yield

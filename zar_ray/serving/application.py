@@ -1,0 +1,128 @@
+"""The service as applications that `serve run` and `serve deploy` build."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray.serve import Application
+from rich.console import Console
+
+from zar_ray.cluster import total_gpus
+from zar_ray.config import EvalConfig, merge, read_yaml, validate
+from zar_ray.data.classes import known_class_lists
+from zar_ray.data.manifest import read_manifest
+from zar_ray.errors import ConfigError, ZarError
+from zar_ray.serving.deployments import DecoderDeployment, IngressDeployment, ModelDeployment
+from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.queries import label_sets_of, require_methods
+
+_PLACE = "the application's args"
+# Beyond what is admitted a request is answered at once, and those that only ask for health must always come through.
+_ROOM_FOR_REFUSALS = 512
+
+
+def _one_line(builder: Callable[[dict[str, Any]], Application]) -> Callable[[dict[str, Any]], Application]:
+    """Shows a user's mistake as one line where `serve run` builds the application in its own process."""
+
+    @functools.wraps(builder)
+    def build(args: dict[str, Any]) -> Application:
+        try:
+            return builder(args)
+        except ZarError as error:
+            if Path(sys.argv[0]).name == "serve":
+                raise SystemExit(f"zar: {error}") from None
+            raise
+
+    return build
+
+
+@_one_line
+def app(args: dict[str, Any]) -> Application:
+    """The service: `serve run serve.app:app checkpoint=FILE`, or `args:` in a file for `serve deploy`.
+
+    Args:
+        args: Options of `ServeConfig`; ``config`` names a YAML file with some of them.
+
+    Raises:
+        ConfigError: An option is unknown or does not fit.
+    """
+    return build(options_of(args))
+
+
+@_one_line
+def demo(args: dict[str, Any]) -> Application:
+    """The service with the demo's tiny model, which is made on first use; its videos are the page's samples.
+
+    Args:
+        args: Further options of `ServeConfig`.
+
+    Raises:
+        ZarError: The demo cannot be made, or an option does not fit.
+    """
+    from zar_ray.demo import checkpoint_file, ensure_demo, samples_folder, videos_folder
+
+    ensure_demo(EvalConfig(dataset="demo", checkpoint=checkpoint_file()), Console())
+    classes = read_manifest(videos_folder() / "manifest.parquet").class_names
+    of_demo = {
+        "checkpoint": str(checkpoint_file()),
+        "samples": str(samples_folder()),
+        "label_sets": {"demo": ",".join(classes)},
+    }
+    return build(options_of({**of_demo, **args}))
+
+
+def options_of(args: Mapping[str, Any]) -> ServeConfig:
+    """The service's options, with paths that hold on every process of this machine.
+
+    Raises:
+        ConfigError: An option is unknown or does not fit.
+    """
+    # `serve run` passes on texts.
+    own = {name: yaml.safe_load(value) if isinstance(value, str) else value for name, value in args.items()}
+    file = own.pop("config", None)
+    if file is not None:
+        own = merge(read_yaml(Path(file)), own)
+    config = validate(ServeConfig, own, str(file or _PLACE))
+    return config.model_copy(
+        update={
+            "checkpoint": config.checkpoint and config.checkpoint.expanduser().absolute(),
+            "roots": tuple(root.expanduser().absolute() for root in config.roots),
+            "samples": config.samples and config.samples.expanduser().absolute(),
+            "label_sets": {name: _absolute(source) for name, source in config.label_sets.items()},
+        }
+    )
+
+
+def build(config: ServeConfig) -> Application:
+    """Binds the deployments.
+
+    Raises:
+        ConfigError: A method or a label set is not there, or a folder that requests are to be served from.
+    """
+    require_methods(config)
+    label_sets_of(config)
+    for root in (*config.roots, *([config.samples] if config.samples else [])):
+        if not root.is_dir():
+            raise ConfigError(f"{root}: is not a folder; name one whose videos are to be served")
+    gpus = 1 if ray.is_initialized() and total_gpus() > 0 else 0
+    model = ModelDeployment.options(
+        max_ongoing_requests=2 * config.batch, ray_actor_options={"num_cpus": 1, "num_gpus": gpus}
+    ).bind(config)
+    decoder = DecoderDeployment.options(max_ongoing_requests=2, ray_actor_options={"num_cpus": 1}).bind(config, model)
+    waiting = config.limits.concurrent + config.limits.queued + _ROOM_FOR_REFUSALS
+    return IngressDeployment.options(max_ongoing_requests=waiting, ray_actor_options={"num_cpus": 0}).bind(
+        config, decoder, model
+    )
+
+
+def _absolute(source: str) -> str:
+    """A label set's source; a file by its whole path."""
+    if source in known_class_lists() or "," in source or not Path(source).expanduser().is_file():
+        return source
+    return str(Path(source).expanduser().absolute())

@@ -1,0 +1,93 @@
+"""What stands between the HTTP application and the processes that do the work; tests put a plain object there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from zar_ray.config import AdaptationOptions
+from zar_ray.serving.schema import Classification, ServedModel, WindowParameters, WindowResult
+from zar_ray.video.plans import ViewPlan
+from zar_ray.video.reading import VideoInfo
+
+
+@dataclass(frozen=True, eq=False)
+class VideoSource:
+    """A video to classify.
+
+    Attributes:
+        name: Its file name; with the seed it keys the view plan, as in `zar predict`.
+        content: uint8 (n,), the file; None where `path` says where it lies.
+        path: The file, on a disk that decoding processes see; checked against the roots.
+    """
+
+    name: str
+    content: np.ndarray | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked about a video, checked and with all defaults filled in.
+
+    Attributes:
+        request_id: For logs and the answer.
+        labels: The candidate labels.
+        options: Method, seed, steps, template and the service's own settings.
+        top_k: Labels to return.
+        explain: Whether frames and relevance maps are wanted.
+        received: Seconds that the body took to arrive.
+    """
+
+    request_id: str
+    labels: tuple[str, ...]
+    options: AdaptationOptions = field(default_factory=AdaptationOptions)
+    top_k: int = 5
+    explain: bool = False
+    received: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A decoded video and what is asked about it.
+
+    Attributes:
+        query: The question.
+        name: The video's file name.
+        info: What was found in the file.
+        warning: What is wrong with it although it could be read.
+        plan: Its views.
+        frames: uint8 (F, h, w, 3), one a row of ``plan.frames``.
+        first_frame: The frame of the file that the plan's frame 0 is; above 0 for windows.
+        decode_seconds: What decoding took.
+    """
+
+    query: Query
+    name: str
+    info: VideoInfo
+    warning: str | None
+    plan: ViewPlan
+    frames: np.ndarray
+    first_frame: int
+    decode_seconds: float
+
+
+class Backend(Protocol):
+    """Classifies videos. All methods raise `zar_ray.serving.problems.RequestError` for what goes wrong."""
+
+    async def classify(self, video: VideoSource, query: Query) -> Classification:
+        """Classifies a video as a whole."""
+        ...
+
+    def classify_windows(
+        self, video: VideoSource, query: Query, windows: WindowParameters
+    ) -> AsyncGenerator[WindowResult]:
+        """Classifies a long video window by window, each as soon as it is decoded."""
+        ...
+
+    async def model(self) -> ServedModel:
+        """The served model, once its weights are loaded and a warm-up video has been classified."""
+        ...

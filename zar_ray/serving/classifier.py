@@ -1,0 +1,256 @@
+"""A model replica's work: decoded videos and questions in, answers out, several at a time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+import zar_ray
+from zar_ray.adaptation.adapter import CasePrediction, PlannedVideo, VideoAdapter, VideoPrediction
+from zar_ray.adaptation.base import entropy
+from zar_ray.adaptation.methods import get_method
+from zar_ray.config import AdaptationOptions, ClassPosition
+from zar_ray.data.class_texts import ClassPrompts, prompts_of
+from zar_ray.errors import ConfigError, ModelError, VideoError
+from zar_ray.evaluation.predict import rank_labels
+from zar_ray.evaluation.spec import plan_video
+from zar_ray.models.clip import ClipModel
+from zar_ray.models.loading import load_model
+from zar_ray.models.text import PromptedClasses
+from zar_ray.serving.backend import Job, Query
+from zar_ray.serving.explaining import explain
+from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.problems import RequestError
+from zar_ray.serving.schema import (
+    Classification,
+    Explanation,
+    RankedLabel,
+    ServedModel,
+    Timings,
+    VideoFacts,
+    ViewEntropy,
+)
+from zar_ray.video.plans import ViewPlan
+from zar_ray.video.reading import VideoInfo
+
+logger = logging.getLogger(__name__)
+
+_WARM_UP_FRAMES = 64
+_WARM_UP_LABELS = ("opening a door", "riding a horse")
+
+
+class Classifier:
+    """One model with the text features of recent label sets; not for several threads at a time.
+
+    Args:
+        config: The service's options.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.config = config
+        self.model = load_model(config)
+        self._texts = TextCache(self.model, config.text_cache)
+        self._lock = threading.Lock()
+
+    @property
+    def card(self) -> ServedModel:
+        """What the service says of its model."""
+        return ServedModel(
+            name=self.model.name,
+            fingerprint=self.model.fingerprint,
+            version=zar_ray.__version__,
+            input_size=self.model.preprocessing.input_size,
+            methods=self.config.methods,
+            random_weights=self.model.random_weights,
+        )
+
+    def warm_up(self) -> None:
+        """Classifies a grey video with every method, so that the first request finds everything loaded.
+
+        Raises:
+            ConfigError: A method or the options cannot be used with the model.
+            RequestError: A method fails.
+        """
+        size = self.model.preprocessing.input_size
+        info = VideoInfo(_WARM_UP_FRAMES, 25.0, size, size, _WARM_UP_FRAMES / 25, "none")
+        for method in self.config.methods:
+            options = self.config.adaptation(method, 0, self.config.zar.steps, None)
+            plan = plan_video("warm-up", info, options, self.model.preprocessing, needs_views=True)
+            frames = np.full((len(plan.frames), plan.height, plan.width, 3), 127, dtype=np.uint8)
+            query = Query("warm-up", _WARM_UP_LABELS, options)
+            (answer,) = self.answer([Job(query, "warm-up", info, None, plan, frames, 0, 0.0)])
+            if isinstance(answer, RequestError):
+                raise answer
+
+    def answer(self, jobs: Sequence[Job]) -> list[Classification | RequestError]:
+        """Answers several questions; those of one label set under the same options share all passes.
+
+        Args:
+            jobs: The questions.
+
+        Returns:
+            An answer a question, in order; an error in place of one that cannot be answered, which leaves the others
+            alone.
+        """
+        groups: dict[tuple[tuple[str, ...], str], list[int]] = {}
+        for number, job in enumerate(jobs):
+            groups.setdefault((job.query.labels, job.query.options.model_dump_json()), []).append(number)
+        answers: dict[int, Classification | RequestError] = {}
+        with self._lock:
+            for numbers in groups.values():
+                answers.update(zip(numbers, self._answer_safely([jobs[number] for number in numbers]), strict=True))
+        return [answers[number] for number in range(len(jobs))]
+
+    def _answer_safely(self, jobs: Sequence[Job]) -> list[Classification | RequestError]:
+        """Answers together; if that breaks in a way nobody foresaw, each by itself, so that it costs one answer."""
+        try:
+            return self._answer_alike(jobs)
+        except Exception:
+            logger.exception("questions %s failed", ", ".join(job.query.request_id for job in jobs))
+        if len(jobs) == 1:
+            return [RequestError("internal-error", "the service failed on this video; its log says why")]
+        return [answer for job in jobs for answer in self._answer_safely([job])]
+
+    def _answer_alike(self, jobs: Sequence[Job]) -> list[Classification | RequestError]:
+        labels, options = jobs[0].query.labels, jobs[0].query.options
+        try:
+            prompts = prompts_of([labels], options)
+            adapter = VideoAdapter(self.model, prompts, options.method, options, classes_of=self._texts)
+        except (ConfigError, ModelError) as error:
+            return [RequestError("invalid-parameters", str(error)) for _ in jobs]
+        outcomes = adapter.predict([PlannedVideo(job.plan, job.frames) for job in jobs])
+        return [
+            _unanswered(outcome) if isinstance(outcome, VideoError) else self._answered(job, outcome, adapter)
+            for job, outcome in zip(jobs, outcomes, strict=True)
+        ]
+
+    def _answered(self, job: Job, outcome: VideoPrediction, adapter: VideoAdapter) -> Classification:
+        query, (case,) = job.query, outcome.cases
+        explanation, missing, explain_seconds = None, None, 0.0
+        if query.explain:
+            started = time.perf_counter()
+            explanation, missing = self._explanation(job, outcome, case, adapter.class_sets[0])
+            explain_seconds = time.perf_counter() - started
+        decision = case.decision
+        timings = {
+            "receive": query.received,
+            "decode": job.decode_seconds,
+            "encode": outcome.encode_seconds,
+            "adapt": case.seconds,
+            "explain": explain_seconds,
+        }
+        return Classification(
+            request_id=query.request_id,
+            model=self.card,
+            method=case.method,
+            seed=query.options.seed,
+            steps=0 if decision.losses is None else len(decision.losses),
+            candidates=len(query.labels),
+            before=_labels(decision.logits_before, query),
+            after=_labels(decision.logits_after, query),
+            entropy_before=float(entropy(decision.logits_before)),
+            entropy_after=float(entropy(decision.logits_after)),
+            views=_views(outcome.plan, case, job.first_frame),
+            images_encoded=outcome.images_encoded,
+            video=_facts(job, outcome.plan),
+            timings=Timings(**timings, total=sum(timings.values())),
+            explanation=explanation,
+            explanation_missing=missing,
+        )
+
+    def _explanation(
+        self, job: Job, outcome: VideoPrediction, case: CasePrediction, classes: PromptedClasses
+    ) -> tuple[Explanation | None, str | None]:
+        """The maps of the answer's label, or why there are none."""
+        try:
+            return explain(job, outcome, case, classes), None
+        except ModelError as error:
+            return None, str(error)
+
+
+class TextCache:
+    """The prompts of recent label sets with their text features; the least recently used ones make room.
+
+    Args:
+        model: The model that reads them.
+        size: Label sets to keep.
+    """
+
+    def __init__(self, model: ClipModel, size: int) -> None:
+        self._model = model
+        self._size = size
+        self._kept: OrderedDict[tuple[ClassPrompts, ClassPosition], PromptedClasses] = OrderedDict()
+
+    def __call__(self, prompts: ClassPrompts, position: ClassPosition) -> PromptedClasses:
+        """The prompts under the model, from the cache if they are there.
+
+        Raises:
+            ConfigError: The model cannot read them.
+        """
+        key = prompts, position
+        if key not in self._kept:
+            self._kept[key] = PromptedClasses.of(self._model, prompts, position)
+        self._kept.move_to_end(key)
+        while len(self._kept) > self._size:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+
+def needs_views(options: AdaptationOptions) -> bool:
+    """Whether the chosen methods look at other views than the one that is classified."""
+    return any(get_method(name).needs_views for name in options.method)
+
+
+def _labels(logits: torch.Tensor, query: Query) -> tuple[RankedLabel, ...]:
+    ranked = rank_labels(logits, query.labels, query.top_k)
+    return tuple(RankedLabel(label=one.label, score=one.score) for one in ranked)
+
+
+def _views(plan: ViewPlan, case: CasePrediction, first_frame: int) -> tuple[ViewEntropy, ...]:
+    decision = case.decision
+    if decision.view_entropies is None:
+        return ()
+    chosen = set() if decision.selected is None else set(decision.selected.tolist())
+    return tuple(
+        ViewEntropy(
+            rate=origin.rate,
+            sample=origin.sample,
+            crop=origin.crop,
+            start=first_frame + origin.start,
+            length=origin.length,
+            entropy=value,
+            selected=number in chosen,
+        )
+        for number, (origin, value) in enumerate(zip(plan.origins, decision.view_entropies.tolist(), strict=True))
+    )
+
+
+def _facts(job: Job, plan: ViewPlan) -> VideoFacts:
+    shown = np.unique(plan.frames[plan.images[plan.evaluation.ravel(), 0]])
+    return VideoFacts(
+        name=job.name,
+        frames=job.info.frames,
+        fps=job.info.fps,
+        width=job.info.width,
+        height=job.info.height,
+        duration=job.info.duration,
+        decoder=job.info.decoder,
+        warning=job.warning,
+        frames_decoded=len(job.frames),
+        evaluation_frames=tuple(int(job.first_frame + frame) for frame in shown),
+    )
+
+
+def _unanswered(error: VideoError) -> RequestError:
+    # Of the encoder, which takes so many images at a time, only memory that others use can be short.
+    code = "overloaded" if error.stage == "encode" else "unusable-video"
+    return RequestError(code, str(error), retry_after=5 if code == "overloaded" else None)

@@ -1,0 +1,88 @@
+// From the form's fields to a request, and the mistakes in them next to the field they are in.
+
+import { byId } from "./dom.js";
+
+/**
+ * Labels as typed: one a line, or on a single line with commas between.
+ *
+ * With several lines commas belong to the labels, some of which have them. Doubles are dropped: they cannot both win.
+ */
+export function parseLabels(text) {
+  const lines = text.split("\n").map((line) => line.trim()).filter(Boolean);
+  const parts = lines.length === 1 ? lines[0].split(",") : lines.map((line) => line.replace(/,$/, ""));
+  return [...new Set(parts.map((label) => label.trim()).filter(Boolean))];
+}
+
+/** The chosen file, or null. */
+export function chosenFile() {
+  return byId("video").files[0] ?? null;
+}
+
+function text(id) {
+  return byId(id).value.trim() || null;
+}
+
+function number(id) {
+  const value = byId(id).value;
+  return value === "" ? null : Number(value);
+}
+
+/** What the form says: `{file, path, parameters, windowed}`. */
+export function readForm() {
+  const windowed = byId("windowed").checked;
+  const labelSet = text("label-set");
+  const parameters = {
+    candidate_labels: labelSet ? null : parseLabels(byId("labels").value),
+    label_set: labelSet,
+    hypothesis_template: text("template"),
+    method: text("method"),
+    top_k: number("top-k"),
+    steps: number("steps"),
+    seed: number("seed"),
+    explain: byId("explain").checked,
+  };
+  if (windowed) Object.assign(parameters, { window: number("window"), stride: number("stride") });
+  return { file: chosenFile(), path: text("sample"), parameters, windowed };
+}
+
+// Fields that the browser checks by their attributes; the others are checked below.
+const CHECKED = ["window", "stride", "template", "steps", "seed", "top-k"];
+
+function mistake(input) {
+  const { validity } = input;
+  if (validity.valid) return null;
+  if (validity.patternMismatch) return "Put {} where the label goes, as in: a video of a {}.";
+  if (validity.stepMismatch) return "A whole number, please.";
+  if (validity.badInput || validity.valueMissing) return "A number, please.";
+  return `Between ${input.min} and ${input.max}, please.`;
+}
+
+/** Mistakes as `[id of the field, message]`, in the order of the form. */
+export function mistakes({ file, path, parameters, windowed }) {
+  const found = [];
+  if (!file && !path) found.push(["video", "Choose a video, or a sample where there are any."]);
+  else if (file && file.size === 0) found.push(["video", "This file is empty."]);
+  if (parameters.candidate_labels?.length === 0) found.push(["labels", "Type some labels to choose among."]);
+  for (const id of CHECKED) {
+    const message = !windowed && ["window", "stride"].includes(id) ? null : mistake(byId(id));
+    if (message) found.push([id, message]);
+  }
+  return found;
+}
+
+/** Writes the mistakes beside their fields, takes away older ones, and goes to the first. */
+export function showMistakes(found) {
+  const messages = new Map(found);
+  for (const id of ["video", "labels", "token", ...CHECKED]) {
+    const input = byId(id);
+    const line = byId(`${id}-error`);
+    line.textContent = messages.get(id) ?? "";
+    line.hidden = !messages.has(id);
+    if (messages.has(id)) input.setAttribute("aria-invalid", "true");
+    else input.removeAttribute("aria-invalid");
+  }
+  if (!found.length) return;
+  const first = byId(found[0][0]);
+  first.closest("details")?.setAttribute("open", "");
+  first.focus();
+}

@@ -1,0 +1,53 @@
+"""The service's errors: each has an HTTP status and a code that stays the same."""
+
+from __future__ import annotations
+
+from zar_ray.errors import ZarError
+
+# code -> (status, title)
+PROBLEMS: dict[str, tuple[int, str]] = {
+    "bad-request": (400, "The request cannot be read"),
+    "unauthorized": (401, "A valid bearer token is needed"),
+    "not-found": (404, "There is nothing at this address"),
+    "method-not-allowed": (405, "The address does not take this method"),
+    "body-too-large": (413, "The body is larger than the service takes"),
+    "unsupported-media-type": (415, "The body is of a kind that the service does not take"),
+    "invalid-parameters": (422, "A parameter does not fit"),
+    "path-not-allowed": (422, "The path is not beneath a root of the service"),
+    "unusable-video": (422, "The video cannot be used"),
+    "video-too-large": (422, "The video is beyond the service's limits"),
+    "internal-error": (500, "The service failed"),
+    "not-ready": (503, "The service is starting"),
+    "overloaded": (503, "The service is at capacity"),
+    "replica-lost": (503, "The process that worked on the request ended"),
+    "timeout": (504, "The request took too long"),
+}
+
+
+class RequestError(ZarError):
+    """An error as the service answers it.
+
+    Args:
+        code: One of `PROBLEMS`.
+        detail: What is wrong with this very request, in one line.
+        retry_after: Seconds after which the same request may succeed.
+    """
+
+    def __init__(self, code: str, detail: str, retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type[RequestError], tuple[str, str, int | None]]:
+        return type(self), (self.code, self.detail, self.retry_after)
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return PROBLEMS[self.code][0]
+
+    @property
+    def title(self) -> str:
+        """The kind of error, for people."""
+        return PROBLEMS[self.code][1]

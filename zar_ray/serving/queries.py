@@ -1,0 +1,168 @@
+"""What a request asks, checked against the service's limits and filled in with its defaults."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from zar_ray.adaptation.methods import get_method
+from zar_ray.data.classes import class_list, known_class_lists
+from zar_ray.data.datasets import parse_class_names, split_class_names
+from zar_ray.errors import ConfigError, suggestion
+from zar_ray.serving.backend import Query
+from zar_ray.serving.options import LimitConfig, ServeConfig
+from zar_ray.serving.problems import RequestError
+from zar_ray.serving.schema import ClassifyParameters
+
+_LABELS_IN_A_FIELD = ","
+
+
+def label_sets_of(config: ServeConfig) -> dict[str, tuple[str, ...]]:
+    """The service's label sets by name.
+
+    Raises:
+        ConfigError: A set cannot be read, or is larger than a request's labels may be.
+    """
+    sets = {}
+    for name, source in config.label_sets.items():
+        labels = class_list(source) if source in known_class_lists() else parse_class_names(source)
+        if len(labels) > config.limits.labels:
+            raise ConfigError(
+                f"label_sets.{name}: has {len(labels)} labels and limits.labels is {config.limits.labels}; raise it"
+            )
+        sets[name] = labels
+    return sets
+
+
+def query_of(
+    parameters: ClassifyParameters,
+    config: ServeConfig,
+    label_sets: Mapping[str, tuple[str, ...]],
+    request_id: str,
+    received: float = 0.0,
+) -> Query:
+    """Checks a request's parameters.
+
+    Args:
+        parameters: What was sent.
+        config: The service's options.
+        label_sets: Its label sets.
+        request_id: For logs and the answer.
+        received: Seconds that the body took to arrive.
+
+    Raises:
+        RequestError: A parameter does not fit (``invalid-parameters``).
+    """
+    limits = config.limits
+    method = parameters.method if parameters.method is not None else config.methods[0]
+    if method not in config.methods:
+        raise _unfit("method", f'"{method}" is not served here{suggestion(method, config.methods)}')
+    steps = parameters.steps if parameters.steps is not None else config.zar.steps
+    if steps > limits.steps:
+        raise _unfit("steps", f"{steps} are more than the {limits.steps} that a request may ask for")
+    labels = _labels(parameters, label_sets, limits)
+    template = _template(parameters.hypothesis_template, limits)
+    seed = parameters.seed if parameters.seed is not None else config.seed
+    return Query(
+        request_id=request_id,
+        labels=labels,
+        options=config.adaptation(method, seed, steps, template),
+        top_k=parameters.top_k,
+        explain=parameters.explain,
+        received=received,
+    )
+
+
+def split_labels(fields: Sequence[str]) -> tuple[str, ...]:
+    """Candidate labels of a form: one a field, or several in a single field, one a line or between commas."""
+    if len(fields) != 1:
+        return tuple(fields)
+    (text,) = fields
+    if "\n" in text.strip():
+        return tuple(line for line in text.splitlines() if line.strip())
+    return split_class_names(text) if _LABELS_IN_A_FIELD in text else (text,)
+
+
+def beneath_roots(path: str, roots: Sequence[Path]) -> Path:
+    """The file that a request names, links resolved.
+
+    Args:
+        path: Absolute, or relative to a root.
+        roots: The folders that requests may read from.
+
+    Raises:
+        RequestError: It is no file beneath a root (``path-not-allowed``); whether something is there is not told.
+    """
+    refused = RequestError("path-not-allowed", "path: there is no such video beneath a root of this service")
+    for root in roots:
+        try:
+            top = root.expanduser().resolve(strict=True)
+            file = (top / path).resolve(strict=True)
+            if file.is_relative_to(top) and file.is_file():
+                return file
+        except (OSError, ValueError, RuntimeError):
+            # not there, not readable, a name that no file can have, or a loop of links
+            continue
+    raise refused
+
+
+def require_methods(config: ServeConfig) -> None:
+    """Refuses options that no request could be answered under.
+
+    Raises:
+        ConfigError: A method is unknown.
+    """
+    for name in config.methods:
+        get_method(name)
+
+
+def _labels(
+    parameters: ClassifyParameters, label_sets: Mapping[str, tuple[str, ...]], limits: LimitConfig
+) -> tuple[str, ...]:
+    given, name = parameters.candidate_labels, parameters.label_set
+    if (given is None) == (name is None):
+        raise _unfit("candidate_labels", "give either the candidate labels or the name of a label_set")
+    if name is not None:
+        if name not in label_sets:
+            raise _unfit("label_set", f'there is no "{_shown(name)}"{suggestion(name, label_sets)}')
+        return label_sets[name]
+    assert given is not None
+    labels = [unicodedata.normalize("NFC", label.strip()) for label in given]
+    if not labels:
+        raise _unfit("candidate_labels", "there are none; give at least one")
+    if len(labels) > limits.labels:
+        raise _unfit("candidate_labels", f"{len(labels)} are more than the {limits.labels} that a request may have")
+    seen: set[str] = set()
+    for number, label in enumerate(labels, 1):
+        if not label:
+            raise _unfit("candidate_labels", f"label {number} is empty")
+        _check_text("candidate_labels", f"label {number}", label, limits)
+        if label in seen:
+            raise _unfit("candidate_labels", f'"{_shown(label)}" is there twice')
+        seen.add(label)
+    return tuple(labels)
+
+
+def _template(template: str | None, limits: LimitConfig) -> str | None:
+    if template is None:
+        return None
+    _check_text("hypothesis_template", "it", template, limits)
+    if template.count("{}") != 1:
+        raise _unfit("hypothesis_template", "must hold {} once, where the label goes, as in: a video of a {}.")
+    return template
+
+
+def _check_text(field: str, what: str, text: str, limits: LimitConfig) -> None:
+    if len(text) > limits.label_length:
+        raise _unfit(field, f"{what} has {len(text)} characters, and {limits.label_length} are allowed")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise _unfit(field, f"{what} holds control characters")
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _unfit(field: str, what: str) -> RequestError:
+    return RequestError("invalid-parameters", f"{field}: {what}")

@@ -1,0 +1,462 @@
+"""Decoding in a child process with memory and time limits: a hostile or broken file costs its own request only.
+
+`DecoderProcess` is a plain class; the child's side is `zar_ray.serving.sandbox_process`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zar_ray.serving.options import LimitConfig
+from zar_ray.serving.problems import RequestError
+from zar_ray.serving.sandbox_process import (
+    Answer,
+    DecodeRequest,
+    Finished,
+    Job,
+    Settings,
+    Stop,
+    Taken,
+    WindowCut,
+    write_all,
+)
+from zar_ray.video.inspection import reason_of
+from zar_ray.video.plans import ViewPlan
+from zar_ray.video.reading import VideoInfo
+
+__all__ = ["DecodeRequest", "DecodedWindow", "DecoderProcess", "PlannedVideo"]
+
+logger = logging.getLogger(__name__)
+
+_START_SECONDS = 300.0  # importing the decoders from a busy network file system is slow, not broken
+_GRACE_SECONDS = 0.5  # a decoder that is merely slow says so itself and need not be replaced
+_BEGIN_SECONDS = 30.0
+_STOP_SECONDS = 3.0
+_ATTEMPTS = 2
+_DESCRIPTORS = Path("/proc/self/fd")
+# Not multiprocessing's spawn, which would import the parent's main module: in a replica, Ray's worker. SIGINT reaches
+# the whole process group; the parent ends its child itself.
+_COMMAND = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from zar_ray.serving.sandbox_process import main; main()"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedVideo:
+    """A decoded video with the plan that its frames are for.
+
+    Attributes:
+        frames: uint8 (F, h, w, 3), contiguous, resized, in the plan's order.
+        plan: Its views.
+        info: What is known of the video, and the decoder that gave these pixels.
+        warning: What is wrong with the video although it could be read.
+        seconds: Time that opening, decoding and resizing took.
+    """
+
+    frames: np.ndarray
+    plan: ViewPlan
+    info: VideoInfo
+    warning: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedWindow:
+    """One window of a video with the plan that its frames are for.
+
+    Attributes:
+        number: From 0.
+        start: Seconds from the video's start.
+        end: Seconds from the video's start.
+        start_frame: The window's first frame.
+        length: The window's frames.
+        frames: uint8 (F, h, w, 3), contiguous, resized, in the plan's order.
+        plan: Its views; frame indices count from the window's first frame.
+        info: What is known of the whole video, and the decoder that gave these pixels.
+        warning: What is wrong with the video although it could be read, as far as that is known by now; with the last
+            window all is.
+        seconds: Time that opening (for the first window), decoding and resizing took since the window before.
+    """
+
+    number: int
+    start: float
+    end: float
+    start_frame: int
+    length: int
+    frames: np.ndarray
+    plan: ViewPlan
+    info: VideoInfo
+    warning: str | None
+    seconds: float
+
+    @property
+    def frame_numbers(self) -> np.ndarray:
+        """int64 (F,), the indices of `frames` in the whole video."""
+        return self.start_frame + self.plan.frames
+
+
+class DecoderProcess:
+    """A child process that decodes one video at a time; one that dies or hangs is replaced at once.
+
+    May be used from several threads, which wait for each other; a stream of windows keeps the process until it has
+    ended or is closed. Times are counted from when the process begins with a video.
+
+    All errors are `RequestError`: ``unusable-video`` for what is wrong with a file, also that it crashes or hangs its
+    decoder or needs too much memory; ``video-too-large`` for what is beyond the limits; ``internal-error`` where the
+    process cannot be started or the options do not fit; ``replica-lost`` once it has been closed.
+
+    Args:
+        limits: What a video and its decoding may take.
+        decode: Import path of what stands for `zar_ray.video.decoding.decode_video`, for tests.
+        open_video: Import path of what stands for `zar_ray.video.reading.open_video`, for tests.
+    """
+
+    def __init__(
+        self, limits: LimitConfig, decode: str = Settings.decode, open_video: str = Settings.open_video
+    ) -> None:
+        self._settings = Settings(limits, decode, open_video)
+        self._turn = threading.Lock()  # who talks with the child
+        self._guard = threading.Lock()  # of the two below
+        self._closed = False
+        self._child: _Child | None = _Child(self._settings)
+
+    def __enter__(self) -> DecoderProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; None while there is none."""
+        child = self._child
+        return child.process.pid if child is not None else None
+
+    def start(self) -> None:
+        """Waits until the child has started, which it begins to do by itself when this object is made.
+
+        Raises:
+            RequestError: It cannot (``internal-error``).
+        """
+        with self._turn:
+            self._started_child()
+
+    def decode(
+        self, source: np.ndarray | str | os.PathLike[str], request: DecodeRequest, timeout: float
+    ) -> PlannedVideo:
+        """Decodes and resizes the frames that a video's views need, as `zar_ray.video.decoding.decode_video` does.
+
+        Args:
+            source: The file's bytes, uint8 (n,), or where it lies.
+            request: What is wanted of it.
+            timeout: Seconds it may take.
+
+        Raises:
+            RequestError: See the class.
+        """
+        ((answer, frames),) = self._answers(source, request, timeout, None)
+        return PlannedVideo(frames, answer.plan, answer.info, answer.warning, answer.seconds)
+
+    def decode_windows(
+        self,
+        source: np.ndarray | str | os.PathLike[str],
+        request: DecodeRequest,
+        window_seconds: float,
+        stride_seconds: float | None,
+        max_windows: int,
+        timeout: float,
+    ) -> Iterator[DecodedWindow]:
+        """Decodes a video window by window, each as soon as its last frame is there; reads the file once.
+
+        At most two windows are decoded ahead of the one that was taken last. Each window is planned as a video of its
+        frames would be whose name is ``<name>#<number>``.
+
+        Args:
+            source: The file's bytes, uint8 (n,), or where it lies.
+            request: What is wanted of each window.
+            window_seconds: Length of a window; the last ones may be shorter.
+            stride_seconds: From one window's start to the next; by default a window's length.
+            max_windows: Windows that there may be.
+            timeout: Seconds that each window may take, the first with opening the file.
+
+        Yields:
+            The windows in order. Close the iterator to stop early.
+
+        Raises:
+            RequestError: See the class; also after some windows, where the file turns out to be broken there.
+        """
+        cut = WindowCut(window_seconds, window_seconds if stride_seconds is None else stride_seconds, max_windows)
+        with contextlib.closing(self._answers(source, request, timeout, cut)) as answers:
+            for answer, frames in answers:
+                span = answer.span
+                assert span is not None
+                yield DecodedWindow(
+                    number=span.number,
+                    start=span.start,
+                    end=span.end,
+                    start_frame=span.start_frame,
+                    length=span.frames,
+                    frames=frames,
+                    plan=answer.plan,
+                    info=answer.info,
+                    warning=answer.warning,
+                    seconds=answer.seconds,
+                )
+
+    def close(self) -> None:
+        """Ends the child; whoever waits for it gets ``replica-lost``."""
+        with self._guard:
+            self._closed = True
+            child = self._child
+        if child is None:
+            return
+        child.kill()
+        # whoever has the turn meets the end of the connection, and closes it
+        if self._turn.acquire(blocking=False):
+            try:
+                self._replace(child)
+            finally:
+                self._turn.release()
+
+    def _answers(
+        self, source: np.ndarray | str | os.PathLike[str], request: DecodeRequest, timeout: float, cut: WindowCut | None
+    ) -> Generator[tuple[Answer, np.ndarray]]:
+        """Has the child do one job, and gives its answers with their frames."""
+        with self._turn, _shared(source) as (path, descriptor):
+            child = self._child_with(Job(request, timeout, path, cut), descriptor)
+            in_order = False
+            try:
+                while True:
+                    message = child.receive(timeout + _GRACE_SECONDS)
+                    if isinstance(message, Finished):
+                        in_order = not message.retire
+                        break
+                    frames = _mapped(child.receive_descriptor(), message.shape)
+                    child.tell(Taken())
+                    yield message, frames
+            except GeneratorExit:
+                in_order = child.stop()
+                raise
+            except TimeoutError:
+                raise RequestError("unusable-video", f"took longer than {timeout:g} s to decode") from None
+            except (EOFError, OSError):
+                raise self._death(child) from None
+            finally:
+                if not in_order:
+                    self._replace(child)
+        if message.unforeseen is not None:
+            logger.warning("decoding %s failed as nobody foresaw:\n%s", request.name, message.unforeseen)
+        if message.error is not None:
+            raise message.error
+
+    def _child_with(self, job: Job, descriptor: int | None) -> _Child:
+        """A child that has begun with a job; the turn is the caller's."""
+        for _ in range(_ATTEMPTS):
+            child = self._started_child()
+            try:
+                child.give(job, descriptor)
+                child.receive(_BEGIN_SECONDS)
+            except (EOFError, OSError):
+                # ended since the video before, which neither of them can be blamed for
+                self._replace(child)
+            else:
+                return child
+        raise (
+            _closed()
+            if self._closed
+            else RequestError("internal-error", "the process that decodes videos keeps ending")
+        )
+
+    def _started_child(self) -> _Child:
+        """A child that waits for a job; the turn is the caller's."""
+        if self._child is None:
+            self._replace(None)
+        child = self._child
+        if self._closed:
+            raise _closed()
+        if child is None:
+            raise RequestError("internal-error", "the process that decodes videos cannot be started")
+        try:
+            child.wait_for_start()
+        except (EOFError, OSError) as error:
+            reason = str(error) if isinstance(error, TimeoutError) else f"it {child.death()}"
+            self._replace(child)
+            if self._closed:
+                raise _closed() from None
+            raise RequestError("internal-error", f"the process that decodes videos does not start: {reason}") from None
+        return child
+
+    def _replace(self, child: _Child | None) -> None:
+        """Ends a child and starts another one, which becomes ready by itself; the turn is the caller's."""
+        if child is not None:
+            child.end()
+        with self._guard:
+            self._child = None
+            if not self._closed:
+                # the next video tries again
+                with contextlib.suppress(OSError):
+                    self._child = _Child(self._settings)
+
+    def _death(self, child: _Child) -> RequestError:
+        reason = child.death()
+        if self._closed:
+            return _closed()
+        return RequestError("unusable-video", f"its decoder {reason}")
+
+
+def _closed() -> RequestError:
+    return RequestError("replica-lost", "the process that decodes videos has been closed")
+
+
+class _Child:
+    """One process, and this side of the connection to it."""
+
+    def __init__(self, settings: Settings) -> None:
+        ours, theirs = socket.socketpair()
+        ear, self._lifeline = os.pipe()
+        try:
+            environment = {
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                "OMP_NUM_THREADS": "1",
+                # else each thread of a decoder reserves address space of its own, which counts as used memory
+                "MALLOC_ARENA_MAX": "1",
+            }
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _COMMAND, str(theirs.fileno()), str(ear)],
+                pass_fds=(theirs.fileno(), ear),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=environment,
+            )
+        except BaseException:
+            os.close(self._lifeline)
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(ear)
+        self._connection = Connection(ours.detach())
+        self._start_until = time.monotonic() + _START_SECONDS
+        self.started = False
+        self._ended = False
+        self.tell(settings)
+
+    def wait_for_start(self) -> None:
+        if not self.started:
+            self.receive(self._start_until - time.monotonic())
+            self.started = True
+
+    def give(self, job: Job, descriptor: int | None) -> None:
+        self._connection.send(job)
+        if descriptor is not None:
+            reduction.send_handle(self._connection, descriptor, self.process.pid)
+
+    def tell(self, message: object) -> None:
+        """Says something to a process that may have ended, which is found out when it does not answer."""
+        with contextlib.suppress(OSError):
+            self._connection.send(message)
+
+    def receive(self, seconds: float) -> Any:
+        """The next message.
+
+        Raises:
+            TimeoutError: There is none in time.
+            EOFError: The process has ended.
+        """
+        if not self._connection.poll(max(seconds, 0.0)):
+            raise TimeoutError("it does not answer")
+        return self._connection.recv()
+
+    def receive_descriptor(self) -> int:
+        """The descriptor that follows a message."""
+        return reduction.recv_handle(self._connection)
+
+    def stop(self) -> bool:
+        """Ends the present job early; whether the process waits for the next one then."""
+        until = time.monotonic() + _STOP_SECONDS
+        try:
+            self.tell(Stop())
+            while not isinstance(message := self.receive(until - time.monotonic()), Finished):
+                os.close(self.receive_descriptor())
+        except (EOFError, OSError):
+            return False
+        return not message.retire
+
+    def death(self) -> str:
+        """How the process, which has hung up, ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5.0)
+        code = self.process.returncode
+        if code is None:
+            return "stopped answering"
+        if code >= 0:
+            return f"ended with exit code {code}"
+        # a failed allocation in C++ aborts; the kernel kills
+        memory = " (out of memory?)" if -code in (signal.SIGKILL, signal.SIGABRT) else ""
+        return f"was killed by {signal.Signals(-code).name}{memory}"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        """Ends the process and closes the connection."""
+        if not self._ended:
+            self._ended = True
+            self.kill()
+            self._connection.close()
+            os.close(self._lifeline)
+
+
+@contextmanager
+def _shared(source: np.ndarray | str | os.PathLike[str]) -> Iterator[tuple[str | None, int | None]]:
+    """A file as a path or as a descriptor that another process can open.
+
+    Bytes go into a file without a name, which is gone however this process ends.
+    """
+    if not isinstance(source, np.ndarray):
+        yield os.path.abspath(source), None  # noqa: PTH100  not resolved: a link's name may carry the suffix
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            named = not _DESCRIPTORS.is_dir()
+            make = tempfile.NamedTemporaryFile if named else tempfile.TemporaryFile
+            file = stack.enter_context(make(buffering=0))
+            write_all(file.fileno(), np.ascontiguousarray(source))
+        except OSError as error:
+            raise RequestError("internal-error", f"the video cannot be stored: {reason_of(error)}") from error
+        yield (file.name, None) if named else (None, file.fileno())
+
+
+def _mapped(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The array that lies in a file, without a copy; closes the descriptor."""
+    try:
+        # private: PyTorch warns of memory that it may not write to
+        pages = mmap.mmap(descriptor, prod(shape), access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise RequestError("internal-error", f"the frames cannot be mapped: {reason_of(error)}") from error
+    finally:
+        os.close(descriptor)
+    return np.frombuffer(pages, dtype=np.uint8).reshape(shape)

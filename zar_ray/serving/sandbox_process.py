@@ -1,0 +1,512 @@
+"""The child side of `zar_ray.serving.sandbox`: what the process is told, what it answers and what it may use.
+
+It decodes one video at a time, whole or window by window. Every answer's frames lie in an anonymous file whose
+descriptor follows the answer, so that pixels never pass through the pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pkgutil
+import resource
+import select
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import ceil
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+
+import numpy as np
+import psutil
+
+from zar_ray.config import AdaptationOptions, Decoder
+from zar_ray.errors import ConfigError, VideoError
+from zar_ray.evaluation.spec import plan_video
+from zar_ray.serving.options import LimitConfig
+from zar_ray.serving.problems import RequestError
+from zar_ray.video.inspection import Deadline, open_stream
+from zar_ray.video.plans import ViewPlan
+from zar_ray.video.reading import VideoInfo, has_decord
+from zar_ray.video.transforms import Preprocessing, resize_frame
+
+_AHEAD = 2  # windows that lie finished before one of them is taken
+_FILES = 64  # descriptors of the process; a decoder opens the file two or three times
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """What is wanted of a video.
+
+    Attributes:
+        name: The video's name; with the seed it keys the view plan.
+        options: Views and seed.
+        preprocessing: The model's input size and resize.
+        needs_views: Whether the method looks at other views than the evaluation view.
+        decoder: What is to read it. With ``auto``, windows are read by PyAV, which gives the same frames: whether
+            decord has read a file right shows only at its end, when windows have long been delivered.
+    """
+
+    name: str
+    options: AdaptationOptions
+    preprocessing: Preprocessing
+    needs_views: bool
+    decoder: Decoder = "auto"
+
+    def plan(self, info: VideoInfo) -> ViewPlan:
+        """The views of a whole video."""
+        return plan_video(self.name, info, self.options, self.preprocessing, self.needs_views)
+
+    def plan_window(self, info: VideoInfo, span: WindowSpan) -> ViewPlan:
+        """The views of one window, as those of a video of its frames that is called ``<name>#<number>``."""
+        alone = replace(info, frames=span.frames, duration=span.frames / info.fps)
+        return replace(self, name=f"{self.name}#{span.number}").plan(alone)
+
+
+@dataclass(frozen=True)
+class WindowCut:
+    """How a video is cut: windows of `seconds`, one every `stride` seconds, and at most `most` of them."""
+
+    seconds: float
+    stride: float
+    most: int
+
+
+@dataclass(frozen=True)
+class WindowSpan:
+    """Where one window of a video lies.
+
+    Attributes:
+        number: From 0.
+        start: Seconds from the video's start: `number` strides.
+        end: Seconds from the video's start; the video's end for one that would reach beyond.
+        start_frame: Its first frame.
+        frames: Its frames, at least 1.
+    """
+
+    number: int
+    start: float
+    end: float
+    start_frame: int
+    frames: int
+
+
+def cut_windows(frames: int, fps: float, cut: WindowCut) -> tuple[WindowSpan, ...]:
+    """The windows of a video; one that would start after the video's last frame does not exist.
+
+    A time t is frame floor(t·fps + 1/2), in exact arithmetic.
+
+    Args:
+        frames: N, the video's frames.
+        fps: Frames a second.
+        cut: Lengths in seconds.
+
+    Raises:
+        RequestError: The frame rate is unknown, or there would be too many windows.
+    """
+    if fps <= 0:
+        raise RequestError("unusable-video", "its frame rate is unknown, so it cannot be cut into windows")
+    # the fractions that the numbers stand for: binary 0.3 would round to the wrong side of a half
+    rate = Fraction(fps).limit_denominator(1_000_000)
+    length, stride = (Fraction(repr(float(seconds))) for seconds in (cut.seconds, cut.stride))
+    half = Fraction(1, 2)
+    count = ceil((frames - half) / (stride * rate))
+    if count > cut.most:
+        raise RequestError("video-too-large", f"{count} windows; the limit is {cut.most} windows")
+    spans = []
+    for number in range(count):
+        first = int(number * stride * rate + half)
+        last = min(max(int((number * stride + length) * rate + half), first + 1), frames)
+        end = min(number * stride + length, frames / rate)
+        spans.append(WindowSpan(number, float(number * stride), float(end), first, last - first))
+    return tuple(spans)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The first message to the process.
+
+    Attributes:
+        limits: What it may use, and how large a video may be.
+        decode: Import path of what stands for `zar_ray.video.decoding.decode_video`.
+        open_video: Import path of what stands for `zar_ray.video.reading.open_video` where windows are wanted.
+    """
+
+    limits: LimitConfig
+    decode: str = "zar_ray.video.decoding:decode_video"
+    open_video: str = "zar_ray.video.reading:open_video"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video to decode.
+
+    Attributes:
+        request: What is wanted of it.
+        timeout: Seconds it may take, or each of its windows.
+        path: The file; None where its descriptor follows this message.
+        cut: How to cut it; None for the whole video.
+    """
+
+    request: DecodeRequest
+    timeout: float
+    path: str | None
+    cut: WindowCut | None = None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """To the process: one answer has been received."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """To the process: no further answers of this job are wanted."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """From the process: it has started."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """From the process: it has the job, and whatever ends it from now on is that job's fault."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """From the process: a decoded video or window; the descriptor of its frames' file follows.
+
+    Attributes:
+        shape: (F, h, w, 3) of the frames, uint8, in C order.
+        plan: What the frames are for; of a window, relative to its first frame.
+        info: The whole video.
+        warning: What is wrong with the video although it could be read.
+        seconds: Time that it took the process.
+        span: Where the window lies; None for a whole video.
+    """
+
+    shape: tuple[int, int, int, int]
+    plan: ViewPlan
+    info: VideoInfo
+    warning: str | None
+    seconds: float
+    span: WindowSpan | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """From the process: the job is over.
+
+    Attributes:
+        error: Why it did not end well.
+        unforeseen: The traceback, where nobody foresaw that error.
+        retire: Whether the process should be replaced, because its memory is not what it was.
+    """
+
+    error: RequestError | None
+    unforeseen: str | None
+    retire: bool
+
+
+def main() -> None:
+    """The process; its arguments are the descriptors of the connection and of the lifeline."""
+    control, lifeline = (int(argument) for argument in sys.argv[1:])
+    _end_with_parent(lifeline)
+    with Connection(control) as connection:
+        worker = _Worker(connection, connection.recv())
+        # Decoding libraries write to the terminal by themselves; what is wrong with a file goes back as its answer.
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 2)
+        os.close(quiet)
+        connection.send(Ready())
+        worker.serve()
+
+
+class _StoppedError(Exception):
+    """The parent wants no further windows."""
+
+
+class _WindowDeadline(Deadline):
+    """The time of one window at a time; and, as it is looked at before every frame, where the parent is listened to."""
+
+    def __init__(self, seconds: float, connection: Connection) -> None:
+        super().__init__(seconds)
+        self._connection = connection
+        self._untaken = 0
+
+    def check(self) -> None:
+        super().check()
+        while self._connection.poll():
+            self._hear()
+
+    def delivered(self) -> None:
+        """Waits until the parent has taken enough; the next window's time begins."""
+        self._untaken += 1
+        while self._untaken >= _AHEAD:
+            self._hear()
+        super().__init__(self.seconds)
+
+    def _hear(self) -> None:
+        if isinstance(self._connection.recv(), Stop):
+            raise _StoppedError
+        self._untaken -= 1
+
+
+class _Worker:
+    """Does one job after another until the parent hangs up."""
+
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        self._connection = connection
+        self._limits = settings.limits
+        self._decode_video = pkgutil.resolve_name(settings.decode)
+        self._open_video = pkgutil.resolve_name(settings.open_video)
+        if has_decord():
+            # now, so that no video pays for it; a decord that does not load is a matter of `open_video`
+            with contextlib.suppress(ImportError, OSError, RuntimeError):
+                import decord  # noqa: F401
+        self._at_start = _address_space()
+        _confine(self._at_start + self._limits.decode_memory)
+
+    def serve(self) -> None:
+        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+            while True:
+                # what the parent says of a job that is over by then is no job
+                job = self._connection.recv()
+                if isinstance(job, Job):
+                    self._connection.send(Begun())
+                    self._connection.send(self._finish(job))
+
+    def _finish(self, job: Job) -> Finished:
+        """Does a job; nothing that goes wrong with a video ends the process."""
+        error, unforeseen, out_of_memory = None, None, False
+        with self._path(job) as path:
+            try:
+                if job.cut is None:
+                    self._decode_whole(job.request, path, job.timeout)
+                else:
+                    self._decode_windows(job.request, path, job.timeout, job.cut)
+            except _StoppedError:
+                pass
+            except RequestError as caught:
+                error = caught
+            except Exception as caught:  # noqa: BLE001  whatever a decoder throws is this file's error
+                out_of_memory = _lacks_memory(caught)
+                error = self._error_of(caught, path, job.request.name)
+                if not out_of_memory and not isinstance(caught, (VideoError, ConfigError)):
+                    unforeseen = traceback.format_exc()
+            # after the handler, so that nothing of the attempt is held any more
+            if error is not None and error.code == "unusable-video":
+                error = self._declared_size(path) or error
+        grown = _address_space() - self._at_start > self._limits.decode_memory // 2
+        return Finished(error, unforeseen, retire=out_of_memory or grown)
+
+    @contextlib.contextmanager
+    def _path(self, job: Job) -> Iterator[str]:
+        if job.path is not None:
+            yield job.path
+            return
+        descriptor = reduction.recv_handle(self._connection)
+        try:
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+
+    def _decode_whole(self, request: DecodeRequest, path: str, timeout: float) -> None:
+        def plan_of(info: VideoInfo) -> ViewPlan:
+            self._check_video(info)
+            plan = request.plan(info)
+            self._check_frames(len(plan.frames), plan)
+            return plan
+
+        decoded = self._decode_video(
+            path, plan_of, request.preprocessing.interpolation, decoder=request.decoder, timeout=timeout
+        )
+        plan = request.plan(decoded.info)
+        answer = Answer(decoded.frames.shape, plan, decoded.info, decoded.warning, decoded.seconds)
+        self._send(answer, (decoded.frames,))
+
+    def _decode_windows(self, request: DecodeRequest, path: str, timeout: float, cut: WindowCut) -> None:
+        started = time.monotonic()
+        deadline = _WindowDeadline(timeout, self._connection)
+        decoder = "pyav" if request.decoder == "auto" else request.decoder
+        with self._open_video(path, decoder, deadline) as reader:
+            info = reader.info
+            self._check_video(info)
+            spans = cut_windows(info.frames, info.fps, cut)
+            plans = [request.plan_window(info, span) for span in spans]
+            schedule = _Schedule(spans, plans)
+            self._check_frames(schedule.most_held, plans[0])
+            held: dict[int, np.ndarray] = {}
+            pictures = reader.read(schedule.frames, deadline)
+            due = 0
+            for row, picture in enumerate(pictures):
+                held[row] = resize_frame(picture, plans[0].short_side, request.preprocessing.interpolation)
+                if row == len(schedule.frames) - 1:
+                    # a reader says what was wrong once it has ended, in time for the last window
+                    next(pictures, None)
+                while due < len(spans) and schedule.complete[due] == row:
+                    rows, plan = schedule.rows[due], plans[due]
+                    shape = (len(rows), plan.height, plan.width, 3)
+                    seconds = time.monotonic() - started
+                    answer = Answer(shape, plan, info, reader.warning, seconds, spans[due])
+                    self._send(answer, (held[one] for one in rows.tolist()))
+                    held = {one: frame for one, frame in held.items() if schedule.last_use[one] > due}
+                    deadline.delivered()
+                    started = time.monotonic()
+                    due += 1
+
+    def _check_video(self, info: VideoInfo) -> None:
+        _check_side(info.width, info.height, self._limits.side)
+        if info.duration > self._limits.duration:
+            raise RequestError(
+                "video-too-large", f"lasts {info.duration:.1f} s; the limit is {self._limits.duration:g} s"
+            )
+
+    def _check_frames(self, count: int, plan: ViewPlan) -> None:
+        size, limit = 3 * count * plan.height * plan.width, self._limits.decoded_bytes
+        if size > limit:
+            raise RequestError(
+                "video-too-large",
+                f"{count} frames of {plan.width}×{plan.height} pixels after resizing take {size} bytes; the limit is "
+                f"{limit} bytes",
+            )
+
+    def _send(self, answer: Answer, frames: Iterable[np.ndarray]) -> None:
+        with _anonymous_file() as descriptor:
+            for part in frames:
+                write_all(descriptor, np.ascontiguousarray(part))
+            self._connection.send(answer)
+            reduction.send_handle(self._connection, descriptor, os.getppid())
+
+    def _error_of(self, error: Exception, path: str, name: str) -> RequestError:
+        if _lacks_memory(error):
+            limit = self._limits.decode_memory
+            return RequestError("unusable-video", f"decoding it takes more memory than the limit of {limit} bytes")
+        text = str(error) if isinstance(error, (VideoError, ConfigError)) else f"{type(error).__name__}: {error}"
+        # where the file lies is the server's affair
+        for secret in (path, os.path.realpath(path)):
+            text = text.replace(secret, name)
+        text = " ".join(text.split())
+        return RequestError("internal-error" if isinstance(error, ConfigError) else "unusable-video", text)
+
+    def _declared_size(self, path: str) -> RequestError | None:
+        """Pictures that the header says are too large, where no frame came to be looked at.
+
+        For want of memory they fail in many ways, mostly as "invalid data".
+        """
+        try:
+            with open_stream(path) as (_, stream):
+                _check_side(stream.codec_context.width, stream.codec_context.height, self._limits.side)
+        except RequestError as error:
+            return error
+        except (VideoError, MemoryError):
+            pass
+        return None
+
+
+class _Schedule:
+    """When each window's frames are there, and how long each frame is needed.
+
+    Attributes:
+        frames: int64 (U,), ascending distinct indices in the video of the frames that any window needs.
+        rows: For each window int64 (F,), its frames as rows of `frames`.
+        complete: For each window the row with which it can be delivered, after the windows before it.
+        last_use: int64 (U,), the last window that needs a frame.
+        most_held: Frames that are held at the busiest moment.
+    """
+
+    def __init__(self, spans: Sequence[WindowSpan], plans: Sequence[ViewPlan]) -> None:
+        wanted = [span.start_frame + plan.frames for span, plan in zip(spans, plans, strict=True)]
+        self.frames = np.unique(np.concatenate(wanted))
+        self.rows = [np.searchsorted(self.frames, one) for one in wanted]
+        self.complete = np.maximum.accumulate([rows[-1] for rows in self.rows])
+        self.last_use = np.zeros(len(self.frames), dtype=np.int64)
+        for number, rows in enumerate(self.rows):
+            self.last_use[rows] = number
+        released = np.sort(self.complete[self.last_use])
+        row = np.arange(len(self.frames))
+        self.most_held = int((row + 1 - np.searchsorted(released, row)).max())
+
+
+def write_all(descriptor: int, array: np.ndarray) -> None:
+    """Writes an array's bytes to a file, in as many pieces as the system takes.
+
+    Args:
+        descriptor: The file.
+        array: Contiguous, of any type and shape.
+    """
+    rest = array.reshape(-1).view(np.uint8).data
+    while len(rest):
+        rest = rest[os.write(descriptor, rest) :]
+
+
+@contextlib.contextmanager
+def _anonymous_file() -> Iterator[int]:
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("frames")
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    else:
+        with tempfile.TemporaryFile(buffering=0) as file:
+            yield file.fileno()
+
+
+def _check_side(width: int, height: int, limit: int) -> None:
+    if max(width, height) > limit:
+        raise RequestError("video-too-large", f"{width}×{height} pixels; the limit is {limit} pixels a side")
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    told = (os.strerror(errno.ENOMEM), "bad_alloc")
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, MemoryError) or any(text in str(one) for text in told):
+            return True
+        one = one.__cause__ or one.__context__
+    return False
+
+
+def _address_space() -> int:
+    return psutil.Process().memory_info().vms
+
+
+def _confine(address_space: int) -> None:
+    """Lowers what the process may use, for good."""
+    limits = {
+        resource.RLIMIT_CORE: 0,  # a core holds what was sent
+        resource.RLIMIT_NOFILE: _FILES,
+        resource.RLIMIT_AS: address_space,
+    }
+    for kind, wanted in limits.items():
+        _, most = resource.getrlimit(kind)
+        value = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        # macOS knows the name of RLIMIT_AS, but no such limit
+        with contextlib.suppress(ValueError):
+            resource.setrlimit(kind, (value, value))
+
+
+def _end_with_parent(lifeline: int) -> None:
+    """Has the system end this process as soon as nobody holds the other end of a pipe.
+
+    Also while a decoder hangs, which Python code would not notice. Linux's own PR_SET_PDEATHSIG would not do: it looks
+    at the thread that started the process, and service's threads come and go.
+
+    Args:
+        lifeline: The pipe's read end; nothing is ever written to it.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)  # SIGIO, which kills
+    if select.select([lifeline], [], [], 0)[0]:
+        sys.exit(1)

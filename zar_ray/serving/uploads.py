@@ -1,0 +1,163 @@
+"""A request's body: counted while it streams in, kept in a private file without a name, and read from there."""
+
+from __future__ import annotations
+
+import mmap
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO, Any
+
+import anyio
+import numpy as np
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from zar_ray.serving.options import LimitConfig
+from zar_ray.serving.problems import RequestError
+
+# Bytes of all of a form's texts, or of a JSON body.
+_TEXT_BYTES = 2**20
+_NAME_LENGTH = 255
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """A multipart body.
+
+    Attributes:
+        fields: Its text fields; several of one name in their order.
+        name: The video's file name, without folders.
+        content: uint8 (n,), the video, on the pages of its file.
+        seconds: What it took to arrive.
+    """
+
+    fields: dict[str, list[str]]
+    name: str
+    content: np.ndarray
+    seconds: float
+
+
+def announced_size(request: Request, limits: LimitConfig) -> int:
+    """Bytes that a body may come to: what its header says, or the limit where it says nothing.
+
+    Raises:
+        RequestError: The header announces more than the limit (``body-too-large``), or no number (``bad-request``).
+    """
+    header = request.headers.get("content-length")
+    if header is None:
+        return limits.body_bytes
+    if not re.fullmatch(r"\d{1,18}", header):
+        raise RequestError("bad-request", "Content-Length is not a number of bytes")
+    if int(header) > limits.body_bytes:
+        raise _too_large(limits)
+    return int(header)
+
+
+@asynccontextmanager
+async def read_form(request: Request, limits: LimitConfig) -> AsyncIterator[Form]:
+    """Receives a multipart body with one file; the file is gone when the block ends, also if the process is killed.
+
+    Raises:
+        RequestError: It is too large or too slow, is no form, or lacks the video.
+    """
+    started = time.monotonic()
+    parser = MultiPartParser(
+        request.headers,
+        _counted(request, limits),
+        max_files=1,
+        max_fields=limits.labels + 16,
+        max_part_size=_TEXT_BYTES,
+    )
+    try:
+        with anyio.fail_after(limits.receive_seconds):
+            form = await parser.parse()
+    except MultiPartException as error:
+        raise RequestError("bad-request", f"the form cannot be read: {error.message}") from None
+    except (KeyError, ValueError, AssertionError) as error:
+        # Headers that are no multipart's: starlette's parser looks them up and decodes them without checks.
+        raise RequestError("bad-request", f"the form cannot be read: {type(error).__name__}") from None
+    except TimeoutError:
+        raise _too_slow(limits) from None
+    except ClientDisconnect:
+        raise RequestError("bad-request", "the client hung up") from None
+    try:
+        yield _form(form, time.monotonic() - started)
+    finally:
+        await form.close()
+
+
+async def read_json(request: Request, limits: LimitConfig) -> bytes:
+    """Receives a JSON body.
+
+    Raises:
+        RequestError: It is too large or too slow.
+    """
+    body = bytearray()
+    try:
+        with anyio.fail_after(limits.receive_seconds):
+            async for chunk in _counted(request, limits):
+                body += chunk
+                if len(body) > _TEXT_BYTES:
+                    raise RequestError("body-too-large", f"a JSON body may have {_TEXT_BYTES} bytes; upload the video")
+    except TimeoutError:
+        raise _too_slow(limits) from None
+    except ClientDisconnect:
+        raise RequestError("bad-request", "the client hung up") from None
+    return bytes(body)
+
+
+async def _counted(request: Request, limits: LimitConfig) -> AsyncGenerator[bytes]:
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > limits.body_bytes:
+            raise _too_large(limits)
+        yield chunk
+
+
+def _form(form: Any, seconds: float) -> Form:
+    fields: dict[str, list[str]] = {}
+    video: UploadFile | None = None
+    for key, value in form.multi_items():
+        if isinstance(value, str):
+            fields.setdefault(key, []).append(value)
+        elif key == "video":
+            video = value
+        else:
+            raise RequestError(
+                "invalid-parameters", f"{key[:80]}: no file is expected here; the file is the field video"
+            )
+    if video is None:
+        raise RequestError("invalid-parameters", "video: the form has no file of this name")
+    return Form(fields, _base_name(video.filename or "video"), _content(video.file), seconds)
+
+
+def _base_name(name: str) -> str:
+    """The last part of a path in any system's notation."""
+    # Browsers and our client write a quotation mark so.
+    last = PurePosixPath(name.replace("%22", '"').replace("\\", "/")).name
+    return "".join(character for character in last if character.isprintable())[:_NAME_LENGTH] or "video"
+
+
+def _content(file: IO[Any]) -> np.ndarray:
+    """uint8 (n,): the file's bytes, without a copy of those that lie on disk."""
+    size = file.seek(0, 2)
+    if size == 0:
+        return np.empty(0, dtype=np.uint8)
+    # Asking for the number puts onto disk what starlette keeps in memory because it is small.
+    number = file.fileno()
+    file.flush()
+    return np.frombuffer(mmap.mmap(number, size, access=mmap.ACCESS_READ), dtype=np.uint8)
+
+
+def _too_large(limits: LimitConfig) -> RequestError:
+    return RequestError("body-too-large", f"the body is larger than {limits.body_bytes} bytes")
+
+
+def _too_slow(limits: LimitConfig) -> RequestError:
+    return RequestError("timeout", f"the body took longer than {limits.receive_seconds:g} s to arrive")

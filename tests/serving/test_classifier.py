@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from zar_ray.errors import ConfigError
 from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.text import PromptedClasses
 from zar_ray.serving.backend import Job, Query
 from zar_ray.serving.classifier import Classifier, TextCache
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.problems import RequestError
+from zar_ray.serving.queries import require_methods
 from zar_ray.video.reading import VideoInfo
 
 LABELS = ("riding a horse", "walking the dog", "cooking an egg")
@@ -86,6 +88,25 @@ def test_a_cache_of_one_still_answers(classifier, tiny_checkpoint):
 
     (prompts,) = prompts_of([LABELS], classifier.config.adaptation("zar", 0, 1, None))
     assert cache(prompts, "end") is cache(prompts, "end")
+
+
+@pytest.mark.parametrize("method", ["tpt", "memo", "tent"])
+def test_methods_that_work_from_pixels_or_move_weights_answer_too(classifier, method):
+    one = job(classifier, 1, method=method, explain=True)
+    (answer,) = classifier.answer([one])
+    assert answer.method == method
+    assert {label.label for label in answer.after} == set(LABELS)
+    assert answer.explanation is None
+    assert method in answer.explanation_missing
+    (again,) = classifier.answer([one])
+    assert scores(again) == scores(answer), "nothing of one answer is left for the next"
+
+
+def test_methods_that_remember_videos_are_not_served(tiny_checkpoint):
+    for options in ({"methods": ["tda"]}, {"methods": ["tent"], "tent": {"stream": True}}):
+        with pytest.raises(ConfigError, match="depends on the order of videos"):
+            require_methods(ServeConfig(checkpoint=tiny_checkpoint, **options))
+    require_methods(ServeConfig(checkpoint=tiny_checkpoint, methods=("zar", "tpt", "memo", "tent", "zero_shot")))
 
 
 def test_warm_up_tries_every_method(tiny_checkpoint):

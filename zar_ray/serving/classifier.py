@@ -127,7 +127,7 @@ class Classifier:
             adapter = VideoAdapter(self.model, prompts, options.method, options, classes_of=self._texts)
         except (ConfigError, ModelError) as error:
             return [RequestError("invalid-parameters", str(error)) for _ in jobs]
-        outcomes = adapter.predict([PlannedVideo(job.plan, job.frames) for job in jobs])
+        outcomes = adapter.predict([PlannedVideo(job.plan, job.frames, video_id=job.name) for job in jobs])
         return [
             _unanswered(outcome) if isinstance(outcome, VideoError) else self._answered(job, outcome, adapter)
             for job, outcome in zip(jobs, outcomes, strict=True)
@@ -217,7 +217,8 @@ def _labels(logits: torch.Tensor, query: Query) -> tuple[RankedLabel, ...]:
 
 def _views(plan: ViewPlan, case: CasePrediction, first_frame: int) -> tuple[ViewEntropy, ...]:
     decision = case.decision
-    if decision.view_entropies is None:
+    # A method may look at views of its own, cut from pixels, or at frames one by one.
+    if decision.view_entropies is None or len(decision.view_entropies) != len(plan.origins):
         return ()
     chosen = set() if decision.selected is None else set(decision.selected.tolist())
     return tuple(

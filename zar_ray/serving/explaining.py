@@ -43,9 +43,12 @@ def explain(job: Job, outcome: VideoPrediction, case: CasePrediction, classes: P
         raise ModelError(reason)
     if plan.evaluation.ndim != 1:
         raise ModelError("the service averages over several classified views")
-    features = video_features(outcome.embeddings, plan)
-    before = classes.initial_features
-    after = tuned_features(features, classes, job.query.options.zar) if get_method(case.method).needs_views else before
+    if case.method != "zar" and get_method(case.method).updates != "nothing":
+        raise ModelError(f"maps are drawn of what zar's tuning changes, and the answer is {case.method}'s")
+    before = after = classes.initial_features
+    if case.method == "zar":
+        update = job.query.options.zar
+        after = tuned_features(video_features(outcome.embeddings, plan, update.fusion), classes, update)
     view = plan.images[plan.evaluation]
     # The model may have needed fewer frames than were decoded.
     decoded = job.plan.frames.searchsorted(plan.frames[view[:, 0]])

@@ -11,9 +11,12 @@ from zar_ray.config import (
     AdaptationOptions,
     ClassPosition,
     DecodeOptions,
+    MemoConfig,
     ModelOptions,
     NameStyle,
     Options,
+    TentConfig,
+    TptConfig,
     ViewConfig,
     ZarConfig,
 )
@@ -55,6 +58,9 @@ class ServeConfig(ModelOptions, DecodeOptions):
     seed: int = Field(default=0, ge=0, description="Seed of the view plans, where a request names none.")
     views: ViewConfig = Field(default_factory=ViewConfig, description="Views.")
     zar: ZarConfig = Field(default_factory=ZarConfig, description="ZAR's update.")
+    tpt: TptConfig = Field(default_factory=TptConfig, description="TPT's views and update.")
+    memo: MemoConfig = Field(default_factory=MemoConfig, description="MEMO's update.")
+    tent: TentConfig = Field(default_factory=TentConfig, description="TENT's update.")
     label_sets: dict[str, str] = Field(
         default={"hmdb51": "hmdb51", "kinetics400": "kinetics400", "kinetics600": "kinetics600", "ucf101": "ucf101"},
         description='Candidate labels by name: the name of a shipped class list, "a,b,c", or a file with one a line.',

@@ -108,13 +108,15 @@ def beneath_roots(path: str, roots: Sequence[Path]) -> Path:
 
 
 def require_methods(config: ServeConfig) -> None:
-    """Refuses options that no request could be answered under.
+    """Refuses methods that no request could be answered by.
 
     Raises:
-        ConfigError: A method is unknown.
+        ConfigError: A method is unknown, or depends on the videos before, which are other people's.
     """
     for name in config.methods:
-        get_method(name)
+        method = get_method(name)
+        if method.is_stream(config.adaptation(name, config.seed, config.zar.steps, None)):
+            raise ConfigError(f"methods: {name} depends on the order of videos, and the service answers each by itself")
 
 
 def _labels(

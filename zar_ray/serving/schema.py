@@ -19,9 +19,11 @@ class ClassifyParameters(_Message):
     hypothesis_template: str | None = Field(
         default=None, description="The prompt, with {} where the label goes, as `a video of a {}.`."
     )
-    method: str | None = Field(default=None, description="zar (tunes the prompt to the video) or zero_shot.")
+    method: str | None = Field(
+        default=None, description="One of the model's methods: zar (tunes the prompt to the video), zero_shot, …"
+    )
     top_k: int = Field(default=5, ge=1, le=1000, description="Labels to return.")
-    steps: int | None = Field(default=None, ge=1, le=1000, description="Tuning steps.")
+    steps: int | None = Field(default=None, ge=1, le=1000, description="Tuning steps of zar.")
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1, description="Seed of the views.")
     explain: bool = Field(default=False, description="Also return frames, and what in them speaks for the top label.")
 

@@ -22,7 +22,7 @@ from zar_ray.errors import RunError, VideoError, suggestion
 from zar_ray.evaluation.results import ResultRow, to_rows
 from zar_ray.evaluation.run_folder import RunFolder
 from zar_ray.evaluation.spec import plan_video
-from zar_ray.models.attention import attention_rollout, class_relevance
+from zar_ray.models.attention import attention_rollout, class_relevance, require_attention
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.models.packing import ImageSet, encode_packed
@@ -86,6 +86,7 @@ class _Run:
         if _METHOD not in options.method:
             raise RunError(f"{place}: tunes nothing (methods {', '.join(options.method)}); attention maps need zar")
         model = load_model(options)
+        require_attention(model)
         if model.fingerprint != data.summary.model_fingerprint:
             raise RunError(
                 f"{place}: its model was {data.summary.model_fingerprint}, and {options.checkpoint or options.model} is"
@@ -119,7 +120,7 @@ class _Run:
         )
         if isinstance(embeddings, VideoError):
             raise RunError(f"{video_id}: {embeddings}")
-        features = video_features(embeddings, plan)
+        features = video_features(embeddings, plan, self.model.fuse)
         tuned = tuned_features(features, classes, self.data.options.zar)
 
         view = plan.images[plan.evaluation]

@@ -19,7 +19,7 @@ from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.packing import ImageSet, encode_packed
 from zar_ray.models.text import PromptedClasses
-from zar_ray.video.plans import ViewPlan, unite
+from zar_ray.video.plans import ViewPlan, by_view, unite
 
 # What all methods depend on, besides the class names and the weights.
 _SHARED_SETTINGS = ("class_position", "precision", "seed", "views")
@@ -76,6 +76,17 @@ class PlannedVideo:
         frames = self.frames[np.flatnonzero(np.isin(self.plan.frames, plan.frames))]
         return replace(self, plan=plan, further=tuple(further), frames=frames)
 
+    def by_view(self) -> PlannedVideo:
+        """The same video with the images of each view by themselves, see `zar_ray.video.plans.by_view`.
+
+        Raises:
+            ValueError: It has embeddings, which are of frames by themselves.
+        """
+        if self.embeddings is not None:
+            raise ValueError("a model that encodes views as wholes takes frames, and the video has embeddings")
+        plan, *further = by_view(self.plans)
+        return replace(self, plan=plan, further=tuple(further))
+
     def is_of(self, case: Case) -> bool:
         """Whether it is to be classified under a case."""
         return self.class_sets is None or case.class_set in self.class_sets
@@ -111,7 +122,8 @@ class VideoPrediction:
         views: V, views that the methods could look at under the first setting.
         encode_seconds: Wall seconds of cropping and encoding; its share where images of several videos were encoded
             together.
-        plan: The plan that the methods needed under the first setting; its images are those of all.
+        plan: The plan that the methods needed under the first setting; its images are those of all, of whole views
+            after one another where the model encodes views as wholes.
         embeddings: float32 (I, D), one a row of ``plan.images``, on the model's device.
     """
 
@@ -160,7 +172,8 @@ class VideoAdapter:
         further: Further settings that `cases` are under, numbered from 1: `options` and `prompts` are number 0.
 
     Raises:
-        ConfigError: A method is unknown, or the prompts cannot be used, or not by a method.
+        ConfigError: A method is unknown, the prompts cannot be used, or not by a method, or the model reads views of
+            another number of frames.
     """
 
     def __init__(
@@ -180,6 +193,10 @@ class VideoAdapter:
         chosen = options.model_copy(update={"method": tuple(methods)})
         self.cases = tuple(cases) if cases is not None else make_cases(chosen, model.fingerprint, prompts)
         self._settings = (Setting(options, tuple(prompts)), *further)
+        for of in self._settings:
+            if any(method.needs_views for method in self.methods):
+                model.require_frames(of.options.views.frames, "--views.frames")
+            model.require_frames(of.options.views.eval_frames, "--views.eval-frames")
         made: dict[tuple[ClassPrompts, ClassPosition], PromptedClasses] = {}
         for of in self._settings:
             for one in of.prompts:
@@ -223,9 +240,11 @@ class VideoAdapter:
         """
         if not any(method.needs_views for method in self.methods):
             videos = [video.evaluation_only() for video in videos]
+        if not self.model.frame_independent:
+            videos = [video.by_view() for video in videos]
         embedded, encode_seconds = self._embed(videos)
         usable = {number: one for number, one in enumerate(embedded) if not isinstance(one, VideoError)}
-        features = [_features_of(videos[number], embeddings) for number, embeddings in usable.items()]
+        features = [self._features_of(videos[number], embeddings) for number, embeddings in usable.items()]
         decided = dict(zip(usable, self._decide([videos[number] for number in usable], features), strict=True))
         outcomes: list[VideoPrediction | VideoError] = []
         for number, (video, embeddings) in enumerate(zip(videos, embedded, strict=True)):
@@ -288,8 +307,10 @@ class VideoAdapter:
             for of_video, failed in zip(said, failures, strict=True)
         ]
 
-
-def _features_of(video: PlannedVideo, embeddings: torch.Tensor) -> list[VideoFeatures]:
-    """A video's features under each setting; those of settings that share a plan are the same."""
-    known: dict[int, VideoFeatures] = {}
-    return [known.get(id(plan)) or known.setdefault(id(plan), video_features(embeddings, plan)) for plan in video.plans]
+    def _features_of(self, video: PlannedVideo, embeddings: torch.Tensor) -> list[VideoFeatures]:
+        """A video's features under each setting; those of settings that share a plan are the same."""
+        known: dict[int, VideoFeatures] = {}
+        for plan in video.plans:
+            if id(plan) not in known:
+                known[id(plan)] = video_features(embeddings, plan, self.model.fuse)
+        return [known[id(plan)] for plan in video.plans]

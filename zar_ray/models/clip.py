@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -14,12 +15,16 @@ from torch import nn
 
 from zar_ray.config import Precision
 from zar_ray.errors import ConfigError, ModelError
-from zar_ray.models.architecture import Architecture
+from zar_ray.models.architecture import EVALUATION_SCALE, PARTS, Architecture
+from zar_ray.models.deep_prompts import SIZES
+from zar_ray.models.fusion_heads import FUSION
 from zar_ray.models.precision import exact_float32
+from zar_ray.models.temporal_adapters import frames_of
 from zar_ray.models.vision import VisionTower, unfit_vision
 from zar_ray.video.transforms import Preprocessing
 
 _PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ADDITIONS = (*(word for word in PARTS if word != SIZES), EVALUATION_SCALE)
 _SHOWN_TEXT = 80  # characters of a text that a message repeats
 
 
@@ -41,14 +46,9 @@ class ClipModel(nn.Module):
         precision: Of the image encoder alone: under ``bf16`` and ``fp16`` it runs in mixed precision.
         random_weights: Whether the weights are untrained.
 
-    Attributes:
-        frame_independent: Whether each frame is encoded by itself, so that views can share frames.
-
     Raises:
         ModelError: The text tower does not read CLIP's tokens.
     """
-
-    frame_independent = True
 
     def __init__(
         self,
@@ -102,8 +102,54 @@ class ClipModel(nn.Module):
 
     @property
     def logit_scale(self) -> float:
-        """What cosines are multiplied by to give logits: exp of the learnt parameter."""
-        return float(self.clip.logit_scale.detach().exp())
+        """What cosines are multiplied by to give logits: exp of the learnt parameter, or what the architecture says."""
+        scale = self.architecture.get(EVALUATION_SCALE)
+        return float(self.clip.logit_scale.detach().exp()) if scale is None else float(scale)
+
+    @property
+    def frame_independent(self) -> bool:
+        """Whether each frame is encoded by itself, so that views can share frames; else a view is as a whole."""
+        return frames_of(self.clip.visual) is None
+
+    @property
+    def view_frames(self) -> int | None:
+        """T, the frames that every view must have; None where they may be any."""
+        return frames_of(self.clip.visual) or getattr(self._head, "frames", None)
+
+    @property
+    def _head(self) -> nn.Module | None:
+        return getattr(self.clip, FUSION, None)
+
+    def require_frames(self, frames: int, option: str) -> None:
+        """Refuses views of another length than the model reads.
+
+        Args:
+            frames: Frames a view.
+            option: What sets them, for the message.
+
+        Raises:
+            ConfigError: The model has weights for another number of frames, or for fewer.
+        """
+        exactly, most = self.view_frames, getattr(self._head, "most_frames", None)
+        if exactly not in (None, frames):
+            raise ConfigError(f"{self.name}: reads views of {exactly} frames, not of {frames}; give {option} {exactly}")
+        if most is not None and frames > most:
+            raise ConfigError(f"{self.name}: reads views of up to {most} frames; give {option} {most} or fewer")
+
+    def fuse(self, frames: torch.Tensor) -> torch.Tensor:
+        """One embedding of a view's frames: their mean, or what the model's head makes of them; in full precision.
+
+        Args:
+            frames: float32 (..., T, D), as the encoder gave them.
+
+        Returns:
+            float32 (..., D), not normalised; differentiable.
+        """
+        if self._head is None:
+            return frames.mean(dim=-2)
+        with torch.autocast(self.device.type, enabled=False), exact_float32():
+            views = frames.to(self.dtype).reshape(-1, *frames.shape[-2:])
+            return self._head(views).reshape(*frames.shape[:-2], -1)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -115,7 +161,10 @@ class ClipModel(nn.Module):
         text_block, visual = self.text_tower.transformer.resblocks[0], getattr(self.clip.visual, "transformer", None)
         blocks = [text_block] if visual is None else [text_block, visual.resblocks[0]]
         settings = [(type(block.mlp.gelu).__name__, block.attn.num_heads) for block in blocks]
-        digest = hashlib.sha256(repr((settings, self.preprocessing)).encode())
+        # Prompt vectors are told by their shapes; what else is added has settings that no shape tells.
+        added = {word: self.architecture[word] for word in _ADDITIONS if word in self.architecture}
+        told = [json.dumps(added, sort_keys=True)] if added else []
+        digest = hashlib.sha256(repr((settings, self.preprocessing, *told)).encode())
         for name, tensor in sorted(self.clip.state_dict().items()):
             values = tensor.float() if tensor.is_floating_point() else tensor
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -126,7 +175,8 @@ class ClipModel(nn.Module):
         """Embeds normalised images, in one pass.
 
         Args:
-            pixels: float32 (n, 3, R, R) on the model's device.
+            pixels: float32 (n, 3, R, R) on the model's device; whole views after one another, `view_frames` images
+                each, where the model is not `frame_independent`.
 
         Returns:
             float32 (n, D), as the encoder gives them: not normalised; they carry no gradient.

@@ -7,17 +7,20 @@ Which keys each system saves, and which of them it makes anew when it loads, is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 
 from zar_ray.errors import ModelError
+from zar_ray.models.architecture import EVALUATION_SCALE
 from zar_ray.models.deep_prompts import SIZES
+from zar_ray.models.fusion_heads import FUSION, fusion_settings
+from zar_ray.models.temporal_adapters import ADAPTERS, PROMPTS
 from zar_ray.video.transforms import Preprocessing
 
-Origin = Literal["zar-ray", "openai", "clip", "vificlip", "actionclip"]
+Origin = Literal["zar-ray", "openai", "clip", "vificlip", "actionclip", "ezclip"]
 
 ORIGIN_NAMES: Mapping[Origin, str] = {
     "zar-ray": "zar-ray",
@@ -25,9 +28,8 @@ ORIGIN_NAMES: Mapping[Origin, str] = {
     "clip": "OpenAI's layout (OpenAI or open_clip)",
     "vificlip": "ViFi-CLIP",
     "actionclip": "ActionCLIP",
+    "ezclip": "EZ-CLIP",
 }
-# Why ActionCLIP's fusion head is left out.
-FUSION_HEAD = "fusion head over frames, no part of the model clip, which averages them"
 # The one tensor of CLIP that ViFi-CLIP does not save.
 TOKEN_EMBEDDING = "token_embedding.weight"
 
@@ -39,6 +41,8 @@ _OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
 # Where training scripts keep the weights in what they save.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _FUSION = "fusion_model_state_dict"
+_UNREAD = "its fusion head does not read it"
+_PUBLISHED_SCALE = 100  # of cosines in ActionCLIP's and EZ-CLIP's evaluations, whatever was learnt
 # ViFi-CLIP's names of the towers; what is left of the others' names is the same.
 _VIFICLIP_TOWERS = {"image_encoder.": "visual.", "text_encoder.": ""}
 # Where a tower's prompt vectors enter in ViFi-CLIP's file, under `_VIFICLIP_TOWERS`' names, and what holds all of them
@@ -62,12 +66,14 @@ class Recognised:
         tensors: The weights under OpenAI's names, float32 where floating. What belongs to no CLIP keeps its own name.
         left_out: What is not among them, by the name in the file, and why.
         epoch: The epoch written down beside the weights, as that system counts; None where there is none.
+        additions: What its architecture has beside the CLIP that it builds on.
     """
 
     origin: Origin
     tensors: dict[str, torch.Tensor]
     left_out: dict[str, str]
     epoch: int | None = None
+    additions: Mapping[str, Any] = field(default_factory=dict)
 
 
 def recognise(content: object, place: str) -> Recognised:
@@ -78,7 +84,7 @@ def recognise(content: object, place: str) -> Recognised:
         place: Where it was read, for messages.
 
     Raises:
-        ModelError: It holds no state dict, or one that only a model which is not here can use; the message names it.
+        ModelError: It holds no state dict, or one that is not whole.
     """
     state = content
     for wrapper in _WRAPPERS:
@@ -90,15 +96,22 @@ def recognise(content: object, place: str) -> Recognised:
     epoch = content.get("epoch") if isinstance(content, Mapping) else None
     epoch = epoch if isinstance(epoch, int) else None
     names = _without_prefixes(tensors)
-    _refuse_other_models(names.values(), place)
 
     if any(name.startswith("image_encoder.") for name in names.values()):
         return _vificlip(tensors, names, epoch, place)
     left_out = {name: _FROM_SIZES for name, short in names.items() if _is_derived(short)}
     fusion = content.get(_FUSION) if isinstance(content, Mapping) else None
     if isinstance(fusion, Mapping):
-        left_out |= {f"{_FUSION}/{name}": FUSION_HEAD for name in fusion}
-        return Recognised("actionclip", openai_layout(tensors), left_out, epoch)
+        head = openai_layout(_tensors_in(fusion))
+        settings, unread = fusion_settings(head)
+        left_out |= {f"{_FUSION}/{name}": _UNREAD for name in fusion if name.removeprefix("module.") in unread}
+        weights = {f"{FUSION}.{name}": tensor for name, tensor in head.items() if name not in unread}
+        additions = {FUSION: settings, EVALUATION_SCALE: _PUBLISHED_SCALE}
+        return Recognised("actionclip", openai_layout(tensors) | weights, left_out, epoch, additions)
+    prompts = openai_layout(tensors).get(f"visual.transformer.{PROMPTS}")
+    if prompts is not None:
+        additions = {ADAPTERS: {"frames": prompts.shape[1]}, EVALUATION_SCALE: _PUBLISHED_SCALE}
+        return Recognised("ezclip", openai_layout(tensors), left_out, epoch, additions)
     origin = "openai" if set(_OPENAI_MARKS) <= set(names.values()) else "clip"
     return Recognised(origin, openai_layout(tensors), left_out, epoch)
 
@@ -109,20 +122,20 @@ def openai_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return {short: as_float32(tensors[name]) for name, short in names.items() if not _is_derived(short)}
 
 
-def published_preprocessing(origin: Origin, input_size: int) -> Preprocessing | None:
+def published_preprocessing(origin: str, input_size: int) -> Preprocessing | None:
     """What a system's published evaluation does to pixels; None where the system is not one with its own.
 
-    Both resize the short side to 256/224 of the input, truncated. ViFi-CLIP then normalises as ImageNet classifiers
-    do and resizes bilinearly; ActionCLIP keeps CLIP's statistics and filter.
+    All resize the short side to 256/224 of the input, truncated. ViFi-CLIP then normalises as ImageNet classifiers
+    do and resizes bilinearly; ActionCLIP, and EZ-CLIP with it, keep CLIP's statistics and filter.
 
     Args:
-        origin: Whose checkpoint it is.
+        origin: Whose checkpoint it is, or the system's name.
         input_size: R, side of the square input in pixels.
     """
     side = input_size * 256 // 224
     if origin == "vificlip":
         return Preprocessing(input_size, IMAGENET_MEAN, IMAGENET_STD, "bilinear", short_side=side)
-    if origin == "actionclip":
+    if origin in ("actionclip", "ezclip"):
         return Preprocessing(input_size, short_side=side)
     return None
 
@@ -150,15 +163,6 @@ def _without_prefixes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 def _is_derived(short: str) -> bool:
     return short in _OPENAI_MARKS or short.rpartition(".")[2] == "attn_mask"
-
-
-def _refuse_other_models(names: Iterable[str], place: str) -> None:
-    for name in names:
-        parts = name.split(".")
-        if "T_prompt_embeddings" in parts or "Adapter" in parts:
-            raise ModelError(
-                f"{place}: an EZ-CLIP checkpoint ({name}); it needs the model ezclip, which this zar-ray does not have"
-            )
 
 
 def _vificlip(

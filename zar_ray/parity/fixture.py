@@ -44,6 +44,9 @@ class FixtureFile(FileFormat):
         input_shape: Shape of the recipe's input.
         clips: Facts of real videos, by name.
         arrays: What the arrays are, by name.
+        descriptions: A text a class, where a system reads such.
+        grad_norm_names: Parameters whose gradients were taken, under their published names.
+        trainable: Parameters that training changes, under their published names.
     """
 
     system: str
@@ -55,6 +58,9 @@ class FixtureFile(FileFormat):
     input_shape: tuple[int, ...] = ()
     clips: dict[str, dict[str, Any]] = {}
     arrays: dict[str, Any] = {}
+    descriptions: tuple[str, ...] = ()
+    grad_norm_names: Any = None
+    trainable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,13 +97,33 @@ class Fixture:
     def weights(self, part: str) -> dict[str, np.ndarray]:
         """The recipe's weights of a part of the checkpoint.
 
+        Args:
+            part: Its name; ``PART/VARIANT`` for one of several variants of ``PART_model_state_dict``.
+
         Raises:
             ConfigError: The fixture lists no such part.
         """
-        shapes = self.file.checkpoint.get(part)
-        if not isinstance(shapes, dict):
+        shapes = self._shapes(part)
+        if shapes is None:
             raise ConfigError(f"{self.folder / DESCRIPTION}: its checkpoint lists no {part}")
         return recipe_state_dict(shapes, self.file.seed)
+
+    def _shapes(self, part: str) -> dict[str, Any] | None:
+        name, slash, variant = part.partition("/")
+        shapes = self.file.checkpoint.get(f"{name}_model_state_dict" if slash else name)
+        if slash and isinstance(shapes, dict):
+            shapes = shapes.get(variant)
+        return shapes if isinstance(shapes, dict) else None
+
+    def array(self, name: str) -> np.ndarray:
+        """An array that is an input of a check.
+
+        Raises:
+            ConfigError: The fixture has none of that name.
+        """
+        if name not in self.arrays:
+            raise ConfigError(f"{self.folder / ARRAYS}: lacks {name}")
+        return self.arrays[name]
 
     def input(self) -> np.ndarray:
         """The recipe's input, float32."""
@@ -110,7 +136,7 @@ class Fixture:
             name = self.label(f"digest/{part}")
             if part == "input":
                 checks.append(equal(name, expected, recipe_digest({_INPUT_NAME: self.input()})))
-            elif isinstance(self.file.checkpoint.get(part), dict):
+            elif self._shapes(part) is not None:
                 checks.append(equal(name, expected, recipe_digest(self.weights(part))))
             else:
                 checks.append(miss(name, "its tensors are not listed"))

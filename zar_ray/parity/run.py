@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zar_ray.errors import ConfigError
+from zar_ray.parity.actionclip import check_actionclip
 from zar_ray.parity.checks import ArrayCheck, Evidence, compare, miss
+from zar_ray.parity.ezclip import check_ezclip
 from zar_ray.parity.fixture import DESCRIPTION, Fixture, is_fixture, read_fixture
 from zar_ray.parity.preprocess import check_preprocess
 from zar_ray.parity.vificlip import check_vificlip
@@ -17,6 +19,8 @@ SYSTEMS: dict[str, Callable[[Fixture, Path | None], Evidence]] = {
     "zar_step_pixels": check_zar_steps,
     "preprocess": check_preprocess,
     "vificlip": check_vificlip,
+    "actionclip": check_actionclip,
+    "ezclip": check_ezclip,
 }
 
 

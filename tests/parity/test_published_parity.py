@@ -1,0 +1,113 @@
+"""The systems ``actionclip`` and ``ezclip``, on the numbers that their official code gave (tests/golden)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zar_ray.models.architecture import build_clip
+from zar_ray.parity import check_fixtures
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+POSITIONS = [77, 64]  # of the table that every head is saved with
+
+
+def missed(checks):
+    return [check.name for check in checks if not check.ok]
+
+
+def shapes_of(architecture):
+    return {name: list(tensor.shape) for name, tensor in build_clip(architecture).state_dict().items()}
+
+
+def checkpoint_of(system, facts, architecture):
+    if system == "ezclip":
+        return {"model_state_dict": shapes_of({**architecture, "temporal_adapters": {"frames": 4}})}
+    plain, heads = shapes_of(architecture), {}
+    for head, settings in facts["heads"].items():
+        whole = shapes_of({**architecture, "fusion": {"head": head, **settings}})
+        own = {f"module.{name.removeprefix('fusion.')}": whole[name] for name in whole.keys() - plain.keys()}
+        heads[head] = {**own, "module.frame_position_embeddings.weight": POSITIONS} if own else {}
+    return {"model_state_dict": plain, "fusion_model_state_dict": heads}
+
+
+@pytest.fixture(scope="session")
+def golden():
+    return json.loads((GOLDEN / "systems.json").read_text())
+
+
+@pytest.fixture
+def make(tmp_path, write_fixture, golden):
+    def write(system):
+        facts = golden[system]
+        with np.load(GOLDEN / f"{system}.npz") as file:
+            arrays = dict(file)
+        description = {
+            "system": system,
+            "config": {},
+            "checkpoint": checkpoint_of(system, facts, golden["architecture"]),
+            "arrays": {name: {"what": "…"} for name in arrays},
+            **{name: value for name, value in facts.items() if name not in ("heads", "source")},
+        }
+        return write_fixture(tmp_path / system, description, arrays)
+
+    return write
+
+
+@pytest.mark.parametrize(("system", "count"), [("actionclip", 43), ("ezclip", 16)])
+def test_every_array_is_within_tolerance(make, system, count):
+    checks = check_fixtures(make(system))
+    assert missed(checks) == []
+    assert len(checks) == count
+
+
+@pytest.mark.parametrize(
+    ("system", "name", "factor"),
+    [
+        ("actionclip", "Transf/video_features", 1.01),
+        ("actionclip", "Transf_cls/logits", 1.0001),
+        ("actionclip", "Conv_1D/losses", 1.0001),
+        ("actionclip", "LSTM/grad_norms", 1.01),
+        ("actionclip", "meanP/similarity", 1.01),
+        ("ezclip", "frame_embeddings", 1.01),
+        ("ezclip", "losses", 1.0001),
+        ("ezclip", "grad_norms", 1.01),
+        ("ezclip", "grad_T_prompt_embeddings", 1.01),
+    ],
+)
+def test_a_perturbed_array_is_the_only_miss(make, change, system, name, factor):
+    folder = make(system)
+
+    def perturb(arrays):
+        arrays[name] = arrays[name] * np.float32(factor)
+
+    change(folder, arrays=perturb)
+    assert missed(check_fixtures(folder)) == [f"{system}/{name}"]
+
+
+def test_the_smallest_gradient_norm_is_held_to_its_own_size(make, change):
+    folder = make("actionclip")
+
+    def perturb(arrays):
+        norms = arrays["Transf/grad_norms"]
+        norms[norms.argmin()] *= 1.002
+
+    change(folder, arrays=perturb)
+    assert missed(check_fixtures(folder)) == ["actionclip/Transf/grad_norms"]
+
+
+def test_another_parameter_in_training_is_a_miss(make, change):
+    folder = make("ezclip")
+    change(folder, describe=lambda content: content["trainable"].append("visual.temporal_embedding"))
+    assert missed(check_fixtures(folder)) == ["ezclip/trainable"]
+
+
+@pytest.mark.parametrize("system", ["actionclip", "ezclip"])
+def test_the_published_fixture(shared, system):
+    folder = shared / "golden" / "open" / system
+    if not folder.is_dir():
+        pytest.skip("needs the reference vectors that lie beside the checkout in development (../shared/golden)")
+    assert missed(check_fixtures(folder)) == []

@@ -1,0 +1,64 @@
+"""The published systems by name: a CLIP of open_clip's, and what the system adds to it (conf/models)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zar_ray.config import conf_dir, read_yaml
+from zar_ray.errors import ConfigError
+from zar_ray.models.architecture import Architecture, named_architecture
+
+_CLIP = "clip"
+
+
+@dataclass(frozen=True)
+class System:
+    """A published system, as ``conf/models/NAME.yaml`` describes it.
+
+    Attributes:
+        name: What `--model` calls it.
+        clip: The open_clip name of the CLIP it builds on.
+        additions: What its architecture has beside that CLIP's.
+    """
+
+    name: str
+    clip: str
+    additions: Mapping[str, Any]
+
+
+def known_systems() -> tuple[str, ...]:
+    """The names of the published systems, in alphabetical order."""
+    return tuple(sorted(name for name, path in known_files().items() if _CLIP in read_yaml(path)))
+
+
+def find_system(name: str) -> System | None:
+    """The published system of a name; None where it is the name of none, as open_clip's are not."""
+    path = known_files().get(name)
+    content = read_yaml(path) if path is not None else {}
+    if _CLIP not in content:
+        return None
+    return System(name, content.pop(_CLIP), content)
+
+
+def known_files() -> dict[str, Path]:
+    """The shipped descriptions of models, by name."""
+    return {path.stem: path for path in (conf_dir() / "models").glob("*.yaml")}
+
+
+def read_architecture(path: Path) -> Architecture:
+    """An architecture in a YAML file: open_clip's form, or the name of one under ``clip`` and what is added to it.
+
+    Raises:
+        ConfigError: The file is not a YAML mapping, or ``clip`` is not a name.
+        ModelError: open_clip knows no such name.
+    """
+    content = read_yaml(path)
+    name = content.pop(_CLIP, None)
+    if name is None:
+        return content
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}: clip: must be the name of a model of open_clip's, such as ViT-B-16-quickgelu")
+    return {**named_architecture(name), **content}

@@ -107,7 +107,9 @@ class ModelOptions(Options):
     """Which weights, and how they run."""
 
     model: str = Field(
-        default="ViT-B-16-quickgelu", description="An open_clip model name; OpenAI weights need -quickgelu."
+        default="ViT-B-16-quickgelu",
+        description="An open_clip model name (OpenAI weights need -quickgelu), or a published system: actionclip or"
+        " ezclip.",
     )
     pretrained: str | None = Field(
         default="openai",
@@ -116,7 +118,7 @@ class ModelOptions(Options):
     checkpoint: Path | None = Field(
         default=None,
         description="A local checkpoint (.safetensors or .pt) instead of a tag: OpenAI's, open_clip's, ViFi-CLIP's,"
-        " ActionCLIP's or zar-ray's.",
+        " ActionCLIP's, EZ-CLIP's or zar-ray's.",
     )
     context: str = Field(
         default="a video of a",
@@ -302,10 +304,19 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
         description="Mean and deviation of the input, filter and short side: the model's own; or ImageNet's, bilinear,"
         " 8/7 of the input size, as ViFi-CLIP.",
     )
-    trains: Literal["both", "image", "text", "prompts", "context"] = Field(
+    trains: Literal["both", "all", "image", "text", "prompts", "context", "adapters"] = Field(
         default="both",
-        description="What is trained: both towers, one of them, prompt vectors in both towers' layers, or the"
-        " context alone (CoOp).",
+        description="What is trained: both towers, those and the token embeddings (all, as ActionCLIP), one tower,"
+        " prompt vectors in both towers' layers, the context alone (CoOp), or adapters and temporal prompts (EZ-CLIP).",
+    )
+    loss: Literal["classes", "matching"] = Field(
+        default="classes",
+        description="classes: cross-entropy over the texts of all classes; matching: a micro-batch's videos against its"
+        " texts, one drawn a video, both ways, as ActionCLIP and EZ-CLIP.",
+    )
+    motion_loss: float = Field(default=0.0, ge=0, description="Weight of EZ-CLIP's motion loss beside matching.")
+    fusion_lr: float = Field(
+        default=1.0, gt=0, description="Learning rate of ActionCLIP's fusion head, as a multiple of the others'."
     )
     prompt_vectors: int = Field(default=16, ge=1, description="Prompt vectors a layer and tower.")
     prompt_depth: int = Field(default=9, ge=1, description="Layers that have prompt vectors of their own.")

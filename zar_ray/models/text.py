@@ -123,6 +123,11 @@ class PromptedClasses:
     def __len__(self) -> int:
         return len(self.class_names)
 
+    def rows_of(self, number: int) -> range:
+        """The rows of `token_ids` that are a class's."""
+        first = sum(self._counts[:number])
+        return range(first, first + self._counts[number])
+
     def require_tunable(self, method: str = "the method", way_out: str = "--method zero_shot") -> None:
         """Refuses classes without a context that could be tuned.
 
@@ -222,12 +227,7 @@ class PromptedClasses:
 
         A learned context has no words, so these are not the prompts that it stands in.
         """
-        parts = []
-        for ids in self.token_ids.split(_TEXTS_A_PASS):
-            ends = ids.argmax(dim=1)
-            length = int(ends.max()) + 1 if self.model.sees_backwards_only else ids.shape[1]
-            parts.append(self.model.encode_embedded_text(self.model.embed_tokens(ids[:, :length]), ends))
-        return torch.cat(parts)
+        return encode_tokens(self.model, self.token_ids)
 
     def _check_distinct(self) -> None:
         seen: dict[tuple[tuple[int, ...], ...], str] = {}
@@ -236,6 +236,16 @@ class PromptedClasses:
             if read in seen:
                 raise ConfigError(f'class names "{seen[read]}" and "{name}" read the same to the model; name it once')
             seen[read] = name
+
+
+def encode_tokens(model: ClipModel, token_ids: torch.Tensor) -> torch.Tensor:
+    """float32 (N, D): the embeddings of texts (N, context_length), not normalised, differentiable in the weights."""
+    parts = []
+    for ids in token_ids.split(_TEXTS_A_PASS):
+        ends = ids.argmax(dim=1)
+        length = int(ends.max()) + 1 if model.sees_backwards_only else ids.shape[1]
+        parts.append(model.encode_embedded_text(model.embed_tokens(ids[:, :length]), ends))
+    return torch.cat(parts)
 
 
 def why_full_pass(model: ClipModel, position: ClassPosition = "end") -> str | None:

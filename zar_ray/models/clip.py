@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -148,8 +149,9 @@ class ClipModel(nn.Module):
         if self._head is None:
             return frames.mean(dim=-2)
         with torch.autocast(self.device.type, enabled=False), exact_float32():
-            views = frames.to(self.dtype).reshape(-1, *frames.shape[-2:])
-            return self._head(views).reshape(*frames.shape[:-2], -1)
+            *several, length, width = frames.shape
+            views = frames.to(self.dtype).reshape(math.prod(several), length, width)
+            return self._head(views).reshape(*several, width)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -201,9 +201,10 @@ def by_view(plans: Sequence[ViewPlan]) -> tuple[ViewPlan, ...]:
     Raises:
         ValueError: The views are of different lengths.
     """
-    own = [np.concatenate([plan.views, np.atleast_2d(plan.evaluation)]) for plan in plans]
-    if len({views.shape[1] for views in own}) != 1:
+    parts = [(*([plan.views] if len(plan.views) else []), np.atleast_2d(plan.evaluation)) for plan in plans]
+    if len({part.shape[1] for of_plan in parts for part in of_plan}) != 1:
         raise ValueError("views of different lengths cannot be encoded as wholes together")
+    own = [np.concatenate(of_plan) for of_plan in parts]
     distinct, places = np.unique(np.concatenate(own), axis=0, return_inverse=True)
     rows = np.arange(distinct.size, dtype=np.int64).reshape(distinct.shape)[places.ravel()]
     images = plans[0].images[distinct.ravel()]
@@ -212,7 +213,7 @@ def by_view(plans: Sequence[ViewPlan]) -> tuple[ViewPlan, ...]:
         replace(
             plan,
             images=images,
-            views=of[: len(plan.views)],
+            views=of[: len(plan.views)] if len(plan.views) else plan.views,
             evaluation=of[len(plan.views) :].reshape(plan.evaluation.shape),
         )
         for plan, of in zip(plans, np.split(rows, ends[:-1]), strict=True)

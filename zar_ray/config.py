@@ -26,6 +26,7 @@ from zar_ray.errors import ConfigError
 Precision = Literal["fp32", "bf16", "fp16"]
 Decoder = Literal["auto", "decord", "pyav"]
 ClassPosition = Literal["end", "middle", "front"]
+TextAverage = Literal["features", "probabilities"]
 NameStyle = Literal["raw", "split_camel_case", "lower_case"]
 _T = TypeVar("_T", bound="Options")
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*(?=@)")
@@ -154,6 +155,11 @@ class PromptOptions(Options):
     class_texts: Path | None = Field(
         default=None,
         description="CSV (class,text) or JSON with texts in the names' place; whole prompts without a template.",
+    )
+    template_average: TextAverage = Field(
+        default="features",
+        description="What counts of a class with several texts: the mean of their features, as CLIP, or of the"
+        " probabilities that each gives, as ActionCLIP.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -9,7 +10,7 @@ from functools import cached_property
 import torch
 from torch.nn.functional import normalize
 
-from zar_ray.config import ClassPosition, ModelOptions
+from zar_ray.config import ClassPosition, ModelOptions, TextAverage
 from zar_ray.data.class_texts import ClassPrompts, ContextFile
 from zar_ray.errors import ConfigError
 from zar_ray.models.clip import ClipModel, clip_tokenizer
@@ -31,8 +32,10 @@ class PromptedClasses:
     for all videos. The text tower is run by `SharedPrefixPass` where it can be; a warning says where it cannot.
 
     With `texts` a class may have several prompts. Its untuned feature is then the L2-normalised mean of their
-    L2-normalised features, the ensemble of the CLIP paper (Radford et al., ICML 2021, section 3.1.4). A context can
-    be tuned where each class has one text and all texts start with the context's words, tokens of their own; what
+    L2-normalised features, the ensemble of the CLIP paper (Radford et al., ICML 2021, section 3.1.4). With `average`
+    ``probabilities`` its untuned score is instead the mean of the probabilities that it has among the first prompts of
+    all classes, among the second ones, and so on, as ActionCLIP's (Wang et al., 2021) is over its templates. A context
+    can be tuned where each class has one text and all texts start with the context's words, tokens of their own; what
     follows them, the name and what the template puts behind it, stays.
 
     A model with prompt vectors in its layers (`zar_ray.models.deep_prompts`) has a context of its own, its first
@@ -45,6 +48,7 @@ class PromptedClasses:
         position: Where the name stands: ``end``, after the context; ``front``, before it; ``middle``, after the first
             half of it, rounded down (CoOp: Zhou et al., IJCV 2022, section 3.2).
         texts: For each class its whole prompts; by default the one prompt ``CONTEXT NAME.``.
+        average: What counts of several prompts.
 
     Attributes:
         model: The model.
@@ -66,6 +70,7 @@ class PromptedClasses:
         context: str | LearnedContext = _DEFAULT_CONTEXT,
         position: ClassPosition = "end",
         texts: Sequence[Sequence[str]] | None = None,
+        average: TextAverage = "features",
     ) -> None:
         if not class_names:
             raise ConfigError("no class names are given; name at least one class")
@@ -96,6 +101,12 @@ class PromptedClasses:
             self.token_ids = _text_tokens(model, self.class_names, texts)
             places = torch.arange(1, 1 + length).expand(len(self.token_ids), -1)
         self._check_distinct()
+        self._by_probabilities = average == "probabilities" and max(self._counts) > 1
+        if self._by_probabilities and len(set(self._counts)) > 1:
+            raise ConfigError(
+                "--template-average probabilities: every class needs as many texts as the others; here one has"
+                f" {min(self._counts)} and another {max(self._counts)}"
+            )
 
         strays = (self.token_ids.gather(1, places) != context_ids[:, 1 : 1 + length]).any(dim=1)
         if texts is None and strays.any():
@@ -118,7 +129,7 @@ class PromptedClasses:
         context = prompts.context
         if isinstance(context, ContextFile):
             context = parse_context(context.content, context.path)
-        return cls(model, prompts.names, context, position, prompts.texts)
+        return cls(model, prompts.names, context, position, prompts.texts, prompts.average)
 
     def __len__(self) -> int:
         return len(self.class_names)
@@ -162,7 +173,7 @@ class PromptedClasses:
         with torch.no_grad():
             if self._fixed is None:
                 return self.features(self.initial_context)
-            of_texts = normalize(self.encode_texts(), dim=-1).split(self._counts)
+            of_texts = self._features_of_texts.split(self._counts)
             return normalize(torch.stack([one.mean(dim=0) for one in of_texts]), dim=-1)
 
     @cached_property
@@ -221,6 +232,25 @@ class PromptedClasses:
         """
         with exact_float32():
             return self.model.logit_scale * video_features @ text_features.mT
+
+    def initial_logits(self, video_features: torch.Tensor) -> torch.Tensor:
+        """Logits of videos under the untuned prompts; where probabilities are averaged, the mean's logarithms.
+
+        Args:
+            video_features: float32 (..., D), L2-normalised.
+
+        Returns:
+            float32 (..., K).
+        """
+        if not self._by_probabilities:
+            return self.logits(video_features, self.initial_features)
+        by_text = self.logits(video_features, self._features_of_texts).unflatten(-1, (len(self), -1))
+        return by_text.log_softmax(dim=-2).logsumexp(dim=-1) - math.log(by_text.shape[-1])
+
+    @cached_property
+    def _features_of_texts(self) -> torch.Tensor:
+        with torch.no_grad():
+            return normalize(self.encode_texts(), dim=-1)
 
     def encode_texts(self) -> torch.Tensor:
         """float32 (N, D): all prompts' embeddings, not normalised, differentiable in the model's weights.

@@ -1,0 +1,81 @@
+"""ActionCLIP and EZ-CLIP from training to decisions, each on a real local Ray: train, save, load, evaluate, ZAR."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import yaml
+from rich.console import Console
+
+from zar_ray.config import EvalConfig, ModelOptions, TrainConfig
+from zar_ray.errors import ZarError
+from zar_ray.evaluation.job import run_evaluation
+from zar_ray.models.loading import load_model
+from zar_ray.training.job import run_training
+
+pytestmark = pytest.mark.slow
+
+TINY = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+    "evaluation_scale": 100,
+}
+SYSTEMS = {
+    "actionclip": (
+        {"fusion": {"head": "Transf", "layers": 1}},
+        {"trains": "all", "template": "actionclip", "fusion_lr": 2.0, "lr": 3e-3},
+    ),
+    "ezclip": ({"temporal_adapters": {"frames": 4}}, {"trains": "adapters", "motion_loss": 1.0, "lr": 1e-2}),
+}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_it_trains_and_its_file_evaluates_and_is_tuned(ray_cluster, video_folder, tmp_path, system):
+    parts, options = SYSTEMS[system]
+    (tmp_path / f"{system}.yaml").write_text(yaml.safe_dump({**TINY, **parts}))
+    config = TrainConfig(
+        dataset=str(video_folder),
+        architecture=str(tmp_path / f"{system}.yaml"),
+        loss="matching",
+        frames=4,
+        batch_size=6,
+        micro_batch=6,
+        steps=25,
+        warmup_steps=2,
+        decays="all",
+        cache_frames=4,
+        validation=str(video_folder),
+        validation_epochs=1000,
+        output=tmp_path / "trained.safetensors",
+        storage=str(tmp_path / "storage"),
+        mlflow=False,
+        **options,
+    )
+    said = io.StringIO()
+    result = run_training(config, Console(file=said, width=200))
+    first = float(said.getvalue().split("step 1/25  loss ")[1].split()[0])
+    assert result.loss < first
+    assert result.validations[-1].failed == 0
+
+    model = load_model(ModelOptions(checkpoint=config.output, device="cpu"))
+    assert model.frame_independent == (system == "actionclip")
+    evaluation = EvalConfig(
+        dataset=str(video_folder),
+        checkpoint=config.output,
+        method=("zero_shot", "zar"),
+        views={"frames": 4, "eval_frames": 4, "views_per_rate": 2, "crops": 1},
+        output=str(tmp_path / "runs"),
+        mlflow=False,
+    )
+    summary = run_evaluation(evaluation, Console(file=io.StringIO()))
+    assert [case.method for case in summary.cases] == ["zero_shot", "zar"]
+    assert {case.headline.videos for case in summary.cases} == {result.validations[-1].videos}
+    assert summary.model_fingerprint == model.fingerprint
+    if system == "ezclip":
+        with pytest.raises(ZarError, match=r"--features: .* encodes a view as a whole"):
+            run_evaluation(
+                evaluation.model_copy(update={"features": str(tmp_path / "features")}), Console(file=io.StringIO())
+            )

@@ -109,8 +109,8 @@ class ModelOptions(Options):
 
     model: str = Field(
         default="ViT-B-16-quickgelu",
-        description="An open_clip model name (OpenAI weights need -quickgelu), or a published system: actionclip or"
-        " ezclip.",
+        description="An open_clip model name (OpenAI weights need -quickgelu), or a published system: actionclip,"
+        " ezclip or a5.",
     )
     pretrained: str | None = Field(
         default="openai",
@@ -119,7 +119,7 @@ class ModelOptions(Options):
     checkpoint: Path | None = Field(
         default=None,
         description="A local checkpoint (.safetensors or .pt) instead of a tag: OpenAI's, open_clip's, ViFi-CLIP's,"
-        " ActionCLIP's, EZ-CLIP's or zar-ray's.",
+        " ActionCLIP's, EZ-CLIP's, A5's or zar-ray's.",
     )
     context: str = Field(
         default="a video of a",
@@ -310,10 +310,10 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
         description="Mean and deviation of the input, filter and short side: the model's own; or ImageNet's, bilinear,"
         " 8/7 of the input size, as ViFi-CLIP.",
     )
-    trains: Literal["both", "all", "image", "text", "prompts", "context", "adapters"] = Field(
+    trains: Literal["both", "all", "image", "text", "prompts", "context", "added"] = Field(
         default="both",
         description="What is trained: both towers, those and the token embeddings (all, as ActionCLIP), one tower,"
-        " prompt vectors in both towers' layers, the context alone (CoOp), or adapters and temporal prompts (EZ-CLIP).",
+        " prompt vectors in both towers' layers, the context alone (CoOp), or what ezclip or a5 add to a frozen CLIP.",
     )
     loss: Literal["classes", "matching"] = Field(
         default="classes",

@@ -28,7 +28,7 @@ SYSTEMS = {
         {"fusion": {"head": "Transf", "layers": 1}},
         {"trains": "all", "template": "actionclip", "fusion_lr": 2.0, "lr": 3e-3},
     ),
-    "ezclip": ({"temporal_adapters": {"frames": 4}}, {"trains": "adapters", "motion_loss": 1.0, "lr": 1e-2}),
+    "ezclip": ({"temporal_adapters": {"frames": 4}}, {"trains": "added", "motion_loss": 1.0, "lr": 1e-2}),
 }
 
 

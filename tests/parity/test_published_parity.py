@@ -1,4 +1,4 @@
-"""The systems ``actionclip`` and ``ezclip``, on the numbers that their official code gave (tests/golden)."""
+"""The systems ``actionclip``, ``ezclip`` and ``a5``, on the numbers that their official code gave (tests/golden)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,20 @@ def shapes_of(architecture):
     return {name: list(tensor.shape) for name, tensor in build_clip(architecture).state_dict().items()}
 
 
+def a5_shapes(architecture, layers):
+    """Under the official names, with the table of positions that is saved even where nothing reads it."""
+    whole = shapes_of({**architecture, "fusion": {"head": "A5", "layers": max(1, layers), "frames": 4}})
+    clip = {f"clipmodel.{name}": shape for name, shape in whole.items() if not name.startswith("fusion.")}
+    head = {name.removeprefix("fusion."): shape for name, shape in whole.items() if name.startswith("fusion.")}
+    kept = {name: shape for name, shape in head.items() if layers or name == "temporalEmbedding.weight"}
+    return {**clip, "embedding.weight": POSITIONS, **kept}
+
+
 def checkpoint_of(system, facts, architecture):
     if system == "ezclip":
         return {"model_state_dict": shapes_of({**architecture, "temporal_adapters": {"frames": 4}})}
+    if system == "a5":
+        return {"state_dict": {name: a5_shapes(architecture, count) for name, count in facts["layers"].items()}}
     plain, heads = shapes_of(architecture), {}
     for head, settings in facts["heads"].items():
         whole = shapes_of({**architecture, "fusion": {"head": head, **settings}})
@@ -47,17 +58,17 @@ def make(tmp_path, write_fixture, golden):
             arrays = dict(file)
         description = {
             "system": system,
-            "config": {},
+            "config": {"combos": facts.get("combos")},
             "checkpoint": checkpoint_of(system, facts, golden["architecture"]),
             "arrays": {name: {"what": "…"} for name in arrays},
-            **{name: value for name, value in facts.items() if name not in ("heads", "source")},
+            **{name: value for name, value in facts.items() if name not in ("heads", "source", "combos", "layers")},
         }
         return write_fixture(tmp_path / system, description, arrays)
 
     return write
 
 
-@pytest.mark.parametrize(("system", "count"), [("actionclip", 43), ("ezclip", 16)])
+@pytest.mark.parametrize(("system", "count"), [("actionclip", 43), ("ezclip", 16), ("a5", 33)])
 def test_every_array_is_within_tolerance(make, system, count):
     checks = check_fixtures(make(system))
     assert missed(checks) == []
@@ -76,6 +87,10 @@ def test_every_array_is_within_tolerance(make, system, count):
         ("ezclip", "losses", 1.0001),
         ("ezclip", "grad_norms", 1.01),
         ("ezclip", "grad_T_prompt_embeddings", 1.01),
+        ("a5", "p16_t1/text_features", 1.01),
+        ("a5", "p4_t1/features/video_features", 1.01),
+        ("a5", "p16_t0/grad_norms", 1.01),
+        ("a5", "p4_t1/prompt_actiontoken", 2),
     ],
 )
 def test_a_perturbed_array_is_the_only_miss(make, change, system, name, factor):
@@ -105,7 +120,7 @@ def test_another_parameter_in_training_is_a_miss(make, change):
     assert missed(check_fixtures(folder)) == ["ezclip/trainable"]
 
 
-@pytest.mark.parametrize("system", ["actionclip", "ezclip"])
+@pytest.mark.parametrize("system", ["actionclip", "ezclip", "a5"])
 def test_the_published_fixture(shared, system):
     folder = shared / "golden" / "open" / system
     if not folder.is_dir():

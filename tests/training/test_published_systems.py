@@ -38,6 +38,11 @@ PARTS = {
     "Transf": {"fusion": {"head": "Transf", "layers": 2}},
     "Transf_cls": {"fusion": {"head": "Transf_cls", "layers": 1, "frames": FRAMES}},
     "ezclip": {"temporal_adapters": {"frames": FRAMES}},
+    "a5": {
+        "learned_texts": {"prefix": 3, "postfix": 2},
+        "fusion": {"head": "A5", "layers": 1, "frames": FRAMES},
+        "evaluation_scale": 1 / 0.07,
+    },
 }
 NAMES = ("spinning red star", "rising blue square", "dot")
 LABELS = (0, 1, 2, 0)
@@ -56,7 +61,9 @@ def model_of(system):
 
 def network_of(system, model=None, **options):
     ez = system == "ezclip"
-    own = {"trains": "adapters", "motion_loss": 1.0} if ez else {"trains": "all", "template": "actionclip"}
+    own = {"trains": "all", "template": "actionclip"}
+    if system in ("ezclip", "a5"):
+        own = {"trains": "added", "motion_loss": float(ez)}
     config = TrainConfig(**{"frames": FRAMES, "loss": "matching", **own, **options})
     return VideoTextModel(model or model_of(system), prompts_of([NAMES], config)[0], config)
 
@@ -84,6 +91,9 @@ def test_gradients_reach_exactly_what_is_trained(pixels, system, grad_checkpoint
     if system == "ezclip":
         names = {name for name in names if "Adapter" in name or name.endswith("T_prompt_embeddings")}
         assert len(names) == 2 * 4 + 2 * 4 + 1
+    if system == "a5":
+        names = {name for name in names if name == "learned_texts" or name.startswith("fusion.")}
+        assert len(names) == 1 + 1 + 12
     parameters = {name.removeprefix("model.clip."): parameter for name, parameter in network.named_parameters()}
     assert {name for name, parameter in parameters.items() if parameter.grad is not None} == names
     assert network.trained_state().keys() == names
@@ -129,7 +139,7 @@ def test_a_few_steps_lower_the_loss_and_the_file_evaluates_as_it_was_trained(pix
     assert torch.allclose(classes.logits(videos, classes.initial_features), logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("system", ["Transf", "ezclip"])
+@pytest.mark.parametrize("system", ["Transf", "ezclip", "a5"])
 def test_all_classes_can_be_trained_against_too(pixels, system):
     network = network_of(system, loss="classes", template=None, motion_loss=0.0)
     logits = network(pixels)
@@ -175,7 +185,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("system", "options", "message"),
         [
-            ("Transf", {"trains": "image"}, "--loss matching: goes with --trains both, all, text or adapters"),
+            ("Transf", {"trains": "image"}, "--loss matching: goes with --trains both, all, text or added"),
             ("Transf", {"augment": {"mixup": 0.8}}, "--loss matching: .* mix and smooth none"),
             ("Transf", {"loss": "classes", "motion_loss": 1.0}, "--motion-loss: goes with --loss matching"),
             ("Transf", {"motion_loss": 1.0, "frames": 1}, "--motion-loss: one frame does not move"),
@@ -190,11 +200,11 @@ class TestRefused:
         assert "\n" not in str(caught.value)
 
     def test_adapters_of_a_model_without(self):
-        with pytest.raises(ModelError, match="meanP: has no adapters to train; start from --model ezclip"):
-            network_of("meanP", trains="adapters")
+        with pytest.raises(ModelError, match="meanP: is a CLIP that nothing was added to; start from --model ezclip"):
+            network_of("meanP", trains="added")
 
     def test_deep_prompts_of_a_model_with_temporal_ones(self):
-        with pytest.raises(ModelError, match="train them with --trains adapters"):
+        with pytest.raises(ModelError, match="train them with --trains added"):
             network_of("ezclip", trains="prompts", loss="classes", motion_loss=0.0)
 
 

@@ -18,6 +18,7 @@ import torch
 from zar_ray.errors import ModelError, suggestion
 from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts
 from zar_ray.models.fusion_heads import FUSION, attach_fusion
+from zar_ray.models.learned_texts import LEARNED_TEXTS, attach_learned_texts
 from zar_ray.models.temporal_adapters import ADAPTERS, attach_temporal_adapters
 
 Architecture = Mapping[str, Any]
@@ -30,6 +31,7 @@ PARTS: Mapping[str, Callable[..., None]] = {
     SIZES: attach_deep_prompts,
     FUSION: attach_fusion,
     ADAPTERS: attach_temporal_adapters,
+    LEARNED_TEXTS: attach_learned_texts,
 }
 """What an architecture may add to CLIP, by its word, and what puts it into an open_clip CLIP."""
 

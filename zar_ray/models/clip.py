@@ -19,6 +19,7 @@ from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import EVALUATION_SCALE, PARTS, Architecture
 from zar_ray.models.deep_prompts import SIZES
 from zar_ray.models.fusion_heads import FUSION
+from zar_ray.models.learned_texts import VECTOR, embedded, framed, has_learned_texts
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.temporal_adapters import frames_of
 from zar_ray.models.vision import VisionTower, unfit_vision
@@ -220,7 +221,7 @@ class ClipModel(nn.Module):
         return self.frame_tokens(texts, [clip_tokenizer().encode(text) for text in texts])
 
     def frame_tokens(self, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Puts start and end of text around token ids.
+        """Puts start and end of text around token ids, and learnt vectors where the model has such.
 
         Args:
             texts: What the ids stand for, K of them, for messages.
@@ -233,28 +234,29 @@ class ClipModel(nn.Module):
             ConfigError: A text has more tokens than the model reads; the message repeats it.
         """
         tokenizer = clip_tokenizer()
-        ids = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
+        rest = VECTOR if has_learned_texts(self.text_tower) else 0
+        ids = torch.full((len(texts), self.context_length), rest, dtype=torch.int64)
         for row, text, inner in zip(ids, texts, tokens, strict=True):
-            framed = [tokenizer.sot_token_id, *inner, tokenizer.eot_token_id]
-            if len(framed) > self.context_length:
+            whole = framed(self.text_tower, tokenizer.sot_token_id, inner, tokenizer.eot_token_id)
+            if len(whole) > self.context_length:
                 shown = text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}…"
                 raise ConfigError(
-                    f'"{shown}" is {len(framed)} tokens long and the model reads {self.context_length}; shorten the'
+                    f'"{shown}" is {len(whole)} tokens long and the model reads {self.context_length}; shorten the'
                     " class name"
                 )
-            row[: len(framed)] = torch.tensor(framed)
+            row[: len(whole)] = torch.tensor(whole)
         return ids
 
     def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings of ids, without positions.
 
         Args:
-            ids: int64 (K, n).
+            ids: int64 (K, n), as `tokenize` gives them or the first n of them.
 
         Returns:
             float32 (K, n, W) on the model's device.
         """
-        return self.text_tower.token_embedding(ids.to(self.device))
+        return embedded(self.text_tower, ids.to(self.device))
 
     def encode_embedded_text(self, embeddings: torch.Tensor, end_positions: torch.Tensor) -> torch.Tensor:
         """Embeds texts that are already sequences of vectors; always in full precision, whatever `precision` says.

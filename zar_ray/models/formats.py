@@ -17,10 +17,11 @@ from zar_ray.errors import ModelError
 from zar_ray.models.architecture import EVALUATION_SCALE
 from zar_ray.models.deep_prompts import SIZES
 from zar_ray.models.fusion_heads import FUSION, fusion_settings
+from zar_ray.models.learned_texts import LEARNED_TEXTS
 from zar_ray.models.temporal_adapters import ADAPTERS, PROMPTS
 from zar_ray.video.transforms import Preprocessing
 
-Origin = Literal["zar-ray", "openai", "clip", "vificlip", "actionclip", "ezclip"]
+Origin = Literal["zar-ray", "openai", "clip", "vificlip", "actionclip", "ezclip", "a5"]
 
 ORIGIN_NAMES: Mapping[Origin, str] = {
     "zar-ray": "zar-ray",
@@ -29,6 +30,7 @@ ORIGIN_NAMES: Mapping[Origin, str] = {
     "vificlip": "ViFi-CLIP",
     "actionclip": "ActionCLIP",
     "ezclip": "EZ-CLIP",
+    "a5": "A5",
 }
 # The one tensor of CLIP that ViFi-CLIP does not save.
 TOKEN_EMBEDDING = "token_embedding.weight"
@@ -42,6 +44,11 @@ _OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _FUSION = "fusion_model_state_dict"
 _UNREAD = "its fusion head does not read it"
+A5_PARTS = ("clipmodel.", "embedding.weight", "temporalEmbedding.weight", "temporalModelling.")
+"""What an A5 checkpoint calls its CLIP, its vectors around class names, and its positions of and layers over frames."""
+_A5_CLIP, _A5_TEXTS, _A5_POSITIONS, _A5_LAYERS = A5_PARTS
+_A5_AROUND = 16  # vectors on each side of a name in the published checkpoints; no tensor tells
+_A5_SCALE = 1 / 0.07
 _PUBLISHED_SCALE = 100  # of cosines in ActionCLIP's and EZ-CLIP's evaluations, whatever was learnt
 # ViFi-CLIP's names of the towers; what is left of the others' names is the same.
 _VIFICLIP_TOWERS = {"image_encoder.": "visual.", "text_encoder.": ""}
@@ -99,6 +106,8 @@ def recognise(content: object, place: str) -> Recognised:
 
     if any(name.startswith("image_encoder.") for name in names.values()):
         return _vificlip(tensors, names, epoch, place)
+    if _A5_TEXTS in names.values() and any(name.startswith(_A5_CLIP) for name in names.values()):
+        return _a5(openai_layout(tensors), epoch)
     left_out = {name: _FROM_SIZES for name, short in names.items() if _is_derived(short)}
     fusion = content.get(_FUSION) if isinstance(content, Mapping) else None
     if isinstance(fusion, Mapping):
@@ -125,8 +134,9 @@ def openai_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
 def published_preprocessing(origin: str, input_size: int) -> Preprocessing | None:
     """What a system's published evaluation does to pixels; None where the system is not one with its own.
 
-    All resize the short side to 256/224 of the input, truncated. ViFi-CLIP then normalises as ImageNet classifiers
-    do and resizes bilinearly; ActionCLIP, and EZ-CLIP with it, keep CLIP's statistics and filter.
+    A5's is CLIP's own. The others resize the short side to 256/224 of the input, truncated. ViFi-CLIP then normalises
+    as ImageNet classifiers do and resizes bilinearly; ActionCLIP, and EZ-CLIP with it, keep CLIP's statistics and
+    filter.
 
     Args:
         origin: Whose checkpoint it is, or the system's name.
@@ -137,6 +147,8 @@ def published_preprocessing(origin: str, input_size: int) -> Preprocessing | Non
         return Preprocessing(input_size, IMAGENET_MEAN, IMAGENET_STD, "bilinear", short_side=side)
     if origin in ("actionclip", "ezclip"):
         return Preprocessing(input_size, short_side=side)
+    if origin == "a5":
+        return Preprocessing(input_size)
     return None
 
 
@@ -181,6 +193,29 @@ def _vificlip(
         else:
             weights[ours] = as_float32(tensors[name])
     return Recognised("vificlip", _with_deep_prompts(weights, place), left_out, epoch)
+
+
+def _a5(tensors: dict[str, torch.Tensor], epoch: int | None) -> Recognised:
+    layers = {name.split(".")[2] for name in tensors if name.startswith(_A5_LAYERS)}
+    weights, left_out = {}, {}
+    for name, tensor in tensors.items():
+        if name.startswith(_A5_CLIP):
+            weights |= openai_layout({name.removeprefix(_A5_CLIP): tensor})
+        elif name == _A5_TEXTS:
+            weights[LEARNED_TEXTS] = tensor
+        elif layers and (name == _A5_POSITIONS or name.startswith(_A5_LAYERS)):
+            weights[f"{FUSION}.{name}"] = tensor
+        elif name == _A5_POSITIONS:
+            left_out[name] = _UNREAD
+        else:
+            weights[name] = tensor
+    additions: dict[str, Any] = {
+        LEARNED_TEXTS: {"prefix": _A5_AROUND, "postfix": _A5_AROUND},
+        EVALUATION_SCALE: _A5_SCALE,
+    }
+    if layers:
+        additions[FUSION] = {"head": "A5", "layers": len(layers), "frames": len(tensors[_A5_POSITIONS])}
+    return Recognised("a5", weights, left_out, epoch, additions)
 
 
 def _with_deep_prompts(weights: dict[str, torch.Tensor], place: str) -> dict[str, torch.Tensor]:

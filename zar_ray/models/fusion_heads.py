@@ -1,4 +1,4 @@
-"""ActionCLIP's heads: from the embeddings of a video's frames to the video's.
+"""Heads: from the embeddings of a video's frames to the video's.
 
 The five of ActionCLIP (Wang et al., "ActionCLIP: A New Paradigm for Video Action Recognition", 2021, section 3.3), as
 its official code computes them. All but ``Transf_cls`` average what they made of the frames, and add it to the frames
@@ -9,6 +9,12 @@ themselves first:
 - ``Conv_1D``: a convolution over three frames, each channel by itself, that starts as a temporal shift;
 - ``Transf``: learned positions and a pre-norm transformer, with CLIP's activation;
 - ``Transf_cls``: a standard post-norm transformer with a class token, whose last state is the video.
+
+And the one of efficient prompting (Ju et al., "Prompting Visual-Language Models for Efficient Video Understanding",
+ECCV 2022, section 3.3):
+
+- ``A5``: learned positions and pre-norm layers of 8 heads with CLIP's activation; their outputs' mean, without the
+  frames themselves.
 
 The CLIP holds its head as the module ``fusion``, under the names of the published checkpoints, and its architecture
 bears the head's settings under the same word.
@@ -27,13 +33,14 @@ from zar_ray.errors import ModelError
 
 FUSION = "fusion"
 POSITIONS = "frame_position_embeddings.weight"
-Head = Literal["meanP", "LSTM", "Conv_1D", "Transf", "Transf_cls"]
+Head = Literal["meanP", "LSTM", "Conv_1D", "Transf", "Transf_cls", "A5"]
 
 HEAD_WIDTH = 64  # of an attention head in Transf
 _EPS = 1e-12  # of Transf's norms
-_CLS_HEADS = 8  # attention heads of Transf_cls
+_HEADS = 8  # attention heads of Transf_cls and A5
 _CLS_INNER = 2048
 _DEVIATION = 0.02  # of new weights, as in the official code
+_POSITION_DEVIATION = 0.01  # of A5's
 
 
 def attach_fusion(clip: Any, head: Head, layers: int = 6, frames: int | None = None, transposes: bool = False) -> None:
@@ -42,8 +49,8 @@ def attach_fusion(clip: Any, head: Head, layers: int = 6, frames: int | None = N
     Args:
         clip: A CLIP that has none yet.
         head: Which.
-        layers: Of ``Transf`` and ``Transf_cls``.
-        frames: T, for ``Transf_cls``, which has positions for so many frames and reads no others.
+        layers: Of ``Transf``, ``Transf_cls`` and ``A5``.
+        frames: T, for ``Transf_cls`` and ``A5``, which have positions for so many frames and read no others.
         transposes: Whether ``Conv_1D`` runs over a channel's frames. The official code, and so every published
             checkpoint, reinterprets the memory of (T, D) as (D, T) instead.
 
@@ -63,10 +70,10 @@ def attach_fusion(clip: Any, head: Head, layers: int = 6, frames: int | None = N
             made = ShiftHead(width, transposes)
         case "Transf":
             made = TransformerHead(width, layers, max(1, text_width // HEAD_WIDTH), rows)
-        case "Transf_cls":
+        case "Transf_cls" | "A5":
             if frames is None:
-                raise ModelError("the fusion head Transf_cls has positions for so many frames: say how many (frames)")
-            made = ClassTokenHead(width, layers, frames)
+                raise ModelError(f"the fusion head {head} has positions for so many frames: say how many (frames)")
+            made = (ClassTokenHead if head == "Transf_cls" else PlainHead)(width, layers, frames)
         case _:
             raise ModelError(f'no fusion head is called "{head}"; there are {", ".join(get_args(Head))}')
     clip.add_module(FUSION, made)
@@ -177,12 +184,31 @@ class ClassTokenHead(MeanHead):
         return self.transformer(frames) if len(frames) else frames.mean(dim=1)
 
 
+class PlainHead(MeanHead):
+    """``A5``."""
+
+    def __init__(self, width: int, layers: int, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+        self.temporalEmbedding = nn.Embedding(frames, width)
+        self.temporalModelling = Transformer(width, layers, _HEADS, act_layer=QuickGELU)
+        nn.init.normal_(self.temporalEmbedding.weight, std=_POSITION_DEVIATION)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """See `MeanHead`."""
+        return (
+            self.temporalModelling(frames + self.temporalEmbedding.weight).mean(dim=1)
+            if len(frames)
+            else frames.mean(dim=1)
+        )
+
+
 class _ClassTokenEncoder(nn.Module):
     def __init__(self, width: int, layers: int, frames: int) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(torch.randn(1, 1, width) * _DEVIATION)
         self.pos_embed = nn.Parameter(torch.randn(1, frames + 1, width) * _DEVIATION)
-        layer = nn.TransformerEncoderLayer(width, _CLS_HEADS, _CLS_INNER, batch_first=True)
+        layer = nn.TransformerEncoderLayer(width, _HEADS, _CLS_INNER, batch_first=True)
         self.transformer_enc = nn.TransformerEncoder(
             layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
         )

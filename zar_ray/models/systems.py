@@ -10,8 +10,12 @@ from typing import Any
 from zar_ray.config import conf_dir, read_yaml
 from zar_ray.errors import ConfigError
 from zar_ray.models.architecture import Architecture, named_architecture
+from zar_ray.models.fusion_heads import FUSION
+from zar_ray.models.learned_texts import LEARNED_TEXTS
+from zar_ray.models.temporal_adapters import is_trained
 
 _CLIP = "clip"
+_HEAD = f"{FUSION}."
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,17 @@ def find_system(name: str) -> System | None:
 def known_files() -> dict[str, Path]:
     """The shipped descriptions of models, by name."""
     return {path.stem: path for path in (conf_dir() / "models").glob("*.yaml")}
+
+
+def is_added(name: str) -> bool:
+    """Whether a parameter of a CLIP is what a published system adds to it and trains, the CLIP itself being frozen.
+
+    That is a head over frames, A5's vectors, and EZ-CLIP's adapters and temporal prompts.
+
+    Args:
+        name: Its name in the CLIP's state dict.
+    """
+    return name.startswith(_HEAD) or name == LEARNED_TEXTS or is_trained(name)
 
 
 def read_architecture(path: Path) -> Architecture:

@@ -16,11 +16,13 @@ from zar_ray.errors import ConfigError
 from zar_ray.models.clip import ClipModel, clip_tokenizer
 from zar_ray.models.deep_prompts import deep_prompts_of
 from zar_ray.models.learned_context import LearnedContext, parse_context
+from zar_ray.models.learned_texts import has_learned_texts
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.prompt_passes import FullPass, PromptPass, SharedPrefixPass, unfit_text
 
 _TEXTS_A_PASS = 256
 _SHOWN_TEXT = 80  # characters of a text that a message repeats
+_OTHER_TEXTS = ', or one text a class in a single template such as "a video of a {}."'
 _PLACEHOLDER = "x"  # a token whose place a learned vector takes
 _DEFAULT_CONTEXT: str = ModelOptions.model_fields["context"].default
 
@@ -39,7 +41,8 @@ class PromptedClasses:
     follows them, the name and what the template puts behind it, stays.
 
     A model with prompt vectors in its layers (`zar_ray.models.deep_prompts`) has a context of its own, its first
-    layer's vectors, and takes no other.
+    layer's vectors, and takes no other. One with learnt vectors around class names (`zar_ray.models.learned_texts`)
+    reads names alone, or texts, between them, and has no context to tune.
 
     Args:
         model: The model whose text tower reads the prompts.
@@ -77,6 +80,15 @@ class PromptedClasses:
         for number, name in enumerate(class_names, 1):
             if not _spaced(name):
                 raise ConfigError(f"class name {number} of {len(class_names)} is empty; give every class a name")
+        around = has_learned_texts(model.text_tower)
+        if around:
+            # A template's words count as a context, and stand between the vectors as any text.
+            if (texts is None and context != _DEFAULT_CONTEXT) or position != "end":
+                raise ConfigError(
+                    f"{model.name}: has learnt vectors to stand around class names; leave --context and"
+                    " --class-position away"
+                )
+            texts = [(name,) for name in class_names] if texts is None else texts
         vectors = _learned_vectors(model, context, position, texts)
         words = _spaced(str(context)) if vectors is None else " ".join([_PLACEHOLDER] * len(vectors))
         self.model = model
@@ -112,6 +124,8 @@ class PromptedClasses:
         if texts is None and strays.any():
             raise ConfigError(f'context "{context}": its words must stand for themselves in front of every class name')
         self._fixed = None if texts is None else _why_fixed(self.class_names, texts, words, strays)
+        if around:
+            self._fixed = f"tunes the words in front of a class name, and {model.name} has learnt vectors there"
         if self._fixed is None:
             embeddings = model.embed_tokens(self.token_ids)
             start = embeddings[0, places[0].to(embeddings.device)] if vectors is None else vectors
@@ -150,10 +164,8 @@ class PromptedClasses:
             ConfigError: A class has several texts, or one that does not start with the context.
         """
         if self._fixed is not None:
-            raise ConfigError(
-                f"{method} {self._fixed}; use {way_out}, or one text a class in a single template such as"
-                ' "a video of a {}."'
-            )
+            other = "" if has_learned_texts(self.model.text_tower) else _OTHER_TEXTS
+            raise ConfigError(f"{method} {self._fixed}; use {way_out}{other}")
 
     @property
     def initial_context(self) -> torch.Tensor:

@@ -18,8 +18,8 @@ from zar_ray.parity.recipe import recipe_digest, recipe_input, recipe_state_dict
 
 DESCRIPTION = "fixture.json"
 ARRAYS = "arrays.npz"
-# The name under which the input's digest is taken.
-_INPUT_NAME = "frames"
+# The names under which the inputs' digests are taken.
+_INPUT_NAME, _FEATURES_NAME = "frames", "features"
 
 
 class FileFormat(BaseModel):
@@ -47,6 +47,7 @@ class FixtureFile(FileFormat):
         descriptions: A text a class, where a system reads such.
         grad_norm_names: Parameters whose gradients were taken, under their published names.
         trainable: Parameters that training changes, under their published names.
+        feature_input_shape: Shape of a second input of the recipe, frame embeddings.
     """
 
     system: str
@@ -61,6 +62,7 @@ class FixtureFile(FileFormat):
     descriptions: tuple[str, ...] = ()
     grad_norm_names: Any = None
     trainable: tuple[str, ...] = ()
+    feature_input_shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,8 @@ class Fixture:
         """The recipe's weights of a part of the checkpoint.
 
         Args:
-            part: Its name; ``PART/VARIANT`` for one of several variants of ``PART_model_state_dict``.
+            part: Its name; ``PART/VARIANT`` for one of several variants of ``PART_model_state_dict``, and a variant's
+                name alone for one of ``state_dict``.
 
         Raises:
             ConfigError: The fixture lists no such part.
@@ -110,9 +113,12 @@ class Fixture:
 
     def _shapes(self, part: str) -> dict[str, Any] | None:
         name, slash, variant = part.partition("/")
-        shapes = self.file.checkpoint.get(f"{name}_model_state_dict" if slash else name)
-        if slash and isinstance(shapes, dict):
-            shapes = shapes.get(variant)
+        parts = self.file.checkpoint
+        if slash:
+            parts, part = parts.get(f"{name}_model_state_dict"), variant
+        elif part not in parts:
+            parts = parts.get("state_dict")
+        shapes = parts.get(part) if isinstance(parts, dict) else None
         return shapes if isinstance(shapes, dict) else None
 
     def array(self, name: str) -> np.ndarray:
@@ -129,6 +135,10 @@ class Fixture:
         """The recipe's input, float32."""
         return recipe_input(self.file.input_shape, self.file.seed)
 
+    def feature_input(self) -> np.ndarray:
+        """The recipe's second input, frame embeddings, float32."""
+        return recipe_input(self.file.feature_input_shape, self.file.seed)
+
     def check_digests(self) -> list[ArrayCheck]:
         """Whether the recipe gives the same weights and input here as where the reference was made."""
         checks = []
@@ -136,6 +146,8 @@ class Fixture:
             name = self.label(f"digest/{part}")
             if part == "input":
                 checks.append(equal(name, expected, recipe_digest({_INPUT_NAME: self.input()})))
+            elif part == "feature_input":
+                checks.append(equal(name, expected, recipe_digest({_FEATURES_NAME: self.feature_input()})))
             elif self._shapes(part) is not None:
                 checks.append(equal(name, expected, recipe_digest(self.weights(part))))
             else:

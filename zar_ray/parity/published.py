@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,9 +41,17 @@ def imported(content: Mapping[str, object], base: Mapping[str, torch.Tensor] | N
 
 
 def imported_with_account(
-    content: Mapping[str, object], base: Mapping[str, torch.Tensor] | None = None
+    content: Mapping[str, object],
+    base: Mapping[str, torch.Tensor] | None = None,
+    architecture: Mapping[str, Any] | None = None,
 ) -> tuple[ClipModel, tuple[str, ...]]:
-    """The model, as `imported`, and the names of the tensors that were left out."""
+    """The model, as `imported`, and the names of the tensors that were left out.
+
+    Args:
+        content: See `imported`.
+        base: See `imported`.
+        architecture: Settings that no tensor tells, in the place of what the import takes for granted.
+    """
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # A base is in OpenAI's layout without OpenAI's marks, which is said when it is read.
         warnings.simplefilter("ignore", UserWarning)
@@ -50,7 +60,7 @@ def imported_with_account(
         if base is not None:
             torch.save(dict(base), base_file)
         plan = plan_import(published, None if base is None else base_file)
-        plan.write(ours)
+        replace(plan, architecture={**plan.architecture, **(architecture or {})}).write(ours)
         return load_model(ModelOptions(checkpoint=ours, device="cpu")), tuple(sorted(plan.checkpoint.left_out))
 
 

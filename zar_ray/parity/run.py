@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zar_ray.errors import ConfigError
+from zar_ray.parity.a5 import check_a5
 from zar_ray.parity.actionclip import check_actionclip
 from zar_ray.parity.checks import ArrayCheck, Evidence, compare, miss
 from zar_ray.parity.ezclip import check_ezclip
@@ -21,6 +22,7 @@ SYSTEMS: dict[str, Callable[[Fixture, Path | None], Evidence]] = {
     "vificlip": check_vificlip,
     "actionclip": check_actionclip,
     "ezclip": check_ezclip,
+    "a5": check_a5,
 }
 
 

@@ -15,13 +15,15 @@ from torch.nn.functional import normalize
 from zar_ray.config import TrainConfig
 from zar_ray.data.class_texts import ClassPrompts, ContextFile
 from zar_ray.errors import ConfigError, ModelError
+from zar_ray.models.architecture import EVALUATION_SCALE
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts
 from zar_ray.models.fusion_heads import FUSION
 from zar_ray.models.learned_context import RANDOM, LearnedContext, parse_context, save_context
 from zar_ray.models.losses import matching_losses, motion_loss
-from zar_ray.models.temporal_adapters import ADAPTERS, is_trained
+from zar_ray.models.systems import is_added
+from zar_ray.models.temporal_adapters import ADAPTERS
 from zar_ray.models.text import PromptedClasses, encode_tokens
 
 # CLIP's own bound on the logit scale (Radford et al., ICML 2021, section 2.5).
@@ -43,7 +45,8 @@ class VideoTextModel(nn.Module):
     - ``prompts``: prompt vectors in the layers of both towers, new ones or those that the model has, see
       `zar_ray.models.deep_prompts`;
     - ``context``: the vectors in front of the class names alone (CoOp: Zhou et al., IJCV 2022);
-    - ``adapters``: the adapters and temporal prompts of an EZ-CLIP (Ahmad et al., 2023).
+    - ``added``: what a published system adds to a frozen CLIP: the adapters and temporal prompts of EZ-CLIP (Ahmad et
+      al., 2023), the vectors around class names of A5 (Ju et al., ECCV 2022), and a fusion head.
 
     But for ``all``, the token embeddings are trained from scratch only: fine-tuning leaves them as they are, as there.
     Everything stays in evaluation mode: batch norms keep their statistics, and nothing is dropped.
@@ -61,7 +64,7 @@ class VideoTextModel(nn.Module):
         ConfigError: A class has several texts that all classes' logits need as one, its text has no context to train,
             or options do not fit together or the model.
         ModelError: The context was learned for another model, its file is damaged, the model has prompt vectors in its
-            layers and something else is to be trained, or has no adapters that are.
+            layers and something else is to be trained, or nothing was added to it that is.
     """
 
     _text_features: torch.Tensor | None
@@ -105,11 +108,13 @@ class VideoTextModel(nn.Module):
             case "context":
                 self._classes.require_tunable("--trains context", "--trains text")
                 self.context = nn.Parameter(self._classes.initial_context.clone())
-            case "adapters":
-                if ADAPTERS not in model.architecture:
-                    raise ModelError(f"{model.name}: has no adapters to train; start from --model ezclip")
+            case "added":
                 for name, parameter in clip.named_parameters():
-                    parameter.requires_grad_(is_trained(name))
+                    parameter.requires_grad_(is_added(name))
+                if not any(map(is_added, dict(clip.named_parameters()))):
+                    raise ModelError(
+                        f"{model.name}: is a CLIP that nothing was added to; start from --model ezclip or a5"
+                    )
         self.register_buffer("_text_features", features, persistent=False)
         self.train()
 
@@ -151,10 +156,12 @@ class VideoTextModel(nn.Module):
             frames = self.model.clip.visual(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]).float()
             videos = normalize(self.model.fuse(frames), dim=-1)
         with torch.autocast(videos.device.type, enabled=False):
+            learned, fixed = self.model.clip.logit_scale, self.model.architecture.get(EVALUATION_SCALE)
+            scale = learned.exp() if fixed is None or learned.requires_grad else fixed
             if texts is None:
-                return self.model.clip.logit_scale.exp() * videos @ self._texts().T
+                return scale * videos @ self._texts().T
             of_texts = normalize(encode_tokens(self.model, texts), dim=-1)
-            return Matched(self.model.clip.logit_scale.exp() * videos @ of_texts.T, frames)
+            return Matched(scale * videos @ of_texts.T, frames)
 
     @torch.no_grad()
     def bound_logit_scale(self) -> None:
@@ -211,7 +218,7 @@ class VideoTextModel(nn.Module):
         """float32 (K, D): the classes' features, L2-normalised."""
         if self._text_features is not None:
             return self._text_features
-        if self._trains in ("both", "all", "text", "adapters"):
+        if self._trains in ("both", "all", "text", "added"):
             return normalize(self._classes.encode_texts(), dim=-1)
         context = self.context if self.context is not None else self.model.text_tower.deep_prompts[0]
         if self._classes.initial_context.device != context.device:
@@ -272,7 +279,7 @@ def _check_loss(config: TrainConfig) -> None:
     augment = config.augment
     if config.loss == "matching":
         if config.trains in ("image", "prompts", "context"):
-            raise ConfigError(f"--loss matching: goes with --trains both, all, text or adapters, not {config.trains}")
+            raise ConfigError(f"--loss matching: goes with --trains both, all, text or added, not {config.trains}")
         if augment.mixup or augment.cutmix or augment.label_smoothing:
             raise ConfigError("--loss matching: videos of one class are its targets; mix and smooth none")
     elif config.motion_loss:
@@ -306,7 +313,7 @@ def _starting_context(model: ClipModel, prompts: ClassPrompts, config: TrainConf
 def _add_deep_prompts(model: ClipModel, config: TrainConfig) -> None:
     """Gives a model new prompt vectors, unless it has some of the options' sizes."""
     if ADAPTERS in model.architecture:
-        raise ModelError(f"{model.name}: has prompts of its own between frames; train them with --trains adapters")
+        raise ModelError(f"{model.name}: has prompts of its own between frames; train them with --trains added")
     sizes = {"vectors": config.prompt_vectors, "depth": config.prompt_depth}
     present = model.architecture.get(SIZES)
     if present is None:

@@ -110,7 +110,7 @@ class ModelOptions(Options):
     model: str = Field(
         default="ViT-B-16-quickgelu",
         description="An open_clip model name (OpenAI weights need -quickgelu), or a published system: actionclip,"
-        " ezclip or a5.",
+        " ezclip, a5 or vitaclip.",
     )
     pretrained: str | None = Field(
         default="openai",
@@ -119,7 +119,7 @@ class ModelOptions(Options):
     checkpoint: Path | None = Field(
         default=None,
         description="A local checkpoint (.safetensors or .pt) instead of a tag: OpenAI's, open_clip's, ViFi-CLIP's,"
-        " ActionCLIP's, EZ-CLIP's, A5's or zar-ray's.",
+        " ActionCLIP's, EZ-CLIP's, A5's, Vita-CLIP's or zar-ray's.",
     )
     context: str = Field(
         default="a video of a",
@@ -313,7 +313,7 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     trains: Literal["both", "all", "image", "text", "prompts", "context", "added"] = Field(
         default="both",
         description="What is trained: both towers, those and the token embeddings (all, as ActionCLIP), one tower,"
-        " prompt vectors in both towers' layers, the context alone (CoOp), or what ezclip or a5 add to a frozen CLIP.",
+        " prompt vectors in both towers' layers, the context alone (CoOp), or what ezclip, a5 or vitaclip add to CLIP.",
     )
     loss: Literal["classes", "matching"] = Field(
         default="classes",

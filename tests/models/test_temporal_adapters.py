@@ -99,7 +99,7 @@ def test_its_settings_and_weights_are_in_the_fingerprint(adapted, model):
 
 
 def test_what_cannot_be_done_with_it_is_one_line(adapted, tmp_path):
-    with pytest.raises(ModelError, match="ez: its blocks are of type AdaptedBlock; attention maps need a CLIP"):
+    with pytest.raises(ModelError, match="ez: its image tower reads the frames of a view together; attention maps"):
         attention_rollout(adapted, torch.zeros(3, 3, 32, 32))
     save_checkpoint(adapted.clip, adapted.architecture, Preprocessing(32), tmp_path / "a.safetensors")
     with pytest.raises(ModelError, match=r"has more than a CLIP \(temporal_adapters\)"):

@@ -1,4 +1,4 @@
-"""The systems ``actionclip``, ``ezclip`` and ``a5``, on the numbers that their official code gave (tests/golden)."""
+"""The published systems on the numbers that their official code gave (tests/golden)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from zar_ray.models.architecture import build_clip
 from zar_ray.parity import check_fixtures
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+DERIVED = {"module.prompt_learner.token_prefix": [7, 1, 64], "module.prompt_learner.token_suffix": [7, 68, 64]}
 POSITIONS = [77, 64]  # of the table that every head is saved with
 
 
@@ -32,9 +33,37 @@ def a5_shapes(architecture, layers):
     return {**clip, "embedding.weight": POSITIONS, **kept}
 
 
+def vita_shapes(architecture, context):
+    """Under the official names: queries, keys and values apart in the image tower, and a bias of its patches."""
+    whole = shapes_of({**architecture, "view_prompts": {"frames": 4, "context": None}})
+    renamed = {
+        "visual.class_embedding": "visual.cls_token",
+        "visual.positional_embedding": "visual.pos_embed",
+        "visual.conv1.weight": "visual.patch_embed.proj.weight",
+    }
+    parts = (("ln_1.", "norm1."), ("ln_2.", "norm2."), ("mlp.c_fc.", "mlp.fc1."), ("mlp.c_proj.", "mlp.fc2."))
+    found = {"visual.patch_embed.proj.bias": whole["visual.conv1.weight"][:1], "prompt_learner.ctx": context}
+    for name, shape in whole.items():
+        if not name.startswith("visual."):
+            found[name if name == "logit_scale" else f"textual.{name}"] = shape
+            continue
+        name = renamed.get(name, name).replace("transformer.resblocks.", "blocks.")
+        for ours, theirs in parts:
+            name = name.replace(ours, theirs)
+        if ".attn.in_proj_" in name:
+            kind = name.rpartition("_")[2]
+            third = [shape[0] // 3, *shape[1:]]
+            found |= {name.replace(f"in_proj_{kind}", f"{one}_proj.{kind}"): third for one in "qkv"}
+        else:
+            found[name] = shape
+    return {"model": {f"module.{name}": shape for name, shape in found.items()}, "derived_keys": DERIVED}
+
+
 def checkpoint_of(system, facts, architecture):
     if system == "ezclip":
         return {"model_state_dict": shapes_of({**architecture, "temporal_adapters": {"frames": 4}})}
+    if system == "vitaclip":
+        return {"csc": vita_shapes(architecture, [7, 8, 64]), "generic": vita_shapes(architecture, [8, 64])}
     if system == "a5":
         return {"state_dict": {name: a5_shapes(architecture, count) for name, count in facts["layers"].items()}}
     plain, heads = shapes_of(architecture), {}
@@ -58,7 +87,7 @@ def make(tmp_path, write_fixture, golden):
             arrays = dict(file)
         description = {
             "system": system,
-            "config": {"combos": facts.get("combos")},
+            "config": {"combos": facts.get("combos"), "text_num_prompts": 8},
             "checkpoint": checkpoint_of(system, facts, golden["architecture"]),
             "arrays": {name: {"what": "…"} for name in arrays},
             **{name: value for name, value in facts.items() if name not in ("heads", "source", "combos", "layers")},
@@ -68,7 +97,7 @@ def make(tmp_path, write_fixture, golden):
     return write
 
 
-@pytest.mark.parametrize(("system", "count"), [("actionclip", 43), ("ezclip", 16), ("a5", 33)])
+@pytest.mark.parametrize(("system", "count"), [("actionclip", 43), ("ezclip", 16), ("a5", 33), ("vitaclip", 14)])
 def test_every_array_is_within_tolerance(make, system, count):
     checks = check_fixtures(make(system))
     assert missed(checks) == []
@@ -91,6 +120,10 @@ def test_every_array_is_within_tolerance(make, system, count):
         ("a5", "p4_t1/features/video_features", 1.01),
         ("a5", "p16_t0/grad_norms", 1.01),
         ("a5", "p4_t1/prompt_actiontoken", 2),
+        ("vitaclip", "video_features", 1.01),
+        ("vitaclip", "csc/text_features", 1.01),
+        ("vitaclip", "generic/logits", 1.001),
+        ("vitaclip", "grad_norms", 1.01),
     ],
 )
 def test_a_perturbed_array_is_the_only_miss(make, change, system, name, factor):
@@ -120,7 +153,7 @@ def test_another_parameter_in_training_is_a_miss(make, change):
     assert missed(check_fixtures(folder)) == ["ezclip/trainable"]
 
 
-@pytest.mark.parametrize("system", ["actionclip", "ezclip", "a5"])
+@pytest.mark.parametrize("system", ["actionclip", "ezclip", "a5", "vitaclip"])
 def test_the_published_fixture(shared, system):
     folder = shared / "golden" / "open" / system
     if not folder.is_dir():

@@ -43,7 +43,9 @@ PARTS = {
         "fusion": {"head": "A5", "layers": 1, "frames": FRAMES},
         "evaluation_scale": 1 / 0.07,
     },
+    "vitaclip": {"view_prompts": {"frames": FRAMES, "global_prompts": 2, "context": 3}},
 }
+MATCHED = [system for system in PARTS if system != "vitaclip"]
 NAMES = ("spinning red star", "rising blue square", "dot")
 LABELS = (0, 1, 2, 0)
 
@@ -62,6 +64,8 @@ def model_of(system):
 def network_of(system, model=None, **options):
     ez = system == "ezclip"
     own = {"trains": "all", "template": "actionclip"}
+    if system == "vitaclip":
+        own = {"trains": "added", "loss": "classes"}
     if system in ("ezclip", "a5"):
         own = {"trains": "added", "motion_loss": float(ez)}
     config = TrainConfig(**{"frames": FRAMES, "loss": "matching", **own, **options})
@@ -69,6 +73,8 @@ def network_of(system, model=None, **options):
 
 
 def loss_of(network, pixels, draw=0, system="ezclip"):
+    if system == "vitaclip":
+        return torch.nn.functional.cross_entropy(network(pixels), torch.tensor(LABELS))
     texts = network.draw_texts(LABELS, np.random.default_rng(draw))
     return matching_loss(network(pixels, texts), torch.tensor(LABELS), float(system == "ezclip"))
 
@@ -94,9 +100,22 @@ def test_gradients_reach_exactly_what_is_trained(pixels, system, grad_checkpoint
     if system == "a5":
         names = {name for name in names if name == "learned_texts" or name.startswith("fusion.")}
         assert len(names) == 1 + 1 + 12
+    if system == "vitaclip":
+        parts = ("summary_", "local_prompts", "global_prompts", "time_embed", "own_context", "logit_scale")
+        names = {name for name in names if any(part in name for part in parts)}
+        assert len(names) == 2 * (2 + 8 + 1) + 4
     parameters = {name.removeprefix("model.clip."): parameter for name, parameter in network.named_parameters()}
     assert {name for name, parameter in parameters.items() if parameter.grad is not None} == names
     assert network.trained_state().keys() == names
+
+
+def test_vitaclip_trains_what_the_official_code_names():
+    facts = json.loads((Path(__file__).parent.parent / "golden" / "systems.json").read_text())
+    architecture = {**facts["architecture"], "view_prompts": {"frames": 4}}
+    model = ClipModel(build_clip(architecture), "vita", Preprocessing(32), architecture)
+    trained = network_of("vitaclip", model, frames=4).trained_state().keys()
+    official = {name.replace("blocks.", "transformer.resblocks.") for name in facts["vitaclip"]["trainable"]}
+    assert trained == official - {"prompt_learner.ctx"} | {"own_context"}
 
 
 def test_ezclip_trains_what_the_official_code_names():
@@ -132,14 +151,15 @@ def test_a_few_steps_lower_the_loss_and_the_file_evaluates_as_it_was_trained(pix
     save_trained(network, tmp_path / "mine.safetensors", {})
     loaded = load_model(ModelOptions(checkpoint=tmp_path / "mine.safetensors", device="cpu"))
     frames = loaded.encode_images(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
-    classes = PromptedClasses(loaded, NAMES, texts=[(name,) for name in NAMES])
+    texts = None if system == "vitaclip" else [(name,) for name in NAMES]
+    classes = PromptedClasses(loaded, NAMES, texts=texts)
     with torch.no_grad():
         videos = normalize(loaded.fuse(frames), dim=-1)
-        logits = network(pixels, classes.token_ids).similarities
+        logits = network(pixels) if texts is None else network(pixels, classes.token_ids).similarities
     assert torch.allclose(classes.logits(videos, classes.initial_features), logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("system", ["Transf", "ezclip", "a5"])
+@pytest.mark.parametrize("system", ["Transf", "ezclip", "a5", "vitaclip"])
 def test_all_classes_can_be_trained_against_too(pixels, system):
     network = network_of(system, loss="classes", template=None, motion_loss=0.0)
     logits = network(pixels)
@@ -148,7 +168,7 @@ def test_all_classes_can_be_trained_against_too(pixels, system):
     assert all(parameter.grad is not None for parameter in trained(network))
 
 
-@pytest.mark.parametrize("system", PARTS)
+@pytest.mark.parametrize("system", MATCHED)
 def test_it_can_be_distributed(pixels, system, tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -203,9 +223,15 @@ class TestRefused:
         with pytest.raises(ModelError, match="meanP: is a CLIP that nothing was added to; start from --model ezclip"):
             network_of("meanP", trains="added")
 
-    def test_deep_prompts_of_a_model_with_temporal_ones(self):
+    @pytest.mark.parametrize("system", ["ezclip", "vitaclip"])
+    def test_deep_prompts_of_a_model_with_temporal_ones(self, system):
         with pytest.raises(ModelError, match="train them with --trains added"):
-            network_of("ezclip", trains="prompts", loss="classes", motion_loss=0.0)
+            network_of(system, trains="prompts", loss="classes", motion_loss=0.0)
+
+    @pytest.mark.parametrize("options", [{"trains": "both"}, {"loss": "matching"}])
+    def test_what_vitaclip_is_not_trained_by(self, options):
+        with pytest.raises(ModelError, match="has prompts of its own; train them with --trains added --loss classes"):
+            network_of("vitaclip", **options)
 
 
 def test_a_copy_is_a_model_of_its_own(pixels):

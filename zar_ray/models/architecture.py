@@ -20,6 +20,7 @@ from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts
 from zar_ray.models.fusion_heads import FUSION, attach_fusion
 from zar_ray.models.learned_texts import LEARNED_TEXTS, attach_learned_texts
 from zar_ray.models.temporal_adapters import ADAPTERS, attach_temporal_adapters
+from zar_ray.models.view_prompts import VIEW_PROMPTS, attach_view_prompts
 
 Architecture = Mapping[str, Any]
 
@@ -32,6 +33,7 @@ PARTS: Mapping[str, Callable[..., None]] = {
     FUSION: attach_fusion,
     ADAPTERS: attach_temporal_adapters,
     LEARNED_TEXTS: attach_learned_texts,
+    VIEW_PROMPTS: attach_view_prompts,
 }
 """What an architecture may add to CLIP, by its word, and what puts it into an open_clip CLIP."""
 

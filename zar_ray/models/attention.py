@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from zar_ray.errors import ModelError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.precision import exact_float32
+from zar_ray.models.temporal_adapters import frames_of
 
 
 def unfit_attention(visual: nn.Module) -> str | None:
@@ -34,6 +35,8 @@ def unfit_attention(visual: nn.Module) -> str | None:
     tower: Any = visual
     if tower.attn_pool is not None or tower.pool_type != "tok" or tower.output_tokens:
         return "its image tower pools otherwise than by the class token"
+    if frames_of(tower) is not None:
+        return "its image tower reads the frames of a view together"
     for block in tower.transformer.resblocks:
         if type(block) is not ResidualAttentionBlock:
             return f"its blocks are of type {type(block).__name__}"

@@ -19,9 +19,10 @@ from zar_ray.models.deep_prompts import SIZES
 from zar_ray.models.fusion_heads import FUSION, fusion_settings
 from zar_ray.models.learned_texts import LEARNED_TEXTS
 from zar_ray.models.temporal_adapters import ADAPTERS, PROMPTS
+from zar_ray.models.view_prompts import OWN_CONTEXT, VIEW_PROMPTS
 from zar_ray.video.transforms import Preprocessing
 
-Origin = Literal["zar-ray", "openai", "clip", "vificlip", "actionclip", "ezclip", "a5"]
+Origin = Literal["zar-ray", "openai", "clip", "vificlip", "actionclip", "ezclip", "a5", "vitaclip"]
 
 ORIGIN_NAMES: Mapping[Origin, str] = {
     "zar-ray": "zar-ray",
@@ -31,6 +32,7 @@ ORIGIN_NAMES: Mapping[Origin, str] = {
     "actionclip": "ActionCLIP",
     "ezclip": "EZ-CLIP",
     "a5": "A5",
+    "vitaclip": "Vita-CLIP",
 }
 # The one tensor of CLIP that ViFi-CLIP does not save.
 TOKEN_EMBEDDING = "token_embedding.weight"
@@ -49,6 +51,15 @@ A5_PARTS = ("clipmodel.", "embedding.weight", "temporalEmbedding.weight", "tempo
 _A5_CLIP, _A5_TEXTS, _A5_POSITIONS, _A5_LAYERS = A5_PARTS
 _A5_AROUND = 16  # vectors on each side of a name in the published checkpoints; no tensor tells
 _A5_SCALE = 1 / 0.07
+# Vita-CLIP's names of an image tower's parts, besides queries, keys and values, which it keeps apart.
+_VITA_VISUAL = {
+    "cls_token": "class_embedding",
+    "pos_embed": "positional_embedding",
+    "patch_embed.proj.weight": "conv1.weight",
+}
+_VITA_BLOCK = {"norm1": "ln_1", "norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+_VITA_PATCHES, _VITA_CONTEXT = "visual.patch_embed.proj.bias", "prompt_learner.ctx"
+_A_CONTEXT_EACH = "holds a context for each class that it was trained with, and is made for no others"
 _PUBLISHED_SCALE = 100  # of cosines in ActionCLIP's and EZ-CLIP's evaluations, whatever was learnt
 # ViFi-CLIP's names of the towers; what is left of the others' names is the same.
 _VIFICLIP_TOWERS = {"image_encoder.": "visual.", "text_encoder.": ""}
@@ -108,6 +119,8 @@ def recognise(content: object, place: str) -> Recognised:
         return _vificlip(tensors, names, epoch, place)
     if _A5_TEXTS in names.values() and any(name.startswith(_A5_CLIP) for name in names.values()):
         return _a5(openai_layout(tensors), epoch)
+    if "visual.global_prompts" in names.values() and any(name.startswith("textual.") for name in names.values()):
+        return _vitaclip(tensors, names, epoch, place)
     left_out = {name: _FROM_SIZES for name, short in names.items() if _is_derived(short)}
     fusion = content.get(_FUSION) if isinstance(content, Mapping) else None
     if isinstance(fusion, Mapping):
@@ -134,9 +147,9 @@ def openai_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
 def published_preprocessing(origin: str, input_size: int) -> Preprocessing | None:
     """What a system's published evaluation does to pixels; None where the system is not one with its own.
 
-    A5's is CLIP's own. The others resize the short side to 256/224 of the input, truncated. ViFi-CLIP then normalises
-    as ImageNet classifiers do and resizes bilinearly; ActionCLIP, and EZ-CLIP with it, keep CLIP's statistics and
-    filter.
+    A5's and Vita-CLIP's are taken to be CLIP's own. The others resize the short side to 256/224 of the input,
+    truncated. ViFi-CLIP then normalises as ImageNet classifiers do and resizes bilinearly; ActionCLIP, and EZ-CLIP with
+    it, keep CLIP's statistics and filter.
 
     Args:
         origin: Whose checkpoint it is, or the system's name.
@@ -147,7 +160,7 @@ def published_preprocessing(origin: str, input_size: int) -> Preprocessing | Non
         return Preprocessing(input_size, IMAGENET_MEAN, IMAGENET_STD, "bilinear", short_side=side)
     if origin in ("actionclip", "ezclip"):
         return Preprocessing(input_size, short_side=side)
-    if origin == "a5":
+    if origin in ("a5", "vitaclip"):
         return Preprocessing(input_size)
     return None
 
@@ -216,6 +229,55 @@ def _a5(tensors: dict[str, torch.Tensor], epoch: int | None) -> Recognised:
     if layers:
         additions[FUSION] = {"head": "A5", "layers": len(layers), "frames": len(tensors[_A5_POSITIONS])}
     return Recognised("a5", weights, left_out, epoch, additions)
+
+
+def _vitaclip(saved: Mapping[str, torch.Tensor], names: Mapping[str, str], epoch: int | None, place: str) -> Recognised:
+    given = {short: name for name, short in names.items()}
+    tensors = {short: as_float32(saved[name]) for short, name in given.items()}
+    weights: dict[str, torch.Tensor] = {}
+    left_out = {name: _FROM_CLASSES for name in tensors if name.rpartition(".")[2] in _VIFICLIP_BUFFERS}
+    left_out |= {name: _FROM_SIZES for name in tensors if _is_derived(name)}
+    apart: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        block = re.fullmatch(r"visual\.blocks\.(\d+)\.(.+)", name)
+        if name in left_out or name == _VITA_PATCHES:
+            continue
+        if name == _VITA_CONTEXT and tensor.ndim == 3:
+            left_out[name] = _A_CONTEXT_EACH
+        elif name == _VITA_CONTEXT:
+            weights[OWN_CONTEXT] = tensor
+        elif name.startswith("textual."):
+            weights[name.removeprefix("textual.")] = tensor
+        elif block is None:
+            short = name.removeprefix("visual.")
+            weights[f"visual.{_VITA_VISUAL[short]}" if short in _VITA_VISUAL else name] = tensor
+        elif split := re.fullmatch(r"attn\.([qkv])_proj\.(weight|bias)", block[2]):
+            apart.setdefault(f"visual.transformer.resblocks.{block[1]}.attn.in_proj_{split[2]}", {})[split[1]] = tensor
+        else:
+            part = next((old for old in _VITA_BLOCK if block[2].startswith(f"{old}.")), "")
+            weights[
+                f"visual.transformer.resblocks.{block[1]}.{_VITA_BLOCK.get(part, '')}{block[2].removeprefix(part)}"
+            ] = tensor
+    for name, parts in apart.items():
+        if parts.keys() != set("qkv"):
+            raise ModelError(f"{place}: has queries, keys or values alone for {name}")
+        weights[name] = torch.cat([parts[one] for one in "qkv"])
+    if _VITA_PATCHES in tensors and "visual.positional_embedding" in weights:
+        # CLIP's patches have no bias; added to each patch's position it does the same.
+        positions = weights["visual.positional_embedding"].clone()
+        positions[1:] += tensors[_VITA_PATCHES]
+        weights["visual.positional_embedding"] = positions
+    times = tensors.get("visual.time_embed")
+    if times is None:
+        raise ModelError(f"{place}: a Vita-CLIP checkpoint without visual.time_embed")
+    context = weights.get(OWN_CONTEXT)
+    sizes = {
+        "frames": len(times),
+        "global_prompts": tensors["visual.global_prompts"].shape[1],
+        "context": None if context is None else len(context),
+    }
+    left_out = {given[name]: why for name, why in left_out.items()}
+    return Recognised("vitaclip", weights, left_out, epoch, {VIEW_PROMPTS: sizes})
 
 
 def _with_deep_prompts(weights: dict[str, torch.Tensor], place: str) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from zar_ray.models.architecture import Architecture, named_architecture
 from zar_ray.models.fusion_heads import FUSION
 from zar_ray.models.learned_texts import LEARNED_TEXTS
 from zar_ray.models.temporal_adapters import is_trained
+from zar_ray.models.view_prompts import is_view_prompt
 
 _CLIP = "clip"
 _HEAD = f"{FUSION}."
@@ -55,12 +56,13 @@ def known_files() -> dict[str, Path]:
 def is_added(name: str) -> bool:
     """Whether a parameter of a CLIP is what a published system adds to it and trains, the CLIP itself being frozen.
 
-    That is a head over frames, A5's vectors, and EZ-CLIP's adapters and temporal prompts.
+    That is a head over frames, A5's vectors, EZ-CLIP's adapters and temporal prompts, and Vita-CLIP's prompts between
+    frames and context.
 
     Args:
         name: Its name in the CLIP's state dict.
     """
-    return name.startswith(_HEAD) or name == LEARNED_TEXTS or is_trained(name)
+    return name.startswith(_HEAD) or name == LEARNED_TEXTS or is_trained(name) or is_view_prompt(name)
 
 
 def read_architecture(path: Path) -> Architecture:

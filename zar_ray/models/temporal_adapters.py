@@ -32,6 +32,9 @@ from zar_ray.errors import ModelError
 
 ADAPTERS = "temporal_adapters"
 PROMPTS = "T_prompt_embeddings"
+VIEW_FRAMES = "view_frames"
+"""Where an image tower whose frames see each other says how many a view has."""
+
 _REDUCTION = 4  # from a tower's width to its adapters'
 
 
@@ -88,6 +91,7 @@ def attach_temporal_adapters(clip: Any, frames: int, reduction: int = _REDUCTION
     for tower in (visual, text):
         width, blocks = tower.positional_embedding.shape[1], tower.transformer.resblocks
         tower.transformer.resblocks = nn.ModuleList(AdaptedBlock(block, width // reduction) for block in blocks)
+    setattr(visual, VIEW_FRAMES, frames)
     width, stack = visual.positional_embedding.shape[1], visual.transformer
     bound = math.sqrt(6 / (3 * math.prod(visual.conv1.kernel_size) + width))
     prompts = torch.empty(len(stack.resblocks), frames, width).uniform_(-bound, bound)
@@ -101,8 +105,7 @@ def attach_temporal_adapters(clip: Any, frames: int, reduction: int = _REDUCTION
 
 def frames_of(visual: Any) -> int | None:
     """T, the frames that an image tower reads together; None where each is by itself."""
-    prompts = getattr(getattr(visual, "transformer", None), PROMPTS, None)
-    return None if prompts is None else prompts.shape[1]
+    return getattr(visual, VIEW_FRAMES, None)
 
 
 def is_trained(name: str) -> bool:

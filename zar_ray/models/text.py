@@ -19,6 +19,7 @@ from zar_ray.models.learned_context import LearnedContext, parse_context
 from zar_ray.models.learned_texts import has_learned_texts
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.prompt_passes import FullPass, PromptPass, SharedPrefixPass, unfit_text
+from zar_ray.models.view_prompts import own_context_of
 
 _TEXTS_A_PASS = 256
 _SHOWN_TEXT = 80  # characters of a text that a message repeats
@@ -41,8 +42,9 @@ class PromptedClasses:
     follows them, the name and what the template puts behind it, stays.
 
     A model with prompt vectors in its layers (`zar_ray.models.deep_prompts`) has a context of its own, its first
-    layer's vectors, and takes no other. One with learnt vectors around class names (`zar_ray.models.learned_texts`)
-    reads names alone, or texts, between them, and has no context to tune.
+    layer's vectors, and takes no other; so has a Vita-CLIP (`zar_ray.models.view_prompts`). One with learnt vectors
+    around class names (`zar_ray.models.learned_texts`) reads names alone, or texts, between them, and has no context to
+    tune.
 
     Args:
         model: The model whose text tower reads the prompts.
@@ -301,14 +303,15 @@ def _learned_vectors(
     model: ClipModel, context: str | LearnedContext, position: ClassPosition, texts: Sequence[Sequence[str]] | None
 ) -> torch.Tensor | None:
     """(L, W): the vectors that stand where a context's words would; None where words do."""
-    own = deep_prompts_of(model.text_tower)
+    deep, alone = deep_prompts_of(model.text_tower), own_context_of(model.text_tower)
+    own = deep[0] if deep is not None else alone
     if own is not None:
         if texts is not None or context != _DEFAULT_CONTEXT or position != "end":
             raise ConfigError(
-                f"{model.name}: has learnt {own.shape[1]} vectors to stand in front of class names; leave --context,"
+                f"{model.name}: has learnt {len(own)} vectors to stand in front of class names; leave --context,"
                 " --class-position, --template and --class-texts away"
             )
-        return own[0]
+        return own
     if isinstance(context, str):
         return None
     context.require_for(model)

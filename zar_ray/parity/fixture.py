@@ -101,7 +101,7 @@ class Fixture:
 
         Args:
             part: Its name; ``PART/VARIANT`` for one of several variants of ``PART_model_state_dict``, and a variant's
-                name alone for one of ``state_dict``.
+                name alone for one of ``state_dict``, or for a whole file with ``model`` in it.
 
         Raises:
             ConfigError: The fixture lists no such part.
@@ -119,6 +119,8 @@ class Fixture:
         elif part not in parts:
             parts = parts.get("state_dict")
         shapes = parts.get(part) if isinstance(parts, dict) else None
+        if isinstance(shapes, dict) and isinstance(shapes.get("model"), dict):
+            shapes = shapes["model"]
         return shapes if isinstance(shapes, dict) else None
 
     def array(self, name: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from zar_ray.parity.ezclip import check_ezclip
 from zar_ray.parity.fixture import DESCRIPTION, Fixture, is_fixture, read_fixture
 from zar_ray.parity.preprocess import check_preprocess
 from zar_ray.parity.vificlip import check_vificlip
+from zar_ray.parity.vitaclip import check_vitaclip
 from zar_ray.parity.zar_steps import check_zar_steps
 
 SYSTEMS: dict[str, Callable[[Fixture, Path | None], Evidence]] = {
@@ -23,6 +24,7 @@ SYSTEMS: dict[str, Callable[[Fixture, Path | None], Evidence]] = {
     "actionclip": check_actionclip,
     "ezclip": check_ezclip,
     "a5": check_a5,
+    "vitaclip": check_vitaclip,
 }
 
 

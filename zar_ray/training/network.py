@@ -18,13 +18,14 @@ from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import EVALUATION_SCALE
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts
+from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts, deep_prompts_of
 from zar_ray.models.fusion_heads import FUSION
 from zar_ray.models.learned_context import RANDOM, LearnedContext, parse_context, save_context
 from zar_ray.models.losses import matching_losses, motion_loss
 from zar_ray.models.systems import is_added
 from zar_ray.models.temporal_adapters import ADAPTERS
 from zar_ray.models.text import PromptedClasses, encode_tokens
+from zar_ray.models.view_prompts import VIEW_PROMPTS, own_context_of
 
 # CLIP's own bound on the logit scale (Radford et al., ICML 2021, section 2.5).
 MAX_LOGIT_SCALE = 100.0
@@ -46,7 +47,8 @@ class VideoTextModel(nn.Module):
       `zar_ray.models.deep_prompts`;
     - ``context``: the vectors in front of the class names alone (CoOp: Zhou et al., IJCV 2022);
     - ``added``: what a published system adds to a frozen CLIP: the adapters and temporal prompts of EZ-CLIP (Ahmad et
-      al., 2023), the vectors around class names of A5 (Ju et al., ECCV 2022), and a fusion head.
+      al., 2023), the vectors around class names of A5 (Ju et al., ECCV 2022), Vita-CLIP's prompts, context and logit
+      scale (Wasim et al., CVPR 2023), and a fusion head.
 
     But for ``all``, the token embeddings are trained from scratch only: fine-tuning leaves them as they are, as there.
     Everything stays in evaluation mode: batch norms keep their statistics, and nothing is dropped.
@@ -87,6 +89,8 @@ class VideoTextModel(nn.Module):
 
         if config.trains == "prompts":
             _add_deep_prompts(model, config)
+        elif VIEW_PROMPTS in model.architecture and (config.trains != "added" or config.loss != "classes"):
+            raise ModelError(f"{model.name}: has prompts of its own; train them with --trains added --loss classes")
         elif SIZES in model.architecture:
             raise ModelError(f"{model.name}: has prompt vectors in its layers; train them with --trains prompts")
         self._learned = learned = _starting_context(model, prompts, config)
@@ -115,6 +119,8 @@ class VideoTextModel(nn.Module):
                     raise ModelError(
                         f"{model.name}: is a CLIP that nothing was added to; start from --model ezclip or a5"
                     )
+                # Vita-CLIP trains the scale of its logits beside its prompts.
+                clip.logit_scale.requires_grad_(VIEW_PROMPTS in model.architecture)
         self.register_buffer("_text_features", features, persistent=False)
         self.train()
 
@@ -218,9 +224,11 @@ class VideoTextModel(nn.Module):
         """float32 (K, D): the classes' features, L2-normalised."""
         if self._text_features is not None:
             return self._text_features
-        if self._trains in ("both", "all", "text", "added"):
+        own = own_context_of(self.model.text_tower)
+        if self._trains in ("both", "all", "text", "added") and own is None:
             return normalize(self._classes.encode_texts(), dim=-1)
-        context = self.context if self.context is not None else self.model.text_tower.deep_prompts[0]
+        deep = deep_prompts_of(self.model.text_tower)
+        context = next(one for one in (self.context, own, None if deep is None else deep[0]) if one is not None)
         if self._classes.initial_context.device != context.device:
             # The pass over the text tower holds weights, and the module has been moved since it was made.
             self._classes = self._prompted()
@@ -312,7 +320,7 @@ def _starting_context(model: ClipModel, prompts: ClassPrompts, config: TrainConf
 
 def _add_deep_prompts(model: ClipModel, config: TrainConfig) -> None:
     """Gives a model new prompt vectors, unless it has some of the options' sizes."""
-    if ADAPTERS in model.architecture:
+    if ADAPTERS in model.architecture or VIEW_PROMPTS in model.architecture:
         raise ModelError(f"{model.name}: has prompts of its own between frames; train them with --trains added")
     sizes = {"vectors": config.prompt_vectors, "depth": config.prompt_depth}
     present = model.architecture.get(SIZES)

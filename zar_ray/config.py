@@ -110,7 +110,7 @@ class ModelOptions(Options):
     model: str = Field(
         default="ViT-B-16-quickgelu",
         description="An open_clip model name (OpenAI weights need -quickgelu), or a published system: actionclip,"
-        " ezclip, a5 or vitaclip.",
+        " ezclip, a5, vitaclip or xclip.",
     )
     pretrained: str | None = Field(
         default="openai",
@@ -119,7 +119,7 @@ class ModelOptions(Options):
     checkpoint: Path | None = Field(
         default=None,
         description="A local checkpoint (.safetensors or .pt) instead of a tag: OpenAI's, open_clip's, ViFi-CLIP's,"
-        " ActionCLIP's, EZ-CLIP's, A5's, Vita-CLIP's or zar-ray's.",
+        " ActionCLIP's, EZ-CLIP's, A5's, Vita-CLIP's, X-CLIP's or zar-ray's.",
     )
     context: str = Field(
         default="a video of a",
@@ -322,7 +322,7 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     )
     motion_loss: float = Field(default=0.0, ge=0, description="Weight of EZ-CLIP's motion loss beside matching.")
     fusion_lr: float = Field(
-        default=1.0, gt=0, description="Learning rate of ActionCLIP's fusion head, as a multiple of the others'."
+        default=1.0, gt=0, description="Learning rate of ActionCLIP's, A5's or X-CLIP's head, as a multiple."
     )
     prompt_vectors: int = Field(default=16, ge=1, description="Prompt vectors a layer and tower.")
     prompt_depth: int = Field(default=9, ge=1, description="Layers that have prompt vectors of their own.")

@@ -120,7 +120,7 @@ class _Run:
         )
         if isinstance(embeddings, VideoError):
             raise RunError(f"{video_id}: {embeddings}")
-        features = video_features(embeddings, plan, self.model.fuse)
+        features = video_features(embeddings, plan, self.model.view_features)
         tuned = tuned_features(features, classes, self.data.options.zar)
 
         view = plan.images[plan.evaluation]

@@ -70,14 +70,14 @@ def test_a_long_name_is_refused_by_all_that_it_takes(a5):
 
 class TestRefused:
     def test_a_context_of_ones_own(self, a5):
-        with pytest.raises(ConfigError, match="a5: has learnt vectors to stand around class names; leave --context"):
+        with pytest.raises(ConfigError, match="a5: reads class names without a context; leave --context"):
             PromptedClasses(a5, NAMES, "a photo of")
         with pytest.raises(ConfigError, match="leave --context"):
             PromptedClasses(a5, NAMES, position="front")
 
     def test_tuning(self, a5):
         options = AdaptationOptions(views=ViewConfig(frames=4, eval_frames=4))
-        with pytest.raises(ConfigError, match=r"a5 has learnt vectors there; use --method zero_shot$"):
+        with pytest.raises(ConfigError, match=r"a5 has none there; use --method zero_shot$"):
             VideoAdapter(a5, prompts_of([NAMES], options), ("zar",), options)
         VideoAdapter(a5, prompts_of([NAMES], options), ("zero_shot",), options)
 

@@ -62,6 +62,9 @@ def vita_shapes(architecture, context):
 def checkpoint_of(system, facts, architecture):
     if system == "ezclip":
         return {"model_state_dict": shapes_of({**architecture, "temporal_adapters": {"frames": 4}})}
+    if system == "xclip":
+        whole = shapes_of({**architecture, "cross_frames": {"frames": 4}})
+        return {"model": {f"module.{name.removeprefix('fusion.')}": shape for name, shape in whole.items()}}
     if system == "vitaclip":
         return {"csc": vita_shapes(architecture, [7, 8, 64]), "generic": vita_shapes(architecture, [8, 64])}
     if system == "a5":
@@ -97,7 +100,9 @@ def make(tmp_path, write_fixture, golden):
     return write
 
 
-@pytest.mark.parametrize(("system", "count"), [("actionclip", 43), ("ezclip", 16), ("a5", 33), ("vitaclip", 14)])
+@pytest.mark.parametrize(
+    ("system", "count"), [("actionclip", 43), ("ezclip", 16), ("a5", 33), ("vitaclip", 14), ("xclip", 14)]
+)
 def test_every_array_is_within_tolerance(make, system, count):
     checks = check_fixtures(make(system))
     assert missed(checks) == []
@@ -120,6 +125,10 @@ def test_every_array_is_within_tolerance(make, system, count):
         ("a5", "p4_t1/features/video_features", 1.01),
         ("a5", "p16_t0/grad_norms", 1.01),
         ("a5", "p4_t1/prompt_actiontoken", 2),
+        ("xclip", "text_prompts", 1.01),
+        ("xclip", "frame_patch_tokens", 1.001),
+        ("xclip", "logits", 1.001),
+        ("xclip", "grad_norms", 1.01),
         ("vitaclip", "video_features", 1.01),
         ("vitaclip", "csc/text_features", 1.01),
         ("vitaclip", "generic/logits", 1.001),
@@ -153,7 +162,7 @@ def test_another_parameter_in_training_is_a_miss(make, change):
     assert missed(check_fixtures(folder)) == ["ezclip/trainable"]
 
 
-@pytest.mark.parametrize("system", ["actionclip", "ezclip", "a5", "vitaclip"])
+@pytest.mark.parametrize("system", ["actionclip", "ezclip", "a5", "vitaclip", "xclip"])
 def test_the_published_fixture(shared, system):
     folder = shared / "golden" / "open" / system
     if not folder.is_dir():

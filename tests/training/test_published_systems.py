@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
-from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from zar_ray.config import ModelOptions, TrainConfig
@@ -44,8 +43,10 @@ PARTS = {
         "evaluation_scale": 1 / 0.07,
     },
     "vitaclip": {"view_prompts": {"frames": FRAMES, "global_prompts": 2, "context": 3}},
+    "xclip": {"cross_frames": {"frames": FRAMES}},
 }
-MATCHED = [system for system in PARTS if system != "vitaclip"]
+CLASSED = ("vitaclip", "xclip")  # trained against the texts of all classes
+MATCHED = [system for system in PARTS if system not in CLASSED]
 NAMES = ("spinning red star", "rising blue square", "dot")
 LABELS = (0, 1, 2, 0)
 
@@ -64,8 +65,8 @@ def model_of(system):
 def network_of(system, model=None, **options):
     ez = system == "ezclip"
     own = {"trains": "all", "template": "actionclip"}
-    if system == "vitaclip":
-        own = {"trains": "added", "loss": "classes"}
+    if system in CLASSED:
+        own = {"trains": "added" if system == "vitaclip" else "image", "loss": "classes"}
     if system in ("ezclip", "a5"):
         own = {"trains": "added", "motion_loss": float(ez)}
     config = TrainConfig(**{"frames": FRAMES, "loss": "matching", **own, **options})
@@ -73,7 +74,7 @@ def network_of(system, model=None, **options):
 
 
 def loss_of(network, pixels, draw=0, system="ezclip"):
-    if system == "vitaclip":
+    if system in CLASSED:
         return torch.nn.functional.cross_entropy(network(pixels), torch.tensor(LABELS))
     texts = network.draw_texts(LABELS, np.random.default_rng(draw))
     return matching_loss(network(pixels, texts), torch.tensor(LABELS), float(system == "ezclip"))
@@ -100,6 +101,9 @@ def test_gradients_reach_exactly_what_is_trained(pixels, system, grad_checkpoint
     if system == "a5":
         names = {name for name in names if name == "learned_texts" or name.startswith("fusion.")}
         assert len(names) == 1 + 1 + 12
+    if system == "xclip":
+        names = {name for name in names if name.startswith(("visual.", "fusion."))}
+        assert sum("message_" in name for name in names) == 2 * 8
     if system == "vitaclip":
         parts = ("summary_", "local_prompts", "global_prompts", "time_embed", "own_context", "logit_scale")
         names = {name for name in names if any(part in name for part in parts)}
@@ -151,12 +155,12 @@ def test_a_few_steps_lower_the_loss_and_the_file_evaluates_as_it_was_trained(pix
     save_trained(network, tmp_path / "mine.safetensors", {})
     loaded = load_model(ModelOptions(checkpoint=tmp_path / "mine.safetensors", device="cpu"))
     frames = loaded.encode_images(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
-    texts = None if system == "vitaclip" else [(name,) for name in NAMES]
+    texts = None if system in CLASSED else [(name,) for name in NAMES]
     classes = PromptedClasses(loaded, NAMES, texts=texts)
     with torch.no_grad():
-        videos = normalize(loaded.fuse(frames), dim=-1)
+        videos = loaded.view_features(frames)
         logits = network(pixels) if texts is None else network(pixels, classes.token_ids).similarities
-    assert torch.allclose(classes.logits(videos, classes.initial_features), logits, atol=1e-4)
+    assert torch.allclose(classes.initial_logits(videos), logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("system", ["Transf", "ezclip", "a5", "vitaclip"])
@@ -192,6 +196,17 @@ def test_each_video_draws_a_text_of_its_class():
     assert torch.equal(network.draw_texts(LABELS, np.random.default_rng(3)), drawn[3])
 
 
+def test_xclips_messages_learn_as_fast_as_its_head():
+    network = network_of("xclip")
+    groups = optimiser(network, TrainConfig(fusion_lr=10.0, decays="all")).param_groups
+    fast = {id(parameter) for group in groups if group[MULTIPLE] == 10 for parameter in group["params"]}
+    names = {name for name, parameter in network.model.clip.named_parameters() if id(parameter) in fast}
+    assert {name for name in names if name.startswith("visual.")} == {
+        name for name, _ in network.model.clip.named_parameters() if ".message_" in name
+    }
+    assert len(names) > 16 + 20
+
+
 def test_the_head_learns_faster_by_its_multiple():
     network = network_of("Transf", fusion_lr=10.0)
     config = TrainConfig(fusion_lr=10.0, decays="all")
@@ -223,10 +238,14 @@ class TestRefused:
         with pytest.raises(ModelError, match="meanP: is a CLIP that nothing was added to; start from --model ezclip"):
             network_of("meanP", trains="added")
 
-    @pytest.mark.parametrize("system", ["ezclip", "vitaclip"])
-    def test_deep_prompts_of_a_model_with_temporal_ones(self, system):
-        with pytest.raises(ModelError, match="train them with --trains added"):
+    @pytest.mark.parametrize("system", ["ezclip", "xclip"])
+    def test_deep_prompts_of_a_model_whose_frames_see_each_other(self, system):
+        with pytest.raises(ModelError, match="train it without --trains prompts"):
             network_of(system, trains="prompts", loss="classes", motion_loss=0.0)
+
+    def test_matching_texts_that_follow_the_video(self):
+        with pytest.raises(ModelError, match="its texts follow the video; train it with --loss classes"):
+            network_of("xclip", loss="matching", trains="both")
 
     @pytest.mark.parametrize("options", [{"trains": "both"}, {"loss": "matching"}])
     def test_what_vitaclip_is_not_trained_by(self, options):

@@ -312,5 +312,5 @@ class VideoAdapter:
         known: dict[int, VideoFeatures] = {}
         for plan in video.plans:
             if id(plan) not in known:
-                known[id(plan)] = video_features(embeddings, plan, self.model.fuse)
+                known[id(plan)] = video_features(embeddings, plan, self.model.view_features)
         return [known[id(plan)] for plan in video.plans]

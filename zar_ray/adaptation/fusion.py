@@ -26,21 +26,23 @@ class ImagesOfViews(Protocol):
         ...
 
 
-def average(frames: torch.Tensor) -> torch.Tensor:
-    """The mean over the frames of views: (..., T, D) to (..., D)."""
-    return frames.mean(dim=-2)
+def normalised_mean(frames: torch.Tensor) -> torch.Tensor:
+    """The mean over the frames of views, L2-normalised: (..., T, D) to (..., D)."""
+    return normalize(frames.mean(dim=-2), dim=-1)
 
 
 @torch.no_grad()
 def video_features(
-    image_embeddings: torch.Tensor, plan: ImagesOfViews, fuse: Callable[[torch.Tensor], torch.Tensor] = average
+    image_embeddings: torch.Tensor,
+    plan: ImagesOfViews,
+    of_view: Callable[[torch.Tensor], torch.Tensor] = normalised_mean,
 ) -> VideoFeatures:
-    """Makes one embedding of those of each view's frames, as the encoder gave them, then L2-normalises.
+    """Makes one feature of each view's frames: by default their mean as the encoder gave them, then L2-normalised.
 
     Args:
         image_embeddings: float32 (I, D), not normalised, one row a distinct image.
         plan: Which rows belong to which view.
-        fuse: Makes one of a view's, (..., T, D) to (..., D), see `ClipModel.fuse`; CLIP takes the mean.
+        of_view: Makes one of a view's, (..., T, D) to (..., D), see `ClipModel.view_features`.
 
     Returns:
         The features of the V views and of the evaluation views, on the embeddings' device.
@@ -48,6 +50,6 @@ def video_features(
     rows = torch.from_numpy(plan.views).to(image_embeddings.device)
     evaluation = torch.from_numpy(plan.evaluation).to(image_embeddings.device)
     return VideoFeatures(
-        views=normalize(fuse(image_embeddings[rows]), dim=-1),
-        evaluation=normalize(fuse(image_embeddings[evaluation]), dim=-1),
+        views=of_view(image_embeddings[rows]),
+        evaluation=of_view(image_embeddings[evaluation]),
     )

@@ -219,7 +219,7 @@ class AdaptStage:
 
 def _evaluation_feature(outcome: VideoPrediction, model: ClipModel) -> tuple[float, ...]:
     """Where the run saw the video in the embedding space; the report draws it."""
-    features = video_features(outcome.embeddings, outcome.plan, model.fuse).evaluation
+    features = model.embedding_part(video_features(outcome.embeddings, outcome.plan, model.view_features).evaluation)
     return tuple(normalize(features.reshape(-1, features.shape[-1]).mean(dim=0), dim=0).tolist())
 
 

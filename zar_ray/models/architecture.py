@@ -16,6 +16,7 @@ import open_clip
 import torch
 
 from zar_ray.errors import ModelError, suggestion
+from zar_ray.models.cross_frames import CROSS_FRAMES, attach_cross_frames
 from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts
 from zar_ray.models.fusion_heads import FUSION, attach_fusion
 from zar_ray.models.learned_texts import LEARNED_TEXTS, attach_learned_texts
@@ -34,6 +35,7 @@ PARTS: Mapping[str, Callable[..., None]] = {
     ADAPTERS: attach_temporal_adapters,
     LEARNED_TEXTS: attach_learned_texts,
     VIEW_PROMPTS: attach_view_prompts,
+    CROSS_FRAMES: attach_cross_frames,
 }
 """What an architecture may add to CLIP, by its word, and what puts it into an open_clip CLIP."""
 

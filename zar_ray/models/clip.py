@@ -13,10 +13,12 @@ import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
+from torch.nn.functional import normalize
 
 from zar_ray.config import Precision
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import EVALUATION_SCALE, PARTS, Architecture
+from zar_ray.models.cross_frames import cross_frame_head
 from zar_ray.models.deep_prompts import SIZES
 from zar_ray.models.fusion_heads import FUSION
 from zar_ray.models.learned_texts import VECTOR, embedded, framed, has_learned_texts
@@ -138,6 +140,51 @@ class ClipModel(nn.Module):
         if most is not None and frames > most:
             raise ConfigError(f"{self.name}: reads views of up to {most} frames; give {option} {most} or fewer")
 
+    @property
+    def texts_follow_videos(self) -> bool:
+        """Whether a text has another embedding for each video, as X-CLIP's; features then hold more than a video's."""
+        return cross_frame_head(self.clip) is not None
+
+    def view_features(self, frames: torch.Tensor) -> torch.Tensor:
+        """What logits take of a view's frames: `fuse`, L2-normalised.
+
+        Args:
+            frames: float32 (..., T, D), as the encoder gave them.
+
+        Returns:
+            float32 (..., D); where texts follow videos, what they follow behind it, as it is.
+        """
+        fused, head = self.fuse(frames), cross_frame_head(self.clip)
+        if head is None:
+            return normalize(fused, dim=-1)
+        return torch.cat([normalize(fused[..., : head.width], dim=-1), fused[..., head.width :]], dim=-1)
+
+    def embedding_part(self, features: torch.Tensor) -> torch.Tensor:
+        """The videos' own part (..., D) of `view_features`, L2-normalised."""
+        head = cross_frame_head(self.clip)
+        return features if head is None else features[..., : head.width]
+
+    def followed_cosines(self, features: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """Cosines of videos with texts that follow them, in full precision.
+
+        Args:
+            features: float32 (..., D + P·D), see `view_features`.
+            texts: float32 (K, D), not normalised.
+
+        Returns:
+            float32 (..., K), differentiable.
+
+        Raises:
+            ValueError: Texts do not follow videos.
+        """
+        head = cross_frame_head(self.clip)
+        if head is None:
+            raise ValueError(f"{self.name}: its texts do not follow videos")
+        with torch.autocast(self.device.type, enabled=False), exact_float32():
+            flat = features.reshape(-1, features.shape[-1])
+            own = normalize(head.text_embeddings(texts, flat[:, head.width :]), dim=-1)
+            return (own @ flat[:, : head.width, None])[..., 0].reshape(*features.shape[:-1], len(texts))
+
     def fuse(self, frames: torch.Tensor) -> torch.Tensor:
         """One embedding of a view's frames: their mean, or what the model's head makes of them; in full precision.
 
@@ -147,12 +194,12 @@ class ClipModel(nn.Module):
         Returns:
             float32 (..., D), not normalised; differentiable.
         """
-        if self._head is None:
+        if self._head is None or 0 in frames.shape:
             return frames.mean(dim=-2)
         with torch.autocast(self.device.type, enabled=False), exact_float32():
             *several, length, width = frames.shape
             views = frames.to(self.dtype).reshape(math.prod(several), length, width)
-            return self._head(views).reshape(*several, width)
+            return self._head(views).unflatten(0, several) if several else self._head(views)[0]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from zar_ray.errors import ModelError
 from zar_ray.models.architecture import EVALUATION_SCALE
+from zar_ray.models.cross_frames import CROSS_FRAMES
 from zar_ray.models.deep_prompts import SIZES
 from zar_ray.models.fusion_heads import FUSION, fusion_settings
 from zar_ray.models.learned_texts import LEARNED_TEXTS
@@ -22,7 +23,7 @@ from zar_ray.models.temporal_adapters import ADAPTERS, PROMPTS
 from zar_ray.models.view_prompts import OWN_CONTEXT, VIEW_PROMPTS
 from zar_ray.video.transforms import Preprocessing
 
-Origin = Literal["zar-ray", "openai", "clip", "vificlip", "actionclip", "ezclip", "a5", "vitaclip"]
+Origin = Literal["zar-ray", "openai", "clip", "vificlip", "actionclip", "ezclip", "a5", "vitaclip", "xclip"]
 
 ORIGIN_NAMES: Mapping[Origin, str] = {
     "zar-ray": "zar-ray",
@@ -33,6 +34,7 @@ ORIGIN_NAMES: Mapping[Origin, str] = {
     "ezclip": "EZ-CLIP",
     "a5": "A5",
     "vitaclip": "Vita-CLIP",
+    "xclip": "X-CLIP",
 }
 # The one tensor of CLIP that ViFi-CLIP does not save.
 TOKEN_EMBEDDING = "token_embedding.weight"
@@ -60,6 +62,8 @@ _VITA_VISUAL = {
 _VITA_BLOCK = {"norm1": "ln_1", "norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
 _VITA_PATCHES, _VITA_CONTEXT = "visual.patch_embed.proj.bias", "prompt_learner.ctx"
 _A_CONTEXT_EACH = "holds a context for each class that it was trained with, and is made for no others"
+_XCLIP_HEAD = ("mit.", "prompts_generator.", "prompts_visual_ln.", "prompts_visual_proj")
+_XCLIP_POSITIONS = "mit.positional_embedding"
 _PUBLISHED_SCALE = 100  # of cosines in ActionCLIP's and EZ-CLIP's evaluations, whatever was learnt
 # ViFi-CLIP's names of the towers; what is left of the others' names is the same.
 _VIFICLIP_TOWERS = {"image_encoder.": "visual.", "text_encoder.": ""}
@@ -130,6 +134,8 @@ def recognise(content: object, place: str) -> Recognised:
         weights = {f"{FUSION}.{name}": tensor for name, tensor in head.items() if name not in unread}
         additions = {FUSION: settings, EVALUATION_SCALE: _PUBLISHED_SCALE}
         return Recognised("actionclip", openai_layout(tensors) | weights, left_out, epoch, additions)
+    if _XCLIP_POSITIONS in names.values():
+        return _xclip(openai_layout(tensors), left_out, epoch)
     prompts = openai_layout(tensors).get(f"visual.transformer.{PROMPTS}")
     if prompts is not None:
         additions = {ADAPTERS: {"frames": prompts.shape[1]}, EVALUATION_SCALE: _PUBLISHED_SCALE}
@@ -148,15 +154,15 @@ def published_preprocessing(origin: str, input_size: int) -> Preprocessing | Non
     """What a system's published evaluation does to pixels; None where the system is not one with its own.
 
     A5's and Vita-CLIP's are taken to be CLIP's own. The others resize the short side to 256/224 of the input,
-    truncated. ViFi-CLIP then normalises as ImageNet classifiers do and resizes bilinearly; ActionCLIP, and EZ-CLIP with
-    it, keep CLIP's statistics and filter.
+    truncated. ViFi-CLIP and X-CLIP then normalise as ImageNet classifiers do and resize bilinearly; ActionCLIP, and
+    EZ-CLIP with it, keep CLIP's statistics and filter.
 
     Args:
         origin: Whose checkpoint it is, or the system's name.
         input_size: R, side of the square input in pixels.
     """
     side = input_size * 256 // 224
-    if origin == "vificlip":
+    if origin in ("vificlip", "xclip"):
         return Preprocessing(input_size, IMAGENET_MEAN, IMAGENET_STD, "bilinear", short_side=side)
     if origin in ("actionclip", "ezclip"):
         return Preprocessing(input_size, short_side=side)
@@ -229,6 +235,20 @@ def _a5(tensors: dict[str, torch.Tensor], epoch: int | None) -> Recognised:
     if layers:
         additions[FUSION] = {"head": "A5", "layers": len(layers), "frames": len(tensors[_A5_POSITIONS])}
     return Recognised("a5", weights, left_out, epoch, additions)
+
+
+def _xclip(tensors: dict[str, torch.Tensor], left_out: dict[str, str], epoch: int | None) -> Recognised:
+    weights = {f"{FUSION}.{name}" if name.startswith(_XCLIP_HEAD) else name: one for name, one in tensors.items()}
+
+    def count(stack: str) -> int:
+        return len({name.removeprefix(stack).split(".")[0] for name in tensors if name.startswith(stack)})
+
+    sizes = {
+        "frames": tensors[_XCLIP_POSITIONS].shape[1],
+        "layers": count("mit.resblocks."),
+        "prompt_layers": count("prompts_generator.decoder."),
+    }
+    return Recognised("xclip", weights, left_out, epoch, {CROSS_FRAMES: sizes})
 
 
 def _vitaclip(saved: Mapping[str, torch.Tensor], names: Mapping[str, str], epoch: int | None, place: str) -> Recognised:

@@ -110,7 +110,7 @@ class MeanHead(nn.Module):
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """float32 (n, T, D), not normalised, to (n, D)."""
-        return (frames + self.added(frames)).mean(dim=1) if len(frames) else frames.mean(dim=1)
+        return (frames + self.added(frames)).mean(dim=1)
 
     def added(self, frames: torch.Tensor) -> torch.Tensor | float:
         """What is added to the frames before they are averaged, (n, T, D)."""
@@ -181,7 +181,7 @@ class ClassTokenHead(MeanHead):
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """See `MeanHead`."""
-        return self.transformer(frames) if len(frames) else frames.mean(dim=1)
+        return self.transformer(frames)
 
 
 class PlainHead(MeanHead):
@@ -196,11 +196,7 @@ class PlainHead(MeanHead):
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """See `MeanHead`."""
-        return (
-            self.temporalModelling(frames + self.temporalEmbedding.weight).mean(dim=1)
-            if len(frames)
-            else frames.mean(dim=1)
-        )
+        return self.temporalModelling(frames + self.temporalEmbedding.weight).mean(dim=1)
 
 
 class _ClassTokenEncoder(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any
 from zar_ray.config import conf_dir, read_yaml
 from zar_ray.errors import ConfigError
 from zar_ray.models.architecture import Architecture, named_architecture
+from zar_ray.models.cross_frames import MESSAGE
 from zar_ray.models.fusion_heads import FUSION
 from zar_ray.models.learned_texts import LEARNED_TEXTS
 from zar_ray.models.temporal_adapters import is_trained
@@ -56,13 +57,14 @@ def known_files() -> dict[str, Path]:
 def is_added(name: str) -> bool:
     """Whether a parameter of a CLIP is what a published system adds to it and trains, the CLIP itself being frozen.
 
-    That is a head over frames, A5's vectors, EZ-CLIP's adapters and temporal prompts, and Vita-CLIP's prompts between
-    frames and context.
+    That is a head over frames, A5's vectors, EZ-CLIP's adapters and temporal prompts, Vita-CLIP's prompts between
+    frames and context, and X-CLIP's messages.
 
     Args:
         name: Its name in the CLIP's state dict.
     """
-    return name.startswith(_HEAD) or name == LEARNED_TEXTS or is_trained(name) or is_view_prompt(name)
+    of_module = name.startswith(_HEAD) or f".{MESSAGE}" in name
+    return of_module or name == LEARNED_TEXTS or is_trained(name) or is_view_prompt(name)
 
 
 def read_architecture(path: Path) -> Architecture:

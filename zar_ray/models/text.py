@@ -44,7 +44,7 @@ class PromptedClasses:
     A model with prompt vectors in its layers (`zar_ray.models.deep_prompts`) has a context of its own, its first
     layer's vectors, and takes no other; so has a Vita-CLIP (`zar_ray.models.view_prompts`). One with learnt vectors
     around class names (`zar_ray.models.learned_texts`) reads names alone, or texts, between them, and has no context to
-    tune.
+    tune; nor has one whose texts follow the video (`zar_ray.models.cross_frames`), which reads names alone too.
 
     Args:
         model: The model whose text tower reads the prompts.
@@ -82,13 +82,13 @@ class PromptedClasses:
         for number, name in enumerate(class_names, 1):
             if not _spaced(name):
                 raise ConfigError(f"class name {number} of {len(class_names)} is empty; give every class a name")
-        around = has_learned_texts(model.text_tower)
-        if around:
+        bare = has_learned_texts(model.text_tower) or model.texts_follow_videos
+        self._bare = bare
+        if bare:
             # A template's words count as a context, and stand between the vectors as any text.
             if (texts is None and context != _DEFAULT_CONTEXT) or position != "end":
                 raise ConfigError(
-                    f"{model.name}: has learnt vectors to stand around class names; leave --context and"
-                    " --class-position away"
+                    f"{model.name}: reads class names without a context; leave --context and --class-position away"
                 )
             texts = [(name,) for name in class_names] if texts is None else texts
         vectors = _learned_vectors(model, context, position, texts)
@@ -126,8 +126,13 @@ class PromptedClasses:
         if texts is None and strays.any():
             raise ConfigError(f'context "{context}": its words must stand for themselves in front of every class name')
         self._fixed = None if texts is None else _why_fixed(self.class_names, texts, words, strays)
-        if around:
-            self._fixed = f"tunes the words in front of a class name, and {model.name} has learnt vectors there"
+        if bare:
+            self._fixed = f"tunes the words in front of a class name, and {model.name} has none there"
+        if model.texts_follow_videos and max(self._counts) > 1 and not self._by_probabilities:
+            raise ConfigError(
+                f"{model.name}: its texts follow the video, so several of a class have no mean; give"
+                " --template-average probabilities, or one text a class"
+            )
         if self._fixed is None:
             embeddings = model.embed_tokens(self.token_ids)
             start = embeddings[0, places[0].to(embeddings.device)] if vectors is None else vectors
@@ -166,7 +171,7 @@ class PromptedClasses:
             ConfigError: A class has several texts, or one that does not start with the context.
         """
         if self._fixed is not None:
-            other = "" if has_learned_texts(self.model.text_tower) else _OTHER_TEXTS
+            other = "" if self._bare else _OTHER_TEXTS
             raise ConfigError(f"{method} {self._fixed}; use {way_out}{other}")
 
     @property
@@ -251,20 +256,30 @@ class PromptedClasses:
         """Logits of videos under the untuned prompts; where probabilities are averaged, the mean's logarithms.
 
         Args:
-            video_features: float32 (..., D), L2-normalised.
+            video_features: float32 (..., D), see `ClipModel.view_features`.
 
         Returns:
             float32 (..., K).
         """
-        if not self._by_probabilities:
+        if self.model.texts_follow_videos:
+            by_text = self.model.logit_scale * self.model.followed_cosines(video_features, self._embeddings_of_texts)
+        elif self._by_probabilities:
+            by_text = self.logits(video_features, self._features_of_texts)
+        else:
             return self.logits(video_features, self.initial_features)
-        by_text = self.logits(video_features, self._features_of_texts).unflatten(-1, (len(self), -1))
+        if not self._by_probabilities:
+            return by_text
+        by_text = by_text.unflatten(-1, (len(self), -1))
         return by_text.log_softmax(dim=-2).logsumexp(dim=-1) - math.log(by_text.shape[-1])
 
     @cached_property
-    def _features_of_texts(self) -> torch.Tensor:
+    def _embeddings_of_texts(self) -> torch.Tensor:
         with torch.no_grad():
-            return normalize(self.encode_texts(), dim=-1)
+            return self.encode_texts()
+
+    @cached_property
+    def _features_of_texts(self) -> torch.Tensor:
+        return normalize(self._embeddings_of_texts, dim=-1)
 
     def encode_texts(self) -> torch.Tensor:
         """float32 (N, D): all prompts' embeddings, not normalised, differentiable in the model's weights.

@@ -14,6 +14,7 @@ from zar_ray.parity.fixture import DESCRIPTION, Fixture, is_fixture, read_fixtur
 from zar_ray.parity.preprocess import check_preprocess
 from zar_ray.parity.vificlip import check_vificlip
 from zar_ray.parity.vitaclip import check_vitaclip
+from zar_ray.parity.xclip import check_xclip
 from zar_ray.parity.zar_steps import check_zar_steps
 
 SYSTEMS: dict[str, Callable[[Fixture, Path | None], Evidence]] = {
@@ -25,6 +26,7 @@ SYSTEMS: dict[str, Callable[[Fixture, Path | None], Evidence]] = {
     "ezclip": check_ezclip,
     "a5": check_a5,
     "vitaclip": check_vitaclip,
+    "xclip": check_xclip,
 }
 
 

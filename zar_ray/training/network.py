@@ -23,7 +23,6 @@ from zar_ray.models.fusion_heads import FUSION
 from zar_ray.models.learned_context import RANDOM, LearnedContext, parse_context, save_context
 from zar_ray.models.losses import matching_losses, motion_loss
 from zar_ray.models.systems import is_added
-from zar_ray.models.temporal_adapters import ADAPTERS
 from zar_ray.models.text import PromptedClasses, encode_tokens
 from zar_ray.models.view_prompts import VIEW_PROMPTS, own_context_of
 
@@ -91,6 +90,8 @@ class VideoTextModel(nn.Module):
             _add_deep_prompts(model, config)
         elif VIEW_PROMPTS in model.architecture and (config.trains != "added" or config.loss != "classes"):
             raise ModelError(f"{model.name}: has prompts of its own; train them with --trains added --loss classes")
+        elif model.texts_follow_videos and config.loss != "classes":
+            raise ModelError(f"{model.name}: its texts follow the video; train it with --loss classes")
         elif SIZES in model.architecture:
             raise ModelError(f"{model.name}: has prompt vectors in its layers; train them with --trains prompts")
         self._learned = learned = _starting_context(model, prompts, config)
@@ -105,7 +106,9 @@ class VideoTextModel(nn.Module):
             case "image":
                 for name, parameter in clip.named_parameters():
                     parameter.requires_grad_(name.startswith(_OF_IMAGES))
-                features = self._classes.initial_features.clone()
+                # Texts that follow the video are normalised when they have.
+                found = self._classes.encode_texts() if model.texts_follow_videos else self._classes.initial_features
+                features = found.detach().clone()
             case "prompts":
                 for tower in (clip.visual, model.text_tower):
                     tower.deep_prompts.requires_grad_(True)
@@ -160,10 +163,14 @@ class VideoTextModel(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains not in ("text", "context")):
             frames = self.model.clip.visual(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]).float()
-            videos = normalize(self.model.fuse(frames), dim=-1)
+            videos = self.model.view_features(frames)
         with torch.autocast(videos.device.type, enabled=False):
             learned, fixed = self.model.clip.logit_scale, self.model.architecture.get(EVALUATION_SCALE)
             scale = learned.exp() if fixed is None or learned.requires_grad else fixed
+            if self.model.texts_follow_videos:
+                known = self._text_features
+                own = self._classes.encode_texts() if known is None else known
+                return scale * self.model.followed_cosines(videos, own)
             if texts is None:
                 return scale * videos @ self._texts().T
             of_texts = normalize(encode_tokens(self.model, texts), dim=-1)
@@ -320,8 +327,8 @@ def _starting_context(model: ClipModel, prompts: ClassPrompts, config: TrainConf
 
 def _add_deep_prompts(model: ClipModel, config: TrainConfig) -> None:
     """Gives a model new prompt vectors, unless it has some of the options' sizes."""
-    if ADAPTERS in model.architecture or VIEW_PROMPTS in model.architecture:
-        raise ModelError(f"{model.name}: has prompts of its own between frames; train them with --trains added")
+    if not model.frame_independent:
+        raise ModelError(f"{model.name}: has frames that see each other; train it without --trains prompts")
     sizes = {"vectors": config.prompt_vectors, "depth": config.prompt_depth}
     present = model.architecture.get(SIZES)
     if present is None:

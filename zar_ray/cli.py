@@ -513,7 +513,7 @@ def checkpoint_import_command(argv: Sequence[str]) -> int:
         model: str | None = None,
         output: Path | None = None,
     ) -> int:
-        """Recognises OpenAI's, open_clip's, ViFi-CLIP's and ActionCLIP's files by their keys.
+        """Recognises OpenAI's, open_clip's and the published systems' files by their keys (docs/models.md).
 
         Args:
             file: The checkpoint.

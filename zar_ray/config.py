@@ -34,6 +34,7 @@ from zar_ray.errors import ConfigError
 Precision = Literal["fp32", "bf16", "fp16"]
 Decoder = Literal["auto", "decord", "pyav"]
 ClassPosition = Literal["end", "middle", "front"]
+TextAverage = Literal["features", "probabilities"]
 NameStyle = Literal["raw", "split_camel_case", "lower_case"]
 Selection = Literal["entropy", "margin"]
 Loss = Literal["mean_probability", "mean_entropy"]
@@ -207,7 +208,9 @@ class ModelOptions(Options):
     """Which weights, and how they run."""
 
     model: str = Field(
-        default="ViT-B-16-quickgelu", description="An open_clip model name; OpenAI weights need -quickgelu."
+        default="ViT-B-16-quickgelu",
+        description="An open_clip model name (OpenAI weights need -quickgelu), or a published system: actionclip,"
+        " ezclip, a5, vitaclip or xclip.",
     )
     pretrained: str | None = Field(
         default="openai",
@@ -216,7 +219,7 @@ class ModelOptions(Options):
     checkpoint: Path | None = Field(
         default=None,
         description="A local checkpoint (.safetensors or .pt) instead of a tag: OpenAI's, open_clip's, ViFi-CLIP's,"
-        " ActionCLIP's or zar-ray's.",
+        " ActionCLIP's, EZ-CLIP's, A5's, Vita-CLIP's, X-CLIP's or zar-ray's.",
     )
     context: str = Field(
         default="a video of a",
@@ -252,6 +255,11 @@ class PromptOptions(Options):
     class_texts: Path | None = Field(
         default=None,
         description="CSV (class,text) or JSON with texts in the names' place; whole prompts without a template.",
+    )
+    template_average: TextAverage = later(
+        "features",
+        "What counts of a class with several texts: the mean of their features, as CLIP, or of the"
+        " probabilities that each gives, as ActionCLIP.",
     )
 
 
@@ -420,10 +428,19 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
         description="Mean and deviation of the input, filter and short side: the model's own; or ImageNet's, bilinear,"
         " 8/7 of the input size, as ViFi-CLIP.",
     )
-    trains: Literal["both", "image", "text", "prompts", "context"] = Field(
+    trains: Literal["both", "all", "image", "text", "prompts", "context", "added"] = Field(
         default="both",
-        description="What is trained: both towers, one of them, prompt vectors in both towers' layers, or the"
-        " context alone (CoOp).",
+        description="What is trained: both towers, those and the token embeddings (all, as ActionCLIP), one tower,"
+        " prompt vectors in both towers' layers, the context alone (CoOp), or what ezclip, a5 or vitaclip add to CLIP.",
+    )
+    loss: Literal["classes", "matching"] = Field(
+        default="classes",
+        description="classes: cross-entropy over the texts of all classes; matching: a micro-batch's videos against its"
+        " texts, one drawn a video, both ways, as ActionCLIP and EZ-CLIP.",
+    )
+    motion_loss: float = Field(default=0.0, ge=0, description="Weight of EZ-CLIP's motion loss beside matching.")
+    fusion_lr: float = Field(
+        default=1.0, gt=0, description="Learning rate of ActionCLIP's, A5's or X-CLIP's head, as a multiple."
     )
     prompt_vectors: int = Field(default=16, ge=1, description="Prompt vectors a layer and tower.")
     prompt_depth: int = Field(default=9, ge=1, description="Layers that have prompt vectors of their own.")

@@ -23,7 +23,7 @@ from zar_ray.errors import RunError, VideoError, suggestion
 from zar_ray.evaluation.results import ResultRow, to_rows
 from zar_ray.evaluation.run_folder import RunFolder
 from zar_ray.evaluation.spec import plan_video
-from zar_ray.models.attention import attention_rollout, class_relevance
+from zar_ray.models.attention import attention_rollout, class_relevance, require_attention
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.models.packing import ImageSet, encode_packed
@@ -87,6 +87,7 @@ class _Run:
         if _METHOD not in options.method:
             raise RunError(f"{place}: tunes nothing (methods {', '.join(options.method)}); attention maps need zar")
         model = load_model(options)
+        require_attention(model)
         if model.fingerprint != data.summary.model_fingerprint:
             raise RunError(
                 f"{place}: its model was {data.summary.model_fingerprint}, and {options.checkpoint or options.model} is"
@@ -121,7 +122,7 @@ class _Run:
         if isinstance(embeddings, VideoError):
             raise RunError(f"{video_id}: {embeddings}")
         update = self.data.options.zar
-        features = video_features(embeddings, plan, update.fusion)
+        features = video_features(embeddings, plan, self.model.view_features, update.fusion)
         tuned = tuned_features(features, classes, update)
 
         view = plan.images[plan.evaluation]

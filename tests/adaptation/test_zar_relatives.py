@@ -72,10 +72,10 @@ def test_decision_level_features_give_the_mean_of_the_frames_logits(seed, frames
     text = normalize(torch.randn(5, 12, generator=generator, dtype=torch.float64), dim=-1)
     rows = np.arange(6 * frames).reshape(6, frames)
     plan = SimpleNamespace(views=rows[:5], evaluation=rows[5])
-    fused = video_features(embeddings, plan, "decision")
+    fused = video_features(embeddings, plan, fusion="decision")
     of_frames = (normalize(embeddings, dim=-1) @ text.T).reshape(6, frames, 5).mean(dim=1)
     assert torch.allclose(torch.cat([fused.views, fused.evaluation[None]]) @ text.T, of_frames)
-    images = video_features(embeddings, plan, "image")
+    images = video_features(embeddings, plan, fusion="image")
     assert torch.equal(torch.cat([images.views, images.evaluation]), normalize(embeddings, dim=-1))
 
 
@@ -83,7 +83,7 @@ def test_decision_level_features_give_the_mean_of_the_frames_logits(seed, frames
 def test_views_of_one_frame_are_the_same_at_every_level(fusion):
     embeddings = torch.randn(7, 12, generator=torch.Generator().manual_seed(0))
     plan = SimpleNamespace(views=np.arange(6)[:, None], evaluation=np.array([6]))
-    ours, usual = video_features(embeddings, plan, fusion), video_features(embeddings, plan)
+    ours, usual = video_features(embeddings, plan, fusion=fusion), video_features(embeddings, plan)
     assert torch.allclose(ours.views, usual.views, atol=1e-6)
     assert torch.allclose(ours.evaluation.reshape(-1), usual.evaluation, atol=1e-6)
 

@@ -31,6 +31,13 @@ MARKS = {
     "vocab_size": torch.tensor(49408),
 }
 
+HEADS = [
+    {"head": "LSTM"},
+    {"head": "Conv_1D"},
+    {"head": "Transf", "layers": 2},
+    {"head": "Transf_cls", "layers": 2, "frames": 4},
+]
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*read as OpenAI's CLIP:UserWarning")
 
 
@@ -211,27 +218,41 @@ class TestActionclip:
         torch.save(content, path)
         return path
 
-    def test_the_clip_part_is_imported_and_the_fusion_head_reported(self, tmp_path, clip, actionclip):
+    def test_what_the_head_does_not_read_is_reported(self, tmp_path, clip, actionclip):
         plan = plan_import(actionclip)
         assert plan.checkpoint.origin == "actionclip"
         (line,) = (line for line in plan.lines() if line.startswith("unused"))
         assert "fusion_model_state_dict/module.frame_position_embeddings.weight" in line
-        assert "no part of the model clip" in line
+        assert "its fusion head does not read it" in line
         plan.write(tmp_path / "o.safetensors")
         read = read_checkpoint(tmp_path / "o.safetensors")
         assert same(read.tensors, {name: tensor.half().float() for name, tensor in clip.state_dict().items()})
         assert read.preprocessing == Preprocessing(32, short_side=36)
         assert read.notes["imported"]["epoch"] == 48
+        assert read.architecture["fusion"] == {"head": "meanP"}
 
-    def test_an_evaluation_says_that_the_head_is_not_used(self, actionclip):
-        with pytest.warns(UserWarning, match=r"its fusion head is not \(1 tensors\)"):
-            load_model(ModelOptions(checkpoint=actionclip, device="cpu"))
-
-    def test_without_a_head_there_is_nothing_to_say(self, tmp_path, clip):
-        torch.save({"model_state_dict": clip.state_dict(), "fusion_model_state_dict": {}}, tmp_path / "mean.pt")
+    @pytest.mark.parametrize("settings", HEADS, ids=lambda settings: settings["head"])
+    def test_a_head_is_imported_and_told_by_its_tensors(self, tmp_path, clip, architecture, settings):
+        torch.manual_seed(4)
+        whole = build_clip({**architecture, "fusion": settings})
+        whole.load_state_dict(clip.state_dict(), strict=False)
+        head = {f"module.{name}": tensor for name, tensor in whole.fusion.state_dict().items()}
+        head.setdefault("module.frame_position_embeddings.weight", torch.zeros(77, 24))
+        content = {"epoch": 3, "model_state_dict": clip.state_dict(), "fusion_model_state_dict": head}
+        torch.save(content, tmp_path / "best.pt")
+        plan_import(tmp_path / "best.pt").write(tmp_path / "o.safetensors")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            load_model(ModelOptions(checkpoint=tmp_path / "mean.pt", device="cpu"))
+            files = (tmp_path / name for name in ("best.pt", "o.safetensors"))
+            models = [load_model(ModelOptions(checkpoint=file, device="cpu")) for file in files]
+        frames = torch.randn(3, 4, 24)
+        for model in models:
+            assert model.architecture["fusion"] == settings
+            assert model.logit_scale == 100
+            assert not model.random_weights
+            with torch.no_grad():
+                assert torch.allclose(model.fuse(frames), whole.eval().fusion(frames), atol=1e-6)
+        assert models[0].fingerprint == models[1].fingerprint
 
     def test_towers_that_were_rebuilt_are_refused(self, tmp_path, clip):
         """A temporal shift inside the towers renames tensors, and the CLIP without it is another model."""
@@ -242,16 +263,32 @@ class TestActionclip:
 
 
 class TestEzclip:
-    @pytest.mark.parametrize(
-        "name", ["visual.transformer.T_prompt_embeddings", "transformer.resblocks.1.Adapter.D_fc1.weight"]
-    )
-    def test_it_is_recognised_and_its_model_named(self, tmp_path, clip, name):
-        path = tmp_path / "ez.pt"
-        torch.save({"epoch": 1, "model_state_dict": {**clip.state_dict(), name: torch.zeros(2, 2)}}, path)
-        for read in (plan_import, lambda file: load_model(ModelOptions(checkpoint=file, device="cpu"))):
-            with pytest.raises(ModelError, match=r"ez\.pt: an EZ-CLIP checkpoint .* needs the model ezclip") as caught:
-                read(path)
-            assert "\n" not in str(caught.value)
+    @pytest.fixture
+    def ezclip(self, architecture):
+        torch.manual_seed(4)
+        return build_clip({**architecture, "temporal_adapters": {"frames": 3}})
+
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    def test_it_is_imported_as_it_was_saved(self, tmp_path, ezclip, prefix):
+        state = {prefix + name: tensor.half() for name, tensor in ezclip.state_dict().items()}
+        torch.save({"epoch": 1, "model_state_dict": state, "optimizer_state_dict": {}}, tmp_path / "ez.pt")
+        plan = plan_import(tmp_path / "ez.pt")
+        assert plan.lines()[0].endswith("EZ-CLIP, epoch 1")
+        assert (plan.missing, plan.unknown, plan.checkpoint.left_out) == ((), (), {})
+        plan.write(tmp_path / "o.safetensors")
+        read = read_checkpoint(tmp_path / "o.safetensors")
+        assert same(read.tensors, {name: tensor.half().float() for name, tensor in ezclip.state_dict().items()})
+        assert read.preprocessing == Preprocessing(32, short_side=36)
+        assert read.architecture["temporal_adapters"] == {"frames": 3}
+        model = load_model(ModelOptions(checkpoint=tmp_path / "o.safetensors", device="cpu"))
+        assert (model.view_frames, model.frame_independent, model.logit_scale) == (3, False, 100)
+
+    def test_a_file_without_an_adapter_is_refused(self, tmp_path, ezclip):
+        state = {name: t for name, t in ezclip.state_dict().items() if not name.endswith("1.Adapter.D_fc1.weight")}
+        torch.save({"model_state_dict": state}, tmp_path / "ez.pt")
+        with pytest.raises(ModelError, match=r"ez\.pt: has no .*Adapter\.D_fc1\.weight") as caught:
+            plan_import(tmp_path / "ez.pt").write(tmp_path / "o.safetensors")
+        assert "\n" not in str(caught.value)
 
 
 class TestClip:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import open_clip
 import pytest
@@ -191,3 +192,41 @@ def test_texts_go_with_all_classes_and_without_a_position(model):
 def test_classes_may_share_a_text_but_not_all(model):
     classes = PromptedClasses(model, ["run", "jump"], texts=[["moves", "runs"], ["moves", "jumps"]])
     assert not torch.allclose(*classes.initial_features)
+
+
+class TestAveragedProbabilities:
+    """As ActionCLIP scores: each template's softmax over the classes, then their mean."""
+
+    @pytest.fixture
+    def prompts(self):
+        return replace(class_prompts(NAMES, "a video of a", template="actionclip"), average="probabilities")
+
+    @pytest.mark.parametrize("shape", [(24,), (3, 24), (2, 3, 24)])
+    def test_each_template_has_its_own_softmax(self, model, prompts, shape):
+        videos = torch.nn.functional.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(1)), dim=-1)
+        found = PromptedClasses.of(model, prompts).initial_logits(videos)
+        scores = []
+        for template in load_templates("actionclip"):
+            one = PromptedClasses.of(model, class_prompts(NAMES, "a video of a", template=template))
+            scores.append(one.logits(torch.atleast_2d(videos), one.initial_features).softmax(dim=-1))
+        expected = torch.stack(scores).mean(dim=0).reshape(found.shape)
+        assert torch.allclose(found.exp(), expected, atol=1e-5)
+        by_features = PromptedClasses.of(model, replace(prompts, average="features"))
+        assert not torch.allclose(by_features.initial_logits(videos).softmax(dim=-1), expected, atol=1e-5)
+
+    def test_of_one_text_there_is_nothing_to_average(self, model):
+        one = class_prompts(NAMES, "a video of a", template="{}, an action")
+        video = torch.nn.functional.normalize(torch.randn(24), dim=0)
+        found = [
+            PromptedClasses.of(model, prompts).initial_logits(video)
+            for prompts in (one, replace(one, average="probabilities"))
+        ]
+        assert torch.equal(*found)
+
+    def test_it_is_part_of_what_a_case_is(self, prompts):
+        assert prompts.identity != replace(prompts, average="features").identity
+
+    def test_classes_of_different_numbers_of_texts_are_refused(self, model):
+        texts = (("one", "two"), ("three",))
+        with pytest.raises(ConfigError, match="needs as many texts as the others; here one has 1 and another 2"):
+            PromptedClasses(model, ("a", "b"), texts=texts, average="probabilities")

@@ -21,7 +21,7 @@ from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.packing import ImageSet, encode_packed
 from zar_ray.models.text import PromptedClasses
-from zar_ray.video.plans import ViewPlan, unite
+from zar_ray.video.plans import ViewPlan, by_view, unite
 
 # What all methods depend on, besides the class names and the weights.
 _SHARED_SETTINGS = ("class_position", "precision", "seed", "views")
@@ -80,6 +80,17 @@ class PlannedVideo:
         frames = self.frames[np.flatnonzero(np.isin(self.plan.frames, plan.frames))]
         return replace(self, plan=plan, further=tuple(further), frames=frames)
 
+    def by_view(self) -> PlannedVideo:
+        """The same video with the images of each view by themselves, see `zar_ray.video.plans.by_view`.
+
+        Raises:
+            ValueError: It has embeddings, which are of frames by themselves.
+        """
+        if self.embeddings is not None:
+            raise ValueError("a model that encodes views as wholes takes frames, and the video has embeddings")
+        plan, *further = by_view(self.plans)
+        return replace(self, plan=plan, further=tuple(further))
+
     def is_of(self, case: Case) -> bool:
         """Whether it is to be classified under a case."""
         return self.class_sets is None or case.class_set in self.class_sets
@@ -121,7 +132,8 @@ class VideoPrediction:
         views: V, views that the methods could look at under the first setting.
         encode_seconds: Wall seconds of cropping and encoding; its share where images of several videos were encoded
             together.
-        plan: The plan that the methods needed under the first setting; its images are those of all.
+        plan: The plan that the methods needed under the first setting; its images are those of all, of whole views
+            after one another where the model encodes views as wholes.
         embeddings: float32 (I, D), one a row of ``plan.images``, on the model's device.
     """
 
@@ -175,7 +187,8 @@ class VideoAdapter:
     Stream methods remember, under each case, the videos that they were given; `stream_state` is what to save.
 
     Raises:
-        ConfigError: A method is unknown, or the prompts cannot be used, or not by a method.
+        ConfigError: A method is unknown, the prompts cannot be used, or not by a method, or the model reads views of
+            another number of frames.
         ModelError: A method cannot serve the model.
     """
 
@@ -198,6 +211,10 @@ class VideoAdapter:
         chosen = options.model_copy(update={"method": tuple(methods)})
         self.cases = tuple(cases) if cases is not None else make_cases(chosen, model.fingerprint, prompts)
         self._settings = (Setting(options, tuple(prompts)), *further)
+        for of in self._settings:
+            if any(method.needs_views for method in self.methods):
+                model.require_frames(of.options.views.frames, "--views.frames")
+            model.require_frames(of.options.views.eval_frames, "--views.eval-frames")
         made: dict[tuple[ClassPrompts, ClassPosition], PromptedClasses] = {}
         for of in self._settings:
             for one in of.prompts:
@@ -273,11 +290,13 @@ class VideoAdapter:
         """
         if not any(method.needs_views for method in self.methods):
             videos = [video.evaluation_only() for video in videos]
+        if not self.model.frame_independent:
+            videos = [video.by_view() for video in videos]
         self._memory.begin()
         embedded, encode_seconds = self._embed(videos)
         encode_peak = self._memory.peak()
         usable = {number: one for number, one in enumerate(embedded) if not isinstance(one, VideoError)}
-        features = [_Features(videos[number], embeddings) for number, embeddings in usable.items()]
+        features = [_Features(self.model, videos[number], embeddings) for number, embeddings in usable.items()]
         image_seconds = [encode_seconds[number] / max(1, len(videos[number].plan.images)) for number in usable]
         given = [videos[number] for number in usable]
         decided = dict(zip(usable, self._decide(given, features, image_seconds, encode_peak), strict=True))
@@ -363,7 +382,8 @@ class VideoAdapter:
 class _Features:
     """A video's features under each setting; those of settings that share a plan and a fusion are the same."""
 
-    def __init__(self, video: PlannedVideo, embeddings: torch.Tensor) -> None:
+    def __init__(self, model: ClipModel, video: PlannedVideo, embeddings: torch.Tensor) -> None:
+        self._model = model
         self._video = video
         self._embeddings = embeddings
         self._known: dict[tuple[int, Fusion], VideoFeatures] = {}
@@ -372,7 +392,7 @@ class _Features:
         plan = self._video.plans[setting]
         key = id(plan), fusion
         if key not in self._known:
-            self._known[key] = video_features(self._embeddings, plan, fusion)
+            self._known[key] = video_features(self._embeddings, plan, self._model.view_features, fusion)
         if not with_pixels or self._video.frames is None:
             return self._known[key]
         pixels = VideoPixels(

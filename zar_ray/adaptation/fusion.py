@@ -32,25 +32,36 @@ class ImagesOfViews(Protocol):
         ...
 
 
-def video_features(image_embeddings: torch.Tensor, plan: ImagesOfViews, fusion: Fusion = "embedding") -> VideoFeatures:
+def video_features(
+    image_embeddings: torch.Tensor,
+    plan: ImagesOfViews,
+    of_view: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    fusion: Fusion = "embedding",
+) -> VideoFeatures:
     """The features of the V views and of the evaluation views, on the embeddings' device.
 
     Args:
         image_embeddings: float32 (I, D), not normalised, one row a distinct image.
         plan: Which rows belong to which view.
+        of_view: Makes one embedding of a view's frames, (..., T, D) to (..., D), at the embedding level; by default
+            `fuse_embeddings`, see `ClipModel.view_features`.
         fusion: Where the frames of a view become one: see `fuse_embeddings`, `fuse_decisions` and, for images that
             stay views of their own, `separate_images`.
     """
     rows = torch.from_numpy(plan.views).to(image_embeddings.device)
     evaluation = torch.from_numpy(plan.evaluation).to(image_embeddings.device)
-    fuse = _LEVELS[fusion]
+    fuse = of_view if of_view is not None and fusion == "embedding" else _LEVELS[fusion]
     return VideoFeatures(views=fuse(image_embeddings[rows]), evaluation=fuse(image_embeddings[evaluation]))
 
 
 def unfit_for_fusion(model: ClipModel, fusion: Fusion) -> str | None:
     """Why a level cannot be chosen for a model; None where it can."""
-    if fusion != "embedding" and not model.frame_independent:
+    if fusion == "embedding":
+        return None
+    if not model.frame_independent:
         return f"it encodes the frames of a view together, and fusion {fusion} takes them one by one"
+    if not model.averages_frames:
+        return f"it has learnt to make one embedding of a view's frames, and fusion {fusion} takes them one by one"
     return None
 
 

@@ -69,9 +69,10 @@ class TdaStream:
         Raises:
             VideoError: Some logits are not finite (stage ``adapt``); the caches are as they were.
         """
-        before = averaged(self._classes.logits(video.evaluation, self._classes.initial_features))
+        before = averaged(self._classes.initial_logits(video.evaluation))
         require_finite(before, "of the evaluation view")
-        feature = normalize(torch.atleast_2d(video.evaluation).mean(dim=0), dim=-1)
+        own = self._classes.model.embedding_part(torch.atleast_2d(video.evaluation))
+        feature = normalize(own.mean(dim=0), dim=-1)
         doubt, probabilities = entropy(before), before.softmax(dim=-1)
         self._positive.offer(feature, doubt, probabilities)
         low, high = self._options.negative_entropy

@@ -15,7 +15,6 @@ from torchvision.transforms.v2 import functional
 
 from zar_ray.adaptation.augmix import Draws, augmix
 from zar_ray.adaptation.base import Decision, MethodOptions, Outcome, VideoFeatures
-from zar_ray.adaptation.fusion import fuse_embeddings
 from zar_ray.adaptation.zar_batched import adapt_zar_batch
 from zar_ray.config import TptConfig, ZarConfig
 from zar_ray.errors import VideoError
@@ -58,7 +57,7 @@ def adapt_tpt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options
             continue
         plain = torch.atleast_2d(video.evaluation)[:1]
         encoded[number] = crops.shape[0] * crops.shape[1]
-        views = torch.cat([plain, fuse_embeddings(crops)]) if len(crops) else plain
+        views = torch.cat([plain, classes.model.view_features(crops)]) if len(crops) else plain
         augmented[number] = VideoFeatures(views, video.evaluation)
     tuned = tune_on_views(list(augmented.values()), classes, options.tpt)
     for number, outcome in zip(augmented, tuned, strict=True):

@@ -144,12 +144,12 @@ def decide_by_moving(
         VideoError: There are no pixels or no views, logits are not finite, or there is not enough memory (stage
             ``adapt``); the weights may have moved.
     """
-    pixels, text = video.require_pixels(), classes.initial_features
+    pixels = video.require_pixels()
     if not len(video.views):
         raise VideoError("the method needs views, and the plan has none", stage="adapt")
     images, rows = CutImages(pixels, tower.model), np.unique(pixels.views)
-    before = averaged(classes.logits(video.evaluation, text))
-    entropies = entropy(classes.logits(video.views, text))
+    before = averaged(classes.initial_logits(video.evaluation))
+    entropies = entropy(classes.initial_logits(video.views))
     require_finite(before, "before adaptation")
     require_finite(entropies, "of the views")
 
@@ -160,7 +160,7 @@ def decide_by_moving(
             encoded += len(rows) * (2 if moved else 1)
             with torch.enable_grad(), exact_float32():
                 leaf = embeddings.detach().clone().requires_grad_()
-                loss = loss_of(classes.logits(video_features(leaf, pixels).views, text))
+                loss = loss_of(classes.initial_logits(video_features(leaf, pixels, tower.model.view_features).views))
                 require_finite(loss, "during adaptation")
                 (of_embeddings,) = torch.autograd.grad(loss, leaf)
             optimiser.zero_grad()
@@ -169,8 +169,8 @@ def decide_by_moving(
             losses.append(loss.detach())
             moved = True
         shown = np.unique(pixels.evaluation)
-        evaluation = video_features(tower.embed(images, shown), pixels).evaluation
-    after = averaged(classes.logits(evaluation, text))
+        evaluation = video_features(tower.embed(images, shown), pixels, tower.model.view_features).evaluation
+    after = averaged(classes.initial_logits(evaluation))
     require_finite(after, "after adaptation")
     return Decision(
         logits_before=before.cpu(),

@@ -12,6 +12,6 @@ def classify_zero_shot(features: VideoFeatures, classes: PromptedClasses) -> Dec
     Raises:
         VideoError: Some logits are not finite (stage ``adapt``).
     """
-    logits = averaged(classes.logits(features.evaluation, classes.initial_features))
+    logits = averaged(classes.initial_logits(features.evaluation))
     require_finite(logits, "of the evaluation view")
     return Decision(logits_before=logits.cpu(), logits_after=logits.cpu())

@@ -10,10 +10,10 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from zar_ray.config import AdaptationOptions, NameStyle, TrainConfig, conf_dir
+from zar_ray.config import AdaptationOptions, NameStyle, TextAverage, TrainConfig, conf_dir
 from zar_ray.data.classes import name_key
 from zar_ray.errors import ConfigError, suggestion
 
@@ -47,17 +47,19 @@ class ClassPrompts:
         names: The K names as prompts spell them.
         context: The words in front of a name, which tuning starts from, or a learned context in their place.
         texts: For each class its prompts; None for the one prompt ``CONTEXT NAME.``.
+        average: What counts of several, see `zar_ray.models.text.PromptedClasses`.
     """
 
     names: tuple[str, ...]
     context: str | ContextFile
     texts: tuple[tuple[str, ...], ...] | None = None
+    average: TextAverage = "features"
 
     @property
     def identity(self) -> list[object]:
         """What results depend on, as JSON values; of a learned context that is its content, wherever it lies."""
         context = {"learned": self.context.digest} if isinstance(self.context, ContextFile) else self.context
-        return [self.names, context, self.texts]
+        return [self.names, context, self.texts, *([self.average] if self.average != "features" else [])]
 
 
 def is_context_file(context: str) -> bool:
@@ -93,10 +95,11 @@ def prompts_of(
     every = tuple(dict.fromkeys(name for names in class_sets for name in names))
     texts = read_class_texts(options.class_texts, every) if options.class_texts is not None else None
     context = read_context_file(options.context) if is_context_file(options.context) else options.context
-    return tuple(
+    every_set = (
         class_prompts(names, context, style=options.name_style, template=options.template, class_texts=texts)
         for names in class_sets
     )
+    return tuple(replace(prompts, average=options.template_average) for prompts in every_set)
 
 
 def class_prompts(

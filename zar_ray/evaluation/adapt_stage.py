@@ -17,7 +17,7 @@ from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, VideoPredicti
 from zar_ray.adaptation.cases import Setting
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.config import EvalConfig
-from zar_ray.errors import RunError, VideoError
+from zar_ray.errors import ConfigError, RunError, VideoError
 from zar_ray.evaluation.feature_store import VideoFacts, image_keys
 from zar_ray.evaluation.results import ResultRow, to_table
 from zar_ray.evaluation.run_folder import write_part
@@ -35,6 +35,7 @@ from zar_ray.evaluation.spec import (
     worker_name,
 )
 from zar_ray.evaluation.streams import StreamState
+from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.models.text import why_full_pass
 from zar_ray.models.vision import unfit_vision
@@ -51,10 +52,15 @@ def load_card(options: EvalConfig, settings: Sequence[Setting]) -> ModelCard:
         settings: Its settings.
 
     Raises:
-        ConfigError: The model cannot read the prompts, or a method cannot use them.
+        ConfigError: The model cannot read the prompts, a method cannot use them, or features are to be kept of a model
+            that has none of images.
         ModelError: The model cannot be loaded, or a method cannot serve it.
     """
     model = load_model(options)
+    if options.features is not None and not model.frame_independent:
+        raise ConfigError(
+            f"--features: {model.name} encodes a view as a whole, so an image has no features of its own; leave it away"
+        )
     adapter = VideoAdapter(model, settings[0].prompts, options.method, options, further=settings[1:])
     tuned = any(method.updates == "context" for method in adapter.methods)
     whole = "every prompt runs through the text tower as a whole"
@@ -200,7 +206,7 @@ class AdaptStage:
                     case.method,
                     case.decision,
                     **labels_of(self.spec, row, cases[case.case_id]),
-                    video_feature=_evaluation_feature(outcome) if number == 0 else None,
+                    video_feature=_evaluation_feature(outcome, self.adapter.model) if number == 0 else None,
                     images=case.images,
                     images_encoded=outcome.images_encoded,
                     frames=row["frames"],
@@ -274,9 +280,9 @@ class ModelsStage:
         )
 
 
-def _evaluation_feature(outcome: VideoPrediction) -> tuple[float, ...]:
+def _evaluation_feature(outcome: VideoPrediction, model: ClipModel) -> tuple[float, ...]:
     """Where the run saw the video in the embedding space; the report draws it."""
-    features = video_features(outcome.embeddings, outcome.plan).evaluation
+    features = model.embedding_part(video_features(outcome.embeddings, outcome.plan, model.view_features).evaluation)
     return tuple(normalize(features.reshape(-1, features.shape[-1]).mean(dim=0), dim=0).tolist())
 
 

@@ -1,25 +1,43 @@
 """CLIP architectures as data: named, inferred from a checkpoint's tensors, and built.
 
 An architecture is a mapping in the form of open_clip's model configs: ``embed_dim``, ``vision_cfg``, ``text_cfg``
-and, for OpenAI's activation, ``quick_gelu``.
+and, for OpenAI's activation, ``quick_gelu``. What a published system adds to CLIP bears a word of its own beside
+them, whose settings are the arguments of what attaches it (`PARTS`); ``evaluation_scale`` is what cosines are
+multiplied by where that is not what was learnt.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import open_clip
 import torch
 
 from zar_ray.errors import ModelError, suggestion
+from zar_ray.models.cross_frames import CROSS_FRAMES, attach_cross_frames
 from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts
+from zar_ray.models.fusion_heads import FUSION, attach_fusion
+from zar_ray.models.learned_texts import LEARNED_TEXTS, attach_learned_texts
+from zar_ray.models.temporal_adapters import ADAPTERS, attach_temporal_adapters
+from zar_ray.models.view_prompts import VIEW_PROMPTS, attach_view_prompts
 
 Architecture = Mapping[str, Any]
 
 QUICKGELU_SUFFIX = "-quickgelu"
 HEAD_WIDTH = 64  # of every CLIP that OpenAI published
+
+EVALUATION_SCALE = "evaluation_scale"
+PARTS: Mapping[str, Callable[..., None]] = {
+    SIZES: attach_deep_prompts,
+    FUSION: attach_fusion,
+    ADAPTERS: attach_temporal_adapters,
+    LEARNED_TEXTS: attach_learned_texts,
+    VIEW_PROMPTS: attach_view_prompts,
+    CROSS_FRAMES: attach_cross_frames,
+}
+"""What an architecture may add to CLIP, by its word, and what puts it into an open_clip CLIP."""
 
 # What a text tower may not be: the context vectors need a causal transformer over CLIP's own tokens that ends in the
 # end-of-text token, which these options change.
@@ -91,8 +109,7 @@ def build_clip(architecture: Architecture) -> open_clip.CLIP:
     """Builds a CLIP with freshly initialised weights (torch's default generator), float32, on the CPU.
 
     Args:
-        architecture: A mapping in the form of open_clip's model configs; ``deep_prompts``, of `attach_deep_prompts`'s
-            ``vectors`` and ``depth``, adds prompt vectors to both towers.
+        architecture: A mapping in the form of open_clip's model configs, with what `PARTS` names.
 
     Raises:
         ModelError: The mapping is not such a config, or its text tower is not CLIP's causal transformer.
@@ -111,11 +128,12 @@ def build_clip(architecture: Architecture) -> open_clip.CLIP:
             f"this model's text tower is not CLIP's causal transformer ({', '.join(foreign)}), which prompt tuning"
             " needs; choose a CLIP such as ViT-B-16-quickgelu"
         )
-    prompts = config.pop(SIZES, None)
+    parts = {word: config.pop(word) for word in PARTS if word in config}
+    config.pop(EVALUATION_SCALE, None)
     try:
         clip = open_clip.CLIP(**config)
-        if prompts is not None:
-            attach_deep_prompts(clip, **prompts)
+        for word, settings in parts.items():
+            PARTS[word](clip, **settings)
     except (TypeError, ValueError, KeyError, AssertionError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"not an open_clip model config: {reason}") from error

@@ -10,7 +10,7 @@ Both are computed in the weights' own precision, whatever a run's `precision` sa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from zar_ray.errors import ModelError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.precision import exact_float32
+from zar_ray.models.temporal_adapters import frames_of
 
 
 def unfit_attention(visual: nn.Module) -> str | None:
@@ -34,12 +35,25 @@ def unfit_attention(visual: nn.Module) -> str | None:
     tower: Any = visual
     if tower.attn_pool is not None or tower.pool_type != "tok" or tower.output_tokens:
         return "its image tower pools otherwise than by the class token"
+    if frames_of(tower) is not None:
+        return "its image tower reads the frames of a view together"
     for block in tower.transformer.resblocks:
         if type(block) is not ResidualAttentionBlock:
             return f"its blocks are of type {type(block).__name__}"
         if type(block.attn) is not nn.MultiheadAttention or block.attn.in_proj_weight is None:
             return f"its attention is of type {type(block.attn).__name__}"
     return None
+
+
+def require_attention(model: ClipModel) -> None:
+    """Refuses a model whose image tower has no maps.
+
+    Raises:
+        ModelError: See `unfit_attention`.
+    """
+    reason = unfit_attention(model.clip.visual)
+    if reason is not None:
+        raise ModelError(f"{model.name}: {reason}; attention maps need a CLIP such as ViT-B-16-quickgelu")
 
 
 def attention_rollout(model: ClipModel, pixels: torch.Tensor) -> torch.Tensor:
@@ -66,7 +80,8 @@ def class_relevance(
 ) -> torch.Tensor:
     """Which patches of a view's frames speak for classes, by the gradient of the view's logit for each of them.
 
-    The view's logit is exp(logit_scale) · cosine of a class's text feature and the mean of the frames' embeddings.
+    The view's logit is exp(logit_scale) · cosine of a class's text feature and the mean of the frames' embeddings, or
+    what the model's head makes of them.
 
     Args:
         model: A model whose image tower `unfit_attention` has nothing against.
@@ -85,8 +100,8 @@ def class_relevance(
     with _recording(model) as (embed, weights):
         with torch.no_grad():
             embeddings = torch.cat([embed(part) for part in parts])
-        # The frames meet in the view's mean alone, so that the gradient reaches each through its own embedding.
-        towards = logit_gradients(embeddings, text_features, model.logit_scale)
+        # The frames meet in the view's embedding alone, so that the gradient reaches each through its own embedding.
+        towards = logit_gradients(embeddings, text_features, model.logit_scale, model.fuse)
         maps = []
         for part, of_part in zip(parts, towards.split(frames_a_pass, dim=1), strict=True):
             with torch.enable_grad():
@@ -130,20 +145,27 @@ def gather_relevance(weights: Sequence[torch.Tensor], gradients: Sequence[torch.
     return relevance
 
 
-def logit_gradients(embeddings: torch.Tensor, text_features: torch.Tensor, logit_scale: float) -> torch.Tensor:
+def logit_gradients(
+    embeddings: torch.Tensor,
+    text_features: torch.Tensor,
+    logit_scale: float,
+    fuse: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Gradients of a view's logits with respect to its frames' embeddings.
 
     Args:
         embeddings: float32 (T, D), as the encoder gives them.
         text_features: float32 (C, D), L2-normalised.
         logit_scale: What cosines are multiplied by.
+        fuse: Makes the view's embedding (D,) of its frames' (T, D); by default the mean.
 
     Returns:
         float32 (C, T, D).
     """
     with torch.enable_grad(), exact_float32():
         frames = embeddings.detach().requires_grad_()
-        logits = logit_scale * text_features @ F.normalize(frames.mean(dim=0), dim=-1)
+        view = frames.mean(dim=0) if fuse is None else fuse(frames)
+        logits = logit_scale * text_features @ F.normalize(view, dim=-1)
         return torch.stack([torch.autograd.grad(logit, frames, retain_graph=True)[0] for logit in logits])
 
 
@@ -172,10 +194,8 @@ def attend(attention: nn.MultiheadAttention, x: torch.Tensor) -> tuple[torch.Ten
 @contextmanager
 def _recording(model: ClipModel) -> Iterator[tuple[Any, list[torch.Tensor]]]:
     """The image tower as open_clip wrote it, and a list that holds the attention of each block of its latest pass."""
+    require_attention(model)
     visual = model.clip.visual
-    reason = unfit_attention(visual)
-    if reason is not None:
-        raise ModelError(f"{model.name}: {reason}; attention maps need a CLIP such as ViT-B-16-quickgelu")
     tokens = math.prod(visual.grid_size) + 1
     weights: list[torch.Tensor] = []
 

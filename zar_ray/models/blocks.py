@@ -16,13 +16,15 @@ from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU, ResidualA
 from torch import nn
 from torch.nn import functional as F
 
+from zar_ray.models.temporal_adapters import AdaptedBlock, Adapter
+
 _QUICK_GELU = 1.702
 
 
 def unfit_block(blocks: Sequence[nn.Module]) -> str | None:
     """Why `Block` cannot stand for some of these blocks; None where it can."""
     for block in blocks:
-        if type(block) is not ResidualAttentionBlock:
+        if type(block) not in (ResidualAttentionBlock, AdaptedBlock):
             return f"its blocks are of type {type(block).__name__}"
         parts: Any = block
         if not isinstance(parts.ls_1, nn.Identity) or not isinstance(parts.ls_2, nn.Identity):
@@ -62,7 +64,7 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One pre-norm block: x + attention(norm(x)), then x + MLP(norm(x)).
+    """One pre-norm block: x + attention(norm(x)), an adapter where there is one, then x + MLP(norm(x)).
 
     The matrices are held in the precision that products are computed in; the residual stream and the norms keep
     their own. How tokens attend to each other is the tower's affair, between `project` and `attended`.
@@ -71,6 +73,7 @@ class Block:
         heads: Attention heads.
         project_weight: (3W, W), of queries, keys and values in this order.
         project_bias: (3W,).
+        adapter: What the stream passes after the attention, in its own precision; None in most models.
     """
 
     heads: int
@@ -85,6 +88,7 @@ class Block:
     narrow_weight: torch.Tensor
     narrow_bias: torch.Tensor
     quick: bool
+    adapter: Adapter | None = None
 
     @classmethod
     def of(cls, block: Any, dtype: torch.dtype) -> Block:
@@ -105,6 +109,7 @@ class Block:
             narrow_weight=narrow.weight.to(dtype),
             narrow_bias=(narrow.bias * factor).to(dtype),
             quick=quick,
+            adapter=block.Adapter if isinstance(block, AdaptedBlock) else None,
         )
 
     def normed(self, x: torch.Tensor) -> torch.Tensor:
@@ -128,13 +133,14 @@ class Block:
         return projected.unflatten(-1, (last - first, self.heads, width // self.heads)).unbind(-3)
 
     def attended(self, x: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-        """The residual stream after the attention.
+        """The residual stream after the attention, and after the adapter.
 
         Args:
             x: (..., W), the stream before it.
             heads: (..., W), the heads' outputs side by side.
         """
-        return x + F.linear(heads, self.out_weight, self.out_bias)
+        x = x + F.linear(heads, self.out_weight, self.out_bias)
+        return x if self.adapter is None else self.adapter(x)
 
     def transformed(self, x: torch.Tensor) -> torch.Tensor:
         """The residual stream (..., W) after the MLP."""

@@ -1,4 +1,5 @@
-"""Checkpoint files: zar-ray's own, and those of OpenAI, open_clip, ViFi-CLIP and ActionCLIP.
+"""Checkpoint files: zar-ray's own, and those of OpenAI, open_clip, ViFi-CLIP, ActionCLIP, EZ-CLIP, A5,
+Vita-CLIP and X-CLIP.
 
 zar-ray's own format is a safetensors file of float32 tensors in OpenAI's layout (which open_clip's CLIP shares), with
 one metadata entry, ``zar_ray``, of JSON: format version, architecture, preprocessing and free notes. No file is ever
@@ -49,8 +50,9 @@ class Checkpoint:
     Attributes:
         path: The file.
         origin: ``zar-ray``, ``openai`` (surely: the file bears OpenAI's marks), ``clip`` (OpenAI's layout, which
-            open_clip shares; the file does not say which activation it was trained with), ``vificlip`` or
-            ``actionclip``.
+            open_clip shares; the file does not say which activation it was trained with), ``vificlip``,
+            ``actionclip``, ``ezclip``, ``a5``, ``vitaclip`` or
+            ``xclip``.
         tensors: The state dict in OpenAI's layout, float32 where floating, on the CPU. ViFi-CLIP's lacks the token
             embedding.
         architecture: As open_clip's model configs; None where neither the file nor its system tells.
@@ -193,11 +195,11 @@ def _read_torch(path: Path) -> object:
 
 
 def _foreign(content: object, path: Path) -> Checkpoint:
-    """What another system saved. ViFi-CLIP and ActionCLIP build on OpenAI's CLIP, so their files tell everything."""
+    """What another system saved. The published systems build on OpenAI's CLIP, so their files tell everything."""
     found = recognise(content, str(path))
     architecture, preprocessing, notes = None, None, {}
-    if found.origin in ("vificlip", "actionclip"):
-        architecture = infer_architecture(_with_vocabulary(found.tensors), str(path))
+    if found.origin in ("vificlip", "actionclip", "ezclip", "a5", "vitaclip", "xclip"):
+        architecture = {**infer_architecture(_with_vocabulary(found.tensors), str(path)), **found.additions}
         preprocessing = published_preprocessing(found.origin, architecture["vision_cfg"]["image_size"])
         notes = {"name": path.stem}
         if SIZES in found.tensors:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -11,15 +13,22 @@ import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
+from torch.nn.functional import normalize
 
 from zar_ray.config import Precision
 from zar_ray.errors import ConfigError, ModelError
-from zar_ray.models.architecture import Architecture
+from zar_ray.models.architecture import EVALUATION_SCALE, PARTS, Architecture
+from zar_ray.models.cross_frames import cross_frame_head
+from zar_ray.models.deep_prompts import SIZES
+from zar_ray.models.fusion_heads import FUSION
+from zar_ray.models.learned_texts import VECTOR, embedded, framed, has_learned_texts
 from zar_ray.models.precision import exact_float32
+from zar_ray.models.temporal_adapters import frames_of
 from zar_ray.models.vision import VisionTower, unfit_vision
 from zar_ray.video.transforms import Preprocessing
 
 _PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ADDITIONS = (*(word for word in PARTS if word != SIZES), EVALUATION_SCALE)
 _SHOWN_TEXT = 80  # characters of a text that a message repeats
 
 
@@ -41,14 +50,9 @@ class ClipModel(nn.Module):
         precision: Of the image encoder alone: under ``bf16`` and ``fp16`` it runs in mixed precision.
         random_weights: Whether the weights are untrained.
 
-    Attributes:
-        frame_independent: Whether each frame is encoded by itself, so that views can share frames.
-
     Raises:
         ModelError: The text tower does not read CLIP's tokens.
     """
-
-    frame_independent = True
 
     def __init__(
         self,
@@ -102,8 +106,105 @@ class ClipModel(nn.Module):
 
     @property
     def logit_scale(self) -> float:
-        """What cosines are multiplied by to give logits: exp of the learnt parameter."""
-        return float(self.clip.logit_scale.detach().exp())
+        """What cosines are multiplied by to give logits: exp of the learnt parameter, or what the architecture says."""
+        scale = self.architecture.get(EVALUATION_SCALE)
+        return float(self.clip.logit_scale.detach().exp()) if scale is None else float(scale)
+
+    @property
+    def frame_independent(self) -> bool:
+        """Whether each frame is encoded by itself, so that views can share frames; else a view is as a whole."""
+        return frames_of(self.clip.visual) is None
+
+    @property
+    def averages_frames(self) -> bool:
+        """Whether a view's embedding is the mean over its frames', rather than what a head makes of them."""
+        return self._head is None
+
+    @property
+    def view_frames(self) -> int | None:
+        """T, the frames that every view must have; None where they may be any."""
+        return frames_of(self.clip.visual) or getattr(self._head, "frames", None)
+
+    @property
+    def _head(self) -> nn.Module | None:
+        return getattr(self.clip, FUSION, None)
+
+    def require_frames(self, frames: int, option: str) -> None:
+        """Refuses views of another length than the model reads.
+
+        Args:
+            frames: Frames a view.
+            option: What sets them, for the message.
+
+        Raises:
+            ConfigError: The model has weights for another number of frames, or for fewer.
+        """
+        exactly, most = self.view_frames, getattr(self._head, "most_frames", None)
+        if exactly not in (None, frames):
+            raise ConfigError(f"{self.name}: reads views of {exactly} frames, not of {frames}; give {option} {exactly}")
+        if most is not None and frames > most:
+            raise ConfigError(f"{self.name}: reads views of up to {most} frames; give {option} {most} or fewer")
+
+    @property
+    def texts_follow_videos(self) -> bool:
+        """Whether a text has another embedding for each video, as X-CLIP's; features then hold more than a video's."""
+        return cross_frame_head(self.clip) is not None
+
+    def view_features(self, frames: torch.Tensor) -> torch.Tensor:
+        """What logits take of a view's frames: `fuse`, L2-normalised.
+
+        Args:
+            frames: float32 (..., T, D), as the encoder gave them.
+
+        Returns:
+            float32 (..., D); where texts follow videos, what they follow behind it, as it is.
+        """
+        fused, head = self.fuse(frames), cross_frame_head(self.clip)
+        if head is None:
+            return normalize(fused, dim=-1)
+        return torch.cat([normalize(fused[..., : head.width], dim=-1), fused[..., head.width :]], dim=-1)
+
+    def embedding_part(self, features: torch.Tensor) -> torch.Tensor:
+        """The videos' own part (..., D) of `view_features`, L2-normalised."""
+        head = cross_frame_head(self.clip)
+        return features if head is None else features[..., : head.width]
+
+    def followed_cosines(self, features: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """Cosines of videos with texts that follow them, in full precision.
+
+        Args:
+            features: float32 (..., D + P·D), see `view_features`.
+            texts: float32 (K, D), not normalised.
+
+        Returns:
+            float32 (..., K), differentiable.
+
+        Raises:
+            ValueError: Texts do not follow videos.
+        """
+        head = cross_frame_head(self.clip)
+        if head is None:
+            raise ValueError(f"{self.name}: its texts do not follow videos")
+        with torch.autocast(self.device.type, enabled=False), exact_float32():
+            flat = features.reshape(-1, features.shape[-1])
+            own = normalize(head.text_embeddings(texts, flat[:, head.width :]), dim=-1)
+            return (own @ flat[:, : head.width, None])[..., 0].reshape(*features.shape[:-1], len(texts))
+
+    def fuse(self, frames: torch.Tensor) -> torch.Tensor:
+        """One embedding of a view's frames: their mean, or what the model's head makes of them; in full precision.
+
+        Args:
+            frames: float32 (..., T, D), as the encoder gave them.
+
+        Returns:
+            float32 (..., D), not normalised; differentiable.
+        """
+        if self._head is None or 0 in frames.shape:
+            return frames.mean(dim=-2)
+        with torch.autocast(self.device.type, enabled=False), exact_float32():
+            *several, length, width = frames.shape
+            views = frames.to(self.dtype).reshape(math.prod(several), length, width)
+            return self._head(views).unflatten(0, several) if several else self._head(views)[0]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -115,7 +216,10 @@ class ClipModel(nn.Module):
         text_block, visual = self.text_tower.transformer.resblocks[0], getattr(self.clip.visual, "transformer", None)
         blocks = [text_block] if visual is None else [text_block, visual.resblocks[0]]
         settings = [(type(block.mlp.gelu).__name__, block.attn.num_heads) for block in blocks]
-        digest = hashlib.sha256(repr((settings, self.preprocessing)).encode())
+        # Prompt vectors are told by their shapes; what else is added has settings that no shape tells.
+        added = {word: self.architecture[word] for word in _ADDITIONS if word in self.architecture}
+        told = [json.dumps(added, sort_keys=True)] if added else []
+        digest = hashlib.sha256(repr((settings, self.preprocessing, *told)).encode())
         for name, tensor in sorted(self.clip.state_dict().items()):
             values = tensor.float() if tensor.is_floating_point() else tensor
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -126,7 +230,8 @@ class ClipModel(nn.Module):
         """Embeds normalised images, in one pass.
 
         Args:
-            pixels: float32 (n, 3, R, R) on the model's device.
+            pixels: float32 (n, 3, R, R) on the model's device; whole views after one another, `view_frames` images
+                each, where the model is not `frame_independent`.
 
         Returns:
             float32 (n, D), as the encoder gives them: not normalised; they carry no gradient.
@@ -168,7 +273,7 @@ class ClipModel(nn.Module):
         return self.frame_tokens(texts, [clip_tokenizer().encode(text) for text in texts])
 
     def frame_tokens(self, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Puts start and end of text around token ids.
+        """Puts start and end of text around token ids, and learnt vectors where the model has such.
 
         Args:
             texts: What the ids stand for, K of them, for messages.
@@ -181,28 +286,29 @@ class ClipModel(nn.Module):
             ConfigError: A text has more tokens than the model reads; the message repeats it.
         """
         tokenizer = clip_tokenizer()
-        ids = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
+        rest = VECTOR if has_learned_texts(self.text_tower) else 0
+        ids = torch.full((len(texts), self.context_length), rest, dtype=torch.int64)
         for row, text, inner in zip(ids, texts, tokens, strict=True):
-            framed = [tokenizer.sot_token_id, *inner, tokenizer.eot_token_id]
-            if len(framed) > self.context_length:
+            whole = framed(self.text_tower, tokenizer.sot_token_id, inner, tokenizer.eot_token_id)
+            if len(whole) > self.context_length:
                 shown = text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}…"
                 raise ConfigError(
-                    f'"{shown}" is {len(framed)} tokens long and the model reads {self.context_length}; shorten the'
+                    f'"{shown}" is {len(whole)} tokens long and the model reads {self.context_length}; shorten the'
                     " class name"
                 )
-            row[: len(framed)] = torch.tensor(framed)
+            row[: len(whole)] = torch.tensor(whole)
         return ids
 
     def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings of ids, without positions.
 
         Args:
-            ids: int64 (K, n).
+            ids: int64 (K, n), as `tokenize` gives them or the first n of them.
 
         Returns:
             float32 (K, n, W) on the model's device.
         """
-        return self.text_tower.token_embedding(ids.to(self.device))
+        return embedded(self.text_tower, ids.to(self.device))
 
     def encode_embedded_text(self, embeddings: torch.Tensor, end_positions: torch.Tensor) -> torch.Tensor:
         """Embeds texts that are already sequences of vectors; always in full precision, whatever `precision` says.

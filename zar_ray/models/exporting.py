@@ -16,10 +16,9 @@ from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from safetensors.torch import save_file
 
 from zar_ray.errors import ModelError
-from zar_ray.models.architecture import infer_architecture, model_name
+from zar_ray.models.architecture import PARTS, infer_architecture, model_name
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.comparing import architecture_difference
-from zar_ray.models.deep_prompts import SIZES
 from zar_ray.models.sources import free_path, load_source
 from zar_ray.video.transforms import Preprocessing
 
@@ -63,8 +62,8 @@ def export_checkpoint(
     endings = () if as_folder else (_SAFETENSORS,) if to == "open_clip" else (_SAFETENSORS, ".pt")
     target = free_path(output, *endings)
     model = load_source(source)
-    if SIZES in model.architecture:
-        raise ModelError(f"{source}: has prompt vectors in its layers, and {to}'s format has no place for them")
+    if added := [word for word in PARTS if word in model.architecture]:
+        raise ModelError(f"{source}: has more than a CLIP ({', '.join(added)}), and {to}'s format has no place for it")
     tensors = {name: _rounded(name, tensor, half) for name, tensor in model.clip.state_dict().items()}
     if to == "openai":
         return _export_openai(model, tensors, target, str(source))

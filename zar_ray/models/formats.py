@@ -7,17 +7,23 @@ Which keys each system saves, and which of them it makes anew when it loads, is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 
 from zar_ray.errors import ModelError
+from zar_ray.models.architecture import EVALUATION_SCALE
+from zar_ray.models.cross_frames import CROSS_FRAMES
 from zar_ray.models.deep_prompts import SIZES
+from zar_ray.models.fusion_heads import FUSION, fusion_settings
+from zar_ray.models.learned_texts import LEARNED_TEXTS
+from zar_ray.models.temporal_adapters import ADAPTERS, PROMPTS
+from zar_ray.models.view_prompts import OWN_CONTEXT, VIEW_PROMPTS
 from zar_ray.video.transforms import Preprocessing
 
-Origin = Literal["zar-ray", "openai", "clip", "vificlip", "actionclip"]
+Origin = Literal["zar-ray", "openai", "clip", "vificlip", "actionclip", "ezclip", "a5", "vitaclip", "xclip"]
 
 ORIGIN_NAMES: Mapping[Origin, str] = {
     "zar-ray": "zar-ray",
@@ -25,9 +31,11 @@ ORIGIN_NAMES: Mapping[Origin, str] = {
     "clip": "OpenAI's layout (OpenAI or open_clip)",
     "vificlip": "ViFi-CLIP",
     "actionclip": "ActionCLIP",
+    "ezclip": "EZ-CLIP",
+    "a5": "A5",
+    "vitaclip": "Vita-CLIP",
+    "xclip": "X-CLIP",
 }
-# Why ActionCLIP's fusion head is left out.
-FUSION_HEAD = "fusion head over frames, no part of the model clip, which averages them"
 # The one tensor of CLIP that ViFi-CLIP does not save.
 TOKEN_EMBEDDING = "token_embedding.weight"
 
@@ -39,6 +47,24 @@ _OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
 # Where training scripts keep the weights in what they save.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _FUSION = "fusion_model_state_dict"
+_UNREAD = "its fusion head does not read it"
+A5_PARTS = ("clipmodel.", "embedding.weight", "temporalEmbedding.weight", "temporalModelling.")
+"""What an A5 checkpoint calls its CLIP, its vectors around class names, and its positions of and layers over frames."""
+_A5_CLIP, _A5_TEXTS, _A5_POSITIONS, _A5_LAYERS = A5_PARTS
+_A5_AROUND = 16  # vectors on each side of a name in the published checkpoints; no tensor tells
+_A5_SCALE = 1 / 0.07
+# Vita-CLIP's names of an image tower's parts, besides queries, keys and values, which it keeps apart.
+_VITA_VISUAL = {
+    "cls_token": "class_embedding",
+    "pos_embed": "positional_embedding",
+    "patch_embed.proj.weight": "conv1.weight",
+}
+_VITA_BLOCK = {"norm1": "ln_1", "norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+_VITA_PATCHES, _VITA_CONTEXT = "visual.patch_embed.proj.bias", "prompt_learner.ctx"
+_A_CONTEXT_EACH = "holds a context for each class that it was trained with, and is made for no others"
+_XCLIP_HEAD = ("mit.", "prompts_generator.", "prompts_visual_ln.", "prompts_visual_proj")
+_XCLIP_POSITIONS = "mit.positional_embedding"
+_PUBLISHED_SCALE = 100  # of cosines in ActionCLIP's and EZ-CLIP's evaluations, whatever was learnt
 # ViFi-CLIP's names of the towers; what is left of the others' names is the same.
 _VIFICLIP_TOWERS = {"image_encoder.": "visual.", "text_encoder.": ""}
 # Where a tower's prompt vectors enter in ViFi-CLIP's file, under `_VIFICLIP_TOWERS`' names, and what holds all of them
@@ -62,12 +88,14 @@ class Recognised:
         tensors: The weights under OpenAI's names, float32 where floating. What belongs to no CLIP keeps its own name.
         left_out: What is not among them, by the name in the file, and why.
         epoch: The epoch written down beside the weights, as that system counts; None where there is none.
+        additions: What its architecture has beside the CLIP that it builds on.
     """
 
     origin: Origin
     tensors: dict[str, torch.Tensor]
     left_out: dict[str, str]
     epoch: int | None = None
+    additions: Mapping[str, Any] = field(default_factory=dict)
 
 
 def recognise(content: object, place: str) -> Recognised:
@@ -78,7 +106,7 @@ def recognise(content: object, place: str) -> Recognised:
         place: Where it was read, for messages.
 
     Raises:
-        ModelError: It holds no state dict, or one that only a model which is not here can use; the message names it.
+        ModelError: It holds no state dict, or one that is not whole.
     """
     state = content
     for wrapper in _WRAPPERS:
@@ -90,15 +118,28 @@ def recognise(content: object, place: str) -> Recognised:
     epoch = content.get("epoch") if isinstance(content, Mapping) else None
     epoch = epoch if isinstance(epoch, int) else None
     names = _without_prefixes(tensors)
-    _refuse_other_models(names.values(), place)
 
     if any(name.startswith("image_encoder.") for name in names.values()):
         return _vificlip(tensors, names, epoch, place)
+    if _A5_TEXTS in names.values() and any(name.startswith(_A5_CLIP) for name in names.values()):
+        return _a5(openai_layout(tensors), epoch)
+    if "visual.global_prompts" in names.values() and any(name.startswith("textual.") for name in names.values()):
+        return _vitaclip(tensors, names, epoch, place)
     left_out = {name: _FROM_SIZES for name, short in names.items() if _is_derived(short)}
     fusion = content.get(_FUSION) if isinstance(content, Mapping) else None
     if isinstance(fusion, Mapping):
-        left_out |= {f"{_FUSION}/{name}": FUSION_HEAD for name in fusion}
-        return Recognised("actionclip", openai_layout(tensors), left_out, epoch)
+        head = openai_layout(_tensors_in(fusion))
+        settings, unread = fusion_settings(head)
+        left_out |= {f"{_FUSION}/{name}": _UNREAD for name in fusion if name.removeprefix("module.") in unread}
+        weights = {f"{FUSION}.{name}": tensor for name, tensor in head.items() if name not in unread}
+        additions = {FUSION: settings, EVALUATION_SCALE: _PUBLISHED_SCALE}
+        return Recognised("actionclip", openai_layout(tensors) | weights, left_out, epoch, additions)
+    if _XCLIP_POSITIONS in names.values():
+        return _xclip(openai_layout(tensors), left_out, epoch)
+    prompts = openai_layout(tensors).get(f"visual.transformer.{PROMPTS}")
+    if prompts is not None:
+        additions = {ADAPTERS: {"frames": prompts.shape[1]}, EVALUATION_SCALE: _PUBLISHED_SCALE}
+        return Recognised("ezclip", openai_layout(tensors), left_out, epoch, additions)
     origin = "openai" if set(_OPENAI_MARKS) <= set(names.values()) else "clip"
     return Recognised(origin, openai_layout(tensors), left_out, epoch)
 
@@ -109,21 +150,24 @@ def openai_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return {short: as_float32(tensors[name]) for name, short in names.items() if not _is_derived(short)}
 
 
-def published_preprocessing(origin: Origin, input_size: int) -> Preprocessing | None:
+def published_preprocessing(origin: str, input_size: int) -> Preprocessing | None:
     """What a system's published evaluation does to pixels; None where the system is not one with its own.
 
-    Both resize the short side to 256/224 of the input, truncated. ViFi-CLIP then normalises as ImageNet classifiers
-    do and resizes bilinearly; ActionCLIP keeps CLIP's statistics and filter.
+    A5's and Vita-CLIP's are taken to be CLIP's own. The others resize the short side to 256/224 of the input,
+    truncated. ViFi-CLIP and X-CLIP then normalise as ImageNet classifiers do and resize bilinearly; ActionCLIP, and
+    EZ-CLIP with it, keep CLIP's statistics and filter.
 
     Args:
-        origin: Whose checkpoint it is.
+        origin: Whose checkpoint it is, or the system's name.
         input_size: R, side of the square input in pixels.
     """
     side = input_size * 256 // 224
-    if origin == "vificlip":
+    if origin in ("vificlip", "xclip"):
         return Preprocessing(input_size, IMAGENET_MEAN, IMAGENET_STD, "bilinear", short_side=side)
-    if origin == "actionclip":
+    if origin in ("actionclip", "ezclip"):
         return Preprocessing(input_size, short_side=side)
+    if origin in ("a5", "vitaclip"):
+        return Preprocessing(input_size)
     return None
 
 
@@ -152,15 +196,6 @@ def _is_derived(short: str) -> bool:
     return short in _OPENAI_MARKS or short.rpartition(".")[2] == "attn_mask"
 
 
-def _refuse_other_models(names: Iterable[str], place: str) -> None:
-    for name in names:
-        parts = name.split(".")
-        if "T_prompt_embeddings" in parts or "Adapter" in parts:
-            raise ModelError(
-                f"{place}: an EZ-CLIP checkpoint ({name}); it needs the model ezclip, which this zar-ray does not have"
-            )
-
-
 def _vificlip(
     tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], epoch: int | None, place: str
 ) -> Recognised:
@@ -177,6 +212,92 @@ def _vificlip(
         else:
             weights[ours] = as_float32(tensors[name])
     return Recognised("vificlip", _with_deep_prompts(weights, place), left_out, epoch)
+
+
+def _a5(tensors: dict[str, torch.Tensor], epoch: int | None) -> Recognised:
+    layers = {name.split(".")[2] for name in tensors if name.startswith(_A5_LAYERS)}
+    weights, left_out = {}, {}
+    for name, tensor in tensors.items():
+        if name.startswith(_A5_CLIP):
+            weights |= openai_layout({name.removeprefix(_A5_CLIP): tensor})
+        elif name == _A5_TEXTS:
+            weights[LEARNED_TEXTS] = tensor
+        elif layers and (name == _A5_POSITIONS or name.startswith(_A5_LAYERS)):
+            weights[f"{FUSION}.{name}"] = tensor
+        elif name == _A5_POSITIONS:
+            left_out[name] = _UNREAD
+        else:
+            weights[name] = tensor
+    additions: dict[str, Any] = {
+        LEARNED_TEXTS: {"prefix": _A5_AROUND, "postfix": _A5_AROUND},
+        EVALUATION_SCALE: _A5_SCALE,
+    }
+    if layers:
+        additions[FUSION] = {"head": "A5", "layers": len(layers), "frames": len(tensors[_A5_POSITIONS])}
+    return Recognised("a5", weights, left_out, epoch, additions)
+
+
+def _xclip(tensors: dict[str, torch.Tensor], left_out: dict[str, str], epoch: int | None) -> Recognised:
+    weights = {f"{FUSION}.{name}" if name.startswith(_XCLIP_HEAD) else name: one for name, one in tensors.items()}
+
+    def count(stack: str) -> int:
+        return len({name.removeprefix(stack).split(".")[0] for name in tensors if name.startswith(stack)})
+
+    sizes = {
+        "frames": tensors[_XCLIP_POSITIONS].shape[1],
+        "layers": count("mit.resblocks."),
+        "prompt_layers": count("prompts_generator.decoder."),
+    }
+    return Recognised("xclip", weights, left_out, epoch, {CROSS_FRAMES: sizes})
+
+
+def _vitaclip(saved: Mapping[str, torch.Tensor], names: Mapping[str, str], epoch: int | None, place: str) -> Recognised:
+    given = {short: name for name, short in names.items()}
+    tensors = {short: as_float32(saved[name]) for short, name in given.items()}
+    weights: dict[str, torch.Tensor] = {}
+    left_out = {name: _FROM_CLASSES for name in tensors if name.rpartition(".")[2] in _VIFICLIP_BUFFERS}
+    left_out |= {name: _FROM_SIZES for name in tensors if _is_derived(name)}
+    apart: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        block = re.fullmatch(r"visual\.blocks\.(\d+)\.(.+)", name)
+        if name in left_out or name == _VITA_PATCHES:
+            continue
+        if name == _VITA_CONTEXT and tensor.ndim == 3:
+            left_out[name] = _A_CONTEXT_EACH
+        elif name == _VITA_CONTEXT:
+            weights[OWN_CONTEXT] = tensor
+        elif name.startswith("textual."):
+            weights[name.removeprefix("textual.")] = tensor
+        elif block is None:
+            short = name.removeprefix("visual.")
+            weights[f"visual.{_VITA_VISUAL[short]}" if short in _VITA_VISUAL else name] = tensor
+        elif split := re.fullmatch(r"attn\.([qkv])_proj\.(weight|bias)", block[2]):
+            apart.setdefault(f"visual.transformer.resblocks.{block[1]}.attn.in_proj_{split[2]}", {})[split[1]] = tensor
+        else:
+            part = next((old for old in _VITA_BLOCK if block[2].startswith(f"{old}.")), "")
+            weights[
+                f"visual.transformer.resblocks.{block[1]}.{_VITA_BLOCK.get(part, '')}{block[2].removeprefix(part)}"
+            ] = tensor
+    for name, parts in apart.items():
+        if parts.keys() != set("qkv"):
+            raise ModelError(f"{place}: has queries, keys or values alone for {name}")
+        weights[name] = torch.cat([parts[one] for one in "qkv"])
+    if _VITA_PATCHES in tensors and "visual.positional_embedding" in weights:
+        # CLIP's patches have no bias; added to each patch's position it does the same.
+        positions = weights["visual.positional_embedding"].clone()
+        positions[1:] += tensors[_VITA_PATCHES]
+        weights["visual.positional_embedding"] = positions
+    times = tensors.get("visual.time_embed")
+    if times is None:
+        raise ModelError(f"{place}: a Vita-CLIP checkpoint without visual.time_embed")
+    context = weights.get(OWN_CONTEXT)
+    sizes = {
+        "frames": len(times),
+        "global_prompts": tensors["visual.global_prompts"].shape[1],
+        "context": None if context is None else len(context),
+    }
+    left_out = {given[name]: why for name, why in left_out.items()}
+    return Recognised("vitaclip", weights, left_out, epoch, {VIEW_PROMPTS: sizes})
 
 
 def _with_deep_prompts(weights: dict[str, torch.Tensor], place: str) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from open_clip.pretrained import download_pretrained
 from zar_ray.config import ModelOptions
 from zar_ray.errors import ModelError, suggestion
 from zar_ray.models.architecture import (
+    PARTS,
     QUICKGELU_SUFFIX,
     Architecture,
     build_clip,
@@ -27,7 +28,8 @@ from zar_ray.models.architecture import (
 )
 from zar_ray.models.checkpoints import Checkpoint, load_weights, read_checkpoint
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.formats import FUSION_HEAD, ORIGIN_NAMES, TOKEN_EMBEDDING
+from zar_ray.models.formats import ORIGIN_NAMES, TOKEN_EMBEDDING, published_preprocessing
+from zar_ray.models.systems import System, find_system
 from zar_ray.video.transforms import Preprocessing
 
 RANDOM = "random"
@@ -40,11 +42,14 @@ _DEFAULT_MODEL = ModelOptions.model_fields["model"].default
 def load_model(options: ModelOptions, device: torch.device | str | None = None) -> ClipModel:
     """Loads the model that the options name.
 
-    `checkpoint` comes before `pretrained`. zar-ray's own files describe themselves, and the systems of ViFi-CLIP's and
-    ActionCLIP's are known. For others `model` names the architecture; while it is left at its default, a file in
-    OpenAI's layout is taken for OpenAI's: sizes from its tensors, and QuickGELU. No file tells its activation, so a
-    warning says what was assumed unless the file bears OpenAI's own marks. A ViFi-CLIP file holds no token embedding:
-    that of `model` and `pretrained` is used.
+    `checkpoint` comes before `pretrained`. zar-ray's own files describe themselves, and the systems of ViFi-CLIP's,
+    ActionCLIP's and EZ-CLIP's are known. For others `model` names the architecture; while it is left at its default, a
+    file in OpenAI's layout is taken for OpenAI's: sizes from its tensors, and QuickGELU. No file tells its activation,
+    so a warning says what was assumed unless the file bears OpenAI's own marks. A ViFi-CLIP file holds no token
+    embedding: that of `model` and `pretrained` is used.
+
+    A `model` that is a published system's name (`zar_ray.models.systems`) is the CLIP that it builds on with what it
+    adds: a checkpoint's own, or new weights where the checkpoint or the tag is a plain CLIP, as training starts from.
 
     Args:
         options: Which weights, and how they run.
@@ -54,6 +59,9 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
         ModelError: The weights cannot be found, fetched, read or used; or the device is not there.
     """
     target = pick_device(options.device if device is None else device)
+    system = find_system(options.model)
+    if system is not None:
+        options = options.model_copy(update={"model": system.clip})
     if options.checkpoint is not None:
         model = _from_file(options)
     elif options.pretrained is None:
@@ -65,7 +73,7 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
         model = _untrained(options)
     else:
         model = _from_tag(options, options.pretrained)
-    return model.to(target)
+    return (model if system is None else _as_system(model, system)).to(target)
 
 
 def pick_device(device: torch.device | str) -> torch.device:
@@ -150,19 +158,37 @@ def _from_file(options: ModelOptions) -> ClipModel:
     name, architecture, preprocessing = describe_checkpoint(
         checkpoint, options.model if options.model != _DEFAULT_MODEL else None
     )
-    fusion = list(checkpoint.left_out.values()).count(FUSION_HEAD)
-    if fusion:
-        warnings.warn(
-            f"{place}: the CLIP inside ActionCLIP is used, which averages frames; its fusion head is not ({fusion}"
-            " tensors)",
-            stacklevel=3,
-        )
     tensors = checkpoint.tensors
     if checkpoint.origin == "vificlip" and TOKEN_EMBEDDING not in tensors:
         tensors = {**tensors, TOKEN_EMBEDDING: _token_embedding(options)}
     clip = build_clip(architecture)
     load_weights(clip, tensors, place)
     return ClipModel(clip, name, preprocessing, architecture, options.precision)
+
+
+def _as_system(model: ClipModel, system: System) -> ClipModel:
+    """A model of a published system: itself, or a plain CLIP with new weights for what the system adds."""
+    own, wanted = ({word for word in PARTS if word in parts} for parts in (model.architecture, system.additions))
+    if own == wanted:
+        return model
+    if own:
+        raise ModelError(
+            f"{model.name}: has {', '.join(sorted(own))}, which --model {system.name} has not; leave --model away: the"
+            " checkpoint says what it is"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        before = len(model.clip.state_dict())
+        for word in wanted:
+            PARTS[word](model.clip, **system.additions[word])
+    return ClipModel(
+        model.clip,
+        system.name,
+        published_preprocessing(system.name, model.preprocessing.input_size) or model.preprocessing,
+        {**model.architecture, **system.additions},
+        model.precision,
+        random_weights=model.random_weights or len(model.clip.state_dict()) > before,
+    )
 
 
 def _token_embedding(options: ModelOptions) -> torch.Tensor:

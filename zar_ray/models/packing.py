@@ -48,12 +48,16 @@ def encode_packed(model: ClipModel, sets: Sequence[ImageSet], images_a_pass: int
     Args:
         model: The model, on its device.
         sets: The videos' images, at least one each.
-        images_a_pass: Images that a pass of the encoder takes; the last pass takes what is left.
+        images_a_pass: Images that a pass of the encoder takes; the last pass takes what is left. Of a model that is
+            not `frame_independent` as many whole views as that is, one at least, and the sets are of whole views
+            (`zar_ray.video.plans.by_view`).
 
     Returns:
         float32 (I, D) a set, in order, on the model's device, not normalised; an error (stage ``encode``) in place of
         a set that was in a pass for which there was not enough memory.
     """
+    if not model.frame_independent and model.view_frames is not None:
+        images_a_pass = max(1, images_a_pass // model.view_frames) * model.view_frames
     parts: list[list[torch.Tensor]] = [[] for _ in sets]
     failures: dict[int, VideoError] = {}
     frames = _Frames(sets, model.device)

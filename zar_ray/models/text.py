@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -9,17 +10,20 @@ from functools import cached_property
 import torch
 from torch.nn.functional import normalize
 
-from zar_ray.config import ClassPosition, ModelOptions
+from zar_ray.config import ClassPosition, ModelOptions, TextAverage
 from zar_ray.data.class_texts import ClassPrompts, ContextFile
 from zar_ray.errors import ConfigError
 from zar_ray.models.clip import ClipModel, clip_tokenizer
 from zar_ray.models.deep_prompts import deep_prompts_of
 from zar_ray.models.learned_context import LearnedContext, parse_context
+from zar_ray.models.learned_texts import has_learned_texts
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.prompt_passes import FullPass, PromptPass, SharedPrefixPass, unfit_text
+from zar_ray.models.view_prompts import own_context_of
 
 _TEXTS_A_PASS = 256
 _SHOWN_TEXT = 80  # characters of a text that a message repeats
+_OTHER_TEXTS = ', or one text a class in a single template such as "a video of a {}."'
 _PLACEHOLDER = "x"  # a token whose place a learned vector takes
 _DEFAULT_CONTEXT: str = ModelOptions.model_fields["context"].default
 
@@ -31,12 +35,16 @@ class PromptedClasses:
     for all videos. The text tower is run by `SharedPrefixPass` where it can be; a warning says where it cannot.
 
     With `texts` a class may have several prompts. Its untuned feature is then the L2-normalised mean of their
-    L2-normalised features, the ensemble of the CLIP paper (Radford et al., ICML 2021, section 3.1.4). A context can
-    be tuned where each class has one text and all texts start with the context's words, tokens of their own; what
+    L2-normalised features, the ensemble of the CLIP paper (Radford et al., ICML 2021, section 3.1.4). With `average`
+    ``probabilities`` its untuned score is instead the mean of the probabilities that it has among the first prompts of
+    all classes, among the second ones, and so on, as ActionCLIP's (Wang et al., 2021) is over its templates. A context
+    can be tuned where each class has one text and all texts start with the context's words, tokens of their own; what
     follows them, the name and what the template puts behind it, stays.
 
     A model with prompt vectors in its layers (`zar_ray.models.deep_prompts`) has a context of its own, its first
-    layer's vectors, and takes no other.
+    layer's vectors, and takes no other; so has a Vita-CLIP (`zar_ray.models.view_prompts`). One with learnt vectors
+    around class names (`zar_ray.models.learned_texts`) reads names alone, or texts, between them, and has no context to
+    tune; nor has one whose texts follow the video (`zar_ray.models.cross_frames`), which reads names alone too.
 
     Args:
         model: The model whose text tower reads the prompts.
@@ -45,6 +53,7 @@ class PromptedClasses:
         position: Where the name stands: ``end``, after the context; ``front``, before it; ``middle``, after the first
             half of it, rounded down (CoOp: Zhou et al., IJCV 2022, section 3.2).
         texts: For each class its whole prompts; by default the one prompt ``CONTEXT NAME.``.
+        average: What counts of several prompts.
 
     Attributes:
         model: The model.
@@ -66,12 +75,22 @@ class PromptedClasses:
         context: str | LearnedContext = _DEFAULT_CONTEXT,
         position: ClassPosition = "end",
         texts: Sequence[Sequence[str]] | None = None,
+        average: TextAverage = "features",
     ) -> None:
         if not class_names:
             raise ConfigError("no class names are given; name at least one class")
         for number, name in enumerate(class_names, 1):
             if not _spaced(name):
                 raise ConfigError(f"class name {number} of {len(class_names)} is empty; give every class a name")
+        bare = has_learned_texts(model.text_tower) or model.texts_follow_videos
+        self._bare = bare
+        if bare:
+            # A template's words count as a context, and stand between the vectors as any text.
+            if (texts is None and context != _DEFAULT_CONTEXT) or position != "end":
+                raise ConfigError(
+                    f"{model.name}: reads class names without a context; leave --context and --class-position away"
+                )
+            texts = [(name,) for name in class_names] if texts is None else texts
         vectors = _learned_vectors(model, context, position, texts)
         words = _spaced(str(context)) if vectors is None else " ".join([_PLACEHOLDER] * len(vectors))
         self.model = model
@@ -96,11 +115,24 @@ class PromptedClasses:
             self.token_ids = _text_tokens(model, self.class_names, texts)
             places = torch.arange(1, 1 + length).expand(len(self.token_ids), -1)
         self._check_distinct()
+        self._by_probabilities = average == "probabilities" and max(self._counts) > 1
+        if self._by_probabilities and len(set(self._counts)) > 1:
+            raise ConfigError(
+                "--template-average probabilities: every class needs as many texts as the others; here one has"
+                f" {min(self._counts)} and another {max(self._counts)}"
+            )
 
         strays = (self.token_ids.gather(1, places) != context_ids[:, 1 : 1 + length]).any(dim=1)
         if texts is None and strays.any():
             raise ConfigError(f'context "{context}": its words must stand for themselves in front of every class name')
         self._fixed = None if texts is None else _why_fixed(self.class_names, texts, words, strays)
+        if bare:
+            self._fixed = f"tunes the words in front of a class name, and {model.name} has none there"
+        if model.texts_follow_videos and max(self._counts) > 1 and not self._by_probabilities:
+            raise ConfigError(
+                f"{model.name}: its texts follow the video, so several of a class have no mean; give"
+                " --template-average probabilities, or one text a class"
+            )
         if self._fixed is None:
             embeddings = model.embed_tokens(self.token_ids)
             start = embeddings[0, places[0].to(embeddings.device)] if vectors is None else vectors
@@ -118,10 +150,15 @@ class PromptedClasses:
         context = prompts.context
         if isinstance(context, ContextFile):
             context = parse_context(context.content, context.path)
-        return cls(model, prompts.names, context, position, prompts.texts)
+        return cls(model, prompts.names, context, position, prompts.texts, prompts.average)
 
     def __len__(self) -> int:
         return len(self.class_names)
+
+    def rows_of(self, number: int) -> range:
+        """The rows of `token_ids` that are a class's."""
+        first = sum(self._counts[:number])
+        return range(first, first + self._counts[number])
 
     def require_tunable(self, method: str = "the method", way_out: str = "--method zero_shot") -> None:
         """Refuses classes without a context that could be tuned.
@@ -134,10 +171,8 @@ class PromptedClasses:
             ConfigError: A class has several texts, or one that does not start with the context.
         """
         if self._fixed is not None:
-            raise ConfigError(
-                f"{method} {self._fixed}; use {way_out}, or one text a class in a single template such as"
-                ' "a video of a {}."'
-            )
+            other = "" if self._bare else _OTHER_TEXTS
+            raise ConfigError(f"{method} {self._fixed}; use {way_out}{other}")
 
     @property
     def initial_context(self) -> torch.Tensor:
@@ -157,7 +192,7 @@ class PromptedClasses:
         with torch.no_grad():
             if self._fixed is None:
                 return self.features(self.initial_context)
-            of_texts = normalize(self.encode_texts(), dim=-1).split(self._counts)
+            of_texts = self._features_of_texts.split(self._counts)
             return normalize(torch.stack([one.mean(dim=0) for one in of_texts]), dim=-1)
 
     @cached_property
@@ -217,17 +252,41 @@ class PromptedClasses:
         with exact_float32():
             return self.model.logit_scale * video_features @ text_features.mT
 
+    def initial_logits(self, video_features: torch.Tensor) -> torch.Tensor:
+        """Logits of videos under the untuned prompts; where probabilities are averaged, the mean's logarithms.
+
+        Args:
+            video_features: float32 (..., D), see `ClipModel.view_features`.
+
+        Returns:
+            float32 (..., K).
+        """
+        if self.model.texts_follow_videos:
+            by_text = self.model.logit_scale * self.model.followed_cosines(video_features, self._embeddings_of_texts)
+        elif self._by_probabilities:
+            by_text = self.logits(video_features, self._features_of_texts)
+        else:
+            return self.logits(video_features, self.initial_features)
+        if not self._by_probabilities:
+            return by_text
+        by_text = by_text.unflatten(-1, (len(self), -1))
+        return by_text.log_softmax(dim=-2).logsumexp(dim=-1) - math.log(by_text.shape[-1])
+
+    @cached_property
+    def _embeddings_of_texts(self) -> torch.Tensor:
+        with torch.no_grad():
+            return self.encode_texts()
+
+    @cached_property
+    def _features_of_texts(self) -> torch.Tensor:
+        return normalize(self._embeddings_of_texts, dim=-1)
+
     def encode_texts(self) -> torch.Tensor:
         """float32 (N, D): all prompts' embeddings, not normalised, differentiable in the model's weights.
 
         A learned context has no words, so these are not the prompts that it stands in.
         """
-        parts = []
-        for ids in self.token_ids.split(_TEXTS_A_PASS):
-            ends = ids.argmax(dim=1)
-            length = int(ends.max()) + 1 if self.model.sees_backwards_only else ids.shape[1]
-            parts.append(self.model.encode_embedded_text(self.model.embed_tokens(ids[:, :length]), ends))
-        return torch.cat(parts)
+        return encode_tokens(self.model, self.token_ids)
 
     def _check_distinct(self) -> None:
         seen: dict[tuple[tuple[int, ...], ...], str] = {}
@@ -236,6 +295,16 @@ class PromptedClasses:
             if read in seen:
                 raise ConfigError(f'class names "{seen[read]}" and "{name}" read the same to the model; name it once')
             seen[read] = name
+
+
+def encode_tokens(model: ClipModel, token_ids: torch.Tensor) -> torch.Tensor:
+    """float32 (N, D): the embeddings of texts (N, context_length), not normalised, differentiable in the weights."""
+    parts = []
+    for ids in token_ids.split(_TEXTS_A_PASS):
+        ends = ids.argmax(dim=1)
+        length = int(ends.max()) + 1 if model.sees_backwards_only else ids.shape[1]
+        parts.append(model.encode_embedded_text(model.embed_tokens(ids[:, :length]), ends))
+    return torch.cat(parts)
 
 
 def why_full_pass(model: ClipModel, position: ClassPosition = "end") -> str | None:
@@ -249,14 +318,15 @@ def _learned_vectors(
     model: ClipModel, context: str | LearnedContext, position: ClassPosition, texts: Sequence[Sequence[str]] | None
 ) -> torch.Tensor | None:
     """(L, W): the vectors that stand where a context's words would; None where words do."""
-    own = deep_prompts_of(model.text_tower)
+    deep, alone = deep_prompts_of(model.text_tower), own_context_of(model.text_tower)
+    own = deep[0] if deep is not None else alone
     if own is not None:
         if texts is not None or context != _DEFAULT_CONTEXT or position != "end":
             raise ConfigError(
-                f"{model.name}: has learnt {own.shape[1]} vectors to stand in front of class names; leave --context,"
+                f"{model.name}: has learnt {len(own)} vectors to stand in front of class names; leave --context,"
                 " --class-position, --template and --class-texts away"
             )
-        return own[0]
+        return own
     if isinstance(context, str):
         return None
     context.require_for(model)

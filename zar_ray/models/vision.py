@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from zar_ray.models.blocks import Block, Norm, unfit_block
 from zar_ray.models.deep_prompts import deep_prompts_of, with_first_prompts, with_layer_prompts
+from zar_ray.models.temporal_adapters import frames_of
 
 
 def unfit_vision(visual: nn.Module) -> str | None:
@@ -20,6 +21,8 @@ def unfit_vision(visual: nn.Module) -> str | None:
     tower: Any = visual
     if tower.attn_pool is not None or tower.pool_type != "tok" or tower.output_tokens or tower.proj is None:
         return "its image tower pools otherwise than by the class token"
+    if frames_of(tower) is not None:
+        return "its image tower reads the frames of a view together"
     if not isinstance(tower.patch_dropout, nn.Identity):
         return "its image tower drops patches"
     if type(tower.ln_pre) not in (LayerNorm, LayerNormFp32, nn.LayerNorm, nn.Identity):

@@ -17,7 +17,8 @@ class ArrayCheck:
 
     Attributes:
         name: The fixture's folder and the array.
-        max_abs_difference: Largest absolute difference; of digests 0 or infinite; NaN where nothing was compared.
+        max_abs_difference: Largest absolute difference, of norms as a share; of digests 0 or infinite; NaN where
+            nothing was compared.
         tolerance: What it may be.
         ok: Whether it is within.
         note: Why there is no sensible difference; empty otherwise.
@@ -38,11 +39,13 @@ class Measured:
         value: The array, of the fixture's shape.
         tolerance: Largest absolute difference allowed.
         relative: Allowed besides, as a share of the reference's largest absolute value.
+        shares: Whether the difference of each element is taken as a share of the reference's, as for norms.
     """
 
     value: np.ndarray | torch.Tensor
     tolerance: float
     relative: float = 0.0
+    shares: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +70,16 @@ def compare(name: str, reference: np.ndarray, measured: Measured) -> ArrayCheck:
     tolerance = measured.tolerance + measured.relative * largest
     if ours.shape != theirs.shape:
         return ArrayCheck(name, math.inf, tolerance, False, f"shape {ours.shape} instead of {theirs.shape}")
-    difference = float(np.abs(ours.astype(np.float64) - theirs).max()) if theirs.size else 0.0
+    differences = np.abs(ours.astype(np.float64) - theirs)
+    if measured.shares:
+        differences = differences / np.maximum(np.abs(theirs), np.finfo(np.float64).tiny)
+    difference = float(differences.max()) if theirs.size else 0.0
     return ArrayCheck(name, difference, tolerance, difference <= tolerance)
+
+
+def norms(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """float32 (n,): the L2 norm of each gradient."""
+    return torch.stack([gradient.norm() for gradient in gradients])
 
 
 def equal(name: str, reference: object, ours: object) -> ArrayCheck:

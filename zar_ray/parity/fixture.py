@@ -18,8 +18,8 @@ from zar_ray.parity.recipe import recipe_digest, recipe_input, recipe_state_dict
 
 DESCRIPTION = "fixture.json"
 ARRAYS = "arrays.npz"
-# The name under which the input's digest is taken.
-_INPUT_NAME = "frames"
+# The names under which the inputs' digests are taken.
+_INPUT_NAME, _FEATURES_NAME = "frames", "features"
 
 
 class FileFormat(BaseModel):
@@ -44,6 +44,10 @@ class FixtureFile(FileFormat):
         input_shape: Shape of the recipe's input.
         clips: Facts of real videos, by name.
         arrays: What the arrays are, by name.
+        descriptions: A text a class, where a system reads such.
+        grad_norm_names: Parameters whose gradients were taken, under their published names.
+        trainable: Parameters that training changes, under their published names.
+        feature_input_shape: Shape of a second input of the recipe, frame embeddings.
     """
 
     system: str
@@ -55,6 +59,10 @@ class FixtureFile(FileFormat):
     input_shape: tuple[int, ...] = ()
     clips: dict[str, dict[str, Any]] = {}
     arrays: dict[str, Any] = {}
+    descriptions: tuple[str, ...] = ()
+    grad_norm_names: Any = None
+    trainable: tuple[str, ...] = ()
+    feature_input_shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,17 +99,47 @@ class Fixture:
     def weights(self, part: str) -> dict[str, np.ndarray]:
         """The recipe's weights of a part of the checkpoint.
 
+        Args:
+            part: Its name; ``PART/VARIANT`` for one of several variants of ``PART_model_state_dict``, and a variant's
+                name alone for one of ``state_dict``, or for a whole file with ``model`` in it.
+
         Raises:
             ConfigError: The fixture lists no such part.
         """
-        shapes = self.file.checkpoint.get(part)
-        if not isinstance(shapes, dict):
+        shapes = self._shapes(part)
+        if shapes is None:
             raise ConfigError(f"{self.folder / DESCRIPTION}: its checkpoint lists no {part}")
         return recipe_state_dict(shapes, self.file.seed)
+
+    def _shapes(self, part: str) -> dict[str, Any] | None:
+        name, slash, variant = part.partition("/")
+        parts = self.file.checkpoint
+        if slash:
+            parts, part = parts.get(f"{name}_model_state_dict"), variant
+        elif part not in parts:
+            parts = parts.get("state_dict")
+        shapes = parts.get(part) if isinstance(parts, dict) else None
+        if isinstance(shapes, dict) and isinstance(shapes.get("model"), dict):
+            shapes = shapes["model"]
+        return shapes if isinstance(shapes, dict) else None
+
+    def array(self, name: str) -> np.ndarray:
+        """An array that is an input of a check.
+
+        Raises:
+            ConfigError: The fixture has none of that name.
+        """
+        if name not in self.arrays:
+            raise ConfigError(f"{self.folder / ARRAYS}: lacks {name}")
+        return self.arrays[name]
 
     def input(self) -> np.ndarray:
         """The recipe's input, float32."""
         return recipe_input(self.file.input_shape, self.file.seed)
+
+    def feature_input(self) -> np.ndarray:
+        """The recipe's second input, frame embeddings, float32."""
+        return recipe_input(self.file.feature_input_shape, self.file.seed)
 
     def check_digests(self) -> list[ArrayCheck]:
         """Whether the recipe gives the same weights and input here as where the reference was made."""
@@ -110,7 +148,9 @@ class Fixture:
             name = self.label(f"digest/{part}")
             if part == "input":
                 checks.append(equal(name, expected, recipe_digest({_INPUT_NAME: self.input()})))
-            elif isinstance(self.file.checkpoint.get(part), dict):
+            elif part == "feature_input":
+                checks.append(equal(name, expected, recipe_digest({_FEATURES_NAME: self.feature_input()})))
+            elif self._shapes(part) is not None:
                 checks.append(equal(name, expected, recipe_digest(self.weights(part))))
             else:
                 checks.append(miss(name, "its tensors are not listed"))

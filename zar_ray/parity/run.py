@@ -6,10 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zar_ray.errors import ConfigError
+from zar_ray.parity.a5 import check_a5
+from zar_ray.parity.actionclip import check_actionclip
 from zar_ray.parity.checks import ArrayCheck, Evidence, compare, miss
+from zar_ray.parity.ezclip import check_ezclip
 from zar_ray.parity.fixture import DESCRIPTION, Fixture, is_fixture, read_fixture
 from zar_ray.parity.preprocess import check_preprocess
 from zar_ray.parity.vificlip import check_vificlip
+from zar_ray.parity.vitaclip import check_vitaclip
+from zar_ray.parity.xclip import check_xclip
 from zar_ray.parity.zar_steps import check_zar_steps
 
 SYSTEMS: dict[str, Callable[[Fixture, Path | None], Evidence]] = {
@@ -17,6 +22,11 @@ SYSTEMS: dict[str, Callable[[Fixture, Path | None], Evidence]] = {
     "zar_step_pixels": check_zar_steps,
     "preprocess": check_preprocess,
     "vificlip": check_vificlip,
+    "actionclip": check_actionclip,
+    "ezclip": check_ezclip,
+    "a5": check_a5,
+    "vitaclip": check_vitaclip,
+    "xclip": check_xclip,
 }
 
 

@@ -7,8 +7,6 @@ probabilities that follow the logits, 1e-4; token ids must be equal.
 
 from __future__ import annotations
 
-import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +14,10 @@ import torch
 from pydantic import Field
 from torch.nn.functional import normalize
 
-from zar_ray.config import ModelOptions
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.importing import plan_import
-from zar_ray.models.loading import load_model
 from zar_ray.parity.checks import Evidence, Measured, equal
 from zar_ray.parity.fixture import FileFormat, Fixture
+from zar_ray.parity.published import imported_with_account, tensors
 
 FEATURES, LOGITS, EXACT = 1e-5, 1e-4, 0.0
 
@@ -84,18 +80,9 @@ def check_vificlip(fixture: Fixture, videos: Path | None) -> Evidence:
 
 def _import(fixture: Fixture, derived: dict[str, tuple[int, ...]]) -> tuple[ClipModel, tuple[str, ...]]:
     """The model, by way of files in the published format, and the tensors that were left out."""
-    weights = {name: torch.from_numpy(value) for name, value in fixture.weights("model").items()}
-    weights |= {name: torch.zeros(shape) for name, shape in derived.items()}
-    base = {name: torch.from_numpy(value) for name, value in fixture.weights("base_clip").items()}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # The base is in OpenAI's layout without OpenAI's marks, which is said when it is read.
-        warnings.simplefilter("ignore", UserWarning)
-        published, base_file, imported = (Path(folder) / name for name in ("v.pth", "b.pt", "v.safetensors"))
-        torch.save({"model": weights, "max_accuracy": 0.0, "epoch": 0}, published)
-        torch.save(base, base_file)
-        plan = plan_import(published, base_file)
-        plan.write(imported)
-        return load_model(ModelOptions(checkpoint=imported, device="cpu")), tuple(sorted(plan.checkpoint.left_out))
+    weights = tensors(fixture.weights("model")) | {name: torch.zeros(shape) for name, shape in derived.items()}
+    published = {"model": weights, "max_accuracy": 0.0, "epoch": 0}
+    return imported_with_account(published, tensors(fixture.weights("base_clip")))
 
 
 def _encode(model: ClipModel, texts: Sequence[str], rounding: torch.dtype = torch.float32) -> torch.Tensor:

@@ -48,7 +48,9 @@ def explain(job: Job, outcome: VideoPrediction, case: CasePrediction, classes: P
     before = after = classes.initial_features
     if case.method == "zar":
         update = job.query.options.zar
-        after = tuned_features(video_features(outcome.embeddings, plan, update.fusion), classes, update)
+        after = tuned_features(
+            video_features(outcome.embeddings, plan, model.view_features, update.fusion), classes, update
+        )
     view = plan.images[plan.evaluation]
     # The model may have needed fewer frames than were decoded.
     decoded = job.plan.frames.searchsorted(plan.frames[view[:, 0]])

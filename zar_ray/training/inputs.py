@@ -8,12 +8,13 @@ from pathlib import Path
 from rich.console import Console
 
 from zar_ray.cluster import inside_job
-from zar_ray.config import TrainConfig, conf_dir, fingerprint, identity, read_yaml
+from zar_ray.config import TrainConfig, fingerprint, identity
 from zar_ray.data.class_texts import ClassPrompts, is_context_file
 from zar_ray.data.datasets import open_dataset, resolve_dataset
 from zar_ray.data.manifest import Manifest
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 from zar_ray.models.architecture import Architecture
+from zar_ray.models.systems import known_files, read_architecture
 from zar_ray.training.schedule import Schedule
 from zar_ray.training.validation import validation_set
 
@@ -23,12 +24,13 @@ def load_architecture(name: str) -> Architecture:
 
     Raises:
         ConfigError: There is none, or it is not in the form of open_clip's model configs.
+        ModelError: It builds on a model that open_clip does not know.
     """
-    known = {path.stem: path for path in (conf_dir() / "models").glob("*.yaml")}
+    known = known_files()
     path = known.get(name, Path(name))
     if not path.is_file():
         raise ConfigError(f"--architecture {name}: no such name or file{suggestion(name, known)}")
-    return read_yaml(path)
+    return read_architecture(path)
 
 
 def settled(config: TrainConfig) -> TrainConfig:

@@ -1,12 +1,13 @@
-"""What training trains: CLIP over videos against the texts of all classes, or the part of it that options name."""
+"""What training trains: CLIP over videos against texts, of all classes or their own, or the part that options name."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import normalize
@@ -14,32 +15,42 @@ from torch.nn.functional import normalize
 from zar_ray.config import TrainConfig
 from zar_ray.data.class_texts import ClassPrompts, ContextFile
 from zar_ray.errors import ConfigError, ModelError
+from zar_ray.models.architecture import EVALUATION_SCALE
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts
+from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts, deep_prompts_of
+from zar_ray.models.fusion_heads import FUSION
 from zar_ray.models.learned_context import RANDOM, LearnedContext, parse_context, save_context
-from zar_ray.models.text import PromptedClasses
+from zar_ray.models.losses import matching_losses, motion_loss
+from zar_ray.models.systems import is_added
+from zar_ray.models.text import PromptedClasses, encode_tokens
+from zar_ray.models.view_prompts import VIEW_PROMPTS, own_context_of
 
 # CLIP's own bound on the logit scale (Radford et al., ICML 2021, section 2.5).
 MAX_LOGIT_SCALE = 100.0
 
+_OF_IMAGES = ("visual.", f"{FUSION}.")  # parameters of the image tower, and of a head over its frames
 _RANDOM_DEVIATION = 0.02  # of vectors drawn at random, as CoOp's
 
 
 class VideoTextModel(nn.Module):
-    """CLIP over videos: the mean of a video's frame embeddings against one text a class.
+    """CLIP over videos: what the model makes of a video's frames, their mean in most, against texts.
 
     `config.trains` settles what takes gradients, as in ViFi-CLIP's official code (Rasheed et al., CVPR 2023):
 
-    - ``both``: the image tower, the text tower and the logit scale;
-    - ``image``: the image tower alone; the texts' features are computed once and kept;
+    - ``both``: the image tower with the fusion head that a model may have, the text tower and the logit scale;
+    - ``all``: the same and the token embeddings, as ActionCLIP (Wang et al., 2021);
+    - ``image``: the image tower and the head alone; the texts' features are computed once and kept;
     - ``text``: the text tower alone;
     - ``prompts``: prompt vectors in the layers of both towers, new ones or those that the model has, see
       `zar_ray.models.deep_prompts`;
-    - ``context``: the vectors in front of the class names alone (CoOp: Zhou et al., IJCV 2022).
+    - ``context``: the vectors in front of the class names alone (CoOp: Zhou et al., IJCV 2022);
+    - ``added``: what a published system adds to a frozen CLIP: the adapters and temporal prompts of EZ-CLIP (Ahmad et
+      al., 2023), the vectors around class names of A5 (Ju et al., ECCV 2022), Vita-CLIP's prompts, context and logit
+      scale (Wasim et al., CVPR 2023), and a fusion head.
 
-    The token embeddings are trained from scratch only: fine-tuning leaves them as they are, as there. Everything stays
-    in evaluation mode: batch norms keep their statistics, and no patch is dropped.
+    But for ``all``, the token embeddings are trained from scratch only: fine-tuning leaves them as they are, as there.
+    Everything stays in evaluation mode: batch norms keep their statistics, and nothing is dropped.
 
     Args:
         model: The CLIP to train, in place.
@@ -51,16 +62,20 @@ class VideoTextModel(nn.Module):
         context: float32 (L, W), the context in training; None where it is not.
 
     Raises:
-        ConfigError: A class has several texts, its text has no context to train, or options do not fit together.
-        ModelError: The context was learned for another model, its file is damaged, or the model has prompt vectors in
-            its layers and something else is to be trained.
+        ConfigError: A class has several texts that all classes' logits need as one, its text has no context to train,
+            or options do not fit together or the model.
+        ModelError: The context was learned for another model, its file is damaged, the model has prompt vectors in its
+            layers and something else is to be trained, or nothing was added to it that is.
     """
 
     _text_features: torch.Tensor | None
 
     def __init__(self, model: ClipModel, prompts: ClassPrompts, config: TrainConfig) -> None:
         super().__init__()
-        _require_one_text(prompts)
+        _check_loss(config)
+        if config.loss == "classes":
+            _require_one_text(prompts)
+        model.require_frames(config.frames, "--frames")
         if config.context_vectors is not None and config.trains != "context":
             raise ConfigError(f"--context-vectors: --trains {config.trains} trains no context; leave it away")
         self.model = model
@@ -73,50 +88,93 @@ class VideoTextModel(nn.Module):
 
         if config.trains == "prompts":
             _add_deep_prompts(model, config)
+        elif VIEW_PROMPTS in model.architecture and (config.trains != "added" or config.loss != "classes"):
+            raise ModelError(f"{model.name}: has prompts of its own; train them with --trains added --loss classes")
+        elif model.texts_follow_videos and config.loss != "classes":
+            raise ModelError(f"{model.name}: its texts follow the video; train it with --loss classes")
         elif SIZES in model.architecture:
             raise ModelError(f"{model.name}: has prompt vectors in its layers; train them with --trains prompts")
         self._learned = learned = _starting_context(model, prompts, config)
         self._classes = self._prompted()
         features = None
         match config.trains:
-            case "both" | "text":
+            case "both" | "all" | "text":
                 if learned is not None:
                     raise ConfigError(f"--context {learned.place}: --trains {config.trains} reads words; give words")
                 for name, parameter in clip.named_parameters():
                     parameter.requires_grad_(_is_trained(name, config))
             case "image":
-                clip.visual.requires_grad_(True)
-                features = self._classes.initial_features.clone()
+                for name, parameter in clip.named_parameters():
+                    parameter.requires_grad_(name.startswith(_OF_IMAGES))
+                # Texts that follow the video are normalised when they have.
+                found = self._classes.encode_texts() if model.texts_follow_videos else self._classes.initial_features
+                features = found.detach().clone()
             case "prompts":
                 for tower in (clip.visual, model.text_tower):
                     tower.deep_prompts.requires_grad_(True)
             case "context":
                 self._classes.require_tunable("--trains context", "--trains text")
                 self.context = nn.Parameter(self._classes.initial_context.clone())
+            case "added":
+                for name, parameter in clip.named_parameters():
+                    parameter.requires_grad_(is_added(name))
+                if not any(map(is_added, dict(clip.named_parameters()))):
+                    raise ModelError(
+                        f"{model.name}: is a CLIP that nothing was added to; start from --model ezclip or a5"
+                    )
+                # Vita-CLIP trains the scale of its logits beside its prompts.
+                clip.logit_scale.requires_grad_(VIEW_PROMPTS in model.architecture)
         self.register_buffer("_text_features", features, persistent=False)
         self.train()
 
     def train(self, mode: bool = True) -> VideoTextModel:
         """Stays in evaluation mode, see the class."""
-        return super().train(False)
+        super().train(False)
+        for module in self.modules():
+            if isinstance(module, nn.RNNBase):  # which drops nothing here, and cuDNN's has gradients in training only
+                module.train(mode)
+        return self
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits of videos over classes; differentiable in what is trained.
+    def draw_texts(self, labels: Sequence[int], rng: np.random.Generator) -> torch.Tensor:
+        """Draws for each video one of its class's texts.
+
+        Args:
+            labels: The videos' classes, B of them.
+            rng: What to draw from.
+
+        Returns:
+            int64 (B, context_length), token ids on the CPU.
+        """
+        rows = [self._classes.rows_of(label) for label in labels]
+        return self._classes.token_ids[[int(own[int(rng.integers(len(own)))]) for own in rows]]
+
+    def forward(self, pixels: torch.Tensor, texts: torch.Tensor | None = None) -> torch.Tensor | Matched:
+        """Logits of videos over classes, or over texts of their own; differentiable in what is trained.
 
         Under autocast the image tower runs in mixed precision; the text tower and the logits stay float32, since a
         bfloat16 logit of 50 is rounded to quarters.
 
         Args:
             pixels: float32 (B, T, 3, R, R), normalised.
+            texts: int64 (B, context_length), see `draw_texts`; by default the texts of all classes.
 
         Returns:
-            float32 (B, K).
+            float32 (B, K); with `texts` the logits over them and what else losses need.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains in ("both", "image", "prompts")):
-            frames = self.model.clip.visual(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
-            videos = normalize(frames.mean(dim=1).float(), dim=-1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains not in ("text", "context")):
+            frames = self.model.clip.visual(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]).float()
+            videos = self.model.view_features(frames)
         with torch.autocast(videos.device.type, enabled=False):
-            return self.model.clip.logit_scale.exp() * videos @ self._texts().T
+            learned, fixed = self.model.clip.logit_scale, self.model.architecture.get(EVALUATION_SCALE)
+            scale = learned.exp() if fixed is None or learned.requires_grad else fixed
+            if self.model.texts_follow_videos:
+                known = self._text_features
+                own = self._classes.encode_texts() if known is None else known
+                return scale * self.model.followed_cosines(videos, own)
+            if texts is None:
+                return scale * videos @ self._texts().T
+            of_texts = normalize(encode_tokens(self.model, texts), dim=-1)
+            return Matched(scale * videos @ of_texts.T, frames)
 
     @torch.no_grad()
     def bound_logit_scale(self) -> None:
@@ -173,9 +231,11 @@ class VideoTextModel(nn.Module):
         """float32 (K, D): the classes' features, L2-normalised."""
         if self._text_features is not None:
             return self._text_features
-        if self._trains in ("both", "text"):
+        own = own_context_of(self.model.text_tower)
+        if self._trains in ("both", "all", "text", "added") and own is None:
             return normalize(self._classes.encode_texts(), dim=-1)
-        context = self.context if self.context is not None else self.model.text_tower.deep_prompts[0]
+        deep = deep_prompts_of(self.model.text_tower)
+        context = next(one for one in (self.context, own, None if deep is None else deep[0]) if one is not None)
         if self._classes.initial_context.device != context.device:
             # The pass over the text tower holds weights, and the module has been moved since it was made.
             self._classes = self._prompted()
@@ -184,6 +244,34 @@ class VideoTextModel(nn.Module):
     def _prompted(self) -> PromptedClasses:
         context = self._learned or str(self._prompts.context)
         return PromptedClasses(self.model, self._prompts.names, context, texts=self._prompts.texts)
+
+
+class Matched(NamedTuple):
+    """What a network makes of B videos and as many texts.
+
+    Attributes:
+        similarities: float32 (B, B), logits of videos, the rows, over texts, the columns.
+        frames: float32 (B, T, D), the frames' embeddings, not normalised.
+    """
+
+    similarities: torch.Tensor
+    frames: torch.Tensor
+
+
+def matching_loss(matched: Matched, labels: torch.Tensor, motion: float) -> torch.Tensor:
+    """ActionCLIP's loss, the mean of two divergences, and a share of EZ-CLIP's motion loss beside it.
+
+    Args:
+        matched: What the network made of a batch.
+        labels: int64 (B,), its classes.
+        motion: Weight of the motion loss.
+
+    Returns:
+        float32 (), see `zar_ray.models.losses`.
+    """
+    of_videos, of_texts = matching_losses(matched.similarities, labels)
+    loss = (of_videos + of_texts) / 2
+    return loss + motion * motion_loss(matched.frames) if motion else loss
 
 
 def save_trained(network: VideoTextModel, output: Path, notes: Mapping[str, Any]) -> None:
@@ -200,6 +288,19 @@ def save_trained(network: VideoTextModel, output: Path, notes: Mapping[str, Any]
     else:
         named = {"name": output.stem, **notes}
         save_checkpoint(model.clip, model.architecture, model.preprocessing, output, named)
+
+
+def _check_loss(config: TrainConfig) -> None:
+    augment = config.augment
+    if config.loss == "matching":
+        if config.trains in ("image", "prompts", "context"):
+            raise ConfigError(f"--loss matching: goes with --trains both, all, text or added, not {config.trains}")
+        if augment.mixup or augment.cutmix or augment.label_smoothing:
+            raise ConfigError("--loss matching: videos of one class are its targets; mix and smooth none")
+    elif config.motion_loss:
+        raise ConfigError("--motion-loss: goes with --loss matching")
+    if config.motion_loss and config.frames < 2:
+        raise ConfigError("--motion-loss: one frame does not move; give --frames 2 or more")
 
 
 def _require_one_text(prompts: ClassPrompts) -> None:
@@ -226,6 +327,8 @@ def _starting_context(model: ClipModel, prompts: ClassPrompts, config: TrainConf
 
 def _add_deep_prompts(model: ClipModel, config: TrainConfig) -> None:
     """Gives a model new prompt vectors, unless it has some of the options' sizes."""
+    if not model.frame_independent:
+        raise ModelError(f"{model.name}: has frames that see each other; train it without --trains prompts")
     sizes = {"vectors": config.prompt_vectors, "depth": config.prompt_depth}
     present = model.architecture.get(SIZES)
     if present is None:
@@ -240,8 +343,8 @@ def _add_deep_prompts(model: ClipModel, config: TrainConfig) -> None:
 
 def _is_trained(name: str, config: TrainConfig) -> bool:
     """Whether a parameter of the CLIP takes gradients where the text tower does."""
-    if name.startswith("visual.") or name == "logit_scale":
-        return config.trains == "both"
+    if name.startswith(_OF_IMAGES) or name == "logit_scale":
+        return config.trains in ("both", "all")
     if name.endswith("token_embedding.weight"):
-        return config.architecture is not None
+        return config.trains == "all" or config.architecture is not None
     return name != "logit_bias"

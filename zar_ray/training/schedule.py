@@ -10,6 +10,11 @@ import torch
 from torch import nn
 
 from zar_ray.config import TrainConfig
+from zar_ray.models.cross_frames import MESSAGE
+from zar_ray.models.fusion_heads import FUSION
+
+MULTIPLE = "lr_multiple"
+"""What an optimiser's group says of its learning rate, as a multiple of the schedule's."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,19 @@ def optimiser(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over everything that takes a gradient.
 
     Under ``matrices`` weights and embeddings decay, and gains, biases and the logit scale do not, as in CLIP (Radford
-    et al., ICML 2021, section 2.5); under ``all`` everything decays, as in ViFi-CLIP.
+    et al., ICML 2021, section 2.5); under ``all`` everything decays, as in ViFi-CLIP. A fusion head has groups of its
+    own, with its multiple of the learning rate under `MULTIPLE`; so have X-CLIP's messages, which are as new.
     """
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    decaying = [parameter for parameter in trained if config.decays == "all" or parameter.ndim > 1]
-    free = [parameter for parameter in trained if config.decays == "matrices" and parameter.ndim <= 1]
-    groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    groups = []
+    for multiple, of_head in ((1.0, False), (config.fusion_lr, True)):
+        own = [parameter for name, parameter in trained if _is_of_head(name) == of_head]
+        decaying = [parameter for parameter in own if config.decays == "all" or parameter.ndim > 1]
+        free = [parameter for parameter in own if config.decays == "matrices" and parameter.ndim <= 1]
+        groups.append({"params": decaying, "weight_decay": config.weight_decay, MULTIPLE: multiple})
+        groups.append({"params": free, "weight_decay": 0.0, MULTIPLE: multiple})
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas)
+
+
+def _is_of_head(name: str) -> bool:
+    return any(part == FUSION or part.startswith(MESSAGE) for part in name.split("."))

@@ -27,10 +27,10 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.training.loading import DecodedBatch, DecoderProcesses, Decoders, DecoderThreads, decoded_batches
 from zar_ray.training.mixing import mix
-from zar_ray.training.network import VideoTextModel, save_trained
+from zar_ray.training.network import VideoTextModel, matching_loss, save_trained
 from zar_ray.training.progress import Meter, Raised, Validated
 from zar_ray.training.samples import SampleReader, generator, micro_batches
-from zar_ray.training.schedule import Schedule, learning_rate, optimiser
+from zar_ray.training.schedule import MULTIPLE, Schedule, learning_rate, optimiser
 from zar_ray.training.state import AveragedWeights, TrainingState, no_history
 from zar_ray.training.validation import ValidationSet, validate
 from zar_ray.video.transforms import Preprocessing, imagenet_preprocessing, normalise
@@ -181,7 +181,7 @@ class _Worker:
         for step in steps:
             rate = learning_rate(step, self.schedule, config)
             for group in self.optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group[MULTIPLE]
             losses, rights = [], []
             for turn in range(turns):
                 waiting = time.monotonic()
@@ -204,20 +204,30 @@ class _Worker:
         """Adds one micro-batch's share of the gradient; returns its loss, and the share of it that was right."""
         config, which = self.config, batch.which
         pixels = self._normalised(batch.pixels)
-        labels = torch.tensor([self._label(sample.video) for sample in which.samples], device=self.device)
-        rng = generator(config.seed, "mix", which.step, which.number)
-        pixels, targets = mix(pixels, labels, len(self.job.prompts.names), config.augment, rng)
+        classes = [self._label(sample.video) for sample in which.samples]
+        labels = torch.tensor(classes, device=self.device)
         # Whatever draws within the model draws the same after a resumption, and whoever takes the micro-batch.
         torch.manual_seed(int(generator(config.seed, "model", which.step, which.number).integers(2**62)))
         dtype = _AUTOCAST[config.precision]
         # Gradients are exchanged once a step, with the last micro-batch.
         alone = last or self.workers == 1
         with nullcontext() if alone else cast(DistributedDataParallel, self.parallel).no_sync():
-            with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
-                logits = self.parallel(pixels)
-            loss = cross_entropy(logits.float(), targets)
+            mixed = torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+            if config.loss == "matching":
+                texts = self.network.draw_texts(classes, generator(config.seed, "texts", which.step, which.number))
+                with mixed:
+                    matched = self.parallel(pixels, texts)
+                loss = matching_loss(matched, labels, config.motion_loss)
+                right = labels[matched.similarities.argmax(dim=1)] == labels
+            else:
+                rng = generator(config.seed, "mix", which.step, which.number)
+                pixels, targets = mix(pixels, labels, len(self.job.prompts.names), config.augment, rng)
+                with mixed:
+                    logits = self.parallel(pixels)
+                loss = cross_entropy(logits.float(), targets)
+                right = logits.argmax(dim=1) == targets.argmax(dim=1)
             (loss / turns).backward()
-        return loss.detach(), (logits.argmax(dim=1) == targets.argmax(dim=1)).float().mean()
+        return loss.detach(), right.float().mean()
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (B, T, R, R, 3) to float32 (B, T, 3, R, R) on the device, as evaluation normalises."""

@@ -188,6 +188,38 @@ def unite(plans: Sequence[ViewPlan]) -> tuple[ViewPlan, ...]:
     )
 
 
+def by_view(plans: Sequence[ViewPlan]) -> tuple[ViewPlan, ...]:
+    """Plans whose images are whole views after one another, for models whose frames see each other.
+
+    Args:
+        plans: At least one, over the same images (`unite`), all of views of T frames.
+
+    Returns:
+        The same views, a plan each in order, over shared images: T rows a distinct view, in the view's order. An image
+        is there once for every distinct view that has it.
+
+    Raises:
+        ValueError: The views are of different lengths.
+    """
+    parts = [(*([plan.views] if len(plan.views) else []), np.atleast_2d(plan.evaluation)) for plan in plans]
+    if len({part.shape[1] for of_plan in parts for part in of_plan}) != 1:
+        raise ValueError("views of different lengths cannot be encoded as wholes together")
+    own = [np.concatenate(of_plan) for of_plan in parts]
+    distinct, places = np.unique(np.concatenate(own), axis=0, return_inverse=True)
+    rows = np.arange(distinct.size, dtype=np.int64).reshape(distinct.shape)[places.ravel()]
+    images = plans[0].images[distinct.ravel()]
+    ends = np.cumsum([len(views) for views in own])
+    return tuple(
+        replace(
+            plan,
+            images=images,
+            views=of[: len(plan.views)] if len(plan.views) else plan.views,
+            evaluation=of[len(plan.views) :].reshape(plan.evaluation.shape),
+        )
+        for plan, of in zip(plans, np.split(rows, ends[:-1]), strict=True)
+    )
+
+
 def segment_length(frames: int, rate: float | Fraction) -> int:
     """Frames of a segment: floor(N·q + 1/2), at least 1, in exact arithmetic."""
     return max(1, int(frames * _as_fraction(rate) + Fraction(1, 2)))

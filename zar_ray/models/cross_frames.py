@@ -1,0 +1,201 @@
+"""X-CLIP's additions to CLIP: messages between frames, a transformer over them, and texts that follow the video.
+
+The design is X-CLIP's (Ni et al., "Expanding Language-Image Pretrained Models for General Video Recognition", ECCV
+2022, section 3), as its official code computes it:
+
+- in front of each block of the image tower, a frame's class token becomes a message, which attends to the messages of
+  the view's other frames; it stands behind the frame's tokens while the block runs, and goes with it;
+- a transformer with learned positions integrates the frames' class embeddings: the mean of what it gives and of what
+  it was given;
+- each class's text embedding attends to the patches of the video, averaged over frames, in two layers, and a share of
+  what comes of it is added to the text embedding before that is normalised.
+
+So the image tower gives each frame's class embedding with its patch tokens behind it, the head makes the video's
+embedding of them with projected patches behind it, and a text has an embedding for each video. The CLIP holds the head
+as its module ``fusion``; all names are the published ones within it. The architecture has the sizes under
+``cross_frames``. Frames come view by view: T images after one another are a view.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, cast
+
+import torch
+from open_clip.transformer import LayerNorm, QuickGELU, Transformer, VisionTransformer
+from torch import nn
+from torch.nn import functional as F
+
+from zar_ray.errors import ModelError
+from zar_ray.models.fusion_heads import FUSION, HEAD_WIDTH
+from zar_ray.models.temporal_adapters import VIEW_FRAMES
+
+CROSS_FRAMES = "cross_frames"
+MESSAGE = "message_"
+"""What the names of a block's parameters for messages start with."""
+
+_SHARE = 0.1  # of a new text prompt that is added
+_DEVIATION = 0.02  # of new positions
+_TOKENS = "_tokens_of_this_pass"
+
+
+def attach_cross_frames(clip: Any, frames: int, layers: int = 1, prompt_layers: int = 2) -> None:
+    """Gives an open_clip CLIP new messages between frames, and a new head.
+
+    Args:
+        clip: A CLIP with a vision transformer, which has none yet.
+        frames: T, frames of every view.
+        layers: Of the transformer over frames.
+        prompt_layers: Of the texts' attention to patches.
+
+    Raises:
+        ModelError: The image tower is not such a transformer.
+    """
+    visual: Any = clip.visual
+    if type(visual) is not VisionTransformer or visual.attn_pool is not None or visual.pool_type != "tok":
+        raise ModelError("messages between frames need a vision transformer with a class token, such as ViT-B-16")
+    setattr(visual, VIEW_FRAMES, frames)
+    width, projection = visual.positional_embedding.shape[1], cast(torch.Tensor, visual.proj)
+    block: Any  # its attributes bear no types
+    for block in visual.transformer.resblocks:
+        block.add_module("message_fc", nn.Linear(width, width))
+        block.add_module("message_ln", LayerNorm(width))
+        block.add_module("message_attn", nn.MultiheadAttention(width, block.attn.num_heads, batch_first=True))
+        block.register_forward_pre_hook(partial(_append, frames))
+        block.register_forward_hook(_drop_last)
+    # The tower's output has the class token alone; the patches are taken on their way there.
+    visual.transformer.register_forward_hook(partial(_keep, visual))
+    visual.register_forward_hook(_with_patches)
+    clip.add_module(FUSION, CrossFrameHead(projection.shape[1], width, frames, layers, prompt_layers))
+
+
+def cross_frame_head(clip: Any) -> CrossFrameHead | None:
+    """The head of a CLIP whose texts follow the video; None where they do not."""
+    head = getattr(clip, FUSION, None)
+    return head if isinstance(head, CrossFrameHead) else None
+
+
+class CrossFrameHead(nn.Module):
+    """From frames to a video, and from a video's patches to texts.
+
+    Args:
+        width: D, of embeddings.
+        token_width: W, of the image tower.
+        frames: T.
+        layers: Of the transformer over frames.
+        prompt_layers: Of the texts' attention to patches.
+
+    Attributes:
+        width: D.
+        frames: T.
+    """
+
+    def __init__(self, width: int, token_width: int, frames: int, layers: int, prompt_layers: int) -> None:
+        super().__init__()
+        self.width, self.frames, self._token_width = width, frames, token_width
+        self.mit = _Integration(width, frames, layers)
+        self.prompts_visual_ln = LayerNorm(token_width)
+        self.prompts_visual_proj = nn.Parameter(torch.randn(token_width, width))
+        self.prompts_generator = _TextPrompts(width, prompt_layers)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Videos of frames.
+
+        Args:
+            frames: float32 (n, T, D + P·W), class embeddings with the patch tokens behind them.
+
+        Returns:
+            float32 (n, D + P·D), videos' embeddings, not normalised, with projected patches behind them.
+        """
+        classes, tokens = frames[..., : self.width], frames[..., self.width :].unflatten(-1, (-1, self._token_width))
+        patches = (self.prompts_visual_ln(tokens) @ self.prompts_visual_proj).mean(dim=1)
+        return torch.cat([self.mit(classes), patches.flatten(1)], dim=1)
+
+    def text_embeddings(self, texts: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """Texts as videos have them.
+
+        Args:
+            texts: float32 (K, D), not normalised.
+            patches: float32 (n, P·D), of `forward`.
+
+        Returns:
+            float32 (n, K, D), not normalised.
+        """
+        own = texts.expand(len(patches), -1, -1)
+        return own + self.prompts_generator(own, patches.unflatten(1, (-1, self.width)))
+
+
+class _Integration(nn.Module):
+    def __init__(self, width: int, frames: int, layers: int) -> None:
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.randn(1, frames, width) * _DEVIATION)
+        self.resblocks = Transformer(width, layers, max(1, width // HEAD_WIDTH), act_layer=QuickGELU).resblocks
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        x = frames + self.positional_embedding
+        for block in self.resblocks:
+            x = block(x)
+        return (x + frames).mean(dim=1)
+
+
+class _TextPrompts(nn.Module):
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm(width)
+        self.decoder = nn.ModuleList(_PromptLayer(width) for _ in range(layers))
+        self.alpha = nn.Parameter(torch.full((width,), _SHARE))
+
+    def forward(self, texts: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        patches = self.norm(patches)
+        for layer in self.decoder:
+            texts = layer(texts, patches)
+        return self.alpha * texts
+
+
+class _PromptLayer(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cross_attn = _CrossAttention(width)
+        self.norm1, self.norm3 = LayerNorm(width), LayerNorm(width)
+        # The published names count the dropout between the two.
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), QuickGELU(), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, texts: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        texts = texts + self.cross_attn(self.norm1(texts), patches)
+        return texts + self.mlp(self.norm3(texts))
+
+
+class _CrossAttention(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = max(1, width // HEAD_WIDTH)
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, texts: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        query, key, value = (
+            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project, x in ((self.q_proj, texts), (self.k_proj, patches), (self.v_proj, patches))
+        )
+        return self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+def _append(frames: int, block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    x = inputs[0]
+    messages = block.message_fc(x[:, 0].unflatten(0, (-1, frames)))
+    normed = block.message_ln(messages)
+    messages = messages + block.message_attn(normed, normed, normed, need_weights=False)[0]
+    return (torch.cat([x, messages.flatten(0, 1)[:, None].to(x.dtype)], dim=1), *inputs[1:])
+
+
+def _drop_last(_block: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+    return output[:, :-1]
+
+
+def _keep(visual: Any, _transformer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+    visual.__dict__[_TOKENS] = output
+
+
+def _with_patches(visual: Any, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+    tokens = visual.__dict__.pop(_TOKENS)
+    return torch.cat([output, tokens[:, 1:].flatten(1).to(output.dtype)], dim=1)

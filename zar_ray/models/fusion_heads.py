@@ -1,0 +1,219 @@
+"""Heads: from the embeddings of a video's frames to the video's.
+
+The five of ActionCLIP (Wang et al., "ActionCLIP: A New Paradigm for Video Action Recognition", 2021, section 3.3), as
+its official code computes them. All but ``Transf_cls`` average what they made of the frames, and add it to the frames
+themselves first:
+
+- ``meanP``: the mean alone, as CLIP's own; no weights;
+- ``LSTM``: one layer;
+- ``Conv_1D``: a convolution over three frames, each channel by itself, that starts as a temporal shift;
+- ``Transf``: learned positions and a pre-norm transformer, with CLIP's activation;
+- ``Transf_cls``: a standard post-norm transformer with a class token, whose last state is the video.
+
+And the one of efficient prompting (Ju et al., "Prompting Visual-Language Models for Efficient Video Understanding",
+ECCV 2022, section 3.3):
+
+- ``A5``: learned positions and pre-norm layers of 8 heads with CLIP's activation; their outputs' mean, without the
+  frames themselves.
+
+The CLIP holds its head as the module ``fusion``, under the names of the published checkpoints, and its architecture
+bears the head's settings under the same word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from open_clip.transformer import LayerNorm, QuickGELU, Transformer
+from torch import nn
+
+from zar_ray.errors import ModelError
+
+FUSION = "fusion"
+POSITIONS = "frame_position_embeddings.weight"
+Head = Literal["meanP", "LSTM", "Conv_1D", "Transf", "Transf_cls", "A5"]
+
+HEAD_WIDTH = 64  # of an attention head in Transf
+_EPS = 1e-12  # of Transf's norms
+_HEADS = 8  # attention heads of Transf_cls and A5
+_CLS_INNER = 2048
+_DEVIATION = 0.02  # of new weights, as in the official code
+_POSITION_DEVIATION = 0.01  # of A5's
+
+
+def attach_fusion(clip: Any, head: Head, layers: int = 6, frames: int | None = None, transposes: bool = False) -> None:
+    """Gives an open_clip CLIP a new fusion head.
+
+    Args:
+        clip: A CLIP that has none yet.
+        head: Which.
+        layers: Of ``Transf``, ``Transf_cls`` and ``A5``.
+        frames: T, for ``Transf_cls`` and ``A5``, which have positions for so many frames and read no others.
+        transposes: Whether ``Conv_1D`` runs over a channel's frames. The official code, and so every published
+            checkpoint, reinterprets the memory of (T, D) as (D, T) instead.
+
+    Raises:
+        ModelError: There is no such head, or a number is missing.
+    """
+    tower = getattr(clip, "text", clip)
+    rows, text_width = tower.positional_embedding.shape
+    projection = tower.text_projection
+    width = projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
+    match head:
+        case "meanP":
+            made: nn.Module = MeanHead()
+        case "LSTM":
+            made = LstmHead(width)
+        case "Conv_1D":
+            made = ShiftHead(width, transposes)
+        case "Transf":
+            made = TransformerHead(width, layers, max(1, text_width // HEAD_WIDTH), rows)
+        case "Transf_cls" | "A5":
+            if frames is None:
+                raise ModelError(f"the fusion head {head} has positions for so many frames: say how many (frames)")
+            made = (ClassTokenHead if head == "Transf_cls" else PlainHead)(width, layers, frames)
+        case _:
+            raise ModelError(f'no fusion head is called "{head}"; there are {", ".join(get_args(Head))}')
+    clip.add_module(FUSION, made)
+
+
+def fusion_settings(names: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], set[str]]:
+    """What head a published checkpoint's fusion part is of.
+
+    Args:
+        names: Its tensors, without prefixes.
+
+    Returns:
+        The settings, as `attach_fusion` takes them; and the tensors that the head does not use: every head but
+        ``meanP`` is saved with a table of positions, which ``Transf`` alone reads.
+    """
+    unused = {POSITIONS} & names.keys()
+    if "lstm_visual.weight_ih_l0" in names:
+        return {"head": "LSTM"}, unused
+    if "shift.weight" in names:
+        return {"head": "Conv_1D"}, unused
+    if "transformer.cls_token" in names:
+        frames = names["transformer.pos_embed"].shape[1] - 1
+        return {"head": "Transf_cls", "layers": _layers(names, "transformer_enc.layers"), "frames": frames}, unused
+    if any(name.startswith("transformer.resblocks.") for name in names):
+        return {"head": "Transf", "layers": _layers(names, "resblocks")}, set()
+    return {"head": "meanP"}, unused
+
+
+class MeanHead(nn.Module):
+    """``meanP``."""
+
+    frames: int | None = None
+    most_frames: int | None = None
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """float32 (n, T, D), not normalised, to (n, D)."""
+        return (frames + self.added(frames)).mean(dim=1)
+
+    def added(self, frames: torch.Tensor) -> torch.Tensor | float:
+        """What is added to the frames before they are averaged, (n, T, D)."""
+        return 0.0
+
+
+class LstmHead(MeanHead):
+    """``LSTM``, one layer from D to D."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lstm_visual = nn.LSTM(width, width, batch_first=True)
+
+    def added(self, frames: torch.Tensor) -> torch.Tensor:
+        """See `MeanHead`."""
+        return self.lstm_visual(frames)[0]
+
+
+class ShiftHead(MeanHead):
+    """``Conv_1D``: a new one moves a quarter of the channels a frame on, a quarter a frame back, and keeps the rest."""
+
+    def __init__(self, width: int, transposes: bool) -> None:
+        super().__init__()
+        self.transposes = transposes
+        self.shift = nn.Conv1d(width, width, kernel_size=3, padding=1, groups=width, bias=False)
+        with torch.no_grad():
+            kernels = self.shift.weight.zero_()
+            kernels[: width // 4, 0, 0] = 1
+            kernels[width // 4 : width - width // 4, 0, 1] = 1
+            kernels[width - width // 4 :, 0, 2] = 1
+
+    def added(self, frames: torch.Tensor) -> torch.Tensor:
+        """See `MeanHead`."""
+        count, length, width = frames.shape
+        channels = frames.mT if self.transposes else frames.reshape(count, width, length)
+        return self.shift(channels).mT
+
+
+class _Norm(LayerNorm):
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=_EPS)
+
+
+class TransformerHead(MeanHead):
+    """``Transf``."""
+
+    def __init__(self, width: int, layers: int, heads: int, rows: int) -> None:
+        super().__init__()
+        self.most_frames = rows
+        self.frame_position_embeddings = nn.Embedding(rows, width)
+        self.transformer = Transformer(width, layers, heads, act_layer=QuickGELU, norm_layer=_Norm)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=_DEVIATION)
+
+    def added(self, frames: torch.Tensor) -> torch.Tensor:
+        """See `MeanHead`."""
+        return self.transformer(frames + self.frame_position_embeddings.weight[: frames.shape[1]])
+
+
+class ClassTokenHead(MeanHead):
+    """``Transf_cls``."""
+
+    def __init__(self, width: int, layers: int, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+        self.transformer = _ClassTokenEncoder(width, layers, frames)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """See `MeanHead`."""
+        return self.transformer(frames)
+
+
+class PlainHead(MeanHead):
+    """``A5``."""
+
+    def __init__(self, width: int, layers: int, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+        self.temporalEmbedding = nn.Embedding(frames, width)
+        self.temporalModelling = Transformer(width, layers, _HEADS, act_layer=QuickGELU)
+        nn.init.normal_(self.temporalEmbedding.weight, std=_POSITION_DEVIATION)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """See `MeanHead`."""
+        return self.temporalModelling(frames + self.temporalEmbedding.weight).mean(dim=1)
+
+
+class _ClassTokenEncoder(nn.Module):
+    def __init__(self, width: int, layers: int, frames: int) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.randn(1, 1, width) * _DEVIATION)
+        self.pos_embed = nn.Parameter(torch.randn(1, frames + 1, width) * _DEVIATION)
+        layer = nn.TransformerEncoderLayer(width, _HEADS, _CLS_INNER, batch_first=True)
+        self.transformer_enc = nn.TransformerEncoder(
+            layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
+        )
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        tokens = torch.cat([self.cls_token.expand(len(frames), -1, -1), frames], dim=1)
+        return self.transformer_enc(tokens + self.pos_embed)[:, 0]
+
+
+def _layers(names: Mapping[str, torch.Tensor], stack: str) -> int:
+    prefix = f"transformer.{stack}."
+    return len({name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)})

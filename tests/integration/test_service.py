@@ -56,7 +56,9 @@ class Service:
         found = []
         for process in psutil.Process().children(recursive=True):
             try:
-                if process.cmdline()[0].startswith(f"ray::{name}"):
+                title = process.cmdline()[0]
+                # A process that is at work is called by its method, too.
+                if title.startswith("ray::") and name in title:
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
                 continue

@@ -42,6 +42,8 @@ from zar_ray.video.transforms import Preprocessing
 
 logger = logging.getLogger("zar_ray.serving")
 
+# The ingress logs each request once, with its id; a line more a hop would cost some milliseconds and say no more.
+_QUIET = {"enable_access_log": False}
 _LOST = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
 _READY_SECONDS = 10.0
 _RETRY_SECONDS = 5
@@ -57,7 +59,7 @@ class WindowPlace:
     start_frame: int
 
 
-@serve.deployment(name="model")
+@serve.deployment(name="model", logging_config=_QUIET)
 class ModelDeployment:
     """Holds one model replica, and answers requests that come while it is busy together.
 
@@ -91,7 +93,7 @@ class ModelDeployment:
         return self._classifier.model.preprocessing
 
 
-@serve.deployment(name="decoder")
+@serve.deployment(name="decoder", logging_config=_QUIET)
 class DecoderDeployment:
     """Holds one decoding process, which takes one video at a time.
 
@@ -149,7 +151,7 @@ class DecoderDeployment:
             process.close()
 
 
-@serve.deployment(name="ingress")
+@serve.deployment(name="ingress", logging_config=_QUIET)
 @serve.ingress()
 class IngressDeployment:
     """The HTTP side: receives bodies, and passes what is asked on.

@@ -181,6 +181,24 @@ def test_a_long_video_comes_window_by_window(service, make_video, tmp_path):
     problem(service.ask(long, "/v1/classify:stream", window="0.01"), 422, "video-too-large")
 
 
+def test_a_client_that_leaves_its_stream_holds_nobody_up(service, video, slow_video):
+    data = {"candidate_labels": LABELS, "window": "1"}
+    with slow_video.open("rb") as stream, requests.Session() as session:
+        response = session.post(
+            service.url + "/v1/classify:stream",
+            files={"video": stream},
+            data=data,
+            headers=service.headers,
+            stream=True,
+            timeout=60,
+        )
+        assert next(response.iter_lines()) == b"event: window"
+        response.close()
+    started = time.monotonic()
+    assert service.ask(video).status_code == 200
+    assert time.monotonic() - started < 10
+
+
 def test_mistakes_have_their_statuses(service, video, roots, tmp_path):
     url, headers = service.url + "/v1/classify", service.headers
     send = requests.post

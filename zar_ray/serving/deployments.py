@@ -131,13 +131,21 @@ class DecoderDeployment:
             self._config.limits.windows,
             self._config.decode_timeout,
         )
+        step: asyncio.Future[DecodedWindow | None] | None = None
         try:
-            while (window := await asyncio.to_thread(next, found, None)) is not None:
+            while True:
+                step = asyncio.ensure_future(asyncio.to_thread(next, found, None))
+                # Shielded: where the client leaves, the thread goes on, and what runs in it cannot be closed meanwhile.
+                window = await asyncio.shield(step)
+                if window is None:
+                    return
                 job = _job(video, query, window, window.start_frame)
                 yield WindowPlace(window.number, window.start, window.end, window.start_frame), [ray.put(job)]
         except RequestError as error:
             yield error
         finally:
+            if step is not None:
+                await asyncio.wait([step])
             await asyncio.to_thread(found.close)
 
     def _request(self, video: VideoSource, query: Query) -> DecodeRequest:

@@ -33,6 +33,8 @@ from zar_ray.config import (
     PredictConfig,
     ShotsConfig,
     TrainConfig,
+    ViewConfig,
+    ZarConfig,
 )
 from zar_ray.errors import ConfigError, TrackingError, ZarError, suggestion
 
@@ -597,6 +599,53 @@ def checkpoint_merge_command(argv: Sequence[str]) -> int:
 
 
 @_command
+def cost_command(argv: Sequence[str]) -> int:
+    """Say what models hold, train and compute, and what ZAR's tuning adds."""
+
+    def cost(
+        models: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+        frames: int = 16,
+        class_names: str = "kinetics400",
+        length: int = 300,
+        steps: int = 1,
+    ) -> int:
+        """Counts from shapes alone, without weights or videos; a GFLOP is 1e9 multiplications with addition.
+
+        Args:
+            models: Names of systems or of open_clip's models, or checkpoint files; by default CLIP and all systems.
+            frames: Frames a view; models for views of another length have their own.
+            class_names: The candidate classes: a list of conf/classes, "a,b,c", or a file with one a line.
+            length: Frames of the video whose views are counted.
+            steps: ZAR's steps.
+        """
+        from zar_ray.costs import cost_rows, print_costs
+        from zar_ray.data.classes import class_list, known_class_lists
+        from zar_ray.data.datasets import parse_class_names
+        from zar_ray.models.systems import known_systems
+
+        if min(frames, length, steps) < 1:
+            raise ConfigError("zar cost: --frames, --length and --steps are 1 or more")
+        known = class_names in known_class_lists()
+        names = class_list(class_names) if known else parse_class_names(class_names)
+        options = EvalConfig(
+            views=ViewConfig(frames=frames, eval_frames=frames), zar=ZarConfig(steps=steps), method=("zar",)
+        )
+        chosen = models or (EvalConfig.model_fields["model"].default, *known_systems())
+        rows = cost_rows(chosen, names, options, length)
+        console = Console(highlight=False)
+        print_costs(rows, console)
+        console.print(
+            "view, encoding and tuning are GFLOPs as papers count. view: an evaluation view as published. encoding:\n"
+            f"of the images that ZAR takes of a video of {length} frames. tuning: of the text of {len(names)} classes,"
+            f" --steps {steps}.",
+            style="dim",
+        )
+        return 0
+
+    return parse(cost, argv, "zar cost")
+
+
+@_command
 def doctor_command(argv: Sequence[str]) -> int:
     """Say what works on this machine and what does not."""
 
@@ -637,6 +686,7 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("checkpoint", "export"): checkpoint_export_command,
     ("checkpoint", "merge"): checkpoint_merge_command,
     ("checkpoint", "parity"): checkpoint_parity_command,
+    ("cost",): cost_command,
     ("doctor",): doctor_command,
 }
 

@@ -220,17 +220,21 @@ class TestOptions:
 
 
 def test_the_tables_are_models_by_methods_and_costs():
-    cell = Cell("A", "zar", "all", 0.5, 0.25, 0.75, 39.5, 0.125, 2_500_000, 12)
+    cell = Cell("A", "zar", "all", 0.5, 0.25, 0.75, 39.5, 0.125, 6460.0, 2_500_000, 12)
     cells = (
         cell,
-        replace(cell, method="tpt"),
+        replace(cell, method="memo", gflops=None),
         replace(cell, model="B", accuracy=None),
-        replace(cell, model="B", method="tpt"),
+        replace(cell, model="B", method="memo"),
     )
     runs = (SimpleNamespace(averages=()),) * 2
     (title, accuracies), (_, costs) = tables(ModelTable(("A", "B"), runs, cells, "x"))
     assert title == "accuracy % [95 % interval]"
-    assert accuracies[0] == ("model", "zar", "tpt")
+    assert accuracies[0] == ("model", "zar", "memo")
     assert accuracies[1] == ("A", "50.0 [25.0, 75.0]", "50.0 [25.0, 75.0]")
     assert accuracies[2] == ("B", "-", "50.0 [25.0, 75.0]")
-    assert costs[:2] == [("model", "method", "images", "seconds", "peak MB"), ("A", "zar", "39.5", "0.125", "2")]
+    assert costs[:3] == [
+        ("model", "method", "images", "seconds", "GFLOPs", "peak MB"),
+        ("A", "zar", "39.5", "0.125", "6,460", "2"),
+        ("A", "memo", "39.5", "0.125", "-", "2"),
+    ]

@@ -45,6 +45,13 @@ def test_every_video_has_a_row_for_every_method(reference, video_folder):
     assert reference.summary.videos == 12
     assert reference.summary.unlabelled == 0
     assert "chance" in reference.printed
+    cost = reference.summary.model_cost
+    assert cost.view_frames == 16
+    assert set(cost.tuning_gflops) == {"zar"}
+    assert f"{cost.parameters / 1e6:.1f} M parameters" in reference.printed
+    assert "GFLOPs a video for its images" in reference.printed
+    mean = sum(row.images_encoded for row in zar) / len(zar)
+    assert reference.summary.numbers()["gflops_images"] == pytest.approx(mean * cost.image_gflops)
     assert reference.folder.storage.path("predictions.parquet") in reference.printed
 
 

@@ -19,6 +19,7 @@ from zar_ray.adaptation.fusion import video_features
 from zar_ray.config import EvalConfig
 from zar_ray.errors import ConfigError, RunError, VideoError
 from zar_ray.evaluation.feature_store import VideoFacts, image_keys
+from zar_ray.evaluation.model_costs import count_costs
 from zar_ray.evaluation.results import ResultRow, to_table
 from zar_ray.evaluation.run_folder import write_part
 from zar_ray.evaluation.spec import (
@@ -75,6 +76,7 @@ def load_card(options: EvalConfig, settings: Sequence[Setting]) -> ModelCard:
         model.preprocessing,
         model.random_weights,
         tuple(f"{reason}: {outcome}" for reason, outcome in remarks if reason is not None),
+        count_costs(model, settings),
     )
 
 

@@ -238,6 +238,7 @@ def summarise(workload: Workload, options: EvalConfig, folder: RunFolder, evalua
         ),
         averages=metrics.protocol_averages(cases, _average(options)) if several else (),
         order_dependent=stream_methods(evaluated.settings),
+        model_cost=next(iter(evaluated.model.costs), None),
     )
 
 

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
+from zar_ray.adaptation.methods import get_method
 from zar_ray.config import EvalConfig
 from zar_ray.errors import ConfigError, TrackingError
 from zar_ray.evaluation import job
@@ -33,7 +34,8 @@ from zar_ray.evaluation.run_folder import RunFolder
 from zar_ray.evaluation.streams import stream_methods
 from zar_ray.evaluation.workload import Workload
 from zar_ray.reporting.seed_means import markdown_rows, print_rows
-from zar_ray.reporting.summary import Estimate, RunSummary
+from zar_ray.reporting.summary import Estimate, ModelCost, RunSummary
+from zar_ray.reporting.tables import gflops
 from zar_ray.storage import Storage
 from zar_ray.tracking import RunGroup, default_uri, log_group
 
@@ -56,6 +58,8 @@ class Cell:
         high: Its upper end.
         images: Mean images a video that the method looks at or encodes itself.
         seconds: Mean seconds a video of encoding these and of adapting, as if the method ran alone.
+        gflops: What these images take of the encoder and tuning of the text tower, as papers count; None of methods
+            that take gradients through the encoder.
         peak_memory: The most bytes that a worker had in use meanwhile, all models of the table included.
         videos: Videos with a decision.
     """
@@ -68,6 +72,7 @@ class Cell:
     high: float | None
     images: float | None
     seconds: float | None
+    gflops: float | None
     peak_memory: int | None
     videos: int
 
@@ -220,11 +225,18 @@ def _cells(model: str, summary: RunSummary, evaluated: Evaluated) -> list[Cell]:
                 high=main.high if main else None,
                 images=_mean(rows, "images"),
                 seconds=_mean(rows, "seconds_case"),
+                gflops=_gflops(summary.model_cost, case.method, _mean(rows, "images")),
                 peak_memory=max(rows["peak_memory"].drop_null().to_pylist(), default=None),
                 videos=case.finished,
             )
         )
     return cells
+
+
+def _gflops(cost: ModelCost | None, method: str, images: float | None) -> float | None:
+    if cost is None or images is None or get_method(method).updates == "weights":
+        return None
+    return images * cost.image_gflops + cost.tuning_gflops.get(method, 0.0)
 
 
 def _mean(rows: pa.Table, column: str) -> float | None:
@@ -256,12 +268,13 @@ def tables(table: ModelTable) -> list[tuple[str, list[tuple[str, ...]]]]:
             cell.method,
             "-" if cell.images is None else f"{cell.images:.4g}",
             "-" if cell.seconds is None else f"{cell.seconds:.3g}",
+            "-" if cell.gflops is None else gflops(cell.gflops),
             "-" if cell.peak_memory is None else f"{cell.peak_memory / 1e6:.0f}",
         )
         for cell in first
     ]
     title = "cost a video" if len(splits) == 1 else f"cost a video of {splits[0]}"
-    made.append((title, [("model", "method", "images", "seconds", "peak MB"), *costs]))
+    made.append((title, [("model", "method", "images", "seconds", "GFLOPs", "peak MB"), *costs]))
     return made
 
 
@@ -298,7 +311,7 @@ def _log(table: ModelTable, options: EvalConfig, folder: Storage, root: str, not
     numbers: dict[str, float] = {}
     for cell in table.cells:
         key = f"{_label(cell.model)}/{cell.split}/{cell.method}"
-        known = {"accuracy": cell.accuracy, "images": cell.images, "seconds": cell.seconds}
+        known = {"accuracy": cell.accuracy, "images": cell.images, "seconds": cell.seconds, "gflops": cell.gflops}
         numbers |= {f"{key}/{name}": value for name, value in known.items() if value is not None}
     group = RunGroup(
         name=folder.location.rpartition("/")[2],

@@ -134,7 +134,14 @@ class Evaluated:
         cases = self.of_settings[setting]
         wanted = pa.array([case.case_id for case in cases], pa.string())
         table = self.table.filter(pc.field("case_id").isin(wanted))
-        return replace(self, table=table, cases=cases, settings=(self.settings[setting],), of_settings=(cases,))
+        return replace(
+            self,
+            table=table,
+            model=replace(self.model, costs=self.model.costs[setting : setting + 1]),
+            cases=cases,
+            settings=(self.settings[setting],),
+            of_settings=(cases,),
+        )
 
 
 def evaluate(

@@ -22,6 +22,7 @@ from zar_ray.errors import VideoError
 from zar_ray.evaluation.feature_store import FeatureSpace, FeatureStore
 from zar_ray.evaluation.results import ResultRow, RightClasses
 from zar_ray.evaluation.workload import CLASS_SETS, RIGHT_IDS
+from zar_ray.reporting.summary import ModelCost
 from zar_ray.storage import Storage
 from zar_ray.video.plans import ViewPlan, plan_views, unite
 from zar_ray.video.reading import VideoInfo
@@ -87,6 +88,7 @@ class ModelCard:
         preprocessing: Its input size and normalisation.
         random_weights: Whether it is untrained.
         remarks: What makes it slower than it could be, a line each.
+        costs: What it holds and computes, under each setting.
     """
 
     name: str
@@ -94,6 +96,7 @@ class ModelCard:
     preprocessing: Preprocessing
     random_weights: bool
     remarks: tuple[str, ...] = ()
+    costs: tuple[ModelCost, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from zar_ray.errors import ModelError
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.precision import exact_float32
+from zar_ray.models.precision import exact_float32, full_precision
 from zar_ray.models.temporal_adapters import frames_of
 
 
@@ -215,7 +215,7 @@ def _recording(model: ClipModel) -> Iterator[tuple[Any, list[torch.Tensor]]]:
 
     hooks = [block.attn.register_forward_hook(replace) for block in visual.transformer.resblocks]
     try:
-        with torch.autocast(model.device.type, enabled=False), exact_float32():
+        with full_precision(model.device):
             yield embed, weights
     finally:
         for hook in hooks:

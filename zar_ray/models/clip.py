@@ -22,7 +22,7 @@ from zar_ray.models.cross_frames import cross_frame_head
 from zar_ray.models.deep_prompts import SIZES
 from zar_ray.models.fusion_heads import FUSION
 from zar_ray.models.learned_texts import VECTOR, embedded, framed, has_learned_texts
-from zar_ray.models.precision import exact_float32
+from zar_ray.models.precision import exact_float32, full_precision
 from zar_ray.models.temporal_adapters import frames_of
 from zar_ray.models.vision import VisionTower, unfit_vision
 from zar_ray.video.transforms import Preprocessing
@@ -185,7 +185,7 @@ class ClipModel(nn.Module):
         head = cross_frame_head(self.clip)
         if head is None:
             raise ValueError(f"{self.name}: its texts do not follow videos")
-        with torch.autocast(self.device.type, enabled=False), exact_float32():
+        with full_precision(self.device):
             flat = features.reshape(-1, features.shape[-1])
             own = normalize(head.text_embeddings(texts, flat[:, head.width :]), dim=-1)
             return (own @ flat[:, : head.width, None])[..., 0].reshape(*features.shape[:-1], len(texts))
@@ -201,7 +201,7 @@ class ClipModel(nn.Module):
         """
         if self._head is None or 0 in frames.shape:
             return frames.mean(dim=-2)
-        with torch.autocast(self.device.type, enabled=False), exact_float32():
+        with full_precision(self.device):
             *several, length, width = frames.shape
             views = frames.to(self.dtype).reshape(math.prod(several), length, width)
             return self._head(views).unflatten(0, several) if several else self._head(views)[0]
@@ -325,7 +325,7 @@ class ClipModel(nn.Module):
         """
         tower, length = self.text_tower, embeddings.shape[1]
         mask = tower.attn_mask[:length, :length].to(embeddings.dtype) if self.sees_backwards_only else None
-        with torch.autocast(self.device.type, enabled=False), exact_float32():
+        with full_precision(self.device):
             states = tower.transformer(embeddings + tower.positional_embedding[:length], attn_mask=mask)
             rows = torch.arange(len(states), device=states.device)
             ends = tower.ln_final(states[rows, end_positions.to(states.device)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,3 +25,14 @@ def exact_float32() -> Iterator[None]:
     finally:
         for setting, value in zip(settings, before, strict=True):
             setting.fp32_precision = value
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Computes in the weights' own type, whatever mixed precision is around it, and float32 exactly.
+
+    Args:
+        device: Where; the device ``meta``, which computes nothing, has no mixed precision.
+    """
+    with nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False), exact_float32():
+        yield

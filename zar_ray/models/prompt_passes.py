@@ -17,7 +17,7 @@ import torch
 from zar_ray.models.blocks import Block, Norm, unfit_block
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.deep_prompts import deep_prompts_of, with_layer_prompts
-from zar_ray.models.precision import exact_float32
+from zar_ray.models.precision import full_precision
 
 # What cannot be seen, added to attention scores.
 _HIDDEN = float("-inf")
@@ -112,14 +112,15 @@ class SharedPrefixPass:
         self._norm, self._projection = Norm.of(tower.ln_final), tower.text_projection
         self._layer_prompts = deep_prompts_of(tower)
 
-        lengths = ends.to(device) - prefix + 1
+        # Where the ends are, on the CPU as a rule: no wait for a GPU, and sizes are known where weights are not.
+        lengths = ends - prefix + 1
         rows: list[torch.Tensor] = []
         names: list[torch.Tensor] = []
         last_tokens: list[torch.Tensor] = []
         self._groups: list[_Group] = []
         first = prefix
         for length in lengths.unique().tolist():
-            members = (lengths == length).nonzero().flatten()
+            members = (lengths == length).nonzero().flatten().to(device)
             group = _Group(first, len(members), length, _causal_mask(prefix, length, embeddings))
             self._groups.append(group)
             rows.append(members)
@@ -137,7 +138,7 @@ class SharedPrefixPass:
     def __call__(self, contexts: torch.Tensor) -> torch.Tensor:
         """See `PromptPass`."""
         count = len(contexts)
-        with torch.autocast(contexts.device.type, enabled=False), exact_float32():
+        with full_precision(contexts.device):
             tokens = [self._start, contexts + self._context_positions, self._names]
             x = torch.cat([part.expand(count, *part.shape[-2:]) for part in tokens], dim=1)
             for layer, block in enumerate(self._blocks[:-1]):

@@ -236,6 +236,26 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class ModelCost:
+    """What a model holds and computes, counted; a GFLOP is 1e9 multiplications with addition, as in papers.
+
+    Attributes:
+        parameters: All of its parameters.
+        view_frames: T, frames of an evaluation view.
+        view_gflops: What an evaluation view takes, as published: all of the image tower, and a head over frames.
+        image_gflops: What an image takes of the encoder here, which computes of the last block what is read.
+        tuning_gflops: What a video takes of the text tower besides, by method; of methods that tune a context, under
+            the largest class set.
+    """
+
+    parameters: int
+    view_frames: int
+    view_gflops: float
+    image_gflops: float
+    tuning_gflops: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Throughput:
     """How fast this session worked.
 
@@ -343,6 +363,7 @@ class RunSummary:
         splits: The protocol's splits that ran, in its order; `cases` holds one case a split and method.
         averages: What the protocol reports over them; empty with one split.
         order_dependent: Stream methods: their decisions depend on the order of the videos, which is the manifest's.
+        model_cost: What the model computes; None of runs that were made before it was counted.
     """
 
     name: str
@@ -369,6 +390,13 @@ class RunSummary:
     splits: tuple[SplitSummary, ...] = ()
     averages: tuple[ProtocolAverage, ...] = ()
     order_dependent: tuple[str, ...] = ()
+    model_cost: ModelCost | None = None
+
+    @property
+    def images_gflops(self) -> float | None:
+        """GFLOPs, forward, of the images that were encoded a video; None where that is not known."""
+        images = self.costs.images_encoded_mean
+        return None if self.model_cost is None or images is None else images * self.model_cost.image_gflops
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values, which `from_json` reads back."""
@@ -406,7 +434,11 @@ class RunSummary:
             "frames_decoded_mean": self.costs.frames_decoded_mean,
             "seconds_decode_mean": self.costs.seconds_decode_mean,
             "seconds_encode_mean": self.costs.seconds_encode_mean,
+            "gflops_images": self.images_gflops,
         }
+        if (cost := self.model_cost) is not None:
+            flat |= {"parameters": cost.parameters, "gflops_view": cost.view_gflops}
+            flat |= {f"gflops_tuning_{method}": gflops for method, gflops in cost.tuning_gflops.items()}
         return {name: float(value) for name, value in flat.items() if value is not None}
 
 

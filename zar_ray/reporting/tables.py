@@ -23,6 +23,7 @@ from zar_ray.reporting.summary import (
     CaseMetrics,
     Estimate,
     FailureGroup,
+    ModelCost,
     ProtocolAverage,
     RunSummary,
     Scores,
@@ -286,6 +287,9 @@ def summary_facts(summary: RunSummary) -> list[tuple[str, str]]:
     costs = _costs(summary)
     if costs:
         facts.append(("a video", costs))
+    if summary.model_cost is not None:
+        facts.append(("model", _model_cost(summary.model_cost)))
+        facts.append(("compute", _compute(summary.model_cost, summary)))
     facts += [("results", summary.results), ("run", summary.run_file), ("MLflow", _mlflow(summary))]
     return facts
 
@@ -311,6 +315,28 @@ def _costs(summary: RunSummary) -> str:
     if costs.images_encoded_mean is not None:
         parts.append(f"{costs.images_encoded_mean:.4g} images encoded")
     return ", ".join(parts)
+
+
+def _model_cost(cost: ModelCost) -> str:
+    frames = _count(cost.view_frames, "frame")
+    return (
+        f"{cost.parameters / 1e6:,.1f} M parameters, {gflops(cost.view_gflops)} GFLOPs an evaluation view of {frames}"
+        " (as papers count)"
+    )
+
+
+def _compute(cost: ModelCost, summary: RunSummary) -> str:
+    """What a video took of the model, beside what its evaluation view alone takes."""
+    parts = []
+    if summary.images_gflops is not None:
+        parts.append(f"{gflops(summary.images_gflops)} GFLOPs a video for its images")
+    parts += [f"{gflops(of)} for {method}'s tuning of the text" for method, of in cost.tuning_gflops.items()]
+    return ", ".join(parts) or "not known"
+
+
+def gflops(number: float) -> str:
+    """A number of GFLOPs in three digits or all before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _bytes(count: float) -> str:

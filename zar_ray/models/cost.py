@@ -1,0 +1,83 @@
+"""How much a model computes and holds, counted on weightless copies by PyTorch's own counter.
+
+The unit is 1e9 multiplications with addition, which papers print as GFLOPs: 281 for the 16 frames that CLIP ViT-B/16
+takes of a view.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from zar_ray.models.architecture import Architecture, build_clip
+from zar_ray.models.clip import ClipModel
+from zar_ray.models.vision import unfit_vision
+from zar_ray.video.transforms import Preprocessing
+
+_OPERATIONS = 2e9  # that the counter finds in a GFLOP of the papers'
+
+
+def weightless(architecture: Architecture, name: str, preprocessing: Preprocessing) -> ClipModel:
+    """A model of tensors without content, on the device ``meta``: for counting.
+
+    Args:
+        architecture: A mapping in the form of open_clip's model configs.
+        name: What to call it.
+        preprocessing: What it expects of its pixels.
+
+    Raises:
+        ModelError: No CLIP can be built of the architecture.
+    """
+    with torch.device("meta"):
+        clip = build_clip(architecture)
+    return ClipModel(clip, name, preprocessing, architecture)
+
+
+def counted(call: Callable[[], Any]) -> float:
+    """The GFLOPs of what `call` does: its matrix products, convolutions and attention."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation, of which the counter knows nothing
+    try:
+        with FlopCounterMode(display=False) as counter, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a model warns of is said where it is used
+            call()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return counter.get_total_flops() / _OPERATIONS
+
+
+def parameter_count(model: ClipModel) -> int:
+    """All parameters of both towers and of what was added to them."""
+    return sum(parameter.numel() for parameter in model.clip.parameters())
+
+
+def view_gflops(model: ClipModel, frames: int) -> float:
+    """What the image tower and a head over frames compute for a view as published: all tokens of all blocks.
+
+    Args:
+        model: The model, weightless or not.
+        frames: T, frames of the view.
+    """
+    pixels = _pixels(model, frames)
+    with torch.no_grad():
+        return counted(lambda: model.fuse(model.clip.visual(pixels)))
+
+
+def image_gflops(model: ClipModel) -> float:
+    """What an image takes of `ClipModel.encode_images`, which computes of the last block what is read."""
+    # Frames of a view may see each other: then a view is the least that can be encoded.
+    frames = model.view_frames or 1
+    pixels = _pixels(model, frames)
+    if unfit_vision(model.clip.visual) is None:
+        return counted(lambda: model.encode_images(pixels)) / frames
+    with torch.no_grad():
+        return counted(lambda: model.clip.visual(pixels)) / frames
+
+
+def _pixels(model: ClipModel, images: int) -> torch.Tensor:
+    size = model.preprocessing.input_size
+    return torch.empty(images, 3, size, size, device=model.device)

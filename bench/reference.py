@@ -21,8 +21,9 @@ from zar_ray.adaptation.base import Decision, VideoFeatures
 from zar_ray.config import ZarConfig
 from zar_ray.errors import ConfigError
 from zar_ray.models.precision import exact_float32
+from zar_ray.video.pixels import crop_and_normalise
 from zar_ray.video.plans import ViewPlan
-from zar_ray.video.transforms import Preprocessing, crop_and_normalise
+from zar_ray.video.transforms import Preprocessing
 
 
 @contextmanager

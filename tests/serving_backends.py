@@ -11,7 +11,7 @@ import numpy as np
 from zar_ray.errors import VideoError
 from zar_ray.evaluation.spec import plan_video
 from zar_ray.serving.backend import Job
-from zar_ray.serving.classifier import Classifier, needs_views
+from zar_ray.serving.classifier import Classifier
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import WindowResult
 from zar_ray.video.decoding import decode_video
@@ -57,7 +57,7 @@ class LocalBackend:
             video.name,
             options=query.options,
             preprocessing=preprocessing,
-            needs_views=needs_views(query.options),
+            needs_views=self.classifier.decoding_needs.want_views(query.options),
         )
         try:
             decoded = decode_video(path, plan_of, preprocessing.interpolation)

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 from finished_run import make_case, make_run
 
-from zar_ray import tracking
+import zar_ray
+from zar_ray.config import without_password
 from zar_ray.errors import RunError, TrackingError
 from zar_ray.reporting.summary import ProtocolAverage, RunSummary, SplitSummary
-from zar_ray.tracking import default_uri, log_run_folder, logged_runs, without_password
+from zar_ray.tracking import default_uri, log_run_folder, logged_runs
 
 
 class Store:
@@ -32,7 +33,7 @@ class Store:
         make_run(self.root / "first")
         code = f"from zar_ray.tracking import log_run_folder; log_run_folder({str(self.root / 'first')!r})"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        environment["PYTHONPATH"] = str(Path(tracking.__file__).parent.parent)
+        environment["PYTHONPATH"] = str(Path(zar_ray.__file__).parent.parent)
         self.sent = subprocess.run(
             [sys.executable, "-c", code], cwd=self.cwd, env=environment, capture_output=True, text=True, timeout=120
         )

@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from zar_ray import tracking
 from zar_ray.config import TrainConfig
 from zar_ray.errors import TrackingError
 from zar_ray.storage import Storage
-from zar_ray.tracking import RunGroup, TrainingTracker, log_group
+from zar_ray.tracking import RunGroup, TrainingTracker, log_group, training
+from zar_ray.tracking.store import client_of
 
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory) -> Path:
     """A store without runs: making one takes MLflow seconds."""
     folder = tmp_path_factory.mktemp("store")
-    tracking._client(f"sqlite:///{folder}/mlflow.db").search_experiments()
+    client_of(f"sqlite:///{folder}/mlflow.db").search_experiments()
     return folder / "mlflow.db"
 
 
@@ -116,7 +116,7 @@ def test_a_start_that_was_cut_off_is_completed(folder, client, monkeypatch):
         raise OSError("cut off")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_log", cut_off)
+        patch.setattr(training, "log_values", cut_off)
         with pytest.raises(TrackingError, match="cut off"):
             TrainingTracker.start(CONFIG, folder, {})
     tracker = TrainingTracker.start(CONFIG, folder, {})
@@ -186,11 +186,11 @@ def gone(root: Path):
 
 
 def test_points_of_an_outage_arrive_after_it_and_it_is_told_once(folder, client, root, monkeypatch, caplog):
-    monkeypatch.setattr(tracking, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(training, "_RETRY_SECONDS", 0.0)
     tracker = TrainingTracker.start(CONFIG, folder, {})
     tracker.log(10, {"train/loss": 1.0})
     # Open connections would go on reading the file that was moved away.
-    tracker._client = tracking._client(f"sqlite:///{root}/mlflow.db")
+    tracker._client = client_of(f"sqlite:///{root}/mlflow.db")
     engine = tracker._client._tracking_client.store.engine
     engine.dispose()
     with gone(root):

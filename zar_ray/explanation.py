@@ -31,9 +31,10 @@ from zar_ray.models.text import PromptedClasses
 from zar_ray.reporting.attention_figures import AttentionFigure, ClassMaps, VideoMaps, attention_figure
 from zar_ray.reporting.run_data import RunData
 from zar_ray.video.decoding import DecodedVideo, decode_video
+from zar_ray.video.pixels import cut_crops, normalise
 from zar_ray.video.plans import ViewPlan
 from zar_ray.video.reading import VideoInfo
-from zar_ray.video.transforms import cut_crops, normalise, short_side_for
+from zar_ray.video.transforms import short_side_for
 
 _METHOD = "zar"
 _ONE_VIEW = "1x1"

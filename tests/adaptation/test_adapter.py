@@ -10,8 +10,9 @@ from zar_ray.config import AdaptationOptions, ViewConfig, ZarConfig
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.models.clip import ClipModel
+from zar_ray.video.pixels import crop_and_normalise
 from zar_ray.video.plans import plan_views, unite
-from zar_ray.video.transforms import Preprocessing, crop_and_normalise
+from zar_ray.video.transforms import Preprocessing
 
 NAMES = ("red circle", "green square", "blue bar")
 OPTIONS = AdaptationOptions(views=ViewConfig(frames=4, eval_frames=5), encoder_batch=7)

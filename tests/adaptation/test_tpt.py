@@ -21,7 +21,7 @@ from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ModelError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
-from zar_ray.video.transforms import normalise
+from zar_ray.video.pixels import normalise
 
 NAMES = ("red circle", "green square", "blue bar")
 

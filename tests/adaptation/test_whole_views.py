@@ -16,8 +16,9 @@ from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.clip import ClipModel
+from zar_ray.video.pixels import crop_and_normalise
 from zar_ray.video.plans import by_view, plan_views, unite
-from zar_ray.video.transforms import Preprocessing, crop_and_normalise
+from zar_ray.video.transforms import Preprocessing
 
 NAMES = ("red circle", "green square", "blue bar")
 OPTIONS = AdaptationOptions(views=ViewConfig(frames=4, eval_frames=4), encoder_batch=10, method=("zero_shot", "zar"))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.packing import ImageSet, encode_packed
-from zar_ray.video.transforms import CropBox, crop_and_normalise
+from zar_ray.video.pixels import crop_and_normalise
+from zar_ray.video.transforms import CropBox
 
 
 class Watched(ClipModel):

@@ -11,7 +11,9 @@ import yaml
 from zar_ray.errors import ConfigError
 from zar_ray.serving import application
 from zar_ray.serving.application import app, build, options_of
-from zar_ray.serving.deployments import DecoderDeployment, IngressDeployment, ModelDeployment
+from zar_ray.serving.decoder_deployment import DecoderDeployment
+from zar_ray.serving.ingress_deployment import IngressDeployment
+from zar_ray.serving.model_deployment import ModelDeployment
 from zar_ray.serving.options import ServeConfig
 
 

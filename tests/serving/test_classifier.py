@@ -9,10 +9,9 @@ from zar_ray.errors import ConfigError
 from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.text import PromptedClasses
 from zar_ray.serving.backend import Job, Query
-from zar_ray.serving.classifier import Classifier, TextCache
+from zar_ray.serving.classifier import Classifier, TextCache, require_methods
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.problems import RequestError
-from zar_ray.serving.queries import require_methods
 from zar_ray.video.reading import VideoInfo
 
 LABELS = ("riding a horse", "walking the dog", "cooking an egg")

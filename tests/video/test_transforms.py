@@ -13,15 +13,8 @@ from torchvision import transforms
 
 from zar_ray.config import ViewConfig
 from zar_ray.errors import ConfigError
-from zar_ray.video.transforms import (
-    CropBox,
-    Preprocessing,
-    crop_and_normalise,
-    crop_boxes,
-    resize_frame,
-    resized_size,
-    short_side_for,
-)
+from zar_ray.video.pixels import crop_and_normalise
+from zar_ray.video.transforms import CropBox, Preprocessing, crop_boxes, resize_frame, resized_size, short_side_for
 
 thoroughly = settings(max_examples=100, deadline=None)
 

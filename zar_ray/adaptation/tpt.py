@@ -20,7 +20,7 @@ from zar_ray.config import TptConfig, ZarConfig
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
-from zar_ray.video.transforms import normalise
+from zar_ray.video.pixels import normalise
 
 _TRIES = 10  # at a crop that fits, as torchvision's RandomResizedCrop
 

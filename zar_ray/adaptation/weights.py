@@ -19,7 +19,7 @@ from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
-from zar_ray.video.transforms import crop_and_normalise
+from zar_ray.video.pixels import crop_and_normalise
 
 _TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from zar_ray.evaluation.feature_store import FeatureStore, Missing, image_keys
 from zar_ray.evaluation.results import to_table
@@ -37,7 +36,6 @@ def decode_block(block: pa.Table, spec: JobSpec) -> pa.Table:
 
     Where there is a store that holds the features of all images of a plan, those stand in for the frames.
     """
-    torch.set_num_threads(1)
     store = spec.feature_store()
     rows = [_prepare(row, spec, store) for row in block.to_pylist()]
     return pa.Table.from_pylist(rows, schema=DECODED_SCHEMA)
@@ -116,7 +114,6 @@ def decode_for_models(block: pa.Table, specs: Sequence[JobSpec]) -> pa.Table:
 
     A video has a row for each way that its frames are resized, with the models that take them so.
     """
-    torch.set_num_threads(1)
     rows = [of_video for row in block.to_pylist() for of_video in _prepare_for(row, specs)]
     return pa.Table.from_pylist(rows, schema=MODELS_SCHEMA)
 

@@ -15,7 +15,8 @@ import torch
 
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
-from zar_ray.video.transforms import CropBox, cut_crops, normalise
+from zar_ray.video.pixels import cut_crops, normalise
+from zar_ray.video.transforms import CropBox
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,9 +19,10 @@ from zar_ray.errors import ConfigError
 from zar_ray.parity.checks import ArrayCheck, Evidence, Measured, compare, equal, miss, sha256
 from zar_ray.parity.fixture import FileFormat, Fixture
 from zar_ray.video.decoding import decode_video
+from zar_ray.video.pixels import crop_and_normalise
 from zar_ray.video.plans import segment_frames
 from zar_ray.video.reading import VideoInfo, open_video
-from zar_ray.video.transforms import Preprocessing, crop_and_normalise, crop_boxes
+from zar_ray.video.transforms import Preprocessing, crop_boxes
 
 NORMALISED, AVERAGES, RATE, EXACT = 1e-5, 1e-3, 1e-3, 0.0
 

@@ -18,9 +18,12 @@ from zar_ray.config import EvalConfig, merge, read_yaml, validate
 from zar_ray.data.classes import known_class_lists
 from zar_ray.data.manifest import read_manifest
 from zar_ray.errors import ConfigError, ZarError
-from zar_ray.serving.deployments import DecoderDeployment, IngressDeployment, ModelDeployment
+from zar_ray.serving.classifier import require_methods
+from zar_ray.serving.decoder_deployment import DecoderDeployment
+from zar_ray.serving.ingress_deployment import IngressDeployment
+from zar_ray.serving.model_deployment import ModelDeployment
 from zar_ray.serving.options import ServeConfig
-from zar_ray.serving.queries import label_sets_of, require_methods
+from zar_ray.serving.queries import label_sets_of
 
 _PLACE = "the application's args"
 # Beyond what is admitted a request is answered at once, and those that only ask for health must always come through.

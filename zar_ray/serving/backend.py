@@ -12,6 +12,7 @@ from zar_ray.config import AdaptationOptions
 from zar_ray.serving.schema import Classification, ServedModel, WindowParameters, WindowResult
 from zar_ray.video.plans import ViewPlan
 from zar_ray.video.reading import VideoInfo
+from zar_ray.video.transforms import Preprocessing
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,33 @@ class Job:
     frames: np.ndarray
     first_frame: int
     decode_seconds: float
+
+
+@dataclass(frozen=True)
+class WindowPlace:
+    """Where in its video a window lies; see `WindowResult`."""
+
+    number: int
+    start: float
+    end: float
+    start_frame: int
+
+
+@dataclass(frozen=True)
+class DecodingNeeds:
+    """What decoders must know of the model and the methods to plan a video's views.
+
+    Attributes:
+        preprocessing: What the model expects of its pixels.
+        methods_with_views: The service's methods that look at other views than the one that is classified.
+    """
+
+    preprocessing: Preprocessing
+    methods_with_views: tuple[str, ...]
+
+    def want_views(self, options: AdaptationOptions) -> bool:
+        """Whether the chosen methods look at other views than the one that is classified."""
+        return any(name in self.methods_with_views for name in options.method)
 
 
 class Backend(Protocol):

@@ -15,7 +15,7 @@ import zar_ray
 from zar_ray.adaptation.adapter import CasePrediction, PlannedVideo, VideoAdapter, VideoPrediction
 from zar_ray.adaptation.base import entropy
 from zar_ray.adaptation.methods import get_method
-from zar_ray.config import AdaptationOptions, ClassPosition
+from zar_ray.config import ClassPosition
 from zar_ray.data.class_texts import ClassPrompts, prompts_of
 from zar_ray.errors import ConfigError, ModelError, VideoError
 from zar_ray.evaluation.predict import rank_labels
@@ -23,7 +23,7 @@ from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.models.text import PromptedClasses
-from zar_ray.serving.backend import Job, Query
+from zar_ray.serving.backend import DecodingNeeds, Job, Query
 from zar_ray.serving.explaining import explain
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.problems import RequestError
@@ -72,6 +72,12 @@ class Classifier:
             methods=self.config.methods,
             random_weights=self.model.random_weights,
         )
+
+    @property
+    def decoding_needs(self) -> DecodingNeeds:
+        """What decoders must know to plan the views that its methods look at."""
+        with_views = tuple(name for name in self.config.methods if get_method(name).needs_views)
+        return DecodingNeeds(self.model.preprocessing, with_views)
 
     def warm_up(self) -> None:
         """Classifies a grey video with every method, so that the first request finds everything loaded.
@@ -205,9 +211,16 @@ class TextCache:
         return self._kept[key]
 
 
-def needs_views(options: AdaptationOptions) -> bool:
-    """Whether the chosen methods look at other views than the one that is classified."""
-    return any(get_method(name).needs_views for name in options.method)
+def require_methods(config: ServeConfig) -> None:
+    """Refuses methods that no request could be answered by.
+
+    Raises:
+        ConfigError: A method is unknown, or depends on the videos before, which are other people's.
+    """
+    for name in config.methods:
+        method = get_method(name)
+        if method.is_stream(config.adaptation(name, config.seed, config.zar.steps, None)):
+            raise ConfigError(f"methods: {name} depends on the order of videos, and the service answers each by itself")
 
 
 def _labels(logits: torch.Tensor, query: Query) -> tuple[RankedLabel, ...]:

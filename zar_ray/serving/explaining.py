@@ -18,7 +18,7 @@ from zar_ray.models.attention import class_relevance, unfit_attention
 from zar_ray.models.text import PromptedClasses
 from zar_ray.serving.backend import Job
 from zar_ray.serving.schema import ExplainedFrame, Explanation
-from zar_ray.video.transforms import cut_crops, normalise
+from zar_ray.video.pixels import cut_crops, normalise
 
 FRAMES_SHOWN = 8
 _JPEG_QUALITY = 80

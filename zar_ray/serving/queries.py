@@ -6,7 +6,6 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from zar_ray.adaptation.methods import get_method
 from zar_ray.data.classes import class_list, known_class_lists
 from zar_ray.data.datasets import parse_class_names, split_class_names
 from zar_ray.errors import ConfigError, suggestion
@@ -105,18 +104,6 @@ def beneath_roots(path: str, roots: Sequence[Path]) -> Path:
             # not there, not readable, a name that no file can have, or a loop of links
             continue
     raise refused
-
-
-def require_methods(config: ServeConfig) -> None:
-    """Refuses methods that no request could be answered by.
-
-    Raises:
-        ConfigError: A method is unknown, or depends on the videos before, which are other people's.
-    """
-    for name in config.methods:
-        method = get_method(name)
-        if method.is_stream(config.adaptation(name, config.seed, config.zar.steps, None)):
-            raise ConfigError(f"methods: {name} depends on the order of videos, and the service answers each by itself")
 
 
 def _labels(

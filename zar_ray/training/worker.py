@@ -33,7 +33,8 @@ from zar_ray.training.samples import SampleReader, generator, micro_batches
 from zar_ray.training.schedule import MULTIPLE, Schedule, learning_rate, optimiser
 from zar_ray.training.state import AveragedWeights, TrainingState, no_history
 from zar_ray.training.validation import ValidationSet, validate
-from zar_ray.video.transforms import Preprocessing, imagenet_preprocessing, normalise
+from zar_ray.video.pixels import normalise
+from zar_ray.video.transforms import Preprocessing, imagenet_preprocessing
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
 

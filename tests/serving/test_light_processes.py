@@ -1,0 +1,20 @@
+"""Processes that only receive or decode load no PyTorch, which takes seconds and hundreds of megabytes of each."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "zar_ray.serving.ingress_deployment",
+        "zar_ray.serving.decoder_deployment",
+        "zar_ray.serving.sandbox_process",
+        "zar_ray.evaluation.decode_stage",
+    ],
+)
+def test_it_loads_no_pytorch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,102 @@
+"""The decoder replicas, each with a process that reads strangers' files; they load no PyTorch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from zar_ray.serving.backend import DecodingNeeds, Job, Query, VideoSource, WindowPlace
+from zar_ray.serving.logs import QUIET, log_to_serve
+from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.problems import RequestError
+from zar_ray.serving.sandbox import DecodedWindow, DecodeRequest, DecoderProcess, PlannedVideo
+from zar_ray.serving.schema import WindowParameters
+
+
+@serve.deployment(name="decoder", logging_config=QUIET)
+class DecoderDeployment:
+    """Holds one decoding process, which takes one video at a time.
+
+    Args:
+        config: The service's options.
+        model: The model deployment.
+    """
+
+    async def __init__(self, config: ServeConfig, model: DeploymentHandle) -> None:
+        log_to_serve()
+        self._config = config
+        self._process = DecoderProcess(config.limits)
+        self._needs: DecodingNeeds = await model.decoding_needs.remote()
+        await asyncio.to_thread(self._process.start)
+
+    async def decode(self, video: VideoSource, query: Query) -> Job | RequestError:
+        """A whole video's frames, or what is wrong with it."""
+        source = _source(video)
+        request = self._request(video, query)
+        try:
+            decoded = await asyncio.to_thread(self._process.decode, source, request, self._config.decode_timeout)
+        except RequestError as error:
+            return error
+        return _job(video, query, decoded, first_frame=0)
+
+    async def decode_windows(
+        self, video: VideoSource, query: Query, windows: WindowParameters
+    ) -> AsyncIterator[RequestError | tuple[WindowPlace, list[ray.ObjectRef]]]:
+        """A long video's windows, each with a reference to its frames; or at the end what is wrong with it."""
+        found: Any = self._process.decode_windows(
+            _source(video),
+            self._request(video, query),
+            windows.window,
+            windows.stride,
+            self._config.limits.windows,
+            self._config.decode_timeout,
+        )
+        step: asyncio.Future[DecodedWindow | None] | None = None
+        try:
+            while True:
+                step = asyncio.ensure_future(asyncio.to_thread(next, found, None))
+                # Shielded: where the client leaves, the thread goes on, and what runs in it cannot be closed meanwhile.
+                window = await asyncio.shield(step)
+                if window is None:
+                    return
+                job = _job(video, query, window, window.start_frame)
+                yield WindowPlace(window.number, window.start, window.end, window.start_frame), [ray.put(job)]
+        except RequestError as error:
+            yield error
+        finally:
+            if step is not None:
+                await asyncio.wait([step])
+            await asyncio.to_thread(found.close)
+
+    def _request(self, video: VideoSource, query: Query) -> DecodeRequest:
+        needs = self._needs
+        return DecodeRequest(
+            video.name, query.options, needs.preprocessing, needs.want_views(query.options), self._config.decoder
+        )
+
+    def __del__(self) -> None:
+        process = getattr(self, "_process", None)
+        if process is not None:  # else it could not be started
+            process.close()
+
+
+def _source(video: VideoSource) -> Any:
+    return video.path if video.content is None else video.content
+
+
+def _job(video: VideoSource, query: Query, decoded: PlannedVideo | DecodedWindow, first_frame: int) -> Job:
+    return Job(
+        query=query,
+        name=video.name,
+        info=decoded.info,
+        warning=decoded.warning,
+        plan=decoded.plan,
+        frames=decoded.frames,
+        first_frame=first_frame,
+        decode_seconds=decoded.seconds,
+    )

@@ -1,0 +1,148 @@
+"""The HTTP side of the deployments: receives, and passes what is asked on; it loads no PyTorch.
+
+The ingress hands a decoder's answer on to a model replica before it is there, so that pixels go from one to the other
+and never through the ingress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
+from ray.serve.handle import DeploymentHandle
+
+from zar_ray.serving.backend import Query, VideoSource
+from zar_ray.serving.http_app import build_app
+from zar_ray.serving.logs import QUIET, log_to_serve, logger
+from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.problems import RequestError
+from zar_ray.serving.proxy import CALLBACK, CALLBACK_VARIABLE
+from zar_ray.serving.schema import Classification, ServedModel, WindowParameters, WindowResult
+
+_LOST = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
+_READY_SECONDS = 10.0
+_RETRY_SECONDS = 5
+
+
+@serve.deployment(name="ingress", logging_config=QUIET)
+@serve.ingress()
+class IngressDeployment:
+    """The HTTP side: receives bodies, and passes what is asked on.
+
+    Args:
+        config: The service's options.
+        decoder: The decoder deployment.
+        model: The model deployment.
+    """
+
+    def __init__(self, config: ServeConfig, decoder: DeploymentHandle, model: DeploymentHandle) -> None:
+        log_to_serve()
+        if os.environ.get(CALLBACK_VARIABLE) != CALLBACK:
+            logger.warning(
+                "%s is not %s: proxies hold bodies of any size (docs/service.md)", CALLBACK_VARIABLE, CALLBACK
+            )
+        self._config = config
+        self._backend = ServeBackend(config, decoder, model)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """What Ray Serve asks for once the object is there."""
+        return build_app(self._config, self._backend, serve.get_replica_context().replica_id.unique_id)
+
+
+class ServeBackend:
+    """The `Backend` of the ingress: decoders and model replicas, wherever in the cluster they are.
+
+    Args:
+        config: The service's options.
+        decoder: The decoder deployment.
+        model: The model deployment.
+    """
+
+    def __init__(self, config: ServeConfig, decoder: DeploymentHandle, model: DeploymentHandle) -> None:
+        self._seconds = config.decode_timeout + config.limits.adapt_seconds + config.limits.wait_seconds
+        self._decoder = decoder
+        self._model = model
+        self._card: ServedModel | None = None
+
+    async def classify(self, video: VideoSource, query: Query) -> Classification:
+        """See `zar_ray.serving.backend.Backend`."""
+        decoded = self._decoder.decode.remote(video, query)
+        return await self._answer(self._model.classify.remote(decoded), query)
+
+    async def classify_windows(
+        self, video: VideoSource, query: Query, windows: WindowParameters
+    ) -> AsyncGenerator[WindowResult]:
+        """See `zar_ray.serving.backend.Backend`."""
+        found: Any = self._decoder.options(stream=True).decode_windows.remote(video, query, windows)
+        try:
+            while True:
+                try:
+                    item = await self._in_time(anext(found), query)
+                except StopAsyncIteration:
+                    return
+                if isinstance(item, RequestError):
+                    raise item
+                place, (frames,) = item
+                result = await self._answer(self._model.classify.remote(frames), query)
+                yield WindowResult(
+                    number=place.number,
+                    start=place.start,
+                    end=place.end,
+                    start_frame=place.start_frame,
+                    result=result,
+                )
+        finally:
+            found.cancel()
+
+    async def model(self) -> ServedModel:
+        """See `zar_ray.serving.backend.Backend`."""
+        card = self._card
+        if card is None:
+            try:
+                card = self._card = await asyncio.wait_for(_awaited(self._model.card.remote()), _READY_SECONDS)
+            except (TimeoutError, RayError, DeploymentUnavailableError):
+                raise RequestError(
+                    "not-ready", "no model replica has loaded its weights yet; try again", _RETRY_SECONDS
+                ) from None
+        return card
+
+    async def _answer(self, response: Any, query: Query) -> Classification:
+        answer = await self._in_time(_awaited(response), query)
+        if isinstance(answer, RequestError):
+            raise answer
+        return answer
+
+    async def _in_time(self, awaited: Any, query: Query) -> Any:
+        """What is awaited; what Ray has against it becomes the request's answer."""
+        try:
+            return await asyncio.wait_for(awaited, self._seconds)
+        except TimeoutError:
+            raise RequestError("timeout", f"took longer than {self._seconds:g} s, waiting included") from None
+        except BackPressureError:
+            raise RequestError("overloaded", "all replicas are busy; try again", _RETRY_SECONDS) from None
+        except (RayError, DeploymentUnavailableError, RequestCancelledError) as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if isinstance(cause, (*_LOST, TaskCancelledError, DeploymentUnavailableError, RequestCancelledError)):
+                logger.warning("request %s lost its replica: %s", query.request_id, type(cause).__name__)
+                raise RequestError(
+                    "replica-lost", "the process that worked on the request ended; try again", _RETRY_SECONDS
+                ) from None
+            raise
+
+
+async def _awaited(response: Any) -> Any:
+    return await response

@@ -1,0 +1,21 @@
+"""Sends evaluations, trainings and groups of both to MLflow; docs/mlflow.md says what arrives there."""
+
+from zar_ray.tracking.groups import RunGroup, log_group
+from zar_ray.tracking.receipts import RECEIPTS, MlflowReceipt
+from zar_ray.tracking.runs import attach_report, log_run_folder, logged_run, logged_runs
+from zar_ray.tracking.store import EXPERIMENT, default_uri
+from zar_ray.tracking.training import TrainingTracker
+
+__all__ = [
+    "EXPERIMENT",
+    "RECEIPTS",
+    "MlflowReceipt",
+    "RunGroup",
+    "TrainingTracker",
+    "attach_report",
+    "default_uri",
+    "log_group",
+    "log_run_folder",
+    "logged_run",
+    "logged_runs",
+]

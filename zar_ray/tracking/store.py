@@ -1,0 +1,271 @@
+"""A store of MLflow's: opened quietly, given up soon, and written to within the limits of all servers.
+
+mlflow is imported when a store is opened, and by this package alone: the import takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from zar_ray.config import without_password
+from zar_ray.errors import TrackingError
+from zar_ray.storage import Storage, is_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+EXPERIMENT = "zar-ray"
+"""The experiment that runs go to: one for all, because MLflow compares runs within an experiment."""
+
+PARENT_TAG = "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"
+RESULTS_TAG = "zar.results"
+"""Of a run: a hash of the results that were sent."""
+
+METRICS_A_BATCH = 1000
+CONTINUES = "the same command, when it can be reached, logs it"
+
+_T = TypeVar("_T")
+
+# Only where the user has not set them: by default MLflow tries for minutes before it says that a server is not there.
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+_LOG_LEVELS = {
+    "mlflow": logging.WARNING,
+    # A store that goes away is told once and in one line, by `TrainingTracker.log`.
+    "mlflow.store.db": logging.CRITICAL,
+    "mlflow.system_metrics": logging.CRITICAL,
+    "alembic": logging.WARNING,
+    "urllib3": logging.ERROR,
+}
+
+# What servers of all versions take.
+_VALUE_LENGTH = 500
+_NOTE_LENGTH = 5000
+_PARAMS_A_BATCH = 100
+
+_EXPERIMENT_NOTE = (
+    "Evaluations by zar-ray: a run each, and below it (+) a run a method, a split and method, or a setting of a sweep."
+    " Compare those: their parameters and metrics have the same names. `top1_change` is what adaptation changed, with"
+    " its 95 % interval in `top1_change_low` and `top1_change_high`, and `mcnemar_p`. Accuracies are fractions in"
+    " [0, 1]. A run's description is its result table."
+)
+_EXPERIMENT_TAGS = {
+    "mlflow.note.content": _EXPERIMENT_NOTE,
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.experiment.primaryMetric.name": "top1",
+    "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
+}
+
+
+def default_uri(root: str) -> str:
+    """The store that serves all runs below a folder: ``mlflow.db`` in it.
+
+    Raises:
+        TrackingError: `root` is a URI, where SQLite cannot be.
+    """
+    if is_uri(root):
+        raise TrackingError(
+            f"{root}: MLflow's database cannot be there; name a tracking server with --mlflow-uri, "
+            "or send the run later with `zar report mlflow RUN --uri URI`"
+        )
+    return f"sqlite:///{Path(root).expanduser().absolute() / 'mlflow.db'}"
+
+
+def absolute_uri(uri: str) -> str:
+    """The URI with a relative SQLite path made absolute: a receipt must mean the same in another folder."""
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
+    return uri.rstrip("/")
+
+
+@contextlib.contextmanager
+def opened(uri: str, doing: str, way_out: str) -> Iterator[None]:
+    """MLflow made quiet and quick to give up, and its errors made ours."""
+    try:
+        with quiet_and_quick():
+            from mlflow.exceptions import MlflowException
+            from sqlalchemy.exc import SQLAlchemyError
+
+            try:
+                yield
+            except (MlflowException, SQLAlchemyError, OSError) as error:
+                raise TrackingError(f"{uri}: could not {doing} ({_reason(error)}); {way_out}") from error
+    except ImportError as error:
+        raise TrackingError(f"{uri}: could not {doing} ({_reason(error)}); {way_out}") from error
+
+
+@contextlib.contextmanager
+def quiet_and_quick() -> Iterator[None]:
+    """MLflow's settings and log levels while it is at work; those the user has set stay."""
+    ours = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
+    os.environ.update(ours)
+    levels = {name: logging.getLogger(name).level for name in _LOG_LEVELS}
+    try:
+        # Importing mlflow sets its logger's level, so ours comes after.
+        import mlflow  # noqa: F401
+
+        for name, level in _LOG_LEVELS.items():
+            logging.getLogger(name).setLevel(level)
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def client_of(uri: str) -> MlflowClient:
+    """MLflow's client of a store; that of a database is tried first, see `_open_database`."""
+    from mlflow import MlflowClient
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+
+    if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
+        _open_database(uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def artifact_location(uri: str, root: str) -> str | None:
+    """Where a new experiment keeps its files: beside a database, else what the server says."""
+    if uri.startswith("sqlite:///"):
+        return (Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts").as_uri()
+    if uri.startswith(("http://", "https://")) or not is_uri(uri):
+        return None
+    # A database without a server knows no place for files, and MLflow would put them into the working folder.
+    return f"{root}/mlflow-artifacts" if is_uri(root) else (Path(root) / "mlflow-artifacts").as_uri()
+
+
+def experiment_of(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+    """The id of an experiment, which is made if it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifact_location, tags=_EXPERIMENT_TAGS)
+        except MlflowException as error:
+            # Another run may have made it in between.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise error from None
+    if found.lifecycle_stage != "active":
+        raise MlflowException(f"experiment {name} has been deleted there; restore it in MLflow")
+    return found.experiment_id
+
+
+def is_there(client: MlflowClient, run_id: str) -> bool:
+    """Whether a run is in the store and not deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def search_runs(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
+    """All active runs under a condition."""
+    runs, token = [], None
+    while True:
+        page = client.search_runs([experiment_id], condition, max_results=100, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def log_values(client: MlflowClient, run_id: str, params: Mapping[str, str], numbers: Mapping[str, float]) -> None:
+    """Logs parameters, and metrics at step 0, in batches that servers take."""
+    from mlflow.entities import Metric, Param
+    from mlflow.utils.time import get_current_time_millis
+
+    now = get_current_time_millis()
+    of_options = [Param(metric_key(name), cut(value)) for name, value in params.items()]
+    for batch in _batches(of_options, _PARAMS_A_BATCH):
+        client.log_batch(run_id, params=batch)
+    measured = [Metric(metric_key(name), value, now, 0) for name, value in numbers.items()]
+    for batch in _batches(measured, _PARAMS_A_BATCH):
+        client.log_batch(run_id, metrics=batch)
+
+
+def log_files(client: MlflowClient, run_id: str, storage: Storage, names: Mapping[str, str]) -> None:
+    """Sends those of the run's files that are there, by the names they are to have."""
+    with tempfile.TemporaryDirectory(prefix="zar-mlflow-") as folder:
+        for source, name in names.items():
+            if storage.exists(source):
+                file = Path(folder) / name
+                file.write_bytes(storage.read(source))
+                client.log_artifact(run_id, str(file))
+
+
+def flattened(values: Mapping[str, Any], at: str = "") -> dict[str, str]:
+    """Nested options as dotted names with text values; lists as JSON."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{at}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            flat[f"{at}{name}"] = without_password(text)
+    return flat
+
+
+def fitting(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags cut to what servers take."""
+    return {name: cut(value, _NOTE_LENGTH if name == NOTE_TAG else _VALUE_LENGTH) for name, value in tags.items()}
+
+
+def cut(value: str, length: int = _VALUE_LENGTH) -> str:
+    """A text, or its beginning where it is too long."""
+    return value if len(value) <= length else f"{value[: length - 4]} ..."
+
+
+def metric_key(name: str) -> str:
+    """A name with only the characters that MLflow's keys may have."""
+    return re.sub(r"[^\w./ -]", "_", name, flags=re.ASCII)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in a few words: of a failed connection or query its cause, without URLs and SQL around it."""
+    from requests import RequestException
+
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    if any(isinstance(cause, RequestException) for cause in causes):
+        text = f"no answer from the server: {causes[-1]}"
+    else:
+        text = str(getattr(error, "orig", error))
+    return cut(without_password(" ".join(text.split())), 300)
+
+
+def _open_database(uri: str) -> None:
+    """Opens a database once: MLflow itself goes on trying for minutes, even where a file is not a database."""
+    import sqlalchemy
+
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        sqlalchemy.inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+
+
+def _batches(items: list[_T], size: int) -> Iterable[list[_T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

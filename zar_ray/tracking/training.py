@@ -1,0 +1,293 @@
+"""A training's run, logged while it trains."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zar_ray.config import TrainConfig, fingerprint, without_password
+from zar_ray.errors import TrackingError
+from zar_ray.provenance import git_commit
+from zar_ray.storage import Storage
+from zar_ray.tracking.receipts import MlflowReceipt, keep_receipt, read_receipts
+from zar_ray.tracking.store import (
+    CONTINUES,
+    EXPERIMENT,
+    METRICS_A_BATCH,
+    PARENT_TAG,
+    RESULTS_TAG,
+    absolute_uri,
+    artifact_location,
+    client_of,
+    cut,
+    default_uri,
+    experiment_of,
+    fitting,
+    flattened,
+    is_there,
+    log_values,
+    metric_key,
+    opened,
+    quiet_and_quick,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+_MODEL_FOLDER = "model"
+_FAILURE_TAG = "failure"
+# How long a store that did not answer is left alone: each try takes seconds, and training goes on meanwhile.
+_RETRY_SECONDS = 60.0
+
+
+class TrainingTracker:
+    """A training's run in MLflow, kept by the training's driver; made by `start`, ended by `finish` or `fail`.
+
+    A training that is resumed goes on in its run, and steps that it repeats are not logged twice: of each metric only
+    points above the last one are taken.  Points that a store in trouble did not take are sent with later ones.  The
+    machine's own figures (MLflow's system metrics, of the driver's machine) are logged while the run is open.  Methods
+    may be called from several threads.
+
+    Attributes:
+        run_id: The run, for links and children.
+        uri: The tracking store, without a password.
+    """
+
+    def __init__(self, client: MlflowClient, uri: str, folder: Storage, receipt: MlflowReceipt) -> None:
+        self.run_id = receipt.run_id
+        self.uri = without_password(uri)
+        self._client, self._store, self._folder, self._receipt = client, uri, folder, receipt
+        self._last: dict[str, int] = {}
+        self._waiting: list[Metric] = []
+        self._retry_at: float | None = None
+        self._lock = threading.Lock()
+        self._monitor: SystemMetricsMonitor | None = None
+        self._open = contextlib.ExitStack()
+
+    @classmethod
+    def start(
+        cls,
+        config: TrainConfig,
+        folder: Storage,
+        facts: Mapping[str, str | int | float],
+        parent: str | None = None,
+    ) -> TrainingTracker:
+        """Opens a run, or continues the one that the folder's receipt (`RECEIPTS`) names.
+
+        The run's name is the folder's.  Its parameters are the options that it was begun with: MLflow never changes
+        one, so a resumption with another operational option shows in its own log only.
+
+        Args:
+            config: The options; `mlflow_uri` is the store, by default ``mlflow.db`` beside the folder.
+            folder: The training's own folder, which keeps the receipt.
+            facts: What else is known from the start, such as counts of videos and the model's name; logged as tags.
+            parent: Run that this one is shown below.
+
+        Raises:
+            TrackingError: MLflow cannot be reached or refuses; training can go on without.
+        """
+        root = folder.location.rpartition("/")[0]
+        uri = absolute_uri(config.mlflow_uri) if config.mlflow_uri else default_uri(root)
+        shown = without_password(uri)
+        git = git_commit()
+        tags = {
+            "kind": "training",
+            "dataset": str(config.dataset),
+            "git": git or "unknown",
+            **{name: str(value) for name, value in facts.items()},
+        }
+        if git:
+            tags["mlflow.source.git.commit"] = git.removesuffix("+changes")
+        if parent is not None:
+            tags[PARENT_TAG] = parent
+        with opened(shown, "log the training to MLflow", CONTINUES):
+            client = client_of(uri)
+            receipt = read_receipts(folder).get(shown)
+            continued = receipt is not None and is_there(client, receipt.run_id)
+            if receipt is None or not continued:
+                experiment_id = experiment_of(client, EXPERIMENT, artifact_location(uri, root))
+                name = folder.location.rpartition("/")[2]
+                run_id = client.create_run(experiment_id, tags=fitting(tags), run_name=name).info.run_id
+                receipt = MlflowReceipt(shown, EXPERIMENT, run_id, results="")
+                keep_receipt(folder, receipt)
+            tracker = cls(client, uri, folder, receipt)
+            if continued:
+                tracker._reopen(tags)
+            # A start that was cut off may have left some out.
+            known = client.get_run(receipt.run_id).data.params
+            params = flattened(config.model_dump(mode="json"))
+            log_values(
+                client,
+                receipt.run_id,
+                {name: value for name, value in params.items() if metric_key(name) not in known},
+                {},
+            )
+        tracker._open.enter_context(quiet_and_quick())
+        try:
+            tracker._watch()
+        except TrackingError:
+            tracker._open.close()
+            raise
+        return tracker
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds a point to each metric, unless an earlier session logged this step or a later one.
+
+        Args:
+            step: Steps done.
+            metrics: Values by name; docs/mlflow.md lists the names.
+
+        Raises:
+            TrackingError: The store has just gone away.  The points are kept; as long as it stays away, later calls
+                try now and then and are silent.
+        """
+        with self._lock:
+            self._take(step, metrics)
+            outage = self._retry_at is not None
+            if self._retry_at is not None and time.monotonic() < self._retry_at:
+                return
+            try:
+                self._send_waiting()
+            except TrackingError:
+                self._retry_at = time.monotonic() + _RETRY_SECONDS
+                if not outage:
+                    raise
+                return
+            self._retry_at = None
+            if outage:
+                # Its thread ended with the first figure that was refused.
+                self._unwatch()
+                self._watch()
+
+    def finish(
+        self, metrics: Mapping[str, float], artifacts: Sequence[Path] = (), register_as: str | None = None
+    ) -> MlflowReceipt:
+        """Logs what the training ended with and closes the run.
+
+        Calling it again for the same files, as after a training that found everything done, neither sends nor
+        registers them again.
+
+        Args:
+            metrics: The final numbers, logged at the last step that was logged.
+            artifacts: Files to send, the trained checkpoint first.
+            register_as: Registered model that the first of `artifacts` becomes a version of.
+
+        Returns:
+            The receipt; `new` says whether files were sent.
+
+        Raises:
+            TrackingError: MLflow cannot be reached or refuses; the training's own files are not affected.
+            ValueError: There is nothing to register.
+        """
+        if register_as is not None and not artifacts:
+            raise ValueError("register_as goes with artifacts, whose first is registered")
+        with self._lock:
+            try:
+                self._unwatch()
+                self._take(max(self._last.values(), default=0), metrics)
+                self._send_waiting()
+                with opened(self.uri, "log the training's end to MLflow", CONTINUES):
+                    self._receipt = self._send_files(artifacts, register_as)
+                    self._client.set_terminated(self.run_id)
+            finally:
+                self._open.close()
+        keep_receipt(self._folder, self._receipt)
+        return self._receipt
+
+    def fail(self, reason: str) -> None:
+        """Closes the run as failed; a resumption opens it again.
+
+        Args:
+            reason: What happened, one line; the tag ``failure``.
+
+        Raises:
+            TrackingError: MLflow cannot be reached.
+        """
+        with self._lock:
+            try:
+                self._unwatch()
+                self._send_waiting()
+                with opened(self.uri, "log the training's end to MLflow", CONTINUES):
+                    self._client.set_tag(self.run_id, _FAILURE_TAG, cut(without_password(reason)))
+                    self._client.set_terminated(self.run_id, status="FAILED")
+            finally:
+                self._open.close()
+
+    def _reopen(self, tags: Mapping[str, str]) -> None:
+        run = self._client.get_run(self.run_id)
+        self._client.update_run(self.run_id, status="RUNNING")
+        for name, value in fitting(tags).items():
+            self._client.set_tag(self.run_id, name, value)
+        if _FAILURE_TAG in run.data.tags:
+            self._client.delete_tag(self.run_id, _FAILURE_TAG)
+        for key in run.data.metrics:
+            if not key.startswith("system/"):
+                self._last[key] = max(point.step for point in self._client.get_metric_history(self.run_id, key))
+
+    def _take(self, step: int, metrics: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        for name, value in metrics.items():
+            key = metric_key(name)
+            if step > self._last.get(key, -1):
+                self._last[key] = step
+                self._waiting.append(Metric(key, float(value), now, step))
+
+    def _send_waiting(self) -> None:
+        with opened(self.uri, "log the training's progress to MLflow", "it is tried again while training goes on"):
+            while self._waiting:
+                batch = self._waiting[:METRICS_A_BATCH]
+                self._client.log_batch(self.run_id, metrics=batch)
+                del self._waiting[: len(batch)]
+
+    def _watch(self) -> None:
+        with opened(self.uri, "log the machine's figures to MLflow", CONTINUES):
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._store)
+            self._monitor.start()
+
+    def _unwatch(self) -> None:
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+
+    def _send_files(self, artifacts: Sequence[Path], register_as: str | None) -> MlflowReceipt:
+        """Sends the files that are not there yet, and registers the first."""
+        results = fingerprint([[file.name, _digest(file)] for file in artifacts])
+        new = results != self._receipt.results
+        if new:
+            for number, file in enumerate(artifacts):
+                self._client.log_artifact(self.run_id, str(file), None if number else _MODEL_FOLDER)
+        if register_as is not None:
+            _register(self._client, register_as, self.run_id, results)
+        return replace(self._receipt, results=results, new=new)
+
+
+def _register(client: MlflowClient, name: str, run_id: str, results: str) -> None:
+    """Makes a run's model folder a version of a registered model, unless these very files are one already."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    versions = client.search_model_versions(f"name = '{name}'")
+    if not any(one.run_id == run_id and one.tags.get(RESULTS_TAG) == results for one in versions):
+        source = f"{client.get_run(run_id).info.artifact_uri}/{_MODEL_FOLDER}"
+        client.create_model_version(name, source, run_id, tags={RESULTS_TAG: results})
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -29,7 +29,7 @@ from zar_ray.errors import ConfigError
 from zar_ray.models.blocks import unfit_block
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.fusion_heads import FUSION
-from zar_ray.models.temporal_adapters import PROMPT_DROPOUT
+from zar_ray.models.temporal_adapters import ADAPTERS, PROMPT_DROPOUT
 
 
 def attach_regularisation(model: ClipModel, config: TrainConfig) -> tuple[nn.Module, ...]:
@@ -64,6 +64,9 @@ def attach_regularisation(model: ClipModel, config: TrainConfig) -> tuple[nn.Mod
 
 def _trained_stacks(model: ClipModel, option: str, trains: str) -> list[Any]:
     """The transformers of the towers that have a trained parameter in them."""
+    if not model.frame_independent and ADAPTERS not in model.architecture:
+        # What X-CLIP and Vita-CLIP add passes between frames beside the branches, and nothing published drops it.
+        raise ConfigError(f"{option}: of systems whose frames see each other for ezclip alone; leave it away")
     towers = {"image": model.clip.visual, "text": model.text_tower}
     stacks = []
     for name, tower in towers.items():

@@ -47,7 +47,6 @@ def images(views=2):
     return torch.randn(FRAMES, 3, 32, 32, generator=torch.Generator().manual_seed(1)).repeat(views, 1, 1, 1)
 
 
-
 @pytest.mark.parametrize("parts", [{}, ADAPTERS], ids=["clip", "ezclip"])
 def test_stochastic_depth_grows_over_the_layers_and_text_layers_have_the_image_towers_rates(parts):
     model, _ = regularised(parts, drop_path=0.4)

@@ -1,13 +1,14 @@
 """RandAugment (Cubuk et al., NeurIPS 2020), as ActionCLIP's training has it, drawn from a sample's generator.
 
 ActionCLIP takes the reimplementation of ildoonet/pytorch-randaugment, whose 16 operations and ranges are those of
-EfficientNet's training. torchvision's RandAugment has 14, without inversion, added solarisation and cut-out, and with one
-that does nothing; and it draws from PyTorch's global generator, which here is the model's own and which threads that
-decode must not touch. So the operations are Pillow's, as there, and the draws ours.
+EfficientNet's training. torchvision's RandAugment has 14, one of which does nothing, and none that inverts, cuts out or
+adds before it solarises; and it draws from PyTorch's global generator, which here is the model's own and which threads
+that decode must not touch. So the operations are Pillow's, as there, and the draws a sample's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def _posterize(image: Image.Image, bits: float, _rng: np.random.Generator) -> Im
 
 
 def _solarize(image: Image.Image, threshold: float, _rng: np.random.Generator) -> Image.Image:
-    return ImageOps.solarize(image, threshold)
+    return ImageOps.solarize(image, math.ceil(threshold))
 
 
 def _solarize_add(image: Image.Image, addition: float, _rng: np.random.Generator) -> Image.Image:

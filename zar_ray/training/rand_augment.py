@@ -19,7 +19,7 @@ from zar_ray.config import RandAugmentConfig
 
 _MOST = 30  # the largest magnitude
 _GREY = (125, 123, 114)  # of what is cut out, about the mean of ImageNet
-_ADDED_BELOW = 128  # SolarizeAdd inverts what is lighter than this after the addition
+_INVERTED_FROM = 128  # by SolarizeAdd, after the addition
 
 
 def rand_augment(frames: np.ndarray, options: RandAugmentConfig, rng: np.random.Generator) -> np.ndarray:
@@ -73,7 +73,7 @@ def _solarize(image: Image.Image, threshold: float, _rng: np.random.Generator) -
 
 def _solarize_add(image: Image.Image, addition: float, _rng: np.random.Generator) -> Image.Image:
     lighter = np.minimum(np.asarray(image) + addition, 255).astype(np.uint8)
-    return ImageOps.solarize(Image.fromarray(lighter), _ADDED_BELOW)
+    return ImageOps.solarize(Image.fromarray(lighter), _INVERTED_FROM)
 
 
 def _color(image: Image.Image, share: float, _rng: np.random.Generator) -> Image.Image:

@@ -255,7 +255,7 @@ class _Worker:
     def _validate(self, step: int) -> float:
         assert self.job.validation is not None
         prompts = self._with_context(self.job.validation.prompts)
-        self.network.eval()
+        self.network.eval()  # which drops nothing
         correct, videos, failed = validate(
             self.network.model, prompts, self.job.validation, self.config, self.rank, self.workers
         )

@@ -377,8 +377,15 @@ class AblateConfig(EvalConfig):
     )
 
 
+class RandAugmentConfig(Options):
+    """RandAugment (Cubuk et al., NeurIPS 2020), drawn anew for every frame, as ActionCLIP."""
+
+    operations: int = Field(default=0, ge=0, description="Operations a frame, drawn from 16; 0 for no RandAugment.")
+    magnitude: int = Field(default=9, ge=0, le=30, description="How far each goes through its range, of 30.")
+
+
 class AugmentConfig(Options):
-    """What training does to a sample's pixels; the same for all frames of a video."""
+    """What training does to a sample's pixels; the same for all frames of a video, but for RandAugment."""
 
     crop: Literal["random", "multi_scale"] = Field(
         default="random",
@@ -400,6 +407,7 @@ class AugmentConfig(Options):
         default=0.5, ge=0, le=1, description="Share of micro-batches under CutMix rather than mixup, where both are on."
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
+    rand_augment: RandAugmentConfig = later(RandAugmentConfig(), "RandAugment, before everything else.")
 
 
 class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
@@ -452,6 +460,18 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
 
     frames: int = Field(default=16, ge=1, description="Frames a video, one drawn from each of so many equal parts.")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="What is done to a sample's pixels.")
+    drop_path: float = later(
+        0.0,
+        "Stochastic depth within the towers, in training alone: the rate of the last layer, from 0 in the first. It"
+        " falls on positions of tokens, as in EZ-CLIP.",
+        ge=0,
+        lt=1,
+    )
+    attention_dropout: float = later(
+        0.0, "Dropout of the towers' attention weights, in training alone; layers share it as drop_path.", ge=0, lt=1
+    )
+    prompt_dropout: float = later(0.0, "Dropout of EZ-CLIP's temporal prompts, in training alone.", ge=0, lt=1)
+    head_dropout: float = later(0.0, "Dropout within ActionCLIP's head Transf_cls, in training alone.", ge=0, lt=1)
     batch_size: int = Field(default=256, ge=1, description="Videos a step, over all workers.")
     micro_batch: int = Field(
         default=8,

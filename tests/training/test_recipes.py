@@ -2,7 +2,7 @@
 
 import pytest
 
-from zar_ray.config import AugmentConfig, TrainConfig, conf_dir, read_yaml, validate
+from zar_ray.config import AugmentConfig, RandAugmentConfig, TrainConfig, conf_dir, identity, read_yaml, validate
 from zar_ray.training.schedule import Schedule
 
 RECIPES = sorted((conf_dir() / "train").glob("*.yaml"))
@@ -73,3 +73,33 @@ def test_coop_trains_the_context_alone():
 
 def test_the_demo_has_its_steps_whatever_its_videos():
     assert Schedule.of(recipe("demo"), 1200) == Schedule(900, 150, 25.0)
+
+
+def test_recipes_leave_nothing_out_that_is_published():
+    assert not [path.stem for path in RECIPES if "NOT BUILT" in path.read_text()]
+
+
+def test_actionclip_is_trained_under_rand_augment():
+    config = recipe("actionclip")
+    assert config.augment.rand_augment == RandAugmentConfig(operations=2, magnitude=9)
+    # The head of the published checkpoints, Transf, drops nothing, nor do the towers.
+    assert (config.drop_path, config.attention_dropout, config.head_dropout) == (0, 0, 0)
+
+
+def test_ezclip_is_trained_with_its_published_numbers():
+    config = recipe("ezclip")
+    assert (config.drop_path, config.attention_dropout, config.prompt_dropout) == (0.1, 0.1, 0.1)
+    assert config.augment.rand_augment.operations == 0
+    assert (config.batch_size, config.micro_batch, config.frames, config.motion_loss) == (80, 80, 8, 1)
+    assert (config.epochs, config.warmup_epochs, config.lr, config.betas) == (150, 5, 1e-4, (0.9, 0.98))
+
+
+def test_trainings_without_regularisation_are_what_they_were():
+    """Options that came later are no part of a training that does without them, so it is still continued."""
+    options, augment = identity(TrainConfig()), identity(TrainConfig())["augment"]
+    later = {"drop_path", "attention_dropout", "prompt_dropout", "head_dropout"}
+    assert not later & options.keys()
+    assert "rand_augment" not in augment
+    given = identity(TrainConfig(drop_path=0.1, augment={"rand_augment": {"operations": 2}}))
+    assert given["drop_path"] == 0.1
+    assert given["augment"]["rand_augment"]["operations"] == 2

@@ -1,5 +1,10 @@
-"""A training that goes on from any of its checkpoints takes the steps that it would have taken, to the bit."""
+"""A training that goes on from any of its checkpoints takes the steps that it would have taken, to the bit.
 
+So it does with what is dropped at random, which is the same whoever takes a micro-batch, and which no evaluation sees.
+"""
+
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +12,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from zar_ray.config import AugmentConfig, TrainConfig
+from zar_ray.config import AugmentConfig, RandAugmentConfig, TrainConfig
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.data.index import index_folder
 from zar_ray.training.state import TrainingState
@@ -21,34 +26,55 @@ ARCHITECTURE = {
 }
 
 
+REGULARISED = {
+    "augment": AugmentConfig(flip=0.5, rand_augment=RandAugmentConfig(operations=2)),
+    "drop_path": 0.4,
+    "attention_dropout": 0.2,
+    "prompt_dropout": 0.4,
+    "grad_checkpointing": True,
+}
+ADAPTED = {
+    **ARCHITECTURE,
+    "vision_cfg": {**ARCHITECTURE["vision_cfg"], "layers": 2},
+    "temporal_adapters": {"frames": 2},
+}
+
+
 @pytest.fixture
 def run(video_folder, monkeypatch, tmp_path):
-    """Trains in this process, from a state or from the beginning; returns the states that were reported, by step."""
+    """Trains in this process, as one of so many workers, from a state or from the beginning; returns states by step."""
     manifest = index_folder(video_folder)
-    config = TrainConfig(
-        dataset=str(video_folder),
-        architecture="tiny",
-        frames=2,
-        batch_size=8,
-        micro_batch=4,
-        steps=7,
-        warmup_steps=2,
-        lr=1e-3,
-        checkpoint_steps=2,
-        average_from=0.0,
-        augment=AugmentConfig(mixup=0.8, cutmix=1.0, flip=0.5, label_smoothing=0.1),
-    )
-    (prompts,) = prompts_of([manifest.class_names], config)
-    progress = SimpleNamespace(put=lambda message: None)
-    job = TrainingJob(config, tuple(manifest.rows()), prompts, ARCHITECTURE, 1, None, progress)
 
-    def train(start=None):
+    def train(start=None, rank=0, workers=1, validation=None, architecture=ARCHITECTURE, **options):
+        given = {"augment": AugmentConfig(mixup=0.8, cutmix=1.0, flip=0.5, label_smoothing=0.1), **options}
+        config = TrainConfig(
+            **{
+                "dataset": str(video_folder),
+                "architecture": "tiny",
+                "frames": 2,
+                "batch_size": 8,
+                "micro_batch": 4,
+                "steps": 7,
+                "warmup_steps": 2,
+                "lr": 1e-3,
+                "checkpoint_steps": 2,
+                "average_from": 0.0,
+                **given,
+            }
+        )
+        (prompts,) = prompts_of([manifest.class_names], config)
+        progress = SimpleNamespace(put=lambda message: None)
+        job = TrainingJob(config, tuple(manifest.rows()), prompts, architecture, 1, None, progress)
+        if validation is not None:
+            job = replace(job, validation=SimpleNamespace(prompts=prompts))
+            monkeypatch.setattr("zar_ray.training.worker.validate", validation)
         states = {}
 
         def report(metrics, checkpoint=None, validation=False):
-            assert checkpoint is not None
-            with checkpoint.as_directory() as folder:
-                states[metrics["step"]] = TrainingState.load(folder)
+            assert (checkpoint is None) == (rank != 0)
+            if checkpoint is not None:
+                with checkpoint.as_directory() as folder:
+                    states[metrics["step"]] = TrainingState.load(folder)
 
         checkpoint = None
         if start is not None:
@@ -56,8 +82,8 @@ def run(video_folder, monkeypatch, tmp_path):
             folder.mkdir()
             start.save(folder)
             checkpoint = ray.train.Checkpoint.from_directory(folder)
-        alone = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
-        monkeypatch.setattr(ray.train, "get_context", lambda: alone)
+        group = SimpleNamespace(get_world_rank=lambda: rank, get_world_size=lambda: workers)
+        monkeypatch.setattr(ray.train, "get_context", lambda: group)
         monkeypatch.setattr(ray.train, "get_checkpoint", lambda: checkpoint)
         monkeypatch.setattr(ray.train, "report", report)
         monkeypatch.setattr(ray.train.torch, "prepare_model", lambda model: model)
@@ -65,6 +91,21 @@ def run(video_folder, monkeypatch, tmp_path):
         return states
 
     return train
+
+
+@pytest.fixture
+def regularised(run):
+    """The same, of an EZ-CLIP that drops and augments whatever can be."""
+    return partial(run, architecture=ADAPTED, **REGULARISED)
+
+
+def same(one, other):
+    """Whether two trainings ended with the same bits."""
+    return torch.equal(one.history, other.history) and all(
+        torch.equal(ours[name], theirs[name])
+        for ours, theirs in ((one.network, other.network), (one.averaged.tensors, other.averaged.tensors))
+        for name in ours.keys() | theirs.keys()
+    )
 
 
 def test_it_goes_on_to_the_same_bits(run):
@@ -88,3 +129,42 @@ def test_it_goes_on_to_the_same_bits(run):
         for number in moments[1]:
             for name, value in moments[1][number].items():
                 assert torch.equal(moments[0][number][name], value), (number, name)
+
+
+def test_what_is_dropped_is_the_same_after_a_resumption(regularised):
+    whole = regularised()
+    torch.manual_seed(99)
+    again = regularised(whole[4])
+    assert min(again) > 4
+    assert same(again[7], whole[7])
+    assert not same(regularised(drop_path=0.0, prompt_dropout=0.0, attention_dropout=0.0)[7], whole[7])
+
+
+def test_two_workers_drop_what_one_that_accumulates_drops(regularised, monkeypatch):
+    gradients = []
+
+    def note(optimiser, closure=None):
+        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        gradients.append([parameter.grad.clone() for parameter in parameters if parameter.grad is not None])
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", note)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: None)  # of the figures that are shown
+    for rank, workers in ((0, 1), (0, 2), (1, 2)):
+        regularised(rank=rank, workers=workers, steps=1)
+    alone, first, second = gradients
+    assert len(alone) > 50
+    for whole, one, other in zip(alone, first, second, strict=True):
+        assert torch.allclose((one + other) / 2, whole, atol=1e-6)
+    assert not all(torch.allclose(one, other, atol=1e-3) for one, other in zip(first, second, strict=True))
+
+
+def test_an_evaluation_in_between_drops_nothing_and_changes_nothing(regularised):
+    seen = []
+
+    def validation(model, *_):
+        seen.append({name for name, module in model.clip.named_modules() if module.training})
+        torch.rand(1)
+        return 0, 0, 0
+
+    assert same(regularised(validation=validation)[7], regularised()[7])
+    assert seen == [set()] * 5

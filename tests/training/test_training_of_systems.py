@@ -47,6 +47,10 @@ PARTS = {
 }
 CLASSED = ("vitaclip", "xclip")  # trained against the texts of all classes
 MATCHED = [system for system in PARTS if system not in CLASSED]
+DROPPED = {
+    "ezclip": {"drop_path": 0.4, "attention_dropout": 0.2, "prompt_dropout": 0.3},
+    "Transf_cls": {"drop_path": 0.4, "attention_dropout": 0.2, "head_dropout": 0.3},
+}
 NAMES = ("spinning red star", "rising blue square", "dot")
 LABELS = (0, 1, 2, 0)
 
@@ -216,6 +220,53 @@ def test_the_head_learns_faster_by_its_multiple():
     assert {id(parameter) for parameter in groups[1]["params"]} == head
 
 
+class TestRegularisation:
+    """What is dropped comes from PyTorch's generator, in training alone; `tests/models` has where and how often."""
+
+    @pytest.mark.parametrize("system", PARTS)
+    def test_by_default_nothing_is_dropped_and_nothing_drawn(self, pixels, system):
+        network = network_of(system)
+        before = torch.get_rng_state()
+        loss = loss_of(network, pixels, system=system)
+        loss.backward()
+        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.equal(loss_of(network.eval(), pixels, system=system), loss)
+
+    @pytest.mark.parametrize("system", DROPPED)
+    def test_the_generator_settles_what_is_dropped(self, pixels, system):
+        network = network_of(system, **DROPPED[system])
+        losses = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            losses.append(loss_of(network, pixels, system=system).item())
+        assert losses[0] == losses[1] != losses[2]
+
+    @pytest.mark.parametrize("system", DROPPED)
+    def test_an_evaluation_drops_nothing(self, pixels, system):
+        network, plain = network_of(system, **DROPPED[system]), network_of(system)
+        assert not torch.equal(loss_of(network, pixels, system=system), loss_of(plain, pixels, system=system))
+        assert torch.equal(loss_of(network.eval(), pixels, system=system), loss_of(plain, pixels, system=system))
+        assert torch.equal(network.model.encode_images(pixels[0]), plain.model.encode_images(pixels[0]))
+
+    @pytest.mark.parametrize("system", DROPPED)
+    def test_activations_that_are_computed_again_drop_the_same(self, pixels, system):
+        gradients = []
+        for grad_checkpointing in (False, True):
+            network = network_of(system, grad_checkpointing=grad_checkpointing, **DROPPED[system])
+            torch.manual_seed(3)
+            loss_of(network, pixels, system=system).backward()
+            gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+        for name, gradient in gradients[0].items():
+            assert torch.allclose(gradients[1][name], gradient, atol=1e-6), name
+
+    def test_texts_that_are_kept_lose_nothing(self, pixels):
+        """Under --trains image the text tower runs once, before training."""
+        options = {"trains": "image", "loss": "classes", "template": None}
+        network, plain = network_of("meanP", drop_path=0.9, **options), network_of("meanP", **options)
+        assert torch.equal(network._text_features, plain._text_features)
+        assert not torch.equal(network(pixels), plain(pixels))
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("system", "options", "message"),
@@ -227,6 +278,8 @@ class TestRefused:
             ("Transf", {"frames": 78}, "reads views of up to 77 frames; give --frames 77"),
             ("Transf_cls", {"frames": 8}, "reads views of 3 frames, not of 8; give --frames 3"),
             ("ezclip", {"frames": 8}, "reads views of 3 frames, not of 8; give --frames 3"),
+            ("a5", {"drop_path": 0.1}, "--drop-path: --trains added trains no layers of a5's towers; leave it away"),
+            ("Transf_cls", {"trains": "text", "head_dropout": 0.1}, "--head-dropout: --trains text does not train"),
         ],
     )
     def test_options_that_do_not_fit(self, system, options, message):

@@ -32,6 +32,8 @@ from zar_ray.errors import ModelError
 
 ADAPTERS = "temporal_adapters"
 PROMPTS = "T_prompt_embeddings"
+PROMPT_DROPOUT = "prompt_dropout"
+"""Where the stack of blocks has the dropout of its prompts."""
 VIEW_FRAMES = "view_frames"
 """Where an image tower whose frames see each other says how many a view has."""
 
@@ -70,8 +72,8 @@ class AdaptedBlock(ResidualAttentionBlock):
         attn_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(n, tokens, W) to the same; keys and values are the queries'."""
-        x = self.Adapter(q_x + self.attention(self.ln_1(q_x), attn_mask=attn_mask))
-        return x + self.mlp(self.ln_2(x))
+        x = self.Adapter(q_x + self.ls_1(self.attention(self.ln_1(q_x), attn_mask=attn_mask)))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
 def attach_temporal_adapters(clip: Any, frames: int, reduction: int = _REDUCTION) -> None:
@@ -96,6 +98,7 @@ def attach_temporal_adapters(clip: Any, frames: int, reduction: int = _REDUCTION
     bound = math.sqrt(6 / (3 * math.prod(visual.conv1.kernel_size) + width))
     prompts = torch.empty(len(stack.resblocks), frames, width).uniform_(-bound, bound)
     stack.register_parameter(PROMPTS, nn.Parameter(prompts))
+    stack.add_module(PROMPT_DROPOUT, nn.Dropout(0.0))  # training's to set, see zar_ray.models.regularisation
     visual.register_parameter("temporal_embedding", nn.Parameter(torch.zeros(1, frames, width)))
     visual.ln_pre.register_forward_pre_hook(partial(_in_time, visual))
     for layer, block in enumerate(stack.resblocks):
@@ -121,9 +124,9 @@ def _in_time(visual: Any, _norm: nn.Module, inputs: tuple[torch.Tensor]) -> tupl
 
 def _see_frames(stack: Any, layer: int, block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     x = inputs[0]
-    prompts = getattr(stack, PROMPTS)[layer].to(x.dtype)
+    prompts = getattr(stack, PROMPT_DROPOUT)(getattr(stack, PROMPTS)[layer]).to(x.dtype)
     normed = block.ln_1(x.mean(dim=1).unflatten(0, (-1, len(prompts))) + prompts)
-    seen = block.attention(normed).flatten(0, 1)
+    seen = block.ls_1(block.attention(normed)).flatten(0, 1)
     return (torch.cat([x, seen[:, None].to(x.dtype)], dim=1), *inputs[1:])
 
 

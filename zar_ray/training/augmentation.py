@@ -1,7 +1,7 @@
 """What training does to the frames of a sample, between the decoder and the model: pure functions of a generator.
 
 The operations and their order are those of ViFi-CLIP's training (Rasheed et al., CVPR 2023; `datasets/pipeline.py` of
-its repository): crop, flip, colour jitter, grey.
+its repository): crop, flip, colour jitter, grey. RandAugment comes before them, as in ActionCLIP's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from zar_ray.config import AugmentConfig
+from zar_ray.training.rand_augment import rand_augment
 
 # How far the colour jitter goes; hue in turns of the colour circle.
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 0.4, 0.4, 0.2, 0.1
@@ -33,7 +34,7 @@ class Box:
 
 
 def augment(frames: np.ndarray, options: AugmentConfig, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Crops, flips and recolours the frames of one sample, all of them alike.
+    """Crops, flips and recolours the frames of one sample, all of them alike but for RandAugment, if that is on.
 
     Two things differ from ViFi-CLIP on purpose: its colour jitter draws anew for every frame of a video, where here a
     video has one; and it resizes without antialiasing, where here all resizing antialiases.
@@ -47,6 +48,8 @@ def augment(frames: np.ndarray, options: AugmentConfig, size: int, rng: np.rando
     Returns:
         uint8 (T, R, R, 3), contiguous, and never a view of the frames.
     """
+    if options.rand_augment.operations:
+        frames = rand_augment(frames, options.rand_augment, rng)
     box = draw_box(frames.shape[1], frames.shape[2], options, size, rng)
     # A copy: frames may be read-only, and kept ones must not stay in memory for the sake of a crop.
     window = np.array(frames[:, box.top : box.top + box.height, box.left : box.left + box.width])

@@ -22,6 +22,7 @@ from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts, deep_prompts
 from zar_ray.models.fusion_heads import FUSION
 from zar_ray.models.learned_context import RANDOM, LearnedContext, parse_context, save_context
 from zar_ray.models.losses import matching_losses, motion_loss
+from zar_ray.models.regularisation import attach_regularisation
 from zar_ray.models.systems import is_added
 from zar_ray.models.text import PromptedClasses, encode_tokens
 from zar_ray.models.view_prompts import VIEW_PROMPTS, own_context_of
@@ -50,7 +51,8 @@ class VideoTextModel(nn.Module):
       scale (Wasim et al., CVPR 2023), and a fusion head.
 
     But for ``all``, the token embeddings are trained from scratch only: fine-tuning leaves them as they are, as there.
-    Everything stays in evaluation mode: batch norms keep their statistics, and nothing is dropped.
+    Batch norms keep their statistics. In training mode, in which it starts, it drops what options name
+    (`zar_ray.models.regularisation`) and draws that from PyTorch's generators; in evaluation mode it drops nothing.
 
     Args:
         model: The CLIP to train, in place.
@@ -63,7 +65,7 @@ class VideoTextModel(nn.Module):
 
     Raises:
         ConfigError: A class has several texts that all classes' logits need as one, its text has no context to train,
-            or options do not fit together or the model.
+            the model has nothing that could be dropped, or options do not fit together or the model.
         ModelError: The context was learned for another model, its file is damaged, the model has prompt vectors in its
             layers and something else is to be trained, or nothing was added to it that is.
     """
@@ -125,11 +127,14 @@ class VideoTextModel(nn.Module):
                 # Vita-CLIP trains the scale of its logits beside its prompts.
                 clip.logit_scale.requires_grad_(VIEW_PROMPTS in model.architecture)
         self.register_buffer("_text_features", features, persistent=False)
+        self._dropping = attach_regularisation(model, config)
         self.train()
 
     def train(self, mode: bool = True) -> VideoTextModel:
-        """Stays in evaluation mode, see the class."""
+        """Sets what drops to training or to evaluation; everything else stays in evaluation mode, see the class."""
         super().train(False)
+        for module in self._dropping:
+            module.train(mode)
         for module in self.modules():
             if isinstance(module, nn.RNNBase):  # which drops nothing here, and cuDNN's has gradients in training only
                 module.train(mode)

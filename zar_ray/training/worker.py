@@ -256,9 +256,11 @@ class _Worker:
     def _validate(self, step: int) -> float:
         assert self.job.validation is not None
         prompts = self._with_context(self.job.validation.prompts)
+        self.network.eval()  # which drops nothing
         correct, videos, failed = validate(
             self.network.model, prompts, self.job.validation, self.config, self.rank, self.workers
         )
+        self.network.train()
         found = Validated(step, self.job.epochs(step), correct, videos, failed)
         self.validations = (*self.validations, found)
         if self.rank == 0:

@@ -1,0 +1,159 @@
+"""RandAugment (Cubuk et al., NeurIPS 2020), as ActionCLIP's training has it, drawn from a sample's generator.
+
+ActionCLIP takes the reimplementation of ildoonet/pytorch-randaugment, whose 16 operations and ranges are those of
+EfficientNet's training. torchvision's RandAugment has 14, one of which does nothing, and none that inverts, cuts out or
+adds before it solarises; and it draws from PyTorch's global generator, which here is the model's own and which threads
+that decode must not touch. So the operations are Pillow's, as there, and the draws a sample's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+
+from zar_ray.config import RandAugmentConfig
+
+_MOST = 30  # the largest magnitude
+_GREY = (125, 123, 114)  # of what is cut out, about the mean of ImageNet
+_INVERTED_FROM = 128  # by SolarizeAdd, after the addition
+
+
+def rand_augment(frames: np.ndarray, options: RandAugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """Changes each frame by operations of its own, drawn with replacement, all at one magnitude.
+
+    A shear, a translation or a rotation goes either way, by a draw; what comes into the frame is black. Lengths are
+    pixels of the frames as they are.
+
+    Args:
+        frames: uint8 (T, H, W, 3); left as they are.
+        options: How many operations, and how far they go.
+        rng: What to draw from.
+
+    Returns:
+        uint8 (T, H, W, 3), a new array.
+    """
+    changed = []
+    for frame in frames:
+        image = Image.fromarray(frame)
+        for number in rng.integers(len(OPERATIONS), size=options.operations):
+            operation = OPERATIONS[number]
+            amount = operation.least + options.magnitude / _MOST * (operation.most - operation.least)
+            image = operation.change(image, amount, rng)
+        changed.append(np.asarray(image))
+    return np.stack(changed)
+
+
+def _auto_contrast(image: Image.Image, _amount: float, _rng: np.random.Generator) -> Image.Image:
+    return ImageOps.autocontrast(image)
+
+
+def _equalize(image: Image.Image, _amount: float, _rng: np.random.Generator) -> Image.Image:
+    return ImageOps.equalize(image)
+
+
+def _invert(image: Image.Image, _amount: float, _rng: np.random.Generator) -> Image.Image:
+    return ImageOps.invert(image)
+
+
+def _rotate(image: Image.Image, degrees: float, rng: np.random.Generator) -> Image.Image:
+    return image.rotate(_either_way(degrees, rng))
+
+
+def _posterize(image: Image.Image, bits: float, _rng: np.random.Generator) -> Image.Image:
+    return ImageOps.posterize(image, max(1, int(bits)))
+
+
+def _solarize(image: Image.Image, threshold: float, _rng: np.random.Generator) -> Image.Image:
+    return ImageOps.solarize(image, math.ceil(threshold))
+
+
+def _solarize_add(image: Image.Image, addition: float, _rng: np.random.Generator) -> Image.Image:
+    lighter = np.minimum(np.asarray(image) + addition, 255).astype(np.uint8)
+    return ImageOps.solarize(Image.fromarray(lighter), _INVERTED_FROM)
+
+
+def _color(image: Image.Image, share: float, _rng: np.random.Generator) -> Image.Image:
+    return ImageEnhance.Color(image).enhance(share)
+
+
+def _contrast(image: Image.Image, share: float, _rng: np.random.Generator) -> Image.Image:
+    return ImageEnhance.Contrast(image).enhance(share)
+
+
+def _brightness(image: Image.Image, share: float, _rng: np.random.Generator) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(share)
+
+
+def _sharpness(image: Image.Image, share: float, _rng: np.random.Generator) -> Image.Image:
+    return ImageEnhance.Sharpness(image).enhance(share)
+
+
+def _shear_x(image: Image.Image, share: float, rng: np.random.Generator) -> Image.Image:
+    return _moved(image, (1, _either_way(share, rng), 0, 0, 1, 0))
+
+
+def _shear_y(image: Image.Image, share: float, rng: np.random.Generator) -> Image.Image:
+    return _moved(image, (1, 0, 0, _either_way(share, rng), 1, 0))
+
+
+def _cut_out(image: Image.Image, side: float, rng: np.random.Generator) -> Image.Image:
+    left, top = (int(max(0, rng.uniform(0, length) - side / 2)) for length in image.size)
+    right, bottom = min(image.width, left + side), min(image.height, top + side)
+    cut = image.copy()
+    ImageDraw.Draw(cut).rectangle((left, top, right, bottom), _GREY)
+    return cut
+
+
+def _translate_x(image: Image.Image, pixels: float, rng: np.random.Generator) -> Image.Image:
+    return _moved(image, (1, 0, _either_way(pixels, rng), 0, 1, 0))
+
+
+def _translate_y(image: Image.Image, pixels: float, rng: np.random.Generator) -> Image.Image:
+    return _moved(image, (1, 0, 0, 0, 1, _either_way(pixels, rng)))
+
+
+def _moved(image: Image.Image, backwards: tuple[float, ...]) -> Image.Image:
+    """Each pixel from where an affine map, six numbers by rows, says that it was."""
+    return image.transform(image.size, Image.Transform.AFFINE, backwards)
+
+
+def _either_way(amount: float, rng: np.random.Generator) -> float:
+    return -amount if rng.random() > 0.5 else amount
+
+
+class Operation(NamedTuple):
+    """An operation of RandAugment's.
+
+    Attributes:
+        change: Makes a new image of an image, an amount and a generator.
+        least: Its amount at magnitude 0.
+        most: Its amount at the largest magnitude.
+    """
+
+    change: Callable[[Image.Image, float, np.random.Generator], Image.Image]
+    least: float
+    most: float
+
+
+OPERATIONS = (
+    Operation(_auto_contrast, 0, 1),
+    Operation(_equalize, 0, 1),
+    Operation(_invert, 0, 1),
+    Operation(_rotate, 0, 30),
+    Operation(_posterize, 0, 4),
+    Operation(_solarize, 0, 256),
+    Operation(_solarize_add, 0, 110),
+    Operation(_color, 0.1, 1.9),
+    Operation(_contrast, 0.1, 1.9),
+    Operation(_brightness, 0.1, 1.9),
+    Operation(_sharpness, 0.1, 1.9),
+    Operation(_shear_x, 0, 0.3),
+    Operation(_shear_y, 0, 0.3),
+    Operation(_cut_out, 0, 40),
+    Operation(_translate_x, 0, 100),
+    Operation(_translate_y, 0, 100),
+)

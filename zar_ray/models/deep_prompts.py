@@ -23,6 +23,7 @@ from open_clip.transformer import VisionTransformer
 from torch import nn
 
 from zar_ray.errors import ModelError
+from zar_ray.models.parts import Part
 
 SIZES = "deep_prompts"
 DEVIATION = 0.02  # of new vectors, as in the official code
@@ -93,3 +94,7 @@ def _replace_last(tower: Any, layer: int, _block: nn.Module, inputs: tuple[Any, 
 
 def _replace_context(tower: Any, layer: int, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (with_layer_prompts(inputs[0], tower.deep_prompts, layer, 1), *inputs[1:])
+
+
+# `--trains prompts` trains them.
+PART = Part(SIZES, attach_deep_prompts, shapes_tell=True)

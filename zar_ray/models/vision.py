@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from zar_ray.models.blocks import Block, Norm, unfit_block
 from zar_ray.models.deep_prompts import deep_prompts_of, with_first_prompts, with_layer_prompts
-from zar_ray.models.temporal_adapters import frames_of
+from zar_ray.models.parts import frames_of
 
 
 def unfit_vision(visual: nn.Module) -> str | None:

@@ -15,6 +15,7 @@ a model with them bears their sizes under ``deep_prompts``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -81,6 +82,12 @@ def with_layer_prompts(x: torch.Tensor, prompts: torch.Tensor | None, layer: int
 def with_first_prompts(x: torch.Tensor, prompts: torch.Tensor | None) -> torch.Tensor:
     """An image's tokens (B, tokens, W) before the first norm, with a tower's vectors behind them if it has any."""
     return x if prompts is None else torch.cat([x, prompts[0].to(x.dtype).expand(len(x), -1, -1)], dim=1)
+
+
+def has_other_hooks(modules: Iterable[nn.Module]) -> bool:
+    """Whether something hooks into modules of a tower besides what puts prompt vectors there."""
+    hooks = (hook for one in modules for hook in (*one._forward_pre_hooks.values(), *one._forward_hooks.values()))
+    return any(getattr(hook, "func", None) not in (_append, _replace_last, _replace_context) for hook in hooks)
 
 
 def _append(tower: Any, _norm: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

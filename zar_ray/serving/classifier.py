@@ -77,9 +77,10 @@ class Classifier:
         """Classifies a grey video with every method, so that the first request finds everything loaded.
 
         Raises:
-            ConfigError: A method or the options cannot be used with the model.
+            ConfigError: See `require_served`.
             RequestError: A method fails.
         """
+        require_served(self.model, self.config)
         size = self.model.preprocessing.input_size
         info = VideoInfo(_WARM_UP_FRAMES, 25.0, size, size, _WARM_UP_FRAMES / 25, "none")
         for method in self.config.methods:
@@ -175,6 +176,31 @@ class Classifier:
             return explain(job, outcome, case, classes), None
         except ModelError as error:
             return None, str(error)
+
+
+def require_served(model: ClipModel, config: ServeConfig) -> None:
+    """Refuses a model that could not answer what the service's options let requests ask; no image is encoded for it.
+
+    Args:
+        model: The model.
+        config: The service's options.
+
+    Raises:
+        ConfigError: The model reads views of other lengths, cannot read labels under the options, or a method cannot
+            serve it.
+    """
+    model.require_frames(config.views.eval_frames, "views.eval_frames")
+    if any(get_method(name).needs_views for name in config.methods):
+        model.require_frames(config.views.frames, "views.frames")
+    texts = TextCache(model, 1)
+    for name in config.methods:
+        options = config.adaptation(name, config.seed, config.zar.steps, None)
+        prompts = prompts_of([_WARM_UP_LABELS], options)
+        texts(*prompts, options.class_position)
+        try:
+            VideoAdapter(model, prompts, (name,), options, classes_of=texts)
+        except (ConfigError, ModelError) as error:
+            raise ConfigError(f"methods: leave {name} out: {error}") from None
 
 
 class TextCache:

@@ -11,14 +11,13 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 import yaml
-from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
@@ -37,16 +36,6 @@ from zar_ray.config import (
     ZarConfig,
 )
 from zar_ray.errors import ConfigError, TrackingError, ZarError, suggestion
-
-if TYPE_CHECKING:
-    from zar_ray.client import Client
-    from zar_ray.serving.schema import RankedLabel
-
-
-# What a request to a service can say; all else that decides about numbers is the service's own.
-_ASKED = {"videos", "labels", "method", "template", "seed", "zar.steps", "top_k", "json_lines", "server", "token"}
-# What a service says of a file, which costs that file alone.
-_FILE_PROBLEMS = {"unusable-video", "video-too-large", "body-too-large", "internal-error", "timeout"}
 
 
 def _command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
@@ -151,8 +140,10 @@ def predict_command(argv: Sequence[str]) -> int:
     if options.labels is None:
         raise ConfigError('zar predict: give the candidate classes with --labels "a,b,c" or a file with one a line')
     if options.server is not None:
-        _require_asked(options, argv)
-        return _predict_on_server(options, options.server, invocation.dry_run)
+        from zar_ray.remote_prediction import predict_on_server, require_asked
+
+        require_asked(options, argv)
+        return predict_on_server(options, options.server, invocation.dry_run)
     if options.token is not None:
         raise ConfigError("zar predict: --token goes with --server")
     from zar_ray.adaptation.methods import get_method
@@ -177,93 +168,6 @@ def predict_command(argv: Sequence[str]) -> int:
         else:
             print_ranking(ranking, console, random_weights=model.random_weights)
     return 1 if failed else 0
-
-
-@dataclass(frozen=True)
-class _ServedRanking:
-    """What `zar_ray.evaluation.predict.Ranking` is, whose module loads PyTorch."""
-
-    video: str
-    method: str
-    before: tuple[RankedLabel, ...]
-    after: tuple[RankedLabel, ...]
-    warning: str | None = None
-    error: str | None = None
-
-
-def _require_asked(options: PredictConfig, argv: Sequence[str]) -> None:
-    """Refuses options that a service decides, be they on the command line or in a file."""
-    default, chosen = _flat(PredictConfig().model_dump()), _flat(options.model_dump())
-    # An option's own default may not be the service's.
-    words = {word.partition("=")[0][2:].replace("-", "_").removeprefix("no_") for word in argv if word[:2] == "--"}
-    if "views" in words:
-        words.add("views.eval_views")
-    idle = [name for name in default if name not in _ASKED and (chosen[name] != default[name] or name in words)]
-    if idle:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
-        raise ConfigError(f"zar predict: the service at --server decides {names}; leave out what it decides")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def _predict_on_server(options: PredictConfig, url: str, dry_run: bool) -> int:
-    """`zar predict` by a service, without PyTorch and Ray."""
-    from zar_ray.client import Client
-    from zar_ray.data.datasets import parse_class_names
-    from zar_ray.reporting.tables import print_ranking
-
-    labels = parse_class_names(options.labels or "")
-    with Client(url, options.token or os.environ.get("ZAR_TOKEN") or None) as client:
-        if dry_run:
-            print(
-                f"{len(options.videos)} videos, {len(labels)} labels, methods {', '.join(options.method)}, {client.url}"
-            )
-            return 0
-        # Before any file is sent: it also tells whether the service is there and lets us in.
-        random_weights = any(model.random_weights for model in client.models().models)
-        console = Console(highlight=False)
-        failed = 0
-        for ranking in _served(client, labels, options):
-            failed += ranking.error is not None
-            if options.json_lines:
-                values = {**asdict(ranking), "random_weights": random_weights}
-                print(json.dumps(values, ensure_ascii=False, default=BaseModel.model_dump))
-            else:
-                print_ranking(ranking, console, random_weights=random_weights)
-    return 1 if failed else 0
-
-
-def _served(client: Client, labels: tuple[str, ...], options: PredictConfig) -> Iterator[_ServedRanking]:
-    """One ranking a file and method, in the order given, as `zar_ray.evaluation.predict.predict` yields them."""
-    from zar_ray.client import ServiceError
-
-    for video in options.videos:
-        for method in options.method:
-            try:
-                answer = client.classify(
-                    video,
-                    labels,
-                    template=options.template,
-                    method=method,
-                    top_k=options.top_k,
-                    steps=options.zar.steps,
-                    seed=options.seed,
-                )
-            except OSError as error:
-                missing = isinstance(error, FileNotFoundError)
-                reason = "no such file" if missing else f"cannot be read: {error.strerror or error}"
-                yield _ServedRanking(video, method, (), (), error=reason)
-            except ServiceError as error:
-                if error.code not in _FILE_PROBLEMS:
-                    raise
-                yield _ServedRanking(video, method, (), (), error=error.detail)
-            else:
-                yield _ServedRanking(video, method, answer.before, answer.after, warning=answer.video.warning)
 
 
 @_command

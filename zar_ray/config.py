@@ -209,8 +209,8 @@ class ModelOptions(Options):
 
     model: str = Field(
         default="ViT-B-16-quickgelu",
-        description="An open_clip model name (OpenAI weights need -quickgelu), or a published system: actionclip,"
-        " ezclip, a5, vitaclip or xclip.",
+        description="An open_clip model name (OpenAI weights need -quickgelu), or a published system: vificlip,"
+        " actionclip, ezclip, a5, vitaclip or xclip.",
     )
     pretrained: str | None = Field(
         default="openai",

@@ -51,9 +51,13 @@ class VideoError(ZarError):
 
 
 def suggestion(value: str, known: Iterable[str]) -> str:
-    """Returns `; did you mean "x"?` for a near miss, otherwise the known values, ready to append to a message."""
+    """Returns `; did you mean "x"?` for a near miss, otherwise the known values, ready to append to a message.
+
+    Upper and lower case make no difference to what is near.
+    """
     known = sorted(known)
-    near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+    folded = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(value.casefold(), folded, n=1, cutoff=0.5)
     if near:
-        return f'; did you mean "{near[0]}"?'
+        return f'; did you mean "{folded[near[0]]}"?'
     return f"; known: {', '.join(known)}" if known else ""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+import shutil
 
 import av
 import numpy as np
 import pytest
+import ray.train
 import yaml
+from ray.train import Checkpoint, ScalingConfig
 from rich.console import Console
 
 from zar_ray.config import EvalConfig, ModelOptions, TrainConfig
 from zar_ray.errors import ZarError
 from zar_ray.evaluation.job import run_evaluation
+from zar_ray.evaluation.model_table import run_models
 from zar_ray.models.loading import load_model
+from zar_ray.training import job as training_job
 from zar_ray.training.job import run_training
 
 pytestmark = pytest.mark.slow
@@ -25,6 +30,8 @@ TINY = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
 }
 SYSTEMS = {
+    "vificlip": ({}, {"trains": "both", "lr": 3e-3}),
+    "prompted": ({}, {"trains": "prompts", "prompt_vectors": 2, "prompt_depth": 2, "lr": 0.1}),
     "actionclip": (
         {"fusion": {"head": "Transf", "layers": 1}, "evaluation_scale": 100},
         {"loss": "matching", "trains": "all", "template": "actionclip", "fusion_lr": 2.0, "lr": 3e-3},
@@ -40,8 +47,13 @@ SYSTEMS = {
     "vitaclip": ({"view_prompts": {"frames": 4}}, {"trains": "added", "lr": 3e-3}),
     "xclip": ({"cross_frames": {"frames": 4}}, {"trains": "image", "fusion_lr": 2.0, "lr": 3e-3}),
 }
-TUNED = ("actionclip", "ezclip", "vitaclip")
+TUNED = ("vificlip", "prompted", "actionclip", "ezclip", "vitaclip")
 WHOLE = ("ezclip", "vitaclip", "xclip")
+# Trained in processes of its own, whose start takes longer than all steps. For the others Ray Train runs the same loop
+# in this process; tests/integration/test_training.py has processes for the other loss.
+LAUNCHED = ("ezclip",)
+STEPS = 40
+VIEWS = {"frames": 4, "eval_frames": 4, "views_per_rate": 2, "crops": 1}
 
 
 @pytest.fixture(scope="module")
@@ -62,50 +74,102 @@ def videos(tmp_path_factory):
     return root
 
 
+def train_in_this_process(patch, folder):
+    """Has Ray Train run its loop here (its local mode), which leaves a reported checkpoint where it was made."""
+    report = ray.train.report
+
+    def keep(metrics, checkpoint=None, **more):
+        kept = folder / f"step-{metrics['step']}"
+        with checkpoint.as_directory() as made:
+            shutil.copytree(made, kept, dirs_exist_ok=True)
+        report(metrics, checkpoint=Checkpoint.from_directory(kept), **more)
+
+    patch.setattr(ray.train, "report", keep)
+    patch.setattr(training_job, "ScalingConfig", lambda num_workers, **rest: ScalingConfig(num_workers=0))
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster, videos, tmp_path_factory):
+    """Trains a system once: its file, what the training returned, and the loss of its first step."""
+    root, made = tmp_path_factory.mktemp("trained"), {}
+
+    def train(system):
+        if system in made:
+            return made[system]
+        parts, options = SYSTEMS[system]
+        (root / f"{system}.yaml").write_text(yaml.safe_dump({**TINY, **parts}))
+        config = TrainConfig(
+            dataset=str(videos),
+            architecture=str(root / f"{system}.yaml"),
+            frames=4,
+            batch_size=6,
+            micro_batch=6,
+            steps=STEPS,
+            warmup_steps=2,
+            decays="all",
+            cache_frames=4,
+            validation=str(videos),
+            validation_epochs=1000,
+            output=root / f"{system}.safetensors",
+            storage=str(root / "storage"),
+            mlflow=False,
+            **options,
+        )
+        said = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            if system not in LAUNCHED:
+                train_in_this_process(patch, root / f"{system}-checkpoints")
+            result = run_training(config, Console(file=said, width=200))
+        first = float(said.getvalue().split(f"step 1/{STEPS}  loss ")[1].split()[0])
+        made[system] = config.output, result, first
+        return made[system]
+
+    return train
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_it_trains_and_its_file_evaluates_and_is_tuned(ray_cluster, videos, tmp_path, system):
-    parts, options = SYSTEMS[system]
-    (tmp_path / f"{system}.yaml").write_text(yaml.safe_dump({**TINY, **parts}))
-    config = TrainConfig(
-        dataset=str(videos),
-        architecture=str(tmp_path / f"{system}.yaml"),
-        frames=4,
-        batch_size=6,
-        micro_batch=6,
-        steps=40,
-        warmup_steps=2,
-        decays="all",
-        cache_frames=4,
-        validation=str(videos),
-        validation_epochs=1000,
-        output=tmp_path / "trained.safetensors",
-        storage=str(tmp_path / "storage"),
-        mlflow=False,
-        **options,
-    )
-    said = io.StringIO()
-    result = run_training(config, Console(file=said, width=200))
-    first = float(said.getvalue().split("step 1/40  loss ")[1].split()[0])
+def test_it_trains_and_its_file_is_the_system(trained, system):
+    file, result, first = trained(system)
+    assert result.steps == STEPS
     assert result.loss < first
     assert result.validations[-1].failed == 0
-
-    model = load_model(ModelOptions(checkpoint=config.output, device="cpu"))
+    model = load_model(ModelOptions(checkpoint=file, device="cpu"))
+    assert (model.name, model.random_weights) == (system, False)
     assert model.frame_independent == (system not in WHOLE)
-    methods = ("zero_shot", "zar") if system in TUNED else ("zero_shot",)
-    evaluation = EvalConfig(
+
+
+@pytest.mark.parametrize(
+    ("methods", "systems"),
+    [(("zero_shot", "zar"), TUNED), (("zero_shot",), [system for system in SYSTEMS if system not in TUNED])],
+    ids=["tuned", "not tuned"],
+)
+def test_the_files_evaluate_side_by_side(trained, videos, tmp_path, methods, systems):
+    files = [trained(system)[0] for system in systems]
+    options = EvalConfig(
         dataset=str(videos),
-        checkpoint=config.output,
+        models=[str(file) for file in files],
         method=methods,
-        views={"frames": 4, "eval_frames": 4, "views_per_rate": 2, "crops": 1},
+        views=VIEWS,
         output=str(tmp_path / "runs"),
         mlflow=False,
     )
-    summary = run_evaluation(evaluation, Console(file=io.StringIO()))
-    assert tuple(case.method for case in summary.cases) == methods
-    assert {case.headline.videos for case in summary.cases} == {result.validations[-1].videos}
-    assert summary.model_fingerprint == model.fingerprint
-    if system == "ezclip":
-        with pytest.raises(ZarError, match=r"--features: .* encodes a view as a whole"):
-            run_evaluation(
-                evaluation.model_copy(update={"features": str(tmp_path / "features")}), Console(file=io.StringIO())
-            )
+    table = run_models(options, Console(file=io.StringIO()))
+    for system, file, summary in zip(systems, files, table.runs, strict=True):
+        assert tuple(case.method for case in summary.cases) == methods
+        expected = trained(system)[1].validations[-1].videos
+        assert {case.headline.videos for case in summary.cases} == {expected} == {9}
+        assert summary.model_fingerprint == load_model(ModelOptions(checkpoint=file, device="cpu")).fingerprint
+
+
+def test_features_of_images_are_not_kept_where_a_view_is_a_whole(trained, videos, tmp_path):
+    options = EvalConfig(
+        dataset=str(videos),
+        checkpoint=trained("ezclip")[0],
+        method=("zero_shot",),
+        views=VIEWS,
+        features=str(tmp_path / "features"),
+        output=str(tmp_path / "runs"),
+        mlflow=False,
+    )
+    with pytest.raises(ZarError, match=r"--features: .* encodes a view as a whole"):
+        run_evaluation(options, Console(file=io.StringIO()))

@@ -37,6 +37,20 @@ def test_misspelt_model_suggests_the_right_one():
         named_architecture("ViT-B-16-quikgelu")
 
 
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [("actoinclip", "actionclip"), ("vificlp", "vificlip"), ("ViFi-CLIP", "vificlip"), ("vita-clip", "vitaclip")],
+)
+def test_misspelt_systems_suggest_the_systems(misspelt, meant):
+    with pytest.raises(ModelError, match=f'no model is called "{misspelt}"; did you mean "{meant}"'):
+        named_architecture(misspelt)
+
+
+def test_a_system_is_no_architecture():
+    with pytest.raises(ModelError, match=r'"ezclip" is a published system, .* as ViT-B-16-quickgelu'):
+        named_architecture("ezclip")
+
+
 def test_foreign_state_dict_is_refused_by_what_it_lacks():
     with pytest.raises(ModelError, match=r"here: not a CLIP checkpoint: it lacks text_projection .*layer\.weight"):
         infer_architecture({"layer.weight": open_clip.CLIP.__init__.__defaults__}, "here")  # type: ignore[dict-item]

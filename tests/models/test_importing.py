@@ -142,7 +142,8 @@ class TestVificlip:
         model = load_model(ModelOptions(checkpoint=vificlip(), device="cpu"))
         plan_import(vificlip(), base[0]).write(tmp_path / "o.safetensors")
         imported = load_model(ModelOptions(checkpoint=tmp_path / "o.safetensors", device="cpu"))
-        assert model.fingerprint == imported.fingerprint
+        by_name = load_model(ModelOptions(model="vificlip", checkpoint=vificlip(), device="cpu"))
+        assert model.fingerprint == imported.fingerprint == by_name.fingerprint
         assert model.preprocessing == imported.preprocessing
 
     @pytest.mark.parametrize("pretrained", ["openai", "random", None])
@@ -182,7 +183,7 @@ class TestDeepPrompts:
         read = read_checkpoint(tmp_path / "o.safetensors")
         assert read.architecture[SIZES] == {"vectors": 3, "depth": 2}
         assert same(read.tensors, tensors)
-        model = load_model(ModelOptions(checkpoint=tmp_path / "o.safetensors", device="cpu"))
+        model = load_model(ModelOptions(model="vificlip", checkpoint=tmp_path / "o.safetensors", device="cpu"))
         pixels = torch.randn(2, 3, 32, 32)
         assert torch.allclose(model.encode_images(pixels), clip.encode_image(pixels), atol=1e-5)
         assert torch.equal(PromptedClasses(model, ["run", "jump"]).initial_context, tensors[SIZES][0])

@@ -146,6 +146,8 @@ def test_weights_of_a_tag_bring_their_own_activation(monkeypatch, tmp_path, aske
     ("options", "message"),
     [
         ({"model": "ViT-B-16-quikgelu"}, 'did you mean "ViT-B-16-quickgelu"'),
+        ({"model": "actoinclip"}, 'did you mean "actionclip"'),
+        ({"model": "vificlp", "checkpoint": "mine.safetensors"}, 'did you mean "vificlip"'),
         ({"pretrained": "opnai"}, 'has no weights called "opnai"; did you mean "openai"'),
         ({"pretrained": None}, "no weights are named; give --checkpoint FILE"),
         ({"model": "ViT-B-16-SigLIP", "pretrained": "webli"}, "squeezed into a square"),

@@ -1,4 +1,4 @@
-"""`--model actionclip` and `--model ezclip`: from a plain CLIP, from their own files, and from each other's."""
+"""`--model NAME` of published systems: from a plain CLIP, from their own files, and from each other's."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch
 from zar_ray.config import ModelOptions
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models import systems
-from zar_ray.models.architecture import build_clip
+from zar_ray.models.architecture import build_clip, named_architecture, read_architecture
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.models.loading import load_model
-from zar_ray.models.systems import find_system, known_systems, read_architecture
+from zar_ray.models.systems import find_system, known_systems
+from zar_ray.training.inputs import load_architecture
 from zar_ray.video.transforms import Preprocessing
 
 
@@ -26,7 +27,7 @@ def load(checkpoint, name):
 
 
 def test_the_shipped_systems_build_on_a_clip_of_open_clips():
-    assert known_systems() == ("a5", "actionclip", "ezclip", "vitaclip", "xclip")
+    assert known_systems() == ("a5", "actionclip", "ezclip", "vificlip", "vitaclip", "xclip")
     assert {find_system(name).clip for name in known_systems()} == {"ViT-B-16-quickgelu"}
     assert find_system("ViT-B-16-quickgelu") is None
     assert find_system("demo") is None  # an architecture to train from scratch
@@ -52,6 +53,38 @@ def test_a_systems_own_checkpoint_is_taken_as_it_is(plain, tmp_path):
         assert (loaded.name, loaded.fingerprint, loaded.random_weights) == ("ez", ours.fingerprint, False)
     with pytest.raises(ModelError, match="ez: has temporal_adapters, which --model actionclip has not; leave --model"):
         load(tmp_path / "ez.safetensors", "actionclip")
+
+
+@pytest.mark.parametrize("prompted", [False, True])
+def test_vificlip_takes_its_checkpoints_with_prompts_and_without(tmp_path, architecture, prompted):
+    """Both kinds, in zar-ray's format; `tests/models/test_importing.py` has the published files."""
+    architecture |= {"deep_prompts": {"vectors": 3, "depth": 2}} if prompted else {}
+    own = Preprocessing(32, short_side=36, interpolation="bilinear")
+    save_checkpoint(build_clip(architecture), architecture, own, tmp_path / "vifi.safetensors", {"name": "vifi"})
+    loaded = load(tmp_path / "vifi.safetensors", "vificlip")
+    assert (loaded.name, loaded.preprocessing, loaded.random_weights) == ("vifi", own, False)
+    assert loaded.architecture == architecture
+
+
+def test_vificlip_starts_from_a_plain_clip_as_it_is(plain, architecture):
+    loaded = load(plain, "vificlip")
+    assert (loaded.name, loaded.architecture, loaded.random_weights) == ("plain", architecture, False)
+    assert (find_system("vificlip").additions, find_system("vificlip").optional) == ({}, ("deep_prompts",))
+    assert load_architecture("vificlip") == named_architecture("ViT-B-16-quickgelu")
+
+
+@pytest.mark.parametrize(
+    ("parts", "asked", "message"),
+    [
+        ({"fusion": {"head": "LSTM"}}, "vificlip", "has fusion, which --model vificlip has not; leave --model away"),
+        ({"deep_prompts": {"vectors": 2, "depth": 1}}, "actionclip", "has deep_prompts, which --model actionclip"),
+    ],
+)
+def test_vificlip_is_told_apart_from_the_others(tmp_path, architecture, parts, asked, message):
+    architecture |= parts
+    save_checkpoint(build_clip(architecture), architecture, Preprocessing(32), tmp_path / "o.safetensors")
+    with pytest.raises(ModelError, match=message):
+        load(tmp_path / "o.safetensors", asked)
 
 
 def test_untrained_weights_can_be_asked_for(monkeypatch, tmp_path):

@@ -75,6 +75,12 @@ def test_mistakes_are_one_line(args, said, monkeypatch, tmp_path):
         app(args)
 
 
-def test_all_three_are_bound():
-    bound = build(ServeConfig())
+def test_a_model_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/anywhere/bin/serve", "run"])
+    with pytest.raises(SystemExit, match=r"zar: .*gone\.safetensors: no such checkpoint file"):
+        app({"checkpoint": "/nowhere/gone.safetensors"})
+
+
+def test_all_three_are_bound(tiny_checkpoint):
+    bound = build(ServeConfig(checkpoint=tiny_checkpoint))
     assert bound._bound_deployment.name == "ingress"

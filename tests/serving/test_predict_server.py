@@ -14,9 +14,10 @@ import pytest
 import uvicorn
 from serving_backends import LocalBackend
 
-from zar_ray.cli import _ServedRanking, main
+from zar_ray.cli import main
 from zar_ray.config import AdaptationOptions, PredictConfig, identity
 from zar_ray.evaluation.predict import Ranking
+from zar_ray.remote_prediction import ASKED, ServedRanking
 from zar_ray.serving.http_app import build_app
 from zar_ray.serving.options import ServeConfig
 
@@ -189,15 +190,13 @@ def test_a_dry_run_asks_nobody(predict):
 
 def test_every_option_is_either_asked_or_the_server_s():
     """A new option of the model must not be passed over in silence."""
-    from zar_ray.cli import _ASKED
-
     own = set(PredictConfig.model_fields) - set(AdaptationOptions.model_fields)
-    assert _ASKED - own == {"method", "template", "seed", "zar.steps"}
-    assert own <= _ASKED
+    assert ASKED - own == {"method", "template", "seed", "zar.steps"}
+    assert own <= ASKED
 
 
 def test_a_served_ranking_has_the_same_fields():
-    assert list(_ServedRanking.__annotations__) == list(Ranking.__annotations__)
+    assert list(ServedRanking.__annotations__) == list(Ranking.__annotations__)
 
 
 def test_loads_neither_ray_nor_pytorch(service, videos):

@@ -2,26 +2,32 @@
 
 An architecture is a mapping in the form of open_clip's model configs: ``embed_dim``, ``vision_cfg``, ``text_cfg``
 and, for OpenAI's activation, ``quick_gelu``. What a published system adds to CLIP bears a word of its own beside
-them, whose settings are the arguments of what attaches it (`PARTS`); ``evaluation_scale`` is what cosines are
+them, with its settings (`PARTS`); ``evaluation_scale`` is what cosines are
 multiplied by where that is not what was learnt.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 
-from zar_ray.errors import ModelError, suggestion
-from zar_ray.models.cross_frames import CROSS_FRAMES, attach_cross_frames
-from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts
-from zar_ray.models.fusion_heads import FUSION, attach_fusion
-from zar_ray.models.learned_texts import LEARNED_TEXTS, attach_learned_texts
-from zar_ray.models.temporal_adapters import ADAPTERS, attach_temporal_adapters
-from zar_ray.models.view_prompts import VIEW_PROMPTS, attach_view_prompts
+from zar_ray.config import read_yaml
+from zar_ray.errors import ConfigError, ModelError, suggestion
+from zar_ray.models import (
+    cross_frames,
+    deep_prompts,
+    fusion_heads,
+    learned_texts,
+    temporal_adapters,
+    view_prompts,
+)
+from zar_ray.models.parts import Part
+from zar_ray.models.systems import CLIP, OPTIONAL, find_system, known_systems
 
 Architecture = Mapping[str, Any]
 
@@ -29,15 +35,16 @@ QUICKGELU_SUFFIX = "-quickgelu"
 HEAD_WIDTH = 64  # of every CLIP that OpenAI published
 
 EVALUATION_SCALE = "evaluation_scale"
-PARTS: Mapping[str, Callable[..., None]] = {
-    SIZES: attach_deep_prompts,
-    FUSION: attach_fusion,
-    ADAPTERS: attach_temporal_adapters,
-    LEARNED_TEXTS: attach_learned_texts,
-    VIEW_PROMPTS: attach_view_prompts,
-    CROSS_FRAMES: attach_cross_frames,
-}
-"""What an architecture may add to CLIP, by its word, and what puts it into an open_clip CLIP."""
+_ALL = (
+    deep_prompts.PART,
+    fusion_heads.PART,
+    temporal_adapters.PART,
+    learned_texts.PART,
+    view_prompts.PART,
+    cross_frames.PART,
+)
+PARTS: dict[str, Part] = {part.word: part for part in _ALL}
+"""What an architecture may add to CLIP, by its word."""
 
 # What a text tower may not be: the context vectors need a causal transformer over CLIP's own tokens that ends in the
 # end-of-text token, which these options change.
@@ -55,12 +62,33 @@ def named_architecture(name: str) -> dict[str, Any]:
     """The architecture of an open_clip model name, such as ``ViT-B-16-quickgelu``.
 
     Raises:
-        ModelError: open_clip knows no such model; the message suggests the nearest name.
+        ModelError: open_clip knows no such model; the message suggests the nearest name, published systems' included.
     """
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
-        raise ModelError(f'no model is called "{name}"{suggestion(name, open_clip.list_models())}')
+        system = find_system(name)
+        if system is not None:
+            raise ModelError(f'"{name}" is a published system, and a plain CLIP is to be named here, as {system.clip}')
+        known = [*open_clip.list_models(), *known_systems()]
+        raise ModelError(f'no model is called "{name}"{suggestion(name, known)}')
     return config
+
+
+def read_architecture(path: Path) -> Architecture:
+    """An architecture in a YAML file: open_clip's form, or the name of one under ``clip`` and what is added to it.
+
+    Raises:
+        ConfigError: The file is not a YAML mapping, or ``clip`` is not a name.
+        ModelError: open_clip knows no such name.
+    """
+    content = read_yaml(path)
+    content.pop(OPTIONAL, None)
+    name = content.pop(CLIP, None)
+    if name is None:
+        return content
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}: clip: must be the name of a model of open_clip's, such as ViT-B-16-quickgelu")
+    return {**named_architecture(name), **content}
 
 
 def model_name(architecture: Architecture) -> str | None:
@@ -133,11 +161,20 @@ def build_clip(architecture: Architecture) -> open_clip.CLIP:
     try:
         clip = open_clip.CLIP(**config)
         for word, settings in parts.items():
-            PARTS[word](clip, **settings)
+            PARTS[word].attach(clip, **settings)
     except (TypeError, ValueError, KeyError, AssertionError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"not an open_clip model config: {reason}") from error
     return clip
+
+
+def is_added(name: str) -> bool:
+    """Whether a parameter of a CLIP is what a published system adds to it and trains, the CLIP itself being frozen.
+
+    Args:
+        name: Its name in the CLIP's state dict.
+    """
+    return any(part.is_trained(name) for part in PARTS.values())
 
 
 def _infer_vit(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from zar_ray.errors import ModelError
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.parts import frames_of
 from zar_ray.models.precision import exact_float32, full_precision
-from zar_ray.models.temporal_adapters import frames_of
 
 
 def unfit_attention(visual: nn.Module) -> str | None:

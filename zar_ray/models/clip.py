@@ -19,16 +19,14 @@ from zar_ray.config import Precision
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import EVALUATION_SCALE, PARTS, Architecture
 from zar_ray.models.cross_frames import cross_frame_head
-from zar_ray.models.deep_prompts import SIZES
 from zar_ray.models.fusion_heads import FUSION
 from zar_ray.models.learned_texts import VECTOR, embedded, framed, has_learned_texts
+from zar_ray.models.parts import frames_of
 from zar_ray.models.precision import exact_float32, full_precision
-from zar_ray.models.temporal_adapters import frames_of
 from zar_ray.models.vision import VisionTower, unfit_vision
 from zar_ray.video.transforms import Preprocessing
 
 _PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_ADDITIONS = (*(word for word in PARTS if word != SIZES), EVALUATION_SCALE)
 _SHOWN_TEXT = 80  # characters of a text that a message repeats
 
 
@@ -216,8 +214,9 @@ class ClipModel(nn.Module):
         text_block, visual = self.text_tower.transformer.resblocks[0], getattr(self.clip.visual, "transformer", None)
         blocks = [text_block] if visual is None else [text_block, visual.resblocks[0]]
         settings = [(type(block.mlp.gelu).__name__, block.attn.num_heads) for block in blocks]
-        # Prompt vectors are told by their shapes; what else is added has settings that no shape tells.
-        added = {word: self.architecture[word] for word in _ADDITIONS if word in self.architecture}
+        # The digest of the tensors has their shapes already.
+        words = (*(part.word for part in PARTS.values() if not part.shapes_tell), EVALUATION_SCALE)
+        added = {word: self.architecture[word] for word in words if word in self.architecture}
         told = [json.dumps(added, sort_keys=True)] if added else []
         digest = hashlib.sha256(repr((settings, self.preprocessing, *told)).encode())
         for name, tensor in sorted(self.clip.state_dict().items()):

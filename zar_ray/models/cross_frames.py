@@ -27,8 +27,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from zar_ray.errors import ModelError
-from zar_ray.models.fusion_heads import FUSION, HEAD_WIDTH
-from zar_ray.models.temporal_adapters import VIEW_FRAMES
+from zar_ray.models.fusion_heads import FUSION, HEAD_WIDTH, is_of_head
+from zar_ray.models.parts import VIEW_FRAMES, Part
 
 CROSS_FRAMES = "cross_frames"
 MESSAGE = "message_"
@@ -67,6 +67,9 @@ def attach_cross_frames(clip: Any, frames: int, layers: int = 1, prompt_layers: 
     visual.transformer.register_forward_hook(partial(_keep, visual))
     visual.register_forward_hook(_with_patches)
     clip.add_module(FUSION, CrossFrameHead(projection.shape[1], width, frames, layers, prompt_layers))
+
+
+PART = Part(CROSS_FRAMES, attach_cross_frames, lambda name: is_of_head(name) or f".{MESSAGE}" in name)
 
 
 def cross_frame_head(clip: Any) -> CrossFrameHead | None:

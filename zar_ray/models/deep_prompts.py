@@ -15,6 +15,7 @@ a model with them bears their sizes under ``deep_prompts``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from open_clip.transformer import VisionTransformer
 from torch import nn
 
 from zar_ray.errors import ModelError
+from zar_ray.models.parts import Part
 
 SIZES = "deep_prompts"
 DEVIATION = 0.02  # of new vectors, as in the official code
@@ -82,6 +84,12 @@ def with_first_prompts(x: torch.Tensor, prompts: torch.Tensor | None) -> torch.T
     return x if prompts is None else torch.cat([x, prompts[0].to(x.dtype).expand(len(x), -1, -1)], dim=1)
 
 
+def has_other_hooks(modules: Iterable[nn.Module]) -> bool:
+    """Whether something hooks into modules of a tower besides what puts prompt vectors there."""
+    hooks = (hook for one in modules for hook in (*one._forward_pre_hooks.values(), *one._forward_hooks.values()))
+    return any(getattr(hook, "func", None) not in (_append, _replace_last, _replace_context) for hook in hooks)
+
+
 def _append(tower: Any, _norm: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (with_first_prompts(inputs[0], tower.deep_prompts), *inputs[1:])
 
@@ -93,3 +101,7 @@ def _replace_last(tower: Any, layer: int, _block: nn.Module, inputs: tuple[Any, 
 
 def _replace_context(tower: Any, layer: int, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (with_layer_prompts(inputs[0], tower.deep_prompts, layer, 1), *inputs[1:])
+
+
+# `--trains prompts` trains them.
+PART = Part(SIZES, attach_deep_prompts, shapes_tell=True)

@@ -30,6 +30,7 @@ from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import nn
 
 from zar_ray.errors import ModelError
+from zar_ray.models.parts import Part, embedding_width
 
 FUSION = "fusion"
 POSITIONS = "frame_position_embeddings.weight"
@@ -57,10 +58,8 @@ def attach_fusion(clip: Any, head: Head, layers: int = 6, frames: int | None = N
     Raises:
         ModelError: There is no such head, or a number is missing.
     """
-    tower = getattr(clip, "text", clip)
-    rows, text_width = tower.positional_embedding.shape
-    projection = tower.text_projection
-    width = projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
+    rows, text_width = getattr(clip, "text", clip).positional_embedding.shape
+    width = embedding_width(clip)
     match head:
         case "meanP":
             made: nn.Module = MeanHead()
@@ -77,6 +76,14 @@ def attach_fusion(clip: Any, head: Head, layers: int = 6, frames: int | None = N
         case _:
             raise ModelError(f'no fusion head is called "{head}"; there are {", ".join(get_args(Head))}')
     clip.add_module(FUSION, made)
+
+
+def is_of_head(name: str) -> bool:
+    """Whether a parameter of a CLIP is one of its head over frames."""
+    return name.startswith(f"{FUSION}.")
+
+
+PART = Part(FUSION, attach_fusion, is_of_head)
 
 
 def fusion_settings(names: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], set[str]]:

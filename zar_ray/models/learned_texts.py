@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from zar_ray.models.parts import Part
+
 LEARNED_TEXTS = "learned_texts"
 VECTOR = -1
 """Stands for a learnt vector among token ids."""
@@ -40,6 +42,9 @@ def attach_learned_texts(clip: Any, prefix: int = 16, postfix: int = 16) -> None
     vectors = torch.randn_like(tower.positional_embedding) * _DEVIATION
     tower.register_parameter(LEARNED_TEXTS, nn.Parameter(vectors.detach()))
     setattr(tower, _SIZES, (prefix, postfix))
+
+
+PART = Part(LEARNED_TEXTS, attach_learned_texts, lambda name: name == LEARNED_TEXTS)
 
 
 def has_learned_texts(tower: Any) -> bool:

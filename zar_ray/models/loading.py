@@ -50,17 +50,22 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
 
     A `model` that is a published system's name (`zar_ray.models.systems`) is the CLIP that it builds on with what it
     adds: a checkpoint's own, or new weights where the checkpoint or the tag is a plain CLIP, as training starts from.
+    ViFi-CLIP adds nothing that its checkpoints must have, so its plain CLIP is taken as it is.
 
     Args:
         options: Which weights, and how they run.
         device: Where to put the model; by default what `options.device` says.
 
     Raises:
-        ModelError: The weights cannot be found, fetched, read or used; or the device is not there.
+        ModelError: The weights cannot be found, fetched, read or used; no model has that name; or the device is not
+            there.
     """
     target = pick_device(options.device if device is None else device)
     system = find_system(options.model)
-    if system is not None:
+    if system is None:
+        # A file that describes itself would be read under any name, a misspelt one too.
+        named_architecture(options.model)
+    else:
         options = options.model_copy(update={"model": system.clip})
     if options.checkpoint is not None:
         model = _from_file(options)
@@ -169,7 +174,7 @@ def _from_file(options: ModelOptions) -> ClipModel:
 def _as_system(model: ClipModel, system: System) -> ClipModel:
     """A model of a published system: itself, or a plain CLIP with new weights for what the system adds."""
     own, wanted = ({word for word in PARTS if word in parts} for parts in (model.architecture, system.additions))
-    if own == wanted:
+    if wanted <= own <= wanted.union(system.optional):
         return model
     if own:
         raise ModelError(
@@ -180,7 +185,7 @@ def _as_system(model: ClipModel, system: System) -> ClipModel:
         torch.manual_seed(RANDOM_SEED)
         before = len(model.clip.state_dict())
         for word in wanted:
-            PARTS[word](model.clip, **system.additions[word])
+            PARTS[word].attach(model.clip, **system.additions[word])
     return ClipModel(
         model.clip,
         system.name,

@@ -16,7 +16,7 @@ import torch
 
 from zar_ray.models.blocks import Block, Norm, unfit_block
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.deep_prompts import deep_prompts_of, with_layer_prompts
+from zar_ray.models.deep_prompts import deep_prompts_of, has_other_hooks, with_layer_prompts
 from zar_ray.models.precision import full_precision
 
 # What cannot be seen, added to attention scores.
@@ -81,6 +81,8 @@ def unfit_text(tower: Any) -> str | None:
         return "its text tower is not causal"
     if not isinstance(tower.text_projection, torch.Tensor):
         return "its text tower ends in no plain projection"
+    if has_other_hooks(tower.transformer.modules()):
+        return "something hooks into its text tower"
     reason = unfit_block(tower.transformer.resblocks)
     return None if reason is None else f"in its text tower, {reason}"
 

@@ -29,13 +29,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from zar_ray.errors import ModelError
+from zar_ray.models.parts import VIEW_FRAMES, Part
 
 ADAPTERS = "temporal_adapters"
 PROMPTS = "T_prompt_embeddings"
 PROMPT_DROPOUT = "prompt_dropout"
 """Where the stack of blocks has the dropout of its prompts."""
-VIEW_FRAMES = "view_frames"
-"""Where an image tower whose frames see each other says how many a view has."""
 
 _REDUCTION = 4  # from a tower's width to its adapters'
 
@@ -106,14 +105,12 @@ def attach_temporal_adapters(clip: Any, frames: int, reduction: int = _REDUCTION
         block.register_forward_hook(_drop_last)
 
 
-def frames_of(visual: Any) -> int | None:
-    """T, the frames that an image tower reads together; None where each is by itself."""
-    return getattr(visual, VIEW_FRAMES, None)
-
-
 def is_trained(name: str) -> bool:
     """Whether EZ-CLIP trains a parameter: the temporal prompts and the adapters; the rest of the model is frozen."""
     return PROMPTS in name or ".Adapter." in name
+
+
+PART = Part(ADAPTERS, attach_temporal_adapters, is_trained)
 
 
 def _in_time(visual: Any, _norm: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:

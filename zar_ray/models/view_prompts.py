@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zar_ray.errors import ModelError
-from zar_ray.models.temporal_adapters import VIEW_FRAMES
+from zar_ray.models.parts import VIEW_FRAMES, Part
 
 VIEW_PROMPTS = "view_prompts"
 OWN_CONTEXT = "own_context"
@@ -97,6 +97,9 @@ def own_context_of(tower: Any) -> torch.Tensor | None:
 def is_view_prompt(name: str) -> bool:
     """Whether Vita-CLIP trains a parameter that it adds; the projection of class tokens is not."""
     return any(part in _TRAINED for part in name.split("."))
+
+
+PART = Part(VIEW_PROMPTS, attach_view_prompts, is_view_prompt)
 
 
 def _drawn(*shape: int) -> nn.Parameter:

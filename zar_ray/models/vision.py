@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from zar_ray.models.blocks import Block, Norm, unfit_block
-from zar_ray.models.deep_prompts import deep_prompts_of, with_first_prompts, with_layer_prompts
-from zar_ray.models.temporal_adapters import frames_of
+from zar_ray.models.deep_prompts import deep_prompts_of, has_other_hooks, with_first_prompts, with_layer_prompts
+from zar_ray.models.parts import frames_of
 
 
 def unfit_vision(visual: nn.Module) -> str | None:
@@ -23,6 +23,8 @@ def unfit_vision(visual: nn.Module) -> str | None:
         return "its image tower pools otherwise than by the class token"
     if frames_of(tower) is not None:
         return "its image tower reads the frames of a view together"
+    if has_other_hooks(tower.modules()):
+        return "something hooks into its image tower"
     if not isinstance(tower.patch_dropout, nn.Identity):
         return "its image tower drops patches"
     if type(tower.ln_pre) not in (LayerNorm, LayerNormFp32, nn.LayerNorm, nn.Identity):

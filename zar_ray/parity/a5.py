@@ -14,10 +14,10 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from zar_ray.errors import ConfigError
+from zar_ray.models.architecture import is_added
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.formats import A5_PARTS
 from zar_ray.models.learned_texts import LEARNED_TEXTS
-from zar_ray.models.systems import is_added
 from zar_ray.parity.checks import ArrayCheck, Evidence, Measured, equal, norms
 from zar_ray.parity.fixture import FileFormat, Fixture
 from zar_ray.parity.published import encode_texts, imported_with_account, tensors

@@ -15,8 +15,8 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from zar_ray.errors import ConfigError
+from zar_ray.models.architecture import is_added
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.systems import is_added
 from zar_ray.models.view_prompts import OWN_CONTEXT
 from zar_ray.parity.checks import Evidence, Measured, equal, norms
 from zar_ray.parity.fixture import FileFormat, Fixture

@@ -18,7 +18,8 @@ from zar_ray.config import EvalConfig, merge, read_yaml, validate
 from zar_ray.data.classes import known_class_lists
 from zar_ray.data.manifest import read_manifest
 from zar_ray.errors import ConfigError, ZarError
-from zar_ray.serving.classifier import require_methods
+from zar_ray.models.loading import load_model
+from zar_ray.serving.classifier import require_methods, require_served
 from zar_ray.serving.decoder_deployment import DecoderDeployment
 from zar_ray.serving.ingress_deployment import IngressDeployment
 from zar_ray.serving.model_deployment import ModelDeployment
@@ -103,16 +104,21 @@ def options_of(args: Mapping[str, Any]) -> ServeConfig:
 
 
 def build(config: ServeConfig) -> Application:
-    """Binds the deployments.
+    """Binds the deployments, after a look at the options and, on the CPU, at the model.
+
+    A replica that cannot serve is started again and again, and its reason stands in a log; here it is one line.
 
     Raises:
-        ConfigError: A method or a label set is not there, or a folder that requests are to be served from.
+        ConfigError: A method or a label set is not there, or a folder that requests are to be served from; or the
+            model cannot do what requests may ask.
+        ModelError: The model cannot be loaded.
     """
     require_methods(config)
     label_sets_of(config)
     for root in (*config.roots, *([config.samples] if config.samples else [])):
         if not root.is_dir():
             raise ConfigError(f"{root}: is not a folder; name one whose videos are to be served")
+    require_served(load_model(config, "cpu"), config)
     gpus = 1 if ray.is_initialized() and total_gpus() > 0 else 0
     model = ModelDeployment.options(
         max_ongoing_requests=2 * config.batch, ray_actor_options={"num_cpus": 1, "num_gpus": gpus}

@@ -83,9 +83,10 @@ class Classifier:
         """Classifies a grey video with every method, so that the first request finds everything loaded.
 
         Raises:
-            ConfigError: A method or the options cannot be used with the model.
+            ConfigError: See `require_served`.
             RequestError: A method fails.
         """
+        require_served(self.model, self.config)
         size = self.model.preprocessing.input_size
         info = VideoInfo(_WARM_UP_FRAMES, 25.0, size, size, _WARM_UP_FRAMES / 25, "none")
         for method in self.config.methods:
@@ -183,6 +184,43 @@ class Classifier:
             return None, str(error)
 
 
+def require_methods(config: ServeConfig) -> None:
+    """Refuses methods that no request could be answered by.
+
+    Raises:
+        ConfigError: A method is unknown, or depends on the videos before, which are other people's.
+    """
+    for name in config.methods:
+        method = get_method(name)
+        if method.is_stream(config.adaptation(name, config.seed, config.zar.steps, None)):
+            raise ConfigError(f"methods: {name} depends on the order of videos, and the service answers each by itself")
+
+
+def require_served(model: ClipModel, config: ServeConfig) -> None:
+    """Refuses a model that could not answer what the service's options let requests ask; no image is encoded for it.
+
+    Args:
+        model: The model.
+        config: The service's options.
+
+    Raises:
+        ConfigError: The model reads views of other lengths, cannot read labels under the options, or a method cannot
+            serve it.
+    """
+    model.require_frames(config.views.eval_frames, "views.eval_frames")
+    if any(get_method(name).needs_views for name in config.methods):
+        model.require_frames(config.views.frames, "views.frames")
+    texts = TextCache(model, 1)
+    for name in config.methods:
+        options = config.adaptation(name, config.seed, config.zar.steps, None)
+        prompts = prompts_of([_WARM_UP_LABELS], options)
+        texts(prompts[0], options.class_position)
+        try:
+            VideoAdapter(model, prompts, (name,), options, classes_of=texts)
+        except (ConfigError, ModelError) as error:
+            raise ConfigError(f"methods: leave {name} out: {error}") from None
+
+
 class TextCache:
     """The prompts of recent label sets with their text features; the least recently used ones make room.
 
@@ -209,18 +247,6 @@ class TextCache:
         while len(self._kept) > self._size:
             self._kept.popitem(last=False)
         return self._kept[key]
-
-
-def require_methods(config: ServeConfig) -> None:
-    """Refuses methods that no request could be answered by.
-
-    Raises:
-        ConfigError: A method is unknown, or depends on the videos before, which are other people's.
-    """
-    for name in config.methods:
-        method = get_method(name)
-        if method.is_stream(config.adaptation(name, config.seed, config.zar.steps, None)):
-            raise ConfigError(f"methods: {name} depends on the order of videos, and the service answers each by itself")
 
 
 def _labels(logits: torch.Tensor, query: Query) -> tuple[RankedLabel, ...]:

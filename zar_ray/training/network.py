@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from zar_ray.config import TrainConfig
 from zar_ray.data.class_texts import ClassPrompts, ContextFile
 from zar_ray.errors import ConfigError, ModelError
-from zar_ray.models.architecture import EVALUATION_SCALE
+from zar_ray.models.architecture import EVALUATION_SCALE, is_added
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts, deep_prompts_of
@@ -23,7 +23,6 @@ from zar_ray.models.fusion_heads import FUSION
 from zar_ray.models.learned_context import RANDOM, LearnedContext, parse_context, save_context
 from zar_ray.models.losses import matching_losses, motion_loss
 from zar_ray.models.regularisation import attach_regularisation
-from zar_ray.models.systems import is_added
 from zar_ray.models.text import PromptedClasses, encode_tokens
 from zar_ray.models.view_prompts import VIEW_PROMPTS, own_context_of
 

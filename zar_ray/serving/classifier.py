@@ -195,10 +195,10 @@ def require_served(model: ClipModel, config: ServeConfig) -> None:
     texts = TextCache(model, 1)
     for name in config.methods:
         options = config.adaptation(name, config.seed, config.zar.steps, None)
-        prompts = prompts_of([_WARM_UP_LABELS], options)
-        texts(*prompts, options.class_position)
+        (prompts,) = prompts_of([_WARM_UP_LABELS], options)
+        texts(prompts, options.class_position)
         try:
-            VideoAdapter(model, prompts, (name,), options, classes_of=texts)
+            VideoAdapter(model, [prompts], (name,), options, classes_of=texts)
         except (ConfigError, ModelError) as error:
             raise ConfigError(f"methods: leave {name} out: {error}") from None
 

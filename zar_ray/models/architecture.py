@@ -2,8 +2,8 @@
 
 An architecture is a mapping in the form of open_clip's model configs: ``embed_dim``, ``vision_cfg``, ``text_cfg``
 and, for OpenAI's activation, ``quick_gelu``. What a published system adds to CLIP bears a word of its own beside
-them, with its settings (`PARTS`); ``evaluation_scale`` is what cosines are
-multiplied by where that is not what was learnt.
+them, with its settings (`PARTS`); ``evaluation_scale`` is what cosines are multiplied by where that is not what was
+learnt.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ class VideoTextModel(nn.Module):
                     parameter.requires_grad_(is_added(name))
                 if not any(map(is_added, dict(clip.named_parameters()))):
                     raise ModelError(
-                        f"{model.name}: is a CLIP that nothing was added to; start from --model ezclip or a5"
+                        f"{model.name}: is a CLIP that nothing was added to; start from --model ezclip, a5 or vitaclip"
                     )
                 # Vita-CLIP trains the scale of its logits beside its prompts.
                 clip.logit_scale.requires_grad_(VIEW_PROMPTS in model.architecture)

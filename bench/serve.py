@@ -60,6 +60,12 @@ _OK = "ok"
 _FRAME_RATE = 25
 _RAY = "Ray itself"
 _START_SECONDS = 180.0
+# As docs/service.md says under "Less overhead".
+_LESS_OVERHEAD = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
 WANTED_OVERHEAD = 0.030
 WANTED_GOODPUT = 0.8
 
@@ -89,6 +95,7 @@ class ServeBenchOptions(Options):
     overload: float = Field(
         default=4.0, ge=0, description="Clients of the last load, as a multiple of what the service takes; 0 for none."
     )
+    ha_proxy: bool = Field(default=False, description="Start the service with less overhead, see docs/service.md.")
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of the model, on both sides; by default all CPUs."
     )
@@ -347,8 +354,12 @@ def make_checkpoint(path: Path) -> Path:
 
 
 @contextmanager
-def started_service(config: ServeConfig) -> Iterator[tuple[str, int]]:
+def started_service(config: ServeConfig, ha_proxy: bool = False) -> Iterator[tuple[str, int]]:
     """Starts the service on a Ray of its own, on loopback; gives its URL and the process above all of its processes.
+
+    Args:
+        config: The service's options.
+        ha_proxy: Whether HAProxy is in front, and replicas run in a single event loop.
 
     Raises:
         ConfigError: It did not start.
@@ -358,7 +369,7 @@ def started_service(config: ServeConfig) -> Iterator[tuple[str, int]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     over = context.Event()
-    process = context.Process(target=_serve, args=(config, port, over, os.getpid()))
+    process = context.Process(target=_serve, args=(config, port, over, os.getpid(), ha_proxy))
     process.start()
     assert process.pid is not None
     url = f"http://127.0.0.1:{port}"
@@ -370,8 +381,11 @@ def started_service(config: ServeConfig) -> Iterator[tuple[str, int]]:
         process.join()
 
 
-def _serve(config: ServeConfig, port: int, over: Any, parent: int) -> None:
+def _serve(config: ServeConfig, port: int, over: Any, parent: int, ha_proxy: bool) -> None:
     """The service's process: serves until it is over, or until the bench is gone."""
+    if ha_proxy:
+        os.environ.update(_LESS_OVERHEAD)  # read when Ray Serve is imported
+
     import ray
     from ray import serve
 
@@ -447,7 +461,7 @@ def _processes(pid: int) -> Iterator[tuple[str, psutil.Process]]:
         replica = re.search(r"ServeReplica:[^:]+:(\w+)", title)
         if replica is not None:
             yield replica[1], process
-        elif "ProxyActor" in title:
+        elif "ProxyActor" in title or "haproxy" in title.lower():
             yield "proxy", process
         else:
             yield "decoding process" if "sandbox_process" in title else _RAY, process
@@ -480,7 +494,7 @@ def run(options: ServeBenchOptions, say: Callable[[str], None] = lambda _: None)
         )
         if options.url is not None:
             return _measure(options, config, video, options.url, None, say)
-        with started_service(config) as (url, pid):
+        with started_service(config, options.ha_proxy) as (url, pid):
             say(f"service started on {url}")
             return _measure(options, config, video, url, pid, say)
 

@@ -15,7 +15,7 @@ import zar_ray
 from zar_ray.adaptation.adapter import CasePrediction, PlannedVideo, VideoAdapter, VideoPrediction
 from zar_ray.adaptation.base import entropy
 from zar_ray.adaptation.methods import get_method
-from zar_ray.config import ClassPosition
+from zar_ray.config import AdaptationOptions, ClassPosition
 from zar_ray.data.class_texts import ClassPrompts, prompts_of
 from zar_ray.errors import ConfigError, ModelError, VideoError
 from zar_ray.evaluation.predict import rank_labels
@@ -108,9 +108,9 @@ class Classifier:
             An answer a question, in order; an error in place of one that cannot be answered, which leaves the others
             alone.
         """
-        groups: dict[tuple[tuple[str, ...], str], list[int]] = {}
+        groups: dict[tuple[tuple[str, ...], AdaptationOptions], list[int]] = {}
         for number, job in enumerate(jobs):
-            groups.setdefault((job.query.labels, job.query.options.model_dump_json()), []).append(number)
+            groups.setdefault((job.query.labels, job.query.options), []).append(number)
         answers: dict[int, Classification | RequestError] = {}
         with self._lock:
             for numbers in groups.values():

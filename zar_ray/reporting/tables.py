@@ -288,7 +288,7 @@ def summary_facts(summary: RunSummary) -> list[tuple[str, str]]:
     if costs:
         facts.append(("a video", costs))
     if summary.model_cost is not None:
-        facts.append(("model", _model_cost(summary.model_cost)))
+        facts.append(("size", _model_cost(summary.model_cost)))
         facts.append(("compute", _compute(summary.model_cost, summary)))
     facts += [("results", summary.results), ("run", summary.run_file), ("MLflow", _mlflow(summary))]
     return facts

@@ -46,7 +46,7 @@ def test_every_video_has_a_row_for_every_method(reference, video_folder):
     assert reference.summary.unlabelled == 0
     assert "chance" in reference.printed
     cost = reference.summary.model_cost
-    assert cost.view_frames == 16
+    assert cost.view_frames == 4
     assert set(cost.tuning_gflops) == {"zar"}
     assert f"{cost.parameters / 1e6:.1f} M parameters" in reference.printed
     assert "GFLOPs a video for its images" in reference.printed

@@ -20,7 +20,7 @@ from scipy import stats
 from summaries import summary_of
 
 from zar_ray.cli import main
-from zar_ray.config import EvalConfig, IndexConfig, TrainConfig
+from zar_ray.config import AugmentConfig, EvalConfig, IndexConfig, RandAugmentConfig, TrainConfig
 from zar_ray.data.classes import class_list
 from zar_ray.data.indexing import run_index
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest, write_manifest
@@ -194,6 +194,14 @@ def test_other_options_are_refused_with_the_difference(config, bench):
 
     run(named.model_copy(update={"lr": 0.5, "overwrite": True}))
     assert [one.lr for one in bench.trained[6:]] == [0.5] * 3
+
+
+def test_options_that_came_later_count_both_ways(config, bench):
+    changed = AugmentConfig(rand_augment=RandAugmentConfig(operations=2))
+    run(config.model_copy(update={"augment": changed}))
+    with pytest.raises(RunError, match=r"was trained with other options \(augment.rand_augment: "):
+        run(config)
+    assert len(bench.trained) == 3
 
 
 def test_a_foreign_file_is_not_taken_for_a_trained_one(config, bench, tiny_checkpoint):

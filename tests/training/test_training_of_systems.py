@@ -246,7 +246,9 @@ class TestRegularisation:
         network, plain = network_of(system, **DROPPED[system]), network_of(system)
         assert not torch.equal(loss_of(network, pixels, system=system), loss_of(plain, pixels, system=system))
         assert torch.equal(loss_of(network.eval(), pixels, system=system), loss_of(plain, pixels, system=system))
-        assert torch.equal(network.model.encode_images(pixels[0]), plain.model.encode_images(pixels[0]))
+        # The hooks that drop keep open_clip's own pass, which rounds in another order than ours.
+        ours, theirs = (one.model.encode_images(pixels[0]) for one in (plain, network))
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("system", DROPPED)
     def test_activations_that_are_computed_again_drop_the_same(self, pixels, system):

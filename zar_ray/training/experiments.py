@@ -392,7 +392,8 @@ def _is_of(checkpoint: Path, training: TrainConfig) -> bool:
             metadata = file.metadata() or {}
         about = metadata.get(checkpoints.METADATA_KEY) or metadata[learned_context.METADATA_KEY]
         noted = json.loads(about)["notes"]["training"]
-        before = {**{name: noted.get(name) for name in identity(training)}, "dataset": Path(noted["dataset"]).name}
+        # As options, so that those that came later count at what they were then: their defaults.
+        before = {**identity(TrainConfig.model_validate(noted)), "dataset": Path(noted["dataset"]).name}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         raise RunError(f"{checkpoint}: is there, and nothing that zar train wrote; {way_out}") from None
     now = {**identity(training), "dataset": Path(str(training.dataset)).name}

@@ -33,8 +33,7 @@ mlflow: $(READY) ## show what was logged to runs/mlflow.db in a browser; MLFLOW_
 
 .PHONY: serve
 serve: $(READY) ## serve the demo's model on this machine, with its page, at port 8000
-	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=zar_ray.serving.proxy.middlewares RAY_USAGE_STATS_ENABLED=0 \
-		$(BIN)/serve run serve.app:demo
+	RAY_USAGE_STATS_ENABLED=0 $(BIN)/serve run serve.app:demo
 
 .PHONY: test
 test: $(READY) ## run all tests

@@ -60,12 +60,6 @@ _OK = "ok"
 _FRAME_RATE = 25
 _RAY = "Ray itself"
 _START_SECONDS = 180.0
-# As docs/service.md says under "Less overhead".
-_LESS_OVERHEAD = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-}
 WANTED_OVERHEAD = 0.030
 WANTED_GOODPUT = 0.8
 
@@ -95,7 +89,11 @@ class ServeBenchOptions(Options):
     overload: float = Field(
         default=4.0, ge=0, description="Clients of the last load, as a multiple of what the service takes; 0 for none."
     )
-    ha_proxy: bool = Field(default=False, description="Start the service with less overhead, see docs/service.md.")
+    ray_proxy: bool = Field(
+        default=False,
+        description="Start it with Ray Serve's own proxy, as a cluster has it where nothing else is said, and not as"
+        " `serve run` does.",
+    )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of the model, on both sides; by default all CPUs."
     )
@@ -354,12 +352,12 @@ def make_checkpoint(path: Path) -> Path:
 
 
 @contextmanager
-def started_service(config: ServeConfig, ha_proxy: bool = False) -> Iterator[tuple[str, int]]:
+def started_service(config: ServeConfig, ray_proxy: bool = False) -> Iterator[tuple[str, int]]:
     """Starts the service on a Ray of its own, on loopback; gives its URL and the process above all of its processes.
 
     Args:
         config: The service's options.
-        ha_proxy: Whether HAProxy is in front, and replicas run in a single event loop.
+        ray_proxy: Whether Ray Serve's own proxy is in front, and not what `serve run` puts there.
 
     Raises:
         ConfigError: It did not start.
@@ -369,7 +367,7 @@ def started_service(config: ServeConfig, ha_proxy: bool = False) -> Iterator[tup
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     over = context.Event()
-    process = context.Process(target=_serve, args=(config, port, over, os.getpid(), ha_proxy))
+    process = context.Process(target=_serve, args=(config, port, over, os.getpid(), ray_proxy))
     process.start()
     assert process.pid is not None
     url = f"http://127.0.0.1:{port}"
@@ -381,18 +379,19 @@ def started_service(config: ServeConfig, ha_proxy: bool = False) -> Iterator[tup
         process.join()
 
 
-def _serve(config: ServeConfig, port: int, over: Any, parent: int, ha_proxy: bool) -> None:
+def _serve(config: ServeConfig, port: int, over: Any, parent: int, ray_proxy: bool) -> None:
     """The service's process: serves until it is over, or until the bench is gone."""
-    if ha_proxy:
-        os.environ.update(_LESS_OVERHEAD)  # read when Ray Serve is imported
-
     import ray
     from ray import serve
 
     from zar_ray.serving.application import build
+    from zar_ray.serving.front import prepare_environment
     from zar_ray.serving.proxy import CALLBACK, CALLBACK_VARIABLE
 
-    os.environ[CALLBACK_VARIABLE] = CALLBACK  # as `make serve`
+    if ray_proxy:
+        os.environ[CALLBACK_VARIABLE] = CALLBACK
+    else:
+        prepare_environment(config)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_worker_niceness", "0")  # as the direct side, or whatever else runs comes first
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else is to come to a cluster on loopback
@@ -494,7 +493,7 @@ def run(options: ServeBenchOptions, say: Callable[[str], None] = lambda _: None)
         )
         if options.url is not None:
             return _measure(options, config, video, options.url, None, say)
-        with started_service(config, options.ha_proxy) as (url, pid):
+        with started_service(config, options.ray_proxy) as (url, pid):
             say(f"service started on {url}")
             return _measure(options, config, video, url, pid, say)
 

@@ -15,9 +15,6 @@ import pytest
 # A token of one test's cluster must not be asked for by another's, nor end up in the user's home.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-# Read by Ray Serve's proxies, which tests of the service start on the session's cluster.
-os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "zar_ray.serving.proxy.middlewares"
-os.environ["ZAR_SERVE_BODY_BYTES"] = str(24 * 2**20)
 os.environ.setdefault("PYTHONWARNINGS", "ignore")
 # As zar_ray sets it, which is imported after PyTorch here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -187,6 +184,11 @@ def ray_cluster(tmp_path_factory):
     """One local Ray of two CPUs for all tests; on loopback, in a folder of its own."""
     import ray
 
+    from zar_ray.serving.front import prepare_environment
+    from zar_ray.serving.options import ServeConfig
+
+    # As `serve run` does, for the tests of the service.
+    prepare_environment(ServeConfig())
     # By value: workers cannot import the module that pytest calls conftest, and which of several bears that name here
     # depends on the tests that were chosen.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

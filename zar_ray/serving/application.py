@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import ray
 import yaml
 from ray.serve import Application
+from ray.serve.config import HTTPOptions
 from rich.console import Console
 
 from zar_ray.cluster import total_gpus
@@ -21,6 +23,7 @@ from zar_ray.errors import ConfigError, ZarError
 from zar_ray.models.loading import load_model
 from zar_ray.serving.classifier import require_methods, require_served
 from zar_ray.serving.decoder_deployment import DecoderDeployment
+from zar_ray.serving.front import HA_PROXY, prepare_environment
 from zar_ray.serving.ingress_deployment import IngressDeployment
 from zar_ray.serving.model_deployment import ModelDeployment
 from zar_ray.serving.options import ServeConfig
@@ -39,11 +42,15 @@ def _one_line(builder: Callable[[dict[str, Any]], Application]) -> Callable[[dic
         try:
             return builder(args)
         except ZarError as error:
-            if Path(sys.argv[0]).name == "serve":
+            if _is_serve_run():
                 raise SystemExit(f"zar: {error}") from None
             raise
 
     return build
+
+
+def _is_serve_run() -> bool:
+    return Path(sys.argv[0]).name == "serve"
 
 
 @_one_line
@@ -119,6 +126,9 @@ def build(config: ServeConfig) -> Application:
         if not root.is_dir():
             raise ConfigError(f"{root}: is not a folder; name one whose videos are to be served")
     require_served(load_model(config, "cpu"), config)
+    if _is_serve_run() and not ray.is_initialized():
+        _require_host_was_told()
+        prepare_environment(config)
     gpus = 1 if ray.is_initialized() and total_gpus() > 0 else 0
     model = ModelDeployment.options(
         max_ongoing_requests=2 * config.batch, ray_actor_options={"num_cpus": 1, "num_gpus": gpus}
@@ -127,6 +137,16 @@ def build(config: ServeConfig) -> Application:
     waiting = config.limits.concurrent + config.limits.queued + _ROOM_FOR_REFUSALS
     return IngressDeployment.options(max_ongoing_requests=waiting, ray_actor_options={"num_cpus": 0}).bind(
         config, decoder, model
+    )
+
+
+def _require_host_was_told() -> None:
+    """`serve run` listens where Ray Serve says by default, which is everywhere with HAProxy in the environment."""
+    if HTTPOptions().host not in ("0.0.0.0", "::") or os.environ.get("RAY_SERVE_DEFAULT_HTTP_HOST"):
+        return
+    raise ConfigError(
+        f"{HA_PROXY}=1 in the environment opens the service to every machine: unset it, for `serve run` has HAProxy in"
+        " front without; or set RAY_SERVE_DEFAULT_HTTP_HOST=0.0.0.0 as well, if that is what you want"
     )
 
 

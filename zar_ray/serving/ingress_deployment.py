@@ -26,6 +26,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from zar_ray.serving.backend import Query, VideoSource
+from zar_ray.serving.front import HA_PROXY
 from zar_ray.serving.http_app import build_app
 from zar_ray.serving.logs import QUIET, log_to_serve, logger
 from zar_ray.serving.options import ServeConfig
@@ -51,7 +52,7 @@ class IngressDeployment:
 
     def __init__(self, config: ServeConfig, decoder: DeploymentHandle, model: DeploymentHandle) -> None:
         log_to_serve()
-        if os.environ.get(CALLBACK_VARIABLE) != CALLBACK:
+        if os.environ.get(CALLBACK_VARIABLE) != CALLBACK and os.environ.get(HA_PROXY) != "1":
             logger.warning(
                 "%s is not %s: proxies hold bodies of any size (docs/service.md)", CALLBACK_VARIABLE, CALLBACK
             )

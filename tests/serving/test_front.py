@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import socket
 import stat
@@ -16,13 +17,20 @@ import psutil
 import pytest
 
 from zar_ray.errors import ConfigError
-from zar_ray.serving import front
+from zar_ray.serving import front, haproxy_launcher
 from zar_ray.serving.front import HA_PROXY, find_haproxy, prepare_environment
 from zar_ray.serving.haproxy_launcher import on_loopback
 from zar_ray.serving.options import ServeConfig
 
 needs_haproxy = pytest.mark.skipif(find_haproxy() is None, reason="there is no HAProxy")
-PATHS = ("CONFIG_FILE_LOC", "SOCKET_PATH", "METRICS_SOCKET_PATH", "SERVER_STATE_BASE", "SERVER_STATE_FILE")
+PATHS = (
+    "CONFIG_FILE_LOC",
+    "SOCKET_PATH",
+    "METRICS_SOCKET_PATH",
+    "SERVER_STATE_BASE",
+    "SERVER_STATE_FILE",
+    "LOG_TARGET",
+)
 
 
 @pytest.fixture
@@ -71,7 +79,41 @@ def test_each_service_has_files_and_ports_of_its_own(environment):
     assert os.access(launcher, os.X_OK)
     ports = {environment[name] for name in environment if name.endswith("_PORT")}
     assert len(ports) == 3
-    assert not ports & {"8000", "8404", "9101", "8500"}, "Ray Serve's, of which there is one a machine"
+    assert all(20_000 <= int(port) < 30_000 for port in ports), "not Ray's, and given to nobody who asks for any"
+
+
+@needs_haproxy
+@pytest.mark.parametrize(("seconds", "timeout"), [(0.2, "6"), (60, "65"), (1e9, "86405"), (float("inf"), "86405")])
+def test_haproxy_can_wait_as_long_as_it_is_told(seconds, timeout, environment):
+    prepare_environment(ServeConfig(limits={"receive_seconds": seconds}))
+    assert environment["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == timeout
+
+
+@needs_haproxy
+@pytest.mark.parametrize(
+    ("most", "connections"),
+    [(resource.RLIM_INFINITY, "4096"), (20_000, "4096"), (8000, "3950"), (1024, "462"), (300, None)],
+)
+def test_haproxy_opens_no_more_files_than_it_may(most, connections, environment, monkeypatch):
+    """Otherwise it does not start."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, most))
+    prepare_environment(ServeConfig())
+    assert environment.get("RAY_SERVE_HAPROXY_MAXCONN") == connections
+    assert (HA_PROXY in environment) == (connections is not None)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7", "::", "localhost", None])
+def test_haproxy_finds_no_ingress_elsewhere_than_on_loopback(host, environment):
+    prepare_environment(ServeConfig(), host)
+    assert not [name for name in environment if "HAPROXY" in name or "HA_PROXY" in name]
+
+
+@needs_haproxy
+def test_ray_serves_own_proxy_is_in_front_where_temporary_files_cannot_be_run(environment, monkeypatch):
+    monkeypatch.setattr(front.os, "access", lambda path, mode: "zar-" not in str(path))
+    prepare_environment(ServeConfig())
+    assert not [name for name in environment if "HAPROXY" in name or "HA_PROXY" in name]
+    assert environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == "zar_ray.serving.proxy.middlewares"
 
 
 @needs_haproxy
@@ -145,3 +187,21 @@ def test_it_ends_with_the_process_that_started_it(environment, tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == ["haproxy.cfg"]
         manager.send_signal(signal.SIGKILL)
         haproxy.wait(timeout=20)
+
+
+def test_it_does_not_start_for_a_process_that_is_gone(tmp_path):
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(CONFIGURATION.format(1, 2))
+    launched = [sys.executable, haproxy_launcher.__file__, "1", "/bin/true", "-f", str(file)]
+    done = subprocess.run(launched, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "the process that started HAProxy has ended\n")
+
+
+def test_a_configuration_that_is_not_understood_is_one_line(tmp_path):
+    file = tmp_path / "haproxy.cfg"
+    file.write_text("defaults\n")
+    launched = [sys.executable, haproxy_launcher.__file__, "1", "/bin/true", "-f", str(file)]
+    done = subprocess.run(launched, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(rf"{file}: nothing says where .* listens; with {HA_PROXY}=0 .*\n", done.stderr)
+    assert file.read_text() == "defaults\n"

@@ -310,7 +310,8 @@ def test_closing_ends_the_process_and_whoever_waits_for_it(file_of, video):
     assert not Path(f"/proc/{pid}").exists()
     assert process.pid is None
     process.close()
-    assert refusal(process, video).code == "replica-lost"
+    refused = refusal(process, video)
+    assert (refused.code, refused.retry_after) == ("replica-lost", 5)
 
 
 def test_closing_while_a_stream_is_half_read(video):

@@ -128,7 +128,7 @@ def build(config: ServeConfig) -> Application:
     require_served(load_model(config, "cpu"), config)
     if _is_serve_run() and not ray.is_initialized():
         _require_host_was_told()
-        prepare_environment(config)
+        prepare_environment(config, HTTPOptions().host)
     gpus = 1 if ray.is_initialized() and total_gpus() > 0 else 0
     model = ModelDeployment.options(
         max_ongoing_requests=2 * config.batch, ray_actor_options={"num_cpus": 1, "num_gpus": gpus}
@@ -142,7 +142,8 @@ def build(config: ServeConfig) -> Application:
 
 def _require_host_was_told() -> None:
     """`serve run` listens where Ray Serve says by default, which is everywhere with HAProxy in the environment."""
-    if HTTPOptions().host not in ("0.0.0.0", "::") or os.environ.get("RAY_SERVE_DEFAULT_HTTP_HOST"):
+    everywhere = ("0.0.0.0", "::")
+    if HTTPOptions().host not in everywhere or os.environ.get("RAY_SERVE_DEFAULT_HTTP_HOST") in everywhere:
         return
     raise ConfigError(
         f"{HA_PROXY}=1 in the environment opens the service to every machine: unset it, for `serve run` has HAProxy in"

@@ -293,4 +293,4 @@ def _facts(job: Job, plan: ViewPlan) -> VideoFacts:
 def _unanswered(error: VideoError) -> RequestError:
     # Of the encoder, which takes so many images at a time, only memory that others use can be short.
     code = "overloaded" if error.stage == "encode" else "unusable-video"
-    return RequestError(code, str(error), retry_after=5 if code == "overloaded" else None)
+    return RequestError(code, str(error))

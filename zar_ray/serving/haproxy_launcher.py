@@ -1,4 +1,4 @@
-"""Starts HAProxy for Ray Serve: `python haproxy_launcher.py HAPROXY ARGUMENTS...`, in HAProxy's place.
+"""Starts HAProxy for Ray Serve: `python haproxy_launcher.py PARENT HAPROXY ARGUMENTS...`, in HAProxy's place.
 
 Ray Serve lets HAProxy's own statistics and metrics listen on every interface, and an HAProxy whose Ray was killed goes
 on listening. Here both listen on this machine alone, and HAProxy ends with the process that started it. It is run as a
@@ -45,7 +45,7 @@ def on_loopback(configuration: str) -> str:
 
 def main(argv: list[str]) -> None:
     """Becomes HAProxy."""
-    binary, *arguments = argv
+    parent, binary, *arguments = argv
     file = Path(arguments[arguments.index("-f") + 1])
     try:
         configuration = on_loopback(file.read_text(encoding="utf-8"))
@@ -54,7 +54,9 @@ def main(argv: list[str]) -> None:
     partial = file.with_name(f"{file.name}.{os.getpid()}")
     partial.write_text(configuration, encoding="utf-8")
     partial.replace(file)
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        sys.exit("the process that started HAProxy has ended")
     os.execv(binary, [binary, *arguments])
 
 

@@ -26,7 +26,6 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from zar_ray.serving.backend import Query, VideoSource
-from zar_ray.serving.front import HA_PROXY
 from zar_ray.serving.http_app import build_app
 from zar_ray.serving.logs import QUIET, log_to_serve, logger
 from zar_ray.serving.options import ServeConfig
@@ -36,7 +35,6 @@ from zar_ray.serving.schema import Classification, ServedModel, WindowParameters
 
 _LOST = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
 _READY_SECONDS = 10.0
-_RETRY_SECONDS = 5
 
 
 @serve.deployment(name="ingress", logging_config=QUIET)
@@ -52,9 +50,9 @@ class IngressDeployment:
 
     def __init__(self, config: ServeConfig, decoder: DeploymentHandle, model: DeploymentHandle) -> None:
         log_to_serve()
-        if os.environ.get(CALLBACK_VARIABLE) != CALLBACK and os.environ.get(HA_PROXY) != "1":
+        if os.environ.get(CALLBACK_VARIABLE) != CALLBACK:
             logger.warning(
-                "%s is not %s: proxies hold bodies of any size (docs/service.md)", CALLBACK_VARIABLE, CALLBACK
+                "%s is not %s: bodies of any size are held in memory (docs/service.md)", CALLBACK_VARIABLE, CALLBACK
             )
         self._config = config
         self._backend = ServeBackend(config, decoder, model)
@@ -116,9 +114,7 @@ class ServeBackend:
             try:
                 card = self._card = await asyncio.wait_for(_awaited(self._model.card.remote()), _READY_SECONDS)
             except (TimeoutError, RayError, DeploymentUnavailableError):
-                raise RequestError(
-                    "not-ready", "no model replica has loaded its weights yet; try again", _RETRY_SECONDS
-                ) from None
+                raise RequestError("not-ready", "no model replica has loaded its weights yet; try again") from None
         return card
 
     async def _answer(self, response: Any, query: Query) -> Classification:
@@ -134,14 +130,12 @@ class ServeBackend:
         except TimeoutError:
             raise RequestError("timeout", f"took longer than {self._seconds:g} s, waiting included") from None
         except BackPressureError:
-            raise RequestError("overloaded", "all replicas are busy; try again", _RETRY_SECONDS) from None
+            raise RequestError("overloaded", "all replicas are busy; try again") from None
         except (RayError, DeploymentUnavailableError, RequestCancelledError) as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
             if isinstance(cause, (*_LOST, TaskCancelledError, DeploymentUnavailableError, RequestCancelledError)):
                 logger.warning("request %s lost its replica: %s", query.request_id, type(cause).__name__)
-                raise RequestError(
-                    "replica-lost", "the process that worked on the request ended; try again", _RETRY_SECONDS
-                ) from None
+                raise RequestError("replica-lost", "the process that worked on the request ended; try again") from None
             raise
 
 

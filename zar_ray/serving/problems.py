@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from zar_ray.errors import ZarError
 
+_RETRY_SECONDS = 5
 # code -> (status, title)
 PROBLEMS: dict[str, tuple[int, str]] = {
     "bad-request": (400, "The request cannot be read"),
@@ -30,14 +31,14 @@ class RequestError(ZarError):
     Args:
         code: One of `PROBLEMS`.
         detail: What is wrong with this very request, in one line.
-        retry_after: Seconds after which the same request may succeed.
+        retry_after: Seconds after which the same request may succeed; every 503 says so, by default 5.
     """
 
     def __init__(self, code: str, detail: str, retry_after: int | None = None) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
-        self.retry_after = retry_after
+        self.retry_after = _RETRY_SECONDS if retry_after is None and self.status == 503 else retry_after
 
     def __reduce__(self) -> tuple[type[RequestError], tuple[str, str, int | None]]:
         return type(self), (self.code, self.detail, self.retry_after)

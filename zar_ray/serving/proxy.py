@@ -1,9 +1,9 @@
-"""Keeps Ray Serve's HTTP proxies from holding bodies that the service will refuse.
+"""Keeps Ray Serve from holding bodies that the service will refuse.
 
-A proxy reads a body as fast as it comes, whatever the replica behind it makes of it, so that a large one fills its
-memory before the replica can say no. Ray Serve calls `middlewares` in each proxy that was started with
-``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=zar_ray.serving.proxy.middlewares`` in its environment. It holds for all
-applications of the cluster.
+Its proxy reads a body as fast as it comes, whatever the replica behind it makes of it, so that a large one fills its
+memory before the replica can say no. Behind HAProxy the replica's own server does the same. Ray Serve calls
+`middlewares` in each of them that finds ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=zar_ray.serving.proxy.middlewares``
+in its environment. It holds for all applications of the cluster.
 """
 
 from __future__ import annotations

@@ -326,7 +326,7 @@ class DecoderProcess:
 
 
 def _closed() -> RequestError:
-    return RequestError("replica-lost", "the process that decodes videos has been closed")
+    return RequestError("replica-lost", "the process that decodes videos has been closed; try again")
 
 
 class _Child:

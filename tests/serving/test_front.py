@@ -92,7 +92,7 @@ def test_haproxy_can_wait_as_long_as_it_is_told(seconds, timeout, environment):
 @needs_haproxy
 @pytest.mark.parametrize(
     ("most", "connections"),
-    [(resource.RLIM_INFINITY, "4096"), (20_000, "4096"), (8000, "3950"), (1024, "462"), (300, None)],
+    [(resource.RLIM_INFINITY, "1024"), (20_000, "1024"), (2000, "950"), (1024, "462"), (300, None)],
 )
 def test_haproxy_opens_no_more_files_than_it_may(most, connections, environment, monkeypatch):
     """Otherwise it does not start."""

@@ -53,7 +53,7 @@ _MARGIN_SECONDS = 5
 _MOST_SECONDS = 86_400
 # HAProxy does not start where it may not open two files a connection, and some of its own.
 _CONNECTIONS = "RAY_SERVE_HAPROXY_MAXCONN"
-_MOST_CONNECTIONS, _FEWEST_CONNECTIONS = 4096, 128
+_MOST_CONNECTIONS, _FEWEST_CONNECTIONS = 1024, 128
 _OWN_FILES = 100
 # The ingress listens where Ray Serve is told to, and HAProxy looks for it on loopback.
 _HOSTS = ("127.0.0.1", "0.0.0.0")

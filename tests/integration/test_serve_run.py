@@ -160,8 +160,8 @@ def test_it_serves_this_machine_alone_and_ends_without_a_trace(started, make_vid
     watched = [one for one in of_service if "ingress" in found[one.pid] or "roxy" in found[one.pid]]
     (status, problem), grown, sent = send_a_gigabyte(watched)
     assert (status, problem["code"]) == (413, "body-too-large")
-    # Ray Serve's proxy holds a body beside the ingress.
-    assert grown < (2 if has_haproxy else 4) * BODY_BYTES, f"{grown / 2**20:.0f} MiB more after {sent / 2**20:.0f} MiB"
+    # Ray Serve's proxy holds a body beside the ingress, and what is on its way between them.
+    assert grown < (3 if has_haproxy else 6) * BODY_BYTES, f"{grown / 2**20:.0f} MiB more after {sent / 2**20:.0f} MiB"
     assert requests.get(f"http://127.0.0.1:{PORT}/readyz", timeout=30).status_code == 200
 
     process.send_signal(signal.SIGINT)

@@ -25,10 +25,12 @@ from sides import OurSide, ReferenceSide
 
 from zar_ray.adaptation.adapter import PlannedVideo
 from zar_ray.adaptation.base import VideoFeatures
-from zar_ray.config import AdaptationOptions, Options, Precision
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.errors import ConfigError, ZarError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import Precision
+from zar_ray.options.base import Options
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WARM_CLASSES = 2

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from zar_ray.adaptation.adapter import PlannedVideo
 from zar_ray.adaptation.base import VideoFeatures
-from zar_ray.config import ViewConfig
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_views
 from zar_ray.video.transforms import Preprocessing
 

@@ -28,7 +28,9 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from zar_ray.config import EvalConfig, Options, conf_dir, read_yaml
+from zar_ray.evaluation.options import EvalConfig
+from zar_ray.options.base import Options
+from zar_ray.options.layers import conf_dir, read_yaml
 
 # Ignored at either end of a run, as a share of its videos.
 _ENDS = 0.1
@@ -142,9 +144,9 @@ def run_job(config: EvalConfig, done: Any, answer: Any) -> None:
     from zar_ray.data.manifest import read_manifest
     from zar_ray.data.protocols import whole_split
     from zar_ray.evaluation import pipeline
-    from zar_ray.evaluation.results import to_rows
-    from zar_ray.evaluation.run_folder import RunFolder
     from zar_ray.evaluation.workload import Workload
+    from zar_ray.results.folder import RunFolder
+    from zar_ray.results.rows import to_rows
     from zar_ray.storage import Storage
 
     # Workers cannot import this script.

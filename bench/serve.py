@@ -41,14 +41,15 @@ from rich.console import Console
 from rich.table import Table
 
 from zar_ray.adaptation.adapter import VideoAdapter
+from zar_ray.adaptation.predict import rank_labels
 from zar_ray.client import Client, ServiceError
-from zar_ray.config import Options, conf_dir, read_yaml
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, ZarError
-from zar_ray.evaluation.predict import rank_labels
 from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
+from zar_ray.options.base import Options
+from zar_ray.options.layers import conf_dir, read_yaml
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.schema import Classification, RankedLabel
 from zar_ray.video.decoding import decode_video

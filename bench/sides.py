@@ -15,7 +15,7 @@ from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
 from zar_ray.adaptation.base import Decision, VideoFeatures
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.methods import get_method
-from zar_ray.config import AdaptationOptions
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel, clip_tokenizer

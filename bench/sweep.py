@@ -23,14 +23,16 @@ from pydantic import Field
 from sides import counted_images
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, make_cases
-from zar_ray.adaptation.cases import Case, Setting
-from zar_ray.config import EvalConfig, Options
+from zar_ray.adaptation.settings import Setting
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
+from zar_ray.evaluation.options import EvalConfig
 from zar_ray.evaluation.spec import plan_settings
-from zar_ray.evaluation.sweeps import at_one_short_side, load_sweep, place_settings
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
+from zar_ray.options.base import Options
+from zar_ray.results.case import Case
+from zar_ray.study.sweeps import at_one_short_side, load_sweep, place_settings
 from zar_ray.video.reading import VideoInfo
 
 _SWEEPS = ("zar-table3", "zar-table4", "zar-table5")

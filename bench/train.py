@@ -18,10 +18,11 @@ import tyro
 from measure import PeakMemory, Stopwatch, count_flops, keep_freed_memory, machine_facts, matmul_peak
 from torch.nn.functional import cross_entropy
 
-from zar_ray.config import ModelOptions, TrainConfig
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.models.loading import load_model, pick_device
+from zar_ray.models.options import ModelOptions
 from zar_ray.training.network import VideoTextModel
+from zar_ray.training.options import TrainConfig
 
 _ROUNDS = 3
 

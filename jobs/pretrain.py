@@ -2,7 +2,7 @@
 
 import sys
 
-from zar_ray.cli import train_command
+from zar_ray.commands.train import train_command
 
 if __name__ == "__main__":
     sys.exit(train_command(sys.argv[1:]))

@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import torch
 
 from zar_ray.adaptation.base import Decision
-from zar_ray.config import EvalConfig
 from zar_ray.data.manifest import Manifest, VideoRow, write_manifest
-from zar_ray.evaluation.metrics import (
+from zar_ray.evaluation.options import EvalConfig
+from zar_ray.results.metrics import (
     case_metrics,
     costs,
     failure_groups,
     multi_label_case_metrics,
     video_counts,
 )
-from zar_ray.evaluation.results import ResultRow, to_table
-from zar_ray.reporting.summary import RunSummary, SplitSummary, Throughput
+from zar_ray.results.record import RunSummary, SplitSummary, Throughput
+from zar_ray.results.rows import ResultRow, to_table
 
 CLASSES = ("archery", "bowling", "cartwheel <b>&", "diving")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from zar_ray.reporting.summary import (
+from zar_ray.results.record import (
     Accuracy,
     CaseMetrics,
     Change,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zar_ray.reporting.summary import (
+from zar_ray.results.record import (
     Accuracy,
     CaseMetrics,
     Costs,

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, TypeVar
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from zar_ray.config import without_password
 from zar_ray.errors import ConfigError, ZarError
+from zar_ray.options.base import without_password
 from zar_ray.serving.schema import (
     Classification,
     LabelSetList,

@@ -14,12 +14,13 @@ import torch
 from zar_ray.adaptation.adapter import PlannedVideo
 from zar_ray.adaptation.base import VideoFeatures, VideoPixels
 from zar_ray.adaptation.fusion import video_features
-from zar_ray.config import AdaptationOptions, ViewConfig
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.packing import ImageSet, encode_packed
 from zar_ray.models.text import PromptedClasses
 from zar_ray.parity.recipe import recipe_digest, recipe_input, recipe_state_dict
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
 from zar_ray.video.transforms import Preprocessing
 

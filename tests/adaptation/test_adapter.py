@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, make_cases
-from zar_ray.adaptation.cases import Setting
-from zar_ray.config import AdaptationOptions, ViewConfig, ZarConfig
+from zar_ray.adaptation.options import AdaptationOptions, ZarConfig
+from zar_ray.adaptation.settings import Setting
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.models.clip import ClipModel
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.pixels import crop_and_normalise
 from zar_ray.video.plans import plan_views, unite
 from zar_ray.video.transforms import Preprocessing

@@ -3,7 +3,7 @@ import torch
 
 from zar_ray.adaptation.base import VideoFeatures
 from zar_ray.adaptation.methods import METHODS, get_method
-from zar_ray.config import AdaptationOptions
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.errors import ConfigError, VideoError
 
 

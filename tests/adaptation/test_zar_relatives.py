@@ -15,15 +15,17 @@ from torch.nn.functional import normalize
 
 from zar_ray.adaptation.adapter import VideoAdapter, make_cases
 from zar_ray.adaptation.base import Decision, VideoFeatures, entropy
-from zar_ray.adaptation.cases import Setting
 from zar_ray.adaptation.fusion import video_features
+from zar_ray.adaptation.options import ZarConfig
+from zar_ray.adaptation.settings import Setting
 from zar_ray.adaptation.zar import adapt_zar, doubt, margin, marginal_entropy, mean_entropy, tuned_features
 from zar_ray.adaptation.zar_batched import adapt_zar_batch
-from zar_ray.config import AblateConfig, EvalConfig, ZarConfig, fingerprint, identity, meaning
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ModelError
+from zar_ray.evaluation.options import AblateConfig, EvalConfig
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
+from zar_ray.options.base import fingerprint, identity, meaning
 
 LOGITS = st.lists(st.lists(st.floats(-60, 60, width=32), min_size=4, max_size=4), min_size=1, max_size=9)
 FUSIONS = ("embedding", "image", "decision")

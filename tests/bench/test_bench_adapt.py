@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from zar_ray.config import AdaptationOptions
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.models.text import PromptedClasses

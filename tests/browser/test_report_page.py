@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from zar_ray.cli import main
-from zar_ray.config import EvalConfig
-from zar_ray.evaluation.job import run_evaluation
+from zar_ray.commands.main import main
+from zar_ray.evaluation.options import EvalConfig
+from zar_ray.study.job import run_evaluation
 
 pytestmark = pytest.mark.slow
 

@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from zar_ray.cli import main
-from zar_ray.config import AuditConfig
+from zar_ray.commands.main import main
 from zar_ray.data.audit import (
     Audited,
     AuditedVideo,
@@ -17,6 +16,7 @@ from zar_ray.data.audit import (
 from zar_ray.data.classes import class_list
 from zar_ray.data.datasets import index_benchmark, load_benchmark
 from zar_ray.data.manifest import Manifest, VideoRow, write_manifest
+from zar_ray.data.options import AuditConfig
 from zar_ray.errors import ConfigError, ManifestError
 
 SWAPS = {"kick": "kick ball", "kick ball": "kick", "sword": "sword exercise", "sword exercise": "sword"}

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from zar_ray.cli import main
-from zar_ray.config import IndexConfig
+from zar_ray.commands.main import main
 from zar_ray.data.benchmarks.indexing import ADAPTERS, list_benchmark
 from zar_ray.data.benchmarks.layout import Files
 from zar_ray.data.classes import class_list
 from zar_ray.data.datasets import index_benchmark, load_benchmark
 from zar_ray.data.indexing import run_index
 from zar_ray.data.manifest import read_manifest
+from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError, ManifestError
 
 Put = Callable[[Path], Path]

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from zar_ray import config
 from zar_ray.data.datasets import (
     index_dataset,
     known_benchmarks,
@@ -17,6 +16,7 @@ from zar_ray.data.datasets import (
 )
 from zar_ray.data.manifest import Manifest, VideoRow, write_manifest
 from zar_ray.errors import ConfigError, ManifestError, ZarError
+from zar_ray.evaluation.options import EvalConfig
 
 Put = Callable[[Path], Path]
 
@@ -82,7 +82,7 @@ def test_a_benchmark_may_keep_its_manifest_elsewhere_and_bring_options(
     )
     benchmark = load_benchmark("tiny")
     assert benchmark.options == {"views": {"frames": 4}}
-    assert config.EvalConfig.model_validate(benchmark.options).views.frames == 4
+    assert EvalConfig.model_validate(benchmark.options).views.frames == 4
     with pytest.raises(ManifestError, match=r'home/tiny/manifest\.parquet; make one with "zar demo tiny"$'):
         resolve_dataset("tiny")
     write_manifest(small(), benchmark.manifest_path())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from zar_ray.cli import main
+from zar_ray.commands.main import main
 from zar_ray.data.classes import class_list
 from zar_ray.data.datasets import load_benchmark, resolve_dataset
 from zar_ray.data.few_shot import draw_shots

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zar_ray.config import ViewConfig
 from zar_ray.errors import RunError, VideoError
 from zar_ray.evaluation.feature_store import (
     FeatureSpace,
@@ -26,6 +25,7 @@ from zar_ray.evaluation.feature_store import (
     image_keys,
 )
 from zar_ray.storage import Storage
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
 from zar_ray.video.transforms import Preprocessing
 

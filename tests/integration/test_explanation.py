@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from zar_ray import explanation
 from zar_ray.errors import ModelError, RunError
-from zar_ray.explanation import attention_figures
+from zar_ray.explain import explanation
+from zar_ray.explain.explanation import attention_figures
 from zar_ray.models.attention import class_relevance
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 
 from zar_ray.data.index import index_folder
 from zar_ray.data.manifest import write_manifest
-from zar_ray.evaluation.run_folder import RunFolder
+from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ def test_killed_at_ten_random_points_gives_the_table_of_an_undisturbed_run(
     reference = evaluate(long_manifest, name="undisturbed")
     folder = RunFolder(Storage(str(tmp_path / "runs" / "killed")))
     command = [
-        *(sys.executable, "-m", "zar_ray.cli", "eval", "--dataset", str(long_manifest)),
+        *(sys.executable, "-m", "zar_ray.commands.main", "eval", "--dataset", str(long_manifest)),
         *("--checkpoint", str(tiny_checkpoint), "--output", str(tmp_path / "runs"), "--name", "killed"),
         *("--views.frames", "4", "--views.eval-frames", "4", "--batch-size", "1", "--no-mlflow"),
         *("--address", "local"),

@@ -7,10 +7,10 @@ import shutil
 import pytest
 import torch
 
-from zar_ray.config import ModelOptions
 from zar_ray.errors import ModelError, RunError
 from zar_ray.models.learned_context import LearnedContext, save_context
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import ModelOptions
 from zar_ray.models.text import PromptedClasses
 
 pytestmark = pytest.mark.slow

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from zar_ray.cli import predict_command
-from zar_ray.config import EvalConfig
+from zar_ray.commands.predict import predict_command
+from zar_ray.evaluation.options import EvalConfig
 
 LABELS = "jumping high,riding a bike,swimming"
 

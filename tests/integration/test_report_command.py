@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pages_read import read_page
 
-from zar_ray.cli import main
+from zar_ray.commands.main import main
 
 pytestmark = pytest.mark.slow
 

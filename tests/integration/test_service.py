@@ -16,8 +16,8 @@ import psutil
 import pytest
 import requests
 
-from zar_ray.config import PredictConfig
-from zar_ray.evaluation.predict import predict
+from zar_ray.adaptation.options import PredictConfig
+from zar_ray.adaptation.predict import predict
 from zar_ray.models.loading import load_model
 
 pytestmark = pytest.mark.slow

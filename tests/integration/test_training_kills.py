@@ -17,8 +17,8 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-from zar_ray.config import TrainConfig
 from zar_ray.training.job import run_training
+from zar_ray.training.options import TrainConfig
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +83,7 @@ def wait_for_checkpoints(config, process, count, log):
 def test_killed_twice_it_ends_as_if_it_had_not_been(config, tmp_path, processes_below):
     file, log = tmp_path / "train.yaml", tmp_path / "session.log"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "-m", "zar_ray.cli", "train", "--config", str(file)]
+    command = [sys.executable, "-m", "zar_ray.commands.main", "train", "--config", str(file)]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
         left_behind: set[int] = set()

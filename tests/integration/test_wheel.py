@@ -25,7 +25,7 @@ def installed(repository, tmp_path_factory):
 
 def run(site, where, *words):
     return subprocess.run(
-        [sys.executable, "-m", "zar_ray.cli", *words],
+        [sys.executable, "-m", "zar_ray.commands.main", *words],
         cwd=where,
         env={**os.environ, "PYTHONPATH": str(site), "ZAR_HOME": str(where / "zar")},
         capture_output=True,

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import normalize
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
-from zar_ray.config import AdaptationOptions, ModelOptions, ViewConfig
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError
 from zar_ray.models.architecture import build_clip
@@ -17,7 +17,9 @@ from zar_ray.models.cross_frames import cross_frame_head
 from zar_ray.models.formats import IMAGENET_MEAN
 from zar_ray.models.importing import plan_import
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import ModelOptions
 from zar_ray.models.text import PromptedClasses
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
 from zar_ray.video.transforms import Preprocessing
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import normalize
 
 from zar_ray.adaptation.adapter import VideoAdapter
-from zar_ray.config import AdaptationOptions, ModelOptions, ViewConfig
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import build_clip, model_name
@@ -21,9 +21,11 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts
 from zar_ray.models.learned_context import LearnedContext
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import ModelOptions
 from zar_ray.models.prompt_passes import FullPass, SharedPrefixPass
 from zar_ray.models.text import PromptedClasses, why_full_pass
 from zar_ray.models.vision import unfit_vision
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
 from zar_ray.video.transforms import Preprocessing
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zar_ray.cli import main
-from zar_ray.config import ModelOptions
+from zar_ray.commands.main import main
 from zar_ray.errors import ModelError
 from zar_ray.models.architecture import build_clip, named_architecture
 from zar_ray.models.checkpoints import read_checkpoint, save_checkpoint
@@ -16,6 +15,7 @@ from zar_ray.models.deep_prompts import SIZES
 from zar_ray.models.exporting import export_checkpoint
 from zar_ray.models.importing import plan_import
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import ModelOptions
 from zar_ray.video.transforms import Preprocessing
 
 PIXELS = Preprocessing(32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bilinear")

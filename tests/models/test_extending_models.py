@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
-from zar_ray.config import AdaptationOptions, ModelOptions, TrainConfig, ViewConfig
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ModelError
 from zar_ray.models import systems
@@ -18,9 +18,12 @@ from zar_ray.models.architecture import PARTS, build_clip
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import ModelOptions
 from zar_ray.models.prompt_passes import unfit_text
 from zar_ray.models.vision import unfit_vision
 from zar_ray.training.network import VideoTextModel, save_trained
+from zar_ray.training.options import TrainConfig
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
 from zar_ray.video.transforms import Preprocessing
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from zar_ray.cli import main
-from zar_ray.config import ModelOptions
+from zar_ray.commands.main import main
 from zar_ray.errors import ModelError
 from zar_ray.models import loading
 from zar_ray.models.architecture import build_clip
@@ -17,6 +16,7 @@ from zar_ray.models.deep_prompts import SIZES
 from zar_ray.models.formats import IMAGENET_MEAN, IMAGENET_STD
 from zar_ray.models.importing import default_output, plan_import
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import ModelOptions
 from zar_ray.models.text import PromptedClasses
 from zar_ray.video.transforms import Preprocessing
 

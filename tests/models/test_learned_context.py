@@ -14,8 +14,8 @@ from safetensors.torch import save
 
 from zar_ray.adaptation.adapter import VideoAdapter, make_cases
 from zar_ray.adaptation.base import VideoFeatures
+from zar_ray.adaptation.options import AdaptationOptions, ZarConfig
 from zar_ray.adaptation.zar import tuning_steps
-from zar_ray.config import AdaptationOptions, TrainConfig, ViewConfig, ZarConfig
 from zar_ray.data.class_texts import ClassPrompts, ContextFile, prompts_of, read_context_file
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import build_clip
@@ -23,6 +23,8 @@ from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.learned_context import METADATA_KEY, LearnedContext, parse_context, save_context
 from zar_ray.models.text import PromptedClasses
+from zar_ray.training.options import TrainConfig
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
 from zar_ray.video.transforms import Preprocessing
 

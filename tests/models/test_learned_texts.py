@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from zar_ray.adaptation.adapter import VideoAdapter
-from zar_ray.config import AdaptationOptions, ModelOptions, ViewConfig
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.class_texts import class_prompts, prompts_of
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.clip import ClipModel, clip_tokenizer
 from zar_ray.models.importing import plan_import
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import ModelOptions
 from zar_ray.models.text import PromptedClasses
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import Preprocessing
 
 NAMES = ("red circle", "high_jump", "wow!")

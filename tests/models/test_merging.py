@@ -3,14 +3,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zar_ray.cli import main
-from zar_ray.config import ModelOptions
+from zar_ray.commands.main import main
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models import loading
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.checkpoints import read_checkpoint, save_checkpoint
 from zar_ray.models.loading import load_model
 from zar_ray.models.merging import interpolate, merge_checkpoints
+from zar_ray.models.options import ModelOptions
 from zar_ray.video.transforms import Preprocessing
 
 

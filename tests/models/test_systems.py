@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zar_ray.config import ModelOptions
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models import systems
 from zar_ray.models.architecture import build_clip, named_architecture, read_architecture
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import ModelOptions
 from zar_ray.models.systems import find_system, known_systems
 from zar_ray.training.inputs import load_architecture
 from zar_ray.video.transforms import Preprocessing

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
-from zar_ray.config import AdaptationOptions, ModelOptions, ViewConfig
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.importing import plan_import
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import ModelOptions
 from zar_ray.models.text import PromptedClasses, why_full_pass
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
 from zar_ray.video.transforms import Preprocessing
 

@@ -1,6 +1,6 @@
 """`zar checkpoint parity`."""
 
-from zar_ray.cli import main
+from zar_ray.commands.main import main
 
 
 def test_exit_status_says_whether_all_is_well(make_fixture, change, capsys):

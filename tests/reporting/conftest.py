@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zar_ray.adaptation.base import Decision
-from zar_ray.evaluation.metrics import (
+from zar_ray.results.metrics import (
     case_metrics,
     costs,
     failure_groups,
@@ -17,8 +17,8 @@ from zar_ray.evaluation.metrics import (
     protocol_averages,
     video_counts,
 )
-from zar_ray.evaluation.results import ResultRow, to_table
-from zar_ray.reporting.summary import MlflowState, RunSummary, SplitSummary, Throughput
+from zar_ray.results.record import MlflowState, RunSummary, SplitSummary, Throughput
+from zar_ray.results.rows import ResultRow, to_table
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from zar_ray.errors import ConfigError, RunError
 from zar_ray.reporting.comparison import compare_runs
 from zar_ray.reporting.comparison_views import comparison_csv, report_comparison, write_comparison
 from zar_ray.reporting.run_data import RunData
-from zar_ray.reporting.statistics import holm
+from zar_ray.results.statistics import holm
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from zar_ray.reporting.plots import ALL_CLASSES, confusion_picture, most_confused, per_class_csv
-from zar_ray.reporting.summary import ClassAccuracy
+from zar_ray.results.record import ClassAccuracy
 
 
 def picture_of(matrix: np.ndarray, names: list[str]) -> np.ndarray:

@@ -14,17 +14,17 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
-from zar_ray.command_line import parse, parse_run
-from zar_ray.config import AblateConfig, EvalConfig, ShotsConfig, TrainConfig, validate
+from zar_ray.commands.parsing import parse, parse_run
 from zar_ray.data.datasets import load_benchmark
+from zar_ray.data.options import ShotsConfig
 from zar_ray.errors import ConfigError, RunError
-from zar_ray.evaluation.inputs import run_name
-from zar_ray.evaluation.sweeps import at_one_short_side, load_sweep, place_settings
+from zar_ray.evaluation.options import AblateConfig, EvalConfig
+from zar_ray.options.layers import validate
 from zar_ray.reporting.finished_runs import find_runs
 from zar_ray.reporting.published import known_tables, load_table, read_table
 from zar_ray.reporting.published_match import Measured, fill_command, training_commands
 from zar_ray.reporting.published_table import Cell, Form, compare, print_table, report_table
-from zar_ray.reporting.summary import (
+from zar_ray.results.record import (
     Accuracy,
     CaseMetrics,
     Change,
@@ -36,6 +36,9 @@ from zar_ray.reporting.summary import (
     SplitSummary,
     Throughput,
 )
+from zar_ray.study.inputs import run_name
+from zar_ray.study.sweeps import at_one_short_side, load_sweep, place_settings
+from zar_ray.training.options import TrainConfig
 from zar_ray.video.transforms import Preprocessing
 
 TABLES = ("actionclip", "ezclip", "zar-table1", "zar-table2", "zar-table3", "zar-table4", "zar-table5")

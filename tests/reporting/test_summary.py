@@ -7,7 +7,7 @@ import json
 import pytest
 
 from zar_ray.errors import RunError
-from zar_ray.reporting.summary import RunSummary, Throughput
+from zar_ray.results.record import RunSummary, Throughput
 
 
 def test_a_summary_survives_json(make_summary, make_protocol, make_multi_label):

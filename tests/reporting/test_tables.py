@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from zar_ray.data.manifest import Manifest, VideoRow
-from zar_ray.reporting.summary import MlflowState, SplitSummary, Throughput
 from zar_ray.reporting.tables import RANDOM_WEIGHTS, markdown, print_manifest, print_ranking, print_summary
+from zar_ray.results.record import MlflowState, SplitSummary, Throughput
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from zar_ray.config import AdaptationOptions
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.serving.backend import DecodingNeeds, Query, VideoSource
 from zar_ray.serving.decoder_deployment import DecoderDeployment
 from zar_ray.serving.options import ServeConfig

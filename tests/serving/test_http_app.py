@@ -12,8 +12,8 @@ from types import MappingProxyType
 import anyio
 import pytest
 
-from zar_ray.config import PredictConfig
-from zar_ray.evaluation.predict import predict
+from zar_ray.adaptation.options import PredictConfig
+from zar_ray.adaptation.predict import predict
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.uploads import read_form

@@ -14,10 +14,11 @@ import pytest
 import uvicorn
 from serving_backends import LocalBackend
 
-from zar_ray.cli import main
-from zar_ray.config import AdaptationOptions, PredictConfig, identity
-from zar_ray.evaluation.predict import Ranking
-from zar_ray.remote_prediction import ASKED, ServedRanking
+from zar_ray.adaptation.options import AdaptationOptions, PredictConfig
+from zar_ray.adaptation.predict import Ranking
+from zar_ray.commands.main import main
+from zar_ray.commands.remote_prediction import ASKED, ServedRanking
+from zar_ray.options.base import identity
 from zar_ray.serving.http_app import build_app
 from zar_ray.serving.options import ServeConfig
 
@@ -201,7 +202,7 @@ def test_a_served_ranking_has_the_same_fields():
 
 def test_loads_neither_ray_nor_pytorch(service, videos):
     program = (
-        "import sys; from zar_ray.cli import main; status = main(sys.argv[1:]);"
+        "import sys; from zar_ray.commands.main import main; status = main(sys.argv[1:]);"
         " print(status, {'ray', 'torch', 'open_clip'} & set(sys.modules))"
     )
     words = ["predict", str(videos[0]), "--labels", "a,b", "--server", service.url, "--token", TOKEN]

@@ -20,12 +20,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zar_ray.config import AdaptationOptions, ViewConfig
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.sandbox import DecodeRequest, DecoderProcess
 from zar_ray.serving.sandbox_process import WindowCut, _Schedule, cut_windows
 from zar_ray.video.decoding import decode_video
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
 from zar_ray.video.reading import VideoInfo, open_video
 from zar_ray.video.transforms import Preprocessing, resize_frame

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zar_ray.config import PredictConfig, ViewConfig
+from zar_ray.adaptation.options import PredictConfig
+from zar_ray.adaptation.predict import predict
 from zar_ray.errors import ConfigError
-from zar_ray.evaluation.predict import predict
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.serving.application import build
 from zar_ray.serving.classifier import Classifier
 from zar_ray.serving.options import ServeConfig
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import Preprocessing
 
 LABELS = ("riding a horse", "walking the dog", "cooking an egg", "playing chess")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zar_ray.config import AugmentConfig
 from zar_ray.training.augmentation import Box, augment, draw_box
+from zar_ray.training.options import AugmentConfig
 
 SIZE = 24
 EVERYTHING = AugmentConfig(crop="multi_scale", flip=0.5, colour_jitter=0.8, grey=0.2)

@@ -7,8 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from zar_ray.config import AugmentConfig
 from zar_ray.training.mixing import mix
+from zar_ray.training.options import AugmentConfig
 
 alphas = st.sampled_from([0.0, 0.1, 0.8, 1.0, 5.0])
 options_drawn = st.builds(

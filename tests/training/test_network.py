@@ -10,15 +10,16 @@ import torch.distributed
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 from torch.nn.parallel import DistributedDataParallel
 
-from zar_ray.config import ModelOptions, TrainConfig
 from zar_ray.data.class_texts import ClassPrompts, class_prompts, prompts_of, read_context_file
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.learned_context import parse_context
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import ModelOptions
 from zar_ray.models.text import PromptedClasses
 from zar_ray.training.network import MAX_LOGIT_SCALE, VideoTextModel, save_trained
+from zar_ray.training.options import TrainConfig
 from zar_ray.video.transforms import Preprocessing
 
 ARCHITECTURE = {

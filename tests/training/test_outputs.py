@@ -6,11 +6,11 @@ import pytest
 import torch
 from ray.train import Checkpoint
 
-from zar_ray.config import TrainConfig
 from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import RunError
-from zar_ray.evaluation.run_folder import RunFolder
+from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
+from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import finished
 from zar_ray.training.progress import Validated
 from zar_ray.training.state import AveragedWeights, TrainingState

@@ -2,8 +2,10 @@
 
 import pytest
 
-from zar_ray.config import AugmentConfig, RandAugmentConfig, TrainConfig, conf_dir, identity, read_yaml, validate
 from zar_ray.models.systems import known_systems
+from zar_ray.options.base import identity
+from zar_ray.options.layers import conf_dir, read_yaml, validate
+from zar_ray.training.options import AugmentConfig, RandAugmentConfig, TrainConfig
 from zar_ray.training.schedule import Schedule
 
 RECIPES = sorted((conf_dir() / "train").glob("*.yaml"))

@@ -12,9 +12,9 @@ import ray.train
 import ray.train.torch
 import torch
 
-from zar_ray.config import AugmentConfig, RandAugmentConfig, TrainConfig
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.data.index import index_folder
+from zar_ray.training.options import AugmentConfig, RandAugmentConfig, TrainConfig
 from zar_ray.training.state import TrainingState
 from zar_ray.training.worker import TrainingJob, train_worker
 

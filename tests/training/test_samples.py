@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zar_ray.config import AugmentConfig
 from zar_ray.data.index import index_folder
 from zar_ray.training.loading import DecoderThreads, decoded_batches
+from zar_ray.training.options import AugmentConfig
 from zar_ray.training.samples import Sample, SampleReader, frames_drawn, generator, micro_batches, samples_of_step
 from zar_ray.video.transforms import Preprocessing
 

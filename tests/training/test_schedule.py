@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from zar_ray.config import TrainConfig
+from zar_ray.training.options import TrainConfig
 from zar_ray.training.schedule import Schedule, learning_rate, optimiser
 
 

@@ -12,14 +12,15 @@ import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from zar_ray.config import ModelOptions, TrainConfig
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import build_clip, named_architecture
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import ModelOptions
 from zar_ray.models.text import PromptedClasses
 from zar_ray.training.network import VideoTextModel, matching_loss, save_trained
+from zar_ray.training.options import TrainConfig
 from zar_ray.training.schedule import MULTIPLE, optimiser
 from zar_ray.video.transforms import Preprocessing
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from zar_ray.config import ViewConfig
 from zar_ray.errors import VideoError
 from zar_ray.video.decoding import decode_video
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
 from zar_ray.video.reading import VideoInfo, has_decord, open_video, probe_video
 from zar_ray.video.transforms import Preprocessing, resize_frame

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from zar_ray.config import ViewConfig
 from zar_ray.errors import ConfigError, VideoError
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import ViewPlan, evaluation_view_frames, plan_views, segment_frames, segment_length, unite
 from zar_ray.video.transforms import Preprocessing, crop_boxes
 

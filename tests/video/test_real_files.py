@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from zar_ray.config import ViewConfig
 from zar_ray.errors import VideoError
 from zar_ray.video.decoding import decode_video
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
 from zar_ray.video.reading import has_decord, open_video, probe_video
 from zar_ray.video.transforms import Preprocessing, crop_boxes, resize_frame

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from zar_ray.config import ViewConfig
 from zar_ray.errors import ConfigError
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.pixels import crop_and_normalise
 from zar_ray.video.transforms import CropBox, Preprocessing, crop_boxes, resize_frame, resized_size, short_side_for
 

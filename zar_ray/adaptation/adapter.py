@@ -11,16 +11,19 @@ import numpy as np
 import torch
 
 from zar_ray.adaptation.base import Decision, Stream, VideoFeatures, VideoPixels, decisions
-from zar_ray.adaptation.cases import Case, Setting
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.memory import PeakMemory
 from zar_ray.adaptation.methods import get_method
-from zar_ray.config import AdaptationOptions, ClassPosition, Fusion, fingerprint, identity
+from zar_ray.adaptation.options import AdaptationOptions, Fusion
+from zar_ray.adaptation.settings import Setting
 from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.options import ClassPosition
 from zar_ray.models.packing import ImageSet, encode_packed
 from zar_ray.models.text import PromptedClasses
+from zar_ray.options.base import fingerprint, identity
+from zar_ray.results.case import Case
 from zar_ray.video.plans import ViewPlan, by_view, unite
 
 # What all methods depend on, besides the class names and the weights.

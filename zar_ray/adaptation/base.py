@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
-from zar_ray.config import Fusion, MemoConfig, TdaConfig, TentConfig, TptConfig, ZarConfig
+from zar_ray.adaptation.options import Fusion, MemoConfig, TdaConfig, TentConfig, TptConfig, ZarConfig
 from zar_ray.errors import ModelError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses

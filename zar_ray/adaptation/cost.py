@@ -7,11 +7,12 @@ from dataclasses import replace
 import torch
 
 from zar_ray.adaptation.methods import get_method
-from zar_ray.config import AdaptationOptions, ClassPosition
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.class_texts import ClassPrompts, ContextFile
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.cost import counted
 from zar_ray.models.learned_context import parse_context
+from zar_ray.models.options import ClassPosition
 from zar_ray.models.text import PromptedClasses
 
 _WORD = "X"  # of one token, as every vector of a context is

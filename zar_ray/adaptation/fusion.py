@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import VideoFeatures
-from zar_ray.config import Fusion
+from zar_ray.adaptation.options import Fusion
 from zar_ray.models.clip import ClipModel
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 
 from zar_ray.adaptation.base import Decision, MethodOptions, VideoFeatures
+from zar_ray.adaptation.options import MemoConfig
 from zar_ray.adaptation.weights import MovingTower, decide_by_moving, unfit_for_steps
 from zar_ray.adaptation.zar import marginal_entropy
-from zar_ray.config import MemoConfig
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
 

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from zar_ray.adaptation.base import Decision, MethodOptions, VideoFeatures
+from zar_ray.adaptation.options import TentConfig
 from zar_ray.adaptation.weights import MovingTower, decide_by_moving, unfit_for_steps
 from zar_ray.adaptation.zar import mean_entropy
-from zar_ray.config import TentConfig
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from zar_ray.adaptation.base import Decision, VideoFeatures, averaged, entropy, require_finite
-from zar_ray.config import Loss, Selection, ZarConfig
+from zar_ray.adaptation.options import Loss, Selection, ZarConfig
 from zar_ray.errors import VideoError
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses

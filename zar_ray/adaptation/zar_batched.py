@@ -14,8 +14,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from zar_ray.adaptation.base import Decision, Outcome, VideoFeatures, averaged, entropy
+from zar_ray.adaptation.options import Loss, ZarConfig
 from zar_ray.adaptation.zar import count_confident, doubt
-from zar_ray.config import Loss, ZarConfig
 from zar_ray.errors import VideoError
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses

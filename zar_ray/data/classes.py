@@ -6,8 +6,8 @@ import functools
 import unicodedata
 from collections.abc import Iterable
 
-from zar_ray.config import conf_dir
 from zar_ray.errors import ConfigError, suggestion
+from zar_ray.options.layers import conf_dir
 
 # The list of all classes of each dataset that `zar data index` knows by name.
 CLASSES_OF = {

@@ -14,7 +14,6 @@ from pydantic import Field
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
-from zar_ray.config import Decoder, EvalConfig, Options, conf_dir, read_yaml, validate, zar_home
 from zar_ray.data.benchmarks.indexing import list_benchmark, list_published, read_lists
 from zar_ray.data.benchmarks.layout import LayoutReport
 from zar_ray.data.classes import CLASSES_OF, by_key, class_list, name_key
@@ -22,6 +21,10 @@ from zar_ray.data.index import NO_SPLIT, Listing, list_csv, list_folder, probe_l
 from zar_ray.data.manifest import Manifest, read_manifest
 from zar_ray.data.protocols import EvaluationSplit, SplitSpec, evaluation_splits
 from zar_ray.errors import ConfigError, ManifestError, suggestion
+from zar_ray.evaluation.options import EvalConfig
+from zar_ray.options.base import Options
+from zar_ray.options.layers import conf_dir, read_yaml, validate, zar_home
+from zar_ray.video.options import Decoder
 
 _MANIFEST = "manifest.parquet"
 _BASE_TO_NOVEL = "base2novel"

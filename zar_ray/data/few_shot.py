@@ -7,10 +7,10 @@ import hashlib
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from zar_ray.config import ShotsConfig
 from zar_ray.data.classes import name_key
 from zar_ray.data.datasets import Benchmark, default_manifest, load_benchmark
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest, write_manifest
+from zar_ray.data.options import ShotsConfig
 from zar_ray.data.protocols import SplitSpec
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 

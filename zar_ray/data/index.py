@@ -19,10 +19,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zar_ray.config import Decoder
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.data.probing import PROBE_TIMEOUT, Probe, ProbeError, Progress, probe_files
 from zar_ray.errors import ConfigError, ManifestError, suggestion
+from zar_ray.video.options import Decoder
 from zar_ray.video.reading import has_decord, probe_video
 
 VIDEO_EXTENSIONS = frozenset(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from zar_ray.config import IndexConfig
 from zar_ray.data.benchmarks.layout import LayoutReport
 from zar_ray.data.datasets import (
     Benchmark,
@@ -20,6 +19,7 @@ from zar_ray.data.datasets import (
     parse_class_names,
 )
 from zar_ray.data.manifest import Manifest, write_manifest
+from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 
 _SHOWN = 10

@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from zar_ray.config import fingerprint
 from zar_ray.errors import ManifestError, suggestion
+from zar_ray.options.base import fingerprint
 
 MANIFEST_SCHEMA = pa.schema(
     [

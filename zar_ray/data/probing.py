@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
-from zar_ray.config import Decoder
 from zar_ray.errors import ManifestError, VideoError
+from zar_ray.video.options import Decoder
 from zar_ray.video.reading import VideoInfo
 
 Probe = Callable[[str, Decoder], VideoInfo]

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import Field
 
-from zar_ray.config import Options
 from zar_ray.data.classes import class_list, name_key
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.errors import ConfigError, ManifestError, suggestion
+from zar_ray.options.base import Options
 
 
 class SplitSpec(Options):

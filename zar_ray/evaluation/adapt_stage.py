@@ -14,14 +14,12 @@ import torch
 from torch.nn.functional import normalize
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, VideoPrediction
-from zar_ray.adaptation.cases import Setting
 from zar_ray.adaptation.fusion import video_features
-from zar_ray.config import EvalConfig
+from zar_ray.adaptation.settings import Setting
 from zar_ray.errors import ConfigError, RunError, VideoError
 from zar_ray.evaluation.feature_store import VideoFacts, image_keys
 from zar_ray.evaluation.model_costs import count_costs
-from zar_ray.evaluation.results import ResultRow, to_table
-from zar_ray.evaluation.run_folder import write_part
+from zar_ray.evaluation.options import EvalConfig
 from zar_ray.evaluation.spec import (
     COUNTED,
     MODELS,
@@ -40,6 +38,8 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.models.text import why_full_pass
 from zar_ray.models.vision import unfit_vision
+from zar_ray.results.folder import write_part
+from zar_ray.results.rows import ResultRow, to_table
 from zar_ray.video.reading import VideoInfo
 
 logger = logging.getLogger(__name__)

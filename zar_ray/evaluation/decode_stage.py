@@ -12,8 +12,6 @@ from typing import Any
 import pyarrow as pa
 
 from zar_ray.evaluation.feature_store import FeatureStore, Missing, image_keys
-from zar_ray.evaluation.results import to_table
-from zar_ray.evaluation.run_folder import write_part
 from zar_ray.evaluation.spec import (
     COUNTED,
     DECODED_SCHEMA,
@@ -26,6 +24,8 @@ from zar_ray.evaluation.spec import (
     failed_rows,
     worker_name,
 )
+from zar_ray.results.folder import write_part
+from zar_ray.results.rows import to_table
 from zar_ray.video.decoding import Resize, decode_video
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import short_side_for

@@ -26,11 +26,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zar_ray.config import Decoder, Precision, fingerprint
 from zar_ray.errors import RunError, VideoError
+from zar_ray.models.options import Precision
+from zar_ray.options.base import fingerprint
 from zar_ray.provenance import package_version
 from zar_ray.storage import Storage
 from zar_ray.video.inspection import reason_of
+from zar_ray.video.options import Decoder
 
 if TYPE_CHECKING:
     from zar_ray.video.plans import ViewPlan

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from zar_ray.adaptation.cases import Setting
 from zar_ray.adaptation.cost import step_gflops, steps_of
-from zar_ray.config import ClassPosition
+from zar_ray.adaptation.settings import Setting
 from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.cost import image_gflops, parameter_count, view_gflops, weightless
-from zar_ray.reporting.summary import ModelCost
+from zar_ray.models.options import ClassPosition
+from zar_ray.results.record import ModelCost
 
 
 def count_costs(model: ClipModel, settings: Sequence[Setting]) -> tuple[ModelCost, ...]:

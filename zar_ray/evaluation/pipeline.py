@@ -30,25 +30,27 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 from zar_ray.adaptation.adapter import make_cases
-from zar_ray.adaptation.cases import Case, Setting
 from zar_ray.adaptation.methods import get_method
+from zar_ray.adaptation.settings import Setting
 from zar_ray.cluster import connected, total_cpus, total_gpus
-from zar_ray.config import EvalConfig, fingerprint
-from zar_ray.config import identity as settings_of
 from zar_ray.data.class_texts import is_context_file, prompts_of
 from zar_ray.data.manifest import Manifest, write_manifest
 from zar_ray.errors import RunError
 from zar_ray.evaluation.adapt_stage import AdaptStage, ModelsStage
 from zar_ray.evaluation.decode_stage import decode_block, decode_for_models
-from zar_ray.evaluation.metrics import check_counts
+from zar_ray.evaluation.options import EvalConfig
 from zar_ray.evaluation.preflight import check_model, check_nodes
 from zar_ray.evaluation.progress import VideoProgress
-from zar_ray.evaluation.results import to_table
-from zar_ray.evaluation.run_folder import CONFIG, MANIFEST, RunFolder
 from zar_ray.evaluation.spec import MODELS, POSITION, Failure, JobSpec, ModelCard, failed_rows, planned_as
 from zar_ray.evaluation.streams import StreamState, check_methods, stream_methods
-from zar_ray.evaluation.sweeps import at_one_short_side, varied_options
 from zar_ray.evaluation.workload import CLASS_SETS, Workload
+from zar_ray.options.base import fingerprint
+from zar_ray.options.base import identity as settings_of
+from zar_ray.results.case import Case
+from zar_ray.results.folder import CONFIG, MANIFEST, RunFolder
+from zar_ray.results.metrics import check_counts
+from zar_ray.results.rows import to_table
+from zar_ray.study.sweeps import at_one_short_side, varied_options
 from zar_ray.video.transforms import resized_size, short_side_for
 
 # How many videos to look for one that is there.
@@ -158,7 +160,7 @@ def evaluate(
         options: The run's options, which are its first setting.
         folder: Where the results go.
         console: Where progress is shown.
-        variants: The options of further settings, evaluated in the same pass; see `zar_ray.evaluation.sweeps` for what
+        variants: The options of further settings, evaluated in the same pass; see `zar_ray.study.sweeps` for what
             may be different in them.
 
     Raises:

@@ -10,10 +10,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from zar_ray.adaptation.cases import Setting
-from zar_ray.config import EvalConfig
+from zar_ray.adaptation.settings import Setting
 from zar_ray.errors import RunError, ZarError
 from zar_ray.evaluation.adapt_stage import load_card
+from zar_ray.evaluation.options import EvalConfig
 from zar_ray.evaluation.spec import ModelCard
 from zar_ray.storage import Storage
 

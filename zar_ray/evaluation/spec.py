@@ -16,14 +16,17 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from zar_ray.adaptation.cases import Case, Setting
-from zar_ray.config import AdaptationOptions, EvalConfig, ViewConfig
+from zar_ray.adaptation.options import AdaptationOptions
+from zar_ray.adaptation.settings import Setting
 from zar_ray.errors import VideoError
 from zar_ray.evaluation.feature_store import FeatureSpace, FeatureStore
-from zar_ray.evaluation.results import ResultRow, RightClasses
+from zar_ray.evaluation.options import EvalConfig
 from zar_ray.evaluation.workload import CLASS_SETS, RIGHT_IDS
-from zar_ray.reporting.summary import ModelCost
+from zar_ray.results.case import Case
+from zar_ray.results.record import ModelCost
+from zar_ray.results.rows import ResultRow, RightClasses
 from zar_ray.storage import Storage
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_views, unite
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import Preprocessing

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from zar_ray.adaptation.methods import get_method
-from zar_ray.config import EvalConfig
 from zar_ray.errors import ConfigError, RunError
+from zar_ray.evaluation.options import EvalConfig
 from zar_ray.storage import Storage
 
 STATE = "stream.safetensors"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from zar_ray.adaptation.cases import Case
 from zar_ray.data.manifest import Manifest
 from zar_ray.data.protocols import EvaluationSplit
+from zar_ray.results.case import Case
 
 # Columns that a manifest's rows are given on their way through the job.
 CLASS_SETS = pa.field("class_sets", pa.list_(pa.int32()))

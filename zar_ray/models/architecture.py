@@ -16,7 +16,6 @@ from typing import Any
 import open_clip
 import torch
 
-from zar_ray.config import read_yaml
 from zar_ray.errors import ConfigError, ModelError, suggestion
 from zar_ray.models import (
     cross_frames,
@@ -28,6 +27,7 @@ from zar_ray.models import (
 )
 from zar_ray.models.parts import Part
 from zar_ray.models.systems import CLIP, OPTIONAL, find_system, known_systems
+from zar_ray.options.layers import read_yaml
 
 Architecture = Mapping[str, Any]
 

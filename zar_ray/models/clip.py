@@ -15,12 +15,12 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 from torch.nn.functional import normalize
 
-from zar_ray.config import Precision
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import EVALUATION_SCALE, PARTS, Architecture
 from zar_ray.models.cross_frames import cross_frame_head
 from zar_ray.models.fusion_heads import FUSION
 from zar_ray.models.learned_texts import VECTOR, embedded, framed, has_learned_texts
+from zar_ray.models.options import Precision
 from zar_ray.models.parts import frames_of
 from zar_ray.models.precision import exact_float32, full_precision
 from zar_ray.models.vision import VisionTower, unfit_vision

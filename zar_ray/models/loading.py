@@ -15,7 +15,6 @@ from huggingface_hub import try_to_load_from_cache
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained
 
-from zar_ray.config import ModelOptions
 from zar_ray.errors import ModelError, suggestion
 from zar_ray.models.architecture import (
     PARTS,
@@ -29,6 +28,7 @@ from zar_ray.models.architecture import (
 from zar_ray.models.checkpoints import Checkpoint, load_weights, read_checkpoint
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.formats import ORIGIN_NAMES, TOKEN_EMBEDDING, published_preprocessing
+from zar_ray.models.options import ModelOptions
 from zar_ray.models.systems import System, find_system
 from zar_ray.video.transforms import Preprocessing
 

@@ -24,12 +24,12 @@ import torch
 from torch import nn
 from torchvision.ops import stochastic_depth
 
-from zar_ray.config import TrainConfig
 from zar_ray.errors import ConfigError
 from zar_ray.models.blocks import unfit_block
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.fusion_heads import FUSION
 from zar_ray.models.temporal_adapters import ADAPTERS, PROMPT_DROPOUT
+from zar_ray.training.options import TrainConfig
 
 
 def attach_regularisation(model: ClipModel, config: TrainConfig) -> tuple[nn.Module, ...]:

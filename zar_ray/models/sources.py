@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from zar_ray.config import ModelOptions
 from zar_ray.errors import ModelError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import RANDOM, load_model
+from zar_ray.models.options import ModelOptions
 
 
 def load_source(source: str | os.PathLike[str]) -> ClipModel:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zar_ray.config import conf_dir, read_yaml
+from zar_ray.options.layers import conf_dir, read_yaml
 
 CLIP = "clip"
 OPTIONAL = "optional"

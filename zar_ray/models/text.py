@@ -10,13 +10,14 @@ from functools import cached_property
 import torch
 from torch.nn.functional import normalize
 
-from zar_ray.config import ClassPosition, ModelOptions, TextAverage
 from zar_ray.data.class_texts import ClassPrompts, ContextFile
+from zar_ray.data.options import TextAverage
 from zar_ray.errors import ConfigError
 from zar_ray.models.clip import ClipModel, clip_tokenizer
 from zar_ray.models.deep_prompts import deep_prompts_of
 from zar_ray.models.learned_context import LearnedContext, parse_context
 from zar_ray.models.learned_texts import has_learned_texts
+from zar_ray.models.options import ClassPosition, ModelOptions
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.prompt_passes import FullPass, PromptPass, SharedPrefixPass, unfit_text
 from zar_ray.models.view_prompts import own_context_of

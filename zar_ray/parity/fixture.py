@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from zar_ray.config import one_line
 from zar_ray.errors import ConfigError
+from zar_ray.options.layers import one_line
 from zar_ray.parity.checks import ArrayCheck, equal, miss
 from zar_ray.parity.recipe import recipe_digest, recipe_input, recipe_state_dict
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from zar_ray.config import ModelOptions
 from zar_ray.data.class_texts import load_templates
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.importing import plan_import
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import ModelOptions
 
 TEMPLATES = "actionclip"  # ActionCLIP's 16
 

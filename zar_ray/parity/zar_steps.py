@@ -20,15 +20,16 @@ import torch
 
 from zar_ray.adaptation.base import Decision, VideoFeatures
 from zar_ray.adaptation.fusion import video_features
+from zar_ray.adaptation.options import TptConfig, ZarConfig
 from zar_ray.adaptation.tpt import tune_on_views, update_of
 from zar_ray.adaptation.zar import tuning_steps
 from zar_ray.adaptation.zar_batched import adapt_zar_batch
-from zar_ray.config import TptConfig, ZarConfig, validate
 from zar_ray.errors import ConfigError
 from zar_ray.models.architecture import build_clip, infer_architecture
 from zar_ray.models.checkpoints import load_weights, openai_layout
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
+from zar_ray.options.layers import validate
 from zar_ray.parity.checks import Evidence, Measured
 from zar_ray.parity.fixture import FileFormat, Fixture
 from zar_ray.video.transforms import Preprocessing

@@ -1,4 +1,4 @@
-"""Attention maps over a video's frames as a picture; `zar_ray.explanation` computes what is drawn here."""
+"""Attention maps over a video's frames as a picture; `zar_ray.explain.explanation` computes what is drawn here."""
 
 from __future__ import annotations
 

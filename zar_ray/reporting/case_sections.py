@@ -11,13 +11,13 @@ import pyarrow as pa
 from zar_ray.errors import ZarError
 from zar_ray.reporting import figures
 from zar_ray.reporting.calibration import BINS, Calibration, calibrate
-from zar_ray.reporting.case_rows import class_accuracies, confusion_matrix
 from zar_ray.reporting.pages import Card, Cards, Content, Figure, Grid, Picture, Section, Text, why_empty
 from zar_ray.reporting.plots import ALL_CLASSES, confusion_picture
 from zar_ray.reporting.run_data import RunData, RunSplit
-from zar_ray.reporting.summary import CaseMetrics, ClassAccuracy
 from zar_ray.reporting.tables import adapts, percent
 from zar_ray.reporting.thumbnails import thumbnails
+from zar_ray.results.case_rows import class_accuracies, confusion_matrix
+from zar_ray.results.record import CaseMetrics, ClassAccuracy
 
 _CLASSES_SHOWN = 30
 _MISTAKES_SHOWN = 20

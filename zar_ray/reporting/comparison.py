@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from zar_ray.config import meaning
 from zar_ray.errors import ConfigError, RunError, ZarError
-from zar_ray.reporting.case_rows import class_accuracies
+from zar_ray.options.base import meaning
 from zar_ray.reporting.finished_runs import FinishedRun
 from zar_ray.reporting.published import leaves
 from zar_ray.reporting.run_data import RunData, options_of
-from zar_ray.reporting.statistics import PairedComparison, holm, paired_comparison
-from zar_ray.reporting.summary import CaseMetrics, Estimate
+from zar_ray.results.case_rows import class_accuracies
+from zar_ray.results.record import CaseMetrics, Estimate
+from zar_ray.results.statistics import PairedComparison, holm, paired_comparison
 from zar_ray.storage import Storage
 
 METRICS = {"top1": "top-1", "map": "mAP"}

@@ -15,7 +15,6 @@ from zar_ray.reporting import figures
 from zar_ray.reporting.comparison import METRICS, ClassChange, ComparedRun, Comparison, Line, Paired
 from zar_ray.reporting.html_report import write_file
 from zar_ray.reporting.pages import Content, Figure, Grid, Group, Page, Picture, Section, Text, render
-from zar_ray.reporting.summary import Estimate, ProtocolAverage
 from zar_ray.reporting.tables import (
     RANDOM_WEIGHTS,
     Block,
@@ -26,6 +25,7 @@ from zar_ray.reporting.tables import (
     percent,
     print_block,
 )
+from zar_ray.results.record import Estimate, ProtocolAverage
 
 Form = Literal["terminal", "markdown", "csv"]
 

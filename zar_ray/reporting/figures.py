@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from zar_ray.reporting.calibration import Calibration
 from zar_ray.reporting.embedding_map import EmbeddingMap
 from zar_ray.reporting.pages import Picture
-from zar_ray.reporting.summary import ClassAccuracy, Estimate
+from zar_ray.results.record import ClassAccuracy, Estimate
 
 _BEFORE, _AFTER, _GREY = "#E69F00", "#0072B2", "#8a8d94"
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")

@@ -11,8 +11,8 @@ from typing import Any
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from zar_ray.errors import RunError
-from zar_ray.reporting.summary import RunSummary
 from zar_ray.reporting.sweep_summary import SweepSummary
+from zar_ray.results.record import RunSummary
 from zar_ray.storage import Storage
 
 _RUN_FILE = "run.json"

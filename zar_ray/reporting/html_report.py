@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zar_ray.config import without_password
+from zar_ray.options.base import without_password
 from zar_ray.reporting.case_sections import case_sections
 from zar_ray.reporting.pages import (
     Content,
@@ -29,7 +29,6 @@ from zar_ray.reporting.run_sections import (
     versions,
     video_map,
 )
-from zar_ray.reporting.summary import CaseMetrics, Estimate
 from zar_ray.reporting.tables import (
     RANDOM_WEIGHTS,
     adapts,
@@ -39,6 +38,7 @@ from zar_ray.reporting.tables import (
     summary_facts,
     summary_heading,
 )
+from zar_ray.results.record import CaseMetrics, Estimate
 from zar_ray.storage import Storage, is_uri
 
 REPORT = "report.html"

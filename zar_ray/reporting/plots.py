@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from zar_ray.reporting.summary import ClassAccuracy
+from zar_ray.results.record import ClassAccuracy
 
 ALL_CLASSES = 40
 """Up to so many classes the picture shows the whole matrix; beyond, the most confused classes."""

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from zar_ray.config import without_password
 from zar_ray.errors import ZarError
+from zar_ray.options.base import without_password
 from zar_ray.reporting import figures
 from zar_ray.reporting.attention_figures import AttentionFigure
 from zar_ray.reporting.embedding_map import LEAST_VIDEOS, MOST_VIDEOS, embedding_map

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import t as student_t
 
-from zar_ray.reporting.summary import CaseMetrics, Estimate, RunSummary
+from zar_ray.results.record import CaseMetrics, Estimate, RunSummary
 
 METRICS = ("top1", "top5", "mean_class")
 HARMONIC = "harmonic"

@@ -1,6 +1,6 @@
 """What one sweep found: its settings' summaries, and how each compares with the run's own setting on the same videos.
 
-Computed by `zar_ray.evaluation.ablation`, held by ``run.json`` beside the own setting's summary, and all that tables
+Computed by `zar_ray.study.ablation`, held by ``run.json`` beside the own setting's summary, and all that tables
 and MLflow are made from.
 """
 
@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from zar_ray.errors import RunError
-from zar_ray.reporting.statistics import PairedComparison
-from zar_ray.reporting.summary import Estimate, RunSummary
+from zar_ray.results.record import Estimate, RunSummary
+from zar_ray.results.statistics import PairedComparison
 
 
 @dataclass(frozen=True)

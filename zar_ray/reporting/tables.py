@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Protocol
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.data.overview import BenchmarkStatus
-from zar_ray.reporting.summary import (
+from zar_ray.reporting.blocks import Block, markdown_block, markdown_cell, print_block
+from zar_ray.results.record import (
     Accuracy,
     CaseMetrics,
     Estimate,
@@ -37,16 +36,6 @@ _AVERAGE_PRECISION = {"map": "mAP %"}
 _REASON_LENGTH = 160
 
 
-@dataclass(frozen=True)
-class Block:
-    """One table with what stands over and under it; a row's first cell is empty where the row belongs to the last."""
-
-    title: str | None
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    notes: list[str]
-
-
 def print_summary(summary: RunSummary, console: Console) -> None:
     """Prints a run: its accuracies, then counts, failures, speed, costs and where everything is."""
     console.print()
@@ -59,21 +48,6 @@ def print_summary(summary: RunSummary, console: Console) -> None:
     print_facts(summary, console)
 
 
-def print_block(block: Block, console: Console) -> None:
-    """Prints a table with what stands over and under it."""
-    if block.title is not None:
-        console.print()
-        console.print(Text(block.title, style="bold"), soft_wrap=True)
-    table = Table(*block.columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    last = [*(bool(row[0]) for row in block.rows[1:]), True][: len(block.rows)]
-    for row, ends in zip(block.rows, last, strict=True):
-        table.add_row(*(Text(cell) for cell in row), end_section=ends)
-    if block.rows:
-        console.print(table)
-    for line in block.notes:
-        console.print(Text(line, style="dim"), soft_wrap=True)
-
-
 def print_facts(summary: RunSummary, console: Console) -> None:
     """Prints what stands below a run's accuracies: counts, failures, speed, costs and where everything is."""
     for name, value in summary_facts(summary):
@@ -83,29 +57,11 @@ def print_facts(summary: RunSummary, console: Console) -> None:
 def markdown(summary: RunSummary) -> str:
     """The same as `print_summary` prints, as Markdown: for MLflow's description, so without where it is logged."""
     lines = [f"**{RANDOM_WEIGHTS}**", ""] if summary.random_weights else []
-    lines += [_cell(summary_heading(summary)), ""]
+    lines += [markdown_cell(summary_heading(summary)), ""]
     for block in summary_blocks(summary):
         lines += markdown_block(block)
-    lines += [f"- **{name}**: {_cell(value)}" for name, value in summary_facts(summary) if name != "MLflow"]
+    lines += [f"- **{name}**: {markdown_cell(value)}" for name, value in summary_facts(summary) if name != "MLflow"]
     return "\n".join(lines) + "\n"
-
-
-def markdown_block(block: Block) -> list[str]:
-    """A table with what stands over and under it as lines of Markdown."""
-    lines = [] if block.title is None else [f"**{_cell(block.title)}**", ""]
-    if block.rows:
-        lines += [
-            "| " + " | ".join(block.columns) + " |",
-            "|" + "---|" * len(block.columns),
-            *("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in block.rows),
-            "",
-        ]
-    return [*lines, *(f"{_cell(line)}  " for line in block.notes), *([""] if block.notes else [])]
-
-
-def _cell(text: str) -> str:
-    """Text in which Markdown sees no table border, emphasis, link or HTML."""
-    return "".join(f"\\{character}" if character in "\\|*_`<[" else character for character in text)
 
 
 def _plus_minus(encoding: str) -> str:
@@ -365,7 +321,7 @@ class _Label(Protocol):
 
 
 class RankingLike(Protocol):
-    """What `print_ranking` shows, such as `zar_ray.evaluation.predict.Ranking`."""
+    """What `print_ranking` shows, such as `zar_ray.adaptation.predict.Ranking`."""
 
     @property
     def video(self) -> str:

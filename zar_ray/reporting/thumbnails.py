@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from zar_ray.config import EvalConfig
 from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import VideoError
+from zar_ray.evaluation.options import EvalConfig
 from zar_ray.reporting.pages import Picture
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.plans import evaluation_view_frames

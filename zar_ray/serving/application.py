@@ -16,11 +16,12 @@ from ray.serve.config import HTTPOptions
 from rich.console import Console
 
 from zar_ray.cluster import total_gpus
-from zar_ray.config import EvalConfig, merge, read_yaml, validate
 from zar_ray.data.classes import known_class_lists
 from zar_ray.data.manifest import read_manifest
 from zar_ray.errors import ConfigError, ZarError
+from zar_ray.evaluation.options import EvalConfig
 from zar_ray.models.loading import load_model
+from zar_ray.options.layers import merge, read_yaml, validate
 from zar_ray.serving.classifier import require_methods, require_served
 from zar_ray.serving.decoder_deployment import DecoderDeployment
 from zar_ray.serving.front import HA_PROXY, prepare_environment
@@ -76,7 +77,7 @@ def demo(args: dict[str, Any]) -> Application:
     Raises:
         ZarError: The demo cannot be made, or an option does not fit.
     """
-    from zar_ray.demo import checkpoint_file, ensure_demo, samples_folder, videos_folder
+    from zar_ray.study.demo import checkpoint_file, ensure_demo, samples_folder, videos_folder
 
     ensure_demo(EvalConfig(dataset="demo", checkpoint=checkpoint_file()), Console())
     classes = read_manifest(videos_folder() / "manifest.parquet").class_names

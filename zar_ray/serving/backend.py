@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from zar_ray.config import AdaptationOptions
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.serving.schema import Classification, ServedModel, WindowParameters, WindowResult
 from zar_ray.video.plans import ViewPlan
 from zar_ray.video.reading import VideoInfo

@@ -15,13 +15,14 @@ import zar_ray
 from zar_ray.adaptation.adapter import CasePrediction, PlannedVideo, VideoAdapter, VideoPrediction
 from zar_ray.adaptation.base import entropy
 from zar_ray.adaptation.methods import get_method
-from zar_ray.config import AdaptationOptions, ClassPosition
+from zar_ray.adaptation.options import AdaptationOptions
+from zar_ray.adaptation.predict import rank_labels
 from zar_ray.data.class_texts import ClassPrompts, prompts_of
 from zar_ray.errors import ConfigError, ModelError, VideoError
-from zar_ray.evaluation.predict import rank_labels
 from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import ClassPosition
 from zar_ray.models.text import PromptedClasses
 from zar_ray.serving.backend import DecodingNeeds, Job, Query
 from zar_ray.serving.explaining import explain

@@ -24,8 +24,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import zar_ray
-from zar_ray.config import one_line
 from zar_ray.errors import ConfigError
+from zar_ray.options.layers import one_line
 from zar_ray.serving.admission import Admission
 from zar_ray.serving.backend import Backend, Query, VideoSource
 from zar_ray.serving.measures import Measures

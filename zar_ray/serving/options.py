@@ -7,19 +7,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from zar_ray.config import (
-    AdaptationOptions,
-    ClassPosition,
-    DecodeOptions,
-    MemoConfig,
-    ModelOptions,
-    NameStyle,
-    Options,
-    TentConfig,
-    TptConfig,
-    ViewConfig,
-    ZarConfig,
-)
+from zar_ray.adaptation.options import AdaptationOptions, MemoConfig, TentConfig, TptConfig, ZarConfig
+from zar_ray.data.options import NameStyle
+from zar_ray.models.options import ClassPosition, ModelOptions
+from zar_ray.options.base import Options
+from zar_ray.video.options import DecodeOptions, ViewConfig
 
 _MIB = 2**20
 _GIB = 2**30

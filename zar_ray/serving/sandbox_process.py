@@ -27,12 +27,13 @@ from multiprocessing.connection import Connection
 import numpy as np
 import psutil
 
-from zar_ray.config import AdaptationOptions, Decoder
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.evaluation.spec import plan_video
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.video.inspection import Deadline, open_stream
+from zar_ray.video.options import Decoder
 from zar_ray.video.plans import ViewPlan
 from zar_ray.video.reading import VideoInfo, has_decord
 from zar_ray.video.transforms import Preprocessing, resize_frame

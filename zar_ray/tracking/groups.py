@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zar_ray.config import fingerprint, without_password
+from zar_ray.options.base import fingerprint, without_password
 from zar_ray.provenance import git_commit
 from zar_ray.storage import Storage
 from zar_ray.tracking.receipts import MlflowReceipt, keep_receipt, read_receipts

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from zar_ray.config import without_password
 from zar_ray.errors import TrackingError
+from zar_ray.options.base import without_password
 from zar_ray.storage import Storage, is_uri
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zar_ray.config import TrainConfig, fingerprint, without_password
 from zar_ray.errors import TrackingError
+from zar_ray.options.base import fingerprint, without_password
 from zar_ray.provenance import git_commit
 from zar_ray.storage import Storage
 from zar_ray.tracking.receipts import MlflowReceipt, keep_receipt, read_receipts
@@ -36,6 +36,7 @@ from zar_ray.tracking.store import (
     opened,
     quiet_and_quick,
 )
+from zar_ray.training.options import TrainConfig
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional
 
-from zar_ray.config import AugmentConfig
+from zar_ray.training.options import AugmentConfig
 from zar_ray.training.rand_augment import rand_augment
 
 # How far the colour jitter goes; hue in turns of the colour circle.

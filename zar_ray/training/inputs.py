@@ -8,13 +8,14 @@ from pathlib import Path
 from rich.console import Console
 
 from zar_ray.cluster import inside_job
-from zar_ray.config import TrainConfig, fingerprint, identity
 from zar_ray.data.class_texts import ClassPrompts, is_context_file
 from zar_ray.data.datasets import open_dataset, resolve_dataset
 from zar_ray.data.manifest import Manifest
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 from zar_ray.models.architecture import Architecture, read_architecture
 from zar_ray.models.systems import known_files
+from zar_ray.options.base import fingerprint, identity
+from zar_ray.training.options import TrainConfig
 from zar_ray.training.schedule import Schedule
 from zar_ray.training.validation import validation_set
 

@@ -10,9 +10,10 @@ from ray.util.queue import Queue
 from rich.console import Console
 
 from zar_ray.cluster import connected, total_gpus
-from zar_ray.config import TrainConfig, fingerprint, zar_home
 from zar_ray.data.class_texts import prompts_of
-from zar_ray.evaluation.run_folder import RunFolder
+from zar_ray.options.base import fingerprint
+from zar_ray.options.layers import zar_home
+from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
 from zar_ray.training.fitting import cpus_per_worker, fit
 from zar_ray.training.inputs import (
@@ -23,6 +24,7 @@ from zar_ray.training.inputs import (
     training_videos,
 )
 from zar_ray.training.listening import log_end, shown, tracked
+from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import TrainResult, finished
 from zar_ray.training.schedule import Schedule
 from zar_ray.training.validation import validation_set

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from ray.util.queue import Empty
 from rich.console import Console
 
-from zar_ray.config import TrainConfig
 from zar_ray.errors import TrackingError
-from zar_ray.reporting.statistics import share_estimate
+from zar_ray.results.statistics import share_estimate
 from zar_ray.storage import Storage
 from zar_ray.tracking import TrainingTracker
+from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import TrainResult
 from zar_ray.training.progress import Progress, Raised, TrainingBar, Validated
 from zar_ray.training.worker import TrainingJob

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
-from zar_ray.config import AugmentConfig
+from zar_ray.training.options import AugmentConfig
 
 
 def mix(

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from zar_ray.config import TrainConfig
 from zar_ray.data.class_texts import ClassPrompts, ContextFile
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import EVALUATION_SCALE, is_added
@@ -25,6 +24,7 @@ from zar_ray.models.losses import matching_losses, motion_loss
 from zar_ray.models.regularisation import attach_regularisation
 from zar_ray.models.text import PromptedClasses, encode_tokens
 from zar_ray.models.view_prompts import VIEW_PROMPTS, own_context_of
+from zar_ray.training.options import TrainConfig
 
 # CLIP's own bound on the logit scale (Radford et al., ICML 2021, section 2.5).
 MAX_LOGIT_SCALE = 100.0

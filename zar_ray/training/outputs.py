@@ -13,11 +13,12 @@ from typing import Any
 from ray.train import Checkpoint, Result
 from rich.console import Console
 
-from zar_ray.config import EvalConfig, TrainConfig
 from zar_ray.errors import RunError
-from zar_ray.evaluation.job import run_evaluation
-from zar_ray.evaluation.run_folder import RunFolder
+from zar_ray.evaluation.options import EvalConfig
+from zar_ray.results.folder import RunFolder
+from zar_ray.study.job import run_evaluation
 from zar_ray.training.network import save_trained
+from zar_ray.training.options import TrainConfig
 from zar_ray.training.progress import HISTORY, Validated
 from zar_ray.training.state import TrainingState
 from zar_ray.training.validation import evaluation_options

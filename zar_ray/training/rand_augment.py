@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-from zar_ray.config import RandAugmentConfig
+from zar_ray.training.options import RandAugmentConfig
 
 _MOST = 30  # the largest magnitude
 _GREY = (125, 123, 114)  # of what is cut out, about the mean of ImageNet

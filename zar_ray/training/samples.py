@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zar_ray.config import AugmentConfig, Decoder
 from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import RunError, VideoError
 from zar_ray.training.augmentation import augment
+from zar_ray.training.options import AugmentConfig
 from zar_ray.video.decoding import decode_video
+from zar_ray.video.options import Decoder
 from zar_ray.video.plans import segment_frames
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import Preprocessing

@@ -9,9 +9,9 @@ from fractions import Fraction
 import torch
 from torch import nn
 
-from zar_ray.config import TrainConfig
 from zar_ray.models.cross_frames import MESSAGE
 from zar_ray.models.fusion_heads import FUSION
+from zar_ray.training.options import TrainConfig
 
 MULTIPLE = "lr_multiple"
 """What an optimiser's group says of its learning rate, as a multiple of the schedule's."""

@@ -12,15 +12,18 @@ import torch.distributed
 from rich.console import Console
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
-from zar_ray.config import AdaptationOptions, EvalConfig, TrainConfig, ViewConfig
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.class_texts import ClassPrompts, prompts_of
 from zar_ray.data.datasets import open_dataset, resolve_dataset
 from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import ManifestError, VideoError
-from zar_ray.evaluation.job import choose_splits
+from zar_ray.evaluation.options import EvalConfig
 from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.clip import ClipModel
+from zar_ray.study.job import choose_splits
+from zar_ray.training.options import TrainConfig
 from zar_ray.video.decoding import decode_video
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.reading import VideoInfo
 
 _METHOD = "zero_shot"

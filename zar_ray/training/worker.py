@@ -19,15 +19,16 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from zar_ray.config import TrainConfig, identity
 from zar_ray.data.class_texts import ClassPrompts, read_context_file
 from zar_ray.data.manifest import VideoRow
 from zar_ray.models.architecture import Architecture, build_clip
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
+from zar_ray.options.base import identity
 from zar_ray.training.loading import DecodedBatch, DecoderProcesses, Decoders, DecoderThreads, decoded_batches
 from zar_ray.training.mixing import mix
 from zar_ray.training.network import VideoTextModel, matching_loss, save_trained
+from zar_ray.training.options import TrainConfig
 from zar_ray.training.progress import Meter, Raised, Validated
 from zar_ray.training.samples import SampleReader, generator, micro_batches
 from zar_ray.training.schedule import MULTIPLE, Schedule, learning_rate, optimiser

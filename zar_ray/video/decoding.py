@@ -10,9 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
-from zar_ray.config import Decoder
 from zar_ray.errors import VideoError
 from zar_ray.video.inspection import Deadline
+from zar_ray.video.options import Decoder
 from zar_ray.video.readers import DecordError, VideoInfo
 from zar_ray.video.reading import open_video
 from zar_ray.video.transforms import Interpolation, resize_frame, resized_size

@@ -14,8 +14,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from zar_ray.config import ViewConfig
 from zar_ray.errors import VideoError
+from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import CropBox, Preprocessing, crop_boxes, resized_size, short_side_for
 
 _HASH_BITS = 128

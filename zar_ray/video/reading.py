@@ -12,9 +12,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from zar_ray.config import Decoder
 from zar_ray.errors import ConfigError
 from zar_ray.video.inspection import Deadline, Inspection, inspect_video
+from zar_ray.video.options import Decoder
 from zar_ray.video.readers import DecordError, DecordReader, PyavReader, VideoInfo, VideoReader
 
 # decord may decode all frames ahead of their use; a worker's memory should not depend on how far it gets.

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from zar_ray.config import ViewConfig
 from zar_ray.errors import ConfigError
+from zar_ray.video.options import ViewConfig
 
 Interpolation = Literal["bicubic", "bilinear"]
 

@@ -1,0 +1,228 @@
+"""Options come from defaults, the benchmark's file, --config and the command line, in that order; a mistake is one
+line that says what was meant."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from zar_ray.adaptation.options import PredictConfig
+from zar_ray.commands.main import main
+from zar_ray.commands.parsing import parse, parse_run
+from zar_ray.data.options import AuditConfig, IndexConfig, ShotsConfig
+from zar_ray.errors import ConfigError
+from zar_ray.evaluation.options import EvalConfig
+from zar_ray.options.base import fingerprint, identity
+from zar_ray.video.options import ViewConfig
+
+
+def options(*words):
+    return parse_run(EvalConfig, words, "zar eval").options
+
+
+def complaint(*words):
+    with pytest.raises(ConfigError) as caught:
+        options(*words)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_command_line_lies_over_the_file_over_the_defaults(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"seed": 3, "views": {"frames": 8, "crops": 1}, "zar": {"lr": 0.1}}))
+    got = options("--config", str(file), "--views.frames", "4", "--method", "zero_shot", "zar")
+    assert (got.seed, got.views.frames, got.views.crops, got.zar.lr) == (3, 4, 1, 0.1)
+    assert got.zar.confidence == EvalConfig().zar.confidence
+    assert got.method == ("zero_shot", "zar")
+
+
+def test_a_saved_config_repeats_a_run(tmp_path):
+    first = options("--dataset", "x", "--views.rates", "1", "0.5", "--max-failed", "30%", "--zar.steps", "2")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(first.model_dump(mode="json")))
+    assert options("--config", str(file)) == first
+
+
+def test_a_share_may_be_a_percentage():
+    assert options("--max-failed", "30%").max_failed == 0.3
+    assert options("--max-failed", "0.3").max_failed == 0.3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lmit", "3"], "unknown option --lmit; did you mean --limit?"),
+        (["--views.frmaes", "3"], "did you mean --views.frames?"),
+        (["--view.frames=3"], "did you mean --views.frames?"),
+        (["--precision", "fp31"], "'bf16'"),
+        (["--views.crops", "4"], "--views.crops"),
+        (["--views.frames", "0"], "greater than or equal to 1"),
+        (["--limit", "x"], "--limit"),
+        (["--limit"], "--limit"),
+        (["--max-failed", "300%"], "max_failed"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        (["stray"], "unknown word stray"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_option(words, said):
+    assert said in complaint(*words)
+
+
+def test_a_wrong_key_in_a_file_names_the_file_and_the_key(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("views: {frame: 3}\n")
+    message = complaint("--config", str(file))
+    assert str(file) in message
+    assert "views.frame" in message
+    file.write_text("- a\n- b\n")
+    assert "must hold options" in complaint("--config", str(file))
+
+
+def test_naming_weights_on_the_command_line_drops_the_files_checkpoint(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("checkpoint: /weights/tiny.safetensors\n")
+    assert str(options("--config", str(file)).checkpoint) == "/weights/tiny.safetensors"
+    got = options("--config", str(file), "--pretrained", "random")
+    assert got.checkpoint is None
+    assert got.pretrained == "random"
+
+
+@pytest.mark.parametrize("words", [("--views", "4x3"), ("--views=4x3",), ("--views.eval-views", "4x3")])
+def test_views_are_written_as_in_papers(words):
+    assert parse_run(EvalConfig, words, "zar eval").options.views == ViewConfig(eval_views="4x3")
+
+
+def test_a_protocol_brings_its_own_options():
+    words = ("--dataset", "hmdb51", "--protocol", "base_to_novel")
+    options = parse_run(EvalConfig, words, "zar eval").options
+    assert (options.views.frames, options.seeds) == (8, (0, 1, 2))
+    given = parse_run(EvalConfig, (*words, "--seeds", "4"), "zar eval").options
+    assert (given.views.frames, given.seeds) == (8, (4,))
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_without_spinning_unless_the_user_says_otherwise(before, after):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if before is not None:
+        environment["OMP_WAIT_POLICY"] = before
+    code = "import zar_ray, os; print(os.environ['OMP_WAIT_POLICY'])"
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == after
+
+
+def test_flags_of_the_invocation_are_no_options():
+    invocation = parse_run(EvalConfig, ["--dry-run", "--limit", "3"], "zar eval")
+    assert invocation.dry_run
+    assert not invocation.show_config
+    assert invocation.options.limit == 3
+
+
+def test_predict_takes_files_without_a_name():
+    got = parse_run(PredictConfig, ["a.mp4", "b.mp4", "--labels", "x,y"], "zar predict").options
+    assert got.videos == ("a.mp4", "b.mp4")
+    assert got.method == ("zar",)
+
+
+def test_operational_options_do_not_change_a_runs_identity():
+    base = fingerprint(identity(options("--dataset", "x")))
+    assert base == fingerprint(identity(options("--dataset", "x", "--num-workers", "2", "--batch-size", "8")))
+    assert base == fingerprint(identity(options("--dataset", "x", "--output", "/else", "--max-failed", "1")))
+    assert base != fingerprint(identity(options("--dataset", "x", "--seed", "1")))
+    assert base != fingerprint(identity(options("--dataset", "x", "--zar.lr", "0.006")))
+
+
+def test_every_option_says_what_it_is():
+    for kind in (EvalConfig, PredictConfig, IndexConfig, AuditConfig, ShotsConfig):
+        for name, field in kind.model_fields.items():
+            assert field.description, name
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["--version"], 0, "zar-ray 0.1"),
+        ([], 2, "zar eval"),
+        (["evl"], 2, 'did you mean "eval"?'),
+        (["data", "indx"], 2, 'did you mean "data index"?'),
+        (["eval"], 2, "--dataset"),
+        (["eval", "--dataset", "x", "--method", "zarr"], 2, 'did you mean "zar"?'),
+        (["eval", "--dataset", "k600"], 1, 'make one with "zar data index'),
+        (["eval", "--dataset", "k60"], 1, 'did you mean "k600"?'),
+        (["eval", "--dataset", "demo", "--dry-run"], 1, 'make one with "zar eval --dataset demo"'),
+        (["predict", "a.mp4"], 2, "--labels"),
+        (["train"], 2, "--dataset"),
+        (["data", "show", "nowhere.parquet"], 1, "nowhere.parquet: no such manifest"),
+        (["report", "mlflow", "nowhere"], 1, "nowhere"),
+    ],
+)
+def test_a_command_ends_with_a_line_and_a_status(words, status, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ZAR_HOME", str(tmp_path))
+    assert main(words) == status
+    output = capsys.readouterr()
+    assert said in output.out + output.err
+    assert output.err.count("\n") == (1 if status and words else 0)
+
+
+def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "zar_ray.commands.main", "eval", "--lmit", "3"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 2
+    assert done.stderr == "zar: zar eval: unknown option --lmit; did you mean --limit?\n"
+
+
+def test_a_password_in_an_address_is_not_shown():
+    shown = options("--mlflow-uri", "http://me:secret@host/").model_dump(mode="json")
+    assert shown["mlflow_uri"] == "http://me:***@host/"
+
+
+def test_a_relative_output_is_refused_in_a_job(monkeypatch, tmp_path):
+    from zar_ray.study.job import output_root
+
+    monkeypatch.setenv("ZAR_HOME", str(tmp_path))
+    assert output_root("somewhere/else").endswith("/somewhere/else")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match="give an absolute path or a URI"):
+        output_root("somewhere/else")
+    assert output_root("/data/runs") == "/data/runs"
+    assert output_root("s3://bucket/runs") == "s3://bucket/runs"
+    assert output_root("runs") == str(tmp_path / "runs")
+
+
+def test_output_that_nobody_reads_is_no_mistake_to_explain():
+    """`| head` closes the pipe early."""
+    for words, said in (("data list", "benchmark"), ("eval --help", "usage: zar eval")):
+        command = f'"{sys.executable}" -m zar_ray.commands.main {words} | head -c 200'
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+        assert said in done.stdout
+        assert done.stderr == ""
+
+
+def test_a_command_runs_only_when_the_whole_line_is_right_and_may_speak_on_stderr(capsys):
+    calls = []
+
+    def command(word: str, count: int = 1) -> int:
+        """Says a word."""
+        calls.append((word, count))
+        print("a remark", file=sys.stderr)
+        return 7
+
+    with pytest.raises(ConfigError, match="unknown option --cuont; did you mean --count"):
+        parse(command, ["--word", "hello", "--cuont", "2"], "zar say")
+    assert calls == []
+    assert parse(command, ["--word", "hello", "--count", "2"], "zar say") == 7
+    assert calls == [("hello", 2)]
+    assert capsys.readouterr().err == "a remark\n"
+
+    def failing() -> int:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit) as end:
+        parse(failing, [], "zar say")
+    assert end.value.code == 3

@@ -1,0 +1,72 @@
+"""`zar cost`: models side by side, from their shapes."""
+
+import pytest
+
+from zar_ray.commands.costs import COLUMNS, cost_rows
+from zar_ray.commands.main import main
+from zar_ray.data.classes import class_list
+from zar_ray.evaluation.options import EvalConfig
+from zar_ray.models.systems import known_systems
+
+NAMES = ("cooking an egg", "playing chess")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    models = ("ViT-B-16-quickgelu", "ezclip", "a5")
+    return {row.model: row for row in cost_rows(models, NAMES, EvalConfig(), length=300)}
+
+
+def test_what_a_published_recipe_trains_is_counted(rows):
+    # Ahmad et al., 2023: 5.2 M for ViT-B/16.
+    assert (rows["ezclip"].recipe, rows["ezclip"].trained) == ("ezclip", 5_204_736)
+    plain = rows["ViT-B-16-quickgelu"]
+    assert (plain.recipe, plain.trained) == ("k400_zar", plain.cost.parameters - 49408 * 512)
+
+
+def test_the_cost_of_tuning_stands_beside_a_views(rows):
+    assert rows["ViT-B-16-quickgelu"].cost.tuning_gflops["zar"] > 0
+    assert rows["a5"].cost.tuning_gflops == {}, "a5 has no context to tune"
+    assert rows["ViT-B-16-quickgelu"].images > 16
+
+
+def test_a_model_of_whole_views_encodes_them_as_wholes(rows):
+    assert rows["ezclip"].cost.view_frames == 8
+    assert rows["ezclip"].images % 8 == 0
+
+
+def test_a_checkpoint_file_stands_for_its_model(tiny_checkpoint):
+    (row,) = cost_rows([str(tiny_checkpoint)], NAMES, EvalConfig(), length=50)
+    assert row.cost.parameters > row.trained > 0
+
+
+def test_the_documented_table_is_what_is_counted(repository):
+    lines = (repository / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
+    (head,) = [number for number, line in enumerate(lines) if line == f"| {' | '.join(COLUMNS)} |"]
+    table = [tuple(line.strip("| ").split(" | ")) for line in lines[head + 2 : lines.index("", head)]]
+    models = ["ViT-B-16-quickgelu", *known_systems()]
+    rows = cost_rows(models, class_list("kinetics400"), EvalConfig(), length=300)
+    assert table == [row.shown() for row in rows]
+
+
+def test_the_command_prints_a_row_a_model(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    assert main(["cost", "ViT-B-16-quickgelu", "a5", "--class-names", "a,b", "--steps", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "281" in said
+    assert "refused" in said
+    assert "--steps 2" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cost", "--frames", "0"], "zar cost: --frames, --length and --steps are 1 or more"),
+        (["cost", "ezclap"], 'no model is called "ezclap"'),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, words, message):
+    assert main(words) != 0
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1

@@ -1,0 +1,96 @@
+"""A run folder holds one setting only, and what is finished survives whatever happens next."""
+
+import pyarrow as pa
+import pytest
+
+from zar_ray.errors import RunError
+from zar_ray.results.folder import PARTS, RunFolder, differences, write_part
+from zar_ray.results.rows import RESULT_SCHEMA, ResultRow, to_rows, to_table
+from zar_ray.storage import Storage
+
+IDENTITY = {"options": {"seed": 0, "zar": {"lr": 0.005}}, "classes": ["a", "b"]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(Storage(str(tmp_path / "run")))
+
+
+def rows(*videos, error=None):
+    return to_table(
+        ResultRow.failed(v, "c", "zar", error=error, stage="decode") if error else ResultRow(v, "c", "zar", views=1)
+        for v in videos
+    )
+
+
+def test_the_same_run_is_continued_and_another_one_refused_with_what_changed(folder):
+    assert not folder.open(IDENTITY, resume=False, overwrite=False)
+    folder.add(rows("v1"))
+    assert folder.open(IDENTITY, resume=False, overwrite=False)
+    other = {"options": {"seed": 0, "zar": {"lr": 0.01}}, "classes": ["a", "b"]}
+    with pytest.raises(RunError, match=r"options\.zar\.lr: 0\.005 -> 0\.01"):
+        folder.open(other, resume=True, overwrite=False)
+    assert folder.results().num_rows == 1
+    assert not folder.open(other, resume=False, overwrite=True)
+    assert folder.results().num_rows == 0
+
+
+def test_resuming_what_is_not_there_is_an_error_that_makes_nothing(folder, tmp_path):
+    with pytest.raises(RunError, match="no run to resume"):
+        folder.open(IDENTITY, resume=True, overwrite=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_other_files_is_left_alone(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match="files that are not a run's"):
+            folder.open(IDENTITY, resume=False, overwrite=overwrite)
+    assert (tmp_path / "run" / "thesis.tex").exists()
+
+
+def test_finishing_puts_parts_into_one_table_that_later_parts_add_to(folder):
+    folder.add(rows("v2"))
+    folder.add(rows("v1"))
+    folder.finish(folder.results(), {"ok": True})
+    assert folder.storage.names(PARTS) == []
+    folder.add(rows("v3"))
+    assert [row.video_id for row in to_rows(folder.results())] == ["v1", "v2", "v3"]
+
+
+def test_a_kill_between_table_and_parts_counts_no_row_twice(folder, monkeypatch):
+    folder.add(rows("v1"))
+    folder.add(rows("v2"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "delete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            folder.finish(folder.results(), {})
+    assert len(folder.storage.names(PARTS)) == 2
+    assert folder.results().num_rows == 2
+
+
+def test_forgetting_failures_keeps_the_rest(folder):
+    folder.add(rows("good"))
+    folder.add(rows("bad", error="broken"))
+    folder.forget_failed()
+    assert [row.video_id for row in to_rows(folder.results())] == ["good"]
+
+
+def test_an_empty_run_has_an_empty_table(folder):
+    assert folder.results().schema == RESULT_SCHEMA
+    assert isinstance(folder.results(), pa.Table)
+
+
+def test_differences_name_the_way_to_what_changed():
+    assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 1}, "c": 2}) == []
+    assert differences({"a": {"b": 1}}, {"a": {"b": 2}, "d": None}) == ["a.b: 1 -> 2"]
+
+
+def test_rows_of_a_run_before_a_column_came_are_read(tmp_path):
+    """A run folder of an earlier version is continued: what it did not measure is unknown."""
+    storage = Storage(str(tmp_path / "run"))
+    old = to_table([ResultRow("v", "zar-1", "zar", seconds_adapt=0.5)]).drop_columns(["seconds_case", "peak_memory"])
+    write_part(storage, old)
+    (row,) = to_rows(RunFolder(storage).results())
+    assert (row.seconds_adapt, row.seconds_case, row.peak_memory) == (0.5, None, None)

@@ -1,0 +1,90 @@
+"""Paired differences with their intervals and p values, and what becomes of p values when there are several."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import bootstrap
+from statsmodels.stats.contingency_tables import mcnemar
+
+from zar_ray.results.statistics import holm, paired_comparison, share_estimate
+
+pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60).map(lambda one: np.array(one).T)
+
+
+def outcomes(gained: int, lost: int, same: int) -> tuple[np.ndarray, np.ndarray]:
+    before = np.array([False] * gained + [True] * lost + [True] * same)
+    after = np.array([True] * gained + [False] * lost + [True] * same)
+    return before, after
+
+
+def test_known_counts_and_p():
+    found = paired_comparison(*outcomes(8, 1, 11))
+    assert (found.gained, found.lost, found.difference) == (8, 1, 7 / 20)
+    assert found.p_value == pytest.approx(0.0390625)
+    assert found.interval[0] < 0.35 < found.interval[1]
+
+
+@given(pairs)
+@settings(deadline=None, max_examples=40)
+def test_p_is_that_of_statsmodels_exact_mcnemar(pair):
+    before, after = pair
+    table = [[(before & after).sum(), (before & ~after).sum()], [(~before & after).sum(), (~before & ~after).sum()]]
+    assert paired_comparison(before, after).p_value == pytest.approx(mcnemar(table, exact=True).pvalue)
+
+
+@given(pairs, st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=40)
+def test_the_order_of_videos_changes_nothing_and_exchange_changes_the_sign(pair, random):
+    before, after = pair
+    order = list(range(len(before)))
+    random.shuffle(order)
+    found = paired_comparison(before, after)
+    assert paired_comparison(before[order], after[order]) == found
+    back = paired_comparison(after, before)
+    assert (back.difference, back.gained, back.lost) == (-found.difference, found.lost, found.gained)
+    assert back.p_value == pytest.approx(found.p_value)
+    low, high = found.interval
+    assert -1 <= low <= found.difference <= high <= 1
+
+
+def test_the_interval_is_that_of_a_paired_bootstrap_over_videos():
+    before, after = outcomes(30, 12, 158)
+    found = paired_comparison(before, after)
+
+    def difference(a, b, axis):
+        return b.mean(axis=axis) - a.mean(axis=axis)
+
+    redrawn = bootstrap(
+        (before, after), difference, paired=True, vectorized=True, method="percentile", n_resamples=4000, rng=1
+    ).confidence_interval
+    assert found.interval == pytest.approx((redrawn.low, redrawn.high), abs=0.012)
+
+
+def test_no_change_in_few_videos_is_not_proof_of_none():
+    before, after = outcomes(0, 0, 5)
+    found = paired_comparison(before, after)
+    assert (found.difference, found.p_value) == (0, 1)
+    assert found.interval == pytest.approx((-0.5218, 0.5218), abs=1e-3)
+
+
+def test_different_or_no_videos_are_refused():
+    with pytest.raises(ValueError, match="same N > 0"):
+        paired_comparison(np.array([True]), np.array([True, False]))
+    with pytest.raises(ValueError, match="same N > 0"):
+        paired_comparison(np.array([], bool), np.array([], bool))
+
+
+def test_holm_by_hand():
+    # The smallest times 4, the next times 3 and so on, never falling, never above 1.
+    assert holm([0.01, 0.04, 0.03, 0.9]) == pytest.approx([0.04, 0.09, 0.09, 0.9])
+    assert holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])
+    assert holm([0.02]) == pytest.approx([0.02])
+    assert holm([]) == []
+
+
+def test_shares_of_all_or_none_have_exact_intervals():
+    assert (share_estimate(5, 5).low, share_estimate(5, 5).high) == pytest.approx((0.4782, 1.0), abs=1e-4)
+    assert (share_estimate(3, 10).value, share_estimate(3, 10).low) == (0.3, 0.0)

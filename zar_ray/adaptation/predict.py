@@ -1,0 +1,96 @@
+"""`zar predict`: given labels ranked for given files, in this process, by the adapter that the batch job runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from zar_ray.adaptation.adapter import VideoAdapter
+from zar_ray.adaptation.methods import get_method
+from zar_ray.adaptation.options import PredictConfig
+from zar_ray.data.class_texts import prompts_of
+from zar_ray.errors import VideoError
+from zar_ray.evaluation.spec import plan_video
+from zar_ray.models.clip import ClipModel
+from zar_ray.video.decoding import decode_video
+from zar_ray.video.plans import ViewPlan
+from zar_ray.video.reading import VideoInfo
+
+
+@dataclass(frozen=True)
+class RankedLabel:
+    """A label with its softmax probability over all given labels."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One file under one method.
+
+    Attributes:
+        video: The file, as it was given.
+        method: The method.
+        before: Labels by falling score before adaptation.
+        after: Labels by falling score after adaptation.
+        warning: What was odd about the file.
+        error: Why there is no ranking; then `before` and `after` are empty.
+    """
+
+    video: str
+    method: str
+    before: tuple[RankedLabel, ...]
+    after: tuple[RankedLabel, ...]
+    warning: str | None = None
+    error: str | None = None
+
+
+def predict(model: ClipModel, labels: tuple[str, ...], options: PredictConfig) -> Iterator[Ranking]:
+    """Ranks labels for each file, before and after adaptation, each file for itself.
+
+    The views are planned by the file's name and the seed: the same file gives the same numbers in any folder.
+
+    Args:
+        model: The model.
+        labels: The K candidate classes.
+        options: The files, methods and settings.
+
+    Yields:
+        One ranking a file and method, in the order given; a file that cannot be used yields its error.
+    """
+    adapter = VideoAdapter(model, prompts_of([labels], options), options.method, options)
+    needs_views = any(get_method(name).needs_views for name in options.method)
+
+    def plan_of(path: str, info: VideoInfo) -> ViewPlan:
+        return plan_video(Path(path).name, info, options, model.preprocessing, needs_views)
+
+    for path in options.videos:
+        try:
+            decoded = decode_video(
+                path,
+                partial(plan_of, path),
+                model.preprocessing.interpolation,
+                decoder=options.decoder,
+                timeout=options.decode_timeout,
+            )
+            prediction = adapter(decoded.frames, plan_of(path, decoded.info), Path(path).name)
+        except VideoError as error:
+            for method in options.method:
+                yield Ranking(path, method, (), (), error=str(error))
+            continue
+        for case in prediction.cases:
+            before = rank_labels(case.decision.logits_before, labels, options.top_k)
+            after = rank_labels(case.decision.logits_after, labels, options.top_k)
+            yield Ranking(path, case.method, before, after, warning=decoded.warning)
+
+
+def rank_labels(logits: torch.Tensor, labels: tuple[str, ...], top_k: int) -> tuple[RankedLabel, ...]:
+    """The first `top_k` labels by falling softmax probability of float32 (K,) logits; equal ones in their order."""
+    scores = logits.double().softmax(dim=-1)
+    order = torch.argsort(scores, descending=True, stable=True)[:top_k]
+    return tuple(RankedLabel(labels[index], float(scores[index])) for index in order.tolist())

@@ -1,0 +1,1 @@
+"""The `zar` command: one file a verb."""

@@ -1,0 +1,217 @@
+"""Options from the command line, laid over configuration files; mistakes come back as one line.
+
+`tyro` makes the options and their help from the pydantic models of `zar_ray.config`, dotted for nested ones
+(`--views.frames 8`).  What it would print as a box over several lines is put on one here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import functools
+import io
+import itertools
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import tyro
+from pydantic import BaseModel
+
+from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
+from zar_ray.errors import ConfigError
+from zar_ray.evaluation.options import EvalConfig
+from zar_ray.options.base import Options
+from zar_ray.options.layers import merge, read_yaml, validate
+
+_T = TypeVar("_T")
+_O = TypeVar("_O", bound=Options)
+
+# These three say together which weights are meant: a layer that names one of them says nothing about the others.
+_WEIGHTS = ("model", "pretrained", "checkpoint")
+_ABOUT = (
+    "Besides the options below: --config FILE takes options from a YAML file, beneath those of the command line; "
+    "--show-config prints the resolved options; --dry-run checks all that can be checked and says what would run."
+)
+_BOX = re.compile(r"[╭╮╰╯│─]+")
+_NOISE = re.compile(
+    r"Error parsing \S+: \d+ validation errors? for \S+ |\[type=[^\]]*\]|For further information visit \S+"
+    r"|^Invalid choice (?=invalid)|no type matching .*? could be instantiated from (?=\[)|Got errors: .* - "
+)
+
+
+def parse(
+    kind: Callable[..., _T] | type[_T],
+    argv: Sequence[str],
+    prog: str,
+    default: Any = None,
+    description: str | None = None,
+) -> _T:
+    """Parses a command line into a model, a dataclass or a function's result.
+
+    Args:
+        kind: What to build, or a function to call with what the options say.
+        argv: The words after the command.
+        prog: The command, as the help shows it.
+        default: An instance whose values stand where the command line says nothing.
+        description: The help's first lines; by default the docstring of `kind`.
+
+    Raises:
+        ConfigError: An option is unknown or a value does not fit.
+        SystemExit: With status 0, after `--help`.
+    """
+    given = {} if default is None else {"default": default}
+    said = io.StringIO()
+    command = not isinstance(kind, type)
+    try:
+        with contextlib.redirect_stderr(said):
+            built, unknown = tyro.cli(
+                _deferred(kind) if command else kind,
+                args=list(argv),
+                prog=prog,
+                description=description,
+                return_unknown_args=True,
+                **given,
+            )
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise ConfigError(f"{prog}: {_unboxed(said.getvalue())}") from None
+    if unknown:
+        what = "option" if unknown[0].startswith("-") else "word"
+        raise ConfigError(f"{prog}: unknown {what} {unknown[0]}{_nearest(unknown[0], kind)}")
+    return built() if command else built
+
+
+def _deferred(function: Callable[..., _T]) -> Callable[..., Callable[[], _T]]:
+    """The same function to tyro, which calls what it parses: ours runs when the whole line is known to be right."""
+
+    @functools.wraps(function)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], _T]:
+        return functools.partial(function, *args, **kwargs)
+
+    return bind
+
+
+def _unboxed(text: str) -> str:
+    """What tyro says in a box, on one line, without its title and the help it repeats."""
+    _, *lines = text.splitlines()
+    content = itertools.takewhile(lambda line: not line.startswith("│ ──"), lines)
+    message = " ".join(_BOX.sub(" ", line).strip() for line in content)
+    message = _NOISE.sub("", " ".join(message.split()))
+    return f"{message.strip()} (see --help)"
+
+
+def _nearest(word: str, kind: object) -> str:
+    near = difflib.get_close_matches(word.split("=")[0].lstrip("-"), _option_names(kind), n=1, cutoff=0.4)
+    return f"; did you mean --{near[0]}?" if near else "; --help lists the known ones"
+
+
+def _option_names(kind: object, prefix: str = "") -> list[str]:
+    fields: dict[str, Any] = {}
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        fields = {name: field.annotation for name, field in kind.model_fields.items()}
+    elif hasattr(kind, "__annotations__"):
+        fields = dict(kind.__annotations__)
+    names: list[str] = []
+    for name, annotation in fields.items():
+        dashed = f"{prefix}{name.replace('_', '-')}"
+        nested = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        names += _option_names(annotation, f"{dashed}.") if nested else [dashed]
+    return [*names, *([] if prefix else ["help"])]
+
+
+@dataclass(frozen=True)
+class Invocation(Generic[_O]):
+    """A parsed command line of a run.
+
+    Attributes:
+        options: The resolved options.
+        show_config: Print them and do nothing else.
+        dry_run: Check all that can be checked without running, and say what would run.
+    """
+
+    options: _O
+    show_config: bool
+    dry_run: bool
+
+
+def parse_run(kind: type[_O], argv: Sequence[str], prog: str) -> Invocation[_O]:
+    """Options from, lowest first: defaults, the benchmark's file, `--config FILE`, the command line.
+
+    Args:
+        kind: The options' class; a `dataset` among them may name a benchmark that brings options of its own.
+        argv: The words after the command.
+        prog: The command, as the help shows it.
+
+    Raises:
+        ConfigError: A file or an option is wrong.
+    """
+    argv = _spelt_out(argv)
+    if issubclass(kind, EvalConfig):
+        argv = _several_models(argv)
+    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--show-config", action="store_true")
+    first.add_argument("--dry-run", action="store_true")
+    glance = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("dataset", "protocol", *_WEIGHTS):
+        glance.add_argument(f"--{name}")
+    try:
+        about, rest = first.parse_known_args(list(argv))
+        said, _ = glance.parse_known_args(rest)
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{prog}: {error}") from None
+    from_file = read_yaml(about.config) if about.config else {}
+    protocol = said.protocol or from_file.get("protocol", "standard")
+    values = _benchmark_options(kind, said.dataset or from_file.get("dataset"), protocol)
+    values = _over(values, from_file)
+    given = {name: getattr(said, name) for name in _WEIGHTS if getattr(said, name) is not None}
+    values = {name: value for name, value in _over(values, given).items() if name not in given}
+    default = validate(kind, values, str(about.config or prog))
+    return Invocation(parse(kind, rest, prog, default, _ABOUT), about.show_config, about.dry_run)
+
+
+def _spelt_out(argv: Sequence[str]) -> list[str]:
+    """The words with ``--views 4x3``, as multi-view testing is written in papers, in full."""
+    words = list(argv)
+    for place, word in enumerate(words):
+        name, sign, value = word.partition("=")
+        if name == "--views" and (sign or place + 1 < len(words)):
+            words[place] = f"--views.eval-views{sign}{value}"
+    return words
+
+
+def _several_models(argv: Sequence[str]) -> list[str]:
+    """The words with ``--model A B``, a run each, as ``--models A B``."""
+    words = list(argv)
+    for place, word in enumerate(words):
+        if word == "--model" and len([*itertools.takewhile(_is_value, words[place + 1 :])]) > 1:
+            words[place] = "--models"
+    return words
+
+
+def _is_value(word: str) -> bool:
+    return not word.startswith("--")
+
+
+def _benchmark_options(kind: type[Options], dataset: str | None, protocol: str) -> dict[str, Any]:
+    if not issubclass(kind, EvalConfig) or dataset not in known_benchmarks():
+        return {}
+    return load_benchmark(protocol_name(dataset, protocol)).eval_options()
+
+
+def _over(values: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    if any(above.get(name) is not None for name in _WEIGHTS):
+        values = {name: value for name, value in values.items() if name not in _WEIGHTS}
+    return merge(values, above)
+
+
+def fail(error: Exception) -> int:
+    """Shows a user's mistake as one line; returns the exit status."""
+    print(f"zar: {error}", file=sys.stderr)
+    return 2 if isinstance(error, ConfigError) else 1

@@ -1,0 +1,29 @@
+"""The command `zar train`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from zar_ray.commands.common import command, show_options
+from zar_ray.commands.parsing import parse_run
+from zar_ray.training.options import TrainConfig
+
+
+@command
+def train_command(argv: Sequence[str]) -> int:
+    """Train CLIP on the videos of a manifest, through Ray Train."""
+    invocation = parse_run(TrainConfig, argv, "zar train")
+    if invocation.show_config:
+        return show_options(invocation.options)
+    from zar_ray.study import experiments
+    from zar_ray.training import inputs, job
+
+    console = Console(highlight=False, soft_wrap=True)
+    alone = invocation.options.protocol == "standard"
+    if invocation.dry_run:
+        console.print((inputs if alone else experiments).describe(invocation.options))
+        return 0
+    (job.run_training if alone else experiments.run_experiment)(invocation.options, console)
+    return 0

@@ -1,0 +1,133 @@
+"""Options of class texts, and of the commands on datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from pydantic import Field
+
+from zar_ray.options.base import Options, later
+from zar_ray.video.options import Decoder
+
+NameStyle = Literal["raw", "split_camel_case", "lower_case"]
+
+TextAverage = Literal["features", "probabilities"]
+
+
+class PromptOptions(Options):
+    """What the text tower reads of a class."""
+
+    name_style: NameStyle = Field(
+        default="raw", description="How prompts spell class names; split_camel_case makes ApplyEyeMakeup three words."
+    )
+    template: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A prompt with {} where the name goes, or a list: actionclip, clip_kinetics, clip_ucf101; by"
+        ' default the context and "{}.".',
+    )
+    class_texts: Path | None = Field(
+        default=None,
+        description="CSV (class,text) or JSON with texts in the names' place; whole prompts without a template.",
+    )
+    template_average: TextAverage = later(
+        "features",
+        "What counts of a class with several texts: the mean of their features, as CLIP, or of the"
+        " probabilities that each gives, as ActionCLIP.",
+    )
+
+
+class IndexConfig(Options):
+    """Options of `zar data index`."""
+
+    source: tyro.conf.Positional[str | None] = Field(
+        default=None,
+        description="A benchmark's name (see `zar data list`), a folder with a sub-folder a class, or a CSV of"
+        " path,label[,split]; none with --list alone.",
+    )
+    output: Path | None = Field(
+        default=None,
+        description="The manifest to write; by default where --dataset looks for the benchmark's or the list's, else"
+        " manifest.parquet in the folder, or beside the CSV.",
+    )
+    root: Path | None = Field(
+        default=None,
+        description="Folder of the videos of a benchmark or a list; with a CSV the folder its paths start from.",
+    )
+    annotations: Path | None = Field(
+        default=None, description="Folder of a benchmark's official annotations, where that is not below --root."
+    )
+    list: tuple[str, ...] = Field(
+        default=(), description='Published lists of "path label" lines, as FILE or SPLIT=FILE.'
+    )
+    labels: tuple[str, ...] = Field(
+        default=(),
+        description="Class names of the lists, one for all or one each: a class list's name (hmdb51_base), a file with"
+        ' one name a line, or an "id,name" CSV.',
+    )
+    available_only: bool = Field(
+        default=False,
+        description="Leave missing videos out and count them, rather than keep them as rows with an error.",
+    )
+    class_names: str | None = Field(
+        default=None,
+        description='Classes of a folder or CSV in label-id order, "a,b,c" or a file; by default those found.',
+    )
+    name: str | None = Field(
+        default=None, description="The dataset's name; by default the benchmark's, the folder's or the list's."
+    )
+    decoder: Decoder = Field(default="auto", description="Decoder to probe with.")
+    workers: int | None = Field(default=None, ge=1, description="Files probed at once; by default one a CPU.")
+    data_root: Path | None = Field(
+        default=None, description="Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets."
+    )
+
+
+class AuditConfig(Options):
+    """Options of `zar data audit`."""
+
+    manifest: tyro.conf.Positional[str | None] = Field(default=None, description="A manifest's file.")
+    list: tuple[str, ...] = Field(
+        default=(), description='Lists of "path label" lines, as FILE or, with --dataset, SPLIT=FILE.'
+    )
+    labels: tuple[str, ...] = Field(
+        default=(),
+        description="Class names of the lists, one for all or one each: a file or a class list's name (hmdb51_base).",
+    )
+    train: tuple[str, ...] = Field(
+        default=(), description="Lists or manifests of the training videos, to find those that are tested too."
+    )
+    train_labels: str | None = Field(
+        default=None,
+        description="Class names of the training set, also without --train: a file or a class list's name.",
+    )
+    root: Path | None = Field(default=None, description="Folder of the videos, to find missing ones.")
+    dataset: str | None = Field(
+        default=None,
+        description="The benchmark whose counts must be met; by default what the manifest says it is.",
+    )
+
+
+class ShotsConfig(Options):
+    """Options of `zar data shots`."""
+
+    benchmark: tyro.conf.Positional[str] = Field(
+        description="A benchmark with training videos, such as hmdb51 or k400-base2novel."
+    )
+    shots: int = Field(default=16, ge=1, description="Videos a class.")
+    seed: int = Field(
+        default=1,
+        ge=0,
+        description="Seed of the draw: the same one draws the same videos, and more shots add to fewer.",
+    )
+    split: str | None = Field(
+        default=None, description="The benchmark's split; by default its first (base, in base-to-novel)."
+    )
+    output: Path | None = Field(
+        default=None, description="The manifest to write; by default where --dataset finds it by its name."
+    )
+    data_root: Path | None = Field(
+        default=None, description="Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets."
+    )

@@ -1,0 +1,1 @@
+"""What the model looks at, for the report and the service."""

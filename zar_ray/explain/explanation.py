@@ -1,0 +1,205 @@
+"""What a run's model looks at in chosen videos, before and after tuning: maps computed anew from the run's folder.
+
+The maps are of the evaluation view, with the tuning of `zar_ray.adaptation.zar`: the rule that the run's own, batched
+one is held to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from zar_ray.adaptation.adapter import make_cases
+from zar_ray.adaptation.base import averaged
+from zar_ray.adaptation.fusion import video_features
+from zar_ray.adaptation.zar import tuned_features
+from zar_ray.data.class_texts import ClassPrompts, prompts_of
+from zar_ray.data.manifest import VideoRow
+from zar_ray.errors import RunError, VideoError, suggestion
+from zar_ray.evaluation.options import EvalConfig
+from zar_ray.evaluation.spec import plan_video
+from zar_ray.models.attention import attention_rollout, class_relevance, require_attention
+from zar_ray.models.clip import ClipModel
+from zar_ray.models.loading import load_model
+from zar_ray.models.packing import ImageSet, encode_packed
+from zar_ray.models.text import PromptedClasses
+from zar_ray.reporting.attention_figures import AttentionFigure, ClassMaps, VideoMaps, attention_figure
+from zar_ray.reporting.run_data import RunData
+from zar_ray.results.folder import RunFolder
+from zar_ray.results.rows import ResultRow, to_rows
+from zar_ray.video.decoding import DecodedVideo, decode_video
+from zar_ray.video.pixels import cut_crops, normalise
+from zar_ray.video.plans import ViewPlan
+from zar_ray.video.reading import VideoInfo
+from zar_ray.video.transforms import short_side_for
+
+_METHOD = "zar"
+_ONE_VIEW = "1x1"
+# DESIGN.md promises scores within 1e-3 in float32 and the same decoder; this is where a reader should be told.
+_NOTABLE = 0.01
+
+
+def attention_figures(run_folder: str, video_ids: Sequence[str], frames_shown: int = 4) -> list[AttentionFigure]:
+    """Draws what the run's model looks at in some of its videos.
+
+    Each video is decoded, encoded and tuned to again as the run did, by the model that the run's options name; the
+    class that the run predicted is explained and, where that is wrong, the right one.
+
+    Args:
+        run_folder: A run that `zar` was a method of, as a folder or URI.
+        video_ids: Videos that it finished.
+        frames_shown: Frames of the evaluation view to show.
+
+    Returns:
+        A figure a video, in order.
+
+    Raises:
+        RunError: There is no such run, or no such video in it; or what is at hand is not what the run was made with.
+        ModelError: The model cannot be loaded, or its image tower has no attention maps.
+        ZarError: The run's manifest or class texts cannot be read.
+    """
+    run = _Run.open(run_folder)
+    return [attention_figure(run.maps(video_id), frames_shown) for video_id in video_ids]
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A finished run with the model that made it.
+
+    Attributes:
+        data: The run.
+        model: The model.
+        classes: The candidate classes by ZAR's case ids: their names, and their prompts under the model.
+        rows: ZAR's results by video id; of the first class set, where a video is of several.
+    """
+
+    data: RunData
+    model: ClipModel
+    classes: Mapping[str, tuple[tuple[str, ...], PromptedClasses]]
+    rows: Mapping[str, ResultRow]
+
+    @classmethod
+    def open(cls, run_folder: str) -> _Run:
+        data = RunData.read(run_folder)
+        place, options = data.storage.path(), data.options
+        if _METHOD not in options.method:
+            raise RunError(f"{place}: tunes nothing (methods {', '.join(options.method)}); attention maps need zar")
+        model = load_model(options)
+        require_attention(model)
+        if model.fingerprint != data.summary.model_fingerprint:
+            raise RunError(
+                f"{place}: its model was {data.summary.model_fingerprint}, and {options.checkpoint or options.model} is"
+                f" {model.fingerprint} now; bring the weights of the run back"
+            )
+        class_sets = tuple(dict.fromkeys(split.class_names for split in data.splits))
+        prompts = prompts_of(class_sets, options)
+        cases = [case for case in make_cases(options, model.fingerprint, prompts) if case.method == _METHOD]
+        results = to_rows(RunFolder(data.storage).results())
+        rows = [row for row in results if row.case_id in {case.case_id for case in cases}]
+        if not rows:
+            raise RunError(f"{place}: its texts of the classes have changed since; bring those of the run back")
+        return cls(
+            data,
+            model,
+            {
+                case.case_id: (class_sets[case.class_set], _prompted(model, prompts[case.class_set], options))
+                for case in cases
+            },
+            {row.video_id: row for row in reversed(rows)},
+        )
+
+    def maps(self, video_id: str) -> VideoMaps:
+        """The maps of one video."""
+        row = self._result(video_id)
+        names, classes = self.classes[row.case_id]
+        plan, decoded = self._decoded(self.data.videos[video_id])
+        frames = torch.from_numpy(decoded.frames).to(self.model.device)
+        (embeddings,) = encode_packed(
+            self.model, [ImageSet(decoded.frames, plan.images, plan.boxes)], self.data.options.encoder_batch
+        )
+        if isinstance(embeddings, VideoError):
+            raise RunError(f"{video_id}: {embeddings}")
+        update = self.data.options.zar
+        features = video_features(embeddings, plan, self.model.view_features, update.fusion)
+        tuned = tuned_features(features, classes, update)
+
+        view = plan.images[plan.evaluation]
+        crops = cut_crops(frames, view, plan.boxes)
+        pixels = normalise(crops, self.model.preprocessing)
+        explained = _explained(row)
+        ids = list(explained)
+        texts = torch.cat([classes.initial_features[ids], tuned[ids]])
+        relevance = class_relevance(self.model, pixels, texts).cpu().numpy()
+        logits = averaged(classes.logits(features.evaluation, tuned))
+        return VideoMaps(
+            video_id=video_id,
+            frames=crops.cpu().numpy(),
+            indices=plan.frames[view[:, 0]],
+            rollout=attention_rollout(self.model, pixels).cpu().numpy(),
+            classes=tuple(
+                ClassMaps(names[number], role, before, after)
+                for (number, role), before, after in zip(
+                    explained.items(), relevance[: len(ids)], relevance[len(ids) :], strict=True
+                )
+            ),
+            remarks=tuple(self._remarks(row, logits)),
+        )
+
+    def _result(self, video_id: str) -> ResultRow:
+        row = self.rows.get(video_id)
+        if row is None:
+            raise RunError(f'{self.data.storage.path()}: has no video "{video_id}"{suggestion(video_id, self.rows)}')
+        if not row.finished:
+            raise RunError(f"{video_id}: failed in this run ({row.error}); choose a video that it finished")
+        return row
+
+    def _decoded(self, video: VideoRow) -> tuple[ViewPlan, DecodedVideo]:
+        options, preprocessing = self.data.options, self.model.preprocessing
+        # One evaluation view, with the zoom that the run's had.
+        one_view = {"eval_views": _ONE_VIEW, "short_side": short_side_for(options.views, preprocessing)}
+        options = options.model_copy(update={"views": options.views.model_copy(update=one_view)})
+        known = VideoInfo(
+            video.frames or 0, video.fps or 0.0, video.width or 0, video.height or 0, video.duration or 0.0, ""
+        )
+        plan = plan_video(video.video_id, known, options, preprocessing, needs_views=True)
+        try:
+            decoded = decode_video(
+                video.path,
+                lambda _: plan,
+                preprocessing.interpolation,
+                decoder=options.decoder,
+                expected=known,
+                timeout=options.decode_timeout,
+            )
+        except VideoError as error:
+            raise RunError(f"{video.path}: {error}") from error
+        return plan, decoded
+
+    def _remarks(self, row: ResultRow, logits: torch.Tensor) -> list[str]:
+        views = self.data.options.views.eval_views
+        if views != _ONE_VIEW:
+            return [f"The run averages its {views} evaluation views; shown is the centre crop."]
+        if self.data.options.zar.decision != "evaluation":
+            return ["The run decides by the views that it selected; shown is the evaluation view."]
+        scores = logits.softmax(dim=-1)[list(row.top5_after or ())].cpu().numpy()
+        difference = float(np.abs(scores - np.array(row.top5_scores_after)).max())
+        if difference <= _NOTABLE:
+            return []
+        return [f"Computed anew, its scores differ from the run's by up to {difference:.2f}."]
+
+
+def _prompted(model: ClipModel, prompts: ClassPrompts, options: EvalConfig) -> PromptedClasses:
+    return PromptedClasses.of(model, prompts, options.class_position)
+
+
+def _explained(row: ResultRow) -> dict[int, str]:
+    """Which classes to explain, with their roles: the predicted one and, if that is wrong, the first right one."""
+    assert row.top5_after is not None
+    predicted = row.top5_after[0]
+    right = row.labels if row.labels is not None else () if row.label_id is None else (row.label_id,)
+    if not right or predicted in right:
+        return {predicted: "predicted"}
+    return {predicted: "predicted", right[0]: "right"}

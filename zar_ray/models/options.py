@@ -1,0 +1,43 @@
+"""Options of the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from zar_ray.options.base import Options, operational
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+ClassPosition = Literal["end", "middle", "front"]
+
+
+class ModelOptions(Options):
+    """Which weights, and how they run."""
+
+    model: str = Field(
+        default="ViT-B-16-quickgelu",
+        description="An open_clip model name (OpenAI weights need -quickgelu), or a published system: vificlip,"
+        " actionclip, ezclip, a5, vitaclip or xclip.",
+    )
+    pretrained: str | None = Field(
+        default="openai",
+        description='An open_clip tag, downloaded on first use; "random" for untrained weights (every output says so).',
+    )
+    checkpoint: Path | None = Field(
+        default=None,
+        description="A local checkpoint (.safetensors or .pt) instead of a tag: OpenAI's, open_clip's, ViFi-CLIP's,"
+        " ActionCLIP's, EZ-CLIP's, A5's, Vita-CLIP's, X-CLIP's or zar-ray's.",
+    )
+    context: str = Field(
+        default="a video of a",
+        min_length=1,
+        description="The words the context vectors start from, or the .safetensors file of a learned context.",
+    )
+    precision: Precision = Field(
+        default="fp32", description="The image encoder's precision; text and tuning stay float32."
+    )
+    device: str = operational("auto", "Device of a worker: auto, cpu or cuda.")
+    encoder_batch: int = operational(64, "Images a pass of the image encoder, of as many videos as it takes.", ge=1)

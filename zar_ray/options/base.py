@@ -1,0 +1,94 @@
+"""What all options have in common: each is defined once, described, frozen, and a misspelt one is an error.
+
+An option marked *operational* (where and how fast a run works) may change between a run and its resumption; all
+others are part of what the numbers mean, and a run folder holds one setting of them only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any
+
+import tyro
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+_PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*(?=@)")
+
+
+def _fraction(value: object) -> object:
+    """Accepts ``0.3`` and ``30%`` alike."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return float(value.strip()[:-1]) / 100
+    return value
+
+
+Fraction = Annotated[
+    float,
+    BeforeValidator(_fraction),
+    # The command line builds values before pydantic sees them, so it has to know the notation too.
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="SHARE",
+        instance_from_str=lambda words: float(_fraction(words[0])),  # type: ignore[arg-type]
+        is_instance=lambda value: isinstance(value, float | int),
+        str_from_instance=lambda value: [f"{value:g}"],
+    ),
+]
+
+
+class Options(BaseModel):
+    """Base of all options: frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def operational(default: Any, description: str, **limits: Any) -> Any:
+    """A field that does not change what a run's numbers mean."""
+    return Field(default=default, description=description, json_schema_extra={"operational": True}, **limits)
+
+
+def later(default: Any, description: str, **limits: Any) -> Any:
+    """A field that came after runs were made without it: at its default it is no part of what a run is.
+
+    So a run folder of before is continued, and its case ids stay.
+    """
+    return Field(default=default, description=description, json_schema_extra={"later": True}, **limits)
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown and stored."""
+    return _PASSWORD.sub(r"\1:***", uri)
+
+
+def meaning(options: Options) -> dict[str, Any]:
+    """The options that a run's numbers depend on, as plain JSON values (all but the operational ones)."""
+    skip = {name for name in type(options).model_fields if _is(options, name, "operational")}
+    return options.model_dump(mode="json", exclude=skip)
+
+
+def identity(options: Options) -> dict[str, Any]:
+    """What a run is known by: `meaning`, without options that came `later` and have their default."""
+    return _without_later(options, meaning(options))
+
+
+def _without_later(options: Options, values: dict[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for name, value in values.items():
+        held = getattr(options, name)
+        if _is(options, name, "later") and held == type(options).model_fields[name].default:
+            continue
+        kept[name] = _without_later(held, value) if isinstance(held, Options) else value
+    return kept
+
+
+def _is(options: Options, name: str, kind: str) -> bool:
+    extra = type(options).model_fields[name].json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get(kind))
+
+
+def fingerprint(values: object) -> str:
+    """A short stable hash of JSON values: 12 hexadecimal digits."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,128 @@
+"""The rows of one case as arrays, and what is counted by class from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
+
+from zar_ray.errors import RunError
+from zar_ray.results.record import ClassAccuracy
+
+RIGHT, AMONG_FIVE, MISSED = 2, 1, 0
+"""Where a decision ranks the right class: first, among the best five, or below."""
+
+
+@dataclass(frozen=True, eq=False)
+class CaseRows:
+    """The rows of one case as arrays, in the table's order.
+
+    Attributes:
+        table: The rows.
+        label: int (N,), the right label ids; -1 for none.
+        before: int (N,), where the decision before adaptation ranks the right class: `RIGHT`, `AMONG_FIVE` or `MISSED`.
+        after: The same after adaptation.
+        finished: bool (N,), whether there is a decision.
+    """
+
+    table: pa.Table
+    label: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    finished: np.ndarray
+
+    @classmethod
+    def of(cls, table: pa.Table, case_id: str, classes: int) -> CaseRows:
+        """Takes a case's rows out of a result table.
+
+        Raises:
+            RunError: A label is not among the K classes.
+        """
+        table = table.filter(pa.array(table["case_id"].to_numpy() == case_id, pa.bool_()))
+        label = table["label_id"].fill_null(-1).to_numpy()
+        check_labels(table["video_id"], label, classes)
+
+        def rank(when: str) -> np.ndarray:
+            first, among = (table[f"{name}_{when}"].fill_null(False).to_numpy() for name in ("correct", "correct5"))
+            return np.where(first, RIGHT, np.where(among, AMONG_FIVE, MISSED))
+
+        return cls(table, label, rank("before"), rank("after"), table["error"].is_null().to_numpy())
+
+    def select(self, chosen: np.ndarray) -> CaseRows:
+        """Those of the rows where `chosen`, bool (N,), is true."""
+        return CaseRows(
+            self.table.filter(pa.array(chosen, pa.bool_())),
+            self.label[chosen],
+            self.before[chosen],
+            self.after[chosen],
+            self.finished[chosen],
+        )
+
+
+def check_labels(video_ids: pa.ChunkedArray, labels: np.ndarray, classes: int) -> None:
+    """Refuses label ids that are no position among the classes.
+
+    Raises:
+        RunError: There is one; the message names its video.
+    """
+    if len(labels) and labels.max() >= classes:
+        worst = int(labels.argmax())
+        raise RunError(
+            f"{video_ids[worst]}: its label is number {labels[worst]}, but the run has {classes} classes, "
+            "numbered from 0; evaluate with the class names that the manifest was made with"
+        )
+
+
+def class_accuracies(table: pa.Table, case_id: str, class_names: Sequence[str]) -> tuple[ClassAccuracy, ...]:
+    """Accuracy by class, in the order of the class names; failed videos count as wrong.
+
+    Raises:
+        RunError: A label is not among the classes.
+    """
+    count = len(class_names)
+    rows = CaseRows.of(table, case_id, count)
+    rows = rows.select(rows.label >= 0)
+
+    def by_class(chosen: np.ndarray) -> np.ndarray:
+        return np.bincount(rows.label[chosen], minlength=count)
+
+    videos, failed = by_class(np.ones(len(rows.label), bool)), by_class(~rows.finished)
+    before, after = by_class(rows.before == RIGHT), by_class(rows.after == RIGHT)
+    mistaken = confusion_matrix(table, case_id, count)
+    np.fill_diagonal(mistaken, 0)
+    worst: list[int] = mistaken.argmax(axis=1).tolist()
+    return tuple(
+        ClassAccuracy(
+            label_id=i,
+            label=name,
+            videos=int(videos[i]),
+            failed=int(failed[i]),
+            top1_before=float(before[i] / videos[i]) if videos[i] else None,
+            top1_after=float(after[i] / videos[i]) if videos[i] else None,
+            taken_for=class_names[worst[i]] if mistaken[i, worst[i]] else None,
+            taken_for_videos=int(mistaken[i, worst[i]]),
+        )
+        for i, name in enumerate(class_names)
+    )
+
+
+def confusion_matrix(table: pa.Table, case_id: str, classes: int) -> np.ndarray:
+    """How often each class is taken for each after adaptation, over the labelled videos that finished.
+
+    Returns:
+        ``(K, K)`` int64: rows are the right class, columns the predicted one.
+
+    Raises:
+        RunError: A label is not among the classes.
+    """
+    rows = CaseRows.of(table, case_id, classes)
+    rows = rows.select((rows.label >= 0) & rows.finished)
+    if not len(rows.label):
+        return np.zeros((classes, classes), np.int64)
+    # The first of each row's list: a finished row's list is never empty.
+    top5 = rows.table["top5_after"].combine_chunks()
+    predicted = top5.values.to_numpy()[top5.offsets.to_numpy()[:-1]]
+    return sklearn_confusion_matrix(rows.label, predicted, labels=range(classes)).astype(np.int64)

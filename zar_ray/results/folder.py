@@ -1,0 +1,139 @@
+"""A run's folder: what it is, which videos are finished, and its result table.
+
+ROOT/NAME/
+identity.json        what the numbers depend on; another setting is refused
+config.yaml          the resolved options, for --config
+manifest.parquet     the videos of this run
+parts/*.parquet      finished rows, one small file a block, each written whole or not at all
+predictions.parquet  all rows, written when the run ends
+run.json             options, versions, counts, metrics
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from zar_ray.errors import RunError
+from zar_ray.results.rows import RESULT_SCHEMA, deduplicate
+from zar_ray.storage import Storage
+
+IDENTITY = "identity.json"
+CONFIG = "config.yaml"
+MANIFEST = "manifest.parquet"
+PREDICTIONS = "predictions.parquet"
+SUMMARY = "run.json"
+PARTS = "parts"
+
+
+def differences(before: Any, now: Any, at: str = "") -> list[str]:
+    """What changed between two trees of JSON values, as lines such as ``zar.lr: 0.005 -> 0.01``."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            line
+            for key in sorted(before.keys() | now.keys())
+            for line in differences(before.get(key), now.get(key), f"{at}.{key}" if at else str(key))
+        ]
+    return [] if before == now else [f"{at}: {_short(before)} -> {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def write_part(storage: Storage, table: pa.Table) -> None:
+    """Adds finished rows to a run, from any process; each call makes one file."""
+    storage.write(f"{PARTS}/{uuid.uuid4().hex}.parquet", _parquet(table))
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+class RunFolder:
+    """One run's files.
+
+    Args:
+        storage: The run's own folder.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def open(self, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> bool:
+        """Starts the run, or continues it if it is there.
+
+        Args:
+            identity: What the run's numbers depend on, as JSON values.
+            resume: Insist that the run is there already.
+            overwrite: Delete a run that is there first.
+
+        Returns:
+            Whether an earlier run is continued.
+
+        Raises:
+            RunError: The folder holds a run with another identity, or something else; or there is nothing to resume.
+        """
+        here = self.storage.path()
+        if overwrite and self.storage.exists(IDENTITY):
+            self.storage.delete_folder()
+        if self.storage.exists(IDENTITY):
+            earlier = json.loads(self.storage.read(IDENTITY))
+            changed = differences(earlier, identity)
+            if changed:
+                raise RunError(
+                    f"{here}: holds a run with other settings ({'; '.join(changed)}); "
+                    "give this one a --name of its own, or --overwrite the other"
+                )
+            return True
+        if resume:
+            raise RunError(f"{here}: no run to resume; check --output and --name, or leave out --resume to start one")
+        if self.storage.names():
+            raise RunError(f"{here}: holds files that are not a run's; choose another --output or --name")
+        self.storage.write(IDENTITY, json.dumps(identity, indent=2, ensure_ascii=False).encode())
+        return False
+
+    def results(self) -> pa.Table:
+        """All finished rows, one a (video, case), sorted by both; see `deduplicate` for which row stands."""
+        names = [f"{PARTS}/{name}" for name in self.storage.names(PARTS) if name.endswith(".parquet")]
+        if self.storage.exists(PREDICTIONS):
+            names.insert(0, PREDICTIONS)
+        tables = [pq.read_table(io.BytesIO(self.storage.read(name)), schema=RESULT_SCHEMA) for name in names]
+        return deduplicate(pa.concat_tables(tables) if tables else RESULT_SCHEMA.empty_table())
+
+    def add(self, table: pa.Table) -> None:
+        """Adds finished rows."""
+        write_part(self.storage, table)
+
+    def forget_failed(self) -> None:
+        """Drops all rows of videos that have a failed one, so that they are done again."""
+        table = self.results()
+        failed = table.filter(pc.field("error").is_valid())["video_id"].to_pylist()
+        self._rewrite(table.filter(~pc.field("video_id").isin(pa.array(failed, pa.string()))))
+
+    def finish(self, table: pa.Table, summary: dict[str, Any]) -> None:
+        """Writes the whole table in place of the parts it was made of, and the summary.
+
+        A kill between two steps loses nothing: rows that are in both the table and a part count once.
+        """
+        self._rewrite(table)
+        self.write_json(SUMMARY, summary)
+
+    def _rewrite(self, table: pa.Table) -> None:
+        parts = self.storage.names(PARTS)
+        self.storage.write(PREDICTIONS, _parquet(table))
+        for name in parts:
+            self.storage.delete(f"{PARTS}/{name}")
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes a JSON file."""
+        self.storage.write(name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,445 @@
+"""What one evaluation found, as frozen values: computed by `zar_ray.results.metrics`, held by ``run.json``, and the
+only thing that the tables, the Markdown and MLflow are made from.
+
+Every share (accuracy, interval, chance) is a fraction in [0, 1]; only what is printed is in per cent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from zar_ray.errors import RunError
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval, both ends included."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How often the right class is found.
+
+    Attributes:
+        top1: Share of videos whose best class is right.
+        top5: Share of videos whose right class is among the best five (all, if there are fewer than five classes).
+        mean_class: Mean over the classes that have videos of each class's top-1 share.
+    """
+
+    top1: Estimate
+    top5: Estimate
+    mean_class: Estimate
+
+
+@dataclass(frozen=True)
+class Change:
+    """Top-1 after adaptation minus top-1 before, on the same videos.
+
+    Attributes:
+        top1: The difference of the shares, with its paired interval.
+        gained: Videos that are right only after.
+        lost: Videos that are right only before.
+        p_value: McNemar's exact two-sided p: how likely so uneven a split of gained and lost would be by chance alone.
+    """
+
+    top1: Estimate
+    gained: int
+    lost: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracy over one set of labelled videos.
+
+    Attributes:
+        videos: How many videos that is.
+        before: Accuracy before adaptation.
+        after: Accuracy after it, which is the method's result.
+        change: The difference; None for a method that leaves every score as it was.
+    """
+
+    videos: int
+    before: Accuracy
+    after: Accuracy
+    change: Change | None
+
+
+@dataclass(frozen=True)
+class CaseMetrics:
+    """All numbers of one case.
+
+    Attributes:
+        case_id: The case.
+        method: Its test-time method.
+        videos: Rows of this case; finished + failed.
+        finished: Rows with a decision.
+        failed: Rows without one.
+        labelled: Rows with a label, failed ones included; the others count in no accuracy.
+        classes: Candidate classes, K.
+        chance: What guessing gets: 1/K of top-1, or of a multi-label split's mean average precision the mean share of
+            videos that show a class.
+        failures_wrong: Scores over all labelled videos, failed ones counted as wrong: the headline. None when no
+            video has a label.
+        failures_excluded: Scores over the labelled videos that finished; None when there are none.
+        entropy_before: Mean entropy of the evaluation view in nats before adaptation; None when nothing finished.
+        entropy_after: The same after adaptation.
+        seconds_adapt: Mean wall seconds of adaptation a video; None when not measured.
+        split: The protocol's split that the case is of.
+        map_before: Mean average precision before adaptation, of a multi-label split, failed videos with the lowest
+            scores; its intervals are over videos. None elsewhere, as the accuracies are None there.
+        map_after: The same after adaptation.
+    """
+
+    case_id: str
+    method: str
+    videos: int
+    finished: int
+    failed: int
+    labelled: int
+    classes: int
+    chance: float
+    failures_wrong: Scores | None
+    failures_excluded: Scores | None
+    entropy_before: float | None
+    entropy_after: float | None
+    seconds_adapt: float | None
+    split: str = "all"
+    map_before: Estimate | None = None
+    map_after: Estimate | None = None
+
+    @property
+    def headline(self) -> Scores | None:
+        """The scores that every output shows first: failures counted as wrong."""
+        return self.failures_wrong
+
+    def numbers(self) -> dict[str, float]:
+        """The case as flat numbers for MLflow; docs/mlflow.md lists the names.  What is unknown is left out."""
+        flat: dict[str, float | None] = {
+            "videos": self.videos,
+            "finished": self.finished,
+            "failed": self.failed,
+            "labelled": self.labelled,
+            "classes": self.classes,
+            "chance": self.chance,
+            "entropy_before": self.entropy_before,
+            "entropy_after": self.entropy_after,
+            "seconds_adapt": self.seconds_adapt,
+        }
+        for name, estimate in (("map", self.map_after), ("map_before", self.map_before)):
+            if estimate is not None:
+                flat |= _estimate_numbers(name, estimate)
+        if self.failures_wrong is not None:
+            flat |= _score_numbers(self.failures_wrong)
+        if self.failures_excluded is not None:
+            after = self.failures_excluded.after
+            flat |= {
+                "top1_without_failures": after.top1.value,
+                "top5_without_failures": after.top5.value,
+                "mean_class_without_failures": after.mean_class.value,
+            }
+        return {name: float(value) for name, value in flat.items() if value is not None}
+
+
+def _score_numbers(scores: Scores) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    estimates = {
+        "top1": scores.after.top1,
+        "top5": scores.after.top5,
+        "mean_class": scores.after.mean_class,
+        "top1_before": scores.before.top1,
+        "top5_before": scores.before.top5,
+        "mean_class_before": scores.before.mean_class,
+    }
+    if scores.change is not None:
+        estimates["top1_change"] = scores.change.top1
+        numbers = {
+            "gained": scores.change.gained,
+            "lost": scores.change.lost,
+            "mcnemar_p": scores.change.p_value,
+        }
+    for name, estimate in estimates.items():
+        numbers |= _estimate_numbers(name, estimate)
+    return numbers
+
+
+def _estimate_numbers(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """One class of one case.
+
+    Attributes:
+        label_id: Index among the class names.
+        label: The class's name.
+        videos: Labelled videos of the class, failed ones included.
+        failed: Those of them without a decision, which count as wrong.
+        top1_before: Share that is right before adaptation; None without videos.
+        top1_after: The same after adaptation.
+        taken_for: The wrong class that most of its videos are given after adaptation; None when there is none.
+        taken_for_videos: How many videos that is.
+    """
+
+    label_id: int
+    label: str
+    videos: int
+    failed: int
+    top1_before: float | None
+    top1_after: float | None
+    taken_for: str | None
+    taken_for_videos: int
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """Videos that failed at one stage.
+
+    Attributes:
+        stage: See `zar_ray.errors.VideoError`.
+        videos: How many.
+        examples: The first of them by id, as (video id, error).
+    """
+
+    stage: str
+    videos: int
+    examples: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a video costs; means over the videos where it was measured, None where it never was.
+
+    Attributes:
+        bytes_shipped_mean: Bytes of pixels sent from the decoding to the adapting process.
+        bytes_shipped_max: The most that one video needed.
+        images_encoded_mean: Distinct images through the image encoder.
+        frames_decoded_mean: Distinct frames read.
+        seconds_decode_mean: Wall seconds to open, read and resize.
+        seconds_encode_mean: Wall seconds to encode.
+    """
+
+    bytes_shipped_mean: float | None
+    bytes_shipped_max: int | None
+    images_encoded_mean: float | None
+    frames_decoded_mean: float | None
+    seconds_decode_mean: float | None
+    seconds_encode_mean: float | None
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What a model holds and computes, counted; a GFLOP is 1e9 multiplications with addition, as in papers.
+
+    Attributes:
+        parameters: All of its parameters.
+        view_frames: T, frames of an evaluation view.
+        view_gflops: What an evaluation view takes, as published: all of the image tower, and a head over frames.
+        image_gflops: What an image takes of the encoder here, which computes of the last block what is read.
+        tuning_gflops: What a video takes of the text tower besides, by method; of methods that tune a context, under
+            the largest class set.
+    """
+
+    parameters: int
+    view_frames: int
+    view_gflops: float
+    image_gflops: float
+    tuning_gflops: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How fast this session worked.
+
+    Attributes:
+        videos: Videos it processed, failed ones included; resumed ones are not among them.
+        seconds: Wall seconds from the first video's start to the last one's end.
+    """
+
+    videos: int
+    seconds: float
+
+    @property
+    def videos_per_second(self) -> float | None:
+        """Videos a second; None when nothing was processed."""
+        return self.videos / self.seconds if self.videos and self.seconds > 0 else None
+
+
+@dataclass(frozen=True)
+class MlflowState:
+    """Where a run was logged, or why it was not.
+
+    Attributes:
+        uri: The tracking store; None when there is none.
+        experiment: The experiment's name.
+        run_id: The evaluation's (parent) run.
+        why_not: The reason when there is no run id, with the way out.
+    """
+
+    uri: str | None = None
+    experiment: str | None = None
+    run_id: str | None = None
+    why_not: str | None = None
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """One split of a protocol.
+
+    Attributes:
+        name: What the protocol calls it.
+        classes: Names to choose among.
+        videos: Videos, failed ones included.
+        notes: What to say beside its results, a line each.
+    """
+
+    name: str
+    classes: int
+    videos: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ProtocolAverage:
+    """What a protocol reports of several splits for one method, as published tables print it.
+
+    Attributes:
+        method: The method.
+        metric: ``top1``, ``top5``, ``mean_class`` or ``map``, after adaptation; with ``_before`` before it.
+        kind: ``mean`` of the splits, or ``harmonic`` mean of base and novel.
+        value: The average of the splits' headline numbers, a fraction.
+        std: Standard deviation between the splits, dividing by their number as NumPy's default does; None for a
+            harmonic mean.
+        splits: The splits that it is of.
+    """
+
+    method: str
+    metric: str
+    kind: Literal["mean", "harmonic"]
+    value: float
+    std: float | None
+    splits: tuple[str, ...]
+
+    def numbers(self) -> dict[str, float]:
+        """The average as flat numbers for MLflow; docs/mlflow.md lists the names."""
+        numbers = {f"{self.metric}_{self.kind}": self.value}
+        return numbers if self.std is None else {**numbers, f"{self.metric}_std": self.std}
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One evaluation.
+
+    Attributes:
+        name: The run's name.
+        dataset: What was evaluated, as the user named it.
+        split: The one split that was asked for; None for all of the protocol's.
+        model: The model's name.
+        model_fingerprint: A short hash of its weights.
+        random_weights: Whether the weights are untrained; every output then says so.
+        seed: Seed of the view plans.
+        classes: Candidate classes, K.
+        videos: Videos of the run; finished + failed.
+        finished: Videos with a decision in every case.
+        failed: Videos without a decision in at least one case.
+        unlabelled: Videos without a label, which count in no accuracy.
+        warned: Videos that were used with a warning.
+        resumed: Videos that an earlier session had finished.
+        cases: Metrics by case, in the order they were asked for.
+        failures: Failed videos by stage.
+        costs: What a video costs.
+        throughput: How fast this session was.
+        results: Where the result table is.
+        run_file: Where run.json is.
+        mlflow: Where the run was logged, or why not.
+        splits: The protocol's splits that ran, in its order; `cases` holds one case a split and method.
+        averages: What the protocol reports over them; empty with one split.
+        order_dependent: Stream methods: their decisions depend on the order of the videos, which is the manifest's.
+        model_cost: What the model computes; None of runs that were made before it was counted.
+    """
+
+    name: str
+    dataset: str
+    split: str | None
+    model: str
+    model_fingerprint: str
+    random_weights: bool
+    seed: int
+    classes: int
+    videos: int
+    finished: int
+    failed: int
+    unlabelled: int
+    warned: int
+    resumed: int
+    cases: tuple[CaseMetrics, ...]
+    failures: tuple[FailureGroup, ...]
+    costs: Costs
+    throughput: Throughput
+    results: str
+    run_file: str
+    mlflow: MlflowState = MlflowState()
+    splits: tuple[SplitSummary, ...] = ()
+    averages: tuple[ProtocolAverage, ...] = ()
+    order_dependent: tuple[str, ...] = ()
+    model_cost: ModelCost | None = None
+
+    @property
+    def images_gflops(self) -> float | None:
+        """GFLOPs, forward, of the images that were encoded a video; None where that is not known."""
+        images = self.costs.images_encoded_mean
+        return None if self.model_cost is None or images is None else images * self.model_cost.image_gflops
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON values, which `from_json` reads back."""
+        return _SUMMARY.dump_python(self, mode="json")
+
+    @classmethod
+    def from_json(cls, content: object, place: str = "run.json") -> RunSummary:
+        """Reads what `to_json` made.
+
+        Raises:
+            RunError: Something is missing or of the wrong kind; the message names `place`.
+        """
+        try:
+            return _SUMMARY.validate_python(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(str(part) for part in first["loc"]) or "summary"
+            raise RunError(f"{place}: is not the summary of a run ({at}: {first['msg']})") from None
+
+    def numbers(self) -> dict[str, float]:
+        """The run as flat numbers for MLflow, without its cases; docs/mlflow.md lists the names."""
+        flat = {
+            "videos": self.videos,
+            "finished": self.finished,
+            "failed": self.failed,
+            "unlabelled": self.unlabelled,
+            "warned": self.warned,
+            "resumed": self.resumed,
+            "classes": self.classes,
+            "seconds": self.throughput.seconds,
+            "videos_per_second": self.throughput.videos_per_second,
+            "bytes_shipped_mean": self.costs.bytes_shipped_mean,
+            "bytes_shipped_max": self.costs.bytes_shipped_max,
+            "images_encoded_mean": self.costs.images_encoded_mean,
+            "frames_decoded_mean": self.costs.frames_decoded_mean,
+            "seconds_decode_mean": self.costs.seconds_decode_mean,
+            "seconds_encode_mean": self.costs.seconds_encode_mean,
+            "gflops_images": self.images_gflops,
+        }
+        if (cost := self.model_cost) is not None:
+            flat |= {"parameters": cost.parameters, "gflops_view": cost.view_gflops}
+            flat |= {f"gflops_tuning_{method}": gflops for method, gflops in cost.tuning_gflops.items()}
+        return {name: float(value) for name, value in flat.items() if value is not None}
+
+
+_SUMMARY: TypeAdapter[RunSummary] = TypeAdapter(RunSummary)

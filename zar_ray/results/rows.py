@@ -1,0 +1,307 @@
+"""The result table: one row per (video, case), and the rules by which parts of it become one table.
+
+A row is either finished (it holds the decision) or failed (``error`` and ``error_stage`` say why); no video is
+without a row.  Rows come from many workers and, after a resumption, from several sessions; `deduplicate` makes one
+table of them that does not depend on the order in which the parts were read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+import numpy as np
+import pyarrow as pa
+
+from zar_ray.errors import VideoError
+
+if TYPE_CHECKING:
+    import torch
+
+    from zar_ray.adaptation.base import Decision
+
+RESULT_SCHEMA = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("case_id", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("label_id", pa.int32()),
+        pa.field("label", pa.string()),
+        pa.field("labels", pa.list_(pa.int32())),
+        pa.field("top5_before", pa.list_(pa.int32())),
+        pa.field("top5_after", pa.list_(pa.int32())),
+        pa.field("top5_scores_before", pa.list_(pa.float32())),
+        pa.field("top5_scores_after", pa.list_(pa.float32())),
+        pa.field("correct_before", pa.bool_()),
+        pa.field("correct_after", pa.bool_()),
+        pa.field("correct5_before", pa.bool_()),
+        pa.field("correct5_after", pa.bool_()),
+        pa.field("scores_before", pa.list_(pa.float32())),
+        pa.field("scores_after", pa.list_(pa.float32())),
+        pa.field("entropy_before", pa.float32()),
+        pa.field("entropy_after", pa.float32()),
+        pa.field("view_entropies", pa.list_(pa.float32())),
+        pa.field("selected_views", pa.list_(pa.int32())),
+        pa.field("video_feature", pa.list_(pa.float16())),
+        pa.field("views", pa.int32()),
+        pa.field("images", pa.int32()),
+        pa.field("images_encoded", pa.int32()),
+        pa.field("frames", pa.int32()),
+        pa.field("frames_decoded", pa.int32()),
+        pa.field("bytes_shipped", pa.int64()),
+        pa.field("seconds_decode", pa.float64()),
+        pa.field("seconds_encode", pa.float64()),
+        pa.field("seconds_adapt", pa.float64()),
+        pa.field("seconds_case", pa.float64()),
+        pa.field("peak_memory", pa.int64()),
+        pa.field("decoder", pa.string()),
+        pa.field("worker", pa.string()),
+        pa.field("warning", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("error_stage", pa.string()),
+        pa.field("recorded_at", pa.float64(), nullable=False),
+    ]
+)
+"""Columns of the result table.  Unknown is null: labels of unlabelled videos, all of the decision of failed ones."""
+
+
+class RightClasses(TypedDict, total=False):
+    """What is right for a video; see the attributes of `ResultRow`.  Left out means unknown."""
+
+    label_id: int | None
+    label: str | None
+    labels: tuple[int, ...] | None
+
+
+class RowFacts(RightClasses, total=False):
+    """What is known of a video besides its decision; see the attributes of `ResultRow`.  Left out means unknown."""
+
+    video_feature: tuple[float, ...] | None
+    images: int | None
+    images_encoded: int | None
+    frames: int | None
+    frames_decoded: int | None
+    bytes_shipped: int | None
+    seconds_decode: float | None
+    seconds_encode: float | None
+    seconds_adapt: float | None
+    seconds_case: float | None
+    peak_memory: int | None
+    decoder: str | None
+    worker: str | None
+    warning: str | None
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One row of the result table; made by `from_decision` or `failed`.
+
+    Attributes:
+        video_id: Path of the video relative to its dataset's root.
+        case_id: What was run on it, see `zar_ray.results.case.Case`.
+        method: The case's test-time method.
+        label_id: Index of the right class among the run's class names; None when the video has no label.
+        label: Its name.
+        labels: Indices of all right classes, in a protocol where a video may show several; then the row has no
+            `label_id`, and `scores_before` and `scores_after`.
+        top5_before: Class ids by falling score before adaptation, min(5, K) of them; equal scores by rising id.
+        top5_after: The same after adaptation.
+        top5_scores_before: Their softmax probabilities over all K classes.
+        top5_scores_after: The same after adaptation.
+        correct_before: Whether the first of them is the label; None without a label.
+        correct_after: The same after adaptation.
+        correct5_before: Whether the label is among them; None without a label.
+        correct5_after: The same after adaptation.
+        scores_before: Logits of all K classes before adaptation, which average precision is made of.
+        scores_after: The same after adaptation.
+        entropy_before: Entropy of the evaluation view's probabilities in nats, before adaptation.
+        entropy_after: The same after adaptation.
+        view_entropies: Entropy of each view in nats, before adaptation; None for a method without views.
+        selected_views: Views used for the update, by rising entropy.
+        video_feature: float16 (D,), L2-normalised, what the encoder makes of the evaluation view; the mean of several.
+            In the row of the video's first case only, and None in runs of earlier versions.
+        views: Number of views adapted on, repeated ones included; 0 for a method without views.
+        images: Distinct (frame, crop) images of the views that this case looks at, and those that it encoded itself.
+        images_encoded: Those that went through the image encoder for this video, for all cases together; 0 where they
+            were stored.
+        frames: Frames of the video.
+        frames_decoded: Distinct frames read from it.
+        bytes_shipped: Bytes of pixels sent from the decoding to the adapting process, for all cases together.
+        seconds_decode: Wall seconds to open, read and resize; of the video, not of the case.
+        seconds_encode: Wall seconds to encode its images; of the video, not of the case.
+        seconds_adapt: Wall seconds of this case's adaptation and decision.
+        seconds_case: These and its images' share of `seconds_encode`: what the case by itself costs. None in runs of
+            earlier versions.
+        peak_memory: The most bytes that its worker had in use meanwhile, on the GPU where there is one, the model
+            included. None in runs of earlier versions.
+        decoder: Which decoder read it.
+        worker: The adapting process, as host:pid.
+        warning: What was odd about a video that was used all the same, such as a damaged tail.
+        error: Why there is no decision; None for a finished row.
+        error_stage: Where it failed, see `zar_ray.errors.VideoError`.
+        recorded_at: When the row was made, in seconds since 1970 (UTC).
+    """
+
+    video_id: str
+    case_id: str
+    method: str
+    label_id: int | None = None
+    label: str | None = None
+    labels: tuple[int, ...] | None = None
+    top5_before: tuple[int, ...] | None = None
+    top5_after: tuple[int, ...] | None = None
+    top5_scores_before: tuple[float, ...] | None = None
+    top5_scores_after: tuple[float, ...] | None = None
+    correct_before: bool | None = None
+    correct_after: bool | None = None
+    correct5_before: bool | None = None
+    correct5_after: bool | None = None
+    scores_before: tuple[float, ...] | None = None
+    scores_after: tuple[float, ...] | None = None
+    entropy_before: float | None = None
+    entropy_after: float | None = None
+    view_entropies: tuple[float, ...] | None = None
+    selected_views: tuple[int, ...] | None = None
+    video_feature: tuple[float, ...] | None = None
+    views: int | None = None
+    images: int | None = None
+    images_encoded: int | None = None
+    frames: int | None = None
+    frames_decoded: int | None = None
+    bytes_shipped: int | None = None
+    seconds_decode: float | None = None
+    seconds_encode: float | None = None
+    seconds_adapt: float | None = None
+    seconds_case: float | None = None
+    peak_memory: int | None = None
+    decoder: str | None = None
+    worker: str | None = None
+    warning: str | None = None
+    error: str | None = None
+    error_stage: str | None = None
+    recorded_at: float = field(default_factory=time.time)
+
+    @classmethod
+    def from_decision(
+        cls, video_id: str, case_id: str, method: str, decision: Decision, **facts: Unpack[RowFacts]
+    ) -> ResultRow:
+        """Makes the row of a finished case.
+
+        Args:
+            video_id: The video.
+            case_id: The case.
+            method: The case's method.
+            decision: Logits before and after, ``(K,)``, with the views' entropies and the selection.
+            **facts: Attributes of the same names; with ``label_id`` the row says whether the decision is right, with
+                ``labels`` it holds all scores.
+
+        Raises:
+            VideoError: The logits are not finite (stage ``adapt``): no ranking of them would mean anything.
+        """
+        top5_before, scores_before, entropy_before = _ranking(decision.logits_before, "before")
+        top5_after, scores_after, entropy_after = _ranking(decision.logits_after, "after")
+        entropies = None if decision.view_entropies is None else tuple(decision.view_entropies.detach().cpu().tolist())
+        selected = None if decision.selected is None else tuple(decision.selected.detach().cpu().tolist())
+        label_id = facts.get("label_id")
+        labelled = label_id is not None
+        several = facts.get("labels") is not None
+        return cls(
+            video_id=video_id,
+            case_id=case_id,
+            method=method,
+            top5_before=top5_before,
+            top5_after=top5_after,
+            top5_scores_before=scores_before,
+            top5_scores_after=scores_after,
+            correct_before=top5_before[0] == label_id if labelled else None,
+            correct_after=top5_after[0] == label_id if labelled else None,
+            correct5_before=label_id in top5_before if labelled else None,
+            correct5_after=label_id in top5_after if labelled else None,
+            scores_before=tuple(decision.logits_before.tolist()) if several else None,
+            scores_after=tuple(decision.logits_after.tolist()) if several else None,
+            entropy_before=entropy_before,
+            entropy_after=entropy_after,
+            view_entropies=entropies,
+            selected_views=selected,
+            views=len(entropies or ()),
+            **facts,
+        )
+
+    @classmethod
+    def failed(
+        cls, video_id: str, case_id: str, method: str, *, error: str, stage: str, **facts: Unpack[RowFacts]
+    ) -> ResultRow:
+        """Makes the row of a case without a decision.
+
+        Args:
+            video_id: The video.
+            case_id: The case.
+            method: The case's method.
+            error: Why there is no decision; it is put on one line.
+            stage: Where it failed, see `zar_ray.errors.VideoError`.
+            **facts: Attributes of the same names, as far as they are known.
+        """
+        message = " ".join(error.split()) or "unknown error"
+        return cls(video_id=video_id, case_id=case_id, method=method, error=message, error_stage=stage, **facts)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a decision."""
+        return self.error is None
+
+
+def _ranking(logits: torch.Tensor, when: str) -> tuple[tuple[int, ...], tuple[float, ...], float]:
+    """The top min(5, K) class ids, their probabilities, and the entropy in nats of all K."""
+    values = logits.detach().cpu().double().numpy()
+    if not np.isfinite(values).all():
+        raise VideoError(f"the logits {when} adaptation are not finite; try --precision fp32", stage="adapt")
+    log_probabilities = values - values.max()
+    log_probabilities -= np.log(np.exp(log_probabilities).sum())
+    probabilities = np.exp(log_probabilities)
+    top = np.argsort(-values, kind="stable")[:5]
+    entropy = float(-(probabilities * log_probabilities).sum())
+    return tuple(top.tolist()), tuple(probabilities[top].tolist()), max(entropy, 0.0)
+
+
+def to_table(rows: Iterable[ResultRow]) -> pa.Table:
+    """Puts rows into a table of `RESULT_SCHEMA`; no rows make an empty table."""
+    rows = list(rows)
+    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in RESULT_SCHEMA.names}
+    return pa.table(columns, schema=RESULT_SCHEMA)
+
+
+def to_rows(table: pa.Table) -> list[ResultRow]:
+    """Reads a table of `RESULT_SCHEMA` back into rows."""
+    rows: list[dict[str, Any]] = table.select(RESULT_SCHEMA.names).to_pylist()
+    for row in rows:
+        row.update({name: tuple(value) for name, value in row.items() if isinstance(value, list)})
+    return [ResultRow(**row) for row in rows]
+
+
+def deduplicate(table: pa.Table) -> pa.Table:
+    """Leaves one row per (video_id, case_id), sorted by them.
+
+    A finished row wins over a failed one; among equals the one recorded last, and among rows recorded at the same
+    instant the order of their values decides.  The choice therefore does not depend on the order of `table`.
+
+    Args:
+        table: Rows of `RESULT_SCHEMA`, such as all result parts of a run after one another.
+
+    Returns:
+        A table of `RESULT_SCHEMA`.
+    """
+    table = table.select(RESULT_SCHEMA.names).cast(RESULT_SCHEMA)
+    keys = ["video_id", "case_id"]
+    rest = [f.name for f in RESULT_SCHEMA if not pa.types.is_list(f.type) and f.name not in {*keys, "recorded_at"}]
+    table = table.append_column("failed", table["error"].is_valid()).sort_by(
+        [
+            *((name, "ascending") for name in [*keys, "failed"]),
+            ("recorded_at", "descending"),
+            *((name, "ascending") for name in rest),
+        ]
+    )
+    codes = np.stack([table[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in keys])
+    first = np.append(True, (codes[:, 1:] != codes[:, :-1]).any(axis=0))[: table.num_rows]
+    return table.filter(pa.array(first)).select(RESULT_SCHEMA.names).combine_chunks()

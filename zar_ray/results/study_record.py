@@ -1,0 +1,216 @@
+"""What one study found: its cells, and the tables that hold them against each other on the same videos.
+
+A cell is one model under one setting and seed, as an evaluation of these alone would report it; it holds one case a
+method and split.  ``run.json`` holds the record, and all that is printed, drawn or sent to MLflow is made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from zar_ray.errors import RunError
+from zar_ray.results.record import RunSummary
+from zar_ray.results.statistics import PairedComparison
+
+REPLICATES = ("seed", "training seed")
+"""Axes whose cells repeat a measurement: tables have their mean and spread, and no row of their own."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model under one setting and seed.
+
+    Attributes:
+        coordinates: Its label on each axis of the study, by the axis's name: ``model``, ``share`` of a mixture,
+            ``setting``, ``seed``, ``shots``, ``training seed``. An axis with one label is left out.
+        varied: Its dotted options that are not the study's own, as plain JSON values.
+        config: All its options, as plain JSON values: what an evaluation of it alone would be given.
+        summary: Its numbers. What a video costs is of the model, for all of the study's settings together.
+    """
+
+    coordinates: dict[str, str]
+    varied: dict[str, Any]
+    config: dict[str, Any]
+    summary: RunSummary
+
+    @property
+    def label(self) -> str:
+        """All its coordinates in a line; empty in a study of one cell."""
+        return ", ".join(
+            label if axis in ("model", "setting") else f"{axis} {label}" for axis, label in self.coordinates.items()
+        )
+
+    def without_replicates(self) -> dict[str, str]:
+        """Its coordinates on the axes that tables have rows for."""
+        return {axis: label for axis, label in self.coordinates.items() if axis not in REPLICATES}
+
+
+@dataclass(frozen=True)
+class Score:
+    """Top-1, or of a multi-label split mean average precision, after adaptation, as a fraction.
+
+    Attributes:
+        value: It, failed videos counted as wrong; over several replicates their mean.
+        low: Lower end of its 95 % interval over the videos; None of an average over splits.
+        high: Its upper end.
+        std: Standard deviation between replicates, n - 1 in its denominator; None with one. Of an average over splits
+            with one replicate that between the splits, dividing by their number, as papers print it.
+        replicates: The value of each replicate.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    std: float | None = None
+    replicates: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A model and setting under one method, over all replicates.
+
+    Attributes:
+        labels: What tells it from its table's other rows, by axis; `method` among them where there are several.
+        method: The method.
+        cells: The places of its cells in the study, one a replicate.
+        scores: Its score on each split that has labels.
+        average: The protocol's average over its splits; None with one split.
+        comparison: Against the table's reference row of the same method, on the same videos; None for a reference, and
+            where no decision is right or wrong.
+        p_adjusted: The comparison's p after Holm's correction over the table.
+        images: Mean distinct images a video that the method looks at or encodes itself.
+        seconds: Mean wall seconds a video of encoding these and of adapting, as if the method ran alone.
+        gflops: What these images take of the encoder and tuning of the text tower, as papers count; None of methods
+            that take gradients through the encoder.
+        peak_memory: The most bytes that a worker had in use meanwhile, all models of the study included.
+        finished: Decisions, over all replicates and splits.
+    """
+
+    labels: dict[str, str]
+    method: str
+    cells: tuple[int, ...]
+    scores: dict[str, Score]
+    average: Score | None
+    comparison: PairedComparison | None
+    p_adjusted: float | None
+    images: float | None
+    seconds: float | None
+    gflops: float | None
+    peak_memory: int | None
+    finished: int
+
+    @property
+    def main(self) -> Score | None:
+        """The average over the splits, or the only split's score."""
+        return self.average or next(iter(self.scores.values()), None)
+
+    def numbers(self) -> dict[str, float]:
+        """The row as flat numbers for MLflow; docs/mlflow.md lists the names."""
+        flat: dict[str, float | None] = {
+            "images": self.images,
+            "seconds": self.seconds,
+            "gflops": self.gflops,
+            "peak_memory": self.peak_memory,
+            "p_adjusted": self.p_adjusted,
+        }
+        if (main := self.main) is not None:
+            flat |= {
+                "accuracy": main.value,
+                "accuracy_low": main.low,
+                "accuracy_high": main.high,
+                "accuracy_std": main.std,
+            }
+        if (one := self.comparison) is not None:
+            flat |= {
+                "difference": one.difference,
+                "difference_low": one.interval[0],
+                "difference_high": one.interval[1],
+                "difference_gained": one.gained,
+                "difference_lost": one.lost,
+                "difference_p": one.p_value,
+            }
+        return {name: float(value) for name, value in flat.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class StudyTable:
+    """Rows that are held against each other: a sweep's settings, or the study's models.
+
+    Attributes:
+        name: The sweep's name, or ``study`` for models, mixtures and seeds under the study's own setting.
+        title: Its heading.
+        varies: The axes, and of a sweep the dotted options, that it varies.
+        about: What to know when reading it.
+        metric: What scores are: ``top1`` or ``map``.
+        decisions: Over how many labelled decisions a row.
+        reference: What comparisons are against, in words; None without comparisons.
+        rows: The rows.
+        verdict: Which row is better than which, as far as the data tell, a line a method and model.
+    """
+
+    name: str
+    title: str
+    varies: tuple[str, ...]
+    about: str | None
+    metric: str
+    decisions: int
+    reference: str | None
+    rows: tuple[TableRow, ...]
+    verdict: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A finished study.
+
+    Attributes:
+        whole: The first cell's summary with the counts, failures and costs of the whole pass.
+        axes: The names of the axes that vary, in the order of `Cell.coordinates`; empty in a study of one cell.
+        cells: All cells.
+        tables: What holds cells against each other; none in a study of one cell.
+        short_side: The short side that all settings of the first model were brought to because some need it; None where
+            each keeps the one that it would have by itself.
+        seconds: Wall seconds of the last session's pass.
+    """
+
+    whole: RunSummary
+    axes: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    tables: tuple[StudyTable, ...]
+    short_side: int | None
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON values, which `from_json` reads back."""
+        return _RECORD.dump_python(self, mode="json")
+
+    @classmethod
+    def from_json(cls, content: object, place: str = "run.json") -> StudyRecord:
+        """Reads what `to_json` made.
+
+        Raises:
+            RunError: Something is missing or of the wrong kind; the message names `place`.
+        """
+        try:
+            return _RECORD.validate_python(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(str(part) for part in first["loc"]) or "study"
+            raise RunError(f"{place}: is not the record of a run ({at}: {first['msg']})") from None
+
+    def rows_of_cells(self) -> Iterator[tuple[int, StudyTable, TableRow]]:
+        """Each cell's place and method once, with the first table and row that it is in."""
+        seen: set[tuple[int, str]] = set()
+        for table in self.tables:
+            for row in table.rows:
+                for place in row.cells:
+                    if (place, row.method) not in seen:
+                        seen.add((place, row.method))
+                        yield place, table, row
+
+
+_RECORD: TypeAdapter[StudyRecord] = TypeAdapter(StudyRecord)

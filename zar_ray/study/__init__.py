@@ -1,0 +1,1 @@
+"""Studies: base options and axes, planned once, run once, collected into one record."""

@@ -1,0 +1,198 @@
+"""Sweeps: settings of a run's options that one pass evaluates together, from ``conf/sweeps/NAME.yaml`` or a file.
+
+What settings share is the model and the encoder's input, so they may differ in what the views are, what is read of
+the classes and how the context is tuned, and in nothing that decides which pixels an image has.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import Field, model_validator
+
+from zar_ray.adaptation.options import AdaptationOptions
+from zar_ray.errors import ConfigError, suggestion
+from zar_ray.evaluation.options import EvalConfig
+from zar_ray.options.base import Options, fingerprint, identity, meaning
+from zar_ray.options.layers import conf_dir, merge, read_yaml, validate
+from zar_ray.reporting.published import leaves
+from zar_ray.video.transforms import Preprocessing, short_side_for
+
+DEFAULT = "default"
+"""The label of the run's own setting, in sweeps that do not name it."""
+
+_METHODS = ("zar", "tpt", "memo", "tent", "tda")
+_MAY_VARY = ("views", *_METHODS, "context", "class_position", "name_style", "template", "class_texts", "seed")
+_C = TypeVar("_C", bound=EvalConfig)
+
+
+class SweepSetting(Options):
+    """One setting of a sweep."""
+
+    label: str = Field(min_length=1, description="What tables call it.")
+    options: dict[str, Any] = Field(description="Options of `zar eval` laid over the run's own, nested ones nested.")
+
+
+class Sweep(Options):
+    """What varies, and its settings: listed, or as the grid of all combinations of some options' values."""
+
+    name: str = Field(min_length=1, description="What `zar ablate --sweep` calls it; the file's name.")
+    title: str = Field(min_length=1, description="Its heading.")
+    varies: tuple[str, ...] = Field(min_length=1, description="The dotted options that its settings give.")
+    about: str | None = Field(default=None, description="What to know when reading its results.")
+    settings: tuple[SweepSetting, ...] = Field(min_length=1, description="The settings, in the order they are shown.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expanded(cls, values: Any) -> Any:
+        """Takes ``grid: {zar.lr: [0.001, 0.01], zar.steps: [1, 2]}`` for the four settings that it stands for."""
+        if not isinstance(values, Mapping) or "grid" not in values:
+            return values
+        grid = values["grid"]
+        if "settings" in values or "varies" in values:
+            raise ValueError("give either a grid, or settings with what varies")
+        if not isinstance(grid, Mapping) or not all(isinstance(of_one, list) and of_one for of_one in grid.values()):
+            raise ValueError("a grid is a list of values by dotted option, as zar.lr: [0.001, 0.01]")
+        combined = (tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
+        settings = [{"label": ", ".join(map(_words, one)), "options": _nested(one)} for one in combined]
+        rest = {name: value for name, value in values.items() if name != "grid"}
+        return {**rest, "varies": tuple(grid), "settings": settings}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        labels = [setting.label for setting in self.settings]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f'two settings are called "{label}"')
+        for setting in self.settings:
+            for name in leaves(setting.options):
+                if name.partition(".")[0] not in _MAY_VARY:
+                    raise ValueError(
+                        f"{setting.label}: {name} cannot vary within one pass, only {', '.join(_MAY_VARY)} can; "
+                        "run `zar eval` once for each of its values"
+                    )
+                if name not in self.varies:
+                    raise ValueError(f"{setting.label}: gives {name}, which is not among what varies")
+        return self
+
+
+def _nested(values: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for dotted, value in values:
+        for name in reversed(dotted.split(".")):
+            value = {name: value}
+        options = merge(options, value)
+    return options
+
+
+def _words(option: tuple[str, Any]) -> str:
+    name, value = option
+    return f"{name.rpartition('.')[2].replace('_', ' ')} {_shown(value)}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def known_sweeps() -> tuple[str, ...]:
+    """The names of the shipped sweeps, in alphabetical order."""
+    return tuple(sorted(path.stem for path in (conf_dir() / "sweeps").glob("*.yaml")))
+
+
+def load_sweep(name: str) -> Sweep:
+    """Reads a sweep.
+
+    Args:
+        name: A shipped sweep's name, or a file (.yaml).
+
+    Raises:
+        ConfigError: There is no such sweep, or its file is wrong; one line.
+    """
+    path = Path(name).expanduser()
+    if path.suffix not in (".yaml", ".yml"):
+        if name not in known_sweeps():
+            near = suggestion(name, known_sweeps())
+            raise ConfigError(f"--sweep {name}: no sweep has this name{near}; a file of one's own ends in .yaml")
+        path = conf_dir() / "sweeps" / f"{name}.yaml"
+    return validate(Sweep, {"name": path.stem, **read_yaml(path)}, str(path))
+
+
+@dataclass(frozen=True)
+class PlacedSweep:
+    """A sweep with the places of its settings among all those of a pass.
+
+    Attributes:
+        sweep: The sweep.
+        places: The place of each of its settings; 0 is the run's own.
+    """
+
+    sweep: Sweep
+    places: tuple[int, ...]
+
+
+def place_settings(sweeps: Sequence[Sweep], options: _C) -> tuple[tuple[_C, ...], tuple[PlacedSweep, ...]]:
+    """The settings of several sweeps, each once however many of them name it.
+
+    Args:
+        sweeps: The sweeps.
+        options: The run's own options, which are the first setting, named by a sweep or not.
+
+    Raises:
+        ConfigError: An option is unknown or a value does not fit; one line.
+    """
+    distinct: dict[str, _C] = {fingerprint(identity(options)): options}
+    placed = []
+    for sweep in sweeps:
+        places = []
+        for setting in sweep.settings:
+            one = _laid_over(options, setting, sweep.name)
+            key = fingerprint(identity(one))
+            distinct.setdefault(key, one)
+            places.append(list(distinct).index(key))
+        placed.append(PlacedSweep(sweep, tuple(places)))
+    return tuple(distinct.values()), tuple(placed)
+
+
+def _laid_over(options: _C, setting: SweepSetting, sweep: str) -> _C:
+    # Only what varies is built anew: plain values of all options would lack what they do not show, such as passwords.
+    given = {name: value for name, value in setting.options.items() if name in _MAY_VARY}
+    below = options.model_dump(mode="json", include=set(given))
+    built = validate(type(options), merge(below, given), f"sweep {sweep}, {setting.label}")
+    values = {name: getattr(built, name) for name in given}
+    if values.get("class_texts") is not None:
+        # Workers have working folders of their own.
+        values["class_texts"] = values["class_texts"].expanduser().absolute()
+    return options.model_copy(update=values)
+
+
+def at_one_short_side(runs: Sequence[_C], preprocessing: Preprocessing) -> tuple[_C, ...]:
+    """Settings with the short side that they share (DESIGN.md, "ZAR, exactly", 4): the larger one where they differ.
+
+    So the number of crops is not mixed with zoom, and settings share images.
+
+    Raises:
+        ConfigError: They are told different short sides, or one that is smaller than the model's input.
+    """
+    sides = {short_side_for(run.views, preprocessing) for run in runs}
+    if len(sides) == 1:
+        return tuple(runs)
+    told = sorted({run.views.short_side for run in runs if run.views.short_side is not None})
+    if told:
+        raise ConfigError(
+            f"a sweep has one short side, and its settings come to {' and '.join(map(str, sorted(sides)))}; "
+            "give one for all with --views.short-side, or run a sweep for each"
+        )
+    widest = {"short_side": max(sides)}
+    return tuple(run.model_copy(update={"views": run.views.model_copy(update=widest)}) for run in runs)
+
+
+def varied_options(default: AdaptationOptions, other: AdaptationOptions) -> dict[str, Any]:
+    """The dotted options of a setting that are not the default's, as plain values."""
+    ours, theirs = leaves(meaning(other)), leaves(meaning(default))
+    return {name: value for name, value in ours.items() if value != theirs.get(name)}

@@ -20,6 +20,7 @@ from zar_ray.evaluation.options import AblateConfig, EvalConfig
 from zar_ray.evaluation.pipeline import Evaluated, evaluate
 from zar_ray.evaluation.streams import stream_methods
 from zar_ray.evaluation.workload import Workload
+from zar_ray.reporting.summary_tables import print_facts
 from zar_ray.reporting.sweep_summary import (
     SettingResult,
     SweepRow,
@@ -28,7 +29,6 @@ from zar_ray.reporting.sweep_summary import (
     print_sweep,
     sweep_csv,
 )
-from zar_ray.reporting.tables import print_facts
 from zar_ray.results import metrics
 from zar_ray.results.case_rows import RIGHT, CaseRows
 from zar_ray.results.folder import SUMMARY, RunFolder

@@ -32,7 +32,7 @@ from zar_ray.evaluation.workload import Workload
 from zar_ray.options.layers import zar_home
 from zar_ray.provenance import provenance
 from zar_ray.reporting.plots import confusion_picture, per_class_csv
-from zar_ray.reporting.tables import print_summary
+from zar_ray.reporting.summary_tables import print_summary
 from zar_ray.results import metrics
 from zar_ray.results.case import Case
 from zar_ray.results.case_rows import class_accuracies, confusion_matrix

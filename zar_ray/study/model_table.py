@@ -30,8 +30,8 @@ from zar_ray.evaluation.options import EvalConfig
 from zar_ray.evaluation.pipeline import Evaluated, evaluate_models
 from zar_ray.evaluation.streams import stream_methods
 from zar_ray.evaluation.workload import Workload
+from zar_ray.reporting.numbers import gflops
 from zar_ray.reporting.seed_means import markdown_rows, print_rows
-from zar_ray.reporting.tables import gflops
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.record import Estimate, ModelCost, RunSummary
 from zar_ray.storage import Storage

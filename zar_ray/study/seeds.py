@@ -6,7 +6,7 @@ from rich.console import Console
 
 from zar_ray.errors import ConfigError
 from zar_ray.evaluation.options import EvalConfig
-from zar_ray.reporting.tables import print_seeds
+from zar_ray.reporting.seed_means import print_seeds
 from zar_ray.results.record import RunSummary
 from zar_ray.study.job import run_evaluation
 

@@ -16,8 +16,7 @@ from pydantic import Field, model_validator
 
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.base import Options, fingerprint, identity
-from zar_ray.options.layers import conf_dir, merge, read_yaml, validate
-from zar_ray.reporting.published import leaves
+from zar_ray.options.layers import conf_dir, leaves, merge, read_yaml, validate
 from zar_ray.study.options import EvalConfig
 
 DEFAULT = "default"

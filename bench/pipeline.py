@@ -106,9 +106,9 @@ def run_loop(config: EvalConfig, done: Any, answer: Any) -> None:
     from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
     from zar_ray.data.class_texts import prompts_of
     from zar_ray.data.manifest import read_manifest
-    from zar_ray.evaluation.spec import plan_video
     from zar_ray.models.loading import load_model
     from zar_ray.video.decoding import decode_video
+    from zar_ray.video.plans import plan_video
 
     manifest = read_manifest(Path(str(config.dataset))).select(config.split, config.limit)
     model = load_model(config)
@@ -133,7 +133,7 @@ def run_loop(config: EvalConfig, done: Any, answer: Any) -> None:
 
 
 def _plan_of(video_id: str, plan: Callable[..., Any], config: EvalConfig, preprocessing: Any) -> Callable[[Any], Any]:
-    return lambda info: plan(video_id, info, config, preprocessing, True)
+    return lambda info: plan(video_id, info, config.views, preprocessing, config.seed, needs_views=True)
 
 
 def run_job(config: EvalConfig, done: Any, answer: Any) -> None:

@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import VideoFeatures, entropy
 from zar_ray.adaptation.methods import get_method
-from zar_ray.adaptation.options import AdaptationOptions, TdaConfig
-from zar_ray.adaptation.tda import TdaStream
+from zar_ray.adaptation.options import AdaptationOptions
+from zar_ray.adaptation.tda import TdaConfig, TdaStream
 from zar_ray.errors import VideoError
 
 

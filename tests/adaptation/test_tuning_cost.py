@@ -5,7 +5,9 @@ import torch
 
 from zar_ray.adaptation.cost import step_gflops, steps_of
 from zar_ray.adaptation.methods import get_method
-from zar_ray.adaptation.options import AdaptationOptions, TptConfig, ZarConfig
+from zar_ray.adaptation.options import AdaptationOptions
+from zar_ray.adaptation.tpt import TptConfig
+from zar_ray.adaptation.zar import ZarConfig
 from zar_ray.data.class_texts import ClassPrompts, ContextFile, class_prompts
 from zar_ray.models.cost import counted, weightless
 from zar_ray.models.learned_context import RANDOM, LearnedContext, save_context

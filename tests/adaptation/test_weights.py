@@ -10,9 +10,8 @@ from torch.nn.functional import normalize
 
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.base import VideoFeatures, averaged
-from zar_ray.adaptation.memo import adapt_memo, moving_names
-from zar_ray.adaptation.options import MemoConfig, TentConfig
-from zar_ray.adaptation.tent import TentStream, adapt_tent, norm_names
+from zar_ray.adaptation.memo import MemoConfig, adapt_memo, moving_names
+from zar_ray.adaptation.tent import TentConfig, TentStream, adapt_tent, norm_names
 from zar_ray.adaptation.zar import marginal_entropy, mean_entropy
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, ModelError, VideoError

@@ -16,9 +16,8 @@ from torch.nn.functional import normalize
 from zar_ray.adaptation.adapter import VideoAdapter, make_cases
 from zar_ray.adaptation.base import Decision, VideoFeatures, entropy
 from zar_ray.adaptation.fusion import video_features
-from zar_ray.adaptation.options import ZarConfig
 from zar_ray.adaptation.settings import Setting
-from zar_ray.adaptation.zar import adapt_zar, doubt, margin, marginal_entropy, mean_entropy, tuned_features
+from zar_ray.adaptation.zar import ZarConfig, adapt_zar, doubt, margin, marginal_entropy, mean_entropy, tuned_features
 from zar_ray.adaptation.zar_batched import adapt_zar_batch
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ModelError

@@ -12,13 +12,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.classes import name_key
 from zar_ray.data.options import NameStyle, TextAverage
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.layers import conf_dir
-from zar_ray.training.options import TrainConfig
+
+if TYPE_CHECKING:
+    from zar_ray.adaptation.options import AdaptationOptions
+    from zar_ray.training.options import TrainConfig
 
 _SHOWN_NAMES = 5  # that a message lists
 _WHOLE = "{}"  # the template of a text that stands for itself

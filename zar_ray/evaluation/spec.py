@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.adaptation.settings import Setting
 from zar_ray.errors import VideoError
 from zar_ray.evaluation.feature_store import FeatureSpace, FeatureStore
@@ -27,7 +26,7 @@ from zar_ray.results.record import ModelCost
 from zar_ray.results.rows import ResultRow, RightClasses
 from zar_ray.storage import Storage
 from zar_ray.video.options import ViewConfig
-from zar_ray.video.plans import ViewPlan, plan_views, unite
+from zar_ray.video.plans import ViewPlan, plan_video, unite
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import Preprocessing
 
@@ -152,8 +151,10 @@ def plan_settings(
     Raises:
         VideoError: The video has no frames or no size (stage ``plan``).
     """
-    distinct = {planned_as(setting): setting.options for setting in settings}
-    plans = unite([plan_video(video_id, info, one, preprocessing, needs_views) for one in distinct.values()])
+    distinct = tuple(dict.fromkeys(map(planned_as, settings)))
+    plans = unite(
+        [plan_video(video_id, info, views, preprocessing, seed, needs_views=needs_views) for views, seed in distinct]
+    )
     by_key = dict(zip(distinct, plans, strict=True))
     return tuple(by_key[planned_as(setting)] for setting in settings)
 
@@ -161,14 +162,6 @@ def plan_settings(
 def planned_as(setting: Setting) -> tuple[ViewConfig, int]:
     """What a setting's plans depend on, besides the video and the model."""
     return setting.options.views, setting.options.seed
-
-
-def plan_video(
-    video_id: str, info: VideoInfo, options: AdaptationOptions, preprocessing: Preprocessing, needs_views: bool
-) -> ViewPlan:
-    """The views that a run's methods need of a video; of the evaluation view alone, where they need no other."""
-    plan = plan_views(video_id, info.frames, info.height, info.width, options.views, preprocessing, options.seed)
-    return plan if needs_views else plan.evaluation_only()
 
 
 def worker_name() -> str:

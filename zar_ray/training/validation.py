@@ -18,12 +18,12 @@ from zar_ray.data.datasets import open_dataset, resolve_dataset
 from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import ManifestError, VideoError
 from zar_ray.evaluation.options import EvalConfig
-from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.clip import ClipModel
 from zar_ray.study.job import choose_splits
 from zar_ray.training.options import TrainConfig
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.options import ViewConfig
+from zar_ray.video.plans import plan_video
 from zar_ray.video.reading import VideoInfo
 
 _METHOD = "zero_shot"
@@ -138,7 +138,8 @@ def _plan_and_decode(video: VideoRow, adapter: VideoAdapter, config: TrainConfig
     preprocessing, plans = adapter.model.preprocessing, []
 
     def plan(info: VideoInfo) -> Any:
-        plans.append(plan_video(video.video_id, info, adapter.options, preprocessing, needs_views=False))
+        options = adapter.options
+        plans.append(plan_video(video.video_id, info, options.views, preprocessing, options.seed, needs_views=False))
         return plans[-1]
 
     try:

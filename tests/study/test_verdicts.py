@@ -1,0 +1,62 @@
+"""A winner is named only where the data allow it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from zar_ray.results.statistics import holm, paired_comparison
+from zar_ray.results.study_record import TableRow
+from zar_ray.study.tables import verdict
+
+
+def said(*right: np.ndarray) -> str:
+    """The verdict on settings called s0 (the reference), s1, ..."""
+    comparisons = [paired_comparison(right[0], one, 0) for one in right[1:]]
+    adjusted = holm([one.p_value for one in comparisons])
+    family = []
+    for number, one in enumerate(right):
+        comparison, p = (comparisons[number - 1], adjusted[number - 1]) if number else (None, None)
+        row = TableRow({"setting": f"s{number}"}, "zar", (0,), {}, None, comparison, p, None, None, None, None, 200)
+        family.append((SimpleNamespace(right=np.atleast_2d(one)), row))
+    return verdict(family, 0)
+
+
+def first(count: int, of: int = 200) -> np.ndarray:
+    return np.arange(of) < count
+
+
+def test_equal_settings_have_no_winner():
+    assert "nothing is distinguishable" in said(first(100), first(102), first(99))
+
+
+def test_a_setting_beyond_doubt_wins():
+    assert "s1 wins" in said(first(100), first(150), first(101))
+
+
+def test_the_best_of_equals_does_not_win():
+    text = said(first(100), first(150), first(149))
+    assert "wins" not in text
+    assert "s1 (p" in text
+    assert "s2 (p" in text
+    assert "s1, is not distinguishable from s2" in text
+
+
+def test_settings_that_only_lose_are_named_as_worse():
+    text = said(first(150), first(100), first(149))
+    assert text.startswith("nothing is better than the reference; worse beyond doubt: s1 (p")
+    assert "s2" not in text
+
+
+def test_many_settings_need_stronger_evidence():
+    # 8 gained, 0 lost: p is 2 / 2**8, below 5 % alone and above it after ten tests
+    one = first(100), first(108)
+    assert "s1 wins" in said(*one)
+    assert "nothing is distinguishable" in said(*one, *(first(100 + n % 2) for n in range(9)))
+
+
+def test_replicates_of_the_same_videos_are_no_further_evidence():
+    one = first(100), first(105)
+    assert "nothing is distinguishable" in said(*one)
+    assert "nothing is distinguishable" in said(*(np.stack([right] * 5) for right in one))

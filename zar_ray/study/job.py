@@ -295,7 +295,9 @@ def log(folder: RunFolder, options: EvalConfig) -> MlflowState:
             f" `zar report mlflow {run} --uri URI` logs it later"
         )
     try:
-        receipt = log_run_folder(run, options.mlflow_uri)
+        from zar_ray.reporting.study_tables import study_markdown
+
+        receipt = log_run_folder(run, options.mlflow_uri, describe=study_markdown)
     except TrackingError as error:
         return MlflowState(why_not=str(error))
     return MlflowState(receipt.uri, receipt.experiment, receipt.run_id)

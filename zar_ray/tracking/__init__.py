@@ -1,14 +1,17 @@
 """Sends evaluations, trainings and groups of both to MLflow; docs/mlflow.md says what arrives there."""
 
+from zar_ray.tracking.folder_run import RECEIPTS, MlflowReceipt
 from zar_ray.tracking.groups import RunGroup, log_group
-from zar_ray.tracking.receipts import RECEIPTS, MlflowReceipt
-from zar_ray.tracking.runs import attach_report, log_run_folder, logged_run, logged_runs
+from zar_ray.tracking.logged import LoggedRun, logged_runs
+from zar_ray.tracking.runs import STUDY_CSV, attach_report, log_run_folder
 from zar_ray.tracking.store import EXPERIMENT, default_uri
 from zar_ray.tracking.training import TrainingTracker
 
 __all__ = [
     "EXPERIMENT",
     "RECEIPTS",
+    "STUDY_CSV",
+    "LoggedRun",
     "MlflowReceipt",
     "RunGroup",
     "TrainingTracker",
@@ -16,6 +19,5 @@ __all__ = [
     "default_uri",
     "log_group",
     "log_run_folder",
-    "logged_run",
     "logged_runs",
 ]

@@ -6,22 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zar_ray.options.base import fingerprint, without_password
+from zar_ray.options.base import fingerprint
 from zar_ray.provenance import git_commit
 from zar_ray.storage import Storage
-from zar_ray.tracking.receipts import MlflowReceipt, keep_receipt, read_receipts
+from zar_ray.tracking.folder_run import FolderRun, MlflowReceipt
 from zar_ray.tracking.store import (
     CONTINUES,
-    EXPERIMENT,
     NOTE_TAG,
     PARENT_TAG,
-    absolute_uri,
-    artifact_location,
-    client_of,
-    experiment_of,
     fitting,
     flattened,
-    is_there,
+    git_tags,
     log_files,
     log_values,
     metric_key,
@@ -72,31 +67,21 @@ def log_group(group: RunGroup, folder: Storage, uri: str) -> MlflowReceipt:
     Raises:
         TrackingError: MLflow cannot be reached or refuses.
     """
-    uri = absolute_uri(uri)
-    shown = without_password(uri)
+    kept = FolderRun(folder, uri)
     results = fingerprint([group.children, group.numbers, group.curves, group.note])
-    earlier = read_receipts(folder).get(shown)
-    with opened(shown, f"log the {group.kind} to MLflow", CONTINUES):
-        client = client_of(uri)
-        known = earlier is not None and is_there(client, earlier.run_id)
-        if earlier is not None and known and earlier.results == results:
+    with opened(kept.shown, f"log the {group.kind} to MLflow", CONTINUES):
+        client, earlier = kept.client, kept.find()
+        if earlier is not None and earlier.results == results:
             return earlier
-        root = folder.location.rpartition("/")[0]
-        experiment_id = experiment_of(client, EXPERIMENT, artifact_location(uri, root))
-        git = git_commit() or "unknown"
-        tags = fitting({"kind": group.kind, "git": git, **group.tags, NOTE_TAG: group.note})
-        run_id = client.create_run(experiment_id, tags=tags, run_name=group.name).info.run_id
+        tags = {"kind": group.kind, **git_tags(git_commit()), **group.tags, NOTE_TAG: group.note}
+        run_id = kept.create(group.name, tags)
         log_values(client, run_id, flattened(group.config), group.numbers)
         for key, points in group.curves.items():
             for step, value in points.items():
                 client.log_metric(run_id, metric_key(key), value, step=step)
-        log_files(client, run_id, folder, {name: name for name in group.files})
+        log_files(client, run_id, {name: folder.read(name) for name in group.files if folder.exists(name)})
         for child, own in group.children.items():
             for name, value in fitting({**own, PARENT_TAG: run_id}).items():
                 client.set_tag(child, name, value)
         client.set_terminated(run_id)
-        receipt = MlflowReceipt(shown, EXPERIMENT, run_id, results)
-        keep_receipt(folder, receipt)
-        if earlier is not None and known:
-            client.delete_run(earlier.run_id)
-    return receipt
+        return kept.keep(run_id, results)

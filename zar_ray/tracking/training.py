@@ -7,36 +7,28 @@ import hashlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zar_ray.errors import TrackingError
 from zar_ray.options.base import fingerprint, without_password
 from zar_ray.provenance import git_commit
 from zar_ray.storage import Storage
-from zar_ray.tracking.receipts import MlflowReceipt, keep_receipt, read_receipts
+from zar_ray.tracking.folder_run import TRAINING, FolderRun, MlflowReceipt
 from zar_ray.tracking.store import (
     CONTINUES,
-    EXPERIMENT,
     METRICS_A_BATCH,
     PARENT_TAG,
     RESULTS_TAG,
-    absolute_uri,
-    artifact_location,
-    client_of,
     cut,
-    default_uri,
-    experiment_of,
     fitting,
     flattened,
-    is_there,
+    git_tags,
     log_values,
     metric_key,
     opened,
     quiet_and_quick,
 )
-from zar_ray.training.options import TrainConfig
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -62,10 +54,10 @@ class TrainingTracker:
         uri: The tracking store, without a password.
     """
 
-    def __init__(self, client: MlflowClient, uri: str, folder: Storage, receipt: MlflowReceipt) -> None:
+    def __init__(self, kept: FolderRun, receipt: MlflowReceipt) -> None:
         self.run_id = receipt.run_id
-        self.uri = without_password(uri)
-        self._client, self._store, self._folder, self._receipt = client, uri, folder, receipt
+        self.uri = kept.shown
+        self._kept, self._client, self._receipt = kept, kept.client, receipt
         self._last: dict[str, int] = {}
         self._waiting: list[Metric] = []
         self._retry_at: float | None = None
@@ -76,8 +68,9 @@ class TrainingTracker:
     @classmethod
     def start(
         cls,
-        config: TrainConfig,
         folder: Storage,
+        uri: str | None,
+        config: Mapping[str, Any],
         facts: Mapping[str, str | int | float],
         parent: str | None = None,
     ) -> TrainingTracker:
@@ -87,50 +80,30 @@ class TrainingTracker:
         one, so a resumption with another operational option shows in its own log only.
 
         Args:
-            config: The options; `mlflow_uri` is the store, by default ``mlflow.db`` beside the folder.
             folder: The training's own folder, which keeps the receipt.
-            facts: What else is known from the start, such as counts of videos and the model's name; logged as tags.
+            uri: The tracking store; by default ``mlflow.db`` beside the folder.
+            config: The options, as plain JSON values.
+            facts: What else is known from the start, such as the data set, counts of videos and the model's name;
+                logged as tags.
             parent: Run that this one is shown below.
 
         Raises:
             TrackingError: MLflow cannot be reached or refuses; training can go on without.
         """
-        root = folder.location.rpartition("/")[0]
-        uri = absolute_uri(config.mlflow_uri) if config.mlflow_uri else default_uri(root)
-        shown = without_password(uri)
-        git = git_commit()
-        tags = {
-            "kind": "training",
-            "dataset": str(config.dataset),
-            "git": git or "unknown",
-            **{name: str(value) for name, value in facts.items()},
-        }
-        if git:
-            tags["mlflow.source.git.commit"] = git.removesuffix("+changes")
+        tags = {"kind": TRAINING, **git_tags(git_commit()), **{name: str(value) for name, value in facts.items()}}
         if parent is not None:
             tags[PARENT_TAG] = parent
-        with opened(shown, "log the training to MLflow", CONTINUES):
-            client = client_of(uri)
-            receipt = read_receipts(folder).get(shown)
-            continued = receipt is not None and is_there(client, receipt.run_id)
-            if receipt is None or not continued:
-                experiment_id = experiment_of(client, EXPERIMENT, artifact_location(uri, root))
-                name = folder.location.rpartition("/")[2]
-                run_id = client.create_run(experiment_id, tags=fitting(tags), run_name=name).info.run_id
-                receipt = MlflowReceipt(shown, EXPERIMENT, run_id, results="")
-                keep_receipt(folder, receipt)
-            tracker = cls(client, uri, folder, receipt)
-            if continued:
+        kept = FolderRun(folder, uri)
+        with opened(kept.shown, "log the training to MLflow", CONTINUES):
+            continued = kept.find()
+            receipt = continued or kept.keep(kept.create(folder.location.rpartition("/")[2], tags))
+            tracker = cls(kept, receipt)
+            if continued is not None:
                 tracker._reopen(tags)
             # A start that was cut off may have left some out.
-            known = client.get_run(receipt.run_id).data.params
-            params = flattened(config.model_dump(mode="json"))
-            log_values(
-                client,
-                receipt.run_id,
-                {name: value for name, value in params.items() if metric_key(name) not in known},
-                {},
-            )
+            known = kept.client.get_run(receipt.run_id).data.params
+            params = {name: value for name, value in flattened(config).items() if metric_key(name) not in known}
+            log_values(kept.client, receipt.run_id, params, {})
         tracker._open.enter_context(quiet_and_quick())
         try:
             tracker._watch()
@@ -196,11 +169,11 @@ class TrainingTracker:
                 self._take(max(self._last.values(), default=0), metrics)
                 self._send_waiting()
                 with opened(self.uri, "log the training's end to MLflow", CONTINUES):
-                    self._receipt = self._send_files(artifacts, register_as)
+                    results, new = self._send_files(artifacts, register_as)
                     self._client.set_terminated(self.run_id)
+                    self._receipt = self._kept.keep(self.run_id, results, new)
             finally:
                 self._open.close()
-        keep_receipt(self._folder, self._receipt)
         return self._receipt
 
     def fail(self, reason: str) -> None:
@@ -254,7 +227,7 @@ class TrainingTracker:
         with opened(self.uri, "log the machine's figures to MLflow", CONTINUES):
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._store)
+            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._kept.uri)
             self._monitor.start()
 
     def _unwatch(self) -> None:
@@ -262,8 +235,8 @@ class TrainingTracker:
             self._monitor.finish()
             self._monitor = None
 
-    def _send_files(self, artifacts: Sequence[Path], register_as: str | None) -> MlflowReceipt:
-        """Sends the files that are not there yet, and registers the first."""
+    def _send_files(self, artifacts: Sequence[Path], register_as: str | None) -> tuple[str, bool]:
+        """Sends the files that are not there yet, and registers the first: their hash, and whether any was sent."""
         results = fingerprint([[file.name, _digest(file)] for file in artifacts])
         new = results != self._receipt.results
         if new:
@@ -271,7 +244,7 @@ class TrainingTracker:
                 self._client.log_artifact(self.run_id, str(file), None if number else _MODEL_FOLDER)
         if register_as is not None:
             _register(self._client, register_as, self.run_id, results)
-        return replace(self._receipt, results=results, new=new)
+        return results, new
 
 
 def _register(client: MlflowClient, name: str, run_id: str, results: str) -> None:

@@ -27,13 +27,14 @@ def tracked(
     config, tracker = job.config, None
     if config.mlflow:
         facts = {
+            "dataset": str(config.dataset),
             "videos": len(job.videos),
             "classes": len(job.prompts.names),
             "steps": job.schedule.steps,
             "checkpoint": str(config.output),
         }
         try:
-            tracker = TrainingTracker.start(config, folder, facts, parent)
+            tracker = TrainingTracker.start(folder, config.mlflow_uri, config.model_dump(mode="json"), facts, parent)
         except TrackingError as error:
             console.print(f"not logged to MLflow: {error}", markup=False)
     try:

@@ -55,7 +55,7 @@ def test_a_training_arrives_with_options_points_and_its_end(folder, client, root
     assert points(client, tracker.run_id, "train/loss") == [(25, 2.0), (50, 1.5)]
 
     (root / "tiny.safetensors").write_bytes(b"weights")
-    receipt = tracker.finish({"loss": 1.4}, [root / "tiny.safetensors"])
+    receipt = tracker.finish({"loss": 1.4}, ("tiny", root / "tiny.safetensors"))
     assert (dict(os.environ), logging.getLogger("mlflow").level) == before
     run = client.get_run(receipt.run_id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "train-0a1b")
@@ -120,7 +120,7 @@ def test_a_start_that_was_cut_off_is_completed(folder, client, monkeypatch):
 def test_the_checkpoint_is_registered_once(folder, client, root, tiny_checkpoint):
     for _ in range(2):
         tracker = TrainingTracker.start(folder, None, CONFIG, DATA)
-        receipt = tracker.finish({}, [tiny_checkpoint], register_as="tiny")
+        receipt = tracker.finish({}, ("tiny", tiny_checkpoint))
     assert receipt.new is False
     (version,) = client.search_model_versions("name = 'tiny'")
     assert (version.version, version.run_id) == (1, receipt.run_id)
@@ -132,7 +132,7 @@ def test_the_checkpoint_is_registered_once(folder, client, root, tiny_checkpoint
     # Other weights are another version.
     other = root / "other.safetensors"
     other.write_bytes(tiny_checkpoint.read_bytes() + b" ")
-    TrainingTracker.start(folder, None, CONFIG, DATA).finish({}, [other], register_as="tiny")
+    TrainingTracker.start(folder, None, CONFIG, DATA).finish({}, ("tiny", other))
     assert len(client.search_model_versions("name = 'tiny'")) == 2
 
 

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,6 @@ from zar_ray.tracking.store import (
 )
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Metric
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -141,37 +140,31 @@ class TrainingTracker:
                 self._unwatch()
                 self._watch()
 
-    def finish(
-        self, metrics: Mapping[str, float], artifacts: Sequence[Path] = (), register_as: str | None = None
-    ) -> MlflowReceipt:
+    def finish(self, metrics: Mapping[str, float], registered: tuple[str, Path] | None = None) -> MlflowReceipt:
         """Logs what the training ended with and closes the run.
 
-        Calling it again for the same files, as after a training that found everything done, neither sends nor
-        registers them again.
+        Calling it again for the same checkpoint, as after a training that found everything done, neither sends nor
+        registers it again.
 
         Args:
             metrics: The final numbers, logged at the last step that was logged.
-            artifacts: Files to send, the trained checkpoint first.
-            register_as: Registered model that the first of `artifacts` becomes a version of.
+            registered: A registered model's name, and the trained checkpoint that is sent and becomes a version of it.
 
         Returns:
-            The receipt; `new` says whether files were sent.
+            The receipt.
 
         Raises:
             TrackingError: MLflow cannot be reached or refuses; the training's own files are not affected.
-            ValueError: There is nothing to register.
         """
-        if register_as is not None and not artifacts:
-            raise ValueError("register_as goes with artifacts, whose first is registered")
         with self._lock:
             try:
                 self._unwatch()
                 self._take(max(self._last.values(), default=0), metrics)
                 self._send_waiting()
                 with opened(self.uri, "log the training's end to MLflow", CONTINUES):
-                    results, new = self._send_files(artifacts, register_as)
+                    if registered is not None:
+                        self._register(*registered)
                     self._client.set_terminated(self.run_id)
-                    self._receipt = self._kept.keep(self.run_id, results, new)
             finally:
                 self._open.close()
         return self._receipt
@@ -235,33 +228,22 @@ class TrainingTracker:
             self._monitor.finish()
             self._monitor = None
 
-    def _send_files(self, artifacts: Sequence[Path], register_as: str | None) -> tuple[str, bool]:
-        """Sends the files that are not there yet, and registers the first: their hash, and whether any was sent."""
-        results = fingerprint([[file.name, _digest(file)] for file in artifacts])
+    def _register(self, name: str, checkpoint: Path) -> None:
+        """Sends a checkpoint and makes it a version of a registered model, unless this very file is there already."""
+        from mlflow.exceptions import MlflowException
+
+        with checkpoint.open("rb") as stream:
+            results = fingerprint([checkpoint.name, hashlib.file_digest(stream, "sha256").hexdigest()])
         new = results != self._receipt.results
         if new:
-            for number, file in enumerate(artifacts):
-                self._client.log_artifact(self.run_id, str(file), None if number else _MODEL_FOLDER)
-        if register_as is not None:
-            _register(self._client, register_as, self.run_id, results)
-        return results, new
-
-
-def _register(client: MlflowClient, name: str, run_id: str, results: str) -> None:
-    """Makes a run's model folder a version of a registered model, unless these very files are one already."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    versions = client.search_model_versions(f"name = '{name}'")
-    if not any(one.run_id == run_id and one.tags.get(RESULTS_TAG) == results for one in versions):
-        source = f"{client.get_run(run_id).info.artifact_uri}/{_MODEL_FOLDER}"
-        client.create_model_version(name, source, run_id, tags={RESULTS_TAG: results})
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+            self._client.log_artifact(self.run_id, str(checkpoint), _MODEL_FOLDER)
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        versions = self._client.search_model_versions(f"name = '{name}'")
+        if not any(one.run_id == self.run_id and one.tags.get(RESULTS_TAG) == results for one in versions):
+            source = f"{self._client.get_run(self.run_id).info.artifact_uri}/{_MODEL_FOLDER}"
+            self._client.create_model_version(name, source, self.run_id, tags={RESULTS_TAG: results})
+        self._receipt = self._kept.keep(self.run_id, results, new)

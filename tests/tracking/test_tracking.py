@@ -109,8 +109,8 @@ def test_every_column_of_the_documentation_is_logged(store, repository):
     data = store.runs("first")[1].data
     for kind, names in rows:
         known = data.tags if kind == "tags" else data.metrics
-        # `setting` is a sweep's.
-        assert set(re.findall(r"`(\w+)`", names)) - {"setting", "dataset"} <= known.keys()
+        # `setting` and `seed` are of studies that vary them.
+        assert set(re.findall(r"`(\w+)`", names)) - {"setting", "seed", "dataset"} <= known.keys()
     assert len(rows) == 4
 
 

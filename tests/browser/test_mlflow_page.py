@@ -15,8 +15,8 @@ import urllib.request
 from dataclasses import dataclass
 
 import pytest
+from finished_runs import make_case, make_record, make_run, make_summary_of, write_record
 from mlflow import MlflowClient
-from studies_to_send import make_case, make_record, make_run, make_summary_of, write_record
 
 from zar_ray.tracking import log_run_folder
 

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from finished_runs import make_run
 from logged_store import LoggedStore, send
-from studies_to_send import make_run
 
 from zar_ray.commands.report import write_run_report
 from zar_ray.errors import TrackingError

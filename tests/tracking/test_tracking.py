@@ -9,14 +9,15 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from finished_runs import OPTIONS, make_case, make_record, make_run, make_summary_of, write_record
 from logged_store import send
-from studies_to_send import OPTIONS, make_case, make_record, make_run, make_summary_of, write_record
 
 from zar_ray.errors import RunError, TrackingError
 from zar_ray.options.base import without_password
+from zar_ray.results.folder import CELLS
 from zar_ray.results.record import ProtocolAverage
 from zar_ray.storage import Storage
-from zar_ray.tracking import TrainingTracker, logged_runs
+from zar_ray.tracking import TrainingTracker, logged_runs, put_below
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -186,7 +187,7 @@ def grid(store) -> list:
         )
         configs.append({"zar": {"confidence": confidence}, "seed": seed, "model": f"{model}.pt"})
     write_record(folder, make_record(summaries, configs), {"model": "clip.pt"})
-    (folder / "study.csv").write_text("table\n")
+    (folder / CELLS).write_text("table\n")
     send(folder)
     return store.runs("grid")
 
@@ -226,7 +227,7 @@ def test_a_larger_study_s_own_run_holds_the_rows_of_its_tables(grid, store):
     }
     assert expected.items() <= tags.items()
     files = [file.path for file in store.client.list_artifacts(grid[0].info.run_id)]
-    assert sorted(files) == ["config.yaml", "run.json", "study.csv"]
+    assert sorted(files) == sorted(["config.yaml", "run.json", CELLS])
 
 
 def test_a_cell_of_several_splits_has_them_and_their_averages(store):
@@ -264,7 +265,8 @@ def test_the_trainings_of_a_study_move_below_it_and_survive_its_replacement(stor
     trainings = {tracker.run_id: {"seed": "1"}}
     for top1 in (0.5, 0.6):
         make_run(folder, top1)
-        sent = send(folder, trainings=trainings)
+        sent = send(folder)
+        put_below(sent.run_id, trainings, store.uri)
         tags = store.client.get_run(tracker.run_id).data.tags
         assert (tags["mlflow.parentRunId"], tags["seed"]) == (sent.run_id, "1")
         assert store.client.get_run(tracker.run_id).info.lifecycle_stage == "active"

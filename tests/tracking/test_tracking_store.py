@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from finished_runs import make_run
 from logged_store import LoggedStore, send
-from studies_to_send import make_run
 
 import zar_ray
 from zar_ray.errors import TrackingError

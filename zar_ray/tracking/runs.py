@@ -14,16 +14,18 @@ from typing import Any
 
 from zar_ray.errors import RunError
 from zar_ray.options.base import fingerprint, without_password
-from zar_ray.results.folder import CONFIG, IDENTITY, MANIFEST, SUMMARY
+from zar_ray.results.folder import CELLS, CONFIG, IDENTITY, MANIFEST, SUMMARY
 from zar_ray.results.study_record import StudyRecord
 from zar_ray.storage import Storage
 from zar_ray.tracking.folder_run import FolderRun, MlflowReceipt, read_receipts
 from zar_ray.tracking.store import (
+    CONTINUES,
     NOTE_TAG,
     PARENT_TAG,
     absolute_uri,
     client_of,
     cut,
+    fitting,
     flattened,
     git_tags,
     is_there,
@@ -32,9 +34,6 @@ from zar_ray.tracking.store import (
     opened,
 )
 from zar_ray.tracking.study_values import children, command, model_tags, study_numbers, study_tags
-
-STUDY_CSV = "study.csv"
-"""The study's tables in its folder."""
 
 # What only the last session did: one that continues a finished run measures nothing new.
 _OF_SESSION = ("throughput", "resumed", "mlflow", "results", "run_file")
@@ -76,13 +75,7 @@ class _Finished:
         return fingerprint(content)
 
 
-def log_run_folder(
-    run: str,
-    uri: str | None = None,
-    *,
-    describe: Callable[[StudyRecord], str],
-    trainings: Mapping[str, Mapping[str, str]] | None = None,
-) -> MlflowReceipt:
+def log_run_folder(run: str, uri: str | None = None, *, describe: Callable[[StudyRecord], str]) -> MlflowReceipt:
     """Sends a run to MLflow, unless the same results are there already.
 
     The run's folder keeps a receipt a store (`RECEIPTS`).  Where the run has gone on since it was sent, it is sent
@@ -92,8 +85,6 @@ def log_run_folder(
         run: The run's folder or its URI.
         uri: The tracking store; by default ``mlflow.db`` beside the run's folder.
         describe: Makes the description of the study's runs, in Markdown.
-        trainings: By run id the trainings in the same store that the study evaluates, each with tags that tell it from
-            the others; they move below the study.
 
     Returns:
         The receipt; `new` says whether anything was sent.
@@ -111,10 +102,25 @@ def log_run_folder(
         if receipt is None:
             run_id = _Sending(finished, kept, describe(finished.study)).send()
             receipt = kept.keep(run_id, finished.results)
-        for run_id, tags in (trainings or {}).items():
-            for name, value in {**tags, PARENT_TAG: receipt.run_id}.items():
-                kept.client.set_tag(run_id, name, value)
     return receipt
+
+
+def put_below(parent: str, runs: Mapping[str, Mapping[str, str]], uri: str) -> None:
+    """Shows runs, such as the trainings that a study evaluates, below another of the same store.
+
+    Args:
+        parent: The run id of the study.
+        runs: By run id, tags that tell each from the others.
+        uri: The tracking store.
+
+    Raises:
+        TrackingError: MLflow cannot be reached or refuses.
+    """
+    with opened(without_password(uri), "put runs below another", CONTINUES):
+        client = client_of(absolute_uri(uri))
+        for run_id, tags in runs.items():
+            for name, value in {**fitting(tags), PARENT_TAG: parent}.items():
+                client.set_tag(run_id, name, value)
 
 
 def attach_report(run: str, name: str, content: bytes, uri: str | None = None) -> tuple[MlflowReceipt, ...]:
@@ -168,9 +174,7 @@ class _Sending:
         """Sends the study and returns its run id."""
         finished, study = self.finished, self.finished.study
         parent = self._create(study.whole.name, study_tags(study) | self.kept.result_tags(finished.results))
-        self._fill(
-            parent, flattened(finished.config), study_numbers(study), {n: n for n in (SUMMARY, CONFIG, STUDY_CSV)}
-        )
+        self._fill(parent, flattened(finished.config), study_numbers(study), {n: n for n in (SUMMARY, CONFIG, CELLS)})
         for child in children(study):
             tags = model_tags(child.cell.summary) | {**child.labels, **child.tags, PARENT_TAG: parent}
             run_id = self._create(child.name, tags)

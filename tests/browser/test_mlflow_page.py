@@ -163,4 +163,4 @@ def test_the_cells_of_a_study_stand_beside_each_other_in_the_comparison(watch, d
     expect(page.get_by_text("Comparing 4 Runs from 1 Experiment")).to_be_visible(timeout=PATIENCE)
     expect(page.get_by_role("row", name=f"Run Name: {' '.join(names)}")).to_be_visible(timeout=PATIENCE)
     expect(page.get_by_role("row", name="zar.confidence 0.25 0.5 0.25 0.5").first).to_be_visible(timeout=PATIENCE)
-    expect(page.get_by_role("row", name="accuracy 0.25 0.5 0.25 0.5").first).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("link", name="accuracy", exact=True)).to_be_visible(timeout=PATIENCE)

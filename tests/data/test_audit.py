@@ -13,10 +13,11 @@ from zar_ray.data.audit import (
     identity,
     run_audit,
 )
+from zar_ray.data.benchmarks.adapters import list_benchmark
 from zar_ray.data.classes import class_list
-from zar_ray.data.datasets import index_benchmark, load_benchmark
 from zar_ray.data.manifest import Manifest, VideoRow, write_manifest
 from zar_ray.data.options import AuditConfig
+from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ConfigError, ManifestError
 
 SWAPS = {"kick": "kick ball", "kick ball": "kick", "sword": "sword exercise", "sword exercise": "sword"}
@@ -214,7 +215,7 @@ def test_a_benchmarks_manifest_is_held_against_its_counts(
     video = "Archery/v_Archery_g01_c01.avi"
     put_video(folder / video)
     write(folder / "testlist01.txt", video)
-    manifest, _ = index_benchmark(load_benchmark("ucf101"), folder, workers=1)
+    manifest = probe_listing(list_benchmark("ucf101", folder)[0], workers=1)
     write_manifest(manifest, tmp_path / "m.parquet")
     report = run_audit(AuditConfig(manifest=str(tmp_path / "m.parquet")))
     wrong = [f.text for f in report.findings if f.check == "counts" and f.level == "wrong"]

@@ -9,7 +9,7 @@ import pytest
 
 from zar_ray.adaptation.settings import Setting
 from zar_ray.data.class_texts import prompts_of
-from zar_ray.data.index import index_folder
+from zar_ray.data.datasets import index_dataset
 from zar_ray.data.protocols import whole_split
 from zar_ray.evaluation import decode_stage
 from zar_ray.evaluation.options import EvalConfig
@@ -22,7 +22,7 @@ from zar_ray.video.transforms import Preprocessing
 
 @pytest.fixture
 def job(video_folder, tmp_path):
-    manifest = index_folder(video_folder)
+    manifest = index_dataset(video_folder)
     workload = Workload.of(manifest, [whole_split(manifest)])
     options = EvalConfig(views={"frames": 4, "eval_frames": 4})
     spec = JobSpec(

@@ -12,7 +12,7 @@ from rich.console import Console
 from zar_ray.adaptation.adapter import make_cases
 from zar_ray.adaptation.settings import Setting
 from zar_ray.data.class_texts import prompts_of
-from zar_ray.data.index import index_folder
+from zar_ray.data.datasets import index_dataset
 from zar_ray.data.protocols import whole_split
 from zar_ray.errors import ConfigError, RunError
 from zar_ray.evaluation.adapt_stage import AdaptStage, load_card
@@ -44,7 +44,7 @@ def start(video_folder, tiny_checkpoint, tmp_path):
                 "device": "cpu",
             }
         )
-        manifest = index_folder(video_folder)
+        manifest = index_dataset(video_folder)
         workload = Workload.of(manifest, [whole_split(manifest)])
         prompts = prompts_of(workload.class_sets, options)
         settings = (Setting(options, prompts),)

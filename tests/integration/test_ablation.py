@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 
-from zar_ray.data.indexing import run_index
+from zar_ray.data.index import run_index
 from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError, RunError
 from zar_ray.evaluation.options import AblateConfig, EvalConfig

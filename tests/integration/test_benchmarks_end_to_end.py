@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from zar_ray.data.classes import class_list
-from zar_ray.data.indexing import run_index
+from zar_ray.data.index import run_index
 from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError
 from zar_ray.evaluation.options import EvalConfig

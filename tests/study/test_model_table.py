@@ -15,7 +15,7 @@ from zar_ray.adaptation.adapter import make_cases
 from zar_ray.adaptation.settings import Setting
 from zar_ray.commands.parsing import parse_run
 from zar_ray.data.class_texts import prompts_of
-from zar_ray.data.index import index_folder
+from zar_ray.data.datasets import index_dataset
 from zar_ray.data.protocols import whole_split
 from zar_ray.errors import ConfigError
 from zar_ray.evaluation import decode_stage
@@ -52,7 +52,7 @@ def larger_checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def specs_of(video_folder, tmp_path):
-    manifest = index_folder(video_folder)
+    manifest = index_dataset(video_folder)
     workload = Workload.of(manifest, [whole_split(manifest)])
 
     def make(name, *checkpoints):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zar_ray.data.index import index_folder
+from zar_ray.data.datasets import index_dataset
 from zar_ray.training.loading import DecoderThreads, decoded_batches
 from zar_ray.training.options import AugmentConfig
 from zar_ray.training.samples import Sample, SampleReader, frames_drawn, generator, micro_batches, samples_of_step
@@ -60,7 +60,7 @@ def reader(videos, **changes):
 
 @pytest.mark.parametrize("cache_frames", [0, 6])
 def test_a_sample_depends_on_its_key_alone(video_folder, cache_frames):
-    videos = list(index_folder(video_folder).rows())
+    videos = list(index_dataset(video_folder).rows())
     first, other = reader(videos, cache_frames=cache_frames), reader(videos, cache_frames=cache_frames)
     other.read(Sample(3, 4))
     pixels = first.read(Sample(1, 2))
@@ -72,7 +72,7 @@ def test_a_sample_depends_on_its_key_alone(video_folder, cache_frames):
 
 
 def test_decoding_ahead_keeps_the_order(video_folder):
-    videos = list(index_folder(video_folder).rows())
+    videos = list(index_dataset(video_folder).rows())
     source, decoders = reader(videos), DecoderThreads(reader(videos), threads=3)
     wanted = list(micro_batches(range(2, 5), 8, 2, len(videos), seed=1))
     decoded = list(decoded_batches(wanted, decoders))

@@ -21,12 +21,13 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from zar_ray.data.probing import ProbeError, probe_files, usable_cpus
+from zar_ray.data.probing import Failure, in_processes, usable_cpus
 from zar_ray.errors import VideoError
 from zar_ray.models.options import ModelOptions
 from zar_ray.options.layers import zar_home
@@ -173,8 +174,8 @@ def _decoder(decoder: Decoder, video: Path) -> Check:
     if version is None and decoder == "decord":
         return Check(name, "warning", "not installed (it has wheels for Linux x86-64 only); PyAV reads everything")
     # In a process of its own: a decoder that does not suit this machine may crash.
-    answer = probe_files([str(video)], _read_all, decoder, workers=1, timeout=30.0)[0]
-    if isinstance(answer, ProbeError):
+    (answer,) = in_processes([str(video)], partial(_read_all, decoder=decoder), workers=1, timeout=30.0)
+    if isinstance(answer, Failure):
         way_out = "; use --decoder pyav" if decoder == "decord" else ""
         return Check(name, "warning" if decoder == "decord" else "missing", f"{version}: {answer.message}{way_out}")
     return Check(name, "ok", f"{version}, reads H.264")

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from zar_ray.data.benchmarks.indexing import read_lists
 from zar_ray.data.benchmarks.layout import Files
-from zar_ray.data.benchmarks.lists import VideoList, read_labels, read_list
+from zar_ray.data.benchmarks.lists import VideoList, read_labels, read_list, read_lists
 from zar_ray.data.classes import class_list, name_key
 from zar_ray.data.datasets import Benchmark, known_benchmarks, load_benchmark
 from zar_ray.data.manifest import Manifest, read_manifest

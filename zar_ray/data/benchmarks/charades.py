@@ -11,11 +11,9 @@ from zar_ray.data.benchmarks.layout import (
     Files,
     NoAnnotationsError,
     check_classes,
-    csv_header,
-    csv_rows,
-    read_lines,
 )
 from zar_ray.data.classes import class_list
+from zar_ray.data.text_files import csv_header, csv_rows, read_lines
 from zar_ray.errors import ManifestError
 
 _COLUMNS = ("id", "actions")

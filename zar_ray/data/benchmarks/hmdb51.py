@@ -11,9 +11,9 @@ from zar_ray.data.benchmarks.layout import (
     ClassNames,
     Files,
     NoAnnotationsError,
-    read_lines,
 )
 from zar_ray.data.classes import class_list
+from zar_ray.data.text_files import read_lines
 from zar_ray.errors import ManifestError
 
 _FILE = re.compile(r"(?P<name>.+)_test_split(?P<split>[123])\.txt", re.IGNORECASE)

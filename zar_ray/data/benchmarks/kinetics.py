@@ -13,11 +13,10 @@ from zar_ray.data.benchmarks.layout import (
     ClassNames,
     Files,
     NoAnnotationsError,
-    csv_header,
-    csv_rows,
 )
 from zar_ray.data.classes import class_list
-from zar_ray.data.index import NO_SPLIT
+from zar_ray.data.listing import NO_SPLIT
+from zar_ray.data.text_files import csv_header, csv_rows
 from zar_ray.errors import ManifestError
 
 _COLUMNS = ("youtube_id", "time_start", "time_end")

@@ -17,25 +17,24 @@ from zar_ray.data.classes import CLASSES_OF, by_key, class_list, name_key
 from zar_ray.data.listing import NO_SPLIT, Listing, list_csv, list_folder
 from zar_ray.data.manifest import Manifest, read_manifest
 from zar_ray.data.probing import probe_listing
-from zar_ray.data.protocols import EvaluationSplit, SplitSpec, evaluation_splits
+from zar_ray.data.protocols import EvaluationSplit, Protocol, evaluation_splits
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 from zar_ray.evaluation.options import EvalConfig
-from zar_ray.options.base import Options
 from zar_ray.options.layers import conf_dir, read_yaml, validate, zar_home
+from zar_ray.storage import is_uri
 from zar_ray.video.options import Decoder
 
 _MANIFEST = "manifest.parquet"
 _BASE_TO_NOVEL = "base2novel"
 
 
-class Benchmark(Options):
+class Benchmark(Protocol):
     """A dataset with its protocol: the content of `conf/benchmarks/NAME.yaml`.
 
     `manifest` and `make` may name ``{home}`` (ZAR_HOME), ``{data_root}``, ``{name}`` and ``{data}`` (the dataset that
     benchmarks of one manifest share), `make` also ``{manifest}``.
     """
 
-    name: str = Field(min_length=1, description="What `--dataset` calls it; the file's name.")
     title: str = Field(min_length=1, description="What tables call it.")
     classes: int | None = Field(None, ge=1, description="How many classes the dataset has.")
     split: str | None = Field(
@@ -44,13 +43,7 @@ class Benchmark(Options):
     data: str | None = Field(
         None, description="The dataset that `zar data index` knows how to find; several benchmarks may share one."
     )
-    splits: tuple[SplitSpec, ...] = Field((), description="The protocol: what is evaluated, split by split.")
     average: Literal["mean", "harmonic"] = Field("mean", description="What is reported over the splits.")
-    multi_label: bool = Field(False, description="Whether a video may show several classes.")
-    legacy_swaps: tuple[tuple[str, str], ...] = Field(
-        (), description="Pairs of class names that published label files exchange by mistake."
-    )
-    renamed: dict[str, str] = Field({}, description="Class names that Kinetics-400 has too, with its words for them.")
     videos: int | None = Field(None, ge=1, description="How many videos its splits have together.")
     manifest: str = Field("{data_root}/{data}/manifest.parquet", description="Where its manifest lies.")
     make: str = Field(
@@ -66,6 +59,17 @@ class Benchmark(Options):
     def make_command(self, data_root: str | Path | None = None) -> str:
         """The command that makes the manifest."""
         return self.make.format(manifest=self.manifest_path(data_root), **self._places(data_root))
+
+    def existing_manifest(self, data_root: str | Path | None = None) -> str:
+        """Where the manifest is; a URI is taken for good.
+
+        Raises:
+            ManifestError: There is none; the message says how to make it.
+        """
+        place = self.manifest_path(data_root)
+        if not is_uri(place) and not Path(place).is_file():
+            raise ManifestError(f'{self.name}: no manifest at {place}; make one with "{self.make_command(data_root)}"')
+        return place
 
     def _places(self, data_root: str | Path | None) -> dict[str, object]:
         return {
@@ -93,17 +97,7 @@ class Benchmark(Options):
             raise ConfigError(f"{self.name}: its file in conf/benchmarks defines no splits to evaluate")
         if self.data is not None:
             self._check_classes(manifest, CLASSES_OF[self.data])
-        return evaluation_splits(
-            self.name,
-            manifest,
-            self.splits,
-            split=split,
-            multi_label=self.multi_label,
-            legacy_swaps=self.legacy_swaps,
-            legacy_labels=legacy_labels,
-            renamed=self.renamed,
-            make=self.make_command(),
-        )
+        return evaluation_splits(self, manifest, split=split, legacy_labels=legacy_labels, make=self.make_command())
 
     def _check_classes(self, manifest: Manifest, classes: str) -> None:
         """A class in no list would leave its videos out of every split without a word."""
@@ -217,13 +211,8 @@ def resolve_dataset(dataset: str, data_root: str | Path | None = None) -> Datase
     """
     if dataset in known_benchmarks():
         benchmark = load_benchmark(dataset)
-        place = benchmark.manifest_path(data_root)
-        if "://" not in place and not Path(place).is_file():
-            raise ManifestError(
-                f'{dataset}: no manifest at {place}; make one with "{benchmark.make_command(data_root)}"'
-            )
-        return DatasetSource("benchmark", dataset, place, benchmark)
-    if "://" in dataset:
+        return DatasetSource("benchmark", dataset, benchmark.existing_manifest(data_root), benchmark)
+    if is_uri(dataset):
         return DatasetSource("manifest", _stem(dataset), dataset)
     path = Path(dataset).expanduser().absolute()
     own = default_manifest(dataset, data_root)

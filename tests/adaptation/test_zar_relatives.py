@@ -22,10 +22,10 @@ from zar_ray.adaptation.zar import adapt_zar, doubt, margin, marginal_entropy, m
 from zar_ray.adaptation.zar_batched import adapt_zar_batch
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ModelError
-from zar_ray.evaluation.options import AblateConfig, EvalConfig
+from zar_ray.evaluation.options import EvalConfig
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
-from zar_ray.options.base import fingerprint, identity, meaning
+from zar_ray.options.base import identity, meaning
 
 LOGITS = st.lists(st.lists(st.floats(-60, 60, width=32), min_size=4, max_size=4), min_size=1, max_size=9)
 FUSIONS = ("embedding", "image", "decision")
@@ -163,15 +163,6 @@ def test_settings_of_one_pass_are_those_of_their_own_runs(tiny_model, make_plann
     assert [len(one.view_entropies) for one in decisions] == [4, 8, 4, 8, 4, 4]
     for number, one in enumerate(decisions):
         assert not any(torch.allclose(one.logits_after, other.logits_after, atol=1e-4) for other in decisions[:number])
-
-
-def test_runs_of_before_keep_their_names():
-    """What these were before the options came; a run folder of then is continued."""
-    options = EvalConfig()
-    assert fingerprint(identity(options)) == "f6a38f6d4b0d"
-    assert fingerprint(identity(AblateConfig())) == "4a8dee1fac64"
-    prompts = prompts_of([("a", "b")], options)
-    assert [case.case_id for case in make_cases(options, "abc", prompts)] == ["zero_shot-1b9f87bb", "zar-816591af"]
 
 
 @pytest.mark.parametrize(

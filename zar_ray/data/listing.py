@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zar_ray.data.manifest import VideoRow
 from zar_ray.data.text_files import CsvTable, read_csv
 from zar_ray.errors import ManifestError, suggestion
 
@@ -30,25 +31,13 @@ _CSV_COLUMNS = ("path", "label", "split")
 
 
 @dataclass(frozen=True)
-class ListedVideo:
-    """A video that a folder, a CSV or a benchmark's annotations name, before anyone has opened it.
+class Listing:
+    """All videos of a dataset, sorted by id, and how many other files lay among them.
 
-    The fields are those of `VideoRow`.
+    Nothing but their names, splits and class names is known of the videos.
     """
 
-    video_id: str
-    path: str
-    class_name: str | None
-    split: str
-    splits: tuple[str, ...] | None = None
-    labels: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """All videos of a dataset, sorted by id, and how many other files lay among them."""
-
-    videos: tuple[ListedVideo, ...]
+    videos: tuple[VideoRow, ...]
     class_names: tuple[str, ...]
     root: str
     name: str
@@ -79,7 +68,8 @@ def list_folder(root: str | Path, class_names: Sequence[str] | None = None) -> L
     for path, names in zip(paths, parts, strict=True):
         split = names[0] if split_layout else NO_SPLIT
         folders = names[1:-1] if split_layout else names[:-1]
-        videos.append(ListedVideo("/".join(names), str(path), _tidy(folders[0]) if folders else None, split))
+        label = _tidy(folders[0]) if folders else None
+        videos.append(VideoRow("/".join(names), str(path), class_name=label, split=split))
     return _listing(videos, class_names, top, top.name or "videos", ignored, str(root))
 
 
@@ -101,7 +91,7 @@ def list_csv(file: str | Path, root: str | Path | None = None, class_names: Sequ
     """
     place = Path(file).expanduser().absolute()
     top = Path(root).expanduser().absolute() if root is not None else place.parent
-    videos: list[ListedVideo] = []
+    videos: list[VideoRow] = []
     lines: dict[str, int] = {}
     known = None if class_names is None else _known_names(class_names, str(file))
     table = read_csv(place, str(file))
@@ -119,7 +109,7 @@ def list_csv(file: str | Path, root: str | Path | None = None, class_names: Sequ
             raise ManifestError(f'{at}: label "{label}" is not among the class names{suggestion(label, known)}')
         inside = Path(path).is_relative_to(top)
         video_id = Path(path).relative_to(top).as_posix() if inside else Path(path).as_posix()
-        videos.append(ListedVideo(video_id, path, label, cells.get("split") or NO_SPLIT))
+        videos.append(VideoRow(video_id, path, class_name=label, split=cells.get("split") or NO_SPLIT))
     if not videos:
         raise ManifestError(f"{file}: lists no videos")
     return _listing(videos, class_names, top, place.stem, 0, str(file))
@@ -188,7 +178,7 @@ def _check_columns(table: CsvTable, shown: str) -> None:
 
 
 def _listing(
-    videos: Iterable[ListedVideo], class_names: Sequence[str] | None, root: Path, name: str, ignored: int, shown: str
+    videos: Iterable[VideoRow], class_names: Sequence[str] | None, root: Path, name: str, ignored: int, shown: str
 ) -> Listing:
     ordered = tuple(sorted(videos, key=lambda video: video.video_id))
     found = sorted({video.class_name for video in ordered if video.class_name is not None})

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -191,20 +191,6 @@ class Manifest:
             raise ManifestError(f'{self.name}: no video "{min(absent)}"')
         kept = self.table.filter(pc.field("video_id").isin(pa.array(sorted(wanted), pa.string())))
         return dataclasses.replace(self, table=kept)
-
-    def relocated(self, root: str | Path) -> Manifest:
-        """The same videos under another folder: each path becomes `root` / video id.
-
-        A video that lay outside the old root has an absolute path for its id and stays where it is.
-        """
-        new_root = _absolute(root)
-        paths = [
-            video_id if PurePosixPath(video_id).is_absolute() else f"{new_root.rstrip('/')}/{video_id}"
-            for video_id in self.table["video_id"].to_pylist()
-        ]
-        column = self.table.schema.get_field_index("path")
-        table = self.table.set_column(column, MANIFEST_SCHEMA.field("path"), pa.array(paths, pa.string()))
-        return dataclasses.replace(self, table=table, root=new_root)
 
     def fingerprint(self) -> str:
         """A short hash (12 hexadecimal digits) of what results depend on.

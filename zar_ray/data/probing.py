@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
 from zar_ray.data.listing import Listing, storable
-from zar_ray.data.manifest import Manifest, VideoRow
+from zar_ray.data.manifest import Manifest
 from zar_ray.errors import ConfigError, ManifestError, VideoError
 from zar_ray.video.options import Decoder
 from zar_ray.video.reading import has_decord, probe_video
@@ -80,15 +80,12 @@ def probe_listing(
     label_ids = {name: index for index, name in enumerate(listing.class_names)}
     rows = []
     for video, answer in zip(listing.videos, answers, strict=True):
-        row = VideoRow(
+        row = replace(
+            video,
             video_id=storable(video.video_id),
             path=storable(video.path),
             label_id=None if video.class_name is None else label_ids[video.class_name],
-            class_name=video.class_name,
-            split=video.split,
             size=_size(video.path),
-            splits=video.splits,
-            labels=video.labels,
         )
         if row.path != video.path:
             row = replace(row, error="the file's name is not UTF-8; rename it")

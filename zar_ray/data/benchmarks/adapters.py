@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from zar_ray.data.benchmarks import charades, hmdb51, kinetics, ssv2, ucf101
@@ -16,8 +17,8 @@ from zar_ray.errors import ConfigError, suggestion
 ADAPTERS: Mapping[str, Adapter] = {
     "charades": charades.annotate,
     "hmdb51": hmdb51.annotate,
-    "k400": kinetics.annotate_400,
-    "k600": kinetics.annotate_600,
+    "k400": partial(kinetics.annotate, name="k400", classes="kinetics400", title="Kinetics-400"),
+    "k600": partial(kinetics.annotate, name="k600", classes="kinetics600", title="Kinetics-600"),
     "ssv2": ssv2.annotate,
     "ucf101": ucf101.annotate,
 }

@@ -62,7 +62,6 @@ def annotate(files: Files) -> Annotations:
         used = tuple(f"{part}{split}" for split, part in sorted(parts.items()) if part != "unused")
         videos.append(
             AnnotatedVideo(
-                key=stem,
                 expected=f"{folder}/{video}",
                 class_names=(name,),
                 split="all",

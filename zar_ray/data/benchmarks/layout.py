@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from zar_ray.data.classes import by_key, name_key
-from zar_ray.data.listing import ListedVideo, Listing, existing_folder, walk
+from zar_ray.data.listing import Listing, existing_folder, walk
+from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import ManifestError, suggestion
 
 UNLABELLED = "(no label)"
@@ -78,7 +79,6 @@ class AnnotatedVideo:
     """One video as the annotations have it.
 
     Attributes:
-        key: The file's name without folder and extension.
         expected: Where the official layout has it, relative to the root; the id of a video that is missing.
         class_names: Its labels: none, one, or several in a multi-label benchmark.
         split: The official split where a video has one, else "all".
@@ -86,12 +86,16 @@ class AnnotatedVideo:
         found: The file, relative to the root; None where there is none.
     """
 
-    key: str
     expected: str
     class_names: tuple[str, ...]
     split: str
     splits: tuple[str, ...]
     found: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The file's name without folder and extension."""
+        return PurePosixPath(self.expected).stem
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,7 @@ def to_listing(annotations: Annotations, files: Files, available_only: bool = Fa
             f"{', '.join(annotations.sources)} names; --root must be the folder of the videos"
         )
     missing: Counter[tuple[str, str]] = Counter()
-    rows: dict[str, ListedVideo] = {}
+    rows: dict[str, VideoRow] = {}
     for video in videos:
         splits = tuple(split for split in video.splits if split not in left_out)
         if video.found is None:
@@ -234,10 +238,10 @@ def _one_entry_a_file(videos: Sequence[AnnotatedVideo]) -> tuple[list[AnnotatedV
     return kept, [f"{lost:,} entries share a file with another one; they count as missing"] if lost else []
 
 
-def _listed(video: AnnotatedVideo, multi_label: bool, root: Path) -> ListedVideo:
+def _listed(video: AnnotatedVideo, multi_label: bool, root: Path) -> VideoRow:
     video_id = video.found or video.expected
     names = video.class_names
-    return ListedVideo(
+    return VideoRow(
         video_id=video_id,
         path=str(root / video_id),
         class_name=names[0] if names and not multi_label else None,

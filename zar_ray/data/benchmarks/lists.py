@@ -212,7 +212,6 @@ def _new(entry: ListEntry, label: str, files: Files, paths: set[str]) -> Annotat
         exact = _YOUTUBE.fullmatch(entry.stem) is not None  # YouTube's ids differ by case and punctuation alone
         found = files.find(entry.stem, label, *path.parts[:-1], exact=exact)
     return AnnotatedVideo(
-        key=entry.stem,
         expected=entry.path.lstrip("/"),
         class_names=(label,),
         split=official or "all",

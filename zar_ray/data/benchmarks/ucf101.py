@@ -56,7 +56,6 @@ def annotate(files: Files) -> Annotations:
             members[video.stem].append(split)
     videos = tuple(
         AnnotatedVideo(
-            key=stem,
             expected=f"{labels[stem]}/{stem}.avi",
             class_names=(labels[stem],),
             split="all",

@@ -18,6 +18,9 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("PYTHONWARNINGS", "ignore")
 # As zar_ray sets it, which is imported after PyTorch here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One of several test processes, which share the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY = {
     "embed_dim": 32,
@@ -26,6 +29,33 @@ TINY = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 CLASSES = ("red circle", "green square", "blue bar")
+
+
+# What only a test that is marked as slow may use.
+SLOW_FIXTURES = {"ray_cluster", "browser"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuses tests that would bring real processes into `make test-fast`."""
+    unmarked = [
+        item.nodeid
+        for item in items
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("slow") is None
+    ]
+    if unmarked:
+        raise pytest.UsageError(f"mark as slow what starts Ray or a browser: {', '.join(unmarked)}")
+
+
+def _ray_runs() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+@pytest.fixture(autouse=True)
+def _starts_no_ray(request):
+    """Fails a test that starts Ray by other means and is not marked as slow."""
+    before = _ray_runs()
+    yield
+    assert before or request.node.get_closest_marker("slow") or not _ray_runs(), "mark as slow what starts Ray"
 
 
 def write_video(path: Path, frames: int = 20, width: int = 64, height: int = 48, seed: int = 0) -> Path:

@@ -12,6 +12,9 @@ from zar_ray.models.architecture import build_clip
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.serving.application import build
 from zar_ray.serving.classifier import Classifier
+from zar_ray.serving.decoder_deployment import DecoderDeployment
+from zar_ray.serving.ingress_deployment import IngressDeployment
+from zar_ray.serving.model_deployment import ModelDeployment
 from zar_ray.serving.options import ServeConfig
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import Preprocessing
@@ -159,13 +162,23 @@ def test_a_template_is_an_answer_where_the_context_is_words(of_system, video, sy
         assert response.status_code == 200
 
 
+def assert_bound(config):
+    """Its three deployments are bound to these options, under which the model's is ready to answer."""
+    ingress = build(config)._bound_deployment
+    found, decoder, model = ingress.init_args
+    assert ingress.name == IngressDeployment.name
+    assert [one._bound_deployment.name for one in (decoder, model)] == [DecoderDeployment.name, ModelDeployment.name]
+    assert [found, *(one._bound_deployment.init_args[0] for one in (decoder, model))] == 3 * [config]
+    Classifier(config.model_copy(update={"device": "cpu", "threads": 1})).warm_up()
+
+
 class TestAtTheStart:
     """What no request could be answered by: one line where the service is built, and none where it fits."""
 
     @pytest.mark.parametrize("system", SYSTEMS)
     def test_a_system_that_fits_is_bound(self, checkpoints, system):
         methods = ("zero_shot",) if system in WITHOUT_CONTEXT else ("zar", "zero_shot")
-        build(ServeConfig(checkpoint=checkpoints[system], views=ViewConfig(**VIEWS), methods=methods))
+        assert_bound(ServeConfig(checkpoint=checkpoints[system], views=ViewConfig(**VIEWS), methods=methods))
 
     @pytest.mark.parametrize("system", ["ezclip", "a5", "vitaclip", "xclip"])
     @pytest.mark.parametrize("which", ["frames", "eval_frames"])
@@ -178,7 +191,7 @@ class TestAtTheStart:
 
     def test_views_that_no_method_looks_at_may_have_any_length(self, checkpoints):
         views = ViewConfig(**{**VIEWS, "frames": 6})
-        build(ServeConfig(checkpoint=checkpoints["xclip"], views=views, methods=("zero_shot",)))
+        assert_bound(ServeConfig(checkpoint=checkpoints["xclip"], views=views, methods=("zero_shot",)))
 
     @pytest.mark.parametrize(
         ("system", "methods", "said"),

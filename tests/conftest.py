@@ -11,6 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# Half of hypothesis' own number of examples; without a limit of time, as other processes take of it what they like.
+settings.register_profile("zar-ray", max_examples=50, deadline=None)
+settings.load_profile("zar-ray")
 
 # A token of one test's cluster must not be asked for by another's, nor end up in the user's home.
 os.environ["RAY_AUTH_MODE"] = "disabled"

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import io
-
 import av
 import numpy as np
 import pytest
 import yaml
-from rich.console import Console
 
 from zar_ray.errors import ZarError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
-from zar_ray.study.job import run_evaluation
-from zar_ray.study.model_table import run_models
 from zar_ray.training.options import TrainConfig
 
 pytestmark = pytest.mark.slow
@@ -123,33 +117,19 @@ def test_it_trains_and_its_file_is_the_system(trained, system):
     [(("zero_shot", "zar"), TUNED), (("zero_shot",), [system for system in SYSTEMS if system not in TUNED])],
     ids=["tuned", "not tuned"],
 )
-def test_the_files_evaluate_side_by_side(trained, videos, tmp_path, methods, systems):
+def test_the_files_evaluate_side_by_side(trained, evaluate, videos, methods, systems):
     files = [trained(system)[0] for system in systems]
-    options = EvalConfig(
-        dataset=str(videos),
-        models=[str(file) for file in files],
-        method=methods,
-        views=VIEWS,
-        output=str(tmp_path / "runs"),
-        mlflow=False,
-    )
-    table = run_models(options, Console(file=io.StringIO()))
-    for system, file, summary in zip(systems, files, table.runs, strict=True):
-        assert tuple(case.method for case in summary.cases) == methods
+    ran = evaluate(videos, checkpoint=None, models=[str(file) for file in files], method=methods, views=VIEWS)
+    assert [cell.coordinates["model"] for cell in ran.record.cells] == list(systems)
+    for system, file, cell in zip(systems, files, ran.record.cells, strict=True):
+        cases = cell.summary.cases
+        assert tuple(case.method for case in cases) == methods
         expected = trained(system)[1].validations[-1].videos
-        assert {case.headline.videos for case in summary.cases} == {expected} == {9}
-        assert summary.model_fingerprint == load_model(ModelOptions(checkpoint=file, device="cpu")).fingerprint
+        assert {case.headline.videos for case in cases} == {expected} == {9}
+        assert cell.summary.model_fingerprint == load_model(ModelOptions(checkpoint=file, device="cpu")).fingerprint
 
 
-def test_features_of_images_are_not_kept_where_a_view_is_a_whole(trained, videos, tmp_path):
-    options = EvalConfig(
-        dataset=str(videos),
-        checkpoint=trained("ezclip")[0],
-        method=("zero_shot",),
-        views=VIEWS,
-        features=str(tmp_path / "features"),
-        output=str(tmp_path / "runs"),
-        mlflow=False,
-    )
+def test_features_of_images_are_not_kept_where_a_view_is_a_whole(trained, evaluate, videos, tmp_path):
+    options = {"checkpoint": trained("ezclip")[0], "method": ("zero_shot",), "views": VIEWS}
     with pytest.raises(ZarError, match=r"--features: .* encodes a view as a whole"):
-        run_evaluation(options, Console(file=io.StringIO()))
+        evaluate(videos, features=str(tmp_path / "features"), **options)

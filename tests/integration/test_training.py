@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -11,17 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from safetensors import safe_open
 
 from zar_ray.errors import ConfigError, ManifestError, RunError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.rows import to_rows
 from zar_ray.storage import Storage
-from zar_ray.study.job import run_evaluation
 from zar_ray.training.fitting import cpus_per_worker
 from zar_ray.training.inputs import describe
 from zar_ray.training.options import AugmentConfig
@@ -34,11 +30,7 @@ def history(result):
     return np.genfromtxt(Path(result.folder) / "history.csv", delimiter=",", names=True)
 
 
-def evaluation_of(dataset, output, **options):
-    """The evaluation of a dataset by the tiny views that it was trained with."""
-    values = {"method": ("zero_shot",), "views": {"frames": 2, "eval_frames": 2}, "max_failed": 1.0, "mlflow": False}
-    config = EvalConfig(dataset=str(dataset), output=str(output), **{**values, **options})
-    return run_evaluation(config, Console(file=io.StringIO()))
+VIEWS = {"frames": 2, "eval_frames": 2}
 
 
 class TestOneTraining:
@@ -65,15 +57,15 @@ class TestOneTraining:
         # The best and the last are kept to go on from, not all of them.
         assert sum(path.is_dir() for path in Path(result.folder).glob("checkpoint_*")) <= 3
 
-    def test_validation_is_the_evaluation(self, finished_training, broken_manifest, tmp_path):
+    def test_validation_is_the_evaluation(self, finished_training, evaluate, broken_manifest):
         # Two videos an epoch more than whole batches, and a broken one: nothing is dropped or invented.
         _, result, said = finished_training
         assert said.count("validation videos, 1 failed") == 3
         assert [(one.step, one.videos, one.failed) for one in result.validations] == [(n, 11, 1) for n in (10, 20, 30)]
         notes = notes_of(result.best)
         assert notes["step"] in (10, 20, 30)
-        summary = evaluation_of(broken_manifest, tmp_path / "runs", checkpoint=result.best)
-        scores = summary.cases[0].failures_excluded
+        options = {"checkpoint": result.best, "method": ("zero_shot",), "views": VIEWS, "max_failed": 1.0}
+        scores = evaluate(broken_manifest, **options).summary.cases[0].failures_excluded
         assert (scores.videos, scores.after.top1.value) == (11, pytest.approx(notes["validation_top1"]))
 
     def test_decode_workers_read_what_threads_read(self, finished_training, train, in_this_process, tmp_path):
@@ -152,14 +144,14 @@ def test_two_workers_take_the_steps_of_one_that_accumulates(ray_cluster, train, 
 
 
 def test_only_the_context_is_trained_and_evaluates(
-    ray_cluster, train, in_this_process, tiny_training, tiny_checkpoint, video_folder, tmp_path
+    train, in_this_process, tiny_training, evaluate, tiny_checkpoint, video_folder
 ):
     start = {"architecture": None, "checkpoint": tiny_checkpoint, "trains": "context"}
     with in_this_process():
         result, _ = train(tiny_training(**start, steps=3, lr=0.05, validation=str(video_folder)))
     assert len(result.validations) == 2
-    found = {"checkpoint": tiny_checkpoint, "context": str(result.checkpoint), "method": ("zero_shot", "zar")}
-    summary = evaluation_of(video_folder, tmp_path / "runs", **found)
+    options = {"context": str(result.checkpoint), "method": ("zero_shot", "zar"), "views": VIEWS}
+    summary = evaluate(video_folder, **options).summary
     assert summary.cases[0].headline.after.top1.value == pytest.approx(result.validations[-1].top1)
 
 

@@ -160,3 +160,25 @@ def ray_cluster(tmp_path_factory):
     yield
     ray.shutdown()
     pipeline.DecodeStage, pipeline.AdaptStage = before
+
+
+@pytest.fixture(scope="session")
+def finished_run(ray_cluster, tiny_checkpoint, video_folder, tmp_path_factory) -> Path:
+    """The folder of one evaluation of the twelve videos by the tiny CLIP, to be read or copied, not to be changed."""
+    import io
+
+    from rich.console import Console
+
+    from zar_ray.study.options import EvalConfig
+    from zar_ray.study.run import run_study
+
+    options = EvalConfig(
+        dataset=str(video_folder),
+        checkpoint=tiny_checkpoint,
+        output=str(tmp_path_factory.mktemp("finished")),
+        name="shown",
+        mlflow=False,
+        views={"frames": 4, "eval_frames": 4},
+    )
+    run_study(options, Console(file=io.StringIO()))
+    return Path(options.output) / "shown"

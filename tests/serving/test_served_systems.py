@@ -165,10 +165,12 @@ def test_a_template_is_an_answer_where_the_context_is_words(of_system, video, sy
 def assert_bound(config):
     """Its three deployments are bound to these options, under which the model's is ready to answer."""
     ingress = build(config)._bound_deployment
-    found, decoder, model = ingress.init_args
-    assert ingress.name == IngressDeployment.name
-    assert [one._bound_deployment.name for one in (decoder, model)] == [DecoderDeployment.name, ModelDeployment.name]
-    assert [found, *(one._bound_deployment.init_args[0] for one in (decoder, model))] == 3 * [config]
+    light, methods, *rest = ingress.init_args
+    decoder, model = (one._bound_deployment for one in rest)
+    assert (ingress.name, decoder.name) == (IngressDeployment.name, DecoderDeployment.name)
+    assert (model.name, model.init_args[0]) == (ModelDeployment.name, config)
+    assert light == decoder.init_args[0] == config.without_methods()
+    assert tuple(one.name for one in methods) == config.methods
     Classifier(config.model_copy(update={"device": "cpu", "threads": 1})).warm_up()
 
 

@@ -37,7 +37,7 @@ serve: $(READY) ## serve the demo's model on this machine, with its page, at por
 
 .PHONY: test
 test: test-fast ## run all tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not stress'
 
 .PHONY: test-fast
 test-fast: $(READY) ## run the tests that need no Ray, no server, no browser and no training

@@ -16,7 +16,8 @@ import torch
 from zar_ray.adaptation.base import Decision
 from zar_ray.data.manifest import Manifest, VideoRow, write_manifest
 from zar_ray.evaluation.options import EvalConfig
-from zar_ray.options.layers import leaves, merge
+from zar_ray.options.base import leaves
+from zar_ray.options.layers import merge
 from zar_ray.results.folder import CONFIG, IDENTITY, MANIFEST, PREDICTIONS, SUMMARY
 from zar_ray.results.metrics import case_metrics, costs, failure_groups, multi_label_case_metrics, video_counts
 from zar_ray.results.record import (

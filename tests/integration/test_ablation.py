@@ -17,8 +17,8 @@ from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError, RunError
 from zar_ray.evaluation.options import AblateConfig, EvalConfig
 from zar_ray.reporting.finished_runs import find_runs
-from zar_ray.reporting.published import load_table
-from zar_ray.reporting.published_table import compare
+from zar_ray.reporting.published.tables import load_table
+from zar_ray.reporting.published.view import compare
 from zar_ray.reporting.sweep_summary import SweepSummary
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.rows import to_rows

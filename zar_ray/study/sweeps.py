@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.evaluation.options import EvalConfig
-from zar_ray.options.base import Options, fingerprint, identity, meaning
-from zar_ray.options.layers import conf_dir, leaves, merge, read_yaml, validate
+from zar_ray.options.base import Options, fingerprint, identity, leaves, meaning
+from zar_ray.options.layers import conf_dir, merge, read_yaml, validate
 from zar_ray.video.transforms import Preprocessing, short_side_for
 
 DEFAULT = "default"

@@ -120,10 +120,10 @@ def print_block(block: Block, console: Console) -> None:
 
 
 def _kept(block: Block, room: int) -> set[int]:
-    """The columns whose cells are not broken: numbers first, then the narrowest words, while there is room."""
+    """The columns whose cells are not broken: numbers first, then words from the left, while there is room."""
     widths, kept = block.widths, set()
     room -= sum(min(width, _LEAST) for width in widths)
-    for place in sorted(range(len(widths)), key=lambda one: (not block.stands_right(one), widths[one])):
+    for place in sorted(range(len(widths)), key=lambda one: not block.stands_right(one)):
         more = max(0, widths[place] - _LEAST)
         if more <= room:
             kept.add(place)

@@ -15,12 +15,12 @@ from pages_read import read_page
 from rich.console import Console
 
 from zar_ray.errors import ConfigError, RunError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.options.base import meaning
 from zar_ray.reporting import comparison as module
 from zar_ray.reporting.comparison_views import comparison_csv, report_comparison, write_comparison
 from zar_ray.reporting.finished_runs import StudyData
 from zar_ray.results.statistics import holm
+from zar_ray.study.options import EvalConfig
 
 
 @pytest.fixture

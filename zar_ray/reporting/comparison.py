@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from zar_ray.errors import ConfigError, RunError, ZarError
-from zar_ray.options.base import leaves
+from zar_ray.options.layers import leaves
 from zar_ray.reporting.finished_runs import FinishedRun, FinishedStudy, RunData, StudyData
 from zar_ray.reporting.numbers import METRICS
 from zar_ray.results.case_rows import class_accuracies

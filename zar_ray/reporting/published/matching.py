@@ -14,8 +14,7 @@ from pydantic import ValidationError
 
 from zar_ray.data.datasets import load_benchmark
 from zar_ray.errors import ConfigError
-from zar_ray.options.base import leaves
-from zar_ray.options.layers import conf_dir, merge
+from zar_ray.options.layers import conf_dir, leaves, merge
 from zar_ray.reporting.finished_runs import FinishedRun
 from zar_ray.reporting.numbers import counted
 from zar_ray.reporting.published.tables import Column, PublishedTable, Recipe, Row, default_options

@@ -15,8 +15,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.datasets import known_benchmarks
 from zar_ray.errors import ConfigError, suggestion
-from zar_ray.options.base import Options, leaves
-from zar_ray.options.layers import conf_dir, merge, read_yaml, validate
+from zar_ray.options.base import Options
+from zar_ray.options.layers import conf_dir, leaves, merge, read_yaml, validate
 
 Metric = Literal["top1", "top5", "mAP", "base_top1", "novel_top1", "hm"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,9 @@ from zar_ray.reporting.numbers import digits
 from zar_ray.reporting.pages import Code, Content, Figure, Picture, Section, Text, why_empty
 from zar_ray.results.folder import CONFIG
 
+if TYPE_CHECKING:
+    from zar_ray.explain.explanation import Evaluation
+
 ATTENTION = "Where the model looks"
 
 _FAILURES_SHOWN = 50
@@ -27,21 +31,32 @@ _FAILURES_SHOWN = 50
 def attention_maps(data: RunData, samples: int) -> Section:
     """Where the model looks in some videos, evenly spread over those that finished: the paper's figure 2."""
     # What it takes to compute the maps, such as PyTorch and the model, no other section needs.
-    from zar_ray.explain.explanation import Evaluation, explain_videos
+    from zar_ray.explain.explanation import explain_videos
 
     ids: list[str] = sorted(data.table.filter(data.table["error"].is_null())["video_id"].unique().to_pylist())
     if not ids:
         return why_empty(ATTENTION, "No video finished.")
     chosen = [ids[int(place)] for place in np.unique(np.linspace(0, len(ids) - 1, min(samples, len(ids))).round())]
-    class_sets = tuple(dict.fromkeys(split.class_names for split in data.splits))
-    fingerprint, place = data.summary.model_fingerprint, data.finished.place
     try:
-        evaluation = Evaluation(place, data.config, fingerprint, class_sets, data.table, data.folder.videos)
-        drawn = [attention_figure(maps) for maps in explain_videos(evaluation, chosen)]
+        drawn = [attention_figure(maps) for maps in explain_videos(evaluation_of(data), chosen)]
     except ZarError as error:
         return why_empty(ATTENTION, f"No attention maps: {error}.")
     pictures = (Figure(Picture.of(one.png, "image/png", one.alt, narrow=True), one.caption) for one in drawn)
     return Section(ATTENTION, tuple(pictures))
+
+
+def evaluation_of(data: RunData) -> Evaluation:
+    """What explaining a cell's decisions needs to know of it."""
+    from zar_ray.explain.explanation import Evaluation
+
+    return Evaluation(
+        place=data.finished.place,
+        config=data.config,
+        model_fingerprint=data.summary.model_fingerprint,
+        class_sets=tuple(dict.fromkeys(split.class_names for split in data.splits)),
+        results=data.table,
+        videos=data.folder.videos,
+    )
 
 
 def video_map(data: RunData, split: RunSplit) -> Section:

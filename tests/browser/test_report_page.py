@@ -6,10 +6,10 @@ import io
 
 import pytest
 from rich.console import Console
-from zar_ray.study.job import run_evaluation
 
 from zar_ray.commands.main import main
 from zar_ray.study.options import EvalConfig
+from zar_ray.study.run import run_study
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def report(browser_path, ray_cluster, tiny_checkpoint, video_folder, tmp_path_fa
         "mlflow": False,
         "views": {"frames": 4, "eval_frames": 4},
     }
-    run_evaluation(EvalConfig.model_validate(options), Console(file=io.StringIO()))
+    run_study(EvalConfig.model_validate(options), Console(file=io.StringIO()))
     # Away from the run: nothing beside the file may be needed.
     target = root / "elsewhere" / "report.html"
     command = ["report", "run", str(root / "runs" / "shown"), "--output", str(target), "--samples", str(SAMPLES)]

@@ -28,9 +28,9 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.options.base import Options
 from zar_ray.options.layers import conf_dir, read_yaml
+from zar_ray.study.options import EvalConfig
 
 # Ignored at either end of a run, as a share of its videos.
 _ENDS = 0.1

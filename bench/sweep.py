@@ -26,12 +26,12 @@ from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, make_cases
 from zar_ray.adaptation.settings import Setting
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
-from zar_ray.evaluation.options import EvalConfig
-from zar_ray.evaluation.spec import plan_settings
+XX
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.options.base import Options
 from zar_ray.results.case import Case
+from zar_ray.study.options import EvalConfig
 from zar_ray.study.sweeps import at_one_short_side, load_sweep, place_settings
 from zar_ray.video.reading import VideoInfo
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from zar_ray.commands.ablate import ablate_command
+from zar_ray.commands.eval import ablate_command
 
 if __name__ == "__main__":
     sys.exit(ablate_command(sys.argv[1:]))

@@ -16,7 +16,7 @@ from zar_ray.data.datasets import (
 )
 from zar_ray.data.manifest import Manifest, VideoRow, write_manifest
 from zar_ray.errors import ConfigError, ManifestError, ZarError
-from zar_ray.evaluation.options import EvalConfig
+from zar_ray.study.options import EvalConfig
 
 Put = Callable[[Path], Path]
 

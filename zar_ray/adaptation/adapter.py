@@ -150,7 +150,11 @@ class VideoPrediction:
 
 
 def make_cases(
-    options: AdaptationOptions, model_fingerprint: str, prompts: Sequence[ClassPrompts], setting: int = 0
+    options: AdaptationOptions,
+    model_fingerprint: str,
+    prompts: Sequence[ClassPrompts],
+    setting: int = 0,
+    model: int = 0,
 ) -> tuple[Case, ...]:
     """The cases of a run, or of one setting of a sweep: one a class set and method.
 
@@ -159,6 +163,7 @@ def make_cases(
         model_fingerprint: The model's.
         prompts: The candidate classes' prompts, a class set each.
         setting: The setting's number; a case's id does not depend on it.
+        model: The model's number; likewise.
 
     Raises:
         ConfigError: A method is unknown.
@@ -171,7 +176,7 @@ def make_cases(
             keys = (*_SHARED_SETTINGS, *get_method(name).settings)
             settings = {key: values[key] for key in keys if key in values}
             number = fingerprint([model_fingerprint, of_set.identity, name, settings])
-            cases.append(Case(f"{name}-{number[:8]}", name, class_set, setting))
+            cases.append(Case(f"{name}-{number[:8]}", name, class_set, setting, model))
     return tuple(cases)
 
 

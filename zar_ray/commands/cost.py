@@ -12,7 +12,7 @@ from zar_ray.adaptation.options import ZarConfig
 from zar_ray.commands.common import command
 from zar_ray.commands.parsing import parse
 from zar_ray.errors import ConfigError
-from zar_ray.evaluation.options import EvalConfig
+from zar_ray.study.options import EvalConfig
 from zar_ray.video.options import ViewConfig
 
 

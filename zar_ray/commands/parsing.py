@@ -24,9 +24,9 @@ from pydantic import BaseModel
 
 from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
 from zar_ray.errors import ConfigError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.options.base import Options
 from zar_ray.options.layers import merge, read_yaml, validate
+from zar_ray.study.options import EvalConfig
 
 _T = TypeVar("_T")
 _O = TypeVar("_O", bound=Options)

@@ -21,9 +21,9 @@ from zar_ray.data.index import NO_SPLIT, Listing, list_csv, list_folder, probe_l
 from zar_ray.data.manifest import Manifest, read_manifest
 from zar_ray.data.protocols import EvaluationSplit, SplitSpec, evaluation_splits
 from zar_ray.errors import ConfigError, ManifestError, suggestion
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.options.base import Options
 from zar_ray.options.layers import conf_dir, read_yaml, validate, zar_home
+from zar_ray.study.options import EvalConfig
 from zar_ray.video.options import Decoder
 
 _MANIFEST = "manifest.parquet"

@@ -14,9 +14,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from zar_ray.data.datasets import known_benchmarks
 from zar_ray.errors import ConfigError, suggestion
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.options.base import Options
 from zar_ray.options.layers import conf_dir, merge, read_yaml, validate
+from zar_ray.study.options import EvalConfig
 
 Metric = Literal["top1", "top5", "mAP", "base_top1", "novel_top1", "hm"]
 

@@ -19,7 +19,6 @@ from zar_ray.cluster import total_gpus
 from zar_ray.data.classes import known_class_lists
 from zar_ray.data.manifest import read_manifest
 from zar_ray.errors import ConfigError, ZarError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.models.loading import load_model
 from zar_ray.options.layers import merge, read_yaml, validate
 from zar_ray.serving.classifier import require_methods, require_served
@@ -29,6 +28,7 @@ from zar_ray.serving.ingress_deployment import IngressDeployment
 from zar_ray.serving.model_deployment import ModelDeployment
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.queries import label_sets_of
+from zar_ray.study.options import EvalConfig
 
 _PLACE = "the application's args"
 # Beyond what is admitted a request is answered at once, and those that only ask for health must always come through.

@@ -14,13 +14,11 @@ from typing import Any, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.errors import ConfigError, suggestion
-from zar_ray.evaluation.options import EvalConfig
-from zar_ray.options.base import Options, fingerprint, identity, meaning
+from zar_ray.options.base import Options, fingerprint, identity
 from zar_ray.options.layers import conf_dir, merge, read_yaml, validate
 from zar_ray.reporting.published import leaves
-from zar_ray.video.transforms import Preprocessing, short_side_for
+from zar_ray.study.options import EvalConfig
 
 DEFAULT = "default"
 """The label of the run's own setting, in sweeps that do not name it."""
@@ -169,30 +167,3 @@ def _laid_over(options: _C, setting: SweepSetting, sweep: str) -> _C:
         # Workers have working folders of their own.
         values["class_texts"] = values["class_texts"].expanduser().absolute()
     return options.model_copy(update=values)
-
-
-def at_one_short_side(runs: Sequence[_C], preprocessing: Preprocessing) -> tuple[_C, ...]:
-    """Settings with the short side that they share (DESIGN.md, "ZAR, exactly", 4): the larger one where they differ.
-
-    So the number of crops is not mixed with zoom, and settings share images.
-
-    Raises:
-        ConfigError: They are told different short sides, or one that is smaller than the model's input.
-    """
-    sides = {short_side_for(run.views, preprocessing) for run in runs}
-    if len(sides) == 1:
-        return tuple(runs)
-    told = sorted({run.views.short_side for run in runs if run.views.short_side is not None})
-    if told:
-        raise ConfigError(
-            f"a sweep has one short side, and its settings come to {' and '.join(map(str, sorted(sides)))}; "
-            "give one for all with --views.short-side, or run a sweep for each"
-        )
-    widest = {"short_side": max(sides)}
-    return tuple(run.model_copy(update={"views": run.views.model_copy(update=widest)}) for run in runs)
-
-
-def varied_options(default: AdaptationOptions, other: AdaptationOptions) -> dict[str, Any]:
-    """The dotted options of a setting that are not the default's, as plain values."""
-    ours, theirs = leaves(meaning(other)), leaves(meaning(default))
-    return {name: value for name, value in ours.items() if value != theirs.get(name)}

@@ -360,7 +360,7 @@ def test_nothing_is_left_of_a_killed_parent(video, tmp_path):
         "import sys, numpy as np\n"
         "from zar_ray.serving.sandbox import DecodeRequest, DecoderProcess\n"
         "from zar_ray.serving.options import LimitConfig\n"
-        "from zar_ray.config import AdaptationOptions\n"
+        "from zar_ray.adaptation.options import AdaptationOptions\n"
         "from zar_ray.video.transforms import Preprocessing\n"
         "process = DecoderProcess(LimitConfig(), 'deadly_decoders:decode_slowly')\n"
         "print(process.pid, flush=True)\n"

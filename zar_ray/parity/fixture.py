@@ -75,10 +75,6 @@ class Fixture:
         """The K candidate classes."""
         return self.fact(tuple[str, ...], "class_names")
 
-    def label(self, what: str) -> str:
-        """The name of a check of this fixture."""
-        return f"{self.name}/{what}"
-
     def fact(self, kind: type[_T], *path: str, default: _T | None = None) -> _T:
         """Reads an entry of the description.
 
@@ -155,7 +151,7 @@ class Fixture:
         """Whether the recipe gives the same weights and input here as where the reference was made."""
         checks = []
         for part, expected in self.fact(dict[str, str], "digest", default={}).items():
-            name = self.label(f"digest/{part}")
+            name = f"digest/{part}"
             if part not in _INPUT_NAMES and self._shapes(part) is None:
                 checks.append(miss(name, "its tensors are not listed"))
                 continue

@@ -1,8 +1,13 @@
-"""Finds fixtures and holds this code against each."""
+"""Finds fixtures and holds this code against each.
+
+A system or a method is added by a function that gives its `Evidence`, an entry in `SYSTEMS`, and a line in the table
+of tolerances for arrays of new names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from zar_ray.errors import ConfigError
@@ -60,21 +65,20 @@ def _check(fixture: Fixture) -> list[ArrayCheck]:
         return [miss(fixture.name, _unsupported(fixture))]
     checks, evidence = fixture.check_digests(), SYSTEMS[fixture.system](fixture)
     for name, (theirs, ours) in evidence.facts.items():
-        if ours is None:
-            checks.append(miss(fixture.label(name)))
-        elif isinstance(ours, float):
-            checks.append(compare(fixture.label(name), theirs, ours, tolerance_of(name)))
+        if isinstance(ours, float):
+            checks.append(compare(name, theirs, ours, tolerance_of(name)))
         else:
-            checks.append(equal(fixture.label(name), theirs, ours))
+            checks.append(miss(name) if ours is None else equal(name, theirs, ours))
     for name in dict.fromkeys([*fixture.fact(dict[str, object], "arrays", default={}), *fixture.arrays]):
         if name not in fixture.arrays:
-            checks.append(miss(fixture.label(name), "listed, but not among the arrays"))
+            checks.append(miss(name, "listed, but not among the arrays"))
         elif name not in evidence.arrays:
-            checks.append(miss(fixture.label(name)))
+            checks.append(miss(name))
         else:
-            values = fixture.arrays[name], evidence.arrays[name]
-            checks.append(compare(fixture.label(name), *values, tolerance_of(name)))
-    return checks or [miss(fixture.name, "it holds nothing to compare")]
+            checks.append(compare(name, fixture.arrays[name], evidence.arrays[name], tolerance_of(name)))
+    if not checks:
+        return [miss(fixture.name, "it holds nothing to compare")]
+    return [replace(check, name=f"{fixture.name}/{check.name}") for check in checks]
 
 
 def _unsupported(fixture: Fixture) -> str:

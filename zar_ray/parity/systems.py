@@ -46,8 +46,8 @@ def vificlip(fixture: Fixture) -> Evidence:
     video = arrays["video_features"]
     arrays |= {
         "token_ids_zs_eval": bare,
-        "logits_zs_eval": _scores(model, video, _encoded(model, bare)),
-        "logits_fp16_rounded_tokens": _scores(model, video, rounded),
+        "logits_zs_eval": _scores(model.logit_scale, video, _encoded(model, bare)),
+        "logits_fp16_rounded_tokens": _scores(model.logit_scale, video, rounded),
     }
     return Evidence(arrays, {"left_out": (tuple(sorted(derived)), left_out)})
 
@@ -68,7 +68,7 @@ def actionclip(fixture: Fixture) -> Evidence:
         arrays = _evaluated(fixture, model, ids, normalize(_encoded(model, ids), dim=-1))
         logits = arrays["logits"].unflatten(1, (-1, len(names)))
         video = model.fuse(_trained_frames(fixture, model))
-        found = _learned_scores(model, video, _encoded(model, ids[templates * len(names) + labels]))
+        found = _scores(model.clip.logit_scale.exp(), video, _encoded(model, ids[templates * len(names) + labels]))
         of_videos, of_texts = matching_losses(found, labels)
         losses = [of_videos, of_texts, (of_videos + of_texts) / 2]
         # the fusion head's parameters alone were saved under DataParallel
@@ -92,9 +92,9 @@ def ezclip(fixture: Fixture) -> Evidence:
     ids = model.tokenize(fixture.fact(tuple[str, ...], "descriptions"))
     of_templates = _template_tokens(model, [name.replace("_", " ") for name in names])
     arrays = _evaluated(fixture, model, ids, normalize(_encoded(model, ids), dim=-1))
-    by_templates = _scores(model, arrays["video_features"], _encoded(model, of_templates))
+    by_templates = _scores(model.logit_scale, arrays["video_features"], _encoded(model, of_templates))
     frames = _trained_frames(fixture, model)
-    found = _learned_scores(model, model.fuse(frames), _encoded(model, ids[labels]))
+    found = _scores(model.clip.logit_scale.exp(), model.fuse(frames), _encoded(model, ids[labels]))
     (of_videos, of_texts), motion = matching_losses(found, labels), motion_loss(frames)
     losses = [of_videos, of_texts, motion, (of_videos + of_texts) / 2 + motion]
     parameters = _parameters(model, lambda name: name if is_trained(name) else None)
@@ -124,7 +124,7 @@ def a5(fixture: Fixture) -> Evidence:
         texts = _encoded(model, ids)
         of_pixels, of_features = _evaluated(fixture, model, ids, texts), model.fuse(frames)
         model.clip.requires_grad_(True)
-        found = _scores(model, model.fuse(frames), _encoded(model, ids))
+        found = _scores(model.logit_scale, model.fuse(frames), _encoded(model, ids))
         loss = cross_entropy(found, torch.tensor(_A5_LABELS))
         parameters = _parameters(model, _a5_name)
         arrays = {
@@ -133,7 +133,7 @@ def a5(fixture: Fixture) -> Evidence:
             "text_features": texts,
             **{f"pixels/{what}": value for what, value in of_pixels.items()},
             "features/video_features": of_features,
-            "features/logits": _scores(model, of_features, texts),
+            "features/logits": _scores(model.logit_scale, of_features, texts),
         }
         evidence.add(arrays | _training_step(fixture, found, [loss], parameters, name), name)
         saved = {one for one in state if not one.startswith(A5_PARTS[0])} - set(left_out)
@@ -163,7 +163,7 @@ def vitaclip(fixture: Fixture) -> Evidence:
         ids, context = model.tokenize(prompts), parameters[_VITA_CONTEXT]
         arrays = _evaluated(fixture, model, ids, _in_context(model, ids, context))
         video = model.fuse(_trained_frames(fixture, model))
-        found = _learned_scores(model, video, _in_context(model, ids, context.requires_grad_()))
+        found = _scores(model.clip.logit_scale.exp(), video, _in_context(model, ids, context.requires_grad_()))
         loss = cross_entropy(found, labels)
         evidence.add(arrays | _training_step(fixture, found, [loss], parameters), case)
     return evidence
@@ -226,21 +226,16 @@ def _in_context(model: ClipModel, ids: torch.Tensor, context: torch.Tensor) -> t
     return model.encode_embedded_text(whole, ids.argmax(dim=1))
 
 
-def _scores(model: ClipModel, videos: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """(B, N): the evaluation's logits."""
-    return model.logit_scale * normalize(videos, dim=-1) @ normalize(texts, dim=-1).T
-
-
-def _learned_scores(model: ClipModel, videos: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """(B, N): the training's logits."""
-    return model.clip.logit_scale.exp() * normalize(videos, dim=-1) @ normalize(texts, dim=-1).T
+def _scores(scale: float | torch.Tensor, videos: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    """(B, N): logits, with the scale of an evaluation (``model.logit_scale``) or the learned one."""
+    return scale * normalize(videos, dim=-1) @ normalize(texts, dim=-1).T
 
 
 def _evaluated(fixture: Fixture, model: ClipModel, ids: torch.Tensor, texts: torch.Tensor) -> _Arrays:
     """What an evaluation makes of the input, and of texts (N, D)."""
     frames = _frames(fixture, model.encode_images)
     video = model.fuse(frames)
-    logits = _scores(model, video, texts)
+    logits = _scores(model.logit_scale, video, texts)
     return {
         "token_ids": ids,
         "frame_embeddings": frames,

@@ -94,7 +94,6 @@ def test_a_benchmark_may_keep_its_manifest_elsewhere_and_bring_options(
     [
         ("titel: X\n", "titel"),
         ("title: X\nname: other\n", "is named other inside"),
-        ("title: X\noptions: {framse: 3}\n", "framse"),
         ("title: X\nmanifest: '{hom}/x.parquet'\n", "{hom}"),
     ],
 )

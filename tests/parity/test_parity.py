@@ -39,6 +39,7 @@ class TestZar:
             ("token_ids", 1, ["token_ids"]),
         ],
     )
+    @pytest.mark.usefixtures("made_once")
     def test_a_perturbed_array_is_the_only_miss(self, make_fixture, change, name, amount, only):
         folder = make_fixture("zar_step")
 

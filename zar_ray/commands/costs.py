@@ -25,7 +25,7 @@ from zar_ray.models.loading import describe_checkpoint
 from zar_ray.models.systems import find_system
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.layers import conf_dir, read_yaml, validate
-from zar_ray.reporting.tables import gflops
+from zar_ray.reporting.numbers import gflops
 from zar_ray.results.record import ModelCost
 from zar_ray.study.options import EvalConfig
 from zar_ray.training.network import VideoTextModel

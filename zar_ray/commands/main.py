@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import zar_ray
 from zar_ray.commands.parsing import fail
-from zar_ray.errors import ConfigError, suggestion
+from zar_ray.errors import ConfigError, ZarError, suggestion
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,12 @@ class Verb:
 
     def __call__(self, argv: Sequence[str]) -> int:
         """Runs it with the words after its name; returns its exit status."""
-        return getattr(importlib.import_module(f"zar_ray.commands.{self.module}"), self.function)(argv)
+        try:
+            module = importlib.import_module(f"zar_ray.commands.{self.module}")
+        except ZarError as error:
+            # An installed package's method that cannot be loaded.
+            return fail(error)
+        return getattr(module, self.function)(argv)
 
 
 COMMANDS = {

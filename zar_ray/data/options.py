@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 from pydantic import Field
 
-from zar_ray.options.base import Options, later, operational
+from zar_ray.options.base import Options, operational
 from zar_ray.video.options import Decoder
 
 NameStyle = Literal["raw", "split_camel_case", "lower_case"]
@@ -42,9 +42,9 @@ class PromptOptions(ContextOption):
         default=None,
         description="CSV (class,text) or JSON with texts in the names' place; whole prompts without a template.",
     )
-    template_average: TextAverage = later(
-        "features",
-        "What counts of a class with several texts: the mean of their features, as CLIP, or of the"
+    template_average: TextAverage = Field(
+        default="features",
+        description="What counts of a class with several texts: the mean of their features, as CLIP, or of the"
         " probabilities that each gives, as ActionCLIP.",
     )
 

@@ -20,7 +20,8 @@ from zar_ray.evaluation.workload import Workload
 from zar_ray.models.loading import load_model
 from zar_ray.models.text import why_full_pass
 from zar_ray.models.vision import unfit_vision
-from zar_ray.options.base import fingerprint, leaves, meaning
+from zar_ray.options.base import fingerprint, meaning
+from zar_ray.options.layers import leaves
 from zar_ray.results.case import Case
 from zar_ray.results.record import ModelCost
 from zar_ray.video.transforms import Preprocessing, short_side_for

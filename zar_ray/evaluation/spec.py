@@ -23,10 +23,9 @@ from zar_ray.models.options import Precision
 from zar_ray.results.case import Case
 from zar_ray.results.rows import ResultRow, RightClasses
 from zar_ray.storage import Storage
-from zar_ray.video import plans
 from zar_ray.video.decoding import Resize
 from zar_ray.video.options import Decoder, ViewConfig
-from zar_ray.video.plans import ViewPlan, unite
+from zar_ray.video.plans import ViewPlan, plan_video, unite
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import Preprocessing, short_side_for
 
@@ -113,7 +112,7 @@ class ModelViews:
         distinct = tuple(dict.fromkeys(self.of_settings))
         united = unite(
             [
-                plans.plan_video(video_id, info, views, self.preprocessing, seed, needs_views=self.needs_views)
+                plan_video(video_id, info, views, self.preprocessing, seed, needs_views=self.needs_views)
                 for views, seed in distinct
             ]
         )
@@ -134,13 +133,6 @@ class ModelViews:
             if self.needs_views:
                 named += views.frames * views.views_per_rate * len(views.rates)
         return named
-
-
-def plan_video(
-    video_id: str, info: VideoInfo, options: Any, preprocessing: Preprocessing, needs_views: bool
-) -> ViewPlan:
-    """A video's views under the options of a run."""
-    return plans.plan_video(video_id, info, options.views, preprocessing, options.seed, needs_views=needs_views)
 
 
 @dataclass(frozen=True)

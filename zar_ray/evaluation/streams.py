@@ -28,7 +28,7 @@ _POSITION = "position"
 
 def stream_methods(runs: Iterable[AdaptationOptions]) -> tuple[str, ...]:
     """The methods of some settings that are streams under any of them, each once."""
-    names = (name for options in runs for name in options.method if get_method(name).is_stream(options))
+    names = (name for options in runs for name in options.method if get_method(name).is_stream(options.own(name)))
     return tuple(dict.fromkeys(names))
 
 

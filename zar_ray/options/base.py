@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import tyro
@@ -87,14 +86,6 @@ def _without_later(options: Options, values: dict[str, Any]) -> dict[str, Any]:
 def _is(options: Options, name: str, kind: str) -> bool:
     extra = type(options).model_fields[name].json_schema_extra
     return isinstance(extra, dict) and bool(extra.get(kind))
-
-
-def leaves(options: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """Nested options by their dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        flat |= leaves(value, f"{at}{name}.") if isinstance(value, Mapping) else {f"{at}{name}": value}
-    return flat
 
 
 def fingerprint(values: object) -> str:

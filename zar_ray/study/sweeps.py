@@ -14,17 +14,16 @@ from typing import Any, Self, TypeVar
 
 from pydantic import Field, model_validator
 
+from zar_ray.adaptation.options import method_groups
 from zar_ray.errors import ConfigError, suggestion
-from zar_ray.options.base import Options, fingerprint, identity
-from zar_ray.options.layers import conf_dir, merge, read_yaml, validate
-from zar_ray.reporting.published import leaves
+from zar_ray.options.base import Options, fingerprint, meaning
+from zar_ray.options.layers import conf_dir, leaves, merge, read_yaml, validate
 from zar_ray.study.options import EvalConfig
 
 DEFAULT = "default"
 """The label of the run's own setting, in sweeps that do not name it."""
 
-_METHODS = ("zar", "tpt", "memo", "tent", "tda")
-_MAY_VARY = ("views", *_METHODS, "context", "class_position", "name_style", "template", "class_texts", "seed")
+_MAY_VARY = ("views", *method_groups(), "context", "class_position", "name_style", "template", "class_texts", "seed")
 _C = TypeVar("_C", bound=EvalConfig)
 
 
@@ -144,13 +143,13 @@ def place_settings(sweeps: Sequence[Sweep], options: _C) -> tuple[tuple[_C, ...]
     Raises:
         ConfigError: An option is unknown or a value does not fit; one line.
     """
-    distinct: dict[str, _C] = {fingerprint(identity(options)): options}
+    distinct: dict[str, _C] = {fingerprint(meaning(options)): options}
     placed = []
     for sweep in sweeps:
         places = []
         for setting in sweep.settings:
             one = _laid_over(options, setting, sweep.name)
-            key = fingerprint(identity(one))
+            key = fingerprint(meaning(one))
             distinct.setdefault(key, one)
             places.append(list(distinct).index(key))
         placed.append(PlacedSweep(sweep, tuple(places)))

@@ -20,11 +20,11 @@ from zar_ray.data.options import DatasetOptions
 from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.data.splits import choose_splits
 from zar_ray.errors import ManifestError, VideoError
-from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.clip import ClipModel
 from zar_ray.training.options import TrainConfig
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.options import ViewConfig
+from zar_ray.video.plans import plan_video
 from zar_ray.video.reading import VideoInfo
 
 _METHOD = "zero_shot"
@@ -150,7 +150,8 @@ def _plan_and_decode(video: VideoRow, adapter: VideoAdapter, config: TrainConfig
     preprocessing, plans = adapter.model.preprocessing, []
 
     def plan(info: VideoInfo) -> Any:
-        plans.append(plan_video(video.video_id, info, adapter.options, preprocessing, needs_views=False))
+        options = adapter.options
+        plans.append(plan_video(video.video_id, info, options.views, preprocessing, options.seed, needs_views=False))
         return plans[-1]
 
     try:

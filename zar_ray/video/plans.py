@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from zar_ray.errors import VideoError
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import CropBox, Preprocessing, crop_boxes, resized_size, short_side_for
+
+if TYPE_CHECKING:
+    from zar_ray.video.reading import VideoInfo
 
 _HASH_BITS = 128
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 from rich.console import Console
+from zar_ray.study.inputs import run_name
 
 from zar_ray.commands.parsing import parse, parse_run
 from zar_ray.data.datasets import load_benchmark
@@ -35,7 +36,6 @@ from zar_ray.results.record import (
     SplitSummary,
     Throughput,
 )
-from zar_ray.study.inputs import run_name
 from zar_ray.study.options import AblateConfig, EvalConfig
 from zar_ray.study.sweeps import at_one_short_side, load_sweep, place_settings
 from zar_ray.training.options import TrainConfig

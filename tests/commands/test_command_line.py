@@ -13,7 +13,7 @@ from zar_ray.commands.main import main
 from zar_ray.commands.parsing import parse, parse_run
 from zar_ray.data.options import AuditConfig, IndexConfig, ShotsConfig
 from zar_ray.errors import ConfigError
-from zar_ray.options.base import fingerprint, identity
+from zar_ray.options.base import fingerprint, meaning
 from zar_ray.study.options import EvalConfig
 from zar_ray.video.options import ViewConfig
 
@@ -126,11 +126,11 @@ def test_predict_takes_files_without_a_name():
 
 
 def test_operational_options_do_not_change_a_runs_identity():
-    base = fingerprint(identity(options("--dataset", "x")))
-    assert base == fingerprint(identity(options("--dataset", "x", "--num-workers", "2", "--batch-size", "8")))
-    assert base == fingerprint(identity(options("--dataset", "x", "--output", "/else", "--max-failed", "1")))
-    assert base != fingerprint(identity(options("--dataset", "x", "--seed", "1")))
-    assert base != fingerprint(identity(options("--dataset", "x", "--zar.lr", "0.006")))
+    base = fingerprint(meaning(options("--dataset", "x")))
+    assert base == fingerprint(meaning(options("--dataset", "x", "--num-workers", "2", "--batch-size", "8")))
+    assert base == fingerprint(meaning(options("--dataset", "x", "--output", "/else", "--max-failed", "1")))
+    assert base != fingerprint(meaning(options("--dataset", "x", "--seed", "1")))
+    assert base != fingerprint(meaning(options("--dataset", "x", "--zar.lr", "0.006")))
 
 
 def test_every_option_says_what_it_is():

@@ -33,13 +33,14 @@ def tracked(
     config, tracker = job.config, None
     if config.mlflow:
         facts = {
+            "dataset": str(config.dataset),
             "videos": len(job.videos),
             "classes": len(job.prompts.names),
             "steps": job.schedule.steps,
             "checkpoint": str(config.output),
         }
         try:
-            tracker = TrainingTracker.start(config, folder, facts, parent)
+            tracker = TrainingTracker.start(folder, config.mlflow_uri, config.model_dump(mode="json"), facts, parent)
         except TrackingError as error:
             console.print(f"not logged to MLflow: {error}", markup=False)
     try:
@@ -56,11 +57,9 @@ def log_end(tracker: TrainingTracker | None, trained: TrainResult, config: Train
     if tracker is None:
         return None
     # A model is hundreds of megabytes, and lies where its tag says: it is sent where it is to be registered.
-    files = [trained.checkpoint] if config.register_as is not None else []
+    registered = None if config.register_as is None else (config.register_as, trained.checkpoint)
     try:
-        receipt = tracker.finish(
-            {"train/loss": trained.loss, "train/accuracy": trained.accuracy}, files, config.register_as
-        )
+        receipt = tracker.finish({"train/loss": trained.loss, "train/accuracy": trained.accuracy}, registered)
     except TrackingError as error:
         console.print(f"not logged to MLflow: {error}", markup=False)
         return None

@@ -125,7 +125,7 @@ def test_predict_takes_files_without_a_name():
     assert got.method == ("zar",)
 
 
-def test_operational_options_do_not_change_a_runs_meaning():
+def test_operational_options_do_not_change_a_runs_identity():
     base = fingerprint(meaning(options("--dataset", "x")))
     assert base == fingerprint(meaning(options("--dataset", "x", "--num-workers", "2", "--batch-size", "8")))
     assert base == fingerprint(meaning(options("--dataset", "x", "--output", "/else", "--max-failed", "1")))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import email.utils
 import io
+import json
 import os
 import random
 import ssl
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -26,6 +27,7 @@ from zar_ray.options.base import without_password
 from zar_ray.serving.schema import (
     Classification,
     LabelSetList,
+    MethodList,
     ModelList,
     ProblemDocument,
     StreamEnd,
@@ -131,6 +133,7 @@ class Client:
         method: str | None = None,
         top_k: int | None = None,
         steps: int | None = None,
+        options: Mapping[str, Any] | None = None,
         seed: int | None = None,
         explain: bool = False,
         on_server: bool = False,
@@ -142,9 +145,10 @@ class Client:
             labels: The labels to choose among, or
             label_set: the name of a label set of the service.
             template: The prompt, with {} where the label goes.
-            method: ``zar`` or ``zero_shot``.
+            method: One of `methods`.
             top_k: Labels to return.
             steps: Tuning steps.
+            options: The method's own options, such as ``{"confidence": 0.5}``.
             seed: Seed of the views.
             explain: Also return frames, and what in them speaks for the top label.
             on_server: `video` is a path on the server, beneath one of its roots; nothing is sent.
@@ -154,7 +158,7 @@ class Client:
             ConfigError: Neither labels nor a label set are given, or both.
             OSError: The file cannot be read.
         """
-        parameters = _parameters(labels, label_set, template, method, top_k, steps, seed, explain)
+        parameters = _parameters(labels, label_set, template, method, top_k, steps, options, seed, explain)
         with _content(video, parameters, on_server) as content, self._response("/v1/classify", content) as response:
             return self._read(Classification, response)
 
@@ -170,6 +174,7 @@ class Client:
         method: str | None = None,
         top_k: int | None = None,
         steps: int | None = None,
+        options: Mapping[str, Any] | None = None,
         seed: int | None = None,
         explain: bool = False,
         on_server: bool = False,
@@ -186,6 +191,7 @@ class Client:
             method: The method.
             top_k: Labels to return.
             steps: Tuning steps.
+            options: The method's own options.
             seed: Seed of the views.
             explain: Also return frames.
             on_server: `video` is a path on the server.
@@ -194,7 +200,7 @@ class Client:
             Each window as soon as the service has classified it. Where this ends without an error, there were no
             further ones.
         """
-        parameters = _parameters(labels, label_set, template, method, top_k, steps, seed, explain)
+        parameters = _parameters(labels, label_set, template, method, top_k, steps, options, seed, explain)
         parameters |= _given(window=window, stride=stride)
         seen = 0
         with (
@@ -227,6 +233,15 @@ class Client:
         """
         with self._response("/v1/models") as response:
             return self._read(ModelList, response)
+
+    def methods(self) -> MethodList:
+        """The methods that requests may choose, with the schemas of their options.
+
+        Raises:
+            ServiceError: The service refused or failed, or cannot be reached.
+        """
+        with self._response("/v1/methods") as response:
+            return self._read(MethodList, response)
 
     def labels(self) -> LabelSetList:
         """The service's label sets.
@@ -334,6 +349,7 @@ def _parameters(
     method: str | None,
     top_k: int | None,
     steps: int | None,
+    options: Mapping[str, Any] | None,
     seed: int | None,
     explain: bool,
 ) -> dict[str, Any]:
@@ -349,6 +365,7 @@ def _parameters(
         method=method,
         top_k=top_k,
         steps=steps,
+        options=None if options is None else dict(options),
         seed=seed,
         explain=explain or None,
     )
@@ -379,6 +396,8 @@ def _form(file: BinaryIO, name: str, parameters: dict[str, Any]) -> dict[str, An
         # The service reads a field that stands alone as a list between commas, for people who write forms by hand.
         quoted = '"' + labels[0].replace('"', '""') + '"'
         parameters = {**parameters, "candidate_labels": quoted}
+    if "options" in parameters:
+        parameters = {**parameters, "options": json.dumps(parameters["options"])}
     # The file's name goes with it: with the seed it keys the view plan.
     return {"data": parameters, "files": {"video": (Path(name).name, file, "application/octet-stream")}}
 

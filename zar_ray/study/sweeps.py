@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from zar_ray.adaptation.options import AdaptationOptions
+from zar_ray.adaptation.options import AdaptationOptions, method_groups
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.evaluation.options import EvalConfig
 from zar_ray.options.base import Options, fingerprint, identity, meaning
@@ -25,7 +25,7 @@ from zar_ray.video.transforms import Preprocessing, short_side_for
 DEFAULT = "default"
 """The label of the run's own setting, in sweeps that do not name it."""
 
-_METHODS = ("zar", "tpt", "memo", "tent", "tda")
+_METHODS = method_groups()
 _MAY_VARY = ("views", *_METHODS, "context", "class_position", "name_style", "template", "class_texts", "seed")
 _C = TypeVar("_C", bound=EvalConfig)
 

@@ -400,7 +400,7 @@ def test_windows_are_those_of_a_cut_video(decoder, video, length, stride):
         own = pictures[window.start_frame : window.start_frame + window.length]
         assert (window.start, window.end) == (span.start, span.end)
         assert (window.start_frame, len(own)) == (span.start_frame, span.frames)
-        plan = plan_views(f"long.mp4#{window.number}", len(own), 48, 64, wanted.options.views, PIXELS, 3)
+        plan = plan_views(f"long.mp4#{window.number}", len(own), 48, 64, wanted.views, PIXELS, 3)
         assert_same_plan(window.plan, plan)
         assert np.array_equal(window.frames, [resize_frame(own[index], 32) for index in plan.frames])
         assert np.array_equal(window.frame_numbers, span.start_frame + plan.frames)

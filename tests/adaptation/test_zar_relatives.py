@@ -22,10 +22,10 @@ from zar_ray.adaptation.zar import ZarConfig, adapt_zar, marginal_entropy, mean_
 from zar_ray.adaptation.zar_batched import adapt_zar_batch
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ModelError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import meaning
+from zar_ray.study.options import EvalConfig
 
 LOGITS = st.lists(st.lists(st.floats(-60, 60, width=32), min_size=4, max_size=4), min_size=1, max_size=9)
 FUSIONS = ("embedding", "image", "decision")

@@ -14,9 +14,9 @@ from zar_ray.commands.parsing import parse, parse_run
 from zar_ray.data.datasets import known_benchmarks, load_benchmark
 from zar_ray.data.options import AuditConfig, IndexConfig, ShotsConfig
 from zar_ray.errors import ConfigError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.options.base import fingerprint, identity
 from zar_ray.options.layers import merge
+from zar_ray.study.options import EvalConfig
 from zar_ray.video.options import ViewConfig
 
 

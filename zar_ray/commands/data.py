@@ -19,7 +19,7 @@ def data_index_command(argv: Sequence[str]) -> int:
     """Find a benchmark's, a folder's or a list's videos, probe them and write the manifest."""
     about = "Probes every file in parallel and writes one Parquet row a video; bad files stay in with their error."
     options = parse(IndexConfig, argv, "zar data index", description=about)
-    from zar_ray.data.indexing import run_index
+    from zar_ray.data.index import run_index
 
     run_index(options, Console(highlight=False, soft_wrap=True))
     return 0
@@ -37,7 +37,7 @@ def data_show_command(argv: Sequence[str]) -> int:
             rows: Rows to show.
         """
         from zar_ray.data.manifest import read_manifest
-        from zar_ray.reporting.tables import print_manifest
+        from zar_ray.reporting.manifest_tables import print_manifest
 
         print_manifest(read_manifest(manifest), Console(highlight=False), rows)
         return 0
@@ -56,7 +56,7 @@ def data_list_command(argv: Sequence[str]) -> int:
             data_root: Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.
         """
         from zar_ray.data.overview import benchmark_statuses
-        from zar_ray.reporting.tables import print_benchmarks
+        from zar_ray.reporting.manifest_tables import print_benchmarks
 
         print_benchmarks(benchmark_statuses(data_root), Console(highlight=False))
         return 0

@@ -35,7 +35,7 @@ class Verb:
 
 COMMANDS = {
     "eval": Verb("eval", "eval_command", "Evaluate methods on a dataset, a manifest, a list or a folder of videos."),
-    "ablate": Verb("ablate", "ablate_command", "Evaluate many settings in one pass over the videos, and compare them."),
+    "ablate": Verb("eval", "ablate_command", "Evaluate many settings in one pass over the videos, and compare them."),
     "predict": Verb("predict", "predict_command", "Rank given labels for given files, before and after adaptation."),
     "train": Verb("train", "train_command", "Train CLIP on the videos of a manifest, through Ray Train."),
     "data index": Verb(

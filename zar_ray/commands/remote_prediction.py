@@ -22,7 +22,7 @@ from zar_ray.data.datasets import parse_class_names
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.base import operational
 from zar_ray.options.layers import read_yaml
-from zar_ray.reporting.tables import print_ranking
+from zar_ray.reporting.rankings import print_ranking
 from zar_ray.serving.schema import RankedLabel, ServedMethod
 
 # What a request to a service can say, besides methods' own options; all else that decides about numbers is its own.

@@ -12,7 +12,7 @@ from rich.console import Console
 from zar_ray.commands.common import command
 from zar_ray.commands.parsing import parse
 from zar_ray.errors import TrackingError
-from zar_ray.evaluation.options import EvalConfig
+from zar_ray.study.options import EvalConfig
 
 
 @command
@@ -26,9 +26,10 @@ def report_mlflow_command(argv: Sequence[str]) -> int:
             run: The run's folder.
             uri: The tracking store; by default mlflow.db beside the run's folder.
         """
+        from zar_ray.reporting.study_tables import study_markdown
         from zar_ray.tracking import log_run_folder
 
-        receipt = log_run_folder(run, uri)
+        receipt = log_run_folder(run, uri, describe=study_markdown)
         known = "" if receipt.new else " already"
         print(f"{run}: is{known} run {receipt.run_id} of experiment {receipt.experiment} at {receipt.uri}")
         return 0
@@ -99,9 +100,14 @@ def report_compare_command(argv: Sequence[str]) -> int:
         """
         from zar_ray.reporting.comparison import compare_runs
         from zar_ray.reporting.comparison_views import report_comparison, write_comparison
-        from zar_ray.tracking import logged_run
+        from zar_ray.reporting.finished_runs import FinishedRun
+        from zar_ray.tracking import logged_runs
 
-        comparison = compare_runs(runs, logged_run(mlflow_uri) if mlflow_uri is not None else None)
+        def look_up(run_id: str) -> FinishedRun:
+            (logged,) = logged_runs(str(mlflow_uri), run_id)
+            return FinishedRun.parse(logged.record, logged.place, logged.finished)
+
+        comparison = compare_runs(runs, None if mlflow_uri is None else look_up)
         report_comparison(comparison, format, Console(highlight=False))
         if output is not None:
             print(f"{write_comparison(comparison, output)}: the comparison of {len(runs)} runs", file=sys.stderr)
@@ -128,10 +134,12 @@ def report_table_command(argv: Sequence[str]) -> int:
             format: For people, for documents or for programs.
             mlflow_uri: An MLflow store whose evaluations are looked at too.
         """
+        from zar_ray.reporting.finished_runs import FinishedRun
         from zar_ray.reporting.published_table import report_table
         from zar_ray.tracking import logged_runs
 
-        more = logged_runs(mlflow_uri) if mlflow_uri is not None else ()
+        logged = logged_runs(mlflow_uri) if mlflow_uri is not None else ()
+        more = [run for one in logged for run in FinishedRun.parse_all(one.record, one.place, one.finished)]
         report_table(name, output, format, Console(highlight=False), more)
         return 0
 

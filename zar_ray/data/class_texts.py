@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zar_ray.data.classes import name_key
-from zar_ray.data.options import NameStyle, TextAverage
+from zar_ray.data.options import NameStyle, PromptOptions, TextAverage
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.layers import conf_dir
 
 if TYPE_CHECKING:
-    from zar_ray.adaptation.options import AdaptationOptions
-    from zar_ray.training.options import TrainConfig
+    pass
 
 _SHOWN_NAMES = 5  # that a message lists
 _WHOLE = "{}"  # the template of a text that stands for itself
@@ -65,7 +64,7 @@ class ClassPrompts:
     def identity(self) -> list[object]:
         """What results depend on, as JSON values; of a learned context that is its content, wherever it lies."""
         context = {"learned": self.context.digest} if isinstance(self.context, ContextFile) else self.context
-        return [self.names, context, self.texts, *([self.average] if self.average != "features" else [])]
+        return [self.names, context, self.texts, self.average]
 
 
 def is_context_file(context: str) -> bool:
@@ -88,9 +87,7 @@ def read_context_file(path: str | Path) -> ContextFile:
         ) from error
 
 
-def prompts_of(
-    class_sets: Sequence[Sequence[str]], options: AdaptationOptions | TrainConfig
-) -> tuple[ClassPrompts, ...]:
+def prompts_of(class_sets: Sequence[Sequence[str]], options: PromptOptions) -> tuple[ClassPrompts, ...]:
     """What a run's options make of its class sets; every file that they name is read once, for all of them.
 
     Raises:

@@ -7,14 +7,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from zar_ray.options.base import Options, operational
+from zar_ray.data.options import ContextOption
+from zar_ray.options.base import operational
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 ClassPosition = Literal["end", "middle", "front"]
 
 
-class ModelOptions(Options):
+class ModelOptions(ContextOption):
     """Which weights, and how they run."""
 
     model: str = Field(
@@ -30,11 +31,6 @@ class ModelOptions(Options):
         default=None,
         description="A local checkpoint (.safetensors or .pt) instead of a tag: OpenAI's, open_clip's, ViFi-CLIP's,"
         " ActionCLIP's, EZ-CLIP's, A5's, Vita-CLIP's, X-CLIP's or zar-ray's.",
-    )
-    context: str = Field(
-        default="a video of a",
-        min_length=1,
-        description="The words the context vectors start from, or the .safetensors file of a learned context.",
     )
     precision: Precision = Field(
         default="fp32", description="The image encoder's precision; text and tuning stay float32."

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +14,13 @@ from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.class_texts import ClassPrompts, prompts_of
 from zar_ray.data.datasets import open_dataset, resolve_dataset
-from zar_ray.data.manifest import VideoRow
+from zar_ray.data.manifest import Manifest, VideoRow
+from zar_ray.data.options import DatasetOptions
+from zar_ray.data.protocols import EvaluationSplit
+from zar_ray.data.splits import choose_splits
 from zar_ray.errors import ManifestError, VideoError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.models.clip import ClipModel
-from zar_ray.study.job import choose_splits
+from zar_ray.training.loading import in_order
 from zar_ray.training.options import TrainConfig
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.options import ViewConfig
@@ -47,28 +48,39 @@ class ValidationSet:
     prompts: ClassPrompts
 
 
-def validation_set(config: TrainConfig, console: Console | None = None) -> ValidationSet | None:
-    """Opens the dataset that `config.validation` names.
+def validation_split(config: TrainConfig, console: Console | None = None) -> tuple[Manifest, EvaluationSplit]:
+    """Opens the dataset that `config.validation` names, and its one split.
 
     Raises:
         ManifestError: It cannot be opened, has no labelled video, or several splits and none is chosen.
     """
-    if config.validation is None:
-        return None
-    source = resolve_dataset(config.validation, config.data_root)
+    name = str(config.validation)
+    source = resolve_dataset(name, config.data_root)
     manifest = open_dataset(source, console, config.decoder)
-    options = EvalConfig(dataset=config.validation, split=config.validation_split)
+    options = DatasetOptions(dataset=name, split=config.validation_split)
     split, *more = choose_splits(manifest, source.benchmark, options)
     if more or split.multi_label:
         known = ", ".join(one.name for one in (split, *more))
         raise ManifestError(
-            f"--validation {config.validation}: its protocol has several splits or labels a video; choose a split of"
+            f"--validation {name}: its protocol has several splits or labels a video; choose a split of"
             f" single labels with --validation-split ({known})"
         )
+    if not any(split.labels):
+        raise ManifestError(f"--validation {name}: has no labelled video")
+    return manifest, split
+
+
+def validation_set(config: TrainConfig, console: Console | None = None) -> ValidationSet | None:
+    """The videos of the dataset that `config.validation` names; None where it names none.
+
+    Raises:
+        ManifestError: See `validation_split`.
+    """
+    if config.validation is None:
+        return None
+    manifest, split = validation_split(config, console)
     rows = {row.video_id: row for row in manifest.rows()}
     labelled = [(rows[video], ids[0]) for video, ids in zip(split.video_ids, split.labels, strict=True) if ids]
-    if not labelled:
-        raise ManifestError(f"--validation {config.validation}: has no labelled video")
     return ValidationSet(
         videos=tuple(row for row, _ in labelled),
         labels=tuple(label for _, label in labelled),
@@ -102,34 +114,29 @@ def validate(
     """
     adapter = VideoAdapter(model, [prompts], (_METHOD,), evaluation_options(config))
     counts = torch.zeros(3, dtype=torch.int64)
+    share = range(rank, len(videos.videos), workers)
+    groups = [share[start : start + _VIDEOS_A_PASS] for start in range(0, len(share), _VIDEOS_A_PASS)]
     with ThreadPoolExecutor(config.decode_threads, thread_name_prefix="validate") as pool:
-        for labels, planned in _decoded(videos, adapter, pool, config, range(rank, len(videos.videos), workers)):
+
+        def begin(group: range) -> list[Future[PlannedVideo | VideoError]]:
+            return [pool.submit(_plan_and_decode, videos.videos[number], adapter, config) for number in group]
+
+        for group, begun in in_order(groups, begin, ahead=1):
+            planned = [one.result() for one in begun]
             usable = [one for one in planned if isinstance(one, PlannedVideo)]
             outcomes = iter(adapter.predict(usable) if usable else [])
-            for label, one in zip(labels, planned, strict=True):
+            for number, one in zip(group, planned, strict=True):
                 outcome = next(outcomes) if isinstance(one, PlannedVideo) else one
                 if isinstance(outcome, VideoError):
                     counts[2] += 1
                 else:
-                    counts[0] += int(outcome.cases[0].decision.logits_before.argmax()) == label
+                    counts[0] += int(outcome.cases[0].decision.logits_before.argmax()) == videos.labels[number]
                     counts[1] += 1
     if workers > 1:
         counts = counts.to(model.device)
         torch.distributed.all_reduce(counts)
     correct, evaluated, failed = counts.tolist()
     return correct, evaluated, failed
-
-
-def _decoded(
-    videos: ValidationSet, adapter: VideoAdapter, pool: ThreadPoolExecutor, config: TrainConfig, share: range
-) -> Iterator[tuple[list[int], list[PlannedVideo | VideoError]]]:
-    """Labels and planned videos, a few at a time; the next few are being decoded meanwhile."""
-    groups = [share[start : start + _VIDEOS_A_PASS] for start in range(0, len(share), _VIDEOS_A_PASS)]
-    begun = ([pool.submit(_plan_and_decode, videos.videos[n], adapter, config) for n in group] for group in groups)
-    ahead = next(begun, None)
-    for group in groups:
-        ready, ahead = ahead or [], next(begun, None)
-        yield [videos.labels[n] for n in group], [one.result() for one in ready]
 
 
 def _plan_and_decode(video: VideoRow, adapter: VideoAdapter, config: TrainConfig) -> PlannedVideo | VideoError:

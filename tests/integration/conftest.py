@@ -9,20 +9,25 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from rich.console import Console
-from zar_ray.study.job import run_evaluation
 
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.record import RunSummary
 from zar_ray.results.rows import ResultRow, to_rows
+from zar_ray.results.study_record import StudyRecord
 from zar_ray.storage import Storage
 from zar_ray.study.options import EvalConfig
+from zar_ray.study.run import run_study
 
 
 @dataclass(frozen=True)
 class Ran:
-    summary: RunSummary
+    record: StudyRecord
     folder: RunFolder
     printed: str
+
+    @property
+    def summary(self) -> RunSummary:
+        return self.record.whole
 
     @property
     def table(self) -> pa.Table:
@@ -47,8 +52,8 @@ def evaluate(ray_cluster, tiny_checkpoint, tmp_path):
             **options,
         }
         said = io.StringIO()
-        summary = run_evaluation(EvalConfig.model_validate(values), Console(file=said, width=120))
-        return Ran(summary, RunFolder(Storage(f"{values['output']}/{summary.name}")), said.getvalue())
+        record = run_study(EvalConfig.model_validate(values), Console(file=said, width=120))
+        return Ran(record, RunFolder(Storage(f"{values['output']}/{record.whole.name}")), said.getvalue())
 
     return run
 

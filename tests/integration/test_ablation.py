@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from zar_ray.study.ablation import run_ablation
 
-from zar_ray.data.indexing import run_index
+from zar_ray.data.index import run_index
 from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError, RunError
 from zar_ray.reporting.finished_runs import find_runs

@@ -16,7 +16,7 @@ from rich.console import Console
 from safetensors import safe_open
 from zar_ray.study.job import run_evaluation
 
-from zar_ray.data.index import index_folder
+from zar_ray.data.datasets import index_dataset
 from zar_ray.data.manifest import Manifest, write_manifest
 from zar_ray.errors import ConfigError, ManifestError, RunError
 from zar_ray.models.loading import load_model
@@ -136,7 +136,7 @@ def test_decode_workers_read_what_threads_read(ray_cluster, config, tmp_path):
 @pytest.mark.parametrize("beside", [False, True], ids=["sync", "async"])
 def test_validation_is_the_evaluation(ray_cluster, config, video_folder, tmp_path, beside):
     # Two videos an epoch more than whole batches, and a broken one: nothing is dropped or invented.
-    manifest = index_folder(video_folder)
+    manifest = index_dataset(video_folder)
     rows = list(manifest.rows())
     rows[5] = replace(rows[5], path=str(tmp_path / "gone.mp4"))
     broken = tmp_path / "broken.parquet"
@@ -204,7 +204,7 @@ def test_only_the_context_is_trained_and_evaluates(ray_cluster, config, tiny_che
 
 
 def test_a_video_that_cannot_be_decoded_is_named(ray_cluster, config, video_folder, tmp_path):
-    manifest = index_folder(video_folder)
+    manifest = index_dataset(video_folder)
     rows = list(manifest.rows())
     rows[5] = replace(rows[5], path=str(tmp_path / "gone.mp4"))
     write_manifest(Manifest.of(rows, manifest.class_names, manifest.root, "broken"), tmp_path / "broken.parquet")

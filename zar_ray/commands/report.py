@@ -28,9 +28,10 @@ def report_mlflow_command(argv: Sequence[str]) -> int:
             run: The run's folder.
             uri: The tracking store; by default mlflow.db beside the run's folder.
         """
+        from zar_ray.reporting.study_tables import study_markdown
         from zar_ray.tracking import log_run_folder
 
-        receipt = log_run_folder(run, uri)
+        receipt = log_run_folder(run, uri, describe=study_markdown)
         known = "" if receipt.new else " already"
         print(f"{run}: is{known} run {receipt.run_id} of experiment {receipt.experiment} at {receipt.uri}")
         return 0

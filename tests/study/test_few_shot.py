@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
-from summaries import summary_of
+from finished_runs import summary_of
 from zar_ray.study.experiments import describe, run_experiment
 
 from zar_ray.commands.main import main
 from zar_ray.data.classes import class_list
-from zar_ray.data.indexing import run_index
+from zar_ray.data.index import run_index
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest, write_manifest
 from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError, ManifestError, RunError

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# Half of hypothesis' own number of examples; without a limit of time, as other processes take of it what they like.
+settings.register_profile("zar-ray", max_examples=50, deadline=None)
+settings.load_profile("zar-ray")
 
 # A token of one test's cluster must not be asked for by another's, nor end up in the user's home.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -15,6 +21,9 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("PYTHONWARNINGS", "ignore")
 # As zar_ray sets it, which is imported after PyTorch here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One of several test processes, which share the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY = {
     "embed_dim": 32,
@@ -23,6 +32,33 @@ TINY = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 CLASSES = ("red circle", "green square", "blue bar")
+
+
+# What only a test that is marked as slow may use.
+SLOW_FIXTURES = {"ray_cluster", "browser"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuses tests that would bring real processes into `make test-fast`."""
+    unmarked = [
+        item.nodeid
+        for item in items
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("slow") is None
+    ]
+    if unmarked:
+        raise pytest.UsageError(f"mark as slow what starts Ray or a browser: {', '.join(unmarked)}")
+
+
+def _ray_runs() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+@pytest.fixture(autouse=True)
+def _starts_no_ray(request):
+    """Fails a test that starts Ray by other means and is not marked as slow."""
+    before = _ray_runs()
+    yield
+    assert before or request.node.get_closest_marker("slow") or not _ray_runs(), "mark as slow what starts Ray"
 
 
 def write_video(path: Path, frames: int = 20, width: int = 64, height: int = 48, seed: int = 0) -> Path:
@@ -124,3 +160,25 @@ def ray_cluster(tmp_path_factory):
     yield
     ray.shutdown()
     pipeline.DecodeStage, pipeline.AdaptStage = before
+
+
+@pytest.fixture(scope="session")
+def finished_run(ray_cluster, tiny_checkpoint, video_folder, tmp_path_factory) -> Path:
+    """The folder of one evaluation of the twelve videos by the tiny CLIP, to be read or copied, not to be changed."""
+    import io
+
+    from rich.console import Console
+
+    from zar_ray.study.options import EvalConfig
+    from zar_ray.study.run import run_study
+
+    options = EvalConfig(
+        dataset=str(video_folder),
+        checkpoint=tiny_checkpoint,
+        output=str(tmp_path_factory.mktemp("finished")),
+        name="shown",
+        mlflow=False,
+        views={"frames": 4, "eval_frames": 4},
+    )
+    run_study(options, Console(file=io.StringIO()))
+    return Path(options.output) / "shown"

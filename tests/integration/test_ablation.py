@@ -11,6 +11,7 @@ import miniatures
 import pyarrow.compute as pc
 import pytest
 from rich.console import Console
+from zar_ray.reporting.sweep_summary import SweepSummary
 from zar_ray.study.ablation import run_ablation
 
 from zar_ray.data.index import run_index
@@ -19,7 +20,6 @@ from zar_ray.errors import ConfigError, RunError
 from zar_ray.reporting.finished_runs import find_runs
 from zar_ray.reporting.published.tables import load_table
 from zar_ray.reporting.published.view import compare
-from zar_ray.reporting.sweep_summary import SweepSummary
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.rows import to_rows
 from zar_ray.storage import Storage

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import pytest
 from finished_runs import make_case, make_record, make_summary_of, write_record
 from rich.console import Console
-from zar_ray.study.inputs import run_name
 
 from zar_ray.commands.parsing import parse, parse_run
 from zar_ray.data.datasets import load_benchmark
 from zar_ray.data.options import ShotsConfig
 from zar_ray.errors import ConfigError, RunError
+from zar_ray.evaluation.planning import at_one_short_side
 from zar_ray.options.layers import validate
 from zar_ray.reporting.blocks import Form, show
 from zar_ray.reporting.finished_runs import find_runs
@@ -27,8 +27,10 @@ from zar_ray.reporting.published.matching import Measured, fill_command, trainin
 from zar_ray.reporting.published.tables import known_tables, load_table, read_table
 from zar_ray.reporting.published.view import Cell, compare, report_table, table_blocks
 from zar_ray.results.record import Costs, ProtocolAverage
+from zar_ray.study.axes import axes_of
 from zar_ray.study.options import AblateConfig, EvalConfig
-from zar_ray.study.sweeps import at_one_short_side, load_sweep, place_settings
+from zar_ray.study.plan import run_name
+from zar_ray.study.sweeps import load_sweep, place_settings
 from zar_ray.training.options import TrainConfig
 from zar_ray.video.transforms import Preprocessing
 
@@ -235,7 +237,7 @@ def test_every_command_is_one_that_zar_takes_and_its_run_fills_the_cell_without_
             options = runs[0]
             if command not in seen:
                 sweeps = getattr(options, "sweep", ())
-                seen[command] = options.name or run_name(options, column.benchmark) + "+".join(sweeps)
+                seen[command] = options.name or run_name(options, column.benchmark, axes_of(options))
                 values = [0.5] * len(load_benchmark(column.benchmark).splits)
                 model = options.checkpoint.stem if options.checkpoint else "ViT-B-16-quickgelu"
                 for number, run in enumerate(runs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -20,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zar_ray.errors import VideoError
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.sandbox import DecodeRequest, DecoderProcess
@@ -118,8 +120,18 @@ def test_pixels_and_plan_are_the_decoders(decoder, video, needs_views, as_bytes)
     assert_same_plan(got.plan, wanted.plan(expected.info))
 
 
+@pytest.fixture(scope="module")
+def decoded_here(shared):
+    """What the decoder itself makes of the samples that it can read, by their names."""
+    found = {}
+    for path in sorted((shared / "videos").glob("*.*")):
+        with contextlib.suppress(VideoError):
+            found[path.name] = decode_video(path, request(path.name, preprocessing=Preprocessing(224)).plan)
+    return found
+
+
 @pytest.mark.parametrize("as_bytes", [True, False])
-def test_real_files(decoder, shared, as_bytes):
+def test_real_files(decoder, shared, decoded_here, as_bytes):
     """Every sample is the decoder's own to the bit, or refused in one line."""
     refused = {}
     for path in sorted((shared / "videos").glob("*.*")):
@@ -130,9 +142,10 @@ def test_real_files(decoder, shared, as_bytes):
         except RequestError as error:
             refused[path.name] = (error.code, error.detail)
             continue
-        expected = decode_video(path, wanted.plan)
+        expected = decoded_here[path.name]
         assert np.array_equal(got.frames, expected.frames)
         assert (got.info, got.warning) == (expected.info, expected.warning)
+    assert refused.keys().isdisjoint(decoded_here)
     assert {code for code, _ in refused.values()} == {"unusable-video"}
     assert not [detail for _, detail in refused.values() if str(shared) in detail]
     assert {name: detail for name, (_, detail) in refused.items() if name not in ("README.md", "text.mp4")} == {
@@ -267,7 +280,7 @@ def test_a_huge_declared_size(deadly, video, tmp_path, side):
 
 def test_a_decoder_that_runs_out_of_memory(make_video, tmp_path, video):
     """Real decoders under a real limit, as opposed to the stand-in's hoard."""
-    large = make_video(tmp_path / "large.mp4", frames=30, width=2560, height=2560)
+    large = make_video(tmp_path / "large.mp4", frames=8, width=2560, height=2560)
     with DecoderProcess(LimitConfig(decode_memory=64 * 2**20)) as process:
         error = refusal(process, large)
         assert error.code == "unusable-video"
@@ -339,7 +352,7 @@ def test_nothing_is_left_of_many_decodes(make_video, tmp_path, monkeypatch, file
     with DecoderProcess(LimitConfig(), "deadly_decoders:decode") as process:
         process.decode(content, request(), 60)
         before, inside = descriptors(), descriptors(process.pid)
-        for number in range(200):
+        for number in range(40):
             process.decode(content if number % 2 else small, request(needs_views=False), 60)
         assert sum(1 for _ in process.decode_windows(content, request(), 0.04, None, 100, 60)) == 6
         next(process.decode_windows(content, request(), 0.04, None, 100, 60))
@@ -442,7 +455,7 @@ def test_frames_are_read_once_and_not_far_ahead(deadly, file_of):
 
 @pytest.mark.parametrize(
     ("kind", "detail", "timeout"),
-    [("hang", "took longer than 3 s to decode", 3), ("kill", "its decoder was killed by SIGKILL", 60)],
+    [("hang", "took longer than 2 s to decode", 2), ("kill", "its decoder was killed by SIGKILL", 60)],
 )
 def test_a_stream_whose_decoder_dies_on_the_way(deadly, file_of, video, kind, detail, timeout):
     deadly.start()
@@ -457,9 +470,9 @@ def test_a_stream_whose_decoder_dies_on_the_way(deadly, file_of, video, kind, de
 def test_a_slow_reader_of_a_stream_is_not_timed_out(deadly, file_of):
     """The time is the decoder's, not the client's."""
     numbers = []
-    for window in deadly.decode_windows(file_of("good"), request(), 0.4, None, 100, 3):
+    for window in deadly.decode_windows(file_of("good"), request(), 0.4, None, 100, 1.5):
         numbers.append(window.span.number)
-        time.sleep(0.7)
+        time.sleep(0.4)
     assert numbers == list(range(6))
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import miniatures
 import numpy as np
 import pytest
+from finished_runs import summary_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
-from finished_runs import summary_of
+from zar_ray.reporting.seed_means import seed_means, seed_notes, seed_table
 from zar_ray.study.experiments import describe, run_experiment
 
 from zar_ray.commands.main import main
@@ -28,7 +29,6 @@ from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError, ManifestError, RunError
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.checkpoints import save_checkpoint
-from zar_ray.reporting.seed_means import seed_means, seed_notes, seed_table
 from zar_ray.results.record import RunSummary
 from zar_ray.study import experiments
 from zar_ray.study.options import EvalConfig

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeGuard
 
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.classes import name_key
@@ -48,13 +49,14 @@ class ClassPrompts:
 
     Attributes:
         names: The K names as prompts spell them.
-        context: The words in front of a name, which tuning starts from, or a learned context in their place.
+        context: The words in front of a name, which tuning starts from, or a learned context in their place; None for
+            the model's own words.
         texts: For each class its prompts; None for the one prompt ``CONTEXT NAME.``.
         average: What counts of several, see `zar_ray.models.text.PromptedClasses`.
     """
 
     names: tuple[str, ...]
-    context: str | ContextFile
+    context: str | ContextFile | None
     texts: tuple[tuple[str, ...], ...] | None = None
     average: TextAverage = "features"
 
@@ -65,9 +67,9 @@ class ClassPrompts:
         return [self.names, context, self.texts, *([self.average] if self.average != "features" else [])]
 
 
-def is_context_file(context: str) -> bool:
+def is_context_file(context: str | None) -> TypeGuard[str]:
     """Whether the option `context` names a learned context's file rather than words."""
-    return context.endswith(".safetensors")
+    return context is not None and context.endswith(".safetensors")
 
 
 def read_context_file(path: str | Path) -> ContextFile:
@@ -93,7 +95,7 @@ def prompts_of(
     Raises:
         ConfigError: The template or a file cannot be used, or a template is given with a context of its own.
     """
-    if options.template is not None and options.context != type(options).model_fields["context"].default:
+    if options.template is not None and options.context is not None:
         raise ConfigError("--template and --context: a template's words are the context; give one of them")
     every = tuple(dict.fromkeys(name for names in class_sets for name in names))
     texts = read_class_texts(options.class_texts, every) if options.class_texts is not None else None
@@ -107,7 +109,7 @@ def prompts_of(
 
 def class_prompts(
     class_names: Sequence[str],
-    context: str | ContextFile,
+    context: str | ContextFile | None,
     *,
     style: NameStyle = "raw",
     template: str | None = None,
@@ -117,7 +119,7 @@ def class_prompts(
 
     Args:
         class_names: The K names, as results show them.
-        context: The words in front of a name where no template says others, or a learned context.
+        context: The words in front of a name where no template says others, or a learned context; None: the model's.
         style: How prompts spell the names; the user's texts stay as they are.
         template: What `load_templates` takes; by default ``CONTEXT {}.``, and texts of the user's stand for themselves.
         class_texts: Texts of each class, see `read_class_texts`. Each takes the name's place in each template.

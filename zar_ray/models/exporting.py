@@ -16,10 +16,12 @@ from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from safetensors.torch import save_file
 
 from zar_ray.errors import ModelError
-from zar_ray.models.architecture import PARTS, infer_architecture, model_name
+from zar_ray.models.architecture import infer_architecture, model_name
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.comparing import architecture_difference
 from zar_ray.models.sources import free_path, load_source
+from zar_ray.models.systems.base import SYSTEM
+from zar_ray.models.systems.registry import known_parts
 from zar_ray.video.transforms import Preprocessing
 
 ExportFormat = Literal["open_clip", "openai"]
@@ -62,7 +64,7 @@ def export_checkpoint(
     endings = () if as_folder else (_SAFETENSORS,) if to == "open_clip" else (_SAFETENSORS, ".pt")
     target = free_path(output, *endings)
     model = load_source(source)
-    if added := [word for word in PARTS if word in model.architecture]:
+    if added := [word for word in known_parts() if word in model.architecture]:
         raise ModelError(f"{source}: has more than a CLIP ({', '.join(added)}), and {to}'s format has no place for it")
     tensors = {name: _rounded(name, tensor, half) for name, tensor in model.clip.state_dict().items()}
     if to == "openai":
@@ -111,7 +113,7 @@ def _export_openai(model: ClipModel, tensors: dict[str, torch.Tensor], target: P
 def _open_clip_config(model: ClipModel) -> dict[str, object]:
     pixels = model.preprocessing
     return {
-        "model_cfg": dict(model.architecture),
+        "model_cfg": {name: value for name, value in model.architecture.items() if name != SYSTEM},
         "preprocess_cfg": {
             "mean": list(pixels.mean),
             "std": list(pixels.std),

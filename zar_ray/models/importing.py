@@ -15,7 +15,6 @@ from zar_ray.errors import ModelError
 from zar_ray.models.architecture import Architecture, build_clip
 from zar_ray.models.checkpoints import Checkpoint, load_weights, read_checkpoint, save_checkpoint
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.formats import ORIGIN_NAMES
 from zar_ray.models.loading import describe_checkpoint
 from zar_ray.models.sources import free_path, load_source
 from zar_ray.video.transforms import Preprocessing
@@ -58,7 +57,7 @@ class ImportPlan:
         notable += [("missing", name, "neither in the file nor in a base") for name in self.missing]
         width = max((len(name) for _, name, _ in notable), default=0)
         return [
-            f"{self.checkpoint.path}: {ORIGIN_NAMES[self.checkpoint.origin]}{epoch}",
+            f"{self.checkpoint.path}: {self.checkpoint.title}{epoch}",
             f"{len(self.used)} tensors used, {len(unused)} unused, {len(self.missing)} missing,"
             f" {len(self.from_base)} from the base",
             *(f"{what:<13}  {name:<{width}}  {why}" for what, name, why in notable),

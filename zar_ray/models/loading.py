@@ -17,7 +17,6 @@ from open_clip.pretrained import download_pretrained
 
 from zar_ray.errors import ModelError, suggestion
 from zar_ray.models.architecture import (
-    PARTS,
     QUICKGELU_SUFFIX,
     Architecture,
     build_clip,
@@ -27,9 +26,10 @@ from zar_ray.models.architecture import (
 )
 from zar_ray.models.checkpoints import Checkpoint, load_weights, read_checkpoint
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.formats import ORIGIN_NAMES, TOKEN_EMBEDDING, published_preprocessing
+from zar_ray.models.formats import TOKEN_EMBEDDING
 from zar_ray.models.options import ModelOptions
-from zar_ray.models.systems import System, find_system
+from zar_ray.models.systems.base import SYSTEM, System
+from zar_ray.models.systems.registry import find_system, known_parts
 from zar_ray.video.transforms import Preprocessing
 
 RANDOM = "random"
@@ -42,15 +42,15 @@ _DEFAULT_MODEL = ModelOptions.model_fields["model"].default
 def load_model(options: ModelOptions, device: torch.device | str | None = None) -> ClipModel:
     """Loads the model that the options name.
 
-    `checkpoint` comes before `pretrained`. zar-ray's own files describe themselves, and the systems of ViFi-CLIP's,
-    ActionCLIP's and EZ-CLIP's are known. For others `model` names the architecture; while it is left at its default, a
-    file in OpenAI's layout is taken for OpenAI's: sizes from its tensors, and QuickGELU. No file tells its activation,
-    so a warning says what was assumed unless the file bears OpenAI's own marks. A ViFi-CLIP file holds no token
-    embedding: that of `model` and `pretrained` is used.
+    `checkpoint` comes before `pretrained`. zar-ray's own files describe themselves, and those of published systems are
+    known. For others `model` names the architecture; while it is left at its default, a file in OpenAI's layout is
+    taken for OpenAI's: sizes from its tensors, and QuickGELU. No file tells its activation, so a warning says what was
+    assumed unless the file bears OpenAI's own marks. Of a system's file without a token embedding, that of `model` and
+    `pretrained` is used.
 
     A `model` that is a published system's name (`zar_ray.models.systems`) is the CLIP that it builds on with what it
     adds: a checkpoint's own, or new weights where the checkpoint or the tag is a plain CLIP, as training starts from.
-    ViFi-CLIP adds nothing that its checkpoints must have, so its plain CLIP is taken as it is.
+    Of a system that adds nothing that its checkpoints must have, the plain CLIP is taken as it is.
 
     Args:
         options: Which weights, and how they run.
@@ -164,8 +164,8 @@ def _from_file(options: ModelOptions) -> ClipModel:
         checkpoint, options.model if options.model != _DEFAULT_MODEL else None
     )
     tensors = checkpoint.tensors
-    if checkpoint.origin == "vificlip" and TOKEN_EMBEDDING not in tensors:
-        tensors = {**tensors, TOKEN_EMBEDDING: _token_embedding(options)}
+    if find_system(checkpoint.origin) is not None and TOKEN_EMBEDDING not in tensors:
+        tensors = {**tensors, TOKEN_EMBEDDING: _token_embedding(options, checkpoint)}
     clip = build_clip(architecture)
     load_weights(clip, tensors, place)
     return ClipModel(clip, name, preprocessing, architecture, options.precision)
@@ -173,8 +173,15 @@ def _from_file(options: ModelOptions) -> ClipModel:
 
 def _as_system(model: ClipModel, system: System) -> ClipModel:
     """A model of a published system: itself, or a plain CLIP with new weights for what the system adds."""
-    own, wanted = ({word for word in PARTS if word in parts} for parts in (model.architecture, system.additions))
-    if wanted <= own <= wanted.union(system.optional):
+    parts, named = known_parts(), model.architecture.get(SYSTEM, system.name)
+    own, wanted = ({word for word in parts if word in one} for one in (model.architecture, system.additions))
+    if named != system.name:
+        raise ModelError(
+            f"{model.name}: is of the system {named}, not of --model {system.name}; leave --model away: the checkpoint"
+            " says what it is"
+        )
+    if wanted.difference(system.optional) <= own <= wanted.union(system.optional):
+        model.architecture = {**model.architecture, SYSTEM: system.name}
         return model
     if own:
         raise ModelError(
@@ -184,21 +191,23 @@ def _as_system(model: ClipModel, system: System) -> ClipModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         before = len(model.clip.state_dict())
-        for word in wanted:
-            PARTS[word].attach(model.clip, **system.additions[word])
+        for word in system.additions:
+            if word in parts:
+                parts[word].attach(model.clip, **system.additions[word])
+    pixels = model.preprocessing
     return ClipModel(
         model.clip,
         system.name,
-        published_preprocessing(system.name, model.preprocessing.input_size) or model.preprocessing,
-        {**model.architecture, **system.additions},
+        system.preprocessing(pixels.input_size) if system.preprocessing is not None else pixels,
+        {**model.architecture, **system.additions, SYSTEM: system.name},
         model.precision,
         random_weights=model.random_weights or len(model.clip.state_dict()) > before,
     )
 
 
-def _token_embedding(options: ModelOptions) -> torch.Tensor:
+def _token_embedding(options: ModelOptions, checkpoint: Checkpoint) -> torch.Tensor:
     """That of the pretrained model that the options name beside a checkpoint without one."""
-    lacks = f"{options.checkpoint}: a {ORIGIN_NAMES['vificlip']} file, which holds no token embedding"
+    lacks = f"{options.checkpoint}: a {checkpoint.title} file, which holds no token embedding"
     way_out = f"make it whole with: zar checkpoint import {options.checkpoint} --base FILE or NAME:TAG"
     if options.pretrained in (None, RANDOM):
         raise ModelError(f"{lacks}, and no pretrained model is named to take it from; {way_out}")

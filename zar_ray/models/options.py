@@ -11,6 +11,9 @@ from zar_ray.options.base import Options, operational
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+CONTEXT = "a video of a"
+"""The context's words where neither the user nor the model's system names others."""
+
 ClassPosition = Literal["end", "middle", "front"]
 
 
@@ -19,8 +22,8 @@ class ModelOptions(Options):
 
     model: str = Field(
         default="ViT-B-16-quickgelu",
-        description="An open_clip model name (OpenAI weights need -quickgelu), or a published system: vificlip,"
-        " actionclip, ezclip, a5, vitaclip or xclip.",
+        description="An open_clip model name (OpenAI weights need -quickgelu), or a published system's, see"
+        " docs/models.md.",
     )
     pretrained: str | None = Field(
         default="openai",
@@ -28,13 +31,14 @@ class ModelOptions(Options):
     )
     checkpoint: Path | None = Field(
         default=None,
-        description="A local checkpoint (.safetensors or .pt) instead of a tag: OpenAI's, open_clip's, ViFi-CLIP's,"
-        " ActionCLIP's, EZ-CLIP's, A5's, Vita-CLIP's, X-CLIP's or zar-ray's.",
+        description="A local checkpoint (.safetensors or .pt) instead of a tag: zar-ray's, OpenAI's, open_clip's or a"
+        " published system's (docs/checkpoints.md).",
     )
-    context: str = Field(
-        default="a video of a",
+    context: str | None = Field(
+        default=None,
         min_length=1,
-        description="The words the context vectors start from, or the .safetensors file of a learned context.",
+        description="The words the context vectors start from, or the .safetensors file of a learned context; by"
+        ' default those of the model\'s system (docs/models.md), else "a video of a".',
     )
     precision: Precision = Field(
         default="fp32", description="The image encoder's precision; text and tuning stay float32."

@@ -14,10 +14,8 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from zar_ray.errors import ConfigError
-from zar_ray.models.architecture import is_added
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.formats import A5_PARTS
-from zar_ray.models.learned_texts import LEARNED_TEXTS
+from zar_ray.models.systems.a5 import LEARNED_TEXTS, PUBLISHED_CLIP, PUBLISHED_TEXTS, is_trained
 from zar_ray.parity.checks import ArrayCheck, Evidence, Measured, equal, norms
 from zar_ray.parity.fixture import FileFormat, Fixture
 from zar_ray.parity.published import encode_texts, imported_with_account, tensors
@@ -67,8 +65,8 @@ def check_a5(fixture: Fixture, videos: Path | None) -> Evidence:
         model, left_out = imported_with_account(
             {"state_dict": state, "optimizer": {}, "iteration": 0}, architecture=sizes
         )
-        trained = {_official(one) for one, _ in model.clip.named_parameters() if is_added(one)}
-        own = {one for one in state if not one.startswith(A5_PARTS[0])} - set(left_out)
+        trained = {_official(one) for one, _ in model.clip.named_parameters() if is_trained(one)}
+        own = {one for one in state if not one.startswith(PUBLISHED_CLIP)} - set(left_out)
         checks.append(equal(fixture.label(f"{name}/trained"), own, trained))
         measured |= {
             ("" if what == "token_ids" else f"{name}/") + what: value
@@ -91,7 +89,7 @@ def _measure(fixture: Fixture, facts: A5Facts, model: ClipModel, name: str) -> d
         texts = model.encode_embedded_text(model.embed_tokens(ids), ids.argmax(dim=1))
         of_pixels, of_features = model.fuse(frames), model.fuse(features)
     clip = model.clip
-    parameters = {_official(one): p.requires_grad_() for one, p in clip.named_parameters() if is_added(one)}
+    parameters = {_official(one): p.requires_grad_() for one, p in clip.named_parameters() if is_trained(one)}
     logits = model.logit_scale * normalize(model.fuse(features), dim=-1) @ encode_texts(model, ids).T
     loss = cross_entropy(logits, torch.tensor(_LABELS))
     try:
@@ -117,4 +115,4 @@ def _logits(model: ClipModel, videos: torch.Tensor, texts: torch.Tensor) -> torc
 
 def _official(name: str) -> str:
     """The published name of a parameter that A5 adds."""
-    return A5_PARTS[1] if name == LEARNED_TEXTS else name.removeprefix("fusion.")
+    return PUBLISHED_TEXTS if name == LEARNED_TEXTS else name.removeprefix("fusion.")

@@ -17,8 +17,8 @@ from torch.nn.functional import normalize
 
 from zar_ray.errors import ConfigError
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.fusion_heads import FUSION
 from zar_ray.models.losses import matching_losses, same_class
+from zar_ray.models.parts import FUSION
 from zar_ray.parity.checks import Evidence, Measured, norms
 from zar_ray.parity.fixture import FileFormat, Fixture
 from zar_ray.parity.published import averaged_scores, encode_texts, imported, template_logits, template_tokens, tensors

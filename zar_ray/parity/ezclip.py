@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from zar_ray.errors import ConfigError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.losses import matching_losses, motion_loss
-from zar_ray.models.temporal_adapters import PROMPTS, is_trained
+from zar_ray.models.systems.ezclip import PROMPTS, is_trained
 from zar_ray.parity.checks import Evidence, Measured, equal, norms
 from zar_ray.parity.fixture import FileFormat, Fixture
 from zar_ray.parity.published import averaged_scores, encode_texts, imported, template_logits, template_tokens, tensors

@@ -15,9 +15,9 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from zar_ray.errors import ConfigError
-from zar_ray.models.architecture import is_added
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.view_prompts import OWN_CONTEXT
+from zar_ray.models.parts import OWN_CONTEXT
+from zar_ray.models.systems.vitaclip import is_trained
 from zar_ray.parity.checks import Evidence, Measured, equal, norms
 from zar_ray.parity.fixture import FileFormat, Fixture
 from zar_ray.parity.published import imported_with_account, tensors
@@ -72,7 +72,7 @@ def check_vitaclip(fixture: Fixture, videos: Path | None) -> Evidence:
         video = shared.fuse(frames)
         texts = _texts(shared, ids, shared.clip.own_context)
         texts_of_classes = _texts(of_classes, ids, own_context)
-    trained = {_official(name) for name, _ in shared.clip.named_parameters() if is_added(name)} | {_SCALE}
+    trained = {_official(name) for name, _ in shared.clip.named_parameters() if is_trained(name)} | {_SCALE}
     return Evidence(
         [
             equal(fixture.label("trainable"), set(facts.trainable), trained),
@@ -119,7 +119,7 @@ def _training_step(
     labels: torch.Tensor,
 ) -> dict[str, Measured]:
     clip, context = model.clip, context.clone().requires_grad_()
-    parameters = {_official(name): p.requires_grad_() for name, p in clip.named_parameters() if is_added(name)}
+    parameters = {_official(name): p.requires_grad_() for name, p in clip.named_parameters() if is_trained(name)}
     parameters |= {_SCALE: clip.logit_scale.requires_grad_(), _CONTEXT: context}
     pixels = torch.from_numpy(fixture.input())
     video = model.fuse(clip.visual(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))

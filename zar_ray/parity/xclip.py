@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from zar_ray.errors import ConfigError
-from zar_ray.models.cross_frames import cross_frame_head
+from zar_ray.models.parts import following_head
 from zar_ray.parity.checks import Evidence, Measured, norms
 from zar_ray.parity.fixture import FileFormat, Fixture
 from zar_ray.parity.published import imported, tensors
@@ -41,7 +41,7 @@ def check_xclip(fixture: Fixture, videos: Path | None) -> Evidence:
     """
     facts = fixture.read(XclipFacts, fixture.file.model_dump(), "X-CLIP's entries")
     model = imported({"model": tensors(fixture.weights("model")), "max_accuracy": 0.0, "epoch": 0})
-    head = cross_frame_head(model.clip)
+    head = following_head(model.clip)
     if head is None:
         raise ConfigError(f"{fixture.folder}: its checkpoint holds no X-CLIP")
     ids = model.tokenize(fixture.file.class_names)

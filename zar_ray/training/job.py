@@ -11,6 +11,7 @@ from rich.console import Console
 
 from zar_ray.cluster import connected, total_gpus
 from zar_ray.data.class_texts import prompts_of
+from zar_ray.models.architecture import load_architecture
 from zar_ray.options.base import fingerprint
 from zar_ray.options.layers import zar_home
 from zar_ray.results.folder import RunFolder
@@ -18,7 +19,6 @@ from zar_ray.storage import Storage
 from zar_ray.training.fitting import cpus_per_worker, fit
 from zar_ray.training.inputs import (
     accumulation,
-    load_architecture,
     settled,
     training_identity,
     training_videos,

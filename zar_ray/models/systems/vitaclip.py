@@ -17,22 +17,39 @@ under ``view_prompts``. Frames come view by view: T images after one another are
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from open_clip.transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
 from zar_ray.errors import ModelError
-from zar_ray.models.parts import VIEW_FRAMES, Part
+from zar_ray.models.formats import Converted, SavedWeights
+from zar_ray.models.parts import OWN_CONTEXT, VIEW_FRAMES, Part, require_class_token, with_times
+from zar_ray.models.systems.base import System, TrainingRule
+from zar_ray.video.transforms import Preprocessing
+
+if TYPE_CHECKING:
+    from zar_ray.training.options import TrainConfig
 
 VIEW_PROMPTS = "view_prompts"
-OWN_CONTEXT = "own_context"
 
+_SCALE = "logit_scale"
 _TRAINED = ("time_embed", "global_prompts", "local_prompts", "summary_ln", "summary_attn_layer", OWN_CONTEXT)
 _DEVIATION = 0.02  # of new vectors
+# The published names of an image tower's parts, besides queries, keys and values, which are apart there.
+_VISUAL = {
+    "cls_token": "class_embedding",
+    "pos_embed": "positional_embedding",
+    "patch_embed.proj.weight": "conv1.weight",
+}
+_BLOCK = {"norm1": "ln_1", "norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+_PATCHES, _POSITIONS = "visual.patch_embed.proj.bias", "visual.positional_embedding"
+_CONTEXT, _TIMES, _PROMPTS = "prompt_learner.ctx", "visual.time_embed", "visual.global_prompts"
+_A_CONTEXT_EACH = "holds a context for each class that it was trained with, and is made for no others"
 
 
 class SummaryAttention(nn.Module):
@@ -65,8 +82,7 @@ def attach_view_prompts(clip: Any, frames: int, global_prompts: int = 8, context
         ModelError: The image tower is not such a transformer.
     """
     visual, text = clip.visual, getattr(clip, "text", clip)
-    if type(visual) is not VisionTransformer or visual.attn_pool is not None or visual.pool_type != "tok":
-        raise ModelError("prompts between frames need a vision transformer with a class token, such as ViT-B-16")
+    require_class_token(clip, "prompts between frames")
     blocks, width = visual.transformer.resblocks, visual.positional_embedding.shape[1]
     setattr(visual, VIEW_FRAMES, frames)
     visual.register_parameter("time_embed", nn.Parameter(torch.zeros(frames, width)))
@@ -84,22 +100,14 @@ def attach_view_prompts(clip: Any, frames: int, global_prompts: int = 8, context
         text.register_parameter(OWN_CONTEXT, _drawn(context, text.positional_embedding.shape[1]))
 
 
-def has_view_prompts(visual: Any) -> bool:
-    """Whether an image tower has prompts between frames."""
-    return hasattr(visual, "global_prompts")
+def is_trained(name: str) -> bool:
+    """Whether Vita-CLIP trains a parameter: what it adds but the projection of class tokens, and the logit scale."""
+    return name == _SCALE or any(part in _TRAINED for part in name.split("."))
 
 
-def own_context_of(tower: Any) -> torch.Tensor | None:
-    """The context (L, W) that a text tower holds; None where it has none."""
-    return getattr(tower, OWN_CONTEXT, None)
-
-
-def is_view_prompt(name: str) -> bool:
-    """Whether Vita-CLIP trains a parameter that it adds; the projection of class tokens is not."""
-    return any(part in _TRAINED for part in name.split("."))
-
-
-PART = Part(VIEW_PROMPTS, attach_view_prompts, is_view_prompt)
+def _why_untrained(config: TrainConfig) -> str | None:
+    fits = config.trains == "added" and config.loss == "classes"
+    return None if fits else "has prompts of its own; train them with --trains added --loss classes"
 
 
 def _drawn(*shape: int) -> nn.Parameter:
@@ -107,9 +115,7 @@ def _drawn(*shape: int) -> nn.Parameter:
 
 
 def _in_time(visual: Any, _norm: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    times = visual.time_embed
-    views = inputs[0].unflatten(0, (-1, len(times)))
-    return ((views + times[:, None].to(views.dtype)).flatten(0, 1),)
+    return (with_times(inputs[0], visual.time_embed),)
 
 
 def _append(visual: Any, layer: int, block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -125,3 +131,74 @@ def _append(visual: Any, layer: int, block: Any, inputs: tuple[Any, ...]) -> tup
 
 def _drop(visual: Any, block: Any, _inputs: object, output: torch.Tensor) -> torch.Tensor:
     return output[:, : -(1 + block.local_prompts.shape[1] + visual.global_prompts.shape[1])]
+
+
+def recognise(saved: SavedWeights) -> Converted | None:
+    """Vita-CLIP's own files keep queries, keys and values apart and have a bias of the patches.
+
+    A context for each of the training's classes is left out, and words stand in its place.
+
+    Raises:
+        ModelError: The file is not whole.
+    """
+    tensors = saved.tensors
+    if _PROMPTS not in tensors or not any(name.startswith("textual.") for name in tensors):
+        return None
+    if _TIMES not in tensors:
+        raise ModelError(f"{saved.place}: a Vita-CLIP checkpoint without {_TIMES}")
+    left_out = saved.class_buffers()
+    if _CONTEXT in tensors and tensors[_CONTEXT].ndim == 3:
+        left_out[_CONTEXT] = _A_CONTEXT_EACH
+    weights: dict[str, torch.Tensor] = {}
+    apart: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name in left_out or name == _PATCHES:
+            continue
+        ours = _our_name(name)
+        if split := re.fullmatch(r"(.+\.attn\.)([qkv])_proj\.(weight|bias)", ours):
+            apart.setdefault(f"{split[1]}in_proj_{split[3]}", {})[split[2]] = tensor
+        else:
+            weights[ours] = tensor
+    weights |= _joined(apart, saved.place)
+    if _PATCHES in tensors and _POSITIONS in weights:
+        # CLIP's patches have no bias; added to each patch's position it does the same.
+        weights[_POSITIONS] = weights[_POSITIONS].clone()
+        weights[_POSITIONS][1:] += tensors[_PATCHES]
+    sizes = {
+        "frames": len(tensors[_TIMES]),
+        "global_prompts": tensors[_PROMPTS].shape[1],
+        "context": len(weights[OWN_CONTEXT]) if OWN_CONTEXT in weights else None,
+    }
+    return Converted(weights, {VIEW_PROMPTS: sizes}, left_out)
+
+
+def _our_name(name: str) -> str:
+    """A published name, as it is here; queries, keys and values are still apart."""
+    if name == _CONTEXT:
+        return OWN_CONTEXT
+    if name.startswith("textual."):
+        return name.removeprefix("textual.")
+    block = re.fullmatch(r"visual\.blocks\.(\d+)\.(.+)", name)
+    if block is None:
+        tower, _, short = name.partition(".")
+        return f"visual.{_VISUAL[short]}" if tower == "visual" and short in _VISUAL else name
+    part = next((old for old in _BLOCK if block[2].startswith(f"{old}.")), "")
+    return f"visual.transformer.resblocks.{block[1]}.{_BLOCK.get(part, '')}{block[2].removeprefix(part)}"
+
+
+def _joined(apart: Mapping[str, Mapping[str, torch.Tensor]], place: str) -> dict[str, torch.Tensor]:
+    for name, parts in apart.items():
+        if parts.keys() != set("qkv"):
+            raise ModelError(f"{place}: has queries, keys or values alone for {name}")
+    return {name: torch.cat([parts[one] for one in "qkv"]) for name, parts in apart.items()}
+
+
+SYSTEM = System(
+    name="vitaclip",
+    title="Vita-CLIP",
+    parts=(Part(VIEW_PROMPTS, attach_view_prompts),),
+    additions={VIEW_PROMPTS: {"frames": 8, "global_prompts": 8, "context": 8}},
+    recognise=recognise,
+    preprocessing=Preprocessing,
+    training=TrainingRule(added=is_trained, refuses=_why_untrained),
+)

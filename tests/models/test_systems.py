@@ -85,11 +85,12 @@ def test_vificlip_starts_from_a_plain_clip_as_it_is(plain, architecture):
 class TestSystemOfACheckpoint:
     """Which system weights are of is written down with them, and is no part of what they are."""
 
-    def test_another_ones_checkpoint_is_refused(self, plain, tmp_path):
+    def test_what_adds_nothing_is_a_clip_to_start_from(self, plain, tmp_path):
         ours = load(plain, "vificlip")
         save_checkpoint(ours.clip, ours.architecture, ours.preprocessing, tmp_path / "v.safetensors", {"name": "v"})
-        with pytest.raises(ModelError, match="v: is of the system vificlip, not of --model xclip; leave --model away"):
-            load(tmp_path / "v.safetensors", "xclip")
+        started = load(tmp_path / "v.safetensors", "xclip")
+        assert (started.name, started.architecture["system"], started.random_weights) == ("xclip", "xclip", True)
+        assert load_model(ModelOptions(checkpoint=tmp_path / "v.safetensors")).architecture["system"] == "vificlip"
 
     def test_one_whose_package_is_not_here_is_one_line(self, clip, architecture, tmp_path):
         file = tmp_path / "far.safetensors"

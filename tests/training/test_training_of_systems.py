@@ -291,7 +291,9 @@ class TestRefused:
         assert "\n" not in str(caught.value)
 
     def test_adapters_of_a_model_without(self):
-        with pytest.raises(ModelError, match="meanP: is a CLIP that nothing was added to; start from --model ezclip"):
+        with pytest.raises(
+            ModelError, match="meanP: is a CLIP that nothing was added to; start from --model a5, actionclip"
+        ):
             network_of("meanP", trains="added")
 
     @pytest.mark.parametrize("system", ["ezclip", "xclip"])

@@ -35,7 +35,7 @@ class PromptOptions(Options):
     template_average: TextAverage = later(
         "features",
         "What counts of a class with several texts: the mean of their features, as CLIP, or of the"
-        " probabilities that each gives, as ActionCLIP.",
+        " probabilities that each gives.",
     )
 
 

@@ -175,19 +175,16 @@ def _as_system(model: ClipModel, system: System) -> ClipModel:
     """A model of a published system: itself, or a plain CLIP with new weights for what the system adds."""
     parts, named = known_parts(), model.architecture.get(SYSTEM, system.name)
     own, wanted = ({word for word in parts if word in one} for one in (model.architecture, system.additions))
-    if named != system.name:
+    fits = wanted.difference(system.optional) <= own <= wanted.union(system.optional)
+    if own and not (fits and named == system.name):
+        other = f"is of the system {named}" if fits else f"has {', '.join(sorted(own))}"
         raise ModelError(
-            f"{model.name}: is of the system {named}, not of --model {system.name}; leave --model away: the checkpoint"
-            " says what it is"
-        )
-    if wanted.difference(system.optional) <= own <= wanted.union(system.optional):
-        model.architecture = {**model.architecture, SYSTEM: system.name}
-        return model
-    if own:
-        raise ModelError(
-            f"{model.name}: has {', '.join(sorted(own))}, which --model {system.name} has not; leave --model away: the"
+            f"{model.name}: {other}, which --model {system.name} {'is' if fits else 'has'} not; leave --model away: the"
             " checkpoint says what it is"
         )
+    if fits:
+        model.architecture = {**model.architecture, SYSTEM: system.name}
+        return model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         before = len(model.clip.state_dict())

@@ -22,7 +22,7 @@ from zar_ray.models.losses import matching_losses, motion_loss
 from zar_ray.models.parts import DEEP_PROMPTS, FUSION, own_context_of
 from zar_ray.models.regularisation import attach_regularisation
 from zar_ray.models.systems.base import EVALUATION_SCALE
-from zar_ray.models.systems.registry import known_systems, rule_of
+from zar_ray.models.systems.registry import registered, rule_of
 from zar_ray.models.text import PromptedClasses, encode_tokens
 from zar_ray.training.options import TrainConfig
 
@@ -121,10 +121,8 @@ class VideoTextModel(nn.Module):
                 for name, parameter in clip.named_parameters():
                     parameter.requires_grad_(self.rule.added(name))
                 if not any(parameter.requires_grad for parameter in clip.parameters()):
-                    systems = ", ".join(known_systems())
-                    raise ModelError(
-                        f"{model.name}: is a CLIP that nothing was added to; start from --model NAME ({systems})"
-                    )
+                    systems = ", ".join(name for name, one in registered().items() if one.additions)
+                    raise ModelError(f"{model.name}: is a CLIP that nothing was added to; start from --model {systems}")
         self.register_buffer("_text_features", features, persistent=False)
         self._dropping = attach_regularisation(model, config)
         self.train()

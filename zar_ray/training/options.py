@@ -14,7 +14,7 @@ from zar_ray.video.options import DecodeOptions
 
 
 class RandAugmentConfig(Options):
-    """RandAugment (Cubuk et al., NeurIPS 2020), drawn anew for every frame, as ActionCLIP."""
+    """RandAugment (Cubuk et al., NeurIPS 2020), drawn anew for every frame."""
 
     operations: int = Field(default=0, ge=0, description="Operations a frame, drawn from 16; 0 for no RandAugment.")
     magnitude: int = Field(default=9, ge=0, le=30, description="How far each goes through its range, of 30.")
@@ -26,7 +26,7 @@ class AugmentConfig(Options):
     crop: Literal["random", "multi_scale"] = Field(
         default="random",
         description="random: a square of the input size, anywhere; multi_scale: a box of two of the crop scales, in a"
-        " corner or the centre, resized to the input size, as ViFi-CLIP.",
+        " corner or the centre, resized to the input size.",
     )
     crop_scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(1.0, 0.875, 0.75, 0.66),
@@ -70,21 +70,25 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     pixels: Literal["model", "imagenet"] = Field(
         default="model",
         description="Mean and deviation of the input, filter and short side: the model's own; or ImageNet's, bilinear,"
-        " 8/7 of the input size, as ViFi-CLIP.",
+        " 8/7 of the input size.",
     )
     trains: Literal["both", "all", "image", "text", "prompts", "context", "added"] = Field(
         default="both",
-        description="What is trained: both towers, those and the token embeddings (all, as ActionCLIP), one tower,"
-        " prompt vectors in both towers' layers, the context alone (CoOp), or what ezclip, a5 or vitaclip add to CLIP.",
+        description="What is trained: both towers, those and the token embeddings (all), one tower, prompt vectors in"
+        " both towers' layers, the context alone (CoOp), or what a published system adds to CLIP (docs/models.md).",
     )
     loss: Literal["classes", "matching"] = Field(
         default="classes",
         description="classes: cross-entropy over the texts of all classes; matching: a micro-batch's videos against its"
-        " texts, one drawn a video, both ways, as ActionCLIP and EZ-CLIP.",
+        " texts, one drawn a video, both ways.",
     )
-    motion_loss: float = Field(default=0.0, ge=0, description="Weight of EZ-CLIP's motion loss beside matching.")
+    motion_loss: float = Field(
+        default=0.0, ge=0, description="Weight beside matching of a loss that rewards frames that differ."
+    )
     fusion_lr: float = Field(
-        default=1.0, gt=0, description="Learning rate of ActionCLIP's, A5's or X-CLIP's head, as a multiple."
+        default=1.0,
+        gt=0,
+        description="Learning rate, as a multiple, of a head over frames and of what else a system calls new.",
     )
     prompt_vectors: int = Field(default=16, ge=1, description="Prompt vectors a layer and tower.")
     prompt_depth: int = Field(default=9, ge=1, description="Layers that have prompt vectors of their own.")
@@ -99,15 +103,17 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     drop_path: float = later(
         0.0,
         "Stochastic depth within the towers, in training alone: the rate of the last layer, from 0 in the first. It"
-        " falls on positions of tokens, as in EZ-CLIP.",
+        " falls on positions of tokens.",
         ge=0,
         lt=1,
     )
     attention_dropout: float = later(
         0.0, "Dropout of the towers' attention weights, in training alone; layers share it as drop_path.", ge=0, lt=1
     )
-    prompt_dropout: float = later(0.0, "Dropout of EZ-CLIP's temporal prompts, in training alone.", ge=0, lt=1)
-    head_dropout: float = later(0.0, "Dropout within ActionCLIP's head Transf_cls, in training alone.", ge=0, lt=1)
+    prompt_dropout: float = later(
+        0.0, "Dropout of prompts between frames, in training alone, of systems that have it.", ge=0, lt=1
+    )
+    head_dropout: float = later(0.0, "Dropout within a head over frames that has any, in training alone.", ge=0, lt=1)
     batch_size: int = Field(default=256, ge=1, description="Videos a step, over all workers.")
     micro_batch: int = Field(
         default=8,
@@ -123,13 +129,13 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     warmup_steps: int | None = Field(default=None, ge=0, description="Steps of linear warm-up, instead of epochs.")
     cosine_from: Literal["warmup", "start"] = Field(
         default="warmup",
-        description="Where the cosine has its peak: at the warm-up's end; or at step 0, as ViFi-CLIP's scheduler, whose"
+        description="Where the cosine has its peak: at the warm-up's end; or at step 0, as timm's scheduler, whose"
         " first two steps have rate 0 and whose rate drops from the peak at the warm-up's end.",
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.98), description="AdamW's betas.")
     weight_decay: float = Field(default=0.001, ge=0, description="AdamW's weight decay.")
     decays: Literal["matrices", "all"] = Field(
-        default="matrices", description="What decays: weights and embeddings alone, as CLIP; or all, as ViFi-CLIP."
+        default="matrices", description="What decays: weights and embeddings alone, as CLIP; or all."
     )
     clip_grad: float | None = Field(default=None, gt=0, description="Bound on the gradient's norm; none by default.")
     average_from: float | None = Field(

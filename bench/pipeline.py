@@ -28,9 +28,10 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from zar_ray.evaluation.options import EvalConfig
+from zar_ray.evaluation.stages.decode import DecodeStage
 from zar_ray.options.base import Options
 from zar_ray.options.layers import conf_dir, read_yaml
+from zar_ray.study.options import EvalConfig
 
 # Ignored at either end of a run, as a share of its videos.
 _ENDS = 0.1
@@ -106,9 +107,9 @@ def run_loop(config: EvalConfig, done: Any, answer: Any) -> None:
     from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
     from zar_ray.data.class_texts import prompts_of
     from zar_ray.data.manifest import read_manifest
-    from zar_ray.evaluation.spec import plan_video
     from zar_ray.models.loading import load_model
     from zar_ray.video.decoding import decode_video
+    from zar_ray.video.plans import plan_video
 
     manifest = read_manifest(Path(str(config.dataset))).select(config.split, config.limit)
     model = load_model(config)
@@ -133,7 +134,7 @@ def run_loop(config: EvalConfig, done: Any, answer: Any) -> None:
 
 
 def _plan_of(video_id: str, plan: Callable[..., Any], config: EvalConfig, preprocessing: Any) -> Callable[[Any], Any]:
-    return lambda info: plan(video_id, info, config, preprocessing, True)
+    return lambda info: plan(video_id, info, config.views, preprocessing, config.seed, needs_views=True)
 
 
 def run_job(config: EvalConfig, done: Any, answer: Any) -> None:
@@ -157,10 +158,11 @@ def run_job(config: EvalConfig, done: Any, answer: Any) -> None:
         include_dashboard=False,
         log_to_driver=False,
         _node_ip_address="127.0.0.1",
-        runtime_env={"env_vars": {_LAPS: str(laps)}, "worker_process_setup_hook": _time_stages},
+        runtime_env={"env_vars": {_LAPS: str(laps)}},
     )
     manifest = read_manifest(Path(str(config.dataset))).select(config.split, config.limit)
     folder = RunFolder(Storage(str(laps / "run")))
+    pipeline.DecodeStage, pipeline.AdaptStage = TimedDecode, _timed_adapt()
     advance = pipeline.VideoProgress.advance
 
     def counted(self: Any, videos: int, failed: int) -> None:
@@ -169,7 +171,8 @@ def run_job(config: EvalConfig, done: Any, answer: Any) -> None:
 
     pipeline.VideoProgress.advance = counted
     workload = Workload.of(manifest, [whole_split(manifest)])
-    evaluated = pipeline.evaluate(workload, config, folder, Console(file=io.StringIO()))
+    asked = [pipeline.AskedModel("tiny", (config,))]
+    evaluated = pipeline.evaluate(workload, asked, ["default"], folder, Console(file=io.StringIO()))
     ray.shutdown()
     times = {row.video_id: row.recorded_at for row in to_rows(evaluated.table) if row.error is None}
     stages: dict[str, float] = {}
@@ -180,55 +183,39 @@ def run_job(config: EvalConfig, done: Any, answer: Any) -> None:
     answer.put((sorted(times.values()), stages))
 
 
-def _time_stages() -> None:
-    """Runs in every Ray worker: notes how long the parts of both stages take."""
-    import importlib.abc
-    import importlib.machinery
-    import sys
+class TimedDecode(DecodeStage):
+    """The first stage, which notes how long a video takes."""
 
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                with Path(os.environ[_LAPS], f"{os.getpid()}.laps").open("a") as file:
-                    file.write(f"{name} {time.perf_counter() - started}\n")
+    def decode(self, row: dict[str, Any]) -> dict[str, Any]:
+        """See `DecodeStage.decode`."""
+        with _lap("decode"):
+            return super().decode(row)
 
-        return call
 
-    def of_decoding(stage: Any) -> None:
-        stage._prepare = timed("decode", stage._prepare)
+def _timed_adapt() -> type:
+    """The second stage, which notes how long its parts take; its module loads PyTorch, and decoders must not."""
+    from zar_ray.evaluation.stages.adapt import AdaptStage
 
-    def of_adapting(stage: Any) -> None:
-        worker = stage.AdaptStage
-        worker._arrive = timed("receive", worker._arrive)
-        worker._predict = timed("predict", worker._predict)
-        worker.__call__ = timed("adapter", worker.__call__)
-        stage.write_part = timed("write", stage.write_part)
+    class TimedAdapt(AdaptStage):
+        def __call__(self, block: Any) -> Any:
+            with _lap("adapter"):
+                return super().__call__(block)
 
-    patches = {"zar_ray.evaluation.decode_stage": of_decoding, "zar_ray.evaluation.adapt_stage": of_adapting}
+        def predict(self, replica: Any, videos: Any) -> Any:
+            with _lap("predict"):
+                return super().predict(replica, videos)
 
-    class PatchOnImport(importlib.abc.MetaPathFinder):
-        """Waits for the import: a worker that never evaluates must not load PyTorch for this."""
+    return TimedAdapt
 
-        def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-            if name not in patches:
-                return None
-            patch = patches.pop(name)
-            spec = importlib.machinery.PathFinder.find_spec(name, path)
-            assert spec is not None
-            assert spec.loader is not None
-            execute = spec.loader.exec_module
 
-            def exec_and_patch(module: Any) -> None:
-                execute(module)
-                patch(module)
-
-            spec.loader.exec_module = exec_and_patch  # type: ignore[method-assign]
-            return spec
-
-    sys.meta_path.insert(0, PatchOnImport())
+@contextmanager
+def _lap(name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        with Path(os.environ[_LAPS], f"{os.getpid()}.laps").open("a") as file:
+            file.write(f"{name} {time.perf_counter() - started}\n")
 
 
 def measure(target: Callable[..., None], config: EvalConfig) -> Run:

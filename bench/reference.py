@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import Decision, VideoFeatures
-from zar_ray.adaptation.options import ZarConfig
+from zar_ray.adaptation.zar import ZarConfig
 from zar_ray.errors import ConfigError
 from zar_ray.models.precision import exact_float32
 from zar_ray.video.pixels import crop_and_normalise

@@ -45,14 +45,15 @@ from zar_ray.adaptation.predict import rank_labels
 from zar_ray.client import Client, ServiceError
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, ZarError
-from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.options.base import Options
 from zar_ray.options.layers import conf_dir, read_yaml
-from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.backend import Query
+from zar_ray.serving.methods import ServiceOptions, adaptation_options
 from zar_ray.serving.schema import Classification, RankedLabel
 from zar_ray.video.decoding import decode_video
+from zar_ray.video.plans import plan_video
 
 # Of a load's time; what is answered in it is not counted: queues fill, and text features are made.
 _RAMP = 0.2
@@ -267,12 +268,12 @@ class DirectSide:
         config: The service's options.
     """
 
-    def __init__(self, model: ClipModel, labels: Sequence[str], video: Path, config: ServeConfig) -> None:
-        self.options = config.adaptation("zar", config.seed, config.zar.steps, None)
+    def __init__(self, model: ClipModel, labels: Sequence[str], video: Path, config: ServiceOptions) -> None:
+        self.options = adaptation_options(config, Query("direct", tuple(labels), "zar", seed=config.seed))
         self._labels = tuple(labels)
         self._video = video
-        self._plan_of = partial(
-            plan_video, video.name, options=self.options, preprocessing=model.preprocessing, needs_views=True
+        self._plan_of = lambda info: plan_video(
+            video.name, info, config.views, model.preprocessing, config.seed, needs_views=True
         )
         self._preprocessing = model.preprocessing
         self._adapter = VideoAdapter(model, prompts_of([self._labels], self.options), ("zar",), self.options)
@@ -353,7 +354,7 @@ def make_checkpoint(path: Path) -> Path:
 
 
 @contextmanager
-def started_service(config: ServeConfig, ray_proxy: bool = False) -> Iterator[tuple[str, int]]:
+def started_service(config: ServiceOptions, ray_proxy: bool = False) -> Iterator[tuple[str, int]]:
     """Starts the service on a Ray of its own, on loopback; gives its URL and the process above all of its processes.
 
     Args:
@@ -380,7 +381,7 @@ def started_service(config: ServeConfig, ray_proxy: bool = False) -> Iterator[tu
         process.join()
 
 
-def _serve(config: ServeConfig, port: int, over: Any, parent: int, ray_proxy: bool) -> None:
+def _serve(config: ServiceOptions, port: int, over: Any, parent: int, ray_proxy: bool) -> None:
     """The service's process: serves until it is over, or until the bench is gone."""
     import ray
     from ray import serve
@@ -484,7 +485,7 @@ def run(options: ServeBenchOptions, say: Callable[[str], None] = lambda _: None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         video = options.video or make_video(folder / "video.mp4")
-        config = ServeConfig.model_validate(
+        config = ServiceOptions.model_validate(
             {
                 "checkpoint": options.checkpoint or make_checkpoint(folder / "tiny.safetensors"),
                 "device": "cpu",
@@ -501,7 +502,7 @@ def run(options: ServeBenchOptions, say: Callable[[str], None] = lambda _: None)
 
 def _measure(
     options: ServeBenchOptions,
-    config: ServeConfig,
+    config: ServiceOptions,
     video: Path,
     url: str,
     pid: int | None,

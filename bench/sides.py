@@ -12,7 +12,7 @@ from measure import PeakMemory, Stopwatch
 from reference import Reference
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
-from zar_ray.adaptation.base import Decision, VideoFeatures
+from zar_ray.adaptation.base import Decision, Shared, VideoFeatures
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.options import AdaptationOptions
@@ -127,7 +127,7 @@ class OurSide:
         with PeakMemory(self.model.device, watch_memory) as memory, counted_images(self.model) as images:
             watch = Stopwatch(self.model.device)
             if given:
-                outcomes = get_method("zar").adapt(given, self.classes, self.options)
+                outcomes = get_method("zar").adapt(given, self.classes, self.options.zar, Shared())
                 decisions = [_or_raise(outcome) for outcome in outcomes]
             elif adapt:
                 for prediction in map(_or_raise, self.adapter.predict(planned)):

@@ -26,13 +26,14 @@ from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, make_cases
 from zar_ray.adaptation.settings import Setting
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
-from zar_ray.evaluation.options import EvalConfig
-from zar_ray.evaluation.spec import plan_settings
+from zar_ray.evaluation.planning import at_one_short_side
+from zar_ray.evaluation.spec import ModelViews
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.options.base import Options
 from zar_ray.results.case import Case
-from zar_ray.study.sweeps import at_one_short_side, load_sweep, place_settings
+from zar_ray.study.options import EvalConfig
+from zar_ray.study.sweeps import load_sweep, place_settings
 from zar_ray.video.reading import VideoInfo
 
 _SWEEPS = ("zar-table3", "zar-table4", "zar-table5")
@@ -84,6 +85,8 @@ class Side:
         for number, one in enumerate(self.settings):
             cases += make_cases(one.options, model.fingerprint, one.prompts, number)
         first, *further = self.settings
+        planned = tuple((one.options.views, one.options.seed) for one in self.settings)
+        self.views = ModelViews(model.fingerprint, "fp32", model.preprocessing, planned, needs_views=True)
         self.adapter = VideoAdapter(model, first.prompts, ("zar",), first.options, cases=cases, further=further)
         # What is made once for a set of classes is no video's.
         self.adapter.class_sets[0].initial_gradients(
@@ -97,7 +100,7 @@ class Side:
             Images, wall seconds and CPU seconds.
         """
         info = VideoInfo(frames, 25.0, WIDTH, HEIGHT, frames / 25, "none")
-        plan, *further = plan_settings(f"bench/{number}.mp4", info, self.settings, self.model.preprocessing, True)
+        plan, *further = self.views.plans(f"bench/{number}.mp4", info)
         generator = torch.Generator().manual_seed(number)
         shape = (len(plan.frames), plan.height, plan.width, 3)
         pictures = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)

@@ -2,7 +2,7 @@
 
 import sys
 
-from zar_ray.commands.ablate import ablate_command
+from zar_ray.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(ablate_command(sys.argv[1:]))
+    sys.exit(main(["ablate", *sys.argv[1:]]))

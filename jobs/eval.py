@@ -2,7 +2,7 @@
 
 import sys
 
-from zar_ray.commands.eval import eval_command
+from zar_ray.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(eval_command(sys.argv[1:]))
+    sys.exit(main(["eval", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from zar_ray.commands.train import train_command
+from zar_ray.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(train_command(sys.argv[1:]))
+    sys.exit(main(["train", *sys.argv[1:]]))

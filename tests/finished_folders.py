@@ -13,7 +13,6 @@ import torch
 
 from zar_ray.adaptation.base import Decision
 from zar_ray.data.manifest import Manifest, VideoRow, write_manifest
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.results.metrics import (
     case_metrics,
     costs,
@@ -23,6 +22,7 @@ from zar_ray.results.metrics import (
 )
 from zar_ray.results.record import RunSummary, SplitSummary, Throughput
 from zar_ray.results.rows import ResultRow, to_table
+from zar_ray.study.options import EvalConfig
 
 CLASSES = ("archery", "bowling", "cartwheel <b>&", "diving")
 

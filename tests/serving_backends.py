@@ -1,4 +1,4 @@
-"""A backend without Ray: the service's own classifier on videos decoded in this process."""
+"""The service without Ray: its application over its own classifier, on videos decoded in this process."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from functools import partial
 import numpy as np
 
 from zar_ray.errors import VideoError
-from zar_ray.evaluation.spec import plan_video
 from zar_ray.serving.backend import Job
 from zar_ray.serving.classifier import Classifier
+from zar_ray.serving.http_app import build_app
+from zar_ray.serving.methods import served_methods
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import WindowResult
 from zar_ray.video.decoding import decode_video
+from zar_ray.video.plans import plan_video
+
+
+def local_app(options, backend):
+    """The application as an ingress replica builds it: it is told of the methods, and has none of their classes."""
+    return build_app(options.without_methods(), served_methods(options), backend)
 
 
 class LocalBackend:
@@ -55,9 +62,10 @@ class LocalBackend:
         plan_of = partial(
             plan_video,
             video.name,
-            options=query.options,
+            views=self.classifier.config.views,
             preprocessing=preprocessing,
-            needs_views=self.classifier.decoding_needs.want_views(query.options),
+            seed=query.seed,
+            needs_views=self.classifier.decoding_needs.want_views(query.method),
         )
         try:
             decoded = decode_video(path, plan_of, preprocessing.interpolation)

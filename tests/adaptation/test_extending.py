@@ -9,7 +9,7 @@ import torch
 
 from zar_ray.adaptation import methods
 from zar_ray.adaptation.adapter import VideoAdapter, make_cases
-from zar_ray.adaptation.options import ZarConfig
+from zar_ray.adaptation.zar import ZarConfig
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
 

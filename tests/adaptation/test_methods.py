@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from zar_ray.adaptation.base import VideoFeatures
+from zar_ray.adaptation.base import Shared, VideoFeatures
 from zar_ray.adaptation.methods import METHODS, get_method
-from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.errors import ConfigError, VideoError
 
 
@@ -22,7 +21,7 @@ def test_misspelt_method_suggests_the_right_one(name, guess):
 def test_zero_shot_decides_by_the_evaluation_view(classes):
     evaluation = torch.nn.functional.normalize(torch.ones(12), dim=0)
     videos = [VideoFeatures(torch.empty(0, 12), evaluation * scale) for scale in (1, torch.inf)]
-    decision, failure = get_method("zero_shot").adapt(videos, classes, AdaptationOptions())
+    decision, failure = get_method("zero_shot").adapt(videos, classes, None, Shared())
     expected = classes.logits(evaluation, classes.initial_features)
     assert torch.equal(decision.logits_before, expected)
     assert torch.equal(decision.logits_after, expected)

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from zar_ray.adaptation.base import VideoFeatures, entropy
+from zar_ray.adaptation.base import Shared, VideoFeatures, entropy
 from zar_ray.adaptation.methods import get_method
-from zar_ray.adaptation.options import AdaptationOptions, TdaConfig
-from zar_ray.adaptation.tda import TdaStream
+from zar_ray.adaptation.tda import TdaConfig, TdaStream
 from zar_ray.errors import VideoError
 
 
@@ -70,7 +69,7 @@ def by_hand(classes, given_videos, own):
 )
 def test_it_is_the_rule(classes, seed, own):
     given_videos = videos(seed, 25)
-    stream = TdaStream(classes, AdaptationOptions(tda=own))
+    stream = TdaStream(classes, own, Shared())
     for video, expected in zip(given_videos, by_hand(classes, given_videos, own), strict=True):
         decision = stream.decide(video)
         assert torch.allclose(decision.logits_after, expected, atol=1e-4)
@@ -79,26 +78,26 @@ def test_it_is_the_rule(classes, seed, own):
 
 def test_the_same_order_gives_the_same_and_another_order_another(classes):
     adapt, given_videos = get_method("tda").adapt, videos(1, 30)
-    first, again = (adapt(given_videos, classes, AdaptationOptions()) for _ in range(2))
+    first, again = (adapt(given_videos, classes, TdaConfig(), Shared()) for _ in range(2))
     assert all(torch.equal(a.logits_after, b.logits_after) for a, b in zip(first, again, strict=True))
-    other = adapt(given_videos[::-1], classes, AdaptationOptions())[::-1]
+    other = adapt(given_videos[::-1], classes, TdaConfig(), Shared())[::-1]
     assert any(not torch.equal(a.logits_after, b.logits_after) for a, b in zip(first, other, strict=True))
 
 
 def test_it_goes_on_from_its_state(classes):
     given_videos = videos(2, 20)
-    stream = TdaStream(classes, AdaptationOptions())
+    stream = TdaStream(classes, TdaConfig(), Shared())
     for video in given_videos[:10]:
         stream.decide(video)
     state = {name: value.clone() for name, value in stream.state().items()}
     expected = [stream.decide(video).logits_after for video in given_videos[10:]]
-    other = TdaStream(classes, AdaptationOptions())
+    other = TdaStream(classes, TdaConfig(), Shared())
     other.restore(state)
     assert all(torch.equal(other.decide(v).logits_after, e) for v, e in zip(given_videos[10:], expected, strict=True))
 
 
 def test_a_video_that_fails_leaves_no_trace(classes):
-    stream, (good, *_) = TdaStream(classes, AdaptationOptions()), videos(3, 1)
+    stream, (good, *_) = TdaStream(classes, TdaConfig(), Shared()), videos(3, 1)
     stream.decide(good)
     before = {name: value.clone() for name, value in stream.state().items()}
     with pytest.raises(VideoError, match="not finite"):
@@ -108,7 +107,7 @@ def test_a_video_that_fails_leaves_no_trace(classes):
 
 def test_several_evaluation_views_are_cached_as_their_mean(classes):
     rows = torch.stack([video.evaluation for video in videos(4, 3)])
-    stream = TdaStream(classes, AdaptationOptions())
+    stream = TdaStream(classes, TdaConfig(), Shared())
     stream.decide(VideoFeatures(torch.empty(0, 12), rows))
     kept = stream.state()["positive/keys"]
     assert torch.allclose(kept[kept.abs().sum(dim=-1) > 0], normalize(rows.mean(dim=0), dim=-1)[None])

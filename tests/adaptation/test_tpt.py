@@ -13,10 +13,9 @@ from torchvision.transforms.v2 import functional
 
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.augmix import Draws
-from zar_ray.adaptation.base import Decision, VideoFeatures
-from zar_ray.adaptation.options import TptConfig, ZarConfig
-from zar_ray.adaptation.tpt import adapt_tpt, encode_crops, random_crop, random_view, tune_on_views
-from zar_ray.adaptation.zar import adapt_zar
+from zar_ray.adaptation.base import Decision, Shared, VideoFeatures
+from zar_ray.adaptation.tpt import TptConfig, adapt_tpt, encode_crops, random_crop, random_view, tune_on_views
+from zar_ray.adaptation.zar import ZarConfig, adapt_zar
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ModelError, VideoError
 from zar_ray.models.clip import ClipModel
@@ -25,6 +24,7 @@ from zar_ray.video.options import ViewConfig
 from zar_ray.video.pixels import normalise
 
 NAMES = ("red circle", "green square", "blue bar")
+SHARED = Shared(seed=0, encoder_batch=5)
 
 
 def with_tpt(options, **values):
@@ -72,28 +72,28 @@ def test_crops_and_flips_are_spread_as_they_should_be():
     assert flipped / 400 == pytest.approx(0.25, abs=0.07)
 
 
-def test_a_view_is_all_frames_under_one_crop(tiny_model, make_pixels, small_options):
-    options = with_tpt(small_options, views=7)
+def test_a_view_is_all_frames_under_one_crop(tiny_model, make_pixels):
+    options = TptConfig(views=7)
     video = make_pixels(4)
     pixels = video.pixels
-    crops = encode_crops(video, tiny_model, options)
+    crops = encode_crops(video, tiny_model, options, SHARED)
     assert crops.shape == (6, 3, 12)
     rows = pixels.images[pixels.evaluation, 0]
     frames = torch.tensor(pixels.frames[rows]).permute(0, 3, 1, 2)
     for number, got in enumerate(crops, 1):
-        draws = Draws(options.seed, pixels.video_id, "tpt", number)
-        box = random_crop(*frames.shape[-2:], options.tpt, draws)
+        draws = Draws(SHARED.seed, pixels.video_id, "tpt", number)
+        box = random_crop(*frames.shape[-2:], options, draws)
         cut = functional.resized_crop(frames, box.top, box.left, box.height, box.width, [32, 32], antialias=True)
         cut = cut.flip(-1) if draws.uniform() < 0.5 else cut
         expected = tiny_model.encode_images(normalise(cut.permute(0, 2, 3, 1), tiny_model.preprocessing))
         assert torch.allclose(got, expected, atol=1e-5)
 
 
-def test_view_zero_is_the_evaluation_view_and_the_update_is_zars(tiny_model, classes, make_pixels, small_options):
-    options = with_tpt(small_options, views=9, confidence=0.5, steps=2)
+def test_view_zero_is_the_evaluation_view_and_the_update_is_zars(tiny_model, classes, make_pixels):
+    options = TptConfig(views=9, confidence=0.5, steps=2)
     videos = [make_pixels(seed) for seed in (1, 2)]
-    for video, decision in zip(videos, adapt_tpt(videos, classes, options), strict=True):
-        crops = normalize(encode_crops(video, tiny_model, options).mean(dim=1), dim=-1)
+    for video, decision in zip(videos, adapt_tpt(videos, classes, options, SHARED), strict=True):
+        crops = normalize(encode_crops(video, tiny_model, options, SHARED).mean(dim=1), dim=-1)
         features = VideoFeatures(torch.cat([video.evaluation[None], crops]), video.evaluation)
         expected = adapt_zar(features, classes, ZarConfig(confidence=0.5, steps=2))
         assert isinstance(decision, Decision)
@@ -105,8 +105,8 @@ def test_view_zero_is_the_evaluation_view_and_the_update_is_zars(tiny_model, cla
 
 
 def test_a_video_of_one_frame_is_the_papers_picture(tiny_model, classes, make_pixels, small_options):
-    options = small_options.model_copy(update={"views": ViewConfig(frames=1, eval_frames=1), "tpt": TptConfig()})
-    (decision,) = adapt_tpt([make_pixels(0, options)], classes, options)
+    options = small_options.model_copy(update={"views": ViewConfig(frames=1, eval_frames=1)})
+    (decision,) = adapt_tpt([make_pixels(0, options)], classes, TptConfig(), SHARED)
     assert len(decision.view_entropies) == 64
     assert len(decision.selected) == 6
     assert decision.encoded == 63
@@ -161,7 +161,7 @@ def test_images_are_counted_and_shared(tiny_model, make_planned, small_options):
 def test_what_cannot_be_done_is_said(tiny_model, classes, make_pixels, small_options):
     video = make_pixels(1)
     stored = VideoFeatures(video.views, video.evaluation)
-    fine, failure = adapt_tpt([video, stored], classes, with_tpt(small_options, views=3))
+    fine, failure = adapt_tpt([video, stored], classes, TptConfig(views=3), SHARED)
     assert isinstance(fine, Decision)
     assert isinstance(failure, VideoError)
     assert "works from pixels" in str(failure)

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from zar_ray.adaptation.base import Shared
 from zar_ray.adaptation.cost import step_gflops, steps_of
 from zar_ray.adaptation.methods import get_method
-from zar_ray.adaptation.options import AdaptationOptions, TptConfig, ZarConfig
+from zar_ray.adaptation.options import AdaptationOptions
+from zar_ray.adaptation.tpt import TptConfig
+from zar_ray.adaptation.zar import ZarConfig
 from zar_ray.data.class_texts import ClassPrompts, ContextFile, class_prompts
 from zar_ray.models.cost import counted, weightless
 from zar_ray.models.learned_context import RANDOM, LearnedContext, save_context
@@ -20,8 +23,7 @@ def shape(tiny_model):
 
 def test_a_step_more_takes_what_is_counted_of_a_step(tiny_model, shape, classes, make_pixels):
     def tuned(steps: int) -> float:
-        options = AdaptationOptions(zar=ZarConfig(steps=steps))
-        return counted(lambda: get_method("zar").adapt([video], classes, options))
+        return counted(lambda: get_method("zar").adapt([video], classes, ZarConfig(steps=steps), Shared()))
 
     video = make_pixels(0)
     tuned(1)  # makes the pass of the untuned context, once for all videos

@@ -9,10 +9,9 @@ import torch
 from torch.nn.functional import normalize
 
 from zar_ray.adaptation.adapter import VideoAdapter
-from zar_ray.adaptation.base import VideoFeatures, averaged
-from zar_ray.adaptation.memo import adapt_memo, moving_names
-from zar_ray.adaptation.options import MemoConfig, TentConfig
-from zar_ray.adaptation.tent import TentStream, adapt_tent, norm_names
+from zar_ray.adaptation.base import Shared, VideoFeatures, averaged
+from zar_ray.adaptation.memo import MemoConfig, adapt_memo, moving_names
+from zar_ray.adaptation.tent import TentConfig, TentStream, adapt_tent, norm_names
 from zar_ray.adaptation.zar import marginal_entropy, mean_entropy
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, ModelError, VideoError
@@ -21,6 +20,7 @@ from zar_ray.models.text import PromptedClasses
 from zar_ray.video.pixels import crop_and_normalise
 
 NAMES = ("red circle", "green square", "blue bar")
+SHARED = Shared(seed=0, encoder_batch=5)
 
 
 def bits(model):
@@ -52,11 +52,10 @@ def by_hand(model, classes, video, names, optimiser, loss_of, steps):
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
 @pytest.mark.parametrize("parameters", [(), ("transformer.resblocks.0.mlp", "ln_post")])
-def test_memo_is_its_definition(tiny_model, classes, make_pixels, small_options, steps, optimiser, parameters):
+def test_memo_is_its_definition(tiny_model, classes, make_pixels, steps, optimiser, parameters):
     update = MemoConfig(steps=steps, optimiser=optimiser, parameters=parameters, lr=1e-3)
-    options = small_options.model_copy(update={"memo": update})
     video, before = make_pixels(5), bits(tiny_model)
-    decision = adapt_memo(video, classes, options)
+    decision = adapt_memo(video, classes, update, SHARED)
     made = {
         "adamw": lambda weights: torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.01),
         "sgd": lambda weights: torch.optim.SGD(weights, lr=1e-3, weight_decay=0.01),
@@ -72,10 +71,10 @@ def test_memo_is_its_definition(tiny_model, classes, make_pixels, small_options,
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
-def test_tent_is_its_definition_and_leaves_no_trace(tiny_model, classes, make_pixels, small_options, optimiser):
-    options = small_options.model_copy(update={"tent": TentConfig(optimiser=optimiser, lr=1e-2, steps=2)})
+def test_tent_is_its_definition_and_leaves_no_trace(tiny_model, classes, make_pixels, optimiser):
+    options = TentConfig(optimiser=optimiser, lr=1e-2, steps=2)
     video, before = make_pixels(6), bits(tiny_model)
-    decision = adapt_tent(video, classes, options)
+    decision = adapt_tent(video, classes, options, SHARED)
     made = {
         "sgd": lambda weights: torch.optim.SGD(weights, lr=1e-2, momentum=0.9),
         "adam": lambda weights: torch.optim.Adam(weights, lr=1e-2),
@@ -85,54 +84,54 @@ def test_tent_is_its_definition_and_leaves_no_trace(tiny_model, classes, make_pi
     expected, losses = by_hand(tiny_model, classes, video, names, made, mean_entropy, 2)
     assert torch.allclose(decision.losses, losses, atol=1e-3)
     assert torch.allclose(decision.logits_after, expected, atol=2e-2)
-    adapt_tent(make_pixels(7), classes, options)
-    adapt_memo(make_pixels(7), classes, options)
-    assert torch.equal(adapt_tent(video, classes, options).logits_after, decision.logits_after)
+    adapt_tent(make_pixels(7), classes, options, SHARED)
+    adapt_memo(make_pixels(7), classes, MemoConfig(), SHARED)
+    assert torch.equal(adapt_tent(video, classes, options, SHARED).logits_after, decision.logits_after)
     assert all(torch.equal(value, before[name]) for name, value in bits(tiny_model).items())
 
 
-def test_the_size_of_a_pass_changes_nothing(tiny_model, classes, make_pixels, small_options):
-    options = small_options.model_copy(update={"memo": MemoConfig(optimiser="sgd", lr=1e-3)})
-    expected = adapt_memo(make_pixels(1), classes, options).logits_after
+def test_the_size_of_a_pass_changes_nothing(tiny_model, classes, make_pixels):
+    options = MemoConfig(optimiser="sgd", lr=1e-3)
+    expected = adapt_memo(make_pixels(1), classes, options, SHARED).logits_after
     for size in (1, 64):
-        ours = adapt_memo(make_pixels(1), classes, options.model_copy(update={"encoder_batch": size}))
+        ours = adapt_memo(make_pixels(1), classes, options, Shared(encoder_batch=size))
         assert torch.allclose(ours.logits_after, expected, atol=1e-4)
 
 
 class TestStream:
     @pytest.fixture
-    def online(self, small_options):
-        return small_options.model_copy(update={"tent": TentConfig(stream=True, lr=1e-2)})
+    def online(self):
+        return TentConfig(stream=True, lr=1e-2)
 
     def test_it_learns_from_the_videos_before(self, classes, make_pixels, online):
-        stream, videos = TentStream(classes, online), [make_pixels(seed) for seed in range(3)]
+        stream, videos = TentStream(classes, online, SHARED), [make_pixels(seed) for seed in range(3)]
         first, second, third = (stream.decide(video) for video in videos)
-        alone = [adapt_tent(video, classes, online) for video in videos]
+        alone = [adapt_tent(video, classes, online, SHARED) for video in videos]
         assert torch.equal(first.logits_after, alone[0].logits_after)
         assert not torch.equal(second.logits_after, alone[1].logits_after)
         assert torch.equal(third.logits_before, alone[2].logits_before), "before is the model as it was loaded"
-        again = TentStream(classes, online)
+        again = TentStream(classes, online, SHARED)
         for video, expected in zip(videos, (first, second, third), strict=True):
             assert torch.equal(again.decide(video).logits_after, expected.logits_after)
-        reversed_order = TentStream(classes, online)
+        reversed_order = TentStream(classes, online, SHARED)
         assert not torch.equal(
             [reversed_order.decide(one) for one in videos[::-1]][-1].logits_after, first.logits_after
         )
 
     @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
     def test_it_goes_on_from_its_state(self, classes, make_pixels, online, optimiser):
-        options = online.model_copy(update={"tent": TentConfig(stream=True, lr=1e-2, optimiser=optimiser)})
-        stream = TentStream(classes, options)
+        options = online.model_copy(update={"optimiser": optimiser})
+        stream = TentStream(classes, options, SHARED)
         for seed in range(2):
             stream.decide(make_pixels(seed))
         state = {name: value.clone() for name, value in stream.state().items()}
         expected = [stream.decide(make_pixels(seed)).logits_after for seed in (2, 3)]
-        other = TentStream(classes, options)
+        other = TentStream(classes, options, SHARED)
         other.restore(state)
         assert all(torch.equal(other.decide(make_pixels(n)).logits_after, expected[n - 2]) for n in (2, 3))
 
     def test_a_video_that_fails_leaves_no_trace(self, classes, make_pixels, online):
-        stream, good = TentStream(classes, online), make_pixels(0)
+        stream, good = TentStream(classes, online, SHARED), make_pixels(0)
         stream.decide(good)
         state = {name: value.clone() for name, value in stream.state().items()}
         for bad in (
@@ -229,7 +228,7 @@ def test_several_evaluation_views_are_averaged(tiny_model, make_pixels, small_op
     options = small_options.model_copy(update={"views": views})
     classes = PromptedClasses(tiny_model, NAMES)
     video = make_pixels(2, options)
-    decision = adapt_memo(video, classes, options)
+    decision = adapt_memo(video, classes, MemoConfig(), SHARED)
     assert torch.allclose(
         decision.logits_before, averaged(classes.logits(video.evaluation, classes.initial_features)), atol=1e-5
     )

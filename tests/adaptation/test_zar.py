@@ -12,8 +12,14 @@ from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import VideoFeatures, entropy
 from zar_ray.adaptation.fusion import video_features
-from zar_ray.adaptation.options import ZarConfig
-from zar_ray.adaptation.zar import adapt_zar, marginal_entropy, select_confident, tuned_features, tuning_steps
+from zar_ray.adaptation.zar import (
+    ZarConfig,
+    adapt_zar,
+    marginal_entropy,
+    select_confident,
+    tuned_features,
+    tuning_steps,
+)
 from zar_ray.errors import VideoError
 from zar_ray.models.text import PromptedClasses
 

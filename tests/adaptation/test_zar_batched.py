@@ -12,8 +12,7 @@ from torch.nn.functional import normalize
 
 from zar_ray.adaptation import zar_batched
 from zar_ray.adaptation.base import Decision, VideoFeatures
-from zar_ray.adaptation.options import ZarConfig
-from zar_ray.adaptation.zar import adapt_zar
+from zar_ray.adaptation.zar import ZarConfig, adapt_zar
 from zar_ray.adaptation.zar_batched import adapt_zar_batch
 from zar_ray.errors import VideoError
 from zar_ray.models.text import PromptedClasses

@@ -19,7 +19,7 @@ from serving_backends import LocalBackend
 
 from zar_ray.client import ServiceError
 from zar_ray.serving.http_app import build_app
-from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.methods import ServiceOptions
 from zar_ray.serving.schema import RankedLabel
 
 
@@ -41,7 +41,7 @@ def bench(repository):
 def service(tiny_checkpoint, tmp_path_factory):
     """A service that takes two requests at a time, and keeps one waiting."""
     limits = {"concurrent": 2, "queued": 1, "retry_after": 1}
-    config = ServeConfig.model_validate(
+    config = ServiceOptions.model_validate(
         {"checkpoint": tiny_checkpoint, "device": "cpu", "threads": 1, "limits": limits}
     )
     backend = LocalBackend(config, tmp_path_factory.mktemp("uploads"))

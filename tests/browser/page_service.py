@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from zar_ray.serving.backend import Query, VideoSource
 from zar_ray.serving.http_app import build_app
-from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.methods import ServiceOptions, served_methods
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import (
     Classification,
@@ -99,8 +99,7 @@ class FakeBackend:
             )
 
     def _answer(self, video: VideoSource, query: Query, model: ServedModel, seed: int) -> Classification:
-        (method,) = query.options.method
-        tuned = method == "zar"
+        tuned = query.method == "zar"
         rng = np.random.default_rng(seed)
         logits = rng.normal(0, 1, len(query.labels))
         before = _softmax(logits)
@@ -110,9 +109,9 @@ class FakeBackend:
         return Classification(
             request_id=query.request_id,
             model=model,
-            method=method,
-            seed=query.options.seed,
-            steps=query.options.zar.steps if tuned else 0,
+            method=query.method,
+            seed=query.seed,
+            steps=query.options.get("steps", 1) if tuned else 0,
             candidates=len(query.labels),
             before=_ranked(query.labels, before, query.top_k),
             after=ranked_after,
@@ -154,7 +153,8 @@ def drawn_clip(path: Path, frames: int = 60) -> Path:
 @contextmanager
 def running_service(backend: FakeBackend, **options) -> Iterator[str]:
     """The application in a thread; yields its address."""
-    app = build_app(ServeConfig.model_validate(options), backend)
+    config = ServiceOptions.model_validate(options)
+    app = build_app(config.without_methods(), served_methods(config), backend)
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1)
     )

@@ -6,10 +6,10 @@ import io
 
 import pytest
 from rich.console import Console
+from zar_ray.study.job import run_evaluation
 
 from zar_ray.commands.main import main
-from zar_ray.evaluation.options import EvalConfig
-from zar_ray.study.job import run_evaluation
+from zar_ray.study.options import EvalConfig
 
 pytestmark = pytest.mark.slow
 

@@ -184,7 +184,7 @@ def test_a_model_without_maps_and_a_method_without_tuning_are_shown_as_such(open
     assert [len(row) for row in scores(page)] == [2, 2]
     assert page.get_by_text("Entropy of the views").count() == 0
     _, query, _ = backend.asked[-1]
-    assert (query.options.method, query.options.seed, query.options.template) == (("zero_shot",), 7, "a clip of {}")
+    assert (query.method, query.seed, query.template) == ("zero_shot", 7, "a clip of {}")
     assert_clean(opened)
 
 

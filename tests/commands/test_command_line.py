@@ -13,8 +13,8 @@ from zar_ray.commands.main import main
 from zar_ray.commands.parsing import parse, parse_run
 from zar_ray.data.options import AuditConfig, IndexConfig, ShotsConfig
 from zar_ray.errors import ConfigError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.options.base import fingerprint, identity
+from zar_ray.study.options import EvalConfig
 from zar_ray.video.options import ViewConfig
 
 

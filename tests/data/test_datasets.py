@@ -16,7 +16,7 @@ from zar_ray.data.datasets import (
 )
 from zar_ray.data.manifest import Manifest, VideoRow, write_manifest
 from zar_ray.errors import ConfigError, ManifestError, ZarError
-from zar_ray.evaluation.options import EvalConfig
+from zar_ray.study.options import EvalConfig
 
 Put = Callable[[Path], Path]
 
@@ -94,7 +94,6 @@ def test_a_benchmark_may_keep_its_manifest_elsewhere_and_bring_options(
     [
         ("titel: X\n", "titel"),
         ("title: X\nname: other\n", "is named other inside"),
-        ("title: X\noptions: {framse: 3}\n", "framse"),
         ("title: X\nmanifest: '{hom}/x.parquet'\n", "{hom}"),
     ],
 )

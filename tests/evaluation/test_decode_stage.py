@@ -12,11 +12,11 @@ from zar_ray.data.class_texts import prompts_of
 from zar_ray.data.index import index_folder
 from zar_ray.data.protocols import whole_split
 from zar_ray.evaluation import decode_stage
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.evaluation.spec import DECODED_SCHEMA, JobSpec, ModelCard
 from zar_ray.evaluation.workload import Workload
 from zar_ray.results.case import Case
 from zar_ray.storage import Storage
+from zar_ray.study.options import EvalConfig
 from zar_ray.video.transforms import Preprocessing
 
 

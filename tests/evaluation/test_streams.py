@@ -8,6 +8,9 @@ import io
 import pytest
 import torch
 from rich.console import Console
+from zar_ray.evaluation.adapt_stage import AdaptStage, load_card
+from zar_ray.evaluation.decode_stage import decode_block
+from zar_ray.study.job import prepare
 
 from zar_ray.adaptation.adapter import make_cases
 from zar_ray.adaptation.settings import Setting
@@ -15,9 +18,6 @@ from zar_ray.data.class_texts import prompts_of
 from zar_ray.data.index import index_folder
 from zar_ray.data.protocols import whole_split
 from zar_ray.errors import ConfigError, RunError
-from zar_ray.evaluation.adapt_stage import AdaptStage, load_card
-from zar_ray.evaluation.decode_stage import decode_block
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.evaluation.pipeline import _from_position
 from zar_ray.evaluation.spec import JobSpec
 from zar_ray.evaluation.streams import STATE, StreamState, check_methods, stream_methods
@@ -25,7 +25,7 @@ from zar_ray.evaluation.workload import Workload
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.rows import to_rows
 from zar_ray.storage import Storage
-from zar_ray.study.job import prepare
+from zar_ray.study.options import EvalConfig
 
 METHODS = ("zero_shot", "tent", "tda")
 

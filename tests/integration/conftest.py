@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from rich.console import Console
+from zar_ray.study.job import run_evaluation
 
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.record import RunSummary
 from zar_ray.results.rows import ResultRow, to_rows
 from zar_ray.storage import Storage
-from zar_ray.study.job import run_evaluation
+from zar_ray.study.options import EvalConfig
 
 
 @dataclass(frozen=True)

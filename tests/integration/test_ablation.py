@@ -11,11 +11,11 @@ import miniatures
 import pyarrow.compute as pc
 import pytest
 from rich.console import Console
+from zar_ray.study.ablation import run_ablation
 
 from zar_ray.data.indexing import run_index
 from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError, RunError
-from zar_ray.evaluation.options import AblateConfig, EvalConfig
 from zar_ray.reporting.finished_runs import find_runs
 from zar_ray.reporting.published import load_table
 from zar_ray.reporting.published_table import compare
@@ -23,7 +23,7 @@ from zar_ray.reporting.sweep_summary import SweepSummary
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.rows import to_rows
 from zar_ray.storage import Storage
-from zar_ray.study.ablation import run_ablation
+from zar_ray.study.options import AblateConfig, EvalConfig
 
 pytestmark = pytest.mark.slow
 

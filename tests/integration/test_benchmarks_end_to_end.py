@@ -9,13 +9,13 @@ import miniatures
 import numpy as np
 import pytest
 from rich.console import Console
+from zar_ray.study.seeds import run_seeds
 
 from zar_ray.data.classes import class_list
 from zar_ray.data.indexing import run_index
 from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError
-from zar_ray.evaluation.options import EvalConfig
-from zar_ray.study.seeds import run_seeds
+from zar_ray.study.options import EvalConfig
 
 pytestmark = pytest.mark.slow
 

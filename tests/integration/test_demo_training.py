@@ -6,12 +6,12 @@ import io
 
 import pytest
 from rich.console import Console
+from zar_ray.study.job import run_evaluation
 
 from zar_ray.data.synthetic import TRAINING_MANIFEST, UNSEEN_MANIFEST, SyntheticSpec, write_synthetic
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.options.layers import conf_dir, read_yaml
 from zar_ray.results.statistics import share_estimate
-from zar_ray.study.job import run_evaluation
+from zar_ray.study.options import EvalConfig
 from zar_ray.training.job import run_training
 from zar_ray.training.options import TrainConfig
 

@@ -8,13 +8,13 @@ import json
 import pytest
 import torch
 from rich.console import Console
+from zar_ray.study.model_table import RECORD, run_models
 
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
-from zar_ray.study.model_table import RECORD, run_models
+from zar_ray.study.options import EvalConfig
 from zar_ray.video.transforms import Preprocessing
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from zar_ray.commands.predict import predict_command
-from zar_ray.evaluation.options import EvalConfig
+from zar_ray.study.options import EvalConfig
 
 LABELS = "jumping high,riding a bike,swimming"
 

@@ -12,13 +12,13 @@ import ray.train
 import yaml
 from ray.train import Checkpoint, ScalingConfig
 from rich.console import Console
-
-from zar_ray.errors import ZarError
-from zar_ray.evaluation.options import EvalConfig
-from zar_ray.models.loading import load_model
-from zar_ray.models.options import ModelOptions
 from zar_ray.study.job import run_evaluation
 from zar_ray.study.model_table import run_models
+
+from zar_ray.errors import ZarError
+from zar_ray.models.loading import load_model
+from zar_ray.models.options import ModelOptions
+from zar_ray.study.options import EvalConfig
 from zar_ray.training import job as training_job
 from zar_ray.training.job import run_training
 from zar_ray.training.options import TrainConfig

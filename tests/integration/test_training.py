@@ -14,14 +14,14 @@ import torch
 import yaml
 from rich.console import Console
 from safetensors import safe_open
+from zar_ray.study.job import run_evaluation
 
 from zar_ray.data.index import index_folder
 from zar_ray.data.manifest import Manifest, write_manifest
 from zar_ray.errors import ConfigError, ManifestError, RunError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
-from zar_ray.study.job import run_evaluation
+from zar_ray.study.options import EvalConfig
 from zar_ray.training.fitting import cpus_per_worker
 from zar_ray.training.inputs import describe
 from zar_ray.training.job import run_training

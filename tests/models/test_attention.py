@@ -10,8 +10,7 @@ import torch
 from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import VideoFeatures
-from zar_ray.adaptation.options import ZarConfig
-from zar_ray.adaptation.zar import tuned_features
+from zar_ray.adaptation.zar import ZarConfig, tuned_features
 from zar_ray.errors import ModelError
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.attention import (

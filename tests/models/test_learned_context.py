@@ -14,8 +14,8 @@ from safetensors.torch import save
 
 from zar_ray.adaptation.adapter import VideoAdapter, make_cases
 from zar_ray.adaptation.base import VideoFeatures
-from zar_ray.adaptation.options import AdaptationOptions, ZarConfig
-from zar_ray.adaptation.zar import tuning_steps
+from zar_ray.adaptation.options import AdaptationOptions
+from zar_ray.adaptation.zar import ZarConfig, tuning_steps
 from zar_ray.data.class_texts import ClassPrompts, ContextFile, prompts_of, read_context_file
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import build_clip

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import pytest
 from rich.console import Console
+from zar_ray.study.inputs import run_name
 
 from zar_ray.commands.parsing import parse, parse_run
 from zar_ray.data.datasets import load_benchmark
 from zar_ray.data.options import ShotsConfig
 from zar_ray.errors import ConfigError, RunError
-from zar_ray.evaluation.options import AblateConfig, EvalConfig
 from zar_ray.options.layers import validate
 from zar_ray.reporting.finished_runs import find_runs
 from zar_ray.reporting.published import known_tables, load_table, read_table
@@ -36,7 +36,7 @@ from zar_ray.results.record import (
     SplitSummary,
     Throughput,
 )
-from zar_ray.study.inputs import run_name
+from zar_ray.study.options import AblateConfig, EvalConfig
 from zar_ray.study.sweeps import at_one_short_side, load_sweep, place_settings
 from zar_ray.training.options import TrainConfig
 from zar_ray.video.transforms import Preprocessing

@@ -6,10 +6,9 @@ from contextlib import ExitStack
 
 import pytest
 from fastapi.testclient import TestClient
-from serving_backends import LocalBackend
+from serving_backends import LocalBackend, local_app
 
-from zar_ray.serving.http_app import build_app
-from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.methods import ServiceOptions
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +17,12 @@ def served(tiny_checkpoint, tmp_path_factory):
     stack = ExitStack()
 
     def make(**options):
-        config = ServeConfig.model_validate({"checkpoint": tiny_checkpoint, "device": "cpu", "threads": 1, **options})
+        config = ServiceOptions.model_validate(
+            {"checkpoint": tiny_checkpoint, "device": "cpu", "threads": 1, **options}
+        )
         backend = LocalBackend(config, tmp_path_factory.mktemp("uploads"))
         # Entered, all its requests share one event loop, as a replica's do.
-        return stack.enter_context(TestClient(build_app(config, backend), raise_server_exceptions=False)), backend
+        return stack.enter_context(TestClient(local_app(config, backend), raise_server_exceptions=False)), backend
 
     with stack:
         yield make

@@ -8,13 +8,14 @@ import sys
 import pytest
 import yaml
 
+from zar_ray.commands import demo_service
 from zar_ray.errors import ConfigError
 from zar_ray.serving import application
 from zar_ray.serving.application import app, build, options_of
 from zar_ray.serving.decoder_deployment import DecoderDeployment
 from zar_ray.serving.ingress_deployment import IngressDeployment
+from zar_ray.serving.methods import ServiceOptions
 from zar_ray.serving.model_deployment import ModelDeployment
-from zar_ray.serving.options import ServeConfig
 
 
 def test_the_shipped_file_is_one_that_ray_serve_takes(repository):
@@ -35,7 +36,7 @@ def test_the_checkouts_module_is_an_import(repository):
     spec = importlib.util.spec_from_file_location("serve_app", repository / "serve" / "app.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (module.app, module.demo) == (application.app, application.demo)
+    assert (module.app, module.demo) == (application.app, demo_service.demo)
 
 
 def test_texts_of_the_command_line_lie_over_a_file(tmp_path, monkeypatch):
@@ -82,5 +83,5 @@ def test_a_model_that_is_not_there_is_one_line(monkeypatch):
 
 
 def test_all_three_are_bound(tiny_checkpoint):
-    bound = build(ServeConfig(checkpoint=tiny_checkpoint))
+    bound = build(ServiceOptions(checkpoint=tiny_checkpoint))
     assert bound._bound_deployment.name == "ingress"

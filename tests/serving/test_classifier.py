@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from zar_ray.errors import ConfigError
-from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.text import PromptedClasses
 from zar_ray.serving.backend import Job, Query
-from zar_ray.serving.classifier import Classifier, TextCache, require_methods
-from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.classifier import Classifier, TextCache
+from zar_ray.serving.methods import ServiceOptions, adaptation_options, require_methods
 from zar_ray.serving.problems import RequestError
+from zar_ray.video.plans import plan_video
 from zar_ray.video.reading import VideoInfo
 
 LABELS = ("riding a horse", "walking the dog", "cooking an egg")
@@ -19,15 +19,16 @@ LABELS = ("riding a horse", "walking the dog", "cooking an egg")
 
 @pytest.fixture(scope="module")
 def classifier(tiny_checkpoint):
-    return Classifier(ServeConfig(checkpoint=tiny_checkpoint, device="cpu", text_cache=2))
+    return Classifier(ServiceOptions(checkpoint=tiny_checkpoint, device="cpu", text_cache=2))
 
 
 def job(classifier, number, labels=LABELS, method="zar", **query):
-    options = classifier.config.adaptation(method, 0, 1, None)
     info = VideoInfo(20 + number, 25.0, 48, 36, 1.0, "none")
-    plan = plan_video(f"{number}.mp4", info, options, classifier.model.preprocessing, needs_views=True)
+    plan = plan_video(
+        f"{number}.mp4", info, classifier.config.views, classifier.model.preprocessing, 0, needs_views=True
+    )
     frames = np.random.default_rng(number).integers(0, 255, (len(plan.frames), plan.height, plan.width, 3), np.uint8)
-    return Job(Query(f"request-{number}", labels, options, **query), f"{number}.mp4", info, None, plan, frames, 0, 0.1)
+    return Job(Query(f"request-{number}", labels, method, **query), f"{number}.mp4", info, None, plan, frames, 0, 0.1)
 
 
 def scores(answer):
@@ -85,7 +86,7 @@ def test_a_cache_of_one_still_answers(classifier, tiny_checkpoint):
     cache = TextCache(classifier.model, 1)
     from zar_ray.data.class_texts import prompts_of
 
-    (prompts,) = prompts_of([LABELS], classifier.config.adaptation("zar", 0, 1, None))
+    (prompts,) = prompts_of([LABELS], adaptation_options(classifier.config, Query("", LABELS, "zar")))
     assert cache(prompts, "end") is cache(prompts, "end")
 
 
@@ -104,14 +105,14 @@ def test_methods_that_work_from_pixels_or_move_weights_answer_too(classifier, me
 def test_methods_that_remember_videos_are_not_served(tiny_checkpoint):
     for options in ({"methods": ["tda"]}, {"methods": ["tent"], "tent": {"stream": True}}):
         with pytest.raises(ConfigError, match="depends on the order of videos"):
-            require_methods(ServeConfig(checkpoint=tiny_checkpoint, **options))
-    require_methods(ServeConfig(checkpoint=tiny_checkpoint, methods=("zar", "tpt", "memo", "tent", "zero_shot")))
+            require_methods(ServiceOptions(checkpoint=tiny_checkpoint, **options))
+    require_methods(ServiceOptions(checkpoint=tiny_checkpoint, methods=("zar", "tpt", "memo", "tent", "zero_shot")))
 
 
 def test_warm_up_tries_every_method(tiny_checkpoint):
-    classifier = Classifier(ServeConfig(checkpoint=tiny_checkpoint, device="cpu"))
+    classifier = Classifier(ServiceOptions(checkpoint=tiny_checkpoint, device="cpu"))
     asked = []
     whole = classifier._answer_alike
-    classifier._answer_alike = lambda jobs: asked.extend(jobs[0].query.options.method) or whole(jobs)
+    classifier._answer_alike = lambda jobs: asked.append(jobs[0].query.method) or whole(jobs)
     classifier.warm_up()
     assert asked == ["zar", "zero_shot"]

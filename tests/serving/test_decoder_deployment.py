@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.serving.backend import DecodingNeeds, Query, VideoSource
 from zar_ray.serving.decoder_deployment import DecoderDeployment
 from zar_ray.serving.options import ServeConfig
@@ -47,7 +46,7 @@ def test_a_client_that_leaves_amid_a_window_waits_for_it(decoder):
     process = decoder._process
 
     async def leave() -> None:
-        query = Query("a", ("b", "c"), AdaptationOptions(method=("zar",)))
+        query = Query("a", ("b", "c"), "zar")
         windows = decoder.decode_windows(VideoSource("a.mp4", path="a.mp4"), query, WindowParameters())
         window = asyncio.ensure_future(anext(windows))
         assert await asyncio.to_thread(process.begun.wait, 30)

@@ -90,7 +90,7 @@ def test_defaults_label_sets_and_labels_in_one_field(served, video, tmp_path):
         assert post(client, video, candidate_labels=text).json()["candidates"] == 3
     assert post(client, video, hypothesis_template="you see {}.").status_code == 200
     assert [query.labels for _, query in backend.seen] == [("a", "b", "c"), ("x", "y", "z"), ("x", "y", "z"), LABELS]
-    assert backend.seen[-1][1].options.template == "you see {}."
+    assert backend.seen[-1][1].template == "you see {}."
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,77 @@ def test_defaults_label_sets_and_labels_in_one_field(served, video, tmp_path):
         ({"top_k": "0"}, "top_k"),
         ({"hypothesis_template": "no place"}, "must hold {} once"),
         ({"temperature": "1"}, "temperature"),
+        ({"options": '{"confidenc": 0.5}'}, 'options.confidenc: zar has no such option; did you mean "confidence"?'),
+        ({"options": '{"confidence": 1.5}'}, "options.confidence: 1.5 is greater than the maximum of 1.0"),
+        ({"options": '{"confidence": "half"}'}, "options.confidence: 'half' is not of type 'number'"),
+        ({"options": '{"betas": [0.9]}'}, "options.betas: [0.9] is too short"),
+        ({"options": '{"loss": "mean"}'}, "options.loss: 'mean' is not one of"),
+        ({"options": '{"lr": NaN}'}, "options: numbers must be finite"),
+        ({"options": '{"steps": 11}'}, "options.steps: 11 is greater than the maximum of 10"),
+        ({"options": '{"steps": 3}', "steps": "2"}, "steps: 2 here, and others in options"),
+        ({"options": "confidence=0.5"}, 'options: is no JSON object, as {"steps": 2} is'),
+        ({"options": "[" * 100_000}, "options: is no JSON object"),
+        ({"options": "[1]"}, "options: Input should be a valid dictionary"),
+        ({"method": "zero_shot", "options": '{"steps": 1}'}, "options.steps: zero_shot has no such option"),
     ],
 )
 def test_parameters_that_do_not_fit_are_named(served, video, fields, said):
     client, _ = served()
     assert said in problem(post(client, video, **fields), 422, "invalid-parameters")
+
+
+def test_a_methods_own_options_change_the_answer_as_they_do_in_zar_predict(served, video, tiny_checkpoint):
+    client, backend = served(roots=[str(video.parent)], zar={"lr": 0.1}, methods=["zar", "zero_shot", "tpt"])
+
+    def local(method, **own):
+        options = {"checkpoint": tiny_checkpoint, "videos": (str(video),), "device": "cpu", "method": (method,)}
+        (ranking,) = predict(backend.classifier.model, LABELS, PredictConfig.model_validate({**options, method: own}))
+        return {one.label: pytest.approx(one.score, abs=1e-6) for one in ranking.after}
+
+    def scores(answer):
+        assert answer.status_code == 200, answer.text
+        return {one["label"]: one["score"] for one in answer.json()["after"]}
+
+    own = {"confidence": 0.3, "steps": 3, "betas": [0.8, 0.9]}
+    expected = local("zar", lr=0.1, **own)
+    asked = {"path": video.name, "candidate_labels": list(LABELS)}
+    assert scores(client.post("/v1/classify", json={**asked, "options": own})) == expected
+    assert scores(post(client, video, options=json.dumps(own))) == expected
+    assert scores(post(client, video, options=json.dumps({**own, "steps": 3}), steps="3")) == expected
+    assert scores(post(client, video)) == local("zar", lr=0.1) != expected
+    assert post(client, video, method="zero_shot", steps="3").json()["steps"] == 0, "it has none, and passes over them"
+    views = {"views": 6, "confidence": 0.5}
+    assert scores(post(client, video, method="tpt", options=json.dumps(views))) == local("tpt", **views)
+
+
+def test_what_a_schema_cannot_say_of_options_is_refused_all_the_same(served, video):
+    client, backend = served(methods=["tpt", "tent"], tpt={"views": 8})
+    refused = post(client, video, method="tpt", options='{"scale": [0.5, 0.1]}')
+    assert "options: " in problem(refused, 422, "invalid-parameters")
+    assert "give the smaller first" in refused.json()["detail"]
+    refused = post(client, video, method="tent", options='{"stream": true}')
+    assert "would depend on the videos before" in problem(refused, 422, "invalid-parameters")
+    before = len(backend.seen)
+    refused = post(client, video, method="tpt", options='{"views": 9}')
+    assert "options.views: 9 is greater than the maximum of 8" in problem(refused, 422, "invalid-parameters")
+    assert len(backend.seen) == before, "what a request may cost is decided before anything is decoded"
+
+
+def test_the_methods_are_offered_with_their_options(served):
+    client, _ = served(zar={"steps": 2}, methods=["zar", "tpt", "zero_shot"], limits={"steps": 3})
+    zar, tpt, zero_shot = client.get("/v1/methods").json()["methods"]
+    assert (zar["name"], zar["description"]) == ("zar", "prompt tuning")
+    steps = zar["options"]["properties"]["steps"]
+    assert (steps["default"], steps["minimum"], steps["maximum"]) == (2, 1, 3)
+    assert steps["description"] == "AdamW steps a video."
+    assert zar["options"]["properties"]["confidence"]["default"] == 0.8
+    assert tpt["options"]["properties"]["views"]["maximum"] == 64, "a request may lower what has no limit of its own"
+    assert zero_shot["options"] is None
+    body = client.get("/openapi.json").json()["paths"]["/v1/classify"]["post"]["requestBody"]["content"]
+    for kind in ("application/json", "multipart/form-data"):
+        of_methods = body[kind]["schema"]["properties"]["options"]["anyOf"]
+        assert [one.get("title") for one in of_methods] == ["zar", "tpt", None]
+        assert of_methods[0]["properties"] == zar["options"]["properties"]
 
 
 def test_labels_are_never_the_name_of_a_file(served, video, tmp_path):

@@ -22,7 +22,10 @@ def document(served, make_video, tmp_path_factory):
 OPERATIONS = [
     ("POST", "/v1/classify"),
     ("POST", "/v1/classify:stream"),
-    *(("GET", path) for path in ("/v1/models", "/v1/labels", "/v1/samples", "/healthz", "/readyz", "/metrics")),
+    *(
+        ("GET", path)
+        for path in ("/v1/models", "/v1/methods", "/v1/labels", "/v1/samples", "/healthz", "/readyz", "/metrics")
+    ),
 ]
 
 

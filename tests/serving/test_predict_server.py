@@ -12,15 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 import uvicorn
-from serving_backends import LocalBackend
+from serving_backends import LocalBackend, local_app
 
 from zar_ray.adaptation.options import AdaptationOptions, PredictConfig
 from zar_ray.adaptation.predict import Ranking
 from zar_ray.commands.main import main
 from zar_ray.commands.remote_prediction import ASKED, ServedRanking
 from zar_ray.options.base import identity
-from zar_ray.serving.http_app import build_app
-from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.methods import ServiceOptions
 
 LABELS = 'jumping high,"riding, on a bike",swimming'
 TOKEN = "let-me-in"
@@ -30,7 +29,7 @@ VIEWS = {"frames": 4}
 @pytest.fixture(scope="module")
 def service(tiny_checkpoint, tmp_path_factory):
     """The application under uvicorn, with everything behind it in this process."""
-    config = ServeConfig.model_validate(
+    config = ServiceOptions.model_validate(
         {
             "checkpoint": tiny_checkpoint,
             "device": "cpu",
@@ -40,7 +39,7 @@ def service(tiny_checkpoint, tmp_path_factory):
         }
     )
     backend = LocalBackend(config, tmp_path_factory.mktemp("uploads"))
-    server = uvicorn.Server(uvicorn.Config(build_app(config, backend), port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(local_app(config, backend), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -20,7 +20,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.sandbox import DecodeRequest, DecoderProcess
@@ -35,8 +34,8 @@ PIXELS = Preprocessing(32)
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks into /proc, which only Linux has")
 
 
-def request(name="a.mp4", needs_views=True, preprocessing=PIXELS, **options) -> DecodeRequest:
-    return DecodeRequest(name, AdaptationOptions(**options), preprocessing, needs_views)
+def request(name="a.mp4", needs_views=True, preprocessing=PIXELS, views=None, seed=0) -> DecodeRequest:
+    return DecodeRequest(name, views or ViewConfig(), seed, preprocessing, needs_views)
 
 
 def assert_same_plan(one, other):
@@ -360,11 +359,11 @@ def test_nothing_is_left_of_a_killed_parent(video, tmp_path):
         "import sys, numpy as np\n"
         "from zar_ray.serving.sandbox import DecodeRequest, DecoderProcess\n"
         "from zar_ray.serving.options import LimitConfig\n"
-        "from zar_ray.config import AdaptationOptions\n"
+        "from zar_ray.video.options import ViewConfig\n"
         "from zar_ray.video.transforms import Preprocessing\n"
         "process = DecoderProcess(LimitConfig(), 'deadly_decoders:decode_slowly')\n"
         "print(process.pid, flush=True)\n"
-        "request = DecodeRequest('a', AdaptationOptions(), Preprocessing(32), True)\n"
+        "request = DecodeRequest('a', ViewConfig(), 0, Preprocessing(32), True)\n"
         f"process.decode(np.fromfile({str(video)!r}, np.uint8), request, 60)\n"
     )
     temporary, mark = tmp_path / "temporary", tmp_path / "begun"

@@ -12,7 +12,7 @@ from zar_ray.models.architecture import build_clip
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.serving.application import build
 from zar_ray.serving.classifier import Classifier
-from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.methods import ServiceOptions
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import Preprocessing
 
@@ -165,12 +165,12 @@ class TestAtTheStart:
     @pytest.mark.parametrize("system", SYSTEMS)
     def test_a_system_that_fits_is_bound(self, checkpoints, system):
         methods = ("zero_shot",) if system in WITHOUT_CONTEXT else ("zar", "zero_shot")
-        build(ServeConfig(checkpoint=checkpoints[system], views=ViewConfig(**VIEWS), methods=methods))
+        build(ServiceOptions(checkpoint=checkpoints[system], views=ViewConfig(**VIEWS), methods=methods))
 
     @pytest.mark.parametrize("system", ["ezclip", "a5", "vitaclip", "xclip"])
     @pytest.mark.parametrize("which", ["frames", "eval_frames"])
     def test_views_of_another_length_are_refused(self, checkpoints, system, which):
-        config = ServeConfig(
+        config = ServiceOptions(
             checkpoint=checkpoints[system], views=ViewConfig(**{**VIEWS, which: 6}), methods=("memo", "zero_shot")
         )
         with pytest.raises(ConfigError, match=f"{system}: reads views of 4 frames, not of 6; give views.{which} 4"):
@@ -178,7 +178,7 @@ class TestAtTheStart:
 
     def test_views_that_no_method_looks_at_may_have_any_length(self, checkpoints):
         views = ViewConfig(**{**VIEWS, "frames": 6})
-        build(ServeConfig(checkpoint=checkpoints["xclip"], views=views, methods=("zero_shot",)))
+        build(ServiceOptions(checkpoint=checkpoints["xclip"], views=views, methods=("zero_shot",)))
 
     @pytest.mark.parametrize(
         ("system", "methods", "said"),
@@ -189,13 +189,15 @@ class TestAtTheStart:
         ],
     )
     def test_methods_that_cannot_serve_it_are_refused(self, checkpoints, system, methods, said):
-        config = ServeConfig(checkpoint=checkpoints[system], views=ViewConfig(**VIEWS), methods=methods, device="cpu")
+        config = ServiceOptions(
+            checkpoint=checkpoints[system], views=ViewConfig(**VIEWS), methods=methods, device="cpu"
+        )
         for refuse in (build, lambda config: Classifier(config).warm_up()):
             with pytest.raises(ConfigError, match=said) as caught:
                 refuse(config)
             assert "\n" not in str(caught.value)
 
     def test_labels_that_it_cannot_read_are_no_methods_fault(self, checkpoints):
-        config = ServeConfig(checkpoint=checkpoints["vitaclip"], views=ViewConfig(**VIEWS), class_position="front")
+        config = ServiceOptions(checkpoint=checkpoints["vitaclip"], views=ViewConfig(**VIEWS), class_position="front")
         with pytest.raises(ConfigError, match=r"^vitaclip: has learnt 8 vectors"):
             build(config)

@@ -11,14 +11,14 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from summaries import summary_of
+from zar_ray.study.alphas import Score, run_alphas
 
 from zar_ray.commands.main import main
 from zar_ray.errors import ConfigError, ManifestError, ModelError, RunError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.models.checkpoints import read_checkpoint, save_checkpoint
 from zar_ray.results.record import ProtocolAverage
 from zar_ray.study import alphas
-from zar_ray.study.alphas import Score, run_alphas
+from zar_ray.study.options import EvalConfig
 
 
 @pytest.fixture

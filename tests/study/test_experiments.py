@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 from summaries import summary_of
+from zar_ray.study.experiments import describe, run_experiment
 
 from zar_ray.commands.main import main
 from zar_ray.data.classes import class_list
@@ -25,13 +26,12 @@ from zar_ray.data.indexing import run_index
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest, write_manifest
 from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError, ManifestError, RunError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.reporting.seed_means import seed_means, seed_notes, seed_table
 from zar_ray.results.record import RunSummary
 from zar_ray.study import experiments
-from zar_ray.study.experiments import describe, run_experiment
+from zar_ray.study.options import EvalConfig
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import TrainResult
 from zar_ray.video.transforms import Preprocessing

@@ -10,6 +10,9 @@ import pyarrow as pa
 import pytest
 import torch
 from rich.console import Console
+from zar_ray.evaluation.adapt_stage import AdaptStage, ModelsStage, load_card
+from zar_ray.evaluation.decode_stage import decode_block, decode_for_models
+from zar_ray.study.model_table import Cell, ModelTable, describe_models, options_of_models, tables
 
 from zar_ray.adaptation.adapter import make_cases
 from zar_ray.adaptation.settings import Setting
@@ -19,9 +22,6 @@ from zar_ray.data.index import index_folder
 from zar_ray.data.protocols import whole_split
 from zar_ray.errors import ConfigError
 from zar_ray.evaluation import decode_stage
-from zar_ray.evaluation.adapt_stage import AdaptStage, ModelsStage, load_card
-from zar_ray.evaluation.decode_stage import decode_block, decode_for_models
-from zar_ray.evaluation.options import AblateConfig, EvalConfig
 from zar_ray.evaluation.spec import MODELS, MODELS_SCHEMA, JobSpec
 from zar_ray.evaluation.workload import Workload
 from zar_ray.models.architecture import build_clip
@@ -30,7 +30,7 @@ from zar_ray.results.folder import RunFolder
 from zar_ray.results.rows import to_rows
 from zar_ray.storage import Storage
 from zar_ray.study import ablation
-from zar_ray.study.model_table import Cell, ModelTable, describe_models, options_of_models, tables
+from zar_ray.study.options import AblateConfig, EvalConfig
 from zar_ray.video.transforms import Preprocessing
 
 LARGER = {

@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from zar_ray.adaptation.base import Decision, Stream, VideoFeatures, VideoPixels, decisions
+from zar_ray.adaptation.base import Decision, Fusion, Shared, Stream, VideoFeatures, VideoPixels, decisions
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.memory import PeakMemory
 from zar_ray.adaptation.methods import get_method
-from zar_ray.adaptation.options import AdaptationOptions, Fusion
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.adaptation.settings import Setting
 from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import VideoError
@@ -22,7 +23,7 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.options import ClassPosition
 from zar_ray.models.packing import ImageSet, encode_packed
 from zar_ray.models.text import PromptedClasses
-from zar_ray.options.base import fingerprint, identity
+from zar_ray.options.base import fingerprint, meaning
 from zar_ray.results.case import Case
 from zar_ray.video.plans import ViewPlan, by_view, unite
 
@@ -150,28 +151,32 @@ class VideoPrediction:
 
 
 def make_cases(
-    options: AdaptationOptions, model_fingerprint: str, prompts: Sequence[ClassPrompts], setting: int = 0
+    options: AdaptationOptions,
+    model_fingerprint: str,
+    prompts: Sequence[ClassPrompts],
+    setting: int = 0,
+    model: int = 0,
 ) -> tuple[Case, ...]:
-    """The cases of a run, or of one setting of a sweep: one a class set and method.
+    """The cases of a run, or of one setting and model of a study: one a class set and method.
 
     Args:
-        options: The run's options.
+        options: The run's options; a case's id depends on its own method's options, and on no other's.
         model_fingerprint: The model's.
         prompts: The candidate classes' prompts, a class set each.
         setting: The setting's number; a case's id does not depend on it.
+        model: The model's number; likewise.
 
     Raises:
         ConfigError: A method is unknown.
     """
-    values = identity(options)
+    values = meaning(options)
+    shared = {key: values[key] for key in _SHARED_SETTINGS}
     cases = []
     for class_set, of_set in enumerate(prompts):
         for name in options.method:
-            # Groups of options that came later are absent at their defaults.
-            keys = (*_SHARED_SETTINGS, *get_method(name).settings)
-            settings = {key: values[key] for key in keys if key in values}
-            number = fingerprint([model_fingerprint, of_set.identity, name, settings])
-            cases.append(Case(f"{name}-{number[:8]}", name, class_set, setting))
+            own = {name: values[name]} if get_method(name).options is not None else {}
+            number = fingerprint([model_fingerprint, of_set.identity, name, {**shared, **own}])
+            cases.append(Case(f"{name}-{number[:8]}", name, class_set, setting, model))
     return tuple(cases)
 
 
@@ -231,20 +236,25 @@ class VideoAdapter:
         self.class_sets = self._classes[0]
         for method in self.methods:
             for setting in self._settings:
-                method.require_fit(model, setting.options)
+                method.require_fit(model, setting.options.own(method.name))
             for classes in made.values() if method.updates == "context" else ():
                 classes.require_tunable(method.name)
         self._memory = PeakMemory(model.device)
         self._streams = {
             case.case_id: self._open_stream(case)
             for case in self.cases
-            if get_method(case.method).is_stream(self._settings[case.setting].options)
+            if get_method(case.method).is_stream(self._settings[case.setting].options.own(case.method))
         }
 
     def _open_stream(self, case: Case) -> Stream:
         begin = get_method(case.method).open_stream
         assert begin is not None
-        return begin(self._classes[case.setting][case.class_set], self._settings[case.setting].options)
+        return begin(self._classes[case.setting][case.class_set], *self._told(case))
+
+    def _told(self, case: Case) -> tuple[Any, Shared]:
+        """What a case's method is told: its own options, and what all are."""
+        options = self._settings[case.setting].options
+        return options.own(case.method), Shared(options.seed, options.encoder_batch)
 
     def stream_state(self) -> dict[str, torch.Tensor]:
         """What stream methods remember of the videos so far: tensors on the CPU, named ``CASE_ID/NAME``."""
@@ -350,8 +360,8 @@ class VideoAdapter:
             chosen = [number for number, video in enumerate(videos) if video.is_of(case)]
             if not chosen:
                 continue
-            method, options = get_method(case.method), self._settings[case.setting].options
-            level = method.fusion(options)
+            method, (own, shared) = get_method(case.method), self._told(case)
+            level = method.fusion(own)
             self._memory.begin()
             started = time.perf_counter()
             # Averaging frames to views is the method's work; cases that share it find it done.
@@ -359,22 +369,22 @@ class VideoAdapter:
             if case.case_id in self._streams:
                 outcomes = decisions(given, self._streams[case.case_id].decide)
             else:
-                outcomes = method.adapt(given, self._classes[case.setting][case.class_set], options)
+                outcomes = method.adapt(given, self._classes[case.setting][case.class_set], own, shared)
             seconds = (time.perf_counter() - started) / len(chosen)
             peaks = [peak for peak in (encode_peak, self._memory.peak()) if peak is not None]
             for number, one in zip(chosen, outcomes, strict=True):
                 if isinstance(one, VideoError):
                     failures[number].setdefault(case.setting, one)
                     continue
-                shared = videos[number].plans[case.setting].count_images(with_views=method.needs_views)
+                images = videos[number].plans[case.setting].count_images(with_views=method.needs_views)
                 prediction = CasePrediction(
                     case.case_id,
                     case.method,
                     one,
                     seconds,
-                    seconds + shared * image_seconds[number],
+                    seconds + images * image_seconds[number],
                     max(peaks, default=None),
-                    shared + one.encoded,
+                    images + one.encoded,
                 )
                 said[number].append((case.setting, prediction))
         return [

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 
-from zar_ray.adaptation.options import Fusion, MemoConfig, TdaConfig, TentConfig, TptConfig, ZarConfig
 from zar_ray.errors import ModelError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
+from zar_ray.options.base import Options
 from zar_ray.video.transforms import CropBox
 
 
@@ -94,47 +94,28 @@ Updates = Literal["nothing", "context", "weights", "cache"]
 """What a method changes to decide about a video."""
 
 
-class MethodOptions(Protocol):
-    """The part of a run's options that methods read."""
-
-    @property
-    def zar(self) -> ZarConfig:
-        """ZAR's update."""
-        ...
-
-    @property
-    def tpt(self) -> TptConfig:
-        """TPT's views and update."""
-        ...
-
-    @property
-    def memo(self) -> MemoConfig:
-        """MEMO's update."""
-        ...
-
-    @property
-    def tent(self) -> TentConfig:
-        """TENT's update."""
-        ...
-
-    @property
-    def tda(self) -> TdaConfig:
-        """TDA's caches."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Seed of random draws."""
-        ...
-
-    @property
-    def encoder_batch(self) -> int:
-        """Images a pass of the image encoder."""
-        ...
+Fusion = Literal["embedding", "image", "decision"]
+"""Where the frames of a view become one."""
 
 
-Rule = Callable[[Sequence[VideoFeatures], PromptedClasses, MethodOptions], list[Outcome]]
-"""Several videos to an outcome each, in order; no video's outcome depends on the others."""
+@dataclass(frozen=True)
+class Shared:
+    """What every method is told besides its own options.
+
+    Attributes:
+        seed: Seed of random draws.
+        encoder_batch: Images a pass of the image encoder.
+    """
+
+    seed: int = 0
+    encoder_batch: int = 64
+
+
+Rule = Callable[[Sequence[VideoFeatures], PromptedClasses, Any, Shared], list[Outcome]]
+"""Several videos to an outcome each, in order, under the method's own options (None of a method without any).
+
+No video's outcome depends on the others.
+"""
 
 
 class Stream(Protocol):
@@ -153,30 +134,32 @@ class Stream(Protocol):
         ...
 
 
-def _accepts(model: ClipModel, options: MethodOptions) -> str | None:
+def _accepts(model: ClipModel, options: Any) -> str | None:
     return None
 
 
-def _stays_one_by_one(options: MethodOptions) -> bool:
+def _stays_one_by_one(options: Any) -> bool:
     return False
 
 
-def _embedding_level(options: MethodOptions) -> Fusion:
+def _embedding_level(options: Any) -> Fusion:
     return "embedding"
 
 
 @dataclass(frozen=True)
 class Method:
-    """A test-time rule: what it needs, what it updates, and whether it is a stream.
+    """A test-time rule: its options, what it needs, what it updates, and whether it is a stream.
+
+    All that takes options takes the method's own: an instance of `options`, or None without such a class.
 
     Attributes:
-        name: What it is called in options and results.
+        name: What it is called in options and results; its options are the group of this name.
         description: One line for people.
         adapt: The rule itself; of a stream method, a stream of the given videos alone.
+        options: The class of its own options, each with a default and a description; None where it has none.
         needs_views: Whether it looks at other views than the evaluation view.
         needs_pixels: Whether it encodes images itself, so that features alone do not do.
         updates: What it changes; a context must be one that can be tuned.
-        settings: Names of the option groups that its numbers depend on, besides the views and the model.
         fusion: How the frames of its views become features.
         unfit: Why it cannot serve a model; None where it can.
         is_stream: Whether a decision depends on the videos before it.
@@ -186,16 +169,16 @@ class Method:
     name: str
     description: str
     adapt: Rule
+    options: type[Options] | None = None
     needs_views: bool = False
     needs_pixels: bool = False
     updates: Updates = "nothing"
-    settings: tuple[str, ...] = ()
-    fusion: Callable[[MethodOptions], Fusion] = _embedding_level
-    unfit: Callable[[ClipModel, MethodOptions], str | None] = _accepts
-    is_stream: Callable[[MethodOptions], bool] = _stays_one_by_one
-    open_stream: Callable[[PromptedClasses, MethodOptions], Stream] | None = None
+    fusion: Callable[[Any], Fusion] = _embedding_level
+    unfit: Callable[[ClipModel, Any], str | None] = _accepts
+    is_stream: Callable[[Any], bool] = _stays_one_by_one
+    open_stream: Callable[[PromptedClasses, Any, Shared], Stream] | None = None
 
-    def require_fit(self, model: ClipModel, options: MethodOptions) -> None:
+    def require_fit(self, model: ClipModel, options: Any) -> None:
         """Refuses a model that the method cannot serve.
 
         Raises:
@@ -206,20 +189,20 @@ class Method:
             raise ModelError(f"{model.name}: {self.name} cannot serve it: {reason}; leave --method {self.name} out")
 
 
-def one_by_one(rule: Callable[[VideoFeatures, PromptedClasses, MethodOptions], Decision]) -> Rule:
+def one_by_one(rule: Callable[[VideoFeatures, PromptedClasses, Any, Shared], Decision]) -> Rule:
     """Makes a method's rule of one that decides about a single video."""
 
-    def adapt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: MethodOptions) -> list[Outcome]:
-        return decisions(videos, lambda video: rule(video, classes, options))
+    def adapt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: Any, shared: Shared) -> list[Outcome]:
+        return decisions(videos, lambda video: rule(video, classes, options, shared))
 
     return adapt
 
 
-def as_stream(open_stream: Callable[[PromptedClasses, MethodOptions], Stream]) -> Rule:
+def as_stream(open_stream: Callable[[PromptedClasses, Any, Shared], Stream]) -> Rule:
     """Makes a method's rule of a stream, which begins and ends with the videos given."""
 
-    def adapt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: MethodOptions) -> list[Outcome]:
-        return decisions(videos, open_stream(classes, options).decide)
+    def adapt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: Any, shared: Shared) -> list[Outcome]:
+        return decisions(videos, open_stream(classes, options, shared).decide)
 
     return adapt
 

@@ -50,7 +50,4 @@ def step_gflops(model: ClipModel, prompts: ClassPrompts, position: ClassPosition
 
 def steps_of(method: str, options: AdaptationOptions) -> int:
     """Steps a video by which a method tunes a context; 0 where it tunes none."""
-    found = get_method(method)
-    if found.updates != "context":
-        return 0
-    return next(getattr(options, group).steps for group in found.settings if hasattr(getattr(options, group), "steps"))
+    return getattr(options.own(method), "steps", 0) if get_method(method).updates == "context" else 0

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from zar_ray.adaptation.base import VideoFeatures
-from zar_ray.adaptation.options import Fusion
+from zar_ray.adaptation.base import Fusion, VideoFeatures
 from zar_ray.models.clip import ClipModel
 
 

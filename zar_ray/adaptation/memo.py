@@ -6,21 +6,37 @@ The views are the run's own, segments and crops of the video, where the paper ha
 
 from __future__ import annotations
 
-import torch
+from typing import Literal
 
-from zar_ray.adaptation.base import Decision, MethodOptions, VideoFeatures
-from zar_ray.adaptation.options import MemoConfig
+import torch
+from pydantic import Field
+
+from zar_ray.adaptation.base import Decision, Method, Shared, VideoFeatures, one_by_one
 from zar_ray.adaptation.weights import MovingTower, decide_by_moving, unfit_for_steps
 from zar_ray.adaptation.zar import marginal_entropy
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
+from zar_ray.options.base import Options
 
 
-def unfit_for_memo(model: ClipModel, options: MethodOptions) -> str | None:
+class MemoConfig(Options):
+    """Marginal entropy minimisation (Zhang et al., NeurIPS 2022): the image tower moves for each video."""
+
+    parameters: tuple[str, ...] = Field(
+        default=(), description="Beginnings of the names of the image tower's parameters that move; by default all."
+    )
+    optimiser: Literal["adamw", "sgd"] = Field(default="adamw", description="The optimiser.")
+    lr: float = Field(default=1e-5, gt=0, description="Learning rate.")
+    weight_decay: float = Field(default=0.01, ge=0, description="Weight decay.")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="Momentum of sgd; adamw has none.")
+    steps: int = Field(default=1, ge=1, description="Steps a video.")
+
+
+def unfit_for_memo(model: ClipModel, options: MemoConfig) -> str | None:
     """Why MEMO cannot serve a model; None where it can."""
     reason = unfit_for_steps(model)
-    if reason is None and not moving_names(model, options.memo):
-        return f"no parameter of its image tower begins with {' or '.join(options.memo.parameters)}"
+    if reason is None and not moving_names(model, options):
+        return f"no parameter of its image tower begins with {' or '.join(options.parameters)}"
     return reason
 
 
@@ -30,13 +46,14 @@ def moving_names(model: ClipModel, options: MemoConfig) -> list[str]:
     return [name for name in names if name.startswith(options.parameters)] if options.parameters else names
 
 
-def adapt_memo(video: VideoFeatures, classes: PromptedClasses, options: MethodOptions) -> Decision:
+def adapt_memo(video: VideoFeatures, classes: PromptedClasses, options: MemoConfig, shared: Shared) -> Decision:
     """Moves a copy of the image tower's weights for one video; the model stays as it is, bit for bit.
 
     Args:
         video: The video, with its pixels and at least one view.
         classes: The candidate classes.
-        options: MEMO's update, and the encoder's batch.
+        options: MEMO's update.
+        shared: The encoder's batch.
 
     Returns:
         The decision before and after.
@@ -44,9 +61,8 @@ def adapt_memo(video: VideoFeatures, classes: PromptedClasses, options: MethodOp
     Raises:
         VideoError: See `decide_by_moving`.
     """
-    update, model = options.memo, classes.model
-    tower = MovingTower(model, moving_names(model, update), options.encoder_batch)
-    return decide_by_moving(video, classes, tower, _optimiser(tower, update), marginal_entropy, update.steps)
+    tower = MovingTower(classes.model, moving_names(classes.model, options), shared.encoder_batch)
+    return decide_by_moving(video, classes, tower, _optimiser(tower, options), marginal_entropy, options.steps)
 
 
 def _optimiser(tower: MovingTower, update: MemoConfig) -> torch.optim.Optimizer:
@@ -54,3 +70,15 @@ def _optimiser(tower: MovingTower, update: MemoConfig) -> torch.optim.Optimizer:
     if update.optimiser == "adamw":
         return torch.optim.AdamW(weights, lr=update.lr, weight_decay=update.weight_decay)
     return torch.optim.SGD(weights, lr=update.lr, weight_decay=update.weight_decay, momentum=update.momentum)
+
+
+METHOD = Method(
+    "memo",
+    "the image tower moved by the marginal entropy",
+    one_by_one(adapt_memo),
+    options=MemoConfig,
+    needs_views=True,
+    needs_pixels=True,
+    updates="weights",
+    unfit=unfit_for_memo,
+)

@@ -1,71 +1,40 @@
-"""The methods by name: one entry each."""
+"""The methods by name: the built-in ones, a module each, and those of installed packages.
+
+A package offers a method as an entry point of the group `zar_ray.methods`, whose object is a `Method`.
+"""
 
 from __future__ import annotations
 
-from zar_ray.adaptation.base import Method, as_stream, one_by_one
-from zar_ray.adaptation.fusion import unfit_for_fusion
-from zar_ray.adaptation.memo import adapt_memo, unfit_for_memo
-from zar_ray.adaptation.tda import TdaStream
-from zar_ray.adaptation.tent import TentStream, adapt_tent, unfit_for_tent
-from zar_ray.adaptation.tpt import adapt_tpt, unfit_for_tpt
-from zar_ray.adaptation.zar_batched import adapt_zar_batch
-from zar_ray.adaptation.zero_shot import classify_zero_shot
+from zar_ray.adaptation import memo, tda, tent, tpt, zar, zero_shot
+from zar_ray.adaptation.base import Method
 from zar_ray.errors import ConfigError, suggestion
+from zar_ray.packages import offered
 
-_ALL = (
-    Method("zero_shot", "no adaptation", one_by_one(lambda video, k, _: classify_zero_shot(video, k))),
-    Method(
-        "zar",
-        "prompt tuning",
-        lambda videos, k, run: adapt_zar_batch(videos, k, run.zar),
-        needs_views=True,
-        updates="context",
-        settings=("zar",),
-        fusion=lambda run: run.zar.fusion,
-        unfit=lambda model, run: unfit_for_fusion(model, run.zar.fusion),
-    ),
-    Method(
-        "tpt",
-        "prompt tuning on random crops",
-        adapt_tpt,
-        needs_pixels=True,
-        updates="context",
-        settings=("tpt",),
-        unfit=unfit_for_tpt,
-    ),
-    Method(
-        "memo",
-        "the image tower moved by the marginal entropy",
-        one_by_one(adapt_memo),
-        needs_views=True,
-        needs_pixels=True,
-        updates="weights",
-        settings=("memo",),
-        unfit=unfit_for_memo,
-    ),
-    Method(
-        "tent",
-        "layer norms moved by the mean entropy",
-        one_by_one(adapt_tent),
-        needs_views=True,
-        needs_pixels=True,
-        updates="weights",
-        settings=("tent",),
-        unfit=unfit_for_tent,
-        is_stream=lambda run: run.tent.stream,
-        open_stream=TentStream,
-    ),
-    Method(
-        "tda",
-        "caches of the videos seen before",
-        as_stream(TdaStream),
-        updates="cache",
-        settings=("tda",),
-        is_stream=lambda _: True,
-        open_stream=TdaStream,
-    ),
-)
-METHODS = {method.name: method for method in _ALL}
+ENTRY_POINTS = "zar_ray.methods"
+"""The group of entry points that packages offer their methods in."""
+
+_BUILT_IN = (zero_shot, zar, tpt, memo, tent, tda)
+
+
+def find_methods() -> dict[str, Method]:
+    """All methods by name: the built-in ones in their order, then those of packages in that of their names.
+
+    Raises:
+        ConfigError: A package's method cannot be loaded or has another one's name; the message names the package.
+    """
+    methods = {module.METHOD.name: module.METHOD for module in _BUILT_IN}
+    sources = dict.fromkeys(methods, "zar-ray")
+    for package, method in offered(ENTRY_POINTS, Method, "method"):
+        if method.name in methods:
+            raise ConfigError(
+                f'{package}: its method is called "{method.name}", as one of {sources[method.name]} is;'
+                " rename it, or uninstall one of them"
+            )
+        methods[method.name], sources[method.name] = method, package
+    return methods
+
+
+METHODS = find_methods()
 
 
 def get_method(name: str) -> Method:

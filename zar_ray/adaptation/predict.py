@@ -14,10 +14,9 @@ from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.options import PredictConfig
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
-from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.clip import ClipModel
 from zar_ray.video.decoding import decode_video
-from zar_ray.video.plans import ViewPlan
+from zar_ray.video.plans import ViewPlan, plan_video
 from zar_ray.video.reading import VideoInfo
 
 
@@ -67,7 +66,9 @@ def predict(model: ClipModel, labels: tuple[str, ...], options: PredictConfig) -
     needs_views = any(get_method(name).needs_views for name in options.method)
 
     def plan_of(path: str, info: VideoInfo) -> ViewPlan:
-        return plan_video(Path(path).name, info, options, model.preprocessing, needs_views)
+        return plan_video(
+            Path(path).name, info, options.views, model.preprocessing, options.seed, needs_views=needs_views
+        )
 
     for path in options.videos:
         try:

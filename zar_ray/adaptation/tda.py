@@ -11,11 +11,40 @@ import math
 from collections.abc import Mapping
 
 import torch
+from pydantic import Field
 from torch.nn.functional import normalize
 
-from zar_ray.adaptation.base import Decision, MethodOptions, VideoFeatures, averaged, entropy, require_finite
+from zar_ray.adaptation.base import (
+    Decision,
+    Method,
+    Shared,
+    VideoFeatures,
+    as_stream,
+    averaged,
+    entropy,
+    require_finite,
+)
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
+from zar_ray.options.base import Options
+
+
+class TdaConfig(Options):
+    """A training-free dynamic adapter (Karmanov et al., CVPR 2024): caches of the features of videos seen before."""
+
+    positive_capacity: int = Field(default=3, ge=0, description="Features a class in the positive cache; 0 for none.")
+    positive_weight: float = Field(default=2.0, ge=0, description="alpha of the positive cache.")
+    positive_sharpness: float = Field(default=5.0, ge=0, description="beta of the positive cache.")
+    negative_capacity: int = Field(default=2, ge=0, description="Features a class in the negative cache; 0 for none.")
+    negative_weight: float = Field(default=0.117, ge=0, description="alpha of the negative cache.")
+    negative_sharpness: float = Field(default=1.0, ge=0, description="beta of the negative cache.")
+    negative_entropy: tuple[float, float] = Field(
+        default=(0.2, 0.5),
+        description="Between which entropies a video enters the negative cache; in nats over log2 of the classes.",
+    )
+    negative_mask: tuple[float, float] = Field(
+        default=(0.03, 1.0), description="Between which probabilities a class counts as one that a video does not show."
+    )
 
 
 class _Cache:
@@ -54,14 +83,15 @@ class TdaStream:
     Args:
         classes: The candidate classes.
         options: TDA's caches.
+        shared: Nothing of it is needed.
     """
 
-    def __init__(self, classes: PromptedClasses, options: MethodOptions) -> None:
+    def __init__(self, classes: PromptedClasses, options: TdaConfig, shared: Shared) -> None:
         self._classes = classes
-        self._options = own = options.tda
+        self._options = options
         like = classes.initial_features
-        self._positive = _Cache(len(classes), own.positive_capacity, like)
-        self._negative = _Cache(len(classes), own.negative_capacity, like)
+        self._positive = _Cache(len(classes), options.positive_capacity, like)
+        self._negative = _Cache(len(classes), options.negative_capacity, like)
 
     def decide(self, video: VideoFeatures) -> Decision:
         """Offers a video to the caches, and decides by its own logits and theirs.
@@ -102,3 +132,14 @@ class TdaStream:
         """Goes on from a `state`."""
         for name, value in self.state().items():
             value.copy_(state[name])
+
+
+METHOD = Method(
+    "tda",
+    "caches of the videos seen before",
+    as_stream(TdaStream),
+    options=TdaConfig,
+    updates="cache",
+    is_stream=lambda _: True,
+    open_stream=TdaStream,
+)

@@ -8,20 +8,33 @@ statistics of a batch, the decision before it would be the model's own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from zar_ray.adaptation.base import Decision, MethodOptions, VideoFeatures
-from zar_ray.adaptation.options import TentConfig
+from zar_ray.adaptation.base import Decision, Method, Shared, VideoFeatures, one_by_one
 from zar_ray.adaptation.weights import MovingTower, decide_by_moving, unfit_for_steps
 from zar_ray.adaptation.zar import mean_entropy
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
+from zar_ray.options.base import Options
 
 
-def unfit_for_tent(model: ClipModel, options: MethodOptions) -> str | None:
+class TentConfig(Options):
+    """Test entropy minimisation (Wang et al., ICLR 2021): the image tower's layer norms move."""
+
+    stream: bool = Field(
+        default=False, description="Keep what was learnt for the next video (TENT online), in the manifest's order."
+    )
+    optimiser: Literal["adam", "sgd"] = Field(default="sgd", description="The optimiser; adam for small images there.")
+    lr: float = Field(default=0.00025, gt=0, description="Learning rate.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of sgd; adam has none.")
+    steps: int = Field(default=1, ge=1, description="Steps a video.")
+
+
+def unfit_for_tent(model: ClipModel, options: TentConfig) -> str | None:
     """Why TENT cannot serve a model; None where it can."""
     visual = model.clip.visual
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in visual.modules()):
@@ -41,13 +54,13 @@ def norm_names(model: ClipModel) -> list[str]:
     ]
 
 
-def adapt_tent(video: VideoFeatures, classes: PromptedClasses, options: MethodOptions) -> Decision:
+def adapt_tent(video: VideoFeatures, classes: PromptedClasses, options: TentConfig, shared: Shared) -> Decision:
     """Moves the norms for one video alone (TENT's episodic setting); the model stays as it is.
 
     Raises:
         VideoError: See `decide_by_moving`.
     """
-    return TentStream(classes, options).decide(video)
+    return TentStream(classes, options, shared).decide(video)
 
 
 class TentStream:
@@ -55,14 +68,15 @@ class TentStream:
 
     Args:
         classes: The candidate classes.
-        options: TENT's update, and the encoder's batch.
+        options: TENT's update.
+        shared: The encoder's batch.
     """
 
-    def __init__(self, classes: PromptedClasses, options: MethodOptions) -> None:
+    def __init__(self, classes: PromptedClasses, options: TentConfig, shared: Shared) -> None:
         self._classes = classes
-        self._steps = options.tent.steps
-        self._tower = MovingTower(classes.model, norm_names(classes.model), options.encoder_batch)
-        self._optimiser = _optimiser(self._tower, options.tent)
+        self._steps = options.steps
+        self._tower = MovingTower(classes.model, norm_names(classes.model), shared.encoder_batch)
+        self._optimiser = _optimiser(self._tower, options)
         self._moved = False
 
     def decide(self, video: VideoFeatures) -> Decision:
@@ -113,3 +127,17 @@ def _optimiser(tower: MovingTower, update: TentConfig) -> torch.optim.Optimizer:
     if update.optimiser == "adam":
         return torch.optim.Adam(weights, lr=update.lr)
     return torch.optim.SGD(weights, lr=update.lr, momentum=update.momentum)
+
+
+METHOD = Method(
+    "tent",
+    "layer norms moved by the mean entropy",
+    one_by_one(adapt_tent),
+    options=TentConfig,
+    needs_views=True,
+    needs_pixels=True,
+    updates="weights",
+    unfit=unfit_for_tent,
+    is_stream=lambda options: options.stream,
+    open_stream=TentStream,
+)

@@ -9,36 +9,65 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
+from pydantic import Field, model_validator
 from torchvision.transforms.v2 import functional
 
 from zar_ray.adaptation.augmix import Draws, augmix
-from zar_ray.adaptation.base import Decision, MethodOptions, Outcome, VideoFeatures
-from zar_ray.adaptation.options import TptConfig, ZarConfig
+from zar_ray.adaptation.base import Decision, Method, Outcome, Shared, VideoFeatures
+from zar_ray.adaptation.zar import ZarConfig
 from zar_ray.adaptation.zar_batched import adapt_zar_batch
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
+from zar_ray.options.base import Options
 from zar_ray.video.pixels import normalise
 
 _TRIES = 10  # at a crop that fits, as torchvision's RandomResizedCrop
 
 
-def unfit_for_tpt(model: ClipModel, options: MethodOptions) -> str | None:
+class TptConfig(Options):
+    """Test-time prompt tuning (Shu et al., NeurIPS 2022), on random crops of the evaluation view's frames."""
+
+    views: int = Field(default=64, ge=1, description="Views: the evaluation view, and random crops of its frames.")
+    scale: tuple[float, float] = Field(default=(0.08, 1.0), description="Smallest and largest share of a frame's area.")
+    ratio: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="Narrowest and widest width over height.")
+    flip: float = Field(default=0.5, ge=0, le=1, description="Probability of a left-right flip.")
+    augmix: bool = Field(default=False, description="Mix each crop with distorted copies of it, as AugMix does.")
+    confidence: float = Field(default=0.1, gt=0, le=1, description="Share of views, lowest entropy first, that tune.")
+    steps: int = Field(default=1, ge=1, description="AdamW steps a video.")
+    lr: float = Field(default=0.005, gt=0, description="Learning rate of the context.")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} {low:g} {high:g}: give the smaller first, and both above 0")
+        if self.scale[1] > 1:
+            raise ValueError(f"scale {self.scale[1]:g}: a crop is at most the whole frame, 1")
+        return self
+
+
+def unfit_for_tpt(model: ClipModel, options: TptConfig) -> str | None:
     """Why TPT cannot serve a model; None where it can."""
     if not model.frame_independent:
         return "it encodes the frames of a view together, and TPT's views are crops of single frames"
     return None
 
 
-def adapt_tpt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: MethodOptions) -> list[Outcome]:
+def adapt_tpt(
+    videos: Sequence[VideoFeatures], classes: PromptedClasses, options: TptConfig, shared: Shared
+) -> list[Outcome]:
     """Encodes each video's random crops, and tunes a fresh context on the most confident ones.
 
     Args:
         videos: The videos, with their pixels.
         classes: The candidate classes.
-        options: TPT's views and update, the seed and the encoder's batch.
+        options: TPT's views and update.
+        shared: The seed and the encoder's batch.
 
     Returns:
         A decision a video, in order, or why there is none; view 0 is the evaluation view.
@@ -48,7 +77,7 @@ def adapt_tpt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options
     encoded: dict[int, int] = {}
     for number, video in enumerate(videos):
         try:
-            crops = encode_crops(video, classes.model, options)
+            crops = encode_crops(video, classes.model, options, shared)
         except (torch.OutOfMemoryError, MemoryError):
             outcomes[number] = VideoError("out of memory encoding TPT's crops; lower --encoder-batch", stage="adapt")
             continue
@@ -59,7 +88,7 @@ def adapt_tpt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options
         encoded[number] = crops.shape[0] * crops.shape[1]
         views = torch.cat([plain, classes.model.view_features(crops)]) if len(crops) else plain
         augmented[number] = VideoFeatures(views, video.evaluation)
-    tuned = tune_on_views(list(augmented.values()), classes, options.tpt)
+    tuned = tune_on_views(list(augmented.values()), classes, options)
     for number, outcome in zip(augmented, tuned, strict=True):
         outcomes[number] = replace(outcome, encoded=encoded[number]) if isinstance(outcome, Decision) else outcome
     return [outcomes[number] for number in range(len(videos))]
@@ -86,13 +115,14 @@ def update_of(options: TptConfig) -> ZarConfig:
     )
 
 
-def encode_crops(video: VideoFeatures, model: ClipModel, options: MethodOptions) -> torch.Tensor:
+def encode_crops(video: VideoFeatures, model: ClipModel, options: TptConfig, shared: Shared) -> torch.Tensor:
     """Embeds the frames of the evaluation view, the first of several, under all random crops.
 
     Args:
         video: The video, with its pixels.
         model: The model.
-        options: TPT's views, the seed and the encoder's batch.
+        options: TPT's views.
+        shared: The seed and the encoder's batch.
 
     Returns:
         float32 (views - 1, T, D), not normalised.
@@ -100,18 +130,22 @@ def encode_crops(video: VideoFeatures, model: ClipModel, options: MethodOptions)
     Raises:
         VideoError: There are no pixels (stage ``adapt``).
     """
-    pixels, own = video.require_pixels(), options.tpt
+    pixels = video.require_pixels()
     rows = pixels.images[pixels.evaluation.reshape(-1, pixels.evaluation.shape[-1])[0], 0]
     # A copy: frames that came through Ray's shared memory are read-only.
     frames = pixels.frames[rows] if isinstance(pixels.frames, torch.Tensor) else torch.tensor(pixels.frames[rows])
     frames = frames.to(model.device).permute(0, 3, 1, 2)
     views = (
-        random_view(frames, own, model.preprocessing.input_size, Draws(options.seed, pixels.video_id, "tpt", number))
-        for number in range(1, own.views)
+        random_view(frames, options, model.preprocessing.input_size, Draws(shared.seed, pixels.video_id, "tpt", number))
+        for number in range(1, options.views)
     )
-    passes = [model.encode_images(normalise(one, model.preprocessing)) for one in _passes(views, options.encoder_batch)]
+    passes = [model.encode_images(normalise(one, model.preprocessing)) for one in _passes(views, shared.encoder_batch)]
     size = video.evaluation.shape[-1]
-    return torch.cat(passes).reshape(own.views - 1, len(rows), size) if passes else frames.new_zeros(0, len(rows), size)
+    return (
+        torch.cat(passes).reshape(options.views - 1, len(rows), size)
+        if passes
+        else frames.new_zeros(0, len(rows), size)
+    )
 
 
 def random_view(frames: torch.Tensor, options: TptConfig, size: int, draws: Draws) -> torch.Tensor:
@@ -184,3 +218,14 @@ def _passes(views: Iterator[torch.Tensor], images: int) -> Iterator[torch.Tensor
             waiting, count = [rest], len(rest)
     if count:
         yield torch.cat(waiting)
+
+
+METHOD = Method(
+    "tpt",
+    "prompt tuning on random crops",
+    adapt_tpt,
+    options=TptConfig,
+    needs_pixels=True,
+    updates="context",
+    unfit=unfit_for_tpt,
+)

@@ -7,14 +7,53 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import Field
 
-from zar_ray.adaptation.base import Decision, VideoFeatures, averaged, entropy, require_finite
-from zar_ray.adaptation.options import Loss, Selection, ZarConfig
+from zar_ray.adaptation.base import Decision, Fusion, Method, VideoFeatures, averaged, entropy, require_finite
+from zar_ray.adaptation.fusion import unfit_for_fusion
+from zar_ray.adaptation.selection import Selection, doubt, select_confident
+from zar_ray.adaptation.zar_batched import adapt_zar_batch
 from zar_ray.errors import VideoError
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
+from zar_ray.options.base import Options
+
+Loss = Literal["mean_probability", "mean_entropy"]
+
+
+class ZarConfig(Options):
+    """ZAR's update (DESIGN.md, "ZAR, exactly", 5 and 7 to 10), and its relatives."""
+
+    confidence: float = Field(
+        default=0.8, gt=0, le=1, description="rho, share of views, lowest entropy first, that are used."
+    )
+    steps: int = Field(default=1, ge=1, description="AdamW steps a video.")
+    lr: float = Field(default=0.005, gt=0, description="Learning rate of the context.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas.")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="AdamW's weight decay, which applies to the context too."
+    )
+    selection: Selection = Field(
+        default="entropy",
+        description="What makes a view confident: low entropy, or a wide margin between its two likeliest classes.",
+    )
+    loss: Loss = Field(
+        default="mean_probability",
+        description="The entropy of the selected views' mean probability, or the mean of their entropies.",
+    )
+    decision: Literal["evaluation", "selected"] = Field(
+        default="evaluation",
+        description="What is classified under the tuned context: the evaluation view, or the mean of those selected.",
+    )
+    fusion: Fusion = Field(
+        default="embedding",
+        description="Where the frames of a view become one: their embeddings; nowhere, each image being a view (image);"
+        " or their logits (decision).",
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,54 +125,6 @@ def tuned_features(features: VideoFeatures, classes: PromptedClasses, options: Z
         return classes.features(last.context)
 
 
-def count_confident(views: int, fraction: float) -> int:
-    """How many views are selected: floor(fraction·views), at least one.
-
-    The product is floored as the floating-point number it is, as in the reference implementation of TPT: 0.29 of
-    100 is 28.999999999999996 there, so 28.
-    """
-    return max(1, int(views * fraction))
-
-
-def doubt(logits: torch.Tensor, selection: Selection) -> torch.Tensor:
-    """How little confident views are: their entropy in nats, or their negative `margin`.
-
-    Args:
-        logits: float32 (..., V, K).
-        selection: Which.
-
-    Returns:
-        float32 (..., V).
-    """
-    return entropy(logits) if selection == "entropy" else -margin(logits)
-
-
-def margin(logits: torch.Tensor) -> torch.Tensor:
-    """How much more probable the likeliest class is than the next (Scheffer et al., IDA 2001, on active learning).
-
-    Args:
-        logits: (..., K).
-
-    Returns:
-        (...), in [0, 1]; of a single class its probability, 1.
-    """
-    best = logits.softmax(dim=-1).topk(min(2, logits.shape[-1]), dim=-1).values
-    return best[..., 0] if best.shape[-1] == 1 else best[..., 0] - best[..., 1]
-
-
-def select_confident(doubts: torch.Tensor, fraction: float) -> torch.Tensor:
-    """The views of least `doubt`, `count_confident` of them; equal ones in the views' order.
-
-    Args:
-        doubts: float32 (V,).
-        fraction: The confidence fraction, in (0, 1].
-
-    Returns:
-        int64 (S,), rows of `doubts`, the most confident first.
-    """
-    return doubts.argsort(stable=True)[: count_confident(len(doubts), fraction)]
-
-
 def marginal_entropy(logits: torch.Tensor) -> torch.Tensor:
     """Entropy of the mean probability of some views, in nats, in log space: ZAR's loss.
 
@@ -187,3 +178,15 @@ def tuning_steps(views: torch.Tensor, classes: PromptedClasses, options: ZarConf
         context.grad = gradient
         optimiser.step()
         yield TuningStep(loss.detach(), gradient, context.detach().clone())
+
+
+METHOD = Method(
+    "zar",
+    "prompt tuning",
+    lambda videos, classes, options, _: adapt_zar_batch(videos, classes, options),
+    options=ZarConfig,
+    needs_views=True,
+    updates="context",
+    fusion=lambda options: options.fusion,
+    unfit=lambda model, options: unfit_for_fusion(model, options.fusion),
+)

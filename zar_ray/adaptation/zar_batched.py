@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from zar_ray.adaptation.base import Decision, Outcome, VideoFeatures, averaged, entropy
-from zar_ray.adaptation.options import Loss, ZarConfig
-from zar_ray.adaptation.zar import count_confident, doubt
+from zar_ray.adaptation.selection import count_confident, doubt
 from zar_ray.errors import VideoError
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
+
+if TYPE_CHECKING:
+    from zar_ray.adaptation.zar import Loss, ZarConfig
 
 # Bounds the memory of a pass of the text tower with its graph: about 5 GB in a tower of 12 layers and width 512.
 _TOKENS_AT_ONCE = 16_384

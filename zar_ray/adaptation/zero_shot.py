@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zar_ray.adaptation.base import Decision, VideoFeatures, averaged, require_finite
+from zar_ray.adaptation.base import Decision, Method, VideoFeatures, averaged, one_by_one, require_finite
 from zar_ray.models.text import PromptedClasses
 
 
@@ -15,3 +15,6 @@ def classify_zero_shot(features: VideoFeatures, classes: PromptedClasses) -> Dec
     logits = averaged(classes.initial_logits(features.evaluation))
     require_finite(logits, "of the evaluation view")
     return Decision(logits_before=logits.cpu(), logits_after=logits.cpu())
+
+
+METHOD = Method("zero_shot", "no adaptation", one_by_one(lambda video, classes, *_: classify_zero_shot(video, classes)))

@@ -8,11 +8,10 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from zar_ray.adaptation.options import ZarConfig
 from zar_ray.commands.common import command
 from zar_ray.commands.parsing import parse
 from zar_ray.errors import ConfigError
-from zar_ray.evaluation.options import EvalConfig
+from zar_ray.study.options import EvalConfig
 from zar_ray.video.options import ViewConfig
 
 
@@ -45,9 +44,8 @@ def cost_command(argv: Sequence[str]) -> int:
             raise ConfigError("zar cost: --frames, --length and --steps are 1 or more")
         known = class_names in known_class_lists()
         names = class_list(class_names) if known else parse_class_names(class_names)
-        options = EvalConfig(
-            views=ViewConfig(frames=frames, eval_frames=frames), zar=ZarConfig(steps=steps), method=("zar",)
-        )
+        views = ViewConfig(frames=frames, eval_frames=frames)
+        options = EvalConfig.model_validate({"views": views, "method": ("zar",), "zar": {"steps": steps}})
         chosen = models or (EvalConfig.model_fields["model"].default, *known_systems())
         rows = cost_rows(chosen, names, options, length)
         console = Console(highlight=False)

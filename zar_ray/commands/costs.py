@@ -17,7 +17,6 @@ from zar_ray.adaptation.settings import Setting
 from zar_ray.data.class_texts import ClassPrompts, class_prompts, prompts_of
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.evaluation.model_costs import count_costs
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.models.architecture import named_architecture, system_architecture
 from zar_ray.models.checkpoints import read_checkpoint
 from zar_ray.models.clip import ClipModel
@@ -26,8 +25,9 @@ from zar_ray.models.loading import describe_checkpoint
 from zar_ray.models.systems.registry import find_system
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.layers import conf_dir, read_yaml, validate
-from zar_ray.reporting.tables import gflops
+from zar_ray.reporting.numbers import gflops
 from zar_ray.results.record import ModelCost
+from zar_ray.study.options import EvalConfig
 from zar_ray.training.network import VideoTextModel
 from zar_ray.training.options import TrainConfig
 from zar_ray.video.plans import by_view, plan_views

@@ -37,7 +37,7 @@ def data_show_command(argv: Sequence[str]) -> int:
             rows: Rows to show.
         """
         from zar_ray.data.manifest import read_manifest
-        from zar_ray.reporting.tables import print_manifest
+        from zar_ray.reporting.manifest_tables import print_manifest
 
         print_manifest(read_manifest(manifest), Console(highlight=False), rows)
         return 0
@@ -56,7 +56,7 @@ def data_list_command(argv: Sequence[str]) -> int:
             data_root: Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.
         """
         from zar_ray.data.overview import benchmark_statuses
-        from zar_ray.reporting.tables import print_benchmarks
+        from zar_ray.reporting.manifest_tables import print_benchmarks
 
         print_benchmarks(benchmark_statuses(data_root), Console(highlight=False))
         return 0

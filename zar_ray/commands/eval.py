@@ -1,4 +1,4 @@
-"""The command `zar eval`."""
+"""The commands `zar eval` and `zar ablate`: both run a study."""
 
 from __future__ import annotations
 
@@ -9,38 +9,40 @@ from rich.console import Console
 from zar_ray.commands.common import command, show_options
 from zar_ray.commands.parsing import parse_run
 from zar_ray.commands.report import write_run_report
-from zar_ray.evaluation.options import EvalConfig
+from zar_ray.errors import ConfigError
+from zar_ray.study.options import AblateConfig, EvalConfig
 
 
 @command
 def eval_command(argv: Sequence[str]) -> int:
     """Evaluate methods on a dataset, a manifest, a list or a folder of videos."""
-    invocation = parse_run(EvalConfig, argv, "zar eval")
-    if invocation.show_config:
-        return show_options(invocation.options)
-    from zar_ray.study.alphas import describe_alphas, run_alphas
-    from zar_ray.study.demo import ensure_demo
-    from zar_ray.study.job import describe, prepare
-    from zar_ray.study.model_table import describe_models, run_models
-    from zar_ray.study.seeds import run_seeds
+    return _run_study(EvalConfig, argv, "zar eval")
 
-    options, console = invocation.options, Console(highlight=False, soft_wrap=True)
-    if options.models and invocation.dry_run:
-        console.print(describe_models(options, console))
+
+@command
+def ablate_command(argv: Sequence[str]) -> int:
+    """Evaluate many settings in one pass over the videos, and compare them."""
+    return _run_study(AblateConfig, argv, "zar ablate")
+
+
+def _run_study(kind: type[EvalConfig], argv: Sequence[str], prog: str) -> int:
+    invocation = parse_run(kind, argv, prog)
+    options = invocation.options
+    if invocation.show_config:
+        return show_options(options)
+    from zar_ray.study.demo import ensure_demo
+    from zar_ray.study.plan import describe, plan_study
+    from zar_ray.study.run import run_study
+    from zar_ray.study.sweeps import known_sweeps
+
+    if kind is AblateConfig and not options.sweep:
+        raise ConfigError(f"{prog}: say what to vary with --sweep NAME or FILE.yaml ({', '.join(known_sweeps())})")
+    console = Console(highlight=False, soft_wrap=True)
+    if invocation.dry_run:
+        console.print(describe(plan_study(options, console)))
         return 0
-    sweep = options.interpolate_with is not None or bool(options.alphas)
-    if not invocation.dry_run:
-        ensure_demo(options, console)
-        alphas = run_alphas(options, console) if sweep and not options.models else ()
-        runs = [run for one in alphas for run in one.runs]
-        if options.models:
-            runs = run_models(options, console).runs
-        elif not sweep:
-            runs = run_seeds(options, console)
-        for run in runs if options.report else ():
-            write_run_report(run.run_file.rpartition("/")[0], mlflow_uri=options.mlflow_uri)
-        return 0
-    console.print(describe(*prepare(options, console)))
-    if sweep:
-        console.print(describe_alphas(options))
+    ensure_demo(options, console)
+    record = run_study(options, console)
+    if options.report:
+        write_run_report(record.whole.run_file.rpartition("/")[0], mlflow_uri=options.mlflow_uri)
     return 0

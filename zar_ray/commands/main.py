@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import zar_ray
 from zar_ray.commands.parsing import fail
-from zar_ray.errors import ConfigError, suggestion
+from zar_ray.errors import ConfigError, ZarError, suggestion
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,17 @@ class Verb:
 
     def __call__(self, argv: Sequence[str]) -> int:
         """Runs it with the words after its name; returns its exit status."""
-        return getattr(importlib.import_module(f"zar_ray.commands.{self.module}"), self.function)(argv)
+        try:
+            module = importlib.import_module(f"zar_ray.commands.{self.module}")
+        except ZarError as error:
+            # An installed package's method that cannot be loaded.
+            return fail(error)
+        return getattr(module, self.function)(argv)
 
 
 COMMANDS = {
     "eval": Verb("eval", "eval_command", "Evaluate methods on a dataset, a manifest, a list or a folder of videos."),
-    "ablate": Verb("ablate", "ablate_command", "Evaluate many settings in one pass over the videos, and compare them."),
+    "ablate": Verb("eval", "ablate_command", "Evaluate many settings in one pass over the videos, and compare them."),
     "predict": Verb("predict", "predict_command", "Rank given labels for given files, before and after adaptation."),
     "train": Verb("train", "train_command", "Train CLIP on the videos of a manifest, through Ray Train."),
     "data index": Verb(

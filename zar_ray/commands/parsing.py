@@ -1,6 +1,6 @@
 """Options from the command line, laid over configuration files; mistakes come back as one line.
 
-`tyro` makes the options and their help from the pydantic models of `zar_ray.config`, dotted for nested ones
+`tyro` makes the options and their help from the pydantic models of the options, dotted for nested ones
 (`--views.frames 8`).  What it would print as a box over several lines is put on one here.
 """
 
@@ -24,7 +24,6 @@ from pydantic import BaseModel
 
 from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
 from zar_ray.errors import ConfigError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.options.base import Options
 from zar_ray.options.layers import merge, read_yaml, validate
 
@@ -152,7 +151,7 @@ def parse_run(kind: type[_O], argv: Sequence[str], prog: str) -> Invocation[_O]:
         ConfigError: A file or an option is wrong.
     """
     argv = _spelt_out(argv)
-    if issubclass(kind, EvalConfig):
+    if _is_evaluation(kind):
         argv = _several_models(argv)
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--config", type=Path)
@@ -195,14 +194,21 @@ def _several_models(argv: Sequence[str]) -> list[str]:
     return words
 
 
+def _is_evaluation(kind: type[Options]) -> bool:
+    """Whether options are an evaluation's, by what these alone have: importing their class loads PyTorch."""
+    return "protocol" in kind.model_fields
+
+
 def _is_value(word: str) -> bool:
     return not word.startswith("--")
 
 
 def _benchmark_options(kind: type[Options], dataset: str | None, protocol: str) -> dict[str, Any]:
-    if not issubclass(kind, EvalConfig) or dataset not in known_benchmarks():
+    if not _is_evaluation(kind) or dataset not in known_benchmarks():
         return {}
-    return load_benchmark(protocol_name(dataset, protocol)).eval_options()
+    benchmark = load_benchmark(protocol_name(dataset, protocol))
+    validate(kind, benchmark.eval_options(), f"{benchmark.name}.yaml, options")
+    return benchmark.eval_options()
 
 
 def _over(values: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def predict_command(argv: Sequence[str]) -> int:
     from zar_ray.adaptation.predict import predict
     from zar_ray.data.datasets import parse_class_names
     from zar_ray.models.loading import load_model
-    from zar_ray.reporting.tables import print_ranking
+    from zar_ray.reporting.rankings import print_ranking
 
     for method in options.method:
         get_method(method)

@@ -15,7 +15,7 @@ from zar_ray.adaptation.options import PredictConfig
 from zar_ray.client import Client, ServiceError
 from zar_ray.data.datasets import parse_class_names
 from zar_ray.errors import ConfigError
-from zar_ray.reporting.tables import print_ranking
+from zar_ray.reporting.rankings import print_ranking
 from zar_ray.serving.schema import RankedLabel
 
 # What a request to a service can say; all else that decides about numbers is the service's own.

@@ -12,7 +12,7 @@ from rich.console import Console
 from zar_ray.commands.common import command
 from zar_ray.commands.parsing import parse
 from zar_ray.errors import TrackingError
-from zar_ray.evaluation.options import EvalConfig
+from zar_ray.study.options import EvalConfig
 
 
 @command

@@ -17,13 +17,13 @@ def train_command(argv: Sequence[str]) -> int:
     invocation = parse_run(TrainConfig, argv, "zar train")
     if invocation.show_config:
         return show_options(invocation.options)
-    from zar_ray.study import experiments
+    from zar_ray.study import few_shot
     from zar_ray.training import inputs, job
 
     console = Console(highlight=False, soft_wrap=True)
     alone = invocation.options.protocol == "standard"
     if invocation.dry_run:
-        console.print((inputs if alone else experiments).describe(invocation.options))
+        console.print((inputs if alone else few_shot).describe(invocation.options))
         return 0
-    (job.run_training if alone else experiments.run_experiment)(invocation.options, console)
+    (job.run_training if alone else few_shot.run_experiment)(invocation.options, console)
     return 0

@@ -14,12 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeGuard
 
-from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.classes import name_key
-from zar_ray.data.options import NameStyle, TextAverage
+from zar_ray.data.options import NameStyle, PromptOptions, TextAverage
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.layers import conf_dir
-from zar_ray.training.options import TrainConfig
 
 _SHOWN_NAMES = 5  # that a message lists
 _WHOLE = "{}"  # the template of a text that stands for itself
@@ -87,9 +85,7 @@ def read_context_file(path: str | Path) -> ContextFile:
         ) from error
 
 
-def prompts_of(
-    class_sets: Sequence[Sequence[str]], options: AdaptationOptions | TrainConfig
-) -> tuple[ClassPrompts, ...]:
+def prompts_of(class_sets: Sequence[Sequence[str]], options: PromptOptions) -> tuple[ClassPrompts, ...]:
     """What a run's options make of its class sets; every file that they name is read once, for all of them.
 
     Raises:

@@ -21,7 +21,6 @@ from zar_ray.data.index import NO_SPLIT, Listing, list_csv, list_folder, probe_l
 from zar_ray.data.manifest import Manifest, read_manifest
 from zar_ray.data.protocols import EvaluationSplit, SplitSpec, evaluation_splits
 from zar_ray.errors import ConfigError, ManifestError, suggestion
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.options.base import Options
 from zar_ray.options.layers import conf_dir, read_yaml, validate, zar_home
 from zar_ray.video.options import Decoder
@@ -175,7 +174,6 @@ def load_benchmark(name: str) -> Benchmark:
     benchmark = validate(Benchmark, {"name": name, **read_yaml(path)}, str(path))
     if benchmark.name != name:
         raise ConfigError(f"{path}: is named {benchmark.name} inside; the name must be the file's")
-    validate(EvalConfig, benchmark.options, f"{path}, options")
     try:
         benchmark.make_command()
     except (KeyError, IndexError, ValueError) as error:

@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 from pydantic import Field
 
-from zar_ray.options.base import Options, later
+from zar_ray.options.base import Options, operational
 from zar_ray.video.options import Decoder
 
 NameStyle = Literal["raw", "split_camel_case", "lower_case"]
@@ -16,7 +16,22 @@ NameStyle = Literal["raw", "split_camel_case", "lower_case"]
 TextAverage = Literal["features", "probabilities"]
 
 
-class PromptOptions(Options):
+CONTEXT = "a video of a"
+"""The context's words where neither the user nor the model's system names others."""
+
+
+class ContextOption(Options):
+    """What stands in front of a class name in a prompt, and what tuning starts from."""
+
+    context: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The words the context vectors start from, or the .safetensors file of a learned context; by"
+        ' default those of the model\'s system (docs/models.md), else "a video of a".',
+    )
+
+
+class PromptOptions(ContextOption):
     """What the text tower reads of a class."""
 
     name_style: NameStyle = Field(
@@ -32,11 +47,36 @@ class PromptOptions(Options):
         default=None,
         description="CSV (class,text) or JSON with texts in the names' place; whole prompts without a template.",
     )
-    template_average: TextAverage = later(
-        "features",
-        "What counts of a class with several texts: the mean of their features, as CLIP, or of the"
+    template_average: TextAverage = Field(
+        default="features",
+        description="What counts of a class with several texts: the mean of their features, as CLIP, or of the"
         " probabilities that each gives.",
     )
+
+
+class DatasetOptions(Options):
+    """Which videos, and which classes to choose among."""
+
+    dataset: str | None = Field(
+        default=None, description="A benchmark's name, a manifest (.parquet), a list (.csv) or a folder."
+    )
+    protocol: Literal["standard", "base_to_novel"] = Field(
+        default="standard",
+        description="base_to_novel: both halves of k400, hmdb51, ucf101 or ssv2, and their harmonic mean.",
+    )
+    split: str | None = Field(
+        default=None,
+        description="The one split of a benchmark's protocol to evaluate, or a manifest's; all by default.",
+    )
+    class_names: str | None = Field(
+        default=None,
+        description='The candidate classes: "a,b,c" or a file with one a line; by default the manifest\'s.',
+    )
+    legacy_labels: bool = Field(
+        default=False, description="Score as published label files do, with the names that they exchange."
+    )
+    limit: int | None = Field(default=None, ge=1, description="Evaluate only so many videos, spread over the manifest.")
+    data_root: Path | None = operational(None, "Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.")
 
 
 class IndexConfig(Options):

@@ -6,16 +6,20 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow.compute as pc
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from zar_ray.adaptation.settings import Setting
+from zar_ray.data.manifest import Manifest
 from zar_ray.errors import RunError, ZarError
-from zar_ray.evaluation.adapt_stage import load_card
-from zar_ray.evaluation.options import EvalConfig
-from zar_ray.evaluation.spec import ModelCard
+from zar_ray.evaluation.planning import AskedModel, ModelCard, load_card
+from zar_ray.evaluation.resources import Needs
 from zar_ray.storage import Storage
+
+# How many videos to look for one that is there.
+_LOOKED_AT = 100
 
 
 def _see(paths: list[str], storage: Storage, token: str) -> list[str]:
@@ -68,22 +72,34 @@ def check_nodes(paths: list[str], storage: Storage) -> None:
         raise RunError(f"{problems[0]}{more}")
 
 
-def check_model(options: EvalConfig, settings: Sequence[Setting], cpus: float, gpus: float) -> ModelCard:
-    """Loads the model once, where a worker would, so that a pool of workers does not fail at it again and again.
+def needed_files(manifest: Manifest, asked: Sequence[AskedModel]) -> list[str]:
+    """The checkpoints and one video; one that this process sees, where it sees any, as a lost file fails by itself."""
+    paths = manifest.table.filter(pc.field("error").is_null())["path"].to_pylist()
+    video = next((path for path in paths[:_LOOKED_AT] if Path(path).is_file()), paths[0] if paths else None)
+    return [str(path) for path in (video, *(one.settings[0].checkpoint for one in asked)) if path is not None]
+
+
+def check_model(label: str, settings: Sequence[Setting], needs: Needs) -> ModelCard:
+    """Loads a model once, where a worker would.
+
+    Args:
+        label: What tables call it.
+        settings: Its settings.
+        needs: What a worker asks of the cluster.
 
     Raises:
         ZarError: It cannot be loaded; the message is the loader's own.
         RunError: The task that loads it died.
     """
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=1)(load_card).remote(options, settings)
+    load = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=1)(load_card)
     try:
-        return ray.get(task)
+        return ray.get(load.remote(settings))
     except RayTaskError as error:
         if isinstance(error.cause, ZarError):
             raise error.cause from None
         raise
     except RayError as error:
-        raise RunError(f"{options.model}: loading it ended its process ({_reason(error)})") from error
+        raise RunError(f"{label}: loading it ended its process ({_reason(error)})") from error
 
 
 def _reason(error: RayError) -> str:

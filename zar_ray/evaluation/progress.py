@@ -7,7 +7,6 @@ from collections import Counter
 from types import TracebackType
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -83,13 +82,20 @@ class VideoProgress:
                 f"{self._describe()} {self._seen}/{self._total} videos, {rate:.2f}/s, about {left:.0f} s left"
             )
 
-    def count_features(self, status: pa.Table) -> None:
-        """Adds what rows of `STATUS_SCHEMA` say of the feature store; the first oddities are shown at once."""
-        self._features.update(use for use in status["feature_use"].to_pylist() if use is not None)
-        for row in status.filter(pc.field("feature_note").is_valid()).to_pylist():
-            self._notes += 1
-            if self._notes <= _NOTES:
-                self.say(f"{row['video_id']}: {row['feature_note']}")
+    def count(self, status: pa.Table) -> None:
+        """Adds the videos of some rows of `STATUS_SCHEMA`, and what they say of the feature store.
+
+        The first oddities are shown at once.
+        """
+        rows = status.to_pylist()
+        self.advance(len(rows), failed=sum(row["failed"] for row in rows))
+        for row in rows:
+            if not row["failed"]:
+                self._features.update(row["feature_uses"] or ())
+            for note in row["feature_notes"] or ():
+                self._notes += 1
+                if self._notes <= _NOTES:
+                    self.say(f"{row['video_id']}: {note}")
 
     def say(self, line: str) -> None:
         """Shows a line of its own above the bar."""

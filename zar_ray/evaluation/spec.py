@@ -1,7 +1,7 @@
 """What workers are told and what passes between them; light to import, since every decoding process does.
 
 Whatever goes wrong with one video becomes a row with its error, so that the others of its block go on; a video that
-kills its process is dealt with in `pipeline`.
+kills its process is dealt with in `zar_ray.evaluation.recovery`.
 """
 
 from __future__ import annotations
@@ -16,43 +16,53 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from zar_ray.adaptation.options import AdaptationOptions
-from zar_ray.adaptation.settings import Setting
 from zar_ray.errors import VideoError
 from zar_ray.evaluation.feature_store import FeatureSpace, FeatureStore
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.evaluation.workload import CLASS_SETS, RIGHT_IDS
+from zar_ray.models.options import Precision
 from zar_ray.results.case import Case
-from zar_ray.results.record import ModelCost
 from zar_ray.results.rows import ResultRow, RightClasses
 from zar_ray.storage import Storage
-from zar_ray.video.options import ViewConfig
-from zar_ray.video.plans import ViewPlan, plan_views, unite
+from zar_ray.video.decoding import Resize
+from zar_ray.video.options import Decoder, ViewConfig
+from zar_ray.video.plans import ViewPlan, plan_video, unite
 from zar_ray.video.reading import VideoInfo
-from zar_ray.video.transforms import Preprocessing
+from zar_ray.video.transforms import Preprocessing, short_side_for
 
 logger = logging.getLogger(__name__)
 
 # Where a video stands in a run with stream methods; null in others.
 POSITION = pa.field("position", pa.int64())
 
-# Between the stages: a video's distinct resized frames, or the stored features of its images, and what is known of it.
+# Which of the run's models still lack a row of a video.
+MODELS = pa.field("models", pa.list_(pa.int32()), nullable=False)
+
+# What some of a video's models look at: frames resized as they want them, or stored features of one's images.
+INPUT = pa.struct(
+    [
+        pa.field("models", pa.list_(pa.int32())),
+        pa.field("pixels", pa.large_binary()),
+        pa.field("shape", pa.list_(pa.int32(), 4)),
+        pa.field("embeddings", pa.large_binary()),
+        pa.field("dimensions", pa.int32()),
+    ]
+)
+
+# Between the stages: one row a video, with its distinct resized frames and what is known of it.
 DECODED_SCHEMA = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
         CLASS_SETS,
         RIGHT_IDS,
+        MODELS,
         pa.field("frames", pa.int32()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("decoder", pa.string()),
-        pa.field("pixels", pa.large_binary()),
-        pa.field("shape", pa.list_(pa.int32(), 4)),
-        pa.field("embeddings", pa.large_binary()),
-        pa.field("dimensions", pa.int32()),
+        pa.field("inputs", pa.list_(INPUT)),
         pa.field("content", pa.string()),
-        pa.field("feature_use", pa.string()),
-        pa.field("feature_note", pa.string()),
+        pa.field("feature_uses", pa.list_(pa.string())),
+        pa.field("feature_notes", pa.list_(pa.string())),
         pa.field("seconds_decode", pa.float64()),
         pa.field("warning", pa.string()),
         pa.field("error", pa.string()),
@@ -61,19 +71,13 @@ DECODED_SCHEMA = pa.schema(
     ]
 )
 
-# In a pass of several models: which of them take a row's pixels, and whether the row counts for its video, which may
-# have several.
-MODELS = pa.field("models", pa.list_(pa.int32()), nullable=False)
-COUNTED = pa.field("counted", pa.bool_(), nullable=False)
-MODELS_SCHEMA = DECODED_SCHEMA.append(MODELS).append(COUNTED)
-
 # After them: what the driver counts; the results themselves are in the run folder by then.
 STATUS_SCHEMA = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("failed", pa.bool_(), nullable=False),
-        pa.field("feature_use", pa.string()),
-        pa.field("feature_note", pa.string()),
+        pa.field("feature_uses", pa.list_(pa.string())),
+        pa.field("feature_notes", pa.list_(pa.string())),
     ]
 )
 
@@ -82,24 +86,53 @@ FeatureUse = Literal["read", "computed", "replaced"]
 
 
 @dataclass(frozen=True)
-class ModelCard:
-    """What the driver knows of the model without holding it.
+class ModelViews:
+    """What decoding must know of a model: which views its settings plan, over which pixels.
 
     Attributes:
-        name: The model's name.
         fingerprint: A hash of its weights.
+        precision: Its image encoder's precision.
         preprocessing: Its input size and normalisation.
-        random_weights: Whether it is untrained.
-        remarks: What makes it slower than it could be, a line each.
-        costs: What it holds and computes, under each setting.
+        of_settings: The views of each setting, and the seed that they are planned with.
+        needs_views: Whether any of its cases looks at other views than the evaluation view.
     """
 
-    name: str
     fingerprint: str
+    precision: Precision
     preprocessing: Preprocessing
-    random_weights: bool
-    remarks: tuple[str, ...] = ()
-    costs: tuple[ModelCost, ...] = ()
+    of_settings: tuple[tuple[ViewConfig, int], ...]
+    needs_views: bool
+
+    def plans(self, video_id: str, info: VideoInfo) -> tuple[ViewPlan, ...]:
+        """A video's views under each setting, over the images of all: what is decoded and encoded of it, once.
+
+        Raises:
+            VideoError: The video has no frames or no size (stage ``plan``).
+        """
+        distinct = tuple(dict.fromkeys(self.of_settings))
+        united = unite(
+            [
+                plan_video(video_id, info, views, self.preprocessing, seed, needs_views=self.needs_views)
+                for views, seed in distinct
+            ]
+        )
+        by_key = dict(zip(distinct, united, strict=True))
+        return tuple(by_key[key] for key in self.of_settings)
+
+    @property
+    def resize(self) -> Resize:
+        """How frames become its pixels; all settings share it."""
+        return Resize(short_side_for(self.of_settings[0][0], self.preprocessing), self.preprocessing.interpolation)
+
+    @property
+    def frames_named(self) -> int:
+        """The most frames that the plans of a video name."""
+        named = 0
+        for views, _ in dict.fromkeys(self.of_settings):
+            named += views.eval_frames * int(views.eval_views.partition("x")[0])
+            if self.needs_views:
+                named += views.frames * views.views_per_rate * len(views.rates)
+        return named
 
 
 @dataclass(frozen=True)
@@ -107,68 +140,44 @@ class JobSpec:
     """What every worker of a run is told.
 
     Attributes:
-        options: The run's options.
-        model: The model every replica must turn out to be.
+        models: The models, as decoding sees them.
+        labels: What each is called in result rows.
+        settings: What each setting is called there.
         class_sets: The candidate classes of each class set.
-        settings: What cases are under, with what the model reads of the classes; the first is of `options`.
         multi_label: Whether a video may show several classes.
-        cases: The cases, one a class set, method and setting; what settings have in common is one case.
+        cases: The cases, one a class set, model, method and setting; what settings have in common is one case.
         storage: The run's folder, which workers add finished rows to.
-        needs_views: Whether any of the cases looks at other views than the evaluation view.
-        threads: CPU threads a model replica may use.
+        decoder: Which decoder is asked for.
+        decode_timeout: Seconds a video may take to decode.
+        features: Where image features are kept, if they are.
         streams: The stream methods, for whose sake videos come one by one, in order, to one worker.
     """
 
-    options: EvalConfig
-    model: ModelCard
+    models: tuple[ModelViews, ...]
+    labels: tuple[str, ...]
+    settings: tuple[str, ...]
     class_sets: tuple[tuple[str, ...], ...]
-    settings: tuple[Setting, ...]
     multi_label: bool
     cases: tuple[Case, ...]
     storage: Storage
-    needs_views: bool
-    threads: int
+    decoder: Decoder
+    decode_timeout: float
+    features: str | None = None
     streams: tuple[str, ...] = ()
 
-    def feature_store(self) -> FeatureStore | None:
-        """Where this run's features are kept, if they are."""
-        if self.options.features is None:
+    def feature_store(self, model: int) -> FeatureStore | None:
+        """Where a model's features are kept, if they are."""
+        if self.features is None:
             return None
-        space = FeatureSpace.of(
-            self.model.fingerprint, self.options.precision, self.options.decoder, self.model.preprocessing
-        )
-        return FeatureStore(Storage(self.options.features), space)
+        views = self.models[model]
+        space = FeatureSpace.of(views.fingerprint, views.precision, self.decoder, views.preprocessing)
+        return FeatureStore(Storage(self.features), space)
 
-    def plans(self, video_id: str, info: VideoInfo) -> tuple[ViewPlan, ...]:
-        """See `plan_settings`."""
-        return plan_settings(video_id, info, self.settings, self.model.preprocessing, self.needs_views)
-
-
-def plan_settings(
-    video_id: str, info: VideoInfo, settings: Sequence[Setting], preprocessing: Preprocessing, needs_views: bool
-) -> tuple[ViewPlan, ...]:
-    """A video's views under each setting, over the images of all: what is decoded and encoded of it, once.
-
-    Raises:
-        VideoError: The video has no frames or no size (stage ``plan``).
-    """
-    distinct = {planned_as(setting): setting.options for setting in settings}
-    plans = unite([plan_video(video_id, info, one, preprocessing, needs_views) for one in distinct.values()])
-    by_key = dict(zip(distinct, plans, strict=True))
-    return tuple(by_key[planned_as(setting)] for setting in settings)
-
-
-def planned_as(setting: Setting) -> tuple[ViewConfig, int]:
-    """What a setting's plans depend on, besides the video and the model."""
-    return setting.options.views, setting.options.seed
-
-
-def plan_video(
-    video_id: str, info: VideoInfo, options: AdaptationOptions, preprocessing: Preprocessing, needs_views: bool
-) -> ViewPlan:
-    """The views that a run's methods need of a video; of the evaluation view alone, where they need no other."""
-    plan = plan_views(video_id, info.frames, info.height, info.width, options.views, preprocessing, options.seed)
-    return plan if needs_views else plan.evaluation_only()
+    def cases_of(self, models: Sequence[int], class_sets: Sequence[int] | None = None) -> list[Case]:
+        """The cases of some models, and of some class sets where they are given."""
+        return [
+            case for case in self.cases if case.model in models and (class_sets is None or case.class_set in class_sets)
+        ]
 
 
 def worker_name() -> str:
@@ -216,12 +225,15 @@ def failed_rows(
     worker: str | None = None,
     cases: Sequence[Case] | None = None,
 ) -> list[ResultRow]:
-    """The rows of a video that failed, one a case that it is of: of the run's cases, or of `cases` alone."""
+    """The rows of a video that failed, one a case that it lacks: of the models it lacks, or of `cases` alone."""
+    lacking = spec.cases_of(video["models"], video["class_sets"]) if cases is None else cases
     return [
         ResultRow.failed(
             video_id=str(video["video_id"]),
             case_id=case.case_id,
             method=case.method,
+            model=spec.labels[case.model],
+            setting=spec.settings[case.setting],
             **labels_of(spec, video, case),
             error=failure.message,
             stage=failure.stage,
@@ -231,6 +243,6 @@ def failed_rows(
             worker=worker,
             warning=video.get("warning"),
         )
-        for case in (spec.cases if cases is None else cases)
+        for case in lacking
         if case.class_set in video["class_sets"]
     ]

@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from zar_ray.adaptation.methods import get_method
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.errors import ConfigError, RunError
-from zar_ray.evaluation.options import EvalConfig
+from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.storage import Storage
 
 STATE = "stream.safetensors"
@@ -25,13 +26,13 @@ STATE = "stream.safetensors"
 _POSITION = "position"
 
 
-def stream_methods(runs: Iterable[EvalConfig]) -> tuple[str, ...]:
+def stream_methods(runs: Iterable[AdaptationOptions]) -> tuple[str, ...]:
     """The methods of some settings that are streams under any of them, each once."""
-    names = (name for options in runs for name in options.method if get_method(name).is_stream(options))
+    names = (name for options in runs for name in options.method if get_method(name).is_stream(options.own(name)))
     return tuple(dict.fromkeys(names))
 
 
-def check_methods(options: EvalConfig, streams: tuple[str, ...]) -> None:
+def check_methods(options: EvaluationOptions, streams: tuple[str, ...]) -> None:
     """Refuses operational options that a method does not go with.
 
     Args:

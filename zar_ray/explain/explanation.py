@@ -19,8 +19,6 @@ from zar_ray.adaptation.zar import tuned_features
 from zar_ray.data.class_texts import ClassPrompts, prompts_of
 from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import RunError, VideoError, suggestion
-from zar_ray.evaluation.options import EvalConfig
-from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.attention import attention_rollout, class_relevance, require_attention
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
@@ -30,9 +28,10 @@ from zar_ray.reporting.attention_figures import AttentionFigure, ClassMaps, Vide
 from zar_ray.reporting.run_data import RunData
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.rows import ResultRow, to_rows
+from zar_ray.study.options import EvalConfig
 from zar_ray.video.decoding import DecodedVideo, decode_video
 from zar_ray.video.pixels import cut_crops, normalise
-from zar_ray.video.plans import ViewPlan
+from zar_ray.video.plans import ViewPlan, plan_video
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import short_side_for
 
@@ -164,7 +163,7 @@ class _Run:
         known = VideoInfo(
             video.frames or 0, video.fps or 0.0, video.width or 0, video.height or 0, video.duration or 0.0, ""
         )
-        plan = plan_video(video.video_id, known, options, preprocessing, needs_views=True)
+        plan = plan_video(video.video_id, known, options.views, preprocessing, options.seed, needs_views=True)
         try:
             decoded = decode_video(
                 video.path,

@@ -15,9 +15,10 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 from torch.nn.functional import normalize
 
+from zar_ray.data.options import CONTEXT
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import Architecture
-from zar_ray.models.options import CONTEXT, Precision
+from zar_ray.models.options import Precision
 from zar_ray.models.parts import FUSION, VECTOR, following_head, frames_of, text_frame_of
 from zar_ray.models.precision import exact_float32, full_precision
 from zar_ray.models.systems.base import EVALUATION_SCALE

@@ -7,17 +7,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from zar_ray.options.base import Options, operational
+from zar_ray.data.options import ContextOption
+from zar_ray.options.base import operational
 
 Precision = Literal["fp32", "bf16", "fp16"]
-
-CONTEXT = "a video of a"
-"""The context's words where neither the user nor the model's system names others."""
 
 ClassPosition = Literal["end", "middle", "front"]
 
 
-class ModelOptions(Options):
+class ModelOptions(ContextOption):
     """Which weights, and how they run."""
 
     model: str = Field(
@@ -33,12 +31,6 @@ class ModelOptions(Options):
         default=None,
         description="A local checkpoint (.safetensors or .pt) instead of a tag: zar-ray's, OpenAI's, open_clip's or a"
         " published system's (docs/checkpoints.md).",
-    )
-    context: str | None = Field(
-        default=None,
-        min_length=1,
-        description="The words the context vectors start from, or the .safetensors file of a learned context; by"
-        ' default those of the model\'s system (docs/models.md), else "a video of a".',
     )
     precision: Precision = Field(
         default="fp32", description="The image encoder's precision; text and tuning stay float32."

@@ -20,9 +20,8 @@ import torch
 
 from zar_ray.adaptation.base import Decision, VideoFeatures
 from zar_ray.adaptation.fusion import video_features
-from zar_ray.adaptation.options import TptConfig, ZarConfig
-from zar_ray.adaptation.tpt import tune_on_views, update_of
-from zar_ray.adaptation.zar import tuning_steps
+from zar_ray.adaptation.tpt import TptConfig, tune_on_views, update_of
+from zar_ray.adaptation.zar import ZarConfig, tuning_steps
 from zar_ray.adaptation.zar_batched import adapt_zar_batch
 from zar_ray.errors import ConfigError
 from zar_ray.models.architecture import build_clip, infer_architecture

@@ -1,34 +1,87 @@
-"""The one block type that every table is, and what it looks like in a terminal and in Markdown."""
+"""The one block type that every table is, and what it looks like in a terminal, in Markdown, in CSV and in LaTeX.
+
+Each format's escaping is here alone; a page shows blocks by its template, which escapes them for HTML.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+Form = Literal["terminal", "markdown", "csv", "latex"]
+"""For people, for documents, for programs and for papers."""
+
 
 @dataclass(frozen=True)
 class Block:
-    """One table with what stands over and under it; a row's first cell is empty where the row belongs to the last."""
+    """One table with what stands over and under it.
+
+    Attributes:
+        title: What stands over it.
+        columns: Headings.
+        rows: Cells; a row whose first cell is empty belongs to the one above it.
+        notes: What stands under it, a line each.
+        words: So many columns from the left hold words; the others hold numbers, which stand right. None of them do
+            by default.
+        folded: On a page, the line that opens the table; None for one that is always open.
+    """
 
     title: str | None
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    notes: list[str]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    words: int | None = None
+    folded: str | None = None
+    kind: str = field(default="block", init=False)
+
+    def stands_right(self, column: int) -> bool:
+        """Whether a column, counted from 0, holds numbers."""
+        return self.words is not None and column >= self.words
+
+    @property
+    def width(self) -> int:
+        """Characters that a row takes in a terminal."""
+        return sum(max(map(len, cells)) + 2 for cells in zip(self.columns, *self.rows, strict=True)) - 1
+
+
+def show(blocks: Sequence[Block], form: Form, console: Console) -> None:
+    """Prints blocks; of CSV and LaTeX nothing but them."""
+    if form == "terminal":
+        for block in blocks:
+            print_block(block, console)
+    else:
+        console.out(written(blocks, form), end="", highlight=False)
+
+
+def written(blocks: Sequence[Block], form: Form) -> str:
+    """Blocks as Markdown, CSV or LaTeX."""
+    if form == "csv":
+        return "\n".join(map(csv_block, blocks))
+    if form == "latex":
+        return "\n".join(map(latex_block, blocks))
+    return "\n".join(line for block in blocks for line in markdown_block(block)) + "\n"
 
 
 def print_block(block: Block, console: Console) -> None:
-    """Prints a table with what stands over and under it."""
+    """Prints a table with what stands over and under it; rows that belong together are set off by gaps."""
     if block.title is not None:
         console.print()
         console.print(Text(block.title, style="bold"), soft_wrap=True)
-    table = Table(*block.columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    last = [*(bool(row[0]) for row in block.rows[1:]), True][: len(block.rows)]
-    for row, ends in zip(block.rows, last, strict=True):
-        table.add_row(*(Text(cell) for cell in row), end_section=ends)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for place, name in enumerate(block.columns):
+        table.add_column(name, justify="right" if block.stands_right(place) else "left", overflow="fold")
+    belongs = [not row[0] for row in block.rows] + [False, False]
+    for place, row in enumerate(block.rows):
+        ends = not belongs[place + 1] and (belongs[place] or belongs[place + 2])
+        table.add_row(*map(Text, row), end_section=ends)
     if block.rows:
         console.print(table)
     for line in block.notes:
@@ -37,22 +90,65 @@ def print_block(block: Block, console: Console) -> None:
 
 def markdown_block(block: Block) -> list[str]:
     """A table with what stands over and under it as lines of Markdown."""
-    lines = [] if block.title is None else [f"**{markdown_cell(block.title)}**", ""]
+    lines = [] if block.title is None else [f"**{markdown_text(block.title)}**", ""]
     if block.rows:
+        rules = ("---:" if block.stands_right(place) else "---" for place in range(len(block.columns)))
         lines += [
-            "| " + " | ".join(block.columns) + " |",
-            "|" + "---|" * len(block.columns),
-            *("| " + " | ".join(markdown_cell(cell) for cell in row) + " |" for row in block.rows),
+            f"| {' | '.join(map(markdown_text, block.columns))} |",
+            f"|{'|'.join(rules)}|",
+            *(f"| {' | '.join(map(markdown_text, row))} |" for row in block.rows),
             "",
         ]
-    return [*lines, *(f"{markdown_cell(line)}  " for line in block.notes), *([""] if block.notes else [])]
+    return [*lines, *(f"{markdown_text(line)}  " for line in block.notes), *([""] if block.notes else [])]
 
 
-def markdownmarkdown_cell(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Text in which Markdown sees no table border, emphasis, link or HTML."""
     return "".join(f"\\{character}" if character in "\\|*_`<[" else character for character in text)
 
 
-def markdown_cell(text: str) -> str:
-    """Text in which Markdown sees no table border, emphasis, link or HTML."""
-    return "".join(f"\\{character}" if character in "\\|*_`<[" else character for character in text)
+def csv_block(block: Block) -> str:
+    """A table's headings and rows as CSV."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerows([block.columns, *block.rows])
+    return stream.getvalue()
+
+
+def latex_block(block: Block) -> str:
+    """A table as LaTeX for the package booktabs, its notes as comments above it."""
+    lines = [f"% {' '.join(text.split())}" for text in (block.title, *block.notes) if text]
+    if block.rows:
+        aligned = "".join("r" if block.stands_right(place) else "l" for place in range(len(block.columns)))
+        lines += [
+            rf"\begin{{tabular}}{{{aligned}}}",
+            r"\toprule",
+            _latex_row(block.columns),
+            r"\midrule",
+            *map(_latex_row, block.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return rf"{' & '.join(map(latex_text, cells))} \\"
+
+
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    # Braces keep a row that begins with a bracket from being read as the length of the line break before it.
+    "[": "{[}",
+    "]": "{]}",
+}
+
+
+def latex_text(text: str) -> str:
+    """Text in which LaTeX sees no command."""
+    return "".join(_LATEX.get(character, character) for character in text)

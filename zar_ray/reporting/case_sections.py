@@ -10,11 +10,13 @@ import pyarrow as pa
 
 from zar_ray.errors import ZarError
 from zar_ray.reporting import figures
+from zar_ray.reporting.blocks import Block
 from zar_ray.reporting.calibration import BINS, Calibration, calibrate
-from zar_ray.reporting.pages import Card, Cards, Content, Figure, Grid, Picture, Section, Text, why_empty
+from zar_ray.reporting.numbers import percent
+from zar_ray.reporting.pages import Card, Cards, Content, Figure, Picture, Section, Text, why_empty
 from zar_ray.reporting.plots import ALL_CLASSES, confusion_picture
 from zar_ray.reporting.run_data import RunData, RunSplit
-from zar_ray.reporting.tables import adapts, percent
+from zar_ray.reporting.summary_tables import adapts
 from zar_ray.reporting.thumbnails import thumbnails
 from zar_ray.results.case_rows import class_accuracies, confusion_matrix
 from zar_ray.results.record import CaseMetrics, ClassAccuracy
@@ -108,7 +110,7 @@ def _by_class(classes: Sequence[ClassAccuracy], changes: bool) -> list[Content]:
     return [
         Figure(figures.class_chart(shown, adapts=changes), caption),
         Text(text, weak=True),
-        Grid(columns, rows, words=2, folded=f"Table of {len(there)} classes"),
+        Block(None, columns, rows, words=2, folded=f"Table of {len(there)} classes"),
     ]
 
 
@@ -131,7 +133,7 @@ def _mistakes(matrix: np.ndarray, names: Sequence[str]) -> list[Content]:
         return [*content, Text("No video was taken for another class.")]
     table = [(right, taken, str(count), str(videos), percent(count / videos)) for right, taken, count, videos in rows]
     columns = ("right class", "predicted", "videos", "of", "%")
-    return [*content, Grid(columns, table, words=2, folded=f"Table of the {len(rows)} most frequent mistakes")]
+    return [*content, Block(None, columns, table, words=2, folded=f"Table of the {len(rows)} most frequent mistakes")]
 
 
 def _calibration(decided: _Decided, changes: bool) -> list[Content]:
@@ -155,7 +157,7 @@ def _calibration(decided: _Decided, changes: bool) -> list[Content]:
         for when, one in [*curves, ("after" if before is not None else "decision", after)]
     ]
     columns = ("", "ECE %", "mean confidence %", "share right %", "videos")
-    return [Figure(figures.reliability_chart(before, after), text), Grid(columns, rows)]
+    return [Figure(figures.reliability_chart(before, after), text), Block(None, columns, rows, words=1)]
 
 
 def _entropy(rows: pa.Table, changes: bool, classes: int) -> list[Content]:
@@ -170,7 +172,10 @@ def _entropy(rows: pa.Table, changes: bool, classes: int) -> list[Content]:
     for when, values in measured:
         low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
         table.append((when, f"{values.mean():.3f}", f"{low:.3f}", f"{middle:.3f}", f"{high:.3f}"))
-    return [Figure(picture, text), Grid(("nats", "mean", "lower quartile", "median", "upper quartile"), table)]
+    return [
+        Figure(picture, text),
+        Block(None, ("nats", "mean", "lower quartile", "median", "upper quartile"), table, words=1),
+    ]
 
 
 def _gains(decided: _Decided) -> np.ndarray:

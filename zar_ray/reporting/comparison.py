@@ -10,8 +10,8 @@ import numpy as np
 
 from zar_ray.errors import ConfigError, RunError, ZarError
 from zar_ray.options.base import meaning
+from zar_ray.options.layers import leaves
 from zar_ray.reporting.finished_runs import FinishedRun
-from zar_ray.reporting.published import leaves
 from zar_ray.reporting.run_data import RunData, options_of
 from zar_ray.results.case_rows import class_accuracies
 from zar_ray.results.record import CaseMetrics, Estimate

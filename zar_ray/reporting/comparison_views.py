@@ -12,19 +12,12 @@ from rich.console import Console
 
 from zar_ray.errors import ConfigError
 from zar_ray.reporting import figures
+from zar_ray.reporting.blocks import Block, markdown_block, print_block
 from zar_ray.reporting.comparison import METRICS, ClassChange, ComparedRun, Comparison, Line, Paired
 from zar_ray.reporting.html_report import write_file
-from zar_ray.reporting.pages import Content, Figure, Grid, Group, Page, Picture, Section, Text, render
-from zar_ray.reporting.tables import (
-    RANDOM_WEIGHTS,
-    Block,
-    adapts,
-    interval,
-    markdown_block,
-    p_value,
-    percent,
-    print_block,
-)
+from zar_ray.reporting.numbers import interval, p_value, percent
+from zar_ray.reporting.pages import Content, Figure, Group, Page, Picture, Section, Text, render
+from zar_ray.reporting.summary_tables import RANDOM_WEIGHTS, adapts
 from zar_ray.results.record import Estimate, ProtocolAverage
 
 Form = Literal["terminal", "markdown", "csv"]
@@ -313,11 +306,11 @@ def _flips(paired: Paired) -> list[Content]:
     ]
     content: list[Content] = [Text(f"{len(changed)} of {len(paired.classes)} classes changed.")]
     if rows:
-        content.append(Grid(("class", "videos", "A %", "here %", "points"), rows))
+        content.append(Block(None, ("class", "videos", "A %", "here %", "points"), rows, words=1))
     for what, videos in (("gained", paired.gained), ("lost", paired.lost)):
         count = f"{len(videos)} video{'' if len(videos) == 1 else 's'} {what}"
         if videos:
-            content.append(Grid(("video",), [(video,) for video in videos], folded=count))
+            content.append(Block(None, ("video",), [(video,) for video in videos], folded=count))
         else:
             content.append(Text(f"{count}.", weak=True))
     return content
@@ -325,7 +318,7 @@ def _flips(paired: Paired) -> list[Content]:
 
 def _content(block: Block) -> list[Content]:
     words = sum(name in ("run", "split", "method", "against", "") for name in block.columns)
-    content: list[Content] = [Grid(block.columns, block.rows, words=words)] if block.rows else []
+    content: list[Content] = [Block(None, block.columns, block.rows, words=words)] if block.rows else []
     return content + [Text(note, weak=True) for note in block.notes]
 
 

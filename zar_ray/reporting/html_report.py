@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zar_ray.options.base import without_password
+from zar_ray.reporting.blocks import Block
 from zar_ray.reporting.case_sections import case_sections
+from zar_ray.reporting.numbers import p_value, percent
 from zar_ray.reporting.pages import (
     Content,
-    Grid,
     Group,
     Page,
     Section,
@@ -29,11 +30,9 @@ from zar_ray.reporting.run_sections import (
     versions,
     video_map,
 )
-from zar_ray.reporting.tables import (
+from zar_ray.reporting.summary_tables import (
     RANDOM_WEIGHTS,
     adapts,
-    p_value,
-    percent,
     summary_blocks,
     summary_facts,
     summary_heading,
@@ -189,7 +188,7 @@ def _results(data: RunData) -> Section:
     for block in summary_blocks(data.summary):
         if block.title is not None:
             content.append(Text(block.title[0].upper() + block.title[1:]))
-        content.append(Grid(block.columns, block.rows, words=2))
+        content.append(Block(None, block.columns, block.rows, words=2))
         content += [Text(note, weak=True) for note in block.notes]
     return Section("Accuracy", content)
 
@@ -217,4 +216,4 @@ def _published(data: RunData) -> Section:
     columns = ("table", "row", "benchmark", "differs", "published", "measured", "points")
     legend = tuple(Text(f"d{number}: {text}", weak=True) for number, text in enumerate(notes, start=1))
     lead = Text("What differs from the published protocol stands below the table: numbers compare with that in mind.")
-    return Section("Beside published results", (lead, Grid(columns, rows, words=4), *legend))
+    return Section("Beside published results", (lead, Block(None, columns, rows, words=4), *legend))

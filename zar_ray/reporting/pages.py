@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import zar_ray
+from zar_ray.reporting.blocks import Block
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,6 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A table.
-
-    Attributes:
-        columns: Headings.
-        rows: Cells.
-        words: So many columns from the left hold words; the others hold numbers, which stand right.
-        folded: The line that opens the table; None for one that is always open.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    words: int = 1
-    folded: str | None = None
-    kind: str = "grid"
-
-
-@dataclass(frozen=True)
 class Card:
     """A video: what it is called, a line about it, and pictures of it."""
 
@@ -95,7 +78,7 @@ class Code:
     kind: str = "code"
 
 
-Content = Text | Figure | Grid | Cards | Code
+Content = Text | Figure | Block | Cards | Code
 
 
 @dataclass(frozen=True)

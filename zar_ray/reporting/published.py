@@ -14,9 +14,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from zar_ray.data.datasets import known_benchmarks
 from zar_ray.errors import ConfigError, suggestion
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.options.base import Options
-from zar_ray.options.layers import conf_dir, merge, read_yaml, validate
+from zar_ray.options.layers import conf_dir, leaves, merge, read_yaml, validate
+from zar_ray.study.options import EvalConfig
 
 Metric = Literal["top1", "top5", "mAP", "base_top1", "novel_top1", "hm"]
 
@@ -192,14 +192,6 @@ def _check(where: str, names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f'{where}: no "{name}"{suggestion(name, known)}')
-
-
-def leaves(options: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """Nested options by their dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        flat |= leaves(value, f"{at}{name}.") if isinstance(value, Mapping) else {f"{at}{name}": value}
-    return flat
 
 
 def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:

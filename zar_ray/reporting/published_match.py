@@ -13,13 +13,13 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from zar_ray.data.datasets import load_benchmark
+from zar_ray.data.options import CONTEXT
 from zar_ray.errors import ConfigError
-from zar_ray.evaluation.options import EvalConfig
-from zar_ray.models.options import CONTEXT
-from zar_ray.options.layers import conf_dir, merge
+from zar_ray.options.layers import conf_dir, leaves, merge
 from zar_ray.reporting.finished_runs import FinishedRun
-from zar_ray.reporting.published import Column, PublishedTable, Recipe, Row, leaves, with_defaults
+from zar_ray.reporting.published import Column, PublishedTable, Recipe, Row, with_defaults
 from zar_ray.results.record import CaseMetrics
+from zar_ray.study.options import EvalConfig
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import Preprocessing, short_side_for
 

@@ -17,13 +17,13 @@ from zar_ray.data.datasets import known_benchmarks, load_benchmark
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
 from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.errors import RunError, ZarError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.options.base import fingerprint
 from zar_ray.options.layers import validate
 from zar_ray.reporting.finished_runs import FinishedRun
 from zar_ray.reporting.published import with_defaults
 from zar_ray.results.record import CaseMetrics, RunSummary
 from zar_ray.storage import Storage
+from zar_ray.study.options import EvalConfig
 
 _RUN_FILE = "run.json"
 _IDENTITY = "identity.json"

@@ -13,8 +13,9 @@ from zar_ray.errors import ZarError
 from zar_ray.options.base import without_password
 from zar_ray.reporting import figures
 from zar_ray.reporting.attention_figures import AttentionFigure
+from zar_ray.reporting.blocks import Block
 from zar_ray.reporting.embedding_map import LEAST_VIDEOS, MOST_VIDEOS, embedding_map
-from zar_ray.reporting.pages import Code, Content, Figure, Grid, Picture, Section, Text, why_empty
+from zar_ray.reporting.pages import Code, Content, Figure, Picture, Section, Text, why_empty
 from zar_ray.reporting.run_data import RunData, RunSplit
 
 AttentionSource = Callable[[str, Sequence[str]], Sequence[AttentionFigure]]
@@ -94,7 +95,7 @@ def failures(data: RunData) -> Section:
     rows = sorted((stage, video, error) for video, (stage, error) in by_video.items())
     content: list[Content] = [
         Text(f"{len(rows)} of {data.summary.videos} videos failed: {said}. They count as wrong."),
-        Grid(("stage", "video", "reason"), rows[:_FAILURES_SHOWN], words=3),
+        Block(None, ("stage", "video", "reason"), rows[:_FAILURES_SHOWN], words=3),
     ]
     if len(rows) > _FAILURES_SHOWN:
         more = len(rows) - _FAILURES_SHOWN
@@ -121,7 +122,7 @@ def timings(data: RunData) -> Section:
     if rows:
         columns = ("stage", "videos", "mean ms", "median ms", "95 % below ms", "longest ms")
         content = [
-            Grid(columns, rows),
+            Block(None, columns, rows, words=1),
             Text("Wall time a video in its worker; of several videos done together, each has its share.", weak=True),
         ]
     return Section("Time and throughput", [*content, *_progress(data)])
@@ -164,4 +165,4 @@ def versions(data: RunData) -> Section:
     rows = [(name, str(value)) for name, value in facts.items() if name != "packages" and value is not None]
     if not rows:
         return why_empty("Versions", "The run does not say what it was made with.")
-    return Section("Versions", (Grid(("what", "version"), rows, words=2, folded=f"{len(rows)} versions"),))
+    return Section("Versions", (Block(None, ("what", "version"), rows, words=2, folded=f"{len(rows)} versions"),))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, harmonic_mean, stdev
+from statistics import fmean, harmonic_mean, pstdev, stdev
 
 from rich.console import Console
 from rich.table import Table
@@ -157,3 +157,36 @@ def markdown_rows(rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
     """The same in Markdown, for MLflow's description."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:], "", *notes]) + "\n"
+
+
+def print_seeds(runs: Sequence[RunSummary], console: Console) -> None:
+    """Prints the mean and standard deviation over runs that differ by their seed alone, failures counted as wrong."""
+    plus_minus = "±" if "utf" in console.encoding.lower() else "+/-"
+    values: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for run in runs:
+        for key, pair in _before_and_after(run):
+            values.setdefault(key, []).append(pair)
+    seeds = ", ".join(str(run.seed) for run in runs)
+    console.print(f"\nmean {plus_minus} standard deviation over {len(runs)} seeds ({seeds})", highlight=False)
+    table = Table("method", "of", "", "before (%)", "after (%)", box=None, pad_edge=False)
+    for (method, of, metric), pairs in values.items():
+        columns = [[100 * pair[side] for pair in pairs] for side in (0, 1)]
+        shown = [f"{fmean(column):.1f} {plus_minus} {pstdev(column):.1f}" for column in columns]
+        table.add_row(method, of, metric, *shown)
+    console.print(table)
+
+
+def _before_and_after(run: RunSummary) -> Iterator[tuple[tuple[str, str, str], tuple[float, float]]]:
+    """A run's main results by method, split or average, and metric: before and after adaptation."""
+    for case in run.cases:
+        if case.headline is not None:
+            before, after = case.headline.before.top1.value, case.headline.after.top1.value
+            yield (case.method, case.split, "top-1"), (before, after)
+        elif case.map_before is not None and case.map_after is not None:
+            yield (case.method, case.split, "mAP"), (case.map_before.value, case.map_after.value)
+    averages = {(one.method, one.kind, one.metric): one.value for one in run.averages}
+    for (method, kind, metric), after in averages.items():
+        before = averages.get((method, kind, f"{metric}_before"))
+        if metric in ("top1", "map") and before is not None:
+            of = "harmonic mean" if kind == "harmonic" else "mean of splits"
+            yield (method, of, "mAP" if metric == "map" else "top-1"), (before, after)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import VideoError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.reporting.pages import Picture
+from zar_ray.study.options import EvalConfig
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.plans import evaluation_view_frames
 from zar_ray.video.reading import VideoInfo

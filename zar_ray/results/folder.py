@@ -7,6 +7,7 @@ manifest.parquet     the videos of this run
 parts/*.parquet      finished rows, one small file a block, each written whole or not at all
 predictions.parquet  all rows, written when the run ends
 run.json             options, versions, counts, metrics
+study.csv            the tables of a study of several cells
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import uuid
+from collections.abc import Collection
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from zar_ray.errors import RunError
+from zar_ray.results.case import Case
 from zar_ray.results.rows import RESULT_SCHEMA, deduplicate
 from zar_ray.storage import Storage
 
@@ -29,6 +32,7 @@ CONFIG = "config.yaml"
 MANIFEST = "manifest.parquet"
 PREDICTIONS = "predictions.parquet"
 SUMMARY = "run.json"
+CELLS = "study.csv"
 PARTS = "parts"
 
 
@@ -57,6 +61,34 @@ def _parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()
+
+
+class Ledger:
+    """Which cases of which videos have a row, finished or failed; each file of rows is looked at once.
+
+    Args:
+        folder: The run.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._seen: set[str] = set()
+        self._cases: dict[str, set[str]] = {}
+
+    def refresh(self) -> None:
+        """Takes in the rows that were added since."""
+        for name in self._folder.row_files():
+            if name in self._seen:
+                continue
+            self._seen.add(name)
+            table = self._folder.rows_of(name, ["video_id", "case_id"])
+            for video, case in zip(table["video_id"].to_pylist(), table["case_id"].to_pylist(), strict=True):
+                self._cases.setdefault(video, set()).add(case)
+
+    def lacks(self, video: str, cases: Collection[Case]) -> list[int]:
+        """The models that lack a row of a video for some of the cases that it is of, in order."""
+        done = self._cases.get(video, set())
+        return sorted({case.model for case in cases if case.case_id not in done})
 
 
 class RunFolder:
@@ -102,13 +134,20 @@ class RunFolder:
         self.storage.write(IDENTITY, json.dumps(identity, indent=2, ensure_ascii=False).encode())
         return False
 
+    def row_files(self) -> list[str]:
+        """The files that hold rows."""
+        parts = [f"{PARTS}/{name}" for name in self.storage.names(PARTS) if name.endswith(".parquet")]
+        return [*([PREDICTIONS] if self.storage.exists(PREDICTIONS) else []), *parts]
+
     def results(self) -> pa.Table:
         """All finished rows, one a (video, case), sorted by both; see `deduplicate` for which row stands."""
-        names = [f"{PARTS}/{name}" for name in self.storage.names(PARTS) if name.endswith(".parquet")]
-        if self.storage.exists(PREDICTIONS):
-            names.insert(0, PREDICTIONS)
-        tables = [pq.read_table(io.BytesIO(self.storage.read(name)), schema=RESULT_SCHEMA) for name in names]
-        return deduplicate(pa.concat_tables(tables) if tables else RESULT_SCHEMA.empty_table())
+        tables = [self.rows_of(name, RESULT_SCHEMA.names) for name in self.row_files()]
+        return deduplicate(pa.concat_tables(tables) if tables else RESULT_SCHEMA.emptyrows_of())
+
+    def rows_of(self, name: str, columns: list[str]) -> pa.Table:
+        """Some columns of one of them."""
+        schema = pa.schema([RESULT_SCHEMA.field(column) for column in columns])
+        return pq.read_table(io.BytesIO(self.storage.read(name)), columns=columns, schema=schema)
 
     def add(self, table: pa.Table) -> None:
         """Adds finished rows."""

@@ -27,6 +27,8 @@ RESULT_SCHEMA = pa.schema(
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("case_id", pa.string(), nullable=False),
         pa.field("method", pa.string(), nullable=False),
+        pa.field("model", pa.string()),
+        pa.field("setting", pa.string()),
         pa.field("label_id", pa.int32()),
         pa.field("label", pa.string()),
         pa.field("labels", pa.list_(pa.int32())),
@@ -78,6 +80,8 @@ class RightClasses(TypedDict, total=False):
 class RowFacts(RightClasses, total=False):
     """What is known of a video besides its decision; see the attributes of `ResultRow`.  Left out means unknown."""
 
+    model: str | None
+    setting: str | None
     video_feature: tuple[float, ...] | None
     images: int | None
     images_encoded: int | None
@@ -102,6 +106,8 @@ class ResultRow:
         video_id: Path of the video relative to its dataset's root.
         case_id: What was run on it, see `zar_ray.results.case.Case`.
         method: The case's test-time method.
+        model: What the run calls the model.
+        setting: What the run calls the setting; of a case that several settings have in common, the first of them.
         label_id: Index of the right class among the run's class names; None when the video has no label.
         label: Its name.
         labels: Indices of all right classes, in a protocol where a video may show several; then the row has no
@@ -121,7 +127,7 @@ class ResultRow:
         view_entropies: Entropy of each view in nats, before adaptation; None for a method without views.
         selected_views: Views used for the update, by rising entropy.
         video_feature: float16 (D,), L2-normalised, what the encoder makes of the evaluation view; the mean of several.
-            In the row of the video's first case only, and None in runs of earlier versions.
+            In the row of the first case of each model only.
         views: Number of views adapted on, repeated ones included; 0 for a method without views.
         images: Distinct (frame, crop) images of the views that this case looks at, and those that it encoded itself.
         images_encoded: Those that went through the image encoder for this video, for all cases together; 0 where they
@@ -135,7 +141,7 @@ class ResultRow:
         seconds_case: These and its images' share of `seconds_encode`: what the case by itself costs. None in runs of
             earlier versions.
         peak_memory: The most bytes that its worker had in use meanwhile, on the GPU where there is one, the model
-            included. None in runs of earlier versions.
+            included.
         decoder: Which decoder read it.
         worker: The adapting process, as host:pid.
         warning: What was odd about a video that was used all the same, such as a damaged tail.
@@ -147,6 +153,8 @@ class ResultRow:
     video_id: str
     case_id: str
     method: str
+    model: str | None = None
+    setting: str | None = None
     label_id: int | None = None
     label: str | None = None
     labels: tuple[int, ...] | None = None

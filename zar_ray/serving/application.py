@@ -13,21 +13,18 @@ import ray
 import yaml
 from ray.serve import Application
 from ray.serve.config import HTTPOptions
-from rich.console import Console
 
 from zar_ray.cluster import total_gpus
 from zar_ray.data.classes import known_class_lists
-from zar_ray.data.manifest import read_manifest
 from zar_ray.errors import ConfigError, ZarError
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.models.loading import load_model
 from zar_ray.options.layers import merge, read_yaml, validate
-from zar_ray.serving.classifier import require_methods, require_served
+from zar_ray.serving.classifier import require_served
 from zar_ray.serving.decoder_deployment import DecoderDeployment
 from zar_ray.serving.front import HA_PROXY, prepare_environment
 from zar_ray.serving.ingress_deployment import IngressDeployment
+from zar_ray.serving.methods import ServiceOptions, require_methods, served_methods
 from zar_ray.serving.model_deployment import ModelDeployment
-from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.queries import label_sets_of
 
 _PLACE = "the application's args"
@@ -35,7 +32,7 @@ _PLACE = "the application's args"
 _ROOM_FOR_REFUSALS = 512
 
 
-def _one_line(builder: Callable[[dict[str, Any]], Application]) -> Callable[[dict[str, Any]], Application]:
+def one_line_mistakes(builder: Callable[[dict[str, Any]], Application]) -> Callable[[dict[str, Any]], Application]:
     """Shows a user's mistake as one line where `serve run` builds the application in its own process."""
 
     @functools.wraps(builder)
@@ -54,12 +51,12 @@ def _is_serve_run() -> bool:
     return Path(sys.argv[0]).name == "serve"
 
 
-@_one_line
+@one_line_mistakes
 def app(args: dict[str, Any]) -> Application:
     """The service: `serve run serve.app:app checkpoint=FILE`, or `args:` in a file for `serve deploy`.
 
     Args:
-        args: Options of `ServeConfig`; ``config`` names a YAML file with some of them.
+        args: Options of `ServiceOptions`; ``config`` names a YAML file with some of them.
 
     Raises:
         ConfigError: An option is unknown or does not fit.
@@ -67,29 +64,7 @@ def app(args: dict[str, Any]) -> Application:
     return build(options_of(args))
 
 
-@_one_line
-def demo(args: dict[str, Any]) -> Application:
-    """The service with the demo's tiny model, which is made on first use; its videos are the page's samples.
-
-    Args:
-        args: Further options of `ServeConfig`.
-
-    Raises:
-        ZarError: The demo cannot be made, or an option does not fit.
-    """
-    from zar_ray.study.demo import checkpoint_file, ensure_demo, samples_folder, videos_folder
-
-    ensure_demo(EvalConfig(dataset="demo", checkpoint=checkpoint_file()), Console())
-    classes = read_manifest(videos_folder() / "manifest.parquet").class_names
-    of_demo = {
-        "checkpoint": str(checkpoint_file()),
-        "samples": str(samples_folder()),
-        "label_sets": {"demo": ",".join(classes)},
-    }
-    return build(options_of({**of_demo, **args}))
-
-
-def options_of(args: Mapping[str, Any]) -> ServeConfig:
+def options_of(args: Mapping[str, Any]) -> ServiceOptions:
     """The service's options, with paths that hold on every process of this machine.
 
     Raises:
@@ -100,7 +75,7 @@ def options_of(args: Mapping[str, Any]) -> ServeConfig:
     file = own.pop("config", None)
     if file is not None:
         own = merge(read_yaml(Path(file)), own)
-    config = validate(ServeConfig, own, str(file or _PLACE))
+    config = validate(ServiceOptions, own, str(file or _PLACE))
     return config.model_copy(
         update={
             "checkpoint": config.checkpoint and config.checkpoint.expanduser().absolute(),
@@ -111,7 +86,7 @@ def options_of(args: Mapping[str, Any]) -> ServeConfig:
     )
 
 
-def build(config: ServeConfig) -> Application:
+def build(config: ServiceOptions) -> Application:
     """Binds the deployments, after a look at the options and, on the CPU, at the model.
 
     A replica that cannot serve is started again and again, and its reason stands in a log; here it is one line.
@@ -134,10 +109,11 @@ def build(config: ServeConfig) -> Application:
     model = ModelDeployment.options(
         max_ongoing_requests=2 * config.batch, ray_actor_options={"num_cpus": 1, "num_gpus": gpus}
     ).bind(config)
-    decoder = DecoderDeployment.options(max_ongoing_requests=2, ray_actor_options={"num_cpus": 1}).bind(config, model)
+    light = config.without_methods()
+    decoder = DecoderDeployment.options(max_ongoing_requests=2, ray_actor_options={"num_cpus": 1}).bind(light, model)
     waiting = config.limits.concurrent + config.limits.queued + _ROOM_FOR_REFUSALS
     return IngressDeployment.options(max_ongoing_requests=waiting, ray_actor_options={"num_cpus": 0}).bind(
-        config, decoder, model
+        light, served_methods(config), decoder, model
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import json
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.serving.schema import Classification, ServedModel, WindowParameters, WindowResult
 from zar_ray.video.plans import ViewPlan
 from zar_ray.video.reading import VideoInfo
@@ -32,12 +32,15 @@ class VideoSource:
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked about a video, checked and with all defaults filled in.
+    """What is asked about a video, checked, with the service's defaults filled in but for `options`.
 
     Attributes:
         request_id: For logs and the answer.
         labels: The candidate labels.
-        options: Method, seed, steps, template and the service's own settings.
+        method: The method.
+        options: Those of its own options that are not the service's, as JSON values.
+        seed: Seed of the views.
+        template: The prompt; None for the service's.
         top_k: Labels to return.
         explain: Whether frames and relevance maps are wanted.
         received: Seconds that the body took to arrive.
@@ -45,10 +48,18 @@ class Query:
 
     request_id: str
     labels: tuple[str, ...]
-    options: AdaptationOptions = field(default_factory=AdaptationOptions)
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    template: str | None = None
     top_k: int = 5
     explain: bool = False
     received: float = 0.0
+
+    @property
+    def shared(self) -> tuple[object, ...]:
+        """What questions have in common that can share all passes."""
+        return self.labels, self.method, self.seed, self.template, json.dumps(self.options, sort_keys=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +109,9 @@ class DecodingNeeds:
     preprocessing: Preprocessing
     methods_with_views: tuple[str, ...]
 
-    def want_views(self, options: AdaptationOptions) -> bool:
-        """Whether the chosen methods look at other views than the one that is classified."""
-        return any(name in self.methods_with_views for name in options.method)
+    def want_views(self, method: str) -> bool:
+        """Whether a method looks at other views than the one that is classified."""
+        return method in self.methods_with_views
 
 
 class Backend(Protocol):

@@ -15,18 +15,16 @@ import zar_ray
 from zar_ray.adaptation.adapter import CasePrediction, PlannedVideo, VideoAdapter, VideoPrediction
 from zar_ray.adaptation.base import entropy
 from zar_ray.adaptation.methods import get_method
-from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.adaptation.predict import rank_labels
 from zar_ray.data.class_texts import ClassPrompts, prompts_of
 from zar_ray.errors import ConfigError, ModelError, VideoError
-from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.models.options import ClassPosition
 from zar_ray.models.text import PromptedClasses
 from zar_ray.serving.backend import DecodingNeeds, Job, Query
 from zar_ray.serving.explaining import explain
-from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.methods import ServiceOptions, adaptation_options
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import (
     Classification,
@@ -37,7 +35,7 @@ from zar_ray.serving.schema import (
     VideoFacts,
     ViewEntropy,
 )
-from zar_ray.video.plans import ViewPlan
+from zar_ray.video.plans import ViewPlan, plan_video
 from zar_ray.video.reading import VideoInfo
 
 logger = logging.getLogger(__name__)
@@ -56,7 +54,7 @@ class Classifier:
         ModelError: The model cannot be loaded.
     """
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServiceOptions) -> None:
         self.config = config
         self.model = load_model(config)
         self._texts = TextCache(self.model, config.text_cache)
@@ -90,11 +88,10 @@ class Classifier:
         require_served(self.model, self.config)
         size = self.model.preprocessing.input_size
         info = VideoInfo(_WARM_UP_FRAMES, 25.0, size, size, _WARM_UP_FRAMES / 25, "none")
+        plan = plan_video("warm-up", info, self.config.views, self.model.preprocessing, 0, needs_views=True)
+        frames = np.full((len(plan.frames), plan.height, plan.width, 3), 127, dtype=np.uint8)
         for method in self.config.methods:
-            options = self.config.adaptation(method, 0, self.config.zar.steps, None)
-            plan = plan_video("warm-up", info, options, self.model.preprocessing, needs_views=True)
-            frames = np.full((len(plan.frames), plan.height, plan.width, 3), 127, dtype=np.uint8)
-            query = Query("warm-up", _WARM_UP_LABELS, options)
+            query = Query("warm-up", _WARM_UP_LABELS, method)
             (answer,) = self.answer([Job(query, "warm-up", info, None, plan, frames, 0, 0.0)])
             if isinstance(answer, RequestError):
                 raise answer
@@ -109,9 +106,9 @@ class Classifier:
             An answer a question, in order; an error in place of one that cannot be answered, which leaves the others
             alone.
         """
-        groups: dict[tuple[tuple[str, ...], AdaptationOptions], list[int]] = {}
+        groups: dict[tuple[object, ...], list[int]] = {}
         for number, job in enumerate(jobs):
-            groups.setdefault((job.query.labels, job.query.options), []).append(number)
+            groups.setdefault(job.query.shared, []).append(number)
         answers: dict[int, Classification | RequestError] = {}
         with self._lock:
             for numbers in groups.values():
@@ -129,10 +126,13 @@ class Classifier:
         return [answer for job in jobs for answer in self._answer_safely([job])]
 
     def _answer_alike(self, jobs: Sequence[Job]) -> list[Classification | RequestError]:
-        labels, options = jobs[0].query.labels, jobs[0].query.options
+        query = jobs[0].query
         try:
-            prompts = prompts_of([labels], options)
+            options = adaptation_options(self.config, query)
+            prompts = prompts_of([query.labels], options)
             adapter = VideoAdapter(self.model, prompts, options.method, options, classes_of=self._texts)
+        except RequestError as error:
+            return [error for _ in jobs]
         except (ConfigError, ModelError) as error:
             return [RequestError("invalid-parameters", str(error)) for _ in jobs]
         outcomes = adapter.predict([PlannedVideo(job.plan, job.frames, video_id=job.name) for job in jobs])
@@ -146,7 +146,7 @@ class Classifier:
         explanation, missing, explain_seconds = None, None, 0.0
         if query.explain:
             started = time.perf_counter()
-            explanation, missing = self._explanation(job, outcome, case, adapter.class_sets[0])
+            explanation, missing = self._explanation(job, outcome, case, adapter)
             explain_seconds = time.perf_counter() - started
         decision = case.decision
         timings = {
@@ -160,7 +160,7 @@ class Classifier:
             request_id=query.request_id,
             model=self.card,
             method=case.method,
-            seed=query.options.seed,
+            seed=query.seed,
             steps=0 if decision.losses is None else len(decision.losses),
             candidates=len(query.labels),
             before=_labels(decision.logits_before, query),
@@ -176,28 +176,16 @@ class Classifier:
         )
 
     def _explanation(
-        self, job: Job, outcome: VideoPrediction, case: CasePrediction, classes: PromptedClasses
+        self, job: Job, outcome: VideoPrediction, case: CasePrediction, adapter: VideoAdapter
     ) -> tuple[Explanation | None, str | None]:
         """The maps of the answer's label, or why there are none."""
         try:
-            return explain(job, outcome, case, classes), None
+            return explain(job, outcome, case, adapter.class_sets[0], adapter.options), None
         except ModelError as error:
             return None, str(error)
 
 
-def require_methods(config: ServeConfig) -> None:
-    """Refuses methods that no request could be answered by.
-
-    Raises:
-        ConfigError: A method is unknown, or depends on the videos before, which are other people's.
-    """
-    for name in config.methods:
-        method = get_method(name)
-        if method.is_stream(config.adaptation(name, config.seed, config.zar.steps, None)):
-            raise ConfigError(f"methods: {name} depends on the order of videos, and the service answers each by itself")
-
-
-def require_served(model: ClipModel, config: ServeConfig) -> None:
+def require_served(model: ClipModel, config: ServiceOptions) -> None:
     """Refuses a model that could not answer what the service's options let requests ask; no image is encoded for it.
 
     Args:
@@ -213,7 +201,7 @@ def require_served(model: ClipModel, config: ServeConfig) -> None:
         model.require_frames(config.views.frames, "views.frames")
     texts = TextCache(model, 1)
     for name in config.methods:
-        options = config.adaptation(name, config.seed, config.zar.steps, None)
+        options = adaptation_options(config, Query("", _WARM_UP_LABELS, name, seed=config.seed))
         prompts = prompts_of([_WARM_UP_LABELS], options)
         texts(prompts[0], options.class_position)
         try:

@@ -74,9 +74,9 @@ class DecoderDeployment:
             await asyncio.to_thread(found.close)
 
     def _request(self, video: VideoSource, query: Query) -> DecodeRequest:
-        needs = self._needs
+        config, needs = self._config, self._needs
         return DecodeRequest(
-            video.name, query.options, needs.preprocessing, needs.want_views(query.options), self._config.decoder
+            video.name, config.views, query.seed, needs.preprocessing, needs.want_views(query.method), config.decoder
         )
 
     def __del__(self) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from zar_ray.adaptation.adapter import CasePrediction, VideoPrediction
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.methods import get_method
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.adaptation.zar import tuned_features
 from zar_ray.errors import ModelError
 from zar_ray.models.attention import class_relevance, unfit_attention
@@ -25,7 +26,9 @@ _JPEG_QUALITY = 80
 _DIGITS = 4
 
 
-def explain(job: Job, outcome: VideoPrediction, case: CasePrediction, classes: PromptedClasses) -> Explanation:
+def explain(
+    job: Job, outcome: VideoPrediction, case: CasePrediction, classes: PromptedClasses, options: AdaptationOptions
+) -> Explanation:
     """Gradient-weighted attention of the answer's label over frames of the classified view.
 
     Args:
@@ -33,6 +36,7 @@ def explain(job: Job, outcome: VideoPrediction, case: CasePrediction, classes: P
         outcome: What the model made of it.
         case: The answer.
         classes: The candidate labels under the model.
+        options: What the answer was found under.
 
     Raises:
         ModelError: The model's image tower has no such maps, or several views are classified.
@@ -47,7 +51,7 @@ def explain(job: Job, outcome: VideoPrediction, case: CasePrediction, classes: P
         raise ModelError(f"maps are drawn of what zar's tuning changes, and the answer is {case.method}'s")
     before = after = classes.initial_features
     if case.method == "zar":
-        update = job.query.options.zar
+        update = options.own("zar")
         after = tuned_features(
             video_features(outcome.embeddings, plan, model.view_features, update.fusion), classes, update
         )

@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,7 +30,7 @@ from zar_ray.options.layers import one_line
 from zar_ray.serving.admission import Admission
 from zar_ray.serving.backend import Backend, Query, VideoSource
 from zar_ray.serving.measures import Measures
-from zar_ray.serving.openapi import CLASSIFY_BODY, STREAM_ANSWER, STREAM_BODY, answers
+from zar_ray.serving.openapi import STREAM_ANSWER, answers, classify_body, stream_body
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.queries import beneath_roots, label_sets_of, query_of, split_labels
@@ -39,11 +40,13 @@ from zar_ray.serving.schema import (
     Health,
     LabelSet,
     LabelSetList,
+    MethodList,
     ModelList,
     PathRequest,
     ProblemDocument,
     Sample,
     SampleList,
+    ServedMethod,
     StreamEnd,
     WindowedPathRequest,
     WindowParameters,
@@ -73,17 +76,19 @@ class _Asked:
     windows: WindowParameters
 
 
-def build_app(config: ServeConfig, backend: Backend, replica: str = "local") -> FastAPI:
+def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Backend, replica: str = "local") -> FastAPI:
     """Makes the application.
 
     Args:
         config: The service's options.
+        served: The methods that requests may choose.
         backend: What classifies videos.
         replica: What this process is called in the measures.
 
     Raises:
         ConfigError: A label set cannot be read, or the folder of samples is not there.
     """
+    methods = {method.name: method for method in served}
     label_sets = label_sets_of(config)
     samples = _samples(config.samples)
     roots = (*config.roots, *((config.samples,) if config.samples is not None else ()))
@@ -116,7 +121,7 @@ def build_app(config: ServeConfig, backend: Backend, replica: str = "local") -> 
                 form = await stack.enter_async_context(read_form(request, config.limits))
                 parameters = _of_form(_WindowedForm if windowed else ClassifyParameters, form.fields)
                 video, received = VideoSource(form.name, content=form.content), form.seconds
-            query = query_of(parameters, config, label_sets, request.state.request_id, received)
+            query = query_of(parameters, config, methods, label_sets, request.state.request_id, received)
             await stack.enter_async_context(admission.turn())
             yield _Asked(video, query, parameters if isinstance(parameters, WindowParameters) else WindowParameters())
 
@@ -124,7 +129,7 @@ def build_app(config: ServeConfig, backend: Backend, replica: str = "local") -> 
         "/v1/classify",
         response_model=Classification,
         responses=answers(400, 401, 413, 415, 422, 500, 503, 504),
-        openapi_extra=CLASSIFY_BODY,
+        openapi_extra=classify_body(served),
         summary="Classify a video",
     )
     async def classify(request: Request) -> Response:
@@ -137,7 +142,7 @@ def build_app(config: ServeConfig, backend: Backend, replica: str = "local") -> 
         "/v1/classify:stream",
         response_class=StreamingResponse,
         responses={200: STREAM_ANSWER, **answers(400, 401, 413, 415, 422, 500, 503, 504)},
-        openapi_extra=STREAM_BODY,
+        openapi_extra=stream_body(served),
         summary="Classify a long video window by window",
     )
     async def classify_stream(request: Request) -> Response:
@@ -173,6 +178,10 @@ def build_app(config: ServeConfig, backend: Backend, replica: str = "local") -> 
     @app.get("/v1/models", responses=answers(401, 503), summary="What is served")
     async def models() -> ModelList:
         return ModelList(models=(await backend.model(),))
+
+    @app.get("/v1/methods", responses=answers(401), summary="The methods that requests may choose, with their options")
+    async def method_list() -> MethodList:
+        return MethodList(methods=tuple(served))
 
     @app.get("/v1/labels", responses=answers(401), summary="The label sets that requests may name")
     async def labels() -> LabelSetList:
@@ -332,12 +341,22 @@ def _of_form(kind: type[_M], fields: dict[str, list[str]]) -> _M:
                 raise RequestError("invalid-parameters", f"{name}: {error}") from None
         elif len(texts) > 1:
             raise RequestError("invalid-parameters", f"{name[:80]}: is there {len(texts)} times")
+        elif name == "options":
+            values[name] = _object(texts[0])
         else:
             values[name] = texts[0]
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise RequestError("invalid-parameters", one_line(error)) from None
+
+
+def _object(text: str) -> Any:
+    """The method's options as a form has them: JSON."""
+    try:
+        return from_json(text)
+    except ValueError:
+        raise RequestError("invalid-parameters", 'options: is no JSON object, as {"steps": 2} is') from None
 
 
 class _WindowedForm(ClassifyParameters, WindowParameters):

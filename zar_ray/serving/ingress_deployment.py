@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -31,7 +31,7 @@ from zar_ray.serving.logs import QUIET, log_to_serve, logger
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.proxy import CALLBACK, CALLBACK_VARIABLE
-from zar_ray.serving.schema import Classification, ServedModel, WindowParameters, WindowResult
+from zar_ray.serving.schema import Classification, ServedMethod, ServedModel, WindowParameters, WindowResult
 
 _LOST = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
 _READY_SECONDS = 10.0
@@ -44,22 +44,31 @@ class IngressDeployment:
 
     Args:
         config: The service's options.
+        methods: The methods that requests may choose.
         decoder: The decoder deployment.
         model: The model deployment.
     """
 
-    def __init__(self, config: ServeConfig, decoder: DeploymentHandle, model: DeploymentHandle) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        methods: Sequence[ServedMethod],
+        decoder: DeploymentHandle,
+        model: DeploymentHandle,
+    ) -> None:
         log_to_serve()
         if os.environ.get(CALLBACK_VARIABLE) != CALLBACK:
             logger.warning(
                 "%s is not %s: bodies of any size are held in memory (docs/service.md)", CALLBACK_VARIABLE, CALLBACK
             )
         self._config = config
+        self._methods = methods
         self._backend = ServeBackend(config, decoder, model)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray Serve asks for once the object is there."""
-        return build_app(self._config, self._backend, serve.get_replica_context().replica_id.unique_id)
+        replica = serve.get_replica_context().replica_id.unique_id
+        return build_app(self._config, self._methods, self._backend, replica)
 
 
 class ServeBackend:

@@ -12,7 +12,7 @@ from zar_ray.data.probing import usable_cpus
 from zar_ray.serving.backend import DecodingNeeds, Job
 from zar_ray.serving.classifier import Classifier
 from zar_ray.serving.logs import QUIET, log_to_serve
-from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.methods import ServiceOptions
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import Classification, ServedModel
 
@@ -25,7 +25,7 @@ class ModelDeployment:
         config: The service's options.
     """
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServiceOptions) -> None:
         log_to_serve()
         torch.set_num_threads(config.threads or usable_cpus())
         self._classifier = Classifier(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,6 +12,7 @@ from zar_ray.serving.schema import (
     ClassifyParameters,
     PathRequest,
     ProblemDocument,
+    ServedMethod,
     WindowedPathRequest,
     WindowParameters,
     WindowResult,
@@ -41,11 +43,29 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
     return schema
 
 
-def _body(*parameters: type[BaseModel], on_server: type[BaseModel]) -> dict[str, Any]:
+def classify_body(methods: Sequence[ServedMethod]) -> dict[str, Any]:
+    """The body of a question about a whole video, with the options of the methods that are served."""
+    return _body(methods, ClassifyParameters, on_server=PathRequest)
+
+
+def stream_body(methods: Sequence[ServedMethod]) -> dict[str, Any]:
+    """The same of a question about a long video's windows."""
+    return _body(methods, ClassifyParameters, WindowParameters, on_server=WindowedPathRequest)
+
+
+def _body(methods: Sequence[ServedMethod], *parameters: type[BaseModel], on_server: type[BaseModel]) -> dict[str, Any]:
     """A request body: a form with a file, or JSON with a path."""
+    of_methods = [{**method.options, "title": method.name} for method in methods if method.options is not None]
+    options = {
+        "description": ClassifyParameters.model_fields["options"].description,
+        "anyOf": [*of_methods, {"type": "null"}],
+    }
     properties: dict[str, Any] = {"video": _VIDEO}
     for model in parameters:
         properties |= _schema(model)["properties"]
+    properties["options"] = options
+    json_body = _schema(on_server)
+    json_body["properties"]["options"] = options
     form = {"type": "object", "properties": properties, "required": ["video"], "additionalProperties": False}
     return {
         "requestBody": {
@@ -53,10 +73,13 @@ def _body(*parameters: type[BaseModel], on_server: type[BaseModel]) -> dict[str,
             "content": {
                 "multipart/form-data": {
                     "schema": form,
-                    "encoding": {"candidate_labels": {"style": "form", "explode": True}},
+                    "encoding": {
+                        "candidate_labels": {"style": "form", "explode": True},
+                        "options": {"contentType": "application/json"},
+                    },
                 },
                 "application/json": {
-                    "schema": _schema(on_server),
+                    "schema": json_body,
                     "example": {"path": "kitchen/egg.mp4", **_EXAMPLE},
                 },
             },
@@ -64,8 +87,6 @@ def _body(*parameters: type[BaseModel], on_server: type[BaseModel]) -> dict[str,
     }
 
 
-CLASSIFY_BODY = _body(ClassifyParameters, on_server=PathRequest)
-STREAM_BODY = _body(ClassifyParameters, WindowParameters, on_server=WindowedPathRequest)
 STREAM_ANSWER: dict[str, Any] = {
     "description": "Events `window`, one a window, then `end`; or `error` with a problem document.",
     "content": {"text/event-stream": {"schema": {"type": "string"}, "example": "event: window\ndata: {...}\n\n"}},

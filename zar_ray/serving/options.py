@@ -7,7 +7,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from zar_ray.adaptation.options import AdaptationOptions, MemoConfig, TentConfig, TptConfig, ZarConfig
 from zar_ray.data.options import NameStyle
 from zar_ray.models.options import ClassPosition, ModelOptions
 from zar_ray.options.base import Options
@@ -31,7 +30,7 @@ class LimitConfig(Options):
     decode_memory: int = Field(default=2 * _GIB, ge=64 * _MIB, description="Bytes that decoding may allocate.")
     labels: int = Field(default=1000, ge=1, description="Candidate labels of a request.")
     label_length: int = Field(default=200, ge=1, description="Characters of a label, and of a template.")
-    steps: int = Field(default=10, ge=1, description="Tuning steps that a request may ask for.")
+    steps: int = Field(default=10, ge=1, description="Steps that a request may ask for.")
     windows: int = Field(default=200, ge=1, description="Windows of a video that is classified window by window.")
     receive_seconds: float = Field(default=60.0, gt=0, description="Seconds that a body may take to arrive.")
     adapt_seconds: float = Field(default=60.0, gt=0, description="Seconds from decoded frames to an answer.")
@@ -39,7 +38,10 @@ class LimitConfig(Options):
 
 
 class ServeConfig(ModelOptions, DecodeOptions):
-    """What the service serves; replicas, autoscaling and resources are options of Ray Serve (serve/config.yaml)."""
+    """What the service serves; replicas, autoscaling and resources are options of Ray Serve (serve/config.yaml).
+
+    The methods' own options are `zar_ray.serving.methods.ServiceOptions`'s: what only receives or decodes loads none.
+    """
 
     decode_timeout: float = Field(default=30.0, gt=0, description="Seconds a video may take to decode.")
     methods: tuple[str, ...] = Field(
@@ -49,10 +51,6 @@ class ServeConfig(ModelOptions, DecodeOptions):
     name_style: NameStyle = Field(default="raw", description="How prompts spell labels.")
     seed: int = Field(default=0, ge=0, description="Seed of the view plans, where a request names none.")
     views: ViewConfig = Field(default_factory=ViewConfig, description="Views.")
-    zar: ZarConfig = Field(default_factory=ZarConfig, description="ZAR's update.")
-    tpt: TptConfig = Field(default_factory=TptConfig, description="TPT's views and update.")
-    memo: MemoConfig = Field(default_factory=MemoConfig, description="MEMO's update.")
-    tent: TentConfig = Field(default_factory=TentConfig, description="TENT's update.")
     label_sets: dict[str, str] = Field(
         default={"hmdb51": "hmdb51", "kinetics400": "kinetics400", "kinetics600": "kinetics600", "ucf101": "ucf101"},
         description='Candidate labels by name: the name of a shipped class list, "a,b,c", or a file with one a line.',
@@ -67,14 +65,3 @@ class ServeConfig(ModelOptions, DecodeOptions):
     batch_wait: float = Field(default=0.0, ge=0, description="Seconds that a request waits for others to share with.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of a model replica; by default all.")
     limits: LimitConfig = Field(default_factory=LimitConfig, description="Limits.")
-
-    def adaptation(self, method: str, seed: int, steps: int, template: str | None) -> AdaptationOptions:
-        """The options that one request runs under, as `zar predict` would have them."""
-        shared = {name: getattr(self, name) for name in AdaptationOptions.model_fields if hasattr(self, name)}
-        chosen = {
-            "method": (method,),
-            "seed": seed,
-            "template": template,
-            "zar": self.zar.model_copy(update={"steps": steps}),
-        }
-        return AdaptationOptions.model_validate({**shared, **chosen})

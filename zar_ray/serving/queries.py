@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 
 from zar_ray.data.classes import class_list, known_class_lists
 from zar_ray.data.datasets import parse_class_names, split_class_names
@@ -12,7 +17,7 @@ from zar_ray.errors import ConfigError, suggestion
 from zar_ray.serving.backend import Query
 from zar_ray.serving.options import LimitConfig, ServeConfig
 from zar_ray.serving.problems import RequestError
-from zar_ray.serving.schema import ClassifyParameters
+from zar_ray.serving.schema import ClassifyParameters, ServedMethod
 
 _LABELS_IN_A_FIELD = ","
 
@@ -37,6 +42,7 @@ def label_sets_of(config: ServeConfig) -> dict[str, tuple[str, ...]]:
 def query_of(
     parameters: ClassifyParameters,
     config: ServeConfig,
+    methods: Mapping[str, ServedMethod],
     label_sets: Mapping[str, tuple[str, ...]],
     request_id: str,
     received: float = 0.0,
@@ -46,6 +52,7 @@ def query_of(
     Args:
         parameters: What was sent.
         config: The service's options.
+        methods: Its methods by name.
         label_sets: Its label sets.
         request_id: For logs and the answer.
         received: Seconds that the body took to arrive.
@@ -55,18 +62,15 @@ def query_of(
     """
     limits = config.limits
     method = parameters.method if parameters.method is not None else config.methods[0]
-    if method not in config.methods:
-        raise _unfit("method", f'"{method}" is not served here{suggestion(method, config.methods)}')
-    steps = parameters.steps if parameters.steps is not None else config.zar.steps
-    if steps > limits.steps:
-        raise _unfit("steps", f"{steps} are more than the {limits.steps} that a request may ask for")
-    labels = _labels(parameters, label_sets, limits)
-    template = _template(parameters.hypothesis_template, limits)
-    seed = parameters.seed if parameters.seed is not None else config.seed
+    if method not in methods:
+        raise _unfit("method", f'"{_shown(method)}" is not served here{suggestion(method, methods)}')
     return Query(
         request_id=request_id,
-        labels=labels,
-        options=config.adaptation(method, seed, steps, template),
+        labels=_labels(parameters, label_sets, limits),
+        method=method,
+        options=_own_options(parameters, methods[method], limits),
+        seed=parameters.seed if parameters.seed is not None else config.seed,
+        template=_template(parameters.hypothesis_template, limits),
         top_k=parameters.top_k,
         explain=parameters.explain,
         received=received,
@@ -104,6 +108,30 @@ def beneath_roots(path: str, roots: Sequence[Path]) -> Path:
             # not there, not readable, a name that no file can have, or a loop of links
             continue
     raise refused
+
+
+def _own_options(parameters: ClassifyParameters, method: ServedMethod, limits: LimitConfig) -> dict[str, Any]:
+    """What a request says of its method's own options."""
+    given, steps = dict(parameters.options or {}), parameters.steps
+    if steps is not None and steps > limits.steps:
+        raise _unfit("steps", f"{steps} are more than the {limits.steps} that a request may ask for")
+    schema = method.options or {"properties": {}, "additionalProperties": False}
+    known = schema["properties"]
+    # Methods without steps pass over them, so that a client may ask several methods alike.
+    if steps is not None and "steps" in known and given.setdefault("steps", steps) != steps:
+        raise _unfit("steps", f"{steps} here, and others in options; give one of them")
+    for name in given:
+        if name not in known:
+            raise _unfit(f"options.{_shown(name)}", f"{method.name} has no such option{suggestion(name, known)}")
+    error = best_match(Draft202012Validator(schema).iter_errors(given))
+    if error is not None:
+        place = ".".join(["options", *map(str, error.absolute_path)])
+        raise _unfit(place, _shown(error.message))
+    try:
+        json.dumps(given, allow_nan=False)
+    except ValueError:
+        raise _unfit("options", "numbers must be finite") from None
+    return given
 
 
 def _labels(

@@ -27,14 +27,12 @@ from multiprocessing.connection import Connection
 import numpy as np
 import psutil
 
-from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.errors import ConfigError, VideoError
-from zar_ray.evaluation.spec import plan_video
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.video.inspection import Deadline, open_stream
-from zar_ray.video.options import Decoder
-from zar_ray.video.plans import ViewPlan
+from zar_ray.video.options import Decoder, ViewConfig
+from zar_ray.video.plans import ViewPlan, plan_video
 from zar_ray.video.reading import VideoInfo, has_decord
 from zar_ray.video.transforms import Preprocessing, resize_frame
 
@@ -49,7 +47,8 @@ class DecodeRequest:
 
     Attributes:
         name: The video's name; with the seed it keys the view plan.
-        options: Views and seed.
+        views: The options of its views.
+        seed: Their seed.
         preprocessing: The model's input size and resize.
         needs_views: Whether the method looks at other views than the evaluation view.
         decoder: What is to read it. With ``auto``, windows are read by PyAV, which gives the same frames: whether
@@ -57,14 +56,15 @@ class DecodeRequest:
     """
 
     name: str
-    options: AdaptationOptions
+    views: ViewConfig
+    seed: int
     preprocessing: Preprocessing
     needs_views: bool
     decoder: Decoder = "auto"
 
     def plan(self, info: VideoInfo) -> ViewPlan:
         """The views of a whole video."""
-        return plan_video(self.name, info, self.options, self.preprocessing, self.needs_views)
+        return plan_video(self.name, info, self.views, self.preprocessing, self.seed, needs_views=self.needs_views)
 
     def plan_window(self, info: VideoInfo, span: WindowSpan) -> ViewPlan:
         """The views of one window, as those of a video of its frames that is called ``<name>#<number>``."""

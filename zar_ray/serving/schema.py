@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -23,7 +25,13 @@ class ClassifyParameters(_Message):
         default=None, description="One of the model's methods: zar (tunes the prompt to the video), zero_shot, …"
     )
     top_k: int = Field(default=5, ge=1, le=1000, description="Labels to return.")
-    steps: int | None = Field(default=None, ge=1, le=1000, description="Tuning steps of zar.")
+    steps: int | None = Field(
+        default=None, ge=1, le=1000, description="Steps of a method that tunes in steps: `options.steps` for short."
+    )
+    options: dict[str, Any] | None = Field(
+        default=None,
+        description="Options of the method's own, see /v1/methods; what is left out is the service's.",
+    )
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1, description="Seed of the views.")
     explain: bool = Field(default=False, description="Also return frames, and what in them speaks for the top label.")
 
@@ -161,6 +169,22 @@ class ModelList(_Message):
     """All served models."""
 
     models: tuple[ServedModel, ...]
+
+
+class ServedMethod(_Message):
+    """A method that requests may choose."""
+
+    name: str
+    description: str
+    options: dict[str, Any] | None = Field(
+        description="JSON Schema of its own options, with the service's defaults; null where it has none."
+    )
+
+
+class MethodList(_Message):
+    """All methods of the service; the first is used where a request names none."""
+
+    methods: tuple[ServedMethod, ...]
 
 
 class LabelSet(_Message):

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from zar_ray.data.synthetic import TRAINING_MANIFEST, SyntheticSpec, write_synthetic
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.options.layers import conf_dir, read_yaml, validate, zar_home
+from zar_ray.study.options import EvalConfig
 from zar_ray.training.options import TrainConfig
 
 BENCHMARKS = ("demo", "demo-shifted")

@@ -14,19 +14,16 @@ from typing import Any, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from zar_ray.adaptation.options import AdaptationOptions
+from zar_ray.adaptation.options import method_groups
 from zar_ray.errors import ConfigError, suggestion
-from zar_ray.evaluation.options import EvalConfig
-from zar_ray.options.base import Options, fingerprint, identity, meaning
-from zar_ray.options.layers import conf_dir, merge, read_yaml, validate
-from zar_ray.reporting.published import leaves
-from zar_ray.video.transforms import Preprocessing, short_side_for
+from zar_ray.options.base import Options, fingerprint, meaning
+from zar_ray.options.layers import conf_dir, leaves, merge, read_yaml, validate
+from zar_ray.study.options import EvalConfig
 
 DEFAULT = "default"
 """The label of the run's own setting, in sweeps that do not name it."""
 
-_METHODS = ("zar", "tpt", "memo", "tent", "tda")
-_MAY_VARY = ("views", *_METHODS, "context", "class_position", "name_style", "template", "class_texts", "seed")
+_MAY_VARY = ("views", *method_groups(), "context", "class_position", "name_style", "template", "class_texts", "seed")
 _C = TypeVar("_C", bound=EvalConfig)
 
 
@@ -146,13 +143,13 @@ def place_settings(sweeps: Sequence[Sweep], options: _C) -> tuple[tuple[_C, ...]
     Raises:
         ConfigError: An option is unknown or a value does not fit; one line.
     """
-    distinct: dict[str, _C] = {fingerprint(identity(options)): options}
+    distinct: dict[str, _C] = {fingerprint(meaning(options)): options}
     placed = []
     for sweep in sweeps:
         places = []
         for setting in sweep.settings:
             one = _laid_over(options, setting, sweep.name)
-            key = fingerprint(identity(one))
+            key = fingerprint(meaning(one))
             distinct.setdefault(key, one)
             places.append(list(distinct).index(key))
         placed.append(PlacedSweep(sweep, tuple(places)))
@@ -169,30 +166,3 @@ def _laid_over(options: _C, setting: SweepSetting, sweep: str) -> _C:
         # Workers have working folders of their own.
         values["class_texts"] = values["class_texts"].expanduser().absolute()
     return options.model_copy(update=values)
-
-
-def at_one_short_side(runs: Sequence[_C], preprocessing: Preprocessing) -> tuple[_C, ...]:
-    """Settings with the short side that they share (DESIGN.md, "ZAR, exactly", 4): the larger one where they differ.
-
-    So the number of crops is not mixed with zoom, and settings share images.
-
-    Raises:
-        ConfigError: They are told different short sides, or one that is smaller than the model's input.
-    """
-    sides = {short_side_for(run.views, preprocessing) for run in runs}
-    if len(sides) == 1:
-        return tuple(runs)
-    told = sorted({run.views.short_side for run in runs if run.views.short_side is not None})
-    if told:
-        raise ConfigError(
-            f"a sweep has one short side, and its settings come to {' and '.join(map(str, sorted(sides)))}; "
-            "give one for all with --views.short-side, or run a sweep for each"
-        )
-    widest = {"short_side": max(sides)}
-    return tuple(run.model_copy(update={"views": run.views.model_copy(update=widest)}) for run in runs)
-
-
-def varied_options(default: AdaptationOptions, other: AdaptationOptions) -> dict[str, Any]:
-    """The dotted options of a setting that are not the default's, as plain values."""
-    ours, theirs = leaves(meaning(other)), leaves(meaning(default))
-    return {name: value for name, value in ours.items() if value != theirs.get(name)}

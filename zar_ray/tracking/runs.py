@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from zar_ray.errors import RunError, TrackingError
 from zar_ray.options.base import fingerprint, without_password
 from zar_ray.reporting.finished_runs import FinishedRun
+from zar_ray.reporting.summary_tables import markdown
 from zar_ray.reporting.sweep_summary import SettingResult, SweepRow, SweepSummary, SweepTable, sweep_markdown
-from zar_ray.reporting.tables import markdown
 from zar_ray.results.record import RunSummary
 from zar_ray.storage import Storage
 from zar_ray.tracking.receipts import MlflowReceipt, keep_receipt, read_receipts

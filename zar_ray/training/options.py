@@ -58,7 +58,9 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
         description="few_shot and base_to_novel: for each seed draw training videos of the benchmark's classes or its"
         " base classes, train on them, evaluate, and report the mean over the seeds.",
     )
-    shots: int = Field(default=16, ge=1, description="Videos a class under few_shot and base_to_novel.")
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(16,), min_length=1, description="Videos a class under few_shot and base_to_novel; several are an axis."
+    )
     architecture: str | None = Field(
         default=None,
         description="Train from scratch: a name in conf/models, or a YAML file in the form of open_clip's configs;"

@@ -14,14 +14,18 @@ from ray.train import Checkpoint, Result
 from rich.console import Console
 
 from zar_ray.errors import RunError
-from zar_ray.evaluation.options import EvalConfig
+from zar_ray.evaluation.options import EvaluationOptions
+from zar_ray.evaluation.pipeline import evaluate
+from zar_ray.evaluation.planning import AskedModel
+from zar_ray.evaluation.workload import Workload
+from zar_ray.results.case_rows import RIGHT, CaseRows
 from zar_ray.results.folder import RunFolder
-from zar_ray.study.job import run_evaluation
+from zar_ray.storage import Storage
 from zar_ray.training.network import save_trained
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.progress import HISTORY, Validated
 from zar_ray.training.state import TrainingState
-from zar_ray.training.validation import evaluation_options
+from zar_ray.training.validation import evaluation_options, validation_split
 from zar_ray.training.worker import NOT_VALIDATED, TrainingJob, initial_network
 
 _RECENT_STEPS = 25
@@ -83,24 +87,24 @@ class CheckpointEvaluation:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.safetensors"
             _export(state.network, self._job, file)
-            options = EvalConfig(
+            manifest, split = validation_split(config)
+            options = EvaluationOptions(
                 **evaluation_options(config).model_dump(exclude={"checkpoint", "context"}),
                 **trained_options(config, file),
-                dataset=config.validation,
-                split=config.validation_split,
-                data_root=config.data_root,
-                output=self._output,
-                name=f"step{state.step}",
                 overwrite=True,
-                max_failed=1.0,
-                gpus_per_worker=None,
-                mlflow=False,
             )
-            summary = run_evaluation(options, Console(file=io.StringIO()))
-        scores = summary.cases[0].failures_excluded
-        videos = scores.videos if scores is not None else 0
-        correct = round(scores.after.top1.value * videos) if scores is not None else 0
-        found = Validated(state.step, self._job.epochs(state.step), correct, videos, summary.failed)
+            evaluated = evaluate(
+                Workload.of(manifest, [split]),
+                [AskedModel(file.stem, (options,))],
+                ["validation"],
+                RunFolder(Storage(self._output).child(f"step{state.step}")),
+                Console(file=io.StringIO()),
+            )
+        (case,) = evaluated.cases
+        rows = CaseRows.of(evaluated.table, case.case_id, len(split.class_names))
+        counted = rows.select((rows.label >= 0) & rows.finished)
+        correct, videos = int((counted.after == RIGHT).sum()), len(counted.label)
+        found = Validated(state.step, self._job.epochs(state.step), correct, videos, int((~rows.finished).sum()))
         self._job.progress.put(found)
         return {"validation_top1": found.top1}
 

@@ -15,15 +15,16 @@ from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.class_texts import ClassPrompts, prompts_of
 from zar_ray.data.datasets import open_dataset, resolve_dataset
-from zar_ray.data.manifest import VideoRow
+from zar_ray.data.manifest import Manifest, VideoRow
+from zar_ray.data.options import DatasetOptions
+from zar_ray.data.protocols import EvaluationSplit
+from zar_ray.data.splits import choose_splits
 from zar_ray.errors import ManifestError, VideoError
-from zar_ray.evaluation.options import EvalConfig
-from zar_ray.evaluation.spec import plan_video
 from zar_ray.models.clip import ClipModel
-from zar_ray.study.job import choose_splits
 from zar_ray.training.options import TrainConfig
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.options import ViewConfig
+from zar_ray.video.plans import plan_video
 from zar_ray.video.reading import VideoInfo
 
 _METHOD = "zero_shot"
@@ -47,28 +48,39 @@ class ValidationSet:
     prompts: ClassPrompts
 
 
-def validation_set(config: TrainConfig, console: Console | None = None) -> ValidationSet | None:
-    """Opens the dataset that `config.validation` names.
+def validation_split(config: TrainConfig, console: Console | None = None) -> tuple[Manifest, EvaluationSplit]:
+    """Opens the dataset that `config.validation` names, and its one split.
 
     Raises:
         ManifestError: It cannot be opened, has no labelled video, or several splits and none is chosen.
     """
-    if config.validation is None:
-        return None
-    source = resolve_dataset(config.validation, config.data_root)
+    name = str(config.validation)
+    source = resolve_dataset(name, config.data_root)
     manifest = open_dataset(source, console, config.decoder)
-    options = EvalConfig(dataset=config.validation, split=config.validation_split)
+    options = DatasetOptions(dataset=name, split=config.validation_split)
     split, *more = choose_splits(manifest, source.benchmark, options)
     if more or split.multi_label:
         known = ", ".join(one.name for one in (split, *more))
         raise ManifestError(
-            f"--validation {config.validation}: its protocol has several splits or labels a video; choose a split of"
+            f"--validation {name}: its protocol has several splits or labels a video; choose a split of"
             f" single labels with --validation-split ({known})"
         )
+    if not any(split.labels):
+        raise ManifestError(f"--validation {name}: has no labelled video")
+    return manifest, split
+
+
+def validation_set(config: TrainConfig, console: Console | None = None) -> ValidationSet | None:
+    """The videos of the dataset that `config.validation` names; None where it names none.
+
+    Raises:
+        ManifestError: See `validation_split`.
+    """
+    if config.validation is None:
+        return None
+    manifest, split = validation_split(config, console)
     rows = {row.video_id: row for row in manifest.rows()}
     labelled = [(rows[video], ids[0]) for video, ids in zip(split.video_ids, split.labels, strict=True) if ids]
-    if not labelled:
-        raise ManifestError(f"--validation {config.validation}: has no labelled video")
     return ValidationSet(
         videos=tuple(row for row, _ in labelled),
         labels=tuple(label for _, label in labelled),
@@ -138,7 +150,8 @@ def _plan_and_decode(video: VideoRow, adapter: VideoAdapter, config: TrainConfig
     preprocessing, plans = adapter.model.preprocessing, []
 
     def plan(info: VideoInfo) -> Any:
-        plans.append(plan_video(video.video_id, info, adapter.options, preprocessing, needs_views=False))
+        options = adapter.options
+        plans.append(plan_video(video.video_id, info, options.views, preprocessing, options.seed, needs_views=False))
         return plans[-1]
 
     try:

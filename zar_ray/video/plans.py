@@ -11,12 +11,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zar_ray.errors import VideoError
 from zar_ray.video.options import ViewConfig
+from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import CropBox, Preprocessing, crop_boxes, resized_size, short_side_for
+
+if TYPE_CHECKING:
+    from zar_ray.video.reading import VideoInfo
 
 _HASH_BITS = 128
 
@@ -86,6 +91,27 @@ class ViewPlan:
         """Distinct images of this plan's evaluation view, and of its other views; `images` may hold more (`unite`)."""
         rows = [self.views.ravel(), self.evaluation.ravel()] if with_views else [self.evaluation.ravel()]
         return len(np.unique(np.concatenate(rows)))
+
+
+def plan_video(
+    video_id: str, info: VideoInfo, views: ViewConfig, preprocessing: Preprocessing, seed: int, *, needs_views: bool
+) -> ViewPlan:
+    """The views that methods need of a video; of the evaluation view alone, where they need no other.
+
+    Args:
+        video_id: The video's path relative to its dataset's root; it and the seed key the random starts.
+        info: What is known of the video.
+        views: The options.
+        preprocessing: The model's input size and resize.
+        seed: Seed of the run.
+        needs_views: Whether any of the methods looks at other views than the evaluation view.
+
+    Raises:
+        VideoError: The video has no frames or no size (stage ``plan``).
+        ConfigError: The short side is smaller than the model's input.
+    """
+    plan = plan_views(video_id, info.frames, info.height, info.width, views, preprocessing, seed)
+    return plan if needs_views else plan.evaluation_only()
 
 
 def plan_views(

@@ -6,9 +6,8 @@ A package adds one by an entry point of the group ``zar_ray.models`` that names 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any
 
 from zar_ray.errors import ConfigError
@@ -16,11 +15,12 @@ from zar_ray.models.formats import Converted, SavedWeights
 from zar_ray.models.parts import Part
 from zar_ray.models.systems import a5, actionclip, ezclip, vificlip, vitaclip, xclip
 from zar_ray.models.systems.base import SYSTEM, System, TrainingRule
+from zar_ray.packages import offered
 
 GROUP = "zar_ray.models"
+"""The group of entry points that packages offer their systems in."""
 
-_OWN = (a5.SYSTEM, actionclip.SYSTEM, ezclip.SYSTEM, vificlip.SYSTEM, vitaclip.SYSTEM, xclip.SYSTEM)
-_HERE = "zar-ray"
+_BUILT_IN = (a5.SYSTEM, actionclip.SYSTEM, ezclip.SYSTEM, vificlip.SYSTEM, vitaclip.SYSTEM, xclip.SYSTEM)
 
 
 @cache
@@ -28,21 +28,22 @@ def registered() -> Mapping[str, System]:
     """All systems by name, in alphabetical order.
 
     Raises:
-        ConfigError: A package's entry point cannot be loaded or names no system, or two packages have a system of one
-            name or different parts under one word.
+        ConfigError: A package's system cannot be loaded, has another one's name, or a part of its own under another
+            one's word; the message names the package.
     """
     found: dict[str, System] = {}
     owners: dict[str, str] = {}
     parts: dict[str, tuple[str, Part]] = {}
-    for package, system in [*((_HERE, one) for one in _OWN), *_of_packages()]:
+    for package, system in [*(("zar-ray", one) for one in _BUILT_IN), *offered(GROUP, System, "model")]:
         if system.name in found:
             raise ConfigError(
-                f"{GROUP}: {owners[system.name]} and {package} both have a model called {system.name}; uninstall one"
+                f'{package}: its model is called "{system.name}", as one of {owners[system.name]} is; rename it, or'
+                " uninstall one of them"
             )
         for part in system.parts:
             other, held = parts.setdefault(part.word, (package, part))
             if held is not part:
-                raise ConfigError(f'{GROUP}: {other} and {package} have different parts called "{part.word}"')
+                raise ConfigError(f'{package}: has a part under the word "{part.word}", as {other} has; rename it')
         found[system.name], owners[system.name] = system, package
     return dict(sorted(found.items()))
 
@@ -92,23 +93,9 @@ def recognise(saved: SavedWeights) -> tuple[System, Converted] | None:
     Raises:
         ModelError: It is one's, and not whole.
     """
-    ours = {system.name for system in _OWN}
+    ours = {system.name for system in _BUILT_IN}
     for system in sorted(registered().values(), key=lambda one: one.name in ours):
         converted = system.recognise(saved)
         if converted is not None:
             return system, converted
     return None
-
-
-def _of_packages() -> Iterator[tuple[str, System]]:
-    for entry in entry_points(group=GROUP):
-        package = entry.dist.name if entry.dist is not None else entry.value
-        where = f"{GROUP}: the model {entry.name} of the package {package}"
-        try:
-            system = entry.load()
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ConfigError(f"{where} cannot be loaded ({reason}); mend or uninstall it") from error
-        if not isinstance(system, System):
-            raise ConfigError(f"{where} is a {type(system).__name__}, not a System; mend or uninstall it")
-        yield package, system

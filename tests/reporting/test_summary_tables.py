@@ -10,7 +10,9 @@ import pytest
 from rich.console import Console
 
 from zar_ray.data.manifest import Manifest, VideoRow
-from zar_ray.reporting.tables import RANDOM_WEIGHTS, markdown, print_manifest, print_ranking, print_summary
+from zar_ray.reporting.manifest_tables import print_manifest
+from zar_ray.reporting.rankings import print_ranking
+from zar_ray.reporting.summary_tables import RANDOM_WEIGHTS, markdown, print_summary
 from zar_ray.results.record import MlflowState, SplitSummary, Throughput
 
 

@@ -1,0 +1,219 @@
+"""What a run decides: its models, loaded once to be known, the settings as they run, and the cases that these make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from zar_ray.adaptation.adapter import VideoAdapter, make_cases
+from zar_ray.adaptation.methods import get_method
+from zar_ray.adaptation.options import AdaptationOptions
+from zar_ray.adaptation.settings import Setting
+from zar_ray.data.class_texts import is_context_file, prompts_of
+from zar_ray.errors import ConfigError
+from zar_ray.evaluation.model_costs import count_costs
+from zar_ray.evaluation.options import EvaluationOptions
+from zar_ray.evaluation.spec import ModelViews
+from zar_ray.evaluation.workload import Workload
+from zar_ray.models.loading import load_model
+from zar_ray.models.text import why_full_pass
+from zar_ray.models.vision import unfit_vision
+from zar_ray.options.base import fingerprint, meaning
+from zar_ray.options.layers import leaves
+from zar_ray.results.case import Case
+from zar_ray.results.record import ModelCost
+from zar_ray.video.transforms import Preprocessing, short_side_for
+
+# Where things lie; what they hold is compared by fingerprints instead.
+_PLACES = ("dataset", "checkpoint", "class_names", "class_texts")
+
+
+@dataclass(frozen=True, eq=False)
+class AskedModel:
+    """A model as a study asks for it.
+
+    Attributes:
+        label: What tables call it.
+        settings: The options of each setting under it; the first is the study's own.
+    """
+
+    label: str
+    settings: tuple[EvaluationOptions, ...]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What the driver knows of a model without holding it.
+
+    Attributes:
+        name: The model's name.
+        fingerprint: A hash of its weights.
+        preprocessing: Its input size and normalisation.
+        random_weights: Whether it is untrained.
+        remarks: What makes it slower than it could be, a line each.
+        costs: What it holds and computes, under each setting.
+    """
+
+    name: str
+    fingerprint: str
+    preprocessing: Preprocessing
+    random_weights: bool
+    remarks: tuple[str, ...] = ()
+    costs: tuple[ModelCost, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedModel:
+    """A model that is known to load, with what it decides.
+
+    Attributes:
+        label: What tables call it.
+        card: What is known of it.
+        settings: Its settings as they run: at one short side, with what it reads of the classes.
+        of_settings: The cases of each setting; what settings have in common is one case.
+    """
+
+    label: str
+    card: ModelCard
+    settings: tuple[Setting, ...]
+    of_settings: tuple[tuple[Case, ...], ...]
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """Each case once, under the first setting that has it."""
+        distinct: dict[str, Case] = {}
+        for case in chain.from_iterable(self.of_settings):
+            distinct.setdefault(case.case_id, case)
+        return tuple(distinct.values())
+
+    def views(self) -> ModelViews:
+        """What decoding must know of it."""
+        options = [setting.options for setting in self.settings]
+        return ModelViews(
+            self.card.fingerprint,
+            options[0].precision,
+            self.card.preprocessing,
+            tuple((one.views, one.seed) for one in options),
+            needs_views=any(get_method(case.method).needs_views for case in self.cases),
+        )
+
+
+def asked_settings(asked: AskedModel, workload: Workload) -> tuple[Setting, ...]:
+    """A model's settings with the candidate classes' prompts, before the model is known.
+
+    Raises:
+        ConfigError: Prompts cannot be made as the options say.
+    """
+    return tuple(Setting(one, prompts_of(workload.class_sets, one)) for one in asked.settings)
+
+
+def load_card(settings: Sequence[Setting]) -> ModelCard:
+    """Loads a model once, to learn what it is and what it makes of the prompts, before a pool of workers does.
+
+    Args:
+        settings: Its settings.
+
+    Raises:
+        ConfigError: The model cannot read the prompts, a method cannot use them, or features are to be kept of a model
+            that has none of images.
+        ModelError: The model cannot be loaded, or a method cannot serve it.
+    """
+    own = settings[0].options
+    model = load_model(own)
+    if getattr(own, "features", None) is not None and not model.frame_independent:
+        raise ConfigError(
+            f"--features: {model.name} encodes a view as a whole, so an image has no features of its own; leave it away"
+        )
+    adapter = VideoAdapter(model, settings[0].prompts, own.method, own, further=settings[1:])
+    tuned = any(method.updates == "context" for method in adapter.methods)
+    whole = "every prompt runs through the text tower as a whole"
+    why_full = dict.fromkeys(why_full_pass(model, one.options.class_position) for one in settings if tuned)
+    remarks = (
+        *((reason, whole) for reason in why_full),
+        (unfit_vision(model.clip.visual), "images run through it as open_clip wrote it"),
+    )
+    return ModelCard(
+        model.name,
+        model.fingerprint,
+        model.preprocessing,
+        model.random_weights,
+        tuple(f"{reason}: {outcome}" for reason, outcome in remarks if reason is not None),
+        count_costs(model, settings),
+    )
+
+
+def plan_model(label: str, number: int, settings: Sequence[Setting], card: ModelCard) -> PlannedModel:
+    """A model's settings as they run, and its cases.
+
+    Args:
+        label: What tables call it.
+        number: Which of the run's models it is.
+        settings: Its settings as they are asked for.
+        card: What is known of it.
+
+    Raises:
+        ConfigError: The settings are told different short sides.
+    """
+    sided = at_one_short_side([one.options for one in settings], card.preprocessing)
+    running = tuple(Setting(options, one.prompts) for options, one in zip(sided, settings, strict=True))
+    of_settings = tuple(
+        make_cases(one.options, card.fingerprint, one.prompts, place, number) for place, one in enumerate(running)
+    )
+    return PlannedModel(label, card, running, of_settings)
+
+
+def at_one_short_side(runs: Sequence[Any], preprocessing: Preprocessing) -> tuple[Any, ...]:
+    """Settings with the short side that they share (DESIGN.md, "ZAR, exactly", 4): the larger one where they differ.
+
+    So the number of crops is not mixed with zoom, and settings share images.
+
+    Raises:
+        ConfigError: They are told different short sides, or one that is smaller than the model's input.
+    """
+    sides = {short_side_for(run.views, preprocessing) for run in runs}
+    if len(sides) == 1:
+        return tuple(runs)
+    told = sorted({run.views.short_side for run in runs if run.views.short_side is not None})
+    if told:
+        raise ConfigError(
+            f"a sweep has one short side, and its settings come to {' and '.join(map(str, sorted(sides)))}; "
+            "give one for all with --views.short-side, or run a sweep for each"
+        )
+    widest = {"short_side": max(sides)}
+    return tuple(run.model_copy(update={"views": run.views.model_copy(update=widest)}) for run in runs)
+
+
+def identity(workload: Workload, models: Sequence[PlannedModel]) -> dict[str, object]:
+    """What a run's numbers depend on, as JSON values; a folder holds one such run only."""
+    manifest = workload.manifest
+    own = models[0].settings[0].options
+    places = (*_PLACES, "context") if is_context_file(own.context) else _PLACES
+
+    def without_places(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name not in places}
+
+    def cell(setting: Setting) -> dict[str, Any]:
+        prompts = fingerprint([one.identity for one in setting.prompts])
+        return {**without_places(varied_options(own, setting.options)), "prompts": prompts}
+
+    return {
+        "options": without_places(meaning(own)),
+        "models": [{"name": model.card.name, "fingerprint": model.card.fingerprint} for model in models],
+        "cells": [[cell(setting) for setting in model.settings] for model in models],
+        "manifest": {"videos": len(manifest), "fingerprint": manifest.fingerprint()},
+        "splits": {
+            split.name: {
+                "classes": list(split.class_names),
+                "videos": fingerprint([split.video_ids, split.labels]),
+            }
+            for split in workload.splits
+        },
+    }
+
+
+def varied_options(default: AdaptationOptions, other: AdaptationOptions) -> dict[str, Any]:
+    """The dotted options of a setting that are not the default's, as plain values."""
+    ours, theirs = leaves(meaning(other)), leaves(meaning(default))
+    return {name: value for name, value in ours.items() if value != theirs.get(name)}

@@ -1,0 +1,179 @@
+"""What is still to be done, and what a death costs: at most the video that kills.
+
+A block whose worker died is gone with all its videos: each of them gets a block of its own, so that the others are
+saved and only the one that kills its worker is lost. In a run with stream methods videos go one by one, and the next
+worker goes on from the streams' state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+from ray.exceptions import RayError
+from rich.console import Console
+
+from zar_ray.data.manifest import write_manifest
+from zar_ray.errors import RunError
+from zar_ray.evaluation.options import EvaluationOptions
+from zar_ray.evaluation.planning import PlannedModel, identity
+from zar_ray.evaluation.progress import VideoProgress
+from zar_ray.evaluation.spec import MODELS, POSITION, Failure, JobSpec, failed_rows
+from zar_ray.evaluation.streams import StreamState
+from zar_ray.evaluation.workload import CLASS_SETS, Workload
+from zar_ray.results.folder import CONFIG, MANIFEST, Ledger, RunFolder
+from zar_ray.results.rows import to_table
+
+# Videos of a pass through a stream's worker.
+_STREAMED_AT_ONCE = 512
+
+# A video whose process died in company and then again alone: nothing else can be learnt about it from here.
+_KILLER = (
+    "its worker process died each time, the last time with this video alone: "
+    "a crash in the decoder or the model, or the process was killed (out of memory?)"
+)
+
+
+class RunBlocks(Protocol):
+    """Runs videos through both stages; `retries` is how often a block is tried again whose worker died."""
+
+    def __call__(self, videos: pa.Table, block_size: int, retries: int) -> None:
+        """See `zar_ray.evaluation.pipeline.run_blocks`."""
+        ...
+
+
+def open_run(
+    workload: Workload,
+    models: Sequence[PlannedModel],
+    spec: JobSpec,
+    folder: RunFolder,
+    own: EvaluationOptions,
+    console: Console,
+) -> tuple[Ledger, pa.Table]:
+    """Starts the run's folder or continues it.
+
+    Returns:
+        The ledger of what has rows, and the videos that lack one, with `MODELS`.
+
+    Raises:
+        RunError: The folder holds another run; or there is nothing to resume.
+    """
+    manifest = workload.manifest
+    continued = folder.open(identity(workload, models), resume=own.resume, overwrite=own.overwrite)
+    if not continued:
+        folder.storage.write(CONFIG, yaml.safe_dump(own.model_dump(mode="json"), sort_keys=False).encode())
+        write_manifest(manifest, folder.storage.path(MANIFEST))
+        if spec.streams:
+            StreamState(0, {}).write(folder.storage)
+    elif own.retry_failed:
+        folder.forget_failed()
+    ledger = Ledger(folder)
+    videos = workload.table()
+    todo = _from_position(videos, spec, ledger, folder) if spec.streams else lacking(videos, spec, ledger)
+    for model in models:
+        for remark in model.card.remarks:
+            console.print(f"{model.card.name}: {remark}", highlight=False)
+    if continued:
+        done = len(manifest) - len(todo)
+        console.print(f"continuing {folder.storage.path()}: {done} of {len(manifest)} videos are finished")
+    return ledger, todo
+
+
+def lacking(videos: pa.Table, spec: JobSpec, ledger: Ledger) -> pa.Table:
+    """The videos that lack a row, finished or failed, for some case that they are of; with the `MODELS` that do."""
+    ledger.refresh()
+    every = range(len(spec.models))
+    of_sets = {sets: spec.cases_of(every, sets) for sets in set(map(tuple, videos[CLASS_SETS.name].to_pylist()))}
+    wanted = zip(videos["video_id"].to_pylist(), videos[CLASS_SETS.name].to_pylist(), strict=True)
+    models = [ledger.lacks(video, of_sets[tuple(sets)]) for video, sets in wanted]
+    named = _with(videos, MODELS, pa.array(models, MODELS.type))
+    return named.filter(pa.array([bool(of_video) for of_video in models], pa.bool_()))
+
+
+def run_videos(
+    todo: pa.Table,
+    spec: JobSpec,
+    folder: RunFolder,
+    ledger: Ledger,
+    batch_size: int,
+    run: RunBlocks,
+    progress: VideoProgress,
+) -> None:
+    """Gives every video that lacks rows its rows, whatever dies on the way.
+
+    Raises:
+        RunError: Ray stopped; what is finished is kept.
+    """
+    broken = todo.filter(pc.field("error").is_valid())
+    if len(broken):
+        rows = (failed_rows(spec, row, Failure(row["error"], "open")) for row in broken.to_pylist())
+        folder.add(to_table(chain.from_iterable(rows)))
+        progress.advance(len(broken), failed=len(broken))
+    whole = todo.filter(pc.field("error").is_null())
+    try:
+        if spec.streams:
+            _run_in_order(whole, spec, folder, ledger, run, progress)
+            return
+        run(whole, batch_size, retries=1)
+        lost = lacking(whole, spec, ledger)
+        if len(lost):
+            progress.say(f"{len(lost)} videos were lost with their worker process; each is tried again alone")
+            run(lost, 1, retries=0)
+    except RayError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(f"Ray stopped the run ({reason}); the same command continues it") from error
+    _fail(lacking(whole, spec, ledger), spec, folder, progress)
+
+
+def _run_in_order(
+    videos: pa.Table, spec: JobSpec, folder: RunFolder, ledger: Ledger, run: RunBlocks, progress: VideoProgress
+) -> None:
+    """Runs the videos one by one through one worker; where it dies, the next goes on from the streams' state.
+
+    What was decoded behind the video that it died of is lost, so a pass has a bounded number of videos.
+    """
+    died_at = -1
+    while len(videos):
+        part = videos.slice(0, _STREAMED_AT_ONCE)
+        run(part, 1, retries=1)
+        state = StreamState.read(folder.storage)
+        # Videos before it without rows killed their decoder: the streams went on without them.
+        passed = pc.field(POSITION.name) < state.position
+        killers = lacking(videos.filter(passed), spec, ledger)
+        videos, whole_part = videos.filter(~passed), state.position > part[POSITION.name][-1].as_py()
+        if not whole_part and state.position == died_at:
+            killers = pa.concat_tables([killers, videos.slice(0, 1)])
+            videos = videos.slice(1)
+        _fail(killers, spec, folder, progress)
+        if not whole_part and state.position == died_at:
+            StreamState(died_at + 1, state.tensors).write(folder.storage)
+        died_at = -1 if whole_part else state.position
+
+
+def _from_position(videos: pa.Table, spec: JobSpec, ledger: Ledger, folder: RunFolder) -> pa.Table:
+    """The videos that the streams have not seen, with their `POSITION`, and broken ones that lack a row."""
+    broken = lacking(videos.filter(pc.field("error").is_valid()), spec, ledger)
+    whole = videos.filter(pc.field("error").is_null())
+    ahead = whole.append_column(POSITION, pa.array(range(len(whole)), POSITION.type))
+    unseen = ahead.slice(StreamState.read(folder.storage).position)
+    every = pa.array([list(range(len(spec.models)))] * len(unseen), MODELS.type)
+    unseen = unseen.append_column(MODELS, every).select([*broken.column_names, POSITION.name])
+    return pa.concat_tables([broken.append_column(POSITION, pa.nulls(len(broken), POSITION.type)), unseen])
+
+
+def _with(videos: pa.Table, field: pa.Field, values: pa.Array) -> pa.Table:
+    if field.name in videos.column_names:
+        return videos.set_column(videos.schema.get_field_index(field.name), field, values)
+    return videos.append_column(field, values)
+
+
+def _fail(killers: pa.Table, spec: JobSpec, folder: RunFolder, progress: VideoProgress) -> None:
+    """Gives videos that kill their processes the rows that say so."""
+    if len(killers):
+        rows = (failed_rows(spec, row, Failure(_KILLER, "worker")) for row in killers.to_pylist())
+        folder.add(to_table(chain.from_iterable(rows)))
+        progress.advance(len(killers), failed=len(killers))

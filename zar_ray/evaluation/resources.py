@@ -1,0 +1,68 @@
+"""How a cluster is shared between the decoders and the model replicas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zar_ray.cluster import total_cpus, total_gpus
+from zar_ray.errors import RunError
+from zar_ray.evaluation.options import EvaluationOptions
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one stage asks of the cluster.
+
+    Attributes:
+        copies: How many run at once.
+        cpus: CPUs that each reserves.
+        gpus: GPUs that each reserves.
+        threads: CPU threads that each may use.
+    """
+
+    copies: int
+    cpus: float
+    gpus: float = 0.0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What both stages ask for.  Never the same CPUs: Ray Data would fuse the two stages into one.
+
+    Attributes:
+        decode: Decoding tasks; each reserves one CPU.
+        adapt: Model replicas; a fraction of a CPU keeps one free for decoding on a small machine.
+    """
+
+    decode: Needs
+    adapt: Needs
+
+    @classmethod
+    def of_cluster(cls, options: EvaluationOptions, one_worker: bool = False) -> Resources:
+        """Works both out from what the joined cluster has and what the options ask for.
+
+        Args:
+            options: The run's options.
+            one_worker: Whether a single replica must see all videos.
+
+        Raises:
+            RunError: The cluster lacks what the options ask for.
+        """
+        cpus, gpus = total_cpus(), total_gpus()
+        worker_gpus = options.gpus_per_worker if options.gpus_per_worker is not None else (1.0 if gpus else 0.0)
+        if worker_gpus > gpus:
+            raise RunError(f"--gpus-per-worker {worker_gpus:g}: the cluster has {gpus:g} GPUs")
+        workers = 1 if one_worker else options.num_workers
+        workers = workers or int(gpus / worker_gpus if worker_gpus else max(1, cpus // 2))
+        if worker_gpus * workers > gpus:
+            raise RunError(f"--num-workers {workers} of {worker_gpus:g} GPUs each: the cluster has {gpus:g} GPUs")
+        worker_cpus = round(min(0.99, (cpus - 1) / workers) if cpus > 1 else 0.4 / workers, 4)
+        decoders = options.decode_workers or max(1, int(cpus - worker_cpus * workers))
+        threads = 1 if worker_gpus else max(1, int(cpus // workers))
+        return cls(Needs(decoders, 1.0 if cpus > 1 else 0.5), Needs(workers, worker_cpus, worker_gpus, threads))
+
+    @property
+    def blocks_at_once(self) -> int:
+        """Blocks that may wait or be worked on: one in each decoder, one in each worker, and two ahead of each."""
+        return self.decode.copies + 3 * self.adapt.copies

@@ -1,0 +1,163 @@
+"""The first stage: a video's frames, in the CPU pool."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import pyarrow as pa
+
+from zar_ray.evaluation.feature_store import Missing, image_keys
+from zar_ray.evaluation.spec import (
+    DECODED_SCHEMA,
+    MODELS,
+    POSITION,
+    Failure,
+    JobSpec,
+    caught,
+    failed_rows,
+    worker_name,
+)
+from zar_ray.results.folder import write_part
+from zar_ray.results.rows import to_table
+from zar_ray.video.decoding import Resize, decode_video
+from zar_ray.video.reading import VideoInfo
+from zar_ray.video.transforms import resized_size
+
+
+class DecodeStage:
+    """Makes of manifest rows the frames that their models' plans name, resized, each once.
+
+    Where there is a store that holds the features of all images of a model's plan, those stand in for its frames.
+
+    Args:
+        spec: The run.
+    """
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec = spec
+        self.stores = [spec.feature_store(number) for number in range(len(spec.models))]
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Manifest rows with `MODELS` to `DECODED_SCHEMA`, a row a video."""
+        return pa.Table.from_pylist([self.decode(row) for row in block.to_pylist()], schema=DECODED_SCHEMA)
+
+    def largest(self, videos: pa.Table) -> int:
+        """Bytes that the frames of the largest of some manifest rows take at most."""
+        ways = {model.resize: model.frames_named for model in self.spec.models}
+        columns = [videos[name].to_pylist() for name in ("frames", "height", "width")]
+        return max(
+            sum(
+                min(frames, named) * prod(resized_size(height, width, way.short_side)) * 3
+                for way, named in ways.items()
+            )
+            for frames, height, width in zip(*columns, strict=True)
+        )
+
+    def decode(self, row: dict[str, Any]) -> dict[str, Any]:
+        """One manifest row as a row of `DECODED_SCHEMA`; a video that cannot be decoded has its error there."""
+        known = VideoInfo(row["frames"], row["fps"], row["width"], row["height"], row["duration"], row["decoder"])
+        video: dict[str, Any] = {
+            **{name: row[name] for name in ("video_id", "class_sets", "right_ids", MODELS.name)},
+            **{name: row[name] for name in ("frames", "width", "height", "decoder")},
+            POSITION.name: row.get(POSITION.name),
+        }
+        failures: list[Failure] = []
+        started = time.perf_counter()
+        with caught("decode", failures), self._last_resort(video):
+            stored = self._look_up(row["path"], known, video)
+            video["inputs"] = [*stored, *self._read(row["path"], known, video, stored)]
+        for failure in failures:
+            video |= {"error": failure.message, "error_stage": failure.stage, "inputs": None}
+        video["seconds_decode"] = time.perf_counter() - started
+        return video
+
+    def _look_up(self, path: str, known: VideoInfo, video: dict[str, Any]) -> list[dict[str, Any]]:
+        """Inputs of the models whose features are stored; notes what becomes of the others'."""
+        found, uses, notes = [], [], []
+        for number in video[MODELS.name]:
+            store = self.stores[number]
+            if store is None:
+                continue
+            content = store.content(path)
+            video["content"] = content.hash
+            stored = store.read(content.hash, image_keys(self.spec.models[number].plans(video["video_id"], known)[0]))
+            if isinstance(stored, Missing):
+                why = stored.detail if stored.reason == "damaged" else None
+                if content.stale:
+                    why = "the file has changed since its features were stored"
+                uses.append("computed" if why is None else "replaced")
+                notes += [] if why is None else [f"features computed anew ({why})"]
+                continue
+            facts = stored.facts
+            if (facts.frames, facts.width, facts.height) != (known.frames, known.width, known.height):
+                # Decoding says what does not fit.
+                video["content"] = None
+                continue
+            video |= {"decoder": facts.decoder, "warning": facts.warning}
+            uses.append("read")
+            embeddings = stored.embeddings
+            found.append({"models": [number], "embeddings": embeddings.tobytes(), "dimensions": embeddings.shape[1]})
+        video |= {"feature_uses": uses, "feature_notes": notes}
+        return found
+
+    def _read(
+        self, path: str, known: VideoInfo, video: dict[str, Any], stored: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Inputs of the models that are still without: the file is opened once, for each way of resizing."""
+        served = {number for one in stored for number in one["models"]}
+        ways: dict[Resize, list[int]] = {}
+        for number in video[MODELS.name]:
+            if number not in served:
+                ways.setdefault(self.spec.models[number].resize, []).append(number)
+        if not ways:
+            return []
+        # Which frames are named depends on the views and the seed, which all models have in common.
+        first, *others = ways
+        planner = self.spec.models[ways[first][0]]
+        decoded = decode_video(
+            path,
+            lambda info: planner.plans(video["video_id"], info)[0],
+            first.interpolation,
+            decoder=self.spec.decoder,
+            expected=known,
+            timeout=self.spec.decode_timeout,
+            also=others,
+        )
+        video |= {"decoder": decoded.info.decoder, "warning": decoded.warning}
+        return [
+            # as bytes: of a memoryview Arrow 25 keeps the buffer for ever
+            {"models": models, "pixels": frames.tobytes(), "shape": list(frames.shape)}
+            for models, frames in zip(ways.values(), (decoded.frames, *decoded.also), strict=True)
+        ]
+
+    @contextmanager
+    def _last_resort(self, video: dict[str, Any]) -> Iterator[None]:
+        """Ends this process if a decoder hangs in native code, where no deadline is looked at.
+
+        The video's failure is written to the run first, so that it is not tried again.
+        """
+        seconds = 2 * self.spec.decode_timeout + 5
+
+        def give_up() -> None:
+            failure = Failure(f"decoding hung for more than {seconds:.0f} s and was killed", "decode")
+            write_part(self.spec.storage, to_table(failed_rows(self.spec, video, failure, worker_name())))
+            os._exit(70)
+
+        timer = threading.Timer(seconds, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+def decode_block(block: pa.Table, stage: DecodeStage) -> pa.Table:
+    """A stage's work as a function: of an object that can be called Ray Data would make a pool of actors."""
+    return stage(block)

@@ -1,0 +1,284 @@
+"""What an evaluation looks like in a terminal, in a log and in Markdown.
+
+Tables fit 80 columns and use plain characters, so that they survive logs; accuracies are printed in per cent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from zar_ray.reporting.blocks import Block, markdown_block, markdown_text, print_block
+from zar_ray.reporting.numbers import (
+    METRICS,
+    counted,
+    digits,
+    gflops,
+    interval,
+    p_value,
+    percent,
+    plus_minus,
+    size,
+    with_deviation,
+)
+from zar_ray.results.record import (
+    Accuracy,
+    CaseMetrics,
+    FailureGroup,
+    ModelCost,
+    ProtocolAverage,
+    RunSummary,
+    Scores,
+    SplitSummary,
+)
+
+RANDOM_WEIGHTS = "RANDOM WEIGHTS: the model is untrained, so the numbers say nothing about the method"
+INTERVALS = "Intervals hold with 95 %."
+
+_ACCURACIES = {name: f"{METRICS[name]} %" for name in ("top1", "top5", "mean_class")}
+_AVERAGE_PRECISION = {"map": f"{METRICS['map']} %"}
+_REASON_LENGTH = 160
+
+
+def print_summary(summary: RunSummary, console: Console) -> None:
+    """Prints an evaluation: its accuracies, then counts, failures, speed, costs and where everything is."""
+    console.print()
+    if summary.random_weights:
+        console.print(Text(RANDOM_WEIGHTS, style="bold yellow"), soft_wrap=True)
+    console.print(Text(summary_heading(summary), style="bold"), soft_wrap=True)
+    for block in summary_blocks(summary, plus_minus(console.encoding)):
+        print_block(block, console)
+    console.print()
+    print_facts(summary, console)
+
+
+def print_facts(summary: RunSummary, console: Console) -> None:
+    """Prints what stands below accuracies: counts, failures, speed, costs and where everything is."""
+    for name, value in summary_facts(summary):
+        console.print(Text.assemble((f"{name:<9}", "bold"), value), soft_wrap=True)
+
+
+def markdown(summary: RunSummary) -> str:
+    """The same as `print_summary` prints, as Markdown: for MLflow's description, so without where it is logged."""
+    lines = [f"**{RANDOM_WEIGHTS}**", ""] if summary.random_weights else []
+    lines += [markdown_text(summary_heading(summary)), ""]
+    for block in summary_blocks(summary):
+        lines += markdown_block(block)
+    return "\n".join([*lines, *markdown_facts(summary)]) + "\n"
+
+
+def markdown_facts(summary: RunSummary) -> list[str]:
+    """The same as `print_facts` prints, as lines of Markdown, without where it is logged."""
+    return [f"- **{name}**: {markdown_text(value)}" for name, value in summary_facts(summary) if name != "MLflow"]
+
+
+def summary_heading(summary: RunSummary) -> str:
+    """What was evaluated with what, in a line."""
+    return f"{data_heading(summary)}, {summary.model} ({summary.model_fingerprint}), seed {summary.seed}"
+
+
+def data_heading(summary: RunSummary) -> str:
+    """What was evaluated."""
+    split = f", split {summary.split}" if summary.split else ""
+    if len(summary.splits) > 1:
+        what = f"{len(summary.splits)} splits"
+    else:
+        chance = summary.cases[0].chance if summary.cases else 1 / summary.classes
+        what = f"{summary.classes} classes (chance {percent(chance)} %)"
+    return f"{summary.dataset}{split}: {counted(summary.videos, 'video')}, {what}"
+
+
+def summary_blocks(summary: RunSummary, plus_minus: str = "±") -> list[Block]:
+    """The tables of an evaluation: one, or one a split and then the protocol's averages."""
+    if len(summary.splits) < 2:
+        split_notes = [note for split in summary.splits for note in split.notes]
+        notes = [*_interval_notes(summary.cases), *_failure_notes(summary.cases), *split_notes]
+        return [Block(None, *_table(summary.cases), notes)]
+    blocks = []
+    for split in summary.splits:
+        cases = [case for case in summary.cases if case.split == split.name]
+        notes = [*_failure_notes(cases), *split.notes]
+        if split is summary.splits[-1]:
+            notes += _interval_notes(summary.cases)
+        blocks.append(Block(_split_heading(split, cases), *_table(cases), notes))
+    of_kind: dict[tuple[str, tuple[str, ...]], list[ProtocolAverage]] = {}
+    for average in summary.averages:
+        of_kind.setdefault((average.kind, average.splits), []).append(average)
+    adapting = {case.method for case in summary.cases if adapts(case)}
+    return blocks + [_average_block(averages, adapting, plus_minus) for averages in of_kind.values()]
+
+
+def _split_heading(split: SplitSummary, cases: Sequence[CaseMetrics]) -> str:
+    chance = cases[0].chance if cases else 1 / split.classes
+    return f"split {split.name}: {counted(split.videos, 'video')}, {split.classes} classes (chance {percent(chance)} %)"
+
+
+def _average_block(averages: Sequence[ProtocolAverage], adapting: set[str], plus_minus: str) -> Block:
+    first = averages[0]
+    if first.kind == "harmonic":
+        title = f"harmonic mean of {' and '.join(first.splits)}"
+    else:
+        title = f"mean {plus_minus} std over {len(first.splits)} splits"
+    by_method: dict[str, dict[str, str]] = {}
+    for one in averages:
+        by_method.setdefault(one.method, {})[one.metric] = with_deviation(one.value, one.std, plus_minus)
+    known = {one.metric for one in averages}
+    metrics = {name: title for name, title in {**_ACCURACIES, **_AVERAGE_PRECISION}.items() if name in known}
+    rows = []
+    for method, shown in by_method.items():
+        after = _picked(shown, metrics)
+        if method in adapting:
+            rows += [(method, "before", *_picked(shown, metrics, "_before")), ("", "after", *after)]
+        else:
+            rows.append((method, "", *after))
+    return Block(title, ("method", "", *metrics.values()), rows)
+
+
+def _picked(shown: Mapping[str, str], metrics: Mapping[str, str], suffix: str = "") -> tuple[str, ...]:
+    return tuple(shown.get(f"{name}{suffix}", "") for name in metrics)
+
+
+def _table(cases: Sequence[CaseMetrics]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows of one split's cases."""
+    multi_label = any(case.map_after is not None for case in cases)
+    columns = ("method", "", *(_AVERAGE_PRECISION if multi_label else _ACCURACIES).values())
+    return columns, [row for case in cases for row in _case_rows(case, len(columns))]
+
+
+def _case_rows(case: CaseMetrics, columns: int) -> list[tuple[str, ...]]:
+    if case.map_after is not None and case.map_before is not None:
+        if not adapts(case):
+            return [(case.method, "", interval(case.map_after))]
+        return [(case.method, "before", interval(case.map_before)), ("", "after", interval(case.map_after))]
+    scores = case.headline
+    if scores is None:
+        return [(case.method, "", "no labels", *[""] * (columns - 3))]
+    if scores.change is None:
+        return [(case.method, "", *_accuracy(scores.after))]
+    change = scores.change
+    return [
+        (case.method, "before", *_accuracy(scores.before)),
+        ("", "after", *_accuracy(scores.after)),
+        (
+            "",
+            "change",
+            interval(change.top1, "+"),
+            f"{change.gained} gained, {change.lost} lost",
+            f"McNemar p {p_value(change.p_value)}",
+        ),
+    ]
+
+
+def adapts(case: CaseMetrics) -> bool:
+    """Whether the method changed any score; zero-shot changes none."""
+    if case.headline is not None:
+        return case.headline.change is not None
+    return (case.map_before, case.entropy_before) != (case.map_after, case.entropy_after)
+
+
+def _accuracy(accuracy: Accuracy) -> tuple[str, str, str]:
+    return interval(accuracy.top1), interval(accuracy.top5), interval(accuracy.mean_class)
+
+
+def _interval_notes(cases: Sequence[CaseMetrics]) -> list[str]:
+    measured = any(case.headline is not None or case.map_after is not None for case in cases)
+    return [INTERVALS] if measured else []
+
+
+def _failure_notes(cases: Sequence[CaseMetrics]) -> list[str]:
+    """What became of failed videos, as the headline counts them."""
+    lines = []
+    for case in cases:
+        if case.map_after is not None and case.failed:
+            lines.append(f"{case.method}: {counted(case.failed, 'failed video')} ranked last.")
+        if case.headline is not None and case.headline.videos > _videos(case.failures_excluded):
+            lost = case.headline.videos - _videos(case.failures_excluded)
+            line = f"{case.method}: {counted(lost, 'failed video')} counted as wrong"
+            if case.failures_excluded is not None:
+                left_out = case.failures_excluded
+                line += f"; left out, top-1 is {percent(left_out.after.top1.value)} of {left_out.videos}"
+                if left_out.change is not None:
+                    line += f" (before {percent(left_out.before.top1.value)})"
+            lines.append(f"{line}.")
+    return lines
+
+
+def _videos(scores: Scores | None) -> int:
+    return 0 if scores is None else scores.videos
+
+
+def summary_facts(summary: RunSummary) -> list[tuple[str, str]]:
+    """Counts, failures, speed, costs and places, each under a name."""
+    counts = f"{summary.videos}: {summary.finished} finished, {summary.failed} failed"
+    if summary.unlabelled:
+        counts += f", {summary.unlabelled} without a label (in no accuracy)"
+    if summary.warned:
+        counts += f", {summary.warned} with a warning"
+    if summary.resumed:
+        counts += f"; {summary.resumed} were there from an earlier session"
+    facts = [("videos", counts)]
+    facts += [("failed", _failures(group)) for group in summary.failures]
+    if summary.order_dependent:
+        names = ", ".join(summary.order_dependent)
+        facts.append(("order", f"{names}: decisions depend on the order of the videos, which was the manifest's"))
+    speed = summary.throughput.videos_per_second
+    if speed is not None:
+        done = counted(summary.throughput.videos, "video")
+        facts.append(("speed", f"{digits(speed)} videos/s ({done} in {summary.throughput.seconds:.1f} s)"))
+    costs = _costs(summary)
+    if costs:
+        facts.append(("a video", costs))
+    if summary.model_cost is not None:
+        facts.append(("size", _model_cost(summary.model_cost)))
+        facts.append(("compute", _compute(summary.model_cost, summary)))
+    facts += [("results", summary.results), ("run", summary.run_file), ("MLflow", _mlflow(summary))]
+    return facts
+
+
+def _failures(group: FailureGroup) -> str:
+    reasons = "; ".join(f"{video}: {_shortened(error)}" for video, error in group.examples)
+    more = group.videos - len(group.examples)
+    return f"{group.videos} at {group.stage}: {reasons}" + (f"; and {more} more" if more else "")
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _REASON_LENGTH else f"{text[: _REASON_LENGTH - 3]}..."
+
+
+def _costs(summary: RunSummary) -> str:
+    costs = summary.costs
+    parts = []
+    if costs.bytes_shipped_mean is not None and costs.bytes_shipped_max is not None:
+        parts.append(f"{size(costs.bytes_shipped_mean)} shipped (at most {size(costs.bytes_shipped_max)})")
+    if costs.frames_decoded_mean is not None:
+        parts.append(f"{digits(costs.frames_decoded_mean, 4)} frames decoded")
+    if costs.images_encoded_mean is not None:
+        parts.append(f"{digits(costs.images_encoded_mean, 4)} images encoded")
+    return ", ".join(parts)
+
+
+def _model_cost(cost: ModelCost) -> str:
+    frames = counted(cost.view_frames, "frame")
+    return (
+        f"{cost.parameters / 1e6:,.1f} M parameters, {gflops(cost.view_gflops)} GFLOPs an evaluation view of {frames}"
+        " (as papers count)"
+    )
+
+
+def _compute(cost: ModelCost, summary: RunSummary) -> str:
+    """What a video took of the model, beside what its evaluation view alone takes."""
+    parts = []
+    if summary.images_gflops is not None:
+        parts.append(f"{gflops(summary.images_gflops)} GFLOPs a video for its images")
+    parts += [f"{gflops(of)} for {method}'s tuning of the text" for method, of in cost.tuning_gflops.items()]
+    return ", ".join(parts) or "not known"
+
+
+def _mlflow(summary: RunSummary) -> str:
+    state = summary.mlflow
+    if state.run_id is not None:
+        return f"{state.uri} (experiment {state.experiment}, run {state.run_id})"
+    return f"not logged: {state.why_not or 'switched off'}"

@@ -1,0 +1,213 @@
+"""The axes of a study, multiplied: models (and shares of mixtures of two), sweeps of settings, and seeds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from zar_ray.errors import ConfigError, ModelError
+from zar_ray.study.options import EvalConfig
+from zar_ray.study.sweeps import DEFAULT, PlacedSweep, load_sweep, place_settings
+
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+"""Endings of checkpoint files."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A checkpoint that is made of two (WiSE-FT: Wortsman et al., CVPR 2022, section 4).
+
+    Attributes:
+        first: The model that share 0 is, as `zar_ray.models.merging.interpolate` takes it.
+        second: The checkpoint that share 1 is.
+        share: Of the second.
+        name: What its file is called.
+    """
+
+    first: str
+    second: Path
+    share: float
+    name: str
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """One model of a study.
+
+    Attributes:
+        coordinates: Its label on each of the axes of models.
+        update: The options that name it.
+        mixture: What it is made of, where it is made of two.
+    """
+
+    coordinates: Mapping[str, str]
+    update: Mapping[str, Any]
+    mixture: Mixture | None = None
+
+    @property
+    def label(self) -> str:
+        """All of its coordinates in a line."""
+        return ", ".join(text if axis == "model" else f"{axis} {text}" for axis, text in self.coordinates.items())
+
+
+@dataclass(frozen=True, eq=False)
+class SettingChoice:
+    """One setting of a study, at one seed.
+
+    Attributes:
+        coordinates: Its label as a setting, and its seed.
+        options: The study's options with what it varies.
+        place: Its place among the settings, whatever the seed; 0 is the study's own.
+    """
+
+    coordinates: Mapping[str, str]
+    options: EvalConfig
+    place: int
+
+    @property
+    def label(self) -> str:
+        """Both in a line."""
+        return ", ".join(text if axis == "setting" else f"{axis} {text}" for axis, text in self.coordinates.items())
+
+
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """What a study multiplies.
+
+    Attributes:
+        models: The models.
+        settings: The settings, each at every seed; seeds vary fastest.
+        sweeps: The sweeps, with their settings' places.
+    """
+
+    models: tuple[ModelChoice, ...]
+    settings: tuple[SettingChoice, ...]
+    sweeps: tuple[PlacedSweep, ...] = field(default=())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The axes that vary, in the order of cells' coordinates."""
+        every = [{**one.coordinates, **other.coordinates} for one in self.models for other in self.settings]
+        return tuple(axis for axis in every[0] if len({one[axis] for one in every}) > 1)
+
+
+def axes_of(options: EvalConfig, models: Sequence[ModelChoice] = ()) -> Axes:
+    """All axes of a study.
+
+    Args:
+        options: The study's options.
+        models: The models, where the options do not name them.
+
+    Raises:
+        ConfigError: A label is given twice on an axis, or an option contradicts an axis.
+        ModelError: A checkpoint to mix with is not there.
+    """
+    settings, sweeps = _settings(options)
+    return Axes(_mixed(options, tuple(models) or _models(options)), settings, sweeps)
+
+
+def _models(options: EvalConfig) -> tuple[ModelChoice, ...]:
+    if not options.models:
+        return (ModelChoice({"model": _own_label(options)}, {}),)
+    given = " ".join(options.models)
+    if len(set(options.models)) < len(options.models):
+        raise ConfigError(f"--model {given}: names a model twice")
+    if options.checkpoint is not None:
+        raise ConfigError(f"--checkpoint {options.checkpoint}: is one model more; name its file among --model {given}")
+    labels = [Path(one).stem if _is_file(one) else one for one in options.models]
+    # Two files of one name in different folders are told by their paths.
+    labels = [label if labels.count(label) == 1 else one for label, one in zip(labels, options.models, strict=True)]
+    return tuple(
+        ModelChoice({"model": label}, _named(one, options)) for label, one in zip(labels, options.models, strict=True)
+    )
+
+
+def _is_file(model: str) -> bool:
+    return Path(model).suffix in WEIGHTS
+
+
+def _named(model: str, options: EvalConfig) -> dict[str, Any]:
+    if _is_file(model):
+        default = EvalConfig.model_fields["model"].default
+        return {"checkpoint": Path(model).expanduser().absolute(), "model": default, "models": ()}
+    name, _, tag = model.partition(":")
+    return {"model": name, "pretrained": tag or options.pretrained, "models": ()}
+
+
+def _own_label(options: EvalConfig) -> str:
+    return options.checkpoint.stem if options.checkpoint else f"{options.model}-{options.pretrained}"
+
+
+def _mixed(options: EvalConfig, models: tuple[ModelChoice, ...]) -> tuple[ModelChoice, ...]:
+    """The models, each mixed with another in every share where the options say so."""
+    if options.interpolate_with is None and not options.alphas:
+        return models
+    if options.interpolate_with is None:
+        raise ConfigError("--alphas: name the checkpoint to interpolate with, --interpolate-with FILE")
+    if not options.alphas:
+        raise ConfigError("--interpolate-with: give its shares, such as --alphas 0 0.25 0.5 0.75 1")
+    shares = [f"{alpha:g}" for alpha in options.alphas]
+    if len(set(shares)) < len(shares):
+        raise ConfigError(f"--alphas {' '.join(shares)}: names an alpha twice")
+    second = options.interpolate_with.expanduser().absolute()
+    mixtures = []
+    for one in models:
+        named = options.model_copy(update=dict(one.update))
+        for file in (named.checkpoint, second):
+            if file is not None and not file.expanduser().is_file():
+                raise ModelError(f"{file}: no such checkpoint file")
+        first = (
+            str(named.checkpoint.expanduser().absolute()) if named.checkpoint else f"{named.model}:{named.pretrained}"
+        )
+        for alpha, text in zip(options.alphas, shares, strict=True):
+            name = f"{plain_name(one.label)}+{second.stem}-alpha{text}{WEIGHTS[0]}"
+            mixtures.append(
+                replace(
+                    one,
+                    coordinates={**one.coordinates, "share": text},
+                    mixture=Mixture(first, second, alpha, name),
+                )
+            )
+    return tuple(mixtures)
+
+
+def plain_name(text: str) -> str:
+    """A label as a file or folder may be called."""
+    return re.sub(r"[^A-Za-z0-9.+_-]+", "-", text)
+
+
+def _settings(options: EvalConfig) -> tuple[tuple[SettingChoice, ...], tuple[PlacedSweep, ...]]:
+    if len(set(options.sweep)) < len(options.sweep):
+        raise ConfigError(f"--sweep {' '.join(options.sweep)}: names a sweep twice")
+    seeds = options.seeds or (options.seed,)
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {' '.join(map(str, seeds))}: names a seed twice")
+    loaded = [load_sweep(name) for name in options.sweep]
+    if options.seeds and (of_seed := next((one.name for one in loaded if "seed" in one.varies), None)):
+        raise ConfigError(f"--seeds: sweep {of_seed} varies the seed already; leave one of them out")
+    distinct, sweeps = place_settings(loaded, options)
+    labels = _labels(sweeps)
+    settings = tuple(
+        SettingChoice(
+            {"setting": labels.get(place, DEFAULT), "seed": str(seed)},
+            one.model_copy(update={"seed": seed}) if options.seeds else one,
+            place,
+        )
+        for place, one in enumerate(distinct)
+        for seed in (seeds if options.seeds else (one.seed,))
+    )
+    return settings, sweeps
+
+
+def _labels(sweeps: Sequence[PlacedSweep]) -> dict[int, str]:
+    """What each setting is called first; with several sweeps, beside the sweep's name where two share a label."""
+    labels: dict[int, str] = {}
+    for placed in sweeps:
+        for setting, place in zip(placed.sweep.settings, placed.places, strict=True):
+            if place not in labels:
+                taken = setting.label in labels.values()
+                labels[place] = f"{placed.sweep.name} {setting.label}" if taken else setting.label
+    return labels

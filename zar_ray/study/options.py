@@ -1,0 +1,56 @@
+"""Options of a study: an evaluation, and the axes along which it is repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_serializer
+
+from zar_ray.data.options import DatasetOptions
+from zar_ray.evaluation.options import EvaluationOptions
+from zar_ray.options.base import Fraction, operational, without_password
+
+
+class EvalConfig(EvaluationOptions, DatasetOptions):
+    """Options of `zar eval` and jobs/eval.py."""
+
+    # Axes say which cells a study has, and a run's identity names the cells: so they are no part of a cell's meaning.
+    models: tuple[str, ...] = operational(
+        (),
+        "Evaluate several models in one pass over the videos; `--model A B` for short. Each is a checkpoint's file,"
+        " NAME:TAG, or a NAME with --pretrained's tag.",
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = operational(
+        (), "Evaluate with each of these seeds of the view plans, and report the mean over them."
+    )
+    sweep: tuple[str, ...] = operational(
+        (),
+        "Settings to vary, names of conf/sweeps (confidence, rates, crops, frames, lr, steps, zar-table3, ...) or YAML"
+        " files; all in one pass.",
+    )
+    interpolate_with: Path | None = operational(
+        None, "A checkpoint to mix each model with, in the shares --alphas (WiSE-FT)."
+    )
+    alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = operational(
+        (), "Shares of --interpolate-with: 0 is the model itself, 1 the other."
+    )
+    output: str = operational("runs", "Folder or URI that holds all runs.")
+    name: str | None = operational(None, "The run's folder under the output; by default made from what is run.")
+    max_failed: Fraction = operational(
+        0.01, "Share of videos that may fail before the run counts as failed, as 0.01 or 1%.", ge=0, le=1
+    )
+    mlflow_uri: str | None = operational(None, "MLflow tracking URI; by default OUTPUT/mlflow.db.")
+    mlflow: bool = operational(True, "Log the run to MLflow.")
+    report: bool = operational(False, "Write the run's report as one HTML file at the end, as `zar report run` does.")
+
+    @field_serializer("mlflow_uri")
+    def _shown_uri(self, uri: str | None) -> str | None:
+        # Options are written to files, logged and printed.
+        return without_password(uri) if uri else uri
+
+
+class AblateConfig(EvalConfig):
+    """Options of `zar ablate` and jobs/ablate.py: those of `zar eval`, with something to vary."""
+
+    method: tuple[str, ...] = Field(default=("zar",), min_length=1, description="Test-time methods to run.")

@@ -1,0 +1,194 @@
+"""A study before it runs: its videos and classes opened once, its axes multiplied, its folder named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from zar_ray.adaptation.methods import get_method
+from zar_ray.cluster import inside_job
+from zar_ray.data.class_texts import is_context_file
+from zar_ray.data.datasets import open_dataset, protocol_name, resolve_dataset
+from zar_ray.data.splits import choose_splits
+from zar_ray.errors import ConfigError, ManifestError
+from zar_ray.evaluation.planning import AskedModel
+from zar_ray.evaluation.streams import check_methods, stream_methods
+from zar_ray.evaluation.workload import Workload
+from zar_ray.options.layers import zar_home
+from zar_ray.results.folder import RunFolder
+from zar_ray.storage import Storage, is_uri
+from zar_ray.study.axes import Axes, ModelChoice, axes_of, plain_name
+from zar_ray.study.mixtures import place_of
+from zar_ray.study.options import EvalConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What would run.
+
+    Attributes:
+        options: The study's own options, with every default filled in that depends on the dataset or on where it runs.
+        workload: The videos and what is asked about them.
+        axes: What is multiplied.
+    """
+
+    options: EvalConfig
+    workload: Workload
+    axes: Axes
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where its results go."""
+        return RunFolder(Storage(f"{self.options.output}/{self.options.name}"))
+
+    def cell_options(self, model: int, setting: int) -> EvalConfig:
+        """The options of one cell: an evaluation of it alone would be given these."""
+        choice = self.axes.models[model]
+        update = dict(choice.update)
+        if choice.mixture is not None:
+            update["checkpoint"] = place_of(choice.mixture, self.options.output)
+        alone = {"models": (), "seeds": (), "sweep": (), "alphas": (), "interpolate_with": None}
+        return self.axes.settings[setting].options.model_copy(update={**alone, **update})
+
+    def asked(self) -> tuple[AskedModel, ...]:
+        """Each model with its options under every setting."""
+        return tuple(
+            AskedModel(
+                one.label, tuple(self.cell_options(number, setting) for setting in range(len(self.axes.settings)))
+            )
+            for number, one in enumerate(self.axes.models)
+        )
+
+
+def plan_study(options: EvalConfig, console: Console, models: Sequence[ModelChoice] = ()) -> Study:
+    """Opens the dataset once, multiplies the axes, and settles what the options leave open.
+
+    Args:
+        options: The study's options.
+        console: Where it is said what is opened.
+        models: The models, where the options do not name them.
+
+    Raises:
+        ZarError: The dataset, a class name, an axis or an option cannot be used.
+    """
+    if options.dataset is None:
+        raise ConfigError("zar eval: say what to evaluate with --dataset NAME, MANIFEST.parquet, LIST.csv or FOLDER")
+    for name in options.method:
+        get_method(name)
+    if len(set(options.method)) < len(options.method):
+        raise ConfigError(f"--method {' '.join(options.method)}: names a method twice")
+    settled = _settled(options)
+    # Before the videos are looked for: what a setting or a model says can be wrong.
+    axes = axes_of(settled, models)
+    check_methods(settled, stream_methods(one.options for one in axes.settings))
+    workload = _open(settled, console)
+    if settled.name is None:
+        settled = settled.model_copy(update={"name": run_name(settled, workload.manifest.name, axes)})
+        axes = axes_of(settled, models)
+    return Study(settled, workload, axes)
+
+
+def _settled(options: EvalConfig) -> EvalConfig:
+    """The options with places that workers, which have working folders of their own, can find."""
+    of_file = is_context_file(options.context)
+    return options.model_copy(
+        update={
+            "output": kept_folder("output", options.output),
+            "features": options.features and kept_folder("features", options.features),
+            "checkpoint": options.checkpoint.expanduser().absolute() if options.checkpoint else None,
+            "class_texts": options.class_texts.expanduser().absolute() if options.class_texts else None,
+            "context": str(Path(str(options.context)).expanduser().absolute()) if of_file else options.context,
+            "sweep": tuple(
+                str(Path(one).expanduser().absolute()) if Path(one).suffix else one for one in options.sweep
+            ),
+            "seed": options.seeds[0] if options.seeds else options.seed,
+        }
+    )
+
+
+def _open(options: EvalConfig, console: Console) -> Workload:
+    """The videos of the splits that the options ask for."""
+    source = resolve_dataset(protocol_name(str(options.dataset), options.protocol), options.data_root)
+    manifest = open_dataset(source, console=console, decoder=options.decoder)
+    splits = choose_splits(manifest, source.benchmark, options)
+    for split in splits:
+        if len(split.class_names) < 2:
+            raise ManifestError(
+                f"{options.dataset}: has {len(split.class_names)} class names, and choosing needs two; "
+                'give the candidate classes with --class-names "a,b,c" or a file'
+            )
+    workload = Workload.of(manifest, splits)
+    if options.limit is not None:
+        limited = workload.manifest.select(limit=options.limit)
+        kept = limited.table["video_id"].to_pylist()
+        workload = Workload.of(limited, [split.restricted_to(kept) for split in splits])
+    note = source.benchmark.note(manifest) if source.benchmark else None
+    for line in (*([note] if note else []), *(line for split in workload.splits for line in split.notes)):
+        console.print(line, highlight=False, markup=False)
+    if not len(workload.manifest):
+        raise ManifestError(f"{options.dataset}: no videos")
+    return workload
+
+
+def kept_folder(option: str, location: str) -> str:
+    """A folder that outlives this process, as an absolute path or URI.
+
+    Raises:
+        ConfigError: A relative path inside a Ray job, whose working folder is deleted with the job.
+    """
+    if is_uri(location):
+        return location
+    path = Path(location).expanduser()
+    if path.is_absolute() or not inside_job():
+        return str(path.absolute())
+    if option == "output" and location == EvalConfig.model_fields["output"].default:
+        return str(zar_home() / "runs")
+    raise ConfigError(f"--{option} {location}: a Ray job's folder is temporary; give an absolute path or a URI")
+
+
+def run_name(options: EvalConfig, dataset: str, axes: Axes) -> str:
+    """The folder of a run that is given no name: from what is run, so that submitting it again continues it."""
+    models = dict.fromkeys(one.coordinates["model"] for one in axes.models)
+    seeds = dict.fromkeys(one.coordinates["seed"] for one in axes.settings)
+    parts = [dataset, options.split, "+".join(models)]
+    if options.interpolate_with is not None:
+        parts.append(f"with-{options.interpolate_with.stem}")
+    parts += ["+".join(options.method), *(one.sweep.name for one in axes.sweeps)]
+    parts += [f"limit{options.limit}"] if options.limit else []
+    parts += [f"seed{'+'.join(seeds)}"] if options.seeds or len(seeds) == 1 else [f"seed{options.seed}"]
+    return plain_name("_".join(part for part in parts if part))
+
+
+def describe(study: Study) -> str:
+    """What would run, in a few lines."""
+    options, workload, axes = study.options, study.workload, study.axes
+    broken = workload.manifest.table["error"].is_valid().to_pylist().count(True)
+    shown = f"{options.dataset}{f', {options.protocol}' if options.protocol != 'standard' else ''}"
+    splits = [f"{split.name}: {len(split)} videos, {len(split.class_names)} classes" for split in workload.splits]
+    if len(splits) == 1:
+        splits[0] = splits[0].partition(": ")[2] if workload.splits[0].name == "all" else f"split {splits[0]}"
+    lines = [f"dataset   {shown}, {'; '.join(splits)}{f' ({broken} videos broken)' if broken else ''}"]
+    cells = len(axes.models) * len(axes.settings)
+    if len(splits) > 1 or cells > 1:
+        lines.append(f"videos    {len(workload.manifest)}, each decoded once")
+    models = dict.fromkeys(one.coordinates["model"] for one in axes.models)
+    if len(axes.models) == 1 and not axes.models[0].update:
+        lines.append(f"model     {options.checkpoint or f'{options.model} ({options.pretrained})'}")
+    else:
+        lines.append(f"models    {', '.join(models)}")
+    if options.alphas:
+        shares = ", ".join(f"{alpha:g}" for alpha in options.alphas)
+        lines.append(f"alphas    {shares}: shares of {options.interpolate_with}, the rest the model")
+    lines.append(f"methods   {', '.join(options.method)}")
+    if axes.sweeps:
+        named = [f"{one.sweep.name} ({len(one.places)} settings)" for one in axes.sweeps]
+        distinct = len({one.place for one in axes.settings})
+        lines.append(f"sweeps    {', '.join(named)}: {distinct} distinct settings in one pass")
+    if options.seeds:
+        lines.append(f"seeds     {', '.join(map(str, options.seeds))}")
+    if cells > 1:
+        lines.append(f"cells     {cells}")
+    return "\n".join([*lines, f"results   {options.output}/{options.name}"])

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from zar_ray.data.class_texts import prompts_of
+from zar_ray.data.class_texts import prompts_of, with_words
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import build_clip, load_architecture, model_name, named_architecture
 from zar_ray.models.checkpoints import save_checkpoint
@@ -16,7 +16,7 @@ from zar_ray.models.loading import load_model
 from zar_ray.models.merging import merge_checkpoints
 from zar_ray.models.options import ModelOptions
 from zar_ray.models.systems.registry import find_system, known_systems
-from zar_ray.models.text import PromptedClasses
+from zar_ray.models.text import PromptedClasses, default_words, remark_on_words
 from zar_ray.training.options import TrainConfig
 from zar_ray.video.transforms import Preprocessing
 
@@ -134,6 +134,23 @@ class TestPrompt:
         assert torch.equal(own, self.features(vificlip, context="a photo of a"))
         assert torch.allclose(own, self.features(vificlip, template="a photo of a {}."), atol=1e-6)
         assert torch.equal(own, PromptedClasses(vificlip, NAMES).initial_features)
+
+    def test_it_is_said_and_written_down_where_no_words_are_given(self, vificlip, plain):
+        clip = load_model(ModelOptions(checkpoint=plain, device="cpu"))
+        assert 'its prompts start with "a photo of a"' in str(remark_on_words(vificlip, TrainConfig()))
+        assert remark_on_words(clip, TrainConfig()) is None
+        for given in ({"context": "a clip of"}, {"template": "{}, an action"}):
+            options = TrainConfig(**given)
+            assert remark_on_words(vificlip, options) is None
+            prompts = prompts_of([NAMES], options)
+            assert with_words(options, prompts, default_words(vificlip)) == (options, prompts)
+        options, prompts = with_words(TrainConfig(), prompts_of([NAMES], TrainConfig()), default_words(vificlip))
+        assert options.context == "a photo of a"
+        assert prompts == prompts_of([NAMES], options)
+
+    def test_models_that_take_no_words_have_none_to_write_down(self, plain):
+        for name in ("xclip", "a5", "vitaclip"):
+            assert default_words(load(plain, name)) is None, name
 
     def test_other_words_can_be_given(self, vificlip, plain):
         clip = load_model(ModelOptions(checkpoint=plain, device="cpu"))

@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 from zar_ray.data.classes import name_key
 from zar_ray.data.options import NameStyle, PromptOptions, TextAverage
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.layers import conf_dir
+
+_Options = TypeVar("_Options", bound=PromptOptions)
 
 _SHOWN_NAMES = 5  # that a message lists
 _WHOLE = "{}"  # the template of a text that stands for itself
@@ -101,6 +103,22 @@ def prompts_of(class_sets: Sequence[Sequence[str]], options: PromptOptions) -> t
         for names in class_sets
     )
     return tuple(replace(prompts, average=options.template_average) for prompts in every_set)
+
+
+def with_words(
+    options: _Options, prompts: Sequence[ClassPrompts], words: str | None
+) -> tuple[_Options, tuple[ClassPrompts, ...]]:
+    """Options and what they make of class sets, with a model's own words written down where neither names any.
+
+    Args:
+        options: The options.
+        prompts: What `prompts_of` makes of them.
+        words: The model's, see `zar_ray.models.text.default_words`; None where it takes none.
+    """
+    if words is None or options.context is not None or options.template is not None:
+        return options, tuple(prompts)
+    named = (one if one.context is not None else replace(one, context=words) for one in prompts)
+    return options.model_copy(update={"context": words}), tuple(named)
 
 
 def class_prompts(

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 from zar_ray.data.class_texts import ClassPrompts, ContextFile
-from zar_ray.data.options import TextAverage
+from zar_ray.data.options import CONTEXT, PromptOptions, TextAverage
 from zar_ray.errors import ConfigError
 from zar_ray.models.clip import ClipModel, clip_tokenizer
 from zar_ray.models.learned_context import LearnedContext, parse_context
@@ -304,6 +304,20 @@ def encode_tokens(model: ClipModel, token_ids: torch.Tensor) -> torch.Tensor:
         length = int(ends.max()) + 1 if model.sees_backwards_only else ids.shape[1]
         parts.append(model.encode_embedded_text(model.embed_tokens(ids[:, :length]), ends))
     return torch.cat(parts)
+
+
+def default_words(model: ClipModel) -> str | None:
+    """The words that stand in front of class names where the user names none; None where a model takes no words."""
+    bare = text_frame_of(model.text_tower) is not None or model.texts_follow_videos
+    return None if bare or own_context_of(model.text_tower) is not None else model.context
+
+
+def remark_on_words(model: ClipModel, options: PromptOptions) -> str | None:
+    """What to tell the user whose options name no words, where the model's system has its own; None elsewhere."""
+    words = default_words(model)
+    if words in (None, CONTEXT) or options.context is not None or options.template is not None:
+        return None
+    return f'its prompts start with "{words}", as it was trained; --context gives it other words'
 
 
 def why_full_pass(model: ClipModel, position: ClassPosition = "end") -> str | None:

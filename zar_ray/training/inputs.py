@@ -13,6 +13,7 @@ from zar_ray.data.datasets import open_dataset, resolve_dataset
 from zar_ray.data.manifest import Manifest
 from zar_ray.errors import ConfigError, ManifestError
 from zar_ray.models.architecture import Architecture
+from zar_ray.models.systems.registry import find_system
 from zar_ray.options.base import fingerprint, identity
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.schedule import Schedule
@@ -42,11 +43,14 @@ def settled(config: TrainConfig) -> TrainConfig:
         )
     if config.register_as is not None and not config.mlflow:
         raise ConfigError("--register-as: a model is registered in MLflow; leave out --no-mlflow")
-    paths = {
+    paths: dict[str, object] = {
         name: path.expanduser().absolute()
         for name in ("output", "checkpoint", "class_texts")
         if (path := getattr(config, name)) is not None
     }
+    system = find_system(config.model)
+    if system is not None and config.context is None and config.template is None and config.trains != "prompts":
+        paths["context"] = system.context
     # Workers have working folders of their own.
     return config.model_copy(update={**paths, "micro_batch": micro_batch})
 

@@ -43,7 +43,7 @@ def run_training(config: TrainConfig, console: Console, parent: str | None = Non
         ZarError: An option or the dataset cannot be used.
         RunError: Training failed; the same command continues it.
     """
-    config = settled(config)
+    asked, config = config, settled(config)
     assert config.output is not None
     videos = training_videos(config, console)
     validation = validation_set(config, console)
@@ -58,6 +58,8 @@ def run_training(config: TrainConfig, console: Console, parent: str | None = Non
     started = time.monotonic()
     console.print(f"training in {folder.storage.path()}", markup=False)
     console.print(f"each step: {accumulation(config)}")
+    if config.context is not None and asked.context is None:
+        console.print(f'prompts start with "{config.context}", the words of {config.model}\'s own training')
     schedule = Schedule.of(config, len(videos))
     if schedule.warmup >= schedule.steps:
         console.print(

@@ -63,7 +63,7 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     )
     architecture: str | None = Field(
         default=None,
-        description="Train from scratch: a name in conf/models, or a YAML file in the form of open_clip's configs;"
+        description="Train from scratch: a system's name or one in conf/models, or a YAML file in open_clip's form;"
         " by default training starts from --model or --checkpoint.",
     )
     initial_logit_scale: float = Field(

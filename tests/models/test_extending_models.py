@@ -209,8 +209,8 @@ class TestPackagesThatDoNotFit:
                 'package zar-framewise: its model is called "xclip", as one of zar-ray is; rename it',
             ),
             (
-                "from zar_ray.models.parts import Part\nfrom zar_ray.models.systems.base import System\n"
-                "SYSTEM = System('mine', 'Mine', parts=(Part('fusion', print),))",
+                "from zar_ray.models.systems.base import System\n"
+                "SYSTEM = System('mine', 'Mine', parts={'fusion': print})",
                 'package zar-framewise: has a part under the word "fusion", as zar-ray has; rename it',
             ),
         ],

@@ -2,8 +2,8 @@
 
 An architecture is a mapping in the form of open_clip's model configs: ``embed_dim``, ``vision_cfg``, ``text_cfg``
 and, for OpenAI's activation, ``quick_gelu``. What a published system adds to CLIP bears a word of its own beside
-them, with its settings (`zar_ray.models.parts.Part`); ``system`` is the system's name, and ``evaluation_scale`` what
-cosines are multiplied by where that is not what was learnt.
+them, with its settings (`zar_ray.models.systems.base.System`); ``system`` is the system's name, and
+``evaluation_scale`` what cosines are multiplied by where that is not what was learnt.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def build_clip(architecture: Architecture) -> open_clip.CLIP:
     try:
         clip = open_clip.CLIP(**config)
         for word, settings in added.items():
-            parts[word].attach(clip, **settings)
+            parts[word](clip, **settings)
     except (TypeError, ValueError, KeyError, AssertionError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"not an open_clip model config: {reason}") from error

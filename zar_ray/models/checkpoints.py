@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from zar_ray.errors import ModelError
 from zar_ray.models.architecture import Architecture, infer_architecture
 from zar_ray.models.clip import clip_tokenizer
+from zar_ray.models.files import appearing
 from zar_ray.models.formats import (
     FROM_SIZES,
     TOKEN_EMBEDDING,
@@ -106,13 +107,8 @@ def save_checkpoint(
         "preprocessing": asdict(preprocessing),
         "notes": dict(notes or {}),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with appearing(path) as unfinished:
         save_file(tensors, unfinished, metadata={METADATA_KEY: json.dumps(content, sort_keys=True), "format": "pt"})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -151,7 +147,7 @@ def load_weights(clip: open_clip.CLIP, tensors: Mapping[str, torch.Tensor], plac
     if scale is not None and scale.numel() == 1:  # some save it as one number, some as a vector of one
         given["logit_scale"] = scale.reshape(wanted["logit_scale"].shape)
     wrong = [
-        f"{name} is {_shape(given[name])} and should be {_shape(wanted[name])}"
+        f"{name} is {shape_of(given[name])} and should be {shape_of(wanted[name])}"
         for name in wanted
         if name in given and given[name].shape != wanted[name].shape
     ]
@@ -228,7 +224,8 @@ def _with_vocabulary(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.
     return {**tensors, TOKEN_EMBEDDING: torch.empty(shape, device="meta")}
 
 
-def _shape(tensor: torch.Tensor) -> str:
+def shape_of(tensor: torch.Tensor) -> str:
+    """A tensor's shape, as messages have it."""
     return "×".join(map(str, tensor.shape)) or "one number"
 
 

@@ -220,8 +220,7 @@ class ClipModel(nn.Module):
         text_block, visual = self.text_tower.transformer.resblocks[0], getattr(self.clip.visual, "transformer", None)
         blocks = [text_block] if visual is None else [text_block, visual.resblocks[0]]
         settings = [(type(block.mlp.gelu).__name__, block.attn.num_heads) for block in blocks]
-        # The digest of the tensors has their shapes already.
-        words = (*(part.word for part in known_parts().values() if not part.shapes_tell), EVALUATION_SCALE)
+        words = (*known_parts(), EVALUATION_SCALE)
         added = {word: self.architecture[word] for word in words if word in self.architecture}
         told = [json.dumps(added, sort_keys=True)] if added else []
         digest = hashlib.sha256(repr((settings, self.preprocessing, *told)).encode())

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from zar_ray.errors import ModelError
-from zar_ray.models.parts import DEEP_PROMPTS, Part, require_class_token
+from zar_ray.models.parts import DEEP_PROMPTS, require_class_token
 
 DEVIATION = 0.02  # of new vectors, as in the official code
 
@@ -98,7 +98,3 @@ def _replace_last(tower: Any, layer: int, _block: nn.Module, inputs: tuple[Any, 
 
 def _replace_context(tower: Any, layer: int, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (with_layer_prompts(inputs[0], tower.deep_prompts, layer, 1), *inputs[1:])
-
-
-# `--trains prompts` trains them.
-PART = Part(DEEP_PROMPTS, attach_deep_prompts, shapes_tell=True)

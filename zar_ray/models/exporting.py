@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +16,8 @@ from zar_ray.errors import ModelError
 from zar_ray.models.architecture import infer_architecture, model_name
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.comparing import architecture_difference
-from zar_ray.models.sources import free_path, load_source
+from zar_ray.models.files import appearing, free_path
+from zar_ray.models.loading import load_source
 from zar_ray.models.systems.base import SYSTEM
 from zar_ray.models.systems.registry import known_parts
 from zar_ray.video.transforms import Preprocessing
@@ -71,7 +69,7 @@ def export_checkpoint(
         return _export_openai(model, tensors, target, str(source))
     name = model_name(model.architecture)
     if as_folder:
-        with _appearing(target) as unfinished:
+        with appearing(target) as unfinished:
             unfinished.mkdir()
             save_file(tensors, unfinished / HF_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
             config = json.dumps(_open_clip_config(model), indent=2)
@@ -82,7 +80,7 @@ def export_checkpoint(
             f"{source}: its architecture has no name in open_clip, so a file alone cannot be loaded there; export a"
             " folder: give --output without an ending"
         )
-    with _appearing(target) as unfinished:
+    with appearing(target) as unfinished:
         save_file(tensors, unfinished, metadata={"format": "pt"})
     return Export(target, f'open_clip.create_model("{name}", pretrained="{target}")', _lost(model, "file"))
 
@@ -102,7 +100,7 @@ def _export_openai(model: ClipModel, tensors: dict[str, torch.Tensor], target: P
         "vocab_size": model.clip.vocab_size,
     }
     tensors = tensors | {name: torch.tensor(value) for name, value in marks.items()}
-    with _appearing(target) as unfinished:
+    with appearing(target) as unfinished:
         if target.suffix == _SAFETENSORS:
             save_file(tensors, unfinished, metadata={"format": "pt"})
         else:
@@ -138,17 +136,3 @@ def _lost(model: ClipModel, kind: Literal["folder", "file"]) -> tuple[str, ...]:
 def _rounded(name: str, tensor: torch.Tensor, half: bool) -> torch.Tensor:
     tensor = tensor.detach().contiguous().clone()
     return tensor.half() if half and tensor.is_floating_point() and name != "logit_scale" else tensor
-
-
-@contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A place to write at, which becomes the target when all is written."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        yield unfinished
-        unfinished.replace(target)
-    finally:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        unfinished.unlink(missing_ok=True)

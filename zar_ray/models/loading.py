@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import urllib.error
 import urllib.request
 import warnings
@@ -79,6 +80,28 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
     else:
         model = _from_tag(options, options.pretrained)
     return (model if system is None else _as_system(model, system)).to(target)
+
+
+def load_source(source: str | os.PathLike[str]) -> ClipModel:
+    """Loads a checkpoint file, or open_clip's pretrained weights, on the CPU.
+
+    Args:
+        source: A file that `load_model` reads, or an open_clip ``NAME:TAG`` such as ``ViT-B-16-quickgelu:openai``.
+
+    Raises:
+        ModelError: There is no such file or tag, it cannot be loaded, or the weights are random.
+    """
+    name, colon, tag = str(source).rpartition(":")
+    if Path(source).is_file():
+        return load_model(ModelOptions(checkpoint=Path(source), device="cpu"))
+    if not colon or "/" in name:
+        raise ModelError(
+            f"{source}: no such checkpoint file; open_clip's weights are named NAME:TAG, such as"
+            " ViT-B-16-quickgelu:openai"
+        )
+    if tag == RANDOM:
+        raise ModelError(f"{source}: random weights are of no use here; name trained ones")
+    return load_model(ModelOptions(model=name, pretrained=tag, device="cpu"))
 
 
 def pick_device(device: torch.device | str) -> torch.device:
@@ -190,7 +213,7 @@ def _as_system(model: ClipModel, system: System) -> ClipModel:
         before = len(model.clip.state_dict())
         for word in system.additions:
             if word in parts:
-                parts[word].attach(model.clip, **system.additions[word])
+                parts[word](model.clip, **system.additions[word])
     pixels = model.preprocessing
     return ClipModel(
         model.clip,

@@ -21,7 +21,8 @@ from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.comparing import architecture_difference, preprocessing_difference
-from zar_ray.models.sources import free_path, load_source
+from zar_ray.models.files import free_path
+from zar_ray.models.loading import load_source
 
 Source = str | os.PathLike[str]
 

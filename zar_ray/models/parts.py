@@ -7,13 +7,13 @@ texts are framed. docs/extending.md has what follows from each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from open_clip.transformer import VisionTransformer
 from torch import nn
+from torch.nn import functional as F
 
 from zar_ray.errors import ModelError
 
@@ -37,23 +37,6 @@ PROMPT_DROPOUT = "prompt_dropout"
 
 VECTOR = -1
 """Stands for a learnt vector among token ids."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Something that an architecture may add to an open_clip CLIP.
-
-    Attributes:
-        word: What an architecture calls it; the settings under it are the arguments of `attach`.
-        attach: Puts it, with new weights from torch's default generator, into a CLIP that has none yet. Raises
-            `zar_ray.errors.ModelError` where the CLIP or a setting does not fit.
-        shapes_tell: Whether the shapes of its tensors tell all its settings; a model's fingerprint counts the others'
-            settings too.
-    """
-
-    word: str
-    attach: Callable[..., None]
-    shapes_tell: bool = False
 
 
 class TextFrame(Protocol):
@@ -134,6 +117,12 @@ def with_times(tokens: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
     """The tokens of whole views (n·T, tokens, W), with the embedding of its time (T, W) added to each frame's."""
     views = tokens.unflatten(0, (-1, len(times)))
     return (views + times[:, None].to(views.dtype)).flatten(0, 1)
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+    """What attention of several heads makes of projected queries (n, q, W), keys and values (n, k, W): (n, q, W)."""
+    query, key, value = (one.unflatten(-1, (heads, -1)).transpose(1, 2) for one in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 def drop_last(_block: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ from open_clip.transformer import QuickGELU, Transformer
 from torch import nn
 
 from zar_ray.models.formats import NOT_READ, Converted, SavedWeights, count_layers, openai_layout
-from zar_ray.models.parts import FUSION, TEXT_FRAME, VECTOR, Part, embedding_width, is_of_head
+from zar_ray.models.parts import FUSION, TEXT_FRAME, VECTOR, embedding_width, is_of_head
 from zar_ray.models.systems.base import EVALUATION_SCALE, System, TrainingRule
 from zar_ray.video.transforms import Preprocessing
 
@@ -139,7 +139,7 @@ def recognise(saved: SavedWeights) -> Converted | None:
 SYSTEM = System(
     name="a5",
     title="A5",
-    parts=(Part(LEARNED_TEXTS, attach_learned_texts), Part(FRAME_LAYERS, attach_frame_layers)),
+    parts={LEARNED_TEXTS: attach_learned_texts, FRAME_LAYERS: attach_frame_layers},
     additions={
         LEARNED_TEXTS: {"prefix": _AROUND, "postfix": _AROUND},
         FRAME_LAYERS: {"layers": 2, "frames": 16},

@@ -26,7 +26,7 @@ from torch import nn
 
 from zar_ray.errors import ModelError
 from zar_ray.models.formats import NOT_READ, Converted, SavedWeights, count_layers, openai_layout, tensors_in
-from zar_ray.models.parts import FUSION, Part, embedding_width, is_of_head
+from zar_ray.models.parts import FUSION, embedding_width, is_of_head
 from zar_ray.models.systems.base import EVALUATION_SCALE, System, TrainingRule
 from zar_ray.video.transforms import enlarged_preprocessing
 
@@ -208,7 +208,7 @@ def recognise(saved: SavedWeights) -> Converted | None:
 SYSTEM = System(
     name="actionclip",
     title="ActionCLIP",
-    parts=(Part(FUSION, attach_fusion),),
+    parts={FUSION: attach_fusion},
     additions={FUSION: {"head": "Transf", "layers": 6}, EVALUATION_SCALE: _PUBLISHED_SCALE},
     recognise=recognise,
     preprocessing=enlarged_preprocessing,

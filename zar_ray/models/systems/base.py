@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zar_ray.models.formats import Converted, SavedWeights
-from zar_ray.models.parts import Part, is_of_head
+from zar_ray.models.parts import is_of_head
 from zar_ray.video.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -67,9 +67,11 @@ class System:
         name: What ``--model`` calls it.
         title: What people call it.
         clip: The open_clip name of the CLIP it builds on.
-        parts: What it can add to a CLIP.
-        additions: What an architecture has beside that CLIP's when it starts from one: each part's settings under its
-            word, and `EVALUATION_SCALE`.
+        parts: What it can add to a CLIP: by the word that an architecture has for it, what puts it there, with new
+            weights from torch's default generator. The settings under the word are its arguments. It raises
+            `zar_ray.errors.ModelError` where the CLIP or a setting does not fit.
+        additions: What an architecture has beside that CLIP's when it starts from one: settings under words of parts,
+            and `EVALUATION_SCALE`.
         optional: Words of what its checkpoints may have or lack.
         recognise: Tells its published files by their keys, and gives their weights our names; None for other files.
             Raises `zar_ray.errors.ModelError` where one of its own is not whole.
@@ -82,7 +84,7 @@ class System:
     name: str
     title: str
     clip: str = "ViT-B-16-quickgelu"
-    parts: tuple[Part, ...] = ()
+    parts: Mapping[str, Callable[..., None]] = field(default_factory=dict)
     additions: Mapping[str, Any] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     recognise: Callable[[SavedWeights], Converted | None] = _not_its_own

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from zar_ray.models.blocks import AdaptedBlock
 from zar_ray.models.formats import Converted, SavedWeights
-from zar_ray.models.parts import PROMPT_DROPOUT, VIEW_FRAMES, Part, drop_last, require_class_token, with_times
+from zar_ray.models.parts import PROMPT_DROPOUT, VIEW_FRAMES, drop_last, require_class_token, with_times
 from zar_ray.models.systems.base import EVALUATION_SCALE, System, TrainingRule
 from zar_ray.video.transforms import enlarged_preprocessing
 
@@ -114,7 +114,7 @@ def recognise(saved: SavedWeights) -> Converted | None:
 SYSTEM = System(
     name="ezclip",
     title="EZ-CLIP",
-    parts=(Part(ADAPTERS, attach_temporal_adapters),),
+    parts={ADAPTERS: attach_temporal_adapters},
     additions={ADAPTERS: {"frames": 8}, EVALUATION_SCALE: _PUBLISHED_SCALE},
     recognise=recognise,
     preprocessing=enlarged_preprocessing,

@@ -6,13 +6,12 @@ A package adds one by an entry point of the group ``zar_ray.models`` that names 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 from zar_ray.errors import ConfigError
 from zar_ray.models.formats import Converted, SavedWeights
-from zar_ray.models.parts import Part
 from zar_ray.models.systems import a5, actionclip, ezclip, vificlip, vitaclip, xclip
 from zar_ray.models.systems.base import SYSTEM, System, TrainingRule
 from zar_ray.packages import offered
@@ -33,17 +32,17 @@ def registered() -> Mapping[str, System]:
     """
     found: dict[str, System] = {}
     owners: dict[str, str] = {}
-    parts: dict[str, tuple[str, Part]] = {}
+    parts: dict[str, tuple[str, Callable[..., None]]] = {}
     for package, system in [*(("zar-ray", one) for one in _BUILT_IN), *offered(GROUP, System, "model")]:
         if system.name in found:
             raise ConfigError(
                 f'{package}: its model is called "{system.name}", as one of {owners[system.name]} is; rename it, or'
                 " uninstall one of them"
             )
-        for part in system.parts:
-            other, held = parts.setdefault(part.word, (package, part))
-            if held is not part:
-                raise ConfigError(f'{package}: has a part under the word "{part.word}", as {other} has; rename it')
+        for word, attach in system.parts.items():
+            other, held = parts.setdefault(word, (package, attach))
+            if held is not attach:
+                raise ConfigError(f'{package}: has a part under the word "{word}", as {other} has; rename it')
         found[system.name], owners[system.name] = system, package
     return dict(sorted(found.items()))
 
@@ -58,9 +57,9 @@ def find_system(name: str) -> System | None:
     return registered().get(name)
 
 
-def known_parts() -> dict[str, Part]:
-    """What an architecture may add to CLIP, by its word."""
-    return {part.word: part for system in registered().values() for part in system.parts}
+def known_parts() -> dict[str, Callable[..., None]]:
+    """What an architecture may add to CLIP, by its word, see `System`."""
+    return {word: attach for system in registered().values() for word, attach in system.parts.items()}
 
 
 def system_of(architecture: Mapping[str, Any]) -> System | None:
@@ -72,9 +71,9 @@ def rule_of(architecture: Mapping[str, Any]) -> TrainingRule:
     """How training treats a model: by the rule of its system, and of those that have further parts of it."""
     named = system_of(architecture)
     further = known_parts().keys() & architecture.keys()
-    further -= {part.word for part in named.parts} if named else set()
+    further -= named.parts.keys() if named else set()
     rules = [named.training] if named else []
-    rules += [one.training for one in registered().values() if any(part.word in further for part in one.parts)]
+    rules += [one.training for one in registered().values() if further & one.parts.keys()]
     if len(rules) < 2:
         return rules[0] if rules else TrainingRule()
     return TrainingRule(

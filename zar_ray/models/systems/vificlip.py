@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 
 from zar_ray.errors import ModelError
-from zar_ray.models.deep_prompts import PART
+from zar_ray.models.deep_prompts import attach_deep_prompts
 from zar_ray.models.formats import Converted, SavedWeights
 from zar_ray.models.parts import DEEP_PROMPTS
 from zar_ray.models.systems.base import System
@@ -71,7 +71,7 @@ def _stacked(found: Mapping[int, tuple[str, torch.Tensor]], place: str) -> torch
 SYSTEM = System(
     name="vificlip",
     title="ViFi-CLIP",
-    parts=(PART,),
+    parts={DEEP_PROMPTS: attach_deep_prompts},
     optional=(DEEP_PROMPTS,),
     recognise=recognise,
     preprocessing=imagenet_preprocessing,

@@ -24,11 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from zar_ray.errors import ModelError
 from zar_ray.models.formats import Converted, SavedWeights
-from zar_ray.models.parts import OWN_CONTEXT, VIEW_FRAMES, Part, require_class_token, with_times
+from zar_ray.models.parts import OWN_CONTEXT, VIEW_FRAMES, attend, require_class_token, with_times
 from zar_ray.models.systems.base import System, TrainingRule
 from zar_ray.video.transforms import Preprocessing
 
@@ -62,11 +61,7 @@ class SummaryAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(n, T, W) to the same."""
-        query, key, value = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return self.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads))
 
 
 def attach_view_prompts(clip: Any, frames: int, global_prompts: int = 8, context: int | None = 8) -> None:
@@ -196,7 +191,7 @@ def _joined(apart: Mapping[str, Mapping[str, torch.Tensor]], place: str) -> dict
 SYSTEM = System(
     name="vitaclip",
     title="Vita-CLIP",
-    parts=(Part(VIEW_PROMPTS, attach_view_prompts),),
+    parts={VIEW_PROMPTS: attach_view_prompts},
     additions={VIEW_PROMPTS: {"frames": 8, "global_prompts": 8, "context": 8}},
     recognise=recognise,
     preprocessing=Preprocessing,

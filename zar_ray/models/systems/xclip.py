@@ -24,10 +24,9 @@ from typing import Any, cast
 import torch
 from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import nn
-from torch.nn import functional as F
 
 from zar_ray.models.formats import Converted, SavedWeights, count_layers
-from zar_ray.models.parts import FUSION, VIEW_FRAMES, Part, drop_last, is_of_head, require_class_token
+from zar_ray.models.parts import FUSION, VIEW_FRAMES, attend, drop_last, is_of_head, require_class_token
 from zar_ray.models.systems.base import System, TrainingRule
 from zar_ray.video.transforms import imagenet_preprocessing
 
@@ -174,11 +173,7 @@ class _CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, texts: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        query, key, value = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project, x in ((self.q_proj, texts), (self.k_proj, patches), (self.v_proj, patches))
-        )
-        return self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return self.proj(attend(self.q_proj(texts), self.k_proj(patches), self.v_proj(patches), self.heads))
 
 
 def _append(frames: int, block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -215,7 +210,7 @@ def recognise(saved: SavedWeights) -> Converted | None:
 SYSTEM = System(
     name="xclip",
     title="X-CLIP",
-    parts=(Part(CROSS_FRAMES, attach_cross_frames),),
+    parts={CROSS_FRAMES: attach_cross_frames},
     additions={CROSS_FRAMES: {"frames": 8, "layers": 1, "prompt_layers": 2}},
     recognise=recognise,
     preprocessing=imagenet_preprocessing,

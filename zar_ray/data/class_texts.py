@@ -12,15 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from zar_ray.data.classes import name_key
 from zar_ray.data.options import NameStyle, PromptOptions, TextAverage
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.layers import conf_dir
-
-if TYPE_CHECKING:
-    pass
 
 _SHOWN_NAMES = 5  # that a message lists
 _WHOLE = "{}"  # the template of a text that stands for itself

@@ -187,7 +187,7 @@ def test_the_run_folder_says_how_to_repeat_it(reference):
     content = json.loads(storage.read("run.json"))
     assert content["config"]["views"]["frames"] == 4
     assert content["provenance"]["packages"]["ray"]
-    assert content["summary"]["model_fingerprint"] == reference.summary.model_fingerprint
+    assert content["study"]["whole"]["model_fingerprint"] == reference.summary.model_fingerprint
     table = pq.read_table(storage.path("predictions.parquet"))
     assert table.num_rows == 24
     assert "zar_per_class.csv" in storage.names()

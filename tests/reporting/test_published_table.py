@@ -236,7 +236,6 @@ def test_every_command_is_one_that_zar_takes_and_its_run_fills_the_cell_without_
             runs = runs_of(command)
             options = runs[0]
             if command not in seen:
-                sweeps = getattr(options, "sweep", ())
                 seen[command] = options.name or run_name(options, column.benchmark, axes_of(options))
                 values = [0.5] * len(load_benchmark(column.benchmark).splits)
                 model = options.checkpoint.stem if options.checkpoint else "ViT-B-16-quickgelu"

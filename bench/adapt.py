@@ -158,7 +158,14 @@ def class_names(options: BenchOptions) -> list[str]:
 def _reference(model: ClipModel, names: Sequence[str], engine: AdaptationOptions, fused: bool) -> ReferenceSide:
     autocast = _AUTOCAST[engine.precision]
     reference = Reference(
-        model.clip, names, engine.context, model.preprocessing, engine.zar, engine.encoder_batch, autocast, fused
+        model.clip,
+        names,
+        engine.context or model.context,
+        model.preprocessing,
+        engine.zar,
+        engine.encoder_batch,
+        autocast,
+        fused,
     )
     return ReferenceSide(reference)
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from zipfile import ZipFile
@@ -67,3 +68,17 @@ def run_with(folders: Sequence[Path], *words: str, check: bool = True) -> subpro
     return subprocess.run(
         [sys.executable, *words], env=environment_with(*folders), capture_output=True, text=True, check=check
     )
+
+
+def files_of(page: str, heading: str) -> dict[str, str]:
+    """The files that a section of a page of docs/ shows, each introduced by its name in backticks."""
+    text = (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return dict(re.findall(r"`([\w./-]+\.(?:py|toml))`[^`]*?:\n\n```\w+\n(.*?)```", section, re.DOTALL))
+
+
+def install_files(folder: Path, files: Mapping[str, str]) -> Path:
+    """Installs a package of which the files are given, its ``pyproject.toml`` among them; see `install_package`."""
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    modules = {name.removesuffix(".py"): text for name, text in files.items() if name.endswith(".py")}
+    return install_package(folder, project["name"], modules, project["entry-points"])

@@ -47,7 +47,7 @@ def both(bench, tiny_checkpoint):
     options = AdaptationOptions(checkpoint=tiny_checkpoint, device="cpu", method=("zar",), encoder_batch=50)
     model = load_model(options)
     reference = bench.reference.Reference(
-        model.clip, NAMES, options.context, model.preprocessing, options.zar, options.encoder_batch
+        model.clip, NAMES, model.context, model.preprocessing, options.zar, options.encoder_batch
     )
     return bench.sides.ReferenceSide(reference), bench.sides.OurSide(model, NAMES, options)
 
@@ -104,7 +104,7 @@ class TestReference:
         views = bench.inputs.make_features(1, ours.classes.initial_features, seed=0, views=8).views.double()
         clip = copy.deepcopy(ours.model.clip).double()
         model = ClipModel(clip, "exact", ours.model.preprocessing, ours.model.architecture)
-        settings = (ours.options.context, model.preprocessing, ours.options.zar, 1)
+        settings = (model.context, model.preprocessing, ours.options.zar, 1)
         expected = bench.reference.Reference(clip, NAMES, *settings).gradient(views)
         found = bench.compare.our_gradient(PromptedClasses(model, NAMES), views)
         assert (found - expected).abs().max() < 1e-11 * expected.abs().max()

@@ -5,7 +5,7 @@ import pytest
 from zar_ray.commands.costs import COLUMNS, cost_rows
 from zar_ray.commands.main import main
 from zar_ray.data.classes import class_list
-from zar_ray.models.systems import known_systems
+from zar_ray.models.systems.registry import known_systems
 from zar_ray.study.options import EvalConfig
 
 NAMES = ("cooking an egg", "playing chess")

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from zar_ray.errors import ModelError
-from zar_ray.models.checkpoints import build_clip, load_weights, read_checkpoint, save_checkpoint
+from zar_ray.models.architecture import build_clip
+from zar_ray.models.checkpoints import load_weights, read_checkpoint, save_checkpoint
 from zar_ray.video.transforms import Preprocessing
 
 PREPROCESSING = Preprocessing(32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bilinear", short_side=40)

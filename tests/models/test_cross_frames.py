@@ -13,15 +13,14 @@ from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.cross_frames import cross_frame_head
-from zar_ray.models.formats import IMAGENET_MEAN
 from zar_ray.models.importing import plan_import
 from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
+from zar_ray.models.parts import following_head
 from zar_ray.models.text import PromptedClasses
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
-from zar_ray.video.transforms import Preprocessing
+from zar_ray.video.transforms import IMAGENET_MEAN, Preprocessing
 
 NAMES = ("red circle", "green square", "blue bar")
 ZERO_SHOT = {"method": ("zero_shot",), "views": ViewConfig(frames=3, eval_frames=3)}
@@ -56,7 +55,7 @@ def test_frames_see_their_view_and_no_other(xclip):
 
 
 def test_each_video_has_texts_of_its_own(xclip):
-    classes, head = PromptedClasses(xclip, NAMES), cross_frame_head(xclip.clip)
+    classes, head = PromptedClasses(xclip, NAMES), following_head(xclip.clip)
     torch.manual_seed(2)
     frames = torch.randn(2, 3, 24 + 4 * 64)
     with torch.no_grad():

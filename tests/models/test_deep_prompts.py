@@ -18,10 +18,11 @@ from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import build_clip, model_name
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts
+from zar_ray.models.deep_prompts import attach_deep_prompts
 from zar_ray.models.learned_context import LearnedContext
 from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
+from zar_ray.models.parts import DEEP_PROMPTS
 from zar_ray.models.prompt_passes import FullPass, SharedPrefixPass
 from zar_ray.models.text import PromptedClasses, why_full_pass
 from zar_ray.models.vision import unfit_vision
@@ -40,7 +41,7 @@ DEPTHS = (1, 2, 3)
 
 
 def deep_model(depth=2, vectors=4):
-    architecture = {**copy.deepcopy(PLAIN), SIZES: {"vectors": vectors, "depth": depth}}
+    architecture = {**copy.deepcopy(PLAIN), DEEP_PROMPTS: {"vectors": vectors, "depth": depth}}
     torch.manual_seed(3)
     model = ClipModel(build_clip(architecture), "deep", Preprocessing(32), architecture)
     for prompts in (model.clip.visual.deep_prompts, model.clip.deep_prompts):
@@ -211,4 +212,4 @@ class TestRefused:
 
     def test_sizes_that_are_none(self):
         with pytest.raises(ModelError, match="not an open_clip model config"):
-            build_clip({**PLAIN, SIZES: {"number": 4}})
+            build_clip({**PLAIN, DEEP_PROMPTS: {"number": 4}})

@@ -11,11 +11,11 @@ from zar_ray.commands.main import main
 from zar_ray.errors import ModelError
 from zar_ray.models.architecture import build_clip, named_architecture
 from zar_ray.models.checkpoints import read_checkpoint, save_checkpoint
-from zar_ray.models.deep_prompts import SIZES
 from zar_ray.models.exporting import export_checkpoint
 from zar_ray.models.importing import plan_import
 from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
+from zar_ray.models.parts import DEEP_PROMPTS
 from zar_ray.video.transforms import Preprocessing
 
 PIXELS = Preprocessing(32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bilinear")
@@ -124,7 +124,7 @@ class TestOpenai:
 
 @pytest.mark.parametrize("to", ["open_clip", "openai"])
 def test_deep_prompts_have_no_place_elsewhere(tmp_path, checkpoint, to):
-    path = checkpoint(**{SIZES: {"vectors": 2, "depth": 1}})
+    path = checkpoint(**{DEEP_PROMPTS: {"vectors": 2, "depth": 1}})
     with pytest.raises(ModelError, match="has more than a CLIP \\(deep_prompts\\)"):
         export_checkpoint(path, tmp_path / ("out.pt" if to == "openai" else "out"), to)
 

@@ -12,13 +12,12 @@ from zar_ray.errors import ModelError
 from zar_ray.models import loading
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.checkpoints import read_checkpoint, save_checkpoint
-from zar_ray.models.deep_prompts import SIZES
-from zar_ray.models.formats import IMAGENET_MEAN, IMAGENET_STD
 from zar_ray.models.importing import default_output, plan_import
 from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
+from zar_ray.models.parts import DEEP_PROMPTS
 from zar_ray.models.text import PromptedClasses
-from zar_ray.video.transforms import Preprocessing
+from zar_ray.video.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 CLASS_BUFFERS = {
     "prompt_learner.complete_text_embeddings": (3, 77, 64),
@@ -98,7 +97,7 @@ class TestVificlip:
         expected = {name: tensor.to(dtype).float() for name, tensor in clip.state_dict().items()}
         assert same(read.tensors, {**expected, "token_embedding.weight": base_tensors["token_embedding.weight"]})
         assert read.preprocessing == Preprocessing(32, IMAGENET_MEAN, IMAGENET_STD, "bilinear", short_side=36)
-        assert read.architecture == architecture
+        assert read.architecture == {**architecture, "system": "vificlip"}
         assert set(plan.checkpoint.left_out) == {prefix + name for name in CLASS_BUFFERS}
         assert plan.from_base == ("token_embedding.weight",)
         assert len(plan.used) == len(expected) - 1
@@ -160,9 +159,9 @@ class TestDeepPrompts:
     def prompted(self, architecture):
         """A model with prompt vectors in both layers of both towers, and its tensors under ViFi-CLIP's names."""
         torch.manual_seed(5)
-        clip = build_clip({**architecture, SIZES: {"vectors": 3, "depth": 2}}).eval()
+        clip = build_clip({**architecture, DEEP_PROMPTS: {"vectors": 3, "depth": 2}}).eval()
         tensors = dict(clip.state_dict())
-        image, text = tensors.pop(f"visual.{SIZES}"), tensors.pop(SIZES)
+        image, text = tensors.pop(f"visual.{DEEP_PROMPTS}"), tensors.pop(DEEP_PROMPTS)
         state = vificlip_state(tensors) | {
             "module.image_encoder.VPT": image[0],
             "module.image_encoder.transformer.resblocks.1.VPT_shallow": image[1],
@@ -176,17 +175,16 @@ class TestDeepPrompts:
         clip, state = prompted
         tensors = clip.state_dict()
         torch.save({"model": state}, tmp_path / "vl.pth")
-        torch.save(
-            {**{name: tensor for name, tensor in tensors.items() if SIZES not in name}, **MARKS}, tmp_path / "base.pt"
-        )
+        plain = {name: tensor for name, tensor in tensors.items() if DEEP_PROMPTS not in name}
+        torch.save({**plain, **MARKS}, tmp_path / "base.pt")
         plan_import(tmp_path / "vl.pth", tmp_path / "base.pt").write(tmp_path / "o.safetensors")
         read = read_checkpoint(tmp_path / "o.safetensors")
-        assert read.architecture[SIZES] == {"vectors": 3, "depth": 2}
+        assert read.architecture[DEEP_PROMPTS] == {"vectors": 3, "depth": 2}
         assert same(read.tensors, tensors)
         model = load_model(ModelOptions(model="vificlip", checkpoint=tmp_path / "o.safetensors", device="cpu"))
         pixels = torch.randn(2, 3, 32, 32)
         assert torch.allclose(model.encode_images(pixels), clip.encode_image(pixels), atol=1e-5)
-        assert torch.equal(PromptedClasses(model, ["run", "jump"]).initial_context, tensors[SIZES][0])
+        assert torch.equal(PromptedClasses(model, ["run", "jump"]).initial_context, tensors[DEEP_PROMPTS][0])
 
     @pytest.mark.parametrize(
         ("drop", "message"),

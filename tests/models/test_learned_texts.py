@@ -19,7 +19,7 @@ from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import Preprocessing
 
 NAMES = ("red circle", "high_jump", "wow!")
-PARTS = {"learned_texts": {"prefix": 3, "postfix": 2}, "fusion": {"head": "A5", "layers": 1, "frames": 4}}
+PARTS = {"learned_texts": {"prefix": 3, "postfix": 2}, "frame_layers": {"layers": 1, "frames": 4}}
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from zar_ray.errors import ModelError
 from zar_ray.models.architecture import build_clip, named_architecture
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.cost import counted, image_gflops, parameter_count, view_gflops, weightless
-from zar_ray.models.systems import find_system
+from zar_ray.models.systems.registry import find_system
 from zar_ray.video.transforms import Preprocessing
 
 PIXELS = Preprocessing(input_size=224)

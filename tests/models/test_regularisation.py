@@ -179,8 +179,13 @@ class TestRefused:
         [
             ({}, "", {"drop_path": 0.1}, "--drop-path: --trains both trains no layers of tiny's towers; leave it away"),
             ({}, "", {"attention_dropout": 0.1}, "--attention-dropout: --trains both trains no layers"),
-            ({}, "visual", {"prompt_dropout": 0.1}, "--prompt-dropout: tiny has no temporal prompts, as ezclip has"),
-            ({}, "visual", {"head_dropout": 0.1}, "--head-dropout: tiny has no head with dropout, as Transf_cls"),
+            (
+                {},
+                "visual",
+                {"prompt_dropout": 0.1},
+                "--prompt-dropout: tiny has no prompts that could drop",
+            ),
+            ({}, "visual", {"head_dropout": 0.1}, "--head-dropout: tiny has no head with dropout; leave"),
             (
                 {"fusion": {"head": "Transf", "layers": 1}},
                 "",
@@ -192,7 +197,7 @@ class TestRefused:
                 {"cross_frames": {"frames": FRAMES}},
                 "visual",
                 {"drop_path": 0.1},
-                "--drop-path: of systems whose frames see each other for ezclip alone; leave it away",
+                "--drop-path: not for tiny, whose frames see each other; leave it away",
             ),
             (
                 {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}},

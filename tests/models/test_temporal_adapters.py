@@ -15,7 +15,7 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.exporting import export_checkpoint
 from zar_ray.models.parts import frames_of
 from zar_ray.models.prompt_passes import FullPass, SharedPrefixPass
-from zar_ray.models.temporal_adapters import attach_temporal_adapters
+from zar_ray.models.systems.ezclip import attach_temporal_adapters
 from zar_ray.models.text import PromptedClasses, why_full_pass
 from zar_ray.models.vision import unfit_vision
 from zar_ray.video.transforms import Preprocessing

@@ -26,7 +26,7 @@ def shapes_of(architecture):
 
 def a5_shapes(architecture, layers):
     """Under the official names, with the table of positions that is saved even where nothing reads it."""
-    whole = shapes_of({**architecture, "fusion": {"head": "A5", "layers": max(1, layers), "frames": 4}})
+    whole = shapes_of({**architecture, "frame_layers": {"layers": max(1, layers), "frames": 4}})
     clip = {f"clipmodel.{name}": shape for name, shape in whole.items() if not name.startswith("fusion.")}
     head = {name.removeprefix("fusion."): shape for name, shape in whole.items() if name.startswith("fusion.")}
     kept = {name: shape for name, shape in head.items() if layers or name == "temporalEmbedding.weight"}

@@ -35,7 +35,7 @@ SYSTEMS = {
     "ezclip": {"temporal_adapters": {"frames": FRAMES}, "evaluation_scale": 100},
     "a5": {
         "learned_texts": {},
-        "fusion": {"head": "A5", "layers": 1, "frames": FRAMES},
+        "frame_layers": {"layers": 1, "frames": FRAMES},
         "evaluation_scale": 1 / 0.07,
     },
     "vitaclip": {"view_prompts": {"frames": FRAMES}},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from zar_ray.models.systems import known_systems
+from zar_ray.models.systems.registry import known_systems
 from zar_ray.options.base import meaning
 from zar_ray.options.layers import conf_dir, read_yaml, validate
 from zar_ray.training.options import AugmentConfig, RandAugmentConfig, TrainConfig

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from zar_ray.models.systems.base import TrainingRule
 from zar_ray.training.options import TrainConfig
-from zar_ray.training.schedule import Schedule, learning_rate, optimiser
+from zar_ray.training.schedule import MULTIPLE, Schedule, learning_rate, optimiser
 
 
 def rates_of(config, schedule):
@@ -97,8 +98,13 @@ class Network(nn.Module):
         self.frozen = nn.Linear(3, 3).requires_grad_(False)
 
 
+def optimiser_of(network, config, rule=None):
+    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    return optimiser(trained, rule or TrainingRule(), config)
+
+
 def decay_by_name(network, config):
-    steps = optimiser(network, config)
+    steps = optimiser_of(network, config)
     groups = {id(p): group["weight_decay"] for group in steps.param_groups for p in group["params"]}
     assert sum(len(group["params"]) for group in steps.param_groups) == len(groups)
     return {name: groups[id(p)] for name, p in network.named_parameters() if id(p) in groups}
@@ -126,10 +132,35 @@ def test_everything_trained_decays_as_in_vificlip():
 def test_a_context_alone_can_be_trained(decays):
     network = Network().requires_grad_(False)
     network.embedding.requires_grad_(True)
-    steps = optimiser(network, TrainConfig(lr=0.1, betas=(0.8, 0.9), decays=decays))
+    steps = optimiser_of(network, TrainConfig(lr=0.1, betas=(0.8, 0.9), decays=decays))
     assert [len(group["params"]) for group in steps.param_groups] == [1]
     assert steps.param_groups[0]["betas"] == (0.8, 0.9)
     before = network.embedding.weight.detach().clone()
     network.embedding.weight.square().sum().backward()
     steps.step()
     assert not torch.equal(network.embedding.weight, before)
+
+
+def test_a_systems_rule_goes_beside_the_options():
+    """Its own multiple of the rate, times `fusion_lr` of what is new; what it says never decays, whatever `decays`."""
+    rule = TrainingRule(
+        new=lambda name: name.startswith("linear"),
+        lr_multiple=lambda name: 0.5 if name.startswith(("linear", "norm")) else 1.0,
+        undecayed=lambda name: name == "linear.weight",
+    )
+    network = Network()
+    steps = optimiser_of(network, TrainConfig(weight_decay=0.3, decays="all", fusion_lr=10), rule)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    found = {
+        names[id(one)]: (group[MULTIPLE], group["weight_decay"])
+        for group in steps.param_groups
+        for one in group["params"]
+    }
+    assert found == {
+        "embedding.weight": (1, 0.3),
+        "linear.weight": (5, 0),
+        "linear.bias": (5, 0.3),
+        "norm.weight": (0.5, 0.3),
+        "norm.bias": (0.5, 0.3),
+        "scale": (1, 0.3),
+    }

@@ -40,7 +40,7 @@ PARTS = {
     "ezclip": {"temporal_adapters": {"frames": FRAMES}},
     "a5": {
         "learned_texts": {"prefix": 3, "postfix": 2},
-        "fusion": {"head": "A5", "layers": 1, "frames": FRAMES},
+        "frame_layers": {"layers": 1, "frames": FRAMES},
         "evaluation_scale": 1 / 0.07,
     },
     "vitaclip": {"view_prompts": {"frames": FRAMES, "global_prompts": 2, "context": 3}},
@@ -203,7 +203,7 @@ def test_each_video_draws_a_text_of_its_class():
 
 def test_xclips_messages_learn_as_fast_as_its_head():
     network = network_of("xclip")
-    groups = optimiser(network, TrainConfig(fusion_lr=10.0, decays="all")).param_groups
+    groups = optimiser(network.trained(), network.rule, TrainConfig(fusion_lr=10.0, decays="all")).param_groups
     fast = {id(parameter) for group in groups if group[MULTIPLE] == 10 for parameter in group["params"]}
     names = {name for name, parameter in network.model.clip.named_parameters() if id(parameter) in fast}
     assert {name for name in names if name.startswith("visual.")} == {
@@ -215,7 +215,7 @@ def test_xclips_messages_learn_as_fast_as_its_head():
 def test_the_head_learns_faster_by_its_multiple():
     network = network_of("Transf", fusion_lr=10.0)
     config = TrainConfig(fusion_lr=10.0, decays="all")
-    groups = optimiser(network, config).param_groups
+    groups = optimiser(network.trained(), network.rule, config).param_groups
     assert [group[MULTIPLE] for group in groups] == [1.0, 10.0]
     head = {id(parameter) for parameter in network.model.clip.fusion.parameters()}
     assert {id(parameter) for parameter in groups[1]["params"]} == head
@@ -291,7 +291,9 @@ class TestRefused:
         assert "\n" not in str(caught.value)
 
     def test_adapters_of_a_model_without(self):
-        with pytest.raises(ModelError, match="meanP: is a CLIP that nothing was added to; start from --model ezclip"):
+        with pytest.raises(
+            ModelError, match="meanP: is a CLIP that nothing was added to; start from --model a5, actionclip"
+        ):
             network_of("meanP", trains="added")
 
     @pytest.mark.parametrize("system", ["ezclip", "xclip"])

@@ -38,7 +38,7 @@ def cost_command(argv: Sequence[str]) -> int:
         from zar_ray.commands.costs import cost_rows, print_costs
         from zar_ray.data.classes import class_list, known_class_lists
         from zar_ray.data.datasets import parse_class_names
-        from zar_ray.models.systems import known_systems
+        from zar_ray.models.systems.registry import known_systems
 
         if min(frames, length, steps) < 1:
             raise ConfigError("zar cost: --frames, --length and --steps are 1 or more")

@@ -17,12 +17,12 @@ from zar_ray.adaptation.settings import Setting
 from zar_ray.data.class_texts import ClassPrompts, class_prompts, prompts_of
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.evaluation.model_costs import count_costs
-from zar_ray.models.architecture import named_architecture
+from zar_ray.models.architecture import named_architecture, system_architecture
 from zar_ray.models.checkpoints import read_checkpoint
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.cost import weightless
 from zar_ray.models.loading import describe_checkpoint
-from zar_ray.models.systems import find_system
+from zar_ray.models.systems.registry import find_system
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.layers import conf_dir, read_yaml, validate
 from zar_ray.reporting.numbers import gflops
@@ -121,10 +121,9 @@ def _shape(model: str) -> ClipModel:
         name, architecture, preprocessing = describe_checkpoint(read_checkpoint(Path(model).expanduser()))
         return weightless(architecture, name, preprocessing)
     system = find_system(model)
-    architecture = named_architecture(model) if system is None else named_architecture(system.clip)
+    architecture = named_architecture(model) if system is None else system_architecture(system)
     size = architecture["vision_cfg"].get("image_size", 224)
-    additions = {} if system is None else system.additions
-    return weightless({**architecture, **additions}, model, Preprocessing(input_size=size))
+    return weightless(architecture, model, Preprocessing(input_size=size))
 
 
 def _tunable(shape: ClipModel, prompts: ClassPrompts) -> bool:

@@ -32,6 +32,7 @@ def predict_command(argv: Sequence[str]) -> int:
     from zar_ray.adaptation.predict import predict
     from zar_ray.data.datasets import parse_class_names
     from zar_ray.models.loading import load_model
+    from zar_ray.models.text import remark_on_words
     from zar_ray.reporting.rankings import print_ranking
 
     for method in options.method:
@@ -42,6 +43,8 @@ def predict_command(argv: Sequence[str]) -> int:
         return 0
     console = Console(highlight=False)
     model = load_model(options)
+    if (remark := remark_on_words(model, options)) is not None and not options.json_lines:
+        console.print(f"{model.name}: {remark}", highlight=False)
     failed = 0
     for ranking in predict(model, labels, options):
         failed += ranking.error is not None

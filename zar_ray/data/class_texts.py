@@ -12,11 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeGuard, TypeVar
 
 from zar_ray.data.classes import name_key
 from zar_ray.data.options import NameStyle, PromptOptions, TextAverage
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.layers import conf_dir
+
+_Options = TypeVar("_Options", bound=PromptOptions)
 
 _SHOWN_NAMES = 5  # that a message lists
 _WHOLE = "{}"  # the template of a text that stands for itself
@@ -46,13 +49,14 @@ class ClassPrompts:
 
     Attributes:
         names: The K names as prompts spell them.
-        context: The words in front of a name, which tuning starts from, or a learned context in their place.
+        context: The words in front of a name, which tuning starts from, or a learned context in their place; None for
+            the model's own words.
         texts: For each class its prompts; None for the one prompt ``CONTEXT NAME.``.
         average: What counts of several, see `zar_ray.models.text.PromptedClasses`.
     """
 
     names: tuple[str, ...]
-    context: str | ContextFile
+    context: str | ContextFile | None
     texts: tuple[tuple[str, ...], ...] | None = None
     average: TextAverage = "features"
 
@@ -63,9 +67,9 @@ class ClassPrompts:
         return [self.names, context, self.texts, self.average]
 
 
-def is_context_file(context: str) -> bool:
+def is_context_file(context: str | None) -> TypeGuard[str]:
     """Whether the option `context` names a learned context's file rather than words."""
-    return context.endswith(".safetensors")
+    return context is not None and context.endswith(".safetensors")
 
 
 def read_context_file(path: str | Path) -> ContextFile:
@@ -89,7 +93,7 @@ def prompts_of(class_sets: Sequence[Sequence[str]], options: PromptOptions) -> t
     Raises:
         ConfigError: The template or a file cannot be used, or a template is given with a context of its own.
     """
-    if options.template is not None and options.context != type(options).model_fields["context"].default:
+    if options.template is not None and options.context is not None:
         raise ConfigError("--template and --context: a template's words are the context; give one of them")
     every = tuple(dict.fromkeys(name for names in class_sets for name in names))
     texts = read_class_texts(options.class_texts, every) if options.class_texts is not None else None
@@ -101,9 +105,25 @@ def prompts_of(class_sets: Sequence[Sequence[str]], options: PromptOptions) -> t
     return tuple(replace(prompts, average=options.template_average) for prompts in every_set)
 
 
+def with_words(
+    options: _Options, prompts: Sequence[ClassPrompts], words: str | None
+) -> tuple[_Options, tuple[ClassPrompts, ...]]:
+    """Options and what they make of class sets, with a model's own words written down where neither names any.
+
+    Args:
+        options: The options.
+        prompts: What `prompts_of` makes of them.
+        words: The model's, see `zar_ray.models.text.default_words`; None where it takes none.
+    """
+    if words is None or options.context is not None or options.template is not None:
+        return options, tuple(prompts)
+    named = (one if one.context is not None else replace(one, context=words) for one in prompts)
+    return options.model_copy(update={"context": words}), tuple(named)
+
+
 def class_prompts(
     class_names: Sequence[str],
-    context: str | ContextFile,
+    context: str | ContextFile | None,
     *,
     style: NameStyle = "raw",
     template: str | None = None,
@@ -113,7 +133,7 @@ def class_prompts(
 
     Args:
         class_names: The K names, as results show them.
-        context: The words in front of a name where no template says others, or a learned context.
+        context: The words in front of a name where no template says others, or a learned context; None: the model's.
         style: How prompts spell the names; the user's texts stay as they are.
         template: What `load_templates` takes; by default ``CONTEXT {}.``, and texts of the user's stand for themselves.
         class_texts: Texts of each class, see `read_class_texts`. Each takes the name's place in each template.

@@ -16,13 +16,18 @@ NameStyle = Literal["raw", "split_camel_case", "lower_case"]
 TextAverage = Literal["features", "probabilities"]
 
 
+CONTEXT = "a video of a"
+"""The context's words where neither the user nor the model's system names others."""
+
+
 class ContextOption(Options):
     """What stands in front of a class name in a prompt, and what tuning starts from."""
 
-    context: str = Field(
-        default="a video of a",
+    context: str | None = Field(
+        default=None,
         min_length=1,
-        description="The words the context vectors start from, or the .safetensors file of a learned context.",
+        description="The words the context vectors start from, or the .safetensors file of a learned context; by"
+        ' default those of the model\'s system (docs/models.md), else "a video of a".',
     )
 
 
@@ -45,7 +50,7 @@ class PromptOptions(ContextOption):
     template_average: TextAverage = Field(
         default="features",
         description="What counts of a class with several texts: the mean of their features, as CLIP, or of the"
-        " probabilities that each gives, as ActionCLIP.",
+        " probabilities that each gives.",
     )
 
 

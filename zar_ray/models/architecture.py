@@ -2,8 +2,8 @@
 
 An architecture is a mapping in the form of open_clip's model configs: ``embed_dim``, ``vision_cfg``, ``text_cfg``
 and, for OpenAI's activation, ``quick_gelu``. What a published system adds to CLIP bears a word of its own beside
-them, with its settings (`PARTS`); ``evaluation_scale`` is what cosines are multiplied by where that is not what was
-learnt.
+them, with its settings (`zar_ray.models.systems.base.System`); ``system`` is the system's name, and
+``evaluation_scale`` what cosines are multiplied by where that is not what was learnt.
 """
 
 from __future__ import annotations
@@ -17,34 +17,18 @@ import open_clip
 import torch
 
 from zar_ray.errors import ConfigError, ModelError, suggestion
-from zar_ray.models import (
-    cross_frames,
-    deep_prompts,
-    fusion_heads,
-    learned_texts,
-    temporal_adapters,
-    view_prompts,
-)
-from zar_ray.models.parts import Part
-from zar_ray.models.systems import CLIP, OPTIONAL, find_system, known_systems
-from zar_ray.options.layers import read_yaml
+from zar_ray.models.formats import count_layers
+from zar_ray.models.systems.base import EVALUATION_SCALE, SYSTEM, System
+from zar_ray.models.systems.registry import find_system, known_parts, known_systems
+from zar_ray.options.layers import conf_dir, read_yaml
 
 Architecture = Mapping[str, Any]
 
 QUICKGELU_SUFFIX = "-quickgelu"
 HEAD_WIDTH = 64  # of every CLIP that OpenAI published
 
-EVALUATION_SCALE = "evaluation_scale"
-_ALL = (
-    deep_prompts.PART,
-    fusion_heads.PART,
-    temporal_adapters.PART,
-    learned_texts.PART,
-    view_prompts.PART,
-    cross_frames.PART,
-)
-PARTS: dict[str, Part] = {part.word: part for part in _ALL}
-"""What an architecture may add to CLIP, by its word."""
+_CLIP = "clip"  # a file's word for the name of an open_clip architecture
+_BESIDE = (SYSTEM, EVALUATION_SCALE)  # an architecture's words that build nothing
 
 # What a text tower may not be: the context vectors need a causal transformer over CLIP's own tokens that ends in the
 # end-of-text token, which these options change.
@@ -74,21 +58,36 @@ def named_architecture(name: str) -> dict[str, Any]:
     return config
 
 
-def read_architecture(path: Path) -> Architecture:
-    """An architecture in a YAML file: open_clip's form, or the name of one under ``clip`` and what is added to it.
+def system_architecture(system: System) -> dict[str, Any]:
+    """The architecture that a published system starts from: its CLIP's, with what it adds."""
+    return {**named_architecture(system.clip), **system.additions, SYSTEM: system.name}
+
+
+def load_architecture(name: str) -> Architecture:
+    """An architecture by its name in conf/models or a system's, or by its file.
+
+    A file has open_clip's form, or the name of one under ``clip`` and what is added to it.
 
     Raises:
-        ConfigError: The file is not a YAML mapping, or ``clip`` is not a name.
-        ModelError: open_clip knows no such name.
+        ConfigError: There is none, the file is not a YAML mapping, or ``clip`` is not a name.
+        ModelError: It builds on a model that open_clip does not know.
     """
+    system = find_system(name)
+    if system is not None:
+        return system_architecture(system)
+    shipped = {path.stem: path for path in (conf_dir() / "models").glob("*.yaml")}
+    path = shipped.get(name, Path(name))
+    if not path.is_file():
+        raise ConfigError(
+            f"--architecture {name}: no such name or file{suggestion(name, [*shipped, *known_systems()])}"
+        )
     content = read_yaml(path)
-    content.pop(OPTIONAL, None)
-    name = content.pop(CLIP, None)
-    if name is None:
+    base = content.pop(_CLIP, None)
+    if base is None:
         return content
-    if not isinstance(name, str):
+    if not isinstance(base, str):
         raise ConfigError(f"{path}: clip: must be the name of a model of open_clip's, such as ViT-B-16-quickgelu")
-    return {**named_architecture(name), **content}
+    return {**named_architecture(base), **content}
 
 
 def model_name(architecture: Architecture) -> str | None:
@@ -127,7 +126,7 @@ def infer_architecture(tensors: Mapping[str, torch.Tensor], place: str) -> dict[
             "vocab_size": tensors["token_embedding.weight"].shape[0],
             "width": text_width,
             "heads": max(1, text_width // HEAD_WIDTH),
-            "layers": _count(tensors, "transformer.resblocks."),
+            "layers": count_layers(tensors, "transformer.resblocks."),
             **_mlp_ratio(tensors, "transformer", text_width),
         },
     }
@@ -137,7 +136,7 @@ def build_clip(architecture: Architecture) -> open_clip.CLIP:
     """Builds a CLIP with freshly initialised weights (torch's default generator), float32, on the CPU.
 
     Args:
-        architecture: A mapping in the form of open_clip's model configs, with what `PARTS` names.
+        architecture: A mapping in the form of open_clip's model configs, with what systems add.
 
     Raises:
         ModelError: The mapping is not such a config, or its text tower is not CLIP's causal transformer.
@@ -156,25 +155,24 @@ def build_clip(architecture: Architecture) -> open_clip.CLIP:
             f"this model's text tower is not CLIP's causal transformer ({', '.join(foreign)}), which prompt tuning"
             " needs; choose a CLIP such as ViT-B-16-quickgelu"
         )
-    parts = {word: config.pop(word) for word in PARTS if word in config}
-    config.pop(EVALUATION_SCALE, None)
+    _require_system(config.get(SYSTEM))
+    parts = known_parts()
+    added = {word: config.pop(word) for word in parts if word in config}
+    for word in _BESIDE:
+        config.pop(word, None)
     try:
         clip = open_clip.CLIP(**config)
-        for word, settings in parts.items():
-            PARTS[word].attach(clip, **settings)
+        for word, settings in added.items():
+            parts[word](clip, **settings)
     except (TypeError, ValueError, KeyError, AssertionError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"not an open_clip model config: {reason}") from error
     return clip
 
 
-def is_added(name: str) -> bool:
-    """Whether a parameter of a CLIP is what a published system adds to it and trains, the CLIP itself being frozen.
-
-    Args:
-        name: Its name in the CLIP's state dict.
-    """
-    return any(part.is_trained(name) for part in PARTS.values())
+def _require_system(name: str | None) -> None:
+    if name is not None and find_system(name) is None:
+        raise ModelError(f'this model is of the system "{name}", which is not here; install the package that has it')
 
 
 def _infer_vit(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -182,7 +180,7 @@ def _infer_vit(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     grid = round((tensors["visual.positional_embedding"].shape[0] - 1) ** 0.5)
     return {
         "image_size": patch * grid,
-        "layers": _count(tensors, "visual.transformer.resblocks."),
+        "layers": count_layers(tensors, "visual.transformer.resblocks."),
         "width": width,
         "patch_size": patch,
         "head_width": min(HEAD_WIDTH, width),
@@ -194,14 +192,10 @@ def _infer_resnet(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     grid = round((tensors["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
     return {
         "image_size": grid * 32,
-        "layers": [_count(tensors, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)],
+        "layers": [count_layers(tensors, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)],
         "width": tensors["visual.layer1.0.conv1.weight"].shape[0],
         "patch_size": None,
     }
-
-
-def _count(tensors: Mapping[str, torch.Tensor], prefix: str) -> int:
-    return len({name[len(prefix) :].split(".", 1)[0] for name in tensors if name.startswith(prefix)})
 
 
 def _mlp_ratio(tensors: Mapping[str, torch.Tensor], tower: str, width: int) -> dict[str, float]:
@@ -213,4 +207,5 @@ def _mlp_ratio(tensors: Mapping[str, torch.Tensor], tower: str, width: int) -> d
 def _comparable(architecture: Architecture) -> dict[str, Any]:
     # open_clip's configs leave out what equals its defaults
     vision = {"head_width": HEAD_WIDTH, "patch_size": 16, **architecture["vision_cfg"]}
+    architecture = {name: value for name, value in architecture.items() if name != SYSTEM}
     return {**architecture, "quick_gelu": bool(architecture.get("quick_gelu")), "vision_cfg": vision}

@@ -16,9 +16,33 @@ from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU, ResidualA
 from torch import nn
 from torch.nn import functional as F
 
-from zar_ray.models.temporal_adapters import AdaptedBlock, Adapter
-
 _QUICK_GELU = 1.702
+
+
+class AdaptedBlock(ResidualAttentionBlock):
+    """A block of open_clip's with an adapter after the attention; takes over the block's own parts.
+
+    Args:
+        block: The block.
+        adapter: What the residual stream (..., W) passes between the attention and the MLP.
+    """
+
+    def __init__(self, block: nn.Module, adapter: nn.Module) -> None:
+        nn.Module.__init__(self)  # the parent's own would make parts that the block has already
+        for name, part in block.named_children():
+            self.add_module(name, part)
+        self.Adapter = adapter  # as EZ-CLIP's checkpoints call it
+
+    def forward(
+        self,
+        q_x: torch.Tensor,
+        k_x: torch.Tensor | None = None,
+        v_x: torch.Tensor | None = None,
+        attn_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(n, tokens, W) to the same; keys and values are the queries'."""
+        x = self.Adapter(q_x + self.ls_1(self.attention(self.ln_1(q_x), attn_mask=attn_mask)))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
 def unfit_block(blocks: Sequence[nn.Module]) -> str | None:
@@ -88,7 +112,7 @@ class Block:
     narrow_weight: torch.Tensor
     narrow_bias: torch.Tensor
     quick: bool
-    adapter: Adapter | None = None
+    adapter: nn.Module | None = None
 
     @classmethod
     def of(cls, block: Any, dtype: torch.dtype) -> Block:

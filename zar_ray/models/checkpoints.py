@@ -1,5 +1,4 @@
-"""Checkpoint files: zar-ray's own, and those of OpenAI, open_clip, ViFi-CLIP, ActionCLIP, EZ-CLIP, A5,
-Vita-CLIP and X-CLIP.
+"""Checkpoint files: zar-ray's own, and those of OpenAI, open_clip and the published systems.
 
 zar-ray's own format is a safetensors file of float32 tensors in OpenAI's layout (which open_clip's CLIP shares), with
 one metadata entry, ``zar_ray``, of JSON: format version, architecture, preprocessing and free notes. No file is ever
@@ -22,25 +21,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from zar_ray.errors import ModelError
-from zar_ray.models.architecture import Architecture, build_clip, infer_architecture
+from zar_ray.models.architecture import Architecture, infer_architecture
 from zar_ray.models.clip import clip_tokenizer
-from zar_ray.models.deep_prompts import SIZES
+from zar_ray.models.files import appearing
 from zar_ray.models.formats import (
+    FROM_SIZES,
     TOKEN_EMBEDDING,
-    Origin,
+    SavedWeights,
     as_float32,
     openai_layout,
-    published_preprocessing,
-    recognise,
 )
+from zar_ray.models.systems.base import SYSTEM
+from zar_ray.models.systems.registry import find_system, recognise
 from zar_ray.models.torchscript import is_torchscript, read_torchscript
 from zar_ray.models.unpickling import read_pickled
 from zar_ray.video.transforms import Preprocessing
 
-__all__ = ["Checkpoint", "build_clip", "load_weights", "openai_layout", "read_checkpoint", "save_checkpoint"]
-
 METADATA_KEY = "zar_ray"
 FORMAT_VERSION = 1
+
+_TITLES = {"zar-ray": "zar-ray", "openai": "OpenAI", "clip": "OpenAI's layout (OpenAI or open_clip)"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +50,9 @@ class Checkpoint:
     Attributes:
         path: The file.
         origin: ``zar-ray``, ``openai`` (surely: the file bears OpenAI's marks), ``clip`` (OpenAI's layout, which
-            open_clip shares; the file does not say which activation it was trained with), ``vificlip``,
-            ``actionclip``, ``ezclip``, ``a5``, ``vitaclip`` or
-            ``xclip``.
-        tensors: The state dict in OpenAI's layout, float32 where floating, on the CPU. ViFi-CLIP's lacks the token
-            embedding.
+            open_clip shares; the file does not say which activation it was trained with), or a system's name.
+        tensors: The state dict in OpenAI's layout, float32 where floating, on the CPU. A system's may lack the token
+            embedding, as ViFi-CLIP's does.
         architecture: As open_clip's model configs; None where neither the file nor its system tells.
         preprocessing: None where neither the file nor its system tells.
         notes: What was written down when it was saved.
@@ -63,13 +61,19 @@ class Checkpoint:
     """
 
     path: Path
-    origin: Origin
+    origin: str
     tensors: dict[str, torch.Tensor]
     architecture: dict[str, Any] | None = None
     preprocessing: Preprocessing | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     epoch: int | None = None
+
+    @property
+    def title(self) -> str:
+        """What people call its origin."""
+        system = find_system(self.origin)
+        return _TITLES[self.origin] if system is None else system.title
 
 
 def save_checkpoint(
@@ -103,13 +107,8 @@ def save_checkpoint(
         "preprocessing": asdict(preprocessing),
         "notes": dict(notes or {}),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with appearing(path) as unfinished:
         save_file(tensors, unfinished, metadata={METADATA_KEY: json.dumps(content, sort_keys=True), "format": "pt"})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -148,7 +147,7 @@ def load_weights(clip: open_clip.CLIP, tensors: Mapping[str, torch.Tensor], plac
     if scale is not None and scale.numel() == 1:  # some save it as one number, some as a vector of one
         given["logit_scale"] = scale.reshape(wanted["logit_scale"].shape)
     wrong = [
-        f"{name} is {_shape(given[name])} and should be {_shape(wanted[name])}"
+        f"{name} is {shape_of(given[name])} and should be {shape_of(wanted[name])}"
         for name in wanted
         if name in given and given[name].shape != wanted[name].shape
     ]
@@ -195,18 +194,25 @@ def _read_torch(path: Path) -> object:
 
 
 def _foreign(content: object, path: Path) -> Checkpoint:
-    """What another system saved. The published systems build on OpenAI's CLIP, so their files tell everything."""
-    found = recognise(content, str(path))
-    architecture, preprocessing, notes = None, None, {}
-    if found.origin in ("vificlip", "actionclip", "ezclip", "a5", "vitaclip", "xclip"):
-        architecture = {**infer_architecture(_with_vocabulary(found.tensors), str(path)), **found.additions}
-        preprocessing = published_preprocessing(found.origin, architecture["vision_cfg"]["image_size"])
-        notes = {"name": path.stem}
-        if SIZES in found.tensors:
-            depth, vectors, _ = found.tensors[SIZES].shape
-            architecture[SIZES] = {"vectors": vectors, "depth": depth}
+    """What other code saved. The published systems build on OpenAI's CLIP, so their files tell everything."""
+    saved = SavedWeights.of(content, str(path))
+    found = recognise(saved)
+    left_out = {saved.given[name]: FROM_SIZES for name in saved.derived}
+    if found is None:
+        origin = "openai" if saved.is_openais else "clip"
+        return Checkpoint(path, origin, saved.tensors, left_out=left_out, epoch=saved.epoch)
+    system, converted = found
+    left_out |= {saved.given.get(name, name): why for name, why in converted.left_out.items()}
+    clip = infer_architecture(_with_vocabulary(converted.tensors), str(path))
     return Checkpoint(
-        path, found.origin, found.tensors, architecture, preprocessing, notes, found.left_out, found.epoch
+        path,
+        system.name,
+        converted.tensors,
+        {**clip, **converted.additions, SYSTEM: system.name},
+        (system.preprocessing or Preprocessing)(clip["vision_cfg"]["image_size"]),
+        {"name": path.stem},
+        left_out,
+        saved.epoch,
     )
 
 
@@ -218,7 +224,8 @@ def _with_vocabulary(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.
     return {**tensors, TOKEN_EMBEDDING: torch.empty(shape, device="meta")}
 
 
-def _shape(tensor: torch.Tensor) -> str:
+def shape_of(tensor: torch.Tensor) -> str:
+    """A tensor's shape, as messages have it."""
     return "×".join(map(str, tensor.shape)) or "one number"
 
 

@@ -15,14 +15,14 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 from torch.nn.functional import normalize
 
+from zar_ray.data.options import CONTEXT
 from zar_ray.errors import ConfigError, ModelError
-from zar_ray.models.architecture import EVALUATION_SCALE, PARTS, Architecture
-from zar_ray.models.cross_frames import cross_frame_head
-from zar_ray.models.fusion_heads import FUSION
-from zar_ray.models.learned_texts import VECTOR, embedded, framed, has_learned_texts
+from zar_ray.models.architecture import Architecture
 from zar_ray.models.options import Precision
-from zar_ray.models.parts import frames_of
+from zar_ray.models.parts import FUSION, VECTOR, following_head, frames_of, text_frame_of
 from zar_ray.models.precision import exact_float32, full_precision
+from zar_ray.models.systems.base import EVALUATION_SCALE
+from zar_ray.models.systems.registry import known_parts, system_of
 from zar_ray.models.vision import VisionTower, unfit_vision
 from zar_ray.video.transforms import Preprocessing
 
@@ -109,6 +109,12 @@ class ClipModel(nn.Module):
         return float(self.clip.logit_scale.detach().exp()) if scale is None else float(scale)
 
     @property
+    def context(self) -> str:
+        """The words in front of class names where the user names no others: those that its system was trained with."""
+        system = system_of(self.architecture)
+        return CONTEXT if system is None or system.context is None else system.context
+
+    @property
     def frame_independent(self) -> bool:
         """Whether each frame is encoded by itself, so that views can share frames; else a view is as a whole."""
         return frames_of(self.clip.visual) is None
@@ -145,8 +151,8 @@ class ClipModel(nn.Module):
 
     @property
     def texts_follow_videos(self) -> bool:
-        """Whether a text has another embedding for each video, as X-CLIP's; features then hold more than a video's."""
-        return cross_frame_head(self.clip) is not None
+        """Whether a text has another embedding for each video; features then hold more than a video's."""
+        return following_head(self.clip) is not None
 
     def view_features(self, frames: torch.Tensor) -> torch.Tensor:
         """What logits take of a view's frames: `fuse`, L2-normalised.
@@ -157,14 +163,14 @@ class ClipModel(nn.Module):
         Returns:
             float32 (..., D); where texts follow videos, what they follow behind it, as it is.
         """
-        fused, head = self.fuse(frames), cross_frame_head(self.clip)
+        fused, head = self.fuse(frames), following_head(self.clip)
         if head is None:
             return normalize(fused, dim=-1)
         return torch.cat([normalize(fused[..., : head.width], dim=-1), fused[..., head.width :]], dim=-1)
 
     def embedding_part(self, features: torch.Tensor) -> torch.Tensor:
         """The videos' own part (..., D) of `view_features`, L2-normalised."""
-        head = cross_frame_head(self.clip)
+        head = following_head(self.clip)
         return features if head is None else features[..., : head.width]
 
     def followed_cosines(self, features: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
@@ -180,7 +186,7 @@ class ClipModel(nn.Module):
         Raises:
             ValueError: Texts do not follow videos.
         """
-        head = cross_frame_head(self.clip)
+        head = following_head(self.clip)
         if head is None:
             raise ValueError(f"{self.name}: its texts do not follow videos")
         with full_precision(self.device):
@@ -214,8 +220,7 @@ class ClipModel(nn.Module):
         text_block, visual = self.text_tower.transformer.resblocks[0], getattr(self.clip.visual, "transformer", None)
         blocks = [text_block] if visual is None else [text_block, visual.resblocks[0]]
         settings = [(type(block.mlp.gelu).__name__, block.attn.num_heads) for block in blocks]
-        # The digest of the tensors has their shapes already.
-        words = (*(part.word for part in PARTS.values() if not part.shapes_tell), EVALUATION_SCALE)
+        words = (*known_parts(), EVALUATION_SCALE)
         added = {word: self.architecture[word] for word in words if word in self.architecture}
         told = [json.dumps(added, sort_keys=True)] if added else []
         digest = hashlib.sha256(repr((settings, self.preprocessing, *told)).encode())
@@ -284,11 +289,11 @@ class ClipModel(nn.Module):
         Raises:
             ConfigError: A text has more tokens than the model reads; the message repeats it.
         """
-        tokenizer = clip_tokenizer()
-        rest = VECTOR if has_learned_texts(self.text_tower) else 0
+        tokenizer, frame = clip_tokenizer(), text_frame_of(self.text_tower)
+        start, end, rest = tokenizer.sot_token_id, tokenizer.eot_token_id, 0 if frame is None else VECTOR
         ids = torch.full((len(texts), self.context_length), rest, dtype=torch.int64)
         for row, text, inner in zip(ids, texts, tokens, strict=True):
-            whole = framed(self.text_tower, tokenizer.sot_token_id, inner, tokenizer.eot_token_id)
+            whole = [start, *inner, end] if frame is None else frame.around(start, inner, end)
             if len(whole) > self.context_length:
                 shown = text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}…"
                 raise ConfigError(
@@ -307,7 +312,9 @@ class ClipModel(nn.Module):
         Returns:
             float32 (K, n, W) on the model's device.
         """
-        return embedded(self.text_tower, ids.to(self.device))
+        tower, frame = self.text_tower, text_frame_of(self.text_tower)
+        ids = ids.to(self.device)
+        return tower.token_embedding(ids) if frame is None else frame.embedded(tower, ids)
 
     def encode_embedded_text(self, embeddings: torch.Tensor, end_positions: torch.Tensor) -> torch.Tensor:
         """Embeds texts that are already sequences of vectors; always in full precision, whatever `precision` says.

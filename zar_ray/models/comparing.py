@@ -7,6 +7,7 @@ from dataclasses import asdict
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
 from zar_ray.models.architecture import Architecture
+from zar_ray.models.systems.base import SYSTEM
 from zar_ray.video.transforms import Preprocessing
 
 
@@ -29,7 +30,7 @@ def _settings(architecture: Architecture) -> dict[str, object]:
     for name, value in architecture.items():
         if name in towers:
             settings |= {f"{name}.{key}": inner for key, inner in {**towers[name], **value}.items()}
-        elif name != "custom_text":  # the same towers under other attribute names
+        elif name not in ("custom_text", SYSTEM):  # the same towers, under other attribute names or trained otherwise
             settings[name] = value
     return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
 

@@ -20,13 +20,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from open_clip.transformer import VisionTransformer
 from torch import nn
 
 from zar_ray.errors import ModelError
-from zar_ray.models.parts import Part
+from zar_ray.models.parts import DEEP_PROMPTS, require_class_token
 
-SIZES = "deep_prompts"
 DEVIATION = 0.02  # of new vectors, as in the official code
 
 
@@ -42,16 +40,15 @@ def attach_deep_prompts(clip: Any, vectors: int, depth: int, generator: torch.Ge
     Raises:
         ModelError: The towers are not transformers of so many layers.
     """
+    require_class_token(clip, "prompt vectors in layers")
     visual, text = clip.visual, getattr(clip, "text", clip)
-    if type(visual) is not VisionTransformer or visual.attn_pool is not None or visual.pool_type != "tok":
-        raise ModelError("prompt vectors in layers need a vision transformer with a class token, such as ViT-B-16")
     layers = min(len(tower.transformer.resblocks) for tower in (visual, text))
     if depth > layers:
         raise ModelError(f"--prompt-depth {depth}: a tower of this model has {layers} layers; choose a smaller depth")
     for tower in (visual, text):
         blocks, width = tower.transformer.resblocks, tower.positional_embedding.shape[1]
         drawn = torch.randn(depth, vectors, width, generator=generator) * DEVIATION
-        tower.register_parameter("deep_prompts", nn.Parameter(drawn.to(tower.positional_embedding)))
+        tower.register_parameter(DEEP_PROMPTS, nn.Parameter(drawn.to(tower.positional_embedding)))
         replace = _replace_last if tower is visual else _replace_context
         for layer in range(1, depth):
             blocks[layer].register_forward_pre_hook(partial(replace, tower, layer))
@@ -60,7 +57,7 @@ def attach_deep_prompts(clip: Any, vectors: int, depth: int, generator: torch.Ge
 
 def deep_prompts_of(tower: Any) -> torch.Tensor | None:
     """The prompt vectors (d, n, W) of an image or a text tower; None where it has none."""
-    return getattr(tower, "deep_prompts", None)
+    return getattr(tower, DEEP_PROMPTS, None)
 
 
 def with_layer_prompts(x: torch.Tensor, prompts: torch.Tensor | None, layer: int, first: int) -> torch.Tensor:
@@ -101,7 +98,3 @@ def _replace_last(tower: Any, layer: int, _block: nn.Module, inputs: tuple[Any, 
 
 def _replace_context(tower: Any, layer: int, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (with_layer_prompts(inputs[0], tower.deep_prompts, layer, 1), *inputs[1:])
-
-
-# `--trains prompts` trains them.
-PART = Part(SIZES, attach_deep_prompts, shapes_tell=True)

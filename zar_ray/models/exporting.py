@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,10 +13,13 @@ from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from safetensors.torch import save_file
 
 from zar_ray.errors import ModelError
-from zar_ray.models.architecture import PARTS, infer_architecture, model_name
+from zar_ray.models.architecture import infer_architecture, model_name
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.comparing import architecture_difference
-from zar_ray.models.sources import free_path, load_source
+from zar_ray.models.files import appearing, free_path
+from zar_ray.models.loading import load_source
+from zar_ray.models.systems.base import SYSTEM
+from zar_ray.models.systems.registry import known_parts
 from zar_ray.video.transforms import Preprocessing
 
 ExportFormat = Literal["open_clip", "openai"]
@@ -62,14 +62,14 @@ def export_checkpoint(
     endings = () if as_folder else (_SAFETENSORS,) if to == "open_clip" else (_SAFETENSORS, ".pt")
     target = free_path(output, *endings)
     model = load_source(source)
-    if added := [word for word in PARTS if word in model.architecture]:
+    if added := [word for word in known_parts() if word in model.architecture]:
         raise ModelError(f"{source}: has more than a CLIP ({', '.join(added)}), and {to}'s format has no place for it")
     tensors = {name: _rounded(name, tensor, half) for name, tensor in model.clip.state_dict().items()}
     if to == "openai":
         return _export_openai(model, tensors, target, str(source))
     name = model_name(model.architecture)
     if as_folder:
-        with _appearing(target) as unfinished:
+        with appearing(target) as unfinished:
             unfinished.mkdir()
             save_file(tensors, unfinished / HF_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
             config = json.dumps(_open_clip_config(model), indent=2)
@@ -80,7 +80,7 @@ def export_checkpoint(
             f"{source}: its architecture has no name in open_clip, so a file alone cannot be loaded there; export a"
             " folder: give --output without an ending"
         )
-    with _appearing(target) as unfinished:
+    with appearing(target) as unfinished:
         save_file(tensors, unfinished, metadata={"format": "pt"})
     return Export(target, f'open_clip.create_model("{name}", pretrained="{target}")', _lost(model, "file"))
 
@@ -100,7 +100,7 @@ def _export_openai(model: ClipModel, tensors: dict[str, torch.Tensor], target: P
         "vocab_size": model.clip.vocab_size,
     }
     tensors = tensors | {name: torch.tensor(value) for name, value in marks.items()}
-    with _appearing(target) as unfinished:
+    with appearing(target) as unfinished:
         if target.suffix == _SAFETENSORS:
             save_file(tensors, unfinished, metadata={"format": "pt"})
         else:
@@ -111,7 +111,7 @@ def _export_openai(model: ClipModel, tensors: dict[str, torch.Tensor], target: P
 def _open_clip_config(model: ClipModel) -> dict[str, object]:
     pixels = model.preprocessing
     return {
-        "model_cfg": dict(model.architecture),
+        "model_cfg": {name: value for name, value in model.architecture.items() if name != SYSTEM},
         "preprocess_cfg": {
             "mean": list(pixels.mean),
             "std": list(pixels.std),
@@ -136,17 +136,3 @@ def _lost(model: ClipModel, kind: Literal["folder", "file"]) -> tuple[str, ...]:
 def _rounded(name: str, tensor: torch.Tensor, half: bool) -> torch.Tensor:
     tensor = tensor.detach().contiguous().clone()
     return tensor.half() if half and tensor.is_floating_point() and name != "logit_scale" else tensor
-
-
-@contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A place to write at, which becomes the target when all is written."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        yield unfinished
-        unfinished.replace(target)
-    finally:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        unfinished.unlink(missing_ok=True)

@@ -13,11 +13,10 @@ import torch
 
 from zar_ray.errors import ModelError
 from zar_ray.models.architecture import Architecture, build_clip
-from zar_ray.models.checkpoints import Checkpoint, load_weights, read_checkpoint, save_checkpoint
+from zar_ray.models.checkpoints import Checkpoint, load_weights, read_checkpoint, save_checkpoint, shape_of
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.formats import ORIGIN_NAMES
-from zar_ray.models.loading import describe_checkpoint
-from zar_ray.models.sources import free_path, load_source
+from zar_ray.models.files import free_path
+from zar_ray.models.loading import describe_checkpoint, load_source
 from zar_ray.video.transforms import Preprocessing
 
 
@@ -58,7 +57,7 @@ class ImportPlan:
         notable += [("missing", name, "neither in the file nor in a base") for name in self.missing]
         width = max((len(name) for _, name, _ in notable), default=0)
         return [
-            f"{self.checkpoint.path}: {ORIGIN_NAMES[self.checkpoint.origin]}{epoch}",
+            f"{self.checkpoint.path}: {self.checkpoint.title}{epoch}",
             f"{len(self.used)} tensors used, {len(unused)} unused, {len(self.missing)} missing,"
             f" {len(self.from_base)} from the base",
             *(f"{what:<13}  {name:<{width}}  {why}" for what, name, why in notable),
@@ -146,8 +145,8 @@ def plan_import(
     for key in lacking:
         if key in held and held[key].shape != wanted[key].shape:
             raise ModelError(
-                f"{base}: its {key} is {_shape(held[key])}, and {path} needs {_shape(wanted[key])}; give the CLIP that"
-                " it was trained from"
+                f"{base}: its {key} is {shape_of(held[key])}, and {path} needs {shape_of(wanted[key])}; give the CLIP"
+                " that it was trained from"
             )
     return ImportPlan(
         checkpoint,
@@ -170,7 +169,3 @@ def default_output(path: str | os.PathLike[str]) -> Path:
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more tensors"
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "one number"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import urllib.error
 import urllib.request
 import warnings
@@ -17,7 +18,6 @@ from open_clip.pretrained import download_pretrained
 
 from zar_ray.errors import ModelError, suggestion
 from zar_ray.models.architecture import (
-    PARTS,
     QUICKGELU_SUFFIX,
     Architecture,
     build_clip,
@@ -27,9 +27,10 @@ from zar_ray.models.architecture import (
 )
 from zar_ray.models.checkpoints import Checkpoint, load_weights, read_checkpoint
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.formats import ORIGIN_NAMES, TOKEN_EMBEDDING, published_preprocessing
+from zar_ray.models.formats import TOKEN_EMBEDDING
 from zar_ray.models.options import ModelOptions
-from zar_ray.models.systems import System, find_system
+from zar_ray.models.systems.base import SYSTEM, System
+from zar_ray.models.systems.registry import find_system, known_parts
 from zar_ray.video.transforms import Preprocessing
 
 RANDOM = "random"
@@ -42,15 +43,15 @@ _DEFAULT_MODEL = ModelOptions.model_fields["model"].default
 def load_model(options: ModelOptions, device: torch.device | str | None = None) -> ClipModel:
     """Loads the model that the options name.
 
-    `checkpoint` comes before `pretrained`. zar-ray's own files describe themselves, and the systems of ViFi-CLIP's,
-    ActionCLIP's and EZ-CLIP's are known. For others `model` names the architecture; while it is left at its default, a
-    file in OpenAI's layout is taken for OpenAI's: sizes from its tensors, and QuickGELU. No file tells its activation,
-    so a warning says what was assumed unless the file bears OpenAI's own marks. A ViFi-CLIP file holds no token
-    embedding: that of `model` and `pretrained` is used.
+    `checkpoint` comes before `pretrained`. zar-ray's own files describe themselves, and those of published systems are
+    known. For others `model` names the architecture; while it is left at its default, a file in OpenAI's layout is
+    taken for OpenAI's: sizes from its tensors, and QuickGELU. No file tells its activation, so a warning says what was
+    assumed unless the file bears OpenAI's own marks. Of a system's file without a token embedding, that of `model` and
+    `pretrained` is used.
 
     A `model` that is a published system's name (`zar_ray.models.systems`) is the CLIP that it builds on with what it
     adds: a checkpoint's own, or new weights where the checkpoint or the tag is a plain CLIP, as training starts from.
-    ViFi-CLIP adds nothing that its checkpoints must have, so its plain CLIP is taken as it is.
+    Of a system that adds nothing that its checkpoints must have, the plain CLIP is taken as it is.
 
     Args:
         options: Which weights, and how they run.
@@ -79,6 +80,28 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
     else:
         model = _from_tag(options, options.pretrained)
     return (model if system is None else _as_system(model, system)).to(target)
+
+
+def load_source(source: str | os.PathLike[str]) -> ClipModel:
+    """Loads a checkpoint file, or open_clip's pretrained weights, on the CPU.
+
+    Args:
+        source: A file that `load_model` reads, or an open_clip ``NAME:TAG`` such as ``ViT-B-16-quickgelu:openai``.
+
+    Raises:
+        ModelError: There is no such file or tag, it cannot be loaded, or the weights are random.
+    """
+    name, colon, tag = str(source).rpartition(":")
+    if Path(source).is_file():
+        return load_model(ModelOptions(checkpoint=Path(source), device="cpu"))
+    if not colon or "/" in name:
+        raise ModelError(
+            f"{source}: no such checkpoint file; open_clip's weights are named NAME:TAG, such as"
+            " ViT-B-16-quickgelu:openai"
+        )
+    if tag == RANDOM:
+        raise ModelError(f"{source}: random weights are of no use here; name trained ones")
+    return load_model(ModelOptions(model=name, pretrained=tag, device="cpu"))
 
 
 def pick_device(device: torch.device | str) -> torch.device:
@@ -164,8 +187,8 @@ def _from_file(options: ModelOptions) -> ClipModel:
         checkpoint, options.model if options.model != _DEFAULT_MODEL else None
     )
     tensors = checkpoint.tensors
-    if checkpoint.origin == "vificlip" and TOKEN_EMBEDDING not in tensors:
-        tensors = {**tensors, TOKEN_EMBEDDING: _token_embedding(options)}
+    if find_system(checkpoint.origin) is not None and TOKEN_EMBEDDING not in tensors:
+        tensors = {**tensors, TOKEN_EMBEDDING: _token_embedding(options, checkpoint)}
     clip = build_clip(architecture)
     load_weights(clip, tensors, place)
     return ClipModel(clip, name, preprocessing, architecture, options.precision)
@@ -173,32 +196,38 @@ def _from_file(options: ModelOptions) -> ClipModel:
 
 def _as_system(model: ClipModel, system: System) -> ClipModel:
     """A model of a published system: itself, or a plain CLIP with new weights for what the system adds."""
-    own, wanted = ({word for word in PARTS if word in parts} for parts in (model.architecture, system.additions))
-    if wanted <= own <= wanted.union(system.optional):
-        return model
-    if own:
+    parts, named = known_parts(), model.architecture.get(SYSTEM, system.name)
+    own, wanted = ({word for word in parts if word in one} for one in (model.architecture, system.additions))
+    fits = wanted.difference(system.optional) <= own <= wanted.union(system.optional)
+    if own and not (fits and named == system.name):
+        other = f"is of the system {named}" if fits else f"has {', '.join(sorted(own))}"
         raise ModelError(
-            f"{model.name}: has {', '.join(sorted(own))}, which --model {system.name} has not; leave --model away: the"
+            f"{model.name}: {other}, which --model {system.name} {'is' if fits else 'has'} not; leave --model away: the"
             " checkpoint says what it is"
         )
+    if fits:
+        model.architecture = {**model.architecture, SYSTEM: system.name}
+        return model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         before = len(model.clip.state_dict())
-        for word in wanted:
-            PARTS[word].attach(model.clip, **system.additions[word])
+        for word in system.additions:
+            if word in parts:
+                parts[word](model.clip, **system.additions[word])
+    pixels = model.preprocessing
     return ClipModel(
         model.clip,
         system.name,
-        published_preprocessing(system.name, model.preprocessing.input_size) or model.preprocessing,
-        {**model.architecture, **system.additions},
+        system.preprocessing(pixels.input_size) if system.preprocessing is not None else pixels,
+        {**model.architecture, **system.additions, SYSTEM: system.name},
         model.precision,
         random_weights=model.random_weights or len(model.clip.state_dict()) > before,
     )
 
 
-def _token_embedding(options: ModelOptions) -> torch.Tensor:
+def _token_embedding(options: ModelOptions, checkpoint: Checkpoint) -> torch.Tensor:
     """That of the pretrained model that the options name beside a checkpoint without one."""
-    lacks = f"{options.checkpoint}: a {ORIGIN_NAMES['vificlip']} file, which holds no token embedding"
+    lacks = f"{options.checkpoint}: a {checkpoint.title} file, which holds no token embedding"
     way_out = f"make it whole with: zar checkpoint import {options.checkpoint} --base FILE or NAME:TAG"
     if options.pretrained in (None, RANDOM):
         raise ModelError(f"{lacks}, and no pretrained model is named to take it from; {way_out}")

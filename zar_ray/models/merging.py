@@ -21,7 +21,8 @@ from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.comparing import architecture_difference, preprocessing_difference
-from zar_ray.models.sources import free_path, load_source
+from zar_ray.models.files import free_path
+from zar_ray.models.loading import load_source
 
 Source = str | os.PathLike[str]
 
@@ -59,14 +60,15 @@ def merge_checkpoints(
 ) -> None:
     """Writes a weighted mean of checkpoints as a zar-ray checkpoint.
 
-    Sums are taken in float64 and rounded to float32 once. Only one checkpoint is held beside the sum.
+    Sums are taken in float64 and rounded to float32 once. Beside the sum, one checkpoint is held, the first
+    and the one of `pixels_of`.
 
     Args:
         sources: At least two checkpoint files or open_clip ``NAME:TAG``.
         weights: A share for each source, not negative, that together make 1; None: equal ones.
         output: The ``.safetensors`` file to write, which must not be there.
-        pixels_of: The source whose preprocessing the result has, where they do not all have the same, as CLIP and a
-            model that was fine-tuned from it with ImageNet's mean.
+        pixels_of: The source whose preprocessing the result has, and whose system it is of, where they do not all have
+            the same, as CLIP and a model that was fine-tuned from it with ImageNet's mean.
 
     Raises:
         ConfigError: There are too few sources, the weights do not fit them, or `pixels_of` is none of them.
@@ -84,7 +86,7 @@ def merge_checkpoints(
 
     first = load_source(sources[0])
     total = {name: _weighted(tensor, shares[0]) for name, tensor in first.clip.state_dict().items()}
-    merged, preprocessing = [_note(sources[0], first, shares[0])], first.preprocessing
+    merged, leading = [_note(sources[0], first, shares[0])], first
     for source, share in zip(sources[1:], shares[1:], strict=True):
         model = load_source(source)
         difference = architecture_difference(first.architecture, model.architecture)
@@ -97,13 +99,13 @@ def merge_checkpoints(
                 " (--pixels-of)"
             )
         if source == pixels_of:
-            preprocessing = model.preprocessing
+            leading = model
         for name, tensor in model.clip.state_dict().items():
             if tensor.is_floating_point():
                 total[name] += _weighted(tensor, share)
         merged.append(_note(source, model, share))
     notes = {"name": target.stem, "merged": merged}
-    save_checkpoint(total, first.architecture, preprocessing, target, notes)
+    save_checkpoint(total, leading.architecture, leading.preprocessing, target, notes)
 
 
 def _weighted(tensor: torch.Tensor, share: float) -> torch.Tensor:

@@ -20,8 +20,8 @@ class ModelOptions(ContextOption):
 
     model: str = Field(
         default="ViT-B-16-quickgelu",
-        description="An open_clip model name (OpenAI weights need -quickgelu), or a published system: vificlip,"
-        " actionclip, ezclip, a5, vitaclip or xclip.",
+        description="An open_clip model name (OpenAI weights need -quickgelu), or a published system's, see"
+        " docs/models.md.",
     )
     pretrained: str | None = Field(
         default="openai",
@@ -29,8 +29,8 @@ class ModelOptions(ContextOption):
     )
     checkpoint: Path | None = Field(
         default=None,
-        description="A local checkpoint (.safetensors or .pt) instead of a tag: OpenAI's, open_clip's, ViFi-CLIP's,"
-        " ActionCLIP's, EZ-CLIP's, A5's, Vita-CLIP's, X-CLIP's or zar-ray's.",
+        description="A local checkpoint (.safetensors or .pt) instead of a tag: zar-ray's, OpenAI's, open_clip's or a"
+        " published system's (docs/checkpoints.md).",
     )
     precision: Precision = Field(
         default="fp32", description="The image encoder's precision; text and tuning stay float32."

@@ -1,42 +1,74 @@
-"""What a published system adds to CLIP, as a declaration: the word in an architecture, and what puts it there.
+"""What a system adds to CLIP, and the names under which the rest of zar-ray finds it there.
 
-`zar_ray.models.architecture.PARTS` has all of them; docs/extending.md shows a new one.
+A part works inside open_clip's own towers, by modules and hooks. Where more than the towers must know of it, it leaves
+something under one of the names here: a head over frames, a number of frames that belong together, a context, or how
+texts are framed. docs/extending.md has what follows from each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+import torch
+from open_clip.transformer import VisionTransformer
 from torch import nn
+from torch.nn import functional as F
+
+from zar_ray.errors import ModelError
+
+FUSION = "fusion"
+"""The CLIP's module that makes a view's embedding of its frames', in the place of their mean."""
 
 VIEW_FRAMES = "view_frames"
 """Where an image tower whose frames see each other says how many a view has."""
 
+OWN_CONTEXT = "own_context"
+"""The text tower's parameter (L, W) that stands where a context's words would."""
 
-def _none(_name: str) -> bool:
-    return False
+DEEP_PROMPTS = "deep_prompts"
+"""Each tower's parameter (d, n, W) of prompt vectors in its layers, see `zar_ray.models.deep_prompts`."""
+
+TEXT_FRAME = "text_frame"
+"""Where a text tower has the `TextFrame` that its texts stand in."""
+
+PROMPT_DROPOUT = "prompt_dropout"
+"""The dropout, in an image tower's transformer, whose rate ``--prompt-dropout`` sets in training."""
+
+VECTOR = -1
+"""Stands for a learnt vector among token ids."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """Something that an architecture may add to an open_clip CLIP.
+class TextFrame(Protocol):
+    """What stands around the tokens of every text."""
+
+    def around(self, start: int, tokens: Sequence[int], end: int) -> list[int]:
+        """Token ids of a text from its start to its end, with `VECTOR` where a learnt vector stands."""
+        ...
+
+    def embedded(self, tower: Any, ids: torch.Tensor) -> torch.Tensor:
+        """Token embeddings (K, n, W) of ids (K, n), with the text tower's learnt vectors in their places."""
+        ...
+
+
+class FollowingHead(Protocol):
+    """A head over frames under which texts follow the video: each has another embedding for every one.
 
     Attributes:
-        word: What an architecture calls it; the settings under it are the arguments of `attach`.
-        attach: Puts it, with new weights from torch's default generator, into a CLIP that has none yet. Raises
-            `zar_ray.errors.ModelError` where the CLIP or a setting does not fit.
-        is_trained: Whether ``--trains added``, under which the CLIP itself is frozen, trains a parameter of this name
-            in the CLIP's state dict. By default none.
-        shapes_tell: Whether the shapes of its tensors tell all its settings; a model's fingerprint counts the others'
-            settings too.
+        width: D, of embeddings; what a head gives beyond it is what texts follow.
     """
 
-    word: str
-    attach: Callable[..., None]
-    is_trained: Callable[[str], bool] = _none
-    shapes_tell: bool = False
+    width: int
+
+    def text_embeddings(self, texts: torch.Tensor, followed: torch.Tensor) -> torch.Tensor:
+        """Texts (K, D) as n videos have them, (n, K, D), not normalised; `followed` is (n, …), of the head."""
+        ...
+
+
+def following_head(clip: Any) -> FollowingHead | None:
+    """The head of a CLIP whose texts follow the video; None where they do not."""
+    head = getattr(clip, FUSION, None)
+    return head if hasattr(head, "text_embeddings") else None
 
 
 def frames_of(visual: Any) -> int | None:
@@ -44,7 +76,55 @@ def frames_of(visual: Any) -> int | None:
     return getattr(visual, VIEW_FRAMES, None)
 
 
+def text_frame_of(tower: Any) -> TextFrame | None:
+    """What a text tower puts around its texts; None where that is their start and end alone."""
+    return getattr(tower, TEXT_FRAME, None)
+
+
+def own_context_of(tower: Any) -> torch.Tensor | None:
+    """The context (L, W) that a text tower holds, its first layer's prompt vectors or one; None where it has none."""
+    deep = getattr(tower, DEEP_PROMPTS, None)
+    return getattr(tower, OWN_CONTEXT, None) if deep is None else deep[0]
+
+
 def embedding_width(clip: Any) -> int:
     """D, the width of an open_clip CLIP's embeddings."""
     projection = getattr(clip, "text", clip).text_projection
     return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
+
+
+def is_of_head(name: str) -> bool:
+    """Whether a parameter of a CLIP is one of its head over frames."""
+    return name.startswith(f"{FUSION}.")
+
+
+def require_class_token(clip: Any, what: str) -> None:
+    """Refuses an image tower that is no vision transformer with a class token.
+
+    Args:
+        clip: An open_clip CLIP.
+        what: What needs one, for the message.
+
+    Raises:
+        ModelError: It is none.
+    """
+    visual = clip.visual
+    if type(visual) is not VisionTransformer or visual.attn_pool is not None or visual.pool_type != "tok":
+        raise ModelError(f"{what} need a vision transformer with a class token, such as ViT-B-16")
+
+
+def with_times(tokens: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+    """The tokens of whole views (n·T, tokens, W), with the embedding of its time (T, W) added to each frame's."""
+    views = tokens.unflatten(0, (-1, len(times)))
+    return (views + times[:, None].to(views.dtype)).flatten(0, 1)
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+    """What attention of several heads makes of projected queries (n, q, W), keys and values (n, k, W): (n, q, W)."""
+    query, key, value = (one.unflatten(-1, (heads, -1)).transpose(1, 2) for one in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def drop_last(_block: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+    """A forward hook: a block's output without the token that was put behind the others."""
+    return output[:, :-1]

@@ -27,8 +27,8 @@ from torchvision.ops import stochastic_depth
 from zar_ray.errors import ConfigError
 from zar_ray.models.blocks import unfit_block
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.fusion_heads import FUSION
-from zar_ray.models.temporal_adapters import ADAPTERS, PROMPT_DROPOUT
+from zar_ray.models.parts import FUSION, PROMPT_DROPOUT
+from zar_ray.models.systems.registry import rule_of
 from zar_ray.training.options import TrainConfig
 
 
@@ -53,6 +53,9 @@ def attach_regularisation(model: ClipModel, config: TrainConfig) -> tuple[nn.Mod
         ("--attention-dropout", config.attention_dropout, _drop_attention),
     ):
         if rate:
+            if not model.frame_independent and not rule_of(model.architecture).drops_layers:
+                # What passes between frames beside the branches would be dropped as nothing published does it.
+                raise ConfigError(f"{option}: not for {model.name}, whose frames see each other; leave it away")
             for stack in _trained_stacks(model, option, config.trains):
                 dropping += attach(stack, _rates(rate, stack, model))
     if config.prompt_dropout:
@@ -64,9 +67,6 @@ def attach_regularisation(model: ClipModel, config: TrainConfig) -> tuple[nn.Mod
 
 def _trained_stacks(model: ClipModel, option: str, trains: str) -> list[Any]:
     """The transformers of the towers that have a trained parameter in them."""
-    if not model.frame_independent and ADAPTERS not in model.architecture:
-        # What X-CLIP and Vita-CLIP add passes between frames beside the branches, and nothing published drops it.
-        raise ConfigError(f"{option}: of systems whose frames see each other for ezclip alone; leave it away")
     towers = {"image": model.clip.visual, "text": model.text_tower}
     stacks = []
     for name, tower in towers.items():
@@ -114,7 +114,7 @@ def _drop_attention(stack: Any, rates: list[float]) -> list[nn.Module]:
 def _prompt_dropout(model: ClipModel, rate: float) -> nn.Module:
     dropout = getattr(getattr(model.clip.visual, "transformer", None), PROMPT_DROPOUT, None)
     if dropout is None:
-        raise ConfigError(f"--prompt-dropout: {model.name} has no temporal prompts, as ezclip has; leave it away")
+        raise ConfigError(f"--prompt-dropout: {model.name} has no prompts that could drop numbers; leave it away")
     dropout.p = rate
     return dropout
 
@@ -122,7 +122,7 @@ def _prompt_dropout(model: ClipModel, rate: float) -> nn.Module:
 def _head_with_dropout(model: ClipModel, rate: float, trains: str) -> nn.Module:
     head = getattr(model.clip, FUSION, None)
     if head is None or not any(isinstance(module, nn.Dropout) for module in head.modules()):
-        raise ConfigError(f"--head-dropout: {model.name} has no head with dropout, as Transf_cls; leave it away")
+        raise ConfigError(f"--head-dropout: {model.name} has no head with dropout; leave it away")
     if not any(parameter.requires_grad for parameter in head.parameters()):
         raise ConfigError(f"--head-dropout: --trains {trains} does not train {model.name}'s head; leave it away")
     for module in head.modules():

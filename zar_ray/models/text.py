@@ -11,22 +11,19 @@ import torch
 from torch.nn.functional import normalize
 
 from zar_ray.data.class_texts import ClassPrompts, ContextFile
-from zar_ray.data.options import TextAverage
+from zar_ray.data.options import CONTEXT, PromptOptions, TextAverage
 from zar_ray.errors import ConfigError
 from zar_ray.models.clip import ClipModel, clip_tokenizer
-from zar_ray.models.deep_prompts import deep_prompts_of
 from zar_ray.models.learned_context import LearnedContext, parse_context
-from zar_ray.models.learned_texts import has_learned_texts
-from zar_ray.models.options import ClassPosition, ModelOptions
+from zar_ray.models.options import ClassPosition
+from zar_ray.models.parts import own_context_of, text_frame_of
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.prompt_passes import FullPass, PromptPass, SharedPrefixPass, unfit_text
-from zar_ray.models.view_prompts import own_context_of
 
 _TEXTS_A_PASS = 256
 _SHOWN_TEXT = 80  # characters of a text that a message repeats
 _OTHER_TEXTS = ', or one text a class in a single template such as "a video of a {}."'
 _PLACEHOLDER = "x"  # a token whose place a learned vector takes
-_DEFAULT_CONTEXT: str = ModelOptions.model_fields["context"].default
 
 
 class PromptedClasses:
@@ -42,15 +39,15 @@ class PromptedClasses:
     can be tuned where each class has one text and all texts start with the context's words, tokens of their own; what
     follows them, the name and what the template puts behind it, stays.
 
-    A model with prompt vectors in its layers (`zar_ray.models.deep_prompts`) has a context of its own, its first
-    layer's vectors, and takes no other; so has a Vita-CLIP (`zar_ray.models.view_prompts`). One with learnt vectors
-    around class names (`zar_ray.models.learned_texts`) reads names alone, or texts, between them, and has no context to
-    tune; nor has one whose texts follow the video (`zar_ray.models.cross_frames`), which reads names alone too.
+    A model may hold a context of its own (`zar_ray.models.parts.own_context_of`), and takes no other then. One that
+    puts vectors around its texts (`zar_ray.models.parts.TextFrame`) reads names alone, or texts, between them, and has
+    no context to tune; nor has one whose texts follow the video, which reads names alone too.
 
     Args:
         model: The model whose text tower reads the prompts.
         class_names: The candidate classes, as they shall appear in results.
-        context: The words that the context vectors start from, or a context learned for this model.
+        context: The words that the context vectors start from, or a context learned for this model; None: the
+            model's own words (`ClipModel.context`).
         position: Where the name stands: ``end``, after the context; ``front``, before it; ``middle``, after the first
             half of it, rounded down (CoOp: Zhou et al., IJCV 2022, section 3.2).
         texts: For each class its whole prompts; by default the one prompt ``CONTEXT NAME.``.
@@ -73,7 +70,7 @@ class PromptedClasses:
         self,
         model: ClipModel,
         class_names: Sequence[str],
-        context: str | LearnedContext = _DEFAULT_CONTEXT,
+        context: str | LearnedContext | None = None,
         position: ClassPosition = "end",
         texts: Sequence[Sequence[str]] | None = None,
         average: TextAverage = "features",
@@ -83,16 +80,17 @@ class PromptedClasses:
         for number, name in enumerate(class_names, 1):
             if not _spaced(name):
                 raise ConfigError(f"class name {number} of {len(class_names)} is empty; give every class a name")
-        bare = has_learned_texts(model.text_tower) or model.texts_follow_videos
+        bare = text_frame_of(model.text_tower) is not None or model.texts_follow_videos
         self._bare = bare
         if bare:
             # A template's words count as a context, and stand between the vectors as any text.
-            if (texts is None and context != _DEFAULT_CONTEXT) or position != "end":
+            if (texts is None and context is not None) or position != "end":
                 raise ConfigError(
                     f"{model.name}: reads class names without a context; leave --context and --class-position away"
                 )
             texts = [(name,) for name in class_names] if texts is None else texts
         vectors = _learned_vectors(model, context, position, texts)
+        context = model.context if context is None else context
         words = _spaced(str(context)) if vectors is None else " ".join([_PLACEHOLDER] * len(vectors))
         self.model = model
         self.class_names = tuple(class_names)
@@ -308,6 +306,20 @@ def encode_tokens(model: ClipModel, token_ids: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def default_words(model: ClipModel) -> str | None:
+    """The words that stand in front of class names where the user names none; None where a model takes no words."""
+    bare = text_frame_of(model.text_tower) is not None or model.texts_follow_videos
+    return None if bare or own_context_of(model.text_tower) is not None else model.context
+
+
+def remark_on_words(model: ClipModel, options: PromptOptions) -> str | None:
+    """What to tell the user whose options name no words, where the model's system has its own; None elsewhere."""
+    words = default_words(model)
+    if words in (None, CONTEXT) or options.context is not None or options.template is not None:
+        return None
+    return f'its prompts start with "{words}", as it was trained; --context gives it other words'
+
+
 def why_full_pass(model: ClipModel, position: ClassPosition = "end") -> str | None:
     """Why prompts of a model must run through the text tower as a whole; None where classes can share a prefix."""
     if position != "end":
@@ -316,19 +328,21 @@ def why_full_pass(model: ClipModel, position: ClassPosition = "end") -> str | No
 
 
 def _learned_vectors(
-    model: ClipModel, context: str | LearnedContext, position: ClassPosition, texts: Sequence[Sequence[str]] | None
+    model: ClipModel,
+    context: str | LearnedContext | None,
+    position: ClassPosition,
+    texts: Sequence[Sequence[str]] | None,
 ) -> torch.Tensor | None:
     """(L, W): the vectors that stand where a context's words would; None where words do."""
-    deep, alone = deep_prompts_of(model.text_tower), own_context_of(model.text_tower)
-    own = deep[0] if deep is not None else alone
+    own = own_context_of(model.text_tower)
     if own is not None:
-        if texts is not None or context != _DEFAULT_CONTEXT or position != "end":
+        if texts is not None or context is not None or position != "end":
             raise ConfigError(
                 f"{model.name}: has learnt {len(own)} vectors to stand in front of class names; leave --context,"
                 " --class-position, --template and --class-texts away"
             )
         return own
-    if isinstance(context, str):
+    if not isinstance(context, LearnedContext):
         return None
     context.require_for(model)
     if texts is not None:

@@ -100,7 +100,7 @@ def _settled(options: EvalConfig) -> EvalConfig:
             "features": options.features and kept_folder("features", options.features),
             "checkpoint": options.checkpoint.expanduser().absolute() if options.checkpoint else None,
             "class_texts": options.class_texts.expanduser().absolute() if options.class_texts else None,
-            "context": str(Path(options.context).expanduser().absolute()) if of_file else options.context,
+            "context": str(Path(str(options.context)).expanduser().absolute()) if of_file else options.context,
             "sweep": tuple(
                 str(Path(one).expanduser().absolute()) if Path(one).suffix else one for one in options.sweep
             ),

@@ -11,27 +11,13 @@ from zar_ray.cluster import inside_job
 from zar_ray.data.class_texts import ClassPrompts, is_context_file
 from zar_ray.data.datasets import open_dataset, resolve_dataset
 from zar_ray.data.manifest import Manifest
-from zar_ray.errors import ConfigError, ManifestError, suggestion
-from zar_ray.models.architecture import Architecture, read_architecture
-from zar_ray.models.systems import known_files
+from zar_ray.errors import ConfigError, ManifestError
+from zar_ray.models.architecture import Architecture
+from zar_ray.models.systems.registry import find_system
 from zar_ray.options.base import fingerprint, meaning
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.schedule import Schedule
 from zar_ray.training.validation import validation_set
-
-
-def load_architecture(name: str) -> Architecture:
-    """An architecture by its name in conf/models or by its file.
-
-    Raises:
-        ConfigError: There is none, or it is not in the form of open_clip's model configs.
-        ModelError: It builds on a model that open_clip does not know.
-    """
-    known = known_files()
-    path = known.get(name, Path(name))
-    if not path.is_file():
-        raise ConfigError(f"--architecture {name}: no such name or file{suggestion(name, known)}")
-    return read_architecture(path)
 
 
 def settled(config: TrainConfig) -> TrainConfig:
@@ -57,11 +43,14 @@ def settled(config: TrainConfig) -> TrainConfig:
         )
     if config.register_as is not None and not config.mlflow:
         raise ConfigError("--register-as: a model is registered in MLflow; leave out --no-mlflow")
-    paths = {
+    paths: dict[str, object] = {
         name: path.expanduser().absolute()
         for name in ("output", "checkpoint", "class_texts")
         if (path := getattr(config, name)) is not None
     }
+    system = find_system(config.model)
+    if system is not None and config.context is None and config.template is None and config.trains != "prompts":
+        paths["context"] = system.context
     # Workers have working folders of their own.
     return config.model_copy(update={**paths, "micro_batch": micro_batch})
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from zar_ray.cluster import connected, total_gpus
 from zar_ray.data.class_texts import prompts_of
+from zar_ray.models.architecture import load_architecture
 from zar_ray.options.base import fingerprint
 from zar_ray.options.layers import zar_home
 from zar_ray.results.folder import RunFolder
@@ -18,7 +19,6 @@ from zar_ray.storage import Storage
 from zar_ray.training.fitting import cpus_per_worker, fit
 from zar_ray.training.inputs import (
     accumulation,
-    load_architecture,
     settled,
     training_identity,
     training_videos,
@@ -43,7 +43,7 @@ def run_training(config: TrainConfig, console: Console, parent: str | None = Non
         ZarError: An option or the dataset cannot be used.
         RunError: Training failed; the same command continues it.
     """
-    config = settled(config)
+    asked, config = config, settled(config)
     assert config.output is not None
     videos = training_videos(config, console)
     validation = validation_set(config, console)
@@ -58,6 +58,8 @@ def run_training(config: TrainConfig, console: Console, parent: str | None = Non
     started = time.monotonic()
     console.print(f"training in {folder.storage.path()}", markup=False)
     console.print(f"each step: {accumulation(config)}")
+    if config.context is not None and asked.context is None:
+        console.print(f'prompts start with "{config.context}", the words of {config.model}\'s own training')
     schedule = Schedule.of(config, len(videos))
     if schedule.warmup >= schedule.steps:
         console.print(

@@ -14,16 +14,16 @@ from torch.nn.functional import normalize
 
 from zar_ray.data.class_texts import ClassPrompts, ContextFile
 from zar_ray.errors import ConfigError, ModelError
-from zar_ray.models.architecture import EVALUATION_SCALE, is_added
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.deep_prompts import SIZES, attach_deep_prompts, deep_prompts_of
-from zar_ray.models.fusion_heads import FUSION
+from zar_ray.models.deep_prompts import attach_deep_prompts
 from zar_ray.models.learned_context import RANDOM, LearnedContext, parse_context, save_context
 from zar_ray.models.losses import matching_losses, motion_loss
+from zar_ray.models.parts import DEEP_PROMPTS, FUSION, own_context_of
 from zar_ray.models.regularisation import attach_regularisation
+from zar_ray.models.systems.base import EVALUATION_SCALE
+from zar_ray.models.systems.registry import registered, rule_of
 from zar_ray.models.text import PromptedClasses, encode_tokens
-from zar_ray.models.view_prompts import VIEW_PROMPTS, own_context_of
 from zar_ray.training.options import TrainConfig
 
 # CLIP's own bound on the logit scale (Radford et al., ICML 2021, section 2.5).
@@ -45,9 +45,8 @@ class VideoTextModel(nn.Module):
     - ``prompts``: prompt vectors in the layers of both towers, new ones or those that the model has, see
       `zar_ray.models.deep_prompts`;
     - ``context``: the vectors in front of the class names alone (CoOp: Zhou et al., IJCV 2022);
-    - ``added``: what a published system adds to a frozen CLIP: the adapters and temporal prompts of EZ-CLIP (Ahmad et
-      al., 2023), the vectors around class names of A5 (Ju et al., ECCV 2022), Vita-CLIP's prompts, context and logit
-      scale (Wasim et al., CVPR 2023), and a fusion head.
+    - ``added``: what a published system adds to a frozen CLIP and trains
+      (`zar_ray.models.systems.base.TrainingRule`).
 
     But for ``all``, the token embeddings are trained from scratch only: fine-tuning leaves them as they are, as there.
     Batch norms keep their statistics. In training mode, in which it starts, it drops what options name
@@ -61,6 +60,7 @@ class VideoTextModel(nn.Module):
     Attributes:
         model: The CLIP.
         context: float32 (L, W), the context in training; None where it is not.
+        rule: How its system's parameters are treated.
 
     Raises:
         ConfigError: A class has several texts that all classes' logits need as one, its text has no context to train,
@@ -80,6 +80,7 @@ class VideoTextModel(nn.Module):
         if config.context_vectors is not None and config.trains != "context":
             raise ConfigError(f"--context-vectors: --trains {config.trains} trains no context; leave it away")
         self.model = model
+        self.rule = rule_of(model.architecture)
         self.context: nn.Parameter | None = None
         self._prompts = prompts
         self._trains = config.trains
@@ -89,11 +90,11 @@ class VideoTextModel(nn.Module):
 
         if config.trains == "prompts":
             _add_deep_prompts(model, config)
-        elif VIEW_PROMPTS in model.architecture and (config.trains != "added" or config.loss != "classes"):
-            raise ModelError(f"{model.name}: has prompts of its own; train them with --trains added --loss classes")
+        elif (reason := self.rule.refuses(config)) is not None:
+            raise ModelError(f"{model.name}: {reason}")
         elif model.texts_follow_videos and config.loss != "classes":
             raise ModelError(f"{model.name}: its texts follow the video; train it with --loss classes")
-        elif SIZES in model.architecture:
+        elif DEEP_PROMPTS in model.architecture:
             raise ModelError(f"{model.name}: has prompt vectors in its layers; train them with --trains prompts")
         self._learned = learned = _starting_context(model, prompts, config)
         self._classes = self._prompted()
@@ -118,13 +119,10 @@ class VideoTextModel(nn.Module):
                 self.context = nn.Parameter(self._classes.initial_context.clone())
             case "added":
                 for name, parameter in clip.named_parameters():
-                    parameter.requires_grad_(is_added(name))
-                if not any(map(is_added, dict(clip.named_parameters()))):
-                    raise ModelError(
-                        f"{model.name}: is a CLIP that nothing was added to; start from --model ezclip, a5 or vitaclip"
-                    )
-                # Vita-CLIP trains the scale of its logits beside its prompts.
-                clip.logit_scale.requires_grad_(VIEW_PROMPTS in model.architecture)
+                    parameter.requires_grad_(self.rule.added(name))
+                if not any(parameter.requires_grad for parameter in clip.parameters()):
+                    systems = ", ".join(name for name, one in registered().items() if one.additions)
+                    raise ModelError(f"{model.name}: is a CLIP that nothing was added to; start from --model {systems}")
         self.register_buffer("_text_features", features, persistent=False)
         self._dropping = attach_regularisation(model, config)
         self.train()
@@ -186,9 +184,15 @@ class VideoTextModel(nn.Module):
         if self.model.clip.logit_scale.requires_grad:
             self.model.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that training changes, each with its name in the CLIP's state dict, or ``context``."""
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                yield name.removeprefix("model.clip."), parameter
+
     def trained_state(self) -> dict[str, torch.Tensor]:
-        """Everything that training changes, by its name in the CLIP's state dict, or ``context``; not copied."""
-        return {name: parameter.detach() for name, parameter in self._trained()}
+        """The tensors of `trained` by their names; not copied."""
+        return {name: parameter.detach() for name, parameter in self.trained()}
 
     @torch.no_grad()
     def load_trained_state(self, state: Mapping[str, torch.Tensor], place: str) -> None:
@@ -201,7 +205,7 @@ class VideoTextModel(nn.Module):
         Raises:
             ModelError: One is missing, unknown or of another shape; nothing is taken over then.
         """
-        wanted = dict(self._trained())
+        wanted = dict(self.trained())
         if unlike := sorted(wanted.keys() ^ state.keys()):
             problem = "is missing" if unlike[0] in wanted else "is not trained"
             raise ModelError(f"{place}: {unlike[0]} {problem} (--trains {self._trains}); continue with its own options")
@@ -222,32 +226,26 @@ class VideoTextModel(nn.Module):
         """
         if self.context is None:
             raise ValueError(f"--trains {self._trains} trains no context")
-        start = self._learned.start if self._learned is not None else str(self._prompts.context)
+        words = self._prompts.context or self.model.context
+        start = self._learned.start if self._learned is not None else str(words)
         vectors = self.context.detach().float().cpu().clone()
         return LearnedContext(vectors, start, self.model.name, self.model.fingerprint, notes)
-
-    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                yield name.removeprefix("model.clip."), parameter
 
     def _texts(self) -> torch.Tensor:
         """float32 (K, D): the classes' features, L2-normalised."""
         if self._text_features is not None:
             return self._text_features
-        own = own_context_of(self.model.text_tower)
-        if self._trains in ("both", "all", "text", "added") and own is None:
+        context = own_context_of(self.model.text_tower) if self.context is None else self.context
+        if context is None:
             return normalize(self._classes.encode_texts(), dim=-1)
-        deep = deep_prompts_of(self.model.text_tower)
-        context = next(one for one in (self.context, own, None if deep is None else deep[0]) if one is not None)
         if self._classes.initial_context.device != context.device:
             # The pass over the text tower holds weights, and the module has been moved since it was made.
             self._classes = self._prompted()
         return self._classes.features(context)
 
     def _prompted(self) -> PromptedClasses:
-        context = self._learned or str(self._prompts.context)
-        return PromptedClasses(self.model, self._prompts.names, context, texts=self._prompts.texts)
+        words = None if self._prompts.context is None else str(self._prompts.context)
+        return PromptedClasses(self.model, self._prompts.names, self._learned or words, texts=self._prompts.texts)
 
 
 class Matched(NamedTuple):
@@ -263,7 +261,7 @@ class Matched(NamedTuple):
 
 
 def matching_loss(matched: Matched, labels: torch.Tensor, motion: float) -> torch.Tensor:
-    """ActionCLIP's loss, the mean of two divergences, and a share of EZ-CLIP's motion loss beside it.
+    """The mean of the two matching losses, and a share of the motion loss beside it.
 
     Args:
         matched: What the network made of a batch.
@@ -334,10 +332,10 @@ def _add_deep_prompts(model: ClipModel, config: TrainConfig) -> None:
     if not model.frame_independent:
         raise ModelError(f"{model.name}: has frames that see each other; train it without --trains prompts")
     sizes = {"vectors": config.prompt_vectors, "depth": config.prompt_depth}
-    present = model.architecture.get(SIZES)
+    present = model.architecture.get(DEEP_PROMPTS)
     if present is None:
         attach_deep_prompts(model.clip, **sizes, generator=torch.Generator().manual_seed(config.seed))
-        model.architecture = {**model.architecture, SIZES: sizes}
+        model.architecture = {**model.architecture, DEEP_PROMPTS: sizes}
     elif present != sizes:
         raise ModelError(
             f"{model.name}: has {present['vectors']} prompt vectors in {present['depth']} layers; go on with"

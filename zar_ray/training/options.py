@@ -14,7 +14,7 @@ from zar_ray.video.options import DecodeOptions
 
 
 class RandAugmentConfig(Options):
-    """RandAugment (Cubuk et al., NeurIPS 2020), drawn anew for every frame, as ActionCLIP."""
+    """RandAugment (Cubuk et al., NeurIPS 2020), drawn anew for every frame."""
 
     operations: int = Field(default=0, ge=0, description="Operations a frame, drawn from 16; 0 for no RandAugment.")
     magnitude: int = Field(default=9, ge=0, le=30, description="How far each goes through its range, of 30.")
@@ -26,7 +26,7 @@ class AugmentConfig(Options):
     crop: Literal["random", "multi_scale"] = Field(
         default="random",
         description="random: a square of the input size, anywhere; multi_scale: a box of two of the crop scales, in a"
-        " corner or the centre, resized to the input size, as ViFi-CLIP.",
+        " corner or the centre, resized to the input size.",
     )
     crop_scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(1.0, 0.875, 0.75, 0.66),
@@ -65,7 +65,7 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     )
     architecture: str | None = Field(
         default=None,
-        description="Train from scratch: a name in conf/models, or a YAML file in the form of open_clip's configs;"
+        description="Train from scratch: a system's name or one in conf/models, or a YAML file in open_clip's form;"
         " by default training starts from --model or --checkpoint.",
     )
     initial_logit_scale: float = Field(
@@ -74,21 +74,25 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     pixels: Literal["model", "imagenet"] = Field(
         default="model",
         description="Mean and deviation of the input, filter and short side: the model's own; or ImageNet's, bilinear,"
-        " 8/7 of the input size, as ViFi-CLIP.",
+        " 8/7 of the input size.",
     )
     trains: Literal["both", "all", "image", "text", "prompts", "context", "added"] = Field(
         default="both",
-        description="What is trained: both towers, those and the token embeddings (all, as ActionCLIP), one tower,"
-        " prompt vectors in both towers' layers, the context alone (CoOp), or what ezclip, a5 or vitaclip add to CLIP.",
+        description="What is trained: both towers, those and the token embeddings (all), one tower, prompt vectors in"
+        " both towers' layers, the context alone (CoOp), or what a published system adds to CLIP (docs/models.md).",
     )
     loss: Literal["classes", "matching"] = Field(
         default="classes",
         description="classes: cross-entropy over the texts of all classes; matching: a micro-batch's videos against its"
-        " texts, one drawn a video, both ways, as ActionCLIP and EZ-CLIP.",
+        " texts, one drawn a video, both ways.",
     )
-    motion_loss: float = Field(default=0.0, ge=0, description="Weight of EZ-CLIP's motion loss beside matching.")
+    motion_loss: float = Field(
+        default=0.0, ge=0, description="Weight beside matching of a loss that rewards frames that differ."
+    )
     fusion_lr: float = Field(
-        default=1.0, gt=0, description="Learning rate of ActionCLIP's, A5's or X-CLIP's head, as a multiple."
+        default=1.0,
+        gt=0,
+        description="Learning rate, as a multiple, of a head over frames and of what else a system calls new.",
     )
     prompt_vectors: int = Field(default=16, ge=1, description="Prompt vectors a layer and tower.")
     prompt_depth: int = Field(default=9, ge=1, description="Layers that have prompt vectors of their own.")
@@ -105,7 +109,7 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
         ge=0,
         lt=1,
         description="Stochastic depth within the towers, in training alone: the rate of the last layer, from 0 in the"
-        " first. It falls on positions of tokens, as in EZ-CLIP.",
+        " first. It falls on positions of tokens.",
     )
     attention_dropout: float = Field(
         default=0.0,
@@ -114,10 +118,13 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
         description="Dropout of the towers' attention weights, in training alone; layers share it as drop_path.",
     )
     prompt_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="Dropout of EZ-CLIP's temporal prompts, in training alone."
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Dropout of prompts between frames, in training alone, of systems that have it.",
     )
     head_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="Dropout within ActionCLIP's head Transf_cls, in training alone."
+        default=0.0, ge=0, lt=1, description="Dropout within a head over frames that has any, in training alone."
     )
     batch_size: int = Field(default=256, ge=1, description="Videos a step, over all workers.")
     micro_batch: int = Field(
@@ -134,13 +141,13 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     warmup_steps: int | None = Field(default=None, ge=0, description="Steps of linear warm-up, instead of epochs.")
     cosine_from: Literal["warmup", "start"] = Field(
         default="warmup",
-        description="Where the cosine has its peak: at the warm-up's end; or at step 0, as ViFi-CLIP's scheduler, whose"
+        description="Where the cosine has its peak: at the warm-up's end; or at step 0, as timm's scheduler, whose"
         " first two steps have rate 0 and whose rate drops from the peak at the warm-up's end.",
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.98), description="AdamW's betas.")
     weight_decay: float = Field(default=0.001, ge=0, description="AdamW's weight decay.")
     decays: Literal["matrices", "all"] = Field(
-        default="matrices", description="What decays: weights and embeddings alone, as CLIP; or all, as ViFi-CLIP."
+        default="matrices", description="What decays: weights and embeddings alone, as CLIP; or all."
     )
     clip_grad: float | None = Field(default=None, gt=0, description="Bound on the gradient's norm; none by default.")
     average_from: float | None = Field(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 from torch import nn
 
-from zar_ray.models.cross_frames import MESSAGE
-from zar_ray.models.fusion_heads import FUSION
+from zar_ray.models.systems.base import TrainingRule
 from zar_ray.training.options import TrainConfig
 
 MULTIPLE = "lr_multiple"
@@ -84,23 +85,28 @@ def _cosine(progress: float, last: float) -> float:
     return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def optimiser(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over everything that takes a gradient.
+def optimiser(
+    trained: Iterable[tuple[str, nn.Parameter]], rule: TrainingRule, config: TrainConfig
+) -> torch.optim.AdamW:
+    """AdamW over what is trained.
 
     Under ``matrices`` weights and embeddings decay, and gains, biases and the logit scale do not, as in CLIP (Radford
-    et al., ICML 2021, section 2.5); under ``all`` everything decays, as in ViFi-CLIP. A fusion head has groups of its
-    own, with its multiple of the learning rate under `MULTIPLE`; so have X-CLIP's messages, which are as new.
+    et al., ICML 2021, section 2.5); under ``all`` everything decays, as in ViFi-CLIP. The rule says what never does.
+    Parameters whose learning rate is a multiple of the schedule's are groups of their own, with it under `MULTIPLE`:
+    ``fusion_lr`` of what the rule calls new, and the rule's own.
+
+    Args:
+        trained: The parameters, by their names in the CLIP's state dict.
+        rule: The model's.
+        config: Rates, betas and decay.
     """
-    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
-    groups = []
-    for multiple, of_head in ((1.0, False), (config.fusion_lr, True)):
-        own = [parameter for name, parameter in trained if _is_of_head(name) == of_head]
-        decaying = [parameter for parameter in own if config.decays == "all" or parameter.ndim > 1]
-        free = [parameter for parameter in own if config.decays == "matrices" and parameter.ndim <= 1]
-        groups.append({"params": decaying, "weight_decay": config.weight_decay, MULTIPLE: multiple})
-        groups.append({"params": free, "weight_decay": 0.0, MULTIPLE: multiple})
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas)
-
-
-def _is_of_head(name: str) -> bool:
-    return any(part == FUSION or part.startswith(MESSAGE) for part in name.split("."))
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in trained:
+        decays = (config.decays == "all" or parameter.ndim > 1) and not rule.undecayed(name)
+        multiple = rule.lr_multiple(name) * (config.fusion_lr if rule.new(name) else 1.0)
+        groups[multiple, config.weight_decay if decays else 0.0].append(parameter)
+    made = [
+        {"params": parameters, "weight_decay": decay, MULTIPLE: multiple}
+        for (multiple, decay), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(made, lr=config.lr, betas=config.betas)

@@ -140,7 +140,7 @@ class _Worker:
             self.network.load_trained_state(state.network, f"checkpoint of step {state.step}")
         self.parallel = ray.train.torch.prepare_model(self.network)
         self.device = next(self.parallel.parameters()).device
-        self.optimiser = optimiser(self.network, self.config)
+        self.optimiser = optimiser(self.network.trained(), self.network.rule, self.config)
         if state.step:
             self.optimiser.load_state_dict(dict(state.optimiser))
         self.schedule = job.schedule

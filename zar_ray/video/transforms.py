@@ -45,8 +45,13 @@ class Preprocessing:
     short_side: int | None = None
 
 
+def enlarged_preprocessing(input_size: int) -> Preprocessing:
+    """CLIP's, with a short side of 8/7 of the input, truncated: 256 for 224."""
+    return Preprocessing(input_size, short_side=input_size * 8 // 7)
+
+
 def imagenet_preprocessing(input_size: int) -> Preprocessing:
-    """What ViFi-CLIP and X-CLIP expect: ImageNet's statistics, a bilinear filter, short side 8/7 of the input."""
+    """What ImageNet classifiers expect: its statistics, a bilinear filter, short side 8/7 of the input."""
     return Preprocessing(input_size, IMAGENET_MEAN, IMAGENET_STD, "bilinear", input_size * 8 // 7)
 
 

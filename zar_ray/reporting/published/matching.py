@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from zar_ray.data.datasets import load_benchmark
+from zar_ray.data.options import CONTEXT
 from zar_ray.errors import ConfigError
 from zar_ray.options.layers import conf_dir, leaves, merge
 from zar_ray.reporting.finished_runs import FinishedRun
@@ -309,13 +310,14 @@ def _option_differences(table: PublishedTable, recipe: Recipe, config: Mapping[s
 
 
 def _resolved(options: Mapping[str, Any], input_size: int) -> dict[str, Any]:
-    """The options with the short side that they come to, so that it may be given or left to the default."""
+    """The options with the short side and the words that they come to, given or by default."""
+    options = {**options, "context": options.get("context") or CONTEXT}
     try:
         side = short_side_for(ViewConfig.model_validate(options["views"]), Preprocessing(input_size=input_size))
     except (ValidationError, ConfigError):
-        return dict(options)
+        return options
     group, _, name = _SHORT_SIDE.partition(".")
-    return merge(dict(options), {group: {name: side}})
+    return merge(options, {group: {name: side}})
 
 
 def _seed_differences(recipe: Recipe, run: FinishedRun) -> list[str]:

@@ -1,20 +1,15 @@
-"""Heads: from the embeddings of a video's frames to the video's.
+"""ActionCLIP's heads: from the embeddings of a video's frames to the video's.
 
-The five of ActionCLIP (Wang et al., "ActionCLIP: A New Paradigm for Video Action Recognition", 2021, section 3.3), as
-its official code computes them. All but ``Transf_cls`` average what they made of the frames, and add it to the frames
+They are those of Wang et al., "ActionCLIP: A New Paradigm for Video Action Recognition", 2021, section 3.3, as its
+official code computes them. All but ``Transf_cls`` average what they made of the frames, and add it to the frames
 themselves first:
 
 - ``meanP``: the mean alone, as CLIP's own; no weights;
 - ``LSTM``: one layer;
 - ``Conv_1D``: a convolution over three frames, each channel by itself, that starts as a temporal shift;
-- ``Transf``: learned positions and a pre-norm transformer, with CLIP's activation;
+- ``Transf``: learned positions and a pre-norm transformer, with CLIP's activation; the head of the published
+  Kinetics-400 checkpoints;
 - ``Transf_cls``: a standard post-norm transformer with a class token, whose last state is the video.
-
-And the one of efficient prompting (Ju et al., "Prompting Visual-Language Models for Efficient Video Understanding",
-ECCV 2022, section 3.3):
-
-- ``A5``: learned positions and pre-norm layers of 8 heads with CLIP's activation; their outputs' mean, without the
-  frames themselves.
 
 The CLIP holds its head as the module ``fusion``, under the names of the published checkpoints, and its architecture
 bears the head's settings under the same word.
@@ -30,18 +25,21 @@ from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import nn
 
 from zar_ray.errors import ModelError
-from zar_ray.models.parts import Part, embedding_width
+from zar_ray.models.formats import NOT_READ, Converted, SavedWeights, count_layers, openai_layout, tensors_in
+from zar_ray.models.parts import FUSION, embedding_width, is_of_head
+from zar_ray.models.systems.base import EVALUATION_SCALE, System, TrainingRule
+from zar_ray.video.transforms import enlarged_preprocessing
 
-FUSION = "fusion"
-POSITIONS = "frame_position_embeddings.weight"
-Head = Literal["meanP", "LSTM", "Conv_1D", "Transf", "Transf_cls", "A5"]
+Head = Literal["meanP", "LSTM", "Conv_1D", "Transf", "Transf_cls"]
 
-HEAD_WIDTH = 64  # of an attention head in Transf
+_SAVED = "fusion_model_state_dict"  # where the official code puts the head
+_POSITIONS = "frame_position_embeddings.weight"
+_PUBLISHED_SCALE = 100  # of cosines in the official evaluation, whatever was learnt
+_HEAD_WIDTH = 64  # of an attention head in Transf
 _EPS = 1e-12  # of Transf's norms
-_HEADS = 8  # attention heads of Transf_cls and A5
+_HEADS = 8  # attention heads of Transf_cls
 _CLS_INNER = 2048
 _DEVIATION = 0.02  # of new weights, as in the official code
-_POSITION_DEVIATION = 0.01  # of A5's
 
 
 def attach_fusion(clip: Any, head: Head, layers: int = 6, frames: int | None = None, transposes: bool = False) -> None:
@@ -50,8 +48,8 @@ def attach_fusion(clip: Any, head: Head, layers: int = 6, frames: int | None = N
     Args:
         clip: A CLIP that has none yet.
         head: Which.
-        layers: Of ``Transf``, ``Transf_cls`` and ``A5``.
-        frames: T, for ``Transf_cls`` and ``A5``, which have positions for so many frames and read no others.
+        layers: Of ``Transf`` and ``Transf_cls``.
+        frames: T, for ``Transf_cls``, which has positions for so many frames and reads no others.
         transposes: Whether ``Conv_1D`` runs over a channel's frames. The official code, and so every published
             checkpoint, reinterprets the memory of (T, D) as (D, T) instead.
 
@@ -68,45 +66,14 @@ def attach_fusion(clip: Any, head: Head, layers: int = 6, frames: int | None = N
         case "Conv_1D":
             made = ShiftHead(width, transposes)
         case "Transf":
-            made = TransformerHead(width, layers, max(1, text_width // HEAD_WIDTH), rows)
-        case "Transf_cls" | "A5":
+            made = TransformerHead(width, layers, max(1, text_width // _HEAD_WIDTH), rows)
+        case "Transf_cls":
             if frames is None:
                 raise ModelError(f"the fusion head {head} has positions for so many frames: say how many (frames)")
-            made = (ClassTokenHead if head == "Transf_cls" else PlainHead)(width, layers, frames)
+            made = ClassTokenHead(width, layers, frames)
         case _:
             raise ModelError(f'no fusion head is called "{head}"; there are {", ".join(get_args(Head))}')
     clip.add_module(FUSION, made)
-
-
-def is_of_head(name: str) -> bool:
-    """Whether a parameter of a CLIP is one of its head over frames."""
-    return name.startswith(f"{FUSION}.")
-
-
-PART = Part(FUSION, attach_fusion, is_of_head)
-
-
-def fusion_settings(names: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], set[str]]:
-    """What head a published checkpoint's fusion part is of.
-
-    Args:
-        names: Its tensors, without prefixes.
-
-    Returns:
-        The settings, as `attach_fusion` takes them; and the tensors that the head does not use: every head but
-        ``meanP`` is saved with a table of positions, which ``Transf`` alone reads.
-    """
-    unused = {POSITIONS} & names.keys()
-    if "lstm_visual.weight_ih_l0" in names:
-        return {"head": "LSTM"}, unused
-    if "shift.weight" in names:
-        return {"head": "Conv_1D"}, unused
-    if "transformer.cls_token" in names:
-        frames = names["transformer.pos_embed"].shape[1] - 1
-        return {"head": "Transf_cls", "layers": _layers(names, "transformer_enc.layers"), "frames": frames}, unused
-    if any(name.startswith("transformer.resblocks.") for name in names):
-        return {"head": "Transf", "layers": _layers(names, "resblocks")}, set()
-    return {"head": "meanP"}, unused
 
 
 class MeanHead(nn.Module):
@@ -191,21 +158,6 @@ class ClassTokenHead(MeanHead):
         return self.transformer(frames)
 
 
-class PlainHead(MeanHead):
-    """``A5``."""
-
-    def __init__(self, width: int, layers: int, frames: int) -> None:
-        super().__init__()
-        self.frames = frames
-        self.temporalEmbedding = nn.Embedding(frames, width)
-        self.temporalModelling = Transformer(width, layers, _HEADS, act_layer=QuickGELU)
-        nn.init.normal_(self.temporalEmbedding.weight, std=_POSITION_DEVIATION)
-
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        """See `MeanHead`."""
-        return self.temporalModelling(frames + self.temporalEmbedding.weight).mean(dim=1)
-
-
 class _ClassTokenEncoder(nn.Module):
     def __init__(self, width: int, layers: int, frames: int) -> None:
         super().__init__()
@@ -221,6 +173,44 @@ class _ClassTokenEncoder(nn.Module):
         return self.transformer_enc(tokens + self.pos_embed)[:, 0]
 
 
-def _layers(names: Mapping[str, torch.Tensor], stack: str) -> int:
-    prefix = f"transformer.{stack}."
-    return len({name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)})
+def head_settings(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What head a published checkpoint's part of that name is of, as `attach_fusion` takes it.
+
+    Args:
+        tensors: The part's, without prefixes.
+    """
+    if "lstm_visual.weight_ih_l0" in tensors:
+        return {"head": "LSTM"}
+    if "shift.weight" in tensors:
+        return {"head": "Conv_1D"}
+    if "transformer.cls_token" in tensors:
+        layers = count_layers(tensors, "transformer.transformer_enc.layers.")
+        return {"head": "Transf_cls", "layers": layers, "frames": tensors["transformer.pos_embed"].shape[1] - 1}
+    layers = count_layers(tensors, "transformer.resblocks.")
+    return {"head": "Transf", "layers": layers} if layers else {"head": "meanP"}
+
+
+def recognise(saved: SavedWeights) -> Converted | None:
+    """ActionCLIP's own files have the head beside the CLIP; every head but ``meanP`` with a table of positions, which
+    ``Transf`` alone reads.
+    """
+    part = saved.content.get(_SAVED)
+    if not isinstance(part, Mapping):
+        return None
+    head = openai_layout(tensors_in(part))
+    settings = head_settings(head)
+    unread = set() if settings["head"] == "Transf" else {_POSITIONS}
+    weights = {f"{FUSION}.{name}": tensor for name, tensor in head.items() if name not in unread}
+    left_out = {f"{_SAVED}/{name}": NOT_READ for name in part if name.removeprefix("module.") in unread}
+    return Converted(saved.tensors | weights, {FUSION: settings, EVALUATION_SCALE: _PUBLISHED_SCALE}, left_out)
+
+
+SYSTEM = System(
+    name="actionclip",
+    title="ActionCLIP",
+    parts={FUSION: attach_fusion},
+    additions={FUSION: {"head": "Transf", "layers": 6}, EVALUATION_SCALE: _PUBLISHED_SCALE},
+    recognise=recognise,
+    preprocessing=enlarged_preprocessing,
+    training=TrainingRule(added=is_of_head),
+)

@@ -22,18 +22,20 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from open_clip.transformer import LayerNorm, QuickGELU, Transformer, VisionTransformer
+from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import nn
-from torch.nn import functional as F
 
-from zar_ray.errors import ModelError
-from zar_ray.models.fusion_heads import FUSION, HEAD_WIDTH, is_of_head
-from zar_ray.models.parts import VIEW_FRAMES, Part
+from zar_ray.models.formats import Converted, SavedWeights, count_layers
+from zar_ray.models.parts import FUSION, VIEW_FRAMES, attend, drop_last, is_of_head, require_class_token
+from zar_ray.models.systems.base import System, TrainingRule
+from zar_ray.video.transforms import imagenet_preprocessing
 
 CROSS_FRAMES = "cross_frames"
-MESSAGE = "message_"
-"""What the names of a block's parameters for messages start with."""
 
+_HEAD_WIDTH = 64  # of an attention head over frames or patches
+_MESSAGE = "message_"  # what the names of a block's parameters for messages start with
+_HEAD = ("mit.", "prompts_generator.", "prompts_visual_ln.", "prompts_visual_proj")
+_POSITIONS = "mit.positional_embedding"
 _SHARE = 0.1  # of a new text prompt that is added
 _DEVIATION = 0.02  # of new positions
 _TOKENS = "_tokens_of_this_pass"
@@ -51,9 +53,8 @@ def attach_cross_frames(clip: Any, frames: int, layers: int = 1, prompt_layers: 
     Raises:
         ModelError: The image tower is not such a transformer.
     """
+    require_class_token(clip, "messages between frames")
     visual: Any = clip.visual
-    if type(visual) is not VisionTransformer or visual.attn_pool is not None or visual.pool_type != "tok":
-        raise ModelError("messages between frames need a vision transformer with a class token, such as ViT-B-16")
     setattr(visual, VIEW_FRAMES, frames)
     width, projection = visual.positional_embedding.shape[1], cast(torch.Tensor, visual.proj)
     block: Any  # its attributes bear no types
@@ -62,20 +63,16 @@ def attach_cross_frames(clip: Any, frames: int, layers: int = 1, prompt_layers: 
         block.add_module("message_ln", LayerNorm(width))
         block.add_module("message_attn", nn.MultiheadAttention(width, block.attn.num_heads, batch_first=True))
         block.register_forward_pre_hook(partial(_append, frames))
-        block.register_forward_hook(_drop_last)
+        block.register_forward_hook(drop_last)
     # The tower's output has the class token alone; the patches are taken on their way there.
     visual.transformer.register_forward_hook(partial(_keep, visual))
     visual.register_forward_hook(_with_patches)
     clip.add_module(FUSION, CrossFrameHead(projection.shape[1], width, frames, layers, prompt_layers))
 
 
-PART = Part(CROSS_FRAMES, attach_cross_frames, lambda name: is_of_head(name) or f".{MESSAGE}" in name)
-
-
-def cross_frame_head(clip: Any) -> CrossFrameHead | None:
-    """The head of a CLIP whose texts follow the video; None where they do not."""
-    head = getattr(clip, FUSION, None)
-    return head if isinstance(head, CrossFrameHead) else None
+def is_new(name: str) -> bool:
+    """Whether a parameter of the CLIP is one that X-CLIP adds: of its head, or of messages."""
+    return is_of_head(name) or f".{_MESSAGE}" in name
 
 
 class CrossFrameHead(nn.Module):
@@ -132,7 +129,7 @@ class _Integration(nn.Module):
     def __init__(self, width: int, frames: int, layers: int) -> None:
         super().__init__()
         self.positional_embedding = nn.Parameter(torch.randn(1, frames, width) * _DEVIATION)
-        self.resblocks = Transformer(width, layers, max(1, width // HEAD_WIDTH), act_layer=QuickGELU).resblocks
+        self.resblocks = Transformer(width, layers, max(1, width // _HEAD_WIDTH), act_layer=QuickGELU).resblocks
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         x = frames + self.positional_embedding
@@ -171,16 +168,12 @@ class _PromptLayer(nn.Module):
 class _CrossAttention(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.heads = max(1, width // HEAD_WIDTH)
+        self.heads = max(1, width // _HEAD_WIDTH)
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width, bias=False) for _ in range(3))
         self.proj = nn.Linear(width, width)
 
     def forward(self, texts: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        query, key, value = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project, x in ((self.q_proj, texts), (self.k_proj, patches), (self.v_proj, patches))
-        )
-        return self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return self.proj(attend(self.q_proj(texts), self.k_proj(patches), self.v_proj(patches), self.heads))
 
 
 def _append(frames: int, block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -191,10 +184,6 @@ def _append(frames: int, block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]
     return (torch.cat([x, messages.flatten(0, 1)[:, None].to(x.dtype)], dim=1), *inputs[1:])
 
 
-def _drop_last(_block: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-    return output[:, :-1]
-
-
 def _keep(visual: Any, _transformer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
     visual.__dict__[_TOKENS] = output
 
@@ -202,3 +191,28 @@ def _keep(visual: Any, _transformer: nn.Module, _inputs: object, output: torch.T
 def _with_patches(visual: Any, _inputs: object, output: torch.Tensor) -> torch.Tensor:
     tokens = visual.__dict__.pop(_TOKENS)
     return torch.cat([output, tokens[:, 1:].flatten(1).to(output.dtype)], dim=1)
+
+
+def recognise(saved: SavedWeights) -> Converted | None:
+    """X-CLIP's own files bear OpenAI's names and its head's, which tell the sizes."""
+    tensors = saved.tensors
+    if _POSITIONS not in tensors:
+        return None
+    sizes = {
+        "frames": tensors[_POSITIONS].shape[1],
+        "layers": count_layers(tensors, "mit.resblocks."),
+        "prompt_layers": count_layers(tensors, "prompts_generator.decoder."),
+    }
+    weights = {f"{FUSION}.{name}" if name.startswith(_HEAD) else name: one for name, one in tensors.items()}
+    return Converted(weights, {CROSS_FRAMES: sizes})
+
+
+SYSTEM = System(
+    name="xclip",
+    title="X-CLIP",
+    parts={CROSS_FRAMES: attach_cross_frames},
+    additions={CROSS_FRAMES: {"frames": 8, "layers": 1, "prompt_layers": 2}},
+    recognise=recognise,
+    preprocessing=imagenet_preprocessing,
+    training=TrainingRule(added=is_new, new=is_new),
+)

@@ -24,18 +24,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
-from zar_ray.errors import ModelError
-from zar_ray.models.parts import VIEW_FRAMES, Part
+from zar_ray.models.blocks import AdaptedBlock
+from zar_ray.models.formats import Converted, SavedWeights
+from zar_ray.models.parts import PROMPT_DROPOUT, VIEW_FRAMES, drop_last, require_class_token, with_times
+from zar_ray.models.systems.base import EVALUATION_SCALE, System, TrainingRule
+from zar_ray.video.transforms import enlarged_preprocessing
 
 ADAPTERS = "temporal_adapters"
 PROMPTS = "T_prompt_embeddings"
-PROMPT_DROPOUT = "prompt_dropout"
-"""Where the stack of blocks has the dropout of its prompts."""
 
+_PUBLISHED_SCALE = 100  # of cosines in the official evaluation, whatever was learnt
 _REDUCTION = 4  # from a tower's width to its adapters'
 
 
@@ -54,27 +55,6 @@ class Adapter(nn.Module):
         return x + self.D_fc2(F.gelu(self.D_fc1(x)))
 
 
-class AdaptedBlock(ResidualAttentionBlock):
-    """A block of open_clip's with an adapter after the attention; takes over the block's own parts."""
-
-    def __init__(self, block: nn.Module, inner: int) -> None:
-        nn.Module.__init__(self)  # the parent's own would make parts that the block has already
-        for name, part in block.named_children():
-            self.add_module(name, part)
-        self.Adapter = Adapter(self.ln_1.normalized_shape[0], inner)
-
-    def forward(
-        self,
-        q_x: torch.Tensor,
-        k_x: torch.Tensor | None = None,
-        v_x: torch.Tensor | None = None,
-        attn_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """(n, tokens, W) to the same; keys and values are the queries'."""
-        x = self.Adapter(q_x + self.ls_1(self.attention(self.ln_1(q_x), attn_mask=attn_mask)))
-        return x + self.ls_2(self.mlp(self.ln_2(x)))
-
-
 def attach_temporal_adapters(clip: Any, frames: int, reduction: int = _REDUCTION) -> None:
     """Gives both towers of an open_clip CLIP new adapters, and the image tower temporal prompts.
 
@@ -87,11 +67,12 @@ def attach_temporal_adapters(clip: Any, frames: int, reduction: int = _REDUCTION
         ModelError: The image tower is not such a transformer.
     """
     visual, text = clip.visual, getattr(clip, "text", clip)
-    if type(visual) is not VisionTransformer or visual.attn_pool is not None or visual.pool_type != "tok":
-        raise ModelError("temporal prompts need a vision transformer with a class token, such as ViT-B-16")
+    require_class_token(clip, "temporal prompts")
     for tower in (visual, text):
         width, blocks = tower.positional_embedding.shape[1], tower.transformer.resblocks
-        tower.transformer.resblocks = nn.ModuleList(AdaptedBlock(block, width // reduction) for block in blocks)
+        tower.transformer.resblocks = nn.ModuleList(
+            AdaptedBlock(block, Adapter(width, width // reduction)) for block in blocks
+        )
     setattr(visual, VIEW_FRAMES, frames)
     width, stack = visual.positional_embedding.shape[1], visual.transformer
     bound = math.sqrt(6 / (3 * math.prod(visual.conv1.kernel_size) + width))
@@ -102,7 +83,7 @@ def attach_temporal_adapters(clip: Any, frames: int, reduction: int = _REDUCTION
     visual.ln_pre.register_forward_pre_hook(partial(_in_time, visual))
     for layer, block in enumerate(stack.resblocks):
         block.register_forward_pre_hook(partial(_see_frames, stack, layer))
-        block.register_forward_hook(_drop_last)
+        block.register_forward_hook(drop_last)
 
 
 def is_trained(name: str) -> bool:
@@ -110,13 +91,8 @@ def is_trained(name: str) -> bool:
     return PROMPTS in name or ".Adapter." in name
 
 
-PART = Part(ADAPTERS, attach_temporal_adapters, is_trained)
-
-
 def _in_time(visual: Any, _norm: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    times = visual.temporal_embedding
-    views = inputs[0].unflatten(0, (-1, times.shape[1]))
-    return ((views + times[:, :, None].to(views.dtype)).flatten(0, 1),)
+    return (with_times(inputs[0], visual.temporal_embedding[0]),)
 
 
 def _see_frames(stack: Any, layer: int, block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -127,5 +103,20 @@ def _see_frames(stack: Any, layer: int, block: Any, inputs: tuple[Any, ...]) -> 
     return (torch.cat([x, seen[:, None].to(x.dtype)], dim=1), *inputs[1:])
 
 
-def _drop_last(_block: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-    return output[:, :-1]
+def recognise(saved: SavedWeights) -> Converted | None:
+    """EZ-CLIP's own files bear OpenAI's names and the prompts; the number of frames is the prompts'."""
+    prompts = saved.tensors.get(f"visual.transformer.{PROMPTS}")
+    if prompts is None:
+        return None
+    return Converted(saved.tensors, {ADAPTERS: {"frames": prompts.shape[1]}, EVALUATION_SCALE: _PUBLISHED_SCALE})
+
+
+SYSTEM = System(
+    name="ezclip",
+    title="EZ-CLIP",
+    parts={ADAPTERS: attach_temporal_adapters},
+    additions={ADAPTERS: {"frames": 8}, EVALUATION_SCALE: _PUBLISHED_SCALE},
+    recognise=recognise,
+    preprocessing=enlarged_preprocessing,
+    training=TrainingRule(added=is_trained, drops_layers=True),
+)

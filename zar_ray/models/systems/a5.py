@@ -1,0 +1,152 @@
+"""A5: learnt vectors around class names, and layers over the embeddings of a video's frames.
+
+Efficient prompting (Ju et al., "Prompting Visual-Language Models for Efficient Video Understanding", ECCV 2022, called
+A5 after its best row) freezes CLIP and trains a table of vectors, one a position of the text tower. A text is then
+
+    start  vector …  name …  vector …  end  vector …
+
+with as many vectors in front of the name and behind it as the settings say; each is the one of the position that it
+stands at, also where nothing reads it, after the end of text. Positions are added as to any token. The video is the
+mean of what pre-norm layers with learned positions make of the frames (its section 3.3), without the frames themselves.
+
+The text tower holds the table as the parameter ``learned_texts`` (context_length, W), and the architecture bears both
+numbers under the same word; no tensor tells them. The CLIP holds the layers as the module ``fusion``, and the
+architecture their settings under ``frame_layers``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from open_clip.transformer import QuickGELU, Transformer
+from torch import nn
+
+from zar_ray.models.formats import NOT_READ, Converted, SavedWeights, count_layers, openai_layout
+from zar_ray.models.parts import FUSION, TEXT_FRAME, VECTOR, embedding_width, is_of_head
+from zar_ray.models.systems.base import EVALUATION_SCALE, System, TrainingRule
+from zar_ray.video.transforms import Preprocessing
+
+LEARNED_TEXTS = "learned_texts"
+FRAME_LAYERS = "frame_layers"
+PUBLISHED_CLIP, PUBLISHED_TEXTS = "clipmodel.", "embedding.weight"
+"""What a published checkpoint calls its CLIP, and its vectors around class names."""
+
+_POSITIONS, _LAYERS = "temporalEmbedding.weight", "temporalModelling."
+_AROUND = 16  # vectors on each side of a name in the published checkpoints
+_SCALE = 1 / 0.07  # cosines are divided by this temperature, in training and after it
+_HEADS = 8
+_DEVIATION = 0.01  # of new vectors and positions, as in the official code
+
+
+@dataclass(frozen=True)
+class VectorsAround:
+    """Names between learnt vectors, a `zar_ray.models.parts.TextFrame`.
+
+    Attributes:
+        prefix: Vectors between the start of text and the name.
+        postfix: Vectors between the name and the end of text.
+    """
+
+    prefix: int
+    postfix: int
+
+    def around(self, start: int, tokens: Sequence[int], end: int) -> list[int]:
+        """See `zar_ray.models.parts.TextFrame`."""
+        return [start, *[VECTOR] * self.prefix, *tokens, *[VECTOR] * self.postfix, end]
+
+    def embedded(self, tower: Any, ids: torch.Tensor) -> torch.Tensor:
+        """See `zar_ray.models.parts.TextFrame`."""
+        embeddings = tower.token_embedding(ids.clamp(min=0))
+        vectors = getattr(tower, LEARNED_TEXTS)[: ids.shape[1]].to(embeddings.dtype)
+        return torch.where((ids == VECTOR)[..., None], vectors, embeddings)
+
+
+def attach_learned_texts(clip: Any, prefix: int = _AROUND, postfix: int = _AROUND) -> None:
+    """Gives the text tower of an open_clip CLIP new vectors.
+
+    Args:
+        clip: A CLIP that has none yet.
+        prefix: Vectors between the start of text and the name.
+        postfix: Vectors between the name and the end of text.
+    """
+    tower = getattr(clip, "text", clip)
+    vectors = torch.randn_like(tower.positional_embedding) * _DEVIATION
+    tower.register_parameter(LEARNED_TEXTS, nn.Parameter(vectors.detach()))
+    setattr(tower, TEXT_FRAME, VectorsAround(prefix, postfix))
+
+
+class FrameLayers(nn.Module):
+    """The layers over frames.
+
+    Args:
+        width: D, of embeddings.
+        layers: How many.
+        frames: T, which it has positions for; it reads no others.
+    """
+
+    def __init__(self, width: int, layers: int, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+        self.temporalEmbedding = nn.Embedding(frames, width)
+        self.temporalModelling = Transformer(width, layers, _HEADS, act_layer=QuickGELU)
+        nn.init.normal_(self.temporalEmbedding.weight, std=_DEVIATION)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """float32 (n, T, D), not normalised, to (n, D)."""
+        return self.temporalModelling(frames + self.temporalEmbedding.weight).mean(dim=1)
+
+
+def attach_frame_layers(clip: Any, layers: int, frames: int) -> None:
+    """Gives an open_clip CLIP new layers over frames.
+
+    Args:
+        clip: A CLIP that has none yet.
+        layers: How many.
+        frames: T, frames of every view.
+    """
+    clip.add_module(FUSION, FrameLayers(embedding_width(clip), layers, frames))
+
+
+def is_trained(name: str) -> bool:
+    """Whether A5 trains a parameter: the vectors around names and the layers over frames."""
+    return name == LEARNED_TEXTS or is_of_head(name)
+
+
+def recognise(saved: SavedWeights) -> Converted | None:
+    """A5's own files hold the CLIP under ``clipmodel.``; one without layers over frames averages them."""
+    if PUBLISHED_TEXTS not in saved.tensors or not any(name.startswith(PUBLISHED_CLIP) for name in saved.tensors):
+        return None
+    tensors = dict(saved.tensors)
+    of_clip = [name for name in tensors if name.startswith(PUBLISHED_CLIP)]
+    weights = openai_layout({name.removeprefix(PUBLISHED_CLIP): tensors.pop(name) for name in of_clip})
+    layers, left_out = count_layers(tensors, f"{_LAYERS}resblocks."), {}
+    for name, tensor in tensors.items():
+        if name == _POSITIONS and not layers:
+            left_out[name] = NOT_READ
+        elif name == PUBLISHED_TEXTS:
+            weights[LEARNED_TEXTS] = tensor
+        else:
+            weights[f"{FUSION}.{name}" if name == _POSITIONS or name.startswith(_LAYERS) else name] = tensor
+    additions: dict[str, Any] = {LEARNED_TEXTS: {"prefix": _AROUND, "postfix": _AROUND}, EVALUATION_SCALE: _SCALE}
+    if layers:
+        additions[FRAME_LAYERS] = {"layers": layers, "frames": len(tensors[_POSITIONS])}
+    return Converted(weights, additions, left_out)
+
+
+SYSTEM = System(
+    name="a5",
+    title="A5",
+    parts={LEARNED_TEXTS: attach_learned_texts, FRAME_LAYERS: attach_frame_layers},
+    additions={
+        LEARNED_TEXTS: {"prefix": _AROUND, "postfix": _AROUND},
+        FRAME_LAYERS: {"layers": 2, "frames": 16},
+        EVALUATION_SCALE: _SCALE,
+    },
+    optional=(FRAME_LAYERS,),
+    recognise=recognise,
+    preprocessing=Preprocessing,
+    training=TrainingRule(added=is_trained),
+)

@@ -46,7 +46,7 @@ def test_zero_shot_decides_by_the_evaluation_view(classes):
 )
 def test_a_package_whose_method_cannot_be_used_is_named_in_one_line(monkeypatch, value, said):
     entry = EntryPoint("own", value, methods.ENTRY_POINTS)
-    monkeypatch.setattr(methods, "entry_points", lambda group: [entry])
+    monkeypatch.setattr("zar_ray.packages.entry_points", lambda group: [entry])
     with pytest.raises(ConfigError, match=said) as caught:
         find_methods()
     assert str(caught.value).startswith(f"package {value}: ")

@@ -225,7 +225,9 @@ def test_output_that_nobody_reads_is_no_mistake_to_explain():
     """`| head` closes the pipe early."""
     for words, said in (("data list", "benchmark"), ("eval --help", "usage: zar eval")):
         command = f'"{sys.executable}" -m zar_ray.commands.main {words} | head -c 200'
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, errors="replace", timeout=120, check=False
+        )
         assert said in done.stdout
         assert done.stderr == ""
 

@@ -12,7 +12,7 @@ import pytest
         "zar_ray.serving.ingress_deployment",
         "zar_ray.serving.decoder_deployment",
         "zar_ray.serving.sandbox_process",
-        "zar_ray.evaluation.decode_stage",
+        "zar_ray.evaluation.stages.decode",
     ],
 )
 def test_it_loads_no_pytorch(module):

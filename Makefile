@@ -1,4 +1,4 @@
-# One command each: make demo, make serve, make mlflow, make test, make lint, make bench. All of them set up what is missing first.
+# One command each: make demo, make serve, make mlflow, make test, make test-fast, make lint, make bench. All of them set up what is missing first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,8 +36,12 @@ serve: $(READY) ## serve the demo's model on this machine, with its page, at por
 	RAY_USAGE_STATS_ENABLED=0 $(BIN)/serve run serve.app:demo
 
 .PHONY: test
-test: $(READY) ## run all tests
-	$(BIN)/python -m pytest
+test: test-fast ## run all tests
+	$(BIN)/python -m pytest -m 'slow and not stress'
+
+.PHONY: test-fast
+test-fast: $(READY) ## run the tests that need no Ray, no server, no browser and no training
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses logical --maxprocesses 8 --dist loadfile
 
 .PHONY: lint
 lint: $(READY) ## check style, types and the direction of imports

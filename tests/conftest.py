@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# Half of hypothesis' own number of examples; without a limit of time, as other processes take of it what they like.
+settings.register_profile("zar-ray", max_examples=50, deadline=None)
+settings.load_profile("zar-ray")
 
 # A token of one test's cluster must not be asked for by another's, nor end up in the user's home.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -18,6 +21,9 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("PYTHONWARNINGS", "ignore")
 # As zar_ray sets it, which is imported after PyTorch here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One of several test processes, which share the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY = {
     "embed_dim": 32,
@@ -26,6 +32,33 @@ TINY = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 CLASSES = ("red circle", "green square", "blue bar")
+
+
+# What only a test that is marked as slow may use.
+SLOW_FIXTURES = {"ray_cluster", "browser"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuses tests that would bring real processes into `make test-fast`."""
+    unmarked = [
+        item.nodeid
+        for item in items
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("slow") is None
+    ]
+    if unmarked:
+        raise pytest.UsageError(f"mark as slow what starts Ray or a browser: {', '.join(unmarked)}")
+
+
+def _ray_runs() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+@pytest.fixture(autouse=True)
+def _starts_no_ray(request):
+    """Fails a test that starts Ray by other means and is not marked as slow."""
+    before = _ray_runs()
+    yield
+    assert before or request.node.get_closest_marker("slow") or not _ray_runs(), "mark as slow what starts Ray"
 
 
 def write_video(path: Path, frames: int = 20, width: int = 64, height: int = 48, seed: int = 0) -> Path:
@@ -94,91 +127,6 @@ def shared(repository) -> Path:
     return folder
 
 
-def _deadly_files() -> None:
-    """Runs in every Ray worker: a file's name says how it kills or hangs the process that touches it.
-
-    A file that really crashes a decoder would depend on the decoder's version; the process's death is real.
-    """
-    import hashlib
-    import importlib.abc
-    import importlib.machinery
-    import sys
-
-    def note(path, line):
-        with path.open("a") as file:
-            file.write(f"{line}\n")
-
-    def make_decoding_deadly(stage):
-        decode = stage.decode_video
-
-        def deadly_decode(path, *args, **kwargs):
-            if "kills-decoder" in path:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if "hangs-decoder" in path:
-                time.sleep(600)
-            if "counted" in path:
-                note(Path(path).parents[2] / "decoded.txt", path)
-            if "surprises-decoder" in path:
-                raise KeyError("nobody foresaw this")
-            return decode(path, *args, **kwargs)
-
-        stage.decode_video = deadly_decode
-
-    def note_images(stage):
-        model = stage.adapter.model
-        if "encode_images" in vars(model):
-            return
-        encode = model.encode_images
-
-        def noted(pixels):
-            digests = (hashlib.sha256(one.numpy().tobytes()).hexdigest() for one in pixels)
-            note(Path(stage.spec.storage.path("encoded.txt")), "\n".join(digests))
-            return encode(pixels)
-
-        model.encode_images = noted
-
-    def make_adapting_deadly(stage):
-        predict = stage.AdaptStage._predict
-
-        def deadly_predict(self, videos):
-            names = " ".join(video.row["video_id"] for video in videos)
-            if "kills-model" in names:
-                os.kill(os.getpid(), signal.SIGKILL)
-            for video in videos:
-                if "counted" in video.row["video_id"]:
-                    note(Path(self.spec.storage.path("adapted.txt")), video.row["video_id"])
-            if "slow-model" in names:
-                time.sleep(1)
-            if "counted" in names:
-                note_images(self)
-            return predict(self, videos)
-
-        stage.AdaptStage._predict = deadly_predict
-
-    patches = {
-        "zar_ray.evaluation.decode_stage": make_decoding_deadly,
-        "zar_ray.evaluation.adapt_stage": make_adapting_deadly,
-    }
-
-    class PatchOnImport(importlib.abc.MetaPathFinder):
-        """Waits for the import: a worker that never evaluates must not load PyTorch for this."""
-
-        def find_spec(self, name, path, target=None):
-            if name not in patches:
-                return None
-            spec = importlib.machinery.PathFinder.find_spec(name, path)
-            load = spec.loader.exec_module
-
-            def load_and_patch(module):
-                load(module)
-                patches[name](module)
-
-            spec.loader.exec_module = load_and_patch
-            return spec
-
-    sys.meta_path.insert(0, PatchOnImport())
-
-
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory):
     """One local Ray of two CPUs for all tests; on loopback, in a folder of its own."""
@@ -189,9 +137,13 @@ def ray_cluster(tmp_path_factory):
 
     # As `serve run` does, for the tests of the service.
     prepare_environment(ServeConfig())
-    # By value: workers cannot import the module that pytest calls conftest, and which of several bears that name here
-    # depends on the tests that were chosen.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    import deadly_stages
+
+    from zar_ray.evaluation import pipeline
+
+    ray.cloudpickle.register_pickle_by_value(deadly_stages)
+    before = pipeline.DecodeStage, pipeline.AdaptStage
+    pipeline.DecodeStage, pipeline.AdaptStage = deadly_stages.DeadlyDecode, deadly_stages.DeadlyAdapt
     # pytest would keep Ray Data's debug lines, thousands of them, and print them under a failed test.
     logging.getLogger("ray.data").propagate = False
     # A socket's path may have 107 characters, which pytest's own folders use up.
@@ -204,7 +156,29 @@ def ray_cluster(tmp_path_factory):
         _temp_dir=str(folder),
         logging_level="ERROR",
         log_to_driver=False,
-        runtime_env={"worker_process_setup_hook": _deadly_files},
     )
     yield
     ray.shutdown()
+    pipeline.DecodeStage, pipeline.AdaptStage = before
+
+
+@pytest.fixture(scope="session")
+def finished_run(ray_cluster, tiny_checkpoint, video_folder, tmp_path_factory) -> Path:
+    """The folder of one evaluation of the twelve videos by the tiny CLIP, to be read or copied, not to be changed."""
+    import io
+
+    from rich.console import Console
+
+    from zar_ray.study.options import EvalConfig
+    from zar_ray.study.run import run_study
+
+    options = EvalConfig(
+        dataset=str(video_folder),
+        checkpoint=tiny_checkpoint,
+        output=str(tmp_path_factory.mktemp("finished")),
+        name="shown",
+        mlflow=False,
+        views={"frames": 4, "eval_frames": 4},
+    )
+    run_study(options, Console(file=io.StringIO()))
+    return Path(options.output) / "shown"

@@ -15,7 +15,6 @@ import torch
 
 from zar_ray.adaptation.base import Decision
 from zar_ray.data.manifest import Manifest, VideoRow, write_manifest
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.options.layers import leaves, merge
 from zar_ray.results.folder import CONFIG, IDENTITY, MANIFEST, PREDICTIONS, SUMMARY
 from zar_ray.results.metrics import case_metrics, costs, failure_groups, multi_label_case_metrics, video_counts
@@ -35,6 +34,7 @@ from zar_ray.results.record import (
 from zar_ray.results.rows import ResultRow, to_table
 from zar_ray.results.statistics import holm, paired_comparison
 from zar_ray.results.study_record import REPLICATES, Cell, Score, StudyRecord, StudyTable, TableRow
+from zar_ray.study.options import EvalConfig
 
 CLASSES = ("archery", "bowling", "cartwheel <b>&", "diving")
 

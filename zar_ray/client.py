@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypedDict, TypeVar, Unpack
 
 import httpx2
 from pydantic import BaseModel, ValidationError
@@ -75,6 +75,38 @@ class ServiceError(ZarError):
         return type(self), (self.url, self.detail, self.status, self.code, self.request_id, self.retry_after)
 
 
+class Asked(TypedDict, total=False):
+    """What is asked of a video; what is left out, or None, is the service's default.
+
+    Attributes:
+        label_set: The name of a label set of the service, in the place of labels.
+        template: The prompt, with {} where the label goes.
+        method: ``zar`` or ``zero_shot``.
+        top_k: Labels to return.
+        steps: Tuning steps.
+        seed: Seed of the views.
+        explain: Also return frames, and what in them speaks for the top label.
+        on_server: The video is a path on the server, beneath one of its roots; nothing is sent.
+    """
+
+    label_set: str | None
+    template: str | None
+    method: str | None
+    top_k: int | None
+    steps: int | None
+    seed: int | None
+    explain: bool
+    on_server: bool
+
+
+# What the request calls each; where the video is, is not among its fields.
+_FIELDS = {
+    **{name: name for name in Asked.__annotations__},
+    "template": "hypothesis_template",
+    "on_server": None,
+}
+
+
 class Client:
     """Asks a running service; threads may share one.
 
@@ -125,37 +157,21 @@ class Client:
         self,
         video: str | os.PathLike[str] | BinaryIO,
         labels: Sequence[str] | None = None,
-        *,
-        label_set: str | None = None,
-        template: str | None = None,
-        method: str | None = None,
-        top_k: int | None = None,
-        steps: int | None = None,
-        seed: int | None = None,
-        explain: bool = False,
-        on_server: bool = False,
+        **asked: Unpack[Asked],
     ) -> Classification:
-        """Ranks labels for a video, before and after adaptation; what is left out is the service's default.
+        """Ranks labels for a video, before and after adaptation.
 
         Args:
             video: A file's path, or a file that is open for reading bytes; it is sent as it is read.
-            labels: The labels to choose among, or
-            label_set: the name of a label set of the service.
-            template: The prompt, with {} where the label goes.
-            method: ``zar`` or ``zero_shot``.
-            top_k: Labels to return.
-            steps: Tuning steps.
-            seed: Seed of the views.
-            explain: Also return frames, and what in them speaks for the top label.
-            on_server: `video` is a path on the server, beneath one of its roots; nothing is sent.
+            labels: The labels to choose among, or else a `label_set` is asked for.
+            asked: See `Asked`.
 
         Raises:
             ServiceError: The service refused or failed, or cannot be reached.
             ConfigError: Neither labels nor a label set are given, or both.
             OSError: The file cannot be read.
         """
-        parameters = _parameters(labels, label_set, template, method, top_k, steps, seed, explain)
-        with _content(video, parameters, on_server) as content, self._response("/v1/classify", content) as response:
+        with _content(video, labels, asked) as content, self._response("/v1/classify", content) as response:
             return self._read(Classification, response)
 
     def classify_windows(
@@ -165,14 +181,7 @@ class Client:
         *,
         window: float | None = None,
         stride: float | None = None,
-        label_set: str | None = None,
-        template: str | None = None,
-        method: str | None = None,
-        top_k: int | None = None,
-        steps: int | None = None,
-        seed: int | None = None,
-        explain: bool = False,
-        on_server: bool = False,
+        **asked: Unpack[Asked],
     ) -> Iterator[WindowResult]:
         """Classifies a long video window by window; other arguments and errors as in `classify`.
 
@@ -181,24 +190,15 @@ class Client:
             labels: The labels to choose among.
             window: Seconds of a window.
             stride: Seconds from one window's start to the next.
-            label_set: As in `classify`, and so is what follows.
-            template: The prompt.
-            method: The method.
-            top_k: Labels to return.
-            steps: Tuning steps.
-            seed: Seed of the views.
-            explain: Also return frames.
-            on_server: `video` is a path on the server.
+            asked: See `Asked`.
 
         Yields:
             Each window as soon as the service has classified it. Where this ends without an error, there were no
             further ones.
         """
-        parameters = _parameters(labels, label_set, template, method, top_k, steps, seed, explain)
-        parameters |= _given(window=window, stride=stride)
         seen = 0
         with (
-            _content(video, parameters, on_server) as content,
+            _content(video, labels, asked, window=window, stride=stride) as content,
             self._response("/v1/classify:stream", content) as response,
         ):
             for event, data in _events(response.iter_bytes()):
@@ -323,41 +323,25 @@ class Client:
             raise ServiceError(self.url, detail) from None
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _parameters(
-    labels: Sequence[str] | None,
-    label_set: str | None,
-    template: str | None,
-    method: str | None,
-    top_k: int | None,
-    steps: int | None,
-    seed: int | None,
-    explain: bool,
-) -> dict[str, Any]:
-    """The fields of `ClassifyParameters` that are given; the service checks the values."""
-    if (labels is None) == (label_set is None):
+def _parameters(labels: Sequence[str] | None, asked: Asked, **more: float | None) -> dict[str, Any]:
+    """The fields of a request that are given; the service checks the values."""
+    unknown = asked.keys() - _FIELDS.keys()
+    if unknown:
+        raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
+    if (labels is None) == (asked.get("label_set") is None):
         raise ConfigError("give either labels or the name of a label_set")
     if isinstance(labels, str):
         raise ConfigError(f'labels: give a list of labels, such as ["{labels}", "..."], rather than one string')
-    return _given(
-        candidate_labels=None if labels is None else list(labels),
-        label_set=label_set,
-        hypothesis_template=template,
-        method=method,
-        top_k=top_k,
-        steps=steps,
-        seed=seed,
-        explain=explain or None,
-    )
+    fields = {field: asked.get(name) for name, field in _FIELDS.items() if field is not None}
+    fields = {"candidate_labels": None if labels is None else list(labels), **fields, **more}
+    return {field: value for field, value in fields.items() if value is not None and value is not False}
 
 
 def _content(
-    video: str | os.PathLike[str] | BinaryIO, parameters: dict[str, Any], on_server: bool
+    video: str | os.PathLike[str] | BinaryIO, labels: Sequence[str] | None, asked: Asked, **more: float | None
 ) -> AbstractContextManager[dict[str, Any]]:
     """A request's body, as httpx's arguments; a file that is opened for it is closed again."""
+    parameters, on_server = _parameters(labels, asked, **more), asked.get("on_server", False)
     if not isinstance(video, str | os.PathLike):
         if on_server:
             raise ConfigError("on_server takes the path of a file on the server, not an open file")

@@ -98,40 +98,59 @@ class TestArithmetic:
         assert report.goodput == goodput
 
 
+class Clock:
+    """Stands still but for those who sleep, and for `tick`."""
+
+    def __init__(self):
+        self.now, self.slept = 0.0, []
+
+    def perf_counter(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def tick(self):
+        self.now += 0.125
+
+
+@pytest.fixture
+def clock(bench, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(bench, "time", clock)
+    return clock
+
+
 class TestLoads:
-    def test_clients_ask_again_at_once_and_until_the_end(self, bench):
-        made = []
+    def test_clients_ask_together_and_again_at_once_until_the_end(self, bench, clock):
+        # An eighth of a second passes whenever all three wait for their answers.
+        together = threading.Barrier(3, action=clock.tick, timeout=20)
 
-        def ask():
-            made.append(threading.Event())
-
-            def once():
-                time.sleep(0.05)
-                return classification(0.01)
-
-            return once
-
-        answers = bench.run_load(ask, 3, 0.4)
-        assert len(made) == 3
-        assert 12 <= len(answers) <= 24
-        assert {one.code for one in answers} == {"ok"}
-        assert all(one.seconds >= 0.05 and one.engine == pytest.approx(0.03) for one in answers)
-        assert max(one.at for one in answers) >= 0.4
-
-    def test_who_was_refused_waits_as_long_as_he_was_told(self, bench):
         def once():
-            raise ServiceError("http://x", "full", 503, "overloaded", "r", 0.15)
+            together.wait()
+            return classification(0.01)
 
-        started = time.monotonic()
-        answers = bench.run_load(lambda: once, 1, 0.4)
-        assert 2 <= len(answers) <= 3
+        answers = bench.run_load(lambda: once, 3, 0.5)
+        assert sorted(one.at for one in answers) == [0.125] * 3 + [0.25] * 3 + [0.375] * 3 + [0.5] * 3
+        assert {(one.code, one.seconds) for one in answers} == {("ok", 0.125)}
+        assert all(one.engine == pytest.approx(0.03) for one in answers)
+        assert set(clock.slept) == {0.0}
+
+    def test_who_was_refused_waits_as_long_as_he_was_told_and_not_beyond_the_end(self, bench, clock):
+        def once():
+            raise ServiceError("http://x", "full", 503, "overloaded", "r", 0.25)
+
+        answers = bench.run_load(lambda: once, 1, 0.625)
+        assert [one.at for one in answers] == [0.0, 0.25, 0.5]
         assert {(one.code, one.engine) for one in answers} == {("overloaded", None)}
-        assert time.monotonic() - started < 2
+        assert clock.slept == [0.25, 0.25, 0.125]
 
 
+@pytest.mark.slow
 def test_a_run(bench, service, tiny_checkpoint, tmp_path, capsys):
     path = tmp_path / "serve.json"
-    words = f"--url {service} --checkpoint {tiny_checkpoint} --class-count 5 --clients 1 2 --seconds 1.5 --direct 2"
+    words = f"--url {service} --checkpoint {tiny_checkpoint} --class-count 5 --clients 1 2 --seconds 1 --direct 2"
     limits = f"--concurrent 2 --queued 1 --overload 3 --threads 1 --json {path}"
     assert bench.main([*words.split(), *limits.split()]) == 0
     report = json.loads(path.read_text())

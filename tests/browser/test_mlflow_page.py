@@ -14,7 +14,7 @@ import urllib.request
 from dataclasses import dataclass
 
 import pytest
-from finished_run import make_run
+from finished_runs import make_run
 from mlflow import MlflowClient
 
 from zar_ray.tracking import log_run_folder

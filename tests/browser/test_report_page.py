@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
-from rich.console import Console
-from zar_ray.study.job import run_evaluation
 
 from zar_ray.commands.main import main
-from zar_ray.study.options import EvalConfig
 
 pytestmark = pytest.mark.slow
 
@@ -17,21 +12,10 @@ SAMPLES = 2
 
 
 @pytest.fixture(scope="module")
-def report(browser_path, ray_cluster, tiny_checkpoint, video_folder, tmp_path_factory):
-    """The file that `zar report run` wrote of an evaluation."""
-    root = tmp_path_factory.mktemp("report")
-    options = {
-        "dataset": str(video_folder),
-        "checkpoint": tiny_checkpoint,
-        "output": str(root / "runs"),
-        "name": "shown",
-        "mlflow": False,
-        "views": {"frames": 4, "eval_frames": 4},
-    }
-    run_evaluation(EvalConfig.model_validate(options), Console(file=io.StringIO()))
-    # Away from the run: nothing beside the file may be needed.
-    target = root / "elsewhere" / "report.html"
-    command = ["report", "run", str(root / "runs" / "shown"), "--output", str(target), "--samples", str(SAMPLES)]
+def report(browser_path, finished_run, tmp_path_factory):
+    """The file that `zar report run` wrote of an evaluation, away from the run: nothing beside it may be needed."""
+    target = tmp_path_factory.mktemp("elsewhere") / "report.html"
+    command = ["report", "run", str(finished_run), "--output", str(target), "--samples", str(SAMPLES)]
     assert main(command) == 0
     return target
 

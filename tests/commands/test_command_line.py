@@ -13,7 +13,7 @@ from zar_ray.commands.main import main
 from zar_ray.commands.parsing import parse, parse_run
 from zar_ray.data.options import AuditConfig, IndexConfig, ShotsConfig
 from zar_ray.errors import ConfigError
-from zar_ray.options.base import fingerprint, identity
+from zar_ray.options.base import fingerprint, meaning
 from zar_ray.study.options import EvalConfig
 from zar_ray.video.options import ViewConfig
 
@@ -125,12 +125,12 @@ def test_predict_takes_files_without_a_name():
     assert got.method == ("zar",)
 
 
-def test_operational_options_do_not_change_a_runs_identity():
-    base = fingerprint(identity(options("--dataset", "x")))
-    assert base == fingerprint(identity(options("--dataset", "x", "--num-workers", "2", "--batch-size", "8")))
-    assert base == fingerprint(identity(options("--dataset", "x", "--output", "/else", "--max-failed", "1")))
-    assert base != fingerprint(identity(options("--dataset", "x", "--seed", "1")))
-    assert base != fingerprint(identity(options("--dataset", "x", "--zar.lr", "0.006")))
+def test_operational_options_do_not_change_a_runs_meaning():
+    base = fingerprint(meaning(options("--dataset", "x")))
+    assert base == fingerprint(meaning(options("--dataset", "x", "--num-workers", "2", "--batch-size", "8")))
+    assert base == fingerprint(meaning(options("--dataset", "x", "--output", "/else", "--max-failed", "1")))
+    assert base != fingerprint(meaning(options("--dataset", "x", "--seed", "1")))
+    assert base != fingerprint(meaning(options("--dataset", "x", "--zar.lr", "0.006")))
 
 
 def test_every_option_says_what_it_is():
@@ -183,16 +183,19 @@ def test_a_password_in_an_address_is_not_shown():
 
 
 def test_a_relative_output_is_refused_in_a_job(monkeypatch, tmp_path):
-    from zar_ray.study.job import output_root
+    from zar_ray.study.plan import kept_folder
 
     monkeypatch.setenv("ZAR_HOME", str(tmp_path))
-    assert output_root("somewhere/else").endswith("/somewhere/else")
+    assert kept_folder("output", "somewhere/else").endswith("/somewhere/else")
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for option, folder in (("output", "somewhere/else"), ("features", "runs")):
+        with pytest.raises(ConfigError, match=f"--{option} {folder}: .* give an absolute path or a URI"):
+            kept_folder(option, folder)
     with pytest.raises(ConfigError, match="give an absolute path or a URI"):
-        output_root("somewhere/else")
-    assert output_root("/data/runs") == "/data/runs"
-    assert output_root("s3://bucket/runs") == "s3://bucket/runs"
-    assert output_root("runs") == str(tmp_path / "runs")
+        kept_folder("output", "somewhere/else")
+    assert kept_folder("output", "/data/runs") == "/data/runs"
+    assert kept_folder("output", "s3://bucket/runs") == "s3://bucket/runs"
+    assert kept_folder("output", "runs") == str(tmp_path / "runs")
 
 
 def test_output_that_nobody_reads_is_no_mistake_to_explain():

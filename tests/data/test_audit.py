@@ -4,19 +4,13 @@ from pathlib import Path
 import pytest
 
 from zar_ray.commands.main import main
-from zar_ray.data.audit import (
-    Audited,
-    AuditedVideo,
-    AuditReport,
-    audit,
-    check_labels,
-    identity,
-    run_audit,
-)
+from zar_ray.data.audit import AuditReport, run_audit
+from zar_ray.data.audit_checks import Audited, audit, check_labels, identity
+from zar_ray.data.benchmarks.adapters import list_benchmark
 from zar_ray.data.classes import class_list
-from zar_ray.data.datasets import index_benchmark, load_benchmark
 from zar_ray.data.manifest import Manifest, VideoRow, write_manifest
 from zar_ray.data.options import AuditConfig
+from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ConfigError, ManifestError
 
 SWAPS = {"kick": "kick ball", "kick ball": "kick", "sword": "sword exercise", "sword exercise": "sword"}
@@ -127,7 +121,7 @@ def test_a_title_that_ends_in_another_class_is_not_taken_for_it() -> None:
         ("x_shoot_gun", "shoot gun"),
     ]
     subject = Audited(
-        "x", tuple(AuditedVideo(f"{t}_{ending}", (name,), ("a",)) for t, name in videos), class_list("hmdb51")
+        "x", tuple(VideoRow(f"{t}_{ending}", "", class_name=name) for t, name in videos), class_list("hmdb51")
     )
     assert [f.level for f in check_labels(subject)] == ["ok"]
 
@@ -202,7 +196,7 @@ def test_a_manifest(tmp_path: Path, put_video: Callable[[Path], Path]) -> None:
 def test_copies_of_a_file_in_other_folders_are_found() -> None:
     paths = ["a/run.mp4", "b/run.mp4", "c/run.mp4", "c/jump.mp4"]
     sizes = [100, 100, 101, 100]
-    videos = (AuditedVideo(p, ("x",), ("all",), size=s) for p, s in zip(paths, sizes, strict=True))
+    videos = (VideoRow(p, "", class_name="x", size=s) for p, s in zip(paths, sizes, strict=True))
     (finding,) = [f for f in audit(Audited("set", tuple(videos), ("x",))) if f.check == "duplicates"]
     assert (finding.level, finding.count, finding.details) == ("wrong", 1, ("run.mp4",))
 
@@ -214,7 +208,7 @@ def test_a_benchmarks_manifest_is_held_against_its_counts(
     video = "Archery/v_Archery_g01_c01.avi"
     put_video(folder / video)
     write(folder / "testlist01.txt", video)
-    manifest, _ = index_benchmark(load_benchmark("ucf101"), folder, workers=1)
+    manifest = probe_listing(list_benchmark("ucf101", folder)[0], workers=1)
     write_manifest(manifest, tmp_path / "m.parquet")
     report = run_audit(AuditConfig(manifest=str(tmp_path / "m.parquet")))
     wrong = [f.text for f in report.findings if f.check == "counts" and f.level == "wrong"]

@@ -9,13 +9,14 @@ import pytest
 from rich.console import Console
 
 from zar_ray.commands.main import main
-from zar_ray.data.benchmarks.indexing import ADAPTERS, list_benchmark
-from zar_ray.data.benchmarks.layout import Files
+from zar_ray.data.benchmarks.adapters import ADAPTERS, list_benchmark
+from zar_ray.data.benchmarks.layout import Files, LayoutReport
 from zar_ray.data.classes import class_list
-from zar_ray.data.datasets import index_benchmark, load_benchmark
-from zar_ray.data.indexing import run_index
-from zar_ray.data.manifest import read_manifest
+from zar_ray.data.datasets import load_benchmark
+from zar_ray.data.index import run_index
+from zar_ray.data.manifest import Manifest, read_manifest
 from zar_ray.data.options import IndexConfig
+from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ConfigError, ManifestError
 
 Put = Callable[[Path], Path]
@@ -39,6 +40,12 @@ def listed(data: str, root: Path, **options: object):
     return {v.video_id: v for v in listing.videos}, report
 
 
+def indexed(name: str, root: Path) -> tuple[Manifest, LayoutReport]:
+    """The manifest of a benchmark's dataset, and the report."""
+    listing, report = list_benchmark(name, root)
+    return probe_listing(listing, workers=1), report
+
+
 def hmdb51(root: Path, put: Callable[[Path], object]) -> None:
     """Three videos a class, in turn training, test and unused."""
     for name in class_list("hmdb51"):
@@ -54,7 +61,7 @@ def hmdb51(root: Path, put: Callable[[Path], object]) -> None:
 def test_hmdb51(tmp_path: Path, put_video: Put) -> None:
     few = {"brush_hair", "kick_ball"}
     hmdb51(tmp_path, lambda path: put_video(path) if path.parent.name in few else touch(path))
-    manifest, report = index_benchmark(load_benchmark("hmdb51"), tmp_path, workers=1)
+    manifest, report = indexed("hmdb51", tmp_path)
     assert manifest.class_names == class_list("hmdb51")
     assert len(manifest) == 153
     rows = {row.video_id: row for row in manifest.rows()}
@@ -132,7 +139,7 @@ def ucf101(root: Path, put: Callable[[Path], object], classes: tuple[str, ...]) 
 
 def test_ucf101(tmp_path: Path, put_video: Put) -> None:
     ucf101(tmp_path, put_video, ("ApplyLipstick", "HandstandPushups"))
-    manifest, report = index_benchmark(load_benchmark("ucf101"), tmp_path, workers=1)
+    manifest, report = indexed("ucf101", tmp_path)
     rows = {row.video_id: row for row in manifest.rows()}
     one = rows["UCF-101/HandstandPushups/v_HandStandPushups_g02_c01.avi"]
     assert (one.class_name, one.memberships, one.error) == ("HandstandPushups", ("test2", "train1", "train3"), None)
@@ -181,7 +188,7 @@ def test_k600(tmp_path: Path, put_video: Put) -> None:
     put_video(tmp_path / "train" / first / "-aNccq2jvUA_000055_000065.mp4")  # in a class folder
     put_video(tmp_path / "train" / "aaaaaaaaaaa_000000_000010.mkv")  # flat
     put_video(tmp_path / "val" / second.replace(" ", "_") / "bbbbbbbbbbb_000001.webm")  # underscores, short name
-    manifest, report = index_benchmark(load_benchmark("k600"), tmp_path, workers=1)
+    manifest, report = indexed("k600", tmp_path)
     rows = {row.video_id: row for row in manifest.rows()}
     assert {i: (r.class_name, r.split, r.error) for i, r in rows.items()} == {
         f"train/{first}/-aNccq2jvUA_000055_000065.mp4": (first, "train", None),
@@ -271,7 +278,7 @@ def test_ssv2(tmp_path: Path, put_video: Put) -> None:
     write(labels / f"{prefix}test.json", json.dumps([{"id": "4"}]))
     for number in (1, 2):
         put_video(tmp_path / "20bn-something-something-v2" / f"{number}.webm")
-    manifest, report = index_benchmark(load_benchmark("ssv2"), tmp_path, workers=1)
+    manifest, report = indexed("ssv2", tmp_path)
     assert {r.video_id: (r.class_name, r.split, r.error) for r in manifest.rows()} == {
         "20bn-something-something-v2/1.webm": (names[5], "train", None),
         "20bn-something-something-v2/2.webm": (names[9], "val", None),
@@ -329,7 +336,7 @@ def test_charades(tmp_path: Path, put_video: Put) -> None:
     )
     for video in ("46GP8", "YSKX3", "NONE1"):
         put_video(tmp_path / "Charades_v1_480" / f"{video}.mp4")
-    manifest, report = index_benchmark(load_benchmark("charades"), tmp_path, workers=1)
+    manifest, report = indexed("charades", tmp_path)
     rows = {row.video_id: row for row in manifest.rows()}
     assert rows["Charades_v1_480/46GP8.mp4"].labels == (names[92], names[147])
     assert rows["Charades_v1_480/YSKX3.mp4"].label_id is None
@@ -389,7 +396,7 @@ def test_the_command_writes_where_the_benchmark_looks(
         (["demo", "--root", "."], 2, 'demo: is not found in a folder; make it with "zar eval --dataset demo"'),
         (["--list", "a.txt"], 2, "give the folder of the videos with --root"),
         (["--list", "a.txt", "--root", "."], 2, "give the names of its labels with --labels FILE"),
-        (["--list", "a.txt", "--root", ".", "--labels", "hmdb51"], 1, "a.txt: cannot be read"),
+        (["--list", "a.txt", "--root", ".", "--labels", "hmdb51"], 1, "a.txt: no such file"),
         (
             ["--list", "a.txt", "--root", ".", "--labels", "hmdb"],
             1,

@@ -8,6 +8,7 @@ from rich.console import Console
 from zar_ray.data.datasets import (
     index_dataset,
     known_benchmarks,
+    list_dataset,
     load_benchmark,
     open_dataset,
     parse_class_names,
@@ -167,11 +168,11 @@ def test_what_cannot_be_indexed_is_named(tmp_path: Path) -> None:
     file = tmp_path / "one.mp4"
     file.write_bytes(b"")
     with pytest.raises(ManifestError, match=r"one\.mp4: is neither a folder of videos nor a list of them"):
-        index_dataset(file)
+        list_dataset(file)
     with pytest.raises(ManifestError, match="a root goes with a CSV"):
-        index_dataset(tmp_path, root=tmp_path)
+        list_dataset(tmp_path, tmp_path)
     with pytest.raises(ManifestError, match=r"gone\.csv: no such"):
-        index_dataset(tmp_path / "gone.csv")
+        list_dataset(tmp_path / "gone.csv")
 
 
 def test_class_names_come_from_a_list_or_a_file(tmp_path: Path) -> None:

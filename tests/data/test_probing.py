@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from zar_ray.data.probing import ProbeError, probe_files
+from zar_ray.data.probing import Failure, in_processes
 from zar_ray.errors import ManifestError, VideoError
 from zar_ray.video.reading import VideoInfo
 
 GOOD = VideoInfo(frames=3, fps=25.0, width=8, height=6, duration=0.12, decoder="pyav")
 
 
-def act(path: str, decoder: str) -> VideoInfo:
+def act(path: str) -> VideoInfo:
     """Does what the file's name says; runs in the probing process."""
     kind = Path(path).name.split("_")[0]
     if kind == "kill":
@@ -46,14 +46,14 @@ class Unstartable:
     def __reduce__(self) -> tuple[object, tuple[()]]:
         return (refuse_to_start, ())
 
-    def __call__(self, path: str, decoder: str) -> VideoInfo:
+    def __call__(self, path: str) -> VideoInfo:
         raise NotImplementedError
 
 
 def test_a_file_that_kills_or_hangs_its_process_costs_itself_alone(tmp_path: Path) -> None:
     names = ["good_1", "kill_1", "good_2", "hang", "video", "good_3", "exit", "bug", "once", "good_4"]
     seen: list[tuple[int, int]] = []
-    answers = probe_files(
+    answers = in_processes(
         [str(tmp_path / name) for name in names],
         act,
         workers=2,
@@ -68,18 +68,18 @@ def test_a_file_that_kills_or_hangs_its_process_costs_itself_alone(tmp_path: Pat
         "good_4",
         "once",
     }
-    assert found["kill_1"] == ProbeError("crashes its decoder (killed by SIGKILL)")
-    assert found["exit"] == ProbeError("crashes its decoder (its process ended with exit code 3)")
-    assert found["hang"] == ProbeError("took longer than 1 s to open")
-    assert found["video"] == ProbeError("no picture in it")
-    assert found["bug"] == ProbeError("RuntimeError: a decoder's own words")
+    assert found["kill_1"] == Failure("crashes its decoder (killed by SIGKILL)")
+    assert found["exit"] == Failure("crashes its decoder (its process ended with exit code 3)")
+    assert found["hang"] == Failure("took longer than 1 s to open")
+    assert found["video"] == Failure("no picture in it")
+    assert found["bug"] == Failure("RuntimeError: a decoder's own words")
     assert seen == [(n, len(names)) for n in range(1, len(names) + 1)]
 
 
 def test_processes_that_cannot_start_are_an_error_and_not_a_broken_file(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ManifestError, match="processes that probe videos cannot start"):
-        probe_files(["good"], Unstartable(), workers=1)
+    with pytest.raises(ManifestError, match="processes that open videos cannot start"):
+        in_processes(["good"], Unstartable(), workers=1)
 
 
 def test_no_files_need_no_processes() -> None:
-    assert probe_files([], act) == []
+    assert in_processes([], act) == []

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from zar_ray.commands.main import main
-from zar_ray.data.benchmarks.indexing import list_benchmark, list_published, read_lists
-from zar_ray.data.benchmarks.lists import read_labels, read_list
+from zar_ray.data.benchmarks.adapters import list_benchmark, list_published
+from zar_ray.data.benchmarks.lists import read_labels, read_list, read_lists
 from zar_ray.data.classes import class_list
 from zar_ray.data.datasets import load_benchmark, resolve_dataset
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest

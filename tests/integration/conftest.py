@@ -1,28 +1,47 @@
-"""Running evaluations in this process, on the session's Ray."""
+"""Running evaluations and trainings on the session's Ray, and one finished training for all tests."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray.train
+import torch
+import yaml
+from ray.train import Checkpoint, ScalingConfig
 from rich.console import Console
-from zar_ray.study.job import run_evaluation
 
+from zar_ray.data.datasets import index_dataset
+from zar_ray.data.manifest import Manifest, write_manifest
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.record import RunSummary
 from zar_ray.results.rows import ResultRow, to_rows
+from zar_ray.results.study_record import StudyRecord
 from zar_ray.storage import Storage
 from zar_ray.study.options import EvalConfig
+from zar_ray.study.run import run_study
+from zar_ray.training import job as training_job
+from zar_ray.training.job import run_training
+from zar_ray.training.options import TrainConfig
+from zar_ray.training.outputs import TrainResult
 
 
 @dataclass(frozen=True)
 class Ran:
-    summary: RunSummary
+    record: StudyRecord
     folder: RunFolder
     printed: str
+
+    @property
+    def summary(self) -> RunSummary:
+        return self.record.whole
 
     @property
     def table(self) -> pa.Table:
@@ -47,8 +66,8 @@ def evaluate(ray_cluster, tiny_checkpoint, tmp_path):
             **options,
         }
         said = io.StringIO()
-        summary = run_evaluation(EvalConfig.model_validate(values), Console(file=said, width=120))
-        return Ran(summary, RunFolder(Storage(f"{values['output']}/{summary.name}")), said.getvalue())
+        record = run_study(EvalConfig.model_validate(values), Console(file=said, width=120))
+        return Ran(record, RunFolder(Storage(f"{values['output']}/{record.whole.name}")), said.getvalue())
 
     return run
 
@@ -98,3 +117,106 @@ def _processes_below(pid: int) -> dict[int, str]:
 @pytest.fixture(scope="session")
 def processes_below():
     return _processes_below
+
+
+SMALLEST = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def broken_manifest(video_folder, tmp_path_factory) -> Path:
+    """A manifest of the twelve videos, one of which is gone."""
+    folder = tmp_path_factory.mktemp("broken")
+    manifest = index_dataset(video_folder)
+    rows = list(manifest.rows())
+    rows[5] = replace(rows[5], path=str(folder / "gone.mp4"))
+    write_manifest(Manifest.of(rows, manifest.class_names, manifest.root, "broken"), folder / "broken.parquet")
+    return folder / "broken.parquet"
+
+
+@pytest.fixture(scope="session")
+def tiny_training(video_folder, tmp_path_factory):
+    """Makes the options of a training of the smallest CLIP on twelve videos; further options by name.
+
+    Each has a folder of its own, as a training of the same options would be gone on with.
+    """
+    file = tmp_path_factory.mktemp("architecture") / "tiny.yaml"
+    file.write_text(yaml.safe_dump(SMALLEST))
+
+    def make(**options) -> TrainConfig:
+        folder = tmp_path_factory.mktemp("training")
+        values = {
+            "dataset": str(video_folder),
+            "architecture": str(file),
+            "frames": 2,
+            "batch_size": 6,
+            "micro_batch": 3,
+            "lr": 3e-3,
+            "warmup_steps": 2,
+            "cache_frames": 4,
+            "output": folder / "trained.safetensors",
+            "storage": str(folder / "storage"),
+            "mlflow": False,
+        }
+        return TrainConfig.model_validate({**values, **options})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def train():
+    """Trains; returns what the training returned and what it printed."""
+
+    def run(config: TrainConfig) -> tuple[TrainResult, str]:
+        said = io.StringIO()
+        return run_training(config, Console(file=said, width=200)), said.getvalue()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_training(ray_cluster, train, tiny_training, broken_manifest) -> tuple[TrainConfig, TrainResult, str]:
+    """One training in processes of its own, with all that happens on the way, and what it printed."""
+    config = tiny_training(
+        name="mine",
+        steps=30,
+        checkpoint_steps=10,
+        cache_frames=0,
+        decode_workers=1,
+        validation=str(broken_manifest),
+        validation_epochs=5.0,
+        average_from=10.0,
+    )
+    return config, *train(config)
+
+
+@contextmanager
+def _in_this_process() -> Iterator[None]:
+    """Has Ray Train run its loop here (its local mode), which leaves a reported checkpoint where it was made.
+
+    For what does not depend on processes, whose start takes longer than all steps.
+    """
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="zar-ray-") as folder:
+        report = ray.train.report
+
+        def keep(metrics, checkpoint=None, **more):
+            kept = Path(folder) / f"step-{metrics['step']}"
+            with checkpoint.as_directory() as made:
+                shutil.copytree(made, kept, dirs_exist_ok=True)
+            report(metrics, checkpoint=Checkpoint.from_directory(kept), **more)
+
+        patch.setattr(ray.train, "report", keep)
+        patch.setattr(training_job, "ScalingConfig", lambda num_workers, **rest: ScalingConfig(num_workers=0))
+        threads = torch.get_num_threads()
+        yield
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def in_this_process():
+    """`with in_this_process(): train(...)` trains without processes of its own."""
+    return _in_this_process

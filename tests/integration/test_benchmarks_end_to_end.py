@@ -9,13 +9,11 @@ import miniatures
 import numpy as np
 import pytest
 from rich.console import Console
-from zar_ray.study.seeds import run_seeds
 
 from zar_ray.data.classes import class_list
-from zar_ray.data.indexing import run_index
+from zar_ray.data.index import run_index
 from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError
-from zar_ray.study.options import EvalConfig
 
 pytestmark = pytest.mark.slow
 
@@ -105,21 +103,22 @@ def test_base_to_novel_is_a_protocol_with_a_harmonic_mean(benchmark):
     assert "harmonic" in ran.printed
 
 
-def test_several_seeds_are_a_run_each_and_a_mean(benchmark, tiny_checkpoint, tmp_path):
-    benchmark("hmdb51", split="1", method=["zero_shot"])  # makes the manifest
-    said = io.StringIO()
-    values = {"dataset": "hmdb51", "protocol": "base_to_novel", "seeds": [3, 4], "method": ["zar"], "mlflow": False}
-    places = {"data_root": tmp_path, "checkpoint": tiny_checkpoint, "output": str(tmp_path / "seeds")}
-    options = EvalConfig.model_validate({**values, **places, "views": {"frames": 4, "eval_frames": 4}})
-    runs = run_seeds(options, Console(file=said, width=100))
-    assert [run.seed for run in runs] == [3, 4]
-    assert len({run.results for run in runs}) == 2
-    values = [one.value for run in runs for one in run.averages if (one.method, one.metric) == ("zar", "top1")]
-    assert "over 2 seeds (3, 4)" in said.getvalue()
-    row = next(line for line in said.getvalue().splitlines() if "harmonic mean  top-1" in line)
-    assert f"{100 * np.mean(values):.1f} ± {100 * np.std(values):.1f}" in row
-    with pytest.raises(ConfigError, match="--seeds 1 1: names a seed twice"):
-        run_seeds(options.model_copy(update={"seeds": (1, 1)}), Console(file=said))
+def test_several_seeds_are_one_run_and_a_mean(benchmark):
+    _, ran = benchmark("hmdb51", protocol="base_to_novel", seeds=[3, 4], method=["zar"])
+    cells = ran.record.cells
+    assert [(cell.coordinates, cell.summary.seed) for cell in cells] == [({"seed": "3"}, 3), ({"seed": "4"}, 4)]
+    ((row,),) = (table.rows for table in ran.record.tables)
+    values = {
+        split: [c.headline.after.top1.value for cell in cells for c in cell.summary.cases if c.split == split]
+        for split in ("base", "novel")
+    }
+    means = {split: np.mean(of_split) for split, of_split in values.items()}
+    assert {split: score.value for split, score in row.scores.items()} == pytest.approx(means)
+    assert row.scores["base"].std == pytest.approx(np.std(values["base"], ddof=1))
+    assert row.average.value == pytest.approx(2 * means["base"] * means["novel"] / sum(means.values()))
+    each = [one.value for cell in cells for one in cell.summary.averages if one.metric == "top1"]
+    assert row.average.std == pytest.approx(np.std(each, ddof=1))
+    assert f"{100 * row.average.value:.1f} ± {100 * row.average.std:.1f}" in ran.printed
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray.data import DataContext
 
-from zar_ray.data.index import index_folder
+from zar_ray.data.datasets import index_dataset
 from zar_ray.data.manifest import write_manifest
 from zar_ray.errors import ManifestError, RunError
 
@@ -61,7 +61,7 @@ def test_results_do_not_depend_on_workers_batches_or_order(evaluate, make_video,
     root = tmp_path / "videos"
     for number in range(9):
         make_video(root / ("slow-model", "b", "c")[number % 3] / f"{number}.mp4", frames=10 + 5 * number, seed=number)
-    manifest = index_folder(root)
+    manifest = index_dataset(root)
     shuffled = dataclasses.replace(manifest, table=manifest.table.take([7, 2, 0, 5, 1, 3, 8, 4, 6]))
     write_manifest(manifest, tmp_path / "in-order.parquet")
     write_manifest(shuffled, tmp_path / "shuffled.parquet")
@@ -112,7 +112,7 @@ def test_bad_files_and_surprises_cost_one_row_each(evaluate, video_folder, make_
     (root / "green square" / "text.mp4").write_text("not a video")
     make_video(root / "green square" / "surprises-decoder.mp4")
     make_video(root / "green square" / "vanishes.mp4")
-    manifest = index_folder(root)
+    manifest = index_dataset(root)
     write_manifest(manifest, tmp_path / "mixed.parquet")
     (root / "green square" / "vanishes.mp4").unlink()
 
@@ -159,7 +159,7 @@ def test_failed_videos_are_done_again_on_request(evaluate, make_video, tmp_path)
     root = tmp_path / "again"
     for number in range(4):
         make_video(root / ("a" if number % 2 else "b") / f"{number}.mp4", seed=number)
-    write_manifest(index_folder(root), tmp_path / "again.parquet")
+    write_manifest(index_dataset(root), tmp_path / "again.parquet")
     away = (root / "a" / "1.mp4").rename(tmp_path / "away.mp4")
     first = evaluate(tmp_path / "again.parquet", name="again", max_failed=1)
     assert first.summary.failed == 1
@@ -187,7 +187,7 @@ def test_the_run_folder_says_how_to_repeat_it(reference):
     content = json.loads(storage.read("run.json"))
     assert content["config"]["views"]["frames"] == 4
     assert content["provenance"]["packages"]["ray"]
-    assert content["summary"]["model_fingerprint"] == reference.summary.model_fingerprint
+    assert content["study"]["whole"]["model_fingerprint"] == reference.summary.model_fingerprint
     table = pq.read_table(storage.path("predictions.parquet"))
     assert table.num_rows == 24
     assert "zar_per_class.csv" in storage.names()

@@ -1,4 +1,4 @@
-"""Attention figures of a real run: the run's own video, weights and tuning, or a refusal that says what is not."""
+"""Maps of a real run: the run's own video, weights and tuning, or a refusal that says what is not."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from torch.nn.functional import normalize
 
 from zar_ray.errors import ModelError, RunError
 from zar_ray.explain import explanation
-from zar_ray.explain.explanation import attention_figures
+from zar_ray.explain.explanation import explain_videos
+from zar_ray.explain.maps import VideoMaps
 from zar_ray.models.attention import class_relevance
+from zar_ray.reporting.attention_figures import attention_figure
+from zar_ray.reporting.finished_runs import StudyData
+from zar_ray.reporting.run_sections import evaluation_of
 
 pytestmark = pytest.mark.slow
 
@@ -35,13 +39,17 @@ def place(ran) -> str:
     return ran.folder.storage.path()
 
 
+def maps_of(run: str, video_ids) -> tuple[VideoMaps, ...]:
+    return explain_videos(evaluation_of(StudyData.read(run).cells[0]), video_ids)
+
+
 def zar_rows(ran):
     return {row.video_id: row for row in ran.rows if row.method == "zar"}
 
 
 def test_figures_are_of_the_run_s_own_decisions(ran):
     rows = zar_rows(ran)
-    figures = attention_figures(place(ran), list(rows), frames_shown=2)
+    figures = [attention_figure(maps, frames_shown=2) for maps in maps_of(place(ran), list(rows))]
     assert [figure.video_id for figure in figures] == list(rows)
     names = ("blue bar", "green square", "red circle")
     for figure, row in zip(figures, rows.values(), strict=True):
@@ -61,7 +69,7 @@ def test_maps_are_of_the_view_and_the_text_that_decided(ran, monkeypatch):
 
     monkeypatch.setattr(explanation, "class_relevance", recorded)
     row = next(row for row in zar_rows(ran).values() if not row.correct_after)
-    attention_figures(place(ran), [row.video_id])
+    maps_of(place(ran), [row.video_id])
     ((model, pixels, texts),) = given
     view = normalize(model.encode_images(pixels).mean(dim=0), dim=-1)
     before, after = (model.logit_scale * texts @ view).reshape(2, 2)
@@ -75,30 +83,31 @@ def test_maps_are_of_the_view_and_the_text_that_decided(ran, monkeypatch):
 def test_several_evaluation_views_are_explained_by_one(evaluate, video_folder):
     views = {"frames": 4, "eval_frames": 4, "eval_views": "2x3"}
     ran = evaluate(video_folder, name="several", limit=1, views=views)
-    (figure,) = attention_figures(place(ran), list(zar_rows(ran)))
-    assert figure.caption.endswith("The run averages its 2x3 evaluation views; shown is the centre crop.")
+    (maps,) = maps_of(place(ran), list(zar_rows(ran)))
+    assert maps.remarks == ("The run averages its 2x3 evaluation views; shown is the centre crop.",)
 
 
 def test_what_is_not_the_run_s_is_refused_in_one_line(ran, evaluate, video_folder, tmp_path):
     run = place(ran)
     with pytest.raises(RunError, match=r'has no video "blue bar/9.mp4"; did you mean'):
-        attention_figures(run, ["blue bar/9.mp4"])
+        maps_of(run, ["blue bar/9.mp4"])
     with pytest.raises(RunError, match=r"holds no run\.json"):
-        attention_figures(str(tmp_path), [])
+        maps_of(str(tmp_path), [])
     untuned = evaluate(video_folder, name="untuned", limit=1, method=["zero_shot"])
     with pytest.raises(RunError, match="tunes nothing"):
-        attention_figures(place(untuned), [])
+        maps_of(place(untuned), [])
 
     changed = Path(shutil.copytree(run, tmp_path / "changed"))
     record = json.loads((changed / "run.json").read_text())
-    record["summary"]["model_fingerprint"] = "0123456789ab"
+    (cell,) = record["study"]["cells"]
+    cell["summary"]["model_fingerprint"] = "0123456789ab"
     (changed / "run.json").write_text(json.dumps(record))
     with pytest.raises(RunError, match="its model was 0123456789ab"):
-        attention_figures(str(changed), [])
-    record["config"]["checkpoint"] = str(tmp_path / "gone.safetensors")
+        maps_of(str(changed), [])
+    cell["config"]["checkpoint"] = str(tmp_path / "gone.safetensors")
     (changed / "run.json").write_text(json.dumps(record))
     with pytest.raises(ModelError, match=r"gone\.safetensors"):
-        attention_figures(str(changed), [])
+        maps_of(str(changed), [])
 
 
 def test_class_texts_that_have_changed_are_noticed(evaluate, video_folder, tmp_path):
@@ -106,10 +115,10 @@ def test_class_texts_that_have_changed_are_noticed(evaluate, video_folder, tmp_p
     texts.write_text("class,text\nblue bar,a bar\ngreen square,a square\nred circle,a circle\n")
     whole = {"class_texts": texts, "template": "a video of a {}."}
     ran = evaluate(video_folder, name="texts", limit=1, **whole)
-    assert len(attention_figures(place(ran), list(zar_rows(ran)))) == 1
+    assert len(maps_of(place(ran), list(zar_rows(ran)))) == 1
     texts.write_text(texts.read_text().replace("a circle", "a disc"))
     with pytest.raises(RunError, match="its texts of the classes have changed since"):
-        attention_figures(place(ran), [])
+        maps_of(place(ran), [])
 
 
 def test_a_video_that_failed_or_is_gone_is_named(evaluate, make_video, tmp_path):
@@ -118,7 +127,7 @@ def test_a_video_that_failed_or_is_gone_is_named(evaluate, make_video, tmp_path)
     (tmp_path / "videos" / "b" / "1.mp4").write_text("no video")
     ran = evaluate(tmp_path / "videos", name="gone", max_failed=1.0)
     with pytest.raises(RunError, match=r"^b/1.mp4: failed in this run"):
-        attention_figures(place(ran), ["b/1.mp4"])
+        maps_of(place(ran), ["b/1.mp4"])
     kept.unlink()
     with pytest.raises(RunError, match=r"a/0\.mp4: "):
-        attention_figures(place(ran), ["a/0.mp4"])
+        maps_of(place(ran), ["a/0.mp4"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from zar_ray.data.index import index_folder
+from zar_ray.data.datasets import index_dataset
 from zar_ray.data.manifest import write_manifest
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
@@ -40,7 +40,7 @@ def long_manifest(make_video, tmp_path):
     root = tmp_path / "videos"
     for number in range(VIDEOS):
         make_video(root / ("left", "right", "up")[number % 3] / f"{number:02}.mp4", frames=12, seed=number)
-    write_manifest(index_folder(root), tmp_path / "videos.parquet")
+    write_manifest(index_dataset(root), tmp_path / "videos.parquet")
     return tmp_path / "videos.parquet"
 
 

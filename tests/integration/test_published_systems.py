@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import shutil
-
 import av
 import numpy as np
 import pytest
-import ray.train
 import yaml
-from ray.train import Checkpoint, ScalingConfig
-from rich.console import Console
-from zar_ray.study.job import run_evaluation
-from zar_ray.study.model_table import run_models
 
 from zar_ray.errors import ZarError
 from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
-from zar_ray.study.options import EvalConfig
-from zar_ray.training import job as training_job
-from zar_ray.training.job import run_training
 from zar_ray.training.options import TrainConfig
 
 pytestmark = pytest.mark.slow
@@ -51,9 +40,6 @@ SYSTEMS = {
 }
 TUNED = ("vificlip", "prompted", "actionclip", "ezclip", "vitaclip")
 WHOLE = ("ezclip", "vitaclip", "xclip")
-# Trained in processes of its own, whose start takes longer than all steps. For the others Ray Train runs the same loop
-# in this process; tests/integration/test_training.py has processes for the other loss.
-LAUNCHED = ("ezclip",)
 STEPS = 40
 VIEWS = {"frames": 4, "eval_frames": 4, "views_per_rate": 2, "crops": 1}
 
@@ -76,26 +62,15 @@ def videos(tmp_path_factory):
     return root
 
 
-def train_in_this_process(patch, folder):
-    """Has Ray Train run its loop here (its local mode), which leaves a reported checkpoint where it was made."""
-    report = ray.train.report
-
-    def keep(metrics, checkpoint=None, **more):
-        kept = folder / f"step-{metrics['step']}"
-        with checkpoint.as_directory() as made:
-            shutil.copytree(made, kept, dirs_exist_ok=True)
-        report(metrics, checkpoint=Checkpoint.from_directory(kept), **more)
-
-    patch.setattr(ray.train, "report", keep)
-    patch.setattr(training_job, "ScalingConfig", lambda num_workers, **rest: ScalingConfig(num_workers=0))
-
-
 @pytest.fixture(scope="module")
-def trained(ray_cluster, videos, tmp_path_factory):
-    """Trains a system once: its file, what the training returned, and the loss of its first step."""
+def trained(ray_cluster, videos, train, in_this_process, tmp_path_factory):
+    """Trains a system once: its file, what the training returned, and the loss of its first step.
+
+    In this process, as test_training.py has processes for both losses.
+    """
     root, made = tmp_path_factory.mktemp("trained"), {}
 
-    def train(system):
+    def trained_once(system):
         if system in made:
             return made[system]
         parts, options = SYSTEMS[system]
@@ -117,16 +92,13 @@ def trained(ray_cluster, videos, tmp_path_factory):
             mlflow=False,
             **options,
         )
-        said = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch:
-            if system not in LAUNCHED:
-                train_in_this_process(patch, root / f"{system}-checkpoints")
-            result = run_training(config, Console(file=said, width=200))
-        first = float(said.getvalue().split(f"step 1/{STEPS}  loss ")[1].split()[0])
+        with in_this_process():
+            result, said = train(config)
+        first = float(said.split(f"step 1/{STEPS}  loss ")[1].split()[0])
         made[system] = config.output, result, first
         return made[system]
 
-    return train
+    return trained_once
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -145,33 +117,19 @@ def test_it_trains_and_its_file_is_the_system(trained, system):
     [(("zero_shot", "zar"), TUNED), (("zero_shot",), [system for system in SYSTEMS if system not in TUNED])],
     ids=["tuned", "not tuned"],
 )
-def test_the_files_evaluate_side_by_side(trained, videos, tmp_path, methods, systems):
+def test_the_files_evaluate_side_by_side(trained, evaluate, videos, methods, systems):
     files = [trained(system)[0] for system in systems]
-    options = EvalConfig(
-        dataset=str(videos),
-        models=[str(file) for file in files],
-        method=methods,
-        views=VIEWS,
-        output=str(tmp_path / "runs"),
-        mlflow=False,
-    )
-    table = run_models(options, Console(file=io.StringIO()))
-    for system, file, summary in zip(systems, files, table.runs, strict=True):
-        assert tuple(case.method for case in summary.cases) == methods
+    ran = evaluate(videos, checkpoint=None, models=[str(file) for file in files], method=methods, views=VIEWS)
+    assert [cell.coordinates["model"] for cell in ran.record.cells] == list(systems)
+    for system, file, cell in zip(systems, files, ran.record.cells, strict=True):
+        cases = cell.summary.cases
+        assert tuple(case.method for case in cases) == methods
         expected = trained(system)[1].validations[-1].videos
-        assert {case.headline.videos for case in summary.cases} == {expected} == {9}
-        assert summary.model_fingerprint == load_model(ModelOptions(checkpoint=file, device="cpu")).fingerprint
+        assert {case.headline.videos for case in cases} == {expected} == {9}
+        assert cell.summary.model_fingerprint == load_model(ModelOptions(checkpoint=file, device="cpu")).fingerprint
 
 
-def test_features_of_images_are_not_kept_where_a_view_is_a_whole(trained, videos, tmp_path):
-    options = EvalConfig(
-        dataset=str(videos),
-        checkpoint=trained("ezclip")[0],
-        method=("zero_shot",),
-        views=VIEWS,
-        features=str(tmp_path / "features"),
-        output=str(tmp_path / "runs"),
-        mlflow=False,
-    )
+def test_features_of_images_are_not_kept_where_a_view_is_a_whole(trained, evaluate, videos, tmp_path):
+    options = {"checkpoint": trained("ezclip")[0], "method": ("zero_shot",), "views": VIEWS}
     with pytest.raises(ZarError, match=r"--features: .* encodes a view as a whole"):
-        run_evaluation(options, Console(file=io.StringIO()))
+        evaluate(videos, features=str(tmp_path / "features"), **options)

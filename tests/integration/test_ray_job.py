@@ -76,15 +76,6 @@ def cluster(repository, tmp_path_factory, processes_below):
         head.wait(timeout=60)
 
 
-@pytest.fixture(scope="module")
-def demo_videos(cluster):
-    """The demo's videos in the cluster's own ZAR_HOME; its training is left out, as jobs name a checkpoint."""
-    from zar_ray.data.synthetic import write_synthetic
-
-    _, environment = cluster
-    write_synthetic(Path(environment["ZAR_HOME"]) / "demo" / "videos")
-
-
 def submit(cluster, folder: Path, *words: str) -> str:
     address, environment = cluster
     done = subprocess.run(
@@ -99,17 +90,17 @@ def submit(cluster, folder: Path, *words: str) -> str:
     return done.stdout + done.stderr
 
 
-def evaluation(checkpoint: Path, *more: str) -> list[str]:
-    options = ["--checkpoint", str(checkpoint), "--limit", "6", "--views.frames", "2", "--method", "zar"]
-    return ["--", "python", "jobs/eval.py", "--dataset", "demo", *options, *more]
+def evaluation(dataset: Path, checkpoint: Path, *more: str) -> list[str]:
+    options = ["--checkpoint", str(checkpoint), "--limit", "3", "--views.frames", "2", "--method", "zar"]
+    return ["--", "python", "jobs/eval.py", "--dataset", str(dataset), *options, *more]
 
 
-def test_submitted_from_the_checkout_where_the_package_is_installed(cluster, demo_videos, tiny_checkpoint, repository):
-    said = submit(cluster, repository, *evaluation(tiny_checkpoint))
+def test_submitted_from_the_checkout_where_the_package_is_installed(cluster, video_folder, tiny_checkpoint, repository):
+    said = submit(cluster, repository, *evaluation(video_folder, tiny_checkpoint))
     home = Path(cluster[1]["ZAR_HOME"])
-    (run,) = (home / "runs").glob("demo_*")
+    (run,) = (home / "runs").glob(f"{video_folder.name}_*")
     summary = json.loads((run / "run.json").read_text())["summary"]
-    assert (summary["videos"], summary["failed"]) == (6, 0)
+    assert (summary["videos"], summary["failed"]) == (3, 0)
     assert summary["mlflow"]["run_id"]
     assert (home / "runs" / "mlflow.db").is_file()
     assert str(run) in said
@@ -117,13 +108,13 @@ def test_submitted_from_the_checkout_where_the_package_is_installed(cluster, dem
 
 
 def test_submitted_with_the_checkout_as_working_dir_from_another_folder(
-    cluster, demo_videos, tiny_checkpoint, repository, tmp_path
+    cluster, video_folder, tiny_checkpoint, repository, tmp_path
 ):
     output = tmp_path / "results"
-    words = ["--working-dir", str(repository), *evaluation(tiny_checkpoint, "--output", str(output), "--no-mlflow")]
-    submit(cluster, tmp_path, *words)
-    (run,) = output.glob("demo_*")
-    assert json.loads((run / "run.json").read_text())["summary"]["finished"] == 6
+    command = evaluation(video_folder, tiny_checkpoint, "--output", str(output), "--no-mlflow")
+    submit(cluster, tmp_path, "--working-dir", str(repository), *command)
+    (run,) = output.glob(f"{video_folder.name}_*")
+    assert json.loads((run / "run.json").read_text())["summary"]["finished"] == 3
     assert packed_size(repository) < UPLOAD_LIMIT
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,29 @@ def test_a_real_run_has_every_section_filled_and_reaches_mlflow(evaluate, video_
     read_page(Path(output).read_text(encoding="utf-8"))
 
 
+def test_a_study_of_several_cells_is_shown_and_its_cells_compared(evaluate, video_folder, tmp_path, capsys):
+    ran = evaluate(video_folder, name="study", limit=6, method=["zar"], seeds=[0, 1], sweep=["lr"])
+    assert "cells in one pass" in ran.printed
+    folder, page = ran.folder.storage.path(), tmp_path / "page.html"
+    assert main(["report", "run", folder, "--no-attention", "--output", str(page)]) == 0
+    read = read_page(page.read_text(encoding="utf-8"))
+    assert "Below are the first 8 of" in read.sections["Accuracy"]
+    assert [title for _, title in read.headings].count("Calibration") == 8
+    assert "Attention maps were not asked for." in read.sections["Where the model looks"]
+    tables = tmp_path / "tables.tex"
+    assert main(["report", "run", folder, "--output", str(tables)]) == 0
+    assert r"$\pm$" in tables.read_text(encoding="utf-8")
+    capsys.readouterr()
+    first, second = (f"{folder}[{label}]" for label in ("lr 0.01, seed 0", "lr 0.01, seed 1"))
+    assert main(["report", "compare", first, second]) == 0
+    said = capsys.readouterr().out
+    assert "B: seed 0 -> 1" in said
+    assert "not paired" not in said
+    assert main(["report", "compare", folder, "--format", "csv"]) == 0
+    cells = json.loads(Path(folder, "run.json").read_text())["study"]["cells"]
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(cells)
+
+
 def test_the_features_of_each_video_are_kept_once(evaluate, video_folder):
     table = evaluate(video_folder, name="mine", limit=4).table
     kept = table.filter(table["video_feature"].is_valid())
@@ -61,7 +85,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, capsys):
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 2
     assert "holds no run.json" in said[0]
-    assert "give two runs or more" in said[1]
+    assert "holds no run.json" in said[1]
     assert list(tmp_path.iterdir()) == []
 
 

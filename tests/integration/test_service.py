@@ -105,14 +105,14 @@ def service(ray_cluster, tiny_checkpoint, roots):
         "threads": 1,
         "roots": [str(roots / "root")],
         "tokens": [hashlib.sha256(TOKEN.encode()).hexdigest()],
-        "decode_timeout": 6.0,
+        "decode_timeout": 4.0,
         "limits": {
             "body_bytes": BODY_BYTES,
             "concurrent": 4,
             "queued": 4,
             "receive_seconds": 3.0,
-            "adapt_seconds": 4.0,
-            "wait_seconds": 25.0,
+            "adapt_seconds": 3.0,
+            "wait_seconds": 18.0,
         },
     }
     serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -268,7 +268,7 @@ def test_a_decoder_that_hangs_or_dies_costs_its_video_only(service, video, slow_
     with ThreadPoolExecutor(1) as pool:
         hung = pool.submit(service.ask, slow_video)
         child = service.stop_decoding()
-        assert "took longer than 6 s" in problem(hung.result(), 422, "unusable-video")
+        assert "took longer than 4 s" in problem(hung.result(), 422, "unusable-video")
         assert service.ask(video).status_code == 200
         assert not child.is_running()
 
@@ -305,25 +305,34 @@ def test_beyond_capacity_the_answer_comes_at_once(service, video):
 
 def test_a_replica_killed_under_load_loses_what_it_held_and_no_more(service, video):
     replica = service.replica("model")
-    stop = time.monotonic() + 6
+    answers, over = [], threading.Event()
 
-    def client(_):
-        answers = []
-        while time.monotonic() < stop:
+    def client():
+        while not over.is_set():
             answers.append(service.ask(video))
-        return answers
+
+    def wait_for_answers(count):
+        limit = time.monotonic() + 60
+        while sum(answer.status_code == 200 for answer in tuple(answers)) < count:
+            assert time.monotonic() < limit, [answer.text for answer in answers]
+            time.sleep(0.02)
 
     with ThreadPoolExecutor(4) as pool:
-        clients = [pool.submit(client, number) for number in range(4)]
-        time.sleep(2)
-        replica.kill()
-        answers = [answer for one in clients for answer in one.result()]
+        clients = [pool.submit(client) for _ in range(4)]
+        try:
+            wait_for_answers(4)
+            replica.kill()
+            replica.wait(10)
+            wait_for_answers(len(answers) + 4)
+        finally:
+            over.set()
+        for one in clients:
+            one.result()
     lost = [answer for answer in answers if answer.status_code != 200]
     for answer in lost:
         problem(answer, 503, "replica-lost")
         assert answer.headers["retry-after"]
     assert len(lost) <= 4, "more than the four that could be in flight"
-    assert sum(answer.status_code == 200 for answer in answers) > 4
     assert service.ask(video).status_code == 200
     assert service.replica("model").pid != replica.pid
 
@@ -336,4 +345,4 @@ def test_a_model_that_hangs_is_a_timeout(service, video):
         response = service.ask(video)
     finally:
         replica.resume()
-    assert "took longer than 35 s" in problem(response, 504, "timeout")
+    assert "took longer than 25 s" in problem(response, 504, "timeout")

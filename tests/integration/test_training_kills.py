@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import signal
@@ -14,38 +13,24 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 from safetensors.torch import load_file
-
-from zar_ray.training.job import run_training
-from zar_ray.training.options import TrainConfig
 
 pytestmark = pytest.mark.slow
 
 VIDEOS, STEPS = 40, 40
-ARCHITECTURE = {
-    "embed_dim": 16,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 
 
 @pytest.fixture
-def config(make_video, tmp_path):
+def config(make_video, tiny_training, tmp_path):
     for number in range(VIDEOS):
         make_video(tmp_path / "videos" / ("left", "right", "up")[number % 3] / f"{number}.mp4", frames=12, seed=number)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(ARCHITECTURE))
-    return TrainConfig(
+    return tiny_training(
         dataset=str(tmp_path / "videos"),
-        architecture=str(tmp_path / "tiny.yaml"),
-        frames=2,
         batch_size=8,
         micro_batch=2,
         steps=STEPS,
         lr=1e-3,
         warmup_steps=10,
-        cache_frames=4,
         checkpoint_steps=4,
         augment={"mixup": 0.8, "flip": 0.5},
         average_from=1.0,
@@ -53,7 +38,6 @@ def config(make_video, tmp_path):
         output=tmp_path / "killed.safetensors",
         storage=str(tmp_path / "killed"),
         name="it",
-        mlflow=False,
         address="local",
     )
 
@@ -80,7 +64,7 @@ def wait_for_checkpoints(config, process, count, log):
         time.sleep(0.005)
 
 
-def test_killed_twice_it_ends_as_if_it_had_not_been(config, tmp_path, processes_below):
+def test_killed_twice_it_ends_as_if_it_had_not_been(ray_cluster, config, tmp_path, processes_below, train):
     file, log = tmp_path / "train.yaml", tmp_path / "session.log"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, "-m", "zar_ray.commands.main", "train", "--config", str(file)]
@@ -104,11 +88,10 @@ def test_killed_twice_it_ends_as_if_it_had_not_been(config, tmp_path, processes_
     assert said.count("step 1/") == 1
     assert not config.output.exists()
 
-    said = io.StringIO()
-    resumed = run_training(config, Console(file=said, width=200))
-    assert "step 1/" not in said.getvalue()
+    resumed, said = train(config)
+    assert "step 1/" not in said
     undisturbed = {"output": tmp_path / "undisturbed.safetensors", "storage": str(tmp_path / "undisturbed")}
-    reference = run_training(config.model_copy(update=undisturbed), Console(file=io.StringIO()))
+    reference, _ = train(config.model_copy(update=undisturbed))
     assert resumed.steps == reference.steps == STEPS
     curves = [Path(one.folder, "history.csv").read_text() for one in (resumed, reference)]
     assert curves[0] == curves[1]

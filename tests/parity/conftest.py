@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from zar_ray.models.architecture import build_clip
+from zar_ray.parity import run
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SYSTEMS = {"zar_step": "from_frames", "zar_step_pixels": "from_pixels"}
@@ -104,6 +105,27 @@ def change() -> Callable[..., None]:
             np.savez(folder / "arrays.npz", **values)
 
     return edit
+
+
+@pytest.fixture(scope="module")
+def _evidence() -> dict:
+    return {}
+
+
+@pytest.fixture
+def made_once(_evidence, monkeypatch) -> None:
+    """What this code makes of each system is made once a module, for tests that change references and no input."""
+
+    def once(system, make):
+        def remembered(fixture):
+            if system not in _evidence:
+                _evidence[system] = make(fixture)
+            return _evidence[system]
+
+        return remembered
+
+    for system, make in run.SYSTEMS.items():
+        monkeypatch.setitem(run.SYSTEMS, system, once(system, make))
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 from zar_ray.adaptation.tpt import tune_on_views
 from zar_ray.errors import ConfigError
 from zar_ray.parity import check_fixtures, format_checks, run, zar_steps
-from zar_ray.parity.checks import Measured, compare
+from zar_ray.parity.checks import compare
+from zar_ray.parity.tolerances import EXACT, Tolerance, tolerance_of
 
 SYSTEMS = ("zar_step", "zar_step_pixels")
 
@@ -38,6 +39,7 @@ class TestZar:
             ("token_ids", 1, ["token_ids"]),
         ],
     )
+    @pytest.mark.usefixtures("made_once")
     def test_a_perturbed_array_is_the_only_miss(self, make_fixture, change, name, amount, only):
         folder = make_fixture("zar_step")
 
@@ -176,7 +178,7 @@ class TestFolders:
     def test_damaged_fixtures_are_one_line(self, make_fixture, change):
         folder = make_fixture("zar_step")
         change(folder, describe=lambda content: content["config"].pop("lr"))
-        with pytest.raises(ConfigError, match=r"fixture\.json: config: lr: Field required"):
+        with pytest.raises(ConfigError, match=r"fixture\.json: config\.lr: Field required"):
             check_fixtures(folder)
         change(folder, describe=lambda content: content.pop("seed"))
         with pytest.raises(ConfigError, match=r"fixture\.json: seed: Field required"):
@@ -188,27 +190,48 @@ class TestFolders:
 
 class TestCompare:
     def test_shapes_must_agree(self):
-        check = compare("a", np.zeros((1, 3)), Measured(np.zeros(3), 1))
+        check = compare("a", np.zeros((1, 3)), np.zeros(3), Tolerance(1))
         assert not check.ok
         assert check.note == "shape (3,) instead of (1, 3)"
 
     def test_nan_never_agrees(self):
-        assert not compare("a", np.array([np.nan]), Measured(np.array([np.nan]), 1)).ok
-        assert not compare("a", np.array([0.0]), Measured(np.array([np.nan]), 1)).ok
+        assert not compare("a", np.array([np.nan]), np.array([np.nan]), Tolerance(1)).ok
+        assert not compare("a", np.array([0.0]), np.array([np.nan]), Tolerance(1)).ok
 
     def test_a_share_of_the_largest_is_allowed_besides(self):
-        check = compare("a", np.array([10.0, 0.0]), Measured(np.array([10.0, 0.11]), 0.01, relative=0.01))
+        check = compare("a", np.array([10.0, 0.0]), np.array([10.0, 0.11]), Tolerance(0.01, of_largest=0.01))
         assert check.tolerance == pytest.approx(0.11)
         assert check.ok
 
     def test_integers_are_compared_as_numbers(self):
-        assert compare("a", np.array([2], dtype=np.int64), Measured(np.array([255], dtype=np.uint8), 0)).ok is False
+        assert compare("a", np.array([2], dtype=np.int64), np.array([255], dtype=np.uint8), EXACT).ok is False
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("csc/text_features", Tolerance(1e-5)),
+        ("pixels/logits", Tolerance(1e-4)),
+        ("p0.8/ctx_step1", Tolerance(1e-6)),
+        ("p0.8/ctx_step11", Tolerance(1e-4)),
+        ("p0.8/text_features_step1", Tolerance(1e-5)),
+        ("p0.8/text_features_step2", Tolerance(1e-4)),
+        ("p0.8/eval_logits_step1", Tolerance(1e-4)),
+        ("p0.8/view_logits_step10", Tolerance(1e-2)),
+        ("p0.8/grad_step1", Tolerance(1e-5, of_largest=1e-3)),
+        ("grad_norms", Tolerance(1e-3, shares=True)),
+        ("sample/N7_T3", EXACT),
+        ("what_no_table_knows", EXACT),
+    ],
+)
+def test_a_tolerance_is_found_by_the_arrays_own_name(name, tolerance):
+    assert tolerance_of(name) == tolerance
 
 
 def test_a_line_has_name_difference_tolerance_and_verdict():
     checks = [
-        compare("short", np.array([1.0]), Measured(np.array([1.5]), 1.0)),
-        compare("much longer", np.array([1.0]), Measured(np.array([3.0]), 1.0)),
+        compare("short", np.array([1.0]), np.array([1.5]), Tolerance(1.0)),
+        compare("much longer", np.array([1.0]), np.array([3.0]), Tolerance(1.0)),
     ]
     lines = [line.split() for line in format_checks(checks).splitlines()]
     assert lines == [["short", "0.5", "1", "ok"], ["much", "longer", "2", "1", "MISS"]]

@@ -135,6 +135,7 @@ def test_every_array_is_within_tolerance(make, system, count):
         ("vitaclip", "grad_norms", 1.01),
     ],
 )
+@pytest.mark.usefixtures("made_once")
 def test_a_perturbed_array_is_the_only_miss(make, change, system, name, factor):
     folder = make(system)
 
@@ -145,6 +146,7 @@ def test_a_perturbed_array_is_the_only_miss(make, change, system, name, factor):
     assert missed(check_fixtures(folder)) == [f"{system}/{name}"]
 
 
+@pytest.mark.usefixtures("made_once")
 def test_the_smallest_gradient_norm_is_held_to_its_own_size(make, change):
     folder = make("actionclip")
 

@@ -88,6 +88,7 @@ def test_every_array_is_within_tolerance(fixture_folder):
 @pytest.mark.parametrize(
     ("name", "amount"), [("token_ids", 1), ("logits", 1e-3), ("text_features", 1e-4), ("similarity", 1e-3)]
 )
+@pytest.mark.usefixtures("made_once")
 def test_a_perturbed_array_is_the_only_miss(fixture_folder, change, name, amount):
     def perturb(arrays):
         arrays[name].flat[1] += amount

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from zar_ray.reporting.attention_figures import ClassMaps, VideoMaps, attention_figure, moved
+from zar_ray.explain.maps import ClassMaps, VideoMaps
+from zar_ray.reporting.attention_figures import attention_figure
 
 
 def video_maps(classes: tuple[ClassMaps, ...] | None = None, frames: int = 6, name: str = "red circle") -> VideoMaps:
@@ -26,6 +27,10 @@ def video_maps(classes: tuple[ClassMaps, ...] | None = None, frames: int = 6, na
         classes=classes or (ClassMaps(name, "predicted", before, after),),
         remarks=("A remark.",),
     )
+
+
+def moved(before: np.ndarray, after: np.ndarray) -> float | None:
+    return ClassMaps("a", "right", before, after).moved
 
 
 def drawn(png: bytes) -> np.ndarray:

@@ -10,15 +10,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from finished_folders import write_finished_run
+from finished_runs import write_finished_run
 from pages_read import read_page
 from rich.console import Console
 
 from zar_ray.errors import ConfigError, RunError
-from zar_ray.reporting.comparison import compare_runs
+from zar_ray.options.base import meaning
+from zar_ray.reporting import comparison as module
 from zar_ray.reporting.comparison_views import comparison_csv, report_comparison, write_comparison
-from zar_ray.reporting.run_data import RunData
+from zar_ray.reporting.finished_runs import StudyData
 from zar_ray.results.statistics import holm
+from zar_ray.study.options import EvalConfig
 
 
 @pytest.fixture
@@ -29,8 +31,12 @@ def runs(tmp_path):
     ]
 
 
+def compare_runs(places, lookup=None):
+    return module.compare_runs(places, meaning(EvalConfig()).keys(), lookup)
+
+
 def right(folder, method="zar"):
-    table = RunData.read(folder).table.to_pylist()
+    table = StudyData.read(folder).table.to_pylist()
     return {row["video_id"]: bool(row["correct_after"]) for row in table if row["method"] == method}
 
 
@@ -113,7 +119,7 @@ def test_the_order_of_classes_does_not_matter_where_labels_are_the_same(tmp_path
     labels = pa.array([turned[label] for label in table["label_id"].to_pylist()], pa.int32())
     pq.write_table(table.set_column(place, table.schema.field(place), labels), other / "predictions.parquet")
     identity = (other / "identity.json").read_text()
-    names = RunData.read(str(one)).splits[0].class_names
+    names = StudyData.read(str(one)).splits[0].class_names
     content = json.loads(identity)
     content["splits"]["all"]["classes"] = list(reversed(names))
     (other / "identity.json").write_text(json.dumps(content))
@@ -154,7 +160,7 @@ def test_mistakes_in_what_is_compared(runs, tmp_path):
 
 
 def test_runs_of_mlflow_are_paired_where_their_folders_are_at_hand(runs, tmp_path):
-    logged = {"abc": RunData.read(runs[1]).finished, "gone": RunData.read(runs[2]).finished}
+    logged = {"abc": StudyData.read(runs[1]).study, "gone": StudyData.read(runs[2]).study}
     (tmp_path / "third" / "predictions.parquet").unlink()
     comparison = compare_runs([runs[0], "abc", "gone"], logged.__getitem__)
     by_mark = {line.run.mark: line for line in comparison.lines if line.case.method == "zar"}
@@ -162,3 +168,54 @@ def test_runs_of_mlflow_are_paired_where_their_folders_are_at_hand(runs, tmp_pat
     assert by_mark["C"].paired is None
     assert "predictions are not at hand" in by_mark["C"].unpaired
     assert by_mark["C"].after is not None
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study of three cells, and a run that is as its second."""
+    cells = {(("setting", f"lr {rate}"),): {"zar": {"lr": rate}} for rate in (0.005, 0.01, 0.02)}
+    write_finished_run(tmp_path / "alone", draw=1, zar={"lr": 0.01})
+    return str(write_finished_run(tmp_path / "study", cells=cells)), str(tmp_path / "alone")
+
+
+def test_the_cells_of_one_study_are_held_against_its_first(study):
+    comparison = compare_runs([study[0]])
+    assert [run.name for run in comparison.runs] == [f"study[lr {rate}]" for rate in (0.005, 0.01, 0.02)]
+    assert [run.settings for run in comparison.runs] == [
+        (),
+        ("zar.lr 0.005 -> 0.01",),
+        ("zar.lr 0.005 -> 0.02",),
+    ]
+    paired = [line.paired for line in comparison.lines if line.case.method == "zar"]
+    assert [one and one.videos for one in paired] == [None, 24, 24]
+    table = StudyData.read(study[0]).study.record.tables[0]
+    wanted = [row.comparison for row in table.rows if row.method == "zar"]
+    assert [one and one.comparison for one in paired] == wanted
+    for form in ("terminal", "markdown", "csv", "latex"):
+        assert "lr 0.02" in shown(comparison, form)
+
+
+def test_any_two_cells_of_any_studies_are_compared(study):
+    within = compare_runs([f"{study[0]}[lr 0.01]", f"{study[0]}[lr 0.005]"])
+    assert [run.name for run in within.runs] == ["study[lr 0.01]", "study[lr 0.005]"]
+    across = compare_runs([f"{study[0]}[lr 0.01]", study[1]])
+    (line,) = (line for line in across.lines if line.paired and line.case.method == "zar")
+    assert (line.paired.videos, line.paired.gained, line.paired.lost) == (24, (), ())
+    assert across.runs[1].settings == ()
+    assert len(compare_runs([study[1], study[0]]).runs) == 4
+
+
+def test_mistakes_in_cells(study):
+    with pytest.raises(RunError, match=r'has no cell "lr 0\.03"; did you mean "lr 0\.02"'):
+        compare_runs([study[0], f"{study[0]}[lr 0.03]"])
+    with pytest.raises(ConfigError, match="named twice"):
+        compare_runs([study[0], f"{study[0]}[lr 0.01]"])
+    with pytest.raises(ConfigError, match="one of several cells"):
+        compare_runs([f"{study[0]}[lr 0.01]"])
+
+
+def test_cells_of_mlflow_are_named_as_those_of_folders(study):
+    known = {"abc": StudyData.read(study[0]).study}
+    comparison = compare_runs(["abc[lr 0.01]", "abc[lr 0.02]"], known.__getitem__)
+    assert [run.name for run in comparison.runs] == ["study[lr 0.01]", "study[lr 0.02]"]
+    assert all(line.paired for line in comparison.lines[2:])

@@ -12,63 +12,29 @@ import shlex
 from collections.abc import Sequence
 
 import pytest
+from finished_runs import make_case, make_record, make_summary_of, write_record
 from rich.console import Console
-from zar_ray.study.inputs import run_name
 
 from zar_ray.commands.parsing import parse, parse_run
 from zar_ray.data.datasets import load_benchmark
 from zar_ray.data.options import ShotsConfig
 from zar_ray.errors import ConfigError, RunError
+from zar_ray.evaluation.planning import at_one_short_side
 from zar_ray.options.layers import validate
+from zar_ray.reporting.blocks import Form, show
 from zar_ray.reporting.finished_runs import find_runs
-from zar_ray.reporting.published import known_tables, load_table, read_table
-from zar_ray.reporting.published_match import Measured, fill_command, training_commands
-from zar_ray.reporting.published_table import Cell, Form, compare, print_table, report_table
-from zar_ray.results.record import (
-    Accuracy,
-    CaseMetrics,
-    Change,
-    Costs,
-    Estimate,
-    ProtocolAverage,
-    RunSummary,
-    Scores,
-    SplitSummary,
-    Throughput,
-)
+from zar_ray.reporting.published.matching import Measured, fill_command, training_commands
+from zar_ray.reporting.published.tables import known_tables, load_table, read_table
+from zar_ray.reporting.published.view import Cell, compare, report_table, table_blocks
+from zar_ray.results.record import Costs, ProtocolAverage
+from zar_ray.study.axes import axes_of
 from zar_ray.study.options import AblateConfig, EvalConfig
-from zar_ray.study.sweeps import at_one_short_side, load_sweep, place_settings
+from zar_ray.study.plan import run_name
+from zar_ray.study.sweeps import load_sweep, place_settings
 from zar_ray.training.options import TrainConfig
 from zar_ray.video.transforms import Preprocessing
 
 TABLES = ("actionclip", "ezclip", "zar-table1", "zar-table2", "zar-table3", "zar-table4", "zar-table5")
-
-
-def accuracy(share: float) -> Accuracy:
-    estimate = Estimate(share, share - 0.01, share + 0.01)
-    return Accuracy(estimate, Estimate(share + 0.1, share, share + 0.2), estimate)
-
-
-def a_case(method: str, split: str, after: float, before: float, videos: int, failed: int = 0) -> CaseMetrics:
-    adapts = method != "zero_shot"
-    change = Change(Estimate(after - before, 0.0, 0.1), 5, 2, 0.1) if adapts else None
-    scores = Scores(videos, accuracy(before if adapts else after), accuracy(after), change)
-    return CaseMetrics(
-        case_id=f"{method}-{split}",
-        method=method,
-        videos=videos,
-        finished=videos - failed,
-        failed=failed,
-        labelled=videos,
-        classes=51,
-        chance=1 / 51,
-        failures_wrong=scores,
-        failures_excluded=scores,
-        entropy_before=None,
-        entropy_after=None,
-        seconds_adapt=None,
-        split=split,
-    )
 
 
 @pytest.fixture
@@ -97,7 +63,7 @@ def write_run(tmp_path):
         specs = [spec for spec in benchmark.splits if config.split in (None, spec.name)]
         sizes = [videos or spec.count or 100 for spec in specs]
         cases = tuple(
-            a_case(method, spec.name, value, before, size, failed)
+            make_case(method, value, before=before, split=spec.name, videos=size, failed=failed, classes=51)
             for spec, value, size in zip(specs, values, sizes, strict=True)
         )
         averages = ()
@@ -110,34 +76,20 @@ def write_run(tmp_path):
                 ProtocolAverage(method, metric, kind, number, std, splits)
                 for metric, number in (("top1", value), ("top1_before", before), ("top5", value + 0.1))
             )
-        summary = RunSummary(
-            name=name,
+        folder = tmp_path / "runs" / name
+        summary = make_summary_of(
+            cases,
+            folder,
             dataset=dataset,
             split=config.split,
             model=model,
-            model_fingerprint="0123456789ab",
             random_weights=random_weights,
             seed=config.seed,
-            classes=51,
-            videos=sum(sizes),
-            finished=sum(sizes) - failed * len(specs),
-            failed=failed * len(specs),
-            unlabelled=0,
-            warned=0,
-            resumed=0,
-            cases=cases,
-            failures=(),
             costs=Costs(None, None, 235.0, 70.0, None, None),
-            throughput=Throughput(10, 1.0),
-            results=f"{tmp_path}/runs/{name}/predictions.parquet",
-            run_file=f"{tmp_path}/runs/{name}/run.json",
-            splits=tuple(SplitSummary(spec.name, 51, size) for spec, size in zip(specs, sizes, strict=True)),
             averages=averages,
         )
-        folder = tmp_path / "runs" / name
-        folder.mkdir(parents=True)
-        record = {"summary": summary.to_json(), "config": config.model_dump(mode="json"), "provenance": {}}
-        (folder / "run.json").write_text(json.dumps(record))
+        values = config.model_dump(mode="json")
+        write_record(folder, make_record(summary, [values]), values)
         # Written within one tick of the clock, they would have no order.
         os.utime(folder / "run.json", (1_000_000 + count, 1_000_000 + count))
 
@@ -171,7 +123,7 @@ def differences(output: str, table: str, row: str, column: str) -> list[str]:
 def reported(name: str, output: str, form: Form, width: int = 100, encoding: str = "utf-8") -> str:
     stream = io.BytesIO()
     text = io.TextIOWrapper(stream, encoding=encoding, newline="")
-    report_table(name, output, form, Console(file=text, width=width))
+    report_table(name, output, form, Console(file=text, width=width), told_output=output)
     text.flush()
     return stream.getvalue().decode(encoding)
 
@@ -284,8 +236,7 @@ def test_every_command_is_one_that_zar_takes_and_its_run_fills_the_cell_without_
             runs = runs_of(command)
             options = runs[0]
             if command not in seen:
-                sweeps = getattr(options, "sweep", ())
-                seen[command] = options.name or run_name(options, column.benchmark) + "+".join(sweeps)
+                seen[command] = options.name or run_name(options, column.benchmark, axes_of(options))
                 values = [0.5] * len(load_benchmark(column.benchmark).splits)
                 model = options.checkpoint.stem if options.checkpoint else "ViT-B-16-quickgelu"
                 for number, run in enumerate(runs):
@@ -460,12 +411,11 @@ def test_a_run_without_labels_or_of_a_dataset_of_ones_own_measures_nothing(outpu
     write_run("mine", "hmdb51", [0.4], split="1")
     path = tmp_path / "runs" / "mine" / "run.json"
     record = json.loads(path.read_text())
-    record["summary"]["cases"][0]["failures_wrong"] = None
+    record["study"]["cells"][0]["summary"]["cases"][0]["failures_wrong"] = None
     path.write_text(json.dumps(record))
-    (tmp_path / "runs" / "own").mkdir()
     own = dataclasses.replace(make_summary(), dataset="/videos")
-    record = {"summary": own.to_json(), "config": EvalConfig(dataset="/videos").model_dump(mode="json")}
-    (tmp_path / "runs" / "own" / "run.json").write_text(json.dumps(record))
+    config = EvalConfig(dataset="/videos").model_dump(mode="json")
+    write_record(tmp_path / "runs" / "own", make_record(own, [config]), config)
     found = find_runs(output)
     assert (len(found.runs), found.broken) == (2, ())
     assert all(one.measured is None for name in TABLES for one in compare(load_table(name), found.runs))
@@ -477,7 +427,7 @@ def test_a_run_without_labels_or_of_a_dataset_of_ones_own_measures_nothing(outpu
 def test_runs_are_found_and_broken_ones_named(output, write_run, tmp_path):
     write_run("good", "hmdb51", [0.4] * 3)
     runs = tmp_path / "runs"
-    for name, content in (("torn", '{"summary": '), ("other", "[]"), ("old", '{"summary": {}, "config": {}}')):
+    for name, content in (("torn", '{"study": '), ("other", "[]"), ("bad", '{"study": {}, "config": {}}')):
         (runs / name).mkdir()
         (runs / name / "run.json").write_text(content)
     (runs / "unfinished" / "parts").mkdir(parents=True)
@@ -486,7 +436,7 @@ def test_runs_are_found_and_broken_ones_named(output, write_run, tmp_path):
     (copy / "run.json").write_text((runs / "good" / "run.json").read_text())
     found = find_runs(output)
     assert [run.summary.name for run in found.runs] == ["good"]
-    assert [re.sub(r".*/(\w+)/run\.json: is not .*", r"\1", line) for line in found.broken] == ["old", "other", "torn"]
+    assert [re.sub(r".*/(\w+)/run\.json: is not .*", r"\1", line) for line in found.broken] == ["bad", "other", "torn"]
     for form in ("terminal", "markdown"):
         assert "torn/run.json" in reported("zar-table1", output, form)
     assert len(list(csv.DictReader(io.StringIO(reported("zar-table1", output, "csv"))))) == 40
@@ -527,8 +477,8 @@ def test_the_table_fits_the_terminal_and_no_number_is_broken(output, write_run, 
     stream = io.StringIO()
     table = load_table(name)
     cells = compare(table, find_runs(output).runs)
-    print_table(table, cells, Console(file=stream, width=width))
-    body = stream.getvalue().partition("\n")[2].split("\n\n")[0].splitlines()
+    show(table_blocks(table, cells)[:1], "terminal", Console(file=stream, width=width))
+    body = stream.getvalue().strip().partition("\n")[2].splitlines()
     assert max(map(len, body)) <= width
     for one in cells:
         wanted = f"{one.published.value:.{one.row.decimals}f}"
@@ -542,7 +492,7 @@ def test_a_terminal_shows_value_difference_run_and_what_differs(output, write_ru
     assert re.search(r"43\.6 ± 0\.7 +44\.0 ± 0\.5 +\+0\.4 +r1 d\d d\d n\d", line)
     assert "frames 8 instead of 16" in shown
     assert f"mine: ViT-B-16-quickgelu (0123456789ab), seed 0, {output}/mine" in shown
-    assert "+-" in reported("zar-table1", output, "terminal", encoding="ascii")
+    assert "+/-" in reported("zar-table1", output, "terminal", encoding="ascii")
 
 
 def test_both_costs_are_printed(output, write_run):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from finished_folders import CLASSES, write_finished_run
+from finished_runs import CLASSES, write_finished_run
 from pages_read import read_page
 
 from zar_ray.errors import ModelError, RunError
-from zar_ray.reporting.attention_figures import AttentionFigure
-from zar_ray.reporting.html_report import write_report
+from zar_ray.explain import explanation
+from zar_ray.explain.maps import ClassMaps, VideoMaps
+from zar_ray.reporting import html_report
+from zar_ray.reporting.html_report import write_report, write_tables
 
 SECTIONS = [
     "Accuracy",
@@ -28,14 +31,17 @@ SECTIONS = [
     "Repeating the run",
     "Versions",
 ]
-ONE_PIXEL = bytes.fromhex(
-    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360000002000001e221bc330000000049"
-    "454e44ae426082"
-)
 
 
-def report(folder, **options):
-    place, page = write_report(str(folder), **options)
+def a_view(video_id: str) -> VideoMaps:
+    """Maps of a view of two frames."""
+    rng = np.random.default_rng(0)
+    frames, (before, after, rollout) = np.zeros((2, 32, 32, 3), np.uint8), rng.random((3, 2, 2, 2))
+    return VideoMaps(video_id, frames, np.array([0, 5]), rollout, (ClassMaps("diving", "predicted", before, after),))
+
+
+def report(folder, attention=False, **options):
+    place, page = write_report(str(folder), attention=attention, **options)
     assert Path(place).read_text(encoding="utf-8") == page
     return read_page(page)
 
@@ -52,17 +58,18 @@ def videos(tmp_path_factory, make_video):
     return root
 
 
-def test_a_run_with_failures_has_every_section(tmp_path, videos):
+def test_a_run_with_failures_has_every_section(tmp_path, videos, monkeypatch):
     folder = write_finished_run(tmp_path / "runs" / "mine", root=videos)
-    drawn = []
+    asked = []
 
-    def attention(run, video_ids):
-        drawn.append((run, list(video_ids)))
-        return [AttentionFigure(one, ONE_PIXEL, f"maps over {one}", f"caption of {one}") for one in video_ids]
+    def explain(evaluation, video_ids):
+        asked.append((evaluation.place, evaluation.class_sets, list(video_ids)))
+        return [a_view(one) for one in video_ids]
 
-    read = report(folder, samples=3, attention=attention)
+    monkeypatch.setattr(explanation, "explain_videos", explain)
+    read = report(folder, samples=3, attention=True)
     assert titles(read) == SECTIONS
-    summary = json.loads((folder / "run.json").read_text())["summary"]
+    summary = json.loads((folder / "run.json").read_text())["study"]["whole"]
     after = summary["cases"][1]["failures_wrong"]["after"]["top1"]["value"]
     assert f"{100 * after:.1f} %" in read.text
     assert "24: 22 finished, 2 failed" in read.text
@@ -72,33 +79,35 @@ def test_a_run_with_failures_has_every_section(tmp_path, videos):
     assert "zar eval --config" in read.sections["Repeating the run"]
     assert "RANDOM WEIGHTS" not in read.text
     # Evenly spread over those that finished.
-    assert drawn == [(str(folder), ["v02.mp4", "v12.mp4", "v23.mp4"])]
-    assert "caption of v12.mp4" in read.sections["Where the model looks"]
+    assert asked == [(str(folder), (CLASSES,), ["v02.mp4", "v12.mp4", "v23.mp4"])]
+    assert "v12.mp4. Tuning moved" in read.sections["Where the model looks"]
+    assert any("Frames 0, 5 of v12.mp4" in alt for alt in read.alts)
     assert any("v02" in alt or "v03" in alt or "picture 1 of" in alt for alt in read.alts)
     assert CLASSES[2] in read.text
 
 
 def test_the_file_goes_where_it_is_told_and_the_same_run_makes_the_same_file(tmp_path):
     folder = write_finished_run(tmp_path / "mine")
-    place, first = write_report(str(folder), str(tmp_path / "new" / "mine.html"))
+    place, first = write_report(str(folder), str(tmp_path / "new" / "mine.html"), attention=False)
     assert place == str(tmp_path / "new" / "mine.html")
     assert not (folder / "report.html").exists()
-    place, second = write_report(str(folder))
+    place, second = write_report(str(folder), attention=False)
     assert place == str(folder / "report.html")
     assert first == second
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mine.html"]
 
 
-def test_missing_videos_weights_and_features_are_said(tmp_path):
+def test_missing_videos_weights_and_features_are_said(tmp_path, monkeypatch):
     folder = write_finished_run(tmp_path / "mine", features=False)
 
-    def attention(run, video_ids):
+    def explain(evaluation, video_ids):
         raise ModelError("tiny: no such weights")
 
-    read = report(folder, attention=attention)
+    monkeypatch.setattr(explanation, "explain_videos", explain)
+    read = report(folder, attention=True)
     assert titles(read) == SECTIONS
     assert "No attention maps: tiny: no such weights." in read.sections["Where the model looks"]
-    assert "made by an earlier version" in read.sections["Map of the videos"]
+    assert "keeps no features" in read.sections["Map of the videos"]
     assert f"No pictures: there is no {folder}/nowhere/v" in read.text
 
 
@@ -168,3 +177,54 @@ def test_what_is_no_finished_run_is_refused_and_nothing_written(tmp_path):
     with pytest.raises(RunError, match="is not Parquet"):
         write_report(str(folder))
     assert not list(tmp_path.glob("*/report.html"))
+
+
+def settings(count: int):
+    """Cells that differ in the learning rate; the first has the study's own."""
+    rates = [0.005 * (1 + number) for number in range(count)]
+    return {(("setting", f"lr {rate:g}"),): {"zar": {"lr": rate}} for rate in rates}
+
+
+def test_a_study_of_several_cells_has_its_tables_and_the_sections_of_each(tmp_path):
+    folder = write_finished_run(tmp_path / "study", cells=settings(2))
+    read = report(folder)
+    groups = [title for level, title in read.headings if level == 2]
+    assert groups == [
+        "Results",
+        "lr 0.005: zar",
+        "lr 0.01: zar",
+        "What the model sees: lr 0.005",
+        "The run",
+    ]
+    assert titles(read).count("Accuracy by class") == titles(read).count("Calibration") == 2
+    assert all(words in read.text for words in ("2 cells in one pass", "reference", "2 settings"))
+    assert "No row is distinguishable" in read.sections["Accuracy"]
+    assert "Below are the first" not in read.text
+
+
+def test_of_many_cells_the_first_are_shown_one_by_one(tmp_path, monkeypatch):
+    assert html_report.CELLS_SHOWN == 8
+    monkeypatch.setattr(html_report, "CELLS_SHOWN", 2)
+    folder = write_finished_run(tmp_path / "study", cells=settings(3), videos=8, methods=("zar",))
+    read = report(folder)
+    assert titles(read).count("Calibration") == 2
+    assert "Below are the first 2 of 3 cells" in read.sections["Accuracy"]
+    assert "lr 0.015" in read.sections["Accuracy"]
+
+
+def test_the_tables_alone_go_into_papers_documents_and_programs(tmp_path):
+    folder = write_finished_run(tmp_path / "study", cells=settings(2))
+    shown = {
+        end: Path(write_tables(str(folder), str(tmp_path / f"tables{end}"))).read_text(encoding="utf-8")
+        for end in (".tex", ".md", ".csv")
+    }
+    assert r"\begin{tabular}{llrrr" in shown[".tex"]
+    assert "| setting | method |" in shown[".md"]
+    assert shown[".csv"].startswith("table,setting,method,")
+
+
+def test_a_run_of_an_earlier_version_is_refused_in_one_line(tmp_path):
+    folder = write_finished_run(tmp_path / "mine")
+    (folder / "run.json").write_text(json.dumps({"summary": {}, "config": {}}))
+    with pytest.raises(RunError, match=r"run\.json: was made by an earlier version; run it again$"):
+        write_report(str(folder))

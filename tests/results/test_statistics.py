@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,14 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 from statsmodels.stats.contingency_tables import mcnemar
 
-from zar_ray.results.statistics import holm, paired_comparison, share_estimate
+from zar_ray.results.statistics import (
+    holm,
+    paired_comparison,
+    population_deviation,
+    replicated_share,
+    sample_deviation,
+    share_estimate,
+)
 
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60).map(lambda one: np.array(one).T)
 
@@ -88,3 +97,46 @@ def test_holm_by_hand():
 def test_shares_of_all_or_none_have_exact_intervals():
     assert (share_estimate(5, 5).low, share_estimate(5, 5).high) == pytest.approx((0.4782, 1.0), abs=1e-4)
     assert (share_estimate(3, 10).value, share_estimate(3, 10).low) == (0.3, 0.0)
+
+
+replicated = st.integers(1, 4).flatmap(
+    lambda replicates: st.lists(
+        st.lists(st.tuples(st.booleans(), st.booleans()), min_size=replicates, max_size=replicates),
+        min_size=1,
+        max_size=12,
+    ).map(lambda one: np.array(one).transpose(2, 1, 0))
+)
+
+
+@given(replicated)
+@settings(deadline=None, max_examples=60)
+def test_p_of_replicates_is_that_of_all_exchanges_of_whole_videos(pair):
+    before, after = pair
+    changes = (after.astype(int) - before).sum(axis=0)
+    signs = np.array(list(itertools.product((-1, 1), repeat=len(changes))))
+    sums = np.abs(signs @ np.abs(changes))
+    found = paired_comparison(before, after)
+    assert found.p_value == pytest.approx((sums >= abs(changes.sum()) - 1e-9).mean())
+    assert found.difference == pytest.approx(after.mean() - before.mean())
+    assert found.interval[0] <= found.difference <= found.interval[1]
+
+
+def test_replicates_that_agree_are_one_measurement():
+    before, after = outcomes(9, 2, 30)
+    one = paired_comparison(before, after)
+    three = paired_comparison(np.stack([before] * 3), np.stack([after] * 3))
+    assert three.p_value == pytest.approx(one.p_value)
+    assert three.interval == pytest.approx(one.interval, abs=0.03)
+    right = np.stack([after] * 3)
+    single, tripled = replicated_share(after[None]), replicated_share(right)
+    assert single == share_estimate(int(after.sum()), len(after))
+    assert (tripled.value, tripled.low, tripled.high) == pytest.approx(
+        (single.value, single.low, single.high), abs=0.03
+    )
+
+
+def test_which_deviation_is_which():
+    values = (0.1, 0.2, 0.6)
+    assert sample_deviation(values) == pytest.approx(np.std(values, ddof=1))
+    assert population_deviation(values) == pytest.approx(np.std(values))
+    assert sample_deviation((0.5,)) is None

@@ -196,6 +196,12 @@ class TestClassify:
         client.classify(str(video), label_set="ucf101")
         assert [name for name, _, _ in form(server.requests[0])] == ["label_set", "video"]
 
+    @pytest.mark.parametrize("of", ["classify", "classify_windows"])
+    def test_what_nobody_knows_is_not_asked(self, server, client, video, of):
+        with pytest.raises(TypeError, match="unexpected arguments: metod"):
+            list(getattr(client, of)(video, ["zumba"], metod="zar"))
+        assert server.requests == []
+
     def test_a_lone_label_with_a_comma_stays_one(self, server, client, video):
         from zar_ray.serving.queries import split_labels
 

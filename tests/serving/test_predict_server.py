@@ -18,7 +18,7 @@ from zar_ray.adaptation.options import AdaptationOptions, PredictConfig
 from zar_ray.adaptation.predict import Ranking
 from zar_ray.commands.main import main
 from zar_ray.commands.remote_prediction import ASKED, ServedRanking
-from zar_ray.options.base import identity
+from zar_ray.options.base import meaning
 from zar_ray.serving.methods import ServiceOptions
 
 LABELS = 'jumping high,"riding, on a bike",swimming'
@@ -180,7 +180,7 @@ def test_a_token_is_not_shown(predict):
     assert "***" in shown.out
     assert "s3cret" not in shown.out
     # Nor does it change what numbers mean.
-    assert identity(PredictConfig(server="http://a", token="s3cret")) == identity(PredictConfig())
+    assert meaning(PredictConfig(server="http://a", token="s3cret")) == meaning(PredictConfig())
 
 
 def test_a_dry_run_asks_nobody(predict):

@@ -12,7 +12,10 @@ from zar_ray.models.architecture import build_clip
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.serving.application import build
 from zar_ray.serving.classifier import Classifier
+from zar_ray.serving.decoder_deployment import DecoderDeployment
+from zar_ray.serving.ingress_deployment import IngressDeployment
 from zar_ray.serving.methods import ServiceOptions
+from zar_ray.serving.model_deployment import ModelDeployment
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import Preprocessing
 
@@ -159,13 +162,25 @@ def test_a_template_is_an_answer_where_the_context_is_words(of_system, video, sy
         assert response.status_code == 200
 
 
+def assert_bound(config):
+    """Its three deployments are bound to these options, under which the model's is ready to answer."""
+    ingress = build(config)._bound_deployment
+    light, methods, *rest = ingress.init_args
+    decoder, model = (one._bound_deployment for one in rest)
+    assert (ingress.name, decoder.name) == (IngressDeployment.name, DecoderDeployment.name)
+    assert (model.name, model.init_args[0]) == (ModelDeployment.name, config)
+    assert light == decoder.init_args[0] == config.without_methods()
+    assert tuple(one.name for one in methods) == config.methods
+    Classifier(config.model_copy(update={"device": "cpu", "threads": 1})).warm_up()
+
+
 class TestAtTheStart:
     """What no request could be answered by: one line where the service is built, and none where it fits."""
 
     @pytest.mark.parametrize("system", SYSTEMS)
     def test_a_system_that_fits_is_bound(self, checkpoints, system):
         methods = ("zero_shot",) if system in WITHOUT_CONTEXT else ("zar", "zero_shot")
-        build(ServiceOptions(checkpoint=checkpoints[system], views=ViewConfig(**VIEWS), methods=methods))
+        assert_bound(ServiceOptions(checkpoint=checkpoints[system], views=ViewConfig(**VIEWS), methods=methods))
 
     @pytest.mark.parametrize("system", ["ezclip", "a5", "vitaclip", "xclip"])
     @pytest.mark.parametrize("which", ["frames", "eval_frames"])
@@ -178,7 +193,7 @@ class TestAtTheStart:
 
     def test_views_that_no_method_looks_at_may_have_any_length(self, checkpoints):
         views = ViewConfig(**{**VIEWS, "frames": 6})
-        build(ServiceOptions(checkpoint=checkpoints["xclip"], views=views, methods=("zero_shot",)))
+        assert_bound(ServiceOptions(checkpoint=checkpoints["xclip"], views=views, methods=("zero_shot",)))
 
     @pytest.mark.parametrize(
         ("system", "methods", "said"),

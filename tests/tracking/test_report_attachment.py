@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
 
 import pytest
-from finished_folders import write_finished_run
+from finished_runs import make_run
+from logged_store import LoggedStore, send
 
-from zar_ray.commands.main import main
+from zar_ray.commands.report import write_run_report
 from zar_ray.errors import TrackingError
-from zar_ray.tracking import attach_report, log_run_folder, logged_run
+from zar_ray.reporting import html_report
+from zar_ray.tracking import attach_report, logged_runs
 
 
-def test_a_report_is_attached_where_the_same_results_are(tmp_path):
-    from mlflow import MlflowClient
+@pytest.fixture
+def runs(tmp_path, empty_store) -> LoggedStore:
+    """A folder of runs of a test's own, with a store beside them."""
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_store, tmp_path / "runs" / "mlflow.db")
+    return LoggedStore(tmp_path / "runs")
 
-    folder = write_finished_run(tmp_path / "runs" / "mine", videos=6)
-    assert attach_report(str(folder), "report.html", b"<p>") == ()
-    sent = log_run_folder(str(folder))
-    assert attach_report(str(folder), "report.html", b"<p>") == (sent,)
-    assert attach_report(str(folder), "report.html", b"<p>again") == (sent,)
-    client = MlflowClient(sent.uri)
-    assert Path(client.download_artifacts(sent.run_id, "report.html")).read_bytes() == b"<p>again"
-    assert attach_report(str(folder), "report.html", b"<p>", f"sqlite:///{tmp_path}/other.db") == ()
-    assert logged_run(sent.uri)(sent.run_id).summary.name == "mine"
+
+def test_a_report_is_attached_where_the_same_results_are(runs):
+    run = make_run(runs.root / "mine")
+    assert attach_report(str(run), "report.html", b"<p>") == ()
+    sent = send(run)
+    assert attach_report(str(run), "report.html", b"<p>") == (sent,)
+    assert attach_report(str(run), "report.html", b"<p>again") == (sent,)
+    assert Path(runs.client.download_artifacts(sent.run_id, "report.html")).read_bytes() == b"<p>again"
+    assert attach_report(str(run), "report.html", b"<p>", f"sqlite:///{runs.root}/other.db") == ()
 
     # The run has gone on since it was sent: what MLflow holds is not what the report is of.
-    record = json.loads((folder / "run.json").read_text())
-    record["summary"]["finished"] -= 1
-    (folder / "run.json").write_text(json.dumps(record))
-    assert attach_report(str(folder), "report.html", b"<p>") == ()
+    make_run(run, top1=0.6)
+    assert attach_report(str(run), "report.html", b"<p>") == ()
 
 
-def test_a_store_that_is_gone_leaves_the_report_and_says_so(tmp_path, capsys):
-    folder = write_finished_run(tmp_path / "runs" / "mine", videos=6)
-    log_run_folder(str(folder))
-    (tmp_path / "runs" / "mlflow.db").write_bytes(b"no database" * 1000)
+def test_a_store_that_is_gone_leaves_the_report_and_says_so(runs, monkeypatch, capsys):
+    run = make_run(runs.root / "mine")
+    send(run)
+    (runs.root / "mlflow.db").write_bytes(b"no database" * 1000)
     with pytest.raises(TrackingError, match="could not attach the report"):
-        attach_report(str(folder), "report.html", b"<p>")
-    assert main(["report", "run", str(folder), "--no-attention"]) == 0
-    assert "not attached to MLflow" in capsys.readouterr().err
-    assert (folder / "report.html").is_file()
-    with pytest.raises(TrackingError, match="check --mlflow-uri and the run id"):
-        logged_run(f"sqlite:///{tmp_path}/new.db")("nothing")
+        attach_report(str(run), "report.html", b"<p>")
+    monkeypatch.setattr(html_report, "write_report", lambda *_: ("the report's place", "<p>"))
+    write_run_report(str(run), attention=False)
+    said = capsys.readouterr()
+    assert "not attached to MLflow" in said.err
+    assert said.out == "report   the report's place\n"
+
+
+def test_a_run_that_is_not_in_the_store_is_told_by_its_id(runs):
+    with pytest.raises(TrackingError, match=r"could not read run nothing .*check --mlflow-uri and the run id"):
+        logged_runs(runs.uri, "nothing")

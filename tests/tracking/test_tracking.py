@@ -2,70 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
-from finished_run import make_case, make_run
+from finished_runs import OPTIONS, make_case, make_record, make_run, make_summary_of, write_record
+from logged_store import send
 
-import zar_ray
 from zar_ray.errors import RunError, TrackingError
 from zar_ray.options.base import without_password
-from zar_ray.results.record import ProtocolAverage, RunSummary, SplitSummary
-from zar_ray.tracking import default_uri, log_run_folder, logged_runs
+from zar_ray.results.folder import CELLS
+from zar_ray.results.record import ProtocolAverage
+from zar_ray.storage import Storage
+from zar_ray.tracking import TrainingTracker, logged_runs, put_below
 
 
-class Store:
-    """A folder of runs whose MLflow store was made by the first send, in a process of its own."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.cwd = root / "runs", root / "working folder"
-        self.cwd.mkdir(parents=True)
-        make_run(self.root / "first")
-        code = f"from zar_ray.tracking import log_run_folder; log_run_folder({str(self.root / 'first')!r})"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        environment["PYTHONPATH"] = str(Path(zar_ray.__file__).parent.parent)
-        self.sent = subprocess.run(
-            [sys.executable, "-c", code], cwd=self.cwd, env=environment, capture_output=True, text=True, timeout=120
-        )
-
-        self.left_by_send = sorted(path.name for path in self.root.iterdir())
-
-    @property
-    def client(self):
-        from mlflow import MlflowClient
-
-        return MlflowClient(f"sqlite:///{self.root}/mlflow.db")
-
-    def runs(self, name: str) -> list:
-        """Active parent runs of this name, and after each its children by name."""
-        experiment = self.client.get_experiment_by_name("zar-ray")
-        runs = self.client.search_runs([experiment.experiment_id], max_results=500)
-        found = []
-        for parent in (run for run in runs if run.info.run_name == name):
-            children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-            found += [parent, *sorted(children, key=lambda run: run.info.run_name)]
-        return found
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Store:
-    return Store(tmp_path_factory.mktemp("mlflow"))
-
-
-def test_the_first_send_is_silent_and_leaves_the_working_folder_alone(store):
-    assert (store.sent.returncode, store.sent.stdout, store.sent.stderr) == (0, "", "")
-    assert list(store.cwd.iterdir()) == []
-    assert store.left_by_send == ["first", "mlflow-artifacts", "mlflow.db"]
+@pytest.fixture(scope="module", autouse=True)
+def first(store) -> None:
+    """The run that most tests look at."""
+    send(make_run(store.root / "first"))
 
 
 def test_a_run_arrives_as_a_parent_with_a_child_a_method(store):
@@ -96,8 +54,8 @@ def test_a_run_arrives_as_a_parent_with_a_child_a_method(store):
     }
     for run in (parent, zar, zero_shot):
         assert expected.items() <= run.data.tags.items()
-        assert "| zar | before | 40.0" in run.data.tags["mlflow.note.content"]
-    assert zar.data.tags["case"] == "zar-0a1b2c"
+        assert run.data.tags["mlflow.note.content"] == "| first |"
+    assert zar.data.tags["case"] == "zar-all"
     assert (zar.data.tags["method"], zero_shot.data.tags["method"]) == ("zar", "zero_shot")
     assert parent.data.tags["mlflow.source.git.commit"] == "f00d"
 
@@ -123,23 +81,15 @@ def test_a_new_experiment_says_what_its_runs_are(store):
     assert tags["mlflow.experiment.primaryMetric.name"] in shown
 
 
-def test_the_description_is_the_result_table_and_no_more_than_is_known(store):
-    for run in store.runs("first"):
-        note = run.data.tags["mlflow.note.content"]
-        assert "| method |" in note
-        assert "52 videos, 8 classes (chance 12.5 %)" in note
-        assert "MLflow" not in note
-
-
 def test_a_folder_without_an_identity_is_sent_without_its_data_set(store):
     run = make_run(store.root / "anonymous")
     (run / "identity.json").unlink()
-    log_run_folder(str(run))
+    send(run)
     assert store.runs("anonymous")[0].inputs.dataset_inputs == []
     broken = make_run(store.root / "broken")
     (broken / "identity.json").write_text("[]")
     with pytest.raises(RunError, match=r"identity\.json: is not the identity of a run"):
-        log_run_folder(str(broken))
+        send(broken)
 
 
 def test_the_searches_of_the_documentation_find_what_it_says(store, repository):
@@ -160,8 +110,8 @@ def test_every_column_of_the_documentation_is_logged(store, repository):
     data = store.runs("first")[1].data
     for kind, names in rows:
         known = data.tags if kind == "tags" else data.metrics
-        # `setting` is a sweep's.
-        assert set(re.findall(r"`(\w+)`", names)) - {"setting", "dataset"} <= known.keys()
+        # `setting` and `seed` are of studies that vary them.
+        assert set(re.findall(r"`(\w+)`", names)) - {"setting", "seed", "dataset"} <= known.keys()
     assert len(rows) == 4
 
 
@@ -177,31 +127,26 @@ def test_files_arrive_beside_the_store_under_names_that_compare(store):
     assert parent.info.artifact_uri.startswith((store.root / "mlflow-artifacts").as_uri())
 
 
-def make_protocol_run(folder: Path) -> Path:
-    """The folder of a run of two splits and two methods."""
-    make_run(folder)
-    record = json.loads((folder / "run.json").read_text())
-    summary = RunSummary.from_json(record["summary"])
-    cases = tuple(
-        replace(make_case(method, top1), split=split)
+def protocol_summary(folder: Path, **fields):
+    """What a run of two splits and two methods found."""
+    cases = [
+        make_case(method, top1, split=split)
         for split, top1s in (("base", (0.4, 0.6)), ("novel", (0.4, 0.3)))
         for method, top1 in zip(("zero_shot", "zar"), top1s, strict=True)
-    )
+    ]
     averages = (
         ProtocolAverage("zar", "top1", "mean", 0.45, 0.15, ("base", "novel")),
         ProtocolAverage("zar", "top1_before", "mean", 0.4, 0.0, ("base", "novel")),
         ProtocolAverage("zar", "top1", "harmonic", 0.4, None, ("base", "novel")),
     )
-    splits = (SplitSummary("base", 8, 52), SplitSummary("novel", 8, 52))
-    summary = replace(summary, split=None, cases=cases, splits=splits, averages=averages)
-    (folder / "run.json").write_text(json.dumps({**record, "summary": summary.to_json()}))
-    for name in ("per_class.csv", "confusion.png"):
-        (folder / f"zar_{name}").rename(folder / f"novel_zar_{name}")
-    return folder
+    return make_summary_of(cases, folder, averages=averages, **fields)
 
 
 def test_several_splits_arrive_as_a_child_a_split_and_method(store):
-    log_run_folder(str(make_protocol_run(store.root / "protocol")))
+    run = write_record(store.root / "protocol", make_record(protocol_summary(store.root / "protocol"), [OPTIONS]))
+    for name in ("per_class.csv", "confusion.png"):
+        (run / f"novel_zar_{name}").write_text("of novel")
+    send(run)
     parent, *children = store.runs("protocol")
     names = ["base/zar", "base/zero_shot", "novel/zar", "novel/zero_shot"]
     assert [run.info.run_name for run in children] == names
@@ -224,35 +169,119 @@ def test_several_splits_arrive_as_a_child_a_split_and_method(store):
     assert averages.items() <= parent.data.metrics.items()
     assert not [name for name in parent.data.metrics if name.startswith("zar/") and name not in averages]
     assert parent.data.tags["split"] == "all"
-    assert "harmonic mean of base and novel" in parent.data.tags["mlflow.note.content"]
 
     files = [file.path for file in store.client.list_artifacts(by_name["novel/zar"].info.run_id)]
     assert sorted(files) == ["confusion.png", "per_class.csv"]
     assert store.client.list_artifacts(by_name["base/zar"].info.run_id) == []
 
 
-def test_logged_runs_are_read_back_as_they_were_sent(store):
-    uri = f"sqlite:///{store.root}/mlflow.db"
-    found = {run.summary.name: run for run in logged_runs(uri)}
-    sent = json.loads((store.root / "first" / "run.json").read_text())
-    assert found["first"].summary.to_json() == sent["summary"]
-    assert found["first"].config == sent["config"]
-    assert found["first"].place.startswith(f"{uri} run ")
+@pytest.fixture(scope="module")
+def grid(store) -> list:
+    """A study of two models, two settings of a sweep and two seeds, with two methods: its run, and those below it."""
+    folder, summaries, configs = store.root / "grid", {}, []
+    for model, confidence, seed in product(("clip", "vifi"), (0.1, 0.5), (0, 1)):
+        coordinates = (("model", model), ("setting", f"confidence {confidence}"), ("seed", str(seed)))
+        cases = [make_case("zero_shot", 0.4), make_case("zar", 0.5 + seed / 10)]
+        summaries[coordinates] = make_summary_of(
+            cases, folder, model=f"{model}-b16", model_fingerprint=f"{model}-weights", random_weights=model == "clip"
+        )
+        configs.append({"zar": {"confidence": confidence}, "seed": seed, "model": f"{model}.pt"})
+    write_record(folder, make_record(summaries, configs), {"model": "clip.pt"})
+    (folder / CELLS).write_text("table\n")
+    send(folder)
+    return store.runs("grid")
+
+
+def test_a_larger_study_arrives_as_a_child_a_cell_and_method(grid, store):
+    by_name = {run.info.run_name: run for run in grid[1:]}
+    assert len(by_name) == len(grid) - 1 == 16
+    one = by_name["vifi, confidence 0.5, seed 1 / zar"]
+    labels = {"model": "vifi", "setting": "confidence 0.5", "seed": "1", "method": "zar"}
+    assert one.data.params == {**labels, "zar.confidence": "0.5"}
+    expected = {**labels, "sweep": "study", "case": "zar-all", "model_fingerprint": "vifi-weights"}
+    assert expected.items() <= one.data.tags.items()
+    assert one.data.tags["random_weights"] == "false"
+    # The row's mean over both seeds is 0.55.
+    assert one.data.metrics["accuracy"] == one.data.metrics["top1"] == pytest.approx(0.6)
+    assert one.data.metrics.keys() - {"accuracy"} == store.runs("first")[1].data.metrics.keys()
+
+    # The same names everywhere, so that MLflow's comparison and curves line up.
+    for name, run in by_name.items():
+        like = by_name[f"vifi, confidence 0.5, seed 1 / {name.rpartition(' / ')[2]}"]
+        assert run.data.metrics.keys() == like.data.metrics.keys()
+        assert run.data.params.keys() == like.data.params.keys()
+        assert run.info.status == "FINISHED"
+
+
+def test_a_larger_study_s_own_run_holds_the_rows_of_its_tables(grid, store):
+    metrics, tags = grid[0].data.metrics, grid[0].data.tags
+    # Seeds are replicates: a row is their mean.
+    assert metrics["study/vifi_ confidence 0.5/zar/accuracy"] == pytest.approx(0.55)
+    assert metrics["study/clip_ confidence 0.1/zero_shot/images"] == 235
+    assert metrics["videos"] == 52
+    expected = {
+        "axes": "model, setting, seed",
+        "model": "clip-b16, vifi-b16",
+        "random_weights": "true",
+        "mlflow.source.name": "zar ablate",
+    }
+    assert expected.items() <= tags.items()
+    files = [file.path for file in store.client.list_artifacts(grid[0].info.run_id)]
+    assert sorted(files) == sorted(["config.yaml", "run.json", CELLS])
+
+
+def test_a_cell_of_several_splits_has_them_and_their_averages(store):
+    summaries = {
+        (("model", name),): protocol_summary(store.root / "models", model=name, splits=()) for name in ("a/b", "c")
+    }
+    send(write_record(store.root / "models", make_record(summaries, [OPTIONS])))
+    parent, *children = store.runs("models")
+    assert [run.info.run_name for run in children] == ["a/b / zar", "a/b / zero_shot", "c / zar", "c / zero_shot"]
+    for run in children[::2]:
+        metrics = run.data.metrics
+        assert (metrics["base/top1"], metrics["novel/top1"]) == (0.6, 0.3)
+        assert (metrics["top1_mean"], metrics["top1_std"], metrics["top1_harmonic"]) == (0.45, 0.15, 0.4)
+        assert run.data.tags["case"] == "zar-base, zar-novel"
+    assert children[0].data.metrics["images"] == 235
+    assert "study/a_b/zar/accuracy" in parent.data.metrics
+    assert "top1_mean" not in children[1].data.metrics
+
+
+def test_a_label_of_any_kind_is_a_metric_s_name(store):
+    long = "rates 1, 1/2, 1/4 " * 20
+    coordinates = [(("setting", label),) for label in (long, "..", "a//b", "å=1", ".")]
+    summaries = {one: make_summary_of([make_case("zar", 0.5)], store.root / "labels") for one in coordinates}
+    send(write_record(store.root / "labels", make_record(summaries, [OPTIONS])))
+    parent, *children = store.runs("labels")
+    assert len(children) == len(coordinates)
+    assert len([name for name in parent.data.metrics if name.endswith("/accuracy")]) == len(coordinates)
+
+
+def test_the_trainings_of_a_study_move_below_it_and_survive_its_replacement(store):
+    folder = store.root / "few shots"
+    make_run(folder)
+    tracker = TrainingTracker.start(Storage(str(store.root / "training")), None, {}, {"dataset": "demo"})
+    tracker.finish({})
+    trainings = {tracker.run_id: {"seed": "1"}}
+    for top1 in (0.5, 0.6):
+        make_run(folder, top1)
+        sent = send(folder)
+        put_below(sent.run_id, trainings, store.uri)
+        tags = store.client.get_run(tracker.run_id).data.tags
+        assert (tags["mlflow.parentRunId"], tags["seed"]) == (sent.run_id, "1")
+        assert store.client.get_run(tracker.run_id).info.lifecycle_stage == "active"
+    assert send(folder).new is False
+
+
+def test_logged_runs_are_read_back_as_they_were_sent(store, tmp_path, empty_store):
+    found = {json.loads(run.record)["study"]["whole"]["name"]: run for run in logged_runs(store.uri)}
+    assert found["first"].record == (store.root / "first" / "run.json").read_bytes()
+    assert found["first"].place.startswith(f"{store.uri} run ")
     assert found["first"].finished.year >= 2026
-    with pytest.raises(TrackingError, match='has no experiment "nothing"; check --mlflow-uri'):
-        logged_runs(uri, "nothing")
-
-
-def test_one_split_arrives_as_ever(store):
-    run = make_run(store.root / "single")
-    record = json.loads((run / "run.json").read_text())
-    record["summary"]["splits"] = [{"name": "test", "classes": 8, "videos": 52, "notes": []}]
-    (run / "run.json").write_text(json.dumps(record))
-    log_run_folder(str(run))
-    for one, first in zip(store.runs("single"), store.runs("first"), strict=True):
-        assert one.info.run_name.replace("single", "first") == first.info.run_name
-        assert one.data.metrics == first.data.metrics
-        assert one.data.params == first.data.params
+    assert logged_runs(store.uri, found["first"].place.rpartition(" ")[2]) == (found["first"],)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    with pytest.raises(TrackingError, match='has no experiment "zar-ray"; check --mlflow-uri'):
+        logged_runs(f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def test_no_password_is_logged(store):
@@ -266,20 +295,20 @@ def test_no_password_is_logged(store):
 
 def test_a_second_send_finds_the_run_there(store):
     run = make_run(store.root / "twice")
-    first, second = log_run_folder(str(run)), log_run_folder(f"{run}/")
+    first, second = send(run), send(f"{run}/")
     assert (first.new, second.new) == (True, False)
     assert first == second
     assert len(store.runs("twice")) == 3
     # Another session that had nothing to do changes the speed, not what was measured.
     make_run(run, seconds=1.0)
-    assert log_run_folder(str(run)).new is False
+    assert send(run).new is False
 
 
 def test_results_that_went_on_replace_the_outdated_ones(store):
     run = make_run(store.root / "resumed")
-    before = log_run_folder(str(run))
+    before = send(run)
     make_run(run, top1=0.6)
-    after = log_run_folder(str(run))
+    after = send(run)
     assert after.new
     assert after.run_id != before.run_id
     parent, zar, _ = store.runs("resumed")
@@ -290,15 +319,15 @@ def test_results_that_went_on_replace_the_outdated_ones(store):
 
 def test_a_run_deleted_in_mlflow_can_be_sent_again(store):
     run = make_run(store.root / "deleted")
-    store.client.delete_run(log_run_folder(str(run)).run_id)
-    assert log_run_folder(str(run)).new
+    store.client.delete_run(send(run).run_id)
+    assert send(run).new
 
 
 def test_a_lost_receipt_does_not_send_twice(store):
     run = make_run(store.root / "lost")
-    sent = log_run_folder(str(run))
+    sent = send(run)
     (run / "mlflow.json").unlink()
-    found = log_run_folder(str(run))
+    found = send(run)
     assert (found.new, found.run_id) == (False, sent.run_id)
     assert json.loads((run / "mlflow.json").read_text())[0]["run_id"] == sent.run_id
 
@@ -309,106 +338,43 @@ def test_a_send_that_was_cut_off_is_done_anew(store):
     kept = artifacts.rename(store.root / "kept")
     artifacts.write_text("a file where the folder should be")
     with pytest.raises(TrackingError, match="could not log the run to MLflow"):
-        log_run_folder(str(run))
+        send(run)
     artifacts.unlink()
     kept.rename(artifacts)
     assert [one.info.status for one in store.runs("cut")] == ["RUNNING"]
     assert not (run / "mlflow.json").exists()
 
-    assert log_run_folder(str(run)).new
+    assert send(run).new
     assert [one.info.status for one in store.runs("cut")] == ["FINISHED"] * 3
 
 
-def test_each_store_has_its_own_receipt(store, tmp_path, monkeypatch):
+def test_each_store_has_its_own_receipt(store, tmp_path, monkeypatch, empty_store):
     run = make_run(store.root / "elsewhere")
-    log_run_folder(str(run))
-    shutil.copy(store.root / "mlflow.db", tmp_path / "other.db")
+    send(run)
+    shutil.copy(empty_store, tmp_path / "other.db")
     monkeypatch.chdir(tmp_path)
-    receipt = log_run_folder(str(run), "sqlite:///other.db", experiment="another")
+    receipt = send(run, "sqlite:///other.db")
     assert receipt.uri == f"sqlite:///{tmp_path}/other.db"
     assert receipt.new
     assert len(json.loads((run / "mlflow.json").read_text())) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow-artifacts", "other.db"]
-    assert log_run_folder(str(run)).new is False
-    assert log_run_folder(str(run), receipt.uri, experiment="another").new is False
-
-
-@contextlib.contextmanager
-def listening(answers: bool):
-    """A port that refuses connections, or one that takes them and never says a word."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        if not answers:
-            yield server.getsockname()[1]
-            return
-        server.listen()
-        yield server.getsockname()[1]
-
-
-@pytest.mark.parametrize("answers", [False, True])
-def test_a_dead_server_is_given_up_soon_quietly_and_by_name(store, monkeypatch, caplog, answers):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    run = make_run(store.root / f"unsent {answers}")
-    environment = dict(os.environ)
-    started = time.monotonic()
-    with listening(answers) as port, pytest.raises(TrackingError) as caught:
-        log_run_folder(str(run), f"http://127.0.0.1:{port}/")
-    assert time.monotonic() - started < 15
-    message = str(caught.value)
-    assert message.startswith(f"http://127.0.0.1:{port}: could not log the run to MLflow (no answer from the server")
-    assert f"zar report mlflow '{run}' --uri http://127.0.0.1:{port}" in message
-    assert "\n" not in message
-    assert dict(os.environ) == environment
-    assert not (run / "mlflow.json").exists()
-    assert caplog.records == []
-    # Nothing stands in the way of sending it later.
-    assert log_run_folder(str(run)).new
-
-
-@pytest.mark.parametrize(
-    ("uri", "reason"),
-    [
-        ("sqlite:///{run}/run.json", "file is not a database"),
-        ("sqlite:///{run}/run.json/mlflow.db", "exists|directory"),
-        ("sqlite:///{run}", "unable to open database file"),
-        ("{run}/mlruns", "file"),
-        ("nonsense://host", "unsupported URI"),
-        ("postgresql://me:secret@127.0.0.1:1/db", "psycopg|refused"),
-    ],
-)
-def test_a_store_that_cannot_be_one_is_refused_at_once_without_its_password(store, uri, reason):
-    run = make_run(store.root / "refused")
-    started = time.monotonic()
-    with pytest.raises(TrackingError, match=reason) as caught:
-        log_run_folder(str(run), uri.format(run=run))
-    assert time.monotonic() - started < 10
-    assert "secret" not in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_an_output_behind_a_uri_needs_a_server():
-    with pytest.raises(TrackingError, match="--mlflow-uri"):
-        default_uri("s3://bucket/runs")
+    assert send(run).new is False
+    assert send(run, receipt.uri).new is False
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path):
     with pytest.raises(RunError, match=r"holds no run\.json"):
-        log_run_folder(str(tmp_path))
+        send(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RunError, match=r"run\.json: is not JSON"):
-        log_run_folder(str(tmp_path))
+        send(tmp_path)
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(RunError, match="is not the record of a run"):
-        log_run_folder(str(tmp_path))
+        send(tmp_path)
     (tmp_path / "run.json").write_text('{"config": {}}')
-    with pytest.raises(RunError, match="is not the summary of a run"):
-        log_run_folder(str(tmp_path))
+    with pytest.raises(RunError, match="is not the record of a run"):
+        send(tmp_path)
     run = make_run(tmp_path / "run")
     (run / "mlflow.json").write_text("{}}")
     with pytest.raises(RunError, match=r"mlflow\.json: cannot be read"):
-        log_run_folder(str(run))
-
-
-def test_importing_the_module_does_not_import_mlflow():
-    code = "import sys, zar_ray.tracking; sys.exit('mlflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+        send(run)

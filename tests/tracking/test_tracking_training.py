@@ -15,17 +15,8 @@ from safetensors.torch import load_file
 
 from zar_ray.errors import TrackingError
 from zar_ray.storage import Storage
-from zar_ray.tracking import RunGroup, TrainingTracker, log_group, training
+from zar_ray.tracking import TrainingTracker, training
 from zar_ray.tracking.store import client_of
-from zar_ray.training.options import TrainConfig
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory) -> Path:
-    """A store without runs: making one takes MLflow seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    client_of(f"sqlite:///{folder}/mlflow.db").search_experiments()
-    return folder / "mlflow.db"
 
 
 @pytest.fixture
@@ -46,7 +37,8 @@ def client(root):
     return MlflowClient(f"sqlite:///{root}/mlflow.db", registry_uri=f"sqlite:///{root}/mlflow.db")
 
 
-CONFIG = TrainConfig(dataset="demo", steps=100, lr=0.001)
+CONFIG = {"dataset": "demo", "steps": 100, "lr": 0.001, "num_workers": 1, "augment": {"flip": 0.0}}
+DATA = {"dataset": "demo"}
 
 
 def points(client, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -55,7 +47,7 @@ def points(client, run_id: str, key: str) -> list[tuple[int, float]]:
 
 def test_a_training_arrives_with_options_points_and_its_end(folder, client, root):
     before = (dict(os.environ), logging.getLogger("mlflow").level)
-    tracker = TrainingTracker.start(CONFIG, folder, {"videos": 450, "model": "demo"})
+    tracker = TrainingTracker.start(folder, None, CONFIG, {**DATA, "videos": 450, "model": "demo"})
     for step, loss in ((25, 2.0), (50, 1.5)):
         tracker.log(step, {"train/loss": loss, "train/learning_rate": 1e-3})
     run = client.get_run(tracker.run_id)
@@ -63,7 +55,7 @@ def test_a_training_arrives_with_options_points_and_its_end(folder, client, root
     assert points(client, tracker.run_id, "train/loss") == [(25, 2.0), (50, 1.5)]
 
     (root / "tiny.safetensors").write_bytes(b"weights")
-    receipt = tracker.finish({"loss": 1.4}, [root / "tiny.safetensors"])
+    receipt = tracker.finish({"loss": 1.4}, ("tiny", root / "tiny.safetensors"))
     assert (dict(os.environ), logging.getLogger("mlflow").level) == before
     run = client.get_run(receipt.run_id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "train-0a1b")
@@ -75,7 +67,7 @@ def test_a_training_arrives_with_options_points_and_its_end(folder, client, root
 
 
 def test_a_resumed_training_goes_on_in_its_run_without_points_twice(folder, client):
-    first = TrainingTracker.start(CONFIG, folder, {"workers": 1})
+    first = TrainingTracker.start(folder, None, CONFIG, {"workers": 1})
     for step in (20, 40, 60):
         first.log(step, {"train/loss": 1 / step})
     first.log(40, {"validation/top1": 0.5})
@@ -84,7 +76,7 @@ def test_a_resumed_training_goes_on_in_its_run_without_points_twice(folder, clie
     assert (run.info.status, run.data.tags["failure"]) == ("FAILED", "worker died")
 
     # From the checkpoint of step 40 on.
-    again = TrainingTracker.start(CONFIG.model_copy(update={"num_workers": 2}), folder, {"workers": 2}, parent="above")
+    again = TrainingTracker.start(folder, None, {**CONFIG, "num_workers": 2}, {"workers": 2}, parent="above")
     assert again.run_id == first.run_id
     run = client.get_run(first.run_id)
     assert run.info.status == "RUNNING"
@@ -101,10 +93,10 @@ def test_a_resumed_training_goes_on_in_its_run_without_points_twice(folder, clie
 
 
 def test_a_run_deleted_in_mlflow_begins_anew(folder, client):
-    first = TrainingTracker.start(CONFIG, folder, {})
+    first = TrainingTracker.start(folder, None, CONFIG, DATA)
     first.finish({})
     client.delete_run(first.run_id)
-    again = TrainingTracker.start(CONFIG, folder, {})
+    again = TrainingTracker.start(folder, None, CONFIG, DATA)
     again.log(10, {"train/loss": 1.0})
     again.finish({})
     assert again.run_id != first.run_id
@@ -118,8 +110,8 @@ def test_a_start_that_was_cut_off_is_completed(folder, client, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(training, "log_values", cut_off)
         with pytest.raises(TrackingError, match="cut off"):
-            TrainingTracker.start(CONFIG, folder, {})
-    tracker = TrainingTracker.start(CONFIG, folder, {})
+            TrainingTracker.start(folder, None, CONFIG, DATA)
+    tracker = TrainingTracker.start(folder, None, CONFIG, DATA)
     tracker.finish({})
     assert client.get_run(tracker.run_id).data.params["lr"] == "0.001"
     assert len(client.search_runs([client.get_experiment_by_name("zar-ray").experiment_id])) == 1
@@ -127,8 +119,8 @@ def test_a_start_that_was_cut_off_is_completed(folder, client, monkeypatch):
 
 def test_the_checkpoint_is_registered_once(folder, client, root, tiny_checkpoint):
     for _ in range(2):
-        tracker = TrainingTracker.start(CONFIG, folder, {})
-        receipt = tracker.finish({}, [tiny_checkpoint], register_as="tiny")
+        tracker = TrainingTracker.start(folder, None, CONFIG, DATA)
+        receipt = tracker.finish({}, ("tiny", tiny_checkpoint))
     assert receipt.new is False
     (version,) = client.search_model_versions("name = 'tiny'")
     assert (version.version, version.run_id) == (1, receipt.run_id)
@@ -140,7 +132,7 @@ def test_the_checkpoint_is_registered_once(folder, client, root, tiny_checkpoint
     # Other weights are another version.
     other = root / "other.safetensors"
     other.write_bytes(tiny_checkpoint.read_bytes() + b" ")
-    TrainingTracker.start(CONFIG, folder, {}).finish({}, [other], register_as="tiny")
+    TrainingTracker.start(folder, None, CONFIG, DATA).finish({}, ("tiny", other))
     assert len(client.search_model_versions("name = 'tiny'")) == 2
 
 
@@ -148,7 +140,7 @@ def test_the_machine_is_watched_while_the_run_is_open(folder, client, monkeypatc
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     steps = []
     for _ in range(2):
-        tracker = TrainingTracker.start(CONFIG, folder, {})
+        tracker = TrainingTracker.start(folder, None, CONFIG, DATA)
         until = time.monotonic() + 20
         seen = len(steps)
         while len(steps) <= seen and time.monotonic() < until:
@@ -165,12 +157,12 @@ def test_a_store_that_cannot_be_reached_is_told_in_one_line(root, folder, monkey
     with pytest.raises(
         TrackingError, match=r"127\.0\.0\.1:1: could not log the training to MLflow \(no answer"
     ) as caught:
-        TrainingTracker.start(CONFIG.model_copy(update={"mlflow_uri": "http://me:secret@127.0.0.1:1"}), folder, {})
+        TrainingTracker.start(folder, "http://me:secret@127.0.0.1:1", CONFIG, DATA)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
     assert not folder.exists("mlflow.json")
     with pytest.raises(TrackingError, match="--mlflow-uri"):
-        TrainingTracker.start(CONFIG, Storage("s3://bucket/train-0a1b?region=none"), {})
+        TrainingTracker.start(Storage("s3://bucket/train-0a1b?region=none"), None, CONFIG, DATA)
 
 
 @contextlib.contextmanager
@@ -187,7 +179,7 @@ def gone(root: Path):
 
 def test_points_of_an_outage_arrive_after_it_and_it_is_told_once(folder, client, root, monkeypatch, caplog):
     monkeypatch.setattr(training, "_RETRY_SECONDS", 0.0)
-    tracker = TrainingTracker.start(CONFIG, folder, {})
+    tracker = TrainingTracker.start(folder, None, CONFIG, DATA)
     tracker.log(10, {"train/loss": 1.0})
     # Open connections would go on reading the file that was moved away.
     tracker._client = client_of(f"sqlite:///{root}/mlflow.db")
@@ -202,39 +194,3 @@ def test_points_of_an_outage_arrive_after_it_and_it_is_told_once(folder, client,
     tracker.finish({})
     assert points(client, tracker.run_id, "train/loss") == [(10, 1.0), (20, 0.9), (30, 0.8), (40, 0.7)]
     assert caplog.records == []
-
-
-def test_a_group_puts_its_children_below_it_and_is_there_once(root, client):
-    runs = []
-    for seed in (1, 2):
-        tracker = TrainingTracker.start(CONFIG, Storage(str(root / f"seed{seed}")), {})
-        runs.append(tracker.finish({}).run_id)
-    place = Storage(str(root / "experiment"))
-    place.write("experiment.json", b"{}")
-    uri = f"sqlite:///{root}/mlflow.db"
-
-    def group(top1: float) -> RunGroup:
-        return RunGroup(
-            name="demo 16 shots",
-            kind="experiment",
-            config={"dataset": "demo", "augment": {"flip": 0.5}},
-            tags={"dataset": "demo"},
-            children={run: {"seed": str(seed)} for seed, run in enumerate(runs, 1)},
-            numbers={"zar/top1_mean": top1},
-            note="| a table |",
-            curves={"zar/top1": {0: 0.25, 500: 0.5}},
-            files=("experiment.json",),
-        )
-
-    first, same = log_group(group(0.5), place, uri), log_group(group(0.5), place, uri)
-    assert (first.new, same.new, same.run_id) == (True, False, first.run_id)
-    later = log_group(group(0.6), place, uri)
-    assert client.get_run(first.run_id).info.lifecycle_stage == "deleted"
-    run = client.get_run(later.run_id)
-    assert (run.data.metrics["zar/top1_mean"], run.data.params["augment.flip"]) == (0.6, "0.5")
-    assert points(client, later.run_id, "zar/top1") == [(0, 0.25), (500, 0.5)]
-    assert [file.path for file in client.list_artifacts(later.run_id)] == ["experiment.json"]
-    for seed, child in enumerate(runs, 1):
-        run = client.get_run(child)
-        assert run.info.lifecycle_stage == "active"
-        assert (run.data.tags["mlflow.parentRunId"], run.data.tags["seed"]) == (later.run_id, str(seed))

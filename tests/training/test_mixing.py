@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
@@ -23,7 +23,6 @@ def numbered(videos, size=(20, 28)):
     return pixels.clone(), torch.arange(videos)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 9), options_drawn, seeds)
 def test_every_target_is_a_distribution(videos, classes, options, seed):
     pixels = torch.zeros(videos, 1, 3, 8, 8)
@@ -36,7 +35,6 @@ def test_every_target_is_a_distribution(videos, classes, options, seed):
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(videos))
 
 
-@settings(deadline=None)
 @given(options_drawn, seeds)
 def test_the_generator_settles_everything_and_nothing_else_does(options, seed):
     pixels, labels = numbered(5)
@@ -74,7 +72,6 @@ def test_label_smoothing_is_pytorchs(share, classes):
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
-@settings(deadline=None)
 @given(st.integers(2, 6), seeds)
 def test_mixups_targets_are_the_shares_of_its_pixels(videos, seed):
     pixels, labels = numbered(videos)
@@ -87,7 +84,6 @@ def test_mixups_targets_are_the_shares_of_its_pixels(videos, seed):
     assert len(kept) <= 1
 
 
-@settings(deadline=None)
 @given(st.integers(2, 6), st.sampled_from([(20, 28), (16, 16), (7, 5)]), seeds)
 def test_cutmixs_targets_are_the_areas_of_its_pixels(videos, size, seed):
     """Also where the rectangle was cut off at the frame's edge."""
@@ -99,7 +95,6 @@ def test_cutmixs_targets_are_the_areas_of_its_pixels(videos, size, seed):
             assert targets[video, other].item() == pytest.approx(area, abs=1e-6)
 
 
-@settings(deadline=None)
 @given(seeds)
 def test_cutmix_replaces_one_rectangle_in_all_frames_and_videos(seed):
     pixels, labels = numbered(4)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zar_ray.data.index import index_folder
-from zar_ray.training.loading import DecoderThreads, decoded_batches
-from zar_ray.training.options import AugmentConfig
+from zar_ray.data.datasets import index_dataset
+from zar_ray.training.loading import decoded_batches, decoder_threads
+from zar_ray.training.options import TrainConfig
 from zar_ray.training.samples import Sample, SampleReader, frames_drawn, generator, micro_batches, samples_of_step
 from zar_ray.video.transforms import Preprocessing
 
@@ -54,13 +54,12 @@ def test_generators_differ_by_key_and_not_by_run():
 
 
 def reader(videos, **changes):
-    options = {"frames": 3, "seed": 1, "augmentation": AugmentConfig(), **changes}
-    return SampleReader(videos, Preprocessing(32), **options)
+    return SampleReader(videos, Preprocessing(32), TrainConfig(**{"frames": 3, "seed": 1, **changes}))
 
 
 @pytest.mark.parametrize("cache_frames", [0, 6])
 def test_a_sample_depends_on_its_key_alone(video_folder, cache_frames):
-    videos = list(index_folder(video_folder).rows())
+    videos = list(index_dataset(video_folder).rows())
     first, other = reader(videos, cache_frames=cache_frames), reader(videos, cache_frames=cache_frames)
     other.read(Sample(3, 4))
     pixels = first.read(Sample(1, 2))
@@ -72,11 +71,11 @@ def test_a_sample_depends_on_its_key_alone(video_folder, cache_frames):
 
 
 def test_decoding_ahead_keeps_the_order(video_folder):
-    videos = list(index_folder(video_folder).rows())
-    source, decoders = reader(videos), DecoderThreads(reader(videos), threads=3)
+    videos = list(index_dataset(video_folder).rows())
+    source = reader(videos)
     wanted = list(micro_batches(range(2, 5), 8, 2, len(videos), seed=1))
-    decoded = list(decoded_batches(wanted, decoders))
-    decoders.close()
+    with decoder_threads(reader(videos), threads=3) as submit:
+        decoded = list(decoded_batches(wanted, submit))
     assert [one.which for one in decoded] == wanted
     for one in decoded:
         assert np.array_equal(one.pixels.numpy(), np.stack([source.read(sample) for sample in one.which.samples]))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -30,7 +30,6 @@ def test_the_learning_rate_warms_up_and_follows_the_cosine(steps, warmup, last):
             assert rate == pytest.approx(2.0 * last + 2.0 * (1 - last) * (1 + math.cos(math.pi * share)) / 2)
 
 
-@settings(deadline=None)
 @given(st.integers(2, 300), st.integers(0, 150), st.floats(0, 1))
 def test_from_the_start_it_is_timms_scheduler_updated_after_each_step(steps, warmup, last):
     scheduler = pytest.importorskip("timm.scheduler")

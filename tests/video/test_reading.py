@@ -438,7 +438,7 @@ def test_nothing_is_written_to_the_terminal(hurt_tail, hurt_middle, samples, tmp
         "from zar_ray.video.decoding import decode_video\n"
         "from zar_ray.video.plans import plan_views\n"
         "from zar_ray.video.transforms import Preprocessing\n"
-        "from zar_ray.config import ViewConfig\n"
+        "from zar_ray.video.options import ViewConfig\n"
         "from zar_ray.errors import VideoError\n"
         "for path in sys.argv[1:]:\n"
         "    try:\n"

@@ -19,7 +19,7 @@ def data_index_command(argv: Sequence[str]) -> int:
     """Find a benchmark's, a folder's or a list's videos, probe them and write the manifest."""
     about = "Probes every file in parallel and writes one Parquet row a video; bad files stay in with their error."
     options = parse(IndexConfig, argv, "zar data index", description=about)
-    from zar_ray.data.indexing import run_index
+    from zar_ray.data.index import run_index
 
     run_index(options, Console(highlight=False, soft_wrap=True))
     return 0

@@ -8,9 +8,9 @@ from ray.serve import Application
 from rich.console import Console
 
 from zar_ray.data.manifest import read_manifest
-from zar_ray.evaluation.options import EvalConfig
 from zar_ray.serving.application import build, one_line_mistakes, options_of
 from zar_ray.study.demo import checkpoint_file, ensure_demo, samples_folder, videos_folder
+from zar_ray.study.options import EvalConfig
 
 
 @one_line_mistakes

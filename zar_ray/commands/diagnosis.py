@@ -19,20 +19,24 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
+import psutil
 
-from zar_ray.data.probing import ProbeError, probe_files, usable_cpus
+from zar_ray.data.probing import Failure, in_processes, usable_cpus
+from zar_ray.data.synthetic import write_video
 from zar_ray.errors import VideoError
 from zar_ray.models.options import ModelOptions
 from zar_ray.options.layers import zar_home
 from zar_ray.video.options import Decoder
 from zar_ray.video.reading import VideoInfo, open_video
 
+_T = TypeVar("_T")
 Status = Literal["ok", "warning", "missing"]
 
 PACKAGES = ("zar-ray", "ray", "torch", "torchvision", "open_clip_torch", "av", "mlflow", "pyarrow", "pydantic")
@@ -78,30 +82,31 @@ def diagnose(mlflow_uri: str | None = None, ray_address: str | None = None) -> l
         ("ray", lambda: [_ray(ray_address)]),
         ("zar home", lambda: [_home()]),
     ]
-    # All at once: some wait for the network, some import for seconds.  Threads of a daemon kind, since a name server
-    # that does not answer holds its thread up for longer than anyone wants to wait for.
-    running = [_Trial(name, trial) for name, trial in trials]
-    return [check for trial in running for check in trial.checks()]
-
-
-class _Trial:
-    def __init__(self, name: str, function: Callable[[], list[Check]]) -> None:
-        self._name, self._function = name, function
-        self._found: list[Check] | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
+    # All at once: some wait for the network, some import for seconds.
+    running = [(name, _begun(trial)) for name, trial in trials]
+    checks: list[Check] = []
+    for name, trial in running:
         try:
-            self._found = self._function()
+            checks += trial.result(_CHECK_SECONDS)
+        except TimeoutError:
+            checks.append(Check(name, "missing", f"did not answer within {_CHECK_SECONDS:.0f} s"))
         except Exception as error:  # noqa: BLE001  a broken installation fails in any way; the report says which
-            self._found = [Check(self._name, "missing", _line(error))]
+            checks.append(Check(name, "missing", _line(error)))
+    return checks
 
-    def checks(self) -> list[Check]:
-        self._thread.join(_CHECK_SECONDS)
-        if self._found is None:
-            return [Check(self._name, "missing", f"did not answer within {_CHECK_SECONDS:.0f} s")]
-        return self._found
+
+def _begun(function: Callable[[], _T]) -> Future[_T]:
+    """Begins a function in a daemon thread: one that a silent name server holds up must not keep the program alive."""
+    outcome: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(function())
+        except Exception as error:  # noqa: BLE001  whoever waits for the outcome gets it
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome
 
 
 def _versions() -> list[Check]:
@@ -123,25 +128,21 @@ def _version(package: str) -> str | None:
 
 
 def _hardware() -> list[Check]:
-    cpus = usable_cpus()
-    everyone = os.cpu_count() or cpus
-    found = [Check("cpus", "ok", f"{cpus}" if cpus == everyone else f"{cpus} of {everyone} may be used")]
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        limit = _memory_limit()
-        detail = _gib(memory) if limit is None or limit >= memory else f"{_gib(limit)} of {_gib(memory)} may be used"
-        found.append(Check("memory", "ok", detail))
-    return found
+    cpus, everyone = usable_cpus(), os.cpu_count()
+    memory = psutil.virtual_memory().total
+    limit = min(memory, _memory_limit() or memory)
+    return [
+        Check("cpus", "ok", f"{cpus}" if cpus == everyone else f"{cpus} of {everyone} may be used"),
+        Check("memory", "ok", _gib(memory) if limit == memory else f"{_gib(limit)} of {_gib(memory)} may be used"),
+    ]
 
 
 def _memory_limit() -> int | None:
     """The container's limit in bytes, if there is one."""
     for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
+        with contextlib.suppress(OSError):
             text = Path(place).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        return int(text) if text.isdigit() else None
+            return int(text) if text.isdigit() else None
     return None
 
 
@@ -163,7 +164,10 @@ def _gpus() -> list[Check]:
 def _decoders() -> list[Check]:
     with tempfile.TemporaryDirectory(prefix="zar-doctor-") as folder:
         video = Path(folder) / "trial.mp4"
-        _write_trial(video)
+        # Grey, ever brighter.
+        frames = np.empty((_TRIAL_FRAMES, 48, 64, 3), np.uint8)
+        frames[:] = 20 * np.arange(1, _TRIAL_FRAMES + 1)[:, None, None, None]
+        write_video(video, frames, fps=25)
         return [_decoder("decord", video), _decoder("pyav", video)]
 
 
@@ -173,24 +177,11 @@ def _decoder(decoder: Decoder, video: Path) -> Check:
     if version is None and decoder == "decord":
         return Check(name, "warning", "not installed (it has wheels for Linux x86-64 only); PyAV reads everything")
     # In a process of its own: a decoder that does not suit this machine may crash.
-    answer = probe_files([str(video)], _read_all, decoder, workers=1, timeout=30.0)[0]
-    if isinstance(answer, ProbeError):
+    (answer,) = in_processes([str(video)], partial(_read_all, decoder=decoder), workers=1, timeout=30.0)
+    if isinstance(answer, Failure):
         way_out = "; use --decoder pyav" if decoder == "decord" else ""
         return Check(name, "warning" if decoder == "decord" else "missing", f"{version}: {answer.message}{way_out}")
     return Check(name, "ok", f"{version}, reads H.264")
-
-
-def _write_trial(path: Path) -> None:
-    """A grey H.264 video whose frame i has the brightness 20 (i + 1)."""
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(25))
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for index in range(_TRIAL_FRAMES):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * (index + 1), np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 def _read_all(path: str, decoder: Decoder) -> VideoInfo:
@@ -317,11 +308,10 @@ def _connect(host: str, port: int) -> str | None:
 
 def _in_time(attempt: Callable[[], str | None]) -> str | None:
     """Runs a network attempt for a limited time: looking up a host's name knows no timeout of its own."""
-    problem: list[str | None] = []
-    thread = threading.Thread(target=lambda: problem.append(attempt()), daemon=True)
-    thread.start()
-    thread.join(2 * _NETWORK_SECONDS)
-    return problem[0] if problem else f"no answer within {2 * _NETWORK_SECONDS:.0f} s"
+    try:
+        return _begun(attempt).result(2 * _NETWORK_SECONDS)
+    except TimeoutError:
+        return f"no answer within {2 * _NETWORK_SECONDS:.0f} s"
 
 
 def _line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 import tyro
@@ -12,6 +13,7 @@ from rich.console import Console
 from zar_ray.commands.common import command
 from zar_ray.commands.parsing import parse
 from zar_ray.errors import TrackingError
+from zar_ray.options.base import meaning
 from zar_ray.study.options import EvalConfig
 
 
@@ -26,9 +28,10 @@ def report_mlflow_command(argv: Sequence[str]) -> int:
             run: The run's folder.
             uri: The tracking store; by default mlflow.db beside the run's folder.
         """
+        from zar_ray.reporting.study_tables import study_markdown
         from zar_ray.tracking import log_run_folder
 
-        receipt = log_run_folder(run, uri)
+        receipt = log_run_folder(run, uri, describe=study_markdown)
         known = "" if receipt.new else " already"
         print(f"{run}: is{known} run {receipt.run_id} of experiment {receipt.experiment} at {receipt.uri}")
         return 0
@@ -39,12 +42,14 @@ def report_mlflow_command(argv: Sequence[str]) -> int:
 def write_run_report(
     run: str, output: str | None = None, samples: int = 6, attention: bool = True, mlflow_uri: str | None = None
 ) -> None:
-    """Writes a run's report, adds it to the run in MLflow, and says where it is."""
-    from zar_ray.explain.explanation import attention_figures
-    from zar_ray.reporting.html_report import REPORT, write_report
+    """Writes a run's report, adds it to the run in MLflow, and says where it is; or writes its tables alone."""
+    from zar_ray.reporting.html_report import REPORT, TABLES, write_report, write_tables
     from zar_ray.tracking import attach_report
 
-    place, page = write_report(run, output, samples, attention_figures if attention else None)
+    if output is not None and PurePath(output).suffix.lower() in TABLES:
+        print(f"tables   {write_tables(run, output)}")
+        return
+    place, page = write_report(run, output, samples, attention=attention)
     try:
         for receipt in attach_report(run, REPORT, page.encode(), mlflow_uri):
             print(f"{receipt.uri}: report attached to run {receipt.run_id} of experiment {receipt.experiment}")
@@ -68,7 +73,8 @@ def report_run_command(argv: Sequence[str]) -> int:
 
         Args:
             run: The run's folder.
-            output: The file; by default report.html in the run's folder.
+            output: The file; by default report.html in the run's folder. One that ends in .md, .tex or .csv gets the
+                run's tables alone.
             samples: How many of the videos most helped, most hurt, and with attention maps are shown.
             attention: Draw where the model looks, for which the run's weights and videos must be at hand.
             mlflow_uri: The store that the run was logged to, where it needs a password; by default all of them.
@@ -86,25 +92,35 @@ def report_compare_command(argv: Sequence[str]) -> int:
     def compare(
         runs: Annotated[tuple[str, ...], tyro.conf.Positional],
         output: str | None = None,
-        format: Literal["terminal", "markdown", "csv"] = "terminal",
+        format: Literal["terminal", "markdown", "csv", "latex"] = "terminal",
         mlflow_uri: str | None = None,
     ) -> int:
         """Holds runs against the first of them: accuracies, which classes and videos changed, and what it cost.
 
         Args:
-            runs: Folders of runs, or their run ids in MLflow.
+            runs: Folders of runs, or their run ids in MLflow. Of a run of several cells all take part, or with [LABEL]
+                behind it the one of that label.
             output: A file that gets all of it (.html) or the plot alone (.png, .svg).
-            format: For people, for documents or for programs.
+            format: For people, for documents, for programs or for papers.
             mlflow_uri: The store that run ids are of.
         """
         from zar_ray.reporting.comparison import compare_runs
         from zar_ray.reporting.comparison_views import report_comparison, write_comparison
-        from zar_ray.tracking import logged_run
+        from zar_ray.reporting.finished_runs import FinishedStudy
+        from zar_ray.tracking import logged_runs
 
-        comparison = compare_runs(runs, logged_run(mlflow_uri) if mlflow_uri is not None else None)
+        def look_up(run_id: str) -> FinishedStudy:
+            (logged,) = logged_runs(str(mlflow_uri), run_id)
+            return FinishedStudy.parse(logged.record, logged.place, logged.finished)
+
+        meaningful = meaning(EvalConfig()).keys()
+        comparison = compare_runs(runs, meaningful, None if mlflow_uri is None else look_up)
         report_comparison(comparison, format, Console(highlight=False))
         if output is not None:
-            print(f"{write_comparison(comparison, output)}: the comparison of {len(runs)} runs", file=sys.stderr)
+            print(
+                f"{write_comparison(comparison, output)}: the comparison of {len(comparison.runs)} runs",
+                file=sys.stderr,
+            )
         return 0
 
     return parse(compare, argv, "zar report compare")
@@ -117,7 +133,7 @@ def report_table_command(argv: Sequence[str]) -> int:
     def table(
         name: Annotated[str, tyro.conf.Positional],
         output: str = EvalConfig.model_fields["output"].default,
-        format: Literal["terminal", "markdown", "csv"] = "terminal",
+        format: Literal["terminal", "markdown", "csv", "latex"] = "terminal",
         mlflow_uri: str | None = None,
     ) -> int:
         """Fills the published cells that finished runs belong to, and says how the others are filled.
@@ -125,14 +141,17 @@ def report_table_command(argv: Sequence[str]) -> int:
         Args:
             name: The table: zar-table1 to zar-table5, actionclip or ezclip.
             output: Folder or URI that holds the runs.
-            format: For people, for documents or for programs.
+            format: For people, for documents, for programs or for papers.
             mlflow_uri: An MLflow store whose evaluations are looked at too.
         """
-        from zar_ray.reporting.published_table import report_table
+        from zar_ray.reporting.finished_runs import FinishedStudy
+        from zar_ray.reporting.published.view import report_table
         from zar_ray.tracking import logged_runs
 
-        more = logged_runs(mlflow_uri) if mlflow_uri is not None else ()
-        report_table(name, output, format, Console(highlight=False), more)
+        logged = logged_runs(mlflow_uri) if mlflow_uri is not None else ()
+        more = [run for one in logged for run in FinishedStudy.parse(one.record, one.place, one.finished).runs]
+        told = None if output == EvalConfig.model_fields["output"].default else output
+        report_table(name, output, format, Console(highlight=False), more, told)
         return 0
 
     return parse(table, argv, "zar report table")

@@ -1,91 +1,28 @@
-"""Looks for the mistakes that lists and label files are known to have: what `zar data audit` reports.
-
-Nothing is taken on trust that can be checked: many file names and folders carry the class, so a list can be held
-against its label map without a video or any other list at hand.
-"""
+"""What `zar data audit` does: reads lists, label files and manifests, and reports what the checks find in them."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from pathlib import Path
 
-from zar_ray.data.benchmarks.indexing import read_lists
-from zar_ray.data.benchmarks.layout import Files
-from zar_ray.data.benchmarks.lists import VideoList, read_labels, read_list
-from zar_ray.data.classes import class_list, name_key
+from zar_ray.data.audit_checks import (
+    Audited,
+    Finding,
+    Level,
+    audit,
+    check_lists_together,
+    check_shared_classes,
+    of_list,
+    of_manifest,
+)
+from zar_ray.data.benchmarks.lists import VideoList, read_labels, read_list, read_lists
+from zar_ray.data.classes import name_key
 from zar_ray.data.datasets import Benchmark, known_benchmarks, load_benchmark
-from zar_ray.data.manifest import Manifest, read_manifest
+from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
 from zar_ray.data.options import AuditConfig
 from zar_ray.data.protocols import SplitSpec
 from zar_ray.errors import ConfigError, ManifestError
-
-Level = Literal["ok", "note", "warning", "wrong"]
-
-_HMDB = re.compile(r"(?P<title>.*)_[fulh]_(?:nm|cm)_np\d_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+")
-_UCF = re.compile(r"v_(?P<name>\w+?)_(?P<group>g\d+)_c\d+")
-_YOUTUBE = re.compile(r"(?P<id>.{11})_\d{6}_\d{6}")
-_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class AuditedVideo:
-    """A line of a list or a row of a manifest.
-
-    Attributes:
-        path: As the list or the video id has it.
-        class_names: Its labels.
-        splits: The lists or the manifest's splits that it is in.
-        error: What a manifest says is wrong with the file.
-        file: Where a manifest has the file.
-        size: Bytes of the file, where that is known.
-    """
-
-    path: str
-    class_names: tuple[str, ...]
-    splits: tuple[str, ...]
-    error: str | None = None
-    file: str | None = None
-    size: int | None = None
-
-
-@dataclass(frozen=True)
-class Audited:
-    """What is audited: some videos and the label map they were numbered with.
-
-    Attributes:
-        name: What it is, for messages.
-        videos: The videos; a list's line is a video, so one may occur twice.
-        class_names: The label map.
-    """
-
-    name: str
-    videos: tuple[AuditedVideo, ...]
-    class_names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of one check.
-
-    Attributes:
-        check: What was checked, in a word.
-        level: "wrong" needs mending, "warning" needs a look, "note" is worth knowing.
-        text: The outcome in one line.
-        details: More lines.
-        count: How many videos or classes it is about.
-        total: Of how many.
-    """
-
-    check: str
-    level: Level
-    text: str
-    details: tuple[str, ...] = ()
-    count: int = 0
-    total: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,208 +79,6 @@ def run_audit(options: AuditConfig) -> AuditReport:
     return AuditReport(tuple(findings))
 
 
-def of_list(one: VideoList, split: str) -> Audited:
-    """A published list, as something to audit."""
-    videos = (AuditedVideo(entry.path, (one.class_name(entry),), (split,)) for entry in one.entries)
-    return Audited(Path(one.place).name, tuple(videos), one.class_names)
-
-
-def of_manifest(manifest: Manifest) -> Audited:
-    """A manifest, as something to audit."""
-    videos = []
-    for row in manifest.rows():
-        names = row.labels if row.labels is not None else (row.class_name,) if row.class_name is not None else ()
-        videos.append(AuditedVideo(row.video_id, names, row.memberships, row.error, row.path, row.size))
-    return Audited(manifest.name, tuple(videos), manifest.class_names)
-
-
-def audit(subject: Audited, train: Audited | None = None, root: Path | None = None) -> list[Finding]:
-    """All checks of one list or manifest by itself, and against a training set.
-
-    Args:
-        subject: What to audit.
-        train: The training videos to look for in it.
-        root: The folder of the videos, to look for missing ones.
-
-    Raises:
-        ManifestError: The folder cannot be read.
-    """
-    findings = [*check_labels(subject), check_duplicates(subject), *check_own_splits(subject)]
-    if train is not None:
-        findings += check_overlap(subject, train)
-    findings += [check_classes_used(subject), *check_files(subject, root)]
-    return findings
-
-
-def check_labels(subject: Audited) -> list[Finding]:
-    """Holds labels against the classes that file names or folders carry."""
-    carried = _Carried(subject.class_names)
-    wrong: Counter[tuple[str, str]] = Counter()
-    spelled: Counter[tuple[str, str]] = Counter()
-    agreeing: Counter[str] = Counter()
-    checked = 0
-    names = set(subject.class_names)
-    for video in subject.videos:
-        said = carried.by(video.path) if len(video.class_names) == 1 else None
-        if said is None:
-            continue
-        checked += 1
-        (label,) = video.class_names
-        # Two classes of one map may differ by punctuation alone.
-        if name_key(said) != name_key(label) or (said != label and said in names):
-            wrong[said, label] += 1
-            continue
-        agreeing[label] += 1
-        if said.replace("_", " ") != label.replace("_", " "):
-            spelled[said, label] += 1
-    name, total = subject.name, len(subject.videos)
-    if not checked:
-        return [Finding("labels", "note", f"{name}: no file name or folder carries a class, so labels go unchecked")]
-    findings = [Finding("labels", "ok", f"{name}: the {checked:,} labels that names carry agree", (), 0, total)]
-    if wrong:
-        pairs = [f'{n} of "{said}" are labelled "{label}"' for (said, label), n in wrong.most_common(_SHOWN)]
-        if len(wrong) > _SHOWN:
-            pairs.append(f"... and {len(wrong) - _SHOWN} more pairs of names")
-        text = f"{name}: {wrong.total():,} of {total:,} videos are labelled other than their file names or folders say"
-        details = (*pairs, *_exchanged(wrong, agreeing, subject.class_names))
-        findings = [Finding("labels", "wrong", text, details, wrong.total(), total)]
-    if spelled:
-        pairs = [f'"{said}" for "{label}" ({n})' for (said, label), n in spelled.most_common(_SHOWN)]
-        text = f"{name}: file names spell {len(spelled)} classes in another way: {', '.join(pairs)}"
-        findings.append(Finding("spelling", "note", text, (), spelled.total(), total))
-    return findings
-
-
-def check_duplicates(subject: Audited) -> Finding:
-    """Looks for videos that occur twice: a list's line, or a manifest's file under two names."""
-    seen = Counter(identity(video.path) for video in subject.videos)
-    # A copy in another folder has its file's name and size.
-    copies = Counter((PurePosixPath(video.path).name, video.size) for video in subject.videos if video.size)
-    twice = [path for path, count in seen.items() if count > 1]
-    twice += [name for (name, _), count in copies.items() if count > 1 and identity(name) not in twice]
-    name, total = subject.name, len(subject.videos)
-    if not twice:
-        return Finding("duplicates", "ok", f"{name}: each of {total:,} videos occurs once", (), 0, total)
-    text = f"{name}: {len(twice):,} videos occur more than once"
-    return Finding("duplicates", "wrong", text, _examples(twice), len(twice), total)
-
-
-def check_own_splits(subject: Audited) -> list[Finding]:
-    """Looks for videos that are in the training and the test part of one split."""
-    splits = {split for video in subject.videos for split in video.splits}
-    findings = []
-    for one, other in _opposed(splits):
-        mine = tuple(video for video in subject.videos if one in video.splits)
-        theirs = tuple(video for video in subject.videos if other in video.splits)
-        part = Audited(f"{subject.name}, {other}", theirs, subject.class_names)
-        findings += check_overlap(part, Audited(one, mine, subject.class_names))
-    return findings
-
-
-def check_overlap(subject: Audited, train: Audited) -> list[Finding]:
-    """Looks for training videos among the tested ones, and for parts of one source video on both sides."""
-    total = len(subject.videos)
-    trained = {identity(video.path) for video in train.videos}
-    common = [video.path for video in subject.videos if identity(video.path) in trained]
-    if common:
-        text = f"{subject.name}: {len(common):,} of {total:,} videos are also in {train.name}"
-        findings = [Finding("overlap", "wrong", text, _examples(common), len(common), total)]
-    else:
-        text = f"{subject.name}: none of {total:,} videos is in {train.name}"
-        findings = [Finding("overlap", "ok", text, (), 0, total)]
-    sources = {source for video in train.videos if (source := _source(video.path)) is not None}
-    near = [v.path for v in subject.videos if _source(v.path) in sources and identity(v.path) not in trained]
-    if near:
-        text = f"{subject.name}: {len(near):,} of {total:,} videos are other parts of source videos in {train.name}"
-        findings.append(Finding("sources", "warning", text, _examples(near), len(near), total))
-    return findings
-
-
-def check_classes_used(subject: Audited) -> Finding:
-    """Looks for classes of the label map that no video has."""
-    used = {name for video in subject.videos for name in video.class_names}
-    idle = [name for name in subject.class_names if name not in used]
-    total = len(subject.class_names)
-    if not idle:
-        return Finding("classes", "ok", f"{subject.name}: all {total} classes have videos", (), 0, total)
-    text = f"{subject.name}: {len(idle)} of {total} classes have no video"
-    return Finding("classes", "note", text, _examples(idle), len(idle), total)
-
-
-def check_files(subject: Audited, root: Path | None = None) -> list[Finding]:
-    """Looks for missing and broken files.
-
-    Args:
-        subject: What to audit.
-        root: The folder of the videos; without it a manifest's own paths are looked at, and a list's not at all.
-
-    Raises:
-        ManifestError: The folder cannot be read.
-    """
-    if root is None and all(video.file is None for video in subject.videos):
-        return []
-    below = None if root is None else Files.below(root)
-    gone = [video for video in subject.videos if not _is_there(video, below)]
-    absent = {id(video) for video in gone}
-    broken = [video for video in subject.videos if video.error is not None and id(video) not in absent]
-    total = len(subject.videos)
-    findings = []
-    if gone:
-        by_class = Counter(name for video in gone for name in video.class_names)
-        most = [f"{name}: {count}" for name, count in by_class.most_common(_SHOWN)]
-        text = f"{subject.name}: {len(gone):,} of {total:,} files are missing"
-        findings.append(Finding("files", "wrong", text, (*_examples([v.path for v in gone]), *most), len(gone), total))
-    if broken:
-        examples = tuple(f"{video.path}: {video.error}" for video in broken[:_SHOWN])
-        text = f"{subject.name}: {len(broken):,} of {total:,} files cannot be read"
-        findings.append(Finding("files", "wrong", text, examples, len(broken), total))
-    return findings or [Finding("files", "ok", f"{subject.name}: all {total:,} files are there", (), 0, total)]
-
-
-def check_lists_together(subjects: Sequence[Audited]) -> list[Finding]:
-    """Compares lists with each other: videos in several of them, and labels that contradict each other."""
-    if len(subjects) < 2:
-        return []
-    labels: defaultdict[str, set[str]] = defaultdict(set)
-    lists: Counter[str] = Counter()
-    for subject in subjects:
-        for path in {identity(video.path) for video in subject.videos}:
-            lists[path] += 1
-        for video in subject.videos:
-            labels[identity(video.path)].update(name_key(name) for name in video.class_names)
-    shared = [path for path, count in lists.items() if count > 1]
-    differing = [path for path in shared if len(labels[path]) > 1]
-    names = ", ".join(subject.name for subject in subjects)
-    level: Level = "note" if shared else "ok"
-    text = f"{names}: {len(shared):,} of {len(lists):,} videos are in more than one list"
-    findings = [Finding("lists", level, text, (), len(shared), len(lists))]
-    if differing:
-        text = f"{names}: {len(differing):,} videos have another class in another list"
-        findings.append(Finding("lists", "wrong", text, _examples(differing), len(differing), len(lists)))
-    return findings
-
-
-def check_shared_classes(names: Sequence[str], trained: Sequence[str], renamed: Mapping[str, str]) -> Finding:
-    """Looks for classes that a training set and a zero-shot set share, also under another known name.
-
-    Args:
-        names: The tested classes.
-        trained: The classes of the training set.
-        renamed: Class names with the word that another benchmark has for the same class.
-    """
-    keys = {name_key(name) for name in trained}
-    shared = [name for name in names if name_key(name) in keys]
-    other = [(n, renamed[n]) for n in names if n not in shared and n in renamed and name_key(renamed[n]) in keys]
-    count, total = len(shared) + len(other), len(names)
-    if not count:
-        return Finding(
-            "zero-shot", "ok", f"none of {total} classes is among the {len(trained)} of training", (), 0, total
-        )
-    text = f"{count} of {total} classes are among the {len(trained)} of training, so no zero-shot for them"
-    pairs = tuple(f'"{new}" is called "{old}" there' for new, old in other)
-    return Finding("zero-shot", "warning", text, (*_examples(shared), *pairs), count, total)
-
-
 def check_counts(manifest: Manifest, benchmark: Benchmark | None = None) -> list[Finding]:
     """Compares a benchmark's splits with their published counts.
 
@@ -371,78 +106,6 @@ def check_counts(manifest: Manifest, benchmark: Benchmark | None = None) -> list
     return findings
 
 
-def identity(path: str) -> str:
-    """What tells a video from others: the file's name where a benchmark's names are unique, else the whole path."""
-    stem = PurePosixPath(path).stem
-    unique = any(pattern.fullmatch(stem) for pattern in (_HMDB, _UCF, _YOUTUBE))
-    return stem if unique else str(PurePosixPath(path))
-
-
-class _Carried:
-    """Finds the class that a path carries: in HMDB51's and UCF101's file names, else in a folder."""
-
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self._folders = {name_key(name) for name in class_names}
-        # A title may end in another class's name ("kick" before "_ball"), so all of HMDB51's names take part, and the
-        # longest wins.
-        endings = {name.replace(" ", "_"): name for name in (*class_list("hmdb51"), *class_names)}
-        self._endings = sorted(endings.items(), key=lambda item: -len(item[0]))
-
-    def by(self, path: str) -> str | None:
-        stem = PurePosixPath(path).stem
-        if match := _UCF.fullmatch(stem):
-            return match["name"]
-        if match := _HMDB.fullmatch(stem):
-            title = f"_{match['title']}"
-            return next((name for ending, name in self._endings if title.endswith(f"_{ending}")), None)
-        folders = reversed(PurePosixPath(path).parts[:-1])
-        return next((folder for folder in folders if name_key(folder) in self._folders), None)
-
-
-def _is_there(video: AuditedVideo, below: Files | None) -> bool:
-    if below is not None:
-        stem = PurePosixPath(video.path).stem
-        return below.find(stem, exact=True) is not None
-    return video.file is None or "://" in video.file or Path(video.file).is_file()
-
-
-def _exchanged(wrong: Counter[tuple[str, str]], agreeing: Counter[str], names: Sequence[str]) -> list[str]:
-    """Says which two labels stand in each other's place, where no video of either is labelled right."""
-    position = {name_key(name): number for number, name in enumerate(names)}
-    pairs = {(name_key(said), name_key(label)) for said, label in wrong}
-    right = {name_key(name) for name in agreeing}
-    found = []
-    for said, label in wrong:
-        one, other = position.get(name_key(said), -1), position[name_key(label)]
-        back = (name_key(label), name_key(said)) in pairs
-        if 0 <= one < other and back and not right & {name_key(said), name_key(label)}:
-            found.append(f'labels {one} "{names[one]}" and {other} "{names[other]}" are exchanged in the label map')
-    return found
-
-
-def _opposed(splits: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of splits that must not share videos: the parts train, val and test of one division."""
-    parts: defaultdict[str, list[str]] = defaultdict(list)
-    for split in sorted(splits):
-        if match := re.fullmatch(r"(train|val|test)(\d*)", split):
-            parts[match[2]].append(match[1])
-    order = ("train", "val", "test")
-    pairs = []
-    for number, there in parts.items():
-        known = [part for part in order if part in there]
-        pairs += [(f"{a}{number}", f"{b}{number}") for i, a in enumerate(known) for b in known[i + 1 :]]
-    return pairs
-
-
-def _source(path: str) -> str | None:
-    """The recording that a video is a part of, where its name says so."""
-    stem = PurePosixPath(path).stem
-    if match := _UCF.fullmatch(stem):
-        return f"{match['name']} {match['group']}"
-    match = _YOUTUBE.fullmatch(stem)
-    return match["id"] if match else None
-
-
 def _count_finding(name: str, count: int, spec: SplitSpec) -> Finding:
     if spec.count is None:
         return Finding("counts", "note", f"{name}: {count:,} videos; no published count to compare", (), count)
@@ -467,7 +130,7 @@ def _specs_of(lists: Sequence[tuple[str, VideoList]], specs: Sequence[SplitSpec]
 def _training(options: AuditConfig) -> tuple[Audited | None, tuple[str, ...] | None]:
     """The training videos and classes that the options name."""
     names = read_labels(options.train_labels) if options.train_labels is not None else None
-    videos: list[AuditedVideo] = []
+    videos: list[VideoRow] = []
     found: dict[str, None] = {}
     for place in options.train:
         if place.endswith(".parquet"):
@@ -477,7 +140,7 @@ def _training(options: AuditConfig) -> tuple[Audited | None, tuple[str, ...] | N
         else:
             subject = of_list(read_list(place, options.train_labels), "train")
         videos += subject.videos
-        found |= dict.fromkeys(name for video in subject.videos for name in video.class_names)
+        found |= dict.fromkeys(name for video in subject.videos for name in video.label_names)
     if not options.train:
         return None, names
     title = ", ".join(Path(place).name for place in options.train)
@@ -486,10 +149,3 @@ def _training(options: AuditConfig) -> tuple[Audited | None, tuple[str, ...] | N
 
 def _renamed() -> dict[str, str]:
     return {new: old for name in known_benchmarks() for new, old in load_benchmark(name).renamed.items()}
-
-
-def _examples(paths: Sequence[str]) -> tuple[str, ...]:
-    if not paths:
-        return ()
-    more = f", ... ({len(paths) - _SHOWN:,} more)" if len(paths) > _SHOWN else ""
-    return (", ".join(paths[:_SHOWN]) + more,)

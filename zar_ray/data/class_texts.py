@@ -64,7 +64,7 @@ class ClassPrompts:
     def identity(self) -> list[object]:
         """What results depend on, as JSON values; of a learned context that is its content, wherever it lies."""
         context = {"learned": self.context.digest} if isinstance(self.context, ContextFile) else self.context
-        return [self.names, context, self.texts, *([self.average] if self.average != "features" else [])]
+        return [self.names, context, self.texts, self.average]
 
 
 def is_context_file(context: str | None) -> TypeGuard[str]:

@@ -12,31 +12,28 @@ from typing import Any, Literal
 
 from pydantic import Field
 from rich.console import Console
-from rich.progress import Progress as ProgressBar
 
-from zar_ray.data.benchmarks.indexing import list_benchmark, list_published, read_lists
-from zar_ray.data.benchmarks.layout import LayoutReport
 from zar_ray.data.classes import CLASSES_OF, by_key, class_list, name_key
-from zar_ray.data.index import NO_SPLIT, Listing, list_csv, list_folder, probe_listing
+from zar_ray.data.listing import NO_SPLIT, Listing, list_csv, list_folder
 from zar_ray.data.manifest import Manifest, read_manifest
-from zar_ray.data.protocols import EvaluationSplit, SplitSpec, evaluation_splits
+from zar_ray.data.probing import probe_listing
+from zar_ray.data.protocols import EvaluationSplit, Protocol, evaluation_splits
 from zar_ray.errors import ConfigError, ManifestError, suggestion
-from zar_ray.options.base import Options
 from zar_ray.options.layers import conf_dir, read_yaml, validate, zar_home
+from zar_ray.storage import is_uri
 from zar_ray.video.options import Decoder
 
 _MANIFEST = "manifest.parquet"
 _BASE_TO_NOVEL = "base2novel"
 
 
-class Benchmark(Options):
+class Benchmark(Protocol):
     """A dataset with its protocol: the content of `conf/benchmarks/NAME.yaml`.
 
     `manifest` and `make` may name ``{home}`` (ZAR_HOME), ``{data_root}``, ``{name}`` and ``{data}`` (the dataset that
     benchmarks of one manifest share), `make` also ``{manifest}``.
     """
 
-    name: str = Field(min_length=1, description="What `--dataset` calls it; the file's name.")
     title: str = Field(min_length=1, description="What tables call it.")
     classes: int | None = Field(None, ge=1, description="How many classes the dataset has.")
     split: str | None = Field(
@@ -45,13 +42,7 @@ class Benchmark(Options):
     data: str | None = Field(
         None, description="The dataset that `zar data index` knows how to find; several benchmarks may share one."
     )
-    splits: tuple[SplitSpec, ...] = Field((), description="The protocol: what is evaluated, split by split.")
     average: Literal["mean", "harmonic"] = Field("mean", description="What is reported over the splits.")
-    multi_label: bool = Field(False, description="Whether a video may show several classes.")
-    legacy_swaps: tuple[tuple[str, str], ...] = Field(
-        (), description="Pairs of class names that published label files exchange by mistake."
-    )
-    renamed: dict[str, str] = Field({}, description="Class names that Kinetics-400 has too, with its words for them.")
     videos: int | None = Field(None, ge=1, description="How many videos its splits have together.")
     manifest: str = Field("{data_root}/{data}/manifest.parquet", description="Where its manifest lies.")
     make: str = Field(
@@ -67,6 +58,17 @@ class Benchmark(Options):
     def make_command(self, data_root: str | Path | None = None) -> str:
         """The command that makes the manifest."""
         return self.make.format(manifest=self.manifest_path(data_root), **self._places(data_root))
+
+    def existing_manifest(self, data_root: str | Path | None = None) -> str:
+        """Where the manifest is; a URI is taken for good.
+
+        Raises:
+            ManifestError: There is none; the message says how to make it.
+        """
+        place = self.manifest_path(data_root)
+        if not is_uri(place) and not Path(place).is_file():
+            raise ManifestError(f'{self.name}: no manifest at {place}; make one with "{self.make_command(data_root)}"')
+        return place
 
     def _places(self, data_root: str | Path | None) -> dict[str, object]:
         return {
@@ -94,17 +96,7 @@ class Benchmark(Options):
             raise ConfigError(f"{self.name}: its file in conf/benchmarks defines no splits to evaluate")
         if self.data is not None:
             self._check_classes(manifest, CLASSES_OF[self.data])
-        return evaluation_splits(
-            self.name,
-            manifest,
-            self.splits,
-            split=split,
-            multi_label=self.multi_label,
-            legacy_swaps=self.legacy_swaps,
-            legacy_labels=legacy_labels,
-            renamed=self.renamed,
-            make=self.make_command(),
-        )
+        return evaluation_splits(self, manifest, split=split, legacy_labels=legacy_labels, make=self.make_command())
 
     def _check_classes(self, manifest: Manifest, classes: str) -> None:
         """A class in no list would leave its videos out of every split without a word."""
@@ -217,20 +209,15 @@ def resolve_dataset(dataset: str, data_root: str | Path | None = None) -> Datase
     """
     if dataset in known_benchmarks():
         benchmark = load_benchmark(dataset)
-        place = benchmark.manifest_path(data_root)
-        if "://" not in place and not Path(place).is_file():
-            raise ManifestError(
-                f'{dataset}: no manifest at {place}; make one with "{benchmark.make_command(data_root)}"'
-            )
-        return DatasetSource("benchmark", dataset, place, benchmark)
-    if "://" in dataset:
+        return DatasetSource("benchmark", dataset, benchmark.existing_manifest(data_root), benchmark)
+    if is_uri(dataset):
         return DatasetSource("manifest", _stem(dataset), dataset)
     path = Path(dataset).expanduser().absolute()
     own = default_manifest(dataset, data_root)
-    if _is_bare(dataset) and own.is_file() and not path.exists():
+    if is_bare(dataset) and own.is_file() and not path.exists():
         return DatasetSource("manifest", dataset, str(own))
     if not path.exists():
-        if _is_bare(dataset):
+        if is_bare(dataset):
             near = suggestion(dataset, known_benchmarks())
             raise ManifestError(f'no dataset "{dataset}": neither a benchmark nor a manifest, CSV or folder{near}')
         raise ManifestError(f"{dataset}: no such file or folder")
@@ -272,19 +259,15 @@ def index_dataset(
     place: str | Path,
     *,
     console: Console | None = None,
-    class_names: Sequence[str] | None = None,
-    root: str | Path | None = None,
     name: str | None = None,
     decoder: Decoder = "auto",
     workers: int | None = None,
 ) -> Manifest:
-    """Makes a manifest of a folder of videos or of a CSV that lists them, and says on the console how far it is.
+    """Makes a manifest of a folder of videos or of a CSV that lists them; see `list_dataset` and `probe_listing`.
 
     Args:
         place: The folder or the CSV.
         console: Where progress is shown.
-        class_names: The classes in label-id order; by default those found, in alphabetical order.
-        root: Folder that a CSV's paths start from; by default its own.
         name: The dataset's name; by default the folder's or the CSV's.
         decoder: What probes the files.
         workers: Probing processes; by default one a CPU.
@@ -292,91 +275,26 @@ def index_dataset(
     Raises:
         ManifestError: The folder or the CSV cannot be used.
     """
-    path = Path(place).expanduser()
-    if path.is_file() and path.suffix.lower() == ".csv":
-        listing = list_csv(path, root, class_names)
-    elif path.is_file():
-        raise ManifestError(f"{place}: is neither a folder of videos nor a list of them (.csv)")
-    elif root is not None:
-        raise ManifestError(f"{place}: a root goes with a CSV; a folder's paths start from the folder")
-    else:
-        listing = list_folder(path, class_names)
-    manifest = _probe(listing, str(place), console, decoder, workers)
+    manifest = probe_listing(list_dataset(place), decoder, workers, console, str(place))
     return manifest if name is None else dataclasses.replace(manifest, name=name)
 
 
-def index_benchmark(
-    benchmark: Benchmark,
-    root: str | Path,
-    *,
-    console: Console | None = None,
-    annotations: str | Path | None = None,
-    lists: Sequence[str] = (),
-    labels: Sequence[str] = (),
-    available_only: bool = False,
-    decoder: Decoder = "auto",
-    workers: int | None = None,
-) -> tuple[Manifest, LayoutReport]:
-    """Makes the manifest of a benchmark as it was downloaded.
-
-    Args:
-        benchmark: The benchmark.
-        root: The folder of its videos.
-        console: Where progress is shown.
-        annotations: The folder of its annotations, where that is another.
-        lists: Published lists as ``[SPLIT=]FILE``; see `read_lists`.
-        labels: Their class names; by default those of the benchmark's splits.
-        available_only: Leave missing videos out, rather than keep them as rows with an error.
-        decoder: What probes the files.
-        workers: Probing processes; by default one a CPU.
-
-    Returns:
-        The manifest, and what was found and what is missing.
+def list_dataset(
+    place: str | Path, root: str | Path | None = None, class_names: Sequence[str] | None = None
+) -> Listing:
+    """The videos of a folder or of a CSV that lists them; see `list_folder` and `list_csv`.
 
     Raises:
-        ConfigError: The benchmark has no official layout, or the lists do not fit its splits.
-        ManifestError: Folders, annotations or lists cannot be used.
+        ManifestError: The folder or the CSV cannot be used.
     """
-    if benchmark.data is None:
-        raise ConfigError(f'{benchmark.name}: is not found in a folder; make it with "{benchmark.make_command()}"')
-    if labels and not lists:
-        raise ConfigError("--labels goes with --list: it names the labels of a list")
-    read = read_lists(lists, labels, benchmark.splits) if lists else []
-    listing, report = list_benchmark(benchmark.data, root, annotations, read, available_only)
-    return _probe(listing, str(root), console, decoder, workers), report
-
-
-def index_lists(
-    root: str | Path,
-    lists: Sequence[str],
-    labels: Sequence[str],
-    *,
-    console: Console | None = None,
-    name: str | None = None,
-    available_only: bool = False,
-    decoder: Decoder = "auto",
-    workers: int | None = None,
-) -> tuple[Manifest, LayoutReport]:
-    """Makes the manifest of published lists of ``path label`` lines; arguments as in `index_benchmark`.
-
-    Raises:
-        ConfigError: The lists and labels do not fit together.
-        ManifestError: A folder or a file cannot be used.
-    """
-    read = read_lists(lists, labels)
-    listing, report = list_published(name or read[0][0], root, read, available_only)
-    return _probe(listing, str(root), console, decoder, workers), report
-
-
-def _probe(listing: Listing, place: str, console: Console | None, decoder: Decoder, workers: int | None) -> Manifest:
-    """Opens a listing's videos and says on the console how far it is."""
-    if console is None:
-        return probe_listing(listing, decoder, workers)
-    videos = _counted(len(listing.videos), "video")
-    console.print(f"{place}: opening {videos}, {_ignored(listing)}", markup=False)
-    with ProgressBar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("opening videos", total=len(listing.videos))
-        return probe_listing(listing, decoder, workers, progress=lambda done, _: bar.update(task, completed=done))
+    path = Path(place).expanduser()
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return list_csv(path, root, class_names)
+    if path.is_file():
+        raise ManifestError(f"{place}: is neither a folder of videos nor a list of them (.csv)")
+    if root is not None:
+        raise ManifestError(f"{place}: a root goes with a CSV; a folder's paths start from the folder")
+    return list_folder(path, class_names)
 
 
 def parse_class_names(text: str) -> tuple[str, ...]:
@@ -434,15 +352,6 @@ def _distinct(names: list[str], place: str, what: str) -> tuple[str, ...]:
     return tuple(first)
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
-
-
-def _ignored(listing: Listing) -> str:
-    classes = _counted(len(listing.class_names), "class")
-    return f"{classes}; {_counted(listing.ignored, 'other file')} ignored" if listing.ignored else classes
-
-
 def _folder() -> Path:
     return conf_dir() / "benchmarks"
 
@@ -451,7 +360,7 @@ def _data_root(data_root: str | Path | None) -> Path:
     return Path(data_root).expanduser().absolute() if data_root is not None else zar_home() / "datasets"
 
 
-def _is_bare(dataset: str) -> bool:
+def is_bare(dataset: str) -> bool:
     """Whether it reads as a name rather than a path."""
     return not any(sign in dataset for sign in ("/", "\\", ".", "~"))
 

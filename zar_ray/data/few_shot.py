@@ -73,12 +73,8 @@ def write_shots(options: ShotsConfig) -> tuple[Path, Manifest]:
     """
     benchmark = load_benchmark(options.benchmark)
     _training_split(benchmark, options.split)
-    place = benchmark.manifest_path(options.data_root)
-    if "://" not in place and not Path(place).is_file():
-        raise ManifestError(
-            f'{benchmark.name}: no manifest at {place}; make one with "{benchmark.make_command(options.data_root)}"'
-        )
-    drawn = draw_shots(benchmark, read_manifest(place), options.shots, options.seed, options.split)
+    manifest = read_manifest(benchmark.existing_manifest(options.data_root))
+    drawn = draw_shots(benchmark, manifest, options.shots, options.seed, options.split)
     target = options.output or default_manifest(drawn.name, options.data_root)
     write_manifest(drawn, target)
     return target, drawn

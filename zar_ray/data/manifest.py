@@ -7,22 +7,23 @@ everything about a dataset.  A video that could not be opened stays in with its 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-import os
 import re
-import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs
 import pyarrow.parquet as pq
 
-from zar_ray.errors import ManifestError, suggestion
+from zar_ray.errors import ManifestError, RunError, suggestion
 from zar_ray.options.base import fingerprint
+from zar_ray.storage import Storage, is_uri
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -43,15 +44,13 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("labels", pa.list_(pa.string())),
     ]
 )
-# Columns that manifests of earlier versions lack; null there means what these videos are without them.
-_LATER = ("splits", "labels")
 _METADATA_KEY = b"zar_ray.manifest"
 _FORMAT = 1
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]+://")
 _REMAKE = 'make one with "zar data index FOLDER"'
 # What the numbers of a run depend on.  Paths are left out, so that a dataset copied elsewhere is the same dataset; an
 # error counts by its presence, since its words may change with a library's version.
-_IDENTITY = ("video_id", "label_id", "class_name", "split", "frames", "width", "height", "size")
+_IDENTITY = ("video_id", "label_id", "class_name", "split", "frames", "width", "height", "size", "splits", "labels")
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,13 @@ class VideoRow:
     error: str | None = None
     splits: tuple[str, ...] | None = None
     labels: tuple[str, ...] | None = None
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The class names of the video: one, or several, or none."""
+        if self.labels is not None:
+            return self.labels
+        return () if self.class_name is None else (self.class_name,)
 
     @property
     def memberships(self) -> tuple[str, ...]:
@@ -137,7 +143,7 @@ class Manifest:
         """Yields the rows in the table's order."""
         for batch in self.table.to_batches():
             for row in batch.to_pylist():
-                lists = {name: None if row[name] is None else tuple(row[name]) for name in _LATER}
+                lists: dict[str, Any] = {n: tuple(held) for n, held in row.items() if isinstance(held, list)}
                 yield VideoRow(**{**row, **lists})
 
     @property
@@ -186,20 +192,6 @@ class Manifest:
         kept = self.table.filter(pc.field("video_id").isin(pa.array(sorted(wanted), pa.string())))
         return dataclasses.replace(self, table=kept)
 
-    def relocated(self, root: str | Path) -> Manifest:
-        """The same videos under another folder: each path becomes `root` / video id.
-
-        A video that lay outside the old root has an absolute path for its id and stays where it is.
-        """
-        new_root = _absolute(root)
-        paths = [
-            video_id if PurePosixPath(video_id).is_absolute() else f"{new_root.rstrip('/')}/{video_id}"
-            for video_id in self.table["video_id"].to_pylist()
-        ]
-        column = self.table.schema.get_field_index("path")
-        table = self.table.set_column(column, MANIFEST_SCHEMA.field("path"), pa.array(paths, pa.string()))
-        return dataclasses.replace(self, table=table, root=new_root)
-
     def fingerprint(self) -> str:
         """A short hash (12 hexadecimal digits) of what results depend on.
 
@@ -207,8 +199,6 @@ class Manifest:
         """
         table = self.table.sort_by("video_id")
         columns = {name: table[name].to_pylist() for name in _IDENTITY}
-        # Only where there are any, so that a dataset without them keeps the hash that its runs were started with.
-        columns |= {name: table[name].to_pylist() for name in _LATER if table[name].null_count < len(table)}
         failed = table["error"].is_valid().to_pylist()
         return fingerprint({"class_names": self.class_names, "columns": columns, "failed": failed})
 
@@ -219,14 +209,12 @@ def read_manifest(path: str | Path) -> Manifest:
     Raises:
         ManifestError: The file is missing, is not Parquet, or does not hold a valid manifest; the message names it.
     """
-    filesystem, inside = _filesystem(path)
+    folder, name = _place(path)
+    if not folder.exists(name):
+        raise ManifestError(f"{path}: no such manifest; {_REMAKE}")
     try:
-        # ParquetFile, not read_table, which would take `split=test/` in a folder's name for a column.
-        with filesystem.open_input_file(inside) as file:
-            table = pq.ParquetFile(file).read()
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: no such manifest; {_REMAKE}") from None
-    except (OSError, pa.ArrowException) as error:
+        table = pq.read_table(io.BytesIO(folder.read(name)))
+    except (RunError, OSError, pa.ArrowException) as error:
         raise ManifestError(f"{path}: cannot be read as a Parquet manifest ({_first_line(error)})") from error
     stored = (table.schema.metadata or {}).get(_METADATA_KEY)
     if stored is None:
@@ -256,24 +244,13 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
     }
     stored = {_METADATA_KEY: json.dumps(header, ensure_ascii=False).encode()}
     table = manifest.table.replace_schema_metadata(stored)
-    filesystem, inside = _filesystem(path)
+    content = io.BytesIO()
+    pq.write_table(table, content)
+    folder, name = _place(path)
     try:
-        if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-            # An object store shows an object only once its upload is complete.
-            with filesystem.open_output_stream(inside) as stream:
-                pq.write_table(table, stream)
-            return
-        target = Path(inside)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # A plain open rather than mkstemp: the file must be as readable to other users as any other file.
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            pq.write_table(table, temporary)
-            os.replace(temporary, target)  # noqa: PTH105
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, pa.ArrowException) as error:
-        raise ManifestError(f"{path}: the manifest cannot be written ({_first_line(error)})") from error
+        folder.write(name, content.getvalue())
+    except RunError as error:
+        raise ManifestError(str(error)) from error
 
 
 def _checked(table: pa.Table, class_names: tuple[str, ...], place: str) -> pa.Table:
@@ -302,21 +279,15 @@ def _checked(table: pa.Table, class_names: tuple[str, ...], place: str) -> pa.Ta
 
 
 def _check_class_names(class_names: tuple[str, ...], place: str) -> None:
-    seen: set[str] = set()
-    for name in class_names:
+    for name, count in Counter(class_names).items():
         if not isinstance(name, str) or not name.strip():
             raise ManifestError(f"{place}: has an empty class name")
-        if name in seen:
+        if count > 1:
             raise ManifestError(f'{place}: class name "{name}" occurs more than once')
-        seen.add(name)
 
 
 def _with_schema(table: pa.Table, place: str) -> pa.Table:
     """Checks the columns; other widths of the same kind (a 64-bit label id, a large string) are converted."""
-    for name in _LATER:
-        if name not in table.column_names:
-            field = MANIFEST_SCHEMA.field(name)
-            table = table.append_column(field, pa.nulls(len(table), field.type))
     names = table.column_names
     if missing := [name for name in MANIFEST_SCHEMA.names if name not in names]:
         raise ManifestError(f"{place}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; {_REMAKE}")
@@ -384,20 +355,18 @@ def _refuse(table: pa.Table, wrong: pc.Expression, place: str, complaint: str) -
         raise ManifestError(f'{place}: video "{rows["video_id"][0]}": {complaint}')
 
 
-def _filesystem(path: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The file system of a path or URI, and the place inside it."""
-    text = str(path)
-    if "://" not in text:
-        return pyarrow.fs.LocalFileSystem(), _absolute(text)
+def _place(path: str | Path) -> tuple[Storage, str]:
+    """The folder of a path or URI, and the file's name in it."""
+    folder, _, name = _absolute(path).rpartition("/")
     try:
-        return pyarrow.fs.FileSystem.from_uri(text)
-    except (OSError, ValueError, pa.ArrowException) as error:
+        return Storage(folder or "/"), name
+    except RunError as error:
         raise ManifestError(f"{path}: no such kind of place ({_first_line(error)})") from error
 
 
 def _absolute(root: str | Path) -> str:
     """An absolute path, symbolic links kept; a URI stays as it is."""
-    return str(root) if "://" in str(root) else str(Path(root).expanduser().absolute())
+    return str(root) if is_uri(str(root)) else str(Path(root).expanduser().absolute())
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,7 @@
-"""Opening many files in processes of their own, so that a file that crashes or hangs its decoder costs only itself."""
+"""Opening many files in processes of their own, so that a file that crashes or hangs its decoder costs only itself.
+
+A listing's videos become a manifest here; and whatever else is done to many videos at once is done by `in_processes`.
+"""
 
 from __future__ import annotations
 
@@ -10,69 +13,129 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, TypeVar
 
-from zar_ray.errors import ManifestError, VideoError
+from rich.console import Console
+from rich.progress import Progress as ProgressBar
+
+from zar_ray.data.listing import Listing, storable
+from zar_ray.data.manifest import Manifest
+from zar_ray.errors import ConfigError, ManifestError, VideoError
 from zar_ray.video.options import Decoder
-from zar_ray.video.reading import VideoInfo
+from zar_ray.video.reading import has_decord, probe_video
 
-Probe = Callable[[str, Decoder], VideoInfo]
 Progress = Callable[[int, int], None]
+_T = TypeVar("_T")
 
-PROBE_TIMEOUT = 60.0
+_PROBE_TIMEOUT = 60.0
 _START_TIMEOUT = 300.0  # importing the decoders from a busy network file system is slow, not broken
 _ATTEMPTS = 2  # a process may also be killed for what its neighbours did (out of memory), so once is no proof
 
 
 @dataclass(frozen=True)
-class ProbeError:
-    """Why a file could not be probed, in one line."""
+class Failure:
+    """Why nothing came of an item, in one line."""
 
     message: str
 
 
-def probe_files(
-    paths: Sequence[str],
-    probe: Probe,
+def probe_listing(
+    listing: Listing,
     decoder: Decoder = "auto",
     workers: int | None = None,
-    timeout: float = PROBE_TIMEOUT,
-    progress: Progress | None = None,
-) -> list[VideoInfo | ProbeError]:
-    """Probes files in parallel processes.
-
-    A process holds one file at a time, so one that dies or does not answer names the file that did it; it is replaced
-    and all other files go on.  A file that kills its process is tried once more.
+    console: Console | None = None,
+    place: str = "",
+) -> Manifest:
+    """Opens every listed video and writes down what it is; one that cannot be opened keeps its row, with the error.
 
     Args:
-        paths: The files.
-        probe: Called as ``probe(path, decoder)`` in a fresh process, so it must be importable there.
-        decoder: Passed on to `probe`.
-        workers: Processes; by default one a CPU that this process may use.
-        timeout: Seconds a file may take.
-        progress: Called as ``progress(done, all)`` after every file.
+        listing: The videos.
+        decoder: "auto", "decord" or "pyav".
+        workers: Processes; by default one a CPU.
+        console: Where it says how far it is.
+        place: Where the videos are, for the console.
 
     Returns:
-        What was found, in the order of `paths`.
+        The manifest, rows sorted by video id.
+
+    Raises:
+        ConfigError: decord is asked for and not installed; every file would fail for the same reason.
+    """
+    if decoder == "decord" and not has_decord():
+        raise ConfigError("decord is not installed here; use --decoder auto or --decoder pyav")
+    if console is not None:
+        console.print(f"{place}: opening {_counted(len(listing.videos), 'video')}, {_ignored(listing)}", markup=False)
+    with ProgressBar(console=console, transient=True, disable=console is None or not console.is_terminal) as bar:
+        task = bar.add_task("opening videos", total=len(listing.videos))
+        answers = in_processes(
+            [video.path for video in listing.videos],
+            partial(probe_video, decoder=decoder),
+            workers,
+            progress=lambda done, _: bar.update(task, completed=done),
+        )
+    label_ids = {name: index for index, name in enumerate(listing.class_names)}
+    rows = []
+    for video, answer in zip(listing.videos, answers, strict=True):
+        row = replace(
+            video,
+            video_id=storable(video.video_id),
+            path=storable(video.path),
+            label_id=None if video.class_name is None else label_ids[video.class_name],
+            size=_size(video.path),
+        )
+        if row.path != video.path:
+            row = replace(row, error="the file's name is not UTF-8; rename it")
+        elif isinstance(answer, Failure):
+            row = replace(row, error="no such file" if _is_missing(video.path) else answer.message)
+        else:
+            row = replace(row, **vars(answer))
+        rows.append(row)
+    return Manifest.of(rows, listing.class_names, listing.root, listing.name)
+
+
+def in_processes(
+    items: Sequence[Any],
+    work: Callable[[Any], _T],
+    workers: int | None = None,
+    timeout: float = _PROBE_TIMEOUT,
+    progress: Progress | None = None,
+) -> list[_T | Failure]:
+    """Works on videos in parallel processes, which end with this one however it ends.
+
+    A process holds one item at a time, so one that dies or does not answer names the item that did it; it is replaced
+    and all others go on.  An item that kills its process is tried once more.
+
+    Args:
+        items: The videos' files, or what else stands for them.
+        work: Called with an item in a fresh process, so it must be importable there.
+        workers: Processes; by default one a CPU that this process may use.
+        timeout: Seconds an item may take.
+        progress: Called as ``progress(done, all)`` after every item.
+
+    Returns:
+        What the work returned, in the order of `items`.
 
     Raises:
         ManifestError: The processes cannot be started.
     """
-    found: dict[int, VideoInfo | ProbeError] = {}
-    waiting = deque(_Task(index, 1) for index in range(len(paths)))
+    found: dict[int, _T | Failure] = {}
+    waiting = deque(_Task(index, 1) for index in range(len(items)))
     pool: list[_Worker] = []
 
-    def finish(task: _Task, answer: VideoInfo | ProbeError) -> None:
+    def finish(task: _Task, answer: _T | Failure) -> None:
         found[task.index] = answer
         if progress is not None:
-            progress(len(found), len(paths))
+            progress(len(found), len(items))
 
     try:
-        while len(found) < len(paths):
+        while len(found) < len(items):
             busy = sum(worker.task is not None for worker in pool)
             while len(pool) < min(workers or usable_cpus(), busy + len(waiting)):
-                pool.append(_Worker(probe, decoder))
+                pool.append(_Worker(work))
             patience = min(worker.deadline for worker in pool) - time.monotonic()
             ready = wait([worker.connection for worker in pool], max(patience, 0.0))
             for worker in tuple(pool):
@@ -84,17 +147,17 @@ def probe_files(
                         pool.remove(worker)
                         reason = worker.death()
                         if task is None:
-                            raise ManifestError(f"the processes that probe videos cannot start ({reason})") from None
+                            raise ManifestError(f"the processes that open videos cannot start ({reason})") from None
                         if task.attempt < _ATTEMPTS:
                             waiting.appendleft(_Task(task.index, task.attempt + 1))
                         else:
-                            finish(task, ProbeError(f"crashes its decoder ({reason})"))
+                            finish(task, Failure(f"crashes its decoder ({reason})"))
                         continue
                     if task is not None:
                         finish(task, answer)
                     if waiting:
                         task = waiting.popleft()
-                        worker.give(task, paths[task.index], timeout)
+                        worker.give(task, items[task.index], timeout)
                     else:
                         pool.remove(worker)
                         worker.end()
@@ -103,13 +166,13 @@ def probe_files(
                     worker.end()
                     if task is None:
                         raise ManifestError(
-                            f"the processes that probe videos did not start within {_START_TIMEOUT:.0f} s"
+                            f"the processes that open videos did not start within {_START_TIMEOUT:.0f} s"
                         )
-                    finish(task, ProbeError(f"took longer than {timeout:g} s to open"))
+                    finish(task, Failure(f"took longer than {timeout:g} s to open"))
     finally:
         for worker in pool:
             worker.end()
-    return [found[index] for index in range(len(paths))]
+    return [found[index] for index in range(len(items))]
 
 
 def usable_cpus() -> int:
@@ -126,22 +189,22 @@ class _Task:
 class _Worker:
     """A process and the task it has, which is None until the process says that it has started."""
 
-    def __init__(self, probe: Probe, decoder: Decoder) -> None:
+    def __init__(self, work: Callable[[Any], Any]) -> None:
         # spawn: a process forked from one with threads (Ray's, PyTorch's) may hang.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, probe, decoder), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
         self.process.start()
         theirs.close()
         self.task: _Task | None = None
         self.deadline = time.monotonic() + _START_TIMEOUT
 
-    def give(self, task: _Task, path: str, timeout: float) -> None:
+    def give(self, task: _Task, item: Any, timeout: float) -> None:
         self.task = task
         self.deadline = time.monotonic() + timeout
         # A process that has just died is found out when its answer is read.
         with contextlib.suppress(OSError):
-            self.connection.send(path)
+            self.connection.send(item)
 
     def death(self) -> str:
         """How the process, which has hung up, ended."""
@@ -160,8 +223,8 @@ class _Worker:
         self.process.join()
 
 
-def _serve(connection: Connection, probe: Probe, decoder: Decoder) -> None:
-    """The process: says that it has started, then answers one path after another until its owner hangs up."""
+def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
+    """The process: says that it has started, then answers one item after another until its owner hangs up."""
     # Ctrl-C reaches the whole process group; the owner ends its processes itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection.send(None)
@@ -170,13 +233,39 @@ def _serve(connection: Connection, probe: Probe, decoder: Decoder) -> None:
     os.dup2(quiet, 2)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            connection.send(_answer(probe, connection.recv(), decoder))
+            connection.send(_answer(work, connection.recv()))
 
 
-def _answer(probe: Probe, path: str, decoder: Decoder) -> VideoInfo | ProbeError:
+def _answer(work: Callable[[Any], _T], item: Any) -> _T | Failure:
     try:
-        return probe(path, decoder)
+        return work(item)
     except VideoError as error:
-        return ProbeError(str(error))
+        return Failure(str(error))
     except Exception as error:  # noqa: BLE001  whatever a decoder throws is this file's error, reported in its row
-        return ProbeError(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _is_missing(path: str) -> bool:
+    try:
+        Path(path).stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _size(path: str) -> int | None:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return None
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
+def _ignored(listing: Listing) -> str:
+    classes = _counted(len(listing.class_names), "class")
+    return f"{classes}; {_counted(listing.ignored, 'other file')} ignored" if listing.ignored else classes

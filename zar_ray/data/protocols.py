@@ -55,6 +55,20 @@ class SplitSpec(Options):
         return tuple(name for name in names if name not in left_out)
 
 
+class Protocol(Options):
+    """What is evaluated, split by split, and how it is scored."""
+
+    name: str = Field(min_length=1, description="What `--dataset` calls it; the file's name.")
+    splits: tuple[SplitSpec, ...] = Field(default=(), description="The protocol: what is evaluated, split by split.")
+    multi_label: bool = Field(default=False, description="Whether a video may show several classes.")
+    legacy_swaps: tuple[tuple[str, str], ...] = Field(
+        default=(), description="Pairs of class names that published label files exchange by mistake."
+    )
+    renamed: dict[str, str] = Field(
+        default={}, description="Class names that Kinetics-400 has too, with its words for them."
+    )
+
+
 @dataclass(frozen=True)
 class EvaluationSplit:
     """One evaluation: some videos, some names to choose among, and which are right.
@@ -135,34 +149,27 @@ class EvaluationSplit:
 
 
 def evaluation_splits(
-    name: str,
+    protocol: Protocol,
     manifest: Manifest,
-    specs: Sequence[SplitSpec],
     *,
     split: str | None = None,
-    multi_label: bool = False,
-    legacy_swaps: Sequence[tuple[str, str]] = (),
     legacy_labels: bool = False,
-    renamed: Mapping[str, str] | None = None,
     make: str = "zar data index",
 ) -> tuple[EvaluationSplit, ...]:
     """Applies a protocol to a manifest.
 
     Args:
-        name: The benchmark, for messages.
+        protocol: The splits, and how they are scored.
         manifest: The videos; it may spell the class names of a list in its own way (see `name_key`).
-        specs: The protocol's splits.
         split: Only this one; by default all.
-        multi_label: Whether a video may show several classes.
-        legacy_swaps: Pairs of class names that published label files exchange.
-        legacy_labels: Exchange them here too, to repeat published scoring.
-        renamed: Class names that a training set knows by another word, with that word.
+        legacy_labels: Exchange the names of `legacy_swaps`, to repeat published scoring.
         make: The command that makes a manifest with all splits, for messages.
 
     Raises:
         ConfigError: There is no such split.
         ManifestError: The manifest has no video for a split.
     """
+    name, specs = protocol.name, protocol.splits
     if split is not None and split not in [spec.name for spec in specs]:
         raise ConfigError(f'{name}: no split "{split}"{suggestion(split, [spec.name for spec in specs])}')
     rows = tuple(manifest.rows())
@@ -171,15 +178,7 @@ def evaluation_splits(
     alone = there.isdisjoint(member for spec in specs for member in spec.videos)
     return tuple(
         _evaluation(
-            name,
-            _members(name, rows, spec, there, alone, make),
-            manifest.class_names,
-            spec,
-            multi_label,
-            legacy_swaps,
-            legacy_labels,
-            renamed or {},
-            make,
+            protocol, spec, _members(name, rows, spec, there, alone, make), manifest.class_names, legacy_labels, make
         )
         for spec in specs
         if split in (None, spec.name)
@@ -198,20 +197,12 @@ def whole_split(manifest: Manifest, split: str | None = None, multi_label: bool 
         ManifestError: There is no such split.
     """
     chosen = manifest.select(split)
-    spec = SplitSpec(name=split or "all")
-    return evaluation_splits(manifest.name, chosen, [spec], multi_label=multi_label)[0]
+    own = Protocol(name=manifest.name, splits=(SplitSpec(name=split or "all"),), multi_label=multi_label)
+    return evaluation_splits(own, chosen)[0]
 
 
 def _evaluation(
-    name: str,
-    rows: Sequence[VideoRow],
-    own: Sequence[str],
-    spec: SplitSpec,
-    multi_label: bool,
-    legacy_swaps: Sequence[tuple[str, str]],
-    legacy_labels: bool,
-    renamed: Mapping[str, str],
-    make: str,
+    protocol: Protocol, spec: SplitSpec, rows: Sequence[VideoRow], own: Sequence[str], legacy_labels: bool, make: str
 ) -> EvaluationSplit:
     names = spec.class_names(own)
     exact = {n: index for index, n in enumerate(names)}
@@ -220,35 +211,35 @@ def _evaluation(
     taken = []
     unlabelled = 0
     for row in rows:
-        labels = row.labels if row.labels is not None else (() if row.class_name is None else (row.class_name,))
-        for label in labels:
+        for label in row.label_names:
             if label not in found:
                 found[label] = exact.get(label, alike.get(name_key(label)))
-        ids = tuple(sorted({number for label in labels if (number := found[label]) is not None}))
+        ids = tuple(sorted({number for label in row.label_names if (number := found[label]) is not None}))
         known = row.labels is not None or row.class_name is not None
         unlabelled += not known
-        if ids or (not labels and ((known and multi_label) or spec.classes is None)):
+        if ids or (not row.label_names and ((known and protocol.multi_label) or spec.classes is None)):
             taken.append((row.video_id, ids))
     if not taken:
         raise ManifestError(
-            f'{name}, split {spec.name}: the manifest has no video of its {len(names)} classes; make one with "{make}"'
+            f"{protocol.name}, split {spec.name}: the manifest has no video of its {len(names)} classes; make one with "
+            f'"{make}"'
         )
     taken.sort()
-    exchanged = dict(legacy_swaps) | {b: a for a, b in legacy_swaps}
+    exchanged = dict(protocol.legacy_swaps) | {b: a for a, b in protocol.legacy_swaps}
     swapped = frozenset(i for i, n in enumerate(names) if exchanged.get(n) in names)
     return EvaluationSplit(
-        benchmark=name,
+        benchmark=protocol.name,
         name=spec.name,
         class_names=tuple(exchanged[n] if legacy_labels and i in swapped else n for i, n in enumerate(names)),
         video_ids=tuple(video_id for video_id, _ in taken),
         labels=tuple(ids for _, ids in taken),
-        multi_label=multi_label,
+        multi_label=protocol.multi_label,
         expected=spec.count,
         approximate=spec.about,
         unlabelled=unlabelled if spec.classes is not None else 0,
         legacy=legacy_labels,
         exchanged=swapped,
-        renamed={n: old for n, old in renamed.items() if n in names},
+        renamed={n: old for n, old in protocol.renamed.items() if n in names},
     )
 
 

@@ -19,15 +19,12 @@ import hashlib
 import itertools
 import json
 import math
-import multiprocessing
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +33,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest, write_manifest
+from zar_ray.data.probing import Failure, in_processes
 from zar_ray.errors import ManifestError
 
 Split = Literal["train", "val", "test", "shifted"]
@@ -57,6 +55,7 @@ TRAINING_MANIFEST = "training.parquet"
 _SPEC_FILE = "spec.json"
 # To be raised whenever the drawing changes, so that a data set drawn by older code is written anew.
 _DRAWING = 1
+_DRAWING_SECONDS = 300.0  # of one video, which takes a fraction of a second
 _SUPERSAMPLING = 3
 _TRAIL_DECAY = 0.88
 _TRAIL_OPACITY = 0.7
@@ -181,7 +180,7 @@ def write_synthetic(
                 shutil.rmtree(stale)
             partial = folder.with_name(f".{folder.name}.partial-{uuid.uuid4().hex[:8]}")
             try:
-                _write(partial, folder, spec, workers or _cpus(), progress)
+                _write(partial, folder, spec, workers, progress)
                 if folder.exists():
                     shutil.rmtree(folder)
                 partial.rename(folder)
@@ -190,11 +189,6 @@ def write_synthetic(
     except OSError as error:
         raise ManifestError(f"{folder}: the demo's videos cannot be written ({error})") from error
     return manifest
-
-
-def _cpus() -> int:
-    # What this process may use, where the system tells; a container's machine may have more.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -221,7 +215,7 @@ def _describe(spec: SyntheticSpec) -> str:
 
 
 def _write(
-    partial: Path, final: Path, spec: SyntheticSpec, workers: int, progress: Callable[[int, int], None] | None
+    partial: Path, final: Path, spec: SyntheticSpec, workers: int | None, progress: Callable[[int, int], None] | None
 ) -> None:
     train, unseen = combinations(spec)
     plan: tuple[tuple[Split, tuple[Combination, ...], int], ...] = (
@@ -266,50 +260,18 @@ def _draw_all(
     root: Path,
     spec: SyntheticSpec,
     tasks: Sequence[_Task],
-    workers: int,
+    workers: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    # Plain processes with a fixed share each, rather than an executor: they notice when this process is killed (their
-    # next message fails) and end, where an executor's would wait for work for ever.
-    context = multiprocessing.get_context("spawn")
-    running: dict[Connection, BaseProcess] = {}
-    done = 0
-    try:
-        for worker in range(min(workers, len(tasks))):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_draw_share, args=(theirs, root, spec, tasks[worker::workers]))
-            process.start()
-            theirs.close()
-            running[ours] = process
-        while running:
-            for ready in wait(list(running)):
-                assert isinstance(ready, Connection)
-                try:
-                    ready.recv()
-                except EOFError:
-                    process = running.pop(ready)
-                    process.join()
-                    if process.exitcode:
-                        raise ManifestError(f"{root}: a process that drew videos failed") from None
-                    continue
-                done += 1
-                if progress is not None:
-                    progress(done, len(tasks))
-    finally:
-        for process in running.values():
-            process.terminate()
-            process.join()
+    answers = in_processes(tasks, partial(_draw_file, root, spec), workers, _DRAWING_SECONDS, progress)
+    failed = next((answer for answer in answers if isinstance(answer, Failure)), None)
+    if failed is not None:
+        raise ManifestError(f"{root}: a process that drew videos failed ({failed.message})")
 
 
-def _draw_share(sender: Connection, root: Path, spec: SyntheticSpec, tasks: Sequence[_Task]) -> None:
-    for task in tasks:
-        _, fps = _length(task, spec)
-        write_video(root / task.video_id, draw(task.split, task.combination, task.number, spec), fps)
-        try:
-            sender.send(None)
-        except BrokenPipeError:  # the writer was killed
-            return
-    sender.close()
+def _draw_file(root: Path, spec: SyntheticSpec, task: _Task) -> None:
+    _, fps = _length(task, spec)
+    write_video(root / task.video_id, draw(task.split, task.combination, task.number, spec), fps)
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int) -> None:

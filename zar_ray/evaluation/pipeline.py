@@ -25,11 +25,9 @@ from rich.console import Console
 
 from zar_ray.cluster import connected
 from zar_ray.evaluation import planning, preflight, recovery
-from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.evaluation.planning import AskedModel, PlannedModel
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.resources import Resources
-from zar_ray.evaluation.spec import JobSpec
 from zar_ray.evaluation.stages.adapt import AdaptStage, ReplicaSpec
 from zar_ray.evaluation.stages.decode import DecodeStage, decode_block
 from zar_ray.evaluation.streams import check_methods, stream_methods
@@ -105,7 +103,7 @@ def evaluate(
     with connected(own.address):
         resources = Resources.of_cluster(own, one_worker=bool(streams))
         models = _load(workload, asked, resources)
-        spec = _spec(workload, models, settings, folder, own, streams)
+        spec = planning.job_spec(workload, models, settings, folder.storage, streams)
         ledger, todo = recovery.open_run(workload, models, spec, folder, own, console)
         started = time.monotonic()
         if len(todo):
@@ -113,7 +111,11 @@ def evaluate(
             for number in range(len(models)):
                 if (store := spec.feature_store(number)) is not None:
                     store.prepare()
-            run = partial(run_blocks, decode=DecodeStage(spec), adapt=_replica(spec, models, resources))
+            run = partial(
+                run_blocks,
+                decode=DecodeStage(spec),
+                adapt=ReplicaSpec(spec, tuple(model.settings for model in models), resources.adapt.threads),
+            )
             with VideoProgress(console, len(workload.manifest), len(workload.manifest) - len(todo)) as progress:
                 run = partial(run, resources=resources, progress=progress)
                 recovery.run_videos(todo, spec, folder, ledger, own.batch_size, run, progress)
@@ -131,33 +133,6 @@ def _load(workload: Workload, asked: Sequence[AskedModel], resources: Resources)
         card = preflight.check_model(one.label, wanted, resources.adapt)
         models.append(planning.plan_model(one.label, number, wanted, card))
     return tuple(models)
-
-
-def _spec(
-    workload: Workload,
-    models: Sequence[PlannedModel],
-    settings: Sequence[str],
-    folder: RunFolder,
-    own: EvaluationOptions,
-    streams: tuple[str, ...],
-) -> JobSpec:
-    return JobSpec(
-        models=tuple(model.views() for model in models),
-        labels=tuple(model.label for model in models),
-        settings=tuple(settings),
-        class_sets=workload.class_sets,
-        multi_label=workload.multi_label,
-        cases=tuple(case for model in models for case in model.cases),
-        storage=folder.storage,
-        decoder=own.decoder,
-        decode_timeout=own.decode_timeout,
-        features=own.features,
-        streams=streams,
-    )
-
-
-def _replica(spec: JobSpec, models: Sequence[PlannedModel], resources: Resources) -> ReplicaSpec:
-    return ReplicaSpec(spec, tuple(model.settings for model in models), resources.adapt.threads)
 
 
 def run_blocks(

@@ -15,7 +15,7 @@ from zar_ray.data.class_texts import is_context_file, prompts_of
 from zar_ray.errors import ConfigError
 from zar_ray.evaluation.model_costs import count_costs
 from zar_ray.evaluation.options import EvaluationOptions
-from zar_ray.evaluation.spec import ModelViews
+from zar_ray.evaluation.spec import JobSpec, ModelViews
 from zar_ray.evaluation.workload import Workload
 from zar_ray.models.loading import load_model
 from zar_ray.models.text import why_full_pass
@@ -24,6 +24,7 @@ from zar_ray.options.base import fingerprint, meaning
 from zar_ray.options.layers import leaves
 from zar_ray.results.case import Case
 from zar_ray.results.record import ModelCost
+from zar_ray.storage import Storage
 from zar_ray.video.transforms import Preprocessing, short_side_for
 
 # Where things lie; what they hold is compared by fingerprints instead.
@@ -162,6 +163,38 @@ def plan_model(label: str, number: int, settings: Sequence[Setting], card: Model
         make_cases(one.options, card.fingerprint, one.prompts, place, number) for place, one in enumerate(running)
     )
     return PlannedModel(label, card, running, of_settings)
+
+
+def job_spec(
+    workload: Workload,
+    models: Sequence[PlannedModel],
+    settings: Sequence[str],
+    storage: Storage,
+    streams: tuple[str, ...] = (),
+) -> JobSpec:
+    """What every worker of a run is told.
+
+    Args:
+        workload: The videos and the candidate classes.
+        models: The models.
+        settings: What each setting is called in result rows.
+        storage: The run's folder.
+        streams: The stream methods.
+    """
+    own = models[0].settings[0].options
+    return JobSpec(
+        models=tuple(model.views() for model in models),
+        labels=tuple(model.label for model in models),
+        settings=tuple(settings),
+        class_sets=workload.class_sets,
+        multi_label=workload.multi_label,
+        cases=tuple(case for model in models for case in model.cases),
+        storage=storage,
+        decoder=own.decoder,
+        decode_timeout=own.decode_timeout,
+        features=getattr(own, "features", None),
+        streams=streams,
+    )
 
 
 def at_one_short_side(runs: Sequence[Any], preprocessing: Preprocessing) -> tuple[Any, ...]:

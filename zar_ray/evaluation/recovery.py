@@ -73,7 +73,7 @@ def open_run(
         folder.forget_failed()
     ledger = Ledger(folder)
     videos = workload.table()
-    todo = _from_position(videos, spec, ledger, folder) if spec.streams else lacking(videos, spec, ledger)
+    todo = unseen(videos, spec, ledger, folder) if spec.streams else lacking(videos, spec, ledger)
     for model in models:
         for remark in model.card.remarks:
             console.print(f"{model.card.name}: {remark}", highlight=False)
@@ -154,15 +154,15 @@ def _run_in_order(
         died_at = -1 if whole_part else state.position
 
 
-def _from_position(videos: pa.Table, spec: JobSpec, ledger: Ledger, folder: RunFolder) -> pa.Table:
+def unseen(videos: pa.Table, spec: JobSpec, ledger: Ledger, folder: RunFolder) -> pa.Table:
     """The videos that the streams have not seen, with their `POSITION`, and broken ones that lack a row."""
     broken = lacking(videos.filter(pc.field("error").is_valid()), spec, ledger)
     whole = videos.filter(pc.field("error").is_null())
     ahead = whole.append_column(POSITION, pa.array(range(len(whole)), POSITION.type))
-    unseen = ahead.slice(StreamState.read(folder.storage).position)
-    every = pa.array([list(range(len(spec.models)))] * len(unseen), MODELS.type)
-    unseen = unseen.append_column(MODELS, every).select([*broken.column_names, POSITION.name])
-    return pa.concat_tables([broken.append_column(POSITION, pa.nulls(len(broken), POSITION.type)), unseen])
+    left = ahead.slice(StreamState.read(folder.storage).position)
+    every = pa.array([list(range(len(spec.models)))] * len(left), MODELS.type)
+    left = left.append_column(MODELS, every).select([*broken.column_names, POSITION.name])
+    return pa.concat_tables([broken.append_column(POSITION, pa.nulls(len(broken), POSITION.type)), left])
 
 
 def _with(videos: pa.Table, field: pa.Field, values: pa.Array) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What a run's model looks at in chosen videos, before and after tuning: maps computed anew from the run's folder.
+"""What a finished run's model looks at in chosen videos, before and after tuning: maps that are computed anew.
 
 The maps are of the evaluation view, with the tuning of `zar_ray.adaptation.zar`: the rule that the run's own, batched
 one is held to.
@@ -8,30 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from zar_ray.adaptation.adapter import make_cases
 from zar_ray.adaptation.base import averaged
 from zar_ray.adaptation.fusion import video_features
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.adaptation.zar import tuned_features
 from zar_ray.data.class_texts import ClassPrompts, prompts_of
 from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import RunError, VideoError, suggestion
+from zar_ray.explain.maps import ClassMaps, VideoMaps
 from zar_ray.models.attention import attention_rollout, class_relevance, require_attention
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.models.packing import ImageSet, encode_packed
 from zar_ray.models.text import PromptedClasses
-from zar_ray.reporting.attention_figures import AttentionFigure, ClassMaps, VideoMaps, attention_figure
-from zar_ray.reporting.run_data import RunData
-from zar_ray.results.folder import RunFolder
+from zar_ray.options.layers import validate
 from zar_ray.results.rows import ResultRow, to_rows
-from zar_ray.study.options import EvalConfig
 from zar_ray.video.decoding import DecodedVideo, decode_video
 from zar_ray.video.pixels import cut_crops, normalise
-from zar_ray.video.plans import ViewPlan, plan_video
+from zar_ray.video.plans import ViewPlan, plan_views
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import short_side_for
 
@@ -41,67 +43,90 @@ _ONE_VIEW = "1x1"
 _NOTABLE = 0.01
 
 
-def attention_figures(run_folder: str, video_ids: Sequence[str], frames_shown: int = 4) -> list[AttentionFigure]:
-    """Draws what the run's model looks at in some of its videos.
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A finished evaluation, as far as explaining it needs it.
 
-    Each video is decoded, encoded and tuned to again as the run did, by the model that the run's options name; the
-    class that the run predicted is explained and, where that is wrong, the right one.
+    Attributes:
+        place: What messages call it.
+        config: Its resolved options, as plain JSON values.
+        model_fingerprint: Of the weights that it was made with.
+        class_sets: The candidate classes, a set for each distinct one of its splits.
+        results: Its predictions, one row a (video, case).
+        videos: Its manifest's rows by video id.
+    """
+
+    place: str
+    config: Mapping[str, Any]
+    model_fingerprint: str
+    class_sets: tuple[tuple[str, ...], ...]
+    results: pa.Table
+    videos: Mapping[str, VideoRow]
+
+
+def explain_videos(evaluation: Evaluation, video_ids: Sequence[str]) -> tuple[VideoMaps, ...]:
+    """Computes what the evaluation's model looks at in some of its videos.
+
+    Each video is decoded, encoded and tuned to again as the evaluation did, by the model that its options name; the
+    class that was predicted is explained and, where that is wrong, the right one.
 
     Args:
-        run_folder: A run that `zar` was a method of, as a folder or URI.
+        evaluation: An evaluation that `zar` was a method of.
         video_ids: Videos that it finished.
-        frames_shown: Frames of the evaluation view to show.
 
     Returns:
-        A figure a video, in order.
+        The maps of each video, in order.
 
     Raises:
-        RunError: There is no such run, or no such video in it; or what is at hand is not what the run was made with.
+        RunError: There is no such video in it; or what is at hand is not what it was made with.
         ModelError: The model cannot be loaded, or its image tower has no attention maps.
-        ZarError: The run's manifest or class texts cannot be read.
+        ZarError: Its manifest or class texts cannot be read.
     """
-    run = _Run.open(run_folder)
-    return [attention_figure(run.maps(video_id), frames_shown) for video_id in video_ids]
+    run = _Run.open(evaluation)
+    return tuple(run.maps(video_id) for video_id in video_ids)
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """A finished run with the model that made it.
+    """An evaluation with the model that made it.
 
     Attributes:
-        data: The run.
+        evaluation: It.
+        options: Its options.
         model: The model.
         classes: The candidate classes by ZAR's case ids: their names, and their prompts under the model.
         rows: ZAR's results by video id; of the first class set, where a video is of several.
     """
 
-    data: RunData
+    evaluation: Evaluation
+    options: AdaptationOptions
     model: ClipModel
     classes: Mapping[str, tuple[tuple[str, ...], PromptedClasses]]
     rows: Mapping[str, ResultRow]
 
     @classmethod
-    def open(cls, run_folder: str) -> _Run:
-        data = RunData.read(run_folder)
-        place, options = data.storage.path(), data.options
+    def open(cls, evaluation: Evaluation) -> _Run:
+        place, class_sets = evaluation.place, evaluation.class_sets
+        known = {name: one for name, one in evaluation.config.items() if name in AdaptationOptions.model_fields}
+        options = validate(AdaptationOptions, known, place)
         if _METHOD not in options.method:
             raise RunError(f"{place}: tunes nothing (methods {', '.join(options.method)}); attention maps need zar")
         model = load_model(options)
         require_attention(model)
-        if model.fingerprint != data.summary.model_fingerprint:
+        if model.fingerprint != evaluation.model_fingerprint:
             raise RunError(
-                f"{place}: its model was {data.summary.model_fingerprint}, and {options.checkpoint or options.model} is"
+                f"{place}: its model was {evaluation.model_fingerprint}, and {options.checkpoint or options.model} is"
                 f" {model.fingerprint} now; bring the weights of the run back"
             )
-        class_sets = tuple(dict.fromkeys(split.class_names for split in data.splits))
         prompts = prompts_of(class_sets, options)
         cases = [case for case in make_cases(options, model.fingerprint, prompts) if case.method == _METHOD]
-        results = to_rows(RunFolder(data.storage).results())
-        rows = [row for row in results if row.case_id in {case.case_id for case in cases}]
+        ids = pa.array([case.case_id for case in cases], pa.string())
+        rows = to_rows(evaluation.results.filter(pc.field("case_id").isin(ids)))
         if not rows:
             raise RunError(f"{place}: its texts of the classes have changed since; bring those of the run back")
         return cls(
-            data,
+            evaluation,
+            options,
             model,
             {
                 case.case_id: (class_sets[case.class_set], _prompted(model, prompts[case.class_set], options))
@@ -114,14 +139,14 @@ class _Run:
         """The maps of one video."""
         row = self._result(video_id)
         names, classes = self.classes[row.case_id]
-        plan, decoded = self._decoded(self.data.videos[video_id])
+        plan, decoded = self._decoded(self.evaluation.videos[video_id])
         frames = torch.from_numpy(decoded.frames).to(self.model.device)
         (embeddings,) = encode_packed(
-            self.model, [ImageSet(decoded.frames, plan.images, plan.boxes)], self.data.options.encoder_batch
+            self.model, [ImageSet(decoded.frames, plan.images, plan.boxes)], self.options.encoder_batch
         )
         if isinstance(embeddings, VideoError):
             raise RunError(f"{video_id}: {embeddings}")
-        update = self.data.options.zar
+        update = self.options.zar
         features = video_features(embeddings, plan, self.model.view_features, update.fusion)
         tuned = tuned_features(features, classes, update)
 
@@ -150,20 +175,20 @@ class _Run:
     def _result(self, video_id: str) -> ResultRow:
         row = self.rows.get(video_id)
         if row is None:
-            raise RunError(f'{self.data.storage.path()}: has no video "{video_id}"{suggestion(video_id, self.rows)}')
+            raise RunError(f'{self.evaluation.place}: has no video "{video_id}"{suggestion(video_id, self.rows)}')
         if not row.finished:
             raise RunError(f"{video_id}: failed in this run ({row.error}); choose a video that it finished")
         return row
 
     def _decoded(self, video: VideoRow) -> tuple[ViewPlan, DecodedVideo]:
-        options, preprocessing = self.data.options, self.model.preprocessing
+        options, preprocessing = self.options, self.model.preprocessing
         # One evaluation view, with the zoom that the run's had.
         one_view = {"eval_views": _ONE_VIEW, "short_side": short_side_for(options.views, preprocessing)}
-        options = options.model_copy(update={"views": options.views.model_copy(update=one_view)})
+        views = options.views.model_copy(update=one_view)
         known = VideoInfo(
             video.frames or 0, video.fps or 0.0, video.width or 0, video.height or 0, video.duration or 0.0, ""
         )
-        plan = plan_video(video.video_id, known, options.views, preprocessing, options.seed, needs_views=True)
+        plan = plan_views(video.video_id, known.frames, known.height, known.width, views, preprocessing, options.seed)
         try:
             decoded = decode_video(
                 video.path,
@@ -178,10 +203,10 @@ class _Run:
         return plan, decoded
 
     def _remarks(self, row: ResultRow, logits: torch.Tensor) -> list[str]:
-        views = self.data.options.views.eval_views
+        views = self.options.views.eval_views
         if views != _ONE_VIEW:
             return [f"The run averages its {views} evaluation views; shown is the centre crop."]
-        if self.data.options.zar.decision != "evaluation":
+        if self.options.zar.decision != "evaluation":
             return ["The run decides by the views that it selected; shown is the evaluation view."]
         scores = logits.softmax(dim=-1)[list(row.top5_after or ())].cpu().numpy()
         difference = float(np.abs(scores - np.array(row.top5_scores_after)).max())
@@ -190,7 +215,7 @@ class _Run:
         return [f"Computed anew, its scores differ from the run's by up to {difference:.2f}."]
 
 
-def _prompted(model: ClipModel, prompts: ClassPrompts, options: EvalConfig) -> PromptedClasses:
+def _prompted(model: ClipModel, prompts: ClassPrompts, options: AdaptationOptions) -> PromptedClasses:
     return PromptedClasses.of(model, prompts, options.class_position)
 
 

@@ -49,14 +49,6 @@ def operational(default: Any, description: str, **limits: Any) -> Any:
     return Field(default=default, description=description, json_schema_extra={"operational": True}, **limits)
 
 
-def later(default: Any, description: str, **limits: Any) -> Any:
-    """A field that came after runs were made without it: at its default it is no part of what a run is.
-
-    So a run folder of before is continued, and its case ids stay.
-    """
-    return Field(default=default, description=description, json_schema_extra={"later": True}, **limits)
-
-
 def without_password(uri: str) -> str:
     """The URI as it may be shown and stored."""
     return _PASSWORD.sub(r"\1:***", uri)
@@ -64,28 +56,10 @@ def without_password(uri: str) -> str:
 
 def meaning(options: Options) -> dict[str, Any]:
     """The options that a run's numbers depend on, as plain JSON values (all but the operational ones)."""
-    skip = {name for name in type(options).model_fields if _is(options, name, "operational")}
+    fields = type(options).model_fields.items()
+    extras = {name: field.json_schema_extra for name, field in fields}
+    skip = {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("operational")}
     return options.model_dump(mode="json", exclude=skip)
-
-
-def identity(options: Options) -> dict[str, Any]:
-    """What a run is known by: `meaning`, without options that came `later` and have their default."""
-    return _without_later(options, meaning(options))
-
-
-def _without_later(options: Options, values: dict[str, Any]) -> dict[str, Any]:
-    kept = {}
-    for name, value in values.items():
-        held = getattr(options, name)
-        if _is(options, name, "later") and held == type(options).model_fields[name].default:
-            continue
-        kept[name] = _without_later(held, value) if isinstance(held, Options) else value
-    return kept
-
-
-def _is(options: Options, name: str, kind: str) -> bool:
-    extra = type(options).model_fields[name].json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get(kind))
 
 
 def fingerprint(values: object) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from zar_ray.parity.tolerances import Tolerance
 
 
 @dataclass(frozen=True)
@@ -31,72 +32,31 @@ class ArrayCheck:
     note: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What this code gives for an array of a fixture.
-
-    Attributes:
-        value: The array, of the fixture's shape.
-        tolerance: Largest absolute difference allowed.
-        relative: Allowed besides, as a share of the reference's largest absolute value.
-        shares: Whether the difference of each element is taken as a share of the reference's, as for norms.
-    """
-
-    value: np.ndarray | torch.Tensor
-    tolerance: float
-    relative: float = 0.0
-    shares: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What this code has to say about a fixture.
-
-    Attributes:
-        checks: Comparisons that are done already, of what is not an array.
-        measured: Values for arrays, by the fixture's names; for more than it holds, perhaps.
-    """
-
-    checks: list[ArrayCheck]
-    measured: dict[str, Measured]
-
-
-def compare(name: str, reference: np.ndarray, measured: Measured) -> ArrayCheck:
-    """Holds an array against its reference, in float64; shapes must agree, and NaN never does."""
-    value = measured.value
+def compare(name: str, reference: object, value: object, tolerance: Tolerance) -> ArrayCheck:
+    """Holds an array or number against its reference, in float64; shapes must agree, and NaN never does."""
     ours = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
     theirs = np.asarray(reference, dtype=np.float64)
-    largest = float(np.abs(theirs).max()) if measured.relative and theirs.size else 0.0
-    tolerance = measured.tolerance + measured.relative * largest
+    largest = float(np.abs(theirs).max()) if tolerance.of_largest and theirs.size else 0.0
+    allowed = tolerance.absolute + tolerance.of_largest * largest
     if ours.shape != theirs.shape:
-        return ArrayCheck(name, math.inf, tolerance, False, f"shape {ours.shape} instead of {theirs.shape}")
+        return ArrayCheck(name, math.inf, allowed, False, f"shape {ours.shape} instead of {theirs.shape}")
     differences = np.abs(ours.astype(np.float64) - theirs)
-    if measured.shares:
+    if tolerance.shares:
         differences = differences / np.maximum(np.abs(theirs), np.finfo(np.float64).tiny)
     difference = float(differences.max()) if theirs.size else 0.0
-    return ArrayCheck(name, difference, tolerance, difference <= tolerance)
-
-
-def norms(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    """float32 (n,): the L2 norm of each gradient."""
-    return torch.stack([gradient.norm() for gradient in gradients])
+    return ArrayCheck(name, difference, allowed, difference <= allowed)
 
 
 def equal(name: str, reference: object, ours: object) -> ArrayCheck:
-    """Holds a digest or a whole number against its reference: equal or not."""
+    """Holds what is no array, such as a digest, against its reference: equal or not."""
     if ours == reference:
         return ArrayCheck(name, 0.0, 0.0, True)
     return ArrayCheck(name, math.inf, 0.0, False, f"{_short(ours)} instead of {_short(reference)}")
 
 
-def miss(name: str, note: str) -> ArrayCheck:
+def miss(name: str, note: str = "not compared: nothing here makes it") -> ArrayCheck:
     """Something in a fixture that was not compared with anything."""
     return ArrayCheck(name, math.nan, 0.0, False, note)
-
-
-def sha256(content: bytes) -> str:
-    """SHA-256 in hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def format_checks(checks: Sequence[ArrayCheck]) -> str:

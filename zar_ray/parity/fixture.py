@@ -4,65 +4,44 @@ from __future__ import annotations
 
 import json
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+import torch
+from pydantic import TypeAdapter, ValidationError
 
 from zar_ray.errors import ConfigError
-from zar_ray.options.layers import one_line
 from zar_ray.parity.checks import ArrayCheck, equal, miss
 from zar_ray.parity.recipe import recipe_digest, recipe_input, recipe_state_dict
 
 DESCRIPTION = "fixture.json"
 ARRAYS = "arrays.npz"
 # The names under which the inputs' digests are taken.
-_INPUT_NAME, _FEATURES_NAME = "frames", "features"
+_INPUT_NAMES = {"input": "frames", "feature_input": "features"}
+
+_T = TypeVar("_T")
 
 
-class FileFormat(BaseModel):
-    """Base of what is read from a fixture; entries that explain where it comes from are not read."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-_Format = TypeVar("_Format", bound=FileFormat)
-
-
-class FixtureFile(FileFormat):
-    """``fixture.json``, as far as checks need it.
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What this code has to say about a fixture.
 
     Attributes:
-        system: What was run, which decides how to read the rest.
-        seed: Seed of the recipe.
-        config: Sizes and settings of the system.
-        class_names: The K candidate classes.
-        checkpoint: Shapes by official key, by part of the checkpoint.
-        digest: Check sums of the recipe's output: one a part of the checkpoint, and the input's.
-        input_shape: Shape of the recipe's input.
-        clips: Facts of real videos, by name.
-        arrays: What the arrays are, by name.
-        descriptions: A text a class, where a system reads such.
-        grad_norm_names: Parameters whose gradients were taken, under their published names.
-        trainable: Parameters that training changes, under their published names.
-        feature_input_shape: Shape of a second input of the recipe, frame embeddings.
+        arrays: Values, NumPy's or PyTorch's, by the fixture's names; for more than it holds, perhaps.
+        facts: What is no array, by the name of its check: the reference and what this code has, which is None where
+            nothing here makes it. They must be equal; floats may differ as the table of tolerances has it.
     """
 
-    system: str
-    seed: int
-    config: dict[str, Any]
-    class_names: tuple[str, ...] = ()
-    checkpoint: dict[str, Any] = {}
-    digest: dict[str, str] = {}
-    input_shape: tuple[int, ...] = ()
-    clips: dict[str, dict[str, Any]] = {}
-    arrays: dict[str, Any] = {}
-    descriptions: tuple[str, ...] = ()
-    grad_norm_names: Any = None
-    trainable: tuple[str, ...] = ()
-    feature_input_shape: tuple[int, ...] = ()
+    arrays: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, tuple[object, object]] = field(default_factory=dict)
+
+    def add(self, arrays: Mapping[str, Any], case: str) -> None:
+        """Adds the arrays of a case: as ``CASE/…``, and by their own names for what a fixture holds once for all."""
+        self.arrays.update(arrays)
+        self.arrays.update({f"{case}/{name}": value for name, value in arrays.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,37 +50,63 @@ class Fixture:
 
     Attributes:
         folder: The folder.
-        file: Its description.
+        description: What ``fixture.json`` holds; see `fact`.
         arrays: Its arrays by name.
+        videos: Folder that its video files are looked up under; by default those above the fixture.
     """
 
     folder: Path
-    file: FixtureFile
+    description: object
     arrays: dict[str, np.ndarray]
+    videos: Path | None = None
 
     @property
     def name(self) -> str:
         """The folder's name."""
         return self.folder.resolve().name
 
-    def label(self, what: str) -> str:
-        """The name of a check of this fixture."""
-        return f"{self.name}/{what}"
+    @property
+    def system(self) -> str:
+        """What was run, which decides how to read the rest."""
+        return self.fact(str, "system")
 
-    def read(self, kind: type[_Format], values: object, place: str) -> _Format:
-        """Reads a part of the description.
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The K candidate classes."""
+        return self.fact(tuple[str, ...], "class_names")
+
+    def fact(self, kind: type[_T], *path: str, default: _T | None = None) -> _T:
+        """Reads an entry of the description.
+
+        Args:
+            kind: Its type, as which it is validated.
+            path: The keys that lead to it, from the outermost.
+            default: What stands for it where it is missing.
 
         Raises:
-            ConfigError: The part does not fit its format.
+            ConfigError: It is missing without a default, or of another type.
         """
-        return _validated(kind, values, f"{self.folder / DESCRIPTION}: {place}")
+        value: Any = self.description
+        for key in path:
+            if not isinstance(value, dict) or key not in value:
+                if default is not None:
+                    return default
+                raise ConfigError(f"{self.folder / DESCRIPTION}: {'.'.join(path)}: Field required")
+            value = value[key]
+        try:
+            return TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            found = [(".".join(str(key) for key in (*path, *one["loc"])), one["msg"]) for one in error.errors()]
+            wrong = "; ".join(f"{place}: {message}" for place, message in found)
+            raise ConfigError(f"{self.folder / DESCRIPTION}: {wrong}") from error
 
-    def weights(self, part: str) -> dict[str, np.ndarray]:
+    def weights(self, part: str, zeros: Mapping[str, Sequence[int]] | None = None) -> dict[str, torch.Tensor]:
         """The recipe's weights of a part of the checkpoint.
 
         Args:
             part: Its name; ``PART/VARIANT`` for one of several variants of ``PART_model_state_dict``, and a variant's
                 name alone for one of ``state_dict``, or for a whole file with ``model`` in it.
+            zeros: Shapes of what is saved with them and made anew by whoever loads it.
 
         Raises:
             ConfigError: The fixture lists no such part.
@@ -109,11 +114,16 @@ class Fixture:
         shapes = self._shapes(part)
         if shapes is None:
             raise ConfigError(f"{self.folder / DESCRIPTION}: its checkpoint lists no {part}")
-        return recipe_state_dict(shapes, self.file.seed)
+        made = {name: torch.from_numpy(value) for name, value in recipe_state_dict(shapes, self._seed).items()}
+        return made | {name: torch.zeros(tuple(shape)) for name, shape in (zeros or {}).items()}
+
+    @property
+    def _seed(self) -> int:
+        return self.fact(int, "seed")
 
     def _shapes(self, part: str) -> dict[str, Any] | None:
         name, slash, variant = part.partition("/")
-        parts = self.file.checkpoint
+        parts = self.fact(dict[str, Any], "checkpoint", default={})
         if slash:
             parts, part = parts.get(f"{name}_model_state_dict"), variant
         elif part not in parts:
@@ -123,7 +133,7 @@ class Fixture:
             shapes = shapes["model"]
         return shapes if isinstance(shapes, dict) else None
 
-    def array(self, name: str) -> np.ndarray:
+    def array(self, name: str) -> torch.Tensor:
         """An array that is an input of a check.
 
         Raises:
@@ -131,38 +141,26 @@ class Fixture:
         """
         if name not in self.arrays:
             raise ConfigError(f"{self.folder / ARRAYS}: lacks {name}")
-        return self.arrays[name]
+        return torch.from_numpy(self.arrays[name])
 
-    def input(self) -> np.ndarray:
-        """The recipe's input, float32."""
-        return recipe_input(self.file.input_shape, self.file.seed)
-
-    def feature_input(self) -> np.ndarray:
-        """The recipe's second input, frame embeddings, float32."""
-        return recipe_input(self.file.feature_input_shape, self.file.seed)
+    def input(self, which: str = "input") -> torch.Tensor:
+        """The recipe's input, float32, or another of that name."""
+        return torch.from_numpy(recipe_input(self.fact(tuple[int, ...], f"{which}_shape"), self._seed))
 
     def check_digests(self) -> list[ArrayCheck]:
         """Whether the recipe gives the same weights and input here as where the reference was made."""
         checks = []
-        for part, expected in self.file.digest.items():
-            name = self.label(f"digest/{part}")
-            if part == "input":
-                checks.append(equal(name, expected, recipe_digest({_INPUT_NAME: self.input()})))
-            elif part == "feature_input":
-                checks.append(equal(name, expected, recipe_digest({_FEATURES_NAME: self.feature_input()})))
-            elif self._shapes(part) is not None:
-                checks.append(equal(name, expected, recipe_digest(self.weights(part))))
-            else:
+        for part, expected in self.fact(dict[str, str], "digest", default={}).items():
+            name = f"digest/{part}"
+            if part not in _INPUT_NAMES and self._shapes(part) is None:
                 checks.append(miss(name, "its tensors are not listed"))
+                continue
+            made = {_INPUT_NAMES[part]: self.input(part)} if part in _INPUT_NAMES else self.weights(part)
+            checks.append(equal(name, expected, recipe_digest({key: value.numpy() for key, value in made.items()})))
         return checks
 
 
-def is_fixture(folder: Path) -> bool:
-    """Whether a folder holds a fixture."""
-    return (folder / DESCRIPTION).is_file()
-
-
-def read_fixture(folder: Path) -> Fixture:
+def read_fixture(folder: Path, videos: Path | None = None) -> Fixture:
     """Reads a fixture.
 
     Raises:
@@ -178,11 +176,4 @@ def read_fixture(folder: Path) -> Fixture:
             values = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{arrays}: cannot be read as arrays ({error})") from error
-    return Fixture(folder, _validated(FixtureFile, content, str(description)), values)
-
-
-def _validated(kind: type[_Format], values: object, place: str) -> _Format:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{place}: {one_line(error)}") from error
+    return Fixture(folder, content, values, videos)

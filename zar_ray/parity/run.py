@@ -1,32 +1,34 @@
-"""Finds fixtures and holds this code against each."""
+"""Finds fixtures and holds this code against each.
+
+A system or a method is added by a function that gives its `Evidence`, an entry in `SYSTEMS`, and a line in the table
+of tolerances for arrays of new names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from zar_ray.errors import ConfigError
-from zar_ray.parity.a5 import check_a5
-from zar_ray.parity.actionclip import check_actionclip
-from zar_ray.parity.checks import ArrayCheck, Evidence, compare, miss
-from zar_ray.parity.ezclip import check_ezclip
-from zar_ray.parity.fixture import DESCRIPTION, Fixture, is_fixture, read_fixture
-from zar_ray.parity.preprocess import check_preprocess
-from zar_ray.parity.vificlip import check_vificlip
-from zar_ray.parity.vitaclip import check_vitaclip
-from zar_ray.parity.xclip import check_xclip
-from zar_ray.parity.zar_steps import check_zar_steps
+from zar_ray.parity import systems
+from zar_ray.parity.checks import ArrayCheck, compare, equal, miss
+from zar_ray.parity.fixture import DESCRIPTION, Evidence, Fixture, read_fixture
+from zar_ray.parity.preprocess import preprocess
+from zar_ray.parity.tolerances import tolerance_of
+from zar_ray.parity.zar_steps import zar_steps
 
-SYSTEMS: dict[str, Callable[[Fixture, Path | None], Evidence]] = {
-    "zar_step": check_zar_steps,
-    "zar_step_pixels": check_zar_steps,
-    "preprocess": check_preprocess,
-    "vificlip": check_vificlip,
-    "actionclip": check_actionclip,
-    "ezclip": check_ezclip,
-    "a5": check_a5,
-    "vitaclip": check_vitaclip,
-    "xclip": check_xclip,
+# What this code makes of a fixture, by the system that the fixture names.
+SYSTEMS: dict[str, Callable[[Fixture], Evidence]] = {
+    "zar_step": zar_steps,
+    "zar_step_pixels": zar_steps,
+    "preprocess": preprocess,
+    "vificlip": systems.vificlip,
+    "actionclip": systems.actionclip,
+    "ezclip": systems.ezclip,
+    "a5": systems.a5,
+    "vitaclip": systems.vitaclip,
+    "xclip": systems.xclip,
 }
 
 
@@ -45,35 +47,39 @@ def check_fixtures(folder: str | Path, videos: str | Path | None = None) -> list
 
     Raises:
         ConfigError: There is no fixture, none is of a supported system, or one cannot be read.
-        ModelError: The weights are no CLIP's.
+        ModelError: The weights are not of the system that the fixture names.
         VideoError: A video cannot be read.
     """
     folder = Path(folder)
-    folders = [folder] if is_fixture(folder) else sorted(inner.parent for inner in folder.glob(f"*/{DESCRIPTION}"))
-    if not folders:
+    descriptions = [folder / DESCRIPTION] if (folder / DESCRIPTION).is_file() else folder.glob(f"*/{DESCRIPTION}")
+    fixtures = [read_fixture(one.parent, Path(videos) if videos is not None else None) for one in sorted(descriptions)]
+    if not fixtures:
         raise ConfigError(f"{folder}: holds no fixture, that is no {DESCRIPTION} in it or in its folders")
-    fixtures = [read_fixture(inner) for inner in folders]
-    if not any(fixture.file.system in SYSTEMS for fixture in fixtures):
+    if not any(fixture.system in SYSTEMS for fixture in fixtures):
         raise ConfigError(f"{folder}: {_unsupported(fixtures[0])}")
-    return [check for fixture in fixtures for check in _check(fixture, Path(videos) if videos is not None else None)]
+    return [check for fixture in fixtures for check in _check(fixture)]
 
 
-def _check(fixture: Fixture, videos: Path | None) -> list[ArrayCheck]:
-    if fixture.file.system not in SYSTEMS:
+def _check(fixture: Fixture) -> list[ArrayCheck]:
+    if fixture.system not in SYSTEMS:
         return [miss(fixture.name, _unsupported(fixture))]
-    evidence = SYSTEMS[fixture.file.system](fixture, videos)
-    names = list(dict.fromkeys([*fixture.file.arrays, *fixture.arrays]))
-    checks = [*fixture.check_digests(), *evidence.checks, *(_check_array(fixture, evidence, name) for name in names)]
-    return checks or [miss(fixture.name, "it holds nothing to compare")]
-
-
-def _check_array(fixture: Fixture, evidence: Evidence, name: str) -> ArrayCheck:
-    if name not in fixture.arrays:
-        return miss(fixture.label(name), "listed, but not among the arrays")
-    if name not in evidence.measured:
-        return miss(fixture.label(name), "not compared: nothing here makes it")
-    return compare(fixture.label(name), fixture.arrays[name], evidence.measured[name])
+    checks, evidence = fixture.check_digests(), SYSTEMS[fixture.system](fixture)
+    for name, (theirs, ours) in evidence.facts.items():
+        if isinstance(ours, float):
+            checks.append(compare(name, theirs, ours, tolerance_of(name)))
+        else:
+            checks.append(miss(name) if ours is None else equal(name, theirs, ours))
+    for name in dict.fromkeys([*fixture.fact(dict[str, object], "arrays", default={}), *fixture.arrays]):
+        if name not in fixture.arrays:
+            checks.append(miss(name, "listed, but not among the arrays"))
+        elif name not in evidence.arrays:
+            checks.append(miss(name))
+        else:
+            checks.append(compare(name, fixture.arrays[name], evidence.arrays[name], tolerance_of(name)))
+    if not checks:
+        return [miss(fixture.name, "it holds nothing to compare")]
+    return [replace(check, name=f"{fixture.name}/{check.name}") for check in checks]
 
 
 def _unsupported(fixture: Fixture) -> str:
-    return f'system "{fixture.file.system}" is not supported; supported: {", ".join(sorted(SYSTEMS))}'
+    return f'system "{fixture.system}" is not supported; supported: {", ".join(sorted(SYSTEMS))}'

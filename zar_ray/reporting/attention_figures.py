@@ -1,4 +1,4 @@
-"""Attention maps over a video's frames as a picture; `zar_ray.explain.explanation` computes what is drawn here."""
+"""Attention maps over a video's frames as a picture; `zar_ray.explain` computes what is drawn here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+
+from zar_ray.reporting.numbers import percent
+
+if TYPE_CHECKING:
+    from zar_ray.explain.maps import ClassMaps, VideoMaps
 
 _COLOURS = "viridis"  # of even lightness steps, and told apart by colour-blind people
 _OPACITY = 0.6
@@ -38,44 +44,6 @@ class AttentionFigure:
     png: bytes
     alt: str
     caption: str
-
-
-@dataclass(frozen=True, eq=False)
-class ClassMaps:
-    """What speaks for a class before and after tuning.
-
-    Attributes:
-        name: The class.
-        role: ``predicted`` or ``right``.
-        before: (T, g, g), none negative: relevance under the untuned text.
-        after: (T, g, g), under the tuned text.
-    """
-
-    name: str
-    role: str
-    before: np.ndarray
-    after: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class VideoMaps:
-    """A video's evaluation view with its maps.
-
-    Attributes:
-        video_id: The video.
-        frames: uint8 (T, R, R, 3), the crops that the model sees.
-        indices: (T,), which frames of the video they are.
-        rollout: (T, g, g), none negative: the image tower's attention rollout.
-        classes: The classes that are explained.
-        remarks: Sentences for the caption.
-    """
-
-    video_id: str
-    frames: np.ndarray
-    indices: np.ndarray
-    rollout: np.ndarray
-    classes: tuple[ClassMaps, ...]
-    remarks: tuple[str, ...] = ()
 
 
 def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> AttentionFigure:
@@ -113,21 +81,6 @@ def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> AttentionFigure:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     return AttentionFigure(maps.video_id, picture.getvalue(), _alt(maps, shown), _caption(maps))
-
-
-def moved(before: np.ndarray, after: np.ndarray) -> float | None:
-    """Share of a map's total that is elsewhere after tuning: the total variation distance, in [0, 1].
-
-    Args:
-        before: (T, g, g), none negative.
-        after: (T, g, g), none negative.
-
-    Returns:
-        The share; None where one of the maps is empty.
-    """
-    if not before.sum() or not after.sum():
-        return None
-    return float(np.abs(before / before.sum() - after / after.sum()).sum() / 2)
 
 
 def _rows(maps: VideoMaps) -> Iterator[tuple[str, np.ndarray]]:
@@ -169,11 +122,11 @@ def _findings(maps: VideoMaps) -> str:
 
 
 def _finding(one: ClassMaps) -> str:
-    share = moved(one.before, one.after)
+    share = one.moved
     if share is None:
         when = "before" if not one.before.sum() else "after"
         return f"No patch speaks for {one.name} ({one.role}) {when} tuning."
-    return f"Tuning moved {100 * share:.1f} % of the relevance for {one.name} ({one.role}) to other patches."
+    return f"Tuning moved {percent(share)} % of the relevance for {one.name} ({one.role}) to other patches."
 
 
 def _shortened(name: str) -> str:

@@ -20,6 +20,28 @@ Form = Literal["terminal", "markdown", "csv", "latex"]
 """For people, for documents, for programs and for papers."""
 
 
+_LEAST = 12
+"""Characters that a column gets at least."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line under a table.
+
+    Attributes:
+        text: It.
+        mark: What cells refer to it by.
+        is_command: Whether it is a command, to be copied as it is.
+    """
+
+    text: str
+    mark: str = "-"
+    is_command: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.mark}  {self.text}"
+
+
 @dataclass(frozen=True)
 class Block:
     """One table with what stands over and under it.
@@ -29,27 +51,34 @@ class Block:
         columns: Headings.
         rows: Cells; a row whose first cell is empty belongs to the one above it.
         notes: What stands under it, a line each.
-        words: So many columns from the left hold words; the others hold numbers, which stand right. None of them do
-            by default.
+        words: So many columns from the left hold words; those behind them hold numbers, which stand right. By default
+            none do.
+        words_behind: So many columns from the right hold words too.
         folded: On a page, the line that opens the table; None for one that is always open.
     """
 
     title: str | None
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = ()
+    notes: Sequence[str | Note] = ()
     words: int | None = None
+    words_behind: int = 0
     folded: str | None = None
     kind: str = field(default="block", init=False)
 
     def stands_right(self, column: int) -> bool:
         """Whether a column, counted from 0, holds numbers."""
-        return self.words is not None and column >= self.words
+        return self.words is not None and self.words <= column < len(self.columns) - self.words_behind
+
+    @property
+    def widths(self) -> list[int]:
+        """Characters that each column takes in a terminal."""
+        return [max(map(len, cells)) + 2 for cells in zip(self.columns, *self.rows, strict=True)]
 
     @property
     def width(self) -> int:
         """Characters that a row takes in a terminal."""
-        return sum(max(map(len, cells)) + 2 for cells in zip(self.columns, *self.rows, strict=True)) - 1
+        return sum(self.widths) - 1
 
 
 def show(blocks: Sequence[Block], form: Form, console: Console) -> None:
@@ -76,16 +105,30 @@ def print_block(block: Block, console: Console) -> None:
         console.print()
         console.print(Text(block.title, style="bold"), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    kept = _kept(block, console.width)
     for place, name in enumerate(block.columns):
-        table.add_column(name, justify="right" if block.stands_right(place) else "left", overflow="fold")
+        right = block.stands_right(place)
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=place in kept)
     belongs = [not row[0] for row in block.rows] + [False, False]
     for place, row in enumerate(block.rows):
         ends = not belongs[place + 1] and (belongs[place] or belongs[place + 2])
         table.add_row(*map(Text, row), end_section=ends)
     if block.rows:
         console.print(table)
-    for line in block.notes:
-        console.print(Text(line, style="dim"), soft_wrap=True)
+    for note in block.notes:
+        console.print(Text(f"  {note}") if isinstance(note, Note) else Text(note, style="dim"), soft_wrap=True)
+
+
+def _kept(block: Block, room: int) -> set[int]:
+    """The columns whose cells are not broken: numbers first, then words from the left, while there is room."""
+    widths, kept = block.widths, set()
+    room -= sum(min(width, _LEAST) for width in widths)
+    for place in sorted(range(len(widths)), key=lambda one: not block.stands_right(one)):
+        more = max(0, widths[place] - _LEAST)
+        if more <= room:
+            kept.add(place)
+            room -= more
+    return kept
 
 
 def markdown_block(block: Block) -> list[str]:
@@ -99,7 +142,14 @@ def markdown_block(block: Block) -> list[str]:
             *(f"| {' | '.join(map(markdown_text, row))} |" for row in block.rows),
             "",
         ]
-    return [*lines, *(f"{markdown_text(line)}  " for line in block.notes), *([""] if block.notes else [])]
+    return [*lines, *map(_markdown_note, block.notes), *([""] if block.notes else [])]
+
+
+def _markdown_note(note: str | Note) -> str:
+    if isinstance(note, str):
+        return f"{markdown_text(note)}  "
+    text = f"`{note.text}`" if note.is_command else markdown_text(note.text)
+    return f"- {text}" if note.mark == "-" else f"- {note.mark}: {text}"
 
 
 def markdown_text(text: str) -> str:
@@ -117,7 +167,7 @@ def csv_block(block: Block) -> str:
 
 def latex_block(block: Block) -> str:
     """A table as LaTeX for the package booktabs, its notes as comments above it."""
-    lines = [f"% {' '.join(text.split())}" for text in (block.title, *block.notes) if text]
+    lines = [f"% {' '.join(str(text).split())}" for text in (block.title, *block.notes) if text]
     if block.rows:
         aligned = "".join("r" if block.stands_right(place) else "l" for place in range(len(block.columns)))
         lines += [

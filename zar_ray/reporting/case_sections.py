@@ -12,10 +12,10 @@ from zar_ray.errors import ZarError
 from zar_ray.reporting import figures
 from zar_ray.reporting.blocks import Block
 from zar_ray.reporting.calibration import BINS, Calibration, calibrate
+from zar_ray.reporting.finished_runs import RunData, RunSplit
 from zar_ray.reporting.numbers import percent
 from zar_ray.reporting.pages import Card, Cards, Content, Figure, Picture, Section, Text, why_empty
 from zar_ray.reporting.plots import ALL_CLASSES, confusion_picture
-from zar_ray.reporting.run_data import RunData, RunSplit
 from zar_ray.reporting.summary_tables import adapts
 from zar_ray.reporting.thumbnails import thumbnails
 from zar_ray.results.case_rows import class_accuracies, confusion_matrix
@@ -149,7 +149,7 @@ def _calibration(decided: _Decided, changes: bool) -> list[Content]:
     rows = [
         (
             when,
-            f"{100 * one.error:.1f}",
+            percent(one.error),
             percent(float(np.average(one.confidence, weights=one.videos))),
             percent(float(np.average(one.accuracy, weights=one.videos))),
             str(int(one.videos.sum())),
@@ -221,7 +221,7 @@ def _card(data: RunData, split: RunSplit, decided: _Decided, row: int) -> Card:
         said.append(f"{when} {split.class_names[best]} {percent(score)} %")
     text = f"Right: {label}; {', '.join(said)}."
     try:
-        pictures = thumbnails(data.videos[video_id], data.options)
+        pictures = thumbnails(data.folder.videos[video_id], data.config)
     except ZarError as error:
         return Card(video_id, f"{text} No pictures: {error}.", ())
     return Card(video_id, text, pictures)

@@ -1,28 +1,31 @@
-"""Finished runs held against the first of them, video by video where they are of the same videos."""
+"""Finished runs held against the first of them, video by video where they are of the same videos.
+
+A run is one cell of a study: another run's, or another cell of the same.
+"""
 
 from __future__ import annotations
 
+import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from zar_ray.errors import ConfigError, RunError, ZarError
-from zar_ray.options.base import meaning
 from zar_ray.options.layers import leaves
-from zar_ray.reporting.finished_runs import FinishedRun
-from zar_ray.reporting.run_data import RunData, options_of
+from zar_ray.reporting.finished_runs import FinishedRun, FinishedStudy, RunData, StudyData
+from zar_ray.reporting.numbers import METRICS
 from zar_ray.results.case_rows import class_accuracies
+from zar_ray.results.folder import SUMMARY
 from zar_ray.results.record import CaseMetrics, Estimate
 from zar_ray.results.statistics import PairedComparison, holm, paired_comparison
 from zar_ray.storage import Storage
 
-METRICS = {"top1": "top-1", "map": "mAP"}
-"""What results are called by the names of their averages."""
+Lookup = Callable[[str], FinishedStudy]
+"""Reads a study of MLflow by its run id."""
 
-Lookup = Callable[[str], FinishedRun]
-"""Reads a run of MLflow by its run id."""
+_OF_CELL = re.compile(r"(?P<run>.+?)\[(?P<label>[^\[\]]*)\]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,21 +140,28 @@ class Comparison:
     lines: tuple[Line, ...]
 
 
-def compare_runs(places: Sequence[str], lookup: Lookup | None = None) -> Comparison:
+def compare_runs(places: Sequence[str], meaningful: Collection[str], lookup: Lookup | None = None) -> Comparison:
     """Compares runs with the first of them.
 
     Args:
-        places: Folders or URIs of runs; with `lookup` also run ids of MLflow.
-        lookup: Reads a run of MLflow.
+        places: Folders or URIs of studies; with `lookup` also run ids of MLflow. All cells of a study take part, or
+            with ``[LABEL]`` behind its place the one of that label.
+        meaningful: The options, by their first names, that numbers depend on.
+        lookup: Reads a study of MLflow.
 
     Raises:
         ConfigError: There are fewer than two runs, or one is named twice.
-        RunError: A place holds no finished run.
+        RunError: A place holds no finished run, or no such cell.
         TrackingError: MLflow has no such run or cannot be reached.
     """
-    if len(places) < 2:
-        raise ConfigError("zar report compare: give two runs or more, as folders or with --mlflow-uri as run ids")
-    runs = _named([_read(place, lookup) for place in places])
+    known: dict[str, list[ComparedRun]] = {}
+    found = [run for place in places for run in _read(place, lookup, known)]
+    if len(found) < 2:
+        raise ConfigError(
+            "zar report compare: give two runs or more, as folders or with --mlflow-uri as run ids, or one of several "
+            "cells"
+        )
+    runs = _named(found, meaningful)
     first = runs[0]
     lines = [Line(first, case) for case in first.finished.summary.cases]
     for run in runs[1:]:
@@ -169,36 +179,45 @@ def _adjusted(lines: Sequence[Line]) -> tuple[Line, ...]:
     )
 
 
-def _read(place: str, lookup: Lookup | None) -> ComparedRun:
-    storage = Storage(place)
-    if lookup is None or storage.exists():
-        data = RunData.read(place)
-        return ComparedRun("", data.summary.name, data.finished, data, None)
-    finished = lookup(place)
-    folder = finished.summary.run_file.rpartition("/")[0]
+def _read(place: str, lookup: Lookup | None, known: dict[str, list[ComparedRun]]) -> list[ComparedRun]:
+    """The cells that a place names; `known` holds those of studies that were read before."""
+    named = None if Storage(place).exists(SUMMARY) else _OF_CELL.fullmatch(place)
+    run = named["run"] if named else place
+    if run not in known:
+        known[run] = _cells(run, lookup)
+    if named is None:
+        return known[run]
+    one = known[run][0].finished.study.run(named["label"])
+    return [known[run][one.number]]
+
+
+def _cells(run: str, lookup: Lookup | None) -> list[ComparedRun]:
+    if lookup is None or Storage(run).exists():
+        return [ComparedRun("", one.finished.name, one.finished, one, None) for one in StudyData.read(run).cells]
+    study = lookup(run)
+    folder = study.record.whole.run_file.rpartition("/")[0]
     try:
-        data = RunData.read(folder)
+        data = StudyData.read(folder)
+        if [cell.summary.cases for cell in data.study.record.cells] != [c.summary.cases for c in study.record.cells]:
+            raise RunError(f"{folder} holds other results than MLflow's run {run}")
     except ZarError as error:
-        return ComparedRun("", finished.summary.name, finished, None, str(error))
-    if data.summary.to_json()["cases"] != finished.summary.to_json()["cases"]:
-        why = f"{folder} holds other results than MLflow's run {place}"
-        return ComparedRun("", finished.summary.name, finished, None, why)
-    return ComparedRun("", finished.summary.name, finished, data, None)
+        return [ComparedRun("", one.name, one, None, str(error)) for one in study.runs]
+    return [ComparedRun("", one.name, one, data.cells[one.number], None) for one in study.runs]
 
 
-def _named(runs: Sequence[ComparedRun]) -> tuple[ComparedRun, ...]:
+def _named(runs: Sequence[ComparedRun], meaningful: Collection[str]) -> tuple[ComparedRun, ...]:
     """The runs with marks, with names that differ, and with what differs in their settings."""
     places = [run.finished.place for run in runs]
     if twice := next((place for place in places if places.count(place) > 1), None):
         raise ConfigError(f"zar report compare: {twice} is named twice")
     names = [run.name for run in runs]
-    first = _settings(runs[0].finished)
+    first = _settings(runs[0].finished, meaningful)
     named = []
     for number, run in enumerate(runs):
         name = run.name
         if names.count(name) > 1:
             name = f"{name} ({_mark(number)})"
-        own = _settings(run.finished)
+        own = _settings(run.finished, meaningful)
         keys = [key for key in {**first, **own} if first.get(key) != own.get(key)]
         settings = tuple(f"{key} {_shown(first.get(key))} -> {_shown(own.get(key))}" for key in keys)
         named.append(replace(run, mark=_mark(number), name=name, settings=settings))
@@ -210,12 +229,12 @@ def _mark(number: int) -> str:
     return letters[number] if number < len(letters) else f"R{number + 1}"
 
 
-def _settings(run: FinishedRun) -> Mapping[str, object]:
+def _settings(run: FinishedRun, meaningful: Collection[str]) -> Mapping[str, object]:
     """What a run's numbers depend on, by name."""
     summary = run.summary
     model = {"model": f"{summary.model} ({summary.model_fingerprint})"}
-    unless_model = {k: v for k, v in leaves(meaning(options_of(run))).items() if k not in ("model", "method")}
-    return {"dataset": summary.dataset, **model, **unless_model}
+    own = {name: one for name, one in run.config.items() if name in meaningful and name not in ("model", "method")}
+    return {"dataset": summary.dataset, **model, **leaves(own)}
 
 
 def _shown(value: object) -> str:
@@ -263,7 +282,7 @@ class _Outcomes:
         ids, labels = rows["video_id"].to_pylist(), rows["label_id"].to_pylist()
         right = rows["correct_after"].fill_null(False).to_pylist()
         if wrong := [label for label in labels if label >= len(names)]:
-            raise RunError(f"{data.storage.path()}: has label {wrong[0]} among {len(names)} classes")
+            raise RunError(f"{data.finished.place}: has label {wrong[0]} among {len(names)} classes")
         return cls({i: names[label] for i, label in zip(ids, labels, strict=True)}, dict(zip(ids, right, strict=True)))
 
 

@@ -1,75 +1,37 @@
-"""A comparison of runs for a terminal, as Markdown, as CSV, as a page and as a plot."""
+"""A comparison of runs as tables, as CSV, as a page and as a plot."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import PurePath
-from typing import Literal
 
 from rich.console import Console
 
 from zar_ray.errors import ConfigError
 from zar_ray.reporting import figures
-from zar_ray.reporting.blocks import Block, markdown_block, print_block
-from zar_ray.reporting.comparison import METRICS, ClassChange, ComparedRun, Comparison, Line, Paired
-from zar_ray.reporting.html_report import write_file
-from zar_ray.reporting.numbers import interval, p_value, percent
+from zar_ray.reporting.blocks import Block, Form, csv_block, show
+from zar_ray.reporting.comparison import ClassChange, ComparedRun, Comparison, Line, Paired
+from zar_ray.reporting.files import write_file
+from zar_ray.reporting.numbers import MAIN, METRICS, counted, digits, exact, interval, p_value, percent, with_deviation
 from zar_ray.reporting.pages import Content, Figure, Group, Page, Picture, Section, Text, render
-from zar_ray.reporting.summary_tables import RANDOM_WEIGHTS, adapts
-from zar_ray.results.record import Estimate, ProtocolAverage
-
-Form = Literal["terminal", "markdown", "csv"]
+from zar_ray.reporting.summary_tables import INTERVALS, RANDOM_WEIGHTS, adapts
+from zar_ray.results.record import Estimate
 
 _SHOWN = 5
 """Classes and videos that are named where room is short; the page has all."""
 
-_CSV_COLUMNS: tuple[str, ...] = (
-    "run",
-    "place",
-    "dataset",
-    "split",
-    "method",
-    "model",
-    "random_weights",
-    "metric",
-    "value",
-    "low",
-    "high",
-    "before",
-    "videos",
-    "failed",
-    "images_encoded",
-    "seconds_decode",
-    "seconds_encode",
-    "seconds_adapt",
-    "against",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "gained",
-    "lost",
-    "p_value",
-    "p_value_holm",
-    "unpaired",
-    "settings",
-)
-
 
 def report_comparison(comparison: Comparison, form: Form, console: Console) -> None:
-    """Prints a comparison: tables for people, Markdown, or CSV with a line a case and nothing else."""
+    """Prints a comparison: tables for people, documents and papers, or CSV with a line a case and nothing else."""
     if form == "csv":
         console.out(comparison_csv(comparison), end="", highlight=False)
-    elif form == "markdown":
-        lines = [f"**{_warning(comparison)}**", ""] if _warning(comparison) else []
-        lines += [line for block in _blocks(comparison) for line in markdown_block(block)]
-        console.out("\n".join(lines), highlight=False)
-    else:
-        if warning := _warning(comparison):
-            console.print(warning, style="bold yellow", soft_wrap=True)
-        for block in _blocks(comparison):
-            print_block(block, console)
+        return
+    warning = _warning(comparison)
+    if warning is not None and form == "terminal":
+        console.print(warning, style="bold yellow", soft_wrap=True)
+    said = [Block(warning, (), ())] if warning is not None and form != "terminal" else []
+    show([*said, *_blocks(comparison)], form, console)
 
 
 def write_comparison(comparison: Comparison, output: str) -> str:
@@ -93,53 +55,48 @@ def write_comparison(comparison: Comparison, output: str) -> str:
 
 def comparison_csv(comparison: Comparison) -> str:
     """A comparison as CSV, one line a case; shares are fractions, and what several things go into is joined by "; "."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, _CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for line in comparison.lines:
-        summary, case, paired = line.run.finished.summary, line.case, line.paired
-        costs, after, before = summary.costs, line.after, line.before
-        row: dict[str, object] = {
-            "run": line.run.name,
-            "place": line.run.finished.place,
-            "dataset": summary.dataset,
-            "split": case.split,
-            "method": case.method,
-            "model": f"{summary.model} ({summary.model_fingerprint})",
-            "random_weights": str(summary.random_weights).lower(),
-            "metric": line.metric,
-            "before": None if before is None else before.value,
-            "videos": case.videos,
-            "failed": case.failed,
-            "images_encoded": costs.images_encoded_mean,
-            "seconds_decode": costs.seconds_decode_mean,
-            "seconds_encode": costs.seconds_encode_mean,
-            "seconds_adapt": case.seconds_adapt,
-            "unpaired": line.unpaired,
-            "settings": "; ".join(line.run.settings),
-        }
-        if after is not None:
-            row |= {"value": after.value, "low": after.low, "high": after.high}
-        if paired is not None:
-            found = paired.comparison
-            row |= {
-                "against": paired.method,
-                "difference": found.difference,
-                "difference_low": found.interval[0],
-                "difference_high": found.interval[1],
-                "gained": found.gained,
-                "lost": found.lost,
-                "p_value": found.p_value,
-                "p_value_holm": paired.adjusted,
-            }
-        writer.writerow({name: f"{one:.6g}" if isinstance(one, float) else one for name, one in row.items()})
-    return stream.getvalue()
+    lines = [{name: exact(value) for name, value in _values(line).items()} for line in comparison.lines]
+    return csv_block(Block(None, tuple(lines[0]), [tuple(line.values()) for line in lines]))
+
+
+def _values(line: Line) -> dict[str, object]:
+    summary, case, paired = line.run.finished.summary, line.case, line.paired
+    costs, after, found = summary.costs, line.after, None if paired is None else paired.comparison
+    return {
+        "run": line.run.name,
+        "place": line.run.finished.place,
+        "dataset": summary.dataset,
+        "split": case.split,
+        "method": case.method,
+        "model": f"{summary.model} ({summary.model_fingerprint})",
+        "random_weights": str(summary.random_weights).lower(),
+        "metric": line.metric,
+        "value": after and after.value,
+        "low": after and after.low,
+        "high": after and after.high,
+        "before": line.before and line.before.value,
+        "videos": case.videos,
+        "failed": case.failed,
+        "images_encoded": costs.images_encoded_mean,
+        "seconds_decode": costs.seconds_decode_mean,
+        "seconds_encode": costs.seconds_encode_mean,
+        "seconds_adapt": case.seconds_adapt,
+        "against": paired and paired.method,
+        "difference": found and found.difference,
+        "difference_low": found and found.interval[0],
+        "difference_high": found and found.interval[1],
+        "gained": found and found.gained,
+        "lost": found and found.lost,
+        "p_value": found and found.p_value,
+        "p_value_holm": paired and paired.adjusted,
+        "unpaired": line.unpaired,
+        "settings": "; ".join(line.run.settings),
+    }
 
 
 def comparison_page(comparison: Comparison) -> Page:
     """All of a comparison as a page."""
     first = comparison.runs[0]
-    blocks = {block.title: block for block in _blocks(comparison)}
     plots: list[Content] = []
     for metric, groups in _plots(comparison):
         alt = f"{metric} of the runs with their 95 % intervals; the table below has the numbers."
@@ -149,8 +106,10 @@ def comparison_page(comparison: Comparison) -> Page:
                 "The lines are the 95 % intervals after adaptation.",
             )
         )
-    accuracy, *rest = (Section(str(title), _content(block)) for title, block in blocks.items() if title in _TABLES)
-    sections = [Section(accuracy.title, (*plots, *accuracy.content)), *rest]
+    shown = [
+        Section(str(one.title), (replace(one, title=None),)) for one in _blocks(comparison) if one.title in _TABLES
+    ]
+    sections = [replace(shown[0], content=(*plots, *shown[0].content)), *shown[1:]]
     flips = [
         Section(_pair_title(line, line.paired), _flips(line.paired))
         for line in comparison.lines
@@ -174,12 +133,12 @@ _TABLES = (_ACCURACY, _DIFFERENCE, _COST, _SETTINGS)
 def _blocks(comparison: Comparison) -> list[Block]:
     """The tables that all forms share; the accuracies first."""
     names = [f"{run.mark}: {run.name} ({run.finished.place})" for run in comparison.runs]
-    blocks = [Block("Runs", (), [], names), _accuracies(comparison), _differences(comparison), _costs(comparison)]
+    blocks = [Block("Runs", (), (), names), _accuracies(comparison), _differences(comparison), _costs(comparison)]
     settings = [f"{run.mark}: {one}" for run in comparison.runs for one in run.settings]
-    blocks.append(Block(_SETTINGS, (), [], settings or ["Nothing that the numbers depend on."]))
+    blocks.append(Block(_SETTINGS, (), (), settings or ["Nothing that the numbers depend on."]))
     for line in comparison.lines:
         if line.paired is not None and line.paired.comparison.gained + line.paired.comparison.lost:
-            blocks.append(Block(_pair_title(line, line.paired), (), [], _flip_notes(line.paired)))
+            blocks.append(Block(_pair_title(line, line.paired), (), (), _flip_notes(line.paired)))
     return blocks
 
 
@@ -192,7 +151,7 @@ def _accuracies(comparison: Comparison) -> Block:
             before = "" if line.before is None else interval(line.before)
             rows.append((run.mark, line.case.split, line.case.method, line.metric, before, after))
         rows += _averages(run)
-    return Block(_ACCURACY, *_grid(comparison, columns, rows), ["Intervals hold with 95 %."])
+    return _block(comparison, _ACCURACY, columns, rows, [INTERVALS])
 
 
 def _averages(run: ComparedRun) -> list[tuple[str, ...]]:
@@ -202,16 +161,12 @@ def _averages(run: ComparedRun) -> list[tuple[str, ...]]:
     adapting = {case.method for case in summary.cases if adapts(case)}
     rows = []
     for (method, metric), one in found.items():
-        if metric in METRICS:
+        if metric in MAIN:
             before = found.get((method, f"{metric}_before")) if method in adapting else None
             of = "harmonic mean" if one.kind == "harmonic" else "mean"
-            shown = ("" if each is None else _average(each) for each in (before, one))
+            shown = ("" if each is None else with_deviation(each.value, each.std, "+/-") for each in (before, one))
             rows.append((run.mark, of, method, METRICS[metric], *shown))
     return rows
-
-
-def _average(one: ProtocolAverage) -> str:
-    return percent(one.value) if one.std is None else f"{percent(one.value)} +/- {percent(one.std)}"
 
 
 def _differences(comparison: Comparison) -> Block:
@@ -231,7 +186,7 @@ def _differences(comparison: Comparison) -> Block:
     if rows:
         notes.append("Gained videos are right here and wrong in A; failed videos are wrong.")
         notes.append("Holm: the p value adjusted for the number of lines in which a video changed.")
-    return Block(_DIFFERENCE, *_grid(comparison, columns, rows), notes)
+    return _block(comparison, _DIFFERENCE, columns, rows, notes)
 
 
 def _costs(comparison: Comparison) -> Block:
@@ -246,32 +201,29 @@ def _costs(comparison: Comparison) -> Block:
                 line.run.mark,
                 line.case.split,
                 line.case.method,
-                _number(costs.images_encoded_mean, ".4g"),
-                *(_number(one, ".3g") for one in numbers),
-                _number(speed, ".3g"),
+                digits(costs.images_encoded_mean, 4),
+                *map(digits, numbers),
+                digits(speed),
             )
         )
     notes = ["Images and seconds are means a video; a run's methods share decoding and encoding."]
-    return Block(_COST, *_grid(comparison, columns, rows), notes)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"
+    return _block(comparison, _COST, columns, rows, notes)
 
 
 def _several_splits(comparison: Comparison) -> bool:
     return len({line.case.split for line in comparison.lines}) > 1
 
 
-def _grid(
-    comparison: Comparison, columns: Sequence[str], rows: Sequence[tuple[str, ...]]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Leaves the column of splits, the second, out where there is one split; names a run in its first row alone."""
+def _block(
+    comparison: Comparison, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]
+) -> Block:
+    """A table, without the column of splits, the second, where there is one split; its runs are named once."""
     marks = ["", *(row[0] for row in rows)]
     rows = [("" if row[0] == last else row[0], *row[1:]) for row, last in zip(rows, marks, strict=False)]
+    words = sum(name in ("run", "split", "method", "against", "") for name in columns)
     if _several_splits(comparison):
-        return tuple(columns), rows
-    return (columns[0], *columns[2:]), [(row[0], *row[2:]) for row in rows]
+        return Block(title, columns, rows, notes, words)
+    return Block(title, (columns[0], *columns[2:]), [(row[0], *row[2:]) for row in rows], notes, words - 1)
 
 
 def _pair_title(line: Line, paired: Paired) -> str:
@@ -308,18 +260,12 @@ def _flips(paired: Paired) -> list[Content]:
     if rows:
         content.append(Block(None, ("class", "videos", "A %", "here %", "points"), rows, words=1))
     for what, videos in (("gained", paired.gained), ("lost", paired.lost)):
-        count = f"{len(videos)} video{'' if len(videos) == 1 else 's'} {what}"
+        count = f"{counted(len(videos), 'video')} {what}"
         if videos:
             content.append(Block(None, ("video",), [(video,) for video in videos], folded=count))
         else:
             content.append(Text(f"{count}.", weak=True))
     return content
-
-
-def _content(block: Block) -> list[Content]:
-    words = sum(name in ("run", "split", "method", "against", "") for name in block.columns)
-    content: list[Content] = [Block(None, block.columns, block.rows, words=words)] if block.rows else []
-    return content + [Text(note, weak=True) for note in block.notes]
 
 
 def _plots(comparison: Comparison) -> list[tuple[str, dict[str, list[figures.PlottedRun]]]]:

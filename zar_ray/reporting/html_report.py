@@ -1,28 +1,22 @@
-"""The report of one run: `zar report run`.  Every section shows something or says why it has nothing to show."""
+"""The report of a run: `zar report run`.  Every section shows something or says why it has nothing to show."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePath
 
 from zar_ray.options.base import without_password
-from zar_ray.reporting.blocks import Block
+from zar_ray.reporting.blocks import Block, Form, written
 from zar_ray.reporting.case_sections import case_sections
-from zar_ray.reporting.numbers import p_value, percent
-from zar_ray.reporting.pages import (
-    Content,
-    Group,
-    Page,
-    Section,
-    Text,
-    Tile,
-    render,
-    why_empty,
-)
-from zar_ray.reporting.published import known_tables, load_table
-from zar_ray.reporting.published_match import measure
-from zar_ray.reporting.run_data import RunData
+from zar_ray.reporting.files import write_file
+from zar_ray.reporting.finished_runs import RunData, StudyData
+from zar_ray.reporting.numbers import METRICS, counted, ends, fixed, p_value, percent
+from zar_ray.reporting.pages import Content, Group, Page, Section, Text, Tile, render, why_empty
+from zar_ray.reporting.published.matching import measure
+from zar_ray.reporting.published.tables import known_tables, load_table
 from zar_ray.reporting.run_sections import (
-    AttentionSource,
+    ATTENTION,
     attention_maps,
     failures,
     repetition,
@@ -30,30 +24,35 @@ from zar_ray.reporting.run_sections import (
     versions,
     video_map,
 )
-from zar_ray.reporting.summary_tables import (
-    RANDOM_WEIGHTS,
-    adapts,
-    summary_blocks,
-    summary_facts,
-    summary_heading,
+from zar_ray.reporting.study_tables import (
+    labels_of,
+    pass_notes,
+    random_weights,
+    study_blocks,
+    study_csv,
+    study_heading,
 )
-from zar_ray.results.record import CaseMetrics, Estimate
-from zar_ray.storage import Storage, is_uri
+from zar_ray.reporting.summary_tables import adapts, summary_facts
+from zar_ray.results.record import CaseMetrics, RunSummary
 
 REPORT = "report.html"
 """The report's file in the run's folder."""
 
+CELLS_SHOWN = 8
+"""So many of a run's cells get sections of their own."""
 
-def write_report(
-    run: str, output: str | None = None, samples: int = 6, attention: AttentionSource | None = None
-) -> tuple[str, str]:
+TABLES: Mapping[str, Form] = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
+"""Forms of a run's tables by the endings of their files."""
+
+
+def write_report(run: str, output: str | None = None, samples: int = 6, *, attention: bool = True) -> tuple[str, str]:
     """Writes a run's report as one HTML file that needs nothing besides itself.
 
     Args:
         run: The run's folder or its URI.
         output: The file; by default `REPORT` in the run's folder.
         samples: How many of the videos most helped, and most hurt, are shown.
-        attention: What draws attention maps, if anything does.
+        attention: Whether attention maps are drawn, for which weights and videos must be at hand.
 
     Returns:
         Where the file is, and its content.
@@ -61,46 +60,61 @@ def write_report(
     Raises:
         RunError: The folder holds no finished run, or the file cannot be written.
     """
-    data = RunData.read(run)
-    page = render(run_page(data, samples, attention))
+    data = StudyData.read(run)
+    page = render(run_page(data, samples, attention=attention))
     return write_file(page.encode(), output or data.storage.path(REPORT)), page
 
 
-def write_file(content: bytes, output: str) -> str:
-    """Writes a file whole or not at all; returns where it is."""
-    place = output if is_uri(output) else Storage(output).location
-    folder, _, name = place.rpartition("/")
-    Storage(folder or "/").write(name, content)
-    return place
+def write_tables(run: str, output: str) -> str:
+    """Writes a run's tables alone, as Markdown, LaTeX or CSV, whole or not at all; returns where they are.
+
+    Args:
+        run: The run's folder or its URI.
+        output: The file; its ending is one of `TABLES`.
+
+    Raises:
+        RunError: The folder holds no finished run, or the file cannot be written.
+    """
+    record = StudyData.read(run).study.record
+    form = TABLES[PurePath(output).suffix.lower()]
+    return write_file((study_csv(record) if form == "csv" else written(study_blocks(record), form)).encode(), output)
 
 
-def run_page(data: RunData, samples: int = 6, attention: AttentionSource | None = None) -> Page:
+def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Page:
     """Everything that a run found, as a page.
 
     Args:
         data: The run.
         samples: How many of the videos most helped, and most hurt, are shown.
-        attention: What draws attention maps, if anything does.
+        attention: Whether attention maps are drawn.
     """
-    summary = data.summary
-    shown = shown_cases(data)
+    record, first = data.study.record, data.cells[0]
     groups = [Group("Results", (_results(data), _published(data)))]
-    for case in shown:
-        title = f"{case.method}" if len(data.splits) == 1 else f"Split {case.split}: {case.method}"
-        if sum((one.split, one.method) == (case.split, case.method) for one in summary.cases) > 1:
-            title += f" ({case.case_id})"
-        groups.append(Group(title, case_sections(data, case, samples)))
-    maps = (video_map(data, split) for split in data.splits)
-    groups.append(Group("What the model sees", (attention_maps(data, samples, attention), *maps)))
+    for cell in data.cells[:CELLS_SHOWN]:
+        for case in shown_cases(cell):
+            groups.append(Group(_title(cell, case), case_sections(cell, case, samples)))
+    maps = attention_maps(first, samples) if attention else why_empty(ATTENTION, "Attention maps were not asked for.")
+    title = "What the model sees"
+    if len(data.cells) > 1:
+        title += f": {first.finished.cell.label}"
+    groups.append(Group(title, (maps, *(video_map(first, split) for split in data.splits))))
     groups.append(Group("The run", (failures(data), timings(data), repetition(data), versions(data))))
     return Page(
-        title=summary.name,
-        subtitle=summary_heading(summary),
-        warning=RANDOM_WEIGHTS if summary.random_weights else None,
-        tiles=_tiles(data, shown),
+        title=record.whole.name,
+        subtitle=study_heading(record),
+        warning=random_weights(record),
+        tiles=_tiles(first, shown_cases(first)) if len(data.cells) == 1 else _study_tiles(data),
         facts=_facts(data),
         groups=groups,
     )
+
+
+def _title(cell: RunData, case: CaseMetrics) -> str:
+    title = case.method if len(cell.splits) == 1 else f"Split {case.split}: {case.method}"
+    same = sum((one.split, one.method) == (case.split, case.method) for one in cell.summary.cases)
+    if same > 1:
+        title += f" ({case.case_id})"
+    return f"{cell.finished.cell.label}: {title}" if cell.finished.cell.label else title
 
 
 def shown_cases(data: RunData) -> tuple[CaseMetrics, ...]:
@@ -118,12 +132,13 @@ def shown_cases(data: RunData) -> tuple[CaseMetrics, ...]:
 def _tiles(data: RunData, shown: Sequence[CaseMetrics]) -> tuple[Tile, ...]:
     """The headline: of a protocol's averages, or of the first case that adapts."""
     summary = data.summary
-    counts = Tile("videos", f"{summary.videos:,}", f"{summary.finished:,} finished, {summary.failed:,} failed")
+    counts = _counts(summary)
     if not shown:
         return (counts,)
     case = shown[0]
     found = {one.metric: one for one in summary.averages if one.method == case.method}
-    metric, name = ("map", "mAP") if case.map_after is not None else ("top1", "top-1")
+    metric = "map" if case.map_after is not None else "top1"
+    name = METRICS[metric]
     if metric in found:
         after, before = found[metric], found.get(f"{metric}_before")
         which = "harmonic mean" if after.kind == "harmonic" else "mean"
@@ -139,15 +154,15 @@ def _tiles(data: RunData, shown: Sequence[CaseMetrics]) -> tuple[Tile, ...]:
     if case.headline is None:
         return (Tile("accuracy", "none", "no video has a label"), counts)
     top1, change = case.headline.after.top1, case.headline.change
-    tiles = [Tile(f"{name}, {case.method}", f"{percent(top1.value)} %", f"95 % interval {_ends(top1)}")]
+    tiles = [Tile(f"{name}, {case.method}", f"{percent(top1.value)} %", f"95 % interval {ends(top1)}")]
     if change is not None:
         before = case.headline.before.top1
         tiles += [
-            Tile("before adaptation", f"{percent(before.value)} %", f"95 % interval {_ends(before)}"),
+            Tile("before adaptation", f"{percent(before.value)} %", f"95 % interval {ends(before)}"),
             Tile(
                 "change, points",
                 percent(change.top1.value, "+"),
-                f"{_ends(change.top1, '+')}, McNemar p {p_value(change.p_value)}",
+                f"{ends(change.top1, '+')}, McNemar p {p_value(change.p_value)}",
             ),
         ]
     tiles.append(Tile("chance", f"{percent(case.chance)} %", f"1 of {case.classes} classes"))
@@ -156,64 +171,78 @@ def _tiles(data: RunData, shown: Sequence[CaseMetrics]) -> tuple[Tile, ...]:
 
 def _map_tiles(case: CaseMetrics, name: str) -> tuple[Tile, ...]:
     assert case.map_after is not None
-    after = Tile(f"{name}, {case.method}", f"{percent(case.map_after.value)} %", f"interval {_ends(case.map_after)}")
+    after = Tile(f"{name}, {case.method}", f"{percent(case.map_after.value)} %", f"interval {ends(case.map_after)}")
     if case.map_before is None or not adapts(case):
         return (after,)
     before = case.map_before
-    return (after, Tile("before adaptation", f"{percent(before.value)} %", f"95 % interval {_ends(before)}"))
+    return (after, Tile("before adaptation", f"{percent(before.value)} %", f"95 % interval {ends(before)}"))
 
 
-def _ends(estimate: Estimate, sign: str = "") -> str:
-    return f"{percent(estimate.low, sign)} to {percent(estimate.high, sign)}"
+def _study_tiles(data: StudyData) -> tuple[Tile, ...]:
+    record = data.study.record
+    ranges = " x ".join(counted(len(labels_of(record, axis)), axis) for axis in record.axes)
+    return (Tile("cells", str(len(record.cells)), ranges), _counts(data.whole))
 
 
-def _facts(data: RunData) -> list[tuple[str, str]]:
-    summary, options = data.summary, data.options
-    weights = "untrained" if summary.random_weights else str(options.checkpoint or options.pretrained)
+def _counts(summary: RunSummary) -> Tile:
+    return Tile("videos", f"{summary.videos:,}", f"{summary.finished:,} finished, {summary.failed:,} failed")
+
+
+def _facts(data: StudyData) -> list[tuple[str, str]]:
+    record, summary = data.study.record, data.whole
     protocol = f"{len(data.splits)} splits: {', '.join(one.name for one in data.splits)}"
-    views = options.views
+    models = {_model(cell): None for cell in data.cells}
+    views = [dict(cell.config["views"]) for cell in data.cells]
+    frames = {f"{one['frames']} frames; the evaluation view {one['eval_frames']}": None for one in views}
+    seeds = ", ".join({str(cell.summary.seed): None for cell in data.cells})
     return [
         ("dataset", f"{summary.dataset}{f', split {summary.split}' if summary.split else ''}"),
         ("protocol", protocol if len(data.splits) > 1 else f"one split, {summary.classes} classes"),
-        ("model", f"{summary.model}, weights {weights} (fingerprint {summary.model_fingerprint})"),
+        ("model", "; ".join(models)),
         ("methods", ", ".join(dict.fromkeys(case.method for case in summary.cases))),
-        ("views", f"{views.frames} frames; the evaluation view {views.eval_frames}"),
-        ("seed", f"{summary.seed}; zar report compare puts runs with other seeds beside it"),
+        ("views", "; ".join(frames)),
+        ("seed", f"{seeds}; zar report compare puts runs with other seeds beside it"),
+        *(("pass", note) for note in (pass_notes(record) if record.tables else ())),
         *((name, without_password(value)) for name, value in summary_facts(summary)),
     ]
 
 
-def _results(data: RunData) -> Section:
-    content: list[Content] = []
-    for block in summary_blocks(data.summary):
-        if block.title is not None:
-            content.append(Text(block.title[0].upper() + block.title[1:]))
-        content.append(Block(None, block.columns, block.rows, words=2))
-        content += [Text(note, weak=True) for note in block.notes]
+def _model(cell: RunData) -> str:
+    summary, config = cell.summary, cell.config
+    weights = "untrained" if summary.random_weights else str(config.get("checkpoint") or config.get("pretrained"))
+    return f"{summary.model}, weights {weights} (fingerprint {summary.model_fingerprint})"
+
+
+def _results(data: StudyData) -> Section:
+    record = data.study.record
+    if not record.tables:
+        return Section("Accuracy", [replace(one, words=2) for one in study_blocks(record)])
+    content: list[Content] = list(study_blocks(record))
+    if len(data.cells) > CELLS_SHOWN:
+        shown = f"Below are the first {CELLS_SHOWN} of {len(data.cells)} cells, one by one; the tables have all."
+        content.append(Text(f"{shown} `zar report compare` holds any two against each other.", weak=True))
     return Section("Accuracy", content)
 
 
-def _published(data: RunData) -> Section:
+def _published(data: StudyData) -> Section:
     rows, notes = [], []
     for name in known_tables():
         table = load_table(name)
         for row, column, result in table.cells():
-            found = measure(table, row, column, [data.finished])
+            found = measure(table, row, column, data.study.runs)
             if found is None:
                 continue
             differences = "; ".join(found.differences) or "none"
             if differences not in notes:
                 notes.append(differences)
             number = f"d{notes.index(differences) + 1}"
-            published = f"{result.value:.{row.decimals}f}" + ("" if result.std is None else f" ± {result.std}")
-            measured = f"{found.value:.{row.decimals}f}"
-            rows.append(
-                (name, row.label, column.name, number, published, measured, f"{found.value - result.value:+.2f}")
-            )
+            published = fixed(result.value, row.decimals) + ("" if result.std is None else f" ± {result.std}")
+            values = (published, fixed(found.value, row.decimals), fixed(found.value - result.value, 2, "+"))
+            rows.append((name, row.label, column.name, number, *values))
     if not rows:
         why = "No published table that comes with zar-ray has a result of this dataset, method and kind of weights."
         return why_empty("Beside published results", why)
     columns = ("table", "row", "benchmark", "differs", "published", "measured", "points")
-    legend = tuple(Text(f"d{number}: {text}", weak=True) for number, text in enumerate(notes, start=1))
     lead = Text("What differs from the published protocol stands below the table: numbers compare with that in mind.")
-    return Section("Beside published results", (lead, Block(None, columns, rows, words=4), *legend))
+    legend = [f"d{number}: {text}" for number, text in enumerate(notes, start=1)]
+    return Section("Beside published results", (lead, Block(None, columns, rows, legend, words=4)))

@@ -6,25 +6,24 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.data.overview import BenchmarkStatus
-from zar_ray.reporting.numbers import counted
+from zar_ray.reporting.blocks import Block, print_block
+from zar_ray.reporting.numbers import counted, digits
 
 
 def print_benchmarks(statuses: Sequence[BenchmarkStatus], console: Console) -> None:
     """Prints the benchmarks, a line a split, and how to make the manifests that are missing."""
-    table = Table("benchmark", "", "split", "classes", "videos", "manifest", box=None, pad_edge=False)
-    for column in (3, 4):
-        table.columns[column].justify = "right"
+    rows = []
     for status in statuses:
-        known = "-" if status.rows is None else f"{counted(status.rows, 'video')}"
+        known = "-" if status.rows is None else counted(status.rows, "video")
         for number, (split, classes, videos) in enumerate(status.splits):
-            first = (status.benchmark.name, status.benchmark.title, known) if number == 0 else ("", "", "")
-            table.add_row(Text(first[0], style="bold"), Text(first[1]), split, str(classes), videos, first[2])
-    console.print(table)
+            name, title, made = ("", "", "") if number else (status.benchmark.name, status.benchmark.title, known)
+            rows.append((name, title, split, str(classes), videos, made))
+    columns = ("benchmark", "", "split", "classes", "videos", "manifest")
+    print_block(Block(None, columns, rows, words=3, words_behind=1), console)
     missing = {status.make: None for status in statuses if status.rows is None}
     if missing:
         console.print("\nA manifest is made with")
@@ -35,47 +34,46 @@ def print_benchmarks(statuses: Sequence[BenchmarkStatus], console: Console) -> N
 def print_manifest(manifest: Manifest, console: Console, rows: int = 10) -> None:
     """Prints what a manifest holds: counts by split, how it was read, and its first rows and broken files."""
     videos = list(manifest.rows())
-    console.print(
-        Text(f"{manifest.name}: {counted(len(videos), 'video')}, {len(manifest.class_names)} classes", style="bold"),
-        soft_wrap=True,
-    )
+    title = f"{manifest.name}: {counted(len(videos), 'video')}, {len(manifest.class_names)} classes"
+    console.print(Text(title, style="bold"), soft_wrap=True)
     console.print(Text(f"root {manifest.root}"), soft_wrap=True)
-    counts = Table("split", "videos", "labelled", "classes", "broken", "hours", box=None, pad_edge=False)
-    for split in manifest.splits:
-        of_split = [row for row in videos if split in row.memberships]
-        counts.add_row(
-            Text(split),
-            str(len(of_split)),
-            str(sum(bool(_labels(row)) for row in of_split)),
-            str(len({label for row in of_split for label in _labels(row)})),
-            str(sum(row.error is not None for row in of_split)),
-            f"{sum(row.duration or 0.0 for row in of_split) / 3600:.2f}",
-        )
-    console.print(counts)
-    decoders = Counter(row.decoder for row in videos if row.decoder)
-    if decoders:
-        console.print(Text("read by " + ", ".join(f"{name} ({count})" for name, count in decoders.most_common())))
+    decoders = Counter(row.decoder for row in videos if row.decoder).most_common()
+    read_by = [f"read by {', '.join(f'{name} ({count})' for name, count in decoders)}"] if decoders else []
+    columns = ("split", "videos", "labelled", "classes", "broken", "hours")
+    of_splits = [_split_row(split, videos) for split in manifest.splits]
+    print_block(Block(None, columns, of_splits, read_by, words=1), console)
     if not rows or not videos:
         return
     console.print()
-    shown = Table("video", "class", "frames", "size", "fps", box=None, pad_edge=False)
-    shown.columns[0].overflow = shown.columns[1].overflow = "fold"
-    for row in videos[:rows]:
-        shown.add_row(
-            Text(row.video_id),
-            Text(", ".join(_labels(row)) or "-"),
-            "-" if row.frames is None else str(row.frames),
-            "-" if row.width is None else f"{row.width}x{row.height}",
-            "-" if row.fps is None else f"{row.fps:.4g}",
-        )
-    console.print(shown)
-    if len(videos) > rows:
-        console.print(Text(f"... and {len(videos) - rows} more"))
+    more = [f"... and {len(videos) - rows} more"] if len(videos) > rows else []
+    first = [_video_row(row) for row in videos[:rows]]
+    print_block(Block(None, ("video", "class", "frames", "size", "fps"), first, more, words=2), console)
     broken = [row for row in videos if row.error is not None]
     for row in broken[:rows]:
         console.print(Text(f"broken: {row.video_id}: {row.error}", style="red"), soft_wrap=True)
     if len(broken) > rows:
         console.print(Text(f"... and {len(broken) - rows} more broken ones", style="red"))
+
+
+def _split_row(split: str, videos: Sequence[VideoRow]) -> tuple[str, ...]:
+    of_split = [row for row in videos if split in row.memberships]
+    counts = (
+        len(of_split),
+        sum(bool(_labels(row)) for row in of_split),
+        len({label for row in of_split for label in _labels(row)}),
+        sum(row.error is not None for row in of_split),
+    )
+    return (split, *map(str, counts), f"{sum(row.duration or 0.0 for row in of_split) / 3600:.2f}")
+
+
+def _video_row(row: VideoRow) -> tuple[str, ...]:
+    return (
+        row.video_id,
+        ", ".join(_labels(row)) or "-",
+        "-" if row.frames is None else str(row.frames),
+        "-" if row.width is None else f"{row.width}x{row.height}",
+        "-" if row.fps is None else digits(row.fps, 4),
+    )
 
 
 def _labels(row: VideoRow) -> tuple[str, ...]:

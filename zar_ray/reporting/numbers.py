@@ -7,6 +7,9 @@ from zar_ray.results.record import Estimate
 METRICS = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class", "map": "mAP"}
 """What results are called, by their names in records."""
 
+MAIN = ("top1", "map")
+"""The metrics that results are compared by."""
+
 
 def percent(share: float | None, sign: str = "") -> str:
     """A share in per cent with one decimal; `sign` is "+" where a rise is to show as one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,41 +12,58 @@ import yaml
 from zar_ray.errors import ZarError
 from zar_ray.options.base import without_password
 from zar_ray.reporting import figures
-from zar_ray.reporting.attention_figures import AttentionFigure
+from zar_ray.reporting.attention_figures import attention_figure
 from zar_ray.reporting.blocks import Block
 from zar_ray.reporting.embedding_map import LEAST_VIDEOS, MOST_VIDEOS, embedding_map
+from zar_ray.reporting.finished_runs import RunData, RunSplit, StudyData
+from zar_ray.reporting.numbers import digits
 from zar_ray.reporting.pages import Code, Content, Figure, Picture, Section, Text, why_empty
-from zar_ray.reporting.run_data import RunData, RunSplit
+from zar_ray.results.folder import CONFIG
 
-AttentionSource = Callable[[str, Sequence[str]], Sequence[AttentionFigure]]
-"""Draws where a run's model looks in some videos, given the run's folder and the videos' ids; raises a `ZarError` where
-it cannot, with the reason."""
+if TYPE_CHECKING:
+    from zar_ray.explain.explanation import Evaluation
+
+ATTENTION = "Where the model looks"
 
 _FAILURES_SHOWN = 50
 
 
-def attention_maps(data: RunData, samples: int, attention: AttentionSource | None) -> Section:
+def attention_maps(data: RunData, samples: int) -> Section:
     """Where the model looks in some videos, evenly spread over those that finished: the paper's figure 2."""
-    title = "Where the model looks"
-    if attention is None:
-        return why_empty(title, "Attention maps were not asked for.")
+    # What it takes to compute the maps, such as PyTorch and the model, no other section needs.
+    from zar_ray.explain.explanation import explain_videos
+
     ids: list[str] = sorted(data.table.filter(data.table["error"].is_null())["video_id"].unique().to_pylist())
     if not ids:
-        return why_empty(title, "No video finished.")
+        return why_empty(ATTENTION, "No video finished.")
     chosen = [ids[int(place)] for place in np.unique(np.linspace(0, len(ids) - 1, min(samples, len(ids))).round())]
     try:
-        drawn = attention(data.storage.location, chosen)
+        drawn = [attention_figure(maps) for maps in explain_videos(evaluation_of(data), chosen)]
     except ZarError as error:
-        return why_empty(title, f"No attention maps: {error}.")
+        return why_empty(ATTENTION, f"No attention maps: {error}.")
     pictures = (Figure(Picture.of(one.png, "image/png", one.alt, narrow=True), one.caption) for one in drawn)
-    return Section(title, tuple(pictures))
+    return Section(ATTENTION, tuple(pictures))
+
+
+def evaluation_of(data: RunData) -> Evaluation:
+    """What explaining a cell's decisions needs to know of it."""
+    from zar_ray.explain.explanation import Evaluation
+
+    return Evaluation(
+        place=data.finished.place,
+        config=data.config,
+        model_fingerprint=data.summary.model_fingerprint,
+        class_sets=tuple(dict.fromkeys(split.class_names for split in data.splits)),
+        results=data.table,
+        videos=data.folder.videos,
+    )
 
 
 def video_map(data: RunData, split: RunSplit) -> Section:
     """How near the videos of a split are to each other in the embedding space: the paper's figure 6."""
     title = "Map of the videos" if len(data.splits) == 1 else f"Map of the videos of split {split.name}"
-    if "video_feature" not in data.table.column_names or not len(data.table["video_feature"].drop_null()):
-        return why_empty(title, "The run keeps no features of its videos; it was made by an earlier version.")
+    if not len(data.table["video_feature"].drop_null()):
+        return why_empty(title, "The run keeps no features of its videos.")
     kept = data.table.filter(data.table["video_feature"].is_valid()).sort_by("video_id")
     if split.video_ids is not None:
         inside = [video in split.video_ids for video in kept["video_id"].to_pylist()]
@@ -80,7 +97,7 @@ def _labels(data: RunData, split: RunSplit) -> dict[str, str]:
     return {video: split.class_names[label] for video, label in ids}
 
 
-def failures(data: RunData) -> Section:
+def failures(data: StudyData) -> Section:
     """Which videos failed, where and why."""
     failed = data.table.filter(data.table["error"].is_valid()).sort_by("video_id")
     by_video: dict[str, tuple[str, str]] = {}
@@ -94,16 +111,16 @@ def failures(data: RunData) -> Section:
     said = ", ".join(f"{count} at stage {stage}" for count, stage in counts)
     rows = sorted((stage, video, error) for video, (stage, error) in by_video.items())
     content: list[Content] = [
-        Text(f"{len(rows)} of {data.summary.videos} videos failed: {said}. They count as wrong."),
+        Text(f"{len(rows)} of {data.whole.videos} videos failed: {said}. They count as wrong."),
         Block(None, ("stage", "video", "reason"), rows[:_FAILURES_SHOWN], words=3),
     ]
     if len(rows) > _FAILURES_SHOWN:
         more = len(rows) - _FAILURES_SHOWN
-        content.append(Text(f"... and {more:,} more; {data.summary.results} has all.", weak=True))
+        content.append(Text(f"... and {more:,} more; {data.whole.results} has all.", weak=True))
     return Section("Failures", content)
 
 
-def timings(data: RunData) -> Section:
+def timings(data: StudyData) -> Section:
     """What the stages took, and how the run went on over time."""
     table = data.table
     rows = []
@@ -128,7 +145,7 @@ def timings(data: RunData) -> Section:
     return Section("Time and throughput", [*content, *_progress(data)])
 
 
-def _progress(data: RunData) -> list[Content]:
+def _progress(data: StudyData) -> list[Content]:
     ended = data.table.append_column("failed", data.table["error"].is_valid())
     by_video = ended.group_by("video_id").aggregate([("recorded_at", "max"), ("failed", "max")])
     by_video = by_video.sort_by("recorded_at_max")
@@ -136,20 +153,20 @@ def _progress(data: RunData) -> list[Content]:
         return [Text("Throughput over time needs two videos.", weak=True)]
     seconds = by_video["recorded_at_max"].to_numpy()
     picture = figures.progress_chart(seconds - seconds[0], by_video["failed_max"].to_numpy())
-    speed = data.summary.throughput.videos_per_second
+    speed = data.whole.throughput.videos_per_second
     caption = "Videos with a result over time; rows are written a block at a time."
     if speed is not None:
-        caption += f" The last session did {speed:.3g} videos a second."
-    if data.summary.resumed:
-        caption += f" {data.summary.resumed} videos are of earlier sessions, so the time between sessions shows."
+        caption += f" The last session did {digits(speed)} videos a second."
+    if data.whole.resumed:
+        caption += f" {data.whole.resumed} videos are of earlier sessions, so the time between sessions shows."
     return [Figure(picture, caption)]
 
 
-def repetition(data: RunData) -> Section:
+def repetition(data: StudyData) -> Section:
     """The command that does the run again, and its options."""
-    config = without_password(data.storage.path("config.yaml"))
-    command = shlex.join(["zar", "eval", "--config", config, "--name", f"{data.summary.name}-again"])
-    shown = without_password(yaml.safe_dump(dict(data.finished.config), sort_keys=False, allow_unicode=True))
+    config = without_password(data.storage.path(CONFIG))
+    command = shlex.join(["zar", "eval", "--config", config, "--name", f"{data.whole.name}-again"])
+    shown = without_password(yaml.safe_dump(dict(data.study.config), sort_keys=False, allow_unicode=True))
     return Section(
         "Repeating the run",
         (
@@ -159,9 +176,9 @@ def repetition(data: RunData) -> Section:
     )
 
 
-def versions(data: RunData) -> Section:
+def versions(data: StudyData) -> Section:
     """What the run was made with."""
-    facts = {**data.provenance, **(data.provenance.get("packages") or {})}
+    facts = {**data.study.provenance, **(data.study.provenance.get("packages") or {})}
     rows = [(name, str(value)) for name, value in facts.items() if name != "packages" and value is not None]
     if not rows:
         return why_empty("Versions", "The run does not say what it was made with.")

@@ -239,9 +239,10 @@ def _notes(record: StudyRecord, table: StudyTable, plus_minus: str) -> list[str]
     if paired or any(score.std is None and score.low is not None for score in scores):
         notes.append(INTERVALS)
     if paired:
+        test = "the exact p of exchanging both at random, video by video," if repeated else "McNemar's exact p"
         notes.append(
-            f"Change is against {table.reference or 'the first'} on the same videos; p adj. is McNemar's exact p after "
-            "Holm's correction over this table."
+            f"Change is against {table.reference or 'the first'} on the same videos; p adj. is {test} after Holm's "
+            "correction over this table."
         )
     if record.whole.failed and scores:
         how = "ranked last" if table.metric == "map" else "counted as wrong"

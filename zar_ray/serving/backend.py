@@ -88,16 +88,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class WindowPlace:
-    """Where in its video a window lies; see `WindowResult`."""
-
-    number: int
-    start: float
-    end: float
-    start_frame: int
-
-
-@dataclass(frozen=True)
 class DecodingNeeds:
     """What decoders must know of the model and the methods to plan a video's views.
 

@@ -10,12 +10,13 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from zar_ray.serving.backend import DecodingNeeds, Job, Query, VideoSource, WindowPlace
+from zar_ray.serving.backend import DecodingNeeds, Job, Query, VideoSource
 from zar_ray.serving.logs import QUIET, log_to_serve
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.problems import RequestError
-from zar_ray.serving.sandbox import DecodedWindow, DecodeRequest, DecoderProcess, PlannedVideo
+from zar_ray.serving.sandbox import DecodedViews, DecodeRequest, DecoderProcess
 from zar_ray.serving.schema import WindowParameters
+from zar_ray.serving.windows import WindowSpan
 
 
 @serve.deployment(name="decoder", logging_config=QUIET)
@@ -42,11 +43,11 @@ class DecoderDeployment:
             decoded = await asyncio.to_thread(self._process.decode, source, request, self._config.decode_timeout)
         except RequestError as error:
             return error
-        return _job(video, query, decoded, first_frame=0)
+        return _job(video, query, decoded)
 
     async def decode_windows(
         self, video: VideoSource, query: Query, windows: WindowParameters
-    ) -> AsyncIterator[RequestError | tuple[WindowPlace, list[ray.ObjectRef]]]:
+    ) -> AsyncIterator[RequestError | tuple[WindowSpan, list[ray.ObjectRef]]]:
         """A long video's windows, each with a reference to its frames; or at the end what is wrong with it."""
         found: Any = self._process.decode_windows(
             _source(video),
@@ -56,7 +57,7 @@ class DecoderDeployment:
             self._config.limits.windows,
             self._config.decode_timeout,
         )
-        step: asyncio.Future[DecodedWindow | None] | None = None
+        step: asyncio.Future[DecodedViews | None] | None = None
         try:
             while True:
                 step = asyncio.ensure_future(asyncio.to_thread(next, found, None))
@@ -64,8 +65,8 @@ class DecoderDeployment:
                 window = await asyncio.shield(step)
                 if window is None:
                     return
-                job = _job(video, query, window, window.start_frame)
-                yield WindowPlace(window.number, window.start, window.end, window.start_frame), [ray.put(job)]
+                assert window.span is not None
+                yield window.span, [ray.put(_job(video, query, window))]
         except RequestError as error:
             yield error
         finally:
@@ -89,7 +90,7 @@ def _source(video: VideoSource) -> Any:
     return video.path if video.content is None else video.content
 
 
-def _job(video: VideoSource, query: Query, decoded: PlannedVideo | DecodedWindow, first_frame: int) -> Job:
+def _job(video: VideoSource, query: Query, decoded: DecodedViews) -> Job:
     return Job(
         query=query,
         name=video.name,
@@ -97,6 +98,6 @@ def _job(video: VideoSource, query: Query, decoded: PlannedVideo | DecodedWindow
         warning=decoded.warning,
         plan=decoded.plan,
         frames=decoded.frames,
-        first_frame=first_frame,
+        first_frame=decoded.first_frame,
         decode_seconds=decoded.seconds,
     )

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from math import prod
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
@@ -30,21 +30,18 @@ import numpy as np
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.sandbox_process import (
-    Answer,
+    DecodedViews,
+    DecodeJob,
     DecodeRequest,
     Finished,
-    Job,
     Settings,
-    Stop,
-    Taken,
-    WindowCut,
+    Signal,
     write_all,
 )
+from zar_ray.serving.windows import WindowCut
 from zar_ray.video.inspection import reason_of
-from zar_ray.video.plans import ViewPlan
-from zar_ray.video.reading import VideoInfo
 
-__all__ = ["DecodeRequest", "DecodedWindow", "DecoderProcess", "PlannedVideo"]
+__all__ = ["DecodeRequest", "DecodedViews", "DecoderProcess"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,60 +57,6 @@ _COMMAND = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "from zar_ray.serving.sandbox_process import main; main()"
 )
-
-
-@dataclass(frozen=True, eq=False)
-class PlannedVideo:
-    """A decoded video with the plan that its frames are for.
-
-    Attributes:
-        frames: uint8 (F, h, w, 3), contiguous, resized, in the plan's order.
-        plan: Its views.
-        info: What is known of the video, and the decoder that gave these pixels.
-        warning: What is wrong with the video although it could be read.
-        seconds: Time that opening, decoding and resizing took.
-    """
-
-    frames: np.ndarray
-    plan: ViewPlan
-    info: VideoInfo
-    warning: str | None
-    seconds: float
-
-
-@dataclass(frozen=True, eq=False)
-class DecodedWindow:
-    """One window of a video with the plan that its frames are for.
-
-    Attributes:
-        number: From 0.
-        start: Seconds from the video's start.
-        end: Seconds from the video's start.
-        start_frame: The window's first frame.
-        length: The window's frames.
-        frames: uint8 (F, h, w, 3), contiguous, resized, in the plan's order.
-        plan: Its views; frame indices count from the window's first frame.
-        info: What is known of the whole video, and the decoder that gave these pixels.
-        warning: What is wrong with the video although it could be read, as far as that is known by now; with the last
-            window all is.
-        seconds: Time that opening (for the first window), decoding and resizing took since the window before.
-    """
-
-    number: int
-    start: float
-    end: float
-    start_frame: int
-    length: int
-    frames: np.ndarray
-    plan: ViewPlan
-    info: VideoInfo
-    warning: str | None
-    seconds: float
-
-    @property
-    def frame_numbers(self) -> np.ndarray:
-        """int64 (F,), the indices of `frames` in the whole video."""
-        return self.start_frame + self.plan.frames
 
 
 class DecoderProcess:
@@ -164,7 +107,7 @@ class DecoderProcess:
 
     def decode(
         self, source: np.ndarray | str | os.PathLike[str], request: DecodeRequest, timeout: float
-    ) -> PlannedVideo:
+    ) -> DecodedViews:
         """Decodes and resizes the frames that a video's views need, as `zar_ray.video.decoding.decode_video` does.
 
         Args:
@@ -175,8 +118,8 @@ class DecoderProcess:
         Raises:
             RequestError: See the class.
         """
-        ((answer, frames),) = self._answers(source, request, timeout, None)
-        return PlannedVideo(frames, answer.plan, answer.info, answer.warning, answer.seconds)
+        (decoded,) = self._answers(source, request, timeout, None)
+        return decoded
 
     def decode_windows(
         self,
@@ -186,7 +129,7 @@ class DecoderProcess:
         stride_seconds: float | None,
         max_windows: int,
         timeout: float,
-    ) -> Iterator[DecodedWindow]:
+    ) -> Generator[DecodedViews]:
         """Decodes a video window by window, each as soon as its last frame is there; reads the file once.
 
         At most two windows are decoded ahead of the one that was taken last. Each window is planned as a video of its
@@ -200,29 +143,14 @@ class DecoderProcess:
             max_windows: Windows that there may be.
             timeout: Seconds that each window may take, the first with opening the file.
 
-        Yields:
-            The windows in order. Close the iterator to stop early.
+        Returns:
+            The windows in order. Close the generator to stop early.
 
         Raises:
             RequestError: See the class; also after some windows, where the file turns out to be broken there.
         """
         cut = WindowCut(window_seconds, window_seconds if stride_seconds is None else stride_seconds, max_windows)
-        with contextlib.closing(self._answers(source, request, timeout, cut)) as answers:
-            for answer, frames in answers:
-                span = answer.span
-                assert span is not None
-                yield DecodedWindow(
-                    number=span.number,
-                    start=span.start,
-                    end=span.end,
-                    start_frame=span.start_frame,
-                    length=span.frames,
-                    frames=frames,
-                    plan=answer.plan,
-                    info=answer.info,
-                    warning=answer.warning,
-                    seconds=answer.seconds,
-                )
+        return self._answers(source, request, timeout, cut)
 
     def close(self) -> None:
         """Ends the child; whoever waits for it gets ``replica-lost``."""
@@ -241,10 +169,10 @@ class DecoderProcess:
 
     def _answers(
         self, source: np.ndarray | str | os.PathLike[str], request: DecodeRequest, timeout: float, cut: WindowCut | None
-    ) -> Generator[tuple[Answer, np.ndarray]]:
+    ) -> Generator[DecodedViews]:
         """Has the child do one job, and gives its answers with their frames."""
         with self._turn, _shared(source) as (path, descriptor):
-            child = self._child_with(Job(request, timeout, path, cut), descriptor)
+            child = self._child_with(DecodeJob(request, timeout, path, cut), descriptor)
             in_order = False
             try:
                 while True:
@@ -252,9 +180,11 @@ class DecoderProcess:
                     if isinstance(message, Finished):
                         in_order = not message.retire
                         break
-                    frames = _mapped(child.receive_descriptor(), message.shape)
-                    child.tell(Taken())
-                    yield message, frames
+                    plan = message.plan
+                    shape = (len(plan.frames), plan.height, plan.width, 3)
+                    frames = _mapped(child.receive_descriptor(), shape)
+                    child.tell(Signal.TAKEN)
+                    yield replace(message, frames=frames)
             except GeneratorExit:
                 in_order = child.stop()
                 raise
@@ -270,7 +200,7 @@ class DecoderProcess:
         if message.error is not None:
             raise message.error
 
-    def _child_with(self, job: Job, descriptor: int | None) -> _Child:
+    def _child_with(self, job: DecodeJob, descriptor: int | None) -> _Child:
         """A child that has begun with a job; the turn is the caller's."""
         for _ in range(_ATTEMPTS):
             child = self._started_child()
@@ -368,7 +298,7 @@ class _Child:
             self.receive(self._start_until - time.monotonic())
             self.started = True
 
-    def give(self, job: Job, descriptor: int | None) -> None:
+    def give(self, job: DecodeJob, descriptor: int | None) -> None:
         self._connection.send(job)
         if descriptor is not None:
             reduction.send_handle(self._connection, descriptor, self.process.pid)
@@ -397,7 +327,7 @@ class _Child:
         """Ends the present job early; whether the process waits for the next one then."""
         until = time.monotonic() + _STOP_SECONDS
         try:
-            self.tell(Stop())
+            self.tell(Signal.STOP)
             while not isinstance(message := self.receive(until - time.monotonic()), Finished):
                 os.close(self.receive_descriptor())
         except (EOFError, OSError):

@@ -17,10 +17,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from math import ceil
+from enum import Enum
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
 
@@ -30,6 +29,7 @@ import psutil
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
+from zar_ray.serving.windows import WindowCut, WindowSchedule, WindowSpan, cut_windows
 from zar_ray.video.inspection import Deadline, open_stream
 from zar_ray.video.options import Decoder, ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video
@@ -38,7 +38,7 @@ from zar_ray.video.transforms import Preprocessing, resize_frame
 
 _AHEAD = 2  # windows that lie finished before one of them is taken
 _FILES = 64  # descriptors of the process; a decoder opens the file two or three times
-_MIB = 2**20
+_LATER = np.empty(0, np.uint8)  # frames whose file follows
 
 
 @dataclass(frozen=True)
@@ -73,65 +73,6 @@ class DecodeRequest:
 
 
 @dataclass(frozen=True)
-class WindowCut:
-    """How a video is cut: windows of `seconds`, one every `stride` seconds, and at most `most` of them."""
-
-    seconds: float
-    stride: float
-    most: int
-
-
-@dataclass(frozen=True)
-class WindowSpan:
-    """Where one window of a video lies.
-
-    Attributes:
-        number: From 0.
-        start: Seconds from the video's start: `number` strides.
-        end: Seconds from the video's start; the video's end for one that would reach beyond.
-        start_frame: Its first frame.
-        frames: Its frames, at least 1.
-    """
-
-    number: int
-    start: float
-    end: float
-    start_frame: int
-    frames: int
-
-
-def cut_windows(frames: int, fps: float, cut: WindowCut) -> tuple[WindowSpan, ...]:
-    """The windows of a video; one that would start after the video's last frame does not exist.
-
-    A time t is frame floor(t·fps + 1/2), in exact arithmetic.
-
-    Args:
-        frames: N, the video's frames.
-        fps: Frames a second.
-        cut: Lengths in seconds.
-
-    Raises:
-        RequestError: The frame rate is unknown, or there would be too many windows.
-    """
-    if fps <= 0:
-        raise RequestError("unusable-video", "its frame rate is unknown, so it cannot be cut into windows")
-    # the fractions that the numbers stand for: binary 0.3 would round to the wrong side of a half
-    rate = Fraction(fps).limit_denominator(1_000_000)
-    length, stride = (Fraction(repr(float(seconds))) for seconds in (cut.seconds, cut.stride))
-    half = Fraction(1, 2)
-    count = ceil((frames - half) / (stride * rate))
-    if count > cut.most:
-        raise RequestError("video-too-large", f"{count} windows; the limit is {cut.most} windows")
-    spans = []
-    for number in range(count):
-        first = int(number * stride * rate + half)
-        last = min(max(int((number * stride + length) * rate + half), first + 1), frames)
-        end = min(number * stride + length, frames / rate)
-        spans.append(WindowSpan(number, float(number * stride), float(end), first, last - first))
-    return tuple(spans)
-
-
-@dataclass(frozen=True)
 class Settings:
     """The first message to the process.
 
@@ -147,7 +88,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Job:
+class DecodeJob:
     """A video to decode.
 
     Attributes:
@@ -163,45 +104,42 @@ class Job:
     cut: WindowCut | None = None
 
 
-@dataclass(frozen=True)
-class Taken:
-    """To the process: one answer has been received."""
+class Signal(Enum):
+    """What the two sides say to each other besides."""
 
-
-@dataclass(frozen=True)
-class Stop:
-    """To the process: no further answers of this job are wanted."""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """From the process: it has started."""
-
-
-@dataclass(frozen=True)
-class Begun:
-    """From the process: it has the job, and whatever ends it from now on is that job's fault."""
+    READY = "from the process: it has started"
+    BEGUN = "from the process: it has the job, and whatever ends it from now on is that job's fault"
+    TAKEN = "to the process: one answer has been received"
+    STOP = "to the process: no further answers of this job are wanted"
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """From the process: a decoded video or window; the descriptor of its frames' file follows.
+class DecodedViews:
+    """A decoded video, or one window of it, with the plan that its frames are for.
+
+    From the process it comes without frames, as the descriptor of their file follows.
 
     Attributes:
-        shape: (F, h, w, 3) of the frames, uint8, in C order.
-        plan: What the frames are for; of a window, relative to its first frame.
-        info: The whole video.
-        warning: What is wrong with the video although it could be read.
-        seconds: Time that it took the process.
+        frames: uint8 (F, h, w, 3), contiguous, resized, in the plan's order.
+        plan: Its views; frame indices of a window count from the window's first frame.
+        info: What is known of the whole video, and the decoder that gave these pixels.
+        warning: What is wrong with the video although it could be read, as far as that is known by now; with the last
+            window all is.
+        seconds: Time that opening, decoding and resizing took; of a window since the window before.
         span: Where the window lies; None for a whole video.
     """
 
-    shape: tuple[int, int, int, int]
+    frames: np.ndarray
     plan: ViewPlan
     info: VideoInfo
     warning: str | None
     seconds: float
     span: WindowSpan | None = None
+
+    @property
+    def first_frame(self) -> int:
+        """The frame of the video that the plan's frame 0 is."""
+        return self.span.start_frame if self.span is not None else 0
 
 
 @dataclass(frozen=True)
@@ -229,7 +167,7 @@ def main() -> None:
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 2)
         os.close(quiet)
-        connection.send(Ready())
+        connection.send(Signal.READY)
         worker.serve()
 
 
@@ -258,7 +196,7 @@ class _WindowDeadline(Deadline):
         super().__init__(self.seconds)
 
     def _hear(self) -> None:
-        if isinstance(self._connection.recv(), Stop):
+        if self._connection.recv() is Signal.STOP:
             raise _StoppedError
         self._untaken -= 1
 
@@ -283,11 +221,11 @@ class _Worker:
             while True:
                 # what the parent says of a job that is over by then is no job
                 job = self._connection.recv()
-                if isinstance(job, Job):
-                    self._connection.send(Begun())
+                if isinstance(job, DecodeJob):
+                    self._connection.send(Signal.BEGUN)
                     self._connection.send(self._finish(job))
 
-    def _finish(self, job: Job) -> Finished:
+    def _finish(self, job: DecodeJob) -> Finished:
         """Does a job; nothing that goes wrong with a video ends the process."""
         error, unforeseen, out_of_memory = None, None, False
         with self._path(job) as path:
@@ -312,7 +250,7 @@ class _Worker:
         return Finished(error, unforeseen, retire=out_of_memory or grown)
 
     @contextlib.contextmanager
-    def _path(self, job: Job) -> Iterator[str]:
+    def _path(self, job: DecodeJob) -> Iterator[str]:
         if job.path is not None:
             yield job.path
             return
@@ -333,7 +271,7 @@ class _Worker:
             path, plan_of, request.preprocessing.interpolation, decoder=request.decoder, timeout=timeout
         )
         plan = request.plan(decoded.info)
-        answer = Answer(decoded.frames.shape, plan, decoded.info, decoded.warning, decoded.seconds)
+        answer = DecodedViews(_LATER, plan, decoded.info, decoded.warning, decoded.seconds)
         self._send(answer, (decoded.frames,))
 
     def _decode_windows(self, request: DecodeRequest, path: str, timeout: float, cut: WindowCut) -> None:
@@ -345,7 +283,7 @@ class _Worker:
             self._check_video(info)
             spans = cut_windows(info.frames, info.fps, cut)
             plans = [request.plan_window(info, span) for span in spans]
-            schedule = _Schedule(spans, plans)
+            schedule = WindowSchedule(spans, plans)
             self._check_frames(schedule.most_held, plans[0])
             held: dict[int, np.ndarray] = {}
             pictures = reader.read(schedule.frames, deadline)
@@ -357,9 +295,8 @@ class _Worker:
                     next(pictures, None)
                 while due < len(spans) and schedule.complete[due] == row:
                     rows, plan = schedule.rows[due], plans[due]
-                    shape = (len(rows), plan.height, plan.width, 3)
                     seconds = time.monotonic() - started
-                    answer = Answer(shape, plan, info, reader.warning, seconds, spans[due])
+                    answer = DecodedViews(_LATER, plan, info, reader.warning, seconds, spans[due])
                     self._send(answer, (held[one] for one in rows.tolist()))
                     held = {one: frame for one, frame in held.items() if schedule.last_use[one] > due}
                     deadline.delivered()
@@ -382,7 +319,7 @@ class _Worker:
                 f"{limit} bytes",
             )
 
-    def _send(self, answer: Answer, frames: Iterable[np.ndarray]) -> None:
+    def _send(self, answer: DecodedViews, frames: Iterable[np.ndarray]) -> None:
         with _anonymous_file() as descriptor:
             for part in frames:
                 write_all(descriptor, np.ascontiguousarray(part))
@@ -413,30 +350,6 @@ class _Worker:
         except (VideoError, MemoryError):
             pass
         return None
-
-
-class _Schedule:
-    """When each window's frames are there, and how long each frame is needed.
-
-    Attributes:
-        frames: int64 (U,), ascending distinct indices in the video of the frames that any window needs.
-        rows: For each window int64 (F,), its frames as rows of `frames`.
-        complete: For each window the row with which it can be delivered, after the windows before it.
-        last_use: int64 (U,), the last window that needs a frame.
-        most_held: Frames that are held at the busiest moment.
-    """
-
-    def __init__(self, spans: Sequence[WindowSpan], plans: Sequence[ViewPlan]) -> None:
-        wanted = [span.start_frame + plan.frames for span, plan in zip(spans, plans, strict=True)]
-        self.frames = np.unique(np.concatenate(wanted))
-        self.rows = [np.searchsorted(self.frames, one) for one in wanted]
-        self.complete = np.maximum.accumulate([rows[-1] for rows in self.rows])
-        self.last_use = np.zeros(len(self.frames), dtype=np.int64)
-        for number, rows in enumerate(self.rows):
-            self.last_use[rows] = number
-        released = np.sort(self.complete[self.last_use])
-        row = np.arange(len(self.frames))
-        self.most_held = int((row + 1 - np.searchsorted(released, row)).max())
 
 
 def write_all(descriptor: int, array: np.ndarray) -> None:

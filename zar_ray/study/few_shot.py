@@ -35,6 +35,7 @@ from zar_ray.storage import Storage
 from zar_ray.study.axes import ModelChoice
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.run import run_study
+from zar_ray.tracking import default_uri, put_below
 from zar_ray.training.inputs import settled
 from zar_ray.training.job import run_training
 from zar_ray.training.options import TrainConfig
@@ -127,15 +128,19 @@ def run_experiment(config: TrainConfig, console: Console) -> StudyRecord:
     if config.overwrite:
         plan.folder.delete_folder()
     console.print(f"{_heading(plan)}, in {plan.folder.path()}")
+    logged: dict[str, dict[str, str]] = {}
     for number, one in enumerate(plan.trainings, 1):
         console.print(f"\n{one.shots} shots, seed {one.seed} ({number} of {len(plan.trainings)})")
         write_manifest(one.videos, str(one.config.dataset))
         if one.done:
             console.print(f"trained already: {one.output}")
-        else:
-            run_training(one.config, console)
+        elif (run_id := run_training(one.config, console).run_id) is not None:
+            logged[run_id] = {"shots": str(one.shots), "seed": str(one.seed)}
     console.print()
-    return run_study(plan.evaluation, console, [one.choice() for one in plan.trainings])
+    record = run_study(plan.evaluation, console, [one.choice() for one in plan.trainings])
+    if logged and record.whole.mlflow.run_id is not None and record.whole.mlflow.uri is not None:
+        put_below(record.whole.mlflow.run_id, logged, plan.evaluation.mlflow_uri or record.whole.mlflow.uri)
+    return record
 
 
 def _checked(config: TrainConfig) -> TrainConfig:
@@ -244,8 +249,6 @@ def _training(config: TrainConfig, folder: Storage, shots: int, seed: int) -> Tr
 
 def _mlflow_uri(config: TrainConfig, folder: Storage) -> str | None:
     """One store for the trainings and the study; by default beside the experiment's folder."""
-    from zar_ray.tracking import default_uri
-
     return config.mlflow_uri or (default_uri(folder.location.rpartition("/")[0]) if folder.is_local else None)
 
 

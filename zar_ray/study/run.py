@@ -11,7 +11,7 @@ from rich.console import Console
 from zar_ray.errors import RunError, TrackingError
 from zar_ray.evaluation.pipeline import Evaluated, evaluate
 from zar_ray.provenance import provenance
-from zar_ray.reporting.study_tables import print_study, study_csv
+from zar_ray.reporting.study_tables import print_study, study_csv, study_markdown
 from zar_ray.results.folder import CELLS, SUMMARY, RunFolder
 from zar_ray.results.record import MlflowState, RunSummary
 from zar_ray.results.study_record import StudyRecord
@@ -92,7 +92,7 @@ def log(folder: RunFolder, options: EvalConfig) -> MlflowState:
             f" `zar report mlflow {run} --uri URI` logs it later"
         )
     try:
-        receipt = log_run_folder(run, options.mlflow_uri)
+        receipt = log_run_folder(run, options.mlflow_uri, describe=study_markdown)
     except TrackingError as error:
         return MlflowState(why_not=str(error))
     return MlflowState(receipt.uri, receipt.experiment, receipt.run_id)

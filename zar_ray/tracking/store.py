@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from zar_ray.errors import TrackingError
 from zar_ray.options.base import without_password
-from zar_ray.storage import Storage, is_uri
+from zar_ray.storage import is_uri
+from zar_ray.tracking.sqlite import made_by_one, sqlite_path, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,10 +56,12 @@ _LOG_LEVELS = {
 # What servers of all versions take.
 _VALUE_LENGTH = 500
 _NOTE_LENGTH = 5000
+_PART_LENGTH = 70
 _PARAMS_A_BATCH = 100
+_MOST_RUNS = 50_000
 
 _EXPERIMENT_NOTE = (
-    "Evaluations by zar-ray: a run each, and below it (+) a run a method, a split and method, or a setting of a sweep."
+    "Evaluations by zar-ray: a run each, and below it (+) a run a method, of each split, model, setting or seed."
     " Compare those: their parameters and metrics have the same names. `top1_change` is what adaptation changed, with"
     " its 95 % interval in `top1_change_low` and `top1_change_high`, and `mcnemar_p`. Accuracies are fractions in"
     " [0, 1]. A run's description is its result table."
@@ -82,13 +85,14 @@ def default_uri(root: str) -> str:
             f"{root}: MLflow's database cannot be there; name a tracking server with --mlflow-uri, "
             "or send the run later with `zar report mlflow RUN --uri URI`"
         )
-    return f"sqlite:///{Path(root).expanduser().absolute() / 'mlflow.db'}"
+    return sqlite_uri(Path(root).expanduser().absolute() / "mlflow.db")
 
 
 def absolute_uri(uri: str) -> str:
     """The URI with a relative SQLite path made absolute: a receipt must mean the same in another folder."""
-    if uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
+    path = sqlite_path(uri)
+    if path is not None:
+        return sqlite_uri(path.expanduser().absolute()) + "".join(uri.partition("?")[1:])
     return uri.rstrip("/")
 
 
@@ -133,37 +137,42 @@ def client_of(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
     from mlflow.store.db.db_types import DATABASE_ENGINES
 
-    if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
-        _open_database(uri)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    path = sqlite_path(uri)
+    with contextlib.nullcontext() if path is None else made_by_one(path, uri):
+        if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
+            _open_database(uri)
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def artifact_location(uri: str, root: str) -> str | None:
-    """Where a new experiment keeps its files: beside a database, else what the server says."""
-    if uri.startswith("sqlite:///"):
-        return (Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts").as_uri()
+def experiment_of(client: MlflowClient, uri: str, root: str) -> str:
+    """The id of the experiment, which is made if it is not there; its files then go beside a database, or below `root`
+    where the database has no folder, or where the server says.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        try:
+            place = _artifact_location(uri, root)
+            return client.create_experiment(EXPERIMENT, artifact_location=place, tags=_EXPERIMENT_TAGS)
+        except MlflowException as error:
+            # Another run may have made it in between.
+            found = client.get_experiment_by_name(EXPERIMENT)
+            if found is None:
+                raise error from None
+    if found.lifecycle_stage != "active":
+        raise MlflowException(f"experiment {EXPERIMENT} has been deleted there; restore it in MLflow")
+    return found.experiment_id
+
+
+def _artifact_location(uri: str, root: str) -> str | None:
+    path = sqlite_path(uri)
+    if path is not None:
+        return (path.parent / "mlflow-artifacts").as_uri()
     if uri.startswith(("http://", "https://")) or not is_uri(uri):
         return None
     # A database without a server knows no place for files, and MLflow would put them into the working folder.
     return f"{root}/mlflow-artifacts" if is_uri(root) else (Path(root) / "mlflow-artifacts").as_uri()
-
-
-def experiment_of(client: MlflowClient, name: str, artifact_location: str | None) -> str:
-    """The id of an experiment, which is made if it is not there."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return client.create_experiment(name, artifact_location=artifact_location, tags=_EXPERIMENT_TAGS)
-        except MlflowException as error:
-            # Another run may have made it in between.
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise error from None
-    if found.lifecycle_stage != "active":
-        raise MlflowException(f"experiment {name} has been deleted there; restore it in MLflow")
-    return found.experiment_id
 
 
 def is_there(client: MlflowClient, run_id: str) -> bool:
@@ -180,13 +189,7 @@ def is_there(client: MlflowClient, run_id: str) -> bool:
 
 def search_runs(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
     """All active runs under a condition."""
-    runs, token = [], None
-    while True:
-        page = client.search_runs([experiment_id], condition, max_results=100, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
+    return list(client.search_runs([experiment_id], condition, max_results=_MOST_RUNS))
 
 
 def log_values(client: MlflowClient, run_id: str, params: Mapping[str, str], numbers: Mapping[str, float]) -> None:
@@ -203,14 +206,19 @@ def log_values(client: MlflowClient, run_id: str, params: Mapping[str, str], num
         client.log_batch(run_id, metrics=batch)
 
 
-def log_files(client: MlflowClient, run_id: str, storage: Storage, names: Mapping[str, str]) -> None:
-    """Sends those of the run's files that are there, by the names they are to have."""
+def log_files(client: MlflowClient, run_id: str, files: Mapping[str, bytes]) -> None:
+    """Sends files by their names."""
     with tempfile.TemporaryDirectory(prefix="zar-mlflow-") as folder:
-        for source, name in names.items():
-            if storage.exists(source):
-                file = Path(folder) / name
-                file.write_bytes(storage.read(source))
-                client.log_artifact(run_id, str(file))
+        for name, content in files.items():
+            file = Path(folder) / name
+            file.write_bytes(content)
+            client.log_artifact(run_id, str(file))
+
+
+def git_tags(commit: str | None) -> dict[str, str]:
+    """Tags of the code's commit, one of them MLflow's own; see `zar_ray.provenance.git_commit`."""
+    own = {"mlflow.source.git.commit": commit.removesuffix("+changes")} if commit else {}
+    return {"git": commit or "unknown", **own}
 
 
 def flattened(values: Mapping[str, Any], at: str = "") -> dict[str, str]:
@@ -240,6 +248,12 @@ def metric_key(name: str) -> str:
     return re.sub(r"[^\w./ -]", "_", name, flags=re.ASCII)
 
 
+def key_part(label: str) -> str:
+    """A label as one part of a metric's name, where a slash would end it and dots alone would mean another."""
+    key = metric_key(label).replace("/", "_")
+    return cut(f"_{key}" if key.startswith(".") else key, _PART_LENGTH)
+
+
 def _reason(error: BaseException) -> str:
     """What went wrong in a few words: of a failed connection or query its cause, without URLs and SQL around it."""
     from requests import RequestException
@@ -258,8 +272,6 @@ def _open_database(uri: str) -> None:
     """Opens a database once: MLflow itself goes on trying for minutes, even where a file is not a database."""
     import sqlalchemy
 
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     engine = sqlalchemy.create_engine(uri)
     try:
         sqlalchemy.inspect(engine).get_table_names()

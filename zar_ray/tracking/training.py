@@ -6,40 +6,31 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zar_ray.errors import TrackingError
 from zar_ray.options.base import fingerprint, without_password
 from zar_ray.provenance import git_commit
 from zar_ray.storage import Storage
-from zar_ray.tracking.receipts import MlflowReceipt, keep_receipt, read_receipts
+from zar_ray.tracking.folder_run import TRAINING, FolderRun, MlflowReceipt
 from zar_ray.tracking.store import (
     CONTINUES,
-    EXPERIMENT,
     METRICS_A_BATCH,
     PARENT_TAG,
     RESULTS_TAG,
-    absolute_uri,
-    artifact_location,
-    client_of,
     cut,
-    default_uri,
-    experiment_of,
     fitting,
     flattened,
-    is_there,
+    git_tags,
     log_values,
     metric_key,
     opened,
     quiet_and_quick,
 )
-from zar_ray.training.options import TrainConfig
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Metric
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -62,10 +53,10 @@ class TrainingTracker:
         uri: The tracking store, without a password.
     """
 
-    def __init__(self, client: MlflowClient, uri: str, folder: Storage, receipt: MlflowReceipt) -> None:
+    def __init__(self, kept: FolderRun, receipt: MlflowReceipt) -> None:
         self.run_id = receipt.run_id
-        self.uri = without_password(uri)
-        self._client, self._store, self._folder, self._receipt = client, uri, folder, receipt
+        self.uri = kept.shown
+        self._kept, self._client, self._receipt = kept, kept.client, receipt
         self._last: dict[str, int] = {}
         self._waiting: list[Metric] = []
         self._retry_at: float | None = None
@@ -76,8 +67,9 @@ class TrainingTracker:
     @classmethod
     def start(
         cls,
-        config: TrainConfig,
         folder: Storage,
+        uri: str | None,
+        config: Mapping[str, Any],
         facts: Mapping[str, str | int | float],
         parent: str | None = None,
     ) -> TrainingTracker:
@@ -87,50 +79,30 @@ class TrainingTracker:
         one, so a resumption with another operational option shows in its own log only.
 
         Args:
-            config: The options; `mlflow_uri` is the store, by default ``mlflow.db`` beside the folder.
             folder: The training's own folder, which keeps the receipt.
-            facts: What else is known from the start, such as counts of videos and the model's name; logged as tags.
+            uri: The tracking store; by default ``mlflow.db`` beside the folder.
+            config: The options, as plain JSON values.
+            facts: What else is known from the start, such as the data set, counts of videos and the model's name;
+                logged as tags.
             parent: Run that this one is shown below.
 
         Raises:
             TrackingError: MLflow cannot be reached or refuses; training can go on without.
         """
-        root = folder.location.rpartition("/")[0]
-        uri = absolute_uri(config.mlflow_uri) if config.mlflow_uri else default_uri(root)
-        shown = without_password(uri)
-        git = git_commit()
-        tags = {
-            "kind": "training",
-            "dataset": str(config.dataset),
-            "git": git or "unknown",
-            **{name: str(value) for name, value in facts.items()},
-        }
-        if git:
-            tags["mlflow.source.git.commit"] = git.removesuffix("+changes")
+        tags = {"kind": TRAINING, **git_tags(git_commit()), **{name: str(value) for name, value in facts.items()}}
         if parent is not None:
             tags[PARENT_TAG] = parent
-        with opened(shown, "log the training to MLflow", CONTINUES):
-            client = client_of(uri)
-            receipt = read_receipts(folder).get(shown)
-            continued = receipt is not None and is_there(client, receipt.run_id)
-            if receipt is None or not continued:
-                experiment_id = experiment_of(client, EXPERIMENT, artifact_location(uri, root))
-                name = folder.location.rpartition("/")[2]
-                run_id = client.create_run(experiment_id, tags=fitting(tags), run_name=name).info.run_id
-                receipt = MlflowReceipt(shown, EXPERIMENT, run_id, results="")
-                keep_receipt(folder, receipt)
-            tracker = cls(client, uri, folder, receipt)
-            if continued:
+        kept = FolderRun(folder, uri)
+        with opened(kept.shown, "log the training to MLflow", CONTINUES):
+            continued = kept.find()
+            receipt = continued or kept.keep(kept.create(folder.location.rpartition("/")[2], tags))
+            tracker = cls(kept, receipt)
+            if continued is not None:
                 tracker._reopen(tags)
             # A start that was cut off may have left some out.
-            known = client.get_run(receipt.run_id).data.params
-            params = flattened(config.model_dump(mode="json"))
-            log_values(
-                client,
-                receipt.run_id,
-                {name: value for name, value in params.items() if metric_key(name) not in known},
-                {},
-            )
+            known = kept.client.get_run(receipt.run_id).data.params
+            params = {name: value for name, value in flattened(config).items() if metric_key(name) not in known}
+            log_values(kept.client, receipt.run_id, params, {})
         tracker._open.enter_context(quiet_and_quick())
         try:
             tracker._watch()
@@ -168,39 +140,33 @@ class TrainingTracker:
                 self._unwatch()
                 self._watch()
 
-    def finish(
-        self, metrics: Mapping[str, float], artifacts: Sequence[Path] = (), register_as: str | None = None
-    ) -> MlflowReceipt:
+    def finish(self, metrics: Mapping[str, float], registered: tuple[str, Path] | None = None) -> MlflowReceipt:
         """Logs what the training ended with and closes the run.
 
-        Calling it again for the same files, as after a training that found everything done, neither sends nor
-        registers them again.
+        Calling it again for the same checkpoint, as after a training that found everything done, neither sends nor
+        registers it again.
 
         Args:
             metrics: The final numbers, logged at the last step that was logged.
-            artifacts: Files to send, the trained checkpoint first.
-            register_as: Registered model that the first of `artifacts` becomes a version of.
+            registered: A registered model's name, and the trained checkpoint that is sent and becomes a version of it.
 
         Returns:
-            The receipt; `new` says whether files were sent.
+            The receipt.
 
         Raises:
             TrackingError: MLflow cannot be reached or refuses; the training's own files are not affected.
-            ValueError: There is nothing to register.
         """
-        if register_as is not None and not artifacts:
-            raise ValueError("register_as goes with artifacts, whose first is registered")
         with self._lock:
             try:
                 self._unwatch()
                 self._take(max(self._last.values(), default=0), metrics)
                 self._send_waiting()
                 with opened(self.uri, "log the training's end to MLflow", CONTINUES):
-                    self._receipt = self._send_files(artifacts, register_as)
+                    if registered is not None:
+                        self._register(*registered)
                     self._client.set_terminated(self.run_id)
             finally:
                 self._open.close()
-        keep_receipt(self._folder, self._receipt)
         return self._receipt
 
     def fail(self, reason: str) -> None:
@@ -254,7 +220,7 @@ class TrainingTracker:
         with opened(self.uri, "log the machine's figures to MLflow", CONTINUES):
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._store)
+            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._kept.uri)
             self._monitor.start()
 
     def _unwatch(self) -> None:
@@ -262,33 +228,22 @@ class TrainingTracker:
             self._monitor.finish()
             self._monitor = None
 
-    def _send_files(self, artifacts: Sequence[Path], register_as: str | None) -> MlflowReceipt:
-        """Sends the files that are not there yet, and registers the first."""
-        results = fingerprint([[file.name, _digest(file)] for file in artifacts])
+    def _register(self, name: str, checkpoint: Path) -> None:
+        """Sends a checkpoint and makes it a version of a registered model, unless this very file is there already."""
+        from mlflow.exceptions import MlflowException
+
+        with checkpoint.open("rb") as stream:
+            results = fingerprint([checkpoint.name, hashlib.file_digest(stream, "sha256").hexdigest()])
         new = results != self._receipt.results
         if new:
-            for number, file in enumerate(artifacts):
-                self._client.log_artifact(self.run_id, str(file), None if number else _MODEL_FOLDER)
-        if register_as is not None:
-            _register(self._client, register_as, self.run_id, results)
-        return replace(self._receipt, results=results, new=new)
-
-
-def _register(client: MlflowClient, name: str, run_id: str, results: str) -> None:
-    """Makes a run's model folder a version of a registered model, unless these very files are one already."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    versions = client.search_model_versions(f"name = '{name}'")
-    if not any(one.run_id == run_id and one.tags.get(RESULTS_TAG) == results for one in versions):
-        source = f"{client.get_run(run_id).info.artifact_uri}/{_MODEL_FOLDER}"
-        client.create_model_version(name, source, run_id, tags={RESULTS_TAG: results})
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+            self._client.log_artifact(self.run_id, str(checkpoint), _MODEL_FOLDER)
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        versions = self._client.search_model_versions(f"name = '{name}'")
+        if not any(one.run_id == self.run_id and one.tags.get(RESULTS_TAG) == results for one in versions):
+            source = f"{self._client.get_run(self.run_id).info.artifact_uri}/{_MODEL_FOLDER}"
+            self._client.create_model_version(name, source, self.run_id, tags={RESULTS_TAG: results})
+        self._receipt = self._kept.keep(self.run_id, results, new)

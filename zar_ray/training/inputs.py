@@ -14,7 +14,7 @@ from zar_ray.data.manifest import Manifest
 from zar_ray.errors import ConfigError, ManifestError
 from zar_ray.models.architecture import Architecture
 from zar_ray.models.systems.registry import find_system
-from zar_ray.options.base import fingerprint, identity
+from zar_ray.options.base import fingerprint, meaning
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.schedule import Schedule
 from zar_ray.training.validation import validation_set
@@ -116,7 +116,7 @@ def training_identity(
     """
     places = {"checkpoint", "class_texts", *(["context"] if is_context_file(config.context) else [])}
     return {
-        "options": {name: value for name, value in identity(config).items() if name not in places},
+        "options": {name: value for name, value in meaning(config).items() if name not in places},
         "videos": videos.fingerprint(),
         "prompts": fingerprint(prompts.identity),
         "architecture": architecture,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 
 from ray.util.queue import Empty
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from zar_ray.errors import TrackingError
 from zar_ray.results.statistics import share_estimate
@@ -15,8 +18,11 @@ from zar_ray.storage import Storage
 from zar_ray.tracking import TrainingTracker
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import TrainResult
-from zar_ray.training.progress import Progress, Raised, TrainingBar, Validated
+from zar_ray.training.progress import Progress, Raised, Validated
 from zar_ray.training.worker import TrainingJob
+
+# A log that someone reads afterwards wants a line often enough to see life, seldom enough to be read.
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextlib.contextmanager
@@ -27,13 +33,14 @@ def tracked(
     config, tracker = job.config, None
     if config.mlflow:
         facts = {
+            "dataset": str(config.dataset),
             "videos": len(job.videos),
             "classes": len(job.prompts.names),
             "steps": job.schedule.steps,
             "checkpoint": str(config.output),
         }
         try:
-            tracker = TrainingTracker.start(config, folder, facts, parent)
+            tracker = TrainingTracker.start(folder, config.mlflow_uri, config.model_dump(mode="json"), facts, parent)
         except TrackingError as error:
             console.print(f"not logged to MLflow: {error}", markup=False)
     try:
@@ -50,11 +57,9 @@ def log_end(tracker: TrainingTracker | None, trained: TrainResult, config: Train
     if tracker is None:
         return None
     # A model is hundreds of megabytes, and lies where its tag says: it is sent where it is to be registered.
-    files = [trained.checkpoint] if config.register_as is not None else []
+    registered = None if config.register_as is None else (config.register_as, trained.checkpoint)
     try:
-        receipt = tracker.finish(
-            {"train/loss": trained.loss, "train/accuracy": trained.accuracy}, files, config.register_as
-        )
+        receipt = tracker.finish({"train/loss": trained.loss, "train/accuracy": trained.accuracy}, registered)
     except TrackingError as error:
         console.print(f"not logged to MLflow: {error}", markup=False)
         return None
@@ -67,7 +72,7 @@ def shown(job: TrainingJob, tracker: TrainingTracker | None, console: Console) -
     """Shows and logs what the processes say, in a thread, until the training ends; yields what exceptions said."""
     over = threading.Event()
     raised: list[Raised] = []
-    bar = TrainingBar(console, job.schedule.steps, job.config.batch_size)
+    bar = _TrainingBar(console, job.schedule.steps, job.config.batch_size)
 
     def listen() -> None:
         while True:
@@ -95,7 +100,7 @@ def shown(job: TrainingJob, tracker: TrainingTracker | None, console: Console) -
             job.progress.shutdown()
 
 
-def _take(message: Progress | Validated, bar: TrainingBar, tracker: TrainingTracker | None) -> None:
+def _take(message: Progress | Validated, bar: _TrainingBar, tracker: TrainingTracker | None) -> None:
     if isinstance(message, Validated):
         top1 = share_estimate(message.correct, message.videos)
         bar.say(
@@ -114,3 +119,49 @@ def _take(message: Progress | Validated, bar: TrainingBar, tracker: TrainingTrac
         }
     if tracker is not None:
         tracker.log(message.step, metrics)
+
+
+class _TrainingBar(Bar):
+    """Shows a training: a live bar on a terminal, a line now and then in a log.
+
+    Args:
+        console: Where it shows.
+        steps: Steps of the whole training.
+        batch_size: Videos a step.
+    """
+
+    def __init__(self, console: Console, steps: int, batch_size: int) -> None:
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._steps = steps
+        self._batch_size = batch_size
+        self._last_line: float | None = None
+        self._task = self.add_task("training", total=steps)
+
+    def show(self, progress: Progress) -> None:
+        """Shows how far training is."""
+        facts = f"loss {progress.loss:.3f}  {progress.accuracy:.1%} right"
+        self.update(self._task, completed=progress.step, description=facts)
+        now = time.monotonic()
+        due = self._last_line is None or now - self._last_line >= _SECONDS_BETWEEN_LINES
+        if self.console.is_terminal or not (due or progress.step == self._steps):
+            return
+        self._last_line = now
+        left = (self._steps - progress.step) * self._batch_size / progress.videos_per_second
+        waiting = f"  {progress.data_wait_share:.0%} waiting for pixels" if progress.data_wait_share >= 0.1 else ""
+        self.console.print(
+            f"step {progress.step}/{self._steps}  {facts}  lr {progress.learning_rate:.1e}"
+            f"  {progress.videos_per_second:.0f} videos/s{waiting}  about {left:.0f} s left"
+        )
+
+    def say(self, line: str) -> None:
+        """Shows a line of its own above the bar."""
+        self.console.print(line, markup=False)

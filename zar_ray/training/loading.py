@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -17,6 +18,9 @@ from zar_ray.training.samples import MicroBatch, Sample, SampleReader
 
 # Enough for decoding to go on while a micro-batch is computed, few enough to hold in memory.
 _AHEAD = 4
+
+_Item = TypeVar("_Item")
+_Begun = TypeVar("_Begun")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,64 +36,33 @@ class DecodedBatch:
     pixels: torch.Tensor
 
 
-class Decoders(ABC):
-    """What decodes samples in the background."""
-
-    @abstractmethod
-    def submit(self, sample: Sample) -> Any:
-        """Begins a sample; `result` takes what comes back."""
-
-    @abstractmethod
-    def result(self, begun: Any) -> np.ndarray:
-        """Waits for a sample: uint8 (T, R, R, 3)."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Ends the threads or processes."""
+Submit = Callable[[Sample], "Future[np.ndarray]"]
+"""Begins to decode a sample; what comes of it is uint8 (T, R, R, 3)."""
 
 
-class DecoderThreads(Decoders):
+@contextmanager
+def decoder_threads(reader: SampleReader, threads: int) -> Iterator[Submit]:
     """Threads of this process: decoding leaves Python's lock, so that a few keep up with a small model."""
-
-    def __init__(self, reader: SampleReader, threads: int) -> None:
-        self._reader = reader
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-
-    def submit(self, sample: Sample) -> Any:
-        """Queues a sample."""
-        return self._pool.submit(self._reader.read, sample)
-
-    def result(self, begun: Any) -> np.ndarray:
-        """Waits for a sample."""
-        return begun.result()
-
-    def close(self) -> None:
-        """Ends the threads; what they have not begun is dropped."""
-        self._pool.shutdown(cancel_futures=True)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    try:
+        yield partial(pool.submit, reader.read)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-class DecoderProcesses(Decoders):
+@contextmanager
+def decoder_processes(reader: SampleReader, processes: int) -> Iterator[Submit]:
     """Ray actors of one CPU each, wherever the cluster has one free; one that dies is replaced."""
-
-    def __init__(self, reader: SampleReader, processes: int) -> None:
-        # A video that kills its decoder is tried once more, and then named by Ray's error.
-        actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1, scheduling_strategy="SPREAD")(_Decoder)
-        shared = ray.put(reader)
-        self._actors: list[Any] = [actor.remote(shared) for _ in range(processes)]
-
-    def submit(self, sample: Sample) -> Any:
-        """Queues a sample with the process of its video."""
-        # Always the same one, which may have kept the video's frames.
-        return self._actors[sample.video % len(self._actors)].read.remote(sample)
-
-    def result(self, begun: Any) -> np.ndarray:
-        """Waits for a sample."""
-        return ray.get(begun)
-
-    def close(self) -> None:
-        """Ends the processes."""
-        for actor in self._actors:
-            ray.kill(actor)
+    # A video that kills its decoder is tried once more, and then named by Ray's error.
+    actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1, scheduling_strategy="SPREAD")(_Decoder)
+    shared = ray.put(reader)
+    actors: list[Any] = [actor.remote(shared) for _ in range(processes)]
+    try:
+        # Always the same one for a video, as it may have kept the video's frames.
+        yield lambda sample: actors[sample.video % processes].read.remote(sample).future()
+    finally:
+        for one in actors:
+            ray.kill(one)
 
 
 class _Decoder:
@@ -102,16 +75,17 @@ class _Decoder:
         return self._reader.read(sample)
 
 
-def decoded_batches(batches: Iterable[MicroBatch], decoders: Decoders) -> Iterator[DecodedBatch]:
+def in_order(items: Iterable[_Item], begin: Callable[[_Item], _Begun], ahead: int) -> Iterator[tuple[_Item, _Begun]]:
+    """Yields items with what beginning them gave, in order, while so many of the next ones are begun already."""
+    begun: deque[tuple[_Item, _Begun]] = deque()
+    for item in items:
+        begun.append((item, begin(item)))
+        if len(begun) > ahead:
+            yield begun.popleft()
+    yield from begun
+
+
+def decoded_batches(batches: Iterable[MicroBatch], submit: Submit) -> Iterator[DecodedBatch]:
     """Yields micro-batches with their pixels, in order, while the next ones are being decoded."""
-    begun: deque[tuple[MicroBatch, list[Any]]] = deque()
-    for batch in batches:
-        begun.append((batch, [decoders.submit(sample) for sample in batch.samples]))
-        if len(begun) > _AHEAD:
-            yield _collected(*begun.popleft(), decoders)
-    while begun:
-        yield _collected(*begun.popleft(), decoders)
-
-
-def _collected(batch: MicroBatch, begun: list[Any], decoders: Decoders) -> DecodedBatch:
-    return DecodedBatch(batch, torch.from_numpy(np.stack([decoders.result(one) for one in begun])))
+    for batch, begun in in_order(batches, lambda one: [submit(sample) for sample in one.samples], _AHEAD):
+        yield DecodedBatch(batch, torch.from_numpy(np.stack([sample.result() for sample in begun])))

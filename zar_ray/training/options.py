@@ -9,7 +9,7 @@ from pydantic import Field, field_serializer
 
 from zar_ray.data.options import PromptOptions
 from zar_ray.models.options import ModelOptions
-from zar_ray.options.base import Options, later, operational, without_password
+from zar_ray.options.base import Options, operational, without_password
 from zar_ray.video.options import DecodeOptions
 
 
@@ -43,7 +43,9 @@ class AugmentConfig(Options):
         default=0.5, ge=0, le=1, description="Share of micro-batches under CutMix rather than mixup, where both are on."
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
-    rand_augment: RandAugmentConfig = later(RandAugmentConfig(), "RandAugment, before everything else.")
+    rand_augment: RandAugmentConfig = Field(
+        default_factory=RandAugmentConfig, description="RandAugment, before everything else."
+    )
 
 
 class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
@@ -102,20 +104,25 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
 
     frames: int = Field(default=16, ge=1, description="Frames a video, one drawn from each of so many equal parts.")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="What is done to a sample's pixels.")
-    drop_path: float = later(
-        0.0,
-        "Stochastic depth within the towers, in training alone: the rate of the last layer, from 0 in the first. It"
-        " falls on positions of tokens.",
+    drop_path: float = Field(
+        default=0.0,
         ge=0,
         lt=1,
+        description="Stochastic depth within the towers, in training alone: the rate of the last layer, from 0 in the"
+        " first. It falls on positions of tokens.",
     )
-    attention_dropout: float = later(
-        0.0, "Dropout of the towers' attention weights, in training alone; layers share it as drop_path.", ge=0, lt=1
+    attention_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Dropout of the towers' attention weights, in training alone; layers share it as drop_path.",
     )
-    prompt_dropout: float = later(
-        0.0, "Dropout of prompts between frames, in training alone, of systems that have it.", ge=0, lt=1
+    prompt_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Dropout of prompts between frames, of systems that have it."
     )
-    head_dropout: float = later(0.0, "Dropout within a head over frames that has any, in training alone.", ge=0, lt=1)
+    head_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Dropout within a head over frames that has any, in training alone."
+    )
     batch_size: int = Field(default=256, ge=1, description="Videos a step, over all workers.")
     micro_batch: int = Field(
         default=8,

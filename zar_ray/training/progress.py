@@ -1,20 +1,13 @@
-"""How a training goes: what workers measure a step, and what the driver shows of it."""
+"""How a training goes: what its processes measure a step, and what they say of it."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from types import TracebackType
 
 import torch
 import torch.distributed
 from ray.util.queue import Queue
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-
-# A log that someone reads afterwards wants a line often enough to see life, seldom enough to be read.
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True)
@@ -169,57 +162,3 @@ def _gpu_utilisation(device: torch.device) -> float | None:
         return torch.cuda.utilization(device) / 100
     except (RuntimeError, pynvml.NVMLError):  # no driver that answers, or a part of a GPU, which has no figure
         return None
-
-
-class TrainingBar:
-    """Shows a training: a live bar on a terminal, a line now and then in a log; a context manager.
-
-    Args:
-        console: Where it shows.
-        steps: Steps of the whole training.
-        batch_size: Videos a step.
-    """
-
-    def __init__(self, console: Console, steps: int, batch_size: int) -> None:
-        self._console = console
-        self._steps = steps
-        self._batch_size = batch_size
-        self._last_line: float | None = None
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("training", total=steps)
-
-    def __enter__(self) -> TrainingBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.stop()
-
-    def show(self, progress: Progress) -> None:
-        """Shows how far training is."""
-        facts = f"loss {progress.loss:.3f}  {progress.accuracy:.1%} right"
-        self._bar.update(self._task, completed=progress.step, description=facts)
-        now = time.monotonic()
-        due = self._last_line is None or now - self._last_line >= _SECONDS_BETWEEN_LINES
-        if self._console.is_terminal or not (due or progress.step == self._steps):
-            return
-        self._last_line = now
-        left = (self._steps - progress.step) * self._batch_size / progress.videos_per_second
-        waiting = f"  {progress.data_wait_share:.0%} waiting for pixels" if progress.data_wait_share >= 0.1 else ""
-        self._console.print(
-            f"step {progress.step}/{self._steps}  {facts}  lr {progress.learning_rate:.1e}"
-            f"  {progress.videos_per_second:.0f} videos/s{waiting}  about {left:.0f} s left"
-        )
-
-    def say(self, line: str) -> None:
-        """Shows a line of its own above the bar."""
-        self._console.print(line, markup=False)

@@ -47,57 +47,9 @@ def rand_augment(frames: np.ndarray, options: RandAugmentConfig, rng: np.random.
     return np.stack(changed)
 
 
-def _auto_contrast(image: Image.Image, _amount: float, _rng: np.random.Generator) -> Image.Image:
-    return ImageOps.autocontrast(image)
-
-
-def _equalize(image: Image.Image, _amount: float, _rng: np.random.Generator) -> Image.Image:
-    return ImageOps.equalize(image)
-
-
-def _invert(image: Image.Image, _amount: float, _rng: np.random.Generator) -> Image.Image:
-    return ImageOps.invert(image)
-
-
-def _rotate(image: Image.Image, degrees: float, rng: np.random.Generator) -> Image.Image:
-    return image.rotate(_either_way(degrees, rng))
-
-
-def _posterize(image: Image.Image, bits: float, _rng: np.random.Generator) -> Image.Image:
-    return ImageOps.posterize(image, max(1, int(bits)))
-
-
-def _solarize(image: Image.Image, threshold: float, _rng: np.random.Generator) -> Image.Image:
-    return ImageOps.solarize(image, math.ceil(threshold))
-
-
 def _solarize_add(image: Image.Image, addition: float, _rng: np.random.Generator) -> Image.Image:
     lighter = np.minimum(np.asarray(image) + addition, 255).astype(np.uint8)
     return ImageOps.solarize(Image.fromarray(lighter), _INVERTED_FROM)
-
-
-def _color(image: Image.Image, share: float, _rng: np.random.Generator) -> Image.Image:
-    return ImageEnhance.Color(image).enhance(share)
-
-
-def _contrast(image: Image.Image, share: float, _rng: np.random.Generator) -> Image.Image:
-    return ImageEnhance.Contrast(image).enhance(share)
-
-
-def _brightness(image: Image.Image, share: float, _rng: np.random.Generator) -> Image.Image:
-    return ImageEnhance.Brightness(image).enhance(share)
-
-
-def _sharpness(image: Image.Image, share: float, _rng: np.random.Generator) -> Image.Image:
-    return ImageEnhance.Sharpness(image).enhance(share)
-
-
-def _shear_x(image: Image.Image, share: float, rng: np.random.Generator) -> Image.Image:
-    return _moved(image, (1, _either_way(share, rng), 0, 0, 1, 0))
-
-
-def _shear_y(image: Image.Image, share: float, rng: np.random.Generator) -> Image.Image:
-    return _moved(image, (1, 0, 0, _either_way(share, rng), 1, 0))
 
 
 def _cut_out(image: Image.Image, side: float, rng: np.random.Generator) -> Image.Image:
@@ -106,14 +58,6 @@ def _cut_out(image: Image.Image, side: float, rng: np.random.Generator) -> Image
     cut = image.copy()
     ImageDraw.Draw(cut).rectangle((left, top, right, bottom), _GREY)
     return cut
-
-
-def _translate_x(image: Image.Image, pixels: float, rng: np.random.Generator) -> Image.Image:
-    return _moved(image, (1, 0, _either_way(pixels, rng), 0, 1, 0))
-
-
-def _translate_y(image: Image.Image, pixels: float, rng: np.random.Generator) -> Image.Image:
-    return _moved(image, (1, 0, 0, 0, 1, _either_way(pixels, rng)))
 
 
 def _moved(image: Image.Image, backwards: tuple[float, ...]) -> Image.Image:
@@ -140,20 +84,20 @@ class Operation(NamedTuple):
 
 
 OPERATIONS = (
-    Operation(_auto_contrast, 0, 1),
-    Operation(_equalize, 0, 1),
-    Operation(_invert, 0, 1),
-    Operation(_rotate, 0, 30),
-    Operation(_posterize, 0, 4),
-    Operation(_solarize, 0, 256),
+    Operation(lambda image, _, __: ImageOps.autocontrast(image), 0, 1),
+    Operation(lambda image, _, __: ImageOps.equalize(image), 0, 1),
+    Operation(lambda image, _, __: ImageOps.invert(image), 0, 1),
+    Operation(lambda image, degrees, rng: image.rotate(_either_way(degrees, rng)), 0, 30),
+    Operation(lambda image, bits, _: ImageOps.posterize(image, max(1, int(bits))), 0, 4),
+    Operation(lambda image, threshold, _: ImageOps.solarize(image, math.ceil(threshold)), 0, 256),
     Operation(_solarize_add, 0, 110),
-    Operation(_color, 0.1, 1.9),
-    Operation(_contrast, 0.1, 1.9),
-    Operation(_brightness, 0.1, 1.9),
-    Operation(_sharpness, 0.1, 1.9),
-    Operation(_shear_x, 0, 0.3),
-    Operation(_shear_y, 0, 0.3),
+    *(
+        Operation(lambda image, share, _, of=of: of(image).enhance(share), 0.1, 1.9)
+        for of in (ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Brightness, ImageEnhance.Sharpness)
+    ),
+    Operation(lambda image, share, rng: _moved(image, (1, _either_way(share, rng), 0, 0, 1, 0)), 0, 0.3),
+    Operation(lambda image, share, rng: _moved(image, (1, 0, 0, _either_way(share, rng), 1, 0)), 0, 0.3),
     Operation(_cut_out, 0, 40),
-    Operation(_translate_x, 0, 100),
-    Operation(_translate_y, 0, 100),
+    Operation(lambda image, pixels, rng: _moved(image, (1, 0, _either_way(pixels, rng), 0, 1, 0)), 0, 100),
+    Operation(lambda image, pixels, rng: _moved(image, (1, 0, 0, 0, 1, _either_way(pixels, rng))), 0, 100),
 )

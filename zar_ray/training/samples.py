@@ -15,9 +15,8 @@ import numpy as np
 from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import RunError, VideoError
 from zar_ray.training.augmentation import augment
-from zar_ray.training.options import AugmentConfig
+from zar_ray.training.options import TrainConfig
 from zar_ray.video.decoding import decode_video
-from zar_ray.video.options import Decoder
 from zar_ray.video.plans import segment_frames
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import Preprocessing
@@ -127,33 +126,13 @@ class SampleReader:
     Args:
         videos: The labelled videos.
         preprocessing: The model's input.
-        frames: T, frames a sample.
-        seed: Seed of the run.
-        augmentation: What is done to a sample's pixels.
-        decoder: What reads the files.
-        cache_frames: Frames of each video to keep in memory, 0 for none.
-        decode_timeout: Seconds that decoding a video may take.
+        config: T, the seed, what is done to a sample's pixels and how files are read.
     """
 
-    def __init__(
-        self,
-        videos: Sequence[VideoRow],
-        preprocessing: Preprocessing,
-        frames: int,
-        seed: int,
-        augmentation: AugmentConfig,
-        decoder: Decoder = "auto",
-        cache_frames: int = 0,
-        decode_timeout: float | None = None,
-    ) -> None:
+    def __init__(self, videos: Sequence[VideoRow], preprocessing: Preprocessing, config: TrainConfig) -> None:
         self._videos = videos
         self._preprocessing = preprocessing
-        self._frames = frames
-        self._seed = seed
-        self._augmentation = augmentation
-        self._decoder: Decoder = decoder
-        self._cache_frames = cache_frames
-        self._decode_timeout = decode_timeout
+        self._config = config
         self._cache: dict[int, np.ndarray] = {}
 
     def read(self, sample: Sample) -> np.ndarray:
@@ -162,40 +141,39 @@ class SampleReader:
         Raises:
             RunError: The video cannot be decoded, or is not what its manifest says.
         """
-        video = self._videos[sample.video]
-        rng = generator(self._seed, "sample", sample.epoch, video.video_id)
-        if self._cache_frames:
+        video, config = self._videos[sample.video], self._config
+        rng = generator(config.seed, "sample", sample.epoch, video.video_id)
+        if config.cache_frames:
             kept = self._kept(sample.video)
-            frames = kept[frames_drawn(len(kept), self._frames, rng)]
+            frames = kept[frames_drawn(len(kept), config.frames, rng)]
         else:
-            chosen = frames_drawn(video.frames or 1, self._frames, rng)
+            chosen = frames_drawn(video.frames or 1, config.frames, rng)
             distinct, rows = np.unique(chosen, return_inverse=True)
             frames = self._decode(video, distinct)[rows]
-        return augment(frames, self._augmentation, self._preprocessing.input_size, rng)
+        return augment(frames, config.augment, self._preprocessing.input_size, rng)
 
     def _kept(self, number: int) -> np.ndarray:
         if number not in self._cache:
             count = self._videos[number].frames or 1
-            chosen = np.unique(segment_frames(0, count, min(self._cache_frames, count), count))
+            chosen = np.unique(segment_frames(0, count, min(self._config.cache_frames, count), count))
             self._cache[number] = self._decode(self._videos[number], chosen)
         return self._cache[number]
 
     def _decode(self, video: VideoRow, frames: np.ndarray) -> np.ndarray:
-        short_side = self._preprocessing.short_side or self._preprocessing.input_size
-        choice = FrameChoice(frames, short_side)
+        choice = FrameChoice(frames, self._preprocessing.short_side or self._preprocessing.input_size)
+
+        def choose(info: VideoInfo) -> FrameChoice:
+            if info.frames != video.frames:
+                raise VideoError(f"has {info.frames} frames, and the manifest says {video.frames}", stage="open")
+            return choice
+
         try:
             return decode_video(
                 video.path,
-                lambda info: self._checked(info, video, choice),
+                choose,
                 self._preprocessing.interpolation,
-                self._decoder,
-                timeout=self._decode_timeout,
+                self._config.decoder,
+                timeout=self._config.decode_timeout,
             ).frames
         except VideoError as error:
             raise RunError(f"{video.path}: {error}; leave the video out, or index the videos again") from error
-
-    @staticmethod
-    def _checked(info: VideoInfo, video: VideoRow, choice: FrameChoice) -> FrameChoice:
-        if info.frames != video.frames:
-            raise VideoError(f"has {info.frames} frames, and the manifest says {video.frames}", stage="open")
-        return choice

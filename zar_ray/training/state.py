@@ -18,6 +18,11 @@ from zar_ray.training.progress import HISTORY, Validated
 _FILE = "state.pt"
 
 
+def no_history() -> torch.Tensor:
+    """The history of a training that has not begun."""
+    return torch.empty(0, len(HISTORY), dtype=torch.float64)
+
+
 @dataclass(frozen=True, eq=False)
 class AveragedWeights:
     """The running mean of weights at the ends of epochs (SWA: Izmailov et al., UAI 2018).
@@ -32,17 +37,15 @@ class AveragedWeights:
 
     def with_(self, weights: Mapping[str, torch.Tensor]) -> AveragedWeights:
         """The mean with one epoch more."""
-        new = {name: value.detach().float().cpu() for name, value in weights.items()}
+        new = {name: value.detach().float().cpu().clone() for name, value in weights.items()}
         if self.count:
             new = {name: torch.lerp(self.tensors[name], value, 1 / (self.count + 1)) for name, value in new.items()}
-        else:
-            new = {name: value.clone() for name, value in new.items()}
         return AveragedWeights(self.count + 1, new)
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
-    """A training between two steps.
+    """A training between two steps; by default before its first.
 
     Attributes:
         step: Steps done.
@@ -54,10 +57,10 @@ class TrainingState:
         config: The options, as JSON values; for whoever looks at the file.
     """
 
-    step: int
-    network: Mapping[str, torch.Tensor]
-    optimiser: Mapping[str, Any]
-    history: torch.Tensor
+    step: int = 0
+    network: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    optimiser: Mapping[str, Any] = field(default_factory=dict)
+    history: torch.Tensor = field(default_factory=no_history)
     averaged: AveragedWeights = field(default_factory=AveragedWeights)
     validations: tuple[Validated, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -65,13 +68,9 @@ class TrainingState:
     def save(self, folder: str | Path) -> None:
         """Writes it into a checkpoint's folder."""
         content = {
-            "step": self.step,
-            "network": dict(self.network),
-            "optimiser": dict(self.optimiser),
-            "history": self.history,
-            "averaged": {"count": self.averaged.count, "tensors": dict(self.averaged.tensors)},
+            **vars(self),
+            "averaged": vars(self.averaged),
             "validations": [vars(one) for one in self.validations],
-            "config": dict(self.config),
         }
         torch.save(content, Path(folder) / _FILE)
 
@@ -82,8 +81,3 @@ class TrainingState:
         averaged = AveragedWeights(**content.pop("averaged"))
         validations = tuple(Validated(**one) for one in content.pop("validations"))
         return cls(**content, averaged=averaged, validations=validations)
-
-
-def no_history() -> torch.Tensor:
-    """The history of a training that has not begun."""
-    return torch.empty(0, len(HISTORY), dtype=torch.float64)

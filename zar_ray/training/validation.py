@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.data.splits import choose_splits
 from zar_ray.errors import ManifestError, VideoError
 from zar_ray.models.clip import ClipModel
+from zar_ray.training.loading import in_order
 from zar_ray.training.options import TrainConfig
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.options import ViewConfig
@@ -114,34 +114,29 @@ def validate(
     """
     adapter = VideoAdapter(model, [prompts], (_METHOD,), evaluation_options(config))
     counts = torch.zeros(3, dtype=torch.int64)
+    share = range(rank, len(videos.videos), workers)
+    groups = [share[start : start + _VIDEOS_A_PASS] for start in range(0, len(share), _VIDEOS_A_PASS)]
     with ThreadPoolExecutor(config.decode_threads, thread_name_prefix="validate") as pool:
-        for labels, planned in _decoded(videos, adapter, pool, config, range(rank, len(videos.videos), workers)):
+
+        def begin(group: range) -> list[Future[PlannedVideo | VideoError]]:
+            return [pool.submit(_plan_and_decode, videos.videos[number], adapter, config) for number in group]
+
+        for group, begun in in_order(groups, begin, ahead=1):
+            planned = [one.result() for one in begun]
             usable = [one for one in planned if isinstance(one, PlannedVideo)]
             outcomes = iter(adapter.predict(usable) if usable else [])
-            for label, one in zip(labels, planned, strict=True):
+            for number, one in zip(group, planned, strict=True):
                 outcome = next(outcomes) if isinstance(one, PlannedVideo) else one
                 if isinstance(outcome, VideoError):
                     counts[2] += 1
                 else:
-                    counts[0] += int(outcome.cases[0].decision.logits_before.argmax()) == label
+                    counts[0] += int(outcome.cases[0].decision.logits_before.argmax()) == videos.labels[number]
                     counts[1] += 1
     if workers > 1:
         counts = counts.to(model.device)
         torch.distributed.all_reduce(counts)
     correct, evaluated, failed = counts.tolist()
     return correct, evaluated, failed
-
-
-def _decoded(
-    videos: ValidationSet, adapter: VideoAdapter, pool: ThreadPoolExecutor, config: TrainConfig, share: range
-) -> Iterator[tuple[list[int], list[PlannedVideo | VideoError]]]:
-    """Labels and planned videos, a few at a time; the next few are being decoded meanwhile."""
-    groups = [share[start : start + _VIDEOS_A_PASS] for start in range(0, len(share), _VIDEOS_A_PASS)]
-    begun = ([pool.submit(_plan_and_decode, videos.videos[n], adapter, config) for n in group] for group in groups)
-    ahead = next(begun, None)
-    for group in groups:
-        ready, ahead = ahead or [], next(begun, None)
-        yield [videos.labels[n] for n in group], [one.result() for one in ready]
 
 
 def _plan_and_decode(video: VideoRow, adapter: VideoAdapter, config: TrainConfig) -> PlannedVideo | VideoError:

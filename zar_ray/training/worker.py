@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,15 +25,15 @@ from zar_ray.data.manifest import VideoRow
 from zar_ray.models.architecture import Architecture, build_clip
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
-from zar_ray.options.base import identity
-from zar_ray.training.loading import DecodedBatch, DecoderProcesses, Decoders, DecoderThreads, decoded_batches
+from zar_ray.options.base import meaning
+from zar_ray.training.loading import DecodedBatch, decoded_batches, decoder_processes, decoder_threads
 from zar_ray.training.mixing import mix
 from zar_ray.training.network import VideoTextModel, matching_loss, save_trained
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.progress import Meter, Raised, Validated
 from zar_ray.training.samples import SampleReader, generator, micro_batches
 from zar_ray.training.schedule import MULTIPLE, Schedule, learning_rate, optimiser
-from zar_ray.training.state import AveragedWeights, TrainingState, no_history
+from zar_ray.training.state import TrainingState
 from zar_ray.training.validation import ValidationSet, validate
 from zar_ray.video.pixels import normalise
 from zar_ray.video.transforms import Preprocessing, imagenet_preprocessing
@@ -107,18 +108,17 @@ def train_worker(arguments: dict[str, Any]) -> None:
     job: TrainingJob = arguments["job"]
     torch.set_num_threads(job.threads)
     try:
-        with closing(_Worker(job, _last_state())) as worker:
-            worker.train()
+        _Worker(job, _last_state()).train()
     except Exception as error:
         # Ray Train takes a process for finished that ends between two of its looks at it, whatever it ended with.
         job.progress.put(Raised(" ".join(str(error).split()) or type(error).__name__))
         raise
 
 
-def _last_state() -> TrainingState | None:
+def _last_state() -> TrainingState:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return None
+        return TrainingState()
     with checkpoint.as_directory() as folder:
         return TrainingState.load(folder)
 
@@ -128,49 +128,25 @@ class _Worker:
 
     Args:
         job: What is trained.
-        state: What to go on from; None for the beginning.
+        state: What to go on from.
     """
 
-    def __init__(self, job: TrainingJob, state: TrainingState | None) -> None:
+    def __init__(self, job: TrainingJob, state: TrainingState) -> None:
         group = ray.train.get_context()
         self.job, self.config = job, job.config
         self.rank, self.workers = group.get_world_rank(), group.get_world_size()
         self.network = initial_network(job)
-        if state is not None:
+        if state.step:
             self.network.load_trained_state(state.network, f"checkpoint of step {state.step}")
         self.parallel = ray.train.torch.prepare_model(self.network)
         self.device = next(self.parallel.parameters()).device
         self.optimiser = optimiser(self.network.trained(), self.network.rule, self.config)
-        if state is not None:
+        if state.step:
             self.optimiser.load_state_dict(dict(state.optimiser))
         self.schedule = job.schedule
-        self.averaged = state.averaged if state is not None else AveragedWeights()
-        self.validations = state.validations if state is not None else ()
-        self.first_step = state.step if state is not None else 0
+        self.averaged, self.validations, self.first_step = state.averaged, state.validations, state.step
         listener = job.progress if self.rank == 0 else None
-        history = state.history if state is not None else no_history()
-        self.meter = Meter(history, self.config.batch_size, self.workers, listener)
-        self.decoders = self._decoders()
-
-    def _decoders(self) -> Decoders:
-        config = self.config
-        reader = SampleReader(
-            self.job.videos,
-            self.network.model.preprocessing,
-            config.frames,
-            config.seed,
-            config.augment,
-            config.decoder,
-            config.cache_frames,
-            config.decode_timeout,
-        )
-        if config.decode_workers:
-            return DecoderProcesses(reader, config.decode_workers)
-        return DecoderThreads(reader, config.decode_threads)
-
-    def close(self) -> None:
-        """Ends what decodes."""
-        self.decoders.close()
+        self.meter = Meter(state.history, self.config.batch_size, self.workers, listener)
 
     def train(self) -> None:
         """Takes all steps that are left."""
@@ -178,7 +154,17 @@ class _Worker:
         own = micro_batches(
             steps, config.batch_size, config.micro_batch, len(self.job.videos), config.seed, self.rank, self.workers
         )
-        batches = decoded_batches(own, self.decoders)
+        reader = SampleReader(self.job.videos, self.network.model.preprocessing, config)
+        decoders = (
+            decoder_processes(reader, config.decode_workers)
+            if config.decode_workers
+            else decoder_threads(reader, config.decode_threads)
+        )
+        with decoders as submit:
+            self._take(steps, decoded_batches(own, submit))
+
+    def _take(self, steps: range, batches: Iterator[DecodedBatch]) -> None:
+        config = self.config
         turns = config.batch_size // config.micro_batch // self.workers
         for step in steps:
             rate = learning_rate(step, self.schedule, config)
@@ -291,7 +277,7 @@ class _Worker:
             history=self.meter.history(),
             averaged=self.averaged,
             validations=self.validations,
-            config=identity(self.config),
+            config=meaning(self.config),
         )
         with tempfile.TemporaryDirectory() as folder:
             state.save(folder)

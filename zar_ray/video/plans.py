@@ -281,8 +281,7 @@ def evaluation_view_frames(number: int, views: int, count: int, frames: int) -> 
     Returns:
         int64 (count,), ascending.
     """
-    parts = np.arange(count, dtype=np.int64)
-    return np.minimum((2 * views * parts + 2 * number + 1) * frames // (2 * views * count), frames - 1)
+    return segment_frames(0, frames, views * count, frames)[number::views]
 
 
 def _as_fraction(rate: float | Fraction) -> Fraction:

@@ -1,24 +1,127 @@
-"""Opening videos: which decoder reads a file, and what is known of it.
+"""Reading videos: frames of a file, upright RGB, by their index in presentation order, by either of two decoders.
 
 decord comes first. PyAV reads what decord cannot: other codecs (AV1), other containers (GIF, MPEG-TS), damaged files,
 videos so large that decord's decoding ahead would fill the memory, and everything on platforms without decord. Both
 give the same frames under the same indices, and the one that gave them is recorded.
+
+Both decode from the first frame on and never seek. Seeking was measured to miss: decord gives UCF101's XviD files a
+wrong last frame. It would also save little: a view plan spreads its frames over the whole video, and a key frame
+comes every few seconds only.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
-from zar_ray.errors import ConfigError
-from zar_ray.video.inspection import Deadline, Inspection, inspect_video
+import av
+import av.error
+import numpy as np
+
+from zar_ray.errors import ConfigError, VideoError
+from zar_ray.video.inspection import (
+    Deadline,
+    Inspection,
+    held_back,
+    inspect_video,
+    open_stream,
+    packets,
+    reason_of,
+)
 from zar_ray.video.options import Decoder
-from zar_ray.video.readers import DecordError, DecordReader, PyavReader, VideoInfo, VideoReader
 
+# Containers with an index. In others (MPEG-TS) decord's rewind after counting misses the first frames, which shifts
+# all indices.
+_DECORD_CONTAINERS = {"mov", "matroska", "avi"}
 # decord may decode all frames ahead of their use; a worker's memory should not depend on how far it gets.
 _DECORD_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known of a video once it is open.
+
+    Attributes:
+        frames: N, its frames.
+        fps: Average frames a second; 0 if the container does not say.
+        width: Width as displayed, after rotation, in pixels.
+        height: Height as displayed.
+        duration: Seconds.
+        decoder: What reads it, ``decord`` or ``pyav``.
+    """
+
+    frames: int
+    fps: float
+    width: int
+    height: int
+    duration: float
+    decoder: str
+
+
+class DecordError(VideoError):
+    """decord gave up on a file, which PyAV may still read."""
+
+
+class VideoReader(ABC):
+    """One open video.
+
+    Attributes:
+        info: What is known of it.
+    """
+
+    def __init__(self, inspection: Inspection, info: VideoInfo) -> None:
+        self.info = info
+        self._inspection = inspection
+        self._notes: list[str] = []
+        self._running: Generator[np.ndarray] | None = None
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong with the video although it could be read; complete once reading has ended."""
+        notes = [self._inspection.warning, *self._notes]
+        return "; ".join(note for note in notes if note) or None
+
+    def read(self, indices: Sequence[int] | np.ndarray, deadline: Deadline | None = None) -> Iterator[np.ndarray]:
+        """Gives the named frames, one at a time.
+
+        Args:
+            indices: Ascending distinct frame indices, below `info.frames`.
+            deadline: When to give up; looked at before every frame that is decoded.
+
+        Yields:
+            uint8 (H, W, 3), RGB, upright.
+
+        Raises:
+            VideoError: A frame cannot be decoded, or the deadline has passed (stage ``decode``).
+            ValueError: The indices are not ascending, or lie outside the video.
+        """
+        wanted = [int(index) for index in indices]
+        if any(a >= b for a, b in pairwise(wanted)):
+            raise ValueError("frame indices must ascend")
+        if wanted and not 0 <= wanted[0] <= wanted[-1] < self.info.frames:
+            raise ValueError(f"frames {wanted[0]} to {wanted[-1]} of a video of {self.info.frames}")
+        if not wanted:
+            return iter(())
+        VideoReader.close(self)
+        self._running = self._read(wanted, deadline or Deadline())
+        return self._running
+
+    def close(self) -> None:
+        """Lets go of the file and of everything decoded; reading that has not ended is over."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    @abstractmethod
+    def _read(self, wanted: list[int], deadline: Deadline) -> Generator[np.ndarray]:
+        """Gives the frames `wanted`, which are checked and not empty; keeps nothing open once it has ended."""
 
 
 def probe_video(path: str | os.PathLike[str], decoder: Decoder = "auto") -> VideoInfo:
@@ -75,3 +178,200 @@ def _open(inspection: Inspection, decoder: Decoder) -> VideoReader:
         except DecordError:
             return PyavReader(inspection)
     return PyavReader(inspection)
+
+
+class PyavReader(VideoReader):
+    """Reads with PyAV, which opens all that FFmpeg knows and holds one frame at a time.
+
+    Frames are placed by their presentation times, so that one the decoder does not give leaves the others in place.
+    Up to a tenth of the video may be missing, as in files whose end is cut off: the frame before stands in (at the
+    start, the first one), and the warning says so. Data that the decoder refuses before the last tenth are an error:
+    they spoil what follows.
+    """
+
+    def __init__(self, inspection: Inspection) -> None:
+        super().__init__(inspection, _info(inspection, "pyav"))
+
+    def _read(self, wanted: list[int], deadline: Deadline) -> Generator[np.ndarray]:
+        count = self.info.frames
+        substitutes: list[int] = []
+        damaged: list[int] = []
+        missing = 0
+        last: tuple[int, av.VideoFrame] | None = None
+        remaining = iter(wanted)
+        next_wanted = next(remaining, None)
+        try:
+            for index, frame in self._placed(deadline):
+                missing += index - (last[0] + 1 if last else 0)
+                if missing > self._spare:
+                    raise VideoError(f"{missing} of the first {index} frames cannot be decoded")
+                while next_wanted is not None and next_wanted < index:
+                    substitutes.append(next_wanted)
+                    yield self._picture(last[1] if last else frame)
+                    next_wanted = next(remaining, None)
+                last = (index, frame)
+                if next_wanted == index:
+                    if frame.is_corrupt:
+                        damaged.append(index)
+                    yield self._picture(frame)
+                    next_wanted = next(remaining, None)
+                if next_wanted is None:
+                    return
+            missing += count - (last[0] + 1 if last else 0)
+            if last is None or missing > self._spare:
+                raise VideoError(f"{missing} of {count} frames cannot be decoded")
+            while next_wanted is not None:
+                substitutes.append(next_wanted)
+                yield self._picture(last[1])
+                next_wanted = next(remaining, None)
+        finally:
+            if substitutes:
+                self._notes.append(
+                    f"frames that cannot be decoded: {len(substitutes)} of the {len(wanted)} read, from frame "
+                    f"{substitutes[0]} of {count} on; their neighbours stand in"
+                )
+            if damaged:
+                self._notes.append(
+                    f"damaged frames: {len(damaged)} of the {len(wanted)} read, from frame {damaged[0]} of {count} on"
+                )
+
+    @property
+    def _spare(self) -> int:
+        """Frames that may be missing: a tenth, but of a video of several at least one."""
+        count = self.info.frames
+        return max(count // 10, 1 if count > 1 else 0)
+
+    def _placed(self, deadline: Deadline) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Every frame that the decoder gives, with its index."""
+        last = -1
+        with open_stream(self._inspection.path) as (container, stream):
+            for number, packet in enumerate(packets(container, stream)):
+                deadline.check()
+                try:
+                    frames = packet.decode()
+                except av.error.FFmpegError as error:
+                    if number < self.info.frames - self._spare:
+                        raise VideoError(
+                            f"decoding fails near frame {number} of {self.info.frames}: {reason_of(error)}"
+                        ) from error
+                    continue
+                for frame in frames:
+                    last = self._position(frame, last)
+                    yield last, frame
+            for frame in held_back(stream):
+                deadline.check()
+                last = self._position(frame, last)
+                yield last, frame
+
+    def _position(self, frame: av.VideoFrame, last: int) -> int:
+        """A frame's index by its presentation time, or else the one after the `last`."""
+        index = self._inspection.positions.get(frame.pts, -1) if frame.pts is not None else -1
+        return max(index, last + 1)
+
+    def _picture(self, frame: av.VideoFrame) -> np.ndarray:
+        turns = self._inspection.quarter_turns
+        width, height = self.info.width, self.info.height
+        if turns % 2:
+            width, height = height, width
+        # a stream may change its size on the way; all frames are given in the first one's
+        pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+        return np.rot90(pixels, turns) if turns else pixels
+
+
+class DecordReader(VideoReader):
+    """Reads with decord, on one thread.
+
+    decord decodes ahead without a limit, so it is for videos whose frames fit into memory, and its reader is deleted
+    as soon as reading ends. Where it would repeat a frame for one that it cannot decode, it raises instead; it reads
+    to the end of the file whatever is wanted, because a frame missing on the way shows only there.
+
+    Raises:
+        DecordError: decord cannot open the file or would not read it exactly (stage ``open``).
+    """
+
+    def __init__(self, inspection: Inspection) -> None:
+        super().__init__(inspection, _info(inspection, "decord"))
+        self._reader = None
+        if inspection.container not in _DECORD_CONTAINERS:
+            raise DecordError(f"decord loses frames of {inspection.container} files; PyAV reads them", stage="open")
+        reader = self._open()
+        if len(reader) != inspection.frames:
+            raise DecordError(f"decord counts {len(reader)} frames, {inspection.frames} are shown", stage="open")
+        # kept for the first read: a reader that has not begun does not decode ahead
+        self._reader = reader
+
+    def close(self) -> None:
+        """Deletes decord's reader and all that it has decoded."""
+        super().close()
+        self._reader = None
+
+    def _open(self):
+        decord = _import_decord()
+        # the smallest tolerance there is: an error at the first frame that would be a repeated one
+        tolerance: Any = 1e-9
+        try:
+            return decord.VideoReader(self._inspection.path, ctx=decord.cpu(0), num_threads=1, fault_tol=tolerance)
+        except (decord.DECORDError, RuntimeError, AssertionError, UnicodeEncodeError) as error:
+            raise DecordError(f"decord cannot open it: {_decord_reason(error)}", stage="open") from error
+
+    def _read(self, wanted: list[int], deadline: Deadline) -> Generator[np.ndarray]:
+        decord = _import_decord()
+        reader, self._reader = self._reader or self._open(), None
+        wanted_set, reason = set(wanted), None
+        try:
+            # To the end: decord says only there that it has given fewer frames than it counted, and then those before
+            # had the wrong indices.
+            for index in range(self.info.frames):
+                deadline.check()
+                frame = reader.next()
+                if index in wanted_set:
+                    yield self._picture(frame)
+        except (decord.DECORDError, decord.DECORDLimitReachedError, StopIteration) as error:
+            reason = _decord_reason(error)
+        finally:
+            del reader
+        if reason is not None:
+            # Raised here, because the traceback of decord's own error would keep the reader. Which frame it was is
+            # not known: decord decodes ahead, and raises whatever its thread has met by now.
+            raise DecordError(f"decord gives up on it: {reason}")
+
+    def _picture(self, frame) -> np.ndarray:
+        pixels = frame.asnumpy()
+        # where a padded row is a multiple of the width, decord takes the padding for channels
+        if pixels.ndim == 3 and pixels.shape[2] > 3:
+            height, width, _ = pixels.shape
+            pixels = pixels.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
+        if pixels.shape != (self.info.height, self.info.width, 3):
+            raise DecordError(
+                f"decord gives frames of {pixels.shape[1]}×{pixels.shape[0]} for a video of "
+                f"{self.info.width}×{self.info.height}"
+            )
+        return pixels
+
+
+def _import_decord() -> Any:
+    """decord, silenced: what is wrong is raised, and its FFmpeg must not write to the terminal."""
+    try:
+        import decord
+    except (ImportError, OSError, RuntimeError) as error:
+        raise DecordError(f"decord does not load here: {reason_of(error)}", stage="open") from error
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
+
+
+def _info(inspection: Inspection, decoder: str) -> VideoInfo:
+    return VideoInfo(
+        inspection.frames, inspection.fps, inspection.width, inspection.height, inspection.duration, decoder
+    )
+
+
+def _decord_reason(error: BaseException) -> str:
+    """The end of decord's chain of "[time] file:line: message", without those."""
+    if isinstance(error, StopIteration):
+        return "the stream ends"
+    if "duplicate frames" in str(error):
+        return "the decoder gives fewer frames than the file holds"
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # "[time] file:line: Check failed: a >= b (1 vs. 2) Thread worker: what it means"
+    text = re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: |Thread worker: ", "", text)
+    return " ".join(re.sub(r"^Check failed: .* vs\. \S+\) ", "", text).split())

@@ -11,11 +11,9 @@ from zar_ray.data.benchmarks.layout import (
     Files,
     NoAnnotationsError,
     check_classes,
-    csv_header,
-    csv_rows,
-    read_lines,
 )
 from zar_ray.data.classes import class_list
+from zar_ray.data.text_files import csv_header, csv_rows, read_lines
 from zar_ray.errors import ManifestError
 
 _COLUMNS = ("id", "actions")
@@ -55,7 +53,7 @@ def annotate(files: Files) -> Annotations:
             )
             names = tuple(classes.names[i] for i in ids)
             found = files.find(stem, split, exact=True)
-            videos[stem] = AnnotatedVideo(stem, f"{stem}.mp4", names, split, (split,), found)
+            videos[stem] = AnnotatedVideo(f"{stem}.mp4", names, split, (split,), found)
     sources = tuple(path.name for path, _ in tables)
     return Annotations("charades", tuple(videos.values()), classes.names, multi_label=True, sources=sources)
 

@@ -11,9 +11,9 @@ from zar_ray.data.benchmarks.layout import (
     ClassNames,
     Files,
     NoAnnotationsError,
-    read_lines,
 )
 from zar_ray.data.classes import class_list
+from zar_ray.data.text_files import read_lines
 from zar_ray.errors import ManifestError
 
 _FILE = re.compile(r"(?P<name>.+)_test_split(?P<split>[123])\.txt", re.IGNORECASE)
@@ -62,7 +62,6 @@ def annotate(files: Files) -> Annotations:
         used = tuple(f"{part}{split}" for split, part in sorted(parts.items()) if part != "unused")
         videos.append(
             AnnotatedVideo(
-                key=stem,
                 expected=f"{folder}/{video}",
                 class_names=(name,),
                 split="all",

@@ -13,26 +13,15 @@ from zar_ray.data.benchmarks.layout import (
     ClassNames,
     Files,
     NoAnnotationsError,
-    csv_header,
-    csv_rows,
 )
 from zar_ray.data.classes import class_list
-from zar_ray.data.index import NO_SPLIT
+from zar_ray.data.listing import NO_SPLIT
+from zar_ray.data.text_files import csv_header, csv_rows
 from zar_ray.errors import ManifestError
 
 _COLUMNS = ("youtube_id", "time_start", "time_end")
 _SPLITS = {"train": "train", "training": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
 _WORD = re.compile("[a-z]+")
-
-
-def annotate_400(files: Files) -> Annotations:
-    """Reads Kinetics-400; see `annotate`."""
-    return annotate(files, "k400", "kinetics400", "Kinetics-400")
-
-
-def annotate_600(files: Files) -> Annotations:
-    """Reads Kinetics-600; see `annotate`."""
-    return annotate(files, "k600", "kinetics600", "Kinetics-600")
 
 
 def annotate(files: Files, name: str, classes: str, title: str) -> Annotations:
@@ -77,7 +66,7 @@ def _from_csvs(tables: list[Path], files: Files, known: ClassNames) -> tuple[lis
         folders = (*splits, *((label,) if label else ()))
         path = next((f for s in _spellings(stem) if (f := files.find(s, *folders, exact=True))), None)
         expected = "/".join((splits[0], *((label,) if label else ()), f"{stem}.mp4"))
-        videos.append(AnnotatedVideo(stem, expected, (label,) if label else (), splits[0], tuple(sorted(splits)), path))
+        videos.append(AnnotatedVideo(expected, (label,) if label else (), splits[0], tuple(sorted(splits)), path))
     if not differing:
         return videos, []
     return videos, [f"{len(differing):,} entries repeat a video with another class; the first holds ({differing[0]})"]
@@ -95,7 +84,7 @@ def _from_folders(files: Files, known: ClassNames) -> tuple[list[AnnotatedVideo]
             continue
         label = known.get(folders[depth], path)
         split = next((s for folder in reversed(folders[:depth]) if (s := _split_in(folder))), of_root) or NO_SPLIT
-        videos.append(AnnotatedVideo(PurePosixPath(path).stem, path, (label,), split, (split,), path))
+        videos.append(AnnotatedVideo(path, (label,), split, (split,), path))
     notes = (
         [f"{len(unknown)} folders are no class, such as {min(unknown)}; their videos are left out"] if unknown else []
     )

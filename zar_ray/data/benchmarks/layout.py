@@ -6,7 +6,6 @@ extension, and what is missing is counted by split and class.
 
 from __future__ import annotations
 
-import csv
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from zar_ray.data.classes import by_key, name_key
-from zar_ray.data.index import ListedVideo, Listing, walk
+from zar_ray.data.listing import Listing, existing_folder, walk
+from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import ManifestError, suggestion
 
 UNLABELLED = "(no label)"
@@ -47,9 +47,9 @@ class Files:
         Raises:
             ManifestError: A folder is missing or cannot be read.
         """
-        top = _folder(root)
+        top = existing_folder(root)
         paths, others = walk(top)
-        if annotations is not None and not (beside := _folder(annotations)).is_relative_to(top):
+        if annotations is not None and not (beside := existing_folder(annotations)).is_relative_to(top):
             others += walk(beside)[1]
         videos = sorted(path.relative_to(top).as_posix() for path in paths)
         files = cls(top, tuple(videos), tuple(sorted(set(others))))  # one folder may hold the other
@@ -79,7 +79,6 @@ class AnnotatedVideo:
     """One video as the annotations have it.
 
     Attributes:
-        key: The file's name without folder and extension.
         expected: Where the official layout has it, relative to the root; the id of a video that is missing.
         class_names: Its labels: none, one, or several in a multi-label benchmark.
         split: The official split where a video has one, else "all".
@@ -87,12 +86,16 @@ class AnnotatedVideo:
         found: The file, relative to the root; None where there is none.
     """
 
-    key: str
     expected: str
     class_names: tuple[str, ...]
     split: str
     splits: tuple[str, ...]
     found: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The file's name without folder and extension."""
+        return PurePosixPath(self.expected).stem
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ def to_listing(annotations: Annotations, files: Files, available_only: bool = Fa
             f"{', '.join(annotations.sources)} names; --root must be the folder of the videos"
         )
     missing: Counter[tuple[str, str]] = Counter()
-    rows: dict[str, ListedVideo] = {}
+    rows: dict[str, VideoRow] = {}
     for video in videos:
         splits = tuple(split for split in video.splits if split not in left_out)
         if video.found is None:
@@ -235,10 +238,10 @@ def _one_entry_a_file(videos: Sequence[AnnotatedVideo]) -> tuple[list[AnnotatedV
     return kept, [f"{lost:,} entries share a file with another one; they count as missing"] if lost else []
 
 
-def _listed(video: AnnotatedVideo, multi_label: bool, root: Path) -> ListedVideo:
+def _listed(video: AnnotatedVideo, multi_label: bool, root: Path) -> VideoRow:
     video_id = video.found or video.expected
     names = video.class_names
-    return ListedVideo(
+    return VideoRow(
         video_id=video_id,
         path=str(root / video_id),
         class_name=names[0] if names and not multi_label else None,
@@ -296,63 +299,3 @@ def check_classes(names: Iterable[str], known: ClassNames, place: Path) -> None:
     for number, (name, ours) in enumerate(zip(listed, known.names, strict=True)):
         if name_key(name) != name_key(ours):
             raise ManifestError(f'{place}: class {number} is "{name}", expected "{ours}"; is it another version?')
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yields (place for messages, line) of each line that is not blank.
-
-    Raises:
-        ManifestError: The file cannot be read.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield f"{path}, line {number}", line.strip()
-
-
-def csv_header(path: Path) -> tuple[str, ...]:
-    """The first row of a CSV, in lower case; empty where the file is no text."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            return tuple(cell.strip().lower() for cell in next(csv.reader(stream), ()))
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return ()
-
-
-def csv_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields (place for messages, cell by column) of each row of a CSV with a header.
-
-    Raises:
-        ManifestError: The file cannot be read, lacks a column or has a row of another length.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream)
-            header = [cell.strip().lower() for cell in next(reader, [])]
-            if lacking := [name for name in needed if name not in header]:
-                raise ManifestError(f"{path}: lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}")
-            for cells in reader:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                place = f"{path}, line {reader.line_num}"
-                if len(cells) != len(header):
-                    raise ManifestError(f"{place}: has {len(cells)} cells, the header has {len(header)}")
-                yield place, {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except csv.Error as error:
-        raise ManifestError(f"{path}: is not a CSV ({error})") from error
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _folder(place: str | Path) -> Path:
-    top = Path(place).expanduser().absolute()
-    if not top.is_dir():
-        raise ManifestError(f"{place}: {'is not a folder' if top.exists() else 'no such folder'}")
-    return top

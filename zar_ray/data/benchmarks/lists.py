@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations, Files, csv_rows, read_lines
+from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations, Files
 from zar_ray.data.classes import class_list, known_class_lists, name_key
-from zar_ray.errors import ManifestError, suggestion
+from zar_ray.data.protocols import SplitSpec
+from zar_ray.data.text_files import csv_rows, read_lines
+from zar_ray.errors import ConfigError, ManifestError, suggestion
 
 _ENTRY = re.compile(r"(?P<path>.*\S)(?:\s+|\s*,\s*)(?P<label>-?\d+)")
 _YOUTUBE = re.compile(r".{11}_\d{6}_\d{6}")
@@ -114,6 +116,44 @@ def read_list(place: str, labels: str) -> VideoList:
     return VideoList(str(place), tuple(entries), names, labels)
 
 
+def read_lists(
+    given: Sequence[str], labels: Sequence[str], specs: Sequence[SplitSpec] = ()
+) -> list[tuple[str, VideoList]]:
+    """Reads what ``--list [SPLIT=]FILE ...`` and ``--labels FILE ...`` name.
+
+    Args:
+        given: The lists. SPLIT is the split of the benchmark that a list stands for, or what the manifest shall call
+            it; without it a benchmark's splits come in their order, else the file's name is taken.
+        labels: Their class names, one for all or one each; by default those of the benchmark's splits.
+        specs: The benchmark's splits.
+
+    Returns:
+        Each list with the manifest's split it stands for.
+
+    Raises:
+        ConfigError: Numbers or names do not fit together.
+        ManifestError: A file cannot be read.
+    """
+    if labels and len(labels) not in (1, len(given)):
+        raise ConfigError(f"--labels: {len(labels)} given for {len(given)} lists; give one for all, or one each")
+    if not labels and not specs:
+        raise ConfigError("--list: give the names of its labels with --labels FILE, or a class list's name")
+    named = [_split_and_file(text, specs) for text in given]
+    if specs and any(split is None for split, _ in named):
+        if len(named) != len(specs):
+            known = ", ".join(spec.name for spec in specs)
+            raise ConfigError(f"--list: say which split {given[0]} is, as SPLIT=FILE (splits: {known})")
+        named = [(split or spec.name, file) for (split, file), spec in zip(named, specs, strict=True)]
+    by_name = {spec.name: spec for spec in specs}
+    lists = []
+    for number, (split, file) in enumerate(named):
+        spec = by_name.get(split or "")
+        own = labels[min(number, len(labels) - 1)] if labels else spec.classes or "" if spec else ""
+        member = (spec.videos or (spec.name,))[0] if spec else split or Path(file).stem
+        lists.append((member, read_list(file, own)))
+    return lists
+
+
 def merge_lists(
     name: str,
     files: Files,
@@ -172,10 +212,18 @@ def _new(entry: ListEntry, label: str, files: Files, paths: set[str]) -> Annotat
         exact = _YOUTUBE.fullmatch(entry.stem) is not None  # YouTube's ids differ by case and punctuation alone
         found = files.find(entry.stem, label, *path.parts[:-1], exact=exact)
     return AnnotatedVideo(
-        key=entry.stem,
         expected=entry.path.lstrip("/"),
         class_names=(label,),
         split=official or "all",
         splits=(official,) if official else (),
         found=found,
     )
+
+
+def _split_and_file(text: str, specs: Sequence[SplitSpec]) -> tuple[str | None, str]:
+    split, sign, file = text.partition("=")
+    if not sign or Path(text).expanduser().exists():
+        return None, text
+    if specs and split not in [spec.name for spec in specs]:
+        raise ConfigError(f'--list: no split "{split}"{suggestion(split, [spec.name for spec in specs])}')
+    return split, file

@@ -62,7 +62,7 @@ def annotate(files: Files) -> Annotations:
                 raise ManifestError(f"{place}: has no template, which names its class")
             names = () if template is None else (classes.get(template, place),)
             found = files.find(stem, split, exact=True)
-            videos[stem] = AnnotatedVideo(stem, f"{stem}.webm", names, split, (split,), found)
+            videos[stem] = AnnotatedVideo(f"{stem}.webm", names, split, (split,), found)
     return Annotations("ssv2", tuple(videos.values()), classes.names, sources=tuple(path.name for path, _ in lists))
 
 

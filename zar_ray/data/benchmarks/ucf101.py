@@ -12,9 +12,9 @@ from zar_ray.data.benchmarks.layout import (
     Files,
     NoAnnotationsError,
     check_classes,
-    read_lines,
 )
 from zar_ray.data.classes import class_list
+from zar_ray.data.text_files import read_lines
 from zar_ray.errors import ManifestError
 
 _LIST = re.compile(r"(?P<part>train|test)list0?(?P<split>[123])\.txt", re.IGNORECASE)
@@ -56,7 +56,6 @@ def annotate(files: Files) -> Annotations:
             members[video.stem].append(split)
     videos = tuple(
         AnnotatedVideo(
-            key=stem,
             expected=f"{labels[stem]}/{stem}.avi",
             class_names=(labels[stem],),
             split="all",

@@ -71,7 +71,7 @@ class DecodeStage:
         started = time.perf_counter()
         with caught("decode", failures), self._last_resort(video):
             stored = self._look_up(row["path"], known, video)
-            video["inputs"] = [*stored, *self._read(row["path"], known, video, stored)]
+            video["inputs"] = [*stored, *self.read(row["path"], known, video, stored)]
         for failure in failures:
             video |= {"error": failure.message, "error_stage": failure.stage, "inputs": None}
         video["seconds_decode"] = time.perf_counter() - started
@@ -106,7 +106,7 @@ class DecodeStage:
         video |= {"feature_uses": uses, "feature_notes": notes}
         return found
 
-    def _read(
+    def read(
         self, path: str, known: VideoInfo, video: dict[str, Any], stored: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """Inputs of the models that are still without: the file is opened once, for each way of resizing."""

@@ -1,6 +1,6 @@
-"""Experiments over seeds: each is trained on its own draw, nothing is done twice, and the means are the field's.
+"""Experiments: each training has its own draw, nothing is trained twice, and one study evaluates all models.
 
-Trainings and evaluations are stood in for, except in the last test, which runs the command.
+Trainings and the study are stood in for, except in the last test, which runs the command.
 """
 
 from __future__ import annotations
@@ -11,26 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import miniatures
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
-from scipy import stats
-from summaries import summary_of
-from zar_ray.study.experiments import describe, run_experiment
 
 from zar_ray.commands.main import main
 from zar_ray.data.classes import class_list
-from zar_ray.data.indexing import run_index
+from zar_ray.data.index import run_index
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest, write_manifest
 from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError, ManifestError, RunError
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.checkpoints import save_checkpoint
-from zar_ray.reporting.seed_means import seed_means, seed_notes, seed_table
-from zar_ray.results.record import RunSummary
-from zar_ray.study import experiments
+from zar_ray.results.study_record import StudyRecord
+from zar_ray.study import few_shot
+from zar_ray.study.axes import ModelChoice
+from zar_ray.study.few_shot import describe, run_experiment
 from zar_ray.study.options import EvalConfig
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import TrainResult
@@ -57,7 +52,7 @@ def config(tmp_path) -> TrainConfig:
     return TrainConfig(
         dataset="hmdb51",
         protocol="few_shot",
-        shots=2,
+        shots=(2,),
         seeds=(1, 2, 3),
         frames=4,
         batch_size=8,
@@ -69,12 +64,11 @@ def config(tmp_path) -> TrainConfig:
 
 
 class Bench:
-    """Stands in for training and evaluation: keeps what it was asked for, and writes checkpoints with real notes."""
+    """Stands in for training and the study: keeps what it was asked for, and writes checkpoints with real notes."""
 
     def __init__(self) -> None:
         self.trained: list[TrainConfig] = []
-        self.evaluated: list[EvalConfig] = []
-        self.accuracies: dict[int, dict[tuple[str, str], float]] = {}
+        self.evaluated: list[tuple[EvalConfig, list[ModelChoice]]] = []
         self.stops_at: int | None = None
         self.model = build_clip(ARCHITECTURE)
 
@@ -87,84 +81,81 @@ class Bench:
         save_checkpoint(self.model, ARCHITECTURE, Preprocessing(input_size=32), config.output, notes)
         return TrainResult(config.output, 10, 1.0, 0.5, 0.75, "folder")
 
-    def evaluate(self, options: EvalConfig, console: Console) -> RunSummary:
-        self.evaluated.append(options)
-        usual = {("1", method): 0.5 + 0.01 * options.seed for method in options.method}
-        return summary_of(options.seed, self.accuracies.get(options.seed, usual))
+    def study(self, options: EvalConfig, console: Console, models: list[ModelChoice]) -> str:
+        self.evaluated.append((options, models))
+        return "the record"
 
 
 @pytest.fixture
 def bench(monkeypatch) -> Bench:
     bench = Bench()
-    monkeypatch.setattr(experiments, "run_training", bench.train)
-    monkeypatch.setattr(experiments, "run_evaluation", bench.evaluate)
+    monkeypatch.setattr(few_shot, "run_training", bench.train)
+    monkeypatch.setattr(few_shot, "run_study", bench.study)
     return bench
 
 
-def run(config: TrainConfig):
+def run(config: TrainConfig) -> str:
     said = io.StringIO()
-    return run_experiment(config, Console(file=said, width=200)), said.getvalue()
+    assert run_experiment(config, Console(file=said, width=200)) == "the record"
+    return said.getvalue()
 
 
-def test_every_seed_is_trained_on_its_own_draw_and_tested_on_the_same_split(config, bench, tmp_path):
-    result, said = run(config)
+def folder_of(config: TrainConfig) -> Path:
+    (folder,) = Path(str(config.storage)).iterdir()
+    return folder
+
+
+def test_every_seed_is_trained_on_its_own_draw_and_one_study_tests_all(config, bench, tmp_path):
+    run(config)
     assert [one.seed for one in bench.trained] == [1, 2, 3]
     drawn = [read_manifest(str(one.dataset)) for one in bench.trained]
     assert [len(one) for one in drawn] == [2 * 51] * 3
     assert len({one.fingerprint() for one in drawn}) == 3
     assert all(row.memberships == ("train",) for row in drawn[0].rows())
-    assert [one.output for one in bench.trained] == [tmp_path / "out" / f"tiny-seed{n}.safetensors" for n in (1, 2, 3)]
-    for training, evaluation in zip(bench.trained, bench.evaluated, strict=True):
-        assert (training.protocol, training.seeds) == ("standard", ())
-        assert (evaluation.dataset, evaluation.split, evaluation.protocol) == ("hmdb51", "1", "standard")
-        assert (evaluation.checkpoint, evaluation.seed) == (training.output, training.seed)
-        assert (evaluation.views.eval_frames, evaluation.views.frames) == (4, 16)
-        assert evaluation.method == ("zero_shot", "zar")
-    assert len({one.name for one in bench.evaluated}) == 3
+    files = [tmp_path / "out" / f"tiny-2shot-seed{n}.safetensors" for n in (1, 2, 3)]
+    assert [one.output for one in bench.trained] == files
+    assert all((one.protocol, one.seeds) == ("standard", ()) for one in bench.trained)
+    ((options, models),) = bench.evaluated
+    assert (options.dataset, options.split, options.protocol) == ("hmdb51", "1", "standard")
+    assert (options.views.eval_frames, options.views.frames) == (4, 16)
+    assert (options.method, options.seeds) == (("zero_shot", "zar"), ())
+    assert [one.update["checkpoint"] for one in models] == files
+    assert [one.coordinates for one in models] == [
+        {"model": "ViT-B-16-quickgelu", "shots": "2", "training seed": str(seed)} for seed in (1, 2, 3)
+    ]
 
-    (zar,) = (one for one in result.means if (one.method, one.metric) == ("zar", "top1"))
-    assert (zar.mean, zar.std) == (pytest.approx(0.52), pytest.approx(0.01))
-    assert "52.0 +/- 1.0" in said
-    assert "n - 1" in said
-    record = json.loads(Path(result.folder, "experiment.json").read_text())
-    assert [one["seed"] for one in record["seeds"]] == [1, 2, 3]
-    assert RunSummary.from_json(record["seeds"][0]["summary"]) == result.seeds[0].summary
-    assert record["seeds"][0]["training"]["steps"] == 10
-    assert record["mlflow"]["why_not"] == "not logged: switched off by --no-mlflow"
+
+def test_shots_are_an_axis(config, bench):
+    run(config.model_copy(update={"shots": (1, 2), "seeds": (1, 2)}))
+    assert [len(read_manifest(str(one.dataset))) for one in bench.trained] == [51, 51, 102, 102]
+    ((_, models),) = bench.evaluated
+    assert [(one.coordinates["shots"], one.coordinates["training seed"]) for one in models] == [
+        ("1", "1"),
+        ("1", "2"),
+        ("2", "1"),
+        ("2", "2"),
+    ]
 
 
 def test_base_to_novel_trains_on_base_and_evaluates_both(config, bench):
-    bench.accuracies = {
-        1: {("base", "zar"): 0.8, ("novel", "zar"): 0.4},
-        2: {("base", "zar"): 0.6, ("novel", "zar"): 0.6},
-    }
-    config = config.model_copy(update={"protocol": "base_to_novel", "seeds": (1, 2), "method": ("zar",)})
-    result, said = run(config)
+    run(config.model_copy(update={"protocol": "base_to_novel", "seeds": (1, 2), "method": ("zar",)}))
     assert read_manifest(str(bench.trained[0].dataset)).class_names == class_list("hmdb51_base")
-    for evaluation in bench.evaluated:
-        assert (evaluation.dataset, evaluation.protocol, evaluation.split) == ("hmdb51", "base_to_novel", None)
-        # As the benchmark's file has it, but with the seeds of the experiment and the frames of the training.
-        assert (evaluation.views.frames, evaluation.views.eval_frames, evaluation.seeds) == (8, 4, ())
-    (harmonic,) = (one for one in result.means if (one.split, one.metric) == ("harmonic", "top1"))
-    assert harmonic.mean == pytest.approx(2 * 0.7 * 0.5 / 1.2)
-    assert harmonic.values == pytest.approx((2 * 0.8 * 0.4 / 1.2, 0.6))
-    assert "58.3 +/- 4.7" in said
-    assert "is that of mean base and mean novel" in said
+    ((options, _),) = bench.evaluated
+    assert (options.dataset, options.protocol, options.split) == ("hmdb51", "base_to_novel", None)
+    # As the benchmark's file has it, but with the frames of the training.
+    assert (options.views.frames, options.views.eval_frames, options.seeds) == (8, 4, ())
 
 
 def test_the_same_command_trains_no_finished_seed_again(config, bench):
     run(config)
-    result, said = run(config)
+    said = run(config)
     assert len(bench.trained) == 3
-    assert len(bench.evaluated) == 6
-    assert bench.evaluated[3:] == bench.evaluated[:3]
+    assert bench.evaluated[0] == bench.evaluated[1]
     assert said.count("trained already") == 3
-    assert result.seeds[0].training["accuracy"] == 0.75
-    # One more seed is one more training; the others' records stay.
-    run(config.model_copy(update={"seeds": (4,)}))
+    # One more seed is one more training, and a study of its own.
+    run(config.model_copy(update={"seeds": (1, 4)}))
     assert [one.seed for one in bench.trained] == [1, 2, 3, 4]
-    record = json.loads(Path(result.folder, "experiment.json").read_text())
-    assert [one["seed"] for one in record["seeds"]] == [1, 2, 3, 4]
+    assert len({options.name for options, _ in bench.evaluated}) == 2
 
 
 def test_an_experiment_that_was_stopped_goes_on(config, bench):
@@ -172,23 +163,23 @@ def test_an_experiment_that_was_stopped_goes_on(config, bench):
     with pytest.raises(RunError, match="out of memory"):
         run(config)
     bench.stops_at = None
-    result, _ = run(config)
+    run(config)
     assert [one.seed for one in bench.trained] == [1, 2, 3]
-    assert len(result.seeds) == 3
+    assert len(bench.evaluated) == 1
 
 
 def test_other_options_are_refused_with_the_difference(config, bench):
     run(config)
     other = config.model_copy(update={"lr": 0.5})
     with pytest.raises(
-        RunError, match=r"tiny-seed1\.safetensors: was trained with other options \(lr: 8e-06 -> 0\.5\)"
+        RunError, match=r"tiny-2shot-seed1\.safetensors: was trained with other options \(lr: 8e-06 -> 0\.5\)"
     ):
         run(other)
     with pytest.raises(RunError, match="was trained with other options"):
         describe(other)
     named = config.model_copy(update={"name": "mine", "output": config.output.with_name("mine.safetensors")})
     run(named)
-    with pytest.raises(RunError, match=r"mine: holds an experiment with other options \(lr: 8e-06 -> 0\.5\)"):
+    with pytest.raises(RunError, match=r"mine-2shot-seed1\.safetensors: was trained with other options \(lr: "):
         run(named.model_copy(update={"lr": 0.5}))
     # What changes no number may change.
     run(named.model_copy(update={"decode_threads": 4}))
@@ -198,7 +189,7 @@ def test_other_options_are_refused_with_the_difference(config, bench):
     assert [one.lr for one in bench.trained[6:]] == [0.5] * 3
 
 
-def test_options_that_came_later_count_both_ways(config, bench):
+def test_an_option_that_is_left_out_counts_too(config, bench):
     run(config.model_copy(update={"drop_path": 0.1}))
     with pytest.raises(RunError, match=r"was trained with other options \(drop_path: "):
         run(config)
@@ -206,11 +197,13 @@ def test_options_that_came_later_count_both_ways(config, bench):
 
 
 def test_a_foreign_file_is_not_taken_for_a_trained_one(config, bench, tiny_checkpoint):
-    path = config.output.with_name("tiny-seed2.safetensors")
+    path = config.output.with_name("tiny-2shot-seed2.safetensors")
     path.parent.mkdir()
     for content in (b"mine", tiny_checkpoint.read_bytes()):
         path.write_bytes(content)
-        with pytest.raises(RunError, match=r"tiny-seed2\.safetensors: is there, and nothing that zar train wrote"):
+        with pytest.raises(
+            RunError, match=r"tiny-2shot-seed2\.safetensors: is there, and nothing that zar train wrote"
+        ):
             run(config)
         assert path.read_bytes() == content
     assert bench.trained == []
@@ -222,22 +215,24 @@ def test_a_benchmark_that_was_indexed_anew_is_noticed(config, bench, tmp_path):
     manifest = read_manifest(place)
     rows = [replace(row, video_id=f"new/{row.video_id}") for row in manifest.rows()]
     write_manifest(Manifest.of(rows, manifest.class_names, manifest.root, "hmdb51"), place)
-    with pytest.raises(RunError, match=r"seed1\.parquet: the videos drawn with seed 1 were others"):
+    with pytest.raises(RunError, match=r"2shot-seed1\.parquet: the videos drawn with seed 1 were others"):
         run(config)
 
 
 def test_a_learned_context_is_evaluated_with_its_base_model(config, bench):
     run(config.model_copy(update={"trains": "context", "context_vectors": 4}))
-    for training, evaluation in zip(bench.trained, bench.evaluated, strict=True):
-        assert (evaluation.context, evaluation.checkpoint) == (str(training.output), None)
-        assert (evaluation.model, evaluation.pretrained) == (config.model, config.pretrained)
+    ((options, models),) = bench.evaluated
+    assert [one.update for one in models] == [
+        {"checkpoint": None, "context": str(training.output)} for training in bench.trained
+    ]
+    assert (options.model, options.pretrained) == (config.model, config.pretrained)
 
 
 @pytest.mark.parametrize(
     ("update", "kind", "message"),
     [
         ({"seeds": ()}, ConfigError, "few_shot: say which seeds .* --seeds 1 2 3"),
-        ({"seeds": (1, 1)}, ConfigError, "--seeds 1 1: names a seed twice"),
+        ({"seeds": (1, 1)}, ConfigError, "--seeds 1 1: names one twice"),
         ({"dataset": None}, ConfigError, "say which benchmark with --dataset"),
         ({"dataset": "hmbd51"}, ConfigError, 'no benchmark "hmbd51"; did you mean "hmdb51"'),
         ({"dataset": "k600"}, ConfigError, "--protocol few_shot: k600 has no training videos"),
@@ -245,10 +240,10 @@ def test_a_learned_context_is_evaluated_with_its_base_model(config, bench):
         ({"dataset": "ucf101"}, ManifestError, 'ucf101: no manifest at .* make one with "zar data index ucf101'),
         ({"split": "4"}, ConfigError, 'hmdb51: no split "4"'),
         ({"split": "base", "protocol": "base_to_novel"}, ConfigError, "--split base: --protocol base_to_novel trains"),
-        ({"shots": 5}, ManifestError, "51 of 51 classes have fewer than 5 usable videos in train1"),
+        ({"shots": (5,)}, ManifestError, "51 of 51 classes have fewer than 5 usable videos in train1"),
         ({"output": None}, ConfigError, r"--output FILE\.safetensors"),
         ({"method": ("zero",)}, ConfigError, "zero"),
-        ({"method": ("zar", "zar")}, ConfigError, "names a method twice"),
+        ({"method": ("zar", "zar")}, ConfigError, "names one twice"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_starts(config, bench, update, kind, message):
@@ -261,13 +256,14 @@ def test_mistakes_are_one_line_before_anything_starts(config, bench, update, kin
 
 
 def test_overwriting_deletes_nothing_before_everything_is_checked(config, bench):
-    result, _ = run(config)
+    run(config)
+    folder = folder_of(config)
     with pytest.raises(ManifestError, match="fewer than 5"):
-        run(config.model_copy(update={"shots": 5, "overwrite": True, "name": Path(result.folder).name}))
-    assert Path(result.folder, "experiment.json").exists()
-    Path(result.folder).with_name("other").mkdir()
-    Path(result.folder).with_name("other").joinpath("mine.txt").write_text("mine")
-    with pytest.raises(RunError, match="holds files that are not an experiment's"):
+        run(config.model_copy(update={"shots": (5,), "overwrite": True, "name": folder.name}))
+    assert (folder / "2shot-seed1.parquet").exists()
+    folder.with_name("other").mkdir()
+    folder.with_name("other").joinpath("mine.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"mine\.txt: is not an experiment's"):
         run(config.model_copy(update={"overwrite": True, "name": "other"}))
 
 
@@ -278,42 +274,10 @@ def test_a_dry_run_says_what_would_be_done(config, bench, capsys, tmp_path):
     assert main(["train", *words, "--data-root", str(tmp_path / "data"), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "few-shot, HMDB51, 2 shots, seeds 1, 2" in said
-    assert "102 videos of 51 classes a seed" in said
-    assert "trained already: seed 2" in said
-    assert "tiny-seed1.safetensors" in said
+    assert "2 shots: 102 videos of 51 classes a seed" in said
+    assert "tiny-2shot-seed2.safetensors (trained already)" in said
+    assert "tiny-2shot-seed1.safetensors" in said
     assert len(bench.trained) == 1
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)), min_size=2, max_size=6))
-def test_means_are_those_of_textbooks(pairs):
-    runs = [
-        summary_of(seed, {("base", "zar"): base, ("novel", "zar"): novel}) for seed, (base, novel) in enumerate(pairs)
-    ]
-    means = {(one.split, one.metric): one for one in seed_means(runs, harmonic=True)}
-    for place, split in enumerate(("base", "novel")):
-        values = np.array([pair[place] for pair in pairs])
-        one = means[split, "top1"]
-        assert one.mean == pytest.approx(values.mean())
-        assert one.std == pytest.approx(values.std(ddof=1), abs=1e-12)
-        reach = stats.t(len(values) - 1).ppf(0.975) * stats.sem(values)
-        assert (one.low, one.high) == pytest.approx((values.mean() - reach, values.mean() + reach))
-    base, novel = (means[split, "top1"].mean for split in ("base", "novel"))
-    harmonic = means["harmonic", "top1"]
-    assert harmonic.mean == pytest.approx(2 * base * novel / (base + novel))
-    # The harmonic mean is concave, so that of the means is at least the mean of the seeds' own.
-    assert harmonic.mean >= np.mean(harmonic.values) - 1e-12
-    table = seed_table(range(len(runs)), runs, list(means.values()))
-    assert {len(row) for row in table} == {5}
-    assert len(table) == 1 + len(runs) + 1
-
-
-def test_one_seed_has_no_deviation():
-    runs = [summary_of(1, {("1", "zar"): 0.5})]
-    (top1, *_) = seed_means(runs, harmonic=False)
-    assert (top1.mean, top1.std, top1.low, top1.high) == (0.5, None, None, None)
-    assert seed_table((1,), runs, [top1])[-1] == ("", "mean", "50.0")
-    assert seed_notes(runs, [top1]) == ["1 seed, videos a seed: 40 of 1. A seed's interval is over its videos."]
 
 
 @pytest.mark.slow
@@ -341,21 +305,21 @@ def test_the_command_trains_evaluates_and_logs(ray_cluster, tiny_checkpoint, mak
     words += ["--storage", str(tmp_path / "storage"), "--output", str(tmp_path / "few.safetensors"), "--name", "few"]
     assert main(["train", *words]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
-    assert "1 seed, videos a seed: 3 of 1." in said
-    record = json.loads((tmp_path / "storage" / "few" / "experiment.json").read_text())
-    assert [one["training"]["steps"] for one in record["seeds"]] == [2]
-    assert (tmp_path / "few-seed1.safetensors").is_file()
+    file = tmp_path / "few-1shot-seed1.safetensors"
+    assert file.is_file()
+    (place,) = (tmp_path / "storage" / "few" / "runs").glob("*/run.json")
+    record = StudyRecord.from_json(json.loads(place.read_text())["study"])
+    assert record.whole.videos == 3
+    assert str(place) in said
 
     # What a training really notes in its file is what the plan compares with.
     assert main(["train", *words, "--dry-run"]) == 0
-    assert "trained already: seed 1" in capsys.readouterr().out
+    assert f"{file} (trained already)" in capsys.readouterr().out
 
     client = MlflowClient(f"sqlite:///{tmp_path}/storage/mlflow.db")
-    parent = client.get_run(record["mlflow"]["run_id"])
-    assert parent.data.metrics["1/zero_shot/top1_mean"] == record["means"][0]["mean"]
+    parent = client.get_run(record.whole.mlflow.run_id)
     children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    assert sorted(child.data.tags["seed"] for child in children) == ["1", "1"]
     training, evaluation = sorted(children, key=lambda child: "kind" not in child.data.tags)
     assert training.data.tags["kind"] == "training"
     assert {"train/loss", "train/gradient_norm", "train/data_wait_share"} <= training.data.metrics.keys()
-    assert evaluation.data.metrics["zero_shot/top1"] == record["means"][0]["mean"]
+    assert evaluation.data.metrics["top1"] == record.cells[0].summary.cases[0].headline.after.top1.value

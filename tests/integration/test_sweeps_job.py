@@ -5,25 +5,22 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from dataclasses import dataclass
 
 import miniatures
 import pyarrow.compute as pc
 import pytest
 from rich.console import Console
-from zar_ray.study.ablation import run_ablation
 
-from zar_ray.data.indexing import run_index
+from zar_ray.data.index import run_index
 from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError, RunError
 from zar_ray.reporting.finished_runs import find_runs
-from zar_ray.reporting.published import load_table
-from zar_ray.reporting.published_table import compare
-from zar_ray.reporting.sweep_summary import SweepSummary
-from zar_ray.results.folder import RunFolder
+from zar_ray.reporting.published.tables import load_table
+from zar_ray.reporting.published.view import compare
+from zar_ray.results.folder import CELLS
 from zar_ray.results.rows import to_rows
-from zar_ray.storage import Storage
-from zar_ray.study.options import AblateConfig, EvalConfig
+from zar_ray.results.study_record import StudyRecord
+from zar_ray.study.options import EvalConfig
 
 pytestmark = pytest.mark.slow
 
@@ -32,35 +29,12 @@ TABLES = ("zar-table3", "zar-table4", "zar-table5")
 SHORT_SIDE = 37
 
 
-@dataclass(frozen=True)
-class Swept:
-    sweep: SweepSummary
-    folder: RunFolder
-    printed: str
-
-    @property
-    def rows(self):
-        return to_rows(self.folder.results())
-
-
 @pytest.fixture
-def ablate(ray_cluster, tiny_checkpoint, tmp_path):
+def ablate(evaluate):
     """Sweeps over a dataset with the tiny CLIP; further options by name."""
 
-    def run(dataset, *sweeps, **options) -> Swept:
-        values = {
-            "dataset": str(dataset),
-            "sweep": sweeps,
-            "checkpoint": tiny_checkpoint,
-            "output": str(tmp_path / "runs"),
-            "name": "sweep",
-            "mlflow": False,
-            "views": {"frames": 4, "eval_frames": 4},
-            **options,
-        }
-        said = io.StringIO()
-        sweep = run_ablation(AblateConfig.model_validate(values), Console(file=said, width=120))
-        return Swept(sweep, RunFolder(Storage(f"{values['output']}/{values['name']}")), said.getvalue())
+    def run(dataset, *sweeps, **options):
+        return evaluate(dataset, sweep=sweeps, **{"name": "sweep", "method": ["zar"], **options})
 
     return run
 
@@ -76,8 +50,8 @@ def counted_folder(make_video, tmp_path):
 
 def test_one_pass_serves_all_settings_as_separate_runs_would(ablate, evaluate, counted_folder, tmp_path, same_results):
     swept = ablate(counted_folder, *TABLES, features=str(tmp_path / "features"))
-    assert len(swept.sweep.settings) == 16
-    assert [len(table.rows) for table in swept.sweep.tables] == [10, 4, 4]
+    assert len(swept.record.cells) == 16
+    assert [len(table.rows) for table in swept.record.tables] == [10, 4, 4]
     assert len(swept.rows) == 4 * 16
 
     storage = swept.folder.storage
@@ -103,7 +77,8 @@ def test_one_pass_serves_all_settings_as_separate_runs_would(ablate, evaluate, c
         same_results(alone.table, shared, same_work=False)
         assert [row.images for row in to_rows(shared)] == [row.images_encoded for row in alone.rows]
         (ours,) = alone.summary.cases
-        (theirs,) = (case for one in swept.sweep.settings for case in one.summary.cases if case.case_id == ours.case_id)
+        cases = (case for one in swept.record.cells for case in one.summary.cases)
+        (theirs,) = (case for case in cases if case.case_id == ours.case_id)
         assert ours.headline == theirs.headline
 
     # what is stored serves another sweep: nothing is decoded, nothing encoded
@@ -132,11 +107,11 @@ def test_tables_of_the_paper_are_filled_from_one_sweep(ablate, make_video, tmp_p
     assert "±" in swept.printed
     runs = find_runs(str(tmp_path / "runs")).runs
     assert len(runs) == 16
-    for name, table in zip(TABLES, swept.sweep.tables, strict=True):
+    for name, table in zip(TABLES, swept.record.tables, strict=True):
         cells = [cell for cell in compare(load_table(name), runs) if cell.column.name == "HMDB51"]
-        assert [cell.measured.value for cell in cells] == [pytest.approx(100 * row.average) for row in table.rows]
+        assert [cell.measured.value for cell in cells] == [pytest.approx(100 * row.average.value) for row in table.rows]
         assert [cell.measured.run.summary.name for cell in cells] == [
-            swept.sweep.settings[row.setting].summary.name for row in table.rows
+            swept.record.cells[row.cells[0]].summary.name for row in table.rows
         ]
         assert all(cell.measured.run.place == swept.folder.storage.path() for cell in cells)
 
@@ -161,19 +136,19 @@ def test_a_sweep_is_continued_and_another_one_refused(ablate, video_folder, tmp_
     assert Counter(row.method for row in first.rows) == {"zar": 16, "zero_shot": 8}
     again = ablate(video_folder, str(file), limit=4, method=["zero_shot", "zar"], resume=True)
     assert again.folder.results().equals(first.folder.results())
-    assert again.sweep.tables == first.sweep.tables
+    assert again.record.tables == first.record.tables
     record = json.loads(first.folder.storage.read("run.json"))
-    assert SweepSummary.from_json(record["sweep"]) == again.sweep
-    assert [one["varied"] for one in record["sweep"]["settings"]] == [
+    assert StudyRecord.from_json(record["study"]).cells == again.record.cells
+    assert [one["varied"] for one in record["study"]["cells"]] == [
         {},
         {"zar.steps": 2},
         {"context": "a photo of a"},
         {"context": "a photo of a", "zar.steps": 2},
     ]
-    assert "settings.csv" in first.folder.storage.names()
-    assert len(first.folder.storage.read("settings.csv").splitlines()) == 1 + 2 * 4
+    assert CELLS in first.folder.storage.names()
+    assert len(first.folder.storage.read(CELLS).splitlines()) == 1 + 2 * 4
     # the record names the options of a run: it can be repeated from that
-    EvalConfig.model_validate(record["sweep"]["settings"][3]["config"])
+    EvalConfig.model_validate(record["study"]["cells"][3]["config"])
     file.write_text("title: Words\ngrid: {context: [a video of a, a photo of a]}\n")
     with pytest.raises(RunError, match="holds a run with other settings"):
         ablate(video_folder, str(file), limit=4, method=["zero_shot", "zar"])
@@ -181,10 +156,8 @@ def test_a_sweep_is_continued_and_another_one_refused(ablate, video_folder, tmp_
 
 def test_mistakes_cost_one_line(ablate, video_folder):
     for sweeps, options, message in (
-        ((), {}, "say what to vary with --sweep NAME"),
         (("confidance",), {}, 'did you mean "confidence"'),
         (("lr", "lr"), {}, "names a sweep twice"),
-        (("lr",), {"seeds": (1, 2)}, "once with each --seed"),
         (("context_init",), {"template": "a clip of {}."}, "--template and --context"),
     ):
         with pytest.raises(ConfigError, match=message):

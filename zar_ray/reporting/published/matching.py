@@ -17,9 +17,9 @@ from zar_ray.data.options import CONTEXT
 from zar_ray.errors import ConfigError
 from zar_ray.options.layers import conf_dir, leaves, merge
 from zar_ray.reporting.finished_runs import FinishedRun
-from zar_ray.reporting.published import Column, PublishedTable, Recipe, Row, with_defaults
+from zar_ray.reporting.numbers import counted
+from zar_ray.reporting.published.tables import Column, PublishedTable, Recipe, Row, default_options
 from zar_ray.results.record import CaseMetrics
-from zar_ray.study.options import EvalConfig
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import Preprocessing, short_side_for
 
@@ -95,7 +95,7 @@ def fill_command(table: PublishedTable, row: Row, column: Column, output: str | 
         table: The published table.
         row: The result's row.
         column: The result's column.
-        output: Where runs go, if not to the default.
+        output: Where runs go, if not to the default place.
     """
     recipe = row.run
     if recipe is None:
@@ -111,10 +111,10 @@ def fill_command(table: PublishedTable, row: Row, column: Column, output: str | 
         file = table.trainings[recipe.training].file.format(benchmark=column.benchmark)
         words += ["--checkpoint", file]
         named.append(PurePath(file).stem)
-    elif table.model != _family(EvalConfig().model):
+    elif table.model != _family(default_options()["model"]):
         words += ["--model", f"{table.model}{_QUICKGELU}"]
         named.append(table.model)
-    unless_told = leaves(with_defaults(_benchmark(column.benchmark).options))
+    unless_told = leaves(default_options(_benchmark(column.benchmark).options))
     # A sweep says what varies, and comes to the short side that its settings need by itself.
     of_sweep = (table.varies, _SHORT_SIDE) if swept else ()
     told = {
@@ -132,8 +132,8 @@ def fill_command(table: PublishedTable, row: Row, column: Column, output: str | 
     if told:
         # A run's own name does not tell these options, and a folder holds one setting of them.
         words += ["--name", "_".join(named)]
-    if output not in (None, EvalConfig().output):
-        words += ["--output", str(output)]
+    if output is not None:
+        words += ["--output", output]
     return shlex.join(words)
 
 
@@ -155,8 +155,7 @@ def training_commands(table: PublishedTable, row: Row, column: Column) -> tuple[
 
 
 def _measured(table: PublishedTable, row: Row, recipe: Recipe, column: Column, run: FinishedRun) -> Measured | None:
-    summary = run.summary
-    config = with_defaults(run.config)
+    summary, config = run.summary, run.config
     if summary.dataset != column.benchmark and summary.dataset not in column.near:
         return None
     if table.varies is not None:
@@ -294,7 +293,7 @@ def _protocol_differences(column: Column, run: FinishedRun, config: Mapping[str,
         differences.append(column.right_labels)
     failed = sum(case.failed for case in found.cases)
     if failed:
-        differences.append(f"{failed:,} failed video{'' if failed == 1 else 's'} counted as wrong")
+        differences.append(f"{counted(failed, 'failed video')} counted as wrong")
     return differences
 
 

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.datasets import known_benchmarks
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.base import Options
 from zar_ray.options.layers import conf_dir, leaves, merge, read_yaml, validate
-from zar_ray.study.options import EvalConfig
 
 Metric = Literal["top1", "top5", "mAP", "base_top1", "novel_top1", "hm"]
 
@@ -69,8 +69,8 @@ class Recipe(Options):
     seeds: int = Field(default=1, ge=1, description="Over how many seeds the published result is an average.")
 
     def expected(self) -> dict[str, Any]:
-        """All options as the published protocol has them, as plain JSON values."""
-        return validate(EvalConfig, self.options, "run.options").model_dump(mode="json")
+        """The options that methods read as the published protocol has them, as plain JSON values."""
+        return validate(AdaptationOptions, self.options, "run.options").model_dump(mode="json")
 
 
 class Row(Options):
@@ -194,9 +194,9 @@ def _check(where: str, names: Iterable[str], known: Iterable[str]) -> None:
             raise ValueError(f'{where}: no "{name}"{suggestion(name, known)}')
 
 
-def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `zar eval`, perhaps of another version, with the defaults of this one where they say nothing."""
-    return merge(EvalConfig().model_dump(mode="json"), dict(options))
+def default_options(over: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The options that methods read, as plain JSON values: the defaults, and `over` laid on them."""
+    return merge(AdaptationOptions().model_dump(mode="json"), dict(over or {}))
 
 
 def known_tables() -> tuple[str, ...]:

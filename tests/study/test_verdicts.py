@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 
-from zar_ray.reporting.sweep_summary import SweepRow
 from zar_ray.results.statistics import holm, paired_comparison
-from zar_ray.study.ablation import _verdict
+from zar_ray.results.study_record import TableRow
+from zar_ray.study.tables import verdict
 
 
 def said(*right: np.ndarray) -> str:
-    """The verdict on settings called s0 (the run's own), s1, ..."""
+    """The verdict on settings called s0 (the reference), s1, ..."""
     comparisons = [paired_comparison(right[0], one, 0) for one in right[1:]]
     adjusted = holm([one.p_value for one in comparisons])
-    rows = [SweepRow("s0", 0, None, None, None, None, None, None, None)]
-    rows += [
-        SweepRow(f"s{n}", n, None, None, None, one, p, None, None)
-        for n, (one, p) in enumerate(zip(comparisons, adjusted, strict=True), 1)
-    ]
-    return _verdict(rows, dict(enumerate(right)), 0)
+    family = []
+    for number, one in enumerate(right):
+        comparison, p = (comparisons[number - 1], adjusted[number - 1]) if number else (None, None)
+        row = TableRow({"setting": f"s{number}"}, "zar", (0,), {}, None, comparison, p, None, None, None, None, 200)
+        family.append((SimpleNamespace(right=np.atleast_2d(one)), row))
+    return verdict(family, 0)
 
 
 def first(count: int, of: int = 200) -> np.ndarray:
@@ -26,7 +28,7 @@ def first(count: int, of: int = 200) -> np.ndarray:
 
 
 def test_equal_settings_have_no_winner():
-    assert "No setting is distinguishable" in said(first(100), first(102), first(99))
+    assert "nothing is distinguishable" in said(first(100), first(102), first(99))
 
 
 def test_a_setting_beyond_doubt_wins():
@@ -43,7 +45,7 @@ def test_the_best_of_equals_does_not_win():
 
 def test_settings_that_only_lose_are_named_as_worse():
     text = said(first(150), first(100), first(149))
-    assert text.startswith("No setting is better than the run's own; worse beyond doubt: s1 (p")
+    assert text.startswith("nothing is better than the reference; worse beyond doubt: s1 (p")
     assert "s2" not in text
 
 
@@ -51,4 +53,10 @@ def test_many_settings_need_stronger_evidence():
     # 8 gained, 0 lost: p is 2 / 2**8, below 5 % alone and above it after ten tests
     one = first(100), first(108)
     assert "s1 wins" in said(*one)
-    assert "No setting is distinguishable" in said(*one, *(first(100 + n % 2) for n in range(9)))
+    assert "nothing is distinguishable" in said(*one, *(first(100 + n % 2) for n in range(9)))
+
+
+def test_replicates_of_the_same_videos_are_no_further_evidence():
+    one = first(100), first(105)
+    assert "nothing is distinguishable" in said(*one)
+    assert "nothing is distinguishable" in said(*(np.stack([right] * 5) for right in one))

@@ -1,0 +1,100 @@
+"""Runs of both stages in this process, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from zar_ray.data.datasets import index_dataset
+from zar_ray.data.protocols import whole_split
+from zar_ray.evaluation.planning import AskedModel, asked_settings, job_spec, load_card, plan_model
+from zar_ray.evaluation.recovery import lacking
+from zar_ray.evaluation.spec import JobSpec
+from zar_ray.evaluation.stages.adapt import AdaptStage, ReplicaSpec
+from zar_ray.evaluation.stages.decode import DecodeStage
+from zar_ray.evaluation.streams import StreamState, stream_methods
+from zar_ray.evaluation.workload import Workload
+from zar_ray.models.architecture import build_clip
+from zar_ray.models.checkpoints import save_checkpoint
+from zar_ray.results.folder import Ledger, RunFolder
+from zar_ray.results.rows import ResultRow, to_rows
+from zar_ray.storage import Storage
+from zar_ray.study.options import EvalConfig
+from zar_ray.video.transforms import Preprocessing
+
+LARGER = {
+    "embed_dim": 24,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 48, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run of some models over some videos."""
+
+    workload: Workload
+    spec: JobSpec
+    replicas: ReplicaSpec
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.spec.storage)
+
+    @property
+    def todo(self) -> pa.Table:
+        return lacking(self.workload.table(), self.spec, Ledger(self.folder))
+
+    @property
+    def rows(self) -> list[ResultRow]:
+        return to_rows(self.folder.results())
+
+    def evaluate(self, videos: pa.Table) -> pa.Table:
+        return AdaptStage(self.replicas)(DecodeStage(self.spec)(videos))
+
+
+@pytest.fixture(scope="session")
+def larger_checkpoint(tmp_path_factory) -> Path:
+    """A model of larger pictures than the tiny one's, resized by another filter."""
+    path = tmp_path_factory.mktemp("weights") / "larger.safetensors"
+    torch.manual_seed(3)
+    save_checkpoint(build_clip(LARGER), LARGER, Preprocessing(input_size=48, interpolation="bilinear"), path)
+    return path
+
+
+@pytest.fixture
+def workload(video_folder) -> Workload:
+    """Twelve videos of three classes."""
+    manifest = index_dataset(video_folder)
+    return Workload.of(manifest, [whole_split(manifest)])
+
+
+@pytest.fixture
+def begin(workload, tmp_path) -> Callable[..., Begun]:
+    """Begins a run of some checkpoints; further options by name."""
+
+    def make(name: str, *checkpoints: Path, videos: Workload = workload, **options) -> Begun:
+        models = []
+        for number, checkpoint in enumerate(checkpoints):
+            values = {
+                "checkpoint": checkpoint,
+                "views": {"frames": 2, "eval_frames": 2, "views_per_rate": 1, "crops": 1},
+                "device": "cpu",
+                **options,
+            }
+            asked = AskedModel(checkpoint.stem, (EvalConfig.model_validate(values),))
+            settings = asked_settings(asked, videos)
+            models.append(plan_model(asked.label, number, settings, load_card(settings)))
+        streams = stream_methods(one.options for model in models for one in model.settings)
+        spec = job_spec(videos, models, ["default"], Storage(str(tmp_path / name)), streams)
+        if streams:
+            StreamState(0, {}).write(spec.storage)
+        return Begun(videos, spec, ReplicaSpec(spec, tuple(model.settings for model in models), 1))
+
+    return make

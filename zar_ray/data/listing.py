@@ -1,0 +1,204 @@
+"""The videos that a folder holds or a CSV lists, before anyone has opened them.
+
+Two layouts of folders are understood, and both may hold further folders below a class:
+
+- ``CLASS/.../VIDEO``: a class a folder;
+- ``SPLIT/CLASS/.../VIDEO`` where every top-level folder that holds videos is called train, val or test.
+
+Videos that lie outside class folders are unlabelled.  Video ids keep the names' characters exactly as they are on the
+disk, since they are also the way to the file; class names are put into Unicode's composed form (NFC), so that the text
+the model reads does not depend on the file system that a dataset was unpacked on.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zar_ray.data.manifest import VideoRow
+from zar_ray.data.text_files import CsvTable, read_csv
+from zar_ray.errors import ManifestError, suggestion
+
+VIDEO_EXTENSIONS = frozenset(
+    ".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .wmv .flv .gif .ts .3gp".split()  # noqa: SIM905
+)
+SPLIT_FOLDERS = frozenset({"train", "val", "test"})
+NO_SPLIT = "all"
+_CSV_COLUMNS = ("path", "label", "split")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All videos of a dataset, sorted by id, and how many other files lay among them.
+
+    Nothing but their names, splits and class names is known of the videos.
+    """
+
+    videos: tuple[VideoRow, ...]
+    class_names: tuple[str, ...]
+    root: str
+    name: str
+    ignored: int
+
+
+def list_folder(root: str | Path, class_names: Sequence[str] | None = None) -> Listing:
+    """Finds the videos below a folder, by their extension; hidden files and folders are passed over.
+
+    Args:
+        root: The folder.
+        class_names: The classes in label-id order; by default the class folders' names in alphabetical order.  A
+            folder without a video is no class.
+
+    Raises:
+        ManifestError: The folder is missing, holds no video, or has a class that is not in `class_names`.
+    """
+    top = existing_folder(root)
+    paths, others = walk(top)
+    ignored = len(others)
+    if not paths:
+        others = f"; {ignored} other file{'s' * (ignored != 1)} ignored" if ignored else ""
+        kinds = " ".join(sorted(VIDEO_EXTENSIONS))
+        raise ManifestError(f"{root}: holds no videos (looked below it for {kinds}{others})")
+    parts = [path.relative_to(top).parts for path in paths]
+    split_layout = {p[0] if len(p) > 1 else "" for p in parts} <= SPLIT_FOLDERS
+    videos = []
+    for path, names in zip(paths, parts, strict=True):
+        split = names[0] if split_layout else NO_SPLIT
+        folders = names[1:-1] if split_layout else names[:-1]
+        label = _tidy(folders[0]) if folders else None
+        videos.append(VideoRow("/".join(names), str(path), class_name=label, split=split))
+    return _listing(videos, class_names, top, top.name or "videos", ignored, str(root))
+
+
+def list_csv(file: str | Path, root: str | Path | None = None, class_names: Sequence[str] | None = None) -> Listing:
+    """Reads a list of videos: UTF-8, comma-separated, with the header ``path,label`` or ``path,label,split``.
+
+    An empty label means an unlabelled video, an empty split "all".  A file that is not there stays in, and becomes a
+    row with its error.
+
+    Args:
+        file: The CSV.
+        root: Folder that relative paths start from; by default the CSV's.  Video ids are relative to it; a video
+            outside it has its absolute path for an id.
+        class_names: The classes in label-id order; by default the labels in alphabetical order.
+
+    Raises:
+        ManifestError: The CSV cannot be read, names a video twice or has a label that is not in `class_names`; the
+            message names the line.
+    """
+    place = Path(file).expanduser().absolute()
+    top = Path(root).expanduser().absolute() if root is not None else place.parent
+    videos: list[VideoRow] = []
+    lines: dict[str, int] = {}
+    known = None if class_names is None else _known_names(class_names, str(file))
+    table = read_csv(place, str(file))
+    _check_columns(table, str(file))
+    for line, cells in table.rows:
+        at = f"{file}, line {line}"
+        if not cells["path"]:
+            raise ManifestError(f"{at}: the path is empty")
+        path = os.path.normpath(top / cells["path"])
+        if path in lines:
+            raise ManifestError(f"{at}: {cells['path']} is already in line {lines[path]}")
+        lines[path] = line
+        label = _tidy(cells.get("label", "")) or None
+        if known is not None and label is not None and label not in known:
+            raise ManifestError(f'{at}: label "{label}" is not among the class names{suggestion(label, known)}')
+        inside = Path(path).is_relative_to(top)
+        video_id = Path(path).relative_to(top).as_posix() if inside else Path(path).as_posix()
+        videos.append(VideoRow(video_id, path, class_name=label, split=cells.get("split") or NO_SPLIT))
+    if not videos:
+        raise ManifestError(f"{file}: lists no videos")
+    return _listing(videos, class_names, top, place.stem, 0, str(file))
+
+
+def walk(top: Path) -> tuple[list[Path], list[Path]]:
+    """The videos below a folder, symbolic links followed, and the other files; hidden ones are passed over.
+
+    Raises:
+        ManifestError: A folder cannot be read.
+    """
+    videos: list[Path] = []
+    others: list[Path] = []
+    # The folders on the way down by identity, so that a link to a folder above ends the walk there.
+    above: dict[str, frozenset[tuple[int, int]]] = {}
+    for folder, folders, files in os.walk(top, followlinks=True, onerror=_unreadable):
+        here = Path(folder).stat()
+        way = above.pop(folder, frozenset()) | {(here.st_dev, here.st_ino)}
+        kept = []
+        for name in sorted(folders):
+            below = os.path.join(folder, name)  # noqa: PTH118  the same string that os.walk will use
+            status = Path(below).stat()
+            if not name.startswith(".") and (status.st_dev, status.st_ino) not in way:
+                above[below] = way
+                kept.append(name)
+        folders[:] = kept
+        for name in files:
+            if name.startswith("."):
+                continue
+            if Path(name).suffix.lower() in VIDEO_EXTENSIONS:
+                videos.append(Path(folder, name))
+            else:
+                others.append(Path(folder, name))
+    return videos, others
+
+
+def existing_folder(place: str | Path) -> Path:
+    """A folder's absolute path.
+
+    Raises:
+        ManifestError: It is missing.
+    """
+    top = Path(place).expanduser().absolute()
+    if not top.is_dir():
+        raise ManifestError(f"{place}: {'is not a folder' if top.exists() else 'no such folder'}")
+    return top
+
+
+def storable(text: str) -> str:
+    """The text itself where it is Unicode; bytes that are none (file names may hold any) become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _unreadable(error: OSError) -> None:
+    raise ManifestError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
+
+
+def _check_columns(table: CsvTable, shown: str) -> None:
+    if table.header and "path" not in table.header:
+        raise ManifestError(f'{shown}: must begin with the header "path,label" or "path,label,split"')
+    for name in table.header:
+        if name not in _CSV_COLUMNS:
+            raise ManifestError(f'{shown}: unknown column "{name}"{suggestion(name, _CSV_COLUMNS)}')
+        if table.header.count(name) > 1:
+            raise ManifestError(f'{shown}: column "{name}" occurs more than once')
+
+
+def _listing(
+    videos: Iterable[VideoRow], class_names: Sequence[str] | None, root: Path, name: str, ignored: int, shown: str
+) -> Listing:
+    ordered = tuple(sorted(videos, key=lambda video: video.video_id))
+    found = sorted({video.class_name for video in ordered if video.class_name is not None})
+    if class_names is None:
+        names = tuple(found)
+    else:
+        names = _known_names(class_names, shown)
+        for label in found:
+            if label not in names:
+                raise ManifestError(f'{shown}: class "{label}" is not among the class names{suggestion(label, names)}')
+    return Listing(ordered, names, str(root), name, ignored)
+
+
+def _known_names(class_names: Sequence[str], shown: str) -> tuple[str, ...]:
+    names = tuple(_tidy(name) for name in class_names)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ManifestError(f'{shown}: class name "{twice}" is given more than once')
+    return names
+
+
+def _tidy(name: str) -> str:
+    return unicodedata.normalize("NFC", storable(name).strip())

@@ -1,0 +1,1 @@
+"""Published results, and the runs that stand beside them."""

@@ -1,0 +1,227 @@
+"""Published numbers beside the user's own runs, for a terminal, as Markdown and as CSV: `zar report table`.
+
+What a reader must know stands below the table under a mark: ``r1`` a run, ``d1`` what differs from the published
+protocol, ``c1`` the command that fills an empty cell, ``n1`` a note on a published number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.text import Text
+
+from zar_ray.reporting.blocks import Block, Form, Note, csv_block, show
+from zar_ray.reporting.finished_runs import FinishedRun, find_runs
+from zar_ray.reporting.numbers import digits, fixed, plus_minus
+from zar_ray.reporting.published.matching import Measured, fill_command, measure, training_commands
+from zar_ray.reporting.published.tables import Column, PublishedTable, Result, Row, load_table
+
+_COLUMNS = ("row", "benchmark", "published", "measured", "points", "see")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A published result and what stands beside it.
+
+    Attributes:
+        row: Its row.
+        column: Its column.
+        published: The published value.
+        measured: The nearest run's value; None where no run measures it.
+        command: The command that fills the cell; None where nothing here does.
+    """
+
+    row: Row
+    column: Column
+    published: Result
+    measured: Measured | None
+    command: str | None
+
+    @property
+    def difference(self) -> float | None:
+        """Measured minus published, in points; None without a run."""
+        return None if self.measured is None else self.measured.value - self.published.value
+
+
+def compare(table: PublishedTable, runs: Sequence[FinishedRun], output: str | None = None) -> tuple[Cell, ...]:
+    """Puts runs beside a table's results, row by row.
+
+    Args:
+        table: The published table.
+        runs: Finished runs, of anything.
+        output: Where the commands that fill cells put their runs, if not in the default folder.
+    """
+    return tuple(
+        Cell(row, column, result, measure(table, row, column, runs), fill_command(table, row, column, output))
+        for row, column, result in table.cells()
+    )
+
+
+def report_table(
+    name: str,
+    output: str,
+    form: Form,
+    console: Console,
+    more: Sequence[FinishedRun] = (),
+    told_output: str | None = None,
+) -> None:
+    """Prints a published table beside the runs of an output folder.
+
+    Args:
+        name: The table, such as ``zar-table1``.
+        output: The folder or URI that holds all runs; one that is not there holds none.
+        form: Tables for people, documents or papers, or CSV with one line a published result and nothing else.
+        console: Where to print.
+        more: Runs from elsewhere.
+        told_output: Where the commands that fill cells put their runs, if not in the default folder.
+
+    Raises:
+        ConfigError: There is no such table, or its file is wrong.
+        RunError: The folder cannot be listed.
+    """
+    table = load_table(name)
+    found = find_runs(output)
+    cells = compare(table, (*found.runs, *more), told_output)
+    if form == "csv":
+        console.out(csv_table(table, cells), end="", highlight=False)
+        for line in found.broken:
+            # Standard output holds the CSV alone.
+            Console(stderr=True, highlight=False).print(Text(f"skipped: {line}"), soft_wrap=True)
+    else:
+        signs = plus_minus(console.encoding) if form == "terminal" else "±"
+        show(table_blocks(table, cells, found.broken, signs), form, console)
+
+
+def csv_table(table: PublishedTable, cells: Sequence[Cell]) -> str:
+    """A comparison as CSV, one line a published result; what several things go into is joined by "; "."""
+    lines = [_values(table, cell) for cell in cells]
+    rows = [["" if value is None else str(value) for value in line.values()] for line in lines]
+    return csv_block(Block(None, tuple(lines[0]), rows))
+
+
+def _values(table: PublishedTable, cell: Cell) -> dict[str, object]:
+    row, column, measured, decimals = cell.row, cell.column, cell.measured, cell.row.decimals
+    return {
+        "table": table.name,
+        "method": row.method,
+        "setting": row.setting,
+        "dataset": column.dataset,
+        "metric": column.metric,
+        "benchmark": column.benchmark,
+        "frames": row.frames,
+        "views": row.views,
+        "pretraining": row.pretraining,
+        "gflops": row.gflops,
+        "source": row.source,
+        "published": fixed(cell.published.value, decimals),
+        "published_std": fixed(cell.published.std, decimals),
+        "measured": fixed(measured.value if measured else None, decimals),
+        "measured_std": fixed(measured.std if measured else None, decimals),
+        "difference": fixed(cell.difference, decimals, "+"),
+        "run": measured.run.place if measured else None,
+        "protocol_differences": "; ".join(measured.differences) if measured else None,
+        "notes": "; ".join(note.text for note in table.notes if note.is_about(row, column)),
+        "command": None if measured else cell.command,
+        "without_run": row.without_run,
+    }
+
+
+@dataclass
+class _Marks:
+    """Numbers texts as they come, each once."""
+
+    letter: str
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def of(self, text: str) -> str:
+        return self.texts.setdefault(text, f"{self.letter}{len(self.texts) + 1}")
+
+    def notes(self, commands: frozenset[str] = frozenset()) -> tuple[Note, ...]:
+        return tuple(Note(text, mark, text in commands) for text, mark in self.texts.items())
+
+
+def table_blocks(
+    table: PublishedTable, cells: Sequence[Cell], broken: Sequence[str] = (), plus_minus: str = "±"
+) -> list[Block]:
+    """A comparison's table, and under it what its marks stand for and what else a reader must know.
+
+    Args:
+        table: The published table.
+        cells: Its results with what stands beside them.
+        broken: Why runs could not be read, a line each.
+        plus_minus: The sign before a deviation.
+    """
+    runs, differences, empty, notes = (_Marks(letter) for letter in "rdcn")
+    rows, label = [], None
+    for cell in cells:
+        row, column, measured, decimals = cell.row, cell.column, cell.measured, cell.row.decimals
+        about = [notes.of(note.text) for note in table.notes if not note.general and note.is_about(row, column)]
+        published = _with_std(cell.published.value, cell.published.std, decimals, plus_minus)
+        value = ""
+        if measured is not None:
+            see = [runs.of(_run_text(measured.run)), *(differences.of(text) for text in measured.differences)]
+            value = _with_std(measured.value, measured.std, decimals, plus_minus)
+        else:
+            see = [empty.of(cell.command or str(row.without_run))]
+        points = fixed(cell.difference, decimals, "+")
+        rows.append(
+            ("" if row.label == label else row.label, column.name, published, value, points, " ".join((*see, *about)))
+        )
+        label = row.label
+    commands = frozenset(cell.command for cell in cells if cell.command is not None)
+    general = tuple(Note(note.text) for note in table.notes if note.general)
+    below = {
+        "Runs": runs.notes(),
+        "What differs from the published protocol": differences.notes(),
+        "Empty cells, and what fills them": empty.notes(commands),
+        "Weights that these commands name": _weights(table, cells),
+        "Cost of the image encoder a video": _costs(table, cells, runs),
+        "Notes on the published numbers": (*notes.notes(), *general),
+        "Skipped": tuple(map(Note, broken)),
+    }
+    first = Block(table.title, _COLUMNS, rows, words=2, words_behind=1)
+    return [first, *(Block(title, (), (), lines) for title, lines in below.items() if lines)]
+
+
+def _run_text(run: FinishedRun) -> str:
+    summary = run.summary
+    return f"{run.name}: {summary.model} ({summary.model_fingerprint}), seed {summary.seed}, {run.place}"
+
+
+def _weights(table: PublishedTable, cells: Sequence[Cell]) -> tuple[Note, ...]:
+    made = {}
+    for cell in cells:
+        commands = training_commands(table, cell.row, cell.column) if cell.measured is None else None
+        if commands is not None:
+            made[commands[0]] = commands[1]
+    return tuple(Note(text, file) for file, text in made.items())
+
+
+def _costs(table: PublishedTable, cells: Sequence[Cell], runs: _Marks) -> tuple[Note, ...]:
+    """What test-time tuning costs, which published figures leave out, and what runs needed."""
+    notes = []
+    for row in table.rows:
+        view = row.view_gflops
+        if view is None or row.tuning_views is None or row.frames is None:
+            continue
+        text = (
+            f"{row.label}: {view:,.0f} GFLOPs as published, for the evaluation view alone; "
+            f"{view * (1 + row.tuning_views):,.0f} with the {row.tuning_views} views of tuning, each encoded by itself"
+        )
+        measured = {
+            runs.of(_run_text(cell.measured.run)): cell.measured.run.summary.costs.images_encoded_mean
+            for cell in cells
+            if cell.row == row and cell.measured is not None
+        }
+        for mark, images in measured.items():
+            if images:
+                text += f"; {mark} encoded {digits(images, 4)} images, {images * view / row.frames:,.0f} GFLOPs"
+        notes.append(Note(text))
+    return tuple(notes)
+
+
+def _with_std(value: float, std: float | None, decimals: int, plus_minus: str) -> str:
+    spread = "" if std is None else f" {plus_minus} {fixed(std, decimals)}"
+    return f"{fixed(value, decimals)}{spread}"

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import email.utils
 import io
+import json
 import os
 import random
 import ssl
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict, TypeVar, Unpack
@@ -26,6 +27,7 @@ from zar_ray.options.base import without_password
 from zar_ray.serving.schema import (
     Classification,
     LabelSetList,
+    MethodList,
     ModelList,
     ProblemDocument,
     StreamEnd,
@@ -81,9 +83,10 @@ class Asked(TypedDict, total=False):
     Attributes:
         label_set: The name of a label set of the service, in the place of labels.
         template: The prompt, with {} where the label goes.
-        method: ``zar`` or ``zero_shot``.
+        method: One of `Client.methods`.
         top_k: Labels to return.
         steps: Tuning steps.
+        options: The method's own options, such as ``{"confidence": 0.5}``.
         seed: Seed of the views.
         explain: Also return frames, and what in them speaks for the top label.
         on_server: The video is a path on the server, beneath one of its roots; nothing is sent.
@@ -94,6 +97,7 @@ class Asked(TypedDict, total=False):
     method: str | None
     top_k: int | None
     steps: int | None
+    options: Mapping[str, Any] | None
     seed: int | None
     explain: bool
     on_server: bool
@@ -227,6 +231,15 @@ class Client:
         """
         with self._response("/v1/models") as response:
             return self._read(ModelList, response)
+
+    def methods(self) -> MethodList:
+        """The methods that requests may choose, with the schemas of their options.
+
+        Raises:
+            ServiceError: The service refused or failed, or cannot be reached.
+        """
+        with self._response("/v1/methods") as response:
+            return self._read(MethodList, response)
 
     def labels(self) -> LabelSetList:
         """The service's label sets.
@@ -363,6 +376,8 @@ def _form(file: BinaryIO, name: str, parameters: dict[str, Any]) -> dict[str, An
         # The service reads a field that stands alone as a list between commas, for people who write forms by hand.
         quoted = '"' + labels[0].replace('"', '""') + '"'
         parameters = {**parameters, "candidate_labels": quoted}
+    if "options" in parameters:
+        parameters = {**parameters, "options": json.dumps(parameters["options"])}
     # The file's name goes with it: with the seed it keys the view plan.
     return {"data": parameters, "files": {"video": (Path(name).name, file, "application/octet-stream")}}
 

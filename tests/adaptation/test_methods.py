@@ -1,8 +1,13 @@
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+
 import pytest
 import torch
 
+from zar_ray.adaptation import methods
 from zar_ray.adaptation.base import Shared, VideoFeatures
-from zar_ray.adaptation.methods import METHODS, get_method
+from zar_ray.adaptation.methods import METHODS, find_methods, get_method
+from zar_ray.adaptation.options import AdaptationOptions, method_groups
 from zar_ray.errors import ConfigError, VideoError
 
 
@@ -28,3 +33,36 @@ def test_zero_shot_decides_by_the_evaluation_view(classes):
     assert decision.selected is None
     assert isinstance(failure, VideoError)
     assert "not finite" in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("nowhere.at.all:METHOD", r'"own" cannot be loaded \(ModuleNotFoundError'),
+        ("zar_ray.adaptation.tpt:METHODS", r'"own" cannot be loaded \(AttributeError'),
+        ("zar_ray.adaptation.tpt:TptConfig", 'of its method "own" is no Method but a ModelMetaclass'),
+        ("zar_ray.adaptation.tpt:METHOD", 'its method is called "tpt", as one of zar-ray is; rename it'),
+    ],
+)
+def test_a_package_whose_method_cannot_be_used_is_named_in_one_line(monkeypatch, value, said):
+    entry = EntryPoint("own", value, methods.ENTRY_POINTS)
+    monkeypatch.setattr(methods, "entry_points", lambda group: [entry])
+    with pytest.raises(ConfigError, match=said) as caught:
+        find_methods()
+    assert str(caught.value).startswith(f"package {value}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_method_is_not_called_as_an_option(monkeypatch):
+    monkeypatch.setitem(METHODS, "seed", replace(get_method("tpt"), name="seed"))
+    with pytest.raises(ConfigError, match='a method with options is called "seed", as another option is'):
+        type("Another", (AdaptationOptions,), {})
+
+
+def test_each_method_finds_its_own_options():
+    options = AdaptationOptions()
+    assert method_groups() == tuple(name for name in METHODS if get_method(name).options is not None)
+    assert all(type(options.own(name)) is get_method(name).options for name in method_groups())
+    assert options.own("zero_shot") is None
+    with pytest.raises(ConfigError, match='no method is called "zra"'):
+        options.own("zra")

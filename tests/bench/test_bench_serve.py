@@ -15,10 +15,9 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 from rich.console import Console
-from serving_backends import LocalBackend
+from serving_backends import LocalBackend, local_app
 
 from zar_ray.client import ServiceError
-from zar_ray.serving.http_app import build_app
 from zar_ray.serving.methods import ServiceOptions
 from zar_ray.serving.schema import RankedLabel
 
@@ -45,7 +44,7 @@ def service(tiny_checkpoint, tmp_path_factory):
         {"checkpoint": tiny_checkpoint, "device": "cpu", "threads": 1, "limits": limits}
     )
     backend = LocalBackend(config, tmp_path_factory.mktemp("uploads"))
-    server = uvicorn.Server(uvicorn.Config(build_app(config, backend), port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(local_app(config, backend), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

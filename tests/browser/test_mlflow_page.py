@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import urllib.request
 from dataclasses import dataclass
 
 import pytest
-from finished_runs import make_run
+from finished_runs import make_case, make_record, make_run, make_summary_of, write_record
 from mlflow import MlflowClient
 
 from zar_ray.tracking import log_run_folder
@@ -34,6 +35,7 @@ class Dashboard:
     experiment: str
     parent: str
     children: dict[str, str]
+    cells: dict[str, str]
 
     def runs(self) -> str:
         return f"{self.url}/#/experiments/{self.experiment}/runs?workflowType=machine_learning"
@@ -49,15 +51,27 @@ def answers(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def dashboard(browser_path, tmp_path_factory):
+    from zar_ray.reporting.study_tables import study_markdown
+
     root = tmp_path_factory.mktemp("dashboard")
     run = make_run(root / "runs" / "an-evaluation")
     for kind in ("per_class.csv", "confusion.png"):
         (run / f"zero_shot_{kind}").write_bytes((run / f"zar_{kind}").read_bytes())
-    receipt = log_run_folder(str(run))
+    receipt = log_run_folder(str(run), describe=study_markdown)
+    settings = {
+        (("model", model), ("setting", f"confidence {confidence}")): make_summary_of([make_case("zar", confidence)])
+        for model in ("clip", "vifi")
+        for confidence in (0.25, 0.5)
+    }
+    configs = [{"zar": {"confidence": 0.25}}, {"zar": {"confidence": 0.5}}]
+    study = write_record(root / "runs" / "a-study", make_record(settings, configs))
+    sent = log_run_folder(str(study), describe=study_markdown)
     client = MlflowClient(receipt.uri)
     experiment = client.get_experiment_by_name("zar-ray").experiment_id
-    runs = client.search_runs([experiment])
-    children = {run.info.run_name: run.info.run_id for run in runs if run.info.run_id != receipt.run_id}
+
+    def below(parent: str) -> dict[str, str]:
+        runs = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
+        return {run.info.run_name: run.info.run_id for run in runs}
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -78,7 +92,8 @@ def dashboard(browser_path, tmp_path_factory):
             assert server.poll() is None, (root / "server.log").read_text()
             assert time.monotonic() < deadline, (root / "server.log").read_text()
             time.sleep(0.5)
-        yield Dashboard(f"http://127.0.0.1:{port}", experiment, receipt.run_id, children)
+        url = f"http://127.0.0.1:{port}"
+        yield Dashboard(url, experiment, receipt.run_id, below(receipt.run_id), below(sent.run_id))
     finally:
         # With its worker processes, which have its session to themselves.
         os.killpg(server.pid, signal.SIGTERM)
@@ -99,7 +114,7 @@ def test_the_experiment_lists_runs_with_their_methods_below(watch, dashboard):
     row = page.get_by_role("row").filter(has=page.get_by_role("link", name="an-evaluation", exact=True))
     expect(row).to_be_visible(timeout=PATIENCE)
     # The columns that are there before any is chosen.
-    expect(page.get_by_text("1.0min")).to_have_count(1, timeout=PATIENCE)
+    expect(page.get_by_text(re.compile(r"^1\.\dmin$"))).to_have_count(2, timeout=PATIENCE)
     expect(page.get_by_text("zar eval").first).to_be_visible(timeout=PATIENCE)
     expect(page.get_by_role("link", name="zero_shot", exact=True)).to_have_count(0)
     row.get_by_role("button").first.click()
@@ -135,3 +150,17 @@ def test_methods_stand_beside_each_other_in_the_comparison(watch, dashboard):
     expect(page.get_by_role("link", name="mean_class_before", exact=True)).to_be_visible(timeout=PATIENCE)
     thrown = [error for error in watched.errors if "TypeError" in error or "ReferenceError" in error]
     assert not thrown
+
+
+def test_the_cells_of_a_study_stand_beside_each_other_in_the_comparison(watch, dashboard):
+    from playwright.sync_api import expect
+
+    page = watch(dashboard.url).page
+    names = sorted(dashboard.cells)
+    assert names == [f"{model}, confidence {value} / zar" for model in ("clip", "vifi") for value in (0.25, 0.5)]
+    chosen = json.dumps([dashboard.cells[name] for name in names])
+    page.goto(f'{dashboard.url}/#/compare-runs?runs={chosen}&experiments=["{dashboard.experiment}"]')
+    expect(page.get_by_text("Comparing 4 Runs from 1 Experiment")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("row", name=f"Run Name: {' '.join(names)}")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("row", name="zar.confidence 0.25 0.5 0.25 0.5").first).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("link", name="accuracy", exact=True)).to_be_visible(timeout=PATIENCE)

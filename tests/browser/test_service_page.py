@@ -188,6 +188,36 @@ def test_a_model_without_maps_and_a_method_without_tuning_are_shown_as_such(open
     assert_clean(opened)
 
 
+def test_a_methods_own_options_are_learnt_from_the_service(opened, clip, backend):
+    from playwright.sync_api import expect
+
+    page = opened.page
+    fill(page, clip, "a.mp4")
+    page.get_by_text("More options").click()
+    page.get_by_text("Options of zar").click()
+    expect(page.get_by_text("AdamW steps a video.")).to_be_visible()
+    steps = page.get_by_label("steps", exact=True)
+    expect(steps).to_have_attribute("placeholder", "1")
+    steps.fill("11")
+    page.get_by_role("button", name="Classify").click()
+    expect(page.get_by_text("Between 1 and 10, please.")).to_be_visible()
+    assert not backend.asked
+    steps.fill("3")
+    page.get_by_label("betas").fill("0.5, 0.9")
+    page.get_by_label("loss").select_option("mean_entropy")
+    classify(page)
+    expect(page.get_by_text("Entropy of the views")).to_be_visible()
+    _, query, _ = backend.asked[-1]
+    assert (query.method, query.options) == ("zar", {"steps": 3, "betas": [0.5, 0.9], "loss": "mean_entropy"})
+    page.get_by_label("Method").select_option("zero_shot")
+    expect(page.get_by_text("Options of zar")).to_be_hidden()
+    classify(page)
+    expect(page.get_by_text("Entropy of the views")).to_have_count(0)
+    expect(page.get_by_role("table", name="Labels with their scores")).to_be_visible()
+    assert (backend.asked[-1][1].method, backend.asked[-1][1].options) == ("zero_shot", {})
+    assert_clean(opened)
+
+
 def test_a_sample_and_a_label_set_are_picked(opened, backend, samples):
     from playwright.sync_api import expect
 
@@ -598,6 +628,7 @@ def test_every_control_has_a_name(opened, clip):
 
     page = opened.page
     page.get_by_text("More options").click()
+    page.get_by_text("Options of zar").click()
     page.get_by_label("Window by window").check()
     fill(page, clip)
     classify(page)
@@ -617,7 +648,7 @@ def test_every_control_has_a_name(opened, clip):
     anonymous = {role: names for role, names in named.items() if not all(names) and role != "group"}
     assert not anonymous
     assert len(named["textbox"]) >= 2
-    assert len(named["spinbutton"]) == 5
+    assert len(named["spinbutton"]) == 4 + 5, "five of zar's options are numbers"
     assert {"slider", "combobox", "image", "table", "button"} <= set(named)
 
 

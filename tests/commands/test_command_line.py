@@ -11,9 +11,11 @@ import yaml
 from zar_ray.adaptation.options import PredictConfig
 from zar_ray.commands.main import main
 from zar_ray.commands.parsing import parse, parse_run
+from zar_ray.data.datasets import known_benchmarks, load_benchmark
 from zar_ray.data.options import AuditConfig, IndexConfig, ShotsConfig
 from zar_ray.errors import ConfigError
 from zar_ray.options.base import fingerprint, meaning
+from zar_ray.options.layers import merge
 from zar_ray.study.options import EvalConfig
 from zar_ray.video.options import ViewConfig
 
@@ -36,6 +38,27 @@ def test_the_command_line_lies_over_the_file_over_the_defaults(tmp_path):
     assert (got.seed, got.views.frames, got.views.crops, got.zar.lr) == (3, 4, 1, 0.1)
     assert got.zar.confidence == EvalConfig().zar.confidence
     assert got.method == ("zero_shot", "zar")
+
+
+@pytest.mark.parametrize("name", known_benchmarks())
+def test_the_options_that_a_benchmark_brings_are_right(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("ZAR_HOME", str(tmp_path))
+    brought = load_benchmark(name).eval_options()
+    got = options("--dataset", name).model_dump(mode="json")
+    assert merge(got, brought) == got
+
+
+def test_wrong_options_of_a_benchmark_name_its_file(monkeypatch, tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "tiny.yaml").write_text("title: Tiny\noptions: {framse: 3}\n")
+    monkeypatch.setattr("zar_ray.data.datasets.conf_dir", lambda: tmp_path)
+    assert "tiny.yaml, options: framse" in complaint("--dataset", "tiny")
+
+
+@pytest.mark.parametrize("module", ["main", "parsing", "data"])
+def test_commands_that_need_no_method_load_no_pytorch(module):
+    code = f"import sys, zar_ray.commands.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_saved_config_repeats_a_run(tmp_path):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from outside_package import blocks_of, install
+from outside_package import files_of, install_files
 from torch.nn.functional import cross_entropy, normalize
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
@@ -37,8 +37,8 @@ OWN = {"fusion.inner.weight", "fusion.inner.bias", "fusion.score.weight"}
 
 
 @pytest.fixture
-def blocks(repository):
-    return blocks_of(repository / "docs" / "extending.md", "A new model")
+def blocks():
+    return files_of("extending.md", "A new model")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def installing(tmp_path, monkeypatch):
     modules = set(sys.modules)
 
     def add(files, name="package"):
-        monkeypatch.syspath_prepend(install(files, tmp_path / name))
+        monkeypatch.syspath_prepend(install_files(tmp_path / name, files))
         registered.cache_clear()
 
     yield add

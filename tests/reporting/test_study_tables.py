@@ -63,11 +63,13 @@ def test_replicates_become_their_mean_and_deviation(models):
     assert "0.024" in output
     assert "reference" in output
     assert "against the first cell on the same videos" in output
+    assert "p adj. is the exact p of exchanging both at random, video by video, after Holm's correction" in output
     # Without replicates it is the interval over the videos.
     single = printed(print_study, make_record({(("model", one),): cell(0.42) for one in ("small", "large")}))
     assert "42.0 [32.0, 52.0]" in single
     assert "±" not in single
     assert "Intervals hold with 95 %." in single
+    assert "p adj." not in single
 
 
 def test_a_single_method_is_in_the_title_and_no_column():

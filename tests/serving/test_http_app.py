@@ -115,7 +115,7 @@ def test_defaults_label_sets_and_labels_in_one_field(served, video, tmp_path):
         ({"hypothesis_template": "no place"}, "must hold {} once"),
         ({"temperature": "1"}, "temperature"),
         ({"options": '{"confidenc": 0.5}'}, 'options.confidenc: zar has no such option; did you mean "confidence"?'),
-        ({"options": '{"confidence": 1.5}'}, "options.confidence: 1.5 is greater than the maximum of 1.0"),
+        ({"options": '{"confidence": 1.5}'}, "options.confidence: 1.5 is greater than the maximum of 1"),
         ({"options": '{"confidence": "half"}'}, "options.confidence: 'half' is not of type 'number'"),
         ({"options": '{"betas": [0.9]}'}, "options.betas: [0.9] is too short"),
         ({"options": '{"loss": "mean"}'}, "options.loss: 'mean' is not one of"),

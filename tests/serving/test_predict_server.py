@@ -86,6 +86,7 @@ def videos(make_video, tmp_path):
         [],
         ["--method", "zero_shot", "zar", "--top-k", "2", "--seed", "3"],
         ["--zar.steps", "2", "--template", "someone is {} now"],
+        ["--zar.betas", "0.5", "0.9", "--zar.lr=0.1", "--zar.loss", "mean_entropy", "--zar.weight-decay", "1e-2"],
     ],
 )
 def test_json_lines_are_those_of_the_model_here(both, videos, options):
@@ -100,6 +101,16 @@ def test_json_lines_are_those_of_the_model_here(both, videos, options):
             assert [one["label"] for one in found] == [one["label"] for one in wanted]
             assert [one["score"] for one in found] == pytest.approx([one["score"] for one in wanted], abs=1e-6)
         assert ranking == other
+
+
+def test_a_files_own_options_of_methods_are_asked_beneath_those_of_the_command_line(both, videos, tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("zar: {lr: 0.1, steps: 3, betas: [0.5, 0.9]}\ntpt: {views: 3}\n")
+    words = (videos[0], "--labels", LABELS, "--json-lines", "--config", file, "--zar.steps", "2")
+    served, local = both(*words)
+    assert (served.status, local.status) == (0, 0), served.err
+    after = [[one["score"] for one in json.loads(said.out)["after"]] for said in (served, local)]
+    assert after[0] == pytest.approx(after[1], abs=1e-6)
 
 
 def test_tables_are_those_of_the_model_here(both, videos):
@@ -138,12 +149,15 @@ def test_the_token_may_come_from_the_environment(predict, service, videos, monke
         (["--checkpoint", "a.pt", "--views.frames", "4"], 2, "decides --checkpoint, --views.frames;"),
         (["--precision", "fp32"], 2, "decides --precision;"),
         (["--views", "4x3"], 2, "decides --views.eval-views;"),
-        (["--no-compile", "--zar.lr=0.01"], 2, "decides --zar.lr, --compile;"),
-        (["--config", "{config}"], 2, "decides --model, --zar.confidence;"),
+        (["--no-compile", "--zar.lr=0.01"], 2, "decides --compile;"),
+        (["--config", "{config}"], 2, "decides --model;"),
+        (["--tpt.views", "8"], 2, "--tpt: no such method is asked for"),
         (["--labels", "a,,b"], 2, "name 2 is empty"),
         (["--labels", "none.txt"], 2, "no such file of class names"),
         (["--method", "nothing"], 1, '"nothing" is not served here'),
-        (["--zar.steps", "1000"], 1, "steps"),
+        (["--zar.steps", "1000"], 1, "options.steps: 1000 is greater than the maximum of 10"),
+        (["--zar.stesp", "1"], 1, 'options.stesp: zar has no such option; did you mean "steps"'),
+        (["--zar.lr", "much"], 1, "options.lr: 'much' is not of type 'number'"),
     ],
 )
 def test_mistakes_are_one_line(predict, service, videos, tmp_path, words, status, said):
@@ -191,7 +205,7 @@ def test_a_dry_run_asks_nobody(predict):
 def test_every_option_is_either_asked_or_the_server_s():
     """A new option of the model must not be passed over in silence."""
     own = set(PredictConfig.model_fields) - set(AdaptationOptions.model_fields)
-    assert ASKED - own == {"method", "template", "seed", "zar.steps"}
+    assert ASKED - own == {"method", "template", "seed"}
     assert own <= ASKED
 
 

@@ -414,7 +414,7 @@ def test_windows_are_those_of_a_cut_video(decoder, video, length, stride):
         own = pictures[window.first_frame : window.first_frame + window.span.frames]
         assert window.span == span
         assert len(own) == span.frames
-        plan = plan_views(f"long.mp4#{span.number}", len(own), 48, 64, wanted.options.views, PIXELS, 3)
+        plan = plan_views(f"long.mp4#{span.number}", len(own), 48, 64, wanted.views, PIXELS, 3)
         assert_same_plan(window.plan, plan)
         assert np.array_equal(window.frames, [resize_frame(own[index], 32) for index in plan.frames])
         assert window.info == info

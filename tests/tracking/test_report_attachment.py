@@ -43,7 +43,7 @@ def test_a_store_that_is_gone_leaves_the_report_and_says_so(runs, monkeypatch, c
     (runs.root / "mlflow.db").write_bytes(b"no database" * 1000)
     with pytest.raises(TrackingError, match="could not attach the report"):
         attach_report(str(run), "report.html", b"<p>")
-    monkeypatch.setattr(html_report, "write_report", lambda *_: ("the report's place", "<p>"))
+    monkeypatch.setattr(html_report, "write_report", lambda *_, **__: ("the report's place", "<p>"))
     write_run_report(str(run), attention=False)
     said = capsys.readouterr()
     assert "not attached to MLflow" in said.err

@@ -8,15 +8,12 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-import tyro
-from pydantic import Field, create_model, field_serializer
+from pydantic import Field, create_model
 
 from zar_ray.adaptation.methods import METHODS, get_method
-from zar_ray.data.options import PromptOptions
+from zar_ray.adaptation.shared_options import PredictOptions, SharedOptions
 from zar_ray.errors import ConfigError
-from zar_ray.models.options import ClassPosition, ModelOptions
-from zar_ray.options.base import Options, operational
-from zar_ray.video.options import DecodeOptions, ViewConfig
+from zar_ray.options.base import Options
 
 
 class _OwnOptions(Options):
@@ -61,33 +58,9 @@ def method_groups() -> tuple[str, ...]:
     return tuple(_fields)
 
 
-class AdaptationOptions(MethodGroups, ModelOptions, DecodeOptions, PromptOptions):
+class AdaptationOptions(SharedOptions, MethodGroups):
     """How a video is turned into a decision: what the batch job and `zar predict` have in common."""
 
-    method: tuple[str, ...] = Field(default=("zero_shot", "zar"), min_length=1, description="Test-time methods to run.")
-    class_position: ClassPosition = Field(
-        default="end",
-        description="Where the class name stands in the prompt: after the context, in its middle or in front.",
-    )
-    seed: int = Field(default=0, ge=0, description="Seed of the view plans.")
-    views: ViewConfig = Field(default_factory=ViewConfig, description="Views.")
-    compile: bool = operational(False, "Compile the image encoder; the first pass of every worker takes longer.")
 
-
-class PredictConfig(AdaptationOptions):
+class PredictConfig(PredictOptions, AdaptationOptions):
     """Options of `zar predict`."""
-
-    videos: tyro.conf.Positional[tuple[str, ...]] = operational((), "Video files.")
-    labels: str | None = Field(default=None, description='The candidate classes: "a,b,c", or a file with one a line.')
-    method: tuple[str, ...] = Field(default=("zar",), min_length=1, description="Test-time methods to run.")
-    top_k: int = operational(5, "How many labels to show a video.", ge=1)
-    json_lines: bool = operational(False, "Print one JSON object a video and method instead of tables.")
-    server: str | None = operational(
-        None, "URL of a running service that is to do the work, with its model; nothing is loaded here."
-    )
-    token: str | None = operational(None, "The service's bearer token; by default $ZAR_TOKEN, which others cannot see.")
-
-    @field_serializer("token")
-    def _hidden_token(self, token: str | None) -> str | None:
-        # --show-config prints the options.
-        return "***" if token else token

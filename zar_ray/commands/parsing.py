@@ -195,8 +195,8 @@ def _several_models(argv: Sequence[str]) -> list[str]:
 
 
 def _is_evaluation(kind: type[Options]) -> bool:
-    """Whether options are an evaluation's, by what these alone have: importing their class loads PyTorch."""
-    return "protocol" in kind.model_fields
+    """Whether options are a study's, by what these alone have: importing their class loads PyTorch."""
+    return "models" in kind.model_fields
 
 
 def _is_value(word: str) -> bool:

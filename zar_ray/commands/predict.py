@@ -8,31 +8,27 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from zar_ray.adaptation.options import PredictConfig
 from zar_ray.commands.common import command, show_options
 from zar_ray.commands.parsing import parse_run
+from zar_ray.commands.remote_prediction import asks_a_server, predict_on_server, require_question
 from zar_ray.errors import ConfigError
 
 
 @command
 def predict_command(argv: Sequence[str]) -> int:
     """Rank given labels for given files, before and after adaptation."""
+    if asks_a_server(argv):
+        return predict_on_server(argv)
+    from zar_ray.adaptation.methods import get_method
+    from zar_ray.adaptation.options import PredictConfig
+
     invocation = parse_run(PredictConfig, argv, "zar predict")
     options = invocation.options
     if invocation.show_config:
         return show_options(options)
-    if not options.videos:
-        raise ConfigError("zar predict: give the video files to look at")
-    if options.labels is None:
-        raise ConfigError('zar predict: give the candidate classes with --labels "a,b,c" or a file with one a line')
-    if options.server is not None:
-        from zar_ray.commands.remote_prediction import predict_on_server, require_asked
-
-        require_asked(options, argv)
-        return predict_on_server(options, options.server, invocation.dry_run)
+    require_question(options)
     if options.token is not None:
         raise ConfigError("zar predict: --token goes with --server")
-    from zar_ray.adaptation.methods import get_method
     from zar_ray.adaptation.predict import predict
     from zar_ray.data.datasets import parse_class_names
     from zar_ray.models.loading import load_model
@@ -41,7 +37,7 @@ def predict_command(argv: Sequence[str]) -> int:
 
     for method in options.method:
         get_method(method)
-    labels = parse_class_names(options.labels)
+    labels = parse_class_names(options.labels or "")
     if invocation.dry_run:
         print(f"{len(options.videos)} videos, {len(labels)} labels, methods {', '.join(options.method)}")
         return 0

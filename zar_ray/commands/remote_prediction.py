@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+import tyro
+from pydantic import BaseModel, model_validator
 from rich.console import Console
 
-from zar_ray.adaptation.options import PredictConfig
+from zar_ray.adaptation.shared_options import PredictOptions
 from zar_ray.client import Client, ServiceError
+from zar_ray.commands.common import show_options
+from zar_ray.commands.parsing import parse_run
 from zar_ray.data.datasets import parse_class_names
-from zar_ray.errors import ConfigError
+from zar_ray.errors import ConfigError, suggestion
+from zar_ray.options.base import operational
+from zar_ray.options.layers import read_yaml
 from zar_ray.reporting.rankings import print_ranking
-from zar_ray.serving.schema import RankedLabel
+from zar_ray.serving.schema import RankedLabel, ServedMethod
 
-# What a request to a service can say; all else that decides about numbers is the service's own.
-ASKED = {"videos", "labels", "method", "template", "seed", "zar.steps", "top_k", "json_lines", "server", "token"}
+# What a request to a service can say, besides methods' own options; all else that decides about numbers is its own.
+ASKED = {"videos", "labels", "method", "template", "seed", "top_k", "json_lines", "server", "token"}
 # What a service says of a file, which costs that file alone.
 _FILE_PROBLEMS = {"unusable-video", "video-too-large", "body-too-large", "internal-error", "timeout"}
+
+
+class RemoteOptions(PredictOptions):
+    """Options of `zar predict --server`, with those of methods as they were given: the service knows them."""
+
+    own: Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress] = operational({}, "Methods' own options by group.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Takes groups that are not known here, as a configuration file has them, for methods'."""
+        groups = {name for name, value in values.items() if isinstance(value, dict) and name not in cls.model_fields}
+        rest = {name: value for name, value in values.items() if name not in groups}
+        return {**rest, "own": {**values.get("own", {}), **{name: values[name] for name in groups}}} if groups else rest
 
 
 @dataclass(frozen=True)
@@ -36,25 +57,71 @@ class ServedRanking:
     error: str | None = None
 
 
-def require_asked(options: PredictConfig, argv: Sequence[str]) -> None:
+def asks_a_server(argv: Sequence[str]) -> bool:
+    """Whether a command line of `zar predict`, or its configuration file, names a server."""
+    glance = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    glance.add_argument("--server")
+    glance.add_argument("--config", type=Path)
+    try:
+        said, _ = glance.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"zar predict: {error}") from None
+    return said.server is not None or (said.config is not None and read_yaml(said.config).get("server") is not None)
+
+
+def require_question(options: PredictOptions) -> None:
+    """Refuses a command that names no videos or no labels.
+
+    Raises:
+        ConfigError: It does not; the message says how.
+    """
+    if not options.videos:
+        raise ConfigError("zar predict: give the video files to look at")
+    if options.labels is None:
+        raise ConfigError('zar predict: give the candidate classes with --labels "a,b,c" or a file with one a line')
+
+
+def split_own(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, list[str]]]]:
+    """A command line without methods' own options, and these: the words after each, by group and name."""
+    rest: list[str] = []
+    own: dict[str, dict[str, list[str]]] = {}
+    into = rest
+    for word in argv:
+        group, dot, name = word.partition("=")[0].removeprefix("--").partition(".")
+        if not word.startswith("--"):
+            into.append(word)
+        elif not dot or group == "views":
+            rest.append(word)
+            into = rest
+        else:
+            _, sign, value = word.partition("=")
+            into = own.setdefault(group, {})[name.replace("-", "_")] = [value] if sign else []
+    return rest, own
+
+
+def require_asked(options: RemoteOptions, own: Collection[str], argv: Sequence[str]) -> None:
     """Refuses options that a service decides, be they on the command line or in a file.
 
     Args:
         options: The resolved options.
-        argv: The command line.
+        own: The groups of methods' own options on the command line.
+        argv: The rest of it.
 
     Raises:
         ConfigError: There are such; the message names them.
     """
-    default, chosen = _flat(PredictConfig().model_dump()), _flat(options.model_dump())
+    default, chosen = _flat(RemoteOptions().model_dump()), _flat(options.model_dump(exclude={"own"}))
     # An option's own default may not be the service's.
     words = {word.partition("=")[0][2:].replace("-", "_").removeprefix("no_") for word in argv if word[:2] == "--"}
     if "views" in words:
         words.add("views.eval_views")
-    idle = [name for name in default if name not in ASKED and (chosen[name] != default[name] or name in words)]
+    idle = [name for name in chosen if name not in ASKED and (chosen[name] != default[name] or name in words)]
     if idle:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
         raise ConfigError(f"zar predict: the service at --server decides {names}; leave out what it decides")
+    for group in own:
+        if group not in options.method:
+            raise ConfigError(f"zar predict: --{group}: no such method is asked for{suggestion(group, options.method)}")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -64,33 +131,42 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def predict_on_server(options: PredictConfig, url: str, dry_run: bool) -> int:
+def predict_on_server(argv: Sequence[str]) -> int:
     """Has a service rank the labels for each file, and prints the rankings as `zar predict` does.
 
     Args:
-        options: The files, the labels and what is asked about them.
-        url: The service's address.
-        dry_run: Say what would be asked, and ask nobody.
+        argv: The words after `zar predict`.
 
     Returns:
         The exit status: 1 where a file has no ranking.
 
     Raises:
-        ConfigError: The address or the labels cannot be used.
+        ConfigError: The options, the address or the labels cannot be used.
         ServiceError: The service is not there, lets nobody in, or refuses what is asked.
     """
+    rest, own = split_own(argv)
+    invocation = parse_run(RemoteOptions, rest, "zar predict")
+    options = invocation.options
+    if invocation.show_config:
+        return show_options(options)
+    require_question(options)
+    require_asked(options, own, rest)
     labels = parse_class_names(options.labels or "")
-    with Client(url, options.token or os.environ.get("ZAR_TOKEN") or None) as client:
-        if dry_run:
+    with Client(str(options.server), options.token or os.environ.get("ZAR_TOKEN") or None) as client:
+        if invocation.dry_run:
             print(
                 f"{len(options.videos)} videos, {len(labels)} labels, methods {', '.join(options.method)}, {client.url}"
             )
             return 0
         # Before any file is sent: it also tells whether the service is there and lets us in.
         random_weights = any(model.random_weights for model in client.models().models)
+        of_methods = {
+            method.name: {**options.own.get(method.name, {}), **_typed(own.get(method.name, {}), method)}
+            for method in client.methods().methods
+        }
         console = Console(highlight=False)
         failed = 0
-        for ranking in _served(client, labels, options):
+        for ranking in _served(client, labels, options, of_methods):
             failed += ranking.error is not None
             if options.json_lines:
                 values = {**asdict(ranking), "random_weights": random_weights}
@@ -100,7 +176,30 @@ def predict_on_server(options: PredictConfig, url: str, dry_run: bool) -> int:
     return 1 if failed else 0
 
 
-def _served(client: Client, labels: tuple[str, ...], options: PredictConfig) -> Iterator[ServedRanking]:
+def _typed(own: Mapping[str, list[str]], method: ServedMethod) -> dict[str, Any]:
+    """Words as the values that a method's schema wants; what does not fit stays as it is, and the service says so."""
+    known = (method.options or {}).get("properties", {})
+    values: dict[str, Any] = {}
+    for name, words in own.items():
+        if not words:
+            values[name if name in known else name.removeprefix("no_")] = name in known
+        elif known.get(name, {}).get("type") == "array":
+            values[name] = [_scalar(word) for word in words]
+        else:
+            values[name] = words[0] if known.get(name, {}).get("type") == "string" else _scalar(" ".join(words))
+    return values
+
+
+def _scalar(word: str) -> Any:
+    try:
+        return json.loads(word.lower() if word in ("True", "False") else word)
+    except ValueError:
+        return word
+
+
+def _served(
+    client: Client, labels: tuple[str, ...], options: PredictOptions, of_methods: Mapping[str, Mapping[str, Any]]
+) -> Iterator[ServedRanking]:
     """One ranking a file and method, in the order given, as `zar_ray.adaptation.predict.predict` yields them."""
     for video in options.videos:
         for method in options.method:
@@ -111,7 +210,7 @@ def _served(client: Client, labels: tuple[str, ...], options: PredictConfig) -> 
                     template=options.template,
                     method=method,
                     top_k=options.top_k,
-                    steps=options.zar.steps,
+                    options=of_methods.get(method) or None,
                     seed=options.seed,
                 )
             except OSError as error:

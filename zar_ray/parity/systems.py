@@ -17,11 +17,9 @@ from zar_ray.errors import ConfigError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.losses import matching_losses, motion_loss, same_class
 from zar_ray.models.parts import FUSION, OWN_CONTEXT, following_head
-from zar_ray.models.systems.a5 import LEARNED_TEXTS, PUBLISHED_CLIP, PUBLISHED_TEXTS
-from zar_ray.models.systems.a5 import SYSTEM as A5
-from zar_ray.models.systems.ezclip import PROMPTS
-from zar_ray.models.systems.ezclip import SYSTEM as EZCLIP
-from zar_ray.models.systems.vitaclip import SYSTEM as VITACLIP
+from zar_ray.models.systems import a5 as a5_system
+from zar_ray.models.systems import ezclip as ezclip_system
+from zar_ray.models.systems import vitaclip as vitaclip_system
 from zar_ray.parity.fixture import Evidence, Fixture
 from zar_ray.parity.models import imported
 
@@ -96,8 +94,8 @@ def ezclip(fixture: Fixture) -> Evidence:
     found = _scores(model.clip.logit_scale.exp(), model.fuse(frames), _encoded(model, ids[labels]))
     (of_videos, of_texts), motion = matching_losses(found, labels), motion_loss(frames)
     losses = [of_videos, of_texts, motion, (of_videos + of_texts) / 2 + motion]
-    parameters = _parameters(model, lambda name: name if EZCLIP.training.added(name) else None)
-    (of_prompts,) = _gradients(fixture, losses[-1], parameters, [f"visual.transformer.{PROMPTS}"])
+    parameters = _parameters(model, lambda name: name if ezclip_system.is_trained(name) else None)
+    (of_prompts,) = _gradients(fixture, losses[-1], parameters, [f"visual.transformer.{ezclip_system.PROMPTS}"])
     arrays |= {
         "list_id": labels,
         "token_ids_16_templates": of_templates,
@@ -113,7 +111,7 @@ def a5(fixture: Fixture) -> Evidence:
     evidence, frames = Evidence(), fixture.input("feature_input")
     for name in fixture.fact(dict[str, Any], "config", "combos"):
         state, around = fixture.weights(name), ("config", "combos", name)
-        sizes = {LEARNED_TEXTS: {side: fixture.fact(int, *around, side) for side in ("prefix", "postfix")}}
+        sizes = {a5_system.LEARNED_TEXTS: {side: fixture.fact(int, *around, side) for side in ("prefix", "postfix")}}
         model, left_out = imported({"state_dict": state, "optimizer": {}, "iteration": 0}, architecture=sizes)
         ids = model.tokenize(fixture.class_names)
         bare = torch.zeros_like(ids)
@@ -135,7 +133,7 @@ def a5(fixture: Fixture) -> Evidence:
             "features/logits": _scores(model.logit_scale, of_features, texts),
         }
         evidence.add(arrays | _training_step(fixture, found, [loss], parameters, name), name)
-        saved = {one for one in state if not one.startswith(PUBLISHED_CLIP)} - set(left_out)
+        saved = {one for one in state if not one.startswith(a5_system.PUBLISHED_CLIP)} - set(left_out)
         evidence.facts[f"{name}/trained"] = saved, set(parameters)
     return evidence
 
@@ -275,11 +273,11 @@ def _parameters(model: ClipModel, published: Callable[[str], str | None]) -> _Ar
 
 def _a5_name(name: str) -> str | None:
     """The published name of a parameter that A5 adds."""
-    published = PUBLISHED_TEXTS if name == LEARNED_TEXTS else name.removeprefix(f"{FUSION}.")
-    return published if A5.training.added(name) else None
+    published = a5_system.PUBLISHED_TEXTS if name == a5_system.LEARNED_TEXTS else name.removeprefix(f"{FUSION}.")
+    return published if a5_system.is_trained(name) else None
 
 
 def _vita_name(name: str) -> str | None:
     """The published name of a parameter that Vita-CLIP trains."""
     published = _VITA_CONTEXT if name == OWN_CONTEXT else name.replace("transformer.resblocks.", "blocks.")
-    return published if VITACLIP.training.added(name) else None
+    return published if vitaclip_system.is_trained(name) or name == _SCALE else None

@@ -135,47 +135,31 @@ def _tiles(data: RunData, shown: Sequence[CaseMetrics]) -> tuple[Tile, ...]:
     counts = _counts(summary)
     if not shown:
         return (counts,)
-    case = shown[0]
-    found = {one.metric: one for one in summary.averages if one.method == case.method}
+    case, scores = shown[0], shown[0].headline
     metric = "map" if case.map_after is not None else "top1"
-    name = METRICS[metric]
-    if metric in found:
-        after, before = found[metric], found.get(f"{metric}_before")
+    name = f"{METRICS[metric]}, {case.method}"
+    averages = {one.metric: one for one in summary.averages if one.method == case.method}
+    if metric in averages:
+        after, before = averages[metric], averages.get(f"{metric}_before")
         which = "harmonic mean" if after.kind == "harmonic" else "mean"
         spread = "" if after.std is None else f", ± {percent(after.std)}"
-        detail = f"{which} of {len(after.splits)} splits{spread}"
-        tiles = [Tile(f"{name}, {case.method}", f"{percent(after.value)} %", detail)]
+        tiles = [Tile(name, f"{percent(after.value)} %", f"{which} of {len(after.splits)} splits{spread}")]
         if before is not None and adapts(case):
             rise = f"{percent(after.value - before.value, '+')} points"
             tiles.append(Tile("before adaptation", f"{percent(before.value)} %", f"{rise} by it"))
         return (*tiles, counts)
-    if case.map_after is not None:
-        return (*_map_tiles(case, name), counts)
-    if case.headline is None:
+    found = case.map_after or (scores and scores.after.top1)
+    before = case.map_before or (scores and scores.before.top1)
+    if found is None or before is None:
         return (Tile("accuracy", "none", "no video has a label"), counts)
-    top1, change = case.headline.after.top1, case.headline.change
-    tiles = [Tile(f"{name}, {case.method}", f"{percent(top1.value)} %", f"95 % interval {ends(top1)}")]
-    if change is not None:
-        before = case.headline.before.top1
-        tiles += [
-            Tile("before adaptation", f"{percent(before.value)} %", f"95 % interval {ends(before)}"),
-            Tile(
-                "change, points",
-                percent(change.top1.value, "+"),
-                f"{ends(change.top1, '+')}, McNemar p {p_value(change.p_value)}",
-            ),
-        ]
-    tiles.append(Tile("chance", f"{percent(case.chance)} %", f"1 of {case.classes} classes"))
-    return (*tiles, counts)
-
-
-def _map_tiles(case: CaseMetrics, name: str) -> tuple[Tile, ...]:
-    assert case.map_after is not None
-    after = Tile(f"{name}, {case.method}", f"{percent(case.map_after.value)} %", f"interval {ends(case.map_after)}")
-    if case.map_before is None or not adapts(case):
-        return (after,)
-    before = case.map_before
-    return (after, Tile("before adaptation", f"{percent(before.value)} %", f"95 % interval {ends(before)}"))
+    tiles = [Tile(name, f"{percent(found.value)} %", f"95 % interval {ends(found)}")]
+    if adapts(case):
+        tiles.append(Tile("before adaptation", f"{percent(before.value)} %", f"95 % interval {ends(before)}"))
+    if scores is not None and (change := scores.change) is not None:
+        how = f"{ends(change.top1, '+')}, McNemar p {p_value(change.p_value)}"
+        tiles.append(Tile("change, points", percent(change.top1.value, "+"), how))
+    chance = () if scores is None else (Tile("chance", f"{percent(case.chance)} %", f"1 of {case.classes} classes"),)
+    return (*tiles, *chance, counts)
 
 
 def _study_tiles(data: StudyData) -> tuple[Tile, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Sequence
 from typing import Literal
@@ -12,6 +11,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from zar_ray.reporting.blocks import Block, csv_block
+from zar_ray.reporting.numbers import fixed
 from zar_ray.results.record import ClassAccuracy
 
 ALL_CLASSES = 40
@@ -103,14 +104,10 @@ def _shortened(name: str) -> str:
 
 def per_class_csv(classes: Sequence[ClassAccuracy]) -> str:
     """Writes accuracy by class as CSV with a header; shares have four decimals, and are empty without videos."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ("label_id", "label", "videos", "failed", "top1_before", "top1_after", "taken_for", "taken_for_videos")
-    )
+    columns = ("label_id", "label", "videos", "failed", "top1_before", "top1_after", "taken_for", "taken_for_videos")
+    rows = []
     for one in classes:
-        before, after = ("" if share is None else f"{share:.4f}" for share in (one.top1_before, one.top1_after))
-        writer.writerow(
-            (one.label_id, one.label, one.videos, one.failed, before, after, one.taken_for or "", one.taken_for_videos)
-        )
-    return text.getvalue()
+        shares = (fixed(one.top1_before, 4), fixed(one.top1_after, 4))
+        counts = (str(one.videos), str(one.failed))
+        rows.append((str(one.label_id), one.label, *counts, *shares, one.taken_for or "", str(one.taken_for_videos)))
+    return csv_block(Block(None, columns, rows))

@@ -18,7 +18,7 @@ from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import ServedMethod
 
 
-class ServiceOptions(MethodGroups, ServeConfig):
+class ServiceOptions(ServeConfig, MethodGroups):
     """All options of the service: with every method's own, whose classes load PyTorch."""
 
     def without_methods(self) -> ServeConfig:

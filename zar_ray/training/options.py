@@ -118,7 +118,10 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
         description="Dropout of the towers' attention weights, in training alone; layers share it as drop_path.",
     )
     prompt_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="Dropout of prompts between frames, of systems that have it."
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Dropout of prompts between frames, in training alone, of systems that have it.",
     )
     head_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Dropout within a head over frames that has any, in training alone."

@@ -69,6 +69,10 @@ export async function models() {
   return (await json(await send("v1/models"))).models;
 }
 
+export async function methods() {
+  return (await json(await send("v1/methods"))).methods;
+}
+
 export async function labelSets() {
   return (await json(await send("v1/labels"))).label_sets;
 }
@@ -92,7 +96,9 @@ function body({ file, path, parameters }) {
   }
   const form = new FormData();
   for (const [name, value] of given) {
-    for (const one of Array.isArray(value) ? value : [value]) form.append(name, String(one));
+    for (const one of Array.isArray(value) ? value : [value]) {
+      form.append(name, typeof one === "object" ? JSON.stringify(one) : String(one));
+    }
   }
   form.append("video", file, file.name);
   return { body: form };

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { byId, bytes, clock, html, percent } from "./dom.js";
+import { offerMethods } from "./options.js";
 import { problemCard } from "./problem.js";
 import { chosenFile, mistakes, parseLabels, readForm, showMistakes } from "./request.js";
 import { resultArticle } from "./results.js";
@@ -22,10 +23,6 @@ const labelSets = new Map();
 function offerModel([model]) {
   byId("model").textContent = `${model.name} · zar-ray ${model.version}`;
   byId("random").hidden = !model.random_weights;
-  const known = [...byId("method").options].map((option) => option.value);
-  for (const method of model.methods) {
-    if (!known.includes(method)) byId("method").append(html("option", { value: method }, method));
-  }
 }
 
 function offerLabelSets(sets) {
@@ -50,6 +47,7 @@ function offerSamples(samples) {
 async function loadOffers() {
   const loads = [
     [api.models, offerModel],
+    [api.methods, offerMethods],
     [api.labelSets, offerLabelSets],
     [api.samples, offerSamples],
   ];

@@ -1,6 +1,7 @@
 // From the form's fields to a request, and the mistakes in them next to the field they are in.
 
 import { byId } from "./dom.js";
+import { checkedOptions, readOptions } from "./options.js";
 
 /**
  * Labels as typed: one a line, or on a single line with commas between.
@@ -37,7 +38,7 @@ export function readForm() {
     hypothesis_template: text("template"),
     method: text("method"),
     top_k: number("top-k"),
-    steps: number("steps"),
+    options: readOptions(),
     seed: number("seed"),
     explain: byId("explain").checked,
   };
@@ -46,7 +47,7 @@ export function readForm() {
 }
 
 // Fields that the browser checks by their attributes; the others are checked below.
-const CHECKED = ["window", "stride", "template", "steps", "seed", "top-k"];
+const CHECKED = ["window", "stride", "template", "seed", "top-k"];
 
 function mistake(input) {
   const { validity } = input;
@@ -54,6 +55,7 @@ function mistake(input) {
   if (validity.patternMismatch) return "Put {} where the label goes, as in: a video of a {}.";
   if (validity.stepMismatch) return "A whole number, please.";
   if (validity.badInput || validity.valueMissing) return "A number, please.";
+  if (input.max === "") return `At least ${input.min}, please.`;
   return `Between ${input.min} and ${input.max}, please.`;
 }
 
@@ -63,7 +65,7 @@ export function mistakes({ file, path, parameters, windowed }) {
   if (!file && !path) found.push(["video", "Choose a video, or a sample where there are any."]);
   else if (file && file.size === 0) found.push(["video", "This file is empty."]);
   if (parameters.candidate_labels?.length === 0) found.push(["labels", "Type some labels to choose among."]);
-  for (const id of CHECKED) {
+  for (const id of [...CHECKED, ...checkedOptions()]) {
     const message = !windowed && ["window", "stride"].includes(id) ? null : mistake(byId(id));
     if (message) found.push([id, message]);
   }
@@ -73,7 +75,7 @@ export function mistakes({ file, path, parameters, windowed }) {
 /** Writes the mistakes beside their fields, takes away older ones, and goes to the first. */
 export function showMistakes(found) {
   const messages = new Map(found);
-  for (const id of ["video", "labels", "token", ...CHECKED]) {
+  for (const id of ["video", "labels", "token", ...CHECKED, ...checkedOptions()]) {
     const input = byId(id);
     const line = byId(`${id}-error`);
     line.textContent = messages.get(id) ?? "";
@@ -83,6 +85,6 @@ export function showMistakes(found) {
   }
   if (!found.length) return;
   const first = byId(found[0][0]);
-  first.closest("details")?.setAttribute("open", "");
+  for (let around = first.closest("details"); around; around = around.parentElement.closest("details")) around.open = true;
   first.focus();
 }

@@ -1,0 +1,43 @@
+"""Options that all methods have in common; light to import, as the methods' own are not."""
+
+from __future__ import annotations
+
+import tyro
+from pydantic import Field, field_serializer
+
+from zar_ray.data.options import PromptOptions
+from zar_ray.models.options import ClassPosition, ModelOptions
+from zar_ray.options.base import operational
+from zar_ray.video.options import DecodeOptions, ViewConfig
+
+
+class SharedOptions(ModelOptions, DecodeOptions, PromptOptions):
+    """How a video is turned into a decision, but for what methods say themselves."""
+
+    method: tuple[str, ...] = Field(default=("zero_shot", "zar"), min_length=1, description="Test-time methods to run.")
+    class_position: ClassPosition = Field(
+        default="end",
+        description="Where the class name stands in the prompt: after the context, in its middle or in front.",
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the view plans.")
+    views: ViewConfig = Field(default_factory=ViewConfig, description="Views.")
+    compile: bool = operational(False, "Compile the image encoder; the first pass of every worker takes longer.")
+
+
+class PredictOptions(SharedOptions):
+    """Options of `zar predict`, but for the methods' own."""
+
+    videos: tyro.conf.Positional[tuple[str, ...]] = operational((), "Video files.")
+    labels: str | None = Field(default=None, description='The candidate classes: "a,b,c", or a file with one a line.')
+    method: tuple[str, ...] = Field(default=("zar",), min_length=1, description="Test-time methods to run.")
+    top_k: int = operational(5, "How many labels to show a video.", ge=1)
+    json_lines: bool = operational(False, "Print one JSON object a video and method instead of tables.")
+    server: str | None = operational(
+        None, "URL of a running service that is to do the work, with its model; nothing is loaded here."
+    )
+    token: str | None = operational(None, "The service's bearer token; by default $ZAR_TOKEN, which others cannot see.")
+
+    @field_serializer("token")
+    def _hidden_token(self, token: str | None) -> str | None:
+        # --show-config prints the options.
+        return "***" if token else token

@@ -69,7 +69,7 @@ def test_few_videos_are_trained_on_for_longer_and_more_slowly():
     assert differences("base_to_novel", "vificlip") == shared | {"seeds"}
     for name, epochs in (("few_shot", 50), ("base_to_novel", 11)):
         config = recipe(name)
-        assert (config.epochs, config.batch_size, config.lr, config.shots) == (epochs, 64, 2e-6, 16)
+        assert (config.epochs, config.batch_size, config.lr, config.shots) == (epochs, 64, 2e-6, (16,))
         assert config.protocol == name
 
 

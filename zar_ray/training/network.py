@@ -20,11 +20,11 @@ from zar_ray.models.deep_prompts import attach_deep_prompts
 from zar_ray.models.learned_context import RANDOM, LearnedContext, parse_context, save_context
 from zar_ray.models.losses import matching_losses, motion_loss
 from zar_ray.models.parts import DEEP_PROMPTS, FUSION, own_context_of
-from zar_ray.models.regularisation import attach_regularisation
 from zar_ray.models.systems.base import EVALUATION_SCALE
 from zar_ray.models.systems.registry import registered, rule_of
 from zar_ray.models.text import PromptedClasses, encode_tokens
 from zar_ray.training.options import TrainConfig
+from zar_ray.training.regularisation import attach_regularisation
 
 # CLIP's own bound on the logit scale (Radford et al., ICML 2021, section 2.5).
 MAX_LOGIT_SCALE = 100.0
@@ -50,7 +50,7 @@ class VideoTextModel(nn.Module):
 
     But for ``all``, the token embeddings are trained from scratch only: fine-tuning leaves them as they are, as there.
     Batch norms keep their statistics. In training mode, in which it starts, it drops what options name
-    (`zar_ray.models.regularisation`) and draws that from PyTorch's generators; in evaluation mode it drops nothing.
+    (`zar_ray.training.regularisation`) and draws that from PyTorch's generators; in evaluation mode it drops nothing.
 
     Args:
         model: The CLIP to train, in place.

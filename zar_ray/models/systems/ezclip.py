@@ -78,7 +78,7 @@ def attach_temporal_adapters(clip: Any, frames: int, reduction: int = _REDUCTION
     bound = math.sqrt(6 / (3 * math.prod(visual.conv1.kernel_size) + width))
     prompts = torch.empty(len(stack.resblocks), frames, width).uniform_(-bound, bound)
     stack.register_parameter(PROMPTS, nn.Parameter(prompts))
-    stack.add_module(PROMPT_DROPOUT, nn.Dropout(0.0))  # training's to set, see zar_ray.models.regularisation
+    stack.add_module(PROMPT_DROPOUT, nn.Dropout(0.0))  # training's to set, see zar_ray.training.regularisation
     visual.register_parameter("temporal_embedding", nn.Parameter(torch.zeros(1, frames, width)))
     visual.ln_pre.register_forward_pre_hook(partial(_in_time, visual))
     for layer, block in enumerate(stack.resblocks):

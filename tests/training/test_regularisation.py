@@ -6,8 +6,8 @@ import torch
 from zar_ray.errors import ConfigError
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.regularisation import attach_regularisation
 from zar_ray.training.options import TrainConfig
+from zar_ray.training.regularisation import attach_regularisation
 from zar_ray.video.transforms import Preprocessing
 
 FRAMES = 3

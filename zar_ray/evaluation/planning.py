@@ -11,14 +11,14 @@ from zar_ray.adaptation.adapter import VideoAdapter, make_cases
 from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.adaptation.settings import Setting
-from zar_ray.data.class_texts import is_context_file, prompts_of
+from zar_ray.data.class_texts import is_context_file, prompts_of, with_words
 from zar_ray.errors import ConfigError
 from zar_ray.evaluation.model_costs import count_costs
 from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.evaluation.spec import JobSpec, ModelViews
 from zar_ray.evaluation.workload import Workload
 from zar_ray.models.loading import load_model
-from zar_ray.models.text import why_full_pass
+from zar_ray.models.text import default_words, remark_on_words, why_full_pass
 from zar_ray.models.vision import unfit_vision
 from zar_ray.options.base import fingerprint, meaning
 from zar_ray.options.layers import leaves
@@ -53,8 +53,9 @@ class ModelCard:
         fingerprint: A hash of its weights.
         preprocessing: Its input size and normalisation.
         random_weights: Whether it is untrained.
-        remarks: What makes it slower than it could be, a line each.
+        remarks: What makes it slower than it could be, and the words that it brings for prompts, a line each.
         costs: What it holds and computes, under each setting.
+        words: What stands in front of class names where no setting says it, see `zar_ray.models.text.default_words`.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ModelCard:
     random_weights: bool
     remarks: tuple[str, ...] = ()
     costs: tuple[ModelCost, ...] = ()
+    words: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +133,7 @@ def load_card(settings: Sequence[Setting]) -> ModelCard:
     tuned = any(method.updates == "context" for method in adapter.methods)
     whole = "every prompt runs through the text tower as a whole"
     why_full = dict.fromkeys(why_full_pass(model, one.options.class_position) for one in settings if tuned)
+    of_words = remark_on_words(model, own)
     remarks = (
         *((reason, whole) for reason in why_full),
         (unfit_vision(model.clip.visual), "images run through it as open_clip wrote it"),
@@ -140,8 +143,12 @@ def load_card(settings: Sequence[Setting]) -> ModelCard:
         model.fingerprint,
         model.preprocessing,
         model.random_weights,
-        tuple(f"{reason}: {outcome}" for reason, outcome in remarks if reason is not None),
+        (
+            *(f"{reason}: {outcome}" for reason, outcome in remarks if reason is not None),
+            *([of_words] if of_words is not None else []),
+        ),
         count_costs(model, settings),
+        default_words(model),
     )
 
 
@@ -158,7 +165,9 @@ def plan_model(label: str, number: int, settings: Sequence[Setting], card: Model
         ConfigError: The settings are told different short sides.
     """
     sided = at_one_short_side([one.options for one in settings], card.preprocessing)
-    running = tuple(Setting(options, one.prompts) for options, one in zip(sided, settings, strict=True))
+    running = tuple(
+        Setting(*with_words(options, one.prompts, card.words)) for options, one in zip(sided, settings, strict=True)
+    )
     of_settings = tuple(
         make_cases(one.options, card.fingerprint, one.prompts, place, number) for place, one in enumerate(running)
     )

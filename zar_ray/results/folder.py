@@ -142,7 +142,7 @@ class RunFolder:
     def results(self) -> pa.Table:
         """All finished rows, one a (video, case), sorted by both; see `deduplicate` for which row stands."""
         tables = [self.rows_of(name, RESULT_SCHEMA.names) for name in self.row_files()]
-        return deduplicate(pa.concat_tables(tables) if tables else RESULT_SCHEMA.emptyrows_of())
+        return deduplicate(pa.concat_tables(tables) if tables else RESULT_SCHEMA.empty_table())
 
     def rows_of(self, name: str, columns: list[str]) -> pa.Table:
         """Some columns of one of them."""

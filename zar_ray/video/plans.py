@@ -17,7 +17,6 @@ import numpy as np
 
 from zar_ray.errors import VideoError
 from zar_ray.video.options import ViewConfig
-from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import CropBox, Preprocessing, crop_boxes, resized_size, short_side_for
 
 if TYPE_CHECKING:

@@ -98,6 +98,8 @@ class PeakMemory:
         if self._device.type == "cuda":
             self.peak = torch.cuda.max_memory_allocated(self._device) - self._before
             return
+        # What is still held now counts, however short the block was.
+        self._most = max(self._most, _resident_bytes() or 0)
         self._done.set()
         self._thread.join()
         self.peak = self._most - self._before if _resident_bytes() is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 
 import pytest
@@ -33,6 +34,25 @@ def test_cases_the_adapter_and_the_service_know_it(package):
     ran = run_with([package], "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks), check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "5 passed" in ran.stdout
+
+
+def test_a_sweep_varies_its_option_and_the_report_names_it(package, video_folder, tiny_checkpoint, tmp_path):
+    sweep = tmp_path / "keep.yaml"
+    sweep.write_text("title: Share of views\ngrid: {view_mean.keep: [0.8, 0.2]}\n")
+    command = ["-m", "zar_ray.commands.main", "ablate", "--dataset", str(video_folder), "--limit", "4"]
+    command += ["--checkpoint", str(tiny_checkpoint), "--method", "view_mean", "--sweep", str(sweep), "--name", "keep"]
+    command += ["--views.frames", "2", "--views.eval-frames", "2", "--view-mean.mean-of", "logits"]
+    command += ["--output", str(tmp_path / "runs"), "--no-mlflow", "--address", "local"]
+    run_with([package], *command)
+    content = json.loads((tmp_path / "runs" / "keep" / "run.json").read_text())
+    assert content["config"]["view_mean"] == {"keep": 0.8, "mean_of": "logits"}
+    cells = content["study"]["cells"]
+    assert [cell["varied"] for cell in cells] == [{}, {"view_mean.keep": 0.2}]
+    assert len({case["case_id"] for cell in cells for case in cell["summary"]["cases"]}) == 2
+    run_with([package], *command[:2], "report", "run", str(tmp_path / "runs" / "keep"), "--no-attention")
+    page = (tmp_path / "runs" / "keep" / "report.html").read_text()
+    for words in ("view_mean", "keep 0.2", "--view-mean.mean-of"):
+        assert words in page
 
 
 def test_a_package_that_is_broken_is_named_in_one_line(tmp_path):

@@ -21,7 +21,7 @@ from zar_ray.evaluation.feature_store import FeatureSpace, FeatureStore
 from zar_ray.evaluation.workload import CLASS_SETS, RIGHT_IDS
 from zar_ray.models.options import Precision
 from zar_ray.results.case import Case
-from zar_ray.results.rows import ResultRow, RightClasses
+from zar_ray.results.rows import ResultRow
 from zar_ray.storage import Storage
 from zar_ray.video.decoding import Resize
 from zar_ray.video.options import Decoder, ViewConfig
@@ -210,7 +210,7 @@ def caught(stage: str, failures: list[Failure]) -> Iterator[None]:
         failures.append(Failure(f"{type(error).__name__}: {' '.join(str(error).split())}", stage))
 
 
-def labels_of(spec: JobSpec, video: dict[str, Any], case: Case) -> RightClasses:
+def labels_of(spec: JobSpec, video: dict[str, Any], case: Case) -> dict[str, Any]:
     """What is right for a video under a case."""
     ids = tuple(video["right_ids"][video["class_sets"].index(case.class_set)])
     if spec.multi_label:

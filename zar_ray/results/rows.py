@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -22,80 +22,16 @@ if TYPE_CHECKING:
 
     from zar_ray.adaptation.base import Decision
 
-RESULT_SCHEMA = pa.schema(
-    [
-        pa.field("video_id", pa.string(), nullable=False),
-        pa.field("case_id", pa.string(), nullable=False),
-        pa.field("method", pa.string(), nullable=False),
-        pa.field("model", pa.string()),
-        pa.field("setting", pa.string()),
-        pa.field("label_id", pa.int32()),
-        pa.field("label", pa.string()),
-        pa.field("labels", pa.list_(pa.int32())),
-        pa.field("top5_before", pa.list_(pa.int32())),
-        pa.field("top5_after", pa.list_(pa.int32())),
-        pa.field("top5_scores_before", pa.list_(pa.float32())),
-        pa.field("top5_scores_after", pa.list_(pa.float32())),
-        pa.field("correct_before", pa.bool_()),
-        pa.field("correct_after", pa.bool_()),
-        pa.field("correct5_before", pa.bool_()),
-        pa.field("correct5_after", pa.bool_()),
-        pa.field("scores_before", pa.list_(pa.float32())),
-        pa.field("scores_after", pa.list_(pa.float32())),
-        pa.field("entropy_before", pa.float32()),
-        pa.field("entropy_after", pa.float32()),
-        pa.field("view_entropies", pa.list_(pa.float32())),
-        pa.field("selected_views", pa.list_(pa.int32())),
-        pa.field("video_feature", pa.list_(pa.float16())),
-        pa.field("views", pa.int32()),
-        pa.field("images", pa.int32()),
-        pa.field("images_encoded", pa.int32()),
-        pa.field("frames", pa.int32()),
-        pa.field("frames_decoded", pa.int32()),
-        pa.field("bytes_shipped", pa.int64()),
-        pa.field("seconds_decode", pa.float64()),
-        pa.field("seconds_encode", pa.float64()),
-        pa.field("seconds_adapt", pa.float64()),
-        pa.field("seconds_case", pa.float64()),
-        pa.field("peak_memory", pa.int64()),
-        pa.field("decoder", pa.string()),
-        pa.field("worker", pa.string()),
-        pa.field("warning", pa.string()),
-        pa.field("error", pa.string()),
-        pa.field("error_stage", pa.string()),
-        pa.field("recorded_at", pa.float64(), nullable=False),
-    ]
-)
-"""Columns of the result table.  Unknown is null: labels of unlabelled videos, all of the decision of failed ones."""
-
-
-class RightClasses(TypedDict, total=False):
-    """What is right for a video; see the attributes of `ResultRow`.  Left out means unknown."""
-
-    label_id: int | None
-    label: str | None
-    labels: tuple[int, ...] | None
-
-
-class RowFacts(RightClasses, total=False):
-    """What is known of a video besides its decision; see the attributes of `ResultRow`.  Left out means unknown."""
-
-    model: str | None
-    setting: str | None
-    video_feature: tuple[float, ...] | None
-    images: int | None
-    images_encoded: int | None
-    frames: int | None
-    frames_decoded: int | None
-    bytes_shipped: int | None
-    seconds_decode: float | None
-    seconds_encode: float | None
-    seconds_adapt: float | None
-    seconds_case: float | None
-    peak_memory: int | None
-    decoder: str | None
-    worker: str | None
-    warning: str | None
+# What a column holds; unknown is null: labels of unlabelled videos, all of the decision of failed ones.
+Text = Annotated[str | None, pa.string()]
+Number = Annotated[int | None, pa.int32()]
+Bytes = Annotated[int | None, pa.int64()]
+Nats = Annotated[float | None, pa.float32()]
+Seconds = Annotated[float | None, pa.float64()]
+Flag = Annotated[bool | None, pa.bool_()]
+Numbers = Annotated[tuple[int, ...] | None, pa.list_(pa.int32())]
+Values = Annotated[tuple[float, ...] | None, pa.list_(pa.float32())]
+Feature = Annotated[tuple[float, ...] | None, pa.list_(pa.float16())]
 
 
 @dataclass(frozen=True)
@@ -138,8 +74,7 @@ class ResultRow:
         seconds_decode: Wall seconds to open, read and resize; of the video, not of the case.
         seconds_encode: Wall seconds to encode its images; of the video, not of the case.
         seconds_adapt: Wall seconds of this case's adaptation and decision.
-        seconds_case: These and its images' share of `seconds_encode`: what the case by itself costs. None in runs of
-            earlier versions.
+        seconds_case: These and its images' share of `seconds_encode`: what the case by itself costs.
         peak_memory: The most bytes that its worker had in use meanwhile, on the GPU where there is one, the model
             included.
         decoder: Which decoder read it.
@@ -150,51 +85,49 @@ class ResultRow:
         recorded_at: When the row was made, in seconds since 1970 (UTC).
     """
 
-    video_id: str
-    case_id: str
-    method: str
-    model: str | None = None
-    setting: str | None = None
-    label_id: int | None = None
-    label: str | None = None
-    labels: tuple[int, ...] | None = None
-    top5_before: tuple[int, ...] | None = None
-    top5_after: tuple[int, ...] | None = None
-    top5_scores_before: tuple[float, ...] | None = None
-    top5_scores_after: tuple[float, ...] | None = None
-    correct_before: bool | None = None
-    correct_after: bool | None = None
-    correct5_before: bool | None = None
-    correct5_after: bool | None = None
-    scores_before: tuple[float, ...] | None = None
-    scores_after: tuple[float, ...] | None = None
-    entropy_before: float | None = None
-    entropy_after: float | None = None
-    view_entropies: tuple[float, ...] | None = None
-    selected_views: tuple[int, ...] | None = None
-    video_feature: tuple[float, ...] | None = None
-    views: int | None = None
-    images: int | None = None
-    images_encoded: int | None = None
-    frames: int | None = None
-    frames_decoded: int | None = None
-    bytes_shipped: int | None = None
-    seconds_decode: float | None = None
-    seconds_encode: float | None = None
-    seconds_adapt: float | None = None
-    seconds_case: float | None = None
-    peak_memory: int | None = None
-    decoder: str | None = None
-    worker: str | None = None
-    warning: str | None = None
-    error: str | None = None
-    error_stage: str | None = None
-    recorded_at: float = field(default_factory=time.time)
+    video_id: Annotated[str, pa.string()]
+    case_id: Annotated[str, pa.string()]
+    method: Annotated[str, pa.string()]
+    model: Text = None
+    setting: Text = None
+    label_id: Number = None
+    label: Text = None
+    labels: Numbers = None
+    top5_before: Numbers = None
+    top5_after: Numbers = None
+    top5_scores_before: Values = None
+    top5_scores_after: Values = None
+    correct_before: Flag = None
+    correct_after: Flag = None
+    correct5_before: Flag = None
+    correct5_after: Flag = None
+    scores_before: Values = None
+    scores_after: Values = None
+    entropy_before: Nats = None
+    entropy_after: Nats = None
+    view_entropies: Values = None
+    selected_views: Numbers = None
+    video_feature: Feature = None
+    views: Number = None
+    images: Number = None
+    images_encoded: Number = None
+    frames: Number = None
+    frames_decoded: Number = None
+    bytes_shipped: Bytes = None
+    seconds_decode: Seconds = None
+    seconds_encode: Seconds = None
+    seconds_adapt: Seconds = None
+    seconds_case: Seconds = None
+    peak_memory: Bytes = None
+    decoder: Text = None
+    worker: Text = None
+    warning: Text = None
+    error: Text = None
+    error_stage: Text = None
+    recorded_at: Annotated[float, pa.float64()] = field(default_factory=time.time)
 
     @classmethod
-    def from_decision(
-        cls, video_id: str, case_id: str, method: str, decision: Decision, **facts: Unpack[RowFacts]
-    ) -> ResultRow:
+    def from_decision(cls, video_id: str, case_id: str, method: str, decision: Decision, **facts: Any) -> ResultRow:
         """Makes the row of a finished case.
 
         Args:
@@ -238,9 +171,7 @@ class ResultRow:
         )
 
     @classmethod
-    def failed(
-        cls, video_id: str, case_id: str, method: str, *, error: str, stage: str, **facts: Unpack[RowFacts]
-    ) -> ResultRow:
+    def failed(cls, video_id: str, case_id: str, method: str, *, error: str, stage: str, **facts: Any) -> ResultRow:
         """Makes the row of a case without a decision.
 
         Args:
@@ -258,6 +189,15 @@ class ResultRow:
     def finished(self) -> bool:
         """Whether there is a decision."""
         return self.error is None
+
+
+def _column(name: str, kind: Any) -> pa.Field:
+    held, arrow = kind.__origin__, kind.__metadata__[0]
+    return pa.field(name, arrow, nullable=type(None) in getattr(held, "__args__", ()))
+
+
+RESULT_SCHEMA = pa.schema([_column(*one) for one in get_type_hints(ResultRow, include_extras=True).items()])
+"""Columns of the result table: the attributes of `ResultRow`."""
 
 
 def _ranking(logits: torch.Tensor, when: str) -> tuple[tuple[int, ...], tuple[float, ...], float]:

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional
+from zar_by_hand import adapt_zar
 
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.augmix import Draws
 from zar_ray.adaptation.base import Decision, Shared, VideoFeatures
 from zar_ray.adaptation.tpt import TptConfig, adapt_tpt, encode_crops, random_crop, random_view, tune_on_views
-from zar_ray.adaptation.zar import ZarConfig, adapt_zar
+from zar_ray.adaptation.zar import ZarConfig
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ModelError, VideoError
 from zar_ray.models.clip import ClipModel

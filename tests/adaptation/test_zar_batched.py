@@ -1,4 +1,4 @@
-"""Batches of videos against the loop over single ones, which is held to the reference in test_zar.py."""
+"""Batches of videos against the loop over single ones, which the reference holds too in test_zar.py."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
+from zar_by_hand import adapt_zar
 
-from zar_ray.adaptation import zar_batched
+from zar_ray.adaptation import zar
 from zar_ray.adaptation.base import Decision, VideoFeatures
-from zar_ray.adaptation.zar import ZarConfig, adapt_zar
-from zar_ray.adaptation.zar_batched import adapt_zar_batch
+from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch
 from zar_ray.errors import VideoError
 from zar_ray.models.text import PromptedClasses
 
@@ -96,11 +96,9 @@ def test_memory_is_bounded_by_cutting_batches(classes, monkeypatch):
     videos = [video(number, 4) for number in range(7)]
     whole = adapt_zar_batch(videos, classes, ZarConfig(steps=2))
     sizes = []
-    together = zar_batched._adapt_together
-    monkeypatch.setattr(zar_batched, "_TOKENS_AT_ONCE", 3 * classes.tokens)
-    monkeypatch.setattr(
-        zar_batched, "_adapt_together", lambda part, *rest: sizes.append(len(part)) or together(part, *rest)
-    )
+    together = zar._adapt_together
+    monkeypatch.setattr(zar, "_TOKENS_AT_ONCE", 3 * classes.tokens)
+    monkeypatch.setattr(zar, "_adapt_together", lambda part, *rest: sizes.append(len(part)) or together(part, *rest))
     cut = adapt_zar_batch(videos, classes, ZarConfig(steps=2))
     assert sizes == [3, 3, 1]
     for one, other in zip(whole, cut, strict=True):

@@ -12,14 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
+from zar_by_hand import adapt_zar
 
 from zar_ray.adaptation.adapter import VideoAdapter, make_cases
 from zar_ray.adaptation.base import Decision, VideoFeatures, entropy
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.selection import doubt, margin
 from zar_ray.adaptation.settings import Setting
-from zar_ray.adaptation.zar import ZarConfig, adapt_zar, marginal_entropy, mean_entropy, tuned_features
-from zar_ray.adaptation.zar_batched import adapt_zar_batch
+from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch, marginal_entropy, mean_entropy, tuned_features
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ModelError
 from zar_ray.models.clip import ClipModel
@@ -120,10 +120,10 @@ def test_a_batch_decides_as_each_video_alone(request, kind, tolerance, views, se
 
 def test_a_decision_by_the_selected_views_is_their_mean_probability(classes):
     one, update = video(3, 8), ZarConfig(decision="selected", confidence=0.5)
-    decision = adapt_zar(one, classes, update)
+    (decision,) = adapt_zar_batch([one], classes, update)
     logits = classes.logits(one.views[decision.selected], tuned_features(one, classes, update))
     assert torch.allclose(decision.logits_after.softmax(dim=0), logits.softmax(dim=-1).mean(dim=0), atol=1e-6)
-    plain = adapt_zar(one, classes, ZarConfig(confidence=0.5))
+    (plain,) = adapt_zar_batch([one], classes, ZarConfig(confidence=0.5))
     assert torch.equal(decision.logits_before, plain.logits_before), "the baseline is the same whatever decides"
 
 

@@ -217,8 +217,8 @@ class TestRuns:
         zero_shot, zar = (case.decision for case in adapter(frames, plan).cases)
         (classes,) = adapter.class_sets
         features = VideoFeatures(torch.randn(1, 24), torch.randn(6, 24))
-        (step,) = tuning_steps(features.views, classes, ZarConfig(lr=0.005))
-        assert (step.context - vectors).abs().max() < 0.006  # AdamW's first step is of lr's length
+        (step,) = tuning_steps(features.views[None], classes, ZarConfig(lr=0.005))
+        assert (step.contexts[0] - vectors).abs().max() < 0.006  # AdamW's first step is of lr's length
         assert torch.equal(zar.logits_before, zero_shot.logits_after)
         with_words = VideoAdapter(model, prompts_of([NAMES], OPTIONS), ("zero_shot",), OPTIONS)(frames, plan)
         assert not torch.allclose(with_words.cases[0].decision.logits_after, zero_shot.logits_after, atol=1e-4)

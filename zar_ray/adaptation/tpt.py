@@ -17,8 +17,7 @@ from torchvision.transforms.v2 import functional
 
 from zar_ray.adaptation.augmix import Draws, augmix
 from zar_ray.adaptation.base import Decision, Method, Outcome, Shared, VideoFeatures
-from zar_ray.adaptation.zar import ZarConfig
-from zar_ray.adaptation.zar_batched import adapt_zar_batch
+from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses

@@ -1,25 +1,30 @@
 """ZAR: tunes the context on a video's own confident views, then classifies it (DESIGN.md, "ZAR, exactly", 6 to 10).
 
-This is the rule as one reads it, a video at a time. Jobs run `zar_ray.adaptation.zar_batched`, which is held to it.
+Contexts are independent of each other, so B videos are one problem with one more axis. The first step of every video
+starts from the same context, whose text features and graph `PromptedClasses` keeps: with one step, a video costs one
+backward and one forward pass of the text tower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import Field
+from torch.nn.utils.rnn import pad_sequence
 
-from zar_ray.adaptation.base import Decision, Fusion, Method, VideoFeatures, averaged, entropy, require_finite
+from zar_ray.adaptation.base import Decision, Fusion, Method, Outcome, VideoFeatures, averaged, entropy
 from zar_ray.adaptation.fusion import unfit_for_fusion
-from zar_ray.adaptation.selection import Selection, doubt, select_confident
-from zar_ray.adaptation.zar_batched import adapt_zar_batch
+from zar_ray.adaptation.selection import Selection, count_confident, doubt
 from zar_ray.errors import VideoError
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options
+
+# Bounds the memory of a pass of the text tower with its graph: about 5 GB in a tower of 12 layers and width 512.
+_TOKENS_AT_ONCE = 16_384
 
 Loss = Literal["mean_probability", "mean_entropy"]
 
@@ -57,58 +62,196 @@ class ZarConfig(Options):
 
 
 @dataclass(frozen=True, eq=False)
-class TuningStep:
-    """One step of the optimiser.
+class _Batch:
+    """B videos side by side.
 
     Attributes:
-        loss: float32 (), before the step.
-        gradient: float32 (L, W), of the loss with respect to the context, before the step.
-        context: float32 (L, W), after the step.
+        views: float32 (B, V, D), zeros where a video has fewer than V views.
+        counts: How many views each has.
+        evaluation: float32 (B, E, D), the evaluation views.
     """
 
-    loss: torch.Tensor
-    gradient: torch.Tensor
-    context: torch.Tensor
+    views: torch.Tensor
+    counts: list[int]
+    evaluation: torch.Tensor
+
+    @classmethod
+    def of(cls, videos: Sequence[VideoFeatures]) -> _Batch:
+        return cls(
+            pad_sequence([video.views for video in videos], batch_first=True),
+            [len(video.views) for video in videos],
+            torch.stack([torch.atleast_2d(video.evaluation) for video in videos]),
+        )
+
+    def take(self, rows: list[int]) -> _Batch:
+        return _Batch(self.views[rows], [self.counts[row] for row in rows], self.evaluation[rows])
 
 
-def adapt_zar(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> Decision:
-    """Tunes a fresh context on the video's most confident views and classifies its evaluation view.
+@dataclass(frozen=True, eq=False)
+class _Selection:
+    """The most confident views of B videos, up to S each.
+
+    Attributes:
+        entropies: float32 (B, V), infinite where a video has no such view.
+        order: int64 (B, V), views by rising doubt.
+        counts: Views selected, a number a video.
+        views: float32 (B, S, D), the selected views.
+        absent: bool (B, S, 1), where a video has fewer than S.
+    """
+
+    entropies: torch.Tensor
+    order: torch.Tensor
+    counts: list[int]
+    views: torch.Tensor
+    absent: torch.Tensor
+
+
+def adapt_zar_batch(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: ZarConfig) -> list[Outcome]:
+    """Tunes a fresh context for each video and classifies each under its own.
 
     Args:
-        features: The video, with at least one view, on the model's device.
+        videos: The videos, with any numbers of views, on the model's device.
         classes: The candidate classes.
         options: Selection, loss, decision, steps and AdamW's settings.
 
     Returns:
-        The decision before and after, with entropies, selection and losses.
-
-    Raises:
-        VideoError: There are no views, or some logits are not finite (stage ``adapt``).
+        A decision a video, in order; an error in place of one that has no views or logits that are not finite.
     """
-    if not len(features.views):
-        raise VideoError("ZAR needs views, and the plan has none", stage="adapt")
-    before = averaged(classes.logits(features.evaluation, classes.initial_features))
-    view_logits = classes.logits(features.views, classes.initial_features)
-    require_finite(before, "before adaptation")
-    require_finite(view_logits, "of the views")
+    at_once = max(1, _TOKENS_AT_ONCE // classes.tokens)
+    parts = (videos[first : first + at_once] for first in range(0, len(videos), at_once))
+    return [outcome for part in parts for outcome in _adapt_together(part, classes, options)]
 
-    selected = select_confident(doubt(view_logits, options.selection), options.confidence)
-    steps = list(tuning_steps(features.views[selected], classes, options))
-    decided = features.evaluation if options.decision == "evaluation" else features.views[selected]
+
+def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: ZarConfig) -> list[Outcome]:
+    outcomes: list[Outcome] = [VideoError("ZAR needs views, and the plan has none", stage="adapt") for _ in videos]
+    with_views = [number for number, video in enumerate(videos) if len(video.views)]
+    if not with_views:
+        return outcomes
+    batch = _Batch.of([videos[number] for number in with_views])
+    before = classes.logits(batch.evaluation, classes.initial_features)
+    of_views = classes.logits(batch.views, classes.initial_features)
+    fine = _finite(before), _finite(of_views)
+    usable = []
+    for row, (number, before_fine, views_fine) in enumerate(zip(with_views, *fine, strict=True)):
+        if before_fine and views_fine:
+            usable.append(row)
+        else:
+            which = "of the views" if before_fine else "before adaptation"
+            outcomes[number] = VideoError(f"logits {which} are not finite", stage="adapt")
+    if not usable:
+        return outcomes
+    if len(usable) < len(with_views):
+        batch, before, of_views = batch.take(usable), before[usable], of_views[usable]
+
+    selection = _select(batch, of_views, options)
+    steps = list(tuning_steps(selection.views, classes, options, selection.absent))
     with torch.no_grad():
-        after = averaged(classes.logits(decided, classes.features(steps[-1].context)))
-    require_finite(after, "after adaptation")
-    return Decision(
-        logits_before=before.cpu(),
-        logits_after=after.cpu(),
-        view_entropies=entropy(view_logits).cpu(),
-        selected=selected.cpu(),
-        losses=torch.stack([step.loss for step in steps]).cpu(),
+        after = _decide(batch, selection, classes.features(steps[-1].contexts), classes, options)
+    before, after_fine = _decisions(before), _finite(after)
+    entropies, order = selection.entropies.cpu(), selection.order.cpu()
+    losses = torch.stack([step.losses for step in steps]).cpu()
+    for row, count in enumerate(batch.counts):
+        number = with_views[usable[row]]
+        if after_fine[row]:
+            outcomes[number] = Decision(
+                logits_before=before[row],
+                logits_after=after[row],
+                view_entropies=entropies[row, :count],
+                selected=order[row, : selection.counts[row]],
+                losses=losses[:, row],
+            )
+        else:
+            outcomes[number] = VideoError("logits after adaptation are not finite", stage="adapt")
+    return outcomes
+
+
+def _finite(logits: torch.Tensor) -> list[bool]:
+    """For each video, the first axis, whether all its logits are finite."""
+    return torch.isfinite(logits).flatten(1).all(dim=1).tolist()
+
+
+def _decisions(logits: torch.Tensor) -> torch.Tensor:
+    """(B, E, K) of the evaluation views to (B, K), on the CPU."""
+    return torch.stack([averaged(one) for one in logits]).cpu()
+
+
+def _decide(
+    batch: _Batch, selection: _Selection, text: torch.Tensor, classes: PromptedClasses, options: ZarConfig
+) -> torch.Tensor:
+    """(B, K), on the CPU: what the videos are under text features (B, K, D)."""
+    if options.decision == "evaluation":
+        return _decisions(classes.logits(batch.evaluation, text))
+    logits = classes.logits(selection.views, text)
+    return torch.stack([averaged(one[:count]) for one, count in zip(logits, selection.counts, strict=True)]).cpu()
+
+
+def _select(batch: _Batch, logits: torch.Tensor, options: ZarConfig) -> _Selection:
+    """Selects each video's most confident views by their logits (B, V, K) under the untuned context."""
+    views, device = batch.views, batch.views.device
+    counts = [count_confident(count, options.confidence) for count in batch.counts]
+    places = torch.arange(views.shape[1], device=device)
+    missing = places >= torch.tensor(batch.counts, device=device)[:, None]
+    entropies = entropy(logits).masked_fill(missing, float("inf"))
+    doubts = entropies if options.selection == "entropy" else doubt(logits, options.selection)
+    order = doubts.masked_fill(missing, float("inf")).argsort(dim=1, stable=True)
+    most = max(counts)
+    rows = order[:, :most, None].expand(-1, -1, views.shape[2])
+    absent = places[:most, None] >= torch.tensor(counts, device=device)[:, None, None]
+    return _Selection(entropies, order, counts, views.gather(1, rows), absent)
+
+
+@dataclass(frozen=True, eq=False)
+class TuningStep:
+    """One step of the optimiser, for B videos.
+
+    Attributes:
+        losses: float32 (B,), before the step.
+        gradients: float32 (B, L, W), of each loss with respect to its video's context, before the step.
+        contexts: float32 (B, L, W), after the step.
+    """
+
+    losses: torch.Tensor
+    gradients: torch.Tensor
+    contexts: torch.Tensor
+
+
+def tuning_steps(
+    views: torch.Tensor, classes: PromptedClasses, options: ZarConfig, absent: torch.Tensor | None = None
+) -> Iterator[TuningStep]:
+    """Runs AdamW on a fresh context for each of B videos, one item a step.
+
+    Args:
+        views: float32 (B, S, D), L2-normalised: the selected views.
+        classes: The candidate classes; their own context stays as it is.
+        options: Loss, steps and AdamW's settings.
+        absent: bool (B, S, 1), where a video has no such view; None: nowhere.
+
+    Yields:
+        What each step saw and did.
+    """
+    count, lose = len(views), LOSSES[options.loss]
+    contexts = classes.initial_context.expand(count, -1, -1).clone().requires_grad_()
+    # AdamW works element by element: one tensor of all contexts is tuned as each would be alone.
+    optimiser = torch.optim.AdamW(
+        [contexts], lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay
     )
+    for step in range(options.steps):
+        with torch.enable_grad(), exact_float32():
+            if step == 0:
+                text = classes.initial_features.expand(count, -1, -1).clone().requires_grad_()
+                losses = lose(classes.logits(views, text), absent)
+                (of_text,) = torch.autograd.grad(losses.sum(), text)
+                gradients = classes.initial_gradients(of_text)
+            else:
+                losses = lose(classes.logits(views, classes.features(contexts)), absent)
+                (gradients,) = torch.autograd.grad(losses.sum(), contexts)
+        contexts.grad = gradients
+        optimiser.step()
+        yield TuningStep(losses.detach(), gradients, contexts.detach().clone())
 
 
 def tuned_features(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> torch.Tensor:
-    """The classes' text features under the context that `adapt_zar` tunes for a video.
+    """The classes' text features under the context that is tuned for a video.
 
     Args:
         features: The video, with at least one view, on the model's device.
@@ -118,66 +261,50 @@ def tuned_features(features: VideoFeatures, classes: PromptedClasses, options: Z
     Returns:
         float32 (K, D), L2-normalised.
     """
-    view_logits = classes.logits(features.views, classes.initial_features)
-    selected = select_confident(doubt(view_logits, options.selection), options.confidence)
-    *_, last = tuning_steps(features.views[selected], classes, options)
+    batch = _Batch.of([features])
+    selection = _select(batch, classes.logits(batch.views, classes.initial_features), options)
+    *_, last = tuning_steps(selection.views, classes, options)
     with torch.no_grad():
-        return classes.features(last.context)
+        return classes.features(last.contexts[0])
 
 
-def marginal_entropy(logits: torch.Tensor) -> torch.Tensor:
+def marginal_entropy(logits: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
     """Entropy of the mean probability of some views, in nats, in log space: ZAR's loss.
 
     Args:
-        logits: float32 (S, K).
+        logits: float32 (..., S, K).
+        absent: bool (..., S, 1), what is no view; None: nothing.
 
     Returns:
-        float32 (), differentiable.
+        float32 (...), differentiable.
     """
     # The logarithm of the mean of the softmaxes is again a vector of (normalised) logits.
-    return entropy(logits.log_softmax(dim=-1).logsumexp(dim=0))
+    log_p = logits.log_softmax(dim=-1)
+    if absent is not None:
+        log_p = log_p.masked_fill(absent, float("-inf"))
+    return entropy(log_p.logsumexp(dim=-2))
 
 
-def mean_entropy(logits: torch.Tensor) -> torch.Tensor:
+def mean_entropy(logits: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
     """Mean of some views' entropies, in nats: each view has a loss of its own.
 
     Args:
-        logits: float32 (S, K).
+        logits: float32 (..., S, K).
+        absent: bool (..., S, 1), what is no view; None: nothing.
 
     Returns:
-        float32 (), differentiable.
+        float32 (...), differentiable.
     """
-    return entropy(logits).mean()
+    entropies = entropy(logits)
+    if absent is None:
+        return entropies.mean(dim=-1)
+    return entropies.masked_fill(absent[..., 0], 0).sum(dim=-1) / (~absent[..., 0]).sum(dim=-1)
 
 
-LOSSES: Mapping[Loss, Callable[[torch.Tensor], torch.Tensor]] = {
+LOSSES: Mapping[Loss, Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]] = {
     "mean_probability": marginal_entropy,
     "mean_entropy": mean_entropy,
 }
-
-
-def tuning_steps(views: torch.Tensor, classes: PromptedClasses, options: ZarConfig) -> Iterator[TuningStep]:
-    """Runs AdamW on a fresh context, one item a step.
-
-    Args:
-        views: float32 (S, D), L2-normalised: the selected views.
-        classes: The candidate classes; their own context stays as it is.
-        options: Loss, steps and AdamW's settings.
-
-    Yields:
-        What each step saw and did.
-    """
-    context = classes.initial_context.clone().requires_grad_()
-    optimiser = torch.optim.AdamW(
-        [context], lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay
-    )
-    for _ in range(options.steps):
-        with torch.enable_grad(), exact_float32():
-            loss = LOSSES[options.loss](classes.logits(views, classes.features(context)))
-            (gradient,) = torch.autograd.grad(loss, context)
-        context.grad = gradient
-        optimiser.step()
-        yield TuningStep(loss.detach(), gradient, context.detach().clone())
 
 
 METHOD = Method(

@@ -16,8 +16,7 @@ from pydantic import BaseModel
 from zar_ray.adaptation.base import Decision, VideoFeatures
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.tpt import TptConfig, tune_on_views, update_of
-from zar_ray.adaptation.zar import ZarConfig, tuning_steps
-from zar_ray.adaptation.zar_batched import adapt_zar_batch
+from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch, tuning_steps
 from zar_ray.errors import ConfigError
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.layers import validate
@@ -86,14 +85,14 @@ def _tune(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig)
     assert decision.selected is not None
     assert decision.losses is not None
     arrays = {"selected": decision.selected, "losses": decision.losses}
-    for number, step in enumerate(tuning_steps(features.views[decision.selected], classes, options), 1):
+    for number, step in enumerate(tuning_steps(features.views[decision.selected][None], classes, options), 1):
         with torch.no_grad():
-            text = classes.features(step.context)
+            text = classes.features(step.contexts[0])
         # the decision after this many steps
         shorter = _decide(features, classes, options.model_copy(update={"steps": number}))
         arrays |= {
-            f"grad_step{number}": step.gradient,
-            f"ctx_step{number}": step.context,
+            f"grad_step{number}": step.gradients[0],
+            f"ctx_step{number}": step.contexts[0],
             f"text_features_step{number}": text,
             f"view_logits_step{number}": classes.logits(features.views, text),
             f"eval_logits_step{number}": shorter.logits_after[None],

@@ -9,7 +9,7 @@ from zar_ray.models import loading
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.checkpoints import read_checkpoint, save_checkpoint
 from zar_ray.models.loading import load_model
-from zar_ray.models.merging import interpolate, merge_checkpoints
+from zar_ray.models.merging import merge_checkpoints
 from zar_ray.models.options import ModelOptions
 from zar_ray.video.transforms import Preprocessing
 
@@ -31,6 +31,10 @@ def files(tmp_path_factory, clip):
         paths.append(folder / f"{seed}.safetensors")
         save_checkpoint(state, architecture, Preprocessing(32), paths[-1], notes={"name": f"run {seed}"})
     return paths
+
+
+def interpolate(first, second, alpha, output, pixels_of=None):
+    merge_checkpoints((first, second), (1 - alpha, alpha), output, pixels_of)
 
 
 def tensors(path):
@@ -142,9 +146,11 @@ class TestRefusals:
             merge_checkpoints(files[:2], weights, tmp_path / "m.safetensors")
 
     @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
-    def test_alpha_has_a_range(self, tmp_path, files, alpha):
-        with pytest.raises(ConfigError, match="give 0 "):
-            interpolate(files[0], files[1], alpha, tmp_path / "m.safetensors")
+    def test_alpha_has_a_range(self, tmp_path, capsys, files, alpha):
+        words = ["checkpoint", "merge", str(files[0]), str(files[1]), f"--alpha={alpha}"]
+        assert main([*words, "--output", str(tmp_path / "m.safetensors")]) != 0
+        assert "give 0 (the first" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
 
     def test_random_weights_are_no_source(self, tmp_path, files):
         with pytest.raises(ModelError, match="random weights"):

@@ -112,14 +112,13 @@ def checkpoint_merge_command(argv: Sequence[str]) -> int:
             alpha: Share of the second of two: 0 gives the first, 1 the second (WiSE-FT); by default equal shares.
             pixels_of: The one whose mean, deviation and sizes the result has, where they differ.
         """
-        from zar_ray.models.merging import interpolate, merge_checkpoints
+        from zar_ray.models.merging import merge_checkpoints
 
-        if alpha is None:
-            merge_checkpoints(checkpoints, None, output, pixels_of)
-        elif len(checkpoints) == 2:
-            interpolate(checkpoints[0], checkpoints[1], alpha, output, pixels_of)
-        else:
+        if alpha is not None and len(checkpoints) != 2:
             raise ConfigError(f"zar checkpoint merge: --alpha is for two checkpoints, and {len(checkpoints)} are given")
+        if alpha is not None and not 0 <= alpha <= 1:
+            raise ConfigError(f"--alpha {alpha:g}: give 0 (the first checkpoint) to 1 (the second)")
+        merge_checkpoints(checkpoints, None if alpha is None else (1 - alpha, alpha), output, pixels_of)
         print(f"{output}: written; zar eval --checkpoint {output}")
         return 0
 

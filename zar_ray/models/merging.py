@@ -27,31 +27,6 @@ from zar_ray.models.loading import load_source
 Source = str | os.PathLike[str]
 
 
-def interpolate(
-    first: Source,
-    second: Source,
-    alpha: float,
-    output: str | os.PathLike[str],
-    pixels_of: Source | None = None,
-) -> None:
-    """Writes (1 - alpha) · first + alpha · second as a zar-ray checkpoint.
-
-    Args:
-        first: A checkpoint file or an open_clip ``NAME:TAG``; by custom the pretrained model.
-        second: The same; by custom the fine-tuned model.
-        alpha: In [0, 1]; 0 gives the weights of `first`, 1 those of `second`.
-        output: The ``.safetensors`` file to write, which must not be there.
-        pixels_of: See `merge_checkpoints`.
-
-    Raises:
-        ConfigError: `alpha` is out of its range.
-        ModelError: See `merge_checkpoints`.
-    """
-    if not 0 <= alpha <= 1:
-        raise ConfigError(f"alpha {alpha:g}: give 0 (the first checkpoint) to 1 (the second)")
-    merge_checkpoints((first, second), (1 - alpha, alpha), output, pixels_of)
-
-
 def merge_checkpoints(
     sources: Sequence[Source],
     weights: Sequence[float] | None,
@@ -65,7 +40,8 @@ def merge_checkpoints(
 
     Args:
         sources: At least two checkpoint files or open_clip ``NAME:TAG``.
-        weights: A share for each source, not negative, that together make 1; None: equal ones.
+        weights: A share for each source, not negative, that together make 1; None: equal ones. By custom the pretrained
+            model is the first of two.
         output: The ``.safetensors`` file to write, which must not be there.
         pixels_of: The source whose preprocessing the result has, and whose system it is of, where they do not all have
             the same, as CLIP and a model that was fine-tuned from it with ImageNet's mean.

@@ -21,7 +21,7 @@ class Mixture:
     """A checkpoint that is made of two (WiSE-FT: Wortsman et al., CVPR 2022, section 4).
 
     Attributes:
-        first: The model that share 0 is, as `zar_ray.models.merging.interpolate` takes it.
+        first: The model that share 0 is, as `zar_ray.models.merging.merge_checkpoints` takes it.
         second: The checkpoint that share 1 is.
         share: Of the second.
         name: What its file is called.

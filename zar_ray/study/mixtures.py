@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 
 from zar_ray.errors import RunError
-from zar_ray.models.merging import interpolate
+from zar_ray.models.merging import merge_checkpoints
 from zar_ray.storage import Storage
 from zar_ray.study.axes import Mixture
 
@@ -32,7 +32,8 @@ def write_mixture(mixture: Mixture, target: Path) -> None:
     try:
         unfinished.mkdir(parents=True)
         # What the second checkpoint's pixels are, which was trained last, the mixtures see too.
-        interpolate(mixture.first, mixture.second, mixture.share, unfinished / target.name, pixels_of=mixture.second)
+        sources, shares = (mixture.first, mixture.second), (1 - mixture.share, mixture.share)
+        merge_checkpoints(sources, shares, unfinished / target.name, pixels_of=mixture.second)
         (unfinished / target.name).replace(target)
     except OSError as error:
         raise RunError(f"{target}: cannot be written ({error.strerror or error})") from error

@@ -15,8 +15,8 @@ from zar_by_hand import adapt_zar
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.augmix import Draws
 from zar_ray.adaptation.base import Decision, Shared, VideoFeatures
-from zar_ray.adaptation.tpt import TptConfig, adapt_tpt, encode_crops, random_crop, random_view, tune_on_views
-from zar_ray.adaptation.zar import ZarConfig
+from zar_ray.adaptation.tpt import TptConfig, adapt_tpt, encode_crops, random_crop, random_view, update_of
+from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ModelError, VideoError
 from zar_ray.models.clip import ClipModel
@@ -114,14 +114,15 @@ def test_a_video_of_one_frame_is_the_papers_picture(tiny_model, classes, make_pi
 
 
 def test_the_update_is_the_reference_implementations(golden):
-    """The vectors are those of TPT's own code: with its 10 % of the views, tpt's function must give them."""
+    """The vectors are those of TPT's own code: with its 10 % of the views, tpt's update must give them."""
     arrays, facts = golden.arrays, golden.facts
     classes = PromptedClasses(golden.model, facts["class_names"], facts["context"])
     frames = golden.input("from_frames")
     views = normalize(frames.mean(dim=1), dim=-1)
     assert 0.1 in facts["cases"]["from_frames"]["fractions"]
     for steps in range(1, facts["steps"] + 1):
-        (decision,) = tune_on_views([VideoFeatures(views[:-1], views[-1])], classes, TptConfig(steps=steps))
+        video, update = VideoFeatures(views[:-1], views[-1]), update_of(TptConfig(steps=steps))
+        (decision,) = adapt_zar_batch([video], classes, update)
         assert np.array_equal(decision.selected, arrays["from_frames/0.1/selected"])
         expected = arrays["from_frames/0.1/logits"][steps - 1].reshape(-1)
         assert np.abs(decision.logits_after.numpy() - expected).max() <= (1e-4 if steps == 1 else 1e-2)

@@ -87,24 +87,10 @@ def adapt_tpt(
         encoded[number] = crops.shape[0] * crops.shape[1]
         views = torch.cat([plain, classes.model.view_features(crops)]) if len(crops) else plain
         augmented[number] = VideoFeatures(views, video.evaluation)
-    tuned = tune_on_views(list(augmented.values()), classes, options)
+    tuned = adapt_zar_batch(list(augmented.values()), classes, update_of(options))
     for number, outcome in zip(augmented, tuned, strict=True):
         outcomes[number] = replace(outcome, encoded=encoded[number]) if isinstance(outcome, Decision) else outcome
     return [outcomes[number] for number in range(len(videos))]
-
-
-def tune_on_views(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: TptConfig) -> list[Outcome]:
-    """TPT's update on views that are encoded already: ZAR's, with other numbers.
-
-    Args:
-        videos: The videos, with at least one view each.
-        classes: The candidate classes.
-        options: Confidence, steps and AdamW's settings.
-
-    Returns:
-        A decision a video, in order, or why there is none.
-    """
-    return adapt_zar_batch(videos, classes, update_of(options))
 
 
 def update_of(options: TptConfig) -> ZarConfig:

@@ -1,6 +1,6 @@
 """The systems ``zar_step`` (from frame embeddings) and ``zar_step_pixels`` (from pixels): ZAR, every step of it.
 
-Where a fixture tunes as TPT was published, on 10 % of the views, the decisions are those of the method ``tpt``.
+Where a fixture tunes as TPT was published, on 10 % of the views, the update is that of the method ``tpt``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pydantic import BaseModel
 
 from zar_ray.adaptation.base import Decision, VideoFeatures
 from zar_ray.adaptation.fusion import video_features
-from zar_ray.adaptation.tpt import TptConfig, tune_on_views, update_of
 from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch, tuning_steps
 from zar_ray.errors import ConfigError
 from zar_ray.models.text import PromptedClasses
@@ -101,12 +100,8 @@ def _tune(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig)
 
 
 def _decide(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> Decision:
-    """The decision by the function that evaluations call: under TPT's own settings by TPT's, else by ZAR's."""
-    tpt = TptConfig(steps=options.steps)
-    if options == update_of(tpt):
-        (outcome,) = tune_on_views([features], classes, tpt)
-    else:
-        (outcome,) = adapt_zar_batch([features], classes, options)
+    """The decision by the function that evaluations call."""
+    (outcome,) = adapt_zar_batch([features], classes, options)
     if isinstance(outcome, Decision):
         return outcome
     raise outcome

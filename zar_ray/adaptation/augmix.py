@@ -74,40 +74,12 @@ def _signed(value: float, draws: Draws) -> float:
     return value if draws.uniform() < 0.5 else -value
 
 
-def _autocontrast(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
-    return functional.autocontrast(pixels)
+def _shear(draws: Draws) -> float:
+    return math.degrees(math.atan(_signed(0.3 * _level(draws), draws)))
 
 
-def _equalize(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
-    return functional.equalize(pixels)
-
-
-def _posterize(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
-    return functional.posterize(pixels, bits=4 - int(4 * _level(draws)))
-
-
-def _solarize(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
-    return functional.solarize(pixels, threshold=256 - int(256 * _level(draws)))
-
-
-def _rotate(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
-    return _affine(pixels, angle=_signed(int(30 * _level(draws)), draws))
-
-
-def _shear_x(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
-    return _affine(pixels, shear=(math.degrees(math.atan(_signed(0.3 * _level(draws), draws))), 0.0))
-
-
-def _shear_y(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
-    return _affine(pixels, shear=(0.0, math.degrees(math.atan(_signed(0.3 * _level(draws), draws)))))
-
-
-def _translate_x(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
-    return _affine(pixels, across=int(_signed(pixels.shape[-1] / 3 * _level(draws), draws)))
-
-
-def _translate_y(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
-    return _affine(pixels, down=int(_signed(pixels.shape[-2] / 3 * _level(draws), draws)))
+def _shift(size: int, draws: Draws) -> int:
+    return int(_signed(size / 3 * _level(draws), draws))
 
 
 def _affine(
@@ -128,13 +100,13 @@ def _affine(
 
 
 _DISTORTIONS: tuple[Callable[[torch.Tensor, Draws], torch.Tensor], ...] = (
-    _autocontrast,
-    _equalize,
-    _posterize,
-    _rotate,
-    _solarize,
-    _shear_x,
-    _shear_y,
-    _translate_x,
-    _translate_y,
+    lambda pixels, draws: functional.autocontrast(pixels),
+    lambda pixels, draws: functional.equalize(pixels),
+    lambda pixels, draws: functional.posterize(pixels, bits=4 - int(4 * _level(draws))),
+    lambda pixels, draws: _affine(pixels, angle=_signed(int(30 * _level(draws)), draws)),
+    lambda pixels, draws: functional.solarize(pixels, threshold=256 - int(256 * _level(draws))),
+    lambda pixels, draws: _affine(pixels, shear=(_shear(draws), 0.0)),
+    lambda pixels, draws: _affine(pixels, shear=(0.0, _shear(draws))),
+    lambda pixels, draws: _affine(pixels, across=_shift(pixels.shape[-1], draws)),
+    lambda pixels, draws: _affine(pixels, down=_shift(pixels.shape[-2], draws)),
 )

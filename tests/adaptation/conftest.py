@@ -69,7 +69,7 @@ def pixel_video(model: ClipModel, seed: int, options: AdaptationOptions = SMALL)
     plan = video.plan
     (embeddings,) = encode_packed(model, [ImageSet(video.frames, plan.images, plan.boxes)], 64)
     features = video_features(embeddings, plan)
-    pixels = VideoPixels(video.video_id, video.frames, plan.images, plan.boxes, plan.views, plan.evaluation, embeddings)
+    pixels = VideoPixels(video.video_id, video.frames, plan, embeddings)
     return VideoFeatures(features.views, features.evaluation, pixels)
 
 

@@ -79,7 +79,7 @@ def test_a_view_is_all_frames_under_one_crop(tiny_model, make_pixels):
     pixels = video.pixels
     crops = encode_crops(video, tiny_model, options, SHARED)
     assert crops.shape == (6, 3, 12)
-    rows = pixels.images[pixels.evaluation, 0]
+    rows = pixels.plan.images[pixels.plan.evaluation, 0]
     frames = torch.tensor(pixels.frames[rows]).permute(0, 3, 1, 2)
     for number, got in enumerate(crops, 1):
         draws = Draws(SHARED.seed, pixels.video_id, "tpt", number)

@@ -33,7 +33,7 @@ def by_hand(model, classes, video, names, optimiser, loss_of, steps):
     weights = dict(copied.clip.visual.named_parameters())
     moving = [weights[name].requires_grad_() for name in names]
     stepper, pixels = optimiser(moving), video.pixels
-    images = crop_and_normalise(torch.tensor(pixels.frames), pixels.images, pixels.boxes, model.preprocessing)
+    images = crop_and_normalise(torch.tensor(pixels.frames), pixels.plan.images, pixels.plan.boxes, model.preprocessing)
 
     def features(rows):
         return normalize(copied.clip.visual(images)[torch.from_numpy(rows)].mean(dim=-2), dim=-1)
@@ -41,12 +41,12 @@ def by_hand(model, classes, video, names, optimiser, loss_of, steps):
     losses = []
     for _ in range(steps):
         stepper.zero_grad()
-        loss = loss_of(classes.logits(features(pixels.views), classes.initial_features))
+        loss = loss_of(classes.logits(features(pixels.plan.views), classes.initial_features))
         loss.backward()
         stepper.step()
         losses.append(loss.detach())
     with torch.no_grad():
-        return classes.logits(features(pixels.evaluation), classes.initial_features), torch.stack(losses)
+        return classes.logits(features(pixels.plan.evaluation), classes.initial_features), torch.stack(losses)
 
 
 @pytest.mark.parametrize("steps", [1, 3])

@@ -409,13 +409,5 @@ class _Features:
             self._known[key] = video_features(self._embeddings, plan, self._model.view_features, fusion)
         if not with_pixels or self._video.frames is None:
             return self._known[key]
-        pixels = VideoPixels(
-            self._video.video_id,
-            self._video.frames,
-            plan.images,
-            plan.boxes,
-            plan.views,
-            plan.evaluation,
-            self._embeddings,
-        )
+        pixels = VideoPixels(self._video.video_id, self._video.frames, plan, self._embeddings)
         return replace(self._known[key], pixels=pixels)

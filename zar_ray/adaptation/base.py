@@ -14,29 +14,23 @@ from zar_ray.errors import ModelError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options
-from zar_ray.video.transforms import CropBox
+from zar_ray.video.plans import ViewPlan
 
 
 @dataclass(frozen=True, eq=False)
 class VideoPixels:
-    """One video as images, for methods that encode some themselves; an `ImagesOfViews` of its embeddings.
+    """One video as images, for methods that encode some themselves.
 
     Attributes:
         video_id: What keys its random draws, besides the seed.
         frames: uint8 (F, h, w, 3), resized.
-        images: int64 (I, 2), the distinct images: a row of `frames` and a row of `boxes`.
-        boxes: The crops.
-        views: int64 (V, T), rows of `images`.
-        evaluation: int64 (T_eval,) or (E, T_eval), rows of `images`.
+        plan: Its images and views.
         embeddings: float32 (I, D), of the images by the model as it was loaded; not normalised.
     """
 
     video_id: str
     frames: np.ndarray | torch.Tensor
-    images: np.ndarray
-    boxes: tuple[CropBox, ...]
-    views: np.ndarray
-    evaluation: np.ndarray
+    plan: ViewPlan
     embeddings: torch.Tensor
 
 

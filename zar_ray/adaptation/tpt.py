@@ -116,7 +116,8 @@ def encode_crops(video: VideoFeatures, model: ClipModel, options: TptConfig, sha
         VideoError: There are no pixels (stage ``adapt``).
     """
     pixels = video.require_pixels()
-    rows = pixels.images[pixels.evaluation.reshape(-1, pixels.evaluation.shape[-1])[0], 0]
+    plan = pixels.plan
+    rows = plan.images[plan.evaluation.reshape(-1, plan.evaluation.shape[-1])[0], 0]
     # A copy: frames that came through Ray's shared memory are read-only.
     frames = pixels.frames[rows] if isinstance(pixels.frames, torch.Tensor) else torch.tensor(pixels.frames[rows])
     frames = frames.to(model.device).permute(0, 3, 1, 2)

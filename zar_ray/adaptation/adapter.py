@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -306,58 +306,31 @@ class VideoAdapter:
         if not self.model.frame_independent:
             videos = [video.by_view() for video in videos]
         self._memory.begin()
-        embedded, encode_seconds = self._embed(videos)
+        encoded = self._encode(videos)
         encode_peak = self._memory.peak()
-        usable = {number: one for number, one in enumerate(embedded) if not isinstance(one, VideoError)}
-        features = [_Features(self.model, videos[number], embeddings) for number, embeddings in usable.items()]
-        image_seconds = [encode_seconds[number] / max(1, len(videos[number].plan.images)) for number in usable]
-        given = [videos[number] for number in usable]
-        decided = dict(zip(usable, self._decide(given, features, image_seconds, encode_peak), strict=True))
-        outcomes: list[VideoPrediction | VideoError] = []
-        for number, (video, embeddings) in enumerate(zip(videos, embedded, strict=True)):
-            if isinstance(embeddings, VideoError):
-                outcomes.append(embeddings)
-                continue
-            cases, failures = decided[number]
-            if failures and not cases:
-                outcomes.append(next(iter(failures.values())))
-                continue
-            prediction = VideoPrediction(
-                cases=cases,
-                failures=failures,
-                images_encoded=(0 if video.frames is None else len(video.plan.images))
-                + sum(case.decision.encoded for case in cases),
-                views=len(video.plan.views),
-                encode_seconds=encode_seconds[number],
-                plan=video.plan,
-                embeddings=usable[number],
-            )
-            outcomes.append(prediction)
-        return outcomes
+        decided = iter(self._decide([one for one in encoded if isinstance(one, _Encoded)], encode_peak))
+        return [next(decided) if isinstance(one, _Encoded) else one for one in encoded]
 
-    def _embed(self, videos: Sequence[PlannedVideo]) -> tuple[list[torch.Tensor | VideoError], list[float]]:
-        """float32 (I, D) a video, or why there is none; and the seconds that each took."""
+    def _encode(self, videos: Sequence[PlannedVideo]) -> list[_Encoded | VideoError]:
+        """The videos with embeddings, or why there are none."""
         started = time.perf_counter()
         sets = [ImageSet(one.frames, one.plan.images, one.plan.boxes) for one in videos if one.frames is not None]
-        encoded = iter(encode_packed(self.model, sets, self.options.encoder_batch))
+        made = iter(encode_packed(self.model, sets, self.options.encoder_batch))
         embeddings = [
-            next(encoded) if video.embeddings is None else video.embeddings.to(self.model.device) for video in videos
+            next(made) if video.embeddings is None else video.embeddings.to(self.model.device) for video in videos
         ]
         image_seconds = (time.perf_counter() - started) / max(1, sum(len(one.images) for one in sets))
-        return embeddings, [0.0 if one.frames is None else len(one.plan.images) * image_seconds for one in videos]
+        return [
+            one
+            if isinstance(one, VideoError)
+            else _Encoded(self.model, video, one, 0.0 if video.frames is None else image_seconds)
+            for video, one in zip(videos, embeddings, strict=True)
+        ]
 
-    def _decide(
-        self,
-        videos: Sequence[PlannedVideo],
-        features: Sequence[_Features],
-        image_seconds: Sequence[float],
-        encode_peak: int | None,
-    ) -> list[tuple[tuple[CasePrediction, ...], dict[int, VideoError]]]:
-        """What the cases say of each video, and which settings say nothing: those of which a case cannot decide."""
-        said: list[list[tuple[int, CasePrediction]]] = [[] for _ in videos]
-        failures: list[dict[int, VideoError]] = [{} for _ in videos]
+    def _decide(self, videos: Sequence[_Encoded], encode_peak: int | None) -> list[VideoPrediction | VideoError]:
+        """What the cases say of each video, but those of settings under which one cannot decide."""
         for case in self.cases:
-            chosen = [number for number, video in enumerate(videos) if video.is_of(case)]
+            chosen = [one for one in videos if one.video.is_of(case)]
             if not chosen:
                 continue
             method, (own, shared) = get_method(case.method), self._told(case)
@@ -365,49 +338,76 @@ class VideoAdapter:
             self._memory.begin()
             started = time.perf_counter()
             # Averaging frames to views is the method's work; cases that share it find it done.
-            given = [features[number].under(case.setting, level, method.needs_pixels) for number in chosen]
+            given = [one.under(case.setting, level, method.needs_pixels) for one in chosen]
             if case.case_id in self._streams:
                 outcomes = decisions(given, self._streams[case.case_id].decide)
             else:
                 outcomes = method.adapt(given, self._classes[case.setting][case.class_set], own, shared)
             seconds = (time.perf_counter() - started) / len(chosen)
             peaks = [peak for peak in (encode_peak, self._memory.peak()) if peak is not None]
-            for number, one in zip(chosen, outcomes, strict=True):
-                if isinstance(one, VideoError):
-                    failures[number].setdefault(case.setting, one)
+            for one, outcome in zip(chosen, outcomes, strict=True):
+                if isinstance(outcome, VideoError):
+                    one.failures.setdefault(case.setting, outcome)
                     continue
-                images = videos[number].plans[case.setting].count_images(with_views=method.needs_views)
+                images = one.video.plans[case.setting].count_images(with_views=method.needs_views)
                 prediction = CasePrediction(
                     case.case_id,
                     case.method,
-                    one,
+                    outcome,
                     seconds,
-                    seconds + images * image_seconds[number],
+                    seconds + images * one.image_seconds,
                     max(peaks, default=None),
-                    images + one.encoded,
+                    images + outcome.encoded,
                 )
-                said[number].append((case.setting, prediction))
-        return [
-            (tuple(one for setting, one in of_video if setting not in failed), failed)
-            for of_video, failed in zip(said, failures, strict=True)
-        ]
+                one.said.append((case.setting, prediction))
+        return [one.prediction() for one in videos]
 
 
-class _Features:
-    """A video's features under each setting; those of settings that share a plan and a fusion are the same."""
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """A video with its embeddings, its features under each setting, and what cases say of it.
 
-    def __init__(self, model: ClipModel, video: PlannedVideo, embeddings: torch.Tensor) -> None:
-        self._model = model
-        self._video = video
-        self._embeddings = embeddings
-        self._known: dict[tuple[int, Fusion], VideoFeatures] = {}
+    Attributes:
+        model: What encoded it.
+        video: The video.
+        embeddings: float32 (I, D), one a row of the plan's images, on the model's device.
+        image_seconds: Wall seconds that an image took; 0 where embeddings were given.
+        known: The features so far; those of settings that share a plan and a fusion are the same.
+        said: Predictions, with their settings.
+        failures: Settings that cannot decide about it, with the reason.
+    """
+
+    model: ClipModel
+    video: PlannedVideo
+    embeddings: torch.Tensor
+    image_seconds: float
+    known: dict[tuple[int, Fusion], VideoFeatures] = field(default_factory=dict)
+    said: list[tuple[int, CasePrediction]] = field(default_factory=list)
+    failures: dict[int, VideoError] = field(default_factory=dict)
 
     def under(self, setting: int, fusion: Fusion, with_pixels: bool) -> VideoFeatures:
-        plan = self._video.plans[setting]
+        plan = self.video.plans[setting]
         key = id(plan), fusion
-        if key not in self._known:
-            self._known[key] = video_features(self._embeddings, plan, self._model.view_features, fusion)
-        if not with_pixels or self._video.frames is None:
-            return self._known[key]
-        pixels = VideoPixels(self._video.video_id, self._video.frames, plan, self._embeddings)
-        return replace(self._known[key], pixels=pixels)
+        if key not in self.known:
+            self.known[key] = video_features(self.embeddings, plan, self.model.view_features, fusion)
+        if not with_pixels or self.video.frames is None:
+            return self.known[key]
+        pixels = VideoPixels(self.video.video_id, self.video.frames, plan, self.embeddings)
+        return replace(self.known[key], pixels=pixels)
+
+    def prediction(self) -> VideoPrediction | VideoError:
+        """What is said of it under the settings that can decide; the first failure where none can."""
+        cases = tuple(case for setting, case in self.said if setting not in self.failures)
+        if self.failures and not cases:
+            return next(iter(self.failures.values()))
+        plan = self.video.plan
+        own = 0 if self.video.frames is None else len(plan.images)
+        return VideoPrediction(
+            cases=cases,
+            failures=self.failures,
+            images_encoded=own + sum(case.decision.encoded for case in cases),
+            views=len(plan.views),
+            encode_seconds=len(plan.images) * self.image_seconds,
+            plan=plan,
+            embeddings=self.embeddings,
+        )

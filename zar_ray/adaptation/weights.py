@@ -113,9 +113,8 @@ class CutImages:
 
     def cut(self, rows: np.ndarray) -> torch.Tensor:
         """float32 (n, 3, R, R): some of the images, normalised."""
-        return crop_and_normalise(
-            self._frames, self.pixels.plan.images[rows], self.pixels.plan.boxes, self._preprocessing
-        )
+        plan = self.pixels.plan
+        return crop_and_normalise(self._frames, plan.images[rows], plan.boxes, self._preprocessing)
 
 
 def decide_by_moving(
@@ -149,7 +148,8 @@ def decide_by_moving(
     pixels = video.require_pixels()
     if not len(video.views):
         raise VideoError("the method needs views, and the plan has none", stage="adapt")
-    images, rows = CutImages(pixels, tower.model), np.unique(pixels.plan.views)
+    plan, fuse = pixels.plan, tower.model.view_features
+    images, rows = CutImages(pixels, tower.model), np.unique(plan.views)
     before = averaged(classes.initial_logits(video.evaluation))
     entropies = entropy(classes.initial_logits(video.views))
     require_finite(before, "before adaptation")
@@ -162,9 +162,7 @@ def decide_by_moving(
             encoded += len(rows) * (2 if moved else 1)
             with torch.enable_grad(), exact_float32():
                 leaf = embeddings.detach().clone().requires_grad_()
-                loss = loss_of(
-                    classes.initial_logits(video_features(leaf, pixels.plan, tower.model.view_features).views)
-                )
+                loss = loss_of(classes.initial_logits(video_features(leaf, plan, fuse).views))
                 require_finite(loss, "during adaptation")
                 (of_embeddings,) = torch.autograd.grad(loss, leaf)
             optimiser.zero_grad()
@@ -172,8 +170,8 @@ def decide_by_moving(
             optimiser.step()
             losses.append(loss.detach())
             moved = True
-        shown = np.unique(pixels.plan.evaluation)
-        evaluation = video_features(tower.embed(images, shown), pixels.plan, tower.model.view_features).evaluation
+        shown = np.unique(plan.evaluation)
+        evaluation = video_features(tower.embed(images, shown), plan, fuse).evaluation
     after = averaged(classes.initial_logits(evaluation))
     require_finite(after, "after adaptation")
     return Decision(

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
 from zar_ray.errors import ConfigError, ModelError, suggestion
 from zar_ray.models.formats import count_layers
@@ -92,8 +94,23 @@ def load_architecture(name: str) -> Architecture:
 
 def model_name(architecture: Architecture) -> str | None:
     """The open_clip name of an architecture; None where it has none."""
-    wanted = _comparable(architecture)
-    return next((name for name in open_clip.list_models() if _comparable(named_architecture(name)) == wanted), None)
+    wanted = _settings(architecture)
+    return next((name for name in open_clip.list_models() if _settings(named_architecture(name)) == wanted), None)
+
+
+def architecture_difference(first: Architecture, second: Architecture) -> str | None:
+    """The first setting that two architectures differ in, as ``NAME is ONE and OTHER``; None where they are the same.
+
+    What an architecture leaves out has open_clip's default.
+    """
+    return difference(_settings(first), _settings(second))
+
+
+def difference(first: Mapping[str, object], second: Mapping[str, object]) -> str | None:
+    """The first setting that differs, as ``NAME is ONE and OTHER``; None where there is none."""
+    names = dict.fromkeys([*first, *second])
+    differing = (name for name in names if first.get(name) != second.get(name))
+    return next((f"{name} is {first.get(name)} and {second.get(name)}" for name in differing), None)
 
 
 def infer_architecture(tensors: Mapping[str, torch.Tensor], place: str) -> dict[str, Any]:
@@ -204,8 +221,12 @@ def _mlp_ratio(tensors: Mapping[str, torch.Tensor], tower: str, width: int) -> d
     return {} if ratio == 4.0 else {"mlp_ratio": ratio}
 
 
-def _comparable(architecture: Architecture) -> dict[str, Any]:
-    # open_clip's configs leave out what equals its defaults
-    vision = {"head_width": HEAD_WIDTH, "patch_size": 16, **architecture["vision_cfg"]}
-    architecture = {name: value for name, value in architecture.items() if name != SYSTEM}
-    return {**architecture, "quick_gelu": bool(architecture.get("quick_gelu")), "vision_cfg": vision}
+def _settings(architecture: Architecture) -> dict[str, object]:
+    towers = {"vision_cfg": asdict(CLIPVisionCfg()), "text_cfg": asdict(CLIPTextCfg())}
+    settings: dict[str, object] = {"quick_gelu": False}
+    for name, value in architecture.items():
+        if name in towers:
+            settings |= {f"{name}.{key}": inner for key, inner in {**towers[name], **value}.items()}
+        elif name not in ("custom_text", SYSTEM):  # the same towers, under other attribute names or trained otherwise
+            settings[name] = value
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}

@@ -13,9 +13,8 @@ from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from safetensors.torch import save_file
 
 from zar_ray.errors import ModelError
-from zar_ray.models.architecture import infer_architecture, model_name
+from zar_ray.models.architecture import architecture_difference, infer_architecture, model_name
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.comparing import architecture_difference
 from zar_ray.models.files import appearing, free_path
 from zar_ray.models.loading import load_source
 from zar_ray.models.systems.base import SYSTEM

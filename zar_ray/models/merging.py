@@ -12,15 +12,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from zar_ray.errors import ConfigError, ModelError
+from zar_ray.models.architecture import architecture_difference, difference
 from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.comparing import architecture_difference, preprocessing_difference
 from zar_ray.models.files import free_path
 from zar_ray.models.loading import load_source
 
@@ -65,13 +66,13 @@ def merge_checkpoints(
     merged, leading = [_note(sources[0], first, shares[0])], first
     for source, share in zip(sources[1:], shares[1:], strict=True):
         model = load_source(source)
-        difference = architecture_difference(first.architecture, model.architecture)
-        if difference is not None:
-            raise ModelError(f"{sources[0]} and {source} cannot be merged: {difference}; merge one architecture's")
-        difference = preprocessing_difference(first.preprocessing, model.preprocessing)
-        if difference is not None and pixels_of is None:
+        other = architecture_difference(first.architecture, model.architecture)
+        if other is not None:
+            raise ModelError(f"{sources[0]} and {source} cannot be merged: {other}; merge one architecture's")
+        other = difference(_pixels(first), _pixels(model))
+        if other is not None and pixels_of is None:
             raise ModelError(
-                f"{sources[0]} and {source} read other pixels: {difference}; say whose preprocessing the result has"
+                f"{sources[0]} and {source} read other pixels: {other}; say whose preprocessing the result has"
                 " (--pixels-of)"
             )
         if source == pixels_of:
@@ -86,6 +87,11 @@ def merge_checkpoints(
 
 def _weighted(tensor: torch.Tensor, share: float) -> torch.Tensor:
     return tensor.detach().double() * share if tensor.is_floating_point() else tensor.clone()
+
+
+def _pixels(model: ClipModel) -> dict[str, object]:
+    pixels = model.preprocessing
+    return {**asdict(pixels), "short_side": pixels.short_side or pixels.input_size}
 
 
 def _note(source: Source, model: ClipModel, share: float) -> dict[str, Any]:

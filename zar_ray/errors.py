@@ -61,3 +61,8 @@ def suggestion(value: str, known: Iterable[str]) -> str:
     if near:
         return f'; did you mean "{folded[near[0]]}"?'
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, as one line that a message can hold."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -18,7 +18,7 @@ import open_clip
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
-from zar_ray.errors import ConfigError, ModelError, suggestion
+from zar_ray.errors import ConfigError, ModelError, reason_of, suggestion
 from zar_ray.models.formats import count_layers
 from zar_ray.models.systems.base import EVALUATION_SCALE, SYSTEM, System
 from zar_ray.models.systems.registry import find_system, known_parts, known_systems
@@ -182,8 +182,7 @@ def build_clip(architecture: Architecture) -> open_clip.CLIP:
         for word, settings in added.items():
             parts[word](clip, **settings)
     except (TypeError, ValueError, KeyError, AssertionError, ZeroDivisionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"not an open_clip model config: {reason}") from error
+        raise ModelError(f"not an open_clip model config: {reason_of(error)}") from error
     return clip
 
 

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from zar_ray.errors import ModelError
+from zar_ray.errors import ModelError, reason_of
 from zar_ray.models.architecture import Architecture, infer_architecture
 from zar_ray.models.clip import clip_tokenizer
 from zar_ray.models.files import appearing
@@ -165,7 +165,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: cannot be read as safetensors ({_line(error)})") from error
+        raise ModelError(f"{path}: cannot be read as safetensors ({reason_of(error)})") from error
     if METADATA_KEY not in metadata:
         return _foreign(tensors, path)
     try:
@@ -180,7 +180,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
         preprocessing = Preprocessing(**{**pixels, "mean": tuple(pixels["mean"]), "std": tuple(pixels["std"])})
         architecture, notes = dict(content["architecture"]), dict(content["notes"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: its zar-ray metadata is damaged ({_line(error)})") from error
+        raise ModelError(f"{path}: its zar-ray metadata is damaged ({reason_of(error)})") from error
     return Checkpoint(path, "zar-ray", openai_layout(tensors), architecture, preprocessing, notes)
 
 
@@ -189,7 +189,7 @@ def _read_torch(path: Path) -> object:
         if is_torchscript(path):
             return read_torchscript(path)
     except (ValueError, RuntimeError, EOFError, KeyError, OSError, zipfile.BadZipFile, StopIteration) as error:
-        raise ModelError(f"{path}: cannot be read as a checkpoint ({_line(error)})") from error
+        raise ModelError(f"{path}: cannot be read as a checkpoint ({reason_of(error)})") from error
     return read_pickled(path)
 
 
@@ -227,7 +227,3 @@ def _with_vocabulary(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.
 def shape_of(tensor: torch.Tensor) -> str:
     """A tensor's shape, as messages have it."""
     return "×".join(map(str, tensor.shape)) or "one number"
-
-
-def _line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from zar_ray.errors import ModelError
+from zar_ray.errors import ModelError, reason_of
 from zar_ray.models.clip import ClipModel
 from zar_ray.storage import Storage
 
@@ -95,7 +95,7 @@ def parse_context(content: bytes, place: str) -> LearnedContext:
         tensors = load(content)
         metadata = _metadata(content)
     except (SafetensorError, ValueError) as error:
-        raise ModelError(f"{place}: cannot be read as safetensors ({_line(error)})") from error
+        raise ModelError(f"{place}: cannot be read as safetensors ({reason_of(error)})") from error
     if METADATA_KEY not in metadata:
         raise ModelError(
             f"{place}: holds no learned context; make one with zar train --trains context, or give a checkpoint with"
@@ -115,14 +115,10 @@ def parse_context(content: bytes, place: str) -> LearnedContext:
             vectors, str(about["start"]), str(model["name"]), str(model["fingerprint"]), dict(about["notes"]), place
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{place}: its learned context is damaged ({_line(error)})") from error
+        raise ModelError(f"{place}: its learned context is damaged ({reason_of(error)})") from error
 
 
 def _metadata(content: bytes) -> Mapping[str, str]:
     """A safetensors file's own notes: its first 8 bytes are the length of the JSON header that holds them."""
     length = int.from_bytes(content[:8], "little")
     return json.loads(content[8 : 8 + length]).get("__metadata__", {})
-
-
-def _line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -16,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained
 
-from zar_ray.errors import ModelError, suggestion
+from zar_ray.errors import ModelError, reason_of, suggestion
 from zar_ray.models.architecture import (
     QUICKGELU_SUFFIX,
     Architecture,
@@ -145,8 +145,7 @@ def hub_problem(seconds: float = REACH_SECONDS) -> str | None:
     except urllib.error.HTTPError:
         return None  # an answer is an answer
     except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return f"{hub.ENDPOINT} does not answer: {' '.join(str(reason).split())}"
+        return f"{hub.ENDPOINT} does not answer: {reason_of(getattr(error, 'reason', error))}"
     return None
 
 
@@ -285,7 +284,7 @@ def _weights_file(model: str, tag: str, config: dict[str, Any]) -> Path:
         try:
             return Path(download_pretrained(config))
         except (OSError, RuntimeError) as error:
-            problem = " ".join(str(error).split())
+            problem = reason_of(error)
     raise ModelError(
         f"{model} {tag}: the weights are not in the cache and cannot be downloaded ({problem}); give a local file with"
         f" --checkpoint FILE, or download them where there is a network and bring that machine's {hub.HF_HUB_CACHE}"

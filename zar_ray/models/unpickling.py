@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from zar_ray.errors import ModelError
+from zar_ray.errors import ModelError, reason_of
 
 # Kinds of NumPy numbers, texts and bytes; not "O", which stands for any object.
 _PLAIN_KINDS = "biufcSU"
@@ -62,8 +62,7 @@ def read_pickled(path: Path) -> object:
             " torch.save(model.state_dict(), FILE)"
         ) from error
     except (*_DAMAGE, TypeError, AssertionError) as error:
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        raise ModelError(f"{path}: cannot be read as a checkpoint ({reason})") from error
+        raise ModelError(f"{path}: cannot be read as a checkpoint ({reason_of(error)})") from error
 
 
 class _options:  # noqa: N801 (it stands for a constructor)

@@ -128,18 +128,6 @@ class Stream(Protocol):
         ...
 
 
-def _accepts(model: ClipModel, options: Any) -> str | None:
-    return None
-
-
-def _stays_one_by_one(options: Any) -> bool:
-    return False
-
-
-def _embedding_level(options: Any) -> Fusion:
-    return "embedding"
-
-
 @dataclass(frozen=True)
 class Method:
     """A test-time rule: its options, what it needs, what it updates, and whether it is a stream.
@@ -167,9 +155,9 @@ class Method:
     needs_views: bool = False
     needs_pixels: bool = False
     updates: Updates = "nothing"
-    fusion: Callable[[Any], Fusion] = _embedding_level
-    unfit: Callable[[ClipModel, Any], str | None] = _accepts
-    is_stream: Callable[[Any], bool] = _stays_one_by_one
+    fusion: Callable[[Any], Fusion] = lambda options: "embedding"
+    unfit: Callable[[ClipModel, Any], str | None] = lambda model, options: None
+    is_stream: Callable[[Any], bool] = lambda options: False
     open_stream: Callable[[PromptedClasses, Any, Shared], Stream] | None = None
 
     def require_fit(self, model: ClipModel, options: Any) -> None:

@@ -20,22 +20,6 @@ EVALUATION_SCALE = "evaluation_scale"
 """An architecture's word for what cosines are multiplied by where that is not what was learnt."""
 
 
-def _no_parameter(_name: str) -> bool:
-    return False
-
-
-def _as_all(_name: str) -> float:
-    return 1.0
-
-
-def _not_its_own(_saved: SavedWeights) -> None:
-    return None
-
-
-def _fits(_config: TrainConfig) -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class TrainingRule:
     """How training treats a system's parameters, each by its name in the CLIP's state dict.
@@ -51,12 +35,12 @@ class TrainingRule:
         refuses: Why options cannot train it, as the end of the line ``NAME: has …``; None where they can.
     """
 
-    added: Callable[[str], bool] = _no_parameter
+    added: Callable[[str], bool] = lambda name: False
     new: Callable[[str], bool] = is_of_head
-    lr_multiple: Callable[[str], float] = _as_all
-    undecayed: Callable[[str], bool] = _no_parameter
+    lr_multiple: Callable[[str], float] = lambda name: 1.0
+    undecayed: Callable[[str], bool] = lambda name: False
     drops_layers: bool = False
-    refuses: Callable[[TrainConfig], str | None] = _fits
+    refuses: Callable[[TrainConfig], str | None] = lambda config: None
 
 
 @dataclass(frozen=True)
@@ -87,7 +71,7 @@ class System:
     parts: Mapping[str, Callable[..., None]] = field(default_factory=dict)
     additions: Mapping[str, Any] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
-    recognise: Callable[[SavedWeights], Converted | None] = _not_its_own
+    recognise: Callable[[SavedWeights], Converted | None] = lambda saved: None
     preprocessing: Callable[[int], Preprocessing] | None = None
     context: str | None = None
     training: TrainingRule = TrainingRule()

@@ -7,7 +7,7 @@ A view is all frames of the evaluation view under one random crop and flip; a vi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -121,17 +121,15 @@ def encode_crops(video: VideoFeatures, model: ClipModel, options: TptConfig, sha
     # A copy: frames that came through Ray's shared memory are read-only.
     frames = pixels.frames[rows] if isinstance(pixels.frames, torch.Tensor) else torch.tensor(pixels.frames[rows])
     frames = frames.to(model.device).permute(0, 3, 1, 2)
-    views = (
-        random_view(frames, options, model.preprocessing.input_size, Draws(shared.seed, pixels.video_id, "tpt", number))
-        for number in range(1, options.views)
-    )
-    passes = [model.encode_images(normalise(one, model.preprocessing)) for one in _passes(views, shared.encoder_batch)]
-    size = video.evaluation.shape[-1]
-    return (
-        torch.cat(passes).reshape(options.views - 1, len(rows), size)
-        if passes
-        else frames.new_zeros(0, len(rows), size)
-    )
+    draws = [Draws(shared.seed, pixels.video_id, "tpt", number) for number in range(1, options.views)]
+    at_once = max(1, shared.encoder_batch // len(rows))
+    embeddings = [pixels.embeddings[:0]]
+    for first in range(0, len(draws), at_once):
+        side = model.preprocessing.input_size
+        views = torch.cat([random_view(frames, options, side, one) for one in draws[first : first + at_once]])
+        passes = views.split(shared.encoder_batch)  # a view may be more than a pass
+        embeddings += [model.encode_images(normalise(one, model.preprocessing)) for one in passes]
+    return torch.cat(embeddings).unflatten(0, (len(draws), len(rows)))
 
 
 def random_view(frames: torch.Tensor, options: TptConfig, size: int, draws: Draws) -> torch.Tensor:
@@ -187,23 +185,6 @@ def random_crop(height: int, width: int, options: TptConfig, draws: Draws) -> Re
     shape = min(max(width / height, narrow), wide)
     across, down = min(width, round(height * shape)), min(height, round(width / shape))
     return Rectangle((height - down) // 2, (width - across) // 2, down, across)
-
-
-def _passes(views: Iterator[torch.Tensor], images: int) -> Iterator[torch.Tensor]:
-    """Joins views and cuts them again, into passes of the encoder."""
-    waiting: list[torch.Tensor] = []
-    count = 0
-    for view in views:
-        waiting.append(view)
-        count += len(view)
-        if count >= images:
-            *whole, rest = torch.cat(waiting).split(images)
-            if len(rest) == images:
-                whole, rest = [*whole, rest], rest[:0]
-            yield from whole
-            waiting, count = [rest], len(rest)
-    if count:
-        yield torch.cat(waiting)
 
 
 METHOD = Method(

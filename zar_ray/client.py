@@ -14,7 +14,7 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict, TypeVar, Unpack
@@ -205,15 +205,15 @@ class Client:
             _content(video, labels, asked, window=window, stride=stride) as content,
             self._response("/v1/classify:stream", content) as response,
         ):
-            for event, data in _events(response.iter_bytes()):
-                if event == "window":
+            # An explained window is larger than an event may be by default.
+            for sent in httpx2.EventSource(response, max_event_size=None):
+                if sent.event == "window":
                     seen += 1
-                    yield self._parsed(WindowResult, data, response)
-                elif event == "error":
-                    problem = self._parsed(ProblemDocument, data, response)
-                    raise self._refusal(problem)
-                elif event == "end":
-                    if self._parsed(StreamEnd, data, response).windows == seen:
+                    yield self._parsed(WindowResult, sent.data, response)
+                elif sent.event == "error":
+                    raise self._refusal(self._parsed(ProblemDocument, sent.data, response))
+                elif sent.event == "end":
+                    if self._parsed(StreamEnd, sent.data, response).windows == seen:
                         return
                     break
         raise ServiceError(
@@ -311,7 +311,7 @@ class Client:
     def _read(self, kind: type[_M], response: httpx2.Response) -> _M:
         return self._parsed(kind, response.read(), response)
 
-    def _parsed(self, kind: type[_M], content: bytes, response: httpx2.Response) -> _M:
+    def _parsed(self, kind: type[_M], content: bytes | str, response: httpx2.Response) -> _M:
         try:
             return kind.model_validate_json(content)
         except ValidationError as error:
@@ -388,27 +388,6 @@ def _repeatable(content: dict[str, Any]) -> bool:
         return "files" not in content or content["files"]["video"][1].seekable()
     except (AttributeError, io.UnsupportedOperation):
         return False
-
-
-def _events(chunks: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
-    """Server-sent events as (name, data), each as soon as the empty line after it has arrived.
-
-    Lines end at line feeds alone: str.splitlines would also cut at signs that a label in the data may hold.
-    """
-    rest, name, data = b"", "message", []
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            line = line.removesuffix(b"\r")
-            field, _, value = line.partition(b":")
-            if not line:
-                if data:
-                    yield name, b"\n".join(data)
-                name, data = "message", []
-            elif field == b"event":
-                name = value.removeprefix(b" ").decode()
-            elif field == b"data":
-                data.append(value.removeprefix(b" "))
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -15,7 +15,8 @@ import random
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict, TypeVar, Unpack
 
@@ -42,10 +43,11 @@ _SPREAD = 0.25
 _M = TypeVar("_M", bound=BaseModel)
 
 
+@dataclass(eq=False)
 class ServiceError(ZarError):
     """What the service refused or could not do, or why it could not be reached.
 
-    Args:
+    Attributes:
         url: The service.
         detail: What went wrong, in one line.
         status: The HTTP status; None where no answer came.
@@ -55,26 +57,17 @@ class ServiceError(ZarError):
         retry_after: Seconds after which the same request may succeed.
     """
 
-    def __init__(
-        self,
-        url: str,
-        detail: str,
-        status: int | None = None,
-        code: str = "unreachable",
-        request_id: str | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        facts = [code if status is None else f"{status} {code}", *([f"request {request_id}"] if request_id else [])]
-        super().__init__(f"{url}: {detail} ({', '.join(facts)})")
-        self.url = url
-        self.detail = detail
-        self.status = status
-        self.code = code
-        self.request_id = request_id
-        self.retry_after = retry_after
+    url: str
+    detail: str
+    status: int | None = None
+    code: str = "unreachable"
+    request_id: str | None = None
+    retry_after: float | None = None
 
-    def __reduce__(self) -> tuple[type[ServiceError], tuple[Any, ...]]:
-        return type(self), (self.url, self.detail, self.status, self.code, self.request_id, self.retry_after)
+    def __str__(self) -> str:
+        status = "" if self.status is None else f"{self.status} "
+        request = f", request {self.request_id}" if self.request_id else ""
+        return f"{self.url}: {self.detail} ({status}{self.code}{request})"
 
 
 class Asked(TypedDict, total=False):
@@ -350,24 +343,21 @@ def _parameters(labels: Sequence[str] | None, asked: Asked, **more: float | None
     return {field: value for field, value in fields.items() if value is not None and value is not False}
 
 
+@contextmanager
 def _content(
     video: str | os.PathLike[str] | BinaryIO, labels: Sequence[str] | None, asked: Asked, **more: float | None
-) -> AbstractContextManager[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """A request's body, as httpx's arguments; a file that is opened for it is closed again."""
     parameters, on_server = _parameters(labels, asked, **more), asked.get("on_server", False)
     if not isinstance(video, str | os.PathLike):
         if on_server:
             raise ConfigError("on_server takes the path of a file on the server, not an open file")
-        return nullcontext(_form(video, str(getattr(video, "name", "video")), parameters))
-    if on_server:
-        return nullcontext({"json": {"path": os.fspath(video), **parameters}})
-    return _opened(video, parameters)
-
-
-@contextmanager
-def _opened(video: str | os.PathLike[str], parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    with Path(video).open("rb") as file:
-        yield _form(file, os.fspath(video), parameters)
+        yield _form(video, str(getattr(video, "name", "video")), parameters)
+    elif on_server:
+        yield {"json": {"path": os.fspath(video), **parameters}}
+    else:
+        with Path(video).open("rb") as file:
+            yield _form(file, os.fspath(video), parameters)
 
 
 def _form(file: BinaryIO, name: str, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from zar_ray.errors import VideoError
-from zar_ray.serving.backend import Job
+from zar_ray.serving.backend import DecodedViews, Job
 from zar_ray.serving.classifier import Classifier
 from zar_ray.serving.http_app import build_app
 from zar_ray.serving.methods import served_methods
@@ -72,8 +72,8 @@ class LocalBackend:
         except VideoError as error:
             raise RequestError("unusable-video", str(error)) from None
         plan = plan_of(decoded.info)
-        job = Job(query, video.name, decoded.info, decoded.warning, plan, decoded.frames, 0, decoded.seconds)
-        (answer,) = self.classifier.answer([job])
+        views = DecodedViews(decoded.frames, plan, decoded.info, decoded.warning, decoded.seconds)
+        (answer,) = self.classifier.answer([Job(query, video.name, views)])
         if isinstance(answer, RequestError):
             raise answer
         return answer

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from zar_ray.errors import VideoError
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
-from zar_ray.serving.sandbox import DecodeRequest, DecoderProcess
+from zar_ray.serving.sandbox import DecoderProcess
+from zar_ray.serving.sandbox_process import DecodeRequest
 from zar_ray.serving.windows import WindowCut, WindowSchedule, cut_windows
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.options import ViewConfig
@@ -371,7 +372,8 @@ def test_nothing_is_left_of_a_killed_parent(video, tmp_path):
     """The child hangs in a decoder and must go with its parent all the same."""
     script = (
         "import sys, numpy as np\n"
-        "from zar_ray.serving.sandbox import DecodeRequest, DecoderProcess\n"
+        "from zar_ray.serving.sandbox import DecoderProcess\n"
+        "from zar_ray.serving.sandbox_process import DecodeRequest\n"
         "from zar_ray.serving.options import LimitConfig\n"
         "from zar_ray.video.options import ViewConfig\n"
         "from zar_ray.video.transforms import Preprocessing\n"

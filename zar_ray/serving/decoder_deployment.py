@@ -10,11 +10,12 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from zar_ray.serving.backend import DecodingNeeds, Job, Query, VideoSource
+from zar_ray.serving.backend import DecodedViews, DecodingNeeds, Job, Query, VideoSource
 from zar_ray.serving.logs import QUIET, log_to_serve
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.problems import RequestError
-from zar_ray.serving.sandbox import DecodedViews, DecodeRequest, DecoderProcess
+from zar_ray.serving.sandbox import DecoderProcess
+from zar_ray.serving.sandbox_process import DecodeRequest
 from zar_ray.serving.schema import WindowParameters
 from zar_ray.serving.windows import WindowSpan
 
@@ -43,7 +44,7 @@ class DecoderDeployment:
             decoded = await asyncio.to_thread(self._process.decode, source, request, self._config.decode_timeout)
         except RequestError as error:
             return error
-        return _job(video, query, decoded)
+        return Job(query, video.name, decoded)
 
     async def decode_windows(
         self, video: VideoSource, query: Query, windows: WindowParameters
@@ -66,7 +67,7 @@ class DecoderDeployment:
                 if window is None:
                     return
                 assert window.span is not None
-                yield window.span, [ray.put(_job(video, query, window))]
+                yield window.span, [ray.put(Job(query, video.name, window))]
         except RequestError as error:
             yield error
         finally:
@@ -88,16 +89,3 @@ class DecoderDeployment:
 
 def _source(video: VideoSource) -> Any:
     return video.path if video.content is None else video.content
-
-
-def _job(video: VideoSource, query: Query, decoded: DecodedViews) -> Job:
-    return Job(
-        query=query,
-        name=video.name,
-        info=decoded.info,
-        warning=decoded.warning,
-        plan=decoded.plan,
-        frames=decoded.frames,
-        first_frame=decoded.first_frame,
-        decode_seconds=decoded.seconds,
-    )

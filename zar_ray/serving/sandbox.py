@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
+from zar_ray.serving.backend import DecodedViews
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.sandbox_process import (
-    DecodedViews,
     DecodeJob,
     DecodeRequest,
     Finished,
@@ -40,8 +40,6 @@ from zar_ray.serving.sandbox_process import (
 )
 from zar_ray.serving.windows import WindowCut
 from zar_ray.video.inspection import reason_of
-
-__all__ = ["DecodeRequest", "DecodedViews", "DecoderProcess"]
 
 logger = logging.getLogger(__name__)
 

@@ -27,6 +27,7 @@ import numpy as np
 import psutil
 
 from zar_ray.errors import ConfigError, VideoError
+from zar_ray.serving.backend import DecodedViews
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.windows import WindowCut, WindowSchedule, WindowSpan, cut_windows
@@ -113,38 +114,9 @@ class Signal(Enum):
     STOP = "to the process: no further answers of this job are wanted"
 
 
-@dataclass(frozen=True, eq=False)
-class DecodedViews:
-    """A decoded video, or one window of it, with the plan that its frames are for.
-
-    From the process it comes without frames, as the descriptor of their file follows.
-
-    Attributes:
-        frames: uint8 (F, h, w, 3), contiguous, resized, in the plan's order.
-        plan: Its views; frame indices of a window count from the window's first frame.
-        info: What is known of the whole video, and the decoder that gave these pixels.
-        warning: What is wrong with the video although it could be read, as far as that is known by now; with the last
-            window all is.
-        seconds: Time that opening, decoding and resizing took; of a window since the window before.
-        span: Where the window lies; None for a whole video.
-    """
-
-    frames: np.ndarray
-    plan: ViewPlan
-    info: VideoInfo
-    warning: str | None
-    seconds: float
-    span: WindowSpan | None = None
-
-    @property
-    def first_frame(self) -> int:
-        """The frame of the video that the plan's frame 0 is."""
-        return self.span.start_frame if self.span is not None else 0
-
-
 @dataclass(frozen=True)
 class Finished:
-    """From the process: the job is over.
+    """From the process: the job is over. Before it come `DecodedViews` without frames, whose file follows each.
 
     Attributes:
         error: Why it did not end well.

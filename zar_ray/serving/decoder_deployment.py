@@ -51,12 +51,7 @@ class DecoderDeployment:
     ) -> AsyncIterator[RequestError | tuple[WindowSpan, list[ray.ObjectRef]]]:
         """A long video's windows, each with a reference to its frames; or at the end what is wrong with it."""
         found: Any = self._process.decode_windows(
-            _source(video),
-            self._request(video, query),
-            windows.window,
-            windows.stride,
-            self._config.limits.windows,
-            self._config.decode_timeout,
+            _source(video), self._request(video, query), windows, self._config.decode_timeout
         )
         step: asyncio.Future[DecodedViews | None] | None = None
         try:

@@ -38,7 +38,7 @@ from zar_ray.serving.sandbox_process import (
     Signal,
     write_all,
 )
-from zar_ray.serving.windows import WindowCut
+from zar_ray.serving.schema import WindowParameters
 from zar_ray.video.inspection import reason_of
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,6 @@ _GRACE_SECONDS = 0.5  # a decoder that is merely slow says so itself and need no
 _BEGIN_SECONDS = 30.0
 _STOP_SECONDS = 3.0
 _ATTEMPTS = 2
-_DESCRIPTORS = Path("/proc/self/fd")
 # Not multiprocessing's spawn, which would import the parent's main module: in a replica, Ray's worker. SIGINT reaches
 # the whole process group; the parent ends its child itself.
 _COMMAND = (
@@ -116,16 +115,14 @@ class DecoderProcess:
         Raises:
             RequestError: See the class.
         """
-        (decoded,) = self._answers(source, request, timeout, None)
+        (decoded,) = self.decode_windows(source, request, None, timeout)
         return decoded
 
     def decode_windows(
         self,
         source: np.ndarray | str | os.PathLike[str],
         request: DecodeRequest,
-        window_seconds: float,
-        stride_seconds: float | None,
-        max_windows: int,
+        windows: WindowParameters | None,
         timeout: float,
     ) -> Generator[DecodedViews]:
         """Decodes a video window by window, each as soon as its last frame is there; reads the file once.
@@ -136,41 +133,17 @@ class DecoderProcess:
         Args:
             source: The file's bytes, uint8 (n,), or where it lies.
             request: What is wanted of each window.
-            window_seconds: Length of a window; the last ones may be shorter.
-            stride_seconds: From one window's start to the next; by default a window's length.
-            max_windows: Windows that there may be.
+            windows: How it is cut, where the last ones may be shorter; None for the whole video as the only one.
             timeout: Seconds that each window may take, the first with opening the file.
 
-        Returns:
+        Yields:
             The windows in order. Close the generator to stop early.
 
         Raises:
             RequestError: See the class; also after some windows, where the file turns out to be broken there.
         """
-        cut = WindowCut(window_seconds, window_seconds if stride_seconds is None else stride_seconds, max_windows)
-        return self._answers(source, request, timeout, cut)
-
-    def close(self) -> None:
-        """Ends the child; whoever waits for it gets ``replica-lost``."""
-        with self._guard:
-            self._closed = True
-            child = self._child
-        if child is None:
-            return
-        child.kill()
-        # whoever has the turn meets the end of the connection, and closes it
-        if self._turn.acquire(blocking=False):
-            try:
-                self._replace(child)
-            finally:
-                self._turn.release()
-
-    def _answers(
-        self, source: np.ndarray | str | os.PathLike[str], request: DecodeRequest, timeout: float, cut: WindowCut | None
-    ) -> Generator[DecodedViews]:
-        """Has the child do one job, and gives its answers with their frames."""
-        with self._turn, _shared(source) as (path, descriptor):
-            child = self._child_with(DecodeJob(request, timeout, path, cut), descriptor)
+        with self._turn, _shared(source) as path:
+            child = self._child_with(DecodeJob(request, timeout, path, windows))
             in_order = False
             try:
                 while True:
@@ -198,12 +171,27 @@ class DecoderProcess:
         if message.error is not None:
             raise message.error
 
-    def _child_with(self, job: DecodeJob, descriptor: int | None) -> _Child:
+    def close(self) -> None:
+        """Ends the child; whoever waits for it gets ``replica-lost``."""
+        with self._guard:
+            self._closed = True
+            child = self._child
+        if child is None:
+            return
+        child.kill()
+        # whoever has the turn meets the end of the connection, and closes it
+        if self._turn.acquire(blocking=False):
+            try:
+                self._replace(child)
+            finally:
+                self._turn.release()
+
+    def _child_with(self, job: DecodeJob) -> _Child:
         """A child that has begun with a job; the turn is the caller's."""
         for _ in range(_ATTEMPTS):
             child = self._started_child()
             try:
-                child.give(job, descriptor)
+                child.tell(job)
                 child.receive(_BEGIN_SECONDS)
             except (EOFError, OSError):
                 # ended since the video before, which neither of them can be blamed for
@@ -296,11 +284,6 @@ class _Child:
             self.receive(self._start_until - time.monotonic())
             self.started = True
 
-    def give(self, job: DecodeJob, descriptor: int | None) -> None:
-        self._connection.send(job)
-        if descriptor is not None:
-            reduction.send_handle(self._connection, descriptor, self.process.pid)
-
     def tell(self, message: object) -> None:
         """Says something to a process that may have ended, which is found out when it does not answer."""
         with contextlib.suppress(OSError):
@@ -359,23 +342,24 @@ class _Child:
 
 
 @contextmanager
-def _shared(source: np.ndarray | str | os.PathLike[str]) -> Iterator[tuple[str | None, int | None]]:
-    """A file as a path or as a descriptor that another process can open.
+def _shared(source: np.ndarray | str | os.PathLike[str]) -> Iterator[str]:
+    """Where another process finds a file.
 
-    Bytes go into a file without a name, which is gone however this process ends.
+    Bytes go into a file without a name, which is gone however this process ends; where the system shows no descriptors,
+    into one that has a name.
     """
     if not isinstance(source, np.ndarray):
-        yield os.path.abspath(source), None  # noqa: PTH100  not resolved: a link's name may carry the suffix
+        yield os.path.abspath(source)  # noqa: PTH100  not resolved: a link's name may carry the suffix
         return
     with contextlib.ExitStack() as stack:
         try:
-            named = not _DESCRIPTORS.is_dir()
-            make = tempfile.NamedTemporaryFile if named else tempfile.TemporaryFile
+            shown = Path("/proc/self/fd").is_dir()
+            make = tempfile.TemporaryFile if shown else tempfile.NamedTemporaryFile
             file = stack.enter_context(make(buffering=0))
             write_all(file.fileno(), np.ascontiguousarray(source))
         except OSError as error:
             raise RequestError("internal-error", f"the video cannot be stored: {reason_of(error)}") from error
-        yield (file.name, None) if named else (None, file.fileno())
+        yield f"/proc/{os.getpid()}/fd/{file.fileno()}" if shown else file.name
 
 
 def _mapped(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -30,7 +30,8 @@ from zar_ray.errors import ConfigError, VideoError
 from zar_ray.serving.backend import DecodedViews
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
-from zar_ray.serving.windows import WindowCut, WindowSchedule, WindowSpan, cut_windows
+from zar_ray.serving.schema import WindowParameters
+from zar_ray.serving.windows import WindowSchedule, WindowSpan, cut_windows
 from zar_ray.video.inspection import Deadline, open_stream
 from zar_ray.video.options import Decoder, ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video
@@ -95,14 +96,14 @@ class DecodeJob:
     Attributes:
         request: What is wanted of it.
         timeout: Seconds it may take, or each of its windows.
-        path: The file; None where its descriptor follows this message.
-        cut: How to cut it; None for the whole video.
+        path: The file.
+        windows: How to cut it; None for the whole video.
     """
 
     request: DecodeRequest
     timeout: float
-    path: str | None
-    cut: WindowCut | None = None
+    path: str
+    windows: WindowParameters | None = None
 
 
 class Signal(Enum):
@@ -200,37 +201,25 @@ class _Worker:
     def _finish(self, job: DecodeJob) -> Finished:
         """Does a job; nothing that goes wrong with a video ends the process."""
         error, unforeseen, out_of_memory = None, None, False
-        with self._path(job) as path:
-            try:
-                if job.cut is None:
-                    self._decode_whole(job.request, path, job.timeout)
-                else:
-                    self._decode_windows(job.request, path, job.timeout, job.cut)
-            except _StoppedError:
-                pass
-            except RequestError as caught:
-                error = caught
-            except Exception as caught:  # noqa: BLE001  whatever a decoder throws is this file's error
-                out_of_memory = _lacks_memory(caught)
-                error = self._error_of(caught, path, job.request.name)
-                if not out_of_memory and not isinstance(caught, (VideoError, ConfigError)):
-                    unforeseen = traceback.format_exc()
-            # after the handler, so that nothing of the attempt is held any more
-            if error is not None and error.code == "unusable-video":
-                error = self._declared_size(path) or error
+        try:
+            if job.windows is None:
+                self._decode_whole(job.request, job.path, job.timeout)
+            else:
+                self._decode_windows(job.request, job.path, job.timeout, job.windows)
+        except _StoppedError:
+            pass
+        except RequestError as caught:
+            error = caught
+        except Exception as caught:  # noqa: BLE001  whatever a decoder throws is this file's error
+            out_of_memory = _lacks_memory(caught)
+            error = self._error_of(caught, job.path, job.request.name)
+            if not out_of_memory and not isinstance(caught, (VideoError, ConfigError)):
+                unforeseen = traceback.format_exc()
+        # after the handler, so that nothing of the attempt is held any more
+        if error is not None and error.code == "unusable-video":
+            error = self._declared_size(job.path) or error
         grown = _address_space() - self._at_start > self._limits.decode_memory // 2
         return Finished(error, unforeseen, retire=out_of_memory or grown)
-
-    @contextlib.contextmanager
-    def _path(self, job: DecodeJob) -> Iterator[str]:
-        if job.path is not None:
-            yield job.path
-            return
-        descriptor = reduction.recv_handle(self._connection)
-        try:
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
 
     def _decode_whole(self, request: DecodeRequest, path: str, timeout: float) -> None:
         def plan_of(info: VideoInfo) -> ViewPlan:
@@ -246,14 +235,14 @@ class _Worker:
         answer = DecodedViews(_LATER, plan, decoded.info, decoded.warning, decoded.seconds)
         self._send(answer, (decoded.frames,))
 
-    def _decode_windows(self, request: DecodeRequest, path: str, timeout: float, cut: WindowCut) -> None:
+    def _decode_windows(self, request: DecodeRequest, path: str, timeout: float, windows: WindowParameters) -> None:
         started = time.monotonic()
         deadline = _WindowDeadline(timeout, self._connection)
         decoder = "pyav" if request.decoder == "auto" else request.decoder
         with self._open_video(path, decoder, deadline) as reader:
             info = reader.info
             self._check_video(info)
-            spans = cut_windows(info.frames, info.fps, cut)
+            spans = cut_windows(info.frames, info.fps, windows, self._limits.windows)
             plans = [request.plan_window(info, span) for span in spans]
             schedule = WindowSchedule(spans, plans)
             self._check_frames(schedule.most_held, plans[0])

@@ -36,7 +36,6 @@ from zar_ray.serving.sandbox_process import (
     Finished,
     Settings,
     Signal,
-    write_all,
 )
 from zar_ray.serving.schema import WindowParameters
 from zar_ray.video.inspection import reason_of
@@ -162,7 +161,7 @@ class DecoderProcess:
             except TimeoutError:
                 raise RequestError("unusable-video", f"took longer than {timeout:g} s to decode") from None
             except (EOFError, OSError):
-                raise self._death(child) from None
+                raise self._failure("unusable-video", f"its decoder {child.death()}") from None
             finally:
                 if not in_order:
                     self._replace(child)
@@ -198,29 +197,21 @@ class DecoderProcess:
                 self._replace(child)
             else:
                 return child
-        raise (
-            _closed()
-            if self._closed
-            else RequestError("internal-error", "the process that decodes videos keeps ending")
-        )
+        raise self._failure("internal-error", "the process that decodes videos keeps ending")
 
     def _started_child(self) -> _Child:
         """A child that waits for a job; the turn is the caller's."""
         if self._child is None:
             self._replace(None)
         child = self._child
-        if self._closed:
-            raise _closed()
-        if child is None:
-            raise RequestError("internal-error", "the process that decodes videos cannot be started")
+        if child is None or self._closed:
+            raise self._failure("internal-error", "the process that decodes videos cannot be started")
         try:
             child.wait_for_start()
         except (EOFError, OSError) as error:
             reason = str(error) if isinstance(error, TimeoutError) else f"it {child.death()}"
             self._replace(child)
-            if self._closed:
-                raise _closed() from None
-            raise RequestError("internal-error", f"the process that decodes videos does not start: {reason}") from None
+            raise self._failure("internal-error", f"the process that decodes videos does not start: {reason}") from None
         return child
 
     def _replace(self, child: _Child | None) -> None:
@@ -234,15 +225,11 @@ class DecoderProcess:
                 with contextlib.suppress(OSError):
                     self._child = _Child(self._settings)
 
-    def _death(self, child: _Child) -> RequestError:
-        reason = child.death()
+    def _failure(self, code: str, detail: str) -> RequestError:
+        """What a process without an answer means; once it has been closed, that is why there is none."""
         if self._closed:
-            return _closed()
-        return RequestError("unusable-video", f"its decoder {reason}")
-
-
-def _closed() -> RequestError:
-    return RequestError("replica-lost", "the process that decodes videos has been closed; try again")
+            return RequestError("replica-lost", "the process that decodes videos has been closed; try again")
+        return RequestError(code, detail)
 
 
 class _Child:
@@ -355,8 +342,9 @@ def _shared(source: np.ndarray | str | os.PathLike[str]) -> Iterator[str]:
         try:
             shown = Path("/proc/self/fd").is_dir()
             make = tempfile.TemporaryFile if shown else tempfile.NamedTemporaryFile
-            file = stack.enter_context(make(buffering=0))
-            write_all(file.fileno(), np.ascontiguousarray(source))
+            file = stack.enter_context(make())
+            file.write(np.ascontiguousarray(source).data)
+            file.flush()
         except OSError as error:
             raise RequestError("internal-error", f"the video cannot be stored: {reason_of(error)}") from error
         yield f"/proc/{os.getpid()}/fd/{file.fileno()}" if shown else file.name

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 from multiprocessing import reduction
@@ -281,11 +281,13 @@ class _Worker:
             )
 
     def _send(self, answer: DecodedViews, frames: Iterable[np.ndarray]) -> None:
-        with _anonymous_file() as descriptor:
+        in_memory = hasattr(os, "memfd_create")
+        with os.fdopen(os.memfd_create("frames"), "wb") if in_memory else tempfile.TemporaryFile() as file:
             for part in frames:
-                write_all(descriptor, np.ascontiguousarray(part))
+                file.write(np.ascontiguousarray(part).data)
+            file.flush()
             self._connection.send(answer)
-            reduction.send_handle(self._connection, descriptor, os.getppid())
+            reduction.send_handle(self._connection, file.fileno(), os.getppid())
 
     def _error_of(self, error: Exception, path: str, name: str) -> RequestError:
         if _lacks_memory(error):
@@ -311,31 +313,6 @@ class _Worker:
         except (VideoError, MemoryError):
             pass
         return None
-
-
-def write_all(descriptor: int, array: np.ndarray) -> None:
-    """Writes an array's bytes to a file, in as many pieces as the system takes.
-
-    Args:
-        descriptor: The file.
-        array: Contiguous, of any type and shape.
-    """
-    rest = array.reshape(-1).view(np.uint8).data
-    while len(rest):
-        rest = rest[os.write(descriptor, rest) :]
-
-
-@contextlib.contextmanager
-def _anonymous_file() -> Iterator[int]:
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("frames")
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-    else:
-        with tempfile.TemporaryFile(buffering=0) as file:
-            yield file.fileno()
 
 
 def _check_side(width: int, height: int, limit: int) -> None:

@@ -122,7 +122,7 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
                 parameters = _of_form(_WindowedForm if windowed else ClassifyParameters, form.fields)
                 video, received = VideoSource(form.name, content=form.content), form.seconds
             query = query_of(parameters, config, methods, label_sets, request.state.request_id, received)
-            await stack.enter_async_context(admission.turn())
+            await stack.enter_async_context(admission.turn)
             yield _Asked(video, query, parameters if isinstance(parameters, WindowParameters) else WindowParameters())
 
     @app.post(

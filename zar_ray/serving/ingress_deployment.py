@@ -40,7 +40,7 @@ _READY_SECONDS = 10.0
 @serve.deployment(name="ingress", logging_config=QUIET)
 @serve.ingress()
 class IngressDeployment:
-    """The HTTP side: receives bodies, and passes what is asked on.
+    """The HTTP side, and its own `Backend`: passes what is asked on to decoders and models, wherever they are.
 
     Args:
         config: The service's options.
@@ -63,28 +63,15 @@ class IngressDeployment:
             )
         self._config = config
         self._methods = methods
-        self._backend = ServeBackend(config, decoder, model)
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """What Ray Serve asks for once the object is there."""
-        replica = serve.get_replica_context().replica_id.unique_id
-        return build_app(self._config, self._methods, self._backend, replica)
-
-
-class ServeBackend:
-    """The `Backend` of the ingress: decoders and model replicas, wherever in the cluster they are.
-
-    Args:
-        config: The service's options.
-        decoder: The decoder deployment.
-        model: The model deployment.
-    """
-
-    def __init__(self, config: ServeConfig, decoder: DeploymentHandle, model: DeploymentHandle) -> None:
         self._seconds = config.decode_timeout + config.limits.adapt_seconds + config.limits.wait_seconds
         self._decoder = decoder
         self._model = model
         self._card: ServedModel | None = None
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """What Ray Serve asks for once the object is there."""
+        replica = serve.get_replica_context().replica_id.unique_id
+        return build_app(self._config, self._methods, self, replica)
 
     async def classify(self, video: VideoSource, query: Query) -> Classification:
         """See `zar_ray.serving.backend.Backend`."""

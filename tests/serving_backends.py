@@ -53,10 +53,10 @@ class LocalBackend:
         return self.classifier.card
 
     def _classify(self, video, query):
-        path = video.path
-        if path is None:
+        path = video.source
+        if not isinstance(path, str):
             path = self.folder / f"{query.request_id}.video"
-            np.asarray(video.content).tofile(path)
+            np.asarray(video.source).tofile(path)
         self.gate.wait(30)
         preprocessing = self.classifier.model.preprocessing
         plan_of = partial(
@@ -65,7 +65,7 @@ class LocalBackend:
             views=self.classifier.config.views,
             preprocessing=preprocessing,
             seed=query.seed,
-            needs_views=self.classifier.decoding_needs.want_views(query.method),
+            needs_views=query.method in self.classifier.decoding_needs.methods_with_views,
         )
         try:
             decoded = decode_video(path, plan_of, preprocessing.interpolation)

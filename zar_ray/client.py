@@ -15,7 +15,7 @@ import random
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict, TypeVar, Unpack
@@ -262,12 +262,18 @@ class Client:
         self, path: str, content: dict[str, Any] | None = None, retries: int | None = None
     ) -> Iterator[httpx2.Response]:
         """The answer to a request, with status 200 and its body yet to be read."""
-        with self._failures_told():
-            response = self._answer(path, content, self._retries if retries is None else retries)
-            try:
+        try:
+            with closing(self._answer(path, content, self._retries if retries is None else retries)) as response:
                 yield response
-            finally:
-                response.close()
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            detail = f"nothing answers there ({_reason(error)}); start the service with `make serve`, or mend the URL"
+            raise ServiceError(self.url, detail) from None
+        except httpx2.TimeoutException:
+            detail = f"no answer within {self._timeout:g} s; give the client a longer timeout, or less to do"
+            raise ServiceError(self.url, detail, code="timeout") from None
+        except httpx2.HTTPError as error:
+            detail = f"the connection broke ({_reason(error)}); send the request again, or see the service's log"
+            raise ServiceError(self.url, detail) from None
 
     def _answer(self, path: str, content: dict[str, Any] | None, retries: int) -> httpx2.Response:
         if content is not None and not _repeatable(content):
@@ -286,10 +292,8 @@ class Client:
 
     def _error(self, response: httpx2.Response) -> ServiceError:
         """What an answer other than 200 says; closes it."""
-        try:
+        with closing(response):
             content = response.read()
-        finally:
-            response.close()
         wait = _seconds(response.headers.get("Retry-After"))
         try:
             return self._refusal(ProblemDocument.model_validate_json(content), wait)
@@ -313,20 +317,6 @@ class Client:
             detail = f"the answer is not what this version of the client knows ({where}: {first['msg']})"
             name = response.headers.get("X-Request-ID")
             raise ServiceError(self.url, detail, response.status_code, "unexpected-answer", name) from None
-
-    @contextmanager
-    def _failures_told(self) -> Iterator[None]:
-        try:
-            yield
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            detail = f"nothing answers there ({_reason(error)}); start the service with `make serve`, or mend the URL"
-            raise ServiceError(self.url, detail) from None
-        except httpx2.TimeoutException:
-            detail = f"no answer within {self._timeout:g} s; give the client a longer timeout, or less to do"
-            raise ServiceError(self.url, detail, code="timeout") from None
-        except httpx2.HTTPError as error:
-            detail = f"the connection broke ({_reason(error)}); send the request again, or see the service's log"
-            raise ServiceError(self.url, detail) from None
 
 
 def _parameters(labels: Sequence[str] | None, asked: Asked, **more: float | None) -> dict[str, Any]:

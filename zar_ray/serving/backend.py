@@ -22,13 +22,11 @@ class VideoSource:
 
     Attributes:
         name: Its file name; with the seed it keys the view plan, as in `zar predict`.
-        content: uint8 (n,), the file; None where `path` says where it lies.
-        path: The file, on a disk that decoding processes see; checked against the roots.
+        source: uint8 (n,), the file; or its path, on a disk that decoding processes see, checked against the roots.
     """
 
     name: str
-    content: np.ndarray | None = None
-    path: str | None = None
+    source: np.ndarray | str
 
 
 @dataclass(frozen=True)
@@ -116,10 +114,6 @@ class DecodingNeeds:
 
     preprocessing: Preprocessing
     methods_with_views: tuple[str, ...]
-
-    def want_views(self, method: str) -> bool:
-        """Whether a method looks at other views than the one that is classified."""
-        return method in self.methods_with_views
 
 
 class Backend(Protocol):

@@ -38,10 +38,9 @@ class DecoderDeployment:
 
     async def decode(self, video: VideoSource, query: Query) -> Job | RequestError:
         """A whole video's frames, or what is wrong with it."""
-        source = _source(video)
-        request = self._request(video, query)
+        request, seconds = self._request(video, query), self._config.decode_timeout
         try:
-            decoded = await asyncio.to_thread(self._process.decode, source, request, self._config.decode_timeout)
+            decoded = await asyncio.to_thread(self._process.decode, video.source, request, seconds)
         except RequestError as error:
             return error
         return Job(query, video.name, decoded)
@@ -51,7 +50,7 @@ class DecoderDeployment:
     ) -> AsyncIterator[RequestError | tuple[WindowSpan, list[ray.ObjectRef]]]:
         """A long video's windows, each with a reference to its frames; or at the end what is wrong with it."""
         found: Any = self._process.decode_windows(
-            _source(video), self._request(video, query), windows, self._config.decode_timeout
+            video.source, self._request(video, query), windows, self._config.decode_timeout
         )
         step: asyncio.Future[DecodedViews | None] | None = None
         try:
@@ -73,14 +72,15 @@ class DecoderDeployment:
     def _request(self, video: VideoSource, query: Query) -> DecodeRequest:
         config, needs = self._config, self._needs
         return DecodeRequest(
-            video.name, config.views, query.seed, needs.preprocessing, needs.want_views(query.method), config.decoder
+            video.name,
+            config.views,
+            query.seed,
+            needs.preprocessing,
+            query.method in needs.methods_with_views,
+            config.decoder,
         )
 
     def __del__(self) -> None:
         process = getattr(self, "_process", None)
         if process is not None:  # else it could not be started
             process.close()
-
-
-def _source(video: VideoSource) -> Any:
-    return video.path if video.content is None else video.content

@@ -111,11 +111,11 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
                 body = await read_json(request, config.limits)
                 parameters = _validated(of_json, _from_json(body, "bad-request", "the body is not JSON"))
                 file = beneath_roots(parameters.path, roots)
-                video = VideoSource(file.name, path=str(file))
+                video = VideoSource(file.name, str(file))
             else:
                 form = await stack.enter_async_context(read_form(request, config.limits))
                 parameters = _validated(of_form, _values(form.fields))
-                video, received = VideoSource(form.name, content=form.content), form.seconds
+                video, received = VideoSource(form.name, form.content), form.seconds
             query = query_of(parameters, config, methods, label_sets, request.state.request_id, received)
             await stack.enter_async_context(admission.turn)
             yield video, query, parameters

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deadly_decoders import DEADLY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,7 +90,7 @@ def decoder():
 def deadly():
     """Does what a file's name says."""
     limits = LimitConfig(decode_memory=512 * 2**20)
-    with DecoderProcess(limits, "deadly_decoders:decode", "deadly_decoders:open_video") as process:
+    with DecoderProcess(limits, DEADLY) as process:
         yield process
 
 
@@ -302,7 +303,7 @@ def test_a_process_that_ended_between_videos_is_nobodys_fault(decoder, video):
 
 
 def test_a_process_that_cannot_start_is_the_services_fault(video):
-    with DecoderProcess(LimitConfig(), decode="there_is_no_such_module:decode") as process:
+    with DecoderProcess(LimitConfig(), "import there_is_no_such_module") as process:
         error = refusal(process, video)
         assert error.code == "internal-error"
         assert "does not start: it ended with exit code 1" in error.detail
@@ -317,7 +318,7 @@ def test_threads_take_turns(decoder, make_video, tmp_path):
 
 
 def test_closing_ends_the_process_and_whoever_waits_for_it(file_of, video):
-    process = DecoderProcess(LimitConfig(), "deadly_decoders:decode")
+    process = DecoderProcess(LimitConfig(), DEADLY)
     process.start()
     pid = process.pid
     with ThreadPoolExecutor(1) as pool:
@@ -355,7 +356,7 @@ def test_nothing_is_left_of_many_decodes(make_video, tmp_path, monkeypatch, file
     (tmp_path / "temporary").mkdir()
     small = make_video(tmp_path / "small.mp4", frames=6)
     content = np.fromfile(small, np.uint8)
-    with DecoderProcess(LimitConfig(), "deadly_decoders:decode") as process:
+    with DecoderProcess(LimitConfig(), DEADLY) as process:
         process.decode(content, request(), 60)
         before, inside = descriptors(), descriptors(process.pid)
         for number in range(40):
@@ -377,12 +378,13 @@ def test_nothing_is_left_of_a_killed_parent(video, tmp_path):
     """The child hangs in a decoder and must go with its parent all the same."""
     script = (
         "import sys, numpy as np\n"
+        "from deadly_decoders import SLOW\n"
         "from zar_ray.serving.sandbox import DecoderProcess\n"
         "from zar_ray.serving.sandbox_process import DecodeRequest\n"
         "from zar_ray.serving.options import LimitConfig\n"
         "from zar_ray.video.options import ViewConfig\n"
         "from zar_ray.video.transforms import Preprocessing\n"
-        "process = DecoderProcess(LimitConfig(), 'deadly_decoders:decode_slowly')\n"
+        "process = DecoderProcess(LimitConfig(), SLOW)\n"
         "print(process.pid, flush=True)\n"
         "request = DecodeRequest('a', ViewConfig(), 0, Preprocessing(32), True)\n"
         f"process.decode(np.fromfile({str(video)!r}, np.uint8), request, 60)\n"

@@ -34,7 +34,6 @@ from zar_ray.serving.sandbox_process import (
     DecodeJob,
     DecodeRequest,
     Finished,
-    Settings,
     Signal,
 )
 from zar_ray.serving.schema import WindowParameters
@@ -49,7 +48,7 @@ _STOP_SECONDS = 3.0
 _ATTEMPTS = 2
 # Not multiprocessing's spawn, which would import the parent's main module: in a replica, Ray's worker. SIGINT reaches
 # the whole process group; the parent ends its child itself.
-_COMMAND = (
+PROGRAM = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "from zar_ray.serving.sandbox_process import main; main()"
 )
@@ -67,18 +66,16 @@ class DecoderProcess:
 
     Args:
         limits: What a video and its decoding may take.
-        decode: Import path of what stands for `zar_ray.video.decoding.decode_video`, for tests.
-        open_video: Import path of what stands for `zar_ray.video.reading.open_video`, for tests.
+        program: The process's Python code; tests put other decoders into it.
     """
 
-    def __init__(
-        self, limits: LimitConfig, decode: str = Settings.decode, open_video: str = Settings.open_video
-    ) -> None:
-        self._settings = Settings(limits, decode, open_video)
+    def __init__(self, limits: LimitConfig, program: str = PROGRAM) -> None:
+        self._limits = limits
+        self._program = program
         self._turn = threading.Lock()  # who talks with the child
         self._guard = threading.Lock()  # of the two below
         self._closed = False
-        self._child: _Child | None = _Child(self._settings)
+        self._child: _Child | None = _Child(limits, program)
 
     def __enter__(self) -> DecoderProcess:
         return self
@@ -223,7 +220,7 @@ class DecoderProcess:
             if not self._closed:
                 # the next video tries again
                 with contextlib.suppress(OSError):
-                    self._child = _Child(self._settings)
+                    self._child = _Child(self._limits, self._program)
 
     def _failure(self, code: str, detail: str) -> RequestError:
         """What a process without an answer means; once it has been closed, that is why there is none."""
@@ -235,7 +232,7 @@ class DecoderProcess:
 class _Child:
     """One process, and this side of the connection to it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, limits: LimitConfig, program: str) -> None:
         ours, theirs = socket.socketpair()
         ear, self._lifeline = os.pipe()
         try:
@@ -247,7 +244,7 @@ class _Child:
                 "MALLOC_ARENA_MAX": "1",
             }
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _COMMAND, str(theirs.fileno()), str(ear)],
+                [sys.executable, "-P", "-c", program, str(theirs.fileno()), str(ear)],
                 pass_fds=(theirs.fileno(), ear),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -264,7 +261,7 @@ class _Child:
         self._start_until = time.monotonic() + _START_SECONDS
         self.started = False
         self._ended = False
-        self.tell(settings)
+        self.tell(limits)
 
     def wait_for_start(self) -> None:
         if not self.started:

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import pkgutil
 import resource
 import select
 import sys
@@ -32,10 +31,11 @@ from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import WindowParameters
 from zar_ray.serving.windows import WindowSchedule, WindowSpan, cut_windows
+from zar_ray.video.decoding import decode_video
 from zar_ray.video.inspection import Deadline, open_stream
 from zar_ray.video.options import Decoder, ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video
-from zar_ray.video.reading import VideoInfo, has_decord
+from zar_ray.video.reading import VideoInfo, has_decord, open_video
 from zar_ray.video.transforms import Preprocessing, resize_frame
 
 _AHEAD = 2  # windows that lie finished before one of them is taken
@@ -72,21 +72,6 @@ class DecodeRequest:
         """The views of one window, as those of a video of its frames that is called ``<name>#<number>``."""
         alone = replace(info, frames=span.frames, duration=span.frames / info.fps)
         return replace(self, name=f"{self.name}#{span.number}").plan(alone)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The first message to the process.
-
-    Attributes:
-        limits: What it may use, and how large a video may be.
-        decode: Import path of what stands for `zar_ray.video.decoding.decode_video`.
-        open_video: Import path of what stands for `zar_ray.video.reading.open_video` where windows are wanted.
-    """
-
-    limits: LimitConfig
-    decode: str = "zar_ray.video.decoding:decode_video"
-    open_video: str = "zar_ray.video.reading:open_video"
 
 
 @dataclass(frozen=True)
@@ -177,11 +162,9 @@ class _WindowDeadline(Deadline):
 class _Worker:
     """Does one job after another until the parent hangs up."""
 
-    def __init__(self, connection: Connection, settings: Settings) -> None:
+    def __init__(self, connection: Connection, limits: LimitConfig) -> None:
         self._connection = connection
-        self._limits = settings.limits
-        self._decode_video = pkgutil.resolve_name(settings.decode)
-        self._open_video = pkgutil.resolve_name(settings.open_video)
+        self._limits = limits
         if has_decord():
             # now, so that no video pays for it; a decord that does not load is a matter of `open_video`
             with contextlib.suppress(ImportError, OSError, RuntimeError):
@@ -228,7 +211,7 @@ class _Worker:
             self._check_frames(len(plan.frames), plan)
             return plan
 
-        decoded = self._decode_video(
+        decoded = decode_video(
             path, plan_of, request.preprocessing.interpolation, decoder=request.decoder, timeout=timeout
         )
         plan = request.plan(decoded.info)
@@ -239,7 +222,7 @@ class _Worker:
         started = time.monotonic()
         deadline = _WindowDeadline(timeout, self._connection)
         decoder = "pyav" if request.decoder == "auto" else request.decoder
-        with self._open_video(path, decoder, deadline) as reader:
+        with open_video(path, decoder, deadline) as reader:
             info = reader.info
             self._check_video(info)
             spans = cut_windows(info.frames, info.fps, windows, self._limits.windows)

@@ -96,14 +96,6 @@ class Asked(TypedDict, total=False):
     on_server: bool
 
 
-# What the request calls each; where the video is, is not among its fields.
-_FIELDS = {
-    **{name: name for name in Asked.__annotations__},
-    "template": "hypothesis_template",
-    "on_server": None,
-}
-
-
 class Client:
     """Asks a running service; threads may share one.
 
@@ -321,16 +313,23 @@ class Client:
 
 def _parameters(labels: Sequence[str] | None, asked: Asked, **more: float | None) -> dict[str, Any]:
     """The fields of a request that are given; the service checks the values."""
-    unknown = asked.keys() - _FIELDS.keys()
+    unknown = asked.keys() - Asked.__annotations__.keys()
     if unknown:
         raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
     if (labels is None) == (asked.get("label_set") is None):
         raise ConfigError("give either labels or the name of a label_set")
     if isinstance(labels, str):
         raise ConfigError(f'labels: give a list of labels, such as ["{labels}", "..."], rather than one string')
-    fields = {field: asked.get(name) for name, field in _FIELDS.items() if field is not None}
-    fields = {"candidate_labels": None if labels is None else list(labels), **fields, **more}
-    return {field: value for field, value in fields.items() if value is not None and value is not False}
+    fields = {
+        "candidate_labels": labels and list(labels),
+        "hypothesis_template": asked.get("template"),
+        **asked,
+        **more,
+    }
+    own = ("template", "on_server")
+    return {
+        name: value for name, value in fields.items() if name not in own and value is not None and value is not False
+    }
 
 
 @contextmanager

@@ -108,13 +108,13 @@ class IngressDeployment:
         card = self._card
         if card is None:
             try:
-                card = self._card = await asyncio.wait_for(_awaited(self._model.card.remote()), _READY_SECONDS)
+                card = self._card = await asyncio.wait_for(self._model.card.remote(), _READY_SECONDS)
             except (TimeoutError, RayError, DeploymentUnavailableError):
                 raise RequestError("not-ready", "no model replica has loaded its weights yet; try again") from None
         return card
 
     async def _answer(self, response: Any, query: Query) -> Classification:
-        answer = await self._in_time(_awaited(response), query)
+        answer = await self._in_time(response, query)
         if isinstance(answer, RequestError):
             raise answer
         return answer
@@ -133,7 +133,3 @@ class IngressDeployment:
                 logger.warning("request %s lost its replica: %s", query.request_id, type(cause).__name__)
                 raise RequestError("replica-lost", "the process that worked on the request ended; try again") from None
             raise
-
-
-async def _awaited(response: Any) -> Any:
-    return await response

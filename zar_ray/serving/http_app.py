@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
@@ -275,15 +274,11 @@ class _Observed:
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """All errors are problem documents, also those that FastAPI finds."""
+    """All errors are problem documents, also those of addresses; FastAPI itself looks at no parameters."""
 
     @app.exception_handler(RequestError)
     async def on_problem(request: Request, error: RequestError) -> Response:
         return _problem(request, error)
-
-    @app.exception_handler(RequestValidationError)
-    async def on_validation(request: Request, error: RequestValidationError) -> Response:
-        return _problem(request, RequestError("invalid-parameters", "; ".join(one["msg"] for one in error.errors())))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:

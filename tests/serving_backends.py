@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from zar_ray.errors import VideoError
-from zar_ray.serving.backend import Job
+from zar_ray.serving.backend import DecodedViews, Job
 from zar_ray.serving.classifier import Classifier
 from zar_ray.serving.http_app import build_app
 from zar_ray.serving.methods import served_methods
@@ -53,10 +53,10 @@ class LocalBackend:
         return self.classifier.card
 
     def _classify(self, video, query):
-        path = video.path
-        if path is None:
+        path = video.source
+        if not isinstance(path, str):
             path = self.folder / f"{query.request_id}.video"
-            np.asarray(video.content).tofile(path)
+            np.asarray(video.source).tofile(path)
         self.gate.wait(30)
         preprocessing = self.classifier.model.preprocessing
         plan_of = partial(
@@ -65,15 +65,15 @@ class LocalBackend:
             views=self.classifier.config.views,
             preprocessing=preprocessing,
             seed=query.seed,
-            needs_views=self.classifier.decoding_needs.want_views(query.method),
+            needs_views=query.method in self.classifier.decoding_needs.methods_with_views,
         )
         try:
             decoded = decode_video(path, plan_of, preprocessing.interpolation)
         except VideoError as error:
             raise RequestError("unusable-video", str(error)) from None
         plan = plan_of(decoded.info)
-        job = Job(query, video.name, decoded.info, decoded.warning, plan, decoded.frames, 0, decoded.seconds)
-        (answer,) = self.classifier.answer([job])
+        views = DecodedViews(decoded.frames, plan, decoded.info, decoded.warning, decoded.seconds)
+        (answer,) = self.classifier.answer([Job(query, video.name, views)])
         if isinstance(answer, RequestError):
             raise answer
         return answer

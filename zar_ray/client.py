@@ -14,8 +14,9 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict, TypeVar, Unpack
 
@@ -42,10 +43,11 @@ _SPREAD = 0.25
 _M = TypeVar("_M", bound=BaseModel)
 
 
+@dataclass(eq=False)
 class ServiceError(ZarError):
     """What the service refused or could not do, or why it could not be reached.
 
-    Args:
+    Attributes:
         url: The service.
         detail: What went wrong, in one line.
         status: The HTTP status; None where no answer came.
@@ -55,26 +57,17 @@ class ServiceError(ZarError):
         retry_after: Seconds after which the same request may succeed.
     """
 
-    def __init__(
-        self,
-        url: str,
-        detail: str,
-        status: int | None = None,
-        code: str = "unreachable",
-        request_id: str | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        facts = [code if status is None else f"{status} {code}", *([f"request {request_id}"] if request_id else [])]
-        super().__init__(f"{url}: {detail} ({', '.join(facts)})")
-        self.url = url
-        self.detail = detail
-        self.status = status
-        self.code = code
-        self.request_id = request_id
-        self.retry_after = retry_after
+    url: str
+    detail: str
+    status: int | None = None
+    code: str = "unreachable"
+    request_id: str | None = None
+    retry_after: float | None = None
 
-    def __reduce__(self) -> tuple[type[ServiceError], tuple[Any, ...]]:
-        return type(self), (self.url, self.detail, self.status, self.code, self.request_id, self.retry_after)
+    def __str__(self) -> str:
+        status = "" if self.status is None else f"{self.status} "
+        request = f", request {self.request_id}" if self.request_id else ""
+        return f"{self.url}: {self.detail} ({status}{self.code}{request})"
 
 
 class Asked(TypedDict, total=False):
@@ -101,14 +94,6 @@ class Asked(TypedDict, total=False):
     seed: int | None
     explain: bool
     on_server: bool
-
-
-# What the request calls each; where the video is, is not among its fields.
-_FIELDS = {
-    **{name: name for name in Asked.__annotations__},
-    "template": "hypothesis_template",
-    "on_server": None,
-}
 
 
 class Client:
@@ -205,15 +190,15 @@ class Client:
             _content(video, labels, asked, window=window, stride=stride) as content,
             self._response("/v1/classify:stream", content) as response,
         ):
-            for event, data in _events(response.iter_bytes()):
-                if event == "window":
+            # An explained window is larger than an event may be by default.
+            for sent in httpx2.EventSource(response, max_event_size=None):
+                if sent.event == "window":
                     seen += 1
-                    yield self._parsed(WindowResult, data, response)
-                elif event == "error":
-                    problem = self._parsed(ProblemDocument, data, response)
-                    raise self._refusal(problem)
-                elif event == "end":
-                    if self._parsed(StreamEnd, data, response).windows == seen:
+                    yield self._parsed(WindowResult, sent.data, response)
+                elif sent.event == "error":
+                    raise self._refusal(self._parsed(ProblemDocument, sent.data, response))
+                elif sent.event == "end":
+                    if self._parsed(StreamEnd, sent.data, response).windows == seen:
                         return
                     break
         raise ServiceError(
@@ -269,12 +254,18 @@ class Client:
         self, path: str, content: dict[str, Any] | None = None, retries: int | None = None
     ) -> Iterator[httpx2.Response]:
         """The answer to a request, with status 200 and its body yet to be read."""
-        with self._failures_told():
-            response = self._answer(path, content, self._retries if retries is None else retries)
-            try:
+        try:
+            with closing(self._answer(path, content, self._retries if retries is None else retries)) as response:
                 yield response
-            finally:
-                response.close()
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            detail = f"nothing answers there ({_reason(error)}); start the service with `make serve`, or mend the URL"
+            raise ServiceError(self.url, detail) from None
+        except httpx2.TimeoutException:
+            detail = f"no answer within {self._timeout:g} s; give the client a longer timeout, or less to do"
+            raise ServiceError(self.url, detail, code="timeout") from None
+        except httpx2.HTTPError as error:
+            detail = f"the connection broke ({_reason(error)}); send the request again, or see the service's log"
+            raise ServiceError(self.url, detail) from None
 
     def _answer(self, path: str, content: dict[str, Any] | None, retries: int) -> httpx2.Response:
         if content is not None and not _repeatable(content):
@@ -293,10 +284,8 @@ class Client:
 
     def _error(self, response: httpx2.Response) -> ServiceError:
         """What an answer other than 200 says; closes it."""
-        try:
+        with closing(response):
             content = response.read()
-        finally:
-            response.close()
         wait = _seconds(response.headers.get("Retry-After"))
         try:
             return self._refusal(ProblemDocument.model_validate_json(content), wait)
@@ -311,7 +300,7 @@ class Client:
     def _read(self, kind: type[_M], response: httpx2.Response) -> _M:
         return self._parsed(kind, response.read(), response)
 
-    def _parsed(self, kind: type[_M], content: bytes, response: httpx2.Response) -> _M:
+    def _parsed(self, kind: type[_M], content: bytes | str, response: httpx2.Response) -> _M:
         try:
             return kind.model_validate_json(content)
         except ValidationError as error:
@@ -321,53 +310,43 @@ class Client:
             name = response.headers.get("X-Request-ID")
             raise ServiceError(self.url, detail, response.status_code, "unexpected-answer", name) from None
 
-    @contextmanager
-    def _failures_told(self) -> Iterator[None]:
-        try:
-            yield
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            detail = f"nothing answers there ({_reason(error)}); start the service with `make serve`, or mend the URL"
-            raise ServiceError(self.url, detail) from None
-        except httpx2.TimeoutException:
-            detail = f"no answer within {self._timeout:g} s; give the client a longer timeout, or less to do"
-            raise ServiceError(self.url, detail, code="timeout") from None
-        except httpx2.HTTPError as error:
-            detail = f"the connection broke ({_reason(error)}); send the request again, or see the service's log"
-            raise ServiceError(self.url, detail) from None
-
 
 def _parameters(labels: Sequence[str] | None, asked: Asked, **more: float | None) -> dict[str, Any]:
     """The fields of a request that are given; the service checks the values."""
-    unknown = asked.keys() - _FIELDS.keys()
+    unknown = asked.keys() - Asked.__annotations__.keys()
     if unknown:
         raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
     if (labels is None) == (asked.get("label_set") is None):
         raise ConfigError("give either labels or the name of a label_set")
     if isinstance(labels, str):
         raise ConfigError(f'labels: give a list of labels, such as ["{labels}", "..."], rather than one string')
-    fields = {field: asked.get(name) for name, field in _FIELDS.items() if field is not None}
-    fields = {"candidate_labels": None if labels is None else list(labels), **fields, **more}
-    return {field: value for field, value in fields.items() if value is not None and value is not False}
+    fields = {
+        "candidate_labels": labels and list(labels),
+        "hypothesis_template": asked.get("template"),
+        **asked,
+        **more,
+    }
+    own = ("template", "on_server")
+    return {
+        name: value for name, value in fields.items() if name not in own and value is not None and value is not False
+    }
 
 
+@contextmanager
 def _content(
     video: str | os.PathLike[str] | BinaryIO, labels: Sequence[str] | None, asked: Asked, **more: float | None
-) -> AbstractContextManager[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """A request's body, as httpx's arguments; a file that is opened for it is closed again."""
     parameters, on_server = _parameters(labels, asked, **more), asked.get("on_server", False)
     if not isinstance(video, str | os.PathLike):
         if on_server:
             raise ConfigError("on_server takes the path of a file on the server, not an open file")
-        return nullcontext(_form(video, str(getattr(video, "name", "video")), parameters))
-    if on_server:
-        return nullcontext({"json": {"path": os.fspath(video), **parameters}})
-    return _opened(video, parameters)
-
-
-@contextmanager
-def _opened(video: str | os.PathLike[str], parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    with Path(video).open("rb") as file:
-        yield _form(file, os.fspath(video), parameters)
+        yield _form(video, str(getattr(video, "name", "video")), parameters)
+    elif on_server:
+        yield {"json": {"path": os.fspath(video), **parameters}}
+    else:
+        with Path(video).open("rb") as file:
+            yield _form(file, os.fspath(video), parameters)
 
 
 def _form(file: BinaryIO, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -388,27 +367,6 @@ def _repeatable(content: dict[str, Any]) -> bool:
         return "files" not in content or content["files"]["video"][1].seekable()
     except (AttributeError, io.UnsupportedOperation):
         return False
-
-
-def _events(chunks: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
-    """Server-sent events as (name, data), each as soon as the empty line after it has arrived.
-
-    Lines end at line feeds alone: str.splitlines would also cut at signs that a label in the data may hold.
-    """
-    rest, name, data = b"", "message", []
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            line = line.removesuffix(b"\r")
-            field, _, value = line.partition(b":")
-            if not line:
-                if data:
-                    yield name, b"\n".join(data)
-                name, data = "message", []
-            elif field == b"event":
-                name = value.removeprefix(b" ").decode()
-            elif field == b"data":
-                data.append(value.removeprefix(b" "))
 
 
 def _seconds(retry_after: str | None) -> float | None:

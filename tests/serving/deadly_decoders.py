@@ -16,7 +16,19 @@ from pathlib import Path
 import numpy as np
 
 from zar_ray.errors import VideoError
+from zar_ray.serving import sandbox_process
+from zar_ray.serving.sandbox import PROGRAM
 from zar_ray.video import decoding, reading
+
+# Programs of a `DecoderProcess`.
+DEADLY = f"import deadly_decoders as stand; stand.in_for_the_decoders(stand.decode); {PROGRAM}"
+SLOW = f"import deadly_decoders as stand; stand.in_for_the_decoders(stand.decode_slowly); {PROGRAM}"
+
+
+def in_for_the_decoders(decode_video):
+    """Puts stand-ins into the process."""
+    sandbox_process.decode_video = decode_video
+    sandbox_process.open_video = open_video
 
 
 def decode(path, plan_of, *args, **kwargs):

@@ -7,9 +7,9 @@ import pytest
 
 from zar_ray.errors import ConfigError
 from zar_ray.models.text import PromptedClasses
-from zar_ray.serving.backend import Job, Query
-from zar_ray.serving.classifier import Classifier, TextCache
-from zar_ray.serving.methods import ServiceOptions, adaptation_options, require_methods
+from zar_ray.serving.backend import DecodedViews, Job, Query
+from zar_ray.serving.classifier import Classifier
+from zar_ray.serving.methods import ServiceOptions, require_methods
 from zar_ray.serving.problems import RequestError
 from zar_ray.video.plans import plan_video
 from zar_ray.video.reading import VideoInfo
@@ -28,7 +28,8 @@ def job(classifier, number, labels=LABELS, method="zar", **query):
         f"{number}.mp4", info, classifier.config.views, classifier.model.preprocessing, 0, needs_views=True
     )
     frames = np.random.default_rng(number).integers(0, 255, (len(plan.frames), plan.height, plan.width, 3), np.uint8)
-    return Job(Query(f"request-{number}", labels, method, **query), f"{number}.mp4", info, None, plan, frames, 0, 0.1)
+    views = DecodedViews(frames, plan, info, None, 0.1)
+    return Job(Query(f"request-{number}", labels, method, **query), f"{number}.mp4", views)
 
 
 def scores(answer):
@@ -76,18 +77,11 @@ def test_text_features_of_recent_label_sets_are_kept(classifier, monkeypatch):
     made = []
     of = PromptedClasses.of
     monkeypatch.setattr(PromptedClasses, "of", lambda *args: made.append(args[1].names) or of(*args))
+    classifier = Classifier(classifier.config)
     sets = [("g", "h"), ("i", "j"), ("k", "l")]
     for labels in (sets[0], sets[1], sets[0], sets[2], sets[0], sets[1]):
         classifier.answer([job(classifier, 1, labels=labels)])
     assert made == [sets[0], sets[1], sets[2], sets[1]], "the least recently used makes room"
-
-
-def test_a_cache_of_one_still_answers(classifier, tiny_checkpoint):
-    cache = TextCache(classifier.model, 1)
-    from zar_ray.data.class_texts import prompts_of
-
-    (prompts,) = prompts_of([LABELS], adaptation_options(classifier.config, Query("", LABELS, "zar")))
-    assert cache(prompts, "end") is cache(prompts, "end")
 
 
 @pytest.mark.parametrize("method", ["tpt", "memo", "tent"])

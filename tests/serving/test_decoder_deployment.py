@@ -47,7 +47,7 @@ def test_a_client_that_leaves_amid_a_window_waits_for_it(decoder):
 
     async def leave() -> None:
         query = Query("a", ("b", "c"), "zar")
-        windows = decoder.decode_windows(VideoSource("a.mp4", path="a.mp4"), query, WindowParameters())
+        windows = decoder.decode_windows(VideoSource("a.mp4", "a.mp4"), query, WindowParameters())
         window = asyncio.ensure_future(anext(windows))
         assert await asyncio.to_thread(process.begun.wait, 30)
         window.cancel()

@@ -18,14 +18,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deadly_decoders import DEADLY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zar_ray.errors import VideoError
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
-from zar_ray.serving.sandbox import DecodeRequest, DecoderProcess
-from zar_ray.serving.windows import WindowCut, WindowSchedule, cut_windows
+from zar_ray.serving.sandbox import DecoderProcess
+from zar_ray.serving.sandbox_process import DecodeRequest
+from zar_ray.serving.schema import WindowParameters
+from zar_ray.serving.windows import WindowSchedule, cut_windows
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
@@ -38,6 +41,10 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="look
 
 def request(name="a.mp4", needs_views=True, preprocessing=PIXELS, views=None, seed=0) -> DecodeRequest:
     return DecodeRequest(name, views or ViewConfig(), seed, preprocessing, needs_views)
+
+
+def cut(window, stride=None) -> WindowParameters:
+    return WindowParameters(window=window, stride=stride)
 
 
 def assert_same_plan(one, other):
@@ -83,7 +90,7 @@ def decoder():
 def deadly():
     """Does what a file's name says."""
     limits = LimitConfig(decode_memory=512 * 2**20)
-    with DecoderProcess(limits, "deadly_decoders:decode", "deadly_decoders:open_video") as process:
+    with DecoderProcess(limits, DEADLY) as process:
         yield process
 
 
@@ -161,7 +168,7 @@ def test_one_frame(decoder, make_video, tmp_path):
     got = decoder.decode(make_video(tmp_path / "one.mp4", frames=1), request(), 60)
     assert got.info.frames == 1
     assert got.frames.shape == (1, 32, 42, 3)
-    ((window),) = decoder.decode_windows(tmp_path / "one.mp4", request(), 10, None, 5, 60)
+    ((window),) = decoder.decode_windows(tmp_path / "one.mp4", request(), cut(10), 60)
     span = window.span
     assert (span.number, span.start_frame, span.frames, span.end) == (0, 0, 1, pytest.approx(0.04))
 
@@ -243,10 +250,10 @@ def test_limits_of_a_video(video, make_video, tmp_path):
             "20 frames of 2000×32 pixels after resizing take 3840000 bytes; the limit is 1048576 bytes",
         )
         with pytest.raises(RequestError, match="after resizing take") as caught:
-            list(process.decode_windows(wide, request(), 0.8, 0.04, 200, 60))
+            list(process.decode_windows(wide, request(), cut(0.8, 0.04), 60))
         assert caught.value.code == "video-too-large"
         # by turns no more than a few frames are held
-        assert len(list(process.decode_windows(wide, request(), 0.1, None, 200, 60))) == 8
+        assert len(list(process.decode_windows(wide, request(), cut(0.1), 60))) == 8
         large = make_video(tmp_path / "large.mp4", frames=2, width=2432, height=64)
         side = refusal(process, large)
         assert (side.code, side.detail) == ("video-too-large", "2432×64 pixels; the limit is 2400 pixels a side")
@@ -296,7 +303,7 @@ def test_a_process_that_ended_between_videos_is_nobodys_fault(decoder, video):
 
 
 def test_a_process_that_cannot_start_is_the_services_fault(video):
-    with DecoderProcess(LimitConfig(), decode="there_is_no_such_module:decode") as process:
+    with DecoderProcess(LimitConfig(), "import there_is_no_such_module") as process:
         error = refusal(process, video)
         assert error.code == "internal-error"
         assert "does not start: it ended with exit code 1" in error.detail
@@ -311,7 +318,7 @@ def test_threads_take_turns(decoder, make_video, tmp_path):
 
 
 def test_closing_ends_the_process_and_whoever_waits_for_it(file_of, video):
-    process = DecoderProcess(LimitConfig(), "deadly_decoders:decode")
+    process = DecoderProcess(LimitConfig(), DEADLY)
     process.start()
     pid = process.pid
     with ThreadPoolExecutor(1) as pool:
@@ -330,7 +337,7 @@ def test_closing_ends_the_process_and_whoever_waits_for_it(file_of, video):
 
 def test_closing_while_a_stream_is_half_read(video):
     process = DecoderProcess(LimitConfig())
-    windows = process.decode_windows(video, request(), 0.2, None, 100, 60)
+    windows = process.decode_windows(video, request(), cut(0.2), 60)
     assert next(windows).span.number == 0
     process.close()
     with pytest.raises(RequestError) as caught:
@@ -349,13 +356,13 @@ def test_nothing_is_left_of_many_decodes(make_video, tmp_path, monkeypatch, file
     (tmp_path / "temporary").mkdir()
     small = make_video(tmp_path / "small.mp4", frames=6)
     content = np.fromfile(small, np.uint8)
-    with DecoderProcess(LimitConfig(), "deadly_decoders:decode") as process:
+    with DecoderProcess(LimitConfig(), DEADLY) as process:
         process.decode(content, request(), 60)
         before, inside = descriptors(), descriptors(process.pid)
         for number in range(40):
             process.decode(content if number % 2 else small, request(needs_views=False), 60)
-        assert sum(1 for _ in process.decode_windows(content, request(), 0.04, None, 100, 60)) == 6
-        next(process.decode_windows(content, request(), 0.04, None, 100, 60))
+        assert sum(1 for _ in process.decode_windows(content, request(), cut(0.04), 60)) == 6
+        next(process.decode_windows(content, request(), cut(0.04), 60))
         refusal(process, np.arange(100, dtype=np.uint8))
         assert descriptors() == before
         assert descriptors(process.pid) == inside
@@ -371,11 +378,13 @@ def test_nothing_is_left_of_a_killed_parent(video, tmp_path):
     """The child hangs in a decoder and must go with its parent all the same."""
     script = (
         "import sys, numpy as np\n"
-        "from zar_ray.serving.sandbox import DecodeRequest, DecoderProcess\n"
+        "from deadly_decoders import SLOW\n"
+        "from zar_ray.serving.sandbox import DecoderProcess\n"
+        "from zar_ray.serving.sandbox_process import DecodeRequest\n"
         "from zar_ray.serving.options import LimitConfig\n"
         "from zar_ray.video.options import ViewConfig\n"
         "from zar_ray.video.transforms import Preprocessing\n"
-        "process = DecoderProcess(LimitConfig(), 'deadly_decoders:decode_slowly')\n"
+        "process = DecoderProcess(LimitConfig(), SLOW)\n"
         "print(process.pid, flush=True)\n"
         "request = DecodeRequest('a', ViewConfig(), 0, Preprocessing(32), True)\n"
         f"process.decode(np.fromfile({str(video)!r}, np.uint8), request, 60)\n"
@@ -407,8 +416,8 @@ def test_windows_are_those_of_a_cut_video(decoder, video, length, stride):
     wanted = request("long.mp4", seed=3)
     with open_video(video, "pyav") as reader:
         info, pictures = reader.info, list(reader.read(range(reader.info.frames)))
-    windows = list(decoder.decode_windows(np.fromfile(video, np.uint8), wanted, length, stride, 100, 60))
-    spans = cut_windows(60, 25.0, WindowCut(length, stride or length, 100))
+    windows = list(decoder.decode_windows(np.fromfile(video, np.uint8), wanted, cut(length, stride), 60))
+    spans = cut_windows(60, 25.0, cut(length, stride or length), 100)
     assert [window.span.number for window in windows] == list(range(len(spans)))
     for window, span in zip(windows, spans, strict=True):
         own = pictures[window.first_frame : window.first_frame + window.span.frames]
@@ -423,7 +432,7 @@ def test_windows_are_those_of_a_cut_video(decoder, video, length, stride):
 def test_a_stream_that_is_left_early_keeps_its_process(deadly, file_of, video):
     deadly.start()
     before = deadly.pid
-    windows = deadly.decode_windows(file_of("noted"), request(), 0.2, 0.1, 100, 60)
+    windows = deadly.decode_windows(file_of("noted"), request(), cut(0.2, 0.1), 60)
     assert [next(windows).span.number for _ in range(3)] == [0, 1, 2]
     windows.close()
     assert deadly.decode(video, request(), 60).info.frames == 60
@@ -438,7 +447,7 @@ def test_frames_are_read_once_and_not_far_ahead(deadly, file_of):
     def read():
         return [int(line) for line in notes.read_text().split()]
 
-    windows = deadly.decode_windows(path, request(), 0.2, None, 100, 60)
+    windows = deadly.decode_windows(path, request(), cut(0.2), 60)
     next(windows)
     eventually(lambda: len(read()) >= 15)
     time.sleep(0.3)
@@ -449,7 +458,7 @@ def test_frames_are_read_once_and_not_far_ahead(deadly, file_of):
     assert read() == list(range(20))
     assert len(list(windows)) == 10
     notes.unlink()
-    assert len(list(deadly.decode_windows(path, request(), 1.0, 0.04, 100, 60))) == 60
+    assert len(list(deadly.decode_windows(path, request(), cut(1.0, 0.04), 60))) == 60
     assert read() == list(range(60))
 
 
@@ -459,7 +468,7 @@ def test_frames_are_read_once_and_not_far_ahead(deadly, file_of):
 )
 def test_a_stream_whose_decoder_dies_on_the_way(deadly, file_of, video, kind, detail, timeout):
     deadly.start()
-    windows = deadly.decode_windows(file_of(kind), request(), 0.2, None, 100, timeout)
+    windows = deadly.decode_windows(file_of(kind), request(), cut(0.2), timeout)
     assert [next(windows).span.number for _ in range(2)] == [0, 1]
     with pytest.raises(RequestError, match=detail) as caught:
         next(windows)
@@ -470,21 +479,21 @@ def test_a_stream_whose_decoder_dies_on_the_way(deadly, file_of, video, kind, de
 def test_a_slow_reader_of_a_stream_is_not_timed_out(deadly, file_of):
     """The time is the decoder's, not the client's."""
     numbers = []
-    for window in deadly.decode_windows(file_of("good"), request(), 0.4, None, 100, 1.5):
+    for window in deadly.decode_windows(file_of("good"), request(), cut(0.4), 1.5):
         numbers.append(window.span.number)
         time.sleep(0.4)
     assert numbers == list(range(6))
 
 
-def test_windows_that_cannot_be_cut(decoder, video):
-    with pytest.raises(RequestError) as caught:
-        list(decoder.decode_windows(video, request(), 0.1, None, 23, 60))
+def test_windows_that_cannot_be_cut(video):
+    with DecoderProcess(LimitConfig(windows=23)) as process, pytest.raises(RequestError) as caught:
+        list(process.decode_windows(video, request(), cut(0.1), 60))
     assert (caught.value.code, caught.value.detail) == ("video-too-large", "24 windows; the limit is 23 windows")
     with pytest.raises(RequestError, match="frame rate is unknown") as caught:
-        cut_windows(100, 0.0, WindowCut(1.0, 1.0, 10))
+        cut_windows(100, 0.0, cut(1.0, 1.0), 10)
     assert caught.value.code == "unusable-video"
     with pytest.raises(RequestError, match="the limit is 10 windows"):
-        cut_windows(10**9, 25.0, WindowCut(1e-9, 1e-9, 10))
+        cut_windows(10**9, 25.0, cut(1e-9, 1e-9), 10)
 
 
 SECONDS = st.one_of(st.floats(0.01, 50), st.integers(1, 50).map(float))
@@ -495,7 +504,7 @@ RATES = st.one_of(st.floats(1, 120), st.sampled_from([25.0, 30.0, 30000 / 1001])
 @settings(deadline=None, max_examples=300)
 def test_windows_lie_a_stride_apart_and_cover_the_video(frames, fps, length, stride):
     try:
-        spans = cut_windows(frames, fps, WindowCut(length, stride, 5000))
+        spans = cut_windows(frames, fps, cut(length, stride), 5000)
     except RequestError:
         assert frames / (stride * fps) > 4999
         return
@@ -531,7 +540,7 @@ def test_windows_lie_a_stride_apart_and_cover_the_video(frames, fps, length, str
 def test_frames_are_held_only_while_a_window_needs_them(frames, length, stride, rates):
     info = VideoInfo(frames, 25.0, 64, 48, frames / 25, "pyav")
     wanted = request(views=ViewConfig(rates=rates))
-    spans = cut_windows(frames, 25.0, WindowCut(length, stride, 5000))
+    spans = cut_windows(frames, 25.0, cut(length, stride), 5000)
     plans = [wanted.plan_window(info, span) for span in spans]
     schedule = WindowSchedule(spans, plans)
     held, due, most = set(), 0, 0

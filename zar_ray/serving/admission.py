@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
@@ -13,13 +13,18 @@ from zar_ray.serving.problems import RequestError
 class Admission:
     """Counts the requests of one ingress replica and the bodies they hold.
 
+    Attributes:
+        turn: To be held while a request is worked on.
+        requests: Those that are worked on or wait.
+        bytes: What their bodies may come to.
+
     Args:
         limits: How many may be worked on, how many may wait, and how many bytes all may hold.
     """
 
     def __init__(self, limits: LimitConfig) -> None:
         self._limits = limits
-        self._turns = asyncio.Semaphore(limits.concurrent)
+        self.turn = asyncio.Semaphore(limits.concurrent)
         self.requests = 0
         self.bytes = 0
 
@@ -54,9 +59,3 @@ class Admission:
         finally:
             self.requests -= 1
             self.bytes -= size
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Waits until the request may be worked on."""
-        async with self._turns:
-            yield

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from zar_ray.serving.schema import Classification, ServedModel, WindowParameters, WindowResult
+from zar_ray.serving.windows import WindowSpan
 from zar_ray.video.plans import ViewPlan
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import Preprocessing
@@ -21,13 +22,11 @@ class VideoSource:
 
     Attributes:
         name: Its file name; with the seed it keys the view plan, as in `zar predict`.
-        content: uint8 (n,), the file; None where `path` says where it lies.
-        path: The file, on a disk that decoding processes see; checked against the roots.
+        source: uint8 (n,), the file; or its path, on a disk that decoding processes see, checked against the roots.
     """
 
     name: str
-    content: np.ndarray | None = None
-    path: str | None = None
+    source: np.ndarray | str
 
 
 @dataclass(frozen=True)
@@ -63,28 +62,45 @@ class Query:
 
 
 @dataclass(frozen=True, eq=False)
+class DecodedViews:
+    """A decoded video, or one window of it, with the plan that its frames are for.
+
+    Attributes:
+        frames: uint8 (F, h, w, 3), contiguous, resized, in the plan's order.
+        plan: Its views; frame indices of a window count from the window's first frame.
+        info: What is known of the whole video, and the decoder that gave these pixels.
+        warning: What is wrong with the video although it could be read, as far as that is known by now; with the last
+            window all is.
+        seconds: Time that opening, decoding and resizing took; of a window since the window before.
+        span: Where the window lies; None for a whole video.
+    """
+
+    frames: np.ndarray
+    plan: ViewPlan
+    info: VideoInfo
+    warning: str | None
+    seconds: float
+    span: WindowSpan | None = None
+
+    @property
+    def first_frame(self) -> int:
+        """The frame of the video that the plan's frame 0 is."""
+        return self.span.start_frame if self.span is not None else 0
+
+
+@dataclass(frozen=True, eq=False)
 class Job:
-    """A decoded video and what is asked about it.
+    """A decoded video, or a window of one, and what is asked about it.
 
     Attributes:
         query: The question.
         name: The video's file name.
-        info: What was found in the file.
-        warning: What is wrong with it although it could be read.
-        plan: Its views.
-        frames: uint8 (F, h, w, 3), one a row of ``plan.frames``.
-        first_frame: The frame of the file that the plan's frame 0 is; above 0 for windows.
-        decode_seconds: What decoding took.
+        decoded: Its frames, and what was found in the file.
     """
 
     query: Query
     name: str
-    info: VideoInfo
-    warning: str | None
-    plan: ViewPlan
-    frames: np.ndarray
-    first_frame: int
-    decode_seconds: float
+    decoded: DecodedViews
 
 
 @dataclass(frozen=True)
@@ -98,10 +114,6 @@ class DecodingNeeds:
 
     preprocessing: Preprocessing
     methods_with_views: tuple[str, ...]
-
-    def want_views(self, method: str) -> bool:
-        """Whether a method looks at other views than the one that is classified."""
-        return method in self.methods_with_views
 
 
 class Backend(Protocol):

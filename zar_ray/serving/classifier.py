@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -16,19 +17,17 @@ from zar_ray.adaptation.adapter import CasePrediction, PlannedVideo, VideoAdapte
 from zar_ray.adaptation.base import entropy
 from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.predict import rank_labels
-from zar_ray.data.class_texts import ClassPrompts, prompts_of
+from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, ModelError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
-from zar_ray.models.options import ClassPosition
 from zar_ray.models.text import PromptedClasses
-from zar_ray.serving.backend import DecodingNeeds, Job, Query
+from zar_ray.serving.backend import DecodedViews, DecodingNeeds, Job, Query
 from zar_ray.serving.explaining import explain
 from zar_ray.serving.methods import ServiceOptions, adaptation_options
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import (
     Classification,
-    Explanation,
     RankedLabel,
     ServedModel,
     Timings,
@@ -57,7 +56,8 @@ class Classifier:
     def __init__(self, config: ServiceOptions) -> None:
         self.config = config
         self.model = load_model(config)
-        self._texts = TextCache(self.model, config.text_cache)
+        # A request's label set is most often one of the last requests'.
+        self._texts = lru_cache(config.text_cache)(partial(PromptedClasses.of, self.model))
         self._lock = threading.Lock()
 
     @property
@@ -92,7 +92,7 @@ class Classifier:
         frames = np.full((len(plan.frames), plan.height, plan.width, 3), 127, dtype=np.uint8)
         for method in self.config.methods:
             query = Query("warm-up", _WARM_UP_LABELS, method)
-            (answer,) = self.answer([Job(query, "warm-up", info, None, plan, frames, 0, 0.0)])
+            (answer,) = self.answer([Job(query, "warm-up", DecodedViews(frames, plan, info, None, 0.0))])
             if isinstance(answer, RequestError):
                 raise answer
 
@@ -135,7 +135,9 @@ class Classifier:
             return [error for _ in jobs]
         except (ConfigError, ModelError) as error:
             return [RequestError("invalid-parameters", str(error)) for _ in jobs]
-        outcomes = adapter.predict([PlannedVideo(job.plan, job.frames, video_id=job.name) for job in jobs])
+        outcomes = adapter.predict(
+            [PlannedVideo(job.decoded.plan, job.decoded.frames, video_id=job.name) for job in jobs]
+        )
         return [
             _unanswered(outcome) if isinstance(outcome, VideoError) else self._answered(job, outcome, adapter)
             for job, outcome in zip(jobs, outcomes, strict=True)
@@ -143,18 +145,19 @@ class Classifier:
 
     def _answered(self, job: Job, outcome: VideoPrediction, adapter: VideoAdapter) -> Classification:
         query, (case,) = job.query, outcome.cases
-        explanation, missing, explain_seconds = None, None, 0.0
+        explanation, missing, started = None, None, time.perf_counter()
         if query.explain:
-            started = time.perf_counter()
-            explanation, missing = self._explanation(job, outcome, case, adapter)
-            explain_seconds = time.perf_counter() - started
+            try:
+                explanation = explain(job, outcome, case, adapter.class_sets[0], adapter.options)
+            except ModelError as error:
+                missing = str(error)
         decision = case.decision
         timings = {
             "receive": query.received,
-            "decode": job.decode_seconds,
+            "decode": job.decoded.seconds,
             "encode": outcome.encode_seconds,
             "adapt": case.seconds,
-            "explain": explain_seconds,
+            "explain": time.perf_counter() - started if query.explain else 0.0,
         }
         return Classification(
             request_id=query.request_id,
@@ -167,22 +170,13 @@ class Classifier:
             after=_labels(decision.logits_after, query),
             entropy_before=float(entropy(decision.logits_before)),
             entropy_after=float(entropy(decision.logits_after)),
-            views=_views(outcome.plan, case, job.first_frame),
+            views=_views(outcome.plan, case, job.decoded.first_frame),
             images_encoded=outcome.images_encoded,
             video=_facts(job, outcome.plan),
             timings=Timings(**timings, total=sum(timings.values())),
             explanation=explanation,
             explanation_missing=missing,
         )
-
-    def _explanation(
-        self, job: Job, outcome: VideoPrediction, case: CasePrediction, adapter: VideoAdapter
-    ) -> tuple[Explanation | None, str | None]:
-        """The maps of the answer's label, or why there are none."""
-        try:
-            return explain(job, outcome, case, adapter.class_sets[0], adapter.options), None
-        except ModelError as error:
-            return None, str(error)
 
 
 def require_served(model: ClipModel, config: ServiceOptions) -> None:
@@ -199,7 +193,7 @@ def require_served(model: ClipModel, config: ServiceOptions) -> None:
     model.require_frames(config.views.eval_frames, "views.eval_frames")
     if any(get_method(name).needs_views for name in config.methods):
         model.require_frames(config.views.frames, "views.frames")
-    texts = TextCache(model, 1)
+    texts = lru_cache(1)(partial(PromptedClasses.of, model))
     for name in config.methods:
         options = adaptation_options(config, Query("", _WARM_UP_LABELS, name, seed=config.seed))
         prompts = prompts_of([_WARM_UP_LABELS], options)
@@ -210,37 +204,8 @@ def require_served(model: ClipModel, config: ServiceOptions) -> None:
             raise ConfigError(f"methods: leave {name} out: {error}") from None
 
 
-class TextCache:
-    """The prompts of recent label sets with their text features; the least recently used ones make room.
-
-    Args:
-        model: The model that reads them.
-        size: Label sets to keep.
-    """
-
-    def __init__(self, model: ClipModel, size: int) -> None:
-        self._model = model
-        self._size = size
-        self._kept: OrderedDict[tuple[ClassPrompts, ClassPosition], PromptedClasses] = OrderedDict()
-
-    def __call__(self, prompts: ClassPrompts, position: ClassPosition) -> PromptedClasses:
-        """The prompts under the model, from the cache if they are there.
-
-        Raises:
-            ConfigError: The model cannot read them.
-        """
-        key = prompts, position
-        if key not in self._kept:
-            self._kept[key] = PromptedClasses.of(self._model, prompts, position)
-        self._kept.move_to_end(key)
-        while len(self._kept) > self._size:
-            self._kept.popitem(last=False)
-        return self._kept[key]
-
-
 def _labels(logits: torch.Tensor, query: Query) -> tuple[RankedLabel, ...]:
-    ranked = rank_labels(logits, query.labels, query.top_k)
-    return tuple(RankedLabel(label=one.label, score=one.score) for one in ranked)
+    return tuple(RankedLabel(**asdict(one)) for one in rank_labels(logits, query.labels, query.top_k))
 
 
 def _views(plan: ViewPlan, case: CasePrediction, first_frame: int) -> tuple[ViewEntropy, ...]:
@@ -251,11 +216,7 @@ def _views(plan: ViewPlan, case: CasePrediction, first_frame: int) -> tuple[View
     chosen = set() if decision.selected is None else set(decision.selected.tolist())
     return tuple(
         ViewEntropy(
-            rate=origin.rate,
-            sample=origin.sample,
-            crop=origin.crop,
-            start=first_frame + origin.start,
-            length=origin.length,
+            **asdict(replace(origin, start=first_frame + origin.start)),
             entropy=value,
             selected=number in chosen,
         )
@@ -264,18 +225,14 @@ def _views(plan: ViewPlan, case: CasePrediction, first_frame: int) -> tuple[View
 
 
 def _facts(job: Job, plan: ViewPlan) -> VideoFacts:
+    decoded = job.decoded
     shown = np.unique(plan.frames[plan.images[plan.evaluation.ravel(), 0]])
     return VideoFacts(
+        **asdict(decoded.info),
         name=job.name,
-        frames=job.info.frames,
-        fps=job.info.fps,
-        width=job.info.width,
-        height=job.info.height,
-        duration=job.info.duration,
-        decoder=job.info.decoder,
-        warning=job.warning,
-        frames_decoded=len(job.frames),
-        evaluation_frames=tuple(int(job.first_frame + frame) for frame in shown),
+        warning=decoded.warning,
+        frames_decoded=len(decoded.frames),
+        evaluation_frames=tuple(int(decoded.first_frame + frame) for frame in shown),
     )
 
 

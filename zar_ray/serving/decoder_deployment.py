@@ -10,11 +10,12 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from zar_ray.serving.backend import DecodingNeeds, Job, Query, VideoSource
+from zar_ray.serving.backend import DecodedViews, DecodingNeeds, Job, Query, VideoSource
 from zar_ray.serving.logs import QUIET, log_to_serve
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.problems import RequestError
-from zar_ray.serving.sandbox import DecodedViews, DecodeRequest, DecoderProcess
+from zar_ray.serving.sandbox import DecoderProcess
+from zar_ray.serving.sandbox_process import DecodeRequest
 from zar_ray.serving.schema import WindowParameters
 from zar_ray.serving.windows import WindowSpan
 
@@ -37,25 +38,19 @@ class DecoderDeployment:
 
     async def decode(self, video: VideoSource, query: Query) -> Job | RequestError:
         """A whole video's frames, or what is wrong with it."""
-        source = _source(video)
-        request = self._request(video, query)
+        request, seconds = self._request(video, query), self._config.decode_timeout
         try:
-            decoded = await asyncio.to_thread(self._process.decode, source, request, self._config.decode_timeout)
+            decoded = await asyncio.to_thread(self._process.decode, video.source, request, seconds)
         except RequestError as error:
             return error
-        return _job(video, query, decoded)
+        return Job(query, video.name, decoded)
 
     async def decode_windows(
         self, video: VideoSource, query: Query, windows: WindowParameters
     ) -> AsyncIterator[RequestError | tuple[WindowSpan, list[ray.ObjectRef]]]:
         """A long video's windows, each with a reference to its frames; or at the end what is wrong with it."""
         found: Any = self._process.decode_windows(
-            _source(video),
-            self._request(video, query),
-            windows.window,
-            windows.stride,
-            self._config.limits.windows,
-            self._config.decode_timeout,
+            video.source, self._request(video, query), windows, self._config.decode_timeout
         )
         step: asyncio.Future[DecodedViews | None] | None = None
         try:
@@ -66,7 +61,7 @@ class DecoderDeployment:
                 if window is None:
                     return
                 assert window.span is not None
-                yield window.span, [ray.put(_job(video, query, window))]
+                yield window.span, [ray.put(Job(query, video.name, window))]
         except RequestError as error:
             yield error
         finally:
@@ -77,27 +72,15 @@ class DecoderDeployment:
     def _request(self, video: VideoSource, query: Query) -> DecodeRequest:
         config, needs = self._config, self._needs
         return DecodeRequest(
-            video.name, config.views, query.seed, needs.preprocessing, needs.want_views(query.method), config.decoder
+            video.name,
+            config.views,
+            query.seed,
+            needs.preprocessing,
+            query.method in needs.methods_with_views,
+            config.decoder,
         )
 
     def __del__(self) -> None:
         process = getattr(self, "_process", None)
         if process is not None:  # else it could not be started
             process.close()
-
-
-def _source(video: VideoSource) -> Any:
-    return video.path if video.content is None else video.content
-
-
-def _job(video: VideoSource, query: Query, decoded: DecodedViews) -> Job:
-    return Job(
-        query=query,
-        name=video.name,
-        info=decoded.info,
-        warning=decoded.warning,
-        plan=decoded.plan,
-        frames=decoded.frames,
-        first_frame=decoded.first_frame,
-        decode_seconds=decoded.seconds,
-    )

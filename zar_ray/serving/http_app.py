@@ -11,12 +11,10 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
@@ -30,7 +28,7 @@ from zar_ray.options.layers import one_line
 from zar_ray.serving.admission import Admission
 from zar_ray.serving.backend import Backend, Query, VideoSource
 from zar_ray.serving.measures import Measures
-from zar_ray.serving.openapi import STREAM_ANSWER, answers, classify_body, stream_body
+from zar_ray.serving.openapi import STREAM_ANSWER, answers, request_body
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.queries import beneath_roots, label_sets_of, query_of, split_labels
@@ -48,6 +46,7 @@ from zar_ray.serving.schema import (
     SampleList,
     ServedMethod,
     StreamEnd,
+    WindowedParameters,
     WindowedPathRequest,
     WindowParameters,
 )
@@ -65,15 +64,8 @@ _FORM, _JSON = "multipart/form-data", "application/json"
 _LISTS = ("candidate_labels",)
 _SAMPLES_SHOWN = 24
 _M = TypeVar("_M", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A request's video and question, read and checked."""
-
-    video: VideoSource
-    query: Query
-    windows: WindowParameters
+_Form = TypeVar("_Form", bound=ClassifyParameters)
+_OnServer = TypeVar("_OnServer", bound=PathRequest)
 
 
 def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Backend, replica: str = "local") -> FastAPI:
@@ -104,7 +96,9 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
     app.add_middleware(_Observed, config=config, measures=measures)
 
     @asynccontextmanager
-    async def asked(request: Request, *, windowed: bool) -> AsyncIterator[_Asked]:
+    async def asked(
+        request: Request, of_form: type[_Form], of_json: type[_OnServer]
+    ) -> AsyncIterator[tuple[VideoSource, Query, _Form | _OnServer]]:
         """Lets a request in, receives and checks it, and waits for its turn; all is given back when the block ends."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type not in (_FORM, _JSON):
@@ -114,27 +108,27 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
             received = 0.0
             if media_type == _JSON:
                 body = await read_json(request, config.limits)
-                parameters = _of_json(WindowedPathRequest if windowed else PathRequest, body)
+                parameters = _validated(of_json, _from_json(body, "bad-request", "the body is not JSON"))
                 file = beneath_roots(parameters.path, roots)
-                video = VideoSource(file.name, path=str(file))
+                video = VideoSource(file.name, str(file))
             else:
                 form = await stack.enter_async_context(read_form(request, config.limits))
-                parameters = _of_form(_WindowedForm if windowed else ClassifyParameters, form.fields)
-                video, received = VideoSource(form.name, content=form.content), form.seconds
+                parameters = _validated(of_form, _values(form.fields))
+                video, received = VideoSource(form.name, form.content), form.seconds
             query = query_of(parameters, config, methods, label_sets, request.state.request_id, received)
-            await stack.enter_async_context(admission.turn())
-            yield _Asked(video, query, parameters if isinstance(parameters, WindowParameters) else WindowParameters())
+            await stack.enter_async_context(admission.turn)
+            yield video, query, parameters
 
     @app.post(
         "/v1/classify",
         response_model=Classification,
         responses=answers(400, 401, 413, 415, 422, 500, 503, 504),
-        openapi_extra=classify_body(served),
+        openapi_extra=request_body(served, ClassifyParameters, PathRequest),
         summary="Classify a video",
     )
     async def classify(request: Request) -> Response:
-        async with asked(request, windowed=False) as one:
-            result = await backend.classify(one.video, one.query)
+        async with asked(request, ClassifyParameters, PathRequest) as (video, query, _):
+            result = await backend.classify(video, query)
         measures.classified(result)
         return Response(result.model_dump_json(), media_type=_JSON)
 
@@ -142,38 +136,37 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
         "/v1/classify:stream",
         response_class=StreamingResponse,
         responses={200: STREAM_ANSWER, **answers(400, 401, 413, 415, 422, 500, 503, 504)},
-        openapi_extra=stream_body(served),
+        openapi_extra=request_body(served, WindowedParameters, WindowedPathRequest),
         summary="Classify a long video window by window",
     )
     async def classify_stream(request: Request) -> Response:
-        stack = AsyncExitStack()
-        try:
-            one = await stack.enter_async_context(asked(request, windowed=True))
-            results = await stack.enter_async_context(
-                aclosing(backend.classify_windows(one.video, one.query, one.windows))
+        async with AsyncExitStack() as stack:
+            video, query, said = await stack.enter_async_context(
+                asked(request, WindowedParameters, WindowedPathRequest)
             )
+            windows = WindowParameters(window=said.window, stride=said.stride)
+            results = await stack.enter_async_context(aclosing(backend.classify_windows(video, query, windows)))
             # What is wrong with the video as a whole is known by now, and is an error of the request.
             first = await anext(results)
-        except BaseException:
-            await stack.aclose()
-            raise
+            held = stack.pop_all()
 
         async def events() -> AsyncIterator[bytes]:
-            count = 0
+            count, window = 0, first
             try:
-                async for window in _after(first, results):
+                while window is not None:
                     measures.classified(window.result)
                     count += 1
                     yield _event("window", window)
+                    window = await anext(results, None)
                 yield _event("end", StreamEnd(windows=count))
             except RequestError as error:
-                yield _event("error", _document(error, one.query.request_id))
+                yield _event("error", _document(error, query.request_id))
             except Exception:
-                logger.exception("request %s failed in window %d", one.query.request_id, count)
+                logger.exception("request %s failed in window %d", query.request_id, count)
                 failure = RequestError("internal-error", "the service failed on this video; its log says why")
-                yield _event("error", _document(failure, one.query.request_id))
+                yield _event("error", _document(failure, query.request_id))
 
-        return _EventStream(events(), stack)
+        return _EventStream(events(), held)
 
     @app.get("/v1/models", responses=answers(401, 503), summary="What is served")
     async def models() -> ModelList:
@@ -260,8 +253,13 @@ class _Observed:
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
+        tokens, authorisation = self._config.tokens, request.headers.get("authorization")
         try:
-            await self._respond(request, observed)
+            if not tokens or _OPEN_ROUTES.fullmatch(request.url.path) or authorised(authorisation, tokens):
+                await self._app(scope, receive, observed)
+            else:
+                refusal = RequestError("unauthorized", "send Authorization: Bearer TOKEN")
+                await _problem(request, refusal)(scope, receive, observed)
         except Exception:
             logger.exception("request %s failed", request_id)
             if status:
@@ -274,26 +272,13 @@ class _Observed:
             self._measures.answered(route, status, getattr(request.state, "code", "ok"), seconds)
             logger.info("request %s %s %s %d %.3f s", request_id, request.method, route, status, seconds)
 
-    async def _respond(self, request: Request, send: Send) -> None:
-        tokens = self._config.tokens
-        known = not tokens or _OPEN_ROUTES.fullmatch(request.url.path)
-        if known or authorised(request.headers.get("authorization"), tokens):
-            await self._app(request.scope, request.receive, send)
-        else:
-            refusal = _problem(request, RequestError("unauthorized", "send Authorization: Bearer TOKEN"))
-            await refusal(request.scope, request.receive, send)
-
 
 def _answer_errors(app: FastAPI) -> None:
-    """All errors are problem documents, also those that FastAPI finds."""
+    """All errors are problem documents, also those of addresses; FastAPI itself looks at no parameters."""
 
     @app.exception_handler(RequestError)
     async def on_problem(request: Request, error: RequestError) -> Response:
         return _problem(request, error)
-
-    @app.exception_handler(RequestValidationError)
-    async def on_validation(request: Request, error: RequestValidationError) -> Response:
-        return _problem(request, RequestError("invalid-parameters", "; ".join(one["msg"] for one in error.errors())))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
@@ -308,12 +293,8 @@ def _problem(request: Request, error: RequestError) -> Response:
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    document = _document(error, _id_of(request))
+    document = _document(error, request.state.request_id)
     return JSONResponse(document.model_dump(), error.status, headers=headers, media_type="application/problem+json")
-
-
-def _id_of(request: Request) -> str:
-    return getattr(request.state, "request_id", "")
 
 
 def _document(error: RequestError, request_id: str) -> ProblemDocument:
@@ -322,16 +303,22 @@ def _document(error: RequestError, request_id: str) -> ProblemDocument:
     )
 
 
-def _of_json(kind: type[_M], body: bytes) -> _M:
+def _validated(kind: type[_M], values: Any) -> _M:
     try:
-        return kind.model_validate_json(body)
+        return kind.model_validate(values)
     except ValidationError as error:
-        if any(one["type"] == "json_invalid" for one in error.errors()):
-            raise RequestError("bad-request", "the body is not JSON") from None
         raise RequestError("invalid-parameters", one_line(error)) from None
 
 
-def _of_form(kind: type[_M], fields: dict[str, list[str]]) -> _M:
+def _from_json(text: str | bytes, code: str, otherwise: str) -> Any:
+    try:
+        return from_json(text)
+    except ValueError:
+        raise RequestError(code, otherwise) from None
+
+
+def _values(fields: dict[str, list[str]]) -> dict[str, Any]:
+    """A form's fields as JSON would have them."""
     values: dict[str, Any] = {}
     for name, texts in fields.items():
         if name in _LISTS:
@@ -342,25 +329,11 @@ def _of_form(kind: type[_M], fields: dict[str, list[str]]) -> _M:
         elif len(texts) > 1:
             raise RequestError("invalid-parameters", f"{name[:80]}: is there {len(texts)} times")
         elif name == "options":
-            values[name] = _object(texts[0])
+            no_object = 'options: is no JSON object, as {"steps": 2} is'
+            values[name] = _from_json(texts[0], "invalid-parameters", no_object)
         else:
             values[name] = texts[0]
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise RequestError("invalid-parameters", one_line(error)) from None
-
-
-def _object(text: str) -> Any:
-    """The method's options as a form has them: JSON."""
-    try:
-        return from_json(text)
-    except ValueError:
-        raise RequestError("invalid-parameters", 'options: is no JSON object, as {"steps": 2} is') from None
-
-
-class _WindowedForm(ClassifyParameters, WindowParameters):
-    """A long video's form."""
+    return values
 
 
 class _EventStream(StreamingResponse):
@@ -373,12 +346,6 @@ class _EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held:
             await super().__call__(scope, receive, send)
-
-
-async def _after(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    yield first
-    async for one in rest:
-        yield one
 
 
 def _event(name: str, data: BaseModel) -> bytes:

@@ -40,7 +40,7 @@ _READY_SECONDS = 10.0
 @serve.deployment(name="ingress", logging_config=QUIET)
 @serve.ingress()
 class IngressDeployment:
-    """The HTTP side: receives bodies, and passes what is asked on.
+    """The HTTP side, and its own `Backend`: passes what is asked on to decoders and models, wherever they are.
 
     Args:
         config: The service's options.
@@ -63,28 +63,15 @@ class IngressDeployment:
             )
         self._config = config
         self._methods = methods
-        self._backend = ServeBackend(config, decoder, model)
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """What Ray Serve asks for once the object is there."""
-        replica = serve.get_replica_context().replica_id.unique_id
-        return build_app(self._config, self._methods, self._backend, replica)
-
-
-class ServeBackend:
-    """The `Backend` of the ingress: decoders and model replicas, wherever in the cluster they are.
-
-    Args:
-        config: The service's options.
-        decoder: The decoder deployment.
-        model: The model deployment.
-    """
-
-    def __init__(self, config: ServeConfig, decoder: DeploymentHandle, model: DeploymentHandle) -> None:
         self._seconds = config.decode_timeout + config.limits.adapt_seconds + config.limits.wait_seconds
         self._decoder = decoder
         self._model = model
         self._card: ServedModel | None = None
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """What Ray Serve asks for once the object is there."""
+        replica = serve.get_replica_context().replica_id.unique_id
+        return build_app(self._config, self._methods, self, replica)
 
     async def classify(self, video: VideoSource, query: Query) -> Classification:
         """See `zar_ray.serving.backend.Backend`."""
@@ -121,13 +108,13 @@ class ServeBackend:
         card = self._card
         if card is None:
             try:
-                card = self._card = await asyncio.wait_for(_awaited(self._model.card.remote()), _READY_SECONDS)
+                card = self._card = await asyncio.wait_for(self._model.card.remote(), _READY_SECONDS)
             except (TimeoutError, RayError, DeploymentUnavailableError):
                 raise RequestError("not-ready", "no model replica has loaded its weights yet; try again") from None
         return card
 
     async def _answer(self, response: Any, query: Query) -> Classification:
-        answer = await self._in_time(_awaited(response), query)
+        answer = await self._in_time(response, query)
         if isinstance(answer, RequestError):
             raise answer
         return answer
@@ -146,7 +133,3 @@ class ServeBackend:
                 logger.warning("request %s lost its replica: %s", query.request_id, type(cause).__name__)
                 raise RequestError("replica-lost", "the process that worked on the request ended; try again") from None
             raise
-
-
-async def _awaited(response: Any) -> Any:
-    return await response

@@ -9,12 +9,8 @@ from pydantic import BaseModel
 
 from zar_ray.serving.problems import PROBLEMS
 from zar_ray.serving.schema import (
-    ClassifyParameters,
-    PathRequest,
     ProblemDocument,
     ServedMethod,
-    WindowedPathRequest,
-    WindowParameters,
     WindowResult,
 )
 
@@ -43,43 +39,36 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
     return schema
 
 
-def classify_body(methods: Sequence[ServedMethod]) -> dict[str, Any]:
-    """The body of a question about a whole video, with the options of the methods that are served."""
-    return _body(methods, ClassifyParameters, on_server=PathRequest)
+def request_body(methods: Sequence[ServedMethod], form: type[BaseModel], on_server: type[BaseModel]) -> dict[str, Any]:
+    """The body of a question: a form with a file, or JSON with a path.
 
-
-def stream_body(methods: Sequence[ServedMethod]) -> dict[str, Any]:
-    """The same of a question about a long video's windows."""
-    return _body(methods, ClassifyParameters, WindowParameters, on_server=WindowedPathRequest)
-
-
-def _body(methods: Sequence[ServedMethod], *parameters: type[BaseModel], on_server: type[BaseModel]) -> dict[str, Any]:
-    """A request body: a form with a file, or JSON with a path."""
+    Args:
+        methods: The methods that are served, whose options it may hold.
+        form: The form's other fields.
+        on_server: The JSON.
+    """
     of_methods = [{**method.options, "title": method.name} for method in methods if method.options is not None]
-    options = {
-        "description": ClassifyParameters.model_fields["options"].description,
-        "anyOf": [*of_methods, {"type": "null"}],
-    }
-    properties: dict[str, Any] = {"video": _VIDEO}
-    for model in parameters:
-        properties |= _schema(model)["properties"]
-    properties["options"] = options
-    json_body = _schema(on_server)
-    json_body["properties"]["options"] = options
-    form = {"type": "object", "properties": properties, "required": ["video"], "additionalProperties": False}
+    of_form, of_json = _schema(form), _schema(on_server)
+    for schema in (of_form, of_json):
+        options = schema["properties"]["options"]
+        schema["properties"]["options"] = {
+            "description": options["description"],
+            "anyOf": [*of_methods, {"type": "null"}],
+        }
+    of_form |= {"properties": {"video": _VIDEO, **of_form["properties"]}, "required": ["video"]}
     return {
         "requestBody": {
             "required": True,
             "content": {
                 "multipart/form-data": {
-                    "schema": form,
+                    "schema": of_form,
                     "encoding": {
                         "candidate_labels": {"style": "form", "explode": True},
                         "options": {"contentType": "application/json"},
                     },
                 },
                 "application/json": {
-                    "schema": json_body,
+                    "schema": of_json,
                     "example": {"path": "kitchen/egg.mp4", **_EXAMPLE},
                 },
             },

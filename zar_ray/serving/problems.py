@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from zar_ray.errors import ZarError
 
 _RETRY_SECONDS = 5
@@ -25,23 +27,26 @@ PROBLEMS: dict[str, tuple[int, str]] = {
 }
 
 
+@dataclass(eq=False)
 class RequestError(ZarError):
     """An error as the service answers it.
 
-    Args:
+    Attributes:
         code: One of `PROBLEMS`.
         detail: What is wrong with this very request, in one line.
         retry_after: Seconds after which the same request may succeed; every 503 says so, by default 5.
     """
 
-    def __init__(self, code: str, detail: str, retry_after: int | None = None) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.detail = detail
-        self.retry_after = _RETRY_SECONDS if retry_after is None and self.status == 503 else retry_after
+    code: str
+    detail: str
+    retry_after: int | None = None
 
-    def __reduce__(self) -> tuple[type[RequestError], tuple[str, str, int | None]]:
-        return type(self), (self.code, self.detail, self.retry_after)
+    def __post_init__(self) -> None:
+        if self.retry_after is None and self.status == 503:
+            self.retry_after = _RETRY_SECONDS
+
+    def __str__(self) -> str:
+        return self.detail
 
     @property
     def status(self) -> int:

@@ -27,21 +27,17 @@ from typing import Any
 
 import numpy as np
 
+from zar_ray.serving.backend import DecodedViews
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.sandbox_process import (
-    DecodedViews,
     DecodeJob,
     DecodeRequest,
     Finished,
-    Settings,
     Signal,
-    write_all,
 )
-from zar_ray.serving.windows import WindowCut
+from zar_ray.serving.schema import WindowParameters
 from zar_ray.video.inspection import reason_of
-
-__all__ = ["DecodeRequest", "DecodedViews", "DecoderProcess"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +46,9 @@ _GRACE_SECONDS = 0.5  # a decoder that is merely slow says so itself and need no
 _BEGIN_SECONDS = 30.0
 _STOP_SECONDS = 3.0
 _ATTEMPTS = 2
-_DESCRIPTORS = Path("/proc/self/fd")
 # Not multiprocessing's spawn, which would import the parent's main module: in a replica, Ray's worker. SIGINT reaches
 # the whole process group; the parent ends its child itself.
-_COMMAND = (
+PROGRAM = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "from zar_ray.serving.sandbox_process import main; main()"
 )
@@ -71,18 +66,16 @@ class DecoderProcess:
 
     Args:
         limits: What a video and its decoding may take.
-        decode: Import path of what stands for `zar_ray.video.decoding.decode_video`, for tests.
-        open_video: Import path of what stands for `zar_ray.video.reading.open_video`, for tests.
+        program: The process's Python code; tests put other decoders into it.
     """
 
-    def __init__(
-        self, limits: LimitConfig, decode: str = Settings.decode, open_video: str = Settings.open_video
-    ) -> None:
-        self._settings = Settings(limits, decode, open_video)
+    def __init__(self, limits: LimitConfig, program: str = PROGRAM) -> None:
+        self._limits = limits
+        self._program = program
         self._turn = threading.Lock()  # who talks with the child
         self._guard = threading.Lock()  # of the two below
         self._closed = False
-        self._child: _Child | None = _Child(self._settings)
+        self._child: _Child | None = _Child(limits, program)
 
     def __enter__(self) -> DecoderProcess:
         return self
@@ -118,16 +111,14 @@ class DecoderProcess:
         Raises:
             RequestError: See the class.
         """
-        (decoded,) = self._answers(source, request, timeout, None)
+        (decoded,) = self.decode_windows(source, request, None, timeout)
         return decoded
 
     def decode_windows(
         self,
         source: np.ndarray | str | os.PathLike[str],
         request: DecodeRequest,
-        window_seconds: float,
-        stride_seconds: float | None,
-        max_windows: int,
+        windows: WindowParameters | None,
         timeout: float,
     ) -> Generator[DecodedViews]:
         """Decodes a video window by window, each as soon as its last frame is there; reads the file once.
@@ -138,41 +129,17 @@ class DecoderProcess:
         Args:
             source: The file's bytes, uint8 (n,), or where it lies.
             request: What is wanted of each window.
-            window_seconds: Length of a window; the last ones may be shorter.
-            stride_seconds: From one window's start to the next; by default a window's length.
-            max_windows: Windows that there may be.
+            windows: How it is cut, where the last ones may be shorter; None for the whole video as the only one.
             timeout: Seconds that each window may take, the first with opening the file.
 
-        Returns:
+        Yields:
             The windows in order. Close the generator to stop early.
 
         Raises:
             RequestError: See the class; also after some windows, where the file turns out to be broken there.
         """
-        cut = WindowCut(window_seconds, window_seconds if stride_seconds is None else stride_seconds, max_windows)
-        return self._answers(source, request, timeout, cut)
-
-    def close(self) -> None:
-        """Ends the child; whoever waits for it gets ``replica-lost``."""
-        with self._guard:
-            self._closed = True
-            child = self._child
-        if child is None:
-            return
-        child.kill()
-        # whoever has the turn meets the end of the connection, and closes it
-        if self._turn.acquire(blocking=False):
-            try:
-                self._replace(child)
-            finally:
-                self._turn.release()
-
-    def _answers(
-        self, source: np.ndarray | str | os.PathLike[str], request: DecodeRequest, timeout: float, cut: WindowCut | None
-    ) -> Generator[DecodedViews]:
-        """Has the child do one job, and gives its answers with their frames."""
-        with self._turn, _shared(source) as (path, descriptor):
-            child = self._child_with(DecodeJob(request, timeout, path, cut), descriptor)
+        with self._turn, _shared(source) as path:
+            child = self._child_with(DecodeJob(request, timeout, path, windows))
             in_order = False
             try:
                 while True:
@@ -191,7 +158,7 @@ class DecoderProcess:
             except TimeoutError:
                 raise RequestError("unusable-video", f"took longer than {timeout:g} s to decode") from None
             except (EOFError, OSError):
-                raise self._death(child) from None
+                raise self._failure("unusable-video", f"its decoder {child.death()}") from None
             finally:
                 if not in_order:
                     self._replace(child)
@@ -200,41 +167,48 @@ class DecoderProcess:
         if message.error is not None:
             raise message.error
 
-    def _child_with(self, job: DecodeJob, descriptor: int | None) -> _Child:
+    def close(self) -> None:
+        """Ends the child; whoever waits for it gets ``replica-lost``."""
+        with self._guard:
+            self._closed = True
+            child = self._child
+        if child is None:
+            return
+        child.kill()
+        # whoever has the turn meets the end of the connection, and closes it
+        if self._turn.acquire(blocking=False):
+            try:
+                self._replace(child)
+            finally:
+                self._turn.release()
+
+    def _child_with(self, job: DecodeJob) -> _Child:
         """A child that has begun with a job; the turn is the caller's."""
         for _ in range(_ATTEMPTS):
             child = self._started_child()
             try:
-                child.give(job, descriptor)
+                child.tell(job)
                 child.receive(_BEGIN_SECONDS)
             except (EOFError, OSError):
                 # ended since the video before, which neither of them can be blamed for
                 self._replace(child)
             else:
                 return child
-        raise (
-            _closed()
-            if self._closed
-            else RequestError("internal-error", "the process that decodes videos keeps ending")
-        )
+        raise self._failure("internal-error", "the process that decodes videos keeps ending")
 
     def _started_child(self) -> _Child:
         """A child that waits for a job; the turn is the caller's."""
         if self._child is None:
             self._replace(None)
         child = self._child
-        if self._closed:
-            raise _closed()
-        if child is None:
-            raise RequestError("internal-error", "the process that decodes videos cannot be started")
+        if child is None or self._closed:
+            raise self._failure("internal-error", "the process that decodes videos cannot be started")
         try:
             child.wait_for_start()
         except (EOFError, OSError) as error:
             reason = str(error) if isinstance(error, TimeoutError) else f"it {child.death()}"
             self._replace(child)
-            if self._closed:
-                raise _closed() from None
-            raise RequestError("internal-error", f"the process that decodes videos does not start: {reason}") from None
+            raise self._failure("internal-error", f"the process that decodes videos does not start: {reason}") from None
         return child
 
     def _replace(self, child: _Child | None) -> None:
@@ -246,23 +220,19 @@ class DecoderProcess:
             if not self._closed:
                 # the next video tries again
                 with contextlib.suppress(OSError):
-                    self._child = _Child(self._settings)
+                    self._child = _Child(self._limits, self._program)
 
-    def _death(self, child: _Child) -> RequestError:
-        reason = child.death()
+    def _failure(self, code: str, detail: str) -> RequestError:
+        """What a process without an answer means; once it has been closed, that is why there is none."""
         if self._closed:
-            return _closed()
-        return RequestError("unusable-video", f"its decoder {reason}")
-
-
-def _closed() -> RequestError:
-    return RequestError("replica-lost", "the process that decodes videos has been closed; try again")
+            return RequestError("replica-lost", "the process that decodes videos has been closed; try again")
+        return RequestError(code, detail)
 
 
 class _Child:
     """One process, and this side of the connection to it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, limits: LimitConfig, program: str) -> None:
         ours, theirs = socket.socketpair()
         ear, self._lifeline = os.pipe()
         try:
@@ -274,7 +244,7 @@ class _Child:
                 "MALLOC_ARENA_MAX": "1",
             }
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _COMMAND, str(theirs.fileno()), str(ear)],
+                [sys.executable, "-P", "-c", program, str(theirs.fileno()), str(ear)],
                 pass_fds=(theirs.fileno(), ear),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -291,17 +261,12 @@ class _Child:
         self._start_until = time.monotonic() + _START_SECONDS
         self.started = False
         self._ended = False
-        self.tell(settings)
+        self.tell(limits)
 
     def wait_for_start(self) -> None:
         if not self.started:
             self.receive(self._start_until - time.monotonic())
             self.started = True
-
-    def give(self, job: DecodeJob, descriptor: int | None) -> None:
-        self._connection.send(job)
-        if descriptor is not None:
-            reduction.send_handle(self._connection, descriptor, self.process.pid)
 
     def tell(self, message: object) -> None:
         """Says something to a process that may have ended, which is found out when it does not answer."""
@@ -361,23 +326,25 @@ class _Child:
 
 
 @contextmanager
-def _shared(source: np.ndarray | str | os.PathLike[str]) -> Iterator[tuple[str | None, int | None]]:
-    """A file as a path or as a descriptor that another process can open.
+def _shared(source: np.ndarray | str | os.PathLike[str]) -> Iterator[str]:
+    """Where another process finds a file.
 
-    Bytes go into a file without a name, which is gone however this process ends.
+    Bytes go into a file without a name, which is gone however this process ends; where the system shows no descriptors,
+    into one that has a name.
     """
     if not isinstance(source, np.ndarray):
-        yield os.path.abspath(source), None  # noqa: PTH100  not resolved: a link's name may carry the suffix
+        yield os.path.abspath(source)  # noqa: PTH100  not resolved: a link's name may carry the suffix
         return
     with contextlib.ExitStack() as stack:
         try:
-            named = not _DESCRIPTORS.is_dir()
-            make = tempfile.NamedTemporaryFile if named else tempfile.TemporaryFile
-            file = stack.enter_context(make(buffering=0))
-            write_all(file.fileno(), np.ascontiguousarray(source))
+            shown = Path("/proc/self/fd").is_dir()
+            make = tempfile.TemporaryFile if shown else tempfile.NamedTemporaryFile
+            file = stack.enter_context(make())
+            file.write(np.ascontiguousarray(source).data)
+            file.flush()
         except OSError as error:
             raise RequestError("internal-error", f"the video cannot be stored: {reason_of(error)}") from error
-        yield (file.name, None) if named else (None, file.fileno())
+        yield f"/proc/{os.getpid()}/fd/{file.fileno()}" if shown else file.name
 
 
 def _mapped(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -10,14 +10,13 @@ import contextlib
 import errno
 import fcntl
 import os
-import pkgutil
 import resource
 import select
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 from multiprocessing import reduction
@@ -27,13 +26,16 @@ import numpy as np
 import psutil
 
 from zar_ray.errors import ConfigError, VideoError
+from zar_ray.serving.backend import DecodedViews
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
-from zar_ray.serving.windows import WindowCut, WindowSchedule, WindowSpan, cut_windows
+from zar_ray.serving.schema import WindowParameters
+from zar_ray.serving.windows import WindowSchedule, WindowSpan, cut_windows
+from zar_ray.video.decoding import decode_video
 from zar_ray.video.inspection import Deadline, open_stream
 from zar_ray.video.options import Decoder, ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video
-from zar_ray.video.reading import VideoInfo, has_decord
+from zar_ray.video.reading import VideoInfo, has_decord, open_video
 from zar_ray.video.transforms import Preprocessing, resize_frame
 
 _AHEAD = 2  # windows that lie finished before one of them is taken
@@ -73,35 +75,20 @@ class DecodeRequest:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The first message to the process.
-
-    Attributes:
-        limits: What it may use, and how large a video may be.
-        decode: Import path of what stands for `zar_ray.video.decoding.decode_video`.
-        open_video: Import path of what stands for `zar_ray.video.reading.open_video` where windows are wanted.
-    """
-
-    limits: LimitConfig
-    decode: str = "zar_ray.video.decoding:decode_video"
-    open_video: str = "zar_ray.video.reading:open_video"
-
-
-@dataclass(frozen=True)
 class DecodeJob:
     """A video to decode.
 
     Attributes:
         request: What is wanted of it.
         timeout: Seconds it may take, or each of its windows.
-        path: The file; None where its descriptor follows this message.
-        cut: How to cut it; None for the whole video.
+        path: The file.
+        windows: How to cut it; None for the whole video.
     """
 
     request: DecodeRequest
     timeout: float
-    path: str | None
-    cut: WindowCut | None = None
+    path: str
+    windows: WindowParameters | None = None
 
 
 class Signal(Enum):
@@ -113,38 +100,9 @@ class Signal(Enum):
     STOP = "to the process: no further answers of this job are wanted"
 
 
-@dataclass(frozen=True, eq=False)
-class DecodedViews:
-    """A decoded video, or one window of it, with the plan that its frames are for.
-
-    From the process it comes without frames, as the descriptor of their file follows.
-
-    Attributes:
-        frames: uint8 (F, h, w, 3), contiguous, resized, in the plan's order.
-        plan: Its views; frame indices of a window count from the window's first frame.
-        info: What is known of the whole video, and the decoder that gave these pixels.
-        warning: What is wrong with the video although it could be read, as far as that is known by now; with the last
-            window all is.
-        seconds: Time that opening, decoding and resizing took; of a window since the window before.
-        span: Where the window lies; None for a whole video.
-    """
-
-    frames: np.ndarray
-    plan: ViewPlan
-    info: VideoInfo
-    warning: str | None
-    seconds: float
-    span: WindowSpan | None = None
-
-    @property
-    def first_frame(self) -> int:
-        """The frame of the video that the plan's frame 0 is."""
-        return self.span.start_frame if self.span is not None else 0
-
-
 @dataclass(frozen=True)
 class Finished:
-    """From the process: the job is over.
+    """From the process: the job is over. Before it come `DecodedViews` without frames, whose file follows each.
 
     Attributes:
         error: Why it did not end well.
@@ -204,11 +162,9 @@ class _WindowDeadline(Deadline):
 class _Worker:
     """Does one job after another until the parent hangs up."""
 
-    def __init__(self, connection: Connection, settings: Settings) -> None:
+    def __init__(self, connection: Connection, limits: LimitConfig) -> None:
         self._connection = connection
-        self._limits = settings.limits
-        self._decode_video = pkgutil.resolve_name(settings.decode)
-        self._open_video = pkgutil.resolve_name(settings.open_video)
+        self._limits = limits
         if has_decord():
             # now, so that no video pays for it; a decord that does not load is a matter of `open_video`
             with contextlib.suppress(ImportError, OSError, RuntimeError):
@@ -228,37 +184,25 @@ class _Worker:
     def _finish(self, job: DecodeJob) -> Finished:
         """Does a job; nothing that goes wrong with a video ends the process."""
         error, unforeseen, out_of_memory = None, None, False
-        with self._path(job) as path:
-            try:
-                if job.cut is None:
-                    self._decode_whole(job.request, path, job.timeout)
-                else:
-                    self._decode_windows(job.request, path, job.timeout, job.cut)
-            except _StoppedError:
-                pass
-            except RequestError as caught:
-                error = caught
-            except Exception as caught:  # noqa: BLE001  whatever a decoder throws is this file's error
-                out_of_memory = _lacks_memory(caught)
-                error = self._error_of(caught, path, job.request.name)
-                if not out_of_memory and not isinstance(caught, (VideoError, ConfigError)):
-                    unforeseen = traceback.format_exc()
-            # after the handler, so that nothing of the attempt is held any more
-            if error is not None and error.code == "unusable-video":
-                error = self._declared_size(path) or error
+        try:
+            if job.windows is None:
+                self._decode_whole(job.request, job.path, job.timeout)
+            else:
+                self._decode_windows(job.request, job.path, job.timeout, job.windows)
+        except _StoppedError:
+            pass
+        except RequestError as caught:
+            error = caught
+        except Exception as caught:  # noqa: BLE001  whatever a decoder throws is this file's error
+            out_of_memory = _lacks_memory(caught)
+            error = self._error_of(caught, job.path, job.request.name)
+            if not out_of_memory and not isinstance(caught, (VideoError, ConfigError)):
+                unforeseen = traceback.format_exc()
+        # after the handler, so that nothing of the attempt is held any more
+        if error is not None and error.code == "unusable-video":
+            error = self._declared_size(job.path) or error
         grown = _address_space() - self._at_start > self._limits.decode_memory // 2
         return Finished(error, unforeseen, retire=out_of_memory or grown)
-
-    @contextlib.contextmanager
-    def _path(self, job: DecodeJob) -> Iterator[str]:
-        if job.path is not None:
-            yield job.path
-            return
-        descriptor = reduction.recv_handle(self._connection)
-        try:
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
 
     def _decode_whole(self, request: DecodeRequest, path: str, timeout: float) -> None:
         def plan_of(info: VideoInfo) -> ViewPlan:
@@ -267,21 +211,21 @@ class _Worker:
             self._check_frames(len(plan.frames), plan)
             return plan
 
-        decoded = self._decode_video(
+        decoded = decode_video(
             path, plan_of, request.preprocessing.interpolation, decoder=request.decoder, timeout=timeout
         )
         plan = request.plan(decoded.info)
         answer = DecodedViews(_LATER, plan, decoded.info, decoded.warning, decoded.seconds)
         self._send(answer, (decoded.frames,))
 
-    def _decode_windows(self, request: DecodeRequest, path: str, timeout: float, cut: WindowCut) -> None:
+    def _decode_windows(self, request: DecodeRequest, path: str, timeout: float, windows: WindowParameters) -> None:
         started = time.monotonic()
         deadline = _WindowDeadline(timeout, self._connection)
         decoder = "pyav" if request.decoder == "auto" else request.decoder
-        with self._open_video(path, decoder, deadline) as reader:
+        with open_video(path, decoder, deadline) as reader:
             info = reader.info
             self._check_video(info)
-            spans = cut_windows(info.frames, info.fps, cut)
+            spans = cut_windows(info.frames, info.fps, windows, self._limits.windows)
             plans = [request.plan_window(info, span) for span in spans]
             schedule = WindowSchedule(spans, plans)
             self._check_frames(schedule.most_held, plans[0])
@@ -320,11 +264,13 @@ class _Worker:
             )
 
     def _send(self, answer: DecodedViews, frames: Iterable[np.ndarray]) -> None:
-        with _anonymous_file() as descriptor:
+        in_memory = hasattr(os, "memfd_create")
+        with os.fdopen(os.memfd_create("frames"), "wb") if in_memory else tempfile.TemporaryFile() as file:
             for part in frames:
-                write_all(descriptor, np.ascontiguousarray(part))
+                file.write(np.ascontiguousarray(part).data)
+            file.flush()
             self._connection.send(answer)
-            reduction.send_handle(self._connection, descriptor, os.getppid())
+            reduction.send_handle(self._connection, file.fileno(), os.getppid())
 
     def _error_of(self, error: Exception, path: str, name: str) -> RequestError:
         if _lacks_memory(error):
@@ -350,31 +296,6 @@ class _Worker:
         except (VideoError, MemoryError):
             pass
         return None
-
-
-def write_all(descriptor: int, array: np.ndarray) -> None:
-    """Writes an array's bytes to a file, in as many pieces as the system takes.
-
-    Args:
-        descriptor: The file.
-        array: Contiguous, of any type and shape.
-    """
-    rest = array.reshape(-1).view(np.uint8).data
-    while len(rest):
-        rest = rest[os.write(descriptor, rest) :]
-
-
-@contextlib.contextmanager
-def _anonymous_file() -> Iterator[int]:
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("frames")
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-    else:
-        with tempfile.TemporaryFile(buffering=0) as file:
-            yield file.fileno()
 
 
 def _check_side(width: int, height: int, limit: int) -> None:

@@ -51,6 +51,10 @@ class WindowParameters(_Message):
     )
 
 
+class WindowedParameters(ClassifyParameters, WindowParameters):
+    """How a long video is to be cut and classified."""
+
+
 class WindowedPathRequest(PathRequest, WindowParameters):
     """A long video that lies on the server."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import mmap
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Any
@@ -54,7 +54,7 @@ def announced_size(request: Request, limits: LimitConfig) -> int:
     if not re.fullmatch(r"\d{1,18}", header):
         raise RequestError("bad-request", "Content-Length is not a number of bytes")
     if int(header) > limits.body_bytes:
-        raise _too_large(limits)
+        raise _too_large(limits.body_bytes)
     return int(header)
 
 
@@ -68,23 +68,19 @@ async def read_form(request: Request, limits: LimitConfig) -> AsyncIterator[Form
     started = time.monotonic()
     parser = MultiPartParser(
         request.headers,
-        _counted(request, limits),
+        _counted(request, limits.body_bytes),
         max_files=1,
         max_fields=limits.labels + 16,
         max_part_size=_TEXT_BYTES,
     )
     try:
-        with anyio.fail_after(limits.receive_seconds):
+        with _arriving(limits):
             form = await parser.parse()
     except MultiPartException as error:
         raise RequestError("bad-request", f"the form cannot be read: {error.message}") from None
     except (KeyError, ValueError, AssertionError) as error:
         # Headers that are no multipart's: starlette's parser looks them up and decodes them without checks.
         raise RequestError("bad-request", f"the form cannot be read: {type(error).__name__}") from None
-    except TimeoutError:
-        raise _too_slow(limits) from None
-    except ClientDisconnect:
-        raise RequestError("bad-request", "the client hung up") from None
     try:
         yield _form(form, time.monotonic() - started)
     finally:
@@ -97,26 +93,30 @@ async def read_json(request: Request, limits: LimitConfig) -> bytes:
     Raises:
         RequestError: It is too large or too slow.
     """
-    body = bytearray()
+    with _arriving(limits):
+        return b"".join(
+            [chunk async for chunk in _counted(request, min(_TEXT_BYTES, limits.body_bytes), "; upload the video")]
+        )
+
+
+@contextmanager
+def _arriving(limits: LimitConfig) -> Iterator[None]:
+    """How long a body may take, and what it means that it does not arrive."""
     try:
         with anyio.fail_after(limits.receive_seconds):
-            async for chunk in _counted(request, limits):
-                body += chunk
-                if len(body) > _TEXT_BYTES:
-                    raise RequestError("body-too-large", f"a JSON body may have {_TEXT_BYTES} bytes; upload the video")
+            yield
     except TimeoutError:
-        raise _too_slow(limits) from None
+        raise RequestError("timeout", f"the body took longer than {limits.receive_seconds:g} s to arrive") from None
     except ClientDisconnect:
         raise RequestError("bad-request", "the client hung up") from None
-    return bytes(body)
 
 
-async def _counted(request: Request, limits: LimitConfig) -> AsyncGenerator[bytes]:
+async def _counted(request: Request, limit: int, advice: str = "") -> AsyncGenerator[bytes]:
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
-        if received > limits.body_bytes:
-            raise _too_large(limits)
+        if received > limit:
+            raise _too_large(limit, advice)
         yield chunk
 
 
@@ -155,9 +155,5 @@ def _content(file: IO[Any]) -> np.ndarray:
     return np.frombuffer(mmap.mmap(number, size, access=mmap.ACCESS_READ), dtype=np.uint8)
 
 
-def _too_large(limits: LimitConfig) -> RequestError:
-    return RequestError("body-too-large", f"the body is larger than {limits.body_bytes} bytes")
-
-
-def _too_slow(limits: LimitConfig) -> RequestError:
-    return RequestError("timeout", f"the body took longer than {limits.receive_seconds:g} s to arrive")
+def _too_large(limit: int, advice: str = "") -> RequestError:
+    return RequestError("body-too-large", f"the body is larger than {limit} bytes{advice}")

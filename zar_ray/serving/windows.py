@@ -10,16 +10,8 @@ from math import ceil
 import numpy as np
 
 from zar_ray.serving.problems import RequestError
+from zar_ray.serving.schema import WindowParameters
 from zar_ray.video.plans import ViewPlan
-
-
-@dataclass(frozen=True)
-class WindowCut:
-    """How a video is cut: windows of `seconds`, one every `stride` seconds, and at most `most` of them."""
-
-    seconds: float
-    stride: float
-    most: int
 
 
 @dataclass(frozen=True)
@@ -41,7 +33,7 @@ class WindowSpan:
     frames: int
 
 
-def cut_windows(frames: int, fps: float, cut: WindowCut) -> tuple[WindowSpan, ...]:
+def cut_windows(frames: int, fps: float, windows: WindowParameters, most: int) -> tuple[WindowSpan, ...]:
     """The windows of a video; one that would start after the video's last frame does not exist.
 
     A time t is frame floor(t·fps + 1/2), in exact arithmetic.
@@ -49,7 +41,8 @@ def cut_windows(frames: int, fps: float, cut: WindowCut) -> tuple[WindowSpan, ..
     Args:
         frames: N, the video's frames.
         fps: Frames a second.
-        cut: Lengths in seconds.
+        windows: How long they are, and how far apart they start.
+        most: Windows that there may be.
 
     Raises:
         RequestError: The frame rate is unknown, or there would be too many windows.
@@ -58,11 +51,12 @@ def cut_windows(frames: int, fps: float, cut: WindowCut) -> tuple[WindowSpan, ..
         raise RequestError("unusable-video", "its frame rate is unknown, so it cannot be cut into windows")
     # the fractions that the numbers stand for: binary 0.3 would round to the wrong side of a half
     rate = Fraction(fps).limit_denominator(1_000_000)
-    length, stride = (Fraction(repr(float(seconds))) for seconds in (cut.seconds, cut.stride))
+    length = Fraction(repr(windows.window))
+    stride = length if windows.stride is None else Fraction(repr(windows.stride))
     half = Fraction(1, 2)
     count = ceil((frames - half) / (stride * rate))
-    if count > cut.most:
-        raise RequestError("video-too-large", f"{count} windows; the limit is {cut.most} windows")
+    if count > most:
+        raise RequestError("video-too-large", f"{count} windows; the limit is {most} windows")
     spans = []
     for number in range(count):
         first = int(number * stride * rate + half)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from zar_ray.data.benchmarks.layout import Files
+from zar_ray.data.benchmarks.layout import YOUTUBE, Files
 from zar_ray.data.benchmarks.lists import VideoList
 from zar_ray.data.classes import class_list, name_key
 from zar_ray.data.manifest import Manifest, VideoRow
@@ -23,7 +23,6 @@ Level = Literal["ok", "note", "warning", "wrong"]
 
 _HMDB = re.compile(r"(?P<title>.*)_[fulh]_(?:nm|cm)_np\d_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+")
 _UCF = re.compile(r"v_(?P<name>\w+?)_(?P<group>g\d+)_c\d+")
-_YOUTUBE = re.compile(r"(?P<id>.{11})_\d{6}_\d{6}")
 _SHOWN = 5
 
 
@@ -258,7 +257,7 @@ def check_shared_classes(names: Sequence[str], trained: Sequence[str], renamed: 
 def identity(path: str) -> str:
     """What tells a video from others: the file's name where a benchmark's names are unique, else the whole path."""
     stem = PurePosixPath(path).stem
-    unique = any(pattern.fullmatch(stem) for pattern in (_HMDB, _UCF, _YOUTUBE))
+    unique = any(pattern.fullmatch(stem) for pattern in (_HMDB, _UCF, YOUTUBE))
     return stem if unique else str(PurePosixPath(path))
 
 
@@ -322,7 +321,7 @@ def _source(path: str) -> str | None:
     stem = PurePosixPath(path).stem
     if match := _UCF.fullmatch(stem):
         return f"{match['name']} {match['group']}"
-    match = _YOUTUBE.fullmatch(stem)
+    match = YOUTUBE.fullmatch(stem)
     return match["id"] if match else None
 
 

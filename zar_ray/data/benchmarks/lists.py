@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations, Files
-from zar_ray.data.classes import class_list, known_class_lists, name_key
+from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations
+from zar_ray.data.classes import by_key, class_list, known_class_lists, name_key
 from zar_ray.data.protocols import SplitSpec
 from zar_ray.data.text_files import csv_rows, read_lines
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 
 _ENTRY = re.compile(r"(?P<path>.*\S)(?:\s+|\s*,\s*)(?P<label>-?\d+)")
-_YOUTUBE = re.compile(r".{11}_\d{6}_\d{6}")
 _OFFICIAL = ("train", "val", "test")
 
 
@@ -156,28 +155,26 @@ def read_lists(
 
 def merge_lists(
     name: str,
-    files: Files,
+    class_names: Sequence[str],
     lists: Sequence[tuple[str, VideoList]],
     annotations: Annotations | None = None,
-    class_names: Sequence[str] | None = None,
 ) -> Annotations:
     """Adds lists to what a benchmark's annotations say, or takes them alone.
 
     Args:
         name: What the dataset is called.
-        files: The files, where the lists' videos are looked for: by path, else by file name.
+        class_names: The classes in label-id order, whose spelling is taken.
         lists: Each list with the split whose videos it names.
         annotations: What the official annotations say, if there are any.
-        class_names: The classes in label-id order, whose spelling is taken; by default the lists' names, in turn.
 
     Raises:
         ManifestError: A list names a video twice, has a class that is not among `class_names`, or calls a video by
             another class than the annotations or another list do.
     """
-    known = dict.fromkeys(class_names or [n for _, one in lists for n in one.class_names])
-    spelled = {name_key(n): n for n in known}
-    videos = {video.key: video for video in annotations.videos} if annotations else {}
-    paths = set(files.videos)
+    annotations = annotations or Annotations()
+    known = set(class_names)
+    spelled = by_key(class_names)
+    videos = {video.key: video for video in annotations.videos}
     for split, one in lists:
         lines: dict[str, int] = {}
         for entry in one.entries:
@@ -188,10 +185,8 @@ def merge_lists(
             said = one.class_name(entry)
             label = said if said in known else spelled.get(name_key(said))
             if label is None:
-                raise ManifestError(
-                    f'{at}: class "{one.class_name(entry)}" of {one.labels_place} is no class of {name}'
-                )
-            video = videos.get(entry.stem) or _new(entry, label, files, paths)
+                raise ManifestError(f'{at}: class "{said}" of {one.labels_place} is no class of {name}')
+            video = videos.get(entry.stem) or _new(entry, label)
             if label not in video.class_names:
                 raise ManifestError(
                     f'{at}: calls the video "{label}", which is "{", ".join(video.class_names)}" elsewhere; '
@@ -199,25 +194,13 @@ def merge_lists(
                 )
             videos[entry.stem] = replace(video, splits=tuple(dict.fromkeys((*video.splits, split))))
     sources = tuple(Path(one.place).name for _, one in lists)
-    if annotations is None:
-        return Annotations(name, tuple(videos.values()), tuple(known), sources=sources)
     return replace(annotations, videos=tuple(videos.values()), sources=(*annotations.sources, *sources))
 
 
-def _new(entry: ListEntry, label: str, files: Files, paths: set[str]) -> AnnotatedVideo:
-    path = PurePosixPath(entry.path)
-    official = next((part for part in path.parts[:-1] if part in _OFFICIAL), None)
-    found = entry.path if entry.path in paths else None
-    if found is None:
-        exact = _YOUTUBE.fullmatch(entry.stem) is not None  # YouTube's ids differ by case and punctuation alone
-        found = files.find(entry.stem, label, *path.parts[:-1], exact=exact)
-    return AnnotatedVideo(
-        expected=entry.path.lstrip("/"),
-        class_names=(label,),
-        split=official or "all",
-        splits=(official,) if official else (),
-        found=found,
-    )
+def _new(entry: ListEntry, label: str) -> AnnotatedVideo:
+    official = next((part for part in PurePosixPath(entry.path).parts[:-1] if part in _OFFICIAL), None)
+    splits = (official,) if official else ()
+    return AnnotatedVideo(entry.path.lstrip("/"), (label,), official or "all", splits)
 
 
 def _split_and_file(text: str, specs: Sequence[SplitSpec]) -> tuple[str | None, str]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zar_ray.data.manifest import VideoRow
-from zar_ray.data.text_files import CsvTable, read_csv
+from zar_ray.data.text_files import csv_rows
 from zar_ray.errors import ManifestError, suggestion
 
 VIDEO_EXTENSIONS = frozenset(
@@ -27,7 +27,6 @@ VIDEO_EXTENSIONS = frozenset(
 )
 SPLIT_FOLDERS = frozenset({"train", "val", "test"})
 NO_SPLIT = "all"
-_CSV_COLUMNS = ("path", "label", "split")
 
 
 @dataclass(frozen=True)
@@ -89,21 +88,18 @@ def list_csv(file: str | Path, root: str | Path | None = None, class_names: Sequ
         ManifestError: The CSV cannot be read, names a video twice or has a label that is not in `class_names`; the
             message names the line.
     """
-    place = Path(file).expanduser().absolute()
-    top = Path(root).expanduser().absolute() if root is not None else place.parent
+    place = Path(file).expanduser()
+    top = (Path(root).expanduser() if root is not None else place.parent).absolute()
     videos: list[VideoRow] = []
-    lines: dict[str, int] = {}
+    lines: dict[str, str] = {}
     known = None if class_names is None else _known_names(class_names, str(file))
-    table = read_csv(place, str(file))
-    _check_columns(table, str(file))
-    for line, cells in table.rows:
-        at = f"{file}, line {line}"
+    for at, cells in csv_rows(place, ("path",), ("label", "split")):
         if not cells["path"]:
             raise ManifestError(f"{at}: the path is empty")
         path = os.path.normpath(top / cells["path"])
         if path in lines:
-            raise ManifestError(f"{at}: {cells['path']} is already in line {lines[path]}")
-        lines[path] = line
+            raise ManifestError(f"{at}: {cells['path']} is already in {lines[path]}")
+        lines[path] = at
         label = _tidy(cells.get("label", "")) or None
         if known is not None and label is not None and label not in known:
             raise ManifestError(f'{at}: label "{label}" is not among the class names{suggestion(label, known)}')
@@ -165,16 +161,6 @@ def storable(text: str) -> str:
 
 def _unreadable(error: OSError) -> None:
     raise ManifestError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
-
-
-def _check_columns(table: CsvTable, shown: str) -> None:
-    if table.header and "path" not in table.header:
-        raise ManifestError(f'{shown}: must begin with the header "path,label" or "path,label,split"')
-    for name in table.header:
-        if name not in _CSV_COLUMNS:
-            raise ManifestError(f'{shown}: unknown column "{name}"{suggestion(name, _CSV_COLUMNS)}')
-        if table.header.count(name) > 1:
-            raise ManifestError(f'{shown}: column "{name}" occurs more than once')
 
 
 def _listing(

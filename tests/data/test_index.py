@@ -143,7 +143,7 @@ def test_given_class_names_set_the_label_ids(tmp_path: Path) -> None:
     assert list_folder(tmp_path, ["walk", "run"]).class_names == ("walk", "run")
     with pytest.raises(ManifestError, match=r'class "run" is not among the class names; did you mean "runs"\?$'):
         list_folder(tmp_path, ["walk", "runs"])
-    with pytest.raises(ManifestError, match='class name "run" is given more than once'):
+    with pytest.raises(ManifestError, match='"run" is both class name 1 and class name'):
         list_folder(tmp_path, ["run", "run"])
 
 

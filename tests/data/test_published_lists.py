@@ -193,8 +193,8 @@ def test_a_published_list_adds_to_official_annotations(tmp_path: Path) -> None:
         (["a.mp4 1"], ["x"], "list.txt, line 1: has label 1, and "),
         (["a.mp4 -1"], ["x"], "line 1: has label -1"),
         ([], ["x"], "list.txt: lists no videos"),
-        (["a.mp4 0"], ["x", "x"], 'names.txt, line 2: the class name "x" occurs before, in '),
-        (["a.mp4 0"], [], "names.txt: holds no class names"),
+        (["a.mp4 0"], ["x", "x"], 'names.txt: "x" is both class name 1 and class name 2'),
+        (["a.mp4 0"], [], "names.txt: no class names"),
         (["a.mp4 0"], ["id,name", "1,x"], "names.txt, line 2: has the id 1, expected 0"),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 from rich.console import Console
 
-from zar_ray.data.classes import CLASSES_OF, by_key, class_list, name_key
+from zar_ray.data.classes import CLASSES_OF, by_key, class_list, distinct_names, name_key, tidy_name
 from zar_ray.data.listing import NO_SPLIT, Listing, list_csv, list_folder
 from zar_ray.data.manifest import Manifest, read_manifest
 from zar_ray.data.probing import probe_listing
@@ -311,7 +310,7 @@ def parse_class_names(text: str) -> tuple[str, ...]:
             lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{text}: the class names cannot be read ({error})") from error
-        return _distinct(lines, text, "line")
+        return distinct_names(map(tidy_name, lines), text, "line", ConfigError)
     if "," not in text and path.suffix in (".txt", ".csv", ".lst"):
         raise ConfigError(f"{text}: no such file of class names")
     return split_class_names(text)
@@ -329,7 +328,7 @@ def split_class_names(text: str) -> tuple[str, ...]:
         names = next(csv.reader([text], skipinitialspace=True, strict=True), [])
     except csv.Error as error:
         raise ConfigError(f"class names {text}: cannot be read as a list ({error})") from error
-    return _distinct(names, "class names", "name")
+    return distinct_names(map(tidy_name, names), "class names", "name", ConfigError)
 
 
 def _is_file(path: Path) -> bool:
@@ -337,19 +336,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a list of names is too long for a file's name, or holds what no name may
         return False
-
-
-def _distinct(names: list[str], place: str, what: str) -> tuple[str, ...]:
-    first: dict[str, int] = {}
-    for number, name in enumerate((unicodedata.normalize("NFC", n.strip()) for n in names), start=1):
-        if not name:
-            raise ConfigError(f"{place}: {what} {number} is empty")
-        if name in first:
-            raise ConfigError(f'{place}: "{name}" is both {what} {first[name]} and {what} {number}')
-        first[name] = number
-    if not first:
-        raise ConfigError(f"{place}: no class names")
-    return tuple(first)
 
 
 def _folder() -> Path:

@@ -10,7 +10,6 @@ import dataclasses
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from zar_ray.data.classes import distinct_names
 from zar_ray.errors import ManifestError, RunError, suggestion
 from zar_ray.options.base import fingerprint
 from zar_ray.storage import Storage, is_uri
@@ -222,7 +222,7 @@ def read_manifest(path: str | Path) -> Manifest:
     try:
         header = json.loads(stored)
         version, name, root = int(header["format"]), str(header["name"]), str(header["root"])
-        class_names = tuple(header["class_names"])
+        class_names = tuple(str(name) for name in header["class_names"])
     except (ValueError, KeyError, TypeError) as error:
         raise ManifestError(f"{path}: the manifest's class names and root cannot be read; {_REMAKE}") from error
     if version != _FORMAT:
@@ -255,7 +255,8 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
 
 def _checked(table: pa.Table, class_names: tuple[str, ...], place: str) -> pa.Table:
     """Returns the table with exactly `MANIFEST_SCHEMA`, or raises a ManifestError that names `place`."""
-    _check_class_names(class_names, place)
+    if class_names:
+        distinct_names(class_names, place)
     table = _with_schema(table, place)
     for name in ("video_id", "path", "split"):
         if len(table.filter(pc.field(name) == "")):
@@ -276,14 +277,6 @@ def _checked(table: pa.Table, class_names: tuple[str, ...], place: str) -> pa.Ta
         "has no error, so frames, width and height must be there and positive",
     )
     return table
-
-
-def _check_class_names(class_names: tuple[str, ...], place: str) -> None:
-    for name, count in Counter(class_names).items():
-        if not isinstance(name, str) or not name.strip():
-            raise ManifestError(f"{place}: has an empty class name")
-        if count > 1:
-            raise ManifestError(f'{place}: class name "{name}" occurs more than once')
 
 
 def _with_schema(table: pa.Table, place: str) -> pa.Table:

@@ -22,8 +22,9 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
-from zar_ray.data.listing import Listing, storable
+from zar_ray.data.listing import Listing
 from zar_ray.data.manifest import Manifest
+from zar_ray.data.text_files import storable
 from zar_ray.errors import ConfigError, ManifestError, VideoError
 from zar_ray.video.options import Decoder
 from zar_ray.video.reading import has_decord, probe_video

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations
-from zar_ray.data.classes import by_key, class_list, known_class_lists, name_key
+from zar_ray.data.classes import by_key, class_list, distinct_names, known_class_lists, name_key, tidy_name
 from zar_ray.data.protocols import SplitSpec
 from zar_ray.data.text_files import csv_rows, read_lines
 from zar_ray.errors import ConfigError, ManifestError, suggestion
@@ -74,17 +73,7 @@ def read_labels(place: str) -> tuple[str, ...]:
             if number != str(expected):
                 raise ManifestError(f"{at}: has the id {number}, expected {expected}; ids must count from 0")
         lines = [(at, name) for at, _, name in named]
-    if not lines:
-        raise ManifestError(f"{place}: holds no class names")
-    first: dict[str, str] = {}
-    for at, text in lines:
-        name = unicodedata.normalize("NFC", text.strip())
-        if not name:
-            raise ManifestError(f"{at}: the class name is empty")
-        if name in first:
-            raise ManifestError(f'{at}: the class name "{name}" occurs before, in {first[name]}')
-        first[name] = at
-    return tuple(first)
+    return distinct_names((tidy_name(name) for _, name in lines), place)
 
 
 def read_list(place: str, labels: str) -> VideoList:

@@ -13,37 +13,18 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from zar_ray.columns import Bytes, Name, Number, Real, Text, Texts, rows_to_table, schema_of, table_to_rows
 from zar_ray.data.classes import distinct_names
 from zar_ray.errors import ManifestError, RunError, suggestion
 from zar_ray.options.base import fingerprint
 from zar_ray.storage import Storage, is_uri
 
-MANIFEST_SCHEMA = pa.schema(
-    [
-        pa.field("video_id", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("label_id", pa.int32()),
-        pa.field("class_name", pa.string()),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("frames", pa.int32()),
-        pa.field("fps", pa.float64()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("duration", pa.float64()),
-        pa.field("size", pa.int64()),
-        pa.field("decoder", pa.string()),
-        pa.field("error", pa.string()),
-        pa.field("splits", pa.list_(pa.string())),
-        pa.field("labels", pa.list_(pa.string())),
-    ]
-)
 _METADATA_KEY = b"zar_ray.manifest"
 _FORMAT = 1
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]+://")
@@ -76,21 +57,21 @@ class VideoRow:
             in a dataset whose videos have one class.
     """
 
-    video_id: str
-    path: str
-    label_id: int | None = None
-    class_name: str | None = None
-    split: str = "all"
-    frames: int | None = None
-    fps: float | None = None
-    width: int | None = None
-    height: int | None = None
-    duration: float | None = None
-    size: int | None = None
-    decoder: str | None = None
-    error: str | None = None
-    splits: tuple[str, ...] | None = None
-    labels: tuple[str, ...] | None = None
+    video_id: Name
+    path: Name
+    label_id: Number = None
+    class_name: Text = None
+    split: Name = "all"
+    frames: Number = None
+    fps: Real = None
+    width: Number = None
+    height: Number = None
+    duration: Real = None
+    size: Bytes = None
+    decoder: Text = None
+    error: Text = None
+    splits: Texts = None
+    labels: Texts = None
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -103,6 +84,10 @@ class VideoRow:
     def memberships(self) -> tuple[str, ...]:
         """All splits that the video is in."""
         return (self.split,) if self.splits is None else self.splits
+
+
+MANIFEST_SCHEMA = schema_of(VideoRow)
+"""Columns of a manifest: the attributes of `VideoRow`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,17 +119,12 @@ class Manifest:
     @classmethod
     def of(cls, rows: Iterable[VideoRow], class_names: Sequence[str], root: str | Path, name: str) -> Manifest:
         """Builds a manifest from rows; `root` is made absolute."""
-        values = list(rows)
-        # Column by column: Arrow's from_pylist would want a dictionary a row.
-        columns = [pa.array([getattr(r, field.name) for r in values], field.type) for field in MANIFEST_SCHEMA]
-        return cls(pa.Table.from_arrays(columns, schema=MANIFEST_SCHEMA), tuple(class_names), _absolute(root), name)
+        return cls(rows_to_table(rows, MANIFEST_SCHEMA), tuple(class_names), _absolute(root), name)
 
     def rows(self) -> Iterator[VideoRow]:
         """Yields the rows in the table's order."""
         for batch in self.table.to_batches():
-            for row in batch.to_pylist():
-                lists: dict[str, Any] = {n: tuple(held) for n, held in row.items() if isinstance(held, list)}
-                yield VideoRow(**{**row, **lists})
+            yield from table_to_rows(batch, VideoRow)
 
     @property
     def splits(self) -> tuple[str, ...]:

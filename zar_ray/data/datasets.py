@@ -95,7 +95,7 @@ class Benchmark(Protocol):
             raise ConfigError(f"{self.name}: its file in conf/benchmarks defines no splits to evaluate")
         if self.data is not None:
             self._check_classes(manifest, CLASSES_OF[self.data])
-        return evaluation_splits(self, manifest, split=split, legacy_labels=legacy_labels, make=self.make_command())
+        return evaluation_splits(self, manifest, split=split, legacy_labels=legacy_labels)
 
     def _check_classes(self, manifest: Manifest, classes: str) -> None:
         """A class in no list would leave its videos out of every split without a word."""

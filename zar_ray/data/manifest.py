@@ -210,6 +210,14 @@ def read_manifest(path: str | Path) -> Manifest:
     return Manifest(_checked(table, class_names, str(path)), class_names, root, name)
 
 
+def count_rows(path: str | Path) -> int | None:
+    """How many videos a local manifest holds, from its footer alone; None where there is none that can be read."""
+    try:
+        return None if is_uri(str(path)) else pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowException):
+        return None
+
+
 def write_manifest(manifest: Manifest, path: str | Path) -> None:
     """Writes a manifest to a file or a URI; a reader sees the old file or the new one, never half of one.
 

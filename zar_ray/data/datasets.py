@@ -131,13 +131,11 @@ class DatasetSource:
     """A dataset that was found, before it is read.
 
     Attributes:
-        kind: What it is.
         name: What results call it.
         path: The manifest, CSV or folder, absolute; a manifest may be a URI.
         benchmark: The benchmark, where it is one.
     """
 
-    kind: Literal["benchmark", "manifest", "csv", "folder"]
     name: str
     path: str
     benchmark: Benchmark | None = None
@@ -208,25 +206,22 @@ def resolve_dataset(dataset: str, data_root: str | Path | None = None) -> Datase
     """
     if dataset in known_benchmarks():
         benchmark = load_benchmark(dataset)
-        return DatasetSource("benchmark", dataset, benchmark.existing_manifest(data_root), benchmark)
+        return DatasetSource(dataset, benchmark.existing_manifest(data_root), benchmark)
     if is_uri(dataset):
-        return DatasetSource("manifest", _stem(dataset), dataset)
+        return DatasetSource(_stem(dataset), dataset)
     path = Path(dataset).expanduser().absolute()
     own = default_manifest(dataset, data_root)
     if is_bare(dataset) and own.is_file() and not path.exists():
-        return DatasetSource("manifest", dataset, str(own))
+        return DatasetSource(dataset, str(own))
     if not path.exists():
         if is_bare(dataset):
             near = suggestion(dataset, known_benchmarks())
             raise ManifestError(f'no dataset "{dataset}": neither a benchmark nor a manifest, CSV or folder{near}')
         raise ManifestError(f"{dataset}: no such file or folder")
     if path.is_dir():
-        return DatasetSource("folder", path.name or "videos", str(path))
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return DatasetSource("manifest", _stem(str(path)), str(path))
-    if suffix == ".csv":
-        return DatasetSource("csv", path.stem, str(path))
+        return DatasetSource(path.name or "videos", str(path))
+    if path.suffix.lower() in (".parquet", ".csv"):
+        return DatasetSource(_stem(str(path)), str(path))
     raise ManifestError(
         f"{dataset}: is neither a manifest (.parquet), a list (.csv) nor a folder; `zar predict` takes single videos"
     )
@@ -249,16 +244,17 @@ def open_dataset(
     Raises:
         ManifestError: It cannot be read, or does not fit together.
     """
-    if source.kind in ("folder", "csv"):
-        return index_dataset(source.path, console=console, name=source.name, decoder=decoder, workers=workers)
-    return dataclasses.replace(read_manifest(source.path), name=source.name)
+    if not is_uri(source.path) and (Path(source.path).is_dir() or source.path.lower().endswith(".csv")):
+        manifest = index_dataset(source.path, console=console, decoder=decoder, workers=workers)
+    else:
+        manifest = read_manifest(source.path)
+    return dataclasses.replace(manifest, name=source.name)
 
 
 def index_dataset(
     place: str | Path,
     *,
     console: Console | None = None,
-    name: str | None = None,
     decoder: Decoder = "auto",
     workers: int | None = None,
 ) -> Manifest:
@@ -267,15 +263,13 @@ def index_dataset(
     Args:
         place: The folder or the CSV.
         console: Where progress is shown.
-        name: The dataset's name; by default the folder's or the CSV's.
         decoder: What probes the files.
         workers: Probing processes; by default one a CPU.
 
     Raises:
         ManifestError: The folder or the CSV cannot be used.
     """
-    manifest = probe_listing(list_dataset(place), decoder, workers, console, str(place))
-    return manifest if name is None else dataclasses.replace(manifest, name=name)
+    return probe_listing(list_dataset(place), decoder, workers, console, str(place))
 
 
 def list_dataset(

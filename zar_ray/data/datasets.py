@@ -102,10 +102,9 @@ class Benchmark(Protocol):
         known = by_key(class_list(classes))
         for name in manifest.class_names:
             if name_key(name) not in known:
-                near = suggestion(name, known.values())
                 raise ManifestError(
                     f'{self.name}: the manifest\'s class "{name}" is no class of {self.title}'
-                    f'{near if "did you mean" in near else ""}; make one with "{self.make_command()}"'
+                    f'{suggestion(name, known.values())}; make one with "{self.make_command()}"'
                 )
 
     def eval_options(self) -> dict[str, Any]:

@@ -277,15 +277,9 @@ class ClassNames:
         """
         name = self.find(spelled)
         if name is None:
-            near = suggestion(spelled, self.names) if len(self.names) < 60 else _near(spelled, self.names)
+            near = suggestion(spelled, self.names)
             raise ManifestError(f'{place}: "{spelled}" is no class of {self._benchmark}{near}')
         return name
-
-
-def _near(spelled: str, names: Sequence[str]) -> str:
-    """A near miss among many names, without listing them all."""
-    said = suggestion(spelled, names)
-    return said if "did you mean" in said else ""
 
 
 def check_classes(names: Iterable[str], known: ClassNames, place: Path) -> None:

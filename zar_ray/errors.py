@@ -55,7 +55,7 @@ class VideoError(ZarError):
 def suggestion(value: str, known: Iterable[str]) -> str:
     """Returns `; did you mean "x"?` for a near miss, otherwise the known values, ready to append to a message.
 
-    More than 50 known values, such as the classes of a benchmark, are not listed.  Upper and lower case make no difference to what is near.
+    Upper and lower case make no difference to what is near.  More than 50 known values are not listed.
     """
     known = sorted(known)
     folded = {name.casefold(): name for name in known}

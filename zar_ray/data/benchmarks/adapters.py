@@ -35,8 +35,8 @@ _KINETICS = "CSV with the columns label, youtube_id, time_start, time_end and sp
 ADAPTERS: Mapping[str, Adapter] = {
     "charades": Adapter("Charades", "Charades_v1_train.csv or Charades_v1_test.csv", charades.annotate),
     "hmdb51": Adapter("HMDB51", "CLASS_test_splitN.txt", hmdb51.annotate),
-    "k400": Adapter("Kinetics-400", _KINETICS, kinetics.annotate),
-    "k600": Adapter("Kinetics-600", _KINETICS, kinetics.annotate),
+    "k400": Adapter("Kinetics-400", f"{_KINETICS} of Kinetics-400", kinetics.annotate),
+    "k600": Adapter("Kinetics-600", f"{_KINETICS} of Kinetics-600", kinetics.annotate),
     "ssv2": Adapter("Something-Something V2", "train.json, validation.json or test.json", ssv2.annotate),
     "ucf101": Adapter("UCF101", "testlistNN.txt", ucf101.annotate),
 }
@@ -70,7 +70,7 @@ def list_benchmark(
     if not official.videos:
         if not lists:
             raise ManifestError(
-                f"{files.root}: no {adapter.files} of {adapter.title} below it; unpack the official annotations there, "
+                f"{files.root}: no {adapter.files} below it; unpack the official annotations there, "
                 "or name their folder with --annotations"
             )
         official = Annotations()

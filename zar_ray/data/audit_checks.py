@@ -62,9 +62,9 @@ class Finding:
     total: int = 0
 
 
-def of_list(one: VideoList, split: str) -> Audited:
+def of_list(one: VideoList) -> Audited:
     """A published list, as something to audit."""
-    videos = (VideoRow(entry.path, "", class_name=one.class_name(entry), split=split) for entry in one.entries)
+    videos = (VideoRow(entry.path, "", class_name=one.class_name(entry), split=one.split) for entry in one.entries)
     return Audited(Path(one.place).name, tuple(videos), one.class_names)
 
 

@@ -46,7 +46,7 @@ def list_benchmark(
     data: str,
     root: str | Path,
     annotations: str | Path | None = None,
-    lists: Sequence[tuple[str, VideoList]] = (),
+    lists: Sequence[VideoList] = (),
     available_only: bool = False,
 ) -> tuple[Listing, LayoutReport]:
     """Finds a benchmark's videos.
@@ -55,7 +55,7 @@ def list_benchmark(
         data: The dataset, a key of `ADAPTERS`.
         root: The folder of its videos.
         annotations: The folder of its annotations, where that is another.
-        lists: Published lists, each with the manifest's split it stands for; with them official annotations may lack.
+        lists: Published lists; with them official annotations may lack.
         available_only: Leave missing videos out, rather than keep them as rows with an error.
 
     Raises:
@@ -79,18 +79,18 @@ def list_benchmark(
 
 
 def list_published(
-    name: str, root: str | Path, lists: Sequence[tuple[str, VideoList]], available_only: bool = False
+    name: str, root: str | Path, lists: Sequence[VideoList], available_only: bool = False
 ) -> tuple[Listing, LayoutReport]:
     """Finds the videos of published lists; the class names are the lists', in turn.
 
     Args:
         name: The dataset's name.
         root: The folder of the videos.
-        lists: Each list with the manifest's split it becomes.
+        lists: The lists.
         available_only: Leave missing videos out, rather than keep them as rows with an error.
 
     Raises:
         ManifestError: The folder or the lists cannot be used.
     """
-    names = tuple(dict.fromkeys(n for _, one in lists for n in one.class_names))
+    names = tuple(dict.fromkeys(n for one in lists for n in one.class_names))
     return to_listing(name, names, merge_lists(name, names, lists), Files.below(root), available_only)

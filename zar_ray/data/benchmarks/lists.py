@@ -40,12 +40,16 @@ class VideoList:
         entries: Its lines.
         class_names: The names in label-id order.
         labels_place: Where the names come from, for messages.
+        split: The manifest's split whose videos it names.
+        spec: The split of a benchmark that it stands for.
     """
 
     place: str
     entries: tuple[ListEntry, ...]
     class_names: tuple[str, ...]
     labels_place: str
+    split: str = "all"
+    spec: SplitSpec | None = None
 
     def class_name(self, entry: ListEntry) -> str:
         """The name that the list gives a video."""
@@ -104,9 +108,7 @@ def read_list(place: str, labels: str) -> VideoList:
     return VideoList(str(place), tuple(entries), names, labels)
 
 
-def read_lists(
-    given: Sequence[str], labels: Sequence[str], specs: Sequence[SplitSpec] = ()
-) -> list[tuple[str, VideoList]]:
+def read_lists(given: Sequence[str], labels: Sequence[str], specs: Sequence[SplitSpec] = ()) -> list[VideoList]:
     """Reads what ``--list [SPLIT=]FILE ...`` and ``--labels FILE ...`` name.
 
     Args:
@@ -114,9 +116,6 @@ def read_lists(
             it; without it a benchmark's splits come in their order, else the file's name is taken.
         labels: Their class names, one for all or one each; by default those of the benchmark's splits.
         specs: The benchmark's splits.
-
-    Returns:
-        Each list with the manifest's split it stands for.
 
     Raises:
         ConfigError: Numbers or names do not fit together.
@@ -138,22 +137,19 @@ def read_lists(
         spec = by_name.get(split or "")
         own = labels[min(number, len(labels) - 1)] if labels else spec.classes or "" if spec else ""
         member = (spec.videos or (spec.name,))[0] if spec else split or Path(file).stem
-        lists.append((member, read_list(file, own)))
+        lists.append(replace(read_list(file, own), split=member, spec=spec))
     return lists
 
 
 def merge_lists(
-    name: str,
-    class_names: Sequence[str],
-    lists: Sequence[tuple[str, VideoList]],
-    annotations: Annotations | None = None,
+    name: str, class_names: Sequence[str], lists: Sequence[VideoList], annotations: Annotations | None = None
 ) -> Annotations:
     """Adds lists to what a benchmark's annotations say, or takes them alone.
 
     Args:
         name: What the dataset is called.
         class_names: The classes in label-id order, whose spelling is taken.
-        lists: Each list with the split whose videos it names.
+        lists: The lists.
         annotations: What the official annotations say, if there are any.
 
     Raises:
@@ -164,7 +160,7 @@ def merge_lists(
     known = set(class_names)
     spelled = by_key(class_names)
     videos = {video.key: video for video in annotations.videos}
-    for split, one in lists:
+    for one in lists:
         lines: dict[str, int] = {}
         for entry in one.entries:
             at = f"{one.place}, line {entry.line}"
@@ -181,8 +177,8 @@ def merge_lists(
                     f'{at}: calls the video "{label}", which is "{", ".join(video.class_names)}" elsewhere; '
                     f'"zar data audit --list {one.place} --labels {one.labels_place}" looks for mistakes in labels'
                 )
-            videos[entry.stem] = replace(video, splits=tuple(dict.fromkeys((*video.splits, split))))
-    sources = tuple(Path(one.place).name for _, one in lists)
+            videos[entry.stem] = replace(video, splits=tuple(dict.fromkeys((*video.splits, one.split))))
+    sources = tuple(Path(one.place).name for one in lists)
     return replace(annotations, videos=tuple(videos.values()), sources=(*annotations.sources, *sources))
 
 

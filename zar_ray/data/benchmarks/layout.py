@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 
 from zar_ray.data.classes import by_key, name_key
 from zar_ray.data.listing import Listing, existing_folder, walk
@@ -20,6 +19,7 @@ from zar_ray.data.text_files import read_lines
 from zar_ray.errors import ManifestError, suggestion
 
 UNLABELLED = "(no label)"
+_SHOWN = 10  # classes with missing videos that a split shows
 # A part of a YouTube video; ids differ by case and punctuation alone.
 YOUTUBE = re.compile(r"(?P<id>.{11})_(?P<start>\d{6})_(?P<end>\d{6})")
 
@@ -149,12 +149,8 @@ class LayoutReport:
     unused: tuple[str, ...]
     notes: tuple[str, ...]
 
-    def lines(self, most: int = 10) -> Iterator[str]:
-        """The report for a terminal: a line a split, a line a class with missing videos (the `most` worst), the rest.
-
-        Args:
-            most: Classes to show a split.
-        """
+    def lines(self) -> Iterator[str]:
+        """The report for a terminal: a line a split, a line a class with missing videos (the worst ones), the rest."""
         yield f"read {', '.join(self.sources)}"
         by_split: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for (split, name), count in self.missing.items():
@@ -167,10 +163,10 @@ class LayoutReport:
             end = f", {absent.total():,} missing" if absent else ""
             kept = " (left out)" if self.skipped else " (kept, with an error each)"
             yield f"{split}: {count:,} videos{end}{kept if absent else ''}"
-            for name, number in sorted(absent.items(), key=lambda item: (-item[1], item[0]))[:most]:
+            for name, number in sorted(absent.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]:
                 yield f"  {name}: {number} missing"
-            if len(absent) > most:
-                yield f"  ... and {len(absent) - most} more classes with missing videos"
+            if len(absent) > _SHOWN:
+                yield f"  ... and {len(absent) - _SHOWN} more classes with missing videos"
         if self.unused:
             yield f"{len(self.unused):,} files are in no annotation, such as {self.unused[0]}; they are not used"
         yield from self.notes
@@ -262,7 +258,7 @@ class ClassNames:
 
     def __init__(self, names: Sequence[str], benchmark: str) -> None:
         self.names = tuple(names)
-        self._by_key = MappingProxyType(by_key(names))
+        self._by_key = by_key(names)
         self._benchmark = benchmark
 
     def find(self, spelled: str) -> str | None:

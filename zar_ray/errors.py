@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_SHOWN = 50  # known values that a message lists
+
 
 class ZarError(Exception):
     """A mistake or a condition that the user can mend; the message is one line."""
@@ -53,14 +55,14 @@ class VideoError(ZarError):
 def suggestion(value: str, known: Iterable[str]) -> str:
     """Returns `; did you mean "x"?` for a near miss, otherwise the known values, ready to append to a message.
 
-    Upper and lower case make no difference to what is near.
+    Upper and lower case make no difference to what is near.  More than 50 known values are not listed.
     """
     known = sorted(known)
     folded = {name.casefold(): name for name in known}
     near = difflib.get_close_matches(value.casefold(), folded, n=1, cutoff=0.5)
     if near:
         return f'; did you mean "{folded[near[0]]}"?'
-    return f"; known: {', '.join(known)}" if known else ""
+    return f"; known: {', '.join(known)}" if 0 < len(known) <= _SHOWN else ""
 
 
 def reason_of(error: BaseException) -> str:

@@ -245,7 +245,7 @@ def test_k400_of_class_folders_alone(tmp_path: Path) -> None:
 
 def test_kinetics_mistakes_are_named(tmp_path: Path) -> None:
     touch(tmp_path / "a.mp4")
-    with pytest.raises(ManifestError, match=r"neither a CSV with the columns .* nor class folders of Kinetics-400"):
+    with pytest.raises(ManifestError, match=r"no CSV with the columns .* and no class folder of Kinetics-400 below it"):
         listed("k400", tmp_path)
     csv = write(tmp_path / "labels.csv", HEADER, "yoga,aaaaaaaaaaa,0,10,,0")
     with pytest.raises(ManifestError, match=r"labels\.csv, line 2: no split \(train, val or test\)"):

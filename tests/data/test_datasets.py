@@ -55,7 +55,7 @@ def test_a_benchmark_without_data_says_how_to_make_it(tmp_path: Path) -> None:
 def test_a_benchmark_with_data_is_opened_under_its_name(tmp_path: Path) -> None:
     write_manifest(small("whatever", "val"), tmp_path / "k600" / "manifest.parquet")
     source = resolve_dataset("k600", tmp_path)
-    assert (source.kind, source.name, source.benchmark) == ("benchmark", "k600", load_benchmark("k600"))
+    assert (source.name, source.benchmark) == ("k600", load_benchmark("k600"))
     manifest = open_dataset(source)
     assert manifest.name == "k600"
     benchmark = load_benchmark("k600")
@@ -134,20 +134,20 @@ def test_manifests_lists_and_folders_are_told_apart(tmp_path: Path, put_video: P
     write_manifest(small(), tmp_path / "other.parquet")
 
     folder = resolve_dataset(str(tmp_path / "videos"))
-    assert (folder.kind, folder.name) == ("folder", "videos")
+    assert (folder.name, folder.path) == ("videos", str(tmp_path / "videos"))
     assert open_dataset(folder, workers=1).class_names == ("run",)
     listed = resolve_dataset(str(csv))
-    assert (listed.kind, listed.name) == ("csv", "mine")
+    assert (listed.name, listed.benchmark) == ("mine", None)
     assert open_dataset(listed, workers=1).class_names == ("running",)
     for place, name in [("ready/manifest.parquet", "ready"), ("other.parquet", "other")]:
         source = resolve_dataset(str(tmp_path / place))
-        assert (source.kind, source.name) == ("manifest", name)
+        assert source.name == name
         assert open_dataset(source).name == name
     # A name below the data root works as a benchmark's does.
     named = resolve_dataset("ready", tmp_path)
-    assert (named.kind, named.name, named.path) == ("manifest", "ready", str(tmp_path / "ready" / "manifest.parquet"))
+    assert (named.name, named.path) == ("ready", str(tmp_path / "ready" / "manifest.parquet"))
     remote = resolve_dataset("s3://bucket/sets/mine/manifest.parquet")
-    assert (remote.kind, remote.name, remote.path) == ("manifest", "mine", "s3://bucket/sets/mine/manifest.parquet")
+    assert (remote.name, remote.path) == ("mine", "s3://bucket/sets/mine/manifest.parquet")
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_indexing_says_what_it_does(tmp_path: Path, put_video: Put) -> None:
     put_video(tmp_path / "run" / "1.mp4")
     (tmp_path / "notes.txt").write_text("")
     console = Console(file=io.StringIO(), width=200)
-    manifest = index_dataset(tmp_path, console=console, name="named", workers=1)
-    assert manifest.name == "named"
+    manifest = index_dataset(tmp_path, console=console, workers=1)
+    assert manifest.name == tmp_path.name
     assert console.file.getvalue() == f"{tmp_path}: opening 1 video, 1 class; 1 other file ignored\n"  # type: ignore[attr-defined]
 
 

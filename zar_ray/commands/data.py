@@ -55,10 +55,10 @@ def data_list_command(argv: Sequence[str]) -> int:
         Args:
             data_root: Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.
         """
-        from zar_ray.data.overview import benchmark_statuses
+        from zar_ray.data.datasets import known_benchmarks, load_benchmark
         from zar_ray.reporting.manifest_tables import print_benchmarks
 
-        print_benchmarks(benchmark_statuses(data_root), Console(highlight=False))
+        print_benchmarks([load_benchmark(name) for name in known_benchmarks()], Console(highlight=False), data_root)
         return 0
 
     return parse(show, argv, "zar data list")

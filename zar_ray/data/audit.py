@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +16,7 @@ from zar_ray.data.audit_checks import (
     of_list,
     of_manifest,
 )
-from zar_ray.data.benchmarks.lists import VideoList, read_labels, read_list, read_lists
-from zar_ray.data.classes import name_key
+from zar_ray.data.benchmarks.lists import read_labels, read_list, read_lists
 from zar_ray.data.datasets import Benchmark, known_benchmarks, load_benchmark
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
 from zar_ray.data.options import AuditConfig
@@ -64,15 +63,14 @@ def run_audit(options: AuditConfig) -> AuditReport:
         findings += audit(subjects[0], train, options.root)
         findings += check_counts(manifest, benchmark)
     else:
-        specs = benchmark.splits if benchmark else ()
-        lists = read_lists(options.list, options.labels, specs)
-        subjects = [of_list(one, split) for split, one in lists]
+        lists = read_lists(options.list, options.labels, benchmark.splits if benchmark else ())
+        subjects = [of_list(one) for one in lists]
         for subject in subjects:
             findings += audit(subject, train, options.root)
         findings += check_lists_together(subjects)
-        for subject, spec in zip(subjects, _specs_of(lists, specs), strict=True):
-            if spec is not None:
-                findings.append(_count_finding(subject.name, len(subject.videos), spec))
+        for one in lists:
+            if one.spec is not None:
+                findings.append(_count_finding(Path(one.place).name, len(one.entries), one.spec))
     if train_names is not None:
         names = tuple(dict.fromkeys(name for subject in subjects for name in subject.class_names))
         findings.append(check_shared_classes(names, train_names, _renamed()))
@@ -115,18 +113,6 @@ def _count_finding(name: str, count: int, spec: SplitSpec) -> Finding:
     return Finding("counts", level, text, (), count, spec.count)
 
 
-def _specs_of(lists: Sequence[tuple[str, VideoList]], specs: Sequence[SplitSpec]) -> list[SplitSpec | None]:
-    """The split that each list stands for; lists come in the splits' order or with names that select them."""
-    chosen: list[SplitSpec | None] = []
-    for member, one in lists:
-        fitting = [spec for spec in specs if member in (spec.videos or (spec.name,))]
-        same = [
-            spec for spec in fitting if set(map(name_key, spec.class_names())) == set(map(name_key, one.class_names))
-        ]
-        chosen.append((same or fitting or [None])[0])
-    return chosen
-
-
 def _training(options: AuditConfig) -> tuple[Audited | None, tuple[str, ...] | None]:
     """The training videos and classes that the options name."""
     names = read_labels(options.train_labels) if options.train_labels is not None else None
@@ -138,7 +124,7 @@ def _training(options: AuditConfig) -> tuple[Audited | None, tuple[str, ...] | N
         elif options.train_labels is None:
             raise ConfigError(f"zar data audit: --train {place} is a list; name its labels with --train-labels FILE")
         else:
-            subject = of_list(read_list(place, options.train_labels), "train")
+            subject = of_list(read_list(place, options.train_labels))
         videos += subject.videos
         found |= dict.fromkeys(name for video in subject.videos for name in video.label_names)
     if not options.train:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from zar_ray.data.benchmarks.layout import Files
+from zar_ray.data.benchmarks.layout import YOUTUBE, Files
 from zar_ray.data.benchmarks.lists import VideoList
 from zar_ray.data.classes import class_list, name_key
 from zar_ray.data.manifest import Manifest, VideoRow
@@ -23,7 +23,6 @@ Level = Literal["ok", "note", "warning", "wrong"]
 
 _HMDB = re.compile(r"(?P<title>.*)_[fulh]_(?:nm|cm)_np\d_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+")
 _UCF = re.compile(r"v_(?P<name>\w+?)_(?P<group>g\d+)_c\d+")
-_YOUTUBE = re.compile(r"(?P<id>.{11})_\d{6}_\d{6}")
 _SHOWN = 5
 
 
@@ -63,9 +62,9 @@ class Finding:
     total: int = 0
 
 
-def of_list(one: VideoList, split: str) -> Audited:
+def of_list(one: VideoList) -> Audited:
     """A published list, as something to audit."""
-    videos = (VideoRow(entry.path, "", class_name=one.class_name(entry), split=split) for entry in one.entries)
+    videos = (VideoRow(entry.path, "", class_name=one.class_name(entry), split=one.split) for entry in one.entries)
     return Audited(Path(one.place).name, tuple(videos), one.class_names)
 
 
@@ -202,9 +201,8 @@ def check_files(subject: Audited, root: Path | None = None) -> list[Finding]:
     if gone:
         by_class = Counter(label for video in gone for label in video.label_names)
         most = [f"{label}: {count}" for label, count in by_class.most_common(_SHOWN)]
-        details = (*_examples([video.video_id for video in gone]), *most)
         text = f"{name}: {len(gone):,} of {total:,} files are missing"
-        findings.append(Finding("files", "wrong", text, details, len(gone), total))
+        findings.append(_finding("files", "wrong", [video.video_id for video in gone], total, text, more=most))
     if broken:
         details = tuple(f"{video.video_id}: {video.error}" for video in broken[:_SHOWN])
         text = f"{name}: {len(broken):,} of {total:,} files cannot be read"
@@ -243,22 +241,18 @@ def check_shared_classes(names: Sequence[str], trained: Sequence[str], renamed: 
         renamed: Class names with the word that another benchmark has for the same class.
     """
     keys = {name_key(name) for name in trained}
-    shared = [name for name in names if name_key(name) in keys]
-    other = [(n, renamed[n]) for n in names if n not in shared and n in renamed and name_key(renamed[n]) in keys]
-    count, total = len(shared) + len(other), len(names)
-    if not count:
-        return Finding(
-            "zero-shot", "ok", f"none of {total} classes is among the {len(trained)} of training", (), 0, total
-        )
-    text = f"{count} of {total} classes are among the {len(trained)} of training, so no zero-shot for them"
-    pairs = tuple(f'"{new}" is called "{old}" there' for new, old in other)
-    return Finding("zero-shot", "warning", text, (*_examples(shared), *pairs), count, total)
+    there = {name: name if name_key(name) in keys else renamed.get(name, name) for name in names}
+    shared = {name: old for name, old in there.items() if name_key(old) in keys}
+    total, among = len(names), f"among the {len(trained)} of training"
+    text = f"{len(shared)} of {total} classes are {among}, so no zero-shot for them"
+    called = [f'"{new}" is called "{old}" there' for new, old in shared.items() if new != old]
+    return _finding("zero-shot", "warning", [*shared], total, text, f"none of {total} classes is {among}", called)
 
 
 def identity(path: str) -> str:
     """What tells a video from others: the file's name where a benchmark's names are unique, else the whole path."""
     stem = PurePosixPath(path).stem
-    unique = any(pattern.fullmatch(stem) for pattern in (_HMDB, _UCF, _YOUTUBE))
+    unique = any(pattern.fullmatch(stem) for pattern in (_HMDB, _UCF, YOUTUBE))
     return stem if unique else str(PurePosixPath(path))
 
 
@@ -322,19 +316,22 @@ def _source(path: str) -> str | None:
     stem = PurePosixPath(path).stem
     if match := _UCF.fullmatch(stem):
         return f"{match['name']} {match['group']}"
-    match = _YOUTUBE.fullmatch(stem)
+    match = YOUTUBE.fullmatch(stem)
     return match["id"] if match else None
 
 
-def _finding(check: str, level: Level, problems: Sequence[str], total: int, text: str, fine: str = "") -> Finding:
-    """What a check says of its problems, some of them shown; or that all is fine."""
+def _finding(
+    check: str,
+    level: Level,
+    problems: Sequence[str],
+    total: int,
+    text: str,
+    fine: str = "",
+    more: Sequence[str] = (),
+) -> Finding:
+    """What a check says of its problems, some of them shown, and `more` lines; or that all is fine."""
     if not problems:
         return Finding(check, "ok", fine, (), 0, total)
-    return Finding(check, level, text, _examples(problems), len(problems), total)
-
-
-def _examples(paths: Sequence[str]) -> tuple[str, ...]:
-    if not paths:
-        return ()
-    more = f", ... ({len(paths) - _SHOWN:,} more)" if len(paths) > _SHOWN else ""
-    return (", ".join(paths[:_SHOWN]) + more,)
+    others = f", ... ({len(problems) - _SHOWN:,} more)" if len(problems) > _SHOWN else ""
+    shown = ", ".join(problems[:_SHOWN]) + others
+    return Finding(check, level, text, (shown, *more), len(problems), total)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
-import io
 import json
 import unicodedata
 from collections import Counter
@@ -16,7 +14,8 @@ from typing import TypeGuard, TypeVar
 
 from zar_ray.data.classes import name_key
 from zar_ray.data.options import NameStyle, PromptOptions, TextAverage
-from zar_ray.errors import ConfigError, suggestion
+from zar_ray.data.text_files import csv_rows, read_text
+from zar_ray.errors import ConfigError, ManifestError, suggestion
 from zar_ray.options.layers import conf_dir
 
 _Options = TypeVar("_Options", bound=PromptOptions)
@@ -214,7 +213,10 @@ def read_class_texts(path: str | Path, class_names: Sequence[str]) -> Mapping[st
             its class. The message names the place.
     """
     file = Path(path).expanduser()
-    rows = _rows(file, _content(file))
+    try:
+        rows = [(at, _one_line(label), _one_line(text)) for at, label, text in _rows(file)]
+    except ManifestError as error:
+        raise ConfigError(str(error)) from error
     known = {unicodedata.normalize("NFC", name): name for name in class_names}
     keys = Counter(map(name_key, class_names))
     alike = {name_key(name): name for name in class_names if name_key(name) and keys[name_key(name)] == 1}
@@ -269,53 +271,20 @@ def _checked(template: str, place: str) -> str:
     return template
 
 
-def _content(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file of class texts") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: is not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{file}: the class texts cannot be read ({error.strerror or error})") from error
-
-
-def _rows(file: Path, content: str) -> Iterable[tuple[str, str, str]]:
+def _rows(file: Path) -> Iterable[tuple[str, str, str]]:
     """Place, class and text of every text in a file."""
     match file.suffix.lower():
         case ".csv":
-            return _csv_rows(file, content)
+            return ((at, row["class"], row["text"]) for at, row in csv_rows(file, ("class", "text")))
         case ".json":
-            return _json_rows(file, content)
+            return _json_rows(file)
     raise ConfigError(f"{file}: class texts are read from a .csv or a .json file; name it so")
 
 
-def _csv_rows(file: Path, content: str) -> Iterable[tuple[str, str, str]]:
-    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
-    try:
-        columns = list(reader.fieldnames or ())
-        if missing := {"class", "text"} - set(columns):
-            raise ConfigError(
-                f"{file}: has no column {' and no column '.join(sorted(missing))}; write class,text as its first line"
-            )
-        for row in reader:
-            at = f"{file}, line {reader.line_num}"
-            if None in row or None in row.values():
-                cells = "more" if None in row else "fewer"
-                raise ConfigError(
-                    f'{at}: has {cells} cells than the first line; put texts with commas in "double quotes"'
-                )
-            yield at, _one_line(row["class"]), _one_line(row["text"])
-    except csv.Error as error:
-        raise ConfigError(
-            f"{file}, line {reader.reader.line_num}: is not CSV ({error}); write class,text rows"
-        ) from error
-
-
-def _json_rows(file: Path, content: str) -> Iterable[tuple[str, str, str]]:
+def _json_rows(file: Path) -> Iterable[tuple[str, str, str]]:
     shape = 'write {"class": "text"} or {"class": ["text", "text"]}'
     try:
-        read = json.loads(content, object_pairs_hook=_Pairs)
+        read = json.loads(read_text(file), object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: is not JSON ({error}); {shape}") from error
     if not isinstance(read, _Pairs):
@@ -331,7 +300,7 @@ def _json_rows(file: Path, content: str) -> Iterable[tuple[str, str, str]]:
         if isinstance(texts, _Pairs) or not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
             raise ConfigError(f"{at}: is neither a text nor a list of texts; {shape}")
         for text in texts:
-            yield at, _one_line(label), _one_line(text)
+            yield at, label, text
 
 
 def _one_line(text: str) -> str:

@@ -6,7 +6,8 @@ import functools
 import unicodedata
 from collections.abc import Iterable
 
-from zar_ray.errors import ConfigError, suggestion
+from zar_ray.data.text_files import storable
+from zar_ray.errors import ConfigError, ManifestError, ZarError, suggestion
 from zar_ray.options.layers import conf_dir
 
 # The list of all classes of each dataset that `zar data index` knows by name.
@@ -35,6 +36,37 @@ def class_list(name: str) -> tuple[str, ...]:
     if name not in known_class_lists():
         raise ConfigError(f'no class list "{name}"{suggestion(name, known_class_lists())}')
     return tuple((conf_dir() / "classes" / f"{name}.txt").read_text(encoding="utf-8").splitlines())
+
+
+def tidy_name(name: str) -> str:
+    """A class name without spaces around it, in Unicode's composed form (NFC), whatever file system it comes from."""
+    return unicodedata.normalize("NFC", storable(name).strip())
+
+
+def distinct_names(
+    names: Iterable[str], place: str, what: str = "class name", error: type[ZarError] = ManifestError
+) -> tuple[str, ...]:
+    """The names of a data set's classes, which must be there, distinct and not empty.
+
+    Args:
+        names: The names, in label-id order.
+        place: Where they come from, for messages.
+        what: What stands there for each, for messages, such as "line".
+        error: What is raised.
+
+    Raises:
+        ZarError: There is none, or one is empty or occurs twice.
+    """
+    first: dict[str, int] = {}
+    for number, name in enumerate(names, start=1):
+        if not name.strip():
+            raise error(f"{place}: {what} {number} is empty")
+        if name in first:
+            raise error(f'{place}: "{name}" is both {what} {first[name]} and {what} {number}')
+        first[name] = number
+    if not first:
+        raise error(f"{place}: no class names")
+    return tuple(first)
 
 
 def name_key(name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 from rich.console import Console
 
-from zar_ray.data.classes import CLASSES_OF, by_key, class_list, name_key
+from zar_ray.data.classes import CLASSES_OF, by_key, class_list, distinct_names, name_key, tidy_name
 from zar_ray.data.listing import NO_SPLIT, Listing, list_csv, list_folder
 from zar_ray.data.manifest import Manifest, read_manifest
 from zar_ray.data.probing import probe_listing
@@ -96,17 +95,16 @@ class Benchmark(Protocol):
             raise ConfigError(f"{self.name}: its file in conf/benchmarks defines no splits to evaluate")
         if self.data is not None:
             self._check_classes(manifest, CLASSES_OF[self.data])
-        return evaluation_splits(self, manifest, split=split, legacy_labels=legacy_labels, make=self.make_command())
+        return evaluation_splits(self, manifest, split=split, legacy_labels=legacy_labels)
 
     def _check_classes(self, manifest: Manifest, classes: str) -> None:
         """A class in no list would leave its videos out of every split without a word."""
         known = by_key(class_list(classes))
         for name in manifest.class_names:
             if name_key(name) not in known:
-                near = suggestion(name, known.values())
                 raise ManifestError(
                     f'{self.name}: the manifest\'s class "{name}" is no class of {self.title}'
-                    f'{near if "did you mean" in near else ""}; make one with "{self.make_command()}"'
+                    f'{suggestion(name, known.values())}; make one with "{self.make_command()}"'
                 )
 
     def eval_options(self) -> dict[str, Any]:
@@ -132,13 +130,11 @@ class DatasetSource:
     """A dataset that was found, before it is read.
 
     Attributes:
-        kind: What it is.
         name: What results call it.
         path: The manifest, CSV or folder, absolute; a manifest may be a URI.
         benchmark: The benchmark, where it is one.
     """
 
-    kind: Literal["benchmark", "manifest", "csv", "folder"]
     name: str
     path: str
     benchmark: Benchmark | None = None
@@ -209,25 +205,22 @@ def resolve_dataset(dataset: str, data_root: str | Path | None = None) -> Datase
     """
     if dataset in known_benchmarks():
         benchmark = load_benchmark(dataset)
-        return DatasetSource("benchmark", dataset, benchmark.existing_manifest(data_root), benchmark)
+        return DatasetSource(dataset, benchmark.existing_manifest(data_root), benchmark)
     if is_uri(dataset):
-        return DatasetSource("manifest", _stem(dataset), dataset)
+        return DatasetSource(_stem(dataset), dataset)
     path = Path(dataset).expanduser().absolute()
     own = default_manifest(dataset, data_root)
     if is_bare(dataset) and own.is_file() and not path.exists():
-        return DatasetSource("manifest", dataset, str(own))
+        return DatasetSource(dataset, str(own))
     if not path.exists():
         if is_bare(dataset):
             near = suggestion(dataset, known_benchmarks())
             raise ManifestError(f'no dataset "{dataset}": neither a benchmark nor a manifest, CSV or folder{near}')
         raise ManifestError(f"{dataset}: no such file or folder")
     if path.is_dir():
-        return DatasetSource("folder", path.name or "videos", str(path))
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return DatasetSource("manifest", _stem(str(path)), str(path))
-    if suffix == ".csv":
-        return DatasetSource("csv", path.stem, str(path))
+        return DatasetSource(path.name or "videos", str(path))
+    if path.suffix.lower() in (".parquet", ".csv"):
+        return DatasetSource(_stem(str(path)), str(path))
     raise ManifestError(
         f"{dataset}: is neither a manifest (.parquet), a list (.csv) nor a folder; `zar predict` takes single videos"
     )
@@ -250,16 +243,17 @@ def open_dataset(
     Raises:
         ManifestError: It cannot be read, or does not fit together.
     """
-    if source.kind in ("folder", "csv"):
-        return index_dataset(source.path, console=console, name=source.name, decoder=decoder, workers=workers)
-    return dataclasses.replace(read_manifest(source.path), name=source.name)
+    if not is_uri(source.path) and (Path(source.path).is_dir() or source.path.lower().endswith(".csv")):
+        manifest = index_dataset(source.path, console=console, decoder=decoder, workers=workers)
+    else:
+        manifest = read_manifest(source.path)
+    return dataclasses.replace(manifest, name=source.name)
 
 
 def index_dataset(
     place: str | Path,
     *,
     console: Console | None = None,
-    name: str | None = None,
     decoder: Decoder = "auto",
     workers: int | None = None,
 ) -> Manifest:
@@ -268,15 +262,13 @@ def index_dataset(
     Args:
         place: The folder or the CSV.
         console: Where progress is shown.
-        name: The dataset's name; by default the folder's or the CSV's.
         decoder: What probes the files.
         workers: Probing processes; by default one a CPU.
 
     Raises:
         ManifestError: The folder or the CSV cannot be used.
     """
-    manifest = probe_listing(list_dataset(place), decoder, workers, console, str(place))
-    return manifest if name is None else dataclasses.replace(manifest, name=name)
+    return probe_listing(list_dataset(place), decoder, workers, console, str(place))
 
 
 def list_dataset(
@@ -311,7 +303,7 @@ def parse_class_names(text: str) -> tuple[str, ...]:
             lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{text}: the class names cannot be read ({error})") from error
-        return _distinct(lines, text, "line")
+        return distinct_names(map(tidy_name, lines), text, "line", ConfigError)
     if "," not in text and path.suffix in (".txt", ".csv", ".lst"):
         raise ConfigError(f"{text}: no such file of class names")
     return split_class_names(text)
@@ -329,7 +321,7 @@ def split_class_names(text: str) -> tuple[str, ...]:
         names = next(csv.reader([text], skipinitialspace=True, strict=True), [])
     except csv.Error as error:
         raise ConfigError(f"class names {text}: cannot be read as a list ({error})") from error
-    return _distinct(names, "class names", "name")
+    return distinct_names(map(tidy_name, names), "class names", "name", ConfigError)
 
 
 def _is_file(path: Path) -> bool:
@@ -337,19 +329,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a list of names is too long for a file's name, or holds what no name may
         return False
-
-
-def _distinct(names: list[str], place: str, what: str) -> tuple[str, ...]:
-    first: dict[str, int] = {}
-    for number, name in enumerate((unicodedata.normalize("NFC", n.strip()) for n in names), start=1):
-        if not name:
-            raise ConfigError(f"{place}: {what} {number} is empty")
-        if name in first:
-            raise ConfigError(f'{place}: "{name}" is both {what} {first[name]} and {what} {number}')
-        first[name] = number
-    if not first:
-        raise ConfigError(f"{place}: no class names")
-    return tuple(first)
 
 
 def _folder() -> Path:

@@ -58,7 +58,7 @@ def draw_shots(benchmark: Benchmark, manifest: Manifest, shots: int, seed: int, 
         for row in sorted(found[label], key=lambda row: _rank(row, names[label], seed))[:shots]
     ]
     rows.sort(key=lambda row: row.video_id)
-    return Manifest.of(rows, names, manifest.root, shots_name(benchmark, spec.name, shots, seed))
+    return Manifest.of(rows, names, manifest.root, f"{benchmark.name}-{spec.name}-{shots}shot-seed{seed}")
 
 
 def write_shots(options: ShotsConfig) -> tuple[Path, Manifest]:
@@ -78,11 +78,6 @@ def write_shots(options: ShotsConfig) -> tuple[Path, Manifest]:
     target = options.output or default_manifest(drawn.name, options.data_root)
     write_manifest(drawn, target)
     return target, drawn
-
-
-def shots_name(benchmark: Benchmark, split: str, shots: int, seed: int) -> str:
-    """What a drawn training set is called."""
-    return f"{benchmark.name}-{split}-{shots}shot-seed{seed}"
 
 
 def _training_split(benchmark: Benchmark, split: str | None) -> SplitSpec:

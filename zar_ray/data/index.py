@@ -83,7 +83,7 @@ def _found(options: IndexConfig) -> tuple[Listing, LayoutReport | None, Benchmar
         if root is None:
             raise ConfigError("zar data index --list: give the folder of the videos with --root")
         lists = read_lists(options.list, options.labels)
-        name = options.name or lists[0][0]
+        name = options.name or lists[0].split
         listing, report = list_published(name, root, lists, options.available_only)
         return listing, report, None, options.output or default_manifest(name, options.data_root)
     assert source is not None

@@ -13,13 +13,13 @@ the model reads does not depend on the file system that a dataset was unpacked o
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zar_ray.data.classes import distinct_names, tidy_name
 from zar_ray.data.manifest import VideoRow
-from zar_ray.data.text_files import CsvTable, read_csv
+from zar_ray.data.text_files import csv_rows
 from zar_ray.errors import ManifestError, suggestion
 
 VIDEO_EXTENSIONS = frozenset(
@@ -27,7 +27,6 @@ VIDEO_EXTENSIONS = frozenset(
 )
 SPLIT_FOLDERS = frozenset({"train", "val", "test"})
 NO_SPLIT = "all"
-_CSV_COLUMNS = ("path", "label", "split")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def list_folder(root: str | Path, class_names: Sequence[str] | None = None) -> L
     for path, names in zip(paths, parts, strict=True):
         split = names[0] if split_layout else NO_SPLIT
         folders = names[1:-1] if split_layout else names[:-1]
-        label = _tidy(folders[0]) if folders else None
+        label = tidy_name(folders[0]) if folders else None
         videos.append(VideoRow("/".join(names), str(path), class_name=label, split=split))
     return _listing(videos, class_names, top, top.name or "videos", ignored, str(root))
 
@@ -89,22 +88,19 @@ def list_csv(file: str | Path, root: str | Path | None = None, class_names: Sequ
         ManifestError: The CSV cannot be read, names a video twice or has a label that is not in `class_names`; the
             message names the line.
     """
-    place = Path(file).expanduser().absolute()
-    top = Path(root).expanduser().absolute() if root is not None else place.parent
+    place = Path(file).expanduser()
+    top = (Path(root).expanduser() if root is not None else place.parent).absolute()
     videos: list[VideoRow] = []
-    lines: dict[str, int] = {}
-    known = None if class_names is None else _known_names(class_names, str(file))
-    table = read_csv(place, str(file))
-    _check_columns(table, str(file))
-    for line, cells in table.rows:
-        at = f"{file}, line {line}"
+    lines: dict[str, str] = {}
+    known = None if class_names is None else distinct_names(map(tidy_name, class_names), str(file))
+    for at, cells in csv_rows(place, ("path",), ("label", "split")):
         if not cells["path"]:
             raise ManifestError(f"{at}: the path is empty")
         path = os.path.normpath(top / cells["path"])
         if path in lines:
-            raise ManifestError(f"{at}: {cells['path']} is already in line {lines[path]}")
-        lines[path] = line
-        label = _tidy(cells.get("label", "")) or None
+            raise ManifestError(f"{at}: {cells['path']} is already in {lines[path]}")
+        lines[path] = at
+        label = tidy_name(cells.get("label", "")) or None
         if known is not None and label is not None and label not in known:
             raise ManifestError(f'{at}: label "{label}" is not among the class names{suggestion(label, known)}')
         inside = Path(path).is_relative_to(top)
@@ -158,23 +154,8 @@ def existing_folder(place: str | Path) -> Path:
     return top
 
 
-def storable(text: str) -> str:
-    """The text itself where it is Unicode; bytes that are none (file names may hold any) become escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def _unreadable(error: OSError) -> None:
     raise ManifestError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
-
-
-def _check_columns(table: CsvTable, shown: str) -> None:
-    if table.header and "path" not in table.header:
-        raise ManifestError(f'{shown}: must begin with the header "path,label" or "path,label,split"')
-    for name in table.header:
-        if name not in _CSV_COLUMNS:
-            raise ManifestError(f'{shown}: unknown column "{name}"{suggestion(name, _CSV_COLUMNS)}')
-        if table.header.count(name) > 1:
-            raise ManifestError(f'{shown}: column "{name}" occurs more than once')
 
 
 def _listing(
@@ -185,20 +166,8 @@ def _listing(
     if class_names is None:
         names = tuple(found)
     else:
-        names = _known_names(class_names, shown)
+        names = distinct_names(map(tidy_name, class_names), shown)
         for label in found:
             if label not in names:
                 raise ManifestError(f'{shown}: class "{label}" is not among the class names{suggestion(label, names)}')
     return Listing(ordered, names, str(root), name, ignored)
-
-
-def _known_names(class_names: Sequence[str], shown: str) -> tuple[str, ...]:
-    names = tuple(_tidy(name) for name in class_names)
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ManifestError(f'{shown}: class name "{twice}" is given more than once')
-    return names
-
-
-def _tidy(name: str) -> str:
-    return unicodedata.normalize("NFC", storable(name).strip())

@@ -10,40 +10,21 @@ import dataclasses
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from zar_ray.columns import Bytes, Name, Number, Real, Text, Texts, rows_to_table, schema_of, table_to_rows
+from zar_ray.data.classes import distinct_names
 from zar_ray.errors import ManifestError, RunError, suggestion
 from zar_ray.options.base import fingerprint
 from zar_ray.storage import Storage, is_uri
 
-MANIFEST_SCHEMA = pa.schema(
-    [
-        pa.field("video_id", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("label_id", pa.int32()),
-        pa.field("class_name", pa.string()),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("frames", pa.int32()),
-        pa.field("fps", pa.float64()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("duration", pa.float64()),
-        pa.field("size", pa.int64()),
-        pa.field("decoder", pa.string()),
-        pa.field("error", pa.string()),
-        pa.field("splits", pa.list_(pa.string())),
-        pa.field("labels", pa.list_(pa.string())),
-    ]
-)
 _METADATA_KEY = b"zar_ray.manifest"
 _FORMAT = 1
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]+://")
@@ -76,21 +57,21 @@ class VideoRow:
             in a dataset whose videos have one class.
     """
 
-    video_id: str
-    path: str
-    label_id: int | None = None
-    class_name: str | None = None
-    split: str = "all"
-    frames: int | None = None
-    fps: float | None = None
-    width: int | None = None
-    height: int | None = None
-    duration: float | None = None
-    size: int | None = None
-    decoder: str | None = None
-    error: str | None = None
-    splits: tuple[str, ...] | None = None
-    labels: tuple[str, ...] | None = None
+    video_id: Name
+    path: Name
+    label_id: Number = None
+    class_name: Text = None
+    split: Name = "all"
+    frames: Number = None
+    fps: Real = None
+    width: Number = None
+    height: Number = None
+    duration: Real = None
+    size: Bytes = None
+    decoder: Text = None
+    error: Text = None
+    splits: Texts = None
+    labels: Texts = None
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -103,6 +84,10 @@ class VideoRow:
     def memberships(self) -> tuple[str, ...]:
         """All splits that the video is in."""
         return (self.split,) if self.splits is None else self.splits
+
+
+MANIFEST_SCHEMA = schema_of(VideoRow)
+"""Columns of a manifest: the attributes of `VideoRow`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,17 +119,12 @@ class Manifest:
     @classmethod
     def of(cls, rows: Iterable[VideoRow], class_names: Sequence[str], root: str | Path, name: str) -> Manifest:
         """Builds a manifest from rows; `root` is made absolute."""
-        values = list(rows)
-        # Column by column: Arrow's from_pylist would want a dictionary a row.
-        columns = [pa.array([getattr(r, field.name) for r in values], field.type) for field in MANIFEST_SCHEMA]
-        return cls(pa.Table.from_arrays(columns, schema=MANIFEST_SCHEMA), tuple(class_names), _absolute(root), name)
+        return cls(rows_to_table(rows, MANIFEST_SCHEMA), tuple(class_names), _absolute(root), name)
 
     def rows(self) -> Iterator[VideoRow]:
         """Yields the rows in the table's order."""
         for batch in self.table.to_batches():
-            for row in batch.to_pylist():
-                lists: dict[str, Any] = {n: tuple(held) for n, held in row.items() if isinstance(held, list)}
-                yield VideoRow(**{**row, **lists})
+            yield from table_to_rows(batch, VideoRow)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -222,12 +202,20 @@ def read_manifest(path: str | Path) -> Manifest:
     try:
         header = json.loads(stored)
         version, name, root = int(header["format"]), str(header["name"]), str(header["root"])
-        class_names = tuple(header["class_names"])
+        class_names = tuple(str(name) for name in header["class_names"])
     except (ValueError, KeyError, TypeError) as error:
         raise ManifestError(f"{path}: the manifest's class names and root cannot be read; {_REMAKE}") from error
     if version != _FORMAT:
         raise ManifestError(f"{path}: has manifest format {version}, this zar-ray reads format {_FORMAT}; {_REMAKE}")
     return Manifest(_checked(table, class_names, str(path)), class_names, root, name)
+
+
+def count_rows(path: str | Path) -> int | None:
+    """How many videos a local manifest holds, from its footer alone; None where there is none that can be read."""
+    try:
+        return None if is_uri(str(path)) else pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowException):
+        return None
 
 
 def write_manifest(manifest: Manifest, path: str | Path) -> None:
@@ -255,7 +243,8 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
 
 def _checked(table: pa.Table, class_names: tuple[str, ...], place: str) -> pa.Table:
     """Returns the table with exactly `MANIFEST_SCHEMA`, or raises a ManifestError that names `place`."""
-    _check_class_names(class_names, place)
+    if class_names:
+        distinct_names(class_names, place)
     table = _with_schema(table, place)
     for name in ("video_id", "path", "split"):
         if len(table.filter(pc.field(name) == "")):
@@ -276,14 +265,6 @@ def _checked(table: pa.Table, class_names: tuple[str, ...], place: str) -> pa.Ta
         "has no error, so frames, width and height must be there and positive",
     )
     return table
-
-
-def _check_class_names(class_names: tuple[str, ...], place: str) -> None:
-    for name, count in Counter(class_names).items():
-        if not isinstance(name, str) or not name.strip():
-            raise ManifestError(f"{place}: has an empty class name")
-        if count > 1:
-            raise ManifestError(f'{place}: class name "{name}" occurs more than once')
 
 
 def _with_schema(table: pa.Table, place: str) -> pa.Table:

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,8 +22,9 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
-from zar_ray.data.listing import Listing, storable
+from zar_ray.data.listing import Listing
 from zar_ray.data.manifest import Manifest
+from zar_ray.data.text_files import storable
 from zar_ray.errors import ConfigError, ManifestError, VideoError
 from zar_ray.video.options import Decoder
 from zar_ray.video.reading import has_decord, probe_video
@@ -90,7 +91,7 @@ def probe_listing(
         if row.path != video.path:
             row = replace(row, error="the file's name is not UTF-8; rename it")
         elif isinstance(answer, Failure):
-            row = replace(row, error="no such file" if _is_missing(video.path) else answer.message)
+            row = replace(row, error=answer.message)
         else:
             row = replace(row, **vars(answer))
         rows.append(row)
@@ -123,11 +124,12 @@ def in_processes(
         ManifestError: The processes cannot be started.
     """
     found: dict[int, _T | Failure] = {}
-    waiting = deque(_Task(index, 1) for index in range(len(items)))
+    waiting = deque(range(len(items)))
+    attempts: Counter[int] = Counter()
     pool: list[_Worker] = []
 
-    def finish(task: _Task, answer: _T | Failure) -> None:
-        found[task.index] = answer
+    def finish(task: int, answer: _T | Failure) -> None:
+        found[task] = answer
         if progress is not None:
             progress(len(found), len(items))
 
@@ -148,8 +150,8 @@ def in_processes(
                         reason = worker.death()
                         if task is None:
                             raise ManifestError(f"the processes that open videos cannot start ({reason})") from None
-                        if task.attempt < _ATTEMPTS:
-                            waiting.appendleft(_Task(task.index, task.attempt + 1))
+                        if attempts[task] < _ATTEMPTS:
+                            waiting.appendleft(task)
                         else:
                             finish(task, Failure(f"crashes its decoder ({reason})"))
                         continue
@@ -157,7 +159,8 @@ def in_processes(
                         finish(task, answer)
                     if waiting:
                         task = waiting.popleft()
-                        worker.give(task, items[task.index], timeout)
+                        attempts[task] += 1
+                        worker.give(task, items[task], timeout)
                     else:
                         pool.remove(worker)
                         worker.end()
@@ -180,14 +183,8 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-@dataclass(frozen=True)
-class _Task:
-    index: int
-    attempt: int
-
-
 class _Worker:
-    """A process and the task it has, which is None until the process says that it has started."""
+    """A process and the number of the item it has, which is None until the process says that it has started."""
 
     def __init__(self, work: Callable[[Any], Any]) -> None:
         # spawn: a process forked from one with threads (Ray's, PyTorch's) may hang.
@@ -196,10 +193,10 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
         self.process.start()
         theirs.close()
-        self.task: _Task | None = None
+        self.task: int | None = None
         self.deadline = time.monotonic() + _START_TIMEOUT
 
-    def give(self, task: _Task, item: Any, timeout: float) -> None:
+    def give(self, task: int, item: Any, timeout: float) -> None:
         self.task = task
         self.deadline = time.monotonic() + timeout
         # A process that has just died is found out when its answer is read.
@@ -243,16 +240,6 @@ def _answer(work: Callable[[Any], _T], item: Any) -> _T | Failure:
         return Failure(str(error))
     except Exception as error:  # noqa: BLE001  whatever a decoder throws is this file's error, reported in its row
         return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}")
-
-
-def _is_missing(path: str) -> bool:
-    try:
-        Path(path).stat()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _size(path: str) -> int | None:

@@ -68,6 +68,10 @@ class Protocol(Options):
         default={}, description="Class names that Kinetics-400 has too, with its words for them."
     )
 
+    def make_command(self) -> str:
+        """The command that makes a manifest with all splits, for messages."""
+        return "zar data index"
+
 
 @dataclass(frozen=True)
 class EvaluationSplit:
@@ -149,12 +153,7 @@ class EvaluationSplit:
 
 
 def evaluation_splits(
-    protocol: Protocol,
-    manifest: Manifest,
-    *,
-    split: str | None = None,
-    legacy_labels: bool = False,
-    make: str = "zar data index",
+    protocol: Protocol, manifest: Manifest, *, split: str | None = None, legacy_labels: bool = False
 ) -> tuple[EvaluationSplit, ...]:
     """Applies a protocol to a manifest.
 
@@ -163,7 +162,6 @@ def evaluation_splits(
         manifest: The videos; it may spell the class names of a list in its own way (see `name_key`).
         split: Only this one; by default all.
         legacy_labels: Exchange the names of `legacy_swaps`, to repeat published scoring.
-        make: The command that makes a manifest with all splits, for messages.
 
     Raises:
         ConfigError: There is no such split.
@@ -177,9 +175,7 @@ def evaluation_splits(
     # Where lists were imported for some splits, the others are not to be filled with whatever else is there.
     alone = there.isdisjoint(member for spec in specs for member in spec.videos)
     return tuple(
-        _evaluation(
-            protocol, spec, _members(name, rows, spec, there, alone, make), manifest.class_names, legacy_labels, make
-        )
+        _evaluation(protocol, spec, _members(protocol, rows, spec, there, alone), manifest.class_names, legacy_labels)
         for spec in specs
         if split in (None, spec.name)
     )
@@ -202,7 +198,7 @@ def whole_split(manifest: Manifest, split: str | None = None, multi_label: bool 
 
 
 def _evaluation(
-    protocol: Protocol, spec: SplitSpec, rows: Sequence[VideoRow], own: Sequence[str], legacy_labels: bool, make: str
+    protocol: Protocol, spec: SplitSpec, rows: Sequence[VideoRow], own: Sequence[str], legacy_labels: bool
 ) -> EvaluationSplit:
     names = spec.class_names(own)
     exact = {n: index for index, n in enumerate(names)}
@@ -222,7 +218,7 @@ def _evaluation(
     if not taken:
         raise ManifestError(
             f"{protocol.name}, split {spec.name}: the manifest has no video of its {len(names)} classes; make one with "
-            f'"{make}"'
+            f'"{protocol.make_command()}"'
         )
     taken.sort()
     exchanged = dict(protocol.legacy_swaps) | {b: a for a, b in protocol.legacy_swaps}
@@ -244,7 +240,7 @@ def _evaluation(
 
 
 def _members(
-    name: str, rows: Sequence[VideoRow], spec: SplitSpec, there: Collection[str], alone: bool, make: str
+    protocol: Protocol, rows: Sequence[VideoRow], spec: SplitSpec, there: Collection[str], alone: bool
 ) -> Sequence[VideoRow]:
     """The videos of the manifest's splits that a split names; `alone`: none of any split's own are there."""
     if not spec.videos:
@@ -252,7 +248,7 @@ def _members(
     wanted = set(spec.otherwise if alone else spec.videos)
     if wanted.isdisjoint(there):
         raise ManifestError(
-            f"{name}, split {spec.name}: the manifest has no videos of {' or '.join(spec.videos)}, only of "
-            f'{", ".join(sorted(there)) or "nothing"}; make one with "{make}"'
+            f"{protocol.name}, split {spec.name}: the manifest has no videos of {' or '.join(spec.videos)}, only of "
+            f'{", ".join(sorted(there)) or "nothing"}; make one with "{protocol.make_command()}"'
         )
     return [row for row in rows if not wanted.isdisjoint(row.memberships)]

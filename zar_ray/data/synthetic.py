@@ -21,7 +21,7 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest, write_manifest
-from zar_ray.data.probing import Failure, in_processes
+from zar_ray.data.probing import Failure, Progress, in_processes
 from zar_ray.errors import ManifestError
 
 Split = Literal["train", "val", "test", "shifted"]
@@ -146,7 +146,7 @@ def write_synthetic(
     spec: SyntheticSpec | None = None,
     *,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Writes the data set, or finds it written already.
 
@@ -178,14 +178,14 @@ def write_synthetic(
                 raise ManifestError(f"{folder}: holds something else than the demo's data; name another folder")
             for stale in folder.parent.glob(f".{folder.name}.partial-*"):  # of a writer that was killed
                 shutil.rmtree(stale)
-            partial = folder.with_name(f".{folder.name}.partial-{uuid.uuid4().hex[:8]}")
+            fresh = folder.with_name(f".{folder.name}.partial-{uuid.uuid4().hex[:8]}")
             try:
-                _write(partial, folder, spec, workers, progress)
+                _write(fresh, folder, spec, workers, progress)
                 if folder.exists():
                     shutil.rmtree(folder)
-                partial.rename(folder)
+                fresh.rename(folder)
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(fresh, ignore_errors=True)
     except OSError as error:
         raise ManifestError(f"{folder}: the demo's videos cannot be written ({error})") from error
     return manifest
@@ -214,9 +214,7 @@ def _describe(spec: SyntheticSpec) -> str:
     return json.dumps({"drawing": _DRAWING, **dataclasses.asdict(spec)}, indent=1) + "\n"
 
 
-def _write(
-    partial: Path, final: Path, spec: SyntheticSpec, workers: int | None, progress: Callable[[int, int], None] | None
-) -> None:
+def _write(folder: Path, final: Path, spec: SyntheticSpec, workers: int | None, progress: Progress | None) -> None:
     train, unseen = combinations(spec)
     plan: tuple[tuple[Split, tuple[Combination, ...], int], ...] = (
         ("train", train, spec.train_videos),
@@ -225,20 +223,23 @@ def _write(
         ("shifted", unseen, spec.test_videos),
     )
     tasks = [_Task(split, c, n) for split, classes, videos in plan for c in classes for n in range(videos)]
-    for place in sorted({(partial / task.video_id).parent for task in tasks}):
+    for place in sorted({(folder / task.video_id).parent for task in tasks}):
         place.mkdir(parents=True)
-    _draw_all(partial, spec, tasks, workers, progress)
+    answers = in_processes(tasks, partial(_draw_file, folder, spec), workers, _DRAWING_SECONDS, progress)
+    failed = next((answer for answer in answers if isinstance(answer, Failure)), None)
+    if failed is not None:
+        raise ManifestError(f"{folder}: a process that drew videos failed ({failed.message})")
     for name, classes, splits in (
         (UNSEEN_MANIFEST, unseen, ("test", "shifted")),
         (TRAINING_MANIFEST, train, ("train", "val")),
     ):
         class_names = tuple(c.class_name for c in classes)
-        rows = [_row(task, partial, final, spec, class_names) for task in tasks if task.split in splits]
-        write_manifest(Manifest.of(rows, class_names, final, "demo"), partial / name)
-    (partial / _SPEC_FILE).write_text(_describe(spec), encoding="utf-8")
+        rows = [_row(task, folder, final, spec, class_names) for task in tasks if task.split in splits]
+        write_manifest(Manifest.of(rows, class_names, final, "demo"), folder / name)
+    (folder / _SPEC_FILE).write_text(_describe(spec), encoding="utf-8")
 
 
-def _row(task: _Task, partial: Path, final: Path, spec: SyntheticSpec, class_names: tuple[str, ...]) -> VideoRow:
+def _row(task: _Task, folder: Path, final: Path, spec: SyntheticSpec, class_names: tuple[str, ...]) -> VideoRow:
     name = task.combination.class_name
     frames, fps = _length(task, spec)
     return VideoRow(
@@ -252,21 +253,8 @@ def _row(task: _Task, partial: Path, final: Path, spec: SyntheticSpec, class_nam
         width=spec.width,
         height=spec.height,
         duration=frames / fps,
-        size=(partial / task.video_id).stat().st_size,
+        size=(folder / task.video_id).stat().st_size,
     )
-
-
-def _draw_all(
-    root: Path,
-    spec: SyntheticSpec,
-    tasks: Sequence[_Task],
-    workers: int | None,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    answers = in_processes(tasks, partial(_draw_file, root, spec), workers, _DRAWING_SECONDS, progress)
-    failed = next((answer for answer in answers if isinstance(answer, Failure)), None)
-    if failed is not None:
-        raise ManifestError(f"{root}: a process that drew videos failed ({failed.message})")
 
 
 def _draw_file(root: Path, spec: SyntheticSpec, task: _Task) -> None:

@@ -5,73 +5,65 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from zar_ray.errors import ManifestError
-
-
-@dataclass(frozen=True)
-class CsvTable:
-    """A CSV with a header.
-
-    Attributes:
-        header: Its first row, in lower case; empty where there is none.
-        rows: Its other rows that are not blank: the line's number, and the cells by column.
-    """
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[int, dict[str, str]], ...]
-
-
-def read_csv(path: Path, shown: str | None = None) -> CsvTable:
-    """Reads a CSV.
-
-    Args:
-        path: The file.
-        shown: What messages call it; by default its path.
-
-    Raises:
-        ManifestError: The file cannot be read, or has a row of another length than the header.
-    """
-    shown = shown or str(path)
-    rows = []
-    with _opened(path, shown) as stream:
-        reader = csv.reader(stream, skipinitialspace=True, strict=True)
-        filled = ((reader.line_num, [cell.strip() for cell in cells]) for cells in reader)
-        filled = ((line, cells) for line, cells in filled if any(cells))
-        header = tuple(name.lower() for name in next(filled, (0, []))[1])
-        for line, cells in filled:
-            if len(cells) != len(header):
-                raise ManifestError(
-                    f"{shown}, line {line}: has {len(cells)} cell{'s' * (len(cells) != 1)}, the header has "
-                    f'{len(header)}; put names that hold a comma in "quotes"'
-                )
-            rows.append((line, dict(zip(header, cells, strict=True))))
-    return CsvTable(header, tuple(rows))
+from zar_ray.errors import ManifestError, suggestion
 
 
 def csv_header(path: Path) -> tuple[str, ...]:
-    """The first row of a CSV, in lower case; empty where the file is no text."""
+    """The first row of a CSV, in lower case; empty where the file is no CSV."""
     try:
-        with _opened(path, str(path)) as stream:
+        with _opened(path) as stream:
             return tuple(cell.strip().lower() for cell in next(csv.reader(stream), ()))
-    except ManifestError:
+    except (ManifestError, csv.Error):
         return ()
 
 
-def csv_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields (place for messages, cell by column) of each row of a CSV with a header.
+def csv_rows(
+    path: Path, needed: Sequence[str], optional: Sequence[str] | None = None
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields (place for messages, cell by column) of each row of a CSV with a header, blank ones left out.
+
+    Args:
+        path: The file.
+        needed: Columns that it must have, in lower case.
+        optional: Columns that it may have besides; by default any.
 
     Raises:
-        ManifestError: The file cannot be read, lacks a column or has a row of another length.
+        ManifestError: The file cannot be read, has a wrong column or has a row of another length than the header.
     """
-    table = read_csv(path)
-    if lacking := [name for name in needed if name not in table.header]:
-        raise ManifestError(f"{path}: lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}")
-    for line, cells in table.rows:
-        yield f"{path}, line {line}", cells
+    with _opened(path) as stream:
+        reader = csv.reader(stream, skipinitialspace=True, strict=True)
+        header: list[str] = []
+        try:
+            for row in reader:
+                at = f"{path}, line {reader.line_num}"
+                cells = [cell.strip() for cell in row]
+                if not any(cells):
+                    continue
+                if not header:
+                    header = [name.lower() for name in cells]
+                    _check_header(path, header, needed, optional)
+                    continue
+                if len(cells) != len(header):
+                    raise ManifestError(
+                        f"{at}: has {len(cells)} cell{'s' * (len(cells) != 1)}, the header has {len(header)}; put what "
+                        'holds a comma in "quotes"'
+                    )
+                yield at, dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            raise ManifestError(f"{path}, line {reader.line_num}: is not a CSV ({error})") from error
+
+
+def _check_header(path: Path, header: Sequence[str], needed: Sequence[str], optional: Sequence[str] | None) -> None:
+    if any(name not in header for name in needed):
+        raise ManifestError(f'{path}: must begin with a header that has the columns "{",".join(needed)}"')
+    for name in header:
+        if optional is not None and name not in (*needed, *optional):
+            raise ManifestError(f'{path}: unknown column "{name}"{suggestion(name, (*needed, *optional))}')
+        if header.count(name) > 1:
+            raise ManifestError(f'{path}: column "{name}" occurs more than once')
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -80,24 +72,37 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     Raises:
         ManifestError: The file cannot be read.
     """
-    with _opened(path, str(path)) as stream:
-        lines = stream.read().splitlines()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             yield f"{path}, line {number}", line.strip()
 
 
+def read_text(path: Path) -> str:
+    """All of a UTF-8 file.
+
+    Raises:
+        ManifestError: The file cannot be read.
+    """
+    with _opened(path) as stream:
+        return stream.read()
+
+
+def storable(text: str) -> str:
+    """The text itself where it is Unicode; bytes that are none (file names may hold any) become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 @contextmanager
-def _opened(path: Path, shown: str) -> Iterator[TextIO]:
+def _opened(path: Path) -> Iterator[TextIO]:
     try:
         # utf-8-sig: spreadsheets begin UTF-8 files with a byte order mark.
         with path.open(newline="", encoding="utf-8-sig") as stream:
             yield stream
     except FileNotFoundError:
-        raise ManifestError(f"{shown}: no such file") from None
+        raise ManifestError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{shown}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except csv.Error as error:
-        raise ManifestError(f"{shown}: is not a CSV ({error})") from error
+        raise ManifestError(
+            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
     except OSError as error:
-        raise ManifestError(f"{shown}: cannot be read ({error.strerror})") from error
+        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error

@@ -4,27 +4,41 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from zar_ray.data.manifest import Manifest, VideoRow
-from zar_ray.data.overview import BenchmarkStatus
+from zar_ray.data.datasets import Benchmark
+from zar_ray.data.manifest import Manifest, VideoRow, count_rows
+from zar_ray.data.protocols import SplitSpec
 from zar_ray.reporting.blocks import Block, print_block
 from zar_ray.reporting.numbers import counted, digits
 
 
-def print_benchmarks(statuses: Sequence[BenchmarkStatus], console: Console) -> None:
-    """Prints the benchmarks, a line a split, and how to make the manifests that are missing."""
+def print_benchmarks(benchmarks: Sequence[Benchmark], console: Console, data_root: Path | None = None) -> None:
+    """Prints benchmarks, a line a split, and how to make the manifests that are missing.
+
+    Args:
+        benchmarks: The benchmarks.
+        console: Where they are shown.
+        data_root: Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.
+    """
     rows = []
-    for status in statuses:
-        known = "-" if status.rows is None else counted(status.rows, "video")
-        for number, (split, classes, videos) in enumerate(status.splits):
-            name, title, made = ("", "", "") if number else (status.benchmark.name, status.benchmark.title, known)
-            rows.append((name, title, split, str(classes), videos, made))
+    missing: dict[str, None] = {}
+    for benchmark in benchmarks:
+        there = count_rows(benchmark.manifest_path(data_root))
+        if there is None:
+            missing[benchmark.make_command(data_root)] = None
+        made = "-" if there is None else counted(there, "video")
+        whole = SplitSpec(name=benchmark.split or "all", count=benchmark.videos)
+        for number, split in enumerate(benchmark.splits or (whole,)):
+            name, title, held = ("", "", "") if number else (benchmark.name, benchmark.title, made)
+            classes = len(split.class_names()) or benchmark.classes or 0
+            videos = "?" if split.count is None else f"{'~' if split.about else ''}{split.count:,}"
+            rows.append((name, title, split.name, str(classes), videos, held))
     columns = ("benchmark", "", "split", "classes", "videos", "manifest")
     print_block(Block(None, columns, rows, words=3, words_behind=1), console)
-    missing = {status.make: None for status in statuses if status.rows is None}
     if missing:
         console.print("\nA manifest is made with")
         for command in missing:

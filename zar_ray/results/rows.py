@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 
+from zar_ray.columns import Bytes, Name, Number, Numbers, Real, Text, rows_to_table, schema_of, table_to_rows
 from zar_ray.errors import VideoError
 
 if TYPE_CHECKING:
@@ -23,13 +24,8 @@ if TYPE_CHECKING:
     from zar_ray.adaptation.base import Decision
 
 # What a column holds; unknown is null: labels of unlabelled videos, all of the decision of failed ones.
-Text = Annotated[str | None, pa.string()]
-Number = Annotated[int | None, pa.int32()]
-Bytes = Annotated[int | None, pa.int64()]
 Nats = Annotated[float | None, pa.float32()]
-Seconds = Annotated[float | None, pa.float64()]
 Flag = Annotated[bool | None, pa.bool_()]
-Numbers = Annotated[tuple[int, ...] | None, pa.list_(pa.int32())]
 Values = Annotated[tuple[float, ...] | None, pa.list_(pa.float32())]
 Feature = Annotated[tuple[float, ...] | None, pa.list_(pa.float16())]
 
@@ -85,9 +81,9 @@ class ResultRow:
         recorded_at: When the row was made, in seconds since 1970 (UTC).
     """
 
-    video_id: Annotated[str, pa.string()]
-    case_id: Annotated[str, pa.string()]
-    method: Annotated[str, pa.string()]
+    video_id: Name
+    case_id: Name
+    method: Name
     model: Text = None
     setting: Text = None
     label_id: Number = None
@@ -114,10 +110,10 @@ class ResultRow:
     frames: Number = None
     frames_decoded: Number = None
     bytes_shipped: Bytes = None
-    seconds_decode: Seconds = None
-    seconds_encode: Seconds = None
-    seconds_adapt: Seconds = None
-    seconds_case: Seconds = None
+    seconds_decode: Real = None
+    seconds_encode: Real = None
+    seconds_adapt: Real = None
+    seconds_case: Real = None
     peak_memory: Bytes = None
     decoder: Text = None
     worker: Text = None
@@ -191,12 +187,7 @@ class ResultRow:
         return self.error is None
 
 
-def _column(name: str, kind: Any) -> pa.Field:
-    held, arrow = kind.__origin__, kind.__metadata__[0]
-    return pa.field(name, arrow, nullable=type(None) in getattr(held, "__args__", ()))
-
-
-RESULT_SCHEMA = pa.schema([_column(*one) for one in get_type_hints(ResultRow, include_extras=True).items()])
+RESULT_SCHEMA = schema_of(ResultRow)
 """Columns of the result table: the attributes of `ResultRow`."""
 
 
@@ -215,17 +206,12 @@ def _ranking(logits: torch.Tensor, when: str) -> tuple[tuple[int, ...], tuple[fl
 
 def to_table(rows: Iterable[ResultRow]) -> pa.Table:
     """Puts rows into a table of `RESULT_SCHEMA`; no rows make an empty table."""
-    rows = list(rows)
-    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in RESULT_SCHEMA.names}
-    return pa.table(columns, schema=RESULT_SCHEMA)
+    return rows_to_table(rows, RESULT_SCHEMA)
 
 
 def to_rows(table: pa.Table) -> list[ResultRow]:
     """Reads a table of `RESULT_SCHEMA` back into rows."""
-    rows: list[dict[str, Any]] = table.select(RESULT_SCHEMA.names).to_pylist()
-    for row in rows:
-        row.update({name: tuple(value) for name, value in row.items() if isinstance(value, list)})
-    return [ResultRow(**row) for row in rows]
+    return table_to_rows(table.select(RESULT_SCHEMA.names), ResultRow)
 
 
 def deduplicate(table: pa.Table) -> pa.Table:

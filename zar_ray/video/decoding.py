@@ -94,44 +94,31 @@ def decode_video(
     """
     started = time.monotonic()
     deadline = Deadline(timeout)
-    decoded = None
+
+    def decode(which: Decoder) -> DecodedVideo:
+        with open_video(path, which, deadline) as reader:
+            info = reader.info
+            if expected is not None:
+                _check_expected(info, expected)
+            plan = plan_of(info)
+            ways = (Resize(plan.short_side, interpolation), *also)
+            sizes = [resized_size(info.height, info.width, way.short_side) for way in ways]
+            resized = [np.empty((len(plan.frames), *size, 3), dtype=np.uint8) for size in sizes]
+            for row, frame in enumerate(reader.read(plan.frames, deadline)):
+                deadline.check()
+                for way, frames in zip(ways, resized, strict=True):
+                    frames[row] = resize_frame(frame, way.short_side, way.interpolation)
+            notes = (reader.warning, _still_stretch(resized[0], plan.frames, info))
+        warning = "; ".join(note for note in notes if note) or None
+        return DecodedVideo(resized[0], info, warning, time.monotonic() - started, tuple(resized[1:]))
+
     try:
-        decoded = _decode(path, plan_of, interpolation, decoder, expected, deadline, also)
+        return decode(decoder)
     except DecordError:
         if decoder != "auto":
             raise
     # after the handler, so that nothing of the first attempt is held any more
-    decoded = decoded or _decode(path, plan_of, interpolation, "pyav", expected, deadline, also)
-    (frames, *others), info, warning = decoded
-    return DecodedVideo(frames, info, warning, time.monotonic() - started, tuple(others))
-
-
-_Decoded = tuple[list[np.ndarray], VideoInfo, str | None]
-
-
-def _decode(
-    path: str | os.PathLike[str],
-    plan_of: Callable[[VideoInfo], FramePlan],
-    interpolation: Interpolation,
-    decoder: Decoder,
-    expected: VideoInfo | None,
-    deadline: Deadline,
-    also: Sequence[Resize],
-) -> _Decoded:
-    with open_video(path, decoder, deadline) as reader:
-        info = reader.info
-        if expected is not None:
-            _check_expected(info, expected)
-        plan = plan_of(info)
-        ways = (Resize(plan.short_side, interpolation), *also)
-        sizes = [resized_size(info.height, info.width, way.short_side) for way in ways]
-        resized = [np.empty((len(plan.frames), *size, 3), dtype=np.uint8) for size in sizes]
-        for row, frame in enumerate(reader.read(plan.frames, deadline)):
-            deadline.check()
-            for way, frames in zip(ways, resized, strict=True):
-                frames[row] = resize_frame(frame, way.short_side, way.interpolation)
-        notes = (reader.warning, _still_stretch(resized[0], plan.frames, info))
-    return resized, info, "; ".join(note for note in notes if note) or None
+    return decode("pyav")
 
 
 def _check_expected(info: VideoInfo, expected: VideoInfo) -> None:

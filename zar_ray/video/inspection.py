@@ -50,6 +50,27 @@ class Deadline:
 
 
 @dataclass(frozen=True)
+class VideoInfo:
+    """What is known of a video once it is open.
+
+    Attributes:
+        frames: N, its frames.
+        fps: Average frames a second; 0 if the container does not say.
+        width: Width as displayed, after rotation, in pixels.
+        height: Height as displayed.
+        duration: Seconds.
+        decoder: What reads it, ``decord`` or ``pyav``.
+    """
+
+    frames: int
+    fps: float
+    width: int
+    height: int
+    duration: float
+    decoder: str
+
+
+@dataclass(frozen=True)
 class Inspection:
     """A video file as PyAV sees it, before its frames are decoded.
 
@@ -57,36 +78,29 @@ class Inspection:
         path: The file, absolute.
         container: Its format, by FFmpeg's name, such as ``mov`` or ``matroska``; ``odd mov`` for a file that does not
             begin as such files do, which other readers may take for something else.
-        frames: Frames that a decoder should give: the packets that are shown.
+        info: What is known of the video; its frames are those that a decoder should give, the packets that are shown.
         announced: Frames that the header promises, as far as it is to be believed.
         cut_off: Whether the demuxer met the end of the file too early.
         positions: Presentation time of each frame, in the stream's ticks, to its index; empty where the container
             has no reliable ones and frames are counted as they come.
-        width: Width of the upright frame.
-        height: Height of the upright frame.
         quarter_turns: Counter-clockwise quarter turns that make a decoded frame upright.
-        fps: Average frames a second; 0 if unknown.
-        duration: Seconds.
     """
 
     path: str
     container: str
-    frames: int
+    info: VideoInfo
     announced: int | None
     cut_off: bool
     positions: dict[int, int]
-    width: int
-    height: int
     quarter_turns: int
-    fps: float
-    duration: float
 
     @property
     def warning(self) -> str | None:
         """What is wrong with the file as a whole, if it can be read all the same."""
-        if self.announced is not None and self.frames < self.announced:
-            return f"the file ends early: {self.frames} of {self.announced} frames are there"
-        return f"the file ends early, after {self.frames} frames" if self.cut_off else None
+        frames = self.info.frames
+        if self.announced is not None and frames < self.announced:
+            return f"the file ends early: {frames} of {self.announced} frames are there"
+        return f"the file ends early, after {frames} frames" if self.cut_off else None
 
 
 def inspect_video(path: str | os.PathLike[str], deadline: Deadline | None = None) -> Inspection:
@@ -118,22 +132,20 @@ def inspect_video(path: str | os.PathLike[str], deadline: Deadline | None = None
         if first is None:
             raise VideoError(f"no frame can be decoded: {reason}", stage="open")
         quarter_turns = round(first.rotation / 90) % 4
-        upright = (first.height, first.width) if quarter_turns % 2 else (first.width, first.height)
+        width, height = (first.height, first.width) if quarter_turns % 2 else (first.width, first.height)
         format_name = container.format.name.split(",")[0]
         rate = stream.average_rate or stream.guessed_rate
         fps = float(rate) if rate else 0.0
+        count = len(presented)
+        info = VideoInfo(count, fps, width, height, _duration(container, stream, count, fps), "pyav")
         return Inspection(
             path=absolute,
             container=format_name if _begins_as(absolute, format_name) else f"odd {format_name}",
-            frames=len(presented),
+            info=info,
             announced=_announced(stream, format_name, hidden),
             cut_off=any("ended prematurely" in text for _, _, text in messages),
             positions=_positions(presented, format_name),
-            width=upright[0],
-            height=upright[1],
             quarter_turns=quarter_turns,
-            fps=fps,
-            duration=_duration(container, stream, len(presented), fps),
         )
 
 

@@ -17,7 +17,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +29,7 @@ from zar_ray.errors import ConfigError, VideoError
 from zar_ray.video.inspection import (
     Deadline,
     Inspection,
+    VideoInfo,
     held_back,
     inspect_video,
     open_stream,
@@ -44,27 +45,6 @@ _DECORD_CONTAINERS = {"mov", "matroska", "avi"}
 _DECORD_BYTES = 256 * 2**20
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """What is known of a video once it is open.
-
-    Attributes:
-        frames: N, its frames.
-        fps: Average frames a second; 0 if the container does not say.
-        width: Width as displayed, after rotation, in pixels.
-        height: Height as displayed.
-        duration: Seconds.
-        decoder: What reads it, ``decord`` or ``pyav``.
-    """
-
-    frames: int
-    fps: float
-    width: int
-    height: int
-    duration: float
-    decoder: str
-
-
 class DecordError(VideoError):
     """decord gave up on a file, which PyAV may still read."""
 
@@ -76,8 +56,8 @@ class VideoReader(ABC):
         info: What is known of it.
     """
 
-    def __init__(self, inspection: Inspection, info: VideoInfo) -> None:
-        self.info = info
+    def __init__(self, inspection: Inspection) -> None:
+        self.info = inspection.info
         self._inspection = inspection
         self._notes: list[str] = []
         self._running: Generator[np.ndarray] | None = None
@@ -171,7 +151,8 @@ def has_decord() -> bool:
 def _open(inspection: Inspection, decoder: Decoder) -> VideoReader:
     if decoder == "decord":
         return DecordReader(inspection)
-    fits = 3 * inspection.frames * inspection.width * inspection.height <= _DECORD_BYTES
+    info = inspection.info
+    fits = 3 * info.frames * info.width * info.height <= _DECORD_BYTES
     if decoder == "auto" and has_decord() and fits:
         try:
             return DecordReader(inspection)
@@ -188,9 +169,6 @@ class PyavReader(VideoReader):
     start, the first one), and the warning says so. Data that the decoder refuses before the last tenth are an error:
     they spoil what follows.
     """
-
-    def __init__(self, inspection: Inspection) -> None:
-        super().__init__(inspection, _info(inspection, "pyav"))
 
     def _read(self, wanted: list[int], deadline: Deadline) -> Generator[np.ndarray]:
         count = self.info.frames
@@ -290,13 +268,14 @@ class DecordReader(VideoReader):
     """
 
     def __init__(self, inspection: Inspection) -> None:
-        super().__init__(inspection, _info(inspection, "decord"))
+        super().__init__(inspection)
+        self.info = replace(inspection.info, decoder="decord")
         self._reader = None
         if inspection.container not in _DECORD_CONTAINERS:
             raise DecordError(f"decord loses frames of {inspection.container} files; PyAV reads them", stage="open")
         reader = self._open()
-        if len(reader) != inspection.frames:
-            raise DecordError(f"decord counts {len(reader)} frames, {inspection.frames} are shown", stage="open")
+        if len(reader) != self.info.frames:
+            raise DecordError(f"decord counts {len(reader)} frames, {self.info.frames} are shown", stage="open")
         # kept for the first read: a reader that has not begun does not decode ahead
         self._reader = reader
 
@@ -357,12 +336,6 @@ def _import_decord() -> Any:
         raise DecordError(f"decord does not load here: {reason_of(error)}", stage="open") from error
     decord.logging.set_level(decord.logging.QUIET)
     return decord
-
-
-def _info(inspection: Inspection, decoder: str) -> VideoInfo:
-    return VideoInfo(
-        inspection.frames, inspection.fps, inspection.width, inspection.height, inspection.duration, decoder
-    )
 
 
 def _decord_reason(error: BaseException) -> str:

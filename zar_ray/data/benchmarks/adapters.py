@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from zar_ray.data.benchmarks import charades, hmdb51, kinetics, ssv2, ucf101
-from zar_ray.data.benchmarks.layout import Adapter, Annotations, Files, LayoutReport, NoAnnotationsError, to_listing
+from zar_ray.data.benchmarks.layout import Annotations, ClassNames, Files, LayoutReport, to_listing
 from zar_ray.data.benchmarks.lists import VideoList, merge_lists
 from zar_ray.data.classes import CLASSES_OF, class_list
 from zar_ray.data.listing import Listing
-from zar_ray.errors import ConfigError, suggestion
+from zar_ray.errors import ConfigError, ManifestError, suggestion
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How the official annotations of a dataset are read.
+
+    Attributes:
+        title: What messages call the dataset.
+        files: What there must be below the folder, for messages.
+        annotate: Reads the annotations; without videos where there are none.
+    """
+
+    title: str
+    files: str
+    annotate: Callable[[Files, ClassNames], Annotations]
+
+
+_KINETICS = "CSV with the columns label, youtube_id, time_start, time_end and split and no class folder"
 
 # The datasets are those of `CLASSES_OF`, whose order and spelling of classes a manifest has.
 ADAPTERS: Mapping[str, Adapter] = {
-    "charades": charades.annotate,
-    "hmdb51": hmdb51.annotate,
-    "k400": partial(kinetics.annotate, name="k400", classes="kinetics400", title="Kinetics-400"),
-    "k600": partial(kinetics.annotate, name="k600", classes="kinetics600", title="Kinetics-600"),
-    "ssv2": ssv2.annotate,
-    "ucf101": ucf101.annotate,
+    "charades": Adapter("Charades", "Charades_v1_train.csv or Charades_v1_test.csv", charades.annotate),
+    "hmdb51": Adapter("HMDB51", "CLASS_test_splitN.txt", hmdb51.annotate),
+    "k400": Adapter("Kinetics-400", f"{_KINETICS} of Kinetics-400", kinetics.annotate),
+    "k600": Adapter("Kinetics-600", f"{_KINETICS} of Kinetics-600", kinetics.annotate),
+    "ssv2": Adapter("Something-Something V2", "train.json, validation.json or test.json", ssv2.annotate),
+    "ucf101": Adapter("UCF101", "testlistNN.txt", ucf101.annotate),
 }
 
 
@@ -28,7 +46,7 @@ def list_benchmark(
     data: str,
     root: str | Path,
     annotations: str | Path | None = None,
-    lists: Sequence[tuple[str, VideoList]] = (),
+    lists: Sequence[VideoList] = (),
     available_only: bool = False,
 ) -> tuple[Listing, LayoutReport]:
     """Finds a benchmark's videos.
@@ -37,7 +55,7 @@ def list_benchmark(
         data: The dataset, a key of `ADAPTERS`.
         root: The folder of its videos.
         annotations: The folder of its annotations, where that is another.
-        lists: Published lists, each with the manifest's split it stands for; with them official annotations may lack.
+        lists: Published lists; with them official annotations may lack.
         available_only: Leave missing videos out, rather than keep them as rows with an error.
 
     Raises:
@@ -46,32 +64,33 @@ def list_benchmark(
     """
     if data not in ADAPTERS:
         raise ConfigError(f'no dataset "{data}" that can be indexed by name{suggestion(data, ADAPTERS)}')
-    files = Files.below(root, annotations)
-    official: Annotations | None = None
-    try:
-        official = ADAPTERS[data](files)
-    except NoAnnotationsError:
+    adapter, files = ADAPTERS[data], Files.below(root, annotations)
+    classes = ClassNames(class_list(CLASSES_OF[data]), adapter.title)
+    official = adapter.annotate(files, classes)
+    if not official.videos:
         if not lists:
-            raise
-    if lists:
-        official = merge_lists(data, files, lists, official, class_list(CLASSES_OF[data]))
-    assert official is not None
-    return to_listing(official, files, available_only)
+            raise ManifestError(
+                f"{files.root}: no {adapter.files} below it; unpack the official annotations there, "
+                "or name their folder with --annotations"
+            )
+        official = Annotations()
+    official = merge_lists(data, classes.names, lists, official)
+    return to_listing(data, classes.names, official, files, available_only)
 
 
 def list_published(
-    name: str, root: str | Path, lists: Sequence[tuple[str, VideoList]], available_only: bool = False
+    name: str, root: str | Path, lists: Sequence[VideoList], available_only: bool = False
 ) -> tuple[Listing, LayoutReport]:
-    """Finds the videos of published lists; the class names are the lists'.
+    """Finds the videos of published lists; the class names are the lists', in turn.
 
     Args:
         name: The dataset's name.
         root: The folder of the videos.
-        lists: Each list with the manifest's split it becomes.
+        lists: The lists.
         available_only: Leave missing videos out, rather than keep them as rows with an error.
 
     Raises:
         ManifestError: The folder or the lists cannot be used.
     """
-    files = Files.below(root)
-    return to_listing(merge_lists(name, files, lists), files, available_only)
+    names = tuple(dict.fromkeys(n for one in lists for n in one.class_names))
+    return to_listing(name, names, merge_lists(name, names, lists), Files.below(root), available_only)

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import re
 
-from zar_ray.data.benchmarks.layout import (
-    AnnotatedVideo,
-    Annotations,
-    ClassNames,
-    Files,
-    NoAnnotationsError,
-    check_classes,
-)
-from zar_ray.data.classes import class_list
-from zar_ray.data.text_files import csv_header, csv_rows, read_lines
+from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations, ClassNames, Files, check_class_file
+from zar_ray.data.text_files import csv_header, csv_rows
 from zar_ray.errors import ManifestError
 
 _COLUMNS = ("id", "actions")
@@ -21,27 +13,18 @@ _SPLIT = re.compile(r"(train|test)", re.IGNORECASE)
 _ACTION = re.compile(r"c(\d{3})(?:\s+[\d.]+\s+[\d.]+)?")
 
 
-def annotate(files: Files) -> Annotations:
+def annotate(files: Files, classes: ClassNames) -> Annotations:
     """Reads `Charades_v1_train.csv` and `Charades_v1_test.csv`; a video without actions has an empty list of labels.
 
     Raises:
-        NoAnnotationsError: There are no annotations.
         ManifestError: An action cannot be read, or the classes are another version's.
     """
-    classes = ClassNames(class_list("charades"), "Charades")
     tables = [
         (path, match[1].lower())
         for path in files.others
         if path.suffix.lower() == ".csv" and (match := _SPLIT.search(path.stem)) and {*_COLUMNS} <= {*csv_header(path)}
     ]
-    if not tables:
-        raise NoAnnotationsError(
-            f"{files.root}: no Charades_v1_train.csv or Charades_v1_test.csv below it; unpack the official annotations "
-            "there, or name their folder with --annotations"
-        )
-    for path in files.others:
-        if path.name.lower() == "charades_v1_classes.txt":
-            check_classes((line.split(maxsplit=1)[-1] for _, line in read_lines(path)), classes, path)
+    check_class_file(files, "charades_v1_classes.txt", classes)
     videos: dict[str, AnnotatedVideo] = {}
     for path, split in tables:
         for place, row in csv_rows(path, _COLUMNS):
@@ -52,10 +35,8 @@ def annotate(files: Files) -> Annotations:
                 {_action(text, len(classes.names), place) for text in row["actions"].split(";") if text.strip()}
             )
             names = tuple(classes.names[i] for i in ids)
-            found = files.find(stem, split, exact=True)
-            videos[stem] = AnnotatedVideo(f"{stem}.mp4", names, split, (split,), found)
-    sources = tuple(path.name for path, _ in tables)
-    return Annotations("charades", tuple(videos.values()), classes.names, multi_label=True, sources=sources)
+            videos[stem] = AnnotatedVideo(f"{stem}.mp4", names, split, (split,))
+    return Annotations(tuple(videos.values()), multi_label=True, sources=tuple(path.name for path, _ in tables))
 
 
 def _action(text: str, count: int, place: str) -> int:

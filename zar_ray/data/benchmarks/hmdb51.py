@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
 
-from zar_ray.data.benchmarks.layout import (
-    AnnotatedVideo,
-    Annotations,
-    ClassNames,
-    Files,
-    NoAnnotationsError,
-)
-from zar_ray.data.classes import class_list
+from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations, ClassNames, Files
 from zar_ray.data.text_files import read_lines
 from zar_ray.errors import ManifestError
 
@@ -20,22 +12,17 @@ _FILE = re.compile(r"(?P<name>.+)_test_split(?P<split>[123])\.txt", re.IGNORECAS
 _PARTS = {"0": "unused", "1": "train", "2": "test"}
 
 
-def annotate(files: Files) -> Annotations:
+def annotate(files: Files, classes: ClassNames) -> Annotations:
     """Reads the split files.
 
     A video is in `trainN` or `testN` for each split N that uses it, and in `unused` where none does.
 
     Raises:
-        NoAnnotationsError: There are no annotations.
         ManifestError: A class lacks a split file that others have, or a line cannot be read.
     """
-    classes = ClassNames(class_list("hmdb51"), "HMDB51")
     found = [(path, match) for path in files.others if (match := _FILE.fullmatch(path.name))]
     if not found:
-        raise NoAnnotationsError(
-            f"{files.root}: no CLASS_test_splitN.txt below it; unpack the official test_train_splits archive there, "
-            "or name its folder with --annotations"
-        )
+        return Annotations()
     members: dict[tuple[str, str], dict[str, str]] = {}
     seen: dict[tuple[str, str], str] = {}
     for path, match in found:
@@ -58,16 +45,6 @@ def annotate(files: Files) -> Annotations:
                 )
     videos = []
     for (name, video), parts in members.items():
-        stem, folder = PurePosixPath(video).stem, name.replace(" ", "_")
         used = tuple(f"{part}{split}" for split, part in sorted(parts.items()) if part != "unused")
-        videos.append(
-            AnnotatedVideo(
-                expected=f"{folder}/{video}",
-                class_names=(name,),
-                split="all",
-                splits=used or ("unused",),
-                found=files.find(stem, folder),
-            )
-        )
-    source = f"{len(found)} files like {found[0][0].name}"
-    return Annotations("hmdb51", tuple(videos), classes.names, sources=(source,))
+        videos.append(AnnotatedVideo(f"{name.replace(' ', '_')}/{video}", (name,), "all", used or ("unused",)))
+    return Annotations(tuple(videos), sources=(f"{len(found)} files like {found[0][0].name}",))

@@ -6,22 +6,22 @@ extension, and what is missing is counted by split and class.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 
 from zar_ray.data.classes import by_key, name_key
 from zar_ray.data.listing import Listing, existing_folder, walk
 from zar_ray.data.manifest import VideoRow
+from zar_ray.data.text_files import read_lines
 from zar_ray.errors import ManifestError, suggestion
 
 UNLABELLED = "(no label)"
-
-
-class NoAnnotationsError(ManifestError):
-    """There is nothing below a folder that would say what its videos are."""
+_SHOWN = 10  # classes with missing videos that a split shows
+# A part of a YouTube video; ids differ by case and punctuation alone.
+YOUTUBE = re.compile(r"(?P<id>.{11})_(?P<start>\d{6})_(?P<end>\d{6})")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,20 @@ class Files:
         keys = {name_key(name) for name in near}
         return max(found, key=lambda path: len(keys & {name_key(p) for p in PurePosixPath(path).parts[:-1]}))
 
+    def locate(self, video: AnnotatedVideo) -> str | None:
+        """The file of an annotated video: where it is expected, else the one of its name."""
+        if video.expected in self._exact.get(video.key, ()):
+            return video.expected
+        near = (*PurePosixPath(video.expected).parts[:-1], *video.splits, *video.class_names)
+        part = YOUTUBE.fullmatch(video.key)
+        if part is None:
+            return self.find(video.key, *near)
+        youtube_id, start, end = part.groups()
+        # What downloaders call the file of an entry.
+        names = (video.key, f"{youtube_id}_{int(start)}_{int(end)}", f"{youtube_id}_{start}")
+        names = (*names, f"{youtube_id}_{int(start)}", youtube_id)
+        return next((found for name in names if (found := self.find(name, *near, exact=True))), None)
+
 
 @dataclass(frozen=True)
 class AnnotatedVideo:
@@ -83,14 +97,12 @@ class AnnotatedVideo:
         class_names: Its labels: none, one, or several in a multi-label benchmark.
         split: The official split where a video has one, else "all".
         splits: All splits it is in.
-        found: The file, relative to the root; None where there is none.
     """
 
     expected: str
     class_names: tuple[str, ...]
     split: str
     splits: tuple[str, ...]
-    found: str | None = None
 
     @property
     def key(self) -> str:
@@ -100,20 +112,16 @@ class AnnotatedVideo:
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a benchmark's annotations say, files already looked up.
+    """What a benchmark's annotations say.
 
     Attributes:
-        name: The benchmark.
         videos: All annotated videos.
-        class_names: The classes in label-id order.
         multi_label: Whether a video may have several classes.
         sources: The annotation files that were read, or what stands in for them.
         notes: What to tell the user, a line each.
     """
 
-    name: str
-    videos: tuple[AnnotatedVideo, ...]
-    class_names: tuple[str, ...]
+    videos: tuple[AnnotatedVideo, ...] = ()
     multi_label: bool = False
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -141,12 +149,8 @@ class LayoutReport:
     unused: tuple[str, ...]
     notes: tuple[str, ...]
 
-    def lines(self, most: int = 10) -> Iterator[str]:
-        """The report for a terminal: a line a split, a line a class with missing videos (the `most` worst), the rest.
-
-        Args:
-            most: Classes to show a split.
-        """
+    def lines(self) -> Iterator[str]:
+        """The report for a terminal: a line a split, a line a class with missing videos (the worst ones), the rest."""
         yield f"read {', '.join(self.sources)}"
         by_split: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for (split, name), count in self.missing.items():
@@ -159,25 +163,26 @@ class LayoutReport:
             end = f", {absent.total():,} missing" if absent else ""
             kept = " (left out)" if self.skipped else " (kept, with an error each)"
             yield f"{split}: {count:,} videos{end}{kept if absent else ''}"
-            for name, number in sorted(absent.items(), key=lambda item: (-item[1], item[0]))[:most]:
+            for name, number in sorted(absent.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]:
                 yield f"  {name}: {number} missing"
-            if len(absent) > most:
-                yield f"  ... and {len(absent) - most} more classes with missing videos"
+            if len(absent) > _SHOWN:
+                yield f"  ... and {len(absent) - _SHOWN} more classes with missing videos"
         if self.unused:
             yield f"{len(self.unused):,} files are in no annotation, such as {self.unused[0]}; they are not used"
         yield from self.notes
 
 
-Adapter = Callable[[Files], Annotations]
-
-
-def to_listing(annotations: Annotations, files: Files, available_only: bool = False) -> tuple[Listing, LayoutReport]:
+def to_listing(
+    name: str, class_names: tuple[str, ...], annotations: Annotations, files: Files, available_only: bool = False
+) -> tuple[Listing, LayoutReport]:
     """Puts annotations and files together.
 
     A video without a file is a row with an error, so that counts add up; a split without any file (one that was not
     downloaded) makes no rows, and the report says so.
 
     Args:
+        name: What the dataset is called.
+        class_names: The classes in label-id order.
         annotations: What the adapter read.
         files: The files.
         available_only: Leave out all missing videos; the report counts them.
@@ -185,70 +190,62 @@ def to_listing(annotations: Annotations, files: Files, available_only: bool = Fa
     Raises:
         ManifestError: None of the videos is there, or an entry occurs twice.
     """
-    videos, doubtful = _one_entry_a_file(annotations.videos)
+    videos = annotations.videos
+    found, shared = _located(videos, files)
     listed = Counter(split for video in videos for split in video.splits)
-    there = Counter(split for video in videos if video.found is not None for split in video.splits)
+    there = Counter(split for video, path in zip(videos, found, strict=True) if path for split in video.splits)
     left_out = {split: count for split, count in listed.items() if not there[split]}
     if not there:
         raise ManifestError(
-            f"{files.root}: holds none of the {len(videos):,} videos of {annotations.name} that "
+            f"{files.root}: holds none of the {len(videos):,} videos of {name} that "
             f"{', '.join(annotations.sources)} names; --root must be the folder of the videos"
         )
     missing: Counter[tuple[str, str]] = Counter()
     rows: dict[str, VideoRow] = {}
-    for video in videos:
+    for video, path in zip(videos, found, strict=True):
         splits = tuple(split for split in video.splits if split not in left_out)
-        if video.found is None:
-            missing.update((split, name) for split in splits for name in video.class_names or (UNLABELLED,))
+        if path is None:
+            missing.update((split, label) for split in splits for label in video.class_names or (UNLABELLED,))
             if available_only or not splits:
                 continue
-        row = _listed(replace(video, splits=splits), annotations.multi_label, files.root)
-        if row.video_id in rows:
-            raise ManifestError(f'{files.root}: the annotations of {annotations.name} have "{row.video_id}" twice')
-        rows[row.video_id] = row
-    ordered = tuple(rows[video_id] for video_id in sorted(rows))
-    unused = sorted(set(files.videos) - rows.keys())
-    listing = Listing(ordered, annotations.class_names, str(files.root), annotations.name, ignored=0)
+        video_id = path or video.expected
+        if video_id in rows:
+            raise ManifestError(f'{files.root}: the annotations of {name} have "{video_id}" twice')
+        rows[video_id] = VideoRow(
+            video_id=video_id,
+            path=str(files.root / video_id),
+            class_name=next(iter(video.class_names), None) if not annotations.multi_label else None,
+            split=video.split,
+            splits=None if splits == (video.split,) else splits,
+            labels=video.class_names if annotations.multi_label else None,
+        )
+    doubtful = (f"{shared:,} entries share a file with another one; they count as missing",) if shared else ()
     report = LayoutReport(
         sources=annotations.sources,
         listed=dict(listed),
         missing=dict(missing),
         left_out=left_out,
         skipped=available_only,
-        unused=tuple(unused),
+        unused=tuple(sorted(set(files.videos) - rows.keys())),
         notes=(*annotations.notes, *doubtful),
     )
-    return listing, report
+    ordered = tuple(rows[video_id] for video_id in sorted(rows))
+    return Listing(ordered, class_names, str(files.root), name, ignored=0), report
 
 
-def _one_entry_a_file(videos: Sequence[AnnotatedVideo]) -> tuple[list[AnnotatedVideo], list[str]]:
-    """Gives a file that several entries were found to mean to one of them, the one of its exact name if there is one.
+def _located(videos: Sequence[AnnotatedVideo], files: Files) -> tuple[list[str | None], int]:
+    """The file of each video, and how many share theirs with another one, to which it is given.
 
     Such entries are parts of one YouTube video whose file is called by the id alone, or names alike but for
-    punctuation of which one is missing.
+    punctuation of which one is missing; the file goes to the one of its exact name if there is one.
     """
+    found = [files.locate(video) for video in videos]
     owner: dict[str, AnnotatedVideo] = {}
-    for video in videos:
-        if video.found is not None and (
-            video.found not in owner or PurePosixPath(video.found).stem == video.key != owner[video.found].key
-        ):
-            owner[video.found] = video
-    kept = [v if v.found is None or owner[v.found] is v else replace(v, found=None) for v in videos]
-    lost = sum(before.found != after.found for before, after in zip(videos, kept, strict=True))
-    return kept, [f"{lost:,} entries share a file with another one; they count as missing"] if lost else []
-
-
-def _listed(video: AnnotatedVideo, multi_label: bool, root: Path) -> VideoRow:
-    video_id = video.found or video.expected
-    names = video.class_names
-    return VideoRow(
-        video_id=video_id,
-        path=str(root / video_id),
-        class_name=names[0] if names and not multi_label else None,
-        split=video.split,
-        splits=None if video.splits == (video.split,) else video.splits,
-        labels=names if multi_label else None,
-    )
+    for video, path in zip(videos, found, strict=True):
+        if path and (path not in owner or PurePosixPath(path).stem == video.key != owner[path].key):
+            owner[path] = video
+    kept = [path if path and owner[path] is video else None for video, path in zip(videos, found, strict=True)]
+    return kept, sum(path is not None for path in found) - len(owner)
 
 
 class ClassNames:
@@ -261,7 +258,7 @@ class ClassNames:
 
     def __init__(self, names: Sequence[str], benchmark: str) -> None:
         self.names = tuple(names)
-        self._by_key = MappingProxyType(by_key(names))
+        self._by_key = by_key(names)
         self._benchmark = benchmark
 
     def find(self, spelled: str) -> str | None:
@@ -276,15 +273,9 @@ class ClassNames:
         """
         name = self.find(spelled)
         if name is None:
-            near = suggestion(spelled, self.names) if len(self.names) < 60 else _near(spelled, self.names)
+            near = suggestion(spelled, self.names)
             raise ManifestError(f'{place}: "{spelled}" is no class of {self._benchmark}{near}')
         return name
-
-
-def _near(spelled: str, names: Sequence[str]) -> str:
-    """A near miss among many names, without listing them all."""
-    said = suggestion(spelled, names)
-    return said if "did you mean" in said else ""
 
 
 def check_classes(names: Iterable[str], known: ClassNames, place: Path) -> None:
@@ -299,3 +290,14 @@ def check_classes(names: Iterable[str], known: ClassNames, place: Path) -> None:
     for number, (name, ours) in enumerate(zip(listed, known.names, strict=True)):
         if name_key(name) != name_key(ours):
             raise ManifestError(f'{place}: class {number} is "{name}", expected "{ours}"; is it another version?')
+
+
+def check_class_file(files: Files, name: str, known: ClassNames) -> None:
+    """Checks the official file of class names, a number and a name a line, where it lies below the folders.
+
+    Raises:
+        ManifestError: As `check_classes`.
+    """
+    for path in files.others:
+        if path.name.lower() == name:
+            check_classes((line.split(maxsplit=1)[-1] for _, line in read_lines(path)), known, path)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations, Files
-from zar_ray.data.classes import class_list, known_class_lists, name_key
+from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations
+from zar_ray.data.classes import by_key, class_list, distinct_names, known_class_lists, name_key, tidy_name
 from zar_ray.data.protocols import SplitSpec
 from zar_ray.data.text_files import csv_rows, read_lines
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 
 _ENTRY = re.compile(r"(?P<path>.*\S)(?:\s+|\s*,\s*)(?P<label>-?\d+)")
-_YOUTUBE = re.compile(r".{11}_\d{6}_\d{6}")
 _OFFICIAL = ("train", "val", "test")
 
 
@@ -42,12 +40,16 @@ class VideoList:
         entries: Its lines.
         class_names: The names in label-id order.
         labels_place: Where the names come from, for messages.
+        split: The manifest's split whose videos it names.
+        spec: The split of a benchmark that it stands for.
     """
 
     place: str
     entries: tuple[ListEntry, ...]
     class_names: tuple[str, ...]
     labels_place: str
+    split: str = "all"
+    spec: SplitSpec | None = None
 
     def class_name(self, entry: ListEntry) -> str:
         """The name that the list gives a video."""
@@ -75,17 +77,7 @@ def read_labels(place: str) -> tuple[str, ...]:
             if number != str(expected):
                 raise ManifestError(f"{at}: has the id {number}, expected {expected}; ids must count from 0")
         lines = [(at, name) for at, _, name in named]
-    if not lines:
-        raise ManifestError(f"{place}: holds no class names")
-    first: dict[str, str] = {}
-    for at, text in lines:
-        name = unicodedata.normalize("NFC", text.strip())
-        if not name:
-            raise ManifestError(f"{at}: the class name is empty")
-        if name in first:
-            raise ManifestError(f'{at}: the class name "{name}" occurs before, in {first[name]}')
-        first[name] = at
-    return tuple(first)
+    return distinct_names((tidy_name(name) for _, name in lines), place)
 
 
 def read_list(place: str, labels: str) -> VideoList:
@@ -116,9 +108,7 @@ def read_list(place: str, labels: str) -> VideoList:
     return VideoList(str(place), tuple(entries), names, labels)
 
 
-def read_lists(
-    given: Sequence[str], labels: Sequence[str], specs: Sequence[SplitSpec] = ()
-) -> list[tuple[str, VideoList]]:
+def read_lists(given: Sequence[str], labels: Sequence[str], specs: Sequence[SplitSpec] = ()) -> list[VideoList]:
     """Reads what ``--list [SPLIT=]FILE ...`` and ``--labels FILE ...`` name.
 
     Args:
@@ -126,9 +116,6 @@ def read_lists(
             it; without it a benchmark's splits come in their order, else the file's name is taken.
         labels: Their class names, one for all or one each; by default those of the benchmark's splits.
         specs: The benchmark's splits.
-
-    Returns:
-        Each list with the manifest's split it stands for.
 
     Raises:
         ConfigError: Numbers or names do not fit together.
@@ -150,35 +137,30 @@ def read_lists(
         spec = by_name.get(split or "")
         own = labels[min(number, len(labels) - 1)] if labels else spec.classes or "" if spec else ""
         member = (spec.videos or (spec.name,))[0] if spec else split or Path(file).stem
-        lists.append((member, read_list(file, own)))
+        lists.append(replace(read_list(file, own), split=member, spec=spec))
     return lists
 
 
 def merge_lists(
-    name: str,
-    files: Files,
-    lists: Sequence[tuple[str, VideoList]],
-    annotations: Annotations | None = None,
-    class_names: Sequence[str] | None = None,
+    name: str, class_names: Sequence[str], lists: Sequence[VideoList], annotations: Annotations | None = None
 ) -> Annotations:
     """Adds lists to what a benchmark's annotations say, or takes them alone.
 
     Args:
         name: What the dataset is called.
-        files: The files, where the lists' videos are looked for: by path, else by file name.
-        lists: Each list with the split whose videos it names.
+        class_names: The classes in label-id order, whose spelling is taken.
+        lists: The lists.
         annotations: What the official annotations say, if there are any.
-        class_names: The classes in label-id order, whose spelling is taken; by default the lists' names, in turn.
 
     Raises:
         ManifestError: A list names a video twice, has a class that is not among `class_names`, or calls a video by
             another class than the annotations or another list do.
     """
-    known = dict.fromkeys(class_names or [n for _, one in lists for n in one.class_names])
-    spelled = {name_key(n): n for n in known}
-    videos = {video.key: video for video in annotations.videos} if annotations else {}
-    paths = set(files.videos)
-    for split, one in lists:
+    annotations = annotations or Annotations()
+    known = set(class_names)
+    spelled = by_key(class_names)
+    videos = {video.key: video for video in annotations.videos}
+    for one in lists:
         lines: dict[str, int] = {}
         for entry in one.entries:
             at = f"{one.place}, line {entry.line}"
@@ -188,36 +170,22 @@ def merge_lists(
             said = one.class_name(entry)
             label = said if said in known else spelled.get(name_key(said))
             if label is None:
-                raise ManifestError(
-                    f'{at}: class "{one.class_name(entry)}" of {one.labels_place} is no class of {name}'
-                )
-            video = videos.get(entry.stem) or _new(entry, label, files, paths)
+                raise ManifestError(f'{at}: class "{said}" of {one.labels_place} is no class of {name}')
+            video = videos.get(entry.stem) or _new(entry, label)
             if label not in video.class_names:
                 raise ManifestError(
                     f'{at}: calls the video "{label}", which is "{", ".join(video.class_names)}" elsewhere; '
                     f'"zar data audit --list {one.place} --labels {one.labels_place}" looks for mistakes in labels'
                 )
-            videos[entry.stem] = replace(video, splits=tuple(dict.fromkeys((*video.splits, split))))
-    sources = tuple(Path(one.place).name for _, one in lists)
-    if annotations is None:
-        return Annotations(name, tuple(videos.values()), tuple(known), sources=sources)
+            videos[entry.stem] = replace(video, splits=tuple(dict.fromkeys((*video.splits, one.split))))
+    sources = tuple(Path(one.place).name for one in lists)
     return replace(annotations, videos=tuple(videos.values()), sources=(*annotations.sources, *sources))
 
 
-def _new(entry: ListEntry, label: str, files: Files, paths: set[str]) -> AnnotatedVideo:
-    path = PurePosixPath(entry.path)
-    official = next((part for part in path.parts[:-1] if part in _OFFICIAL), None)
-    found = entry.path if entry.path in paths else None
-    if found is None:
-        exact = _YOUTUBE.fullmatch(entry.stem) is not None  # YouTube's ids differ by case and punctuation alone
-        found = files.find(entry.stem, label, *path.parts[:-1], exact=exact)
-    return AnnotatedVideo(
-        expected=entry.path.lstrip("/"),
-        class_names=(label,),
-        split=official or "all",
-        splits=(official,) if official else (),
-        found=found,
-    )
+def _new(entry: ListEntry, label: str) -> AnnotatedVideo:
+    official = next((part for part in PurePosixPath(entry.path).parts[:-1] if part in _OFFICIAL), None)
+    splits = (official,) if official else ()
+    return AnnotatedVideo(entry.path.lstrip("/"), (label,), official or "all", splits)
 
 
 def _split_and_file(text: str, specs: Sequence[SplitSpec]) -> tuple[str | None, str]:

@@ -7,38 +7,23 @@ import re
 from pathlib import Path
 from typing import Any
 
-from zar_ray.data.benchmarks.layout import (
-    AnnotatedVideo,
-    Annotations,
-    ClassNames,
-    Files,
-    NoAnnotationsError,
-    check_classes,
-)
-from zar_ray.data.classes import class_list
+from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations, ClassNames, Files, check_classes
 from zar_ray.errors import ManifestError
 
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|validation|val|test)$", re.IGNORECASE)
 _LABELS = re.compile(r"(?:^|[^a-z])labels$", re.IGNORECASE)
 
 
-def annotate(files: Files) -> Annotations:
+def annotate(files: Files, classes: ClassNames) -> Annotations:
     """Reads `train.json`, `validation.json` and `test.json`, with the official prefix or without.
 
     The class of a video is its template with the brackets taken off; test videos have none.
 
     Raises:
-        NoAnnotationsError: There are no annotations.
         ManifestError: A list is not of the official form, or the labels are another version's.
     """
-    classes = ClassNames(class_list("ssv2"), "Something-Something V2")
     jsons = [path for path in files.others if path.suffix.lower() == ".json"]
     lists = [(path, match[1].lower()) for path in jsons if (match := _SPLIT.search(path.stem))]
-    if not lists:
-        raise NoAnnotationsError(
-            f"{files.root}: no train.json, validation.json or test.json below it; unpack the official labels there, "
-            "or name their folder with --annotations"
-        )
     for path in jsons:
         if _LABELS.search(path.stem):
             numbers = _read(path, dict)
@@ -61,9 +46,8 @@ def annotate(files: Files) -> Annotations:
             if template is None and split != "test":
                 raise ManifestError(f"{place}: has no template, which names its class")
             names = () if template is None else (classes.get(template, place),)
-            found = files.find(stem, split, exact=True)
-            videos[stem] = AnnotatedVideo(f"{stem}.webm", names, split, (split,), found)
-    return Annotations("ssv2", tuple(videos.values()), classes.names, sources=tuple(path.name for path, _ in lists))
+            videos[stem] = AnnotatedVideo(f"{stem}.webm", names, split, (split,))
+    return Annotations(tuple(videos.values()), sources=tuple(path.name for path, _ in lists))
 
 
 def _read(path: Path, kind: type) -> Any:

@@ -16,7 +16,6 @@ from zar_ray.reporting.finished_runs import RunData, RunSplit
 from zar_ray.reporting.numbers import percent
 from zar_ray.reporting.pages import Card, Cards, Content, Figure, Picture, Section, Text, why_empty
 from zar_ray.reporting.plots import ALL_CLASSES, confusion_picture
-from zar_ray.reporting.summary_tables import adapts
 from zar_ray.reporting.thumbnails import thumbnails
 from zar_ray.results.case_rows import class_accuracies, confusion_matrix
 from zar_ray.results.record import CaseMetrics, ClassAccuracy
@@ -73,12 +72,12 @@ def case_sections(data: RunData, case: CaseMetrics, samples: int) -> tuple[Secti
     elif not len(decided.rows):
         by_class, mistakes, calibration, videos = (why_empty(title, _NO_LABELS) for title in titles)
     else:
-        by_class = Section(titles[0], _by_class(class_accuracies(rows, case.case_id, split.class_names), adapts(case)))
+        by_class = Section(titles[0], _by_class(class_accuracies(rows, case.case_id, split.class_names), case.adapts))
         matrix = confusion_matrix(rows, case.case_id, len(split.class_names))
         mistakes = Section(titles[1], _mistakes(matrix, split.class_names))
-        calibration = Section(titles[2], _calibration(decided, adapts(case)))
+        calibration = Section(titles[2], _calibration(decided, case.adapts))
         videos = Section(titles[3], _helped_and_hurt(data, split, case, decided, samples))
-    entropy = Section("Entropy", _entropy(rows, adapts(case), len(split.class_names)))
+    entropy = Section("Entropy", _entropy(rows, case.adapts, len(split.class_names)))
     return by_class, mistakes, calibration, entropy, videos
 
 
@@ -193,7 +192,7 @@ def _gains(decided: _Decided) -> np.ndarray:
 def _helped_and_hurt(
     data: RunData, split: RunSplit, case: CaseMetrics, decided: _Decided, samples: int
 ) -> list[Content]:
-    if not adapts(case):
+    if not case.adapts:
         return [Text(f"{case.method} adapts nothing, so it helps and hurts no video.", weak=True)]
     gains = _gains(decided)
     gained = decided.right_after & ~decided.right_before

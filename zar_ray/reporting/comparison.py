@@ -109,22 +109,17 @@ class Line:
     @property
     def metric(self) -> str:
         """What `after` is of."""
-        return METRICS["map" if self.case.map_after is not None else "top1"]
+        return METRICS[next(iter(self.case.estimates("after")), "top1")]
 
     @property
     def after(self) -> Estimate | None:
         """Top-1, or mean average precision, which is the run's result; None without labels."""
-        if self.case.map_after is not None:
-            return self.case.map_after
-        return None if self.case.headline is None else self.case.headline.after.top1
+        return next(iter(self.case.estimates("after").values()), None)
 
     @property
     def before(self) -> Estimate | None:
         """The same before adaptation; None for a method that does not adapt."""
-        if self.case.map_before is not None:
-            return None if self.case.map_before == self.case.map_after else self.case.map_before
-        scores = self.case.headline
-        return None if scores is None or scores.change is None else scores.before.top1
+        return next(iter(self.case.estimates("before").values()), None) if self.case.adapts else None
 
 
 @dataclass(frozen=True, eq=False)

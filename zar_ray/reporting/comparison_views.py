@@ -15,8 +15,7 @@ from zar_ray.reporting.comparison import ClassChange, ComparedRun, Comparison, L
 from zar_ray.reporting.files import write_file
 from zar_ray.reporting.numbers import MAIN, METRICS, counted, digits, exact, interval, p_value, percent, with_deviation
 from zar_ray.reporting.pages import Content, Figure, Group, Page, Picture, Section, Text, render
-from zar_ray.reporting.summary_tables import INTERVALS, RANDOM_WEIGHTS, adapts
-from zar_ray.results.record import Estimate
+from zar_ray.reporting.summary_tables import INTERVALS, RANDOM_WEIGHTS
 
 _SHOWN = 5
 """Classes and videos that are named where room is short; the page has all."""
@@ -158,7 +157,7 @@ def _averages(run: ComparedRun) -> list[tuple[str, ...]]:
     """What a protocol reports over its splits."""
     summary = run.finished.summary
     found = {(one.method, one.metric): one for one in summary.averages}
-    adapting = {case.method for case in summary.cases if adapts(case)}
+    adapting = {case.method for case in summary.cases if case.adapts}
     rows = []
     for (method, metric), one in found.items():
         if metric in MAIN:
@@ -176,7 +175,7 @@ def _differences(comparison: Comparison) -> Block:
         key = (line.run.mark, line.case.split, line.case.method)
         if line.paired is not None:
             found = line.paired.comparison
-            points = interval(Estimate(found.difference, *found.interval), "+")
+            points = interval(found.estimate, "+")
             counts = (str(found.gained), str(found.lost))
             p_values = (p_value(found.p_value), p_value(line.paired.adjusted))
             rows.append((*key, line.paired.method, points, *counts, *p_values))

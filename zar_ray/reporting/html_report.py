@@ -11,7 +11,7 @@ from zar_ray.reporting.blocks import Block, Form, written
 from zar_ray.reporting.case_sections import case_sections
 from zar_ray.reporting.files import write_file
 from zar_ray.reporting.finished_runs import RunData, StudyData
-from zar_ray.reporting.numbers import METRICS, counted, ends, fixed, p_value, percent
+from zar_ray.reporting.numbers import METRICS, ends, fixed, p_value, percent
 from zar_ray.reporting.pages import Content, Group, Page, Section, Text, Tile, render, why_empty
 from zar_ray.reporting.published.matching import measure
 from zar_ray.reporting.published.tables import known_tables, load_table
@@ -25,14 +25,14 @@ from zar_ray.reporting.run_sections import (
     video_map,
 )
 from zar_ray.reporting.study_tables import (
-    labels_of,
     pass_notes,
     random_weights,
+    ranges_of,
     study_blocks,
     study_csv,
     study_heading,
 )
-from zar_ray.reporting.summary_tables import adapts, summary_facts
+from zar_ray.reporting.summary_tables import summary_facts
 from zar_ray.results.record import CaseMetrics, RunSummary
 
 REPORT = "report.html"
@@ -125,7 +125,7 @@ def shown_cases(data: RunData) -> tuple[CaseMetrics, ...]:
     shown = []
     for split in data.splits:
         cases = [case for case in data.summary.cases if case.split == split.name or len(data.splits) == 1]
-        shown += [case for case in cases if adapts(case)] or cases
+        shown += [case for case in cases if case.adapts] or cases
     return tuple(shown)
 
 
@@ -136,7 +136,7 @@ def _tiles(data: RunData, shown: Sequence[CaseMetrics]) -> tuple[Tile, ...]:
     if not shown:
         return (counts,)
     case, scores = shown[0], shown[0].headline
-    metric = "map" if case.map_after is not None else "top1"
+    metric, found = next(iter(case.estimates("after").items()), ("top1", None))
     name = f"{METRICS[metric]}, {case.method}"
     averages = {one.metric: one for one in summary.averages if one.method == case.method}
     if metric in averages:
@@ -144,16 +144,15 @@ def _tiles(data: RunData, shown: Sequence[CaseMetrics]) -> tuple[Tile, ...]:
         which = "harmonic mean" if after.kind == "harmonic" else "mean"
         spread = "" if after.std is None else f", ± {percent(after.std)}"
         tiles = [Tile(name, f"{percent(after.value)} %", f"{which} of {len(after.splits)} splits{spread}")]
-        if before is not None and adapts(case):
+        if before is not None and case.adapts:
             rise = f"{percent(after.value - before.value, '+')} points"
             tiles.append(Tile("before adaptation", f"{percent(before.value)} %", f"{rise} by it"))
         return (*tiles, counts)
-    found = case.map_after or (scores and scores.after.top1)
-    before = case.map_before or (scores and scores.before.top1)
+    before = case.estimates("before").get(metric)
     if found is None or before is None:
         return (Tile("accuracy", "none", "no video has a label"), counts)
     tiles = [Tile(name, f"{percent(found.value)} %", f"95 % interval {ends(found)}")]
-    if adapts(case):
+    if case.adapts:
         tiles.append(Tile("before adaptation", f"{percent(before.value)} %", f"95 % interval {ends(before)}"))
     if scores is not None and (change := scores.change) is not None:
         how = f"{ends(change.top1, '+')}, McNemar p {p_value(change.p_value)}"
@@ -164,8 +163,7 @@ def _tiles(data: RunData, shown: Sequence[CaseMetrics]) -> tuple[Tile, ...]:
 
 def _study_tiles(data: StudyData) -> tuple[Tile, ...]:
     record = data.study.record
-    ranges = " x ".join(counted(len(labels_of(record, axis)), axis) for axis in record.axes)
-    return (Tile("cells", str(len(record.cells)), ranges), _counts(data.whole))
+    return (Tile("cells", str(len(record.cells)), ranges_of(record)), _counts(data.whole))
 
 
 def _counts(summary: RunSummary) -> Tile:
@@ -186,7 +184,7 @@ def _facts(data: StudyData) -> list[tuple[str, str]]:
         ("methods", ", ".join(dict.fromkeys(case.method for case in summary.cases))),
         ("views", "; ".join(frames)),
         ("seed", f"{seeds}; zar report compare puts runs with other seeds beside it"),
-        *(("pass", note) for note in (pass_notes(record) if record.tables else ())),
+        *(("pass", note) for note in pass_notes(record)),
         *((name, without_password(value)) for name, value in summary_facts(summary)),
     ]
 

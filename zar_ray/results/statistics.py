@@ -36,6 +36,11 @@ class PairedComparison:
     lost: int
     p_value: float
 
+    @property
+    def estimate(self) -> Estimate:
+        """The difference with its interval."""
+        return Estimate(self.difference, *self.interval)
+
 
 def paired_comparison(
     before: np.ndarray, after: np.ndarray, seed: int = 0, resamples: int = RESAMPLES

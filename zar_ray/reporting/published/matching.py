@@ -199,12 +199,7 @@ def _find_of_method(run: FinishedRun, method: str, column: Column, *, before: bo
 
 
 def _of_case(case: CaseMetrics, metric: str, before: bool) -> _Found | None:
-    if metric == "map":
-        estimate = case.map_before if before else case.map_after
-    elif case.headline is None:
-        estimate = None
-    else:
-        estimate = getattr(case.headline.before if before else case.headline.after, metric)
+    estimate = case.estimates("before" if before else "after").get(metric)
     return None if estimate is None else _Found(estimate.value, None, (case,))
 
 

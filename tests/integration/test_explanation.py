@@ -16,7 +16,7 @@ from zar_ray.explain.explanation import explain_videos
 from zar_ray.explain.maps import VideoMaps
 from zar_ray.models.attention import class_relevance
 from zar_ray.reporting.attention_figures import attention_figure
-from zar_ray.reporting.finished_runs import StudyData
+from zar_ray.reporting.run_data import StudyData
 from zar_ray.reporting.run_sections import evaluation_of
 
 pytestmark = pytest.mark.slow

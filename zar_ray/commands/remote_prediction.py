@@ -21,7 +21,7 @@ from zar_ray.commands.parsing import parse_run
 from zar_ray.data.datasets import parse_class_names
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.base import operational
-from zar_ray.options.layers import read_yaml
+from zar_ray.options.layers import leaves, read_yaml
 from zar_ray.reporting.rankings import print_ranking
 from zar_ray.serving.schema import RankedLabel, ServedMethod
 
@@ -110,7 +110,7 @@ def require_asked(options: RemoteOptions, own: Collection[str], argv: Sequence[s
     Raises:
         ConfigError: There are such; the message names them.
     """
-    default, chosen = _flat(RemoteOptions().model_dump()), _flat(options.model_dump(exclude={"own"}))
+    default, chosen = leaves(RemoteOptions().model_dump()), leaves(options.model_dump(exclude={"own"}))
     # An option's own default may not be the service's.
     words = {word.partition("=")[0][2:].replace("-", "_").removeprefix("no_") for word in argv if word[:2] == "--"}
     if "views" in words:
@@ -122,13 +122,6 @@ def require_asked(options: RemoteOptions, own: Collection[str], argv: Sequence[s
     for group in own:
         if group not in options.method:
             raise ConfigError(f"zar predict: --{group}: no such method is asked for{suggestion(group, options.method)}")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def predict_on_server(argv: Sequence[str]) -> int:

@@ -91,15 +91,11 @@ def report_compare_command(
     """
     from zar_ray.reporting.comparison import compare_runs
     from zar_ray.reporting.comparison_views import report_comparison, write_comparison
-    from zar_ray.reporting.finished_runs import FinishedStudy
     from zar_ray.tracking import logged_runs
 
-    def look_up(run_id: str) -> FinishedStudy:
-        (logged,) = logged_runs(str(mlflow_uri), run_id)
-        return FinishedStudy.parse(logged.record, logged.place, logged.finished)
-
     meaningful = meaning(EvalConfig()).keys()
-    comparison = compare_runs(runs, meaningful, None if mlflow_uri is None else look_up)
+    lookup = None if mlflow_uri is None else lambda run_id: logged_runs(mlflow_uri, run_id)[0]
+    comparison = compare_runs(runs, meaningful, lookup)
     report_comparison(comparison, format, Console(highlight=False))
     if output is not None:
         print(
@@ -124,12 +120,11 @@ def report_table_command(
         format: For people, for documents, for programs or for papers.
         mlflow_uri: An MLflow store whose evaluations are looked at too.
     """
-    from zar_ray.reporting.finished_runs import FinishedStudy
     from zar_ray.reporting.published.view import report_table
     from zar_ray.tracking import logged_runs
 
     logged = logged_runs(mlflow_uri) if mlflow_uri is not None else ()
-    more = [run for one in logged for run in FinishedStudy.parse(one.record, one.place, one.finished).runs]
+    more = [run for study in logged for run in study.runs]
     told = None if output == EvalConfig.model_fields["output"].default else output
     report_table(name, output, format, Console(highlight=False), more, told)
     return 0

@@ -12,10 +12,10 @@ from zar_ray.errors import ZarError
 from zar_ray.reporting import figures
 from zar_ray.reporting.blocks import Block
 from zar_ray.reporting.calibration import BINS, Calibration, calibrate
-from zar_ray.reporting.finished_runs import RunData, RunSplit
 from zar_ray.reporting.numbers import percent
 from zar_ray.reporting.pages import Card, Cards, Content, Figure, Picture, Section, Text, why_empty
 from zar_ray.reporting.plots import ALL_CLASSES, confusion_picture
+from zar_ray.reporting.run_data import RunData, RunSplit
 from zar_ray.reporting.thumbnails import thumbnails
 from zar_ray.results.case_rows import class_accuracies, confusion_matrix
 from zar_ray.results.record import CaseMetrics, ClassAccuracy
@@ -220,7 +220,7 @@ def _card(data: RunData, split: RunSplit, decided: _Decided, row: int) -> Card:
         said.append(f"{when} {split.class_names[best]} {percent(score)} %")
     text = f"Right: {label}; {', '.join(said)}."
     try:
-        pictures = thumbnails(data.folder.videos[video_id], data.config)
+        pictures = thumbnails(data.study.videos[video_id], data.config)
     except ZarError as error:
         return Card(video_id, f"{text} No pictures: {error}.", ())
     return Card(video_id, text, pictures)

@@ -14,9 +14,10 @@ import numpy as np
 
 from zar_ray.errors import ConfigError, RunError, ZarError
 from zar_ray.options.layers import leaves
-from zar_ray.reporting.finished_runs import FinishedRun, FinishedStudy, RunData, StudyData
 from zar_ray.reporting.numbers import METRICS
+from zar_ray.reporting.run_data import RunData, StudyData
 from zar_ray.results.case_rows import class_accuracies
+from zar_ray.results.finished import FinishedRun, FinishedStudy
 from zar_ray.results.folder import SUMMARY
 from zar_ray.results.record import CaseMetrics, Estimate
 from zar_ray.results.statistics import PairedComparison, holm, paired_comparison
@@ -188,12 +189,12 @@ def _read(place: str, lookup: Lookup | None, known: dict[str, list[ComparedRun]]
 
 def _cells(run: str, lookup: Lookup | None) -> list[ComparedRun]:
     if lookup is None or Storage(run).exists():
-        return [ComparedRun("", one.finished.name, one.finished, one, None) for one in StudyData.read(run).cells]
+        return [ComparedRun("", one.name, one, one, None) for one in StudyData.read(run).cells]
     study = lookup(run)
     folder = study.record.whole.run_file.rpartition("/")[0]
     try:
         data = StudyData.read(folder)
-        if [cell.summary.cases for cell in data.study.record.cells] != [c.summary.cases for c in study.record.cells]:
+        if [cell.summary.cases for cell in data.record.cells] != [c.summary.cases for c in study.record.cells]:
             raise RunError(f"{folder} holds other results than MLflow's run {run}")
     except ZarError as error:
         return [ComparedRun("", one.name, one, None, str(error)) for one in study.runs]
@@ -277,7 +278,7 @@ class _Outcomes:
         ids, labels = rows["video_id"].to_pylist(), rows["label_id"].to_pylist()
         right = rows["correct_after"].fill_null(False).to_pylist()
         if wrong := [label for label in labels if label >= len(names)]:
-            raise RunError(f"{data.finished.place}: has label {wrong[0]} among {len(names)} classes")
+            raise RunError(f"{data.place}: has label {wrong[0]} among {len(names)} classes")
         return cls({i: names[label] for i, label in zip(ids, labels, strict=True)}, dict(zip(ids, right, strict=True)))
 
 

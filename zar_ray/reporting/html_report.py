@@ -10,11 +10,11 @@ from zar_ray.options.base import without_password
 from zar_ray.reporting.blocks import Block, Form, written
 from zar_ray.reporting.case_sections import case_sections
 from zar_ray.reporting.files import write_file
-from zar_ray.reporting.finished_runs import RunData, StudyData
 from zar_ray.reporting.numbers import METRICS, ends, fixed, p_value, percent
 from zar_ray.reporting.pages import Content, Group, Page, Section, Text, Tile, render, why_empty
 from zar_ray.reporting.published.matching import measure
 from zar_ray.reporting.published.tables import known_tables, load_table
+from zar_ray.reporting.run_data import RunData, StudyData
 from zar_ray.reporting.run_sections import (
     ATTENTION,
     attention_maps,
@@ -75,7 +75,7 @@ def write_tables(run: str, output: str) -> str:
     Raises:
         RunError: The folder holds no finished run, or the file cannot be written.
     """
-    record = StudyData.read(run).study.record
+    record = StudyData.read(run).record
     form = TABLES[PurePath(output).suffix.lower()]
     return write_file((study_csv(record) if form == "csv" else written(study_blocks(record), form)).encode(), output)
 
@@ -88,7 +88,7 @@ def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Pa
         samples: How many of the videos most helped, and most hurt, are shown.
         attention: Whether attention maps are drawn.
     """
-    record, first = data.study.record, data.cells[0]
+    record, first = data.record, data.cells[0]
     groups = [Group("Results", (_results(data), _published(data)))]
     for cell in data.cells[:CELLS_SHOWN]:
         for case in shown_cases(cell):
@@ -96,7 +96,7 @@ def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Pa
     maps = attention_maps(first, samples) if attention else why_empty(ATTENTION, "Attention maps were not asked for.")
     title = "What the model sees"
     if len(data.cells) > 1:
-        title += f": {first.finished.cell.label}"
+        title += f": {first.cell.label}"
     groups.append(Group(title, (maps, *(video_map(first, split) for split in data.splits))))
     groups.append(Group("The run", (failures(data), timings(data), repetition(data), versions(data))))
     return Page(
@@ -114,7 +114,7 @@ def _title(cell: RunData, case: CaseMetrics) -> str:
     same = sum((one.split, one.method) == (case.split, case.method) for one in cell.summary.cases)
     if same > 1:
         title += f" ({case.case_id})"
-    return f"{cell.finished.cell.label}: {title}" if cell.finished.cell.label else title
+    return f"{cell.cell.label}: {title}" if cell.cell.label else title
 
 
 def shown_cases(data: RunData) -> tuple[CaseMetrics, ...]:
@@ -162,7 +162,7 @@ def _tiles(data: RunData, shown: Sequence[CaseMetrics]) -> tuple[Tile, ...]:
 
 
 def _study_tiles(data: StudyData) -> tuple[Tile, ...]:
-    record = data.study.record
+    record = data.record
     return (Tile("cells", str(len(record.cells)), ranges_of(record)), _counts(data.whole))
 
 
@@ -171,7 +171,7 @@ def _counts(summary: RunSummary) -> Tile:
 
 
 def _facts(data: StudyData) -> list[tuple[str, str]]:
-    record, summary = data.study.record, data.whole
+    record, summary = data.record, data.whole
     protocol = f"{len(data.splits)} splits: {', '.join(one.name for one in data.splits)}"
     models = {_model(cell): None for cell in data.cells}
     views = [dict(cell.config["views"]) for cell in data.cells]
@@ -196,7 +196,7 @@ def _model(cell: RunData) -> str:
 
 
 def _results(data: StudyData) -> Section:
-    record = data.study.record
+    record = data.record
     if not record.tables:
         return Section("Accuracy", [replace(one, words=2) for one in study_blocks(record)])
     content: list[Content] = list(study_blocks(record))
@@ -211,7 +211,7 @@ def _published(data: StudyData) -> Section:
     for name in known_tables():
         table = load_table(name)
         for row, column, result in table.cells():
-            found = measure(table, row, column, data.study.runs)
+            found = measure(table, row, column, data.runs)
             if found is None:
                 continue
             differences = "; ".join(found.differences) or "none"

@@ -16,9 +16,9 @@ from zar_ray.data.datasets import load_benchmark
 from zar_ray.data.options import CONTEXT
 from zar_ray.errors import ConfigError
 from zar_ray.options.layers import conf_dir, leaves, merge
-from zar_ray.reporting.finished_runs import FinishedRun
 from zar_ray.reporting.numbers import counted
 from zar_ray.reporting.published.tables import Column, PublishedTable, Recipe, Row, default_options
+from zar_ray.results.finished import FinishedRun
 from zar_ray.results.record import CaseMetrics
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import Preprocessing, short_side_for

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from zar_ray.adaptation.rankings import RankedLabel, Ranking
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.reporting.manifest_tables import print_manifest
 from zar_ray.reporting.rankings import print_ranking
@@ -16,22 +17,6 @@ from zar_ray.reporting.study_tables import print_study, study_markdown
 from zar_ray.reporting.summary_tables import RANDOM_WEIGHTS
 from zar_ray.results.record import MlflowState, RunSummary, SplitSummary, Throughput
 from zar_ray.results.study_record import Cell, StudyRecord
-
-
-@dataclass(frozen=True)
-class RankedLabel:
-    label: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Ranking:
-    video: str
-    method: str
-    before: tuple[RankedLabel, ...]
-    after: tuple[RankedLabel, ...]
-    warning: str | None = None
-    error: str | None = None
 
 
 def study_of(summary: RunSummary) -> StudyRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import astuple, fields
 from typing import Literal
 
 import matplotlib as mpl
@@ -104,10 +105,8 @@ def _shortened(name: str) -> str:
 
 def per_class_csv(classes: Sequence[ClassAccuracy]) -> str:
     """Writes accuracy by class as CSV with a header; shares have four decimals, and are empty without videos."""
-    columns = ("label_id", "label", "videos", "failed", "top1_before", "top1_after", "taken_for", "taken_for_videos")
-    rows = []
-    for one in classes:
-        shares = (fixed(one.top1_before, 4), fixed(one.top1_after, 4))
-        counts = (str(one.videos), str(one.failed))
-        rows.append((str(one.label_id), one.label, *counts, *shares, one.taken_for or "", str(one.taken_for_videos)))
-    return csv_block(Block(None, columns, rows))
+    rows = [
+        [fixed(value, 4) if isinstance(value, float) else "" if value is None else str(value) for value in astuple(one)]
+        for one in classes
+    ]
+    return csv_block(Block(None, [field.name for field in fields(ClassAccuracy)], rows))

@@ -50,10 +50,10 @@ def zar_rows(ran):
 def test_figures_are_of_the_run_s_own_decisions(ran):
     rows = zar_rows(ran)
     figures = [attention_figure(maps, frames_shown=2) for maps in maps_of(place(ran), list(rows))]
-    assert [figure.video_id for figure in figures] == list(rows)
+    assert [figure.caption.split(". ")[0] for figure in figures] == list(rows)
     names = ("blue bar", "green square", "red circle")
     for figure, row in zip(figures, rows.values(), strict=True):
-        assert figure.png.startswith(b"\x89PNG")
+        assert figure.picture.uri.startswith("data:image/png;base64,")
         assert f"{names[row.top5_after[0]]} (predicted)" in figure.caption
         assert ("(right)" in figure.caption) == (not row.correct_after)
         assert "differ from the run's" not in figure.caption

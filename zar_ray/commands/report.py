@@ -33,26 +33,6 @@ def report_mlflow_command(run: Annotated[str, tyro.conf.Positional], uri: str | 
 
 
 def write_run_report(
-    run: str, output: str | None = None, samples: int = 6, attention: bool = True, mlflow_uri: str | None = None
-) -> None:
-    """Writes a run's report, adds it to the run in MLflow, and says where it is; or writes its tables alone."""
-    from zar_ray.reporting.html_report import REPORT, TABLES, write_report, write_tables
-    from zar_ray.tracking import attach_report
-
-    if output is not None and PurePath(output).suffix.lower() in TABLES:
-        print(f"tables   {write_tables(run, output)}")
-        return
-    place, page = write_report(run, output, samples, attention=attention)
-    try:
-        for receipt in attach_report(run, REPORT, page.encode(), mlflow_uri):
-            print(f"{receipt.uri}: report attached to run {receipt.run_id} of experiment {receipt.experiment}")
-    except TrackingError as error:
-        print(f"report not attached to MLflow: {error}", file=sys.stderr)
-    print(f"report   {place}")
-
-
-@verb("zar report run")
-def report_run_command(
     run: Annotated[str, tyro.conf.Positional],
     output: str | None = None,
     samples: int = 6,
@@ -69,8 +49,23 @@ def report_run_command(
         attention: Draw where the model looks, for which the run's weights and videos must be at hand.
         mlflow_uri: The store that the run was logged to, where it needs a password; by default all of them.
     """
-    write_run_report(run, output, samples, attention, mlflow_uri)
+    from zar_ray.reporting.html_report import REPORT, TABLES, write_report, write_tables
+    from zar_ray.tracking import attach_report
+
+    if output is not None and PurePath(output).suffix.lower() in TABLES:
+        print(f"tables   {write_tables(run, output)}")
+        return 0
+    place, page = write_report(run, output, samples, attention=attention)
+    try:
+        for receipt in attach_report(run, REPORT, page.encode(), mlflow_uri):
+            print(f"{receipt.uri}: report attached to run {receipt.run_id} of experiment {receipt.experiment}")
+    except TrackingError as error:
+        print(f"report not attached to MLflow: {error}", file=sys.stderr)
+    print(f"report   {place}")
     return 0
+
+
+report_run_command = verb("zar report run")(write_run_report)
 
 
 @verb("zar report compare")

@@ -11,11 +11,12 @@ from rich.console import Console
 from zar_ray.errors import ConfigError
 from zar_ray.reporting import figures
 from zar_ray.reporting.blocks import Block, Form, csv_block, show
-from zar_ray.reporting.comparison import ClassChange, ComparedRun, Comparison, Line, Paired
+from zar_ray.reporting.comparison import ComparedRun, Comparison, Line, Paired
 from zar_ray.reporting.files import write_file
 from zar_ray.reporting.numbers import MAIN, METRICS, counted, digits, exact, interval, p_value, percent, with_deviation
 from zar_ray.reporting.pages import Content, Figure, Group, Page, Picture, Section, Text, render
 from zar_ray.reporting.summary_tables import INTERVALS, RANDOM_WEIGHTS
+from zar_ray.results.record import ClassAccuracy
 
 _SHOWN = 5
 """Classes and videos that are named where room is short; the page has all."""
@@ -231,8 +232,8 @@ def _pair_title(line: Line, paired: Paired) -> str:
 
 
 def _flip_notes(paired: Paired) -> list[str]:
-    gains = [one for one in paired.classes if one.after > one.before][:_SHOWN]
-    losses = [one for one in reversed(paired.classes) if one.after < one.before][:_SHOWN]
+    gains = [one for one in paired.classes if one.change > 0][:_SHOWN]
+    losses = [one for one in reversed(paired.classes) if one.change < 0][:_SHOWN]
     notes = [
         f"classes {what}: {', '.join(map(_class_text, some))}"
         for what, some in (("gained", gains), ("lost", losses))
@@ -245,14 +246,14 @@ def _flip_notes(paired: Paired) -> list[str]:
     return notes
 
 
-def _class_text(one: ClassChange) -> str:
+def _class_text(one: ClassAccuracy) -> str:
     return f"{one.label} {percent(one.after - one.before, '+')} (of {one.videos})"
 
 
 def _flips(paired: Paired) -> list[Content]:
-    changed = [one for one in paired.classes if one.before != one.after]
+    changed = [one for one in paired.classes if one.change]
     rows = [
-        (one.label, str(one.videos), percent(one.before), percent(one.after), percent(one.after - one.before, "+"))
+        (one.label, str(one.videos), percent(one.top1_before), percent(one.top1_after), percent(one.change, "+"))
         for one in changed
     ]
     content: list[Content] = [Text(f"{len(changed)} of {len(paired.classes)} classes changed.")]

@@ -9,11 +9,10 @@ from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from zar_ray.reporting.blocks import Block, csv_block
-from zar_ray.reporting.numbers import fixed
+from zar_ray.reporting.numbers import fixed, shortened
 from zar_ray.results.record import ClassAccuracy
 
 ALL_CLASSES = 40
@@ -39,7 +38,8 @@ def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Lite
     matrix = np.asarray(matrix)
     everything = len(class_names) <= ALL_CLASSES
     chosen = np.arange(len(class_names)) if everything else most_confused(matrix, ALL_CLASSES - 1)
-    names = [_shortened(class_names[i]) for i in chosen.tolist()]
+    # Dollar signs would be typeset as mathematics.
+    names = [shortened(class_names[i], _NAME_LENGTH).replace("$", r"\$") for i in chosen.tolist()]
     totals = matrix[chosen].sum(axis=1)
     shown = matrix[np.ix_(chosen, chosen)]
     columns = names
@@ -51,7 +51,6 @@ def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Lite
 
     side = 3.0 + 0.24 * len(columns)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
@@ -95,12 +94,6 @@ def most_confused(matrix: np.ndarray, count: int) -> np.ndarray:
         if len(chosen) >= count:
             break
     return np.array(sorted(list(chosen)[:count]), np.int64)
-
-
-def _shortened(name: str) -> str:
-    # Dollar signs would be typeset as mathematics.
-    name = name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 3]}..."
-    return name.replace("$", r"\$")
 
 
 def per_class_csv(classes: Sequence[ClassAccuracy]) -> str:

@@ -16,7 +16,7 @@ from zar_ray.reporting.attention_figures import attention_figure
 from zar_ray.reporting.blocks import Block
 from zar_ray.reporting.embedding_map import LEAST_VIDEOS, MOST_VIDEOS, embedding_map
 from zar_ray.reporting.numbers import digits
-from zar_ray.reporting.pages import Code, Content, Figure, Picture, Section, Text, why_empty
+from zar_ray.reporting.pages import Code, Content, Figure, Section, Text, why_empty
 from zar_ray.reporting.run_data import RunData, RunSplit, StudyData
 from zar_ray.results.folder import CONFIG
 
@@ -38,11 +38,9 @@ def attention_maps(data: RunData, samples: int) -> Section:
         return why_empty(ATTENTION, "No video finished.")
     chosen = [ids[int(place)] for place in np.unique(np.linspace(0, len(ids) - 1, min(samples, len(ids))).round())]
     try:
-        drawn = [attention_figure(maps) for maps in explain_videos(evaluation_of(data), chosen)]
+        return Section(ATTENTION, [attention_figure(maps) for maps in explain_videos(evaluation_of(data), chosen)])
     except ZarError as error:
         return why_empty(ATTENTION, f"No attention maps: {error}.")
-    pictures = (Figure(Picture.of(one.png, "image/png", one.alt, narrow=True), one.caption) for one in drawn)
-    return Section(ATTENTION, tuple(pictures))
 
 
 def evaluation_of(data: RunData) -> Evaluation:

@@ -19,6 +19,7 @@ from zar_ray.reporting.numbers import (
     interval,
     p_value,
     percent,
+    shortened,
     size,
     with_deviation,
 )
@@ -186,14 +187,9 @@ def summary_facts(summary: RunSummary) -> list[tuple[str, str]]:
 
 
 def _failures(group: FailureGroup) -> str:
-    reasons = "; ".join(f"{video}: {_shortened(error)}" for video, error in group.examples)
+    reasons = "; ".join(f"{video}: {shortened(error, _REASON_LENGTH)}" for video, error in group.examples)
     more = group.videos - len(group.examples)
     return f"{group.videos} at {group.stage}: {reasons}" + (f"; and {more} more" if more else "")
-
-
-def _shortened(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _REASON_LENGTH else f"{text[: _REASON_LENGTH - 3]}..."
 
 
 def _costs(summary: RunSummary) -> str:

@@ -28,7 +28,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from sklearn.metrics import average_precision_score
 
 from zar_ray.errors import RunError
@@ -120,8 +119,9 @@ def costs(table: pa.Table) -> Costs:
     names = ["bytes_shipped", "images_encoded", "frames_decoded", "seconds_decode", "seconds_encode"]
     by_video = table.group_by("video_id").aggregate([(name, "max") for name in names])
 
-    most = pc.max(by_video["bytes_shipped_max"]).as_py()
-    return Costs(**{f"{name}_mean": _mean(by_video, f"{name}_max") for name in names}, bytes_shipped_max=most)
+    shipped = by_video["bytes_shipped_max"].drop_null().to_numpy()
+    means = {f"{name}_mean": _mean(by_video, f"{name}_max") for name in names}
+    return Costs(**means, bytes_shipped_max=int(shipped.max()) if len(shipped) else None)
 
 
 def case_metrics(

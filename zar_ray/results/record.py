@@ -182,6 +182,11 @@ class ClassAccuracy:
     taken_for: str | None
     taken_for_videos: int
 
+    @property
+    def change(self) -> float:
+        """By how much its top-1 share rose; 0 without videos."""
+        return (self.top1_after or 0.0) - (self.top1_before or 0.0)
+
 
 @dataclass(frozen=True)
 class FailureGroup:

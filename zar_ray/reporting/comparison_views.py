@@ -247,7 +247,7 @@ def _flip_notes(paired: Paired) -> list[str]:
 
 
 def _class_text(one: ClassAccuracy) -> str:
-    return f"{one.label} {percent(one.after - one.before, '+')} (of {one.videos})"
+    return f"{one.label} {percent(one.change, '+')} (of {one.videos})"
 
 
 def _flips(paired: Paired) -> list[Content]:

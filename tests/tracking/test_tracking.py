@@ -376,6 +376,9 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path):
     with pytest.raises(RunError, match="is not the record of a run"):
         send(tmp_path)
     (tmp_path / "run.json").write_text('{"config": {}}')
+    with pytest.raises(RunError, match="was made by an earlier version; run it again"):
+        send(tmp_path)
+    (tmp_path / "run.json").write_text('{"config": {}, "study": {}}')
     with pytest.raises(RunError, match="is not the record of a run"):
         send(tmp_path)
     run = make_run(tmp_path / "run")

@@ -59,7 +59,7 @@ def test_flips_and_differences_are_those_of_the_tables(runs):
         assert set(paired.lost) == {video for video in first if first[video] and not other[video]}
         assert paired.gained
         assert paired.comparison.difference == pytest.approx((sum(other.values()) - sum(first.values())) / 24)
-        by_class = sum(one.videos * (one.after - one.before) for one in paired.classes)
+        by_class = sum(one.videos * one.change for one in paired.classes)
         assert by_class == pytest.approx(len(paired.gained) - len(paired.lost))
         # Decisions without adaptation are the same in all of them.
         assert lines[mark, "zero_shot"].paired.comparison.p_value == 1

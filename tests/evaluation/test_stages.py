@@ -117,6 +117,36 @@ def test_features_of_one_model_are_read_while_another_is_computed(begin, tiny_ch
     assert {row.frames_decoded for row in again.rows} == {0}
 
 
+def test_what_is_stored_serves_all_runs_whose_images_it_holds(begin, tiny_checkpoint, tmp_path):
+    views = {"frames": 4, "eval_frames": 4, "views_per_rate": 2, "crops": 3}
+    fewer = {**views, "rates": [1.0, 0.25], "crops": 1}
+    store = {"features": str(tmp_path / "features")}
+
+    def run(name: str, **options) -> tuple[list, dict]:
+        one = begin(name, tiny_checkpoint, **options)
+        uses = one.evaluate(one.todo.slice(0, 3))["feature_uses"].to_pylist()
+        return uses, {key: value[1] for key, value in results(one, "tiny").items()}
+
+    def alike(one: dict, other: dict) -> bool:
+        return one.keys() == other.keys() and all(one[key] == pytest.approx(other[key], abs=1e-3) for key in one)
+
+    _, plain = run("plain", views=views)
+    first, computed = run("first", views=views, **store)
+    second, read = run("second", views=views, **store)
+    assert (first, second) == ([["computed"]] * 3, [["read"]] * 3)
+    assert alike(plain, computed)
+    assert alike(plain, read)
+    # a part of what is stored is read too: fewer rates and crops
+    part, of_part = run("part", views=fewer, **store)
+    assert part == [["read"]] * 3
+    assert alike(of_part, run("fresh", views=fewer)[1])
+    assert not alike(of_part, plain)
+    # another seed wants other images of some videos: they join the stored ones
+    assert ["computed"] in run("other", views=views, seed=5, **store)[0]
+    assert run("other again", views=views, seed=5, **store)[0] == [["read"]] * 3
+    assert run("third", views=views, **store)[0] == [["read"]] * 3
+
+
 class BreaksAtTwo:
     """Stands for a bug, which no real file can be made to meet: whatever holds video 2 raises."""
 

@@ -32,7 +32,7 @@ SYSTEMS = {
         {"loss": "matching", "trains": "added", "motion_loss": 1.0, "lr": 1e-2},
     ),
     "a5": (
-        {"learned_texts": {}, "fusion": {"head": "A5", "layers": 1, "frames": 4}, "evaluation_scale": 1 / 0.07},
+        {"learned_texts": {}, "frame_layers": {"layers": 1, "frames": 4}, "evaluation_scale": 1 / 0.07},
         {"trains": "added", "lr": 3e-3},
     ),
     "vitaclip": ({"view_prompts": {"frames": 4}}, {"trains": "added", "lr": 3e-3}),

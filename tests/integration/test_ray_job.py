@@ -99,7 +99,7 @@ def test_submitted_from_the_checkout_where_the_package_is_installed(cluster, vid
     said = submit(cluster, repository, *evaluation(video_folder, tiny_checkpoint))
     home = Path(cluster[1]["ZAR_HOME"])
     (run,) = (home / "runs").glob(f"{video_folder.name}_*")
-    summary = json.loads((run / "run.json").read_text())["summary"]
+    summary = json.loads((run / "run.json").read_text())["study"]["whole"]
     assert (summary["videos"], summary["failed"]) == (3, 0)
     assert summary["mlflow"]["run_id"]
     assert (home / "runs" / "mlflow.db").is_file()
@@ -114,7 +114,7 @@ def test_submitted_with_the_checkout_as_working_dir_from_another_folder(
     command = evaluation(video_folder, tiny_checkpoint, "--output", str(output), "--no-mlflow")
     submit(cluster, tmp_path, "--working-dir", str(repository), *command)
     (run,) = output.glob(f"{video_folder.name}_*")
-    assert json.loads((run / "run.json").read_text())["summary"]["finished"] == 3
+    assert json.loads((run / "run.json").read_text())["study"]["whole"]["finished"] == 3
     assert packed_size(repository) < UPLOAD_LIMIT
 
 

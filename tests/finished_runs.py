@@ -17,7 +17,7 @@ from zar_ray.adaptation.base import Decision
 from zar_ray.data.manifest import Manifest, VideoRow, write_manifest
 from zar_ray.options.layers import leaves, merge
 from zar_ray.results.folder import CONFIG, IDENTITY, MANIFEST, PREDICTIONS, SUMMARY
-from zar_ray.results.metrics import case_metrics, costs, failure_groups, multi_label_case_metrics, video_counts
+from zar_ray.results.metrics import case_metrics, costs, failure_groups, video_counts
 from zar_ray.results.record import (
     Accuracy,
     CaseMetrics,
@@ -302,11 +302,13 @@ def write_finished_run(
         prefix = "" if not place else f"{place}-"
         rows = _rows(videos, len(names), methods, labelled, failures, multi_label, features, draw + place, prefix)
         parts.append((coordinates, config, to_table(rows), prefix))
-    measure = multi_label_case_metrics if multi_label else case_metrics
     summaries, rights = {}, {}
     for place, (coordinates, config, table, prefix) in enumerate(parts):
         counts = video_counts(table)
-        cases = [measure(table, f"{prefix}{one}", one, len(names), resamples=100) for one in methods]
+        cases = [
+            case_metrics(table, f"{prefix}{one}", one, len(names), multi_label=multi_label, resamples=100)
+            for one in methods
+        ]
         fields = {name: getattr(counts, name) for name in ("finished", "failed", "unlabelled", "warned")}
         summaries[coordinates] = make_summary_of(
             cases,

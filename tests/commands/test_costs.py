@@ -2,7 +2,7 @@
 
 import pytest
 
-from zar_ray.commands.costs import COLUMNS, cost_rows
+from zar_ray.commands.cost import COLUMNS, cost_rows
 from zar_ray.commands.main import main
 from zar_ray.data.classes import class_list
 from zar_ray.models.systems.registry import known_systems

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from zar_ray.commands.diagnosis import PACKAGES, Check, diagnose
+from zar_ray.commands.doctor import PACKAGES, Check, diagnose
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:

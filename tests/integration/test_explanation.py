@@ -16,7 +16,7 @@ from zar_ray.explain.explanation import explain_videos
 from zar_ray.explain.maps import VideoMaps
 from zar_ray.models.attention import class_relevance
 from zar_ray.reporting.attention_figures import attention_figure
-from zar_ray.reporting.finished_runs import StudyData
+from zar_ray.reporting.run_data import StudyData
 from zar_ray.reporting.run_sections import evaluation_of
 
 pytestmark = pytest.mark.slow
@@ -52,10 +52,10 @@ def zar_rows(ran):
 def test_figures_are_of_the_run_s_own_decisions(ran):
     rows = zar_rows(ran)
     figures = [attention_figure(maps, frames_shown=2) for maps in maps_of(place(ran), list(rows))]
-    assert [figure.video_id for figure in figures] == list(rows)
+    assert [figure.caption.split(". ")[0] for figure in figures] == list(rows)
     names = ("blue bar", "green square", "red circle")
     for figure, row in zip(figures, rows.values(), strict=True):
-        assert figure.png.startswith(b"\x89PNG")
+        assert figure.picture.uri.startswith("data:image/png;base64,")
         assert f"{names[row.top5_after[0]]} (predicted)" in figure.caption
         assert ("(right)" in figure.caption) == (not row.correct_after)
         assert "differ from the run's" not in figure.caption

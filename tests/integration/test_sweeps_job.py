@@ -14,9 +14,9 @@ from rich.console import Console
 from zar_ray.data.index import run_index
 from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError, RunError
-from zar_ray.reporting.finished_runs import find_runs
 from zar_ray.reporting.published.tables import load_table
 from zar_ray.reporting.published.view import compare
+from zar_ray.results.finished import find_runs
 from zar_ray.results.folder import CELLS
 from zar_ray.results.rows import to_rows
 from zar_ray.results.study_record import StudyRecord

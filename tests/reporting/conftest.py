@@ -13,7 +13,6 @@ from zar_ray.results.metrics import (
     case_metrics,
     costs,
     failure_groups,
-    multi_label_case_metrics,
     protocol_averages,
     video_counts,
 )
@@ -121,7 +120,7 @@ def make_multi_label(make_summary):
                 rows.append(ResultRow.from_decision(name, method, method, decision, labels=labels))
         table = to_table(rows)
         cases = tuple(
-            multi_label_case_metrics(table, one, one, classes, split="test", resamples=50)
+            case_metrics(table, one, one, classes, multi_label=True, split="test", resamples=50)
             for one in ("zero_shot", "zar")
         )
         values = {"cases": cases, "classes": classes, "splits": (SplitSummary("test", classes, videos),)}

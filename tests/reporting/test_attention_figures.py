@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from zar_ray.explain.maps import ClassMaps, VideoMaps
 from zar_ray.reporting.attention_figures import attention_figure
+from zar_ray.reporting.pages import Figure
 
 
 def video_maps(classes: tuple[ClassMaps, ...] | None = None, frames: int = 6, name: str = "red circle") -> VideoMaps:
@@ -33,16 +35,17 @@ def moved(before: np.ndarray, after: np.ndarray) -> float | None:
     return ClassMaps("a", "right", before, after).moved
 
 
-def drawn(png: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+def drawn(figure: Figure) -> np.ndarray:
+    kind, _, content = figure.picture.uri.partition(";base64,")
+    assert kind == "data:image/png"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB")).astype(int)
 
 
 def test_a_figure_says_what_it_shows():
     figure = attention_figure(video_maps(), frames_shown=3)
-    assert figure.video_id == "folder/video.mp4"
-    assert figure.png.startswith(b"\x89PNG")
-    assert figure.alt.startswith("Frames 13, 33, 53 of folder/video.mp4")
-    for text in (figure.alt, figure.caption):
+    assert drawn(figure).size
+    assert figure.picture.alt.startswith("Frames 13, 33, 53 of folder/video.mp4")
+    for text in (figure.picture.alt, figure.caption):
         # a quarter of the old total was added to one patch, so that patch has gained what all have lost
         assert " % of the relevance for red circle (predicted) to other patches" in text
         assert "\n" not in text
@@ -54,7 +57,7 @@ def test_before_and_after_look_alike_only_where_nothing_moved():
     moving = still.copy()
     moving[:, 0, 0] = 4
     same, other = (
-        drawn(attention_figure(video_maps((ClassMaps("a", "predicted", still, after),)), 1).png)
+        drawn(attention_figure(video_maps((ClassMaps("a", "predicted", still, after),)), 1))
         for after in (still, moving)
     )
     assert same.shape == other.shape
@@ -68,12 +71,12 @@ def test_every_class_has_a_row_before_and_a_row_after():
     one = attention_figure(video_maps((ClassMaps("a", "predicted", maps, maps),)))
     two = attention_figure(video_maps((ClassMaps("a", "predicted", maps, maps), ClassMaps("b", "right", maps, maps))))
     # a row more for each of its two maps, beside a picture, a rollout and two maps
-    assert drawn(two.png).shape[0] / drawn(one.png).shape[0] == pytest.approx(6 / 4, rel=0.1)
-    assert "the predicted class a and the right class b" in two.alt
+    assert drawn(two).shape[0] / drawn(one).shape[0] == pytest.approx(6 / 4, rel=0.1)
+    assert "the predicted class a and the right class b" in two.picture.alt
 
 
 def test_more_frames_than_there_are_cannot_be_shown():
-    assert attention_figure(video_maps(frames=2), frames_shown=9).alt.startswith("Frames 3, 13 of")
+    assert attention_figure(video_maps(frames=2), frames_shown=9).picture.alt.startswith("Frames 3, 13 of")
 
 
 @pytest.mark.filterwarnings("error")

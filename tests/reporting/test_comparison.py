@@ -18,7 +18,7 @@ from zar_ray.errors import ConfigError, RunError
 from zar_ray.options.base import meaning
 from zar_ray.reporting import comparison as module
 from zar_ray.reporting.comparison_views import comparison_csv, report_comparison, write_comparison
-from zar_ray.reporting.finished_runs import StudyData
+from zar_ray.reporting.run_data import StudyData
 from zar_ray.results.statistics import holm
 from zar_ray.study.options import EvalConfig
 
@@ -59,7 +59,7 @@ def test_flips_and_differences_are_those_of_the_tables(runs):
         assert set(paired.lost) == {video for video in first if first[video] and not other[video]}
         assert paired.gained
         assert paired.comparison.difference == pytest.approx((sum(other.values()) - sum(first.values())) / 24)
-        by_class = sum(one.videos * (one.after - one.before) for one in paired.classes)
+        by_class = sum(one.videos * one.change for one in paired.classes)
         assert by_class == pytest.approx(len(paired.gained) - len(paired.lost))
         # Decisions without adaptation are the same in all of them.
         assert lines[mark, "zero_shot"].paired.comparison.p_value == 1
@@ -160,7 +160,7 @@ def test_mistakes_in_what_is_compared(runs, tmp_path):
 
 
 def test_runs_of_mlflow_are_paired_where_their_folders_are_at_hand(runs, tmp_path):
-    logged = {"abc": StudyData.read(runs[1]).study, "gone": StudyData.read(runs[2]).study}
+    logged = {"abc": StudyData.read(runs[1]), "gone": StudyData.read(runs[2])}
     (tmp_path / "third" / "predictions.parquet").unlink()
     comparison = compare_runs([runs[0], "abc", "gone"], logged.__getitem__)
     by_mark = {line.run.mark: line for line in comparison.lines if line.case.method == "zar"}
@@ -188,7 +188,7 @@ def test_the_cells_of_one_study_are_held_against_its_first(study):
     ]
     paired = [line.paired for line in comparison.lines if line.case.method == "zar"]
     assert [one and one.videos for one in paired] == [None, 24, 24]
-    table = StudyData.read(study[0]).study.record.tables[0]
+    table = StudyData.read(study[0]).record.tables[0]
     wanted = [row.comparison for row in table.rows if row.method == "zar"]
     assert [one and one.comparison for one in paired] == wanted
     for form in ("terminal", "markdown", "csv", "latex"):
@@ -215,7 +215,7 @@ def test_mistakes_in_cells(study):
 
 
 def test_cells_of_mlflow_are_named_as_those_of_folders(study):
-    known = {"abc": StudyData.read(study[0]).study}
+    known = {"abc": StudyData.read(study[0])}
     comparison = compare_runs(["abc[lr 0.01]", "abc[lr 0.02]"], known.__getitem__)
     assert [run.name for run in comparison.runs] == ["study[lr 0.01]", "study[lr 0.02]"]
     assert all(line.paired for line in comparison.lines[2:])

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from zar_ray.errors import RunError
-from zar_ray.results.record import RunSummary, Throughput
+from zar_ray.results.record import Throughput
+from zar_ray.results.study_record import Cell, StudyRecord
 
 
 def test_a_summary_survives_json(make_summary, make_protocol, make_multi_label):
@@ -19,13 +20,14 @@ def test_a_summary_survives_json(make_summary, make_protocol, make_multi_label):
         make_summary(3, failures=3, unlabelled=0),
         make_summary(4, failures=0, unlabelled=4),
     ):
-        assert RunSummary.from_json(json.loads(json.dumps(summary.to_json()))) == summary
+        study = StudyRecord(summary, (), (Cell({}, {}, {}, summary),), (), None, 1.0)
+        assert StudyRecord.from_json(json.loads(json.dumps(study.to_json()))) == study
 
 
 @pytest.mark.parametrize("content", [None, {}, {"name": "x"}, []])
 def test_what_is_no_summary_is_refused_in_one_line_with_its_place(content):
-    with pytest.raises(RunError, match=r"^/runs/a/run\.json: is not the summary of a run") as caught:
-        RunSummary.from_json(content, "/runs/a/run.json")
+    with pytest.raises(RunError, match=r"^/runs/a/run\.json: is not the record of a run") as caught:
+        StudyRecord.from_json(content, "/runs/a/run.json")
     assert "\n" not in str(caught.value)
 
 

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from zar_ray.adaptation.rankings import RankedLabel, Ranking
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.reporting.manifest_tables import print_manifest
 from zar_ray.reporting.rankings import print_ranking
-from zar_ray.reporting.summary_tables import RANDOM_WEIGHTS, markdown, print_summary
-from zar_ray.results.record import MlflowState, SplitSummary, Throughput
+from zar_ray.reporting.study_tables import print_study, study_markdown
+from zar_ray.reporting.summary_tables import RANDOM_WEIGHTS
+from zar_ray.results.record import MlflowState, RunSummary, SplitSummary, Throughput
+from zar_ray.results.study_record import Cell, StudyRecord
 
 
-@dataclass(frozen=True)
-class RankedLabel:
-    label: str
-    score: float
+def study_of(summary: RunSummary) -> StudyRecord:
+    """The study of one cell that an evaluation is."""
+    return StudyRecord(summary, (), (Cell({}, {}, {}, summary),), (), None, 1.0)
 
 
-@dataclass(frozen=True)
-class Ranking:
-    video: str
-    method: str
-    before: tuple[RankedLabel, ...]
-    after: tuple[RankedLabel, ...]
-    warning: str | None = None
-    error: str | None = None
+def print_summary(summary: RunSummary, console: Console) -> None:
+    print_study(study_of(summary), console)
+
+
+def markdown(summary: RunSummary) -> str:
+    return study_markdown(study_of(summary))
 
 
 def printed(show, *values, width: int = 80, encoding: str = "utf-8", **options) -> str:

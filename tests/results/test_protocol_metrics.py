@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from zar_ray.adaptation.base import Decision
 from zar_ray.errors import RunError
 from zar_ray.results.metrics import (
     case_metrics,
-    multi_label_case_metrics,
     multi_label_metrics,
     protocol_averages,
     video_counts,
@@ -25,6 +25,8 @@ from zar_ray.results.metrics import (
 from zar_ray.results.rows import ResultRow, to_table
 
 CASE = "zar-0a1b2c"
+
+multi_label_metrics_of = partial(case_metrics, multi_label=True)
 
 
 def decided(video: int | str, before: np.ndarray, after: np.ndarray, **facts) -> ResultRow:
@@ -149,7 +151,7 @@ def test_a_case_knows_its_split():
     table = to_table([decided(0, np.eye(3)[0], np.eye(3)[1], label_id=1)])
     assert case_metrics(table, CASE, "zar", 3).split == "all"
     assert case_metrics(table, CASE, "zar", 3, split="novel").split == "novel"
-    assert multi_label_case_metrics(to_table([]), CASE, "zar", 3).split == "all"
+    assert multi_label_metrics_of(to_table([]), CASE, "zar", 3).split == "all"
 
 
 # --- mean average precision -------------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ def average_precision_by_hand(right: np.ndarray, score: np.ndarray) -> float:
 def test_map_is_that_of_scikit_learn_and_of_the_definition(drawn):
     right, broken, scores = drawn
     rows = multi_label_rows(right, broken, scores)
-    found = multi_label_case_metrics(to_table(rows), CASE, "zar", right.shape[1], split="test", resamples=20)
+    found = multi_label_metrics_of(to_table(rows), CASE, "zar", right.shape[1], split="test", resamples=20)
     assert (found.videos, found.finished, found.failed) == (len(rows), (~broken).sum(), broken.sum())
     assert found.labelled == right.any(axis=1).sum()
     assert (found.failures_wrong, found.failures_excluded, found.headline) == (None, None, None)
@@ -255,18 +257,18 @@ def test_the_order_of_rows_changes_nothing():
     rng = np.random.default_rng(0)
     rows = multi_label_rows(rng.random((40, 6)) < 0.3, rng.random(40) < 0.1, rng.normal(size=(2, 40, 6)))
     first, second = (
-        multi_label_case_metrics(to_table(order), CASE, "zar", 6, seed=3) for order in (rows, list(reversed(rows)))
+        multi_label_metrics_of(to_table(order), CASE, "zar", 6, seed=3) for order in (rows, list(reversed(rows)))
     )
     assert (first.map_before, first.map_after) == (second.map_before, second.map_after)
-    assert first.map_after != multi_label_case_metrics(to_table(rows), CASE, "zar", 6, seed=4).map_after
+    assert first.map_after != multi_label_metrics_of(to_table(rows), CASE, "zar", 6, seed=4).map_after
 
 
 def test_failed_videos_rank_last():
     scores = np.array([[-50.0, -60.0], [-70.0, -80.0]])
     rows = [decided(i, scores[i], scores[i], labels=(i,)) for i in range(2)]
     lowest = decided(2, np.full(2, -90.0), np.full(2, -90.0), labels=(0, 1))
-    whole = multi_label_case_metrics(to_table([*rows, lowest]), CASE, "zar", 2)
-    lost = multi_label_case_metrics(to_table([*rows, failed(2, labels=(0, 1))]), CASE, "zar", 2)
+    whole = multi_label_metrics_of(to_table([*rows, lowest]), CASE, "zar", 2)
+    lost = multi_label_metrics_of(to_table([*rows, failed(2, labels=(0, 1))]), CASE, "zar", 2)
     assert lost.map_after.value == whole.map_after.value == pytest.approx(((1 + 2 / 3) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
     assert (lost.finished, lost.failed, lost.labelled) == (2, 1, 3)
 
@@ -276,10 +278,10 @@ def test_videos_that_show_nothing_or_are_unlabelled_change_nothing():
     right, scores = rng.random((30, 5)) < 0.4, rng.normal(size=(2, 30, 5))
     right[:, 4] = False
     rows = multi_label_rows(right, np.zeros(30, bool), scores)
-    alone = multi_label_case_metrics(to_table(rows), CASE, "zar", 5)
+    alone = multi_label_metrics_of(to_table(rows), CASE, "zar", 5)
     loud = np.full(5, 99.0)
     more = [decided("x", loud, loud, labels=()), decided("y", loud, loud), failed("z"), failed("w", labels=())]
-    among = multi_label_case_metrics(to_table([*rows, *more]), CASE, "zar", 5)
+    among = multi_label_metrics_of(to_table([*rows, *more]), CASE, "zar", 5)
     assert (among.map_before, among.map_after) == (alone.map_before, alone.map_after)
     assert among.videos == alone.videos + 4
     assert among.labelled == alone.labelled
@@ -291,7 +293,7 @@ def test_a_method_that_changes_nothing_has_one_map():
     rng = np.random.default_rng(1)
     scores = rng.normal(size=(20, 4))
     rows = multi_label_rows(rng.random((20, 4)) < 0.4, np.zeros(20, bool), np.stack([scores, scores]))
-    found = multi_label_case_metrics(to_table(rows), CASE, "zero_shot", 4)
+    found = multi_label_metrics_of(to_table(rows), CASE, "zero_shot", 4)
     assert found.map_before == found.map_after
 
 
@@ -300,7 +302,7 @@ def test_map_is_averaged_over_splits_too():
     for seed in (1, 2):
         rng = np.random.default_rng(seed)
         rows = multi_label_rows(rng.random((20, 4)) < 0.4, np.zeros(20, bool), rng.normal(size=(2, 20, 4)))
-        cases.append(multi_label_case_metrics(to_table(rows), CASE, "zar", 4, split=f"s{seed}"))
+        cases.append(multi_label_metrics_of(to_table(rows), CASE, "zar", 4, split=f"s{seed}"))
     found = {one.metric: one for one in protocol_averages(cases, "mean")}
     assert list(found) == ["map", "map_before"]
     assert found["map"].value == pytest.approx(np.mean([case.map_after.value for case in cases]))
@@ -313,10 +315,10 @@ def test_map_is_averaged_over_splits_too():
 def test_a_label_beyond_the_classes_and_lost_scores_are_named():
     logits = np.arange(3.0)
     with pytest.raises(RunError, match="v7: its label is number 3, but the run has 3 classes"):
-        multi_label_case_metrics(to_table([decided("v7", logits, logits, labels=(0, 3))]), CASE, "zar", 3)
+        multi_label_metrics_of(to_table([decided("v7", logits, logits, labels=(0, 3))]), CASE, "zar", 3)
     lost = dataclasses.replace(decided("v8", logits, logits, labels=(1,)), scores_after=None)
     with pytest.raises(RunError, match="v8: its row lacks the scores after adaptation of the 3 classes"):
-        multi_label_case_metrics(to_table([lost]), CASE, "zar", 3)
+        multi_label_metrics_of(to_table([lost]), CASE, "zar", 3)
 
 
 def test_charades_takes_seconds_not_minutes():

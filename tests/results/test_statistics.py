@@ -14,7 +14,6 @@ from statsmodels.stats.contingency_tables import mcnemar
 from zar_ray.results.statistics import (
     holm,
     paired_comparison,
-    population_deviation,
     replicated_share,
     sample_deviation,
     share_estimate,
@@ -138,5 +137,4 @@ def test_replicates_that_agree_are_one_measurement():
 def test_which_deviation_is_which():
     values = (0.1, 0.2, 0.6)
     assert sample_deviation(values) == pytest.approx(np.std(values, ddof=1))
-    assert population_deviation(values) == pytest.approx(np.std(values))
     assert sample_deviation((0.5,)) is None

@@ -15,9 +15,8 @@ import uvicorn
 from serving_backends import LocalBackend, local_app
 
 from zar_ray.adaptation.options import AdaptationOptions, PredictConfig
-from zar_ray.adaptation.predict import Ranking
 from zar_ray.commands.main import main
-from zar_ray.commands.remote_prediction import ASKED, ServedRanking
+from zar_ray.commands.remote_prediction import ASKED
 from zar_ray.options.base import meaning
 from zar_ray.serving.methods import ServiceOptions
 
@@ -207,10 +206,6 @@ def test_every_option_is_either_asked_or_the_server_s():
     own = set(PredictConfig.model_fields) - set(AdaptationOptions.model_fields)
     assert ASKED - own == {"method", "template", "seed"}
     assert own <= ASKED
-
-
-def test_a_served_ranking_has_the_same_fields():
-    assert list(ServedRanking.__annotations__) == list(Ranking.__annotations__)
 
 
 def test_loads_neither_ray_nor_pytorch(service, videos):

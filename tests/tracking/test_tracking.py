@@ -14,6 +14,7 @@ from logged_store import send
 
 from zar_ray.errors import RunError, TrackingError
 from zar_ray.options.base import without_password
+from zar_ray.results.finished import FinishedStudy
 from zar_ray.results.folder import CELLS
 from zar_ray.results.record import ProtocolAverage
 from zar_ray.storage import Storage
@@ -274,11 +275,14 @@ def test_the_trainings_of_a_study_move_below_it_and_survive_its_replacement(stor
 
 
 def test_logged_runs_are_read_back_as_they_were_sent(store, tmp_path, empty_store):
-    found = {json.loads(run.record)["study"]["whole"]["name"]: run for run in logged_runs(store.uri)}
-    assert found["first"].record == (store.root / "first" / "run.json").read_bytes()
+    found = {run.record.whole.name: run for run in logged_runs(store.uri)}
+    sent = FinishedStudy.open(Storage(str(store.root / "first")))
+    for what in ("record", "config", "provenance"):
+        assert getattr(found["first"], what) == getattr(sent, what)
     assert found["first"].place.startswith(f"{store.uri} run ")
     assert found["first"].finished.year >= 2026
-    assert logged_runs(store.uri, found["first"].place.rpartition(" ")[2]) == (found["first"],)
+    (alone,) = logged_runs(store.uri, found["first"].place.rpartition(" ")[2])
+    assert vars(alone) == vars(found["first"])
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     with pytest.raises(TrackingError, match='has no experiment "zar-ray"; check --mlflow-uri'):
         logged_runs(f"sqlite:///{tmp_path}/mlflow.db")
@@ -372,6 +376,9 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path):
     with pytest.raises(RunError, match="is not the record of a run"):
         send(tmp_path)
     (tmp_path / "run.json").write_text('{"config": {}}')
+    with pytest.raises(RunError, match="was made by an earlier version; run it again"):
+        send(tmp_path)
+    (tmp_path / "run.json").write_text('{"config": {}, "study": {}}')
     with pytest.raises(RunError, match="is not the record of a run"):
         send(tmp_path)
     run = make_run(tmp_path / "run")

@@ -16,6 +16,8 @@ from logged_store import LoggedStore, send
 
 import zar_ray
 from zar_ray.errors import TrackingError
+from zar_ray.results.finished import FinishedStudy
+from zar_ray.storage import Storage
 from zar_ray.tracking import default_uri, logged_runs
 from zar_ray.tracking.store import absolute_uri
 
@@ -58,7 +60,7 @@ def test_a_folder_of_any_name_has_its_store_in_it(tmp_path, empty_store):
     assert receipt.uri == f"sqlite:///{tmp_path}/what%3F 100%2525 #1/mlflow.db"
     assert send(run, receipt.uri).new is False
     (logged,) = logged_runs(receipt.uri)
-    assert logged.record == (run / "run.json").read_bytes()
+    assert logged.record == FinishedStudy.open(Storage(str(run))).record
     assert sorted(path.name for path in tmp_path.iterdir()) == [root.name]
     assert sorted(path.name for path in root.iterdir()) == ["mine", "mlflow-artifacts", "mlflow.db"]
 

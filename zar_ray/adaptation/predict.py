@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,41 +11,13 @@ import torch
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.options import PredictConfig
+from zar_ray.adaptation.rankings import RankedLabel, Ranking
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.plans import ViewPlan, plan_video
 from zar_ray.video.reading import VideoInfo
-
-
-@dataclass(frozen=True)
-class RankedLabel:
-    """A label with its softmax probability over all given labels."""
-
-    label: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """One file under one method.
-
-    Attributes:
-        video: The file, as it was given.
-        method: The method.
-        before: Labels by falling score before adaptation.
-        after: Labels by falling score after adaptation.
-        warning: What was odd about the file.
-        error: Why there is no ranking; then `before` and `after` are empty.
-    """
-
-    video: str
-    method: str
-    before: tuple[RankedLabel, ...]
-    after: tuple[RankedLabel, ...]
-    warning: str | None = None
-    error: str | None = None
 
 
 def predict(model: ClipModel, labels: tuple[str, ...], options: PredictConfig) -> Iterator[Ranking]:

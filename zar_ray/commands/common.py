@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import yaml
 
-from zar_ray.commands.parsing import fail
+from zar_ray.commands.parsing import fail, parse
 from zar_ray.errors import ZarError
 from zar_ray.options.base import Options
 
@@ -31,8 +31,12 @@ def command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]
                 raise
             return 128 + signal.SIGPIPE
 
-    run.__doc__ = function.__doc__
     return run
+
+
+def verb(prog: str) -> Callable[[Callable[..., int]], Callable[[Sequence[str]], int]]:
+    """Makes a command of a function: the words after `prog` are its arguments, and its docstring is the help."""
+    return lambda function: command(lambda argv: parse(function, argv, prog))
 
 
 def _output_is_unread() -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from zar_ray.commands.common import command
+from zar_ray.commands.common import command, verb
 from zar_ray.commands.parsing import parse
 from zar_ray.data.options import AuditConfig, IndexConfig, ShotsConfig
 
@@ -25,43 +25,33 @@ def data_index_command(argv: Sequence[str]) -> int:
     return 0
 
 
-@command
-def data_show_command(argv: Sequence[str]) -> int:
-    """Show what a manifest holds."""
+@verb("zar data show")
+def data_show_command(manifest: Annotated[str, tyro.conf.Positional], rows: int = 10) -> int:
+    """Shows a manifest's counts by split and its first rows.
 
-    def show(manifest: Annotated[str, tyro.conf.Positional], rows: int = 10) -> int:
-        """Shows a manifest's counts by split and its first rows.
+    Args:
+        manifest: The manifest's file.
+        rows: Rows to show.
+    """
+    from zar_ray.data.manifest import read_manifest
+    from zar_ray.reporting.manifest_tables import print_manifest
 
-        Args:
-            manifest: The manifest's file.
-            rows: Rows to show.
-        """
-        from zar_ray.data.manifest import read_manifest
-        from zar_ray.reporting.manifest_tables import print_manifest
-
-        print_manifest(read_manifest(manifest), Console(highlight=False), rows)
-        return 0
-
-    return parse(show, argv, "zar data show")
+    print_manifest(read_manifest(manifest), Console(highlight=False), rows)
+    return 0
 
 
-@command
-def data_list_command(argv: Sequence[str]) -> int:
-    """List the benchmarks, their protocols, and whether their manifests are there."""
+@verb("zar data list")
+def data_list_command(data_root: Path | None = None) -> int:
+    """Lists every benchmark with its splits, classes and videos, and whether its manifest is there.
 
-    def show(data_root: Path | None = None) -> int:
-        """Lists every benchmark with its splits, classes and videos, and whether its manifest is there.
+    Args:
+        data_root: Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.
+    """
+    from zar_ray.data.datasets import known_benchmarks, load_benchmark
+    from zar_ray.reporting.manifest_tables import print_benchmarks
 
-        Args:
-            data_root: Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.
-        """
-        from zar_ray.data.datasets import known_benchmarks, load_benchmark
-        from zar_ray.reporting.manifest_tables import print_benchmarks
-
-        print_benchmarks([load_benchmark(name) for name in known_benchmarks()], Console(highlight=False), data_root)
-        return 0
-
-    return parse(show, argv, "zar data list")
+    print_benchmarks([load_benchmark(name) for name in known_benchmarks()], Console(highlight=False), data_root)
+    return 0
 
 
 @command

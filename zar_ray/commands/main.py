@@ -8,77 +8,51 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import zar_ray
 from zar_ray.commands.parsing import fail
 from zar_ray.errors import ConfigError, ZarError, suggestion
 
-
-@dataclass(frozen=True)
-class Verb:
-    """Where a command is, and what it does in a line."""
-
-    module: str
-    function: str
-    about: str
-
-    def __call__(self, argv: Sequence[str]) -> int:
-        """Runs it with the words after its name; returns its exit status."""
-        try:
-            module = importlib.import_module(f"zar_ray.commands.{self.module}")
-        except ZarError as error:
-            # An installed package's method that cannot be loaded.
-            return fail(error)
-        return getattr(module, self.function)(argv)
-
-
 COMMANDS = {
-    "eval": Verb("eval", "eval_command", "Evaluate methods on a dataset, a manifest, a list or a folder of videos."),
-    "ablate": Verb("eval", "ablate_command", "Evaluate many settings in one pass over the videos, and compare them."),
-    "predict": Verb("predict", "predict_command", "Rank given labels for given files, before and after adaptation."),
-    "train": Verb("train", "train_command", "Train CLIP on the videos of a manifest, through Ray Train."),
-    "data index": Verb(
-        "data",
-        "data_index_command",
-        "Find a benchmark's, a folder's or a list's videos, probe them and write the manifest.",
-    ),
-    "data show": Verb("data", "data_show_command", "Show what a manifest holds."),
-    "data list": Verb(
-        "data", "data_list_command", "List the benchmarks, their protocols, and whether their manifests are there."
-    ),
-    "data audit": Verb("data", "data_audit_command", "Look for mistakes in a manifest, or in lists and their labels."),
-    "data shots": Verb(
-        "data", "data_shots_command", "Draw a few-shot training set from a benchmark's official training videos."
-    ),
-    "report run": Verb("report", "report_run_command", "Write a finished run's report as one HTML file."),
-    "report compare": Verb(
-        "report", "report_compare_command", "Compare finished runs, video by video where they are of the same videos."
-    ),
-    "report mlflow": Verb("report", "report_mlflow_command", "Send a finished run to MLflow."),
-    "report table": Verb("report", "report_table_command", "Show a published table beside your own finished runs."),
-    "checkpoint import": Verb(
-        "checkpoint",
-        "checkpoint_import_command",
-        "Make a zar-ray checkpoint of another system's file, and account for its tensors.",
-    ),
-    "checkpoint export": Verb(
-        "checkpoint", "checkpoint_export_command", "Write a checkpoint for open_clip, or in OpenAI's layout."
-    ),
-    "checkpoint merge": Verb("checkpoint", "checkpoint_merge_command", "Average the weights of checkpoints."),
-    "checkpoint parity": Verb(
-        "checkpoint",
-        "checkpoint_parity_command",
-        "Hold this code against reference vectors of official implementations.",
-    ),
-    "cost": Verb("cost", "cost_command", "Say what models hold, train and compute, and what ZAR's tuning adds."),
-    "doctor": Verb("doctor", "doctor_command", "Say what works on this machine and what does not."),
+    "eval": "Evaluate methods on a dataset, a manifest, a list or a folder of videos.",
+    "ablate": "Evaluate many settings in one pass over the videos, and compare them.",
+    "predict": "Rank given labels for given files, before and after adaptation.",
+    "train": "Train CLIP on the videos of a manifest, through Ray Train.",
+    "data index": "Find a benchmark's, a folder's or a list's videos, probe them and write the manifest.",
+    "data show": "Show what a manifest holds.",
+    "data list": "List the benchmarks, their protocols, and whether their manifests are there.",
+    "data audit": "Look for mistakes in a manifest, or in lists and their labels.",
+    "data shots": "Draw a few-shot training set from a benchmark's official training videos.",
+    "report run": "Write a finished run's report as one HTML file.",
+    "report compare": "Compare finished runs, video by video where they are of the same videos.",
+    "report mlflow": "Send a finished run to MLflow.",
+    "report table": "Show a published table beside your own finished runs.",
+    "checkpoint import": "Make a zar-ray checkpoint of another system's file, and account for its tensors.",
+    "checkpoint export": "Write a checkpoint for open_clip, or in OpenAI's layout.",
+    "checkpoint merge": "Average the weights of checkpoints.",
+    "checkpoint parity": "Hold this code against reference vectors of official implementations.",
+    "cost": "Say what models hold, train and compute, and what ZAR's tuning adds.",
+    "doctor": "Say what works on this machine and what does not.",
 }
+"""All commands with what they do, in a line."""
+
+_MODULES = {"ablate": "eval"}  # of commands that share another one's; those of a thing are in a module of its name
+
+
+def _run(words: str, argv: Sequence[str]) -> int:
+    """Runs a command with the words after its name; returns its exit status."""
+    thing = words.partition(" ")[0]
+    try:
+        module = importlib.import_module(f"zar_ray.commands.{_MODULES.get(thing, thing)}")
+    except ZarError as error:
+        # An installed package's method that cannot be loaded.
+        return fail(error)
+    return getattr(module, f"{words.replace(' ', '_')}_command")(argv)
 
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  zar {words:<{width}}  {verb.about}" for words, verb in COMMANDS.items()]
+    lines = [f"  zar {words:<{width}}  {about}" for words, about in COMMANDS.items()]
     return "\n".join(
         ["usage: zar COMMAND [OPTIONS]", "", *lines, "", "`zar COMMAND --help` shows a command's options."]
     )
@@ -94,9 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"zar-ray {zar_ray.__version__}")
         return 0
     for length in (2, 1):
-        verb = COMMANDS.get(" ".join(words[:length]))
-        if verb is not None:
-            return verb(words[length:])
+        if (said := " ".join(words[:length])) in COMMANDS:
+            return _run(said, words[length:])
     within = [known for known in COMMANDS if known.startswith(f"{words[0]} ")]
     said = " ".join(words[:2]) if within else words[0]
     return fail(ConfigError(f'no command "{said}"{suggestion(said, within or list(COMMANDS))}'))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from rich.console import Console
 
@@ -33,7 +31,7 @@ def predict_command(argv: Sequence[str]) -> int:
     from zar_ray.data.datasets import parse_class_names
     from zar_ray.models.loading import load_model
     from zar_ray.models.text import remark_on_words
-    from zar_ray.reporting.rankings import print_ranking
+    from zar_ray.reporting.rankings import print_rankings
 
     for method in options.method:
         get_method(method)
@@ -45,11 +43,6 @@ def predict_command(argv: Sequence[str]) -> int:
     model = load_model(options)
     if (remark := remark_on_words(model, options)) is not None and not options.json_lines:
         console.print(f"{model.name}: {remark}", highlight=False)
-    failed = 0
-    for ranking in predict(model, labels, options):
-        failed += ranking.error is not None
-        if options.json_lines:
-            print(json.dumps({**asdict(ranking), "random_weights": model.random_weights}, ensure_ascii=False))
-        else:
-            print_ranking(ranking, console, random_weights=model.random_weights)
+    rankings = predict(model, labels, options)
+    failed = print_rankings(rankings, console, random_weights=model.random_weights, json_lines=options.json_lines)
     return 1 if failed else 0

@@ -6,14 +6,14 @@ import argparse
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from pydantic import BaseModel, model_validator
+from pydantic import model_validator
 from rich.console import Console
 
+from zar_ray.adaptation.rankings import RankedLabel, Ranking
 from zar_ray.adaptation.shared_options import PredictOptions
 from zar_ray.client import Client, ServiceError
 from zar_ray.commands.common import show_options
@@ -21,9 +21,9 @@ from zar_ray.commands.parsing import parse_run
 from zar_ray.data.datasets import parse_class_names
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.base import operational
-from zar_ray.options.layers import read_yaml
-from zar_ray.reporting.rankings import print_ranking
-from zar_ray.serving.schema import RankedLabel, ServedMethod
+from zar_ray.options.layers import leaves, read_yaml
+from zar_ray.reporting.rankings import print_rankings
+from zar_ray.serving.schema import ServedMethod
 
 # What a request to a service can say, besides methods' own options; all else that decides about numbers is its own.
 ASKED = {"videos", "labels", "method", "template", "seed", "top_k", "json_lines", "server", "token"}
@@ -43,18 +43,6 @@ class RemoteOptions(PredictOptions):
         groups = {name for name, value in values.items() if isinstance(value, dict) and name not in cls.model_fields}
         rest = {name: value for name, value in values.items() if name not in groups}
         return {**rest, "own": {**values.get("own", {}), **{name: values[name] for name in groups}}} if groups else rest
-
-
-@dataclass(frozen=True)
-class ServedRanking:
-    """What `zar_ray.adaptation.predict.Ranking` is, whose module loads PyTorch."""
-
-    video: str
-    method: str
-    before: tuple[RankedLabel, ...]
-    after: tuple[RankedLabel, ...]
-    warning: str | None = None
-    error: str | None = None
 
 
 def asks_a_server(argv: Sequence[str]) -> bool:
@@ -110,7 +98,7 @@ def require_asked(options: RemoteOptions, own: Collection[str], argv: Sequence[s
     Raises:
         ConfigError: There are such; the message names them.
     """
-    default, chosen = _flat(RemoteOptions().model_dump()), _flat(options.model_dump(exclude={"own"}))
+    default, chosen = leaves(RemoteOptions().model_dump()), leaves(options.model_dump(exclude={"own"}))
     # An option's own default may not be the service's.
     words = {word.partition("=")[0][2:].replace("-", "_").removeprefix("no_") for word in argv if word[:2] == "--"}
     if "views" in words:
@@ -122,13 +110,6 @@ def require_asked(options: RemoteOptions, own: Collection[str], argv: Sequence[s
     for group in own:
         if group not in options.method:
             raise ConfigError(f"zar predict: --{group}: no such method is asked for{suggestion(group, options.method)}")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def predict_on_server(argv: Sequence[str]) -> int:
@@ -164,15 +145,8 @@ def predict_on_server(argv: Sequence[str]) -> int:
             method.name: {**options.own.get(method.name, {}), **_typed(own.get(method.name, {}), method)}
             for method in client.methods().methods
         }
-        console = Console(highlight=False)
-        failed = 0
-        for ranking in _served(client, labels, options, of_methods):
-            failed += ranking.error is not None
-            if options.json_lines:
-                values = {**asdict(ranking), "random_weights": random_weights}
-                print(json.dumps(values, ensure_ascii=False, default=BaseModel.model_dump))
-            else:
-                print_ranking(ranking, console, random_weights=random_weights)
+        rankings, console = _served(client, labels, options, of_methods), Console(highlight=False)
+        failed = print_rankings(rankings, console, random_weights=random_weights, json_lines=options.json_lines)
     return 1 if failed else 0
 
 
@@ -199,7 +173,7 @@ def _scalar(word: str) -> Any:
 
 def _served(
     client: Client, labels: tuple[str, ...], options: PredictOptions, of_methods: Mapping[str, Mapping[str, Any]]
-) -> Iterator[ServedRanking]:
+) -> Iterator[Ranking]:
     """One ranking a file and method, in the order given, as `zar_ray.adaptation.predict.predict` yields them."""
     for video in options.videos:
         for method in options.method:
@@ -216,10 +190,14 @@ def _served(
             except OSError as error:
                 missing = isinstance(error, FileNotFoundError)
                 reason = "no such file" if missing else f"cannot be read: {error.strerror or error}"
-                yield ServedRanking(video, method, (), (), error=reason)
+                yield Ranking(video, method, (), (), error=reason)
             except ServiceError as error:
                 if error.code not in _FILE_PROBLEMS:
                     raise
-                yield ServedRanking(video, method, (), (), error=error.detail)
+                yield Ranking(video, method, (), (), error=error.detail)
             else:
-                yield ServedRanking(video, method, answer.before, answer.after, warning=answer.video.warning)
+                before, after = (
+                    tuple(RankedLabel(one.label, one.score) for one in ranked)
+                    for ranked in (answer.before, answer.after)
+                )
+                yield Ranking(video, method, before, after, warning=answer.video.warning)

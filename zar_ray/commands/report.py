@@ -3,52 +3,58 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
-from zar_ray.commands.common import command
-from zar_ray.commands.parsing import parse
+from zar_ray.commands.common import verb
 from zar_ray.errors import TrackingError
 from zar_ray.options.base import meaning
 from zar_ray.study.options import EvalConfig
 
 
-@command
-def report_mlflow_command(argv: Sequence[str]) -> int:
-    """Send a finished run to MLflow."""
+@verb("zar report mlflow")
+def report_mlflow_command(run: Annotated[str, tyro.conf.Positional], uri: str | None = None) -> int:
+    """Sends a finished run to MLflow, once.
 
-    def send(run: Annotated[str, tyro.conf.Positional], uri: str | None = None) -> int:
-        """Sends a finished run to MLflow, once.
+    Args:
+        run: The run's folder.
+        uri: The tracking store; by default mlflow.db beside the run's folder.
+    """
+    from zar_ray.reporting.study_tables import study_markdown
+    from zar_ray.tracking import log_run_folder
 
-        Args:
-            run: The run's folder.
-            uri: The tracking store; by default mlflow.db beside the run's folder.
-        """
-        from zar_ray.reporting.study_tables import study_markdown
-        from zar_ray.tracking import log_run_folder
-
-        receipt = log_run_folder(run, uri, describe=study_markdown)
-        known = "" if receipt.new else " already"
-        print(f"{run}: is{known} run {receipt.run_id} of experiment {receipt.experiment} at {receipt.uri}")
-        return 0
-
-    return parse(send, argv, "zar report mlflow")
+    receipt = log_run_folder(run, uri, describe=study_markdown)
+    known = "" if receipt.new else " already"
+    print(f"{run}: is{known} run {receipt.run_id} of experiment {receipt.experiment} at {receipt.uri}")
+    return 0
 
 
 def write_run_report(
-    run: str, output: str | None = None, samples: int = 6, attention: bool = True, mlflow_uri: str | None = None
-) -> None:
-    """Writes a run's report, adds it to the run in MLflow, and says where it is; or writes its tables alone."""
+    run: Annotated[str, tyro.conf.Positional],
+    output: str | None = None,
+    samples: int = 6,
+    attention: bool = True,
+    mlflow_uri: str | None = None,
+) -> int:
+    """Writes a report that needs nothing besides itself, and adds it to the run in MLflow if it was logged there.
+
+    Args:
+        run: The run's folder.
+        output: The file; by default report.html in the run's folder. One that ends in .md, .tex or .csv gets the
+            run's tables alone.
+        samples: How many of the videos most helped, most hurt, and with attention maps are shown.
+        attention: Draw where the model looks, for which the run's weights and videos must be at hand.
+        mlflow_uri: The store that the run was logged to, where it needs a password; by default all of them.
+    """
     from zar_ray.reporting.html_report import REPORT, TABLES, write_report, write_tables
     from zar_ray.tracking import attach_report
 
     if output is not None and PurePath(output).suffix.lower() in TABLES:
         print(f"tables   {write_tables(run, output)}")
-        return
+        return 0
     place, page = write_report(run, output, samples, attention=attention)
     try:
         for receipt in attach_report(run, REPORT, page.encode(), mlflow_uri):
@@ -56,102 +62,64 @@ def write_run_report(
     except TrackingError as error:
         print(f"report not attached to MLflow: {error}", file=sys.stderr)
     print(f"report   {place}")
+    return 0
 
 
-@command
-def report_run_command(argv: Sequence[str]) -> int:
-    """Write a finished run's report as one HTML file."""
-
-    def report(
-        run: Annotated[str, tyro.conf.Positional],
-        output: str | None = None,
-        samples: int = 6,
-        attention: bool = True,
-        mlflow_uri: str | None = None,
-    ) -> int:
-        """Writes a report that needs nothing besides itself, and adds it to the run in MLflow if it was logged there.
-
-        Args:
-            run: The run's folder.
-            output: The file; by default report.html in the run's folder. One that ends in .md, .tex or .csv gets the
-                run's tables alone.
-            samples: How many of the videos most helped, most hurt, and with attention maps are shown.
-            attention: Draw where the model looks, for which the run's weights and videos must be at hand.
-            mlflow_uri: The store that the run was logged to, where it needs a password; by default all of them.
-        """
-        write_run_report(run, output, samples, attention, mlflow_uri)
-        return 0
-
-    return parse(report, argv, "zar report run")
+report_run_command = verb("zar report run")(write_run_report)
 
 
-@command
-def report_compare_command(argv: Sequence[str]) -> int:
-    """Compare finished runs, video by video where they are of the same videos."""
+@verb("zar report compare")
+def report_compare_command(
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional],
+    output: str | None = None,
+    format: Literal["terminal", "markdown", "csv", "latex"] = "terminal",
+    mlflow_uri: str | None = None,
+) -> int:
+    """Holds runs against the first of them: accuracies, which classes and videos changed, and what it cost.
 
-    def compare(
-        runs: Annotated[tuple[str, ...], tyro.conf.Positional],
-        output: str | None = None,
-        format: Literal["terminal", "markdown", "csv", "latex"] = "terminal",
-        mlflow_uri: str | None = None,
-    ) -> int:
-        """Holds runs against the first of them: accuracies, which classes and videos changed, and what it cost.
+    Args:
+        runs: Folders of runs, or their run ids in MLflow. Of a run of several cells all take part, or with [LABEL]
+            behind it the one of that label.
+        output: A file that gets all of it (.html) or the plot alone (.png, .svg).
+        format: For people, for documents, for programs or for papers.
+        mlflow_uri: The store that run ids are of.
+    """
+    from zar_ray.reporting.comparison import compare_runs
+    from zar_ray.reporting.comparison_views import report_comparison, write_comparison
+    from zar_ray.tracking import logged_runs
 
-        Args:
-            runs: Folders of runs, or their run ids in MLflow. Of a run of several cells all take part, or with [LABEL]
-                behind it the one of that label.
-            output: A file that gets all of it (.html) or the plot alone (.png, .svg).
-            format: For people, for documents, for programs or for papers.
-            mlflow_uri: The store that run ids are of.
-        """
-        from zar_ray.reporting.comparison import compare_runs
-        from zar_ray.reporting.comparison_views import report_comparison, write_comparison
-        from zar_ray.reporting.finished_runs import FinishedStudy
-        from zar_ray.tracking import logged_runs
-
-        def look_up(run_id: str) -> FinishedStudy:
-            (logged,) = logged_runs(str(mlflow_uri), run_id)
-            return FinishedStudy.parse(logged.record, logged.place, logged.finished)
-
-        meaningful = meaning(EvalConfig()).keys()
-        comparison = compare_runs(runs, meaningful, None if mlflow_uri is None else look_up)
-        report_comparison(comparison, format, Console(highlight=False))
-        if output is not None:
-            print(
-                f"{write_comparison(comparison, output)}: the comparison of {len(comparison.runs)} runs",
-                file=sys.stderr,
-            )
-        return 0
-
-    return parse(compare, argv, "zar report compare")
+    meaningful = meaning(EvalConfig()).keys()
+    lookup = None if mlflow_uri is None else lambda run_id: logged_runs(mlflow_uri, run_id)[0]
+    comparison = compare_runs(runs, meaningful, lookup)
+    report_comparison(comparison, format, Console(highlight=False))
+    if output is not None:
+        print(
+            f"{write_comparison(comparison, output)}: the comparison of {len(comparison.runs)} runs",
+            file=sys.stderr,
+        )
+    return 0
 
 
-@command
-def report_table_command(argv: Sequence[str]) -> int:
-    """Show a published table beside your own finished runs."""
+@verb("zar report table")
+def report_table_command(
+    name: Annotated[str, tyro.conf.Positional],
+    output: str = EvalConfig.model_fields["output"].default,
+    format: Literal["terminal", "markdown", "csv", "latex"] = "terminal",
+    mlflow_uri: str | None = None,
+) -> int:
+    """Fills the published cells that finished runs belong to, and says how the others are filled.
 
-    def table(
-        name: Annotated[str, tyro.conf.Positional],
-        output: str = EvalConfig.model_fields["output"].default,
-        format: Literal["terminal", "markdown", "csv", "latex"] = "terminal",
-        mlflow_uri: str | None = None,
-    ) -> int:
-        """Fills the published cells that finished runs belong to, and says how the others are filled.
+    Args:
+        name: The table: zar-table1 to zar-table5, actionclip or ezclip.
+        output: Folder or URI that holds the runs.
+        format: For people, for documents, for programs or for papers.
+        mlflow_uri: An MLflow store whose evaluations are looked at too.
+    """
+    from zar_ray.reporting.published.view import report_table
+    from zar_ray.tracking import logged_runs
 
-        Args:
-            name: The table: zar-table1 to zar-table5, actionclip or ezclip.
-            output: Folder or URI that holds the runs.
-            format: For people, for documents, for programs or for papers.
-            mlflow_uri: An MLflow store whose evaluations are looked at too.
-        """
-        from zar_ray.reporting.finished_runs import FinishedStudy
-        from zar_ray.reporting.published.view import report_table
-        from zar_ray.tracking import logged_runs
-
-        logged = logged_runs(mlflow_uri) if mlflow_uri is not None else ()
-        more = [run for one in logged for run in FinishedStudy.parse(one.record, one.place, one.finished).runs]
-        told = None if output == EvalConfig.model_fields["output"].default else output
-        report_table(name, output, format, Console(highlight=False), more, told)
-        return 0
-
-    return parse(table, argv, "zar report table")
+    logged = logged_runs(mlflow_uri) if mlflow_uri is not None else ()
+    more = [run for study in logged for run in study.runs]
+    told = None if output == EvalConfig.model_fields["output"].default else output
+    report_table(name, output, format, Console(highlight=False), more, told)
+    return 0

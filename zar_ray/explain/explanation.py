@@ -20,7 +20,7 @@ from zar_ray.adaptation.base import averaged
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.adaptation.zar import tuned_features
-from zar_ray.data.class_texts import ClassPrompts, prompts_of
+from zar_ray.data.class_texts import prompts_of
 from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import RunError, VideoError, suggestion
 from zar_ray.explain.maps import ClassMaps, VideoMaps
@@ -124,16 +124,9 @@ class _Run:
         rows = to_rows(evaluation.results.filter(pc.field("case_id").isin(ids)))
         if not rows:
             raise RunError(f"{place}: its texts of the classes have changed since; bring those of the run back")
-        return cls(
-            evaluation,
-            options,
-            model,
-            {
-                case.case_id: (class_sets[case.class_set], _prompted(model, prompts[case.class_set], options))
-                for case in cases
-            },
-            {row.video_id: row for row in reversed(rows)},
-        )
+        prompted = [PromptedClasses.of(model, one, options.class_position) for one in prompts]
+        classes = {case.case_id: (class_sets[case.class_set], prompted[case.class_set]) for case in cases}
+        return cls(evaluation, options, model, classes, {row.video_id: row for row in reversed(rows)})
 
     def maps(self, video_id: str) -> VideoMaps:
         """The maps of one video."""
@@ -213,10 +206,6 @@ class _Run:
         if difference <= _NOTABLE:
             return []
         return [f"Computed anew, its scores differ from the run's by up to {difference:.2f}."]
-
-
-def _prompted(model: ClipModel, prompts: ClassPrompts, options: AdaptationOptions) -> PromptedClasses:
-    return PromptedClasses.of(model, prompts, options.class_position)
 
 
 def _explained(row: ResultRow) -> dict[int, str]:

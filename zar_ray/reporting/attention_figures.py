@@ -5,17 +5,16 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from zar_ray.reporting.numbers import percent
+from zar_ray.reporting import pages as page
+from zar_ray.reporting.numbers import percent, shortened
 
 if TYPE_CHECKING:
     from zar_ray.explain.maps import ClassMaps, VideoMaps
@@ -29,25 +28,8 @@ _NAME_LENGTH = 40
 _TOP_PERCENTILE = 99
 
 
-@dataclass(frozen=True)
-class AttentionFigure:
-    """A picture of what a model looks at in a video.
-
-    Attributes:
-        video_id: The video.
-        png: The picture, a PNG.
-        alt: What it shows, for those who do not see it.
-        caption: What it says, one line.
-    """
-
-    video_id: str
-    png: bytes
-    alt: str
-    caption: str
-
-
-def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> AttentionFigure:
-    """Draws frames, and under each the maps over it, all in one colour scale.
+def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> page.Figure:
+    """Draws frames, and under each the maps over it, all in one colour scale, as a PNG.
 
     Each map is divided by its mean over the whole view, since only the distribution of attention and of relevance can
     be compared: 1 is what an even map would have everywhere.
@@ -63,7 +45,6 @@ def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> AttentionFigure:
 
     height = 1 + len(rows)
     figure = Figure(figsize=(_INCHES * count + 1.3, _INCHES * height + 0.3), layout="compressed")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(height, count, squeeze=False)
     for column, number in enumerate(shown):
         axes[0, column].imshow(maps.frames[number])
@@ -80,13 +61,13 @@ def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> AttentionFigure:
     bar.ax.tick_params(labelsize=7)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
-    return AttentionFigure(maps.video_id, picture.getvalue(), _alt(maps, shown), _caption(maps))
+    return page.Figure(page.Picture.of(picture.getvalue(), "image/png", _alt(maps, shown), narrow=True), _caption(maps))
 
 
 def _rows(maps: VideoMaps) -> Iterator[tuple[str, np.ndarray]]:
     yield "attention rollout,\nbefore and after", maps.rollout
     for one in maps.classes:
-        named = textwrap.fill(f"{one.role}: {_shortened(one.name)}", 24)
+        named = textwrap.fill(f"{one.role}: {shortened(one.name, _NAME_LENGTH)}", 24)
         yield f"{named}\nbefore tuning", one.before
         yield f"{named}\nafter tuning", one.after
 
@@ -127,10 +108,6 @@ def _finding(one: ClassMaps) -> str:
         when = "before" if not one.before.sum() else "after"
         return f"No patch speaks for {one.name} ({one.role}) {when} tuning."
     return f"Tuning moved {percent(share)} % of the relevance for {one.name} ({one.role}) to other patches."
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 3]}..."
 
 
 def _typeset(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -12,43 +11,18 @@ from zar_ray.errors import ZarError
 from zar_ray.reporting import figures
 from zar_ray.reporting.blocks import Block
 from zar_ray.reporting.calibration import BINS, Calibration, calibrate
-from zar_ray.reporting.finished_runs import RunData, RunSplit
 from zar_ray.reporting.numbers import percent
 from zar_ray.reporting.pages import Card, Cards, Content, Figure, Picture, Section, Text, why_empty
 from zar_ray.reporting.plots import ALL_CLASSES, confusion_picture
-from zar_ray.reporting.summary_tables import adapts
+from zar_ray.reporting.run_data import RunData, RunSplit
 from zar_ray.reporting.thumbnails import thumbnails
-from zar_ray.results.case_rows import class_accuracies, confusion_matrix
+from zar_ray.results.case_rows import RIGHT, CaseRows, class_accuracies, confusion_matrix, firsts
 from zar_ray.results.record import CaseMetrics, ClassAccuracy
 
 _CLASSES_SHOWN = 30
 _MISTAKES_SHOWN = 20
 _NO_LABELS = "None of the videos that were decided about has a label, so nothing can be right or wrong."
 _SEVERAL = "A video of this split may show several classes, so there is no single right one"
-
-
-@dataclass(frozen=True, eq=False)
-class _Decided:
-    """The labelled videos of a case that finished, as arrays."""
-
-    rows: pa.Table
-    right_before: np.ndarray
-    right_after: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
-
-    @classmethod
-    def of(cls, rows: pa.Table) -> _Decided:
-        chosen = rows["error"].is_null().to_numpy() & rows["label_id"].is_valid().to_numpy()
-        rows = rows.filter(pa.array(chosen, pa.bool_()))
-        right = (rows[f"correct_{when}"].to_numpy() for when in ("before", "after"))
-        return cls(rows, *right, *(_first(rows[f"top5_scores_{when}"]) for when in ("before", "after")))
-
-
-def _first(lists: pa.ChunkedArray) -> np.ndarray:
-    """The first value of each list; none is empty."""
-    column = lists.combine_chunks()
-    return column.values.to_numpy()[column.offsets.to_numpy()[:-1]].astype(np.float64)
 
 
 def case_sections(data: RunData, case: CaseMetrics, samples: int) -> tuple[Section, ...]:
@@ -60,7 +34,7 @@ def case_sections(data: RunData, case: CaseMetrics, samples: int) -> tuple[Secti
         samples: How many of the videos most helped, and most hurt, are shown.
     """
     split, rows = data.split(case.split), data.rows(case)
-    decided = None if split.multi_label else _Decided.of(rows)
+    decided = None if split.multi_label else _decided(rows, case, len(split.class_names))
     titles = ("Accuracy by class", "Mistakes", "Calibration", "Videos most helped and most hurt")
     if decided is None:
         whys = (
@@ -70,28 +44,24 @@ def case_sections(data: RunData, case: CaseMetrics, samples: int) -> tuple[Secti
             f"{_SEVERAL} that a video could gain or lose.",
         )
         by_class, mistakes, calibration, videos = (why_empty(t, why) for t, why in zip(titles, whys, strict=True))
-    elif not len(decided.rows):
+    elif not len(decided.label):
         by_class, mistakes, calibration, videos = (why_empty(title, _NO_LABELS) for title in titles)
     else:
-        by_class = Section(titles[0], _by_class(class_accuracies(rows, case.case_id, split.class_names), adapts(case)))
+        by_class = Section(titles[0], _by_class(class_accuracies(rows, case.case_id, split.class_names), case.adapts))
         matrix = confusion_matrix(rows, case.case_id, len(split.class_names))
         mistakes = Section(titles[1], _mistakes(matrix, split.class_names))
-        calibration = Section(titles[2], _calibration(decided, adapts(case)))
+        calibration = Section(titles[2], _calibration(decided, case.adapts))
         videos = Section(titles[3], _helped_and_hurt(data, split, case, decided, samples))
-    entropy = Section("Entropy", _entropy(rows, adapts(case), len(split.class_names)))
+    entropy = Section("Entropy", _entropy(rows, case.adapts, len(split.class_names)))
     return by_class, mistakes, calibration, entropy, videos
 
 
 def _by_class(classes: Sequence[ClassAccuracy], changes: bool) -> list[Content]:
     there = [one for one in classes if one.videos]
 
-    def change(one: ClassAccuracy) -> float:
-        return (one.top1_after or 0.0) - (one.top1_before or 0.0)
-
     shown, caption = there, "All classes that have videos, in the order of their label ids."
     if len(there) > ALL_CLASSES:
-        key = change if changes else (lambda one: one.top1_after or 0.0)
-        ordered = sorted(there, key=key, reverse=True)
+        ordered = sorted(there, key=lambda one: one.change if changes else one.top1_after or 0.0, reverse=True)
         half = _CLASSES_SHOWN // 2
         shown = [*ordered[:half], *ordered[-half:]]
         best, worst = ("most gained", "lost most") if changes else ("are right most", "least often")
@@ -100,7 +70,7 @@ def _by_class(classes: Sequence[ClassAccuracy], changes: bool) -> list[Content]:
     for one in there:
         before, after = (percent(share or 0.0) for share in (one.top1_before, one.top1_after))
         taken = "" if one.taken_for is None else f"{one.taken_for} ({one.taken_for_videos})"
-        changed = (before, after, percent(change(one), "+")) if changes else (after,)
+        changed = (before, after, percent(one.change, "+")) if changes else (after,)
         rows.append((one.label, taken, str(one.videos), *changed))
     measured = ("before %", "after %", "points") if changes else ("top-1 %",)
     columns = ("class", "most taken for (videos)", "videos", *measured)
@@ -136,9 +106,18 @@ def _mistakes(matrix: np.ndarray, names: Sequence[str]) -> list[Content]:
     return [*content, Block(None, columns, table, words=2, folded=f"Table of the {len(rows)} most frequent mistakes")]
 
 
-def _calibration(decided: _Decided, changes: bool) -> list[Content]:
-    after = calibrate(decided.after, decided.right_after)
-    before = calibrate(decided.before, decided.right_before) if changes else None
+def _decided(rows: pa.Table, case: CaseMetrics, classes: int) -> CaseRows:
+    """The labelled videos of a case that finished."""
+    found = CaseRows.of(rows, case.case_id, classes)
+    return found.select(found.finished & (found.label >= 0))
+
+
+def _calibration(decided: CaseRows, changes: bool) -> list[Content]:
+    after, before = (
+        calibrate(firsts(decided.table[f"top5_scores_{when}"]).astype(np.float64), rank == RIGHT)
+        for when, rank in (("after", decided.after), ("before", decided.before))
+    )
+    before = before if changes else None
     assert after is not None
     text = (
         f"Confidence is the softmax probability of the best class, in {BINS} bins of equal width; larger marks hold "
@@ -178,12 +157,12 @@ def _entropy(rows: pa.Table, changes: bool, classes: int) -> list[Content]:
     ]
 
 
-def _gains(decided: _Decided) -> np.ndarray:
+def _gains(decided: CaseRows) -> np.ndarray:
     """How much likelier the right class became in each video; a class outside the best five counts as 0."""
-    gains = np.zeros(len(decided.rows))
-    for row, label in enumerate(decided.rows["label_id"].to_pylist()):
+    gains = np.zeros(len(decided.label))
+    for row, label in enumerate(decided.label.tolist()):
         before, after = (
-            dict(zip(*(decided.rows[f"{name}_{when}"][row].as_py() for name in ("top5", "top5_scores")), strict=True))
+            dict(zip(*(decided.table[f"{name}_{when}"][row].as_py() for name in ("top5", "top5_scores")), strict=True))
             for when in ("before", "after")
         )
         gains[row] = after.get(label, 0.0) - before.get(label, 0.0)
@@ -191,13 +170,13 @@ def _gains(decided: _Decided) -> np.ndarray:
 
 
 def _helped_and_hurt(
-    data: RunData, split: RunSplit, case: CaseMetrics, decided: _Decided, samples: int
+    data: RunData, split: RunSplit, case: CaseMetrics, decided: CaseRows, samples: int
 ) -> list[Content]:
-    if not adapts(case):
+    if not case.adapts:
         return [Text(f"{case.method} adapts nothing, so it helps and hurts no video.", weak=True)]
     gains = _gains(decided)
-    gained = decided.right_after & ~decided.right_before
-    lost = decided.right_before & ~decided.right_after
+    before, after = decided.before == RIGHT, decided.after == RIGHT
+    gained, lost = after & ~before, before & ~after
     intro = (
         f"{int(gained.sum())} videos are right only after adaptation and {int(lost.sum())} only before. Shown are "
         "such videos first, by how much likelier, or less likely, their right class became."
@@ -213,15 +192,15 @@ def _helped_and_hurt(
     return content
 
 
-def _card(data: RunData, split: RunSplit, decided: _Decided, row: int) -> Card:
-    video_id, label = decided.rows["video_id"][row].as_py(), split.class_names[decided.rows["label_id"][row].as_py()]
+def _card(data: RunData, split: RunSplit, decided: CaseRows, row: int) -> Card:
+    video_id, label = decided.table["video_id"][row].as_py(), split.class_names[decided.label[row]]
     said = []
     for when in ("before", "after"):
-        best, score = (decided.rows[f"{name}_{when}"][row].as_py()[0] for name in ("top5", "top5_scores"))
+        best, score = (decided.table[f"{name}_{when}"][row].as_py()[0] for name in ("top5", "top5_scores"))
         said.append(f"{when} {split.class_names[best]} {percent(score)} %")
     text = f"Right: {label}; {', '.join(said)}."
     try:
-        pictures = thumbnails(data.folder.videos[video_id], data.config)
+        pictures = thumbnails(data.study.videos[video_id], data.config)
     except ZarError as error:
         return Card(video_id, f"{text} No pictures: {error}.", ())
     return Card(video_id, text, pictures)

@@ -5,6 +5,7 @@ A run is one cell of a study: another run's, or another cell of the same.
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,11 +15,12 @@ import numpy as np
 
 from zar_ray.errors import ConfigError, RunError, ZarError
 from zar_ray.options.layers import leaves
-from zar_ray.reporting.finished_runs import FinishedRun, FinishedStudy, RunData, StudyData
 from zar_ray.reporting.numbers import METRICS
-from zar_ray.results.case_rows import class_accuracies
+from zar_ray.reporting.run_data import RunData, StudyData
+from zar_ray.results.case_rows import RIGHT, CaseRows, class_accuracies
+from zar_ray.results.finished import FinishedRun, FinishedStudy
 from zar_ray.results.folder import SUMMARY
-from zar_ray.results.record import CaseMetrics, Estimate
+from zar_ray.results.record import CaseMetrics, ClassAccuracy, Estimate
 from zar_ray.results.statistics import PairedComparison, holm, paired_comparison
 from zar_ray.storage import Storage
 
@@ -50,23 +52,6 @@ class ComparedRun:
 
 
 @dataclass(frozen=True)
-class ClassChange:
-    """One class in two runs.
-
-    Attributes:
-        label: Its name.
-        videos: Its videos.
-        before: Share that is right in the first run.
-        after: Share that is right in the other.
-    """
-
-    label: str
-    videos: int
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
 class Paired:
     """A case of a run held against one of the first run, on the same videos.
 
@@ -78,7 +63,7 @@ class Paired:
             there is no test, and it is 1.
         gained: Ids of the videos that were gained.
         lost: Ids of the videos that were lost.
-        classes: Every class that has videos, the most gained first.
+        classes: Every class that has videos, the most gained first: before is the first run, after this one.
     """
 
     method: str
@@ -87,7 +72,7 @@ class Paired:
     adjusted: float
     gained: tuple[str, ...]
     lost: tuple[str, ...]
-    classes: tuple[ClassChange, ...]
+    classes: tuple[ClassAccuracy, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,22 +94,17 @@ class Line:
     @property
     def metric(self) -> str:
         """What `after` is of."""
-        return METRICS["map" if self.case.map_after is not None else "top1"]
+        return METRICS[next(iter(self.case.estimates("after")), "top1")]
 
     @property
     def after(self) -> Estimate | None:
         """Top-1, or mean average precision, which is the run's result; None without labels."""
-        if self.case.map_after is not None:
-            return self.case.map_after
-        return None if self.case.headline is None else self.case.headline.after.top1
+        return next(iter(self.case.estimates("after").values()), None)
 
     @property
     def before(self) -> Estimate | None:
         """The same before adaptation; None for a method that does not adapt."""
-        if self.case.map_before is not None:
-            return None if self.case.map_before == self.case.map_after else self.case.map_before
-        scores = self.case.headline
-        return None if scores is None or scores.change is None else scores.before.top1
+        return next(iter(self.case.estimates("before").values()), None) if self.case.adapts else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,12 +173,12 @@ def _read(place: str, lookup: Lookup | None, known: dict[str, list[ComparedRun]]
 
 def _cells(run: str, lookup: Lookup | None) -> list[ComparedRun]:
     if lookup is None or Storage(run).exists():
-        return [ComparedRun("", one.finished.name, one.finished, one, None) for one in StudyData.read(run).cells]
+        return [ComparedRun("", one.name, one, one, None) for one in StudyData.read(run).cells]
     study = lookup(run)
     folder = study.record.whole.run_file.rpartition("/")[0]
     try:
         data = StudyData.read(folder)
-        if [cell.summary.cases for cell in data.study.record.cells] != [c.summary.cases for c in study.record.cells]:
+        if [cell.summary.cases for cell in data.record.cells] != [c.summary.cases for c in study.record.cells]:
             raise RunError(f"{folder} holds other results than MLflow's run {run}")
     except ZarError as error:
         return [ComparedRun("", one.name, one, None, str(error)) for one in study.runs]
@@ -268,57 +248,47 @@ def _counterpart(first: ComparedRun, run: ComparedRun, case: CaseMetrics) -> Cas
     return cases[0] if len(cases) == 1 else f"{first.name} has several methods, and not {case.method}"
 
 
-@dataclass(frozen=True, eq=False)
-class _Outcomes:
-    """A case's labelled videos: what is right and whether it was found; failed ones were not."""
-
-    labels: Mapping[str, str]
-    right: Mapping[str, bool]
-
-    @classmethod
-    def of(cls, data: RunData, case: CaseMetrics) -> _Outcomes:
-        names, rows = data.split(case.split).class_names, data.rows(case)
-        rows = rows.filter(rows["label_id"].is_valid())
-        ids, labels = rows["video_id"].to_pylist(), rows["label_id"].to_pylist()
-        right = rows["correct_after"].fill_null(False).to_pylist()
-        if wrong := [label for label in labels if label >= len(names)]:
-            raise RunError(f"{data.finished.place}: has label {wrong[0]} among {len(names)} classes")
-        return cls({i: names[label] for i, label in zip(ids, labels, strict=True)}, dict(zip(ids, right, strict=True)))
+def _labelled(data: RunData, case: CaseMetrics) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """A case's labelled videos by id, the names of their labels, and which are right; failed ones are not."""
+    names = data.split(case.split).class_names
+    rows = CaseRows.of(data.rows(case).sort_by("video_id"), case.case_id, len(names))
+    rows = rows.select(rows.label >= 0)
+    return rows.table["video_id"].to_pylist(), np.array(names)[rows.label], rows.after == RIGHT
 
 
 def _pair(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> Paired | str:
     """Two cases on the same videos, or why they cannot be held against each other so."""
     if first.split(base.split).multi_label or other.split(case.split).multi_label:
         return "a video may show several classes, so it is not right or wrong as a whole"
-    before, after = _Outcomes.of(first, base), _Outcomes.of(other, case)
-    if not before.labels or not after.labels:
+    (ids, labels, before), (others, other_labels, after) = _labelled(first, base), _labelled(other, case)
+    if not ids or not others:
         return "no video has a label"
-    if before.labels.keys() != after.labels.keys():
-        alone = [len(one.labels.keys() - two.labels.keys()) for one, two in ((before, after), (after, before))]
-        return f"not of the same videos: {alone[0]:,} are in the first run alone, {alone[1]:,} in this one alone"
-    if differing := [video for video in before.labels if before.labels[video] != after.labels[video]]:
-        return f"not of the same labels: {len(differing):,} videos have another one, such as {min(differing)}"
-    ids = sorted(before.labels)
-    right_before, right_after = (np.array([one.right[video] for video in ids]) for one in (before, after))
-    comparison = paired_comparison(right_before, right_after)
+    if ids != others:
+        alone, more = len(set(ids).difference(others)), len(set(others).difference(ids))
+        return f"not of the same videos: {alone:,} are in the first run alone, {more:,} in this one alone"
+    if differing := np.flatnonzero(labels != other_labels).tolist():
+        return f"not of the same labels: {len(differing):,} videos have another one, such as {ids[differing[0]]}"
+    comparison = paired_comparison(before, after)
     return Paired(
         method=base.method,
         videos=len(ids),
         comparison=comparison,
         adjusted=comparison.p_value,
-        gained=tuple(video for video in ids if after.right[video] and not before.right[video]),
-        lost=tuple(video for video in ids if before.right[video] and not after.right[video]),
+        gained=tuple(itertools.compress(ids, after & ~before)),
+        lost=tuple(itertools.compress(ids, before & ~after)),
         classes=_class_changes(first, base, other, case),
     )
 
 
-def _class_changes(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> tuple[ClassChange, ...]:
-    shares = []
-    for data, one in ((first, base), (other, case)):
-        classes = class_accuracies(data.rows(one), one.case_id, data.split(one.split).class_names)
-        shares.append({each.label: each for each in classes if each.videos})
+def _class_changes(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> tuple[ClassAccuracy, ...]:
+    """Every class that has videos, in the first run as before and in the other as after."""
+    before, after = (
+        {each.label: each for each in class_accuracies(data.rows(one), one.case_id, data.split(one.split).class_names)}
+        for data, one in ((first, base), (other, case))
+    )
     changes = [
-        ClassChange(label, one.videos, one.top1_after or 0.0, shares[1][label].top1_after or 0.0)
-        for label, one in shares[0].items()
+        replace(one, top1_before=one.top1_after, top1_after=after[label].top1_after)
+        for label, one in before.items()
+        if one.videos
     ]
-    return tuple(sorted(changes, key=lambda one: (one.before - one.after, one.label)))
+    return tuple(sorted(changes, key=lambda one: (-one.change, one.label)))

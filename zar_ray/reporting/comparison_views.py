@@ -11,12 +11,12 @@ from rich.console import Console
 from zar_ray.errors import ConfigError
 from zar_ray.reporting import figures
 from zar_ray.reporting.blocks import Block, Form, csv_block, show
-from zar_ray.reporting.comparison import ClassChange, ComparedRun, Comparison, Line, Paired
+from zar_ray.reporting.comparison import ComparedRun, Comparison, Line, Paired
 from zar_ray.reporting.files import write_file
 from zar_ray.reporting.numbers import MAIN, METRICS, counted, digits, exact, interval, p_value, percent, with_deviation
 from zar_ray.reporting.pages import Content, Figure, Group, Page, Picture, Section, Text, render
-from zar_ray.reporting.summary_tables import INTERVALS, RANDOM_WEIGHTS, adapts
-from zar_ray.results.record import Estimate
+from zar_ray.reporting.summary_tables import INTERVALS, RANDOM_WEIGHTS
+from zar_ray.results.record import ClassAccuracy
 
 _SHOWN = 5
 """Classes and videos that are named where room is short; the page has all."""
@@ -158,7 +158,7 @@ def _averages(run: ComparedRun) -> list[tuple[str, ...]]:
     """What a protocol reports over its splits."""
     summary = run.finished.summary
     found = {(one.method, one.metric): one for one in summary.averages}
-    adapting = {case.method for case in summary.cases if adapts(case)}
+    adapting = {case.method for case in summary.cases if case.adapts}
     rows = []
     for (method, metric), one in found.items():
         if metric in MAIN:
@@ -176,7 +176,7 @@ def _differences(comparison: Comparison) -> Block:
         key = (line.run.mark, line.case.split, line.case.method)
         if line.paired is not None:
             found = line.paired.comparison
-            points = interval(Estimate(found.difference, *found.interval), "+")
+            points = interval(found.estimate, "+")
             counts = (str(found.gained), str(found.lost))
             p_values = (p_value(found.p_value), p_value(line.paired.adjusted))
             rows.append((*key, line.paired.method, points, *counts, *p_values))
@@ -232,8 +232,8 @@ def _pair_title(line: Line, paired: Paired) -> str:
 
 
 def _flip_notes(paired: Paired) -> list[str]:
-    gains = [one for one in paired.classes if one.after > one.before][:_SHOWN]
-    losses = [one for one in reversed(paired.classes) if one.after < one.before][:_SHOWN]
+    gains = [one for one in paired.classes if one.change > 0][:_SHOWN]
+    losses = [one for one in reversed(paired.classes) if one.change < 0][:_SHOWN]
     notes = [
         f"classes {what}: {', '.join(map(_class_text, some))}"
         for what, some in (("gained", gains), ("lost", losses))
@@ -246,14 +246,14 @@ def _flip_notes(paired: Paired) -> list[str]:
     return notes
 
 
-def _class_text(one: ClassChange) -> str:
-    return f"{one.label} {percent(one.after - one.before, '+')} (of {one.videos})"
+def _class_text(one: ClassAccuracy) -> str:
+    return f"{one.label} {percent(one.change, '+')} (of {one.videos})"
 
 
 def _flips(paired: Paired) -> list[Content]:
-    changed = [one for one in paired.classes if one.before != one.after]
+    changed = [one for one in paired.classes if one.change]
     rows = [
-        (one.label, str(one.videos), percent(one.before), percent(one.after), percent(one.after - one.before, "+"))
+        (one.label, str(one.videos), percent(one.top1_before), percent(one.top1_after), percent(one.change, "+"))
         for one in changed
     ]
     content: list[Content] = [Text(f"{len(changed)} of {len(paired.classes)} classes changed.")]

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from zar_ray.reporting.calibration import Calibration
 from zar_ray.reporting.embedding_map import EmbeddingMap
+from zar_ray.reporting.numbers import shortened
 from zar_ray.reporting.pages import Picture
 from zar_ray.results.record import ClassAccuracy, Estimate
 
@@ -42,7 +42,6 @@ _STYLE: dict[Any, Any] = {
     # The same numbers make the same file.
     "svg.hashsalt": "zar-ray",
 }
-_NAME_LENGTH = 34
 # So many classes of a map can still be told apart by colour and marker together.
 _CLASSES_ON_MAP = 32
 Form = Literal["svg", "png"]
@@ -55,7 +54,6 @@ class _Chart:
 
     def __init__(self, width: float, height: float) -> None:
         self.figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(self.figure)
         self.axes: Axes = self.figure.add_subplot()
 
     def file(self, form: Form) -> bytes:
@@ -73,11 +71,6 @@ class _Chart:
 def _chart(width: float = _WIDTH, height: float = 3.2) -> Iterator[_Chart]:
     with mpl.rc_context(_STYLE):
         yield _Chart(width, height)
-
-
-def shortened(name: str) -> str:
-    """A name as charts have room for."""
-    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 3]}..."
 
 
 def class_chart(classes: Sequence[ClassAccuracy], *, adapts: bool) -> Picture:

@@ -10,11 +10,11 @@ from zar_ray.options.base import without_password
 from zar_ray.reporting.blocks import Block, Form, written
 from zar_ray.reporting.case_sections import case_sections
 from zar_ray.reporting.files import write_file
-from zar_ray.reporting.finished_runs import RunData, StudyData
-from zar_ray.reporting.numbers import METRICS, counted, ends, fixed, p_value, percent
+from zar_ray.reporting.numbers import METRICS, ends, fixed, p_value, percent
 from zar_ray.reporting.pages import Content, Group, Page, Section, Text, Tile, render, why_empty
 from zar_ray.reporting.published.matching import measure
 from zar_ray.reporting.published.tables import known_tables, load_table
+from zar_ray.reporting.run_data import RunData, StudyData
 from zar_ray.reporting.run_sections import (
     ATTENTION,
     attention_maps,
@@ -25,14 +25,14 @@ from zar_ray.reporting.run_sections import (
     video_map,
 )
 from zar_ray.reporting.study_tables import (
-    labels_of,
     pass_notes,
     random_weights,
+    ranges_of,
     study_blocks,
     study_csv,
     study_heading,
 )
-from zar_ray.reporting.summary_tables import adapts, summary_facts
+from zar_ray.reporting.summary_tables import summary_facts
 from zar_ray.results.record import CaseMetrics, RunSummary
 
 REPORT = "report.html"
@@ -75,7 +75,7 @@ def write_tables(run: str, output: str) -> str:
     Raises:
         RunError: The folder holds no finished run, or the file cannot be written.
     """
-    record = StudyData.read(run).study.record
+    record = StudyData.read(run).record
     form = TABLES[PurePath(output).suffix.lower()]
     return write_file((study_csv(record) if form == "csv" else written(study_blocks(record), form)).encode(), output)
 
@@ -88,7 +88,7 @@ def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Pa
         samples: How many of the videos most helped, and most hurt, are shown.
         attention: Whether attention maps are drawn.
     """
-    record, first = data.study.record, data.cells[0]
+    record, first = data.record, data.cells[0]
     groups = [Group("Results", (_results(data), _published(data)))]
     for cell in data.cells[:CELLS_SHOWN]:
         for case in shown_cases(cell):
@@ -96,7 +96,7 @@ def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Pa
     maps = attention_maps(first, samples) if attention else why_empty(ATTENTION, "Attention maps were not asked for.")
     title = "What the model sees"
     if len(data.cells) > 1:
-        title += f": {first.finished.cell.label}"
+        title += f": {first.cell.label}"
     groups.append(Group(title, (maps, *(video_map(first, split) for split in data.splits))))
     groups.append(Group("The run", (failures(data), timings(data), repetition(data), versions(data))))
     return Page(
@@ -114,7 +114,7 @@ def _title(cell: RunData, case: CaseMetrics) -> str:
     same = sum((one.split, one.method) == (case.split, case.method) for one in cell.summary.cases)
     if same > 1:
         title += f" ({case.case_id})"
-    return f"{cell.finished.cell.label}: {title}" if cell.finished.cell.label else title
+    return f"{cell.cell.label}: {title}" if cell.cell.label else title
 
 
 def shown_cases(data: RunData) -> tuple[CaseMetrics, ...]:
@@ -125,7 +125,7 @@ def shown_cases(data: RunData) -> tuple[CaseMetrics, ...]:
     shown = []
     for split in data.splits:
         cases = [case for case in data.summary.cases if case.split == split.name or len(data.splits) == 1]
-        shown += [case for case in cases if adapts(case)] or cases
+        shown += [case for case in cases if case.adapts] or cases
     return tuple(shown)
 
 
@@ -136,7 +136,7 @@ def _tiles(data: RunData, shown: Sequence[CaseMetrics]) -> tuple[Tile, ...]:
     if not shown:
         return (counts,)
     case, scores = shown[0], shown[0].headline
-    metric = "map" if case.map_after is not None else "top1"
+    metric, found = next(iter(case.estimates("after").items()), ("top1", None))
     name = f"{METRICS[metric]}, {case.method}"
     averages = {one.metric: one for one in summary.averages if one.method == case.method}
     if metric in averages:
@@ -144,16 +144,15 @@ def _tiles(data: RunData, shown: Sequence[CaseMetrics]) -> tuple[Tile, ...]:
         which = "harmonic mean" if after.kind == "harmonic" else "mean"
         spread = "" if after.std is None else f", ± {percent(after.std)}"
         tiles = [Tile(name, f"{percent(after.value)} %", f"{which} of {len(after.splits)} splits{spread}")]
-        if before is not None and adapts(case):
+        if before is not None and case.adapts:
             rise = f"{percent(after.value - before.value, '+')} points"
             tiles.append(Tile("before adaptation", f"{percent(before.value)} %", f"{rise} by it"))
         return (*tiles, counts)
-    found = case.map_after or (scores and scores.after.top1)
-    before = case.map_before or (scores and scores.before.top1)
+    before = case.estimates("before").get(metric)
     if found is None or before is None:
         return (Tile("accuracy", "none", "no video has a label"), counts)
     tiles = [Tile(name, f"{percent(found.value)} %", f"95 % interval {ends(found)}")]
-    if adapts(case):
+    if case.adapts:
         tiles.append(Tile("before adaptation", f"{percent(before.value)} %", f"95 % interval {ends(before)}"))
     if scores is not None and (change := scores.change) is not None:
         how = f"{ends(change.top1, '+')}, McNemar p {p_value(change.p_value)}"
@@ -163,9 +162,8 @@ def _tiles(data: RunData, shown: Sequence[CaseMetrics]) -> tuple[Tile, ...]:
 
 
 def _study_tiles(data: StudyData) -> tuple[Tile, ...]:
-    record = data.study.record
-    ranges = " x ".join(counted(len(labels_of(record, axis)), axis) for axis in record.axes)
-    return (Tile("cells", str(len(record.cells)), ranges), _counts(data.whole))
+    record = data.record
+    return (Tile("cells", str(len(record.cells)), ranges_of(record)), _counts(data.whole))
 
 
 def _counts(summary: RunSummary) -> Tile:
@@ -173,7 +171,7 @@ def _counts(summary: RunSummary) -> Tile:
 
 
 def _facts(data: StudyData) -> list[tuple[str, str]]:
-    record, summary = data.study.record, data.whole
+    record, summary = data.record, data.whole
     protocol = f"{len(data.splits)} splits: {', '.join(one.name for one in data.splits)}"
     models = {_model(cell): None for cell in data.cells}
     views = [dict(cell.config["views"]) for cell in data.cells]
@@ -186,7 +184,7 @@ def _facts(data: StudyData) -> list[tuple[str, str]]:
         ("methods", ", ".join(dict.fromkeys(case.method for case in summary.cases))),
         ("views", "; ".join(frames)),
         ("seed", f"{seeds}; zar report compare puts runs with other seeds beside it"),
-        *(("pass", note) for note in (pass_notes(record) if record.tables else ())),
+        *(("pass", note) for note in pass_notes(record)),
         *((name, without_password(value)) for name, value in summary_facts(summary)),
     ]
 
@@ -198,7 +196,7 @@ def _model(cell: RunData) -> str:
 
 
 def _results(data: StudyData) -> Section:
-    record = data.study.record
+    record = data.record
     if not record.tables:
         return Section("Accuracy", [replace(one, words=2) for one in study_blocks(record)])
     content: list[Content] = list(study_blocks(record))
@@ -213,7 +211,7 @@ def _published(data: StudyData) -> Section:
     for name in known_tables():
         table = load_table(name)
         for row, column, result in table.cells():
-            found = measure(table, row, column, data.study.runs)
+            found = measure(table, row, column, data.runs)
             if found is None:
                 continue
             differences = "; ".join(found.differences) or "none"

@@ -78,6 +78,11 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+def shortened(text: str, length: int = 34) -> str:
+    """A text, or its beginning where it is longer; by default as charts have room for."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def exact(value: object) -> str:
     """A value for programs: floats with nine significant digits, nothing for None."""
     return "" if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)

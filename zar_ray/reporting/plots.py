@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import astuple, fields
 from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from zar_ray.reporting.blocks import Block, csv_block
-from zar_ray.reporting.numbers import fixed
+from zar_ray.reporting.numbers import fixed, shortened
 from zar_ray.results.record import ClassAccuracy
 
 ALL_CLASSES = 40
@@ -38,7 +38,8 @@ def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Lite
     matrix = np.asarray(matrix)
     everything = len(class_names) <= ALL_CLASSES
     chosen = np.arange(len(class_names)) if everything else most_confused(matrix, ALL_CLASSES - 1)
-    names = [_shortened(class_names[i]) for i in chosen.tolist()]
+    # Dollar signs would be typeset as mathematics.
+    names = [shortened(class_names[i], _NAME_LENGTH).replace("$", r"\$") for i in chosen.tolist()]
     totals = matrix[chosen].sum(axis=1)
     shown = matrix[np.ix_(chosen, chosen)]
     columns = names
@@ -50,7 +51,6 @@ def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Lite
 
     side = 3.0 + 0.24 * len(columns)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
@@ -96,18 +96,10 @@ def most_confused(matrix: np.ndarray, count: int) -> np.ndarray:
     return np.array(sorted(list(chosen)[:count]), np.int64)
 
 
-def _shortened(name: str) -> str:
-    # Dollar signs would be typeset as mathematics.
-    name = name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 3]}..."
-    return name.replace("$", r"\$")
-
-
 def per_class_csv(classes: Sequence[ClassAccuracy]) -> str:
     """Writes accuracy by class as CSV with a header; shares have four decimals, and are empty without videos."""
-    columns = ("label_id", "label", "videos", "failed", "top1_before", "top1_after", "taken_for", "taken_for_videos")
-    rows = []
-    for one in classes:
-        shares = (fixed(one.top1_before, 4), fixed(one.top1_after, 4))
-        counts = (str(one.videos), str(one.failed))
-        rows.append((str(one.label_id), one.label, *counts, *shares, one.taken_for or "", str(one.taken_for_videos)))
-    return csv_block(Block(None, columns, rows))
+    rows = [
+        [fixed(value, 4) if isinstance(value, float) else "" if value is None else str(value) for value in astuple(one)]
+        for one in classes
+    ]
+    return csv_block(Block(None, [field.name for field in fields(ClassAccuracy)], rows))

@@ -2,59 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from zar_ray.adaptation.rankings import Ranking
 from zar_ray.reporting.numbers import percent
 from zar_ray.reporting.summary_tables import RANDOM_WEIGHTS
 
 
-class _Label(Protocol):
-    @property
-    def label(self) -> str: ...
-    @property
-    def score(self) -> float: ...
+def print_rankings(
+    rankings: Iterable[Ranking], console: Console, *, random_weights: bool, json_lines: bool = False
+) -> int:
+    """Prints rankings as they come, for people or as a line of JSON each; returns how many failed."""
+    failed = 0
+    for ranking in rankings:
+        failed += ranking.error is not None
+        if json_lines:
+            print(json.dumps({**asdict(ranking), "random_weights": random_weights}, ensure_ascii=False))
+        else:
+            print_ranking(ranking, console, random_weights=random_weights)
+    return failed
 
 
-class RankingLike(Protocol):
-    """What `print_ranking` shows, such as `zar_ray.adaptation.predict.Ranking`."""
-
-    @property
-    def video(self) -> str:
-        """The file."""
-        ...
-
-    @property
-    def method(self) -> str:
-        """The test-time method."""
-        ...
-
-    @property
-    def before(self) -> Sequence[_Label]:
-        """Labels by falling score before adaptation."""
-        ...
-
-    @property
-    def after(self) -> Sequence[_Label]:
-        """Labels by falling score after adaptation."""
-        ...
-
-    @property
-    def warning(self) -> str | None:
-        """What was odd about the file."""
-        ...
-
-    @property
-    def error(self) -> str | None:
-        """Why there is no ranking."""
-        ...
-
-
-def print_ranking(ranking: RankingLike, console: Console, *, random_weights: bool) -> None:
+def print_ranking(ranking: Ranking, console: Console, *, random_weights: bool) -> None:
     """Prints the ranked labels of one file; one list where adaptation changes no score, two otherwise."""
     console.print(Text.assemble((ranking.video, "bold"), f"  {ranking.method}"), soft_wrap=True)
     if random_weights:
@@ -67,7 +42,7 @@ def print_ranking(ranking: RankingLike, console: Console, *, random_weights: boo
     before, after = (
         [(one.label, f"{percent(one.score)} %") for one in ranked] for ranked in (ranking.before, ranking.after)
     )
-    adapts = [(one.label, one.score) for one in ranking.before] != [(one.label, one.score) for one in ranking.after]
+    adapts = ranking.before != ranking.after
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=adapts)
     for title in ("", "before", "", "after", "") if adapts else ("", "", ""):
         table.add_column(title, justify="left" if title else "right", overflow="fold")

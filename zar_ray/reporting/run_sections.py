@@ -15,9 +15,9 @@ from zar_ray.reporting import figures
 from zar_ray.reporting.attention_figures import attention_figure
 from zar_ray.reporting.blocks import Block
 from zar_ray.reporting.embedding_map import LEAST_VIDEOS, MOST_VIDEOS, embedding_map
-from zar_ray.reporting.finished_runs import RunData, RunSplit, StudyData
 from zar_ray.reporting.numbers import digits
-from zar_ray.reporting.pages import Code, Content, Figure, Picture, Section, Text, why_empty
+from zar_ray.reporting.pages import Code, Content, Figure, Section, Text, why_empty
+from zar_ray.reporting.run_data import RunData, RunSplit, StudyData
 from zar_ray.results.folder import CONFIG
 
 if TYPE_CHECKING:
@@ -38,11 +38,9 @@ def attention_maps(data: RunData, samples: int) -> Section:
         return why_empty(ATTENTION, "No video finished.")
     chosen = [ids[int(place)] for place in np.unique(np.linspace(0, len(ids) - 1, min(samples, len(ids))).round())]
     try:
-        drawn = [attention_figure(maps) for maps in explain_videos(evaluation_of(data), chosen)]
+        return Section(ATTENTION, [attention_figure(maps) for maps in explain_videos(evaluation_of(data), chosen)])
     except ZarError as error:
         return why_empty(ATTENTION, f"No attention maps: {error}.")
-    pictures = (Figure(Picture.of(one.png, "image/png", one.alt, narrow=True), one.caption) for one in drawn)
-    return Section(ATTENTION, tuple(pictures))
 
 
 def evaluation_of(data: RunData) -> Evaluation:
@@ -50,12 +48,12 @@ def evaluation_of(data: RunData) -> Evaluation:
     from zar_ray.explain.explanation import Evaluation
 
     return Evaluation(
-        place=data.finished.place,
+        place=data.place,
         config=data.config,
         model_fingerprint=data.summary.model_fingerprint,
         class_sets=tuple(dict.fromkeys(split.class_names for split in data.splits)),
         results=data.table,
-        videos=data.folder.videos,
+        videos=data.study.videos,
     )
 
 
@@ -166,7 +164,7 @@ def repetition(data: StudyData) -> Section:
     """The command that does the run again, and its options."""
     config = without_password(data.storage.path(CONFIG))
     command = shlex.join(["zar", "eval", "--config", config, "--name", f"{data.whole.name}-again"])
-    shown = without_password(yaml.safe_dump(dict(data.study.config), sort_keys=False, allow_unicode=True))
+    shown = without_password(yaml.safe_dump(dict(data.config), sort_keys=False, allow_unicode=True))
     return Section(
         "Repeating the run",
         (
@@ -178,7 +176,7 @@ def repetition(data: StudyData) -> Section:
 
 def versions(data: StudyData) -> Section:
     """What the run was made with."""
-    facts = {**data.study.provenance, **(data.study.provenance.get("packages") or {})}
+    facts = {**data.provenance, **(data.provenance.get("packages") or {})}
     rows = [(name, str(value)) for name, value in facts.items() if name != "packages" and value is not None]
     if not rows:
         return why_empty("Versions", "The run does not say what it was made with.")

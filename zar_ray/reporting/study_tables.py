@@ -28,10 +28,8 @@ from zar_ray.reporting.summary_tables import (
     INTERVALS,
     RANDOM_WEIGHTS,
     data_heading,
-    markdown,
     markdown_facts,
     print_facts,
-    print_summary,
     summary_blocks,
 )
 from zar_ray.results.record import Estimate
@@ -53,9 +51,6 @@ _NUMBERS = (
 
 def print_study(record: StudyRecord, console: Console) -> None:
     """Prints a study: its accuracies, then what the pass cost, counts, failures, speed and where everything is."""
-    if not record.tables:
-        print_summary(record.whole, console)
-        return
     console.print()
     if (warning := random_weights(record)) is not None:
         console.print(Text(warning, style="bold yellow"), soft_wrap=True)
@@ -70,8 +65,6 @@ def print_study(record: StudyRecord, console: Console) -> None:
 
 def study_markdown(record: StudyRecord) -> str:
     """The same as `print_study` prints, as Markdown: for MLflow's description, so without where it is logged."""
-    if not record.tables:
-        return markdown(record.whole)
     warning = random_weights(record)
     lines = [f"**{markdown_text(warning)}**", ""] if warning is not None else []
     lines += [markdown_text(study_heading(record)), ""]
@@ -124,10 +117,13 @@ def study_heading(record: StudyRecord) -> str:
     first = record.whole
     model = "" if "model" in record.axes else f", {first.model} ({first.model_fingerprint})"
     seed = "" if "seed" in record.axes else f", seed {first.seed}"
-    if not record.axes:
-        return f"{data_heading(first)}{model}{seed}"
-    ranges = " x ".join(counted(len(labels_of(record, axis)), axis) for axis in record.axes)
-    return f"{data_heading(first)}{model}{seed}; {ranges}: {len(record.cells)} cells"
+    cells = f"; {ranges_of(record)}: {len(record.cells)} cells" if record.axes else ""
+    return f"{data_heading(first)}{model}{seed}{cells}"
+
+
+def ranges_of(record: StudyRecord) -> str:
+    """How many labels each axis has."""
+    return " x ".join(counted(len(labels_of(record, axis)), axis) for axis in record.axes)
 
 
 def labels_of(record: StudyRecord, axis: str) -> list[str]:
@@ -200,7 +196,7 @@ def _scores(record: StudyRecord, table: StudyTable, plus_minus: str) -> tuple[tu
             cells.append(_score(row.average, plus_minus))
         if paired:
             one = row.comparison
-            change = "reference" if one is None else interval(Estimate(one.difference, *one.interval), "+")
+            change = "reference" if one is None else interval(one.estimate, "+")
             cells += [change, p_value(row.p_adjusted)]
         rows.append(tuple(cells))
     return tuple(columns), rows
@@ -269,7 +265,9 @@ def _highest_share(table: StudyTable) -> list[str]:
 
 
 def pass_notes(record: StudyRecord) -> list[str]:
-    """What all cells of a study had in common, and what they cost together."""
+    """What all cells of a study had in common, and what they cost together; nothing of a study of one cell."""
+    if not record.tables:
+        return []
     notes = []
     if record.short_side is not None:
         notes.append(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from zar_ray.reporting.blocks import Block, markdown_block, markdown_text, print_block
+from zar_ray.reporting.blocks import Block, markdown_text
 from zar_ray.reporting.numbers import (
     METRICS,
     counted,
@@ -19,12 +19,11 @@ from zar_ray.reporting.numbers import (
     interval,
     p_value,
     percent,
-    plus_minus,
+    shortened,
     size,
     with_deviation,
 )
 from zar_ray.results.record import (
-    Accuracy,
     CaseMetrics,
     FailureGroup,
     ModelCost,
@@ -37,21 +36,8 @@ from zar_ray.results.record import (
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: the model is untrained, so the numbers say nothing about the method"
 INTERVALS = "Intervals hold with 95 %."
 
-_ACCURACIES = {name: f"{METRICS[name]} %" for name in ("top1", "top5", "mean_class")}
-_AVERAGE_PRECISION = {"map": f"{METRICS['map']} %"}
+_ACCURACIES = ("top1", "top5", "mean_class")
 _REASON_LENGTH = 160
-
-
-def print_summary(summary: RunSummary, console: Console) -> None:
-    """Prints an evaluation: its accuracies, then counts, failures, speed, costs and where everything is."""
-    console.print()
-    if summary.random_weights:
-        console.print(Text(RANDOM_WEIGHTS, style="bold yellow"), soft_wrap=True)
-    console.print(Text(summary_heading(summary), style="bold"), soft_wrap=True)
-    for block in summary_blocks(summary, plus_minus(console.encoding)):
-        print_block(block, console)
-    console.print()
-    print_facts(summary, console)
 
 
 def print_facts(summary: RunSummary, console: Console) -> None:
@@ -60,23 +46,9 @@ def print_facts(summary: RunSummary, console: Console) -> None:
         console.print(Text.assemble((f"{name:<9}", "bold"), value), soft_wrap=True)
 
 
-def markdown(summary: RunSummary) -> str:
-    """The same as `print_summary` prints, as Markdown: for MLflow's description, so without where it is logged."""
-    lines = [f"**{RANDOM_WEIGHTS}**", ""] if summary.random_weights else []
-    lines += [markdown_text(summary_heading(summary)), ""]
-    for block in summary_blocks(summary):
-        lines += markdown_block(block)
-    return "\n".join([*lines, *markdown_facts(summary)]) + "\n"
-
-
 def markdown_facts(summary: RunSummary) -> list[str]:
     """The same as `print_facts` prints, as lines of Markdown, without where it is logged."""
     return [f"- **{name}**: {markdown_text(value)}" for name, value in summary_facts(summary) if name != "MLflow"]
-
-
-def summary_heading(summary: RunSummary) -> str:
-    """What was evaluated with what, in a line."""
-    return f"{data_heading(summary)}, {summary.model} ({summary.model_fingerprint}), seed {summary.seed}"
 
 
 def data_heading(summary: RunSummary) -> str:
@@ -106,7 +78,7 @@ def summary_blocks(summary: RunSummary, plus_minus: str = "±") -> list[Block]:
     of_kind: dict[tuple[str, tuple[str, ...]], list[ProtocolAverage]] = {}
     for average in summary.averages:
         of_kind.setdefault((average.kind, average.splits), []).append(average)
-    adapting = {case.method for case in summary.cases if adapts(case)}
+    adapting = {case.method for case in summary.cases if case.adapts}
     return blocks + [_average_block(averages, adapting, plus_minus) for averages in of_kind.values()]
 
 
@@ -125,7 +97,7 @@ def _average_block(averages: Sequence[ProtocolAverage], adapting: set[str], plus
     for one in averages:
         by_method.setdefault(one.method, {})[one.metric] = with_deviation(one.value, one.std, plus_minus)
     known = {one.metric for one in averages}
-    metrics = {name: title for name, title in {**_ACCURACIES, **_AVERAGE_PRECISION}.items() if name in known}
+    metrics = [name for name in METRICS if name in known]
     rows = []
     for method, shown in by_method.items():
         after = _picked(shown, metrics)
@@ -133,58 +105,35 @@ def _average_block(averages: Sequence[ProtocolAverage], adapting: set[str], plus
             rows += [(method, "before", *_picked(shown, metrics, "_before")), ("", "after", *after)]
         else:
             rows.append((method, "", *after))
-    return Block(title, ("method", "", *metrics.values()), rows)
+    return Block(title, ("method", "", *(f"{METRICS[name]} %" for name in metrics)), rows)
 
 
-def _picked(shown: Mapping[str, str], metrics: Mapping[str, str], suffix: str = "") -> tuple[str, ...]:
+def _picked(shown: Mapping[str, str], metrics: Sequence[str], suffix: str = "") -> tuple[str, ...]:
     return tuple(shown.get(f"{name}{suffix}", "") for name in metrics)
 
 
 def _table(cases: Sequence[CaseMetrics]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and rows of one split's cases."""
-    multi_label = any(case.map_after is not None for case in cases)
-    columns = ("method", "", *(_AVERAGE_PRECISION if multi_label else _ACCURACIES).values())
+    measured = next((found for case in cases if (found := case.estimates("after"))), _ACCURACIES)
+    columns = ("method", "", *(f"{METRICS[name]} %" for name in measured))
     return columns, [row for case in cases for row in _case_rows(case, len(columns))]
 
 
 def _case_rows(case: CaseMetrics, columns: int) -> list[tuple[str, ...]]:
-    if case.map_after is not None and case.map_before is not None:
-        if not adapts(case):
-            return [(case.method, "", interval(case.map_after))]
-        return [(case.method, "before", interval(case.map_before)), ("", "after", interval(case.map_after))]
-    scores = case.headline
-    if scores is None:
+    before, after = (tuple(map(interval, case.estimates(when).values())) for when in ("before", "after"))
+    if not after:
         return [(case.method, "", "no labels", *[""] * (columns - 3))]
-    if scores.change is None:
-        return [(case.method, "", *_accuracy(scores.after))]
-    change = scores.change
-    return [
-        (case.method, "before", *_accuracy(scores.before)),
-        ("", "after", *_accuracy(scores.after)),
-        (
-            "",
-            "change",
-            interval(change.top1, "+"),
-            f"{change.gained} gained, {change.lost} lost",
-            f"McNemar p {p_value(change.p_value)}",
-        ),
-    ]
-
-
-def adapts(case: CaseMetrics) -> bool:
-    """Whether the method changed any score; zero-shot changes none."""
-    if case.headline is not None:
-        return case.headline.change is not None
-    return (case.map_before, case.entropy_before) != (case.map_after, case.entropy_after)
-
-
-def _accuracy(accuracy: Accuracy) -> tuple[str, str, str]:
-    return interval(accuracy.top1), interval(accuracy.top5), interval(accuracy.mean_class)
+    if not case.adapts:
+        return [(case.method, "", *after)]
+    rows = [(case.method, "before", *before), ("", "after", *after)]
+    if case.headline is not None and (change := case.headline.change) is not None:
+        counts = f"{change.gained} gained, {change.lost} lost"
+        rows.append(("", "change", interval(change.top1, "+"), counts, f"McNemar p {p_value(change.p_value)}"))
+    return rows
 
 
 def _interval_notes(cases: Sequence[CaseMetrics]) -> list[str]:
-    measured = any(case.headline is not None or case.map_after is not None for case in cases)
-    return [INTERVALS] if measured else []
+    return [INTERVALS] if any(case.estimates("after") for case in cases) else []
 
 
 def _failure_notes(cases: Sequence[CaseMetrics]) -> list[str]:
@@ -238,14 +187,9 @@ def summary_facts(summary: RunSummary) -> list[tuple[str, str]]:
 
 
 def _failures(group: FailureGroup) -> str:
-    reasons = "; ".join(f"{video}: {_shortened(error)}" for video, error in group.examples)
+    reasons = "; ".join(f"{video}: {shortened(error, _REASON_LENGTH)}" for video, error in group.examples)
     more = group.videos - len(group.examples)
     return f"{group.videos} at {group.stage}: {reasons}" + (f"; and {more} more" if more else "")
-
-
-def _shortened(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _REASON_LENGTH else f"{text[: _REASON_LENGTH - 3]}..."
 
 
 def _costs(summary: RunSummary) -> str:

@@ -62,6 +62,12 @@ class CaseRows:
         )
 
 
+def firsts(lists: pa.ChunkedArray) -> np.ndarray:
+    """The first value of each list; none is empty, as of the best five of finished rows."""
+    column = lists.combine_chunks()
+    return column.values.to_numpy()[column.offsets.to_numpy()[:-1]]
+
+
 def check_labels(video_ids: pa.ChunkedArray, labels: np.ndarray, classes: int) -> None:
     """Refuses label ids that are no position among the classes.
 
@@ -122,7 +128,5 @@ def confusion_matrix(table: pa.Table, case_id: str, classes: int) -> np.ndarray:
     rows = rows.select((rows.label >= 0) & rows.finished)
     if not len(rows.label):
         return np.zeros((classes, classes), np.int64)
-    # The first of each row's list: a finished row's list is never empty.
-    top5 = rows.table["top5_after"].combine_chunks()
-    predicted = top5.values.to_numpy()[top5.offsets.to_numpy()[:-1]]
+    predicted = firsts(rows.table["top5_after"])
     return sklearn_confusion_matrix(rows.label, predicted, labels=range(classes)).astype(np.int64)

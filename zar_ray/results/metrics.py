@@ -20,10 +20,11 @@ How the numbers are made (docs/metrics.md says it for readers):
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from statistics import harmonic_mean
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -118,19 +119,9 @@ def costs(table: pa.Table) -> Costs:
     names = ["bytes_shipped", "images_encoded", "frames_decoded", "seconds_decode", "seconds_encode"]
     by_video = table.group_by("video_id").aggregate([(name, "max") for name in names])
 
-    def mean(name: str) -> float | None:
-        values = by_video[f"{name}_max"].drop_null().to_numpy()
-        return float(values.mean()) if len(values) else None
-
     shipped = by_video["bytes_shipped_max"].drop_null().to_numpy()
-    return Costs(
-        bytes_shipped_mean=mean("bytes_shipped"),
-        bytes_shipped_max=int(shipped.max()) if len(shipped) else None,
-        images_encoded_mean=mean("images_encoded"),
-        frames_decoded_mean=mean("frames_decoded"),
-        seconds_decode_mean=mean("seconds_decode"),
-        seconds_encode_mean=mean("seconds_encode"),
-    )
+    means = {f"{name}_mean": _mean(by_video, f"{name}_max") for name in names}
+    return Costs(**means, bytes_shipped_max=int(shipped.max()) if len(shipped) else None)
 
 
 def case_metrics(
@@ -139,97 +130,80 @@ def case_metrics(
     method: str,
     classes: int,
     *,
+    multi_label: bool = False,
     split: str = "all",
     seed: int = 0,
-    resamples: int = RESAMPLES,
+    resamples: int | None = None,
 ) -> CaseMetrics:
     """Computes all numbers of one case.
 
     Args:
-        table: A result table with one row per (video, case).
+        table: A result table with one row per (video, case). Of a multi-label split, its ``labels`` hold each video's
+            right label ids, and ``scores_before`` and ``scores_after`` all K logits of the case's finished rows.
         case_id: The case; its rows may be none.
         method: The case's method.
         classes: Candidate classes, K, at least 1.
+        multi_label: Whether a video may show several classes: mean average precision then stands in place of the
+            accuracies.
         split: The protocol's split that the case is of.
         seed: Seed of the bootstrap; the same table and seed give the same numbers, whatever the rows' order.
-        resamples: Bootstrap draws.
+        resamples: Bootstrap draws; by default `RESAMPLES`, of average precision `MAP_RESAMPLES`.
 
     Raises:
-        RunError: A label is not among the K classes.
-    """
-    rows = CaseRows.of(table, case_id, classes)
-    labelled = rows.label >= 0
-    everything, finished = rows.select(labelled), rows.select(labelled & rows.finished)
-    failures_wrong = _scores(everything, seed, resamples)
-    same = len(everything.label) == len(finished.label)
-    return CaseMetrics(
-        case_id=case_id,
-        method=method,
-        videos=len(rows.label),
-        finished=int(rows.finished.sum()),
-        failed=int((~rows.finished).sum()),
-        labelled=int(labelled.sum()),
-        classes=classes,
-        chance=1 / classes,
-        failures_wrong=failures_wrong,
-        failures_excluded=failures_wrong if same else _scores(finished, seed, resamples),
-        entropy_before=_mean(rows.table, "entropy_before"),
-        entropy_after=_mean(rows.table, "entropy_after"),
-        seconds_adapt=_mean(rows.table, "seconds_adapt"),
-        split=split,
-    )
-
-
-def multi_label_case_metrics(
-    table: pa.Table,
-    case_id: str,
-    method: str,
-    classes: int,
-    *,
-    split: str = "all",
-    seed: int = 0,
-    resamples: int = MAP_RESAMPLES,
-) -> CaseMetrics:
-    """Computes all numbers of one case of a multi-label split: mean average precision in place of the accuracies.
-
-    Args:
-        table: A result table whose ``labels`` hold each video's right label ids, and whose ``scores_before`` and
-            ``scores_after`` hold all K logits of the case's finished rows.
-        case_id: The case; its rows may be none.
-        method: The case's method.
-        classes: Candidate classes, K, at least 1.
-        split: The protocol's split that the case is of.
-        seed: Seed of the bootstrap; the same table and seed give the same numbers, whatever the rows' order.
-        resamples: Bootstrap draws.
-
-    Raises:
-        RunError: A label is not among the K classes, or a finished row lacks its scores.
+        RunError: A label is not among the K classes, or a finished row of a multi-label split lacks its scores.
     """
     table = table.filter(pa.array(table["case_id"].to_numpy() == case_id, pa.bool_())).sort_by("video_id")
-    finished, right = table["error"].is_null().to_numpy(), _right_classes(table, classes)
-    labelled = right.any(axis=1)
-    right, ranked = right[labelled], table.filter(pa.array(labelled, pa.bool_()))
-    before, after = (_all_scores(ranked, when, classes) for when in ("before", "after"))
-    map_before = multi_label_metrics(right, before, seed=seed, resamples=resamples)
-    same = np.array_equal(before, after)
+    finished = table["error"].is_null().to_numpy()
+    if multi_label:
+        measured = _average_precisions(table, classes, seed, MAP_RESAMPLES if resamples is None else resamples)
+    else:
+        rows = CaseRows.of(table, case_id, classes)
+        measured = _accuracies(rows, classes, seed, RESAMPLES if resamples is None else resamples)
     return CaseMetrics(
         case_id=case_id,
         method=method,
         videos=len(finished),
         finished=int(finished.sum()),
         failed=int((~finished).sum()),
-        labelled=int(labelled.sum()),
         classes=classes,
-        chance=float(right[:, right.any(axis=0)].mean()) if labelled.any() else 1 / classes,
-        failures_wrong=None,
-        failures_excluded=None,
         entropy_before=_mean(table, "entropy_before"),
         entropy_after=_mean(table, "entropy_after"),
         seconds_adapt=_mean(table, "seconds_adapt"),
         split=split,
-        map_before=map_before,
-        map_after=map_before if same else multi_label_metrics(right, after, seed=seed, resamples=resamples),
+        **measured,
     )
+
+
+def _accuracies(rows: CaseRows, classes: int, seed: int, resamples: int) -> dict[str, Any]:
+    """What is measured where a video shows one class."""
+    labelled = rows.select(rows.label >= 0)
+    finished = labelled.select(labelled.finished)
+    failures_wrong = _scores(labelled, seed, resamples)
+    same = len(labelled.label) == len(finished.label)
+    return {
+        "labelled": len(labelled.label),
+        "chance": 1 / classes,
+        "failures_wrong": failures_wrong,
+        "failures_excluded": failures_wrong if same else _scores(finished, seed, resamples),
+    }
+
+
+def _average_precisions(table: pa.Table, classes: int, seed: int, resamples: int) -> dict[str, Any]:
+    """What is measured where a video may show several classes."""
+    right = _right_classes(table, classes)
+    labelled = right.any(axis=1)
+    right, ranked = right[labelled], table.filter(pa.array(labelled, pa.bool_()))
+    before, after = (_all_scores(ranked, when, classes) for when in ("before", "after"))
+    map_before = multi_label_metrics(right, before, seed=seed, resamples=resamples)
+    same = np.array_equal(before, after)
+    return {
+        "labelled": len(right),
+        "chance": float(right[:, right.any(axis=0)].mean()) if len(right) else 1 / classes,
+        "failures_wrong": None,
+        "failures_excluded": None,
+        "map_before": map_before,
+        "map_after": map_before if same else multi_label_metrics(right, after, seed=seed, resamples=resamples),
+    }
 
 
 def multi_label_metrics(
@@ -257,10 +231,7 @@ def multi_label_metrics(
     value = np.mean([average_precision_score(*of_class) for of_class in zip(right.T, scores.T, strict=True)])
     videos = len(right)
     rng = np.random.default_rng(seed)
-    batch = max(1, _CELLS_A_BATCH // videos)
-    sizes = [min(batch, resamples - start) for start in range(0, resamples, batch)]
-    draws = (rng.multinomial(videos, np.full(videos, 1 / videos), size=size) for size in sizes)
-    drawn = np.concatenate([_weighted_map(right, scores, weights) for weights in draws])
+    drawn = _drawn(partial(_weighted_map, right, scores), rng, np.ones(videos, int), resamples)
     return quantile_estimate(float(value), np.clip(drawn + (value - drawn.mean()), 0.0, 1.0))
 
 
@@ -352,15 +323,8 @@ def protocol_averages(cases: Sequence[CaseMetrics], kind: Literal["mean", "harmo
 
 def _headline_values(case: CaseMetrics) -> dict[str, float]:
     """The values that a protocol averages, as fractions; none without a labelled video."""
-    values: dict[str, float] = {}
-    if case.headline is not None:
-        for suffix, accuracy in (("", case.headline.after), ("_before", case.headline.before)):
-            for name in ("top1", "top5", "mean_class"):
-                values[f"{name}{suffix}"] = getattr(accuracy, name).value
-    for name, estimate in (("map", case.map_after), ("map_before", case.map_before)):
-        if estimate is not None:
-            values[name] = estimate.value
-    return values
+    after, before = case.estimates("after"), case.estimates("before")
+    return {name: one.value for name, one in {**after, **{f"{name}_before": before[name] for name in before}}.items()}
 
 
 def _mean(table: pa.Table, name: str) -> float | None:
@@ -397,18 +361,24 @@ def _mean_class(label: np.ndarray, right: np.ndarray, rng: np.random.Generator, 
         shares = np.divide(hits, videos, out=np.zeros(hits.shape), where=videos > 0)
         return shares.sum(axis=1) / (videos > 0).sum(axis=1)
 
+    return quantile_estimate(float(means(counts[None])[0]), _drawn(means, rng, counts, resamples))
+
+
+def _drawn(
+    statistic: Callable[[np.ndarray], np.ndarray], rng: np.random.Generator, counts: np.ndarray, resamples: int
+) -> np.ndarray:
+    """A statistic of bootstrap draws; `counts` are the videos of each outcome, which each draw has anew."""
     # In batches, so that the tables of counts of all draws are never in memory together.
-    batch = max(1, _CELLS_A_BATCH // len(counts))
+    batch, videos = max(1, _CELLS_A_BATCH // len(counts)), counts.sum()
     sizes = [min(batch, resamples - start) for start in range(0, resamples, batch)]
-    drawn = np.concatenate([means(rng.multinomial(len(label), counts / len(label), size=size)) for size in sizes])
-    return quantile_estimate(float(means(counts[None])[0]), drawn)
+    return np.concatenate([statistic(rng.multinomial(videos, counts / videos, size=size)) for size in sizes])
 
 
 def _change(rows: CaseRows, seed: int, resamples: int) -> Change | None:
     if not _adapts(rows.table):
         return None
     found = paired_comparison(rows.before == RIGHT, rows.after == RIGHT, seed, resamples)
-    return Change(Estimate(found.difference, *found.interval), found.gained, found.lost, found.p_value)
+    return Change(found.estimate, found.gained, found.lost, found.p_value)
 
 
 def _adapts(table: pa.Table) -> bool:

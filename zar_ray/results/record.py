@@ -6,12 +6,9 @@ Every share (accuracy, interval, chance) is a fraction in [0, 1]; only what is p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from pydantic import TypeAdapter, ValidationError
-
-from zar_ray.errors import RunError
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -21,6 +18,17 @@ class Estimate:
     value: float
     low: float
     high: float
+
+
+def flat_numbers(values: Mapping[str, object]) -> dict[str, float]:
+    """The numbers among some values, an estimate's interval as ``NAME_low`` and ``NAME_high`` beside it."""
+    numbers: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Estimate):
+            numbers |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+        elif isinstance(value, int | float):
+            numbers[name] = float(value)
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -120,58 +128,34 @@ class CaseMetrics:
         """The scores that every output shows first: failures counted as wrong."""
         return self.failures_wrong
 
+    @property
+    def adapts(self) -> bool:
+        """Whether the method changed any score; zero-shot changes none."""
+        if self.headline is not None:
+            return self.headline.change is not None
+        return (self.map_before, self.entropy_before) != (self.map_after, self.entropy_after)
+
+    def estimates(self, when: Literal["before", "after"]) -> dict[str, Estimate]:
+        """Its results before or after adaptation by their metrics' names, the one that it is compared by first.
+
+        These are the headline's accuracies, of a multi-label split mean average precision, and none without labels.
+        """
+        average_precision = self.map_before if when == "before" else self.map_after
+        if average_precision is not None:
+            return {"map": average_precision}
+        return {} if self.headline is None else dict(vars(getattr(self.headline, when)))
+
     def numbers(self) -> dict[str, float]:
         """The case as flat numbers for MLflow; docs/mlflow.md lists the names.  What is unknown is left out."""
-        flat: dict[str, float | None] = {
-            "videos": self.videos,
-            "finished": self.finished,
-            "failed": self.failed,
-            "labelled": self.labelled,
-            "classes": self.classes,
-            "chance": self.chance,
-            "entropy_before": self.entropy_before,
-            "entropy_after": self.entropy_after,
-            "seconds_adapt": self.seconds_adapt,
-        }
-        for name, estimate in (("map", self.map_after), ("map_before", self.map_before)):
-            if estimate is not None:
-                flat |= _estimate_numbers(name, estimate)
-        if self.failures_wrong is not None:
-            flat |= _score_numbers(self.failures_wrong)
+        values = {**vars(self), "map_after": None, **self.estimates("after")}
+        values |= {f"{name}_before": estimate for name, estimate in self.estimates("before").items()}
+        if self.failures_wrong is not None and (change := self.failures_wrong.change) is not None:
+            values |= {"top1_change": change.top1, "mcnemar_p": change.p_value}
+            values |= {"gained": change.gained, "lost": change.lost}
         if self.failures_excluded is not None:
-            after = self.failures_excluded.after
-            flat |= {
-                "top1_without_failures": after.top1.value,
-                "top5_without_failures": after.top5.value,
-                "mean_class_without_failures": after.mean_class.value,
-            }
-        return {name: float(value) for name, value in flat.items() if value is not None}
-
-
-def _score_numbers(scores: Scores) -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    estimates = {
-        "top1": scores.after.top1,
-        "top5": scores.after.top5,
-        "mean_class": scores.after.mean_class,
-        "top1_before": scores.before.top1,
-        "top5_before": scores.before.top5,
-        "mean_class_before": scores.before.mean_class,
-    }
-    if scores.change is not None:
-        estimates["top1_change"] = scores.change.top1
-        numbers = {
-            "gained": scores.change.gained,
-            "lost": scores.change.lost,
-            "mcnemar_p": scores.change.p_value,
-        }
-    for name, estimate in estimates.items():
-        numbers |= _estimate_numbers(name, estimate)
-    return numbers
-
-
-def _estimate_numbers(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+            accuracy = vars(self.failures_excluded.after)
+            values |= {f"{name}_without_failures": estimate.value for name, estimate in accuracy.items()}
+        return flat_numbers(values)
 
 
 @dataclass(frozen=True)
@@ -197,6 +181,11 @@ class ClassAccuracy:
     top1_after: float | None
     taken_for: str | None
     taken_for_videos: int
+
+    @property
+    def change(self) -> float:
+        """By how much its top-1 share rose; 0 without videos."""
+        return (self.top1_after or 0.0) - (self.top1_before or 0.0)
 
 
 @dataclass(frozen=True)
@@ -398,48 +387,17 @@ class RunSummary:
         images = self.costs.images_encoded_mean
         return None if self.model_cost is None or images is None else images * self.model_cost.image_gflops
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON values, which `from_json` reads back."""
-        return _SUMMARY.dump_python(self, mode="json")
-
-    @classmethod
-    def from_json(cls, content: object, place: str = "run.json") -> RunSummary:
-        """Reads what `to_json` made.
-
-        Raises:
-            RunError: Something is missing or of the wrong kind; the message names `place`.
-        """
-        try:
-            return _SUMMARY.validate_python(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            at = ".".join(str(part) for part in first["loc"]) or "summary"
-            raise RunError(f"{place}: is not the summary of a run ({at}: {first['msg']})") from None
-
     def numbers(self) -> dict[str, float]:
         """The run as flat numbers for MLflow, without its cases; docs/mlflow.md lists the names."""
-        flat = {
-            "videos": self.videos,
-            "finished": self.finished,
-            "failed": self.failed,
-            "unlabelled": self.unlabelled,
-            "warned": self.warned,
-            "resumed": self.resumed,
-            "classes": self.classes,
+        counts = ("videos", "finished", "failed", "unlabelled", "warned", "resumed", "classes")
+        values = {
+            **{name: getattr(self, name) for name in counts},
+            **vars(self.costs),
             "seconds": self.throughput.seconds,
             "videos_per_second": self.throughput.videos_per_second,
-            "bytes_shipped_mean": self.costs.bytes_shipped_mean,
-            "bytes_shipped_max": self.costs.bytes_shipped_max,
-            "images_encoded_mean": self.costs.images_encoded_mean,
-            "frames_decoded_mean": self.costs.frames_decoded_mean,
-            "seconds_decode_mean": self.costs.seconds_decode_mean,
-            "seconds_encode_mean": self.costs.seconds_encode_mean,
             "gflops_images": self.images_gflops,
         }
         if (cost := self.model_cost) is not None:
-            flat |= {"parameters": cost.parameters, "gflops_view": cost.view_gflops}
-            flat |= {f"gflops_tuning_{method}": gflops for method, gflops in cost.tuning_gflops.items()}
-        return {name: float(value) for name, value in flat.items() if value is not None}
-
-
-_SUMMARY: TypeAdapter[RunSummary] = TypeAdapter(RunSummary)
+            values |= {"parameters": cost.parameters, "gflops_view": cost.view_gflops}
+            values |= {f"gflops_tuning_{method}": gflops for method, gflops in cost.tuning_gflops.items()}
+        return flat_numbers(values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import pstdev, stdev
+from statistics import stdev
 
 import numpy as np
 from scipy.stats import binom, binomtest
@@ -35,6 +35,11 @@ class PairedComparison:
     gained: int
     lost: int
     p_value: float
+
+    @property
+    def estimate(self) -> Estimate:
+        """The difference with its interval."""
+        return Estimate(self.difference, *self.interval)
 
 
 def paired_comparison(
@@ -151,11 +156,6 @@ def replicated_share(right: np.ndarray, seed: int = 0, resamples: int = RESAMPLE
 def sample_deviation(values: Sequence[float]) -> float | None:
     """Standard deviation between replicates of a measurement, n - 1 in its denominator; None of a single one."""
     return stdev(values) if len(values) > 1 else None
-
-
-def population_deviation(values: Sequence[float]) -> float:
-    """Standard deviation of the values themselves, n in its denominator: between splits, as papers print it."""
-    return pstdev(values)
 
 
 def quantile_estimate(value: float, drawn: np.ndarray) -> Estimate:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from zar_ray.errors import RunError
-from zar_ray.results.record import RunSummary
+from zar_ray.results.record import RunSummary, flat_numbers
 from zar_ray.results.statistics import PairedComparison
 
 REPLICATES = ("seed", "training seed")
@@ -110,30 +110,15 @@ class TableRow:
 
     def numbers(self) -> dict[str, float]:
         """The row as flat numbers for MLflow; docs/mlflow.md lists the names."""
-        flat: dict[str, float | None] = {
-            "images": self.images,
-            "seconds": self.seconds,
-            "gflops": self.gflops,
-            "peak_memory": self.peak_memory,
-            "p_adjusted": self.p_adjusted,
-        }
+        costs = ("images", "seconds", "gflops", "peak_memory", "p_adjusted")
+        values: dict[str, object] = {name: getattr(self, name) for name in costs}
         if (main := self.main) is not None:
-            flat |= {
-                "accuracy": main.value,
-                "accuracy_low": main.low,
-                "accuracy_high": main.high,
-                "accuracy_std": main.std,
-            }
+            values |= {"accuracy": main.value}
+            values |= {f"accuracy_{end}": getattr(main, end) for end in ("low", "high", "std")}
         if (one := self.comparison) is not None:
-            flat |= {
-                "difference": one.difference,
-                "difference_low": one.interval[0],
-                "difference_high": one.interval[1],
-                "difference_gained": one.gained,
-                "difference_lost": one.lost,
-                "difference_p": one.p_value,
-            }
-        return {name: float(value) for name, value in flat.items() if value is not None}
+            values |= {"difference": one.estimate, "difference_p": one.p_value}
+            values |= {"difference_gained": one.gained, "difference_lost": one.lost}
+        return flat_numbers(values)
 
 
 @dataclass(frozen=True)

@@ -118,9 +118,10 @@ def average_of(options: EvalConfig) -> Literal["mean", "harmonic"]:
 
 def _case_metrics(split: EvaluationSplit, case: Case, table: pa.Table, seed: int) -> CaseMetrics:
     """One case over the videos of one split."""
-    measure = metrics.multi_label_case_metrics if split.multi_label else metrics.case_metrics
-    rows = rows_of(split, table)
-    return measure(rows, case.case_id, case.method, len(split.class_names), split=split.name, seed=seed)
+    rows, classes, multi_label = rows_of(split, table), len(split.class_names), split.multi_label
+    return metrics.case_metrics(
+        rows, case.case_id, case.method, classes, multi_label=multi_label, split=split.name, seed=seed
+    )
 
 
 def rows_of(split: EvaluationSplit, table: pa.Table) -> pa.Table:

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from zar_ray.errors import TrackingError
 from zar_ray.options.base import without_password
+from zar_ray.results.finished import FinishedStudy
 from zar_ray.results.folder import SUMMARY
 from zar_ray.tracking.store import EXPERIMENT, RESULTS_TAG, absolute_uri, client_of, opened, search_runs
 
 
-@dataclass(frozen=True)
-class LoggedRun:
-    """A study as it was sent.
-
-    Attributes:
-        place: The store, without a password, and the run id.
-        record: The content of its run.json.
-        finished: When it ended.
-    """
-
-    place: str
-    record: bytes
-    finished: datetime
-
-
-def logged_runs(uri: str, run_id: str | None = None) -> tuple[LoggedRun, ...]:
-    """The finished studies of a store.
+def logged_runs(uri: str, run_id: str | None = None) -> tuple[FinishedStudy, ...]:
+    """The finished studies of a store; their place is the store, without a password, and the run id.
 
     Args:
         uri: The tracking store.
@@ -37,6 +22,7 @@ def logged_runs(uri: str, run_id: str | None = None) -> tuple[LoggedRun, ...]:
 
     Raises:
         TrackingError: MLflow cannot be reached, or holds no experiment of ours or no such study.
+        RunError: A study there was sent by an earlier version.
     """
     uri = absolute_uri(uri)
     shown = without_password(uri)
@@ -53,5 +39,5 @@ def logged_runs(uri: str, run_id: str | None = None) -> tuple[LoggedRun, ...]:
             with tempfile.TemporaryDirectory(prefix="zar-mlflow-") as folder:
                 record = Path(client.download_artifacts(run.info.run_id, SUMMARY, folder)).read_bytes()
             ended = datetime.fromtimestamp((run.info.end_time or 0) / 1000, UTC)
-            found.append(LoggedRun(f"{shown} run {run.info.run_id}", record, ended))
+            found.append(FinishedStudy.parse(record, f"{shown} run {run.info.run_id}", ended))
     return tuple(found)

@@ -10,10 +10,10 @@ import json
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from zar_ray.errors import RunError
 from zar_ray.options.base import fingerprint, without_password
+from zar_ray.results.finished import FinishedStudy
 from zar_ray.results.folder import CELLS, CONFIG, IDENTITY, MANIFEST, SUMMARY
 from zar_ray.results.study_record import StudyRecord
 from zar_ray.storage import Storage
@@ -39,40 +39,14 @@ from zar_ray.tracking.study_values import children, command, model_tags, study_n
 _OF_SESSION = ("throughput", "resumed", "mlflow", "results", "run_file")
 
 
-@dataclass(frozen=True)
-class _Finished:
-    """What a run's folder says about it."""
-
-    folder: Storage
-    study: StudyRecord
-    config: Mapping[str, Any]
-    git: str | None
-    manifest: str | None
-
-    @classmethod
-    def read(cls, folder: Storage) -> _Finished:
-        place = folder.path(SUMMARY)
-        if not folder.exists(SUMMARY):
-            raise RunError(f"{folder.path()}: holds no {SUMMARY}; a run has one when its evaluation has ended")
-        try:
-            content = json.loads(folder.read(SUMMARY))
-        except ValueError as error:
-            raise RunError(f"{place}: is not JSON ({error})") from None
-        if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
-            raise RunError(f"{place}: is not the record of a run (it has no config)")
-        study = StudyRecord.from_json(content.get("study"), place)
-        git = (content.get("provenance") or {}).get("git")
-        return cls(folder, study, content["config"], git, _manifest_fingerprint(folder))
-
-    @property
-    def results(self) -> str:
-        """A hash of what was measured."""
-        content = self.study.to_json()
-        del content["seconds"]
-        for summary in (content["whole"], *(cell["summary"] for cell in content["cells"])):
-            for name in _OF_SESSION:
-                del summary[name]
-        return fingerprint(content)
+def _results(study: StudyRecord) -> str:
+    """A hash of what was measured."""
+    content = study.to_json()
+    del content["seconds"]
+    for summary in (content["whole"], *(cell["summary"] for cell in content["cells"])):
+        for name in _OF_SESSION:
+            del summary[name]
+    return fingerprint(content)
 
 
 def log_run_folder(run: str, uri: str | None = None, *, describe: Callable[[StudyRecord], str]) -> MlflowReceipt:
@@ -94,14 +68,15 @@ def log_run_folder(run: str, uri: str | None = None, *, describe: Callable[[Stud
         TrackingError: MLflow cannot be reached or refuses; tried for seconds, not minutes.
     """
     folder = Storage(run)
-    finished = _Finished.read(folder)
+    found, manifest = FinishedStudy.open(folder), _manifest_fingerprint(folder)
+    results = _results(found.record)
     kept = FolderRun(folder, uri)
     again = f"`zar report mlflow {shlex.quote(folder.path())} --uri {shlex.quote(kept.shown)}`"
     with opened(kept.shown, "log the run to MLflow", f"when it can be reached, send it with {again}"):
-        receipt = kept.find(finished.results)
+        receipt = kept.find(results)
         if receipt is None:
-            run_id = _Sending(finished, kept, describe(finished.study)).send()
-            receipt = kept.keep(run_id, finished.results)
+            run_id = _Sending(folder, found, manifest, kept, describe(found.record)).send(results)
+            receipt = kept.keep(run_id, results)
     return receipt
 
 
@@ -140,7 +115,7 @@ def attach_report(run: str, name: str, content: bytes, uri: str | None = None) -
         TrackingError: MLflow cannot be reached or refuses.
     """
     folder = Storage(run)
-    results = _Finished.read(folder).results
+    results = _results(FinishedStudy.open(folder).record)
     uri = None if uri is None else absolute_uri(uri)
     attached = []
     for receipt in read_receipts(folder).values():
@@ -166,15 +141,17 @@ def _manifest_fingerprint(folder: Storage) -> str | None:
 
 @dataclass(frozen=True)
 class _Sending:
-    finished: _Finished
+    folder: Storage
+    found: FinishedStudy
+    manifest: str | None
     kept: FolderRun
     note: str
 
-    def send(self) -> str:
-        """Sends the study and returns its run id."""
-        finished, study = self.finished, self.finished.study
-        parent = self._create(study.whole.name, study_tags(study) | self.kept.result_tags(finished.results))
-        self._fill(parent, flattened(finished.config), study_numbers(study), {n: n for n in (SUMMARY, CONFIG, CELLS)})
+    def send(self, results: str) -> str:
+        """Sends the study, which holds `results`, and returns its run id."""
+        study = self.found.record
+        parent = self._create(study.whole.name, study_tags(study) | self.kept.result_tags(results))
+        self._fill(parent, flattened(self.found.config), study_numbers(study), {n: n for n in (SUMMARY, CONFIG, CELLS)})
         for child in children(study):
             tags = model_tags(child.cell.summary) | {**child.labels, **child.tags, PARENT_TAG: parent}
             run_id = self._create(child.name, tags)
@@ -193,28 +170,27 @@ class _Sending:
         from mlflow.entities import Dataset, DatasetInput
         from mlflow.utils.time import get_current_time_millis
 
-        whole = self.finished.study.whole
+        whole = self.found.record.whole
         shared = {
             "dataset": whole.dataset,
             "split": whole.split or "all",
-            **git_tags(self.finished.git),
-            "mlflow.source.name": command(self.finished.study),
+            **git_tags(self.found.provenance.get("git")),
+            "mlflow.source.name": command(self.found.record),
             "mlflow.source.type": "LOCAL",
             NOTE_TAG: self.note,
         }
         started = get_current_time_millis() - round(1000 * whole.throughput.seconds)
         run_id = self.kept.create(name, {**shared, **tags}, started)
-        if self.finished.manifest is not None:
+        if self.manifest is not None:
             profile = json.dumps({"videos": whole.videos, "classes": whole.classes})
-            source = json.dumps({"uri": without_password(self.finished.folder.path(MANIFEST))})
-            dataset = Dataset(cut(whole.dataset), self.finished.manifest, "zar-ray", source, profile=profile)
+            source = json.dumps({"uri": without_password(self.folder.path(MANIFEST))})
+            dataset = Dataset(cut(whole.dataset), self.manifest, "zar-ray", source, profile=profile)
             self.kept.client.log_inputs(run_id, datasets=[DatasetInput(dataset)])
         return run_id
 
     def _fill(
         self, run_id: str, params: Mapping[str, str], numbers: Mapping[str, float], files: Mapping[str, str]
     ) -> None:
-        folder = self.finished.folder
         log_values(self.kept.client, run_id, params, numbers)
-        there = {name: folder.read(source) for name, source in files.items() if folder.exists(source)}
+        there = {name: self.folder.read(source) for name, source in files.items() if self.folder.exists(source)}
         log_files(self.kept.client, run_id, there)

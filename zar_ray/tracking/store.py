@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from zar_ray.errors import TrackingError
 from zar_ray.options.base import without_password
+from zar_ray.options.layers import leaves
 from zar_ray.storage import is_uri
 from zar_ray.tracking.sqlite import made_by_one, sqlite_path, sqlite_uri
 
@@ -221,16 +222,12 @@ def git_tags(commit: str | None) -> dict[str, str]:
     return {"git": commit or "unknown", **own}
 
 
-def flattened(values: Mapping[str, Any], at: str = "") -> dict[str, str]:
+def flattened(values: Mapping[str, Any]) -> dict[str, str]:
     """Nested options as dotted names with text values; lists as JSON."""
-    flat: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flattened(value, f"{at}{name}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            flat[f"{at}{name}"] = without_password(text)
-    return flat
+    return {
+        name: without_password(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for name, value in leaves(values).items()
+    }
 
 
 def fitting(tags: Mapping[str, str]) -> dict[str, str]:

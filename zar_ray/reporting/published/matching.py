@@ -16,9 +16,9 @@ from zar_ray.data.datasets import load_benchmark
 from zar_ray.data.options import CONTEXT
 from zar_ray.errors import ConfigError
 from zar_ray.options.layers import conf_dir, leaves, merge
-from zar_ray.reporting.finished_runs import FinishedRun
 from zar_ray.reporting.numbers import counted
 from zar_ray.reporting.published.tables import Column, PublishedTable, Recipe, Row, default_options
+from zar_ray.results.finished import FinishedRun
 from zar_ray.results.record import CaseMetrics
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import Preprocessing, short_side_for
@@ -199,12 +199,7 @@ def _find_of_method(run: FinishedRun, method: str, column: Column, *, before: bo
 
 
 def _of_case(case: CaseMetrics, metric: str, before: bool) -> _Found | None:
-    if metric == "map":
-        estimate = case.map_before if before else case.map_after
-    elif case.headline is None:
-        estimate = None
-    else:
-        estimate = getattr(case.headline.before if before else case.headline.after, metric)
+    estimate = case.estimates("before" if before else "after").get(metric)
     return None if estimate is None else _Found(estimate.value, None, (case,))
 
 

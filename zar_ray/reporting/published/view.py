@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.text import Text
 
 from zar_ray.reporting.blocks import Block, Form, Note, csv_block, show
-from zar_ray.reporting.finished_runs import FinishedRun, find_runs
 from zar_ray.reporting.numbers import digits, fixed, plus_minus
 from zar_ray.reporting.published.matching import Measured, fill_command, measure, training_commands
 from zar_ray.reporting.published.tables import Column, PublishedTable, Result, Row, load_table
+from zar_ray.results.finished import FinishedRun, find_runs
 
 _COLUMNS = ("row", "benchmark", "published", "measured", "points", "see")
 

@@ -1,0 +1,179 @@
+"""Finished studies, cell by cell, with what their folders hold."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from zar_ray.data.datasets import known_benchmarks, load_benchmark
+from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
+from zar_ray.data.protocols import EvaluationSplit
+from zar_ray.errors import RunError, ZarError
+from zar_ray.options.base import fingerprint
+from zar_ray.results.finished import FinishedRun, FinishedStudy
+from zar_ray.results.folder import IDENTITY, MANIFEST, PREDICTIONS
+from zar_ray.results.record import CaseMetrics, RunSummary
+from zar_ray.storage import Storage
+
+
+@dataclass(frozen=True)
+class RunSplit:
+    """One split of a run's protocol.
+
+    Attributes:
+        name: What the protocol calls it.
+        class_names: The names to choose among; a label id is a position in them.
+        video_ids: Its videos; None for all of the run's.
+        multi_label: Whether a video may show several classes.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    video_ids: frozenset[str] | None
+    multi_label: bool
+
+
+@dataclass(frozen=True, eq=False)
+class StudyData(FinishedStudy):
+    """A finished study with all that its folder holds.
+
+    Attributes:
+        storage: Its folder.
+        table: All predictions, one row a (video, case).
+        splits: The protocol's splits.
+    """
+
+    storage: Storage
+    table: pa.Table
+    splits: tuple[RunSplit, ...]
+
+    @classmethod
+    def read(cls, run: str) -> StudyData:
+        """Reads a run's folder.
+
+        Args:
+            run: The folder or its URI.
+
+        Raises:
+            RunError: It holds no finished run, or files that do not belong together.
+            ManifestError: The run's manifest cannot be read.
+        """
+        storage = Storage(run)
+        study = FinishedStudy.open(storage)
+        try:
+            table = pq.read_table(io.BytesIO(storage.read(PREDICTIONS)))
+        except pa.ArrowInvalid as error:
+            raise RunError(f"{storage.path(PREDICTIONS)}: is not Parquet ({_one_line(error)})") from None
+        return cls(**vars(study), storage=storage, table=table, splits=_splits(storage, study, table))
+
+    @property
+    def whole(self) -> RunSummary:
+        """What its whole pass found."""
+        return self.record.whole
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The run's videos.
+
+        Raises:
+            ManifestError: It cannot be read.
+        """
+        return read_manifest(self.storage.path(MANIFEST))
+
+    @cached_property
+    def videos(self) -> Mapping[str, VideoRow]:
+        """The manifest's rows by video id."""
+        return {row.video_id: row for row in self.manifest.rows()}
+
+    @cached_property
+    def cells(self) -> tuple[RunData, ...]:
+        """Its cells with their predictions."""
+        return tuple(RunData(self, number) for number in range(len(self.record.cells)))
+
+
+@dataclass(frozen=True, eq=False)
+class RunData(FinishedRun):
+    """One cell of a finished study with its predictions."""
+
+    study: StudyData
+
+    @property
+    def splits(self) -> tuple[RunSplit, ...]:
+        """The protocol's splits."""
+        return self.study.splits
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """Its predictions, one row a (video, case)."""
+        ids = list(dict.fromkeys(case.case_id for case in self.summary.cases))
+        return self.study.table.filter(pc.field("case_id").isin(pa.array(ids, pa.string())))
+
+    def split(self, name: str) -> RunSplit:
+        """The split of this name; a run of one split has it by any name.
+
+        Raises:
+            RunError: There is none.
+        """
+        if len(self.splits) == 1:
+            return self.splits[0]
+        found = next((one for one in self.splits if one.name == name), None)
+        if found is None:
+            raise RunError(f"{self.study.place}: its metrics name a split {name} that its identity lacks")
+        return found
+
+    def rows(self, case: CaseMetrics) -> pa.Table:
+        """The predictions of one case, over the videos of its split."""
+        rows = self.table.filter(pc.field("case_id") == case.case_id)
+        ids = self.split(case.split).video_ids
+        return rows if ids is None else rows.filter(pc.field("video_id").isin(pa.array(sorted(ids), pa.string())))
+
+
+def _splits(storage: Storage, study: FinishedStudy, table: pa.Table) -> tuple[RunSplit, ...]:
+    """The run's splits; names from its identity, and of several splits the videos from its protocol."""
+    try:
+        splits: dict[str, Any] = json.loads(storage.read(IDENTITY))["splits"]
+        classes = {name: tuple(one["classes"]) for name, one in splits.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{storage.path(IDENTITY)}: is not the identity of a run ({_one_line(error)})") from None
+    multi_label = bool(len(table["labels"].drop_null()))
+    if len(splits) == 1:
+        return tuple(RunSplit(name, names, None, multi_label) for name, names in classes.items())
+    return tuple(
+        RunSplit(name, names, _videos_of(storage, study, name, splits[name]["videos"]), multi_label)
+        for name, names in classes.items()
+    )
+
+
+def _videos_of(storage: Storage, study: FinishedStudy, split: str, expected: str) -> frozenset[str]:
+    """The videos of a protocol's split, held against what the run noted of them."""
+    whole = study.record.whole
+    if next((one.videos for one in whole.splits if one.name == split), None) == 0:
+        return frozenset()
+    name, place = whole.dataset, storage.path(MANIFEST)
+    try:
+        if name not in known_benchmarks():
+            raise RunError(f"{place}: has several splits, but {name} is no benchmark here; its file may be missing")
+        found: EvaluationSplit
+        (found,) = load_benchmark(name).evaluations(
+            read_manifest(place), split, legacy_labels=bool(study.config.get("legacy_labels"))
+        )
+    except ZarError as error:
+        raise RunError(f"{storage.path()}: split {split} cannot be made out ({error})") from error
+    if fingerprint([found.video_ids, found.labels]) != expected:
+        raise RunError(
+            f"{storage.path()}: {name}, split {split}, is not what it was when the run was made; "
+            "use the version of zar-ray that made it, or evaluate again"
+        )
+    return frozenset(found.video_ids)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

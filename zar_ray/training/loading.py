@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,19 +20,6 @@ _AHEAD = 4
 
 _Item = TypeVar("_Item")
 _Begun = TypeVar("_Begun")
-
-
-@dataclass(frozen=True, eq=False)
-class DecodedBatch:
-    """A micro-batch with its pixels.
-
-    Attributes:
-        which: The micro-batch.
-        pixels: uint8 (B, T, R, R, 3), on the CPU.
-    """
-
-    which: MicroBatch
-    pixels: torch.Tensor
 
 
 Submit = Callable[[Sample], "Future[np.ndarray]"]
@@ -85,7 +71,15 @@ def in_order(items: Iterable[_Item], begin: Callable[[_Item], _Begun], ahead: in
     yield from begun
 
 
-def decoded_batches(batches: Iterable[MicroBatch], submit: Submit) -> Iterator[DecodedBatch]:
-    """Yields micro-batches with their pixels, in order, while the next ones are being decoded."""
+def decoded_batches(batches: Iterable[MicroBatch], submit: Submit) -> Iterator[tuple[MicroBatch, torch.Tensor]]:
+    """Yields micro-batches with their pixels, in order, while the next ones are being decoded.
+
+    Args:
+        batches: The micro-batches.
+        submit: See `decoder_threads` and `decoder_processes`.
+
+    Yields:
+        A micro-batch, and uint8 (B, T, R, R, 3), on the CPU.
+    """
     for batch, begun in in_order(batches, lambda one: [submit(sample) for sample in one.samples], _AHEAD):
-        yield DecodedBatch(batch, torch.from_numpy(np.stack([sample.result() for sample in begun])))
+        yield batch, torch.from_numpy(np.stack([sample.result() for sample in begun]))

@@ -6,6 +6,7 @@ what is done to them.  A step's samples lie in micro-batches, which are never di
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,51 +65,43 @@ def generator(*key: object) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
-def samples_of_step(step: int, batch_size: int, videos: int, seed: int) -> list[Sample]:
+def samples_of_step(step: int, videos: int, config: TrainConfig) -> list[Sample]:
     """The samples of a step; batches run on over the end of an epoch, none is cut short.
 
     Args:
         step: From 0.
-        batch_size: Samples a step, over all workers.
         videos: Videos of the training set.
-        seed: Seed of the run.
+        config: The batch size and the seed.
     """
     samples = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
+    for position in range(step * config.batch_size, (step + 1) * config.batch_size):
         epoch, place = divmod(position, videos)
-        samples.append(Sample(epoch, int(_order(epoch, videos, seed)[place])))
+        samples.append(Sample(epoch, int(_order(epoch, videos, config.seed)[place])))
     return samples
 
 
 def micro_batches(
-    steps: range, batch_size: int, micro_batch: int, videos: int, seed: int, rank: int = 0, workers: int = 1
+    steps: range, videos: int, config: TrainConfig, rank: int = 0, workers: int = 1
 ) -> Iterator[MicroBatch]:
     """One worker's micro-batches, step by step: every so-manieth of each step's.
 
     Args:
         steps: The steps.
-        batch_size: Samples a step, over all workers; a multiple of `micro_batch` times `workers`.
-        micro_batch: Samples a micro-batch.
         videos: Videos of the training set.
-        seed: Seed of the run.
+        config: The seed, and a batch size that is a multiple of the micro-batch's times `workers`.
         rank: This worker's number.
         workers: How many there are.
     """
+    size = config.micro_batch
     for step in steps:
-        samples = samples_of_step(step, batch_size, videos, seed)
-        for number in range(rank, batch_size // micro_batch, workers):
-            yield MicroBatch(step, number, tuple(samples[number * micro_batch : (number + 1) * micro_batch]))
+        samples = samples_of_step(step, videos, config)
+        for number in range(rank, config.batch_size // size, workers):
+            yield MicroBatch(step, number, tuple(samples[number * size : (number + 1) * size]))
 
 
-_orders: dict[tuple[int, int, int], np.ndarray] = {}
-
-
+@functools.lru_cache(maxsize=1)
 def _order(epoch: int, videos: int, seed: int) -> np.ndarray:
-    key = (epoch, videos, seed)
-    if key not in _orders:
-        _orders.clear()
-        _orders[key] = generator(seed, "order", epoch).permutation(videos)
-    return _orders[key]
+    return generator(seed, "order", epoch).permutation(videos)
 
 
 def frames_drawn(frames: int, count: int, rng: np.random.Generator) -> np.ndarray:

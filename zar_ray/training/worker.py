@@ -26,12 +26,12 @@ from zar_ray.models.architecture import Architecture, build_clip
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.options.base import meaning
-from zar_ray.training.loading import DecodedBatch, decoded_batches, decoder_processes, decoder_threads
+from zar_ray.training.loading import decoded_batches, decoder_processes, decoder_threads
 from zar_ray.training.mixing import mix
 from zar_ray.training.network import VideoTextModel, matching_loss, save_trained
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.progress import Meter, Raised, Validated
-from zar_ray.training.samples import SampleReader, generator, micro_batches
+from zar_ray.training.samples import MicroBatch, SampleReader, generator, micro_batches
 from zar_ray.training.schedule import MULTIPLE, Schedule, learning_rate, optimiser
 from zar_ray.training.state import TrainingState
 from zar_ray.training.validation import ValidationSet, validate
@@ -151,9 +151,7 @@ class _Worker:
     def train(self) -> None:
         """Takes all steps that are left."""
         config, steps = self.config, range(self.first_step, self.schedule.steps)
-        own = micro_batches(
-            steps, config.batch_size, config.micro_batch, len(self.job.videos), config.seed, self.rank, self.workers
-        )
+        own = micro_batches(steps, len(self.job.videos), config, self.rank, self.workers)
         reader = SampleReader(self.job.videos, self.network.model.preprocessing, config)
         decoders = (
             decoder_processes(reader, config.decode_workers)
@@ -163,7 +161,7 @@ class _Worker:
         with decoders as submit:
             self._take(steps, decoded_batches(own, submit))
 
-    def _take(self, steps: range, batches: Iterator[DecodedBatch]) -> None:
+    def _take(self, steps: range, batches: Iterator[tuple[MicroBatch, torch.Tensor]]) -> None:
         config = self.config
         turns = config.batch_size // config.micro_batch // self.workers
         for step in steps:
@@ -173,9 +171,9 @@ class _Worker:
             losses, rights = [], []
             for turn in range(turns):
                 waiting = time.monotonic()
-                batch = next(batches)
+                which, pixels = next(batches)
                 self.meter.waited(time.monotonic() - waiting)
-                loss, right = self._backward(batch, turns, last=turn == turns - 1)
+                loss, right = self._backward(which, pixels, turns, last=turn == turns - 1)
                 losses.append(loss)
                 rights.append(right)
             parameters = [p for p in self.network.parameters() if p.grad is not None]
@@ -188,10 +186,12 @@ class _Worker:
             self.meter.add(torch.stack(losses).mean(), torch.stack(rights).mean(), rate, norm)
             self._after(step + 1)
 
-    def _backward(self, batch: DecodedBatch, turns: int, last: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def _backward(
+        self, which: MicroBatch, decoded: torch.Tensor, turns: int, last: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds one micro-batch's share of the gradient; returns its loss, and the share of it that was right."""
-        config, which = self.config, batch.which
-        pixels = self._normalised(batch.pixels)
+        config = self.config
+        pixels = self._normalised(decoded)
         classes = [self._label(sample.video) for sample in which.samples]
         labels = torch.tensor(classes, device=self.device)
         # Whatever draws within the model draws the same after a resumption, and whoever takes the micro-batch.

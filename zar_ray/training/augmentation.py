@@ -6,8 +6,6 @@ its repository): crop, flip, colour jitter, grey. RandAugment comes before them,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torchvision.transforms.v2 import functional
@@ -21,16 +19,6 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 0.4, 0.4, 0.2, 0.1
 _NEARLY = 3
 # Places of a multi-scale box, in quarters of the room around it: (down, right).
 _PLACES = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))
-
-
-@dataclass(frozen=True, order=True)
-class Box:
-    """A rectangle in a frame, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 def augment(frames: np.ndarray, options: AugmentConfig, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -50,12 +38,10 @@ def augment(frames: np.ndarray, options: AugmentConfig, size: int, rng: np.rando
     """
     if options.rand_augment.operations:
         frames = rand_augment(frames, options.rand_augment, rng)
-    box = draw_box(frames.shape[1], frames.shape[2], options, size, rng)
+    top, left, height, width = draw_box(frames.shape[1], frames.shape[2], options, size, rng)
     # A copy: frames may be read-only, and kept ones must not stay in memory for the sake of a crop.
-    window = np.array(frames[:, box.top : box.top + box.height, box.left : box.left + box.width])
-    pixels = torch.from_numpy(window).permute(0, 3, 1, 2)
-    if (box.height, box.width) != (size, size):
-        pixels = functional.resize(pixels, [size, size], antialias=True)
+    window = np.array(frames[:, top : top + height, left : left + width])
+    pixels = functional.resize(torch.from_numpy(window).permute(0, 3, 1, 2), [size, size], antialias=True)
     if options.flip and rng.random() < options.flip:
         pixels = functional.horizontal_flip(pixels)
     if options.colour_jitter and rng.random() < options.colour_jitter:
@@ -65,7 +51,9 @@ def augment(frames: np.ndarray, options: AugmentConfig, size: int, rng: np.rando
     return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
 
 
-def draw_box(height: int, width: int, options: AugmentConfig, size: int, rng: np.random.Generator) -> Box:
+def draw_box(
+    height: int, width: int, options: AugmentConfig, size: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
     """Draws the box that is cut out of a sample's frames.
 
     ``random`` is a square of the input size anywhere.  ``multi_scale`` is the crop of TSN (Wang et al., ECCV 2016) as
@@ -78,18 +66,19 @@ def draw_box(height: int, width: int, options: AugmentConfig, size: int, rng: np
         options: The kind of crop, and its scales.
         size: R, side of the model's input in pixels; at most the frames' short side.
         rng: What to draw from.
+
+    Returns:
+        Top, left, height and width, in pixels.
     """
     if options.crop == "random":
         top = int(rng.integers(0, height - size + 1))
         left = int(rng.integers(0, width - size + 1))
-        return Box(top, left, size, size)
+        return top, left, size, size
     sides = [_side(share, min(height, width), size) for share in options.crop_scales]
     shapes = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
     box_height, box_width = shapes[rng.integers(len(shapes))]
     down, right = _PLACES[rng.integers(len(_PLACES))]
-    return Box(
-        top=(height - box_height) // 4 * down, left=(width - box_width) // 4 * right, height=box_height, width=box_width
-    )
+    return (height - box_height) // 4 * down, (width - box_width) // 4 * right, box_height, box_width
 
 
 def _side(share: float, short_side: int, size: int) -> int:

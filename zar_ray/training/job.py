@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import replace
+from functools import partial
 
 import ray
 from ray.exceptions import RayError
@@ -37,7 +38,7 @@ from zar_ray.training.inputs import (
 )
 from zar_ray.training.listening import log_end, shown, tracked
 from zar_ray.training.options import TrainConfig
-from zar_ray.training.outputs import CheckpointEvaluation, TrainResult, finished
+from zar_ray.training.outputs import TrainResult, evaluate_checkpoint, finished
 from zar_ray.training.schedule import Schedule
 from zar_ray.training.validation import validation_set
 from zar_ray.training.worker import TrainingJob, train_worker
@@ -92,7 +93,7 @@ def run_training(config: TrainConfig, console: Console, parent: str | None = Non
         with tracked(job, folder.storage, console, parent) as tracker:
             with shown(job, tracker, console) as raised:
                 result = _fit(job, name, storage, console)
-            trained = finished(result, job, folder, time.monotonic() - started, raised[0].reason if raised else None)
+            trained = finished(result, job, folder, time.monotonic() - started, raised[0] if raised else None)
             run_id = log_end(tracker, trained, config, console)
     trained = replace(trained, run_id=run_id)
     console.print(
@@ -133,7 +134,7 @@ def _fit(job: TrainingJob, name: str, storage: Storage, console: Console) -> Res
     config, restarts = job.config, 0
     gpus = config.gpus_per_worker if config.gpus_per_worker is not None else float(bool(total_gpus()))
     evaluation = ValidationConfig(
-        CheckpointEvaluation(job, storage.child(name).path("validation")), ray_remote_kwargs={"num_cpus": 0}
+        partial(evaluate_checkpoint, job, storage.child(name).child("validation")), ray_remote_kwargs={"num_cpus": 0}
     )
     while True:
         trainer = TorchTrainer(

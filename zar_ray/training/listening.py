@@ -18,7 +18,7 @@ from zar_ray.storage import Storage
 from zar_ray.tracking import TrainingTracker
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import TrainResult
-from zar_ray.training.progress import Progress, Raised, Validated
+from zar_ray.training.progress import Progress, Validated
 from zar_ray.training.worker import TrainingJob
 
 # A log that someone reads afterwards wants a line often enough to see life, seldom enough to be read.
@@ -68,10 +68,10 @@ def log_end(tracker: TrainingTracker | None, trained: TrainResult, config: Train
 
 
 @contextlib.contextmanager
-def shown(job: TrainingJob, tracker: TrainingTracker | None, console: Console) -> Iterator[list[Raised]]:
+def shown(job: TrainingJob, tracker: TrainingTracker | None, console: Console) -> Iterator[list[str]]:
     """Shows and logs what the processes say, in a thread, until the training ends; yields what exceptions said."""
     over = threading.Event()
-    raised: list[Raised] = []
+    raised: list[str] = []
     bar = _TrainingBar(console, job.schedule.steps, job.config.batch_size)
 
     def listen() -> None:
@@ -79,7 +79,7 @@ def shown(job: TrainingJob, tracker: TrainingTracker | None, console: Console) -
             ended = over.is_set()
             try:
                 message = job.progress.get(timeout=0 if ended else 1, block=not ended)
-                if isinstance(message, Raised):
+                if isinstance(message, str):
                     raised.append(message)
                 else:
                     _take(message, bar, tracker)

@@ -30,10 +30,9 @@ from zar_ray.training.loading import decoded_batches, decoder_processes, decoder
 from zar_ray.training.mixing import mix
 from zar_ray.training.network import VideoTextModel, matching_loss, save_trained
 from zar_ray.training.options import TrainConfig
-from zar_ray.training.progress import Meter, Raised, Validated
+from zar_ray.training.progress import Meter, TrainingState, Validated, running_mean
 from zar_ray.training.samples import MicroBatch, SampleReader, generator, micro_batches
 from zar_ray.training.schedule import MULTIPLE, Schedule, learning_rate, optimiser
-from zar_ray.training.state import TrainingState
 from zar_ray.training.validation import ValidationSet, validate
 from zar_ray.video.pixels import normalise
 from zar_ray.video.transforms import Preprocessing, imagenet_preprocessing
@@ -55,7 +54,7 @@ class TrainingJob:
         architecture: What to build from scratch; None starts from the options' weights.
         threads: CPU threads a process.
         validation: What to evaluate on during training, if anything.
-        progress: Where the first process says how far it is.
+        progress: Where the first process says how far it is, and any what ended it.
     """
 
     config: TrainConfig
@@ -107,20 +106,13 @@ def train_worker(arguments: dict[str, Any]) -> None:
     """Trains to the last step, from the last checkpoint of the same run where there is one."""
     job: TrainingJob = arguments["job"]
     torch.set_num_threads(job.threads)
+    checkpoint = ray.train.get_checkpoint()
     try:
-        _Worker(job, _last_state()).train()
+        _Worker(job, TrainingState() if checkpoint is None else TrainingState.of(checkpoint)).train()
     except Exception as error:
         # Ray Train takes a process for finished that ends between two of its looks at it, whatever it ended with.
-        job.progress.put(Raised(" ".join(str(error).split()) or type(error).__name__))
+        job.progress.put(" ".join(str(error).split()) or type(error).__name__)
         raise
-
-
-def _last_state() -> TrainingState:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return TrainingState()
-    with checkpoint.as_directory() as folder:
-        return TrainingState.load(folder)
 
 
 class _Worker:
@@ -144,7 +136,8 @@ class _Worker:
         if state.step:
             self.optimiser.load_state_dict(dict(state.optimiser))
         self.schedule = job.schedule
-        self.averaged, self.validations, self.first_step = state.averaged, state.validations, state.step
+        self.averaged, self.averaged_epochs = state.averaged, state.averaged_epochs
+        self.validations, self.first_step = state.validations, state.step
         listener = job.progress if self.rank == 0 else None
         self.meter = Meter(state.history, self.config.batch_size, self.workers, listener)
 
@@ -234,7 +227,8 @@ class _Worker:
         job, config = self.job, self.config
         over, epoch_over = step == self.schedule.steps, job.ends_epoch(step)
         if config.average_from is not None and epoch_over and job.epochs(step) > config.average_from:
-            self.averaged = self.averaged.with_(self.network.trained_state())
+            self.averaged_epochs += 1
+            self.averaged = running_mean(self.averaged, self.network.trained_state(), self.averaged_epochs)
         due = job.validation is not None and (over or job.ends_epoch(step, config.validation_epochs))
         top1 = self._validate(step) if due and not config.validation_async else NOT_VALIDATED
         if due or over or epoch_over or step % config.checkpoint_steps == 0:
@@ -276,6 +270,7 @@ class _Worker:
             optimiser=self.optimiser.state_dict(),
             history=self.meter.history(),
             averaged=self.averaged,
+            averaged_epochs=self.averaged_epochs,
             validations=self.validations,
             config=meaning(self.config),
         )

@@ -6,9 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zar_ray.data.datasets import index_dataset
-from zar_ray.training.loading import decoded_batches, decoder_threads
 from zar_ray.training.options import TrainConfig
-from zar_ray.training.samples import Sample, SampleReader, frames_drawn, generator, micro_batches, samples_of_step
+from zar_ray.training.samples import (
+    Sample,
+    SampleReader,
+    decoded_batches,
+    decoder_threads,
+    frames_drawn,
+    generator,
+    micro_batches,
+    samples_of_step,
+)
 from zar_ray.video.transforms import Preprocessing
 
 

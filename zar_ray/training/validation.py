@@ -20,8 +20,8 @@ from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.data.splits import choose_splits
 from zar_ray.errors import ManifestError, VideoError
 from zar_ray.models.clip import ClipModel
-from zar_ray.training.loading import in_order
 from zar_ray.training.options import TrainConfig
+from zar_ray.training.samples import in_order
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video

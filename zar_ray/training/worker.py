@@ -26,12 +26,19 @@ from zar_ray.models.architecture import Architecture, build_clip
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.options.base import meaning
-from zar_ray.training.loading import decoded_batches, decoder_processes, decoder_threads
 from zar_ray.training.mixing import mix
 from zar_ray.training.network import VideoTextModel, matching_loss, save_trained
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.progress import Meter, TrainingState, Validated, running_mean
-from zar_ray.training.samples import MicroBatch, SampleReader, generator, micro_batches
+from zar_ray.training.samples import (
+    MicroBatch,
+    SampleReader,
+    decoded_batches,
+    decoder_processes,
+    decoder_threads,
+    generator,
+    micro_batches,
+)
 from zar_ray.training.schedule import MULTIPLE, Schedule, learning_rate, optimiser
 from zar_ray.training.validation import ValidationSet, validate
 from zar_ray.video.pixels import normalise

@@ -26,7 +26,7 @@ from zar_ray.models.architecture import Architecture, build_clip
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.options.base import meaning
-from zar_ray.training.mixing import mix
+from zar_ray.training.augmentation import mix
 from zar_ray.training.network import VideoTextModel, matching_loss, save_trained
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.progress import Meter, TrainingState, Validated, running_mean
@@ -86,13 +86,13 @@ class TrainingJob:
         return math.floor(self.epochs(step) / every) > math.floor(self.epochs(step - 1) / every)
 
 
-def initial_model(job: TrainingJob) -> ClipModel:
-    """The model that training starts from; from scratch, the same weights in every process."""
+def initial_network(job: TrainingJob) -> VideoTextModel:
+    """The network before its first step; from scratch too, the same in every process."""
     config = job.config
+    torch.manual_seed(config.seed)
     if job.architecture is None:
         model = load_model(config, "cpu")
     else:
-        torch.manual_seed(config.seed)
         size = job.architecture["vision_cfg"]["image_size"]
         clip = build_clip(job.architecture)
         with torch.no_grad():
@@ -100,13 +100,7 @@ def initial_model(job: TrainingJob) -> ClipModel:
         model = ClipModel(clip, str(config.architecture), Preprocessing(input_size=size), job.architecture)
     if config.pixels == "imagenet":
         model.preprocessing = imagenet_preprocessing(model.preprocessing.input_size)
-    return model
-
-
-def initial_network(job: TrainingJob) -> VideoTextModel:
-    """The network before its first step, equal in every process."""
-    torch.manual_seed(job.config.seed)
-    return VideoTextModel(initial_model(job), job.prompts, job.config)
+    return VideoTextModel(model, job.prompts, config)
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -159,32 +153,33 @@ class _Worker:
             else decoder_threads(reader, config.decode_threads)
         )
         with decoders as submit:
-            self._take(steps, decoded_batches(own, submit))
+            batches = decoded_batches(own, submit)
+            for step in steps:
+                self._step(step, batches)
+                self._after(step + 1)
 
-    def _take(self, steps: range, batches: Iterator[tuple[MicroBatch, torch.Tensor]]) -> None:
+    def _step(self, step: int, batches: Iterator[tuple[MicroBatch, torch.Tensor]]) -> None:
         config = self.config
         turns = config.batch_size // config.micro_batch // self.workers
-        for step in steps:
-            rate = learning_rate(step, self.schedule, config)
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate * group[MULTIPLE]
-            losses, rights = [], []
-            for turn in range(turns):
-                waiting = time.monotonic()
-                which, pixels = next(batches)
-                self.meter.waited(time.monotonic() - waiting)
-                loss, right = self._backward(which, pixels, turns, last=turn == turns - 1)
-                losses.append(loss)
-                rights.append(right)
-            parameters = [p for p in self.network.parameters() if p.grad is not None]
-            norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-            if config.clip_grad is not None:
-                clip_grads_with_norm_(parameters, config.clip_grad, norm)
-            self.optimiser.step()
-            self.optimiser.zero_grad(set_to_none=True)
-            self.network.bound_logit_scale()
-            self.meter.add(torch.stack(losses).mean(), torch.stack(rights).mean(), rate, norm)
-            self._after(step + 1)
+        rate = learning_rate(step, self.schedule, config)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group[MULTIPLE]
+        losses, rights = [], []
+        for turn in range(turns):
+            waiting = time.monotonic()
+            which, pixels = next(batches)
+            self.meter.waited(time.monotonic() - waiting)
+            loss, right = self._backward(which, pixels, turns, last=turn == turns - 1)
+            losses.append(loss)
+            rights.append(right)
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if config.clip_grad is not None:
+            clip_grads_with_norm_(parameters, config.clip_grad, norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.network.bound_logit_scale()
+        self.meter.add(torch.stack(losses).mean(), torch.stack(rights).mean(), rate, norm)
 
     def _backward(
         self, which: MicroBatch, decoded: torch.Tensor, turns: int, last: bool
@@ -204,9 +199,9 @@ class _Worker:
             if config.loss == "matching":
                 texts = self.network.draw_texts(classes, generator(config.seed, "texts", which.step, which.number))
                 with mixed:
-                    matched = self.parallel(pixels, texts)
-                loss = matching_loss(matched, labels, config.motion_loss)
-                right = labels[matched.similarities.argmax(dim=1)] == labels
+                    similarities, frames = self.parallel(pixels, texts)
+                loss = matching_loss(similarities, frames, labels, config.motion_loss)
+                right = labels[similarities.argmax(dim=1)] == labels
             else:
                 rng = generator(config.seed, "mix", which.step, which.number)
                 pixels, targets = mix(pixels, labels, len(self.job.prompts.names), config.augment, rng)

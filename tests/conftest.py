@@ -18,6 +18,8 @@ settings.load_profile("zar-ray")
 # A token of one test's cluster must not be asked for by another's, nor end up in the user's home.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray makes its workers give way to everything else, so that on a busy machine tests would wait for them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("PYTHONWARNINGS", "ignore")
 # As zar_ray sets it, which is imported after PyTorch here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -22,9 +22,11 @@ def undisturbed():
 
 
 @pytest.fixture
-def reference(undisturbed, evaluate, video_folder):
+def reference(undisturbed, evaluate, video_folder, tmp_path_factory):
     if not undisturbed:
-        undisturbed["ran"] = evaluate(video_folder, name="reference")
+        # A passing test's own folder goes with it.
+        output = str(tmp_path_factory.mktemp("reference"))
+        undisturbed["ran"] = evaluate(video_folder, name="reference", output=output)
     return undisturbed["ran"]
 
 

@@ -29,9 +29,11 @@ def undisturbed():
 
 
 @pytest.fixture
-def ran(undisturbed, evaluate, video_folder):
+def ran(undisturbed, evaluate, video_folder, tmp_path_factory):
     if not undisturbed:
-        undisturbed["ran"] = evaluate(video_folder, name="explained", limit=3, zar={"lr": 0.05})
+        # A passing test's own folder goes with it.
+        output = str(tmp_path_factory.mktemp("explained"))
+        undisturbed["ran"] = evaluate(video_folder, name="explained", output=output, limit=3, zar={"lr": 0.05})
     return undisturbed["ran"]
 
 

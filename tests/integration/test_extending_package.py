@@ -51,7 +51,7 @@ def test_a_sweep_varies_its_option_and_the_report_names_it(package, video_folder
     assert len({case["case_id"] for cell in cells for case in cell["summary"]["cases"]}) == 2
     run_with([package], *command[:2], "report", "run", str(tmp_path / "runs" / "keep"), "--no-attention")
     page = (tmp_path / "runs" / "keep" / "report.html").read_text()
-    for words in ("view_mean", "keep 0.2", "--view-mean.mean-of"):
+    for words in ("view_mean", "keep 0.2", "mean_of: logits"):
         assert words in page
 
 

@@ -19,8 +19,9 @@ from zar_ray.storage import Storage
 
 pytestmark = pytest.mark.slow
 
-VIDEOS = 72
-WORKERS_KILLED = (3, 2, 2)  # in each session, before its driver is
+# Videos, and how many workers are killed in each session before its driver is.
+ONCE = pytest.param(24, (1,), id="once")
+TEN_TIMES = pytest.param(72, (3, 2, 2), id="ten times", marks=pytest.mark.stress)
 
 
 def wait_for(condition, process, seconds=120.0):
@@ -36,16 +37,24 @@ def wait_for(condition, process, seconds=120.0):
 
 
 @pytest.fixture
-def long_manifest(make_video, tmp_path):
+def long_manifest(make_video, tmp_path, videos):
     root = tmp_path / "videos"
-    for number in range(VIDEOS):
+    for number in range(videos):
         make_video(root / ("left", "right", "up")[number % 3] / f"{number:02}.mp4", frames=12, seed=number)
     write_manifest(index_dataset(root), tmp_path / "videos.parquet")
     return tmp_path / "videos.parquet"
 
 
-def test_killed_at_ten_random_points_gives_the_table_of_an_undisturbed_run(
-    evaluate, long_manifest, tiny_checkpoint, tmp_path, same_results, processes_below
+@pytest.mark.parametrize(("videos", "workers_killed_in_sessions"), [ONCE, TEN_TIMES])
+def test_killed_at_random_points_gives_the_table_of_an_undisturbed_run(
+    evaluate,
+    long_manifest,
+    videos,
+    workers_killed_in_sessions,
+    tiny_checkpoint,
+    tmp_path,
+    same_results,
+    processes_below,
 ):
     reference = evaluate(long_manifest, name="undisturbed")
     folder = RunFolder(Storage(str(tmp_path / "runs" / "killed")))
@@ -62,7 +71,7 @@ def test_killed_at_ten_random_points_gives_the_table_of_an_undisturbed_run(
     def finished() -> int:
         return len(folder.storage.names("parts"))
 
-    for session, workers_killed in enumerate(WORKERS_KILLED):
+    for session, workers_killed in enumerate(workers_killed_in_sessions):
         before = finished()
         with (tmp_path / f"session{session}.log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -84,10 +93,11 @@ def test_killed_at_ten_random_points_gives_the_table_of_an_undisturbed_run(
                 process.wait()
         done = {row.as_py() for row in folder.results()["video_id"]}
         assert len(done) >= before, "a finished video was lost"
-    assert kills == {"worker": 7, "driver": 3}, (tmp_path / "session0.log").read_text()
+    expected = {"worker": sum(workers_killed_in_sessions), "driver": len(workers_killed_in_sessions)}
+    assert kills == expected, (tmp_path / "session0.log").read_text()
 
     resumed = evaluate(long_manifest, name="killed", resume=True, batch_size=1)
-    assert 0 < resumed.summary.resumed < VIDEOS
+    assert 0 < resumed.summary.resumed < videos
     same_results(resumed.table, reference.table)
     assert resumed.summary.cases[0].headline == reference.summary.cases[0].headline
 

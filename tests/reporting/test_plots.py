@@ -29,11 +29,20 @@ def test_a_picture_of_any_number_of_classes_stays_within_a_page(classes):
 
 
 def test_the_picture_follows_the_matrix():
-    names = ["a", "b", "c"]
-    right = picture_of(5 * np.eye(3, dtype=int), names)
-    mistaken = picture_of(5 * np.roll(np.eye(3, dtype=int), 1, axis=1), names)
-    assert right.shape == mistaken.shape
-    assert (right != mistaken).any()
+    full = np.array([8, 48, 107])  # the colour of a share of one
+
+    def centre(right: int, predicted: int) -> tuple[float, float]:
+        matrix = np.zeros((3, 3), int)
+        matrix[right, predicted] = 5
+        rows, columns = np.nonzero((np.abs(picture_of(matrix, ["a", "b", "c"]) - full) < 4).all(axis=-1))
+        return float(rows.mean()), float(columns.mean())
+
+    centres = np.array([[centre(right, predicted) for predicted in range(3)] for right in range(3)])
+    downwards, sideways = np.diff(centres[..., 0], axis=0), np.diff(centres[..., 1], axis=1)
+    assert (downwards > 20).all(), "a right class is a row, the first on top"
+    assert (sideways > 20).all(), "a predicted class is a column, the first on the left"
+    assert np.ptp(centres[..., 0], axis=1).max() < 3
+    assert np.ptp(centres[..., 1], axis=0).max() < 3
 
 
 def test_empty_classes_and_dollar_signs_draw():

@@ -1,10 +1,12 @@
 """A run folder holds one setting only, and what is finished survives whatever happens next."""
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from zar_ray.errors import RunError
-from zar_ray.results.folder import PARTS, RunFolder, differences, write_part
+from zar_ray.results.case import Case
+from zar_ray.results.folder import PARTS, Ledger, RunFolder, differences, write_part
 from zar_ray.results.rows import RESULT_SCHEMA, ResultRow, to_rows, to_table
 from zar_ray.storage import Storage
 
@@ -94,3 +96,26 @@ def test_rows_of_a_run_before_a_column_came_are_read(tmp_path):
     write_part(storage, old)
     (row,) = to_rows(RunFolder(storage).results())
     assert (row.seconds_adapt, row.seconds_case, row.peak_memory) == (0.5, None, None)
+
+
+def test_what_is_still_lacking_is_told_from_two_columns_of_each_file_once(folder, monkeypatch):
+    folder.open(IDENTITY, resume=False, overwrite=False)
+    cases = [Case("zar-a", "zar"), Case("zar-b", "zar", model=1), Case("zero_shot-b", "zero_shot", model=1)]
+    made = [
+        ResultRow.failed(f"v{n}.mp4", case.case_id, case.method, error="x", stage="open")
+        for n in (0, 1)
+        for case in cases
+    ]
+    for row in made[:4]:  # all of the first video, and the first model's of the second
+        folder.add(to_table([row]))
+    read = []
+    original = pq.read_table
+    monkeypatch.setattr(pq, "read_table", lambda *a, **k: read.append(k["columns"]) or original(*a, **k))
+    ledger = Ledger(folder)
+    ledger.refresh()
+    assert read == [["video_id", "case_id"]] * 4
+    assert [ledger.lacks(video, cases) for video in ("v0.mp4", "v1.mp4", "v2.mp4")] == [[], [1], [0, 1]]
+    folder.add(to_table(made[4:]))
+    ledger.refresh()
+    assert len(read) == 5
+    assert ledger.lacks("v1.mp4", cases) == []

@@ -5,10 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
+from zar_ray.results.record import ProtocolAverage
 from zar_ray.results.statistics import holm, paired_comparison
-from zar_ray.results.study_record import TableRow
-from zar_ray.study.tables import verdict
+from zar_ray.results.study_record import Score, TableRow
+from zar_ray.study.tables import Group, verdict
 
 
 def said(*right: np.ndarray) -> str:
@@ -60,3 +62,22 @@ def test_replicates_of_the_same_videos_are_no_further_evidence():
     one = first(100), first(105)
     assert "nothing is distinguishable" in said(*one)
     assert "nothing is distinguishable" in said(*(np.stack([right] * 5) for right in one))
+
+
+def test_an_average_over_replicates_is_of_the_splits_means_where_it_is_harmonic():
+    def cell(base: float, novel: float, kind: str) -> SimpleNamespace:
+        value = 2 * base * novel / (base + novel) if kind == "harmonic" else (base + novel) / 2
+        std = None if kind == "harmonic" else abs(base - novel) / 2
+        average = ProtocolAverage("zar", "top1", kind, value, std, ("base", "novel"))
+        return SimpleNamespace(summary=SimpleNamespace(averages=(average,)))
+
+    scores = {"base": Score(0.7), "novel": Score(0.5)}
+    for kind, expected, deviation in (
+        ("harmonic", 2 * 0.7 * 0.5 / 1.2, np.std([2 * 0.8 * 0.4 / 1.2, 0.6], ddof=1)),
+        ("mean", 0.6, 0.0),
+    ):
+        cells = [cell(0.8, 0.4, kind), cell(0.6, 0.6, kind)]
+        found = Group(None, cells, (), (0, 1), "zar", 0).average(scores)
+        assert (found.value, found.std) == (pytest.approx(expected), pytest.approx(deviation))
+    # One replicate has the deviation between the splits, as papers print it.
+    assert Group(None, [cell(0.8, 0.4, "mean")], (), (0,), "zar", 0).average(scores).std == pytest.approx(0.2)

@@ -30,7 +30,7 @@ _LEVEL = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class _Group:
+class Group:
     """The replicates of one model and setting under one method.
 
     Attributes:
@@ -177,7 +177,7 @@ def tables_of(study: Study, cells: Sequence[Cell], parts: Sequence[Evaluated]) -
     """
     if len(cells) == 1:
         return ()
-    groups: dict[tuple[tuple[tuple[str, str], ...], int, str], _Group] = {}
+    groups: dict[tuple[tuple[tuple[str, str], ...], int, str], Group] = {}
     for method in study.options.method:
         by_key: dict[tuple[tuple[tuple[str, str], ...], int], list[int]] = {}
         for place, cell in enumerate(cells):
@@ -185,7 +185,7 @@ def tables_of(study: Study, cells: Sequence[Cell], parts: Sequence[Evaluated]) -
             model = tuple((a, label) for a, label in cell.without_replicates().items() if a != "setting")
             by_key.setdefault((model, setting), []).append(place)
         for (model, setting), places in by_key.items():
-            groups[model, setting, method] = _Group(study, cells, parts, tuple(places), method, setting)
+            groups[model, setting, method] = Group(study, cells, parts, tuple(places), method, setting)
     models = list(dict.fromkeys(model for model, _, _ in groups))
     repeated = any(axis in REPLICATES for axis in study.axes.names)
     tables = []
@@ -204,7 +204,7 @@ def _sweep_table(
     study: Study,
     placed: PlacedSweep,
     models: Sequence[tuple[tuple[str, str], ...]],
-    groups: Mapping[tuple[tuple[tuple[str, str], ...], int, str], _Group],
+    groups: Mapping[tuple[tuple[tuple[str, str], ...], int, str], Group],
 ) -> StudyTable:
     settings = [(one.label, place) for one, place in zip(placed.sweep.settings, placed.places, strict=True)]
     if all(place != 0 for _, place in settings):
@@ -222,8 +222,8 @@ def _sweep_table(
 def _table(
     study: Study,
     placed: PlacedSweep | None,
-    members: Sequence[tuple[_Group, Mapping[str, str]]],
-    references: Mapping[int, _Group],
+    members: Sequence[tuple[Group, Mapping[str, str]]],
+    references: Mapping[int, Group],
     reference: str | None,
 ) -> StudyTable:
     """Rows with their comparisons; those against one reference are one family of tests."""
@@ -231,7 +231,7 @@ def _table(
     # A multi-label video is neither right nor wrong.
     decisions = 0 if multi_label else members[0][0].right.shape[1]
     comparable = decisions > 0 and reference is not None
-    families: dict[int, list[tuple[_Group, PairedComparison]]] = {}
+    families: dict[int, list[tuple[Group, PairedComparison]]] = {}
     for group, _ in members if comparable else ():
         base = references[id(group)]
         if group is not base and all(group is not known for known, _ in families.get(id(base), ())):
@@ -267,13 +267,13 @@ def _title(study: Study) -> str:
 
 
 def _verdicts(
-    members: Sequence[tuple[_Group, Mapping[str, str]]],
+    members: Sequence[tuple[Group, Mapping[str, str]]],
     rows: Sequence[TableRow],
-    references: Mapping[int, _Group],
+    references: Mapping[int, Group],
     seed: int,
 ) -> tuple[str, ...]:
     """What the data tell, a line for each reference."""
-    families: dict[int, list[tuple[_Group, TableRow]]] = {}
+    families: dict[int, list[tuple[Group, TableRow]]] = {}
     for (group, _), row in zip(members, rows, strict=True):
         families.setdefault(id(references[id(group)]), []).append((group, row))
     lines = []
@@ -286,7 +286,7 @@ def _verdicts(
     return tuple(lines)
 
 
-def verdict(family: Sequence[tuple[_Group, TableRow]], seed: int) -> str:
+def verdict(family: Sequence[tuple[Group, TableRow]], seed: int) -> str:
     """Names a winner only where it beats the reference and every other row beyond doubt."""
     better = [one for one in family if _differs(one[1], +1)]
     worse = [one for one in family if _differs(one[1], -1)]
@@ -320,5 +320,5 @@ def _named(row: TableRow) -> str:
     return told if told is not None else ", ".join(label for axis, label in row.labels.items() if axis != "method")
 
 
-def _listed(family: Sequence[tuple[_Group, TableRow]]) -> str:
+def _listed(family: Sequence[tuple[Group, TableRow]]) -> str:
     return ", ".join(f"{_named(row)} (p {row.p_adjusted:.2g})" for _, row in family)

@@ -18,8 +18,7 @@ from zar_ray.models.options import ModelOptions
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.rows import to_rows
 from zar_ray.storage import Storage
-from zar_ray.training.fitting import cpus_per_worker
-from zar_ray.training.inputs import describe
+from zar_ray.training.job import cpus_per_worker, describe
 from zar_ray.training.options import AugmentConfig
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from zar_ray.training.mixing import mix
+from zar_ray.training.augmentation import mix
 from zar_ray.training.options import AugmentConfig
 
 alphas = st.sampled_from([0.0, 0.1, 0.8, 1.0, 5.0])

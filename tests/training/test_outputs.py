@@ -1,5 +1,6 @@
 """What is made of a training that Ray Train calls finished."""
 
+from pickle import UnpicklingError
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +13,7 @@ from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import finished
-from zar_ray.training.progress import Validated
-from zar_ray.training.state import AveragedWeights, TrainingState
+from zar_ray.training.progress import TrainingState, Validated, running_mean
 from zar_ray.training.worker import TrainingJob
 
 
@@ -40,18 +40,32 @@ def test_a_training_that_ended_early_is_no_finished_one(tmp_path, step, said):
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):
-    averaged = AveragedWeights().with_({"a": torch.zeros(2)}).with_({"a": torch.ones(2)}).with_({"a": torch.ones(2)})
-    before = state(3, averaged=averaged, validations=(Validated(2, 1.0, 3, 4, 1),), config={"lr": 0.1})
+    before = state(
+        3,
+        averaged={"a": torch.ones(2)},
+        averaged_epochs=2,
+        validations=(Validated(2, 1.0, 3, 4, 1),),
+        config={"lr": 0.1},
+    )
     before.save(tmp_path)
-    after = TrainingState.load(tmp_path)
+    after = TrainingState.of(Checkpoint.from_directory(tmp_path))
     assert (after.step, after.validations, after.config) == (3, before.validations, {"lr": 0.1})
-    assert after.averaged.count == 3
-    assert torch.allclose(after.averaged.tensors["a"], torch.full((2,), 2 / 3))
-    assert torch.equal(after.network["a"], torch.ones(2))
+    assert (after.averaged_epochs, after.averaged.keys()) == (2, {"a"})
+    for tensor in (after.averaged["a"], after.network["a"]):
+        assert torch.equal(tensor, torch.ones(2))
 
 
-def test_the_mean_of_weights_is_a_copy():
+def test_a_state_that_holds_anything_else_is_not_unpickled(tmp_path):
+    state(1, config={"lr": Storage("somewhere")}).save(tmp_path)
+    with pytest.raises(UnpicklingError, match="Storage"):
+        TrainingState.of(Checkpoint.from_directory(tmp_path))
+
+
+def test_the_mean_of_weights_is_the_mean_and_a_copy():
     weights = torch.zeros(2)
-    averaged = AveragedWeights().with_({"a": weights})
+    mean = running_mean({}, {"a": weights}, 1)
     weights += 1
-    assert torch.equal(averaged.tensors["a"], torch.zeros(2))
+    assert torch.equal(mean["a"], torch.zeros(2))
+    for count in (2, 3):
+        mean = running_mean(mean, {"a": weights}, count)
+    assert torch.allclose(mean["a"], torch.full((2,), 2 / 3))

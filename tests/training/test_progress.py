@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from zar_ray.training.progress import HISTORY, Meter, _gpu_utilisation
-from zar_ray.training.state import no_history
+from zar_ray.training.progress import HISTORY, Meter, _gpu_utilisation, no_history
 
 
 @pytest.mark.parametrize("error", ["NVMLError_NotSupported", "NVMLError_NoPermission"])

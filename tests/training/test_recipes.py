@@ -80,7 +80,7 @@ def test_coop_trains_the_context_alone():
 
 
 def test_the_demo_has_its_steps_whatever_its_videos():
-    assert Schedule.of(recipe("demo"), 1200) == Schedule(900, 150, 25.0)
+    assert Schedule.of(recipe("demo"), 1200) == Schedule(900, 150)
 
 
 def test_recipes_leave_nothing_out_that_is_published():

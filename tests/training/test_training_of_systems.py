@@ -82,7 +82,7 @@ def loss_of(network, pixels, draw=0, system="ezclip"):
     if system in CLASSED:
         return torch.nn.functional.cross_entropy(network(pixels), torch.tensor(LABELS))
     texts = network.draw_texts(LABELS, np.random.default_rng(draw))
-    return matching_loss(network(pixels, texts), torch.tensor(LABELS), float(system == "ezclip"))
+    return matching_loss(*network(pixels, texts), torch.tensor(LABELS), float(system == "ezclip"))
 
 
 def trained(network):
@@ -164,7 +164,7 @@ def test_a_few_steps_lower_the_loss_and_the_file_evaluates_as_it_was_trained(pix
     classes = PromptedClasses(loaded, NAMES, texts=texts)
     with torch.no_grad():
         videos = loaded.view_features(frames)
-        logits = network(pixels) if texts is None else network(pixels, classes.token_ids).similarities
+        logits = network(pixels) if texts is None else network(pixels, classes.token_ids)[0]
     assert torch.allclose(classes.initial_logits(videos), logits, atol=1e-4)
 
 
@@ -185,7 +185,7 @@ def test_it_can_be_distributed(pixels, system, tmp_path):
         parallel = DistributedDataParallel(network)
         texts = network.draw_texts(LABELS, np.random.default_rng(0))
         for _ in range(2):
-            matching_loss(parallel(pixels, texts), torch.tensor(LABELS), 1.0).backward()
+            matching_loss(*parallel(pixels, texts), torch.tensor(LABELS), 1.0).backward()
     finally:
         torch.distributed.destroy_process_group()
     assert all(parameter.grad is not None for parameter in trained(network))

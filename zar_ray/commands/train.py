@@ -18,12 +18,12 @@ def train_command(argv: Sequence[str]) -> int:
     if invocation.show_config:
         return show_options(invocation.options)
     from zar_ray.study import few_shot
-    from zar_ray.training import inputs, job
+    from zar_ray.training import job
 
     console = Console(highlight=False, soft_wrap=True)
     alone = invocation.options.protocol == "standard"
     if invocation.dry_run:
-        console.print((inputs if alone else few_shot).describe(invocation.options))
+        console.print((job if alone else few_shot).describe(invocation.options))
         return 0
     (job.run_training if alone else few_shot.run_experiment)(invocation.options, console)
     return 0

@@ -36,8 +36,7 @@ from zar_ray.study.axes import ModelChoice
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.run import run_study
 from zar_ray.tracking import default_uri, put_below
-from zar_ray.training.inputs import settled
-from zar_ray.training.job import run_training
+from zar_ray.training.job import run_training, settled
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import trained_options
 

@@ -1,15 +1,17 @@
-"""What training does to the frames of a sample, between the decoder and the model: pure functions of a generator.
+"""What training does to pixels between the decoder and the model: pure functions of a generator.
 
-The operations and their order are those of ViFi-CLIP's training (Rasheed et al., CVPR 2023; `datasets/pipeline.py` of
-its repository): crop, flip, colour jitter, grey. RandAugment comes before them, as in ActionCLIP's.
+Frames of a sample are augmented, and then videos of a micro-batch mixed. The operations on frames and their order are
+those of ViFi-CLIP's training (Rasheed et al., CVPR 2023; `datasets/pipeline.py` of its repository): crop, flip, colour
+jitter, grey. RandAugment comes before them, as in ActionCLIP's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import numpy as np
 import torch
+from torch.nn.functional import one_hot
 from torchvision.transforms.v2 import functional
 
 from zar_ray.training.options import AugmentConfig
@@ -21,16 +23,6 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 0.4, 0.4, 0.2, 0.1
 _NEARLY = 3
 # Places of a multi-scale box, in quarters of the room around it: (down, right).
 _PLACES = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))
-
-
-@dataclass(frozen=True, order=True)
-class Box:
-    """A rectangle in a frame, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 def augment(frames: np.ndarray, options: AugmentConfig, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -50,12 +42,10 @@ def augment(frames: np.ndarray, options: AugmentConfig, size: int, rng: np.rando
     """
     if options.rand_augment.operations:
         frames = rand_augment(frames, options.rand_augment, rng)
-    box = draw_box(frames.shape[1], frames.shape[2], options, size, rng)
+    top, left, height, width = draw_box(frames.shape[1], frames.shape[2], options, size, rng)
     # A copy: frames may be read-only, and kept ones must not stay in memory for the sake of a crop.
-    window = np.array(frames[:, box.top : box.top + box.height, box.left : box.left + box.width])
-    pixels = torch.from_numpy(window).permute(0, 3, 1, 2)
-    if (box.height, box.width) != (size, size):
-        pixels = functional.resize(pixels, [size, size], antialias=True)
+    window = np.array(frames[:, top : top + height, left : left + width])
+    pixels = functional.resize(torch.from_numpy(window).permute(0, 3, 1, 2), [size, size], antialias=True)
     if options.flip and rng.random() < options.flip:
         pixels = functional.horizontal_flip(pixels)
     if options.colour_jitter and rng.random() < options.colour_jitter:
@@ -65,7 +55,9 @@ def augment(frames: np.ndarray, options: AugmentConfig, size: int, rng: np.rando
     return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
 
 
-def draw_box(height: int, width: int, options: AugmentConfig, size: int, rng: np.random.Generator) -> Box:
+def draw_box(
+    height: int, width: int, options: AugmentConfig, size: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
     """Draws the box that is cut out of a sample's frames.
 
     ``random`` is a square of the input size anywhere.  ``multi_scale`` is the crop of TSN (Wang et al., ECCV 2016) as
@@ -78,18 +70,19 @@ def draw_box(height: int, width: int, options: AugmentConfig, size: int, rng: np
         options: The kind of crop, and its scales.
         size: R, side of the model's input in pixels; at most the frames' short side.
         rng: What to draw from.
+
+    Returns:
+        Top, left, height and width, in pixels.
     """
     if options.crop == "random":
         top = int(rng.integers(0, height - size + 1))
         left = int(rng.integers(0, width - size + 1))
-        return Box(top, left, size, size)
+        return top, left, size, size
     sides = [_side(share, min(height, width), size) for share in options.crop_scales]
     shapes = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
     box_height, box_width = shapes[rng.integers(len(shapes))]
     down, right = _PLACES[rng.integers(len(_PLACES))]
-    return Box(
-        top=(height - box_height) // 4 * down, left=(width - box_width) // 4 * right, height=box_height, width=box_width
-    )
+    return (height - box_height) // 4 * down, (width - box_width) // 4 * right, box_height, box_width
 
 
 def _side(share: float, short_side: int, size: int) -> int:
@@ -114,3 +107,55 @@ def _jittered(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
             frame = adjust(frame, amount)
         frames.append(frame)
     return torch.stack(frames)
+
+
+def mix(
+    pixels: torch.Tensor, labels: torch.Tensor, classes: int, options: AugmentConfig, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixes each video of a micro-batch with another one, and its target with that one's.
+
+    Label smoothing comes first, as in ViFi-CLIP (Rasheed et al., CVPR 2023; `datasets/blending.py` of its repository):
+    the target is 1 - s + s/K for the video's class and s/K for each of the others, mixed or not.
+
+    Under mixup (Zhang et al., ICLR 2018) a video is lambda of itself and 1 - lambda of its partner.  Under CutMix (Yun
+    et al., ICCV 2019) one rectangle of all frames is the partner's; its area is 1 - lambda of the frame before it is
+    cut off at the edges, and the targets are mixed by the area that is left.  One lambda, one permutation of partners
+    and one rectangle serve the micro-batch; a video may be its own partner.  Where both are on, a draw chooses.
+
+    Args:
+        pixels: float32 (B, T, 3, R, R); left as it is.
+        labels: int64 (B,), label ids below `classes`.
+        classes: K, how many classes there are.
+        options: Mixup's and CutMix's alpha, and the smoothing.
+        rng: What to draw from; nothing is drawn where nothing is mixed.
+
+    Returns:
+        float32 (B, T, 3, R, R), the same tensor where nothing is mixed; and targets, float32 (B, K), each of which sums
+        to one.
+    """
+    targets = one_hot(labels, classes).to(torch.float32)
+    targets = targets * (1 - options.label_smoothing) + options.label_smoothing / classes
+    if not options.mixup and not options.cutmix:
+        return pixels, targets
+    cut = options.cutmix > 0 and (options.mixup == 0 or rng.random() < options.cutmix_share)
+    partners = torch.from_numpy(rng.permutation(len(labels))).to(labels.device)
+    if cut:
+        height, width = pixels.shape[-2:]
+        rows, columns = _rectangle(height, width, 1 - rng.beta(options.cutmix, options.cutmix), rng)
+        mixed = pixels.clone()
+        mixed[..., rows, columns] = pixels[..., rows, columns][partners]
+        kept = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+    else:
+        kept = rng.beta(options.mixup, options.mixup)
+        mixed = torch.lerp(pixels[partners], pixels, kept)
+    return mixed, torch.lerp(targets[partners], targets, kept)
+
+
+def _rectangle(height: int, width: int, share: float, rng: np.random.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a rectangle of the frame's proportions and this share of its area, its centre anywhere."""
+    down, right = int(rng.integers(height)), int(rng.integers(width))
+    half_height, half_width = int(height * math.sqrt(share)) // 2, int(width * math.sqrt(share)) // 2
+    return (
+        slice(max(0, down - half_height), min(height, down + half_height)),
+        slice(max(0, right - half_width), min(width, right + half_width)),
+    )

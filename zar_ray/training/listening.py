@@ -18,7 +18,7 @@ from zar_ray.storage import Storage
 from zar_ray.tracking import TrainingTracker
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import TrainResult
-from zar_ray.training.progress import Progress, Raised, Validated
+from zar_ray.training.progress import Progress, Validated
 from zar_ray.training.worker import TrainingJob
 
 # A log that someone reads afterwards wants a line often enough to see life, seldom enough to be read.
@@ -68,10 +68,10 @@ def log_end(tracker: TrainingTracker | None, trained: TrainResult, config: Train
 
 
 @contextlib.contextmanager
-def shown(job: TrainingJob, tracker: TrainingTracker | None, console: Console) -> Iterator[list[Raised]]:
+def shown(job: TrainingJob, tracker: TrainingTracker | None, console: Console) -> Iterator[list[str]]:
     """Shows and logs what the processes say, in a thread, until the training ends; yields what exceptions said."""
     over = threading.Event()
-    raised: list[Raised] = []
+    raised: list[str] = []
     bar = _TrainingBar(console, job.schedule.steps, job.config.batch_size)
 
     def listen() -> None:
@@ -79,7 +79,7 @@ def shown(job: TrainingJob, tracker: TrainingTracker | None, console: Console) -
             ended = over.is_set()
             try:
                 message = job.progress.get(timeout=0 if ended else 1, block=not ended)
-                if isinstance(message, Raised):
+                if isinstance(message, str):
                     raised.append(message)
                 else:
                     _take(message, bar, tracker)
@@ -87,7 +87,7 @@ def shown(job: TrainingJob, tracker: TrainingTracker | None, console: Console) -
                 if ended:
                     return
             except TrackingError as error:
-                bar.say(f"not logged to MLflow: {error}")
+                console.print(f"not logged to MLflow: {error}", markup=False)
 
     thread = threading.Thread(target=listen, daemon=True)
     with bar:
@@ -103,9 +103,10 @@ def shown(job: TrainingJob, tracker: TrainingTracker | None, console: Console) -
 def _take(message: Progress | Validated, bar: _TrainingBar, tracker: TrainingTracker | None) -> None:
     if isinstance(message, Validated):
         top1 = share_estimate(message.correct, message.videos)
-        bar.say(
+        bar.console.print(
             f"after {message.epoch:.1f} epochs: top-1 {top1.value:.1%} ({top1.low:.1%} to {top1.high:.1%})"
-            f" of {message.videos} validation videos{f', {message.failed} failed' if message.failed else ''}"
+            f" of {message.videos} validation videos{f', {message.failed} failed' if message.failed else ''}",
+            markup=False,
         )
         metrics = {
             "validation/top1": top1.value,
@@ -161,7 +162,3 @@ class _TrainingBar(Bar):
             f"step {progress.step}/{self._steps}  {facts}  lr {progress.learning_rate:.1e}"
             f"  {progress.videos_per_second:.0f} videos/s{waiting}  about {left:.0f} s left"
         )
-
-    def say(self, line: str) -> None:
-        """Shows a line of its own above the bar."""
-        self.console.print(line, markup=False)

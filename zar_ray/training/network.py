@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from zar_ray.models.deep_prompts import attach_deep_prompts
 from zar_ray.models.learned_context import RANDOM, LearnedContext, parse_context, save_context
 from zar_ray.models.losses import matching_losses, motion_loss
 from zar_ray.models.parts import DEEP_PROMPTS, FUSION, own_context_of
-from zar_ray.models.systems.base import EVALUATION_SCALE
+from zar_ray.models.systems.base import EVALUATION_SCALE, TrainingRule
 from zar_ray.models.systems.registry import registered, rule_of
 from zar_ray.models.text import PromptedClasses, encode_tokens
 from zar_ray.training.options import TrainConfig
@@ -99,30 +99,20 @@ class VideoTextModel(nn.Module):
         self._learned = learned = _starting_context(model, prompts, config)
         self._classes = self._prompted()
         features = None
-        match config.trains:
-            case "both" | "all" | "text":
-                if learned is not None:
-                    raise ConfigError(f"--context {learned.place}: --trains {config.trains} reads words; give words")
-                for name, parameter in clip.named_parameters():
-                    parameter.requires_grad_(_is_trained(name, config))
-            case "image":
-                for name, parameter in clip.named_parameters():
-                    parameter.requires_grad_(name.startswith(_OF_IMAGES))
-                # Texts that follow the video are normalised when they have.
-                found = self._classes.encode_texts() if model.texts_follow_videos else self._classes.initial_features
-                features = found.detach().clone()
-            case "prompts":
-                for tower in (clip.visual, model.text_tower):
-                    tower.deep_prompts.requires_grad_(True)
-            case "context":
-                self._classes.require_tunable("--trains context", "--trains text")
-                self.context = nn.Parameter(self._classes.initial_context.clone())
-            case "added":
-                for name, parameter in clip.named_parameters():
-                    parameter.requires_grad_(self.rule.added(name))
-                if not any(parameter.requires_grad for parameter in clip.parameters()):
-                    systems = ", ".join(name for name, one in registered().items() if one.additions)
-                    raise ModelError(f"{model.name}: is a CLIP that nothing was added to; start from --model {systems}")
+        if learned is not None and config.trains in ("both", "all", "text"):
+            raise ConfigError(f"--context {learned.place}: --trains {config.trains} reads words; give words")
+        for name, parameter in clip.named_parameters():
+            parameter.requires_grad_(_is_trained(name, config, self.rule))
+        if config.trains == "image":
+            # Texts that follow the video are normalised when they have.
+            found = self._classes.encode_texts() if model.texts_follow_videos else self._classes.initial_features
+            features = found.detach().clone()
+        elif config.trains == "context":
+            self._classes.require_tunable("--trains context", "--trains text")
+            self.context = nn.Parameter(self._classes.initial_context.clone())
+        elif config.trains == "added" and not any(parameter.requires_grad for parameter in clip.parameters()):
+            systems = ", ".join(name for name, one in registered().items() if one.additions)
+            raise ModelError(f"{model.name}: is a CLIP that nothing was added to; start from --model {systems}")
         self.register_buffer("_text_features", features, persistent=False)
         self._dropping = attach_regularisation(model, config)
         self.train()
@@ -150,7 +140,9 @@ class VideoTextModel(nn.Module):
         rows = [self._classes.rows_of(label) for label in labels]
         return self._classes.token_ids[[int(own[int(rng.integers(len(own)))]) for own in rows]]
 
-    def forward(self, pixels: torch.Tensor, texts: torch.Tensor | None = None) -> torch.Tensor | Matched:
+    def forward(
+        self, pixels: torch.Tensor, texts: torch.Tensor | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Logits of videos over classes, or over texts of their own; differentiable in what is trained.
 
         Under autocast the image tower runs in mixed precision; the text tower and the logits stay float32, since a
@@ -161,7 +153,8 @@ class VideoTextModel(nn.Module):
             texts: int64 (B, context_length), see `draw_texts`; by default the texts of all classes.
 
         Returns:
-            float32 (B, K); with `texts` the logits over them and what else losses need.
+            float32 (B, K); with `texts` the logits over them, (B, B), and the frames' embeddings, float32 (B, T, D),
+            not normalised.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains not in ("text", "context")):
             frames = self.model.clip.visual(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]).float()
@@ -176,7 +169,7 @@ class VideoTextModel(nn.Module):
             if texts is None:
                 return scale * videos @ self._texts().T
             of_texts = normalize(encode_tokens(self.model, texts), dim=-1)
-            return Matched(scale * videos @ of_texts.T, frames)
+            return scale * videos @ of_texts.T, frames
 
     @torch.no_grad()
     def bound_logit_scale(self) -> None:
@@ -206,15 +199,13 @@ class VideoTextModel(nn.Module):
             ModelError: One is missing, unknown or of another shape; nothing is taken over then.
         """
         wanted = dict(self.trained())
-        if unlike := sorted(wanted.keys() ^ state.keys()):
-            problem = "is missing" if unlike[0] in wanted else "is not trained"
-            raise ModelError(f"{place}: {unlike[0]} {problem} (--trains {self._trains}); continue with its own options")
-        for name, parameter in wanted.items():
-            if parameter.shape != state[name].shape:
-                raise ModelError(
-                    f"{place}: {name} is {tuple(state[name].shape)} and should be {tuple(parameter.shape)}; continue"
-                    " with its own options"
-                )
+        sizes, found = ({name: tuple(one.shape) for name, one in tensors.items()} for tensors in (wanted, state))
+        if unlike := sorted({name for name, _ in sizes.items() ^ found.items()}):
+            name = unlike[0]
+            raise ModelError(
+                f"{place}: {name} is {found.get(name, 'missing')} and should be {sizes.get(name, 'left out')} (--trains"
+                f" {self._trains}); continue with its own options"
+            )
         for name, parameter in wanted.items():
             parameter.copy_(state[name])
 
@@ -248,32 +239,23 @@ class VideoTextModel(nn.Module):
         return PromptedClasses(self.model, self._prompts.names, self._learned or words, texts=self._prompts.texts)
 
 
-class Matched(NamedTuple):
-    """What a network makes of B videos and as many texts.
-
-    Attributes:
-        similarities: float32 (B, B), logits of videos, the rows, over texts, the columns.
-        frames: float32 (B, T, D), the frames' embeddings, not normalised.
-    """
-
-    similarities: torch.Tensor
-    frames: torch.Tensor
-
-
-def matching_loss(matched: Matched, labels: torch.Tensor, motion: float) -> torch.Tensor:
+def matching_loss(
+    similarities: torch.Tensor, frames: torch.Tensor, labels: torch.Tensor, motion: float
+) -> torch.Tensor:
     """The mean of the two matching losses, and a share of the motion loss beside it.
 
     Args:
-        matched: What the network made of a batch.
+        similarities: float32 (B, B), logits of videos, the rows, over texts, the columns.
+        frames: float32 (B, T, D), the frames' embeddings.
         labels: int64 (B,), its classes.
         motion: Weight of the motion loss.
 
     Returns:
         float32 (), see `zar_ray.models.losses`.
     """
-    of_videos, of_texts = matching_losses(matched.similarities, labels)
+    of_videos, of_texts = matching_losses(similarities, labels)
     loss = (of_videos + of_texts) / 2
-    return loss + motion * motion_loss(matched.frames) if motion else loss
+    return loss + motion * motion_loss(frames) if motion else loss
 
 
 def save_trained(network: VideoTextModel, output: Path, notes: Mapping[str, Any]) -> None:
@@ -343,8 +325,17 @@ def _add_deep_prompts(model: ClipModel, config: TrainConfig) -> None:
         )
 
 
-def _is_trained(name: str, config: TrainConfig) -> bool:
-    """Whether a parameter of the CLIP takes gradients where the text tower does."""
+def _is_trained(name: str, config: TrainConfig, rule: TrainingRule) -> bool:
+    """Whether a parameter of the CLIP takes gradients."""
+    match config.trains:
+        case "context":
+            return False
+        case "prompts":
+            return name.endswith(DEEP_PROMPTS)
+        case "added":
+            return rule.added(name)
+        case "image":
+            return name.startswith(_OF_IMAGES)
     if name.startswith(_OF_IMAGES) or name == "logit_scale":
         return config.trains in ("both", "all")
     if name.endswith("token_embedding.weight"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import tempfile
 from collections.abc import Mapping
@@ -23,8 +22,7 @@ from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
 from zar_ray.training.network import save_trained
 from zar_ray.training.options import TrainConfig
-from zar_ray.training.progress import HISTORY, Validated
-from zar_ray.training.state import TrainingState
+from zar_ray.training.progress import HISTORY, TrainingState, Validated
 from zar_ray.training.validation import evaluation_options, validation_split
 from zar_ray.training.worker import NOT_VALIDATED, TrainingJob, initial_network
 
@@ -67,46 +65,41 @@ def trained_options(config: TrainConfig, file: Path) -> dict[str, Any]:
     return {"checkpoint": file, "context": config.context}
 
 
-class CheckpointEvaluation:
+def evaluate_checkpoint(job: TrainingJob, runs: Storage, checkpoint: Checkpoint, **_: Any) -> dict[str, float]:
     """Evaluates a checkpoint as `zar eval` does, in a task of its own beside the training.
 
     Args:
         job: What is trained.
-        output: Folder or URI of the evaluations' runs.
+        runs: Folder of the evaluations' runs.
+        checkpoint: The checkpoint.
+
+    Returns:
+        What Ray Train is to know of it.
     """
-
-    def __init__(self, job: TrainingJob, output: str) -> None:
-        self._job = job
-        self._output = output
-
-    def __call__(self, checkpoint: Checkpoint, **kwargs: Any) -> dict[str, float]:
-        """Returns what Ray Train is to know of the checkpoint."""
-        config = self._job.config
-        with checkpoint.as_directory() as folder:
-            state = TrainingState.load(folder)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "model.safetensors"
-            _export(state.network, self._job, file)
-            manifest, split = validation_split(config)
-            options = EvaluationOptions(
-                **evaluation_options(config).model_dump(exclude={"checkpoint", "context"}),
-                **trained_options(config, file),
-                overwrite=True,
-            )
-            evaluated = evaluate(
-                Workload.of(manifest, [split]),
-                [AskedModel(file.stem, (options,))],
-                ["validation"],
-                RunFolder(Storage(self._output).child(f"step{state.step}")),
-                Console(file=io.StringIO()),
-            )
-        (case,) = evaluated.cases
-        rows = CaseRows.of(evaluated.table, case.case_id, len(split.class_names))
-        counted = rows.select((rows.label >= 0) & rows.finished)
-        correct, videos = int((counted.after == RIGHT).sum()), len(counted.label)
-        found = Validated(state.step, self._job.epochs(state.step), correct, videos, int((~rows.finished).sum()))
-        self._job.progress.put(found)
-        return {"validation_top1": found.top1}
+    state = TrainingState.of(checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.safetensors"
+        _export(state.network, job, file)
+        manifest, split = validation_split(job.config)
+        options = EvaluationOptions(
+            **evaluation_options(job.config).model_dump(exclude={"checkpoint", "context"}),
+            **trained_options(job.config, file),
+            overwrite=True,
+        )
+        evaluated = evaluate(
+            Workload.of(manifest, [split]),
+            [AskedModel(file.stem, (options,))],
+            ["validation"],
+            RunFolder(runs.child(f"step{state.step}")),
+            Console(file=io.StringIO()),
+        )
+    (case,) = evaluated.cases
+    rows = CaseRows.of(evaluated.table, case.case_id, len(split.class_names))
+    counted = rows.select((rows.label >= 0) & rows.finished)
+    correct, videos = int((counted.after == RIGHT).sum()), len(counted.label)
+    found = Validated(state.step, job.epochs(state.step), correct, videos, int((~rows.finished).sum()))
+    job.progress.put(found)
+    return {"validation_top1": found.top1}
 
 
 def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float, raised: str | None) -> TrainResult:
@@ -124,15 +117,15 @@ def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float
     """
     output = job.config.output
     assert output is not None
-    last = _state_of(result.checkpoint) if result.checkpoint is not None else None
+    last = TrainingState.of(result.checkpoint) if result.checkpoint is not None else None
     if last is None or last.step < job.schedule.steps:
         at = f"after step {last.step if last is not None else 0} of {job.schedule.steps}"
         raise RunError(f"training stopped {at}: {raised or 'no reason is known'}; the same command continues it")
     _export(last.network, job, output)
     averaged = best = None
-    if last.averaged.count:
+    if last.averaged_epochs:
         averaged = output.with_name(f"{output.stem}.averaged{output.suffix}")
-        _export(last.averaged.tensors, job, averaged, {"averaged_epochs": last.averaged.count})
+        _export(last.averaged, job, averaged, {"averaged_epochs": last.averaged_epochs})
     validated = [
         (metrics["validation_top1"], checkpoint)
         for checkpoint, metrics in result.best_checkpoints or []
@@ -140,9 +133,10 @@ def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float
     ]
     if validated:
         top1, checkpoint = max(validated, key=lambda one: one[0])
-        best, state = output.with_name(f"{output.stem}.best{output.suffix}"), _state_of(checkpoint)
+        best, state = output.with_name(f"{output.stem}.best{output.suffix}"), TrainingState.of(checkpoint)
         _export(state.network, job, best, {"step": state.step, "validation_top1": top1})
-    folder.storage.write("history.csv", _history_csv(last).encode())
+    lines = [("step", *HISTORY), *((step, *row) for step, row in enumerate(last.history.tolist(), 1))]
+    folder.storage.write("history.csv", "".join(",".join(map(str, line)) + "\n" for line in lines).encode())
     recent = last.history[-_RECENT_STEPS:].mean(dim=0).tolist()
     return TrainResult(
         checkpoint=output,
@@ -157,21 +151,8 @@ def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float
     )
 
 
-def _state_of(checkpoint: Checkpoint) -> TrainingState:
-    with checkpoint.as_directory() as folder:
-        return TrainingState.load(folder)
-
-
 def _export(weights: Mapping[str, Any], job: TrainingJob, output: Path, notes: Mapping[str, Any] | None = None) -> None:
     network = initial_network(job)
     network.load_trained_state(weights, "the training's checkpoint")
     about = {"name": output.stem, "training": job.config.model_dump(mode="json"), **(notes or {})}
     save_trained(network, output, about)
-
-
-def _history_csv(state: TrainingState) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("step", *HISTORY))
-    writer.writerows((step, *row) for step, row in enumerate(state.history.tolist(), 1))
-    return text.getvalue()

@@ -1,12 +1,16 @@
-"""How a training goes: what its processes measure a step, and what they say of it."""
+"""How a training goes: what its processes measure a step, what they say of it, and what they keep to go on from."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed
+from ray.train import Checkpoint
 from ray.util.queue import Queue
 
 
@@ -61,19 +65,70 @@ class Validated:
         return self.correct / self.videos if self.videos else 0.0
 
 
-@dataclass(frozen=True)
-class Raised:
-    """An exception in a training process.
-
-    Attributes:
-        reason: What it says, on one line.
-    """
-
-    reason: str
-
-
 # Columns of a training's history, one row a step.
 HISTORY = ("loss", "accuracy", "learning_rate", "gradient_norm")
+
+_FILE = "state.pt"
+
+
+def no_history() -> torch.Tensor:
+    """The history of a training that has not begun."""
+    return torch.empty(0, len(HISTORY), dtype=torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """A training between two steps, by default before its first: everything that the next step depends on, in one file.
+
+    The order of samples, their augmentation, the learning rate and the generators of every step are pure functions of
+    the options and the step, so that the step's number stands for all of them.
+
+    Attributes:
+        step: Steps done.
+        network: What training has changed, see `VideoTextModel.trained_state`.
+        optimiser: AdamW's state.
+        history: float64 (step, len(HISTORY)), one row a step.
+        averaged: The mean of weights at the ends of epochs, where it is asked for, see `running_mean`.
+        averaged_epochs: Epochs averaged.
+        validations: The evaluations so far.
+        config: The options, as JSON values; for whoever looks at the file.
+    """
+
+    step: int = 0
+    network: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    optimiser: Mapping[str, Any] = field(default_factory=dict)
+    history: torch.Tensor = field(default_factory=no_history)
+    averaged: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    averaged_epochs: int = 0
+    validations: tuple[Validated, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes it into a checkpoint's folder."""
+        torch.save(self, Path(folder) / _FILE)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> TrainingState:
+        """Reads it from a checkpoint, on the CPU; besides these two, tensors and plain values alone are unpickled."""
+        with checkpoint.as_directory() as folder, torch.serialization.safe_globals([cls, Validated]):
+            return torch.load(Path(folder) / _FILE, map_location="cpu", weights_only=True)
+
+
+def running_mean(
+    mean: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], count: int
+) -> dict[str, torch.Tensor]:
+    """The mean of weights at the ends of epochs, with one epoch more (SWA: Izmailov et al., UAI 2018).
+
+    Args:
+        mean: That of the earlier ones; whatever it is before the first.
+        weights: The new ones.
+        count: How many it is of, these included.
+
+    Returns:
+        float32 on the CPU, and never a view.
+    """
+    new = {name: value.detach().float().cpu() for name, value in weights.items()}
+    return {name: torch.lerp(mean.get(name, value), value, 1 / count) for name, value in new.items()}
 
 
 class Meter:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
@@ -40,9 +39,8 @@ def rand_augment(frames: np.ndarray, options: RandAugmentConfig, rng: np.random.
     for frame in frames:
         image = Image.fromarray(frame)
         for number in rng.integers(len(OPERATIONS), size=options.operations):
-            operation = OPERATIONS[number]
-            amount = operation.least + options.magnitude / _MOST * (operation.most - operation.least)
-            image = operation.change(image, amount, rng)
+            change, least, most = OPERATIONS[number]
+            image = change(image, least + options.magnitude / _MOST * (most - least), rng)
         changed.append(np.asarray(image))
     return np.stack(changed)
 
@@ -69,35 +67,24 @@ def _either_way(amount: float, rng: np.random.Generator) -> float:
     return -amount if rng.random() > 0.5 else amount
 
 
-class Operation(NamedTuple):
-    """An operation of RandAugment's.
+_Change = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 
-    Attributes:
-        change: Makes a new image of an image, an amount and a generator.
-        least: Its amount at magnitude 0.
-        most: Its amount at the largest magnitude.
-    """
-
-    change: Callable[[Image.Image, float, np.random.Generator], Image.Image]
-    least: float
-    most: float
-
-
-OPERATIONS = (
-    Operation(lambda image, _, __: ImageOps.autocontrast(image), 0, 1),
-    Operation(lambda image, _, __: ImageOps.equalize(image), 0, 1),
-    Operation(lambda image, _, __: ImageOps.invert(image), 0, 1),
-    Operation(lambda image, degrees, rng: image.rotate(_either_way(degrees, rng)), 0, 30),
-    Operation(lambda image, bits, _: ImageOps.posterize(image, max(1, int(bits))), 0, 4),
-    Operation(lambda image, threshold, _: ImageOps.solarize(image, math.ceil(threshold)), 0, 256),
-    Operation(_solarize_add, 0, 110),
+# What makes a new image of an image, an amount and a generator; its amounts at magnitude 0 and at the largest.
+OPERATIONS: tuple[tuple[_Change, float, float], ...] = (
+    (lambda image, _, __: ImageOps.autocontrast(image), 0, 1),
+    (lambda image, _, __: ImageOps.equalize(image), 0, 1),
+    (lambda image, _, __: ImageOps.invert(image), 0, 1),
+    (lambda image, degrees, rng: image.rotate(_either_way(degrees, rng)), 0, 30),
+    (lambda image, bits, _: ImageOps.posterize(image, max(1, int(bits))), 0, 4),
+    (lambda image, threshold, _: ImageOps.solarize(image, math.ceil(threshold)), 0, 256),
+    (_solarize_add, 0, 110),
     *(
-        Operation(lambda image, share, _, of=of: of(image).enhance(share), 0.1, 1.9)
+        (lambda image, share, _, of=of: of(image).enhance(share), 0.1, 1.9)
         for of in (ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Brightness, ImageEnhance.Sharpness)
     ),
-    Operation(lambda image, share, rng: _moved(image, (1, _either_way(share, rng), 0, 0, 1, 0)), 0, 0.3),
-    Operation(lambda image, share, rng: _moved(image, (1, 0, 0, _either_way(share, rng), 1, 0)), 0, 0.3),
-    Operation(_cut_out, 0, 40),
-    Operation(lambda image, pixels, rng: _moved(image, (1, 0, _either_way(pixels, rng), 0, 1, 0)), 0, 100),
-    Operation(lambda image, pixels, rng: _moved(image, (1, 0, 0, 0, 1, _either_way(pixels, rng))), 0, 100),
+    (lambda image, share, rng: _moved(image, (1, _either_way(share, rng), 0, 0, 1, 0)), 0, 0.3),
+    (lambda image, share, rng: _moved(image, (1, 0, 0, _either_way(share, rng), 1, 0)), 0, 0.3),
+    (_cut_out, 0, 40),
+    (lambda image, pixels, rng: _moved(image, (1, 0, _either_way(pixels, rng), 0, 1, 0)), 0, 100),
+    (lambda image, pixels, rng: _moved(image, (1, 0, 0, 0, 1, _either_way(pixels, rng))), 0, 100),
 )

@@ -2,15 +2,23 @@
 
 A sample's position in the run settles its epoch and its video; (seed, epoch, video id) settle the frames drawn and
 what is done to them.  A step's samples lie in micro-batches, which are never divided: a worker takes whole ones.
+They are decoded ahead of the model: in threads of the training process, or in processes of their own on any node.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+import ray
+import torch
 
 from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import RunError, VideoError
@@ -20,6 +28,12 @@ from zar_ray.video.decoding import decode_video
 from zar_ray.video.plans import segment_frames
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import Preprocessing
+
+# Enough for decoding to go on while a micro-batch is computed, few enough to hold in memory.
+_AHEAD = 4
+
+_Item = TypeVar("_Item")
+_Begun = TypeVar("_Begun")
 
 
 @dataclass(frozen=True)
@@ -64,51 +78,43 @@ def generator(*key: object) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
-def samples_of_step(step: int, batch_size: int, videos: int, seed: int) -> list[Sample]:
+def samples_of_step(step: int, videos: int, config: TrainConfig) -> list[Sample]:
     """The samples of a step; batches run on over the end of an epoch, none is cut short.
 
     Args:
         step: From 0.
-        batch_size: Samples a step, over all workers.
         videos: Videos of the training set.
-        seed: Seed of the run.
+        config: The batch size and the seed.
     """
     samples = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
+    for position in range(step * config.batch_size, (step + 1) * config.batch_size):
         epoch, place = divmod(position, videos)
-        samples.append(Sample(epoch, int(_order(epoch, videos, seed)[place])))
+        samples.append(Sample(epoch, int(_order(epoch, videos, config.seed)[place])))
     return samples
 
 
 def micro_batches(
-    steps: range, batch_size: int, micro_batch: int, videos: int, seed: int, rank: int = 0, workers: int = 1
+    steps: range, videos: int, config: TrainConfig, rank: int = 0, workers: int = 1
 ) -> Iterator[MicroBatch]:
     """One worker's micro-batches, step by step: every so-manieth of each step's.
 
     Args:
         steps: The steps.
-        batch_size: Samples a step, over all workers; a multiple of `micro_batch` times `workers`.
-        micro_batch: Samples a micro-batch.
         videos: Videos of the training set.
-        seed: Seed of the run.
+        config: The seed, and a batch size that is a multiple of the micro-batch's times `workers`.
         rank: This worker's number.
         workers: How many there are.
     """
+    size = config.micro_batch
     for step in steps:
-        samples = samples_of_step(step, batch_size, videos, seed)
-        for number in range(rank, batch_size // micro_batch, workers):
-            yield MicroBatch(step, number, tuple(samples[number * micro_batch : (number + 1) * micro_batch]))
+        samples = samples_of_step(step, videos, config)
+        for number in range(rank, config.batch_size // size, workers):
+            yield MicroBatch(step, number, tuple(samples[number * size : (number + 1) * size]))
 
 
-_orders: dict[tuple[int, int, int], np.ndarray] = {}
-
-
+@functools.lru_cache(maxsize=1)
 def _order(epoch: int, videos: int, seed: int) -> np.ndarray:
-    key = (epoch, videos, seed)
-    if key not in _orders:
-        _orders.clear()
-        _orders[key] = generator(seed, "order", epoch).permutation(videos)
-    return _orders[key]
+    return generator(seed, "order", epoch).permutation(videos)
 
 
 def frames_drawn(frames: int, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -177,3 +183,66 @@ class SampleReader:
             ).frames
         except VideoError as error:
             raise RunError(f"{video.path}: {error}; leave the video out, or index the videos again") from error
+
+
+Submit = Callable[[Sample], "Future[np.ndarray]"]
+"""Begins to decode a sample; what comes of it is uint8 (T, R, R, 3)."""
+
+
+@contextmanager
+def decoder_threads(reader: SampleReader, threads: int) -> Iterator[Submit]:
+    """Threads of this process: decoding leaves Python's lock, so that a few keep up with a small model."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    try:
+        yield functools.partial(pool.submit, reader.read)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def decoder_processes(reader: SampleReader, processes: int) -> Iterator[Submit]:
+    """Ray actors of one CPU each, wherever the cluster has one free; one that dies is replaced."""
+    # A video that kills its decoder is tried once more, and then named by Ray's error.
+    actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1, scheduling_strategy="SPREAD")(_Decoder)
+    shared = ray.put(reader)
+    actors: list[Any] = [actor.remote(shared) for _ in range(processes)]
+    try:
+        # Always the same one for a video, as it may have kept the video's frames.
+        yield lambda sample: actors[sample.video % processes].read.remote(sample).future()
+    finally:
+        for one in actors:
+            ray.kill(one)
+
+
+class _Decoder:
+    def __init__(self, reader: SampleReader) -> None:
+        # One CPU was asked for, and several such processes share a node.
+        torch.set_num_threads(1)
+        self._reader = reader
+
+    def read(self, sample: Sample) -> np.ndarray:
+        return self._reader.read(sample)
+
+
+def in_order(items: Iterable[_Item], begin: Callable[[_Item], _Begun], ahead: int) -> Iterator[tuple[_Item, _Begun]]:
+    """Yields items with what beginning them gave, in order, while so many of the next ones are begun already."""
+    begun: deque[tuple[_Item, _Begun]] = deque()
+    for item in items:
+        begun.append((item, begin(item)))
+        if len(begun) > ahead:
+            yield begun.popleft()
+    yield from begun
+
+
+def decoded_batches(batches: Iterable[MicroBatch], submit: Submit) -> Iterator[tuple[MicroBatch, torch.Tensor]]:
+    """Yields micro-batches with their pixels, in order, while the next ones are being decoded.
+
+    Args:
+        batches: The micro-batches.
+        submit: See `decoder_threads` and `decoder_processes`.
+
+    Yields:
+        A micro-batch, and uint8 (B, T, R, R, 3), on the CPU.
+    """
+    for batch, begun in in_order(batches, lambda one: [submit(sample) for sample in one.samples], _AHEAD):
+        yield batch, torch.from_numpy(np.stack([sample.result() for sample in begun]))

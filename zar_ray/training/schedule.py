@@ -25,13 +25,10 @@ class Schedule:
     Attributes:
         steps: Optimiser steps.
         warmup: Steps of linear warm-up among them; may be more, and then the peak is never reached.
-        steps_an_epoch: Steps in which every video is seen once; seldom a whole number, as batches run on over the end
-            of an epoch.
     """
 
     steps: int
     warmup: int
-    steps_an_epoch: float
 
     @classmethod
     def of(cls, config: TrainConfig, videos: int) -> Schedule:
@@ -49,7 +46,6 @@ class Schedule:
         return cls(
             steps=steps(config.epochs) if config.steps is None else config.steps,
             warmup=steps(config.warmup_epochs) if config.warmup_steps is None else config.warmup_steps,
-            steps_an_epoch=videos / config.batch_size,
         )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed
@@ -20,11 +20,11 @@ from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.data.splits import choose_splits
 from zar_ray.errors import ManifestError, VideoError
 from zar_ray.models.clip import ClipModel
-from zar_ray.training.loading import in_order
 from zar_ray.training.options import TrainConfig
+from zar_ray.training.samples import in_order
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.options import ViewConfig
-from zar_ray.video.plans import plan_video
+from zar_ray.video.plans import ViewPlan, plan_video
 from zar_ray.video.reading import VideoInfo
 
 _METHOD = "zero_shot"
@@ -36,15 +36,12 @@ class ValidationSet:
     """The videos that a training is evaluated on.
 
     Attributes:
-        videos: The labelled videos, broken ones too: they count as failed.
-        labels: Each video's class, a place among `class_names`.
-        class_names: The candidate classes.
-        prompts: What the model reads of them.
+        videos: The labelled videos, broken ones too: they count as failed. `label_id` is a place among the split's
+            classes.
+        prompts: What the model reads of those.
     """
 
     videos: tuple[VideoRow, ...]
-    labels: tuple[int, ...]
-    class_names: tuple[str, ...]
     prompts: ClassPrompts
 
 
@@ -80,13 +77,9 @@ def validation_set(config: TrainConfig, console: Console | None = None) -> Valid
         return None
     manifest, split = validation_split(config, console)
     rows = {row.video_id: row for row in manifest.rows()}
-    labelled = [(rows[video], ids[0]) for video, ids in zip(split.video_ids, split.labels, strict=True) if ids]
-    return ValidationSet(
-        videos=tuple(row for row, _ in labelled),
-        labels=tuple(label for _, label in labelled),
-        class_names=split.class_names,
-        prompts=prompts_of([split.class_names], config)[0],
-    )
+    labelled = ((rows[video], ids[0]) for video, ids in zip(split.video_ids, split.labels, strict=True) if ids)
+    videos = tuple(replace(row, label_id=label) for row, label in labelled)
+    return ValidationSet(videos, prompts_of([split.class_names], config)[0])
 
 
 def evaluation_options(config: TrainConfig) -> AdaptationOptions:
@@ -114,24 +107,22 @@ def validate(
     """
     adapter = VideoAdapter(model, [prompts], (_METHOD,), evaluation_options(config))
     counts = torch.zeros(3, dtype=torch.int64)
-    share = range(rank, len(videos.videos), workers)
+    share = videos.videos[rank::workers]
     groups = [share[start : start + _VIDEOS_A_PASS] for start in range(0, len(share), _VIDEOS_A_PASS)]
     with ThreadPoolExecutor(config.decode_threads, thread_name_prefix="validate") as pool:
 
-        def begin(group: range) -> list[Future[PlannedVideo | VideoError]]:
-            return [pool.submit(_plan_and_decode, videos.videos[number], adapter, config) for number in group]
+        def begin(group: Sequence[VideoRow]) -> list[Future[PlannedVideo | VideoError]]:
+            return [pool.submit(_plan_and_decode, video, adapter, config) for video in group]
 
         for group, begun in in_order(groups, begin, ahead=1):
-            planned = [one.result() for one in begun]
-            usable = [one for one in planned if isinstance(one, PlannedVideo)]
-            outcomes = iter(adapter.predict(usable) if usable else [])
-            for number, one in zip(group, planned, strict=True):
-                outcome = next(outcomes) if isinstance(one, PlannedVideo) else one
-                if isinstance(outcome, VideoError):
-                    counts[2] += 1
-                else:
-                    counts[0] += int(outcome.cases[0].decision.logits_before.argmax()) == videos.labels[number]
+            decoded = [(video, one.result()) for video, one in zip(group, begun, strict=True)]
+            usable = [(video, one) for video, one in decoded if isinstance(one, PlannedVideo)]
+            predicted = adapter.predict([one for _, one in usable]) if usable else []
+            for (video, _), outcome in zip(usable, predicted, strict=True):
+                if not isinstance(outcome, VideoError):
+                    counts[0] += int(outcome.cases[0].decision.logits_before.argmax()) == video.label_id
                     counts[1] += 1
+    counts[2] = len(share) - counts[1]
     if workers > 1:
         counts = counts.to(model.device)
         torch.distributed.all_reduce(counts)
@@ -142,17 +133,15 @@ def validate(
 def _plan_and_decode(video: VideoRow, adapter: VideoAdapter, config: TrainConfig) -> PlannedVideo | VideoError:
     if video.error is not None:
         return VideoError(video.error, stage="open")
-    preprocessing, plans = adapter.model.preprocessing, []
+    options, preprocessing = adapter.options, adapter.model.preprocessing
 
-    def plan(info: VideoInfo) -> Any:
-        options = adapter.options
-        plans.append(plan_video(video.video_id, info, options.views, preprocessing, options.seed, needs_views=False))
-        return plans[-1]
+    def plan_of(info: VideoInfo) -> ViewPlan:
+        return plan_video(video.video_id, info, options.views, preprocessing, options.seed, needs_views=False)
 
     try:
         decoded = decode_video(
-            video.path, plan, preprocessing.interpolation, config.decoder, timeout=config.decode_timeout
+            video.path, plan_of, preprocessing.interpolation, config.decoder, timeout=config.decode_timeout
         )
     except VideoError as error:
         return error
-    return PlannedVideo(plans[-1], decoded.frames)
+    return PlannedVideo(plan_of(decoded.info), decoded.frames)

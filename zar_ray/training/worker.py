@@ -26,14 +26,20 @@ from zar_ray.models.architecture import Architecture, build_clip
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.options.base import meaning
-from zar_ray.training.loading import DecodedBatch, decoded_batches, decoder_processes, decoder_threads
-from zar_ray.training.mixing import mix
+from zar_ray.training.augmentation import mix
 from zar_ray.training.network import VideoTextModel, matching_loss, save_trained
 from zar_ray.training.options import TrainConfig
-from zar_ray.training.progress import Meter, Raised, Validated
-from zar_ray.training.samples import SampleReader, generator, micro_batches
+from zar_ray.training.progress import Meter, TrainingState, Validated, running_mean
+from zar_ray.training.samples import (
+    MicroBatch,
+    SampleReader,
+    decoded_batches,
+    decoder_processes,
+    decoder_threads,
+    generator,
+    micro_batches,
+)
 from zar_ray.training.schedule import MULTIPLE, Schedule, learning_rate, optimiser
-from zar_ray.training.state import TrainingState
 from zar_ray.training.validation import ValidationSet, validate
 from zar_ray.video.pixels import normalise
 from zar_ray.video.transforms import Preprocessing, imagenet_preprocessing
@@ -55,7 +61,7 @@ class TrainingJob:
         architecture: What to build from scratch; None starts from the options' weights.
         threads: CPU threads a process.
         validation: What to evaluate on during training, if anything.
-        progress: Where the first process says how far it is.
+        progress: Where the first process says how far it is, and any what ended it.
     """
 
     config: TrainConfig
@@ -80,13 +86,13 @@ class TrainingJob:
         return math.floor(self.epochs(step) / every) > math.floor(self.epochs(step - 1) / every)
 
 
-def initial_model(job: TrainingJob) -> ClipModel:
-    """The model that training starts from; from scratch, the same weights in every process."""
+def initial_network(job: TrainingJob) -> VideoTextModel:
+    """The network before its first step; from scratch too, the same in every process."""
     config = job.config
+    torch.manual_seed(config.seed)
     if job.architecture is None:
         model = load_model(config, "cpu")
     else:
-        torch.manual_seed(config.seed)
         size = job.architecture["vision_cfg"]["image_size"]
         clip = build_clip(job.architecture)
         with torch.no_grad():
@@ -94,33 +100,20 @@ def initial_model(job: TrainingJob) -> ClipModel:
         model = ClipModel(clip, str(config.architecture), Preprocessing(input_size=size), job.architecture)
     if config.pixels == "imagenet":
         model.preprocessing = imagenet_preprocessing(model.preprocessing.input_size)
-    return model
-
-
-def initial_network(job: TrainingJob) -> VideoTextModel:
-    """The network before its first step, equal in every process."""
-    torch.manual_seed(job.config.seed)
-    return VideoTextModel(initial_model(job), job.prompts, job.config)
+    return VideoTextModel(model, job.prompts, config)
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
     """Trains to the last step, from the last checkpoint of the same run where there is one."""
     job: TrainingJob = arguments["job"]
     torch.set_num_threads(job.threads)
+    checkpoint = ray.train.get_checkpoint()
     try:
-        _Worker(job, _last_state()).train()
+        _Worker(job, TrainingState() if checkpoint is None else TrainingState.of(checkpoint)).train()
     except Exception as error:
         # Ray Train takes a process for finished that ends between two of its looks at it, whatever it ended with.
-        job.progress.put(Raised(" ".join(str(error).split()) or type(error).__name__))
+        job.progress.put(" ".join(str(error).split()) or type(error).__name__)
         raise
-
-
-def _last_state() -> TrainingState:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return TrainingState()
-    with checkpoint.as_directory() as folder:
-        return TrainingState.load(folder)
 
 
 class _Worker:
@@ -144,16 +137,15 @@ class _Worker:
         if state.step:
             self.optimiser.load_state_dict(dict(state.optimiser))
         self.schedule = job.schedule
-        self.averaged, self.validations, self.first_step = state.averaged, state.validations, state.step
+        self.averaged, self.averaged_epochs = state.averaged, state.averaged_epochs
+        self.validations, self.first_step = state.validations, state.step
         listener = job.progress if self.rank == 0 else None
         self.meter = Meter(state.history, self.config.batch_size, self.workers, listener)
 
     def train(self) -> None:
         """Takes all steps that are left."""
         config, steps = self.config, range(self.first_step, self.schedule.steps)
-        own = micro_batches(
-            steps, config.batch_size, config.micro_batch, len(self.job.videos), config.seed, self.rank, self.workers
-        )
+        own = micro_batches(steps, len(self.job.videos), config, self.rank, self.workers)
         reader = SampleReader(self.job.videos, self.network.model.preprocessing, config)
         decoders = (
             decoder_processes(reader, config.decode_workers)
@@ -161,37 +153,40 @@ class _Worker:
             else decoder_threads(reader, config.decode_threads)
         )
         with decoders as submit:
-            self._take(steps, decoded_batches(own, submit))
+            batches = decoded_batches(own, submit)
+            for step in steps:
+                self._step(step, batches)
+                self._after(step + 1)
 
-    def _take(self, steps: range, batches: Iterator[DecodedBatch]) -> None:
+    def _step(self, step: int, batches: Iterator[tuple[MicroBatch, torch.Tensor]]) -> None:
         config = self.config
         turns = config.batch_size // config.micro_batch // self.workers
-        for step in steps:
-            rate = learning_rate(step, self.schedule, config)
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate * group[MULTIPLE]
-            losses, rights = [], []
-            for turn in range(turns):
-                waiting = time.monotonic()
-                batch = next(batches)
-                self.meter.waited(time.monotonic() - waiting)
-                loss, right = self._backward(batch, turns, last=turn == turns - 1)
-                losses.append(loss)
-                rights.append(right)
-            parameters = [p for p in self.network.parameters() if p.grad is not None]
-            norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-            if config.clip_grad is not None:
-                clip_grads_with_norm_(parameters, config.clip_grad, norm)
-            self.optimiser.step()
-            self.optimiser.zero_grad(set_to_none=True)
-            self.network.bound_logit_scale()
-            self.meter.add(torch.stack(losses).mean(), torch.stack(rights).mean(), rate, norm)
-            self._after(step + 1)
+        rate = learning_rate(step, self.schedule, config)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group[MULTIPLE]
+        losses, rights = [], []
+        for turn in range(turns):
+            waiting = time.monotonic()
+            which, pixels = next(batches)
+            self.meter.waited(time.monotonic() - waiting)
+            loss, right = self._backward(which, pixels, turns, last=turn == turns - 1)
+            losses.append(loss)
+            rights.append(right)
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if config.clip_grad is not None:
+            clip_grads_with_norm_(parameters, config.clip_grad, norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.network.bound_logit_scale()
+        self.meter.add(torch.stack(losses).mean(), torch.stack(rights).mean(), rate, norm)
 
-    def _backward(self, batch: DecodedBatch, turns: int, last: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def _backward(
+        self, which: MicroBatch, decoded: torch.Tensor, turns: int, last: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds one micro-batch's share of the gradient; returns its loss, and the share of it that was right."""
-        config, which = self.config, batch.which
-        pixels = self._normalised(batch.pixels)
+        config = self.config
+        pixels = self._normalised(decoded)
         classes = [self._label(sample.video) for sample in which.samples]
         labels = torch.tensor(classes, device=self.device)
         # Whatever draws within the model draws the same after a resumption, and whoever takes the micro-batch.
@@ -204,9 +199,9 @@ class _Worker:
             if config.loss == "matching":
                 texts = self.network.draw_texts(classes, generator(config.seed, "texts", which.step, which.number))
                 with mixed:
-                    matched = self.parallel(pixels, texts)
-                loss = matching_loss(matched, labels, config.motion_loss)
-                right = labels[matched.similarities.argmax(dim=1)] == labels
+                    similarities, frames = self.parallel(pixels, texts)
+                loss = matching_loss(similarities, frames, labels, config.motion_loss)
+                right = labels[similarities.argmax(dim=1)] == labels
             else:
                 rng = generator(config.seed, "mix", which.step, which.number)
                 pixels, targets = mix(pixels, labels, len(self.job.prompts.names), config.augment, rng)
@@ -234,7 +229,8 @@ class _Worker:
         job, config = self.job, self.config
         over, epoch_over = step == self.schedule.steps, job.ends_epoch(step)
         if config.average_from is not None and epoch_over and job.epochs(step) > config.average_from:
-            self.averaged = self.averaged.with_(self.network.trained_state())
+            self.averaged_epochs += 1
+            self.averaged = running_mean(self.averaged, self.network.trained_state(), self.averaged_epochs)
         due = job.validation is not None and (over or job.ends_epoch(step, config.validation_epochs))
         top1 = self._validate(step) if due and not config.validation_async else NOT_VALIDATED
         if due or over or epoch_over or step % config.checkpoint_steps == 0:
@@ -276,6 +272,7 @@ class _Worker:
             optimiser=self.optimiser.state_dict(),
             history=self.meter.history(),
             averaged=self.averaged,
+            averaged_epochs=self.averaged_epochs,
             validations=self.validations,
             config=meaning(self.config),
         )

@@ -97,7 +97,7 @@ def test_an_uploaded_video_is_classified_and_all_about_it_shown(opened, clip, ba
     heading = page.get_by_role("heading", level=2)
     expect(heading).to_be_focused()
     video, query, _ = backend.asked[-1]
-    assert bytes(video.content) == clip
+    assert video.source.tobytes() == clip
     assert (video.name, query.labels, query.top_k, query.explain) == ("dunk.mp4", LABELS, TOP, True)
 
     rows = scores(page)
@@ -229,7 +229,7 @@ def test_a_sample_and_a_label_set_are_picked(opened, backend, samples):
     classify(page)
     expect(page.get_by_role("heading", level=2)).to_contain_text("weights")
     video, query, _ = backend.asked[-1]
-    assert (video.path, video.content) == (str(samples / "weights.mp4"), None)
+    assert video.source == str(samples / "weights.mp4")
     assert query.labels == ("archery", "fencing", "judo")
 
     page.get_by_role("button", name="Edit these labels").click()
@@ -435,7 +435,7 @@ def test_windows_of_a_sample_work_too(opened, backend, samples):
     classify(page)
     expect(page.locator(".windows button")).to_have_count(5)
     video, _, windows = backend.asked[-1]
-    assert (video.path, windows.window, windows.stride) == (str(samples / "dribbling.mp4"), 10.0, None)
+    assert (video.source, windows.window, windows.stride) == (str(samples / "dribbling.mp4"), 10.0, None)
     assert_clean(opened)
 
 

@@ -239,6 +239,7 @@ def test_mistakes_are_one_line(bench, capsys, monkeypatch, tmp_path, words, mess
     assert not said.out
 
 
+@pytest.mark.process
 def test_loads_without_ray_and_decoders(repository):
     program = (
         "import sys; sys.path.insert(0, 'bench'); import adapt;"

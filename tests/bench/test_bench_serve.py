@@ -221,6 +221,7 @@ def test_another_model_is_noticed(bench, service, tmp_path, capsys):
     assert "another model" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_openmp_s_threads_wait_as_the_service_s_do(repository):
     """They would in busy loops, were PyTorch loaded before zar_ray."""
     program = (

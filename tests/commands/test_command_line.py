@@ -188,6 +188,7 @@ def test_a_command_ends_with_a_line_and_a_status(words, status, said, tmp_path, 
     assert output.err.count("\n") == (1 if status and words else 0)
 
 
+@pytest.mark.process
 def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "zar_ray.commands.main", "eval", "--lmit", "3"],
@@ -221,6 +222,7 @@ def test_a_relative_output_is_refused_in_a_job(monkeypatch, tmp_path):
     assert kept_folder("output", "runs") == str(tmp_path / "runs")
 
 
+@pytest.mark.process
 def test_output_that_nobody_reads_is_no_mistake_to_explain():
     """`| head` closes the pipe early."""
     for words, said in (("data list", "benchmark"), ("eval --help", "usage: zar eval")):

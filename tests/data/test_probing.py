@@ -50,6 +50,7 @@ class Unstartable:
         raise NotImplementedError
 
 
+@pytest.mark.process
 def test_a_file_that_kills_or_hangs_its_process_costs_itself_alone(tmp_path: Path) -> None:
     names = ["good_1", "kill_1", "good_2", "hang", "video", "good_3", "exit", "bug", "once", "good_4"]
     seen: list[tuple[int, int]] = []

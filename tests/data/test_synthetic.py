@@ -164,6 +164,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for the writer's processes in /proc")
+@pytest.mark.process
 def test_a_killed_writer_leaves_no_folder_and_no_process(tmp_path):
     folder = tmp_path / "demo"
     script = (

@@ -379,6 +379,7 @@ def test_a_store_that_cannot_be_written_is_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.process
 def test_workers_that_write_at_once_leave_a_readable_entry(store, tmp_path):
     embeddings = some_embeddings()
     rounds, parts = 10, [slice(0, 3), slice(3, 6)]

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import importlib, pkgutil, sys
 
@@ -23,6 +25,7 @@ print(len(loaded))
 """
 
 
+@pytest.mark.process
 def test_the_method_loads_without_ray_and_mlflow():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -224,6 +224,7 @@ class TestClassify:
         sent = json.loads(server.requests[0].body)
         assert sent == {"path": "there/a.mp4", "candidate_labels": ["zumba", "yoga"], "seed": 1}
 
+    @pytest.mark.process
     def test_a_large_file_is_not_read_into_memory(self, server, client, tmp_path):
         path = tmp_path / "large.mp4"
         with path.open("wb") as file:
@@ -521,6 +522,7 @@ class TestWindows:
         assert json.loads(server.requests[0].body) == {"path": "a.mp4", "label_set": "x", "window": 4}
 
 
+@pytest.mark.process
 def test_loads_neither_ray_nor_pytorch():
     program = "import sys, zar_ray.client; print({'ray', 'torch', 'fastapi', 'open_clip', 'av'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

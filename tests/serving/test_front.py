@@ -167,6 +167,7 @@ MANAGER = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:]).pid, flu
 
 
 @needs_haproxy
+@pytest.mark.process
 def test_it_ends_with_the_process_that_started_it(environment, tmp_path):
     prepare_environment(ServeConfig())
     ports = front._free_ports(2)
@@ -189,6 +190,7 @@ def test_it_ends_with_the_process_that_started_it(environment, tmp_path):
         haproxy.wait(timeout=20)
 
 
+@pytest.mark.process
 def test_it_does_not_start_for_a_process_that_is_gone(tmp_path):
     file = tmp_path / "haproxy.cfg"
     file.write_text(CONFIGURATION.format(1, 2))

@@ -208,6 +208,7 @@ def test_every_option_is_either_asked_or_the_server_s():
     assert own <= ASKED
 
 
+@pytest.mark.process
 def test_loads_neither_ray_nor_pytorch(service, videos):
     program = (
         "import sys; from zar_ray.commands.main import main; status = main(sys.argv[1:]);"

@@ -35,6 +35,8 @@ from zar_ray.video.plans import plan_views
 from zar_ray.video.reading import VideoInfo, open_video
 from zar_ray.video.transforms import Preprocessing, resize_frame
 
+pytestmark = pytest.mark.process
+
 PIXELS = Preprocessing(32)
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks into /proc, which only Linux has")
 

@@ -28,6 +28,7 @@ log_run_folder(sys.argv[1], describe=lambda study: study.whole.name)
 """
 
 
+@pytest.mark.process
 def test_first_sends_at_once_are_silent_and_leave_the_working_folder_alone(tmp_path):
     root, working = tmp_path / "runs", tmp_path / "working folder"
     working.mkdir()

@@ -429,6 +429,7 @@ def test_files_are_closed_whatever_happens(samples, hurt_middle, tmp_path, decod
     assert all(error.tb is not None for error in (abandoned, failed, refused))
 
 
+@pytest.mark.process
 def test_nothing_is_written_to_the_terminal(hurt_tail, hurt_middle, samples, tmp_path):
     """Decoding libraries write by themselves; a job's output is for its own words."""
     (tmp_path / "text.mp4").write_text("not a video")

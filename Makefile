@@ -35,17 +35,18 @@ mlflow: $(READY) ## show what was logged to runs/mlflow.db in a browser; MLFLOW_
 serve: $(READY) ## serve the demo's model on this machine, with its page, at port 8000
 	RAY_USAGE_STATS_ENABLED=0 $(BIN)/serve run serve.app:demo
 
-# Tests that start Ray share one, so they follow each other; the others run in as many processes as there are cores.
-AT_ONCE := --numprocesses logical --maxprocesses 8 --dist loadfile
+# A file's tests follow each other, in as many processes as there are cores. Those that start Ray share one a process, so
+# two of these are enough.
+AT_ONCE := --dist loadfile --numprocesses logical --maxprocesses
 
 .PHONY: test
 test: $(READY) ## run all tests
-	$(BIN)/python -m pytest -m 'not slow' $(AT_ONCE)
-	$(BIN)/python -m pytest -m 'slow and not stress'
+	$(BIN)/python -m pytest -m 'not slow' $(AT_ONCE) 8
+	$(BIN)/python -m pytest -m 'slow and not stress' $(AT_ONCE) 2
 
 .PHONY: test-fast
 test-fast: $(READY) ## run the tests that start no process of their own: no Ray, no server, no browser, no training
-	$(BIN)/python -m pytest -m 'not slow and not process' $(AT_ONCE)
+	$(BIN)/python -m pytest -m 'not slow and not process' $(AT_ONCE) 8
 
 .PHONY: lint
 lint: $(READY) ## check style, types and the direction of imports

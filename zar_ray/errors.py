@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable
 
 _SHOWN = 50  # known values that a message lists
+_LONGEST_NAME = 200
 
 
 class ZarError(Exception):
@@ -55,9 +56,12 @@ class VideoError(ZarError):
 def suggestion(value: str, known: Iterable[str]) -> str:
     """Returns `; did you mean "x"?` for a near miss, otherwise the known values, ready to append to a message.
 
-    Upper and lower case make no difference to what is near.  More than 50 known values are not listed.
+    Upper and lower case make no difference to what is near.  More than 50 known values are not listed.  A
+    text that is too long for a name is compared with none, which would take its time.
     """
     known = sorted(known)
+    if len(value) > _LONGEST_NAME:
+        return ""
     folded = {name.casefold(): name for name in known}
     near = difflib.get_close_matches(value.casefold(), folded, n=1, cutoff=0.5)
     if near:

@@ -277,6 +277,9 @@ def test_a_dropped_file_is_chosen(opened, clip):
         ("archery, judo,fencing,", ["archery", "judo", "fencing"]),
         ("  archery \n\njudo\narchery\n", ["archery", "judo"]),
         ("high jump, indoors,\nlong jump, outdoors", ["high jump, indoors", "long jump, outdoors"]),
+        ('"a,b",c', ["a,b", "c"]),
+        ('"say ""hi"", twice" , judo', ['say "hi", twice', "judo"]),
+        ('"archery, indoors"', ["archery, indoors"]),
     ],
 )
 def test_labels_are_read_a_line_each_or_between_commas(opened, clip, backend, typed, labels):
@@ -285,7 +288,7 @@ def test_labels_are_read_a_line_each_or_between_commas(opened, clip, backend, ty
     page = opened.page
     choose(page, clip)
     page.get_by_label("Your labels").fill(typed)
-    expect(page.locator("#labels-hint")).to_have_text(f"{len(labels)} labels.")
+    expect(page.locator("#labels-hint")).to_have_text(f"{len(labels)} label{'s' * (len(labels) > 1)}.")
     classify(page)
     expect(page.get_by_role("heading", level=2)).to_be_focused()
     assert list(backend.asked[-1][1].labels) == labels
@@ -316,6 +319,11 @@ def test_an_overloaded_service_says_when_to_come_back(opened, clip):
     fill(opened.page, clip, "busy.mp4")
     classify(opened.page)
     expect(opened.page.get_by_role("alert")).to_contain_text(f"The service suggests to wait {PROMISED_WAIT} s.")
+    # What is said of the form next stands alone.
+    opened.page.get_by_label("Your labels").fill("")
+    classify(opened.page)
+    expect(opened.page.locator("#labels-error")).to_be_visible()
+    expect(opened.page.get_by_role("alert")).to_be_empty()
 
 
 def test_a_connection_that_fails_is_told(opened, clip):
@@ -348,6 +356,21 @@ def test_foreign_text_stays_text(opened, clip):
     expect(page.get_by_role("heading", level=2)).to_contain_text("<")
     assert {row[0] for row in scores(page)} == {"<b>bold</b>", "<script>alert(1)</script>"}
     assert page.locator("#output b, #output script, #output img[src=x]").count() == 0
+    assert_clean(opened)
+
+
+def test_a_label_that_is_written_from_right_to_left_turns_nothing_else_round(opened, clip):
+    from playwright.sync_api import expect
+
+    page = opened.page
+    choose(page, clip)
+    page.get_by_label("Your labels").fill("\u05e8\u05d9\u05e6\u05d4\n\u05e7\u05e4\u05d9\u05e6\u05d4")
+    classify(page)
+    expect(page.get_by_role("heading", level=2)).to_be_focused()
+    for label in page.locator("#output").get_by_text(re.compile("[\u05d0-\u05ea]")).all():
+        inside_bdi = label.evaluate("node => node.closest('bdi') !== null")
+        assert inside_bdi, label.evaluate("node => node.outerHTML")
+    assert page.locator("#output bdi").count() >= 4
     assert_clean(opened)
 
 

@@ -22,7 +22,8 @@ def served(tiny_checkpoint, tmp_path_factory):
         )
         backend = LocalBackend(config, tmp_path_factory.mktemp("uploads"))
         # Entered, all its requests share one event loop, as a replica's do.
-        return stack.enter_context(TestClient(local_app(config, backend), raise_server_exceptions=False)), backend
+        client = TestClient(local_app(config, backend), "http://127.0.0.1", raise_server_exceptions=False)
+        return stack.enter_context(client), backend
 
     with stack:
         yield make

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
+import re
 import threading
 import time
 from types import MappingProxyType
@@ -125,6 +127,9 @@ def test_defaults_label_sets_and_labels_in_one_field(served, video, tmp_path):
         ({"options": "confidence=0.5"}, 'options: is no JSON object, as {"steps": 2} is'),
         ({"options": "[" * 100_000}, "options: is no JSON object"),
         ({"options": "[1]"}, "options: Input should be a valid dictionary"),
+        ({"options": '{"betas": [%s1]}' % ("1," * 5000)}, "options: more than 10000 characters"),
+        ({"candidate_labels": 'a,"b'}, "cannot be read as a list"),
+        ({"candidate_labels": ["a", "e\u0301" * 101]}, "202 characters"),
         ({"method": "zero_shot", "options": '{"steps": 1}'}, "options.steps: zero_shot has no such option"),
     ],
 )
@@ -406,6 +411,72 @@ def events(response):
         yield name.removeprefix("event: "), json.loads(data.removeprefix("data: "))
 
 
+def test_a_head_is_answered_as_a_get_without_a_body(served):
+    client, _ = served()
+    for path in ("/", "/v1/models", "/healthz", "/readyz", "/metrics"):
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == get.headers["content-type"]
+    assert client.head("/v1/classify").status_code == 405
+    assert client.head("/nowhere").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b'name="hypothesis_template"\r\n\r\n\xe9t\xe9 {}',
+        b'name="hypothesis_template"\r\n\r\n{} \xff\xfe',
+        b'name="video"; filename="\xe9t\xe9.mp4"\r\n\r\nx',
+    ],
+)
+@pytest.mark.parametrize("charset", ["", "; charset=latin-1"])
+def test_texts_that_are_not_utf_8_are_refused(served, part, charset):
+    client, _ = served()
+    body = b"--b\r\nContent-Disposition: form-data; " + part + b"\r\n--b--\r\n"
+    headers = {"content-type": f"multipart/form-data; boundary=b{charset}"}
+    assert "UTF-8" in problem(client.post("/v1/classify", content=body, headers=headers), 400, "bad-request")
+
+
+def test_the_texts_of_a_form_are_bounded_together(served, video):
+    client, backend = served()
+    fields = {"candidate_labels": list(LABELS), **{f"field{number}": "x" * 2**19 for number in range(3)}}
+    assert "1048576 bytes" in problem(post(client, video, **fields), 400, "bad-request")
+    assert not backend.seen
+
+
+def test_a_client_that_leaves_is_counted_as_gone(served, video):
+    client, backend = served()
+
+    async def waits(video, query):
+        raise asyncio.CancelledError
+
+    backend.classify = waits
+    with contextlib.suppress(BaseException):
+        post(client, video)
+    measures = client.get("/metrics").text
+    assert 'zar_requests_total{code="client-gone",replica="local",route="/v1/classify",status="499"} 1.0' in measures
+
+
+def test_a_stream_is_counted_by_its_end(served, video):
+    client, backend = served()
+    whole = backend.classify_windows
+
+    async def breaks(video, query, windows):
+        async for window in whole(video, query, windows):
+            yield window
+            raise RequestError("replica-lost", "it ended")
+
+    def counted(code):
+        return f'zar_requests_total{{code="{code}",replica="local",route="/v1/classify:stream",status="200"}} 1.0'
+
+    files = {"video": (video.name, video.read_bytes())}
+    client.post("/v1/classify:stream", files=files, data={"candidate_labels": list(LABELS)})
+    assert counted("ok") in client.get("/metrics").text
+    backend.classify_windows = breaks
+    client.post("/v1/classify:stream", files=files, data={"candidate_labels": list(LABELS)})
+    assert counted("replica-lost") in client.get("/metrics").text
+
+
 def test_a_stream_gives_windows_and_an_end_or_an_error(served, video):
     client, backend = served()
 
@@ -480,7 +551,10 @@ def test_models_health_page_and_documentation(served):
     page = client.get("/")
     assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
     assert client.get("/v1/samples").json() == {"samples": []}
-    assert client.get("/docs").status_code == 200
+    documentation = client.get("/docs")
+    assert not re.findall(r"https?://", documentation.text), "what another host has to give"
+    for name in re.findall(r'(?:src|href)="([^"]+)"', documentation.text):
+        assert client.get(name).status_code == 200, name
 
 
 def test_samples_are_offered_and_may_be_asked_for(served, make_video, tmp_path):

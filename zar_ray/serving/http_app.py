@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import math
 import re
@@ -16,15 +14,18 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import zar_ray
 from zar_ray.errors import ConfigError
 from zar_ray.options.layers import one_line
+from zar_ray.serving.access import refusal
 from zar_ray.serving.admission import Admission
 from zar_ray.serving.backend import Backend, Query, VideoSource
 from zar_ray.serving.measures import Measures
@@ -63,6 +64,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _FORM, _JSON = "multipart/form-data", "application/json"
 _LISTS = ("candidate_labels",)
 _SAMPLES_SHOWN = 24
+_MOST_FIELDS = 64
+_LONGEST_DETAIL = 1000
 _M = TypeVar("_M", bound=BaseModel)
 _Form = TypeVar("_Form", bound=ClassifyParameters)
 _OnServer = TypeVar("_OnServer", bound=PathRequest)
@@ -86,13 +89,22 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
     roots = (*config.roots, *((config.samples,) if config.samples is not None else ()))
     admission = Admission(config.limits)
     measures = Measures(admission, replica)
-    app = FastAPI(
+    app = FastAPIOffline(
+        redoc_url=None,
         title="zar-ray",
         version=zar_ray.__version__,
         description="Recognises actions in videos among any labels, tuning its prompt to each video.",
         redirect_slashes=False,
     )
     _answer_errors(app)
+    if config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
     app.add_middleware(_Observed, config=config, measures=measures)
 
     @asynccontextmanager
@@ -122,7 +134,7 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
     @app.post(
         "/v1/classify",
         response_model=Classification,
-        responses=answers(400, 401, 413, 415, 422, 500, 503, 504),
+        responses=answers(400, 401, 403, 413, 415, 422, 500, 503, 504),
         openapi_extra=request_body(served, ClassifyParameters, PathRequest),
         summary="Classify a video",
     )
@@ -135,7 +147,7 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
     @app.post(
         "/v1/classify:stream",
         response_class=StreamingResponse,
-        responses={200: STREAM_ANSWER, **answers(400, 401, 413, 415, 422, 500, 503, 504)},
+        responses={200: STREAM_ANSWER, **answers(400, 401, 403, 413, 415, 422, 500, 503, 504)},
         openapi_extra=request_body(served, WindowedParameters, WindowedPathRequest),
         summary="Classify a long video window by window",
     )
@@ -152,35 +164,40 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
 
         async def events() -> AsyncIterator[bytes]:
             count, window = 0, first
+            request.state.code = _CLIENT_GONE
             try:
                 while window is not None:
                     measures.classified(window.result)
                     count += 1
                     yield _event("window", window)
                     window = await anext(results, None)
-                yield _event("end", StreamEnd(windows=count))
             except RequestError as error:
-                yield _event("error", _document(error, query.request_id))
+                failure = error
             except Exception:
                 logger.exception("request %s failed in window %d", query.request_id, count)
                 failure = RequestError("internal-error", "the service failed on this video; its log says why")
-                yield _event("error", _document(failure, query.request_id))
+            else:
+                request.state.code = "ok"
+                yield _event("end", StreamEnd(windows=count))
+                return
+            request.state.code = failure.code
+            yield _event("error", _document(failure, query.request_id))
 
         return _EventStream(events(), held)
 
-    @app.get("/v1/models", responses=answers(401, 503), summary="What is served")
+    @app.get("/v1/models", responses=answers(401, 403, 503), summary="What is served")
     async def models() -> ModelList:
         return ModelList(models=(await backend.model(),))
 
-    @app.get("/v1/methods", responses=answers(401), summary="The methods that requests may choose, with their options")
+    @app.get("/v1/methods", responses=answers(401, 403), summary="The methods and their options")
     async def method_list() -> MethodList:
         return MethodList(methods=tuple(served))
 
-    @app.get("/v1/labels", responses=answers(401), summary="The label sets that requests may name")
+    @app.get("/v1/labels", responses=answers(401, 403), summary="The label sets that requests may name")
     async def labels() -> LabelSetList:
         return LabelSetList(label_sets=tuple(LabelSet(name=name, labels=of) for name, of in label_sets.items()))
 
-    @app.get("/v1/samples", responses=answers(401), summary="Videos to try")
+    @app.get("/v1/samples", responses=answers(401, 403), summary="Videos to try")
     async def sample_list() -> SampleList:
         return samples
 
@@ -193,7 +210,7 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
         await backend.model()
         return Health(status="ready")
 
-    @app.get("/metrics", response_class=PlainTextResponse, responses=answers(401), summary="Measures for Prometheus")
+    @app.get("/metrics", response_class=PlainTextResponse, responses=answers(401, 403), summary="For Prometheus")
     async def metrics() -> Response:
         return Response(measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -212,19 +229,8 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
     return app
 
 
-def authorised(header: str | None, hashes: Sequence[str]) -> bool:
-    """Whether an Authorization header holds a token of which one of the SHA-256 hashes is.
-
-    All hashes are compared, each in constant time, so that the answer's time tells nothing of them.
-    """
-    scheme, _, token = (header or "").partition(" ")
-    found = hashlib.sha256(token.strip().encode()).hexdigest()
-    matches = [hmac.compare_digest(found, known) for known in hashes]
-    return scheme.lower() == "bearer" and any(matches)
-
-
-# Kubernetes asks these, and a browser the page, before anyone could send a token.
-_OPEN_ROUTES = re.compile(r"/(healthz|readyz|page/[^/]*)?")
+# As nginx has it, for a request whose client left before there was an answer.
+_GONE_STATUS, _CLIENT_GONE = 499, "client-gone"
 
 
 class _Observed:
@@ -240,6 +246,9 @@ class _Observed:
             await self._app(scope, receive, send)
             return
         started, status = time.perf_counter(), 0
+        bare = scope["method"] == "HEAD"
+        if bare:
+            scope = {**scope, "method": "GET"}
         request = Request(scope, receive)
         sent = request.headers.get("x-request-id", "")
         request_id = request.state.request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
@@ -251,15 +260,14 @@ class _Observed:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
                 headers["X-Content-Type-Options"] = "nosniff"
+            elif bare:
+                message = {**message, "body": b""}
             await send(message)
 
-        tokens, authorisation = self._config.tokens, request.headers.get("authorization")
         try:
-            if not tokens or _OPEN_ROUTES.fullmatch(request.url.path) or authorised(authorisation, tokens):
-                await self._app(scope, receive, observed)
-            else:
-                refusal = RequestError("unauthorized", "send Authorization: Bearer TOKEN")
-                await _problem(request, refusal)(scope, receive, observed)
+            refused = refusal(request, self._config)
+            app = self._app if refused is None else _problem(request, refused)
+            await app(scope, receive, observed)
         except Exception:
             logger.exception("request %s failed", request_id)
             if status:
@@ -269,7 +277,9 @@ class _Observed:
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "none")
-            self._measures.answered(route, status, getattr(request.state, "code", "ok"), seconds)
+            code = getattr(request.state, "code", "ok") if status else _CLIENT_GONE
+            status = status or _GONE_STATUS
+            self._measures.answered(route, status, code, seconds)
             logger.info("request %s %s %s %d %.3f s", request_id, request.method, route, status, seconds)
 
 
@@ -304,10 +314,12 @@ def _document(error: RequestError, request_id: str) -> ProblemDocument:
 
 
 def _validated(kind: type[_M], values: Any) -> _M:
+    if isinstance(values, dict) and len(values) > _MOST_FIELDS:
+        raise RequestError("invalid-parameters", f"{len(values)} parameters are more than there are")
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise RequestError("invalid-parameters", one_line(error)) from None
+        raise RequestError("invalid-parameters", one_line(error)[:_LONGEST_DETAIL]) from None
 
 
 def _from_json(text: str | bytes, code: str, otherwise: str) -> Any:
@@ -322,10 +334,7 @@ def _values(fields: dict[str, list[str]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, texts in fields.items():
         if name in _LISTS:
-            try:
-                values[name] = split_labels(texts)
-            except ConfigError as error:
-                raise RequestError("invalid-parameters", f"{name}: {error}") from None
+            values[name] = split_labels(texts)
         elif len(texts) > 1:
             raise RequestError("invalid-parameters", f"{name[:80]}: is there {len(texts)} times")
         elif name == "options":

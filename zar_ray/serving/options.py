@@ -60,6 +60,12 @@ class ServeConfig(ModelOptions, DecodeOptions):
     tokens: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = Field(
         default=(), description="SHA-256 of the bearer tokens that let requests in; without any, all are."
     )
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(), description="Names by which the service may be called without tokens, beside this machine's own."
+    )
+    allowed_origins: tuple[str, ...] = Field(
+        default=(), description="Other sites whose pages may call the service, as https://example.org."
+    )
     text_cache: int = Field(default=32, ge=1, description="Label sets whose text features are kept.")
     batch: int = Field(default=8, ge=1, description="Requests that share the encoder's and the adaptation's passes.")
     batch_wait: float = Field(default=0.0, ge=0, description="Seconds that a request waits for others to share with.")

@@ -11,6 +11,7 @@ _RETRY_SECONDS = 5
 PROBLEMS: dict[str, tuple[int, str]] = {
     "bad-request": (400, "The request cannot be read"),
     "unauthorized": (401, "A valid bearer token is needed"),
+    "forbidden": (403, "The service does not answer this host or origin"),
     "not-found": (404, "There is nothing at this address"),
     "method-not-allowed": (405, "The address does not take this method"),
     "body-too-large": (413, "The body is larger than the service takes"),

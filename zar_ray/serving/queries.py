@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 from zar_ray.data.classes import class_list, known_class_lists
-from zar_ray.data.datasets import parse_class_names, split_class_names
+from zar_ray.data.datasets import parse_class_names
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.serving.backend import Query
 from zar_ray.serving.options import LimitConfig, ServeConfig
@@ -20,6 +21,7 @@ from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import ClassifyParameters, ServedMethod
 
 _LABELS_IN_A_FIELD = ","
+_OPTIONS_LENGTH = 10_000
 
 
 def label_sets_of(config: ServeConfig) -> dict[str, tuple[str, ...]]:
@@ -78,13 +80,22 @@ def query_of(
 
 
 def split_labels(fields: Sequence[str]) -> tuple[str, ...]:
-    """Candidate labels of a form: one a field, or several in a single field, one a line or between commas."""
+    """Candidate labels of a form: one a field, or several in a single field, one a line or between commas.
+
+    Raises:
+        RequestError: A single field is no such list (``invalid-parameters``).
+    """
     if len(fields) != 1:
         return tuple(fields)
     (text,) = fields
     if "\n" in text.strip():
         return tuple(line for line in text.splitlines() if line.strip())
-    return split_class_names(text) if _LABELS_IN_A_FIELD in text else (text,)
+    if _LABELS_IN_A_FIELD not in text:
+        return (text,)
+    try:
+        return tuple(next(csv.reader([text], skipinitialspace=True, strict=True), ()))
+    except csv.Error as error:
+        raise _unfit("candidate_labels", f"cannot be read as a list ({error})") from None
 
 
 def beneath_roots(path: str, roots: Sequence[Path]) -> Path:
@@ -113,6 +124,8 @@ def beneath_roots(path: str, roots: Sequence[Path]) -> Path:
 def _own_options(parameters: ClassifyParameters, method: ServedMethod, limits: LimitConfig) -> dict[str, Any]:
     """What a request says of its method's own options."""
     given, steps = dict(parameters.options or {}), parameters.steps
+    if len(json.dumps(given)) > _OPTIONS_LENGTH:
+        raise _unfit("options", f"more than {_OPTIONS_LENGTH} characters of JSON")
     if steps is not None and steps > limits.steps:
         raise _unfit("steps", f"{steps} are more than the {limits.steps} that a request may ask for")
     schema = method.options or {"properties": {}, "additionalProperties": False}
@@ -145,19 +158,21 @@ def _labels(
             raise _unfit("label_set", f'there is no "{_shown(name)}"{suggestion(name, label_sets)}')
         return label_sets[name]
     assert given is not None
-    labels = [unicodedata.normalize("NFC", label.strip()) for label in given]
-    if not labels:
+    if not given:
         raise _unfit("candidate_labels", "there are none; give at least one")
-    if len(labels) > limits.labels:
-        raise _unfit("candidate_labels", f"{len(labels)} are more than the {limits.labels} that a request may have")
-    seen: set[str] = set()
-    for number, label in enumerate(labels, 1):
-        if not label:
+    if len(given) > limits.labels:
+        raise _unfit("candidate_labels", f"{len(given)} are more than the {limits.labels} that a request may have")
+    labels: dict[str, None] = {}
+    for number, text in enumerate(given, 1):
+        stripped = text.strip()
+        if not stripped:
             raise _unfit("candidate_labels", f"label {number} is empty")
-        _check_text("candidate_labels", f"label {number}", label, limits)
-        if label in seen:
+        # Before anything else is done with it: normalising takes a time that grows with the square of the length.
+        _check_text("candidate_labels", f"label {number}", stripped, limits)
+        label = unicodedata.normalize("NFC", stripped)
+        if label in labels:
             raise _unfit("candidate_labels", f'"{_shown(label)}" is there twice')
-        seen.add(label)
+        labels[label] = None
     return tuple(labels)
 
 

@@ -15,7 +15,7 @@ class ClassifyParameters(_Message):
     """How a video is to be classified; what is left out is the service's default."""
 
     candidate_labels: tuple[str, ...] | None = Field(
-        default=None, description="The labels to choose among, in any words; or name a label_set."
+        default=None, fail_fast=True, description="The labels to choose among, in any words; or name a label_set."
     )
     label_set: str | None = Field(default=None, description="A label set of the service, see /v1/labels.")
     hypothesis_template: str | None = Field(

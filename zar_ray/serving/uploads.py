@@ -42,6 +42,29 @@ class Form:
     seconds: float
 
 
+class _Parser(MultiPartParser):
+    """Bounds all texts together, and takes them for nothing but UTF-8."""
+
+    _texts = 0
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._current_part.file is None:
+            self._texts += end - start
+            if self._texts > _TEXT_BYTES:
+                raise MultiPartException(f"its texts come to more than {_TEXT_BYTES} bytes")
+        super().on_part_data(data, start, end)
+
+    def on_part_end(self) -> None:
+        if self._current_part.file is None:
+            self._current_part.data.decode()
+        super().on_part_end()
+
+    def on_headers_finished(self) -> None:
+        self._charset = "utf-8"
+        (self._current_part.content_disposition or b"").decode()
+        super().on_headers_finished()
+
+
 def announced_size(request: Request, limits: LimitConfig) -> int:
     """Bytes that a body may come to: what its header says, or the limit where it says nothing.
 
@@ -66,18 +89,15 @@ async def read_form(request: Request, limits: LimitConfig) -> AsyncIterator[Form
         RequestError: It is too large or too slow, is no form, or lacks the video.
     """
     started = time.monotonic()
-    parser = MultiPartParser(
-        request.headers,
-        _counted(request, limits.body_bytes),
-        max_files=1,
-        max_fields=limits.labels + 16,
-        max_part_size=_TEXT_BYTES,
-    )
+    chunks = _counted(request, limits.body_bytes)
+    parser = _Parser(request.headers, chunks, max_files=1, max_fields=limits.labels + 16)
     try:
         with _arriving(limits):
             form = await parser.parse()
     except MultiPartException as error:
         raise RequestError("bad-request", f"the form cannot be read: {error.message}") from None
+    except UnicodeDecodeError:
+        raise RequestError("bad-request", "the form cannot be read: its texts and names must be UTF-8") from None
     except (KeyError, ValueError, AssertionError) as error:
         # Headers that are no multipart's: starlette's parser looks them up and decodes them without checks.
         raise RequestError("bad-request", f"the form cannot be read: {type(error).__name__}") from None

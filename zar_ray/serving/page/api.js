@@ -96,7 +96,9 @@ function body({ file, path, parameters }) {
   }
   const form = new FormData();
   for (const [name, value] of given) {
-    for (const one of Array.isArray(value) ? value : [value]) {
+    // A label that stands alone would be split at its commas.
+    const alone = name === "candidate_labels" && value.length === 1 && value[0].includes(",");
+    for (const one of alone ? [`"${value[0].replaceAll('"', '""')}"`] : Array.isArray(value) ? value : [value]) {
       form.append(name, typeof one === "object" ? JSON.stringify(one) : String(one));
     }
   }

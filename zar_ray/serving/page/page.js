@@ -65,13 +65,13 @@ function askForToken(message) {
 
 async function useToken() {
   api.setToken(byId("token").value);
+  byId("problem").replaceChildren();
   const { unauthorized } = await loadOffers();
   if (unauthorized) {
     askForToken("The service does not take this token.");
     return;
   }
   showMistakes([]);
-  byId("problem").replaceChildren();
   say("The service takes this token.");
   byId("video").focus();
 }
@@ -170,7 +170,6 @@ function begin() {
   };
   show();
   running = { controller: new AbortController(), timer: setInterval(show, 100) };
-  byId("problem").replaceChildren();
   output.replaceChildren();
   byId("nothing-yet").hidden = true;
   byId("progress").hidden = false;
@@ -250,6 +249,7 @@ async function classifyByWindow(request, name, signal) {
 async function run() {
   const request = readForm();
   const found = mistakes(request);
+  byId("problem").replaceChildren();
   showMistakes(found);
   if (found.length || running) return;
   const sample = byId("sample").selectedOptions[0];

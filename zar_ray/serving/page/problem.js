@@ -6,6 +6,7 @@ import { html } from "./dom.js";
 const ADVICE = {
   "bad-request": "Reload the page and try again; if it stays, tell whoever runs the service.",
   unauthorized: "Enter the bearer token that you were given, then try again.",
+  forbidden: "Open the service by the address that whoever runs it gave you, or have them allow this one.",
   "not-found": "The page and the service do not fit together. Reload the page.",
   "method-not-allowed": "The page and the service do not fit together. Reload the page.",
   "body-too-large": "Take a shorter piece of the video, or save it with a smaller picture.",

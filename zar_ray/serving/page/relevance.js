@@ -93,7 +93,7 @@ export function relevanceSection(explanation, tuned) {
       "p",
       {},
       "Parts of frames that speak for ",
-      html("strong", {}, explanation.label),
+      html("strong", {}, html("bdi", {}, explanation.label)),
       tuned ? ", under the prompt before and after tuning. All pictures have one scale." : ". All pictures have one scale.",
     ),
     html(

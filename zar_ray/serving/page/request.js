@@ -3,14 +3,20 @@
 import { byId } from "./dom.js";
 import { checkedOptions, readOptions } from "./options.js";
 
+// A label between commas, or one in quotation marks, which may hold commas; two of the marks stand for one.
+const BETWEEN_COMMAS = /\s*(?:"((?:[^"]|"")*)"|([^,]*))\s*(?:,|$)/gy;
+
 /**
- * Labels as typed: one a line, or on a single line with commas between.
+ * Labels as typed: one a line, or on a single line with commas between, as the service reads them.
  *
  * With several lines commas belong to the labels, some of which have them. Doubles are dropped: they cannot both win.
  */
 export function parseLabels(text) {
   const lines = text.split("\n").map((line) => line.trim()).filter(Boolean);
-  const parts = lines.length === 1 ? lines[0].split(",") : lines.map((line) => line.replace(/,$/, ""));
+  const parts =
+    lines.length === 1
+      ? [...lines[0].matchAll(BETWEEN_COMMAS)].map(([, quoted, plain]) => quoted?.replaceAll('""', '"') ?? plain)
+      : lines.map((line) => line.replace(/,$/, ""));
   return [...new Set(parts.map((label) => label.trim()).filter(Boolean))];
 }
 

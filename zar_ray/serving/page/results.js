@@ -40,12 +40,12 @@ function answer(result, title, tuned) {
   return html(
     "section",
     { class: "card answer" },
-    html("h2", { tabindex: "-1" }, html("span", { class: "soft" }, title), " ", html("span", {}, best.label)),
+    html("h2", { tabindex: "-1" }, html("bdi", { class: "soft" }, title), " ", html("bdi", {}, best.label)),
     html(
       "p",
       {},
       html("strong", { class: "number" }, percent(best.score)),
-      tuned && ` after tuning; ${sentence(first, best)}`,
+      tuned && [" after tuning; ", sentence(first, best)],
       ` Chosen among ${result.candidates} ${result.candidates === 1 ? "label" : "labels"}.`,
     ),
     result.model.random_weights &&
@@ -57,7 +57,7 @@ function answer(result, title, tuned) {
 function sentence(first, best) {
   return first.label === best.label
     ? `before, it was the same label with ${percent(first.score)}.`
-    : `before, it was ${first.label} with ${percent(first.score)}.`;
+    : ["before, it was ", html("bdi", {}, first.label), ` with ${percent(first.score)}.`];
 }
 
 function labels(result, tuned) {
@@ -70,7 +70,7 @@ function labels(result, tuned) {
   const head = tuned ? ["Label", "Before tuning", "After tuning"] : ["Label", "Score"];
   // The roles are the elements' own; some browsers forget them where the style sheet lays the rows out anew.
   const rows = all.map((label) => {
-    const cells = [html("th", { scope: "row", role: "rowheader" }, label)];
+    const cells = [html("th", { scope: "row", role: "rowheader" }, html("bdi", {}, label))];
     if (tuned) cells.push(score(before.get(label), top, "before"));
     const change = tuned && before.has(label) && after.has(label) ? after.get(label) - before.get(label) : null;
     cells.push(score(after.get(label), top, "after", change));

@@ -27,7 +27,7 @@ export class WindowTimeline {
       "button",
       { type: "button", "aria-pressed": "false", onclick: () => this.open(one, button) },
       html("span", { class: "when number" }, `${clock(one.start)}–${clock(one.end)}`),
-      html("span", { class: "what" }, best.label),
+      html("bdi", { class: "what" }, best.label),
       html("span", { class: "score number" }, scores(result)),
       html("span", { class: "track", "aria-hidden": "true" }, track),
     );

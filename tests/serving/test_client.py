@@ -203,12 +203,13 @@ class TestClassify:
         assert server.requests == []
 
     def test_a_lone_label_with_a_comma_stays_one(self, server, client, video):
+        from zar_ray.serving.options import LimitConfig
         from zar_ray.serving.queries import split_labels
 
         server.answers.append(fine())
         client.classify(video, ['run, then "jump"'])
         (_, _, sent), _ = form(server.requests[0])
-        assert split_labels([sent.decode()]) == ('run, then "jump"',)
+        assert split_labels([sent.decode()], LimitConfig()) == ('run, then "jump"',)
 
     def test_an_open_file(self, server, client, video):
         server.answers.append(fine())

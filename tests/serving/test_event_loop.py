@@ -23,8 +23,8 @@ from zar_ray.serving.http_app import build_app
 from zar_ray.serving.methods import ServiceOptions, served_methods
 options = ServiceOptions(device="cpu", methods=("zar", "tpt"))
 listening = socket.create_server(("127.0.0.1", 0))
-print(listening.getsockname()[1], flush=True)
 app = build_app(options.without_methods(), served_methods(options), FakeBackend())
+print(listening.getsockname()[1], flush=True)
 uvicorn.Server(uvicorn.Config(app, log_level="error")).run([listening])
 """
 # What one request may keep all others waiting, in seconds.

@@ -30,7 +30,7 @@ from zar_ray.serving.admission import Admission
 from zar_ray.serving.backend import Backend, Query, VideoSource
 from zar_ray.serving.measures import Measures
 from zar_ray.serving.openapi import STREAM_ANSWER, answers, request_body
-from zar_ray.serving.options import ServeConfig
+from zar_ray.serving.options import LimitConfig, ServeConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.queries import beneath_roots, label_sets_of, query_of, split_labels
 from zar_ray.serving.schema import (
@@ -125,7 +125,7 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
                 video = VideoSource(file.name, str(file))
             else:
                 form = await stack.enter_async_context(read_form(request, config.limits))
-                parameters = _validated(of_form, _values(form.fields))
+                parameters = _validated(of_form, _values(form.fields, config.limits))
                 video, received = VideoSource(form.name, form.content), form.seconds
             query = query_of(parameters, config, methods, label_sets, request.state.request_id, received)
             await stack.enter_async_context(admission.turn)
@@ -329,12 +329,12 @@ def _from_json(text: str | bytes, code: str, otherwise: str) -> Any:
         raise RequestError(code, otherwise) from None
 
 
-def _values(fields: dict[str, list[str]]) -> dict[str, Any]:
+def _values(fields: dict[str, list[str]], limits: LimitConfig) -> dict[str, Any]:
     """A form's fields as JSON would have them."""
     values: dict[str, Any] = {}
     for name, texts in fields.items():
         if name in _LISTS:
-            values[name] = split_labels(texts)
+            values[name] = split_labels(texts, limits)
         elif len(texts) > 1:
             raise RequestError("invalid-parameters", f"{name[:80]}: is there {len(texts)} times")
         elif name == "options":

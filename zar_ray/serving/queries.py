@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import ClassifyParameters, ServedMethod
 
 _LABELS_IN_A_FIELD = ","
-_OPTIONS_LENGTH = 10_000
+_MOST_VALUES = 1000
 
 
 def label_sets_of(config: ServeConfig) -> dict[str, tuple[str, ...]]:
@@ -79,15 +80,19 @@ def query_of(
     )
 
 
-def split_labels(fields: Sequence[str]) -> tuple[str, ...]:
+def split_labels(fields: Sequence[str], limits: LimitConfig) -> tuple[str, ...]:
     """Candidate labels of a form: one a field, or several in a single field, one a line or between commas.
 
     Raises:
-        RequestError: A single field is no such list (``invalid-parameters``).
+        RequestError: A single field is no such list, or too long for one (``invalid-parameters``).
     """
     if len(fields) != 1:
         return tuple(fields)
     (text,) = fields
+    # A label may have a comma and spaces around it.
+    longest = limits.labels * (limits.label_length + 4)
+    if len(text) > longest:
+        raise _unfit("candidate_labels", f"{len(text)} characters are more than the {longest} that a list may have")
     if "\n" in text.strip():
         return tuple(line for line in text.splitlines() if line.strip())
     if _LABELS_IN_A_FIELD not in text:
@@ -124,8 +129,8 @@ def beneath_roots(path: str, roots: Sequence[Path]) -> Path:
 def _own_options(parameters: ClassifyParameters, method: ServedMethod, limits: LimitConfig) -> dict[str, Any]:
     """What a request says of its method's own options."""
     given, steps = dict(parameters.options or {}), parameters.steps
-    if len(json.dumps(given)) > _OPTIONS_LENGTH:
-        raise _unfit("options", f"more than {_OPTIONS_LENGTH} characters of JSON")
+    if any(True for _ in islice(_values_in(given), _MOST_VALUES, None)):
+        raise _unfit("options", f"more than {_MOST_VALUES} values")
     if steps is not None and steps > limits.steps:
         raise _unfit("steps", f"{steps} are more than the {limits.steps} that a request may ask for")
     schema = method.options or {"properties": {}, "additionalProperties": False}
@@ -145,6 +150,13 @@ def _own_options(parameters: ClassifyParameters, method: ServedMethod, limits: L
     except ValueError:
         raise _unfit("options", "numbers must be finite") from None
     return given
+
+
+def _values_in(value: Any) -> Iterator[Any]:
+    """A JSON value's parts, itself among them, one after the other: who wants few need not see all."""
+    yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _values_in(part)
 
 
 def _labels(

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import zar_ray.client
+import zar_ray.client.blocking
 from zar_ray.client import Client, ServiceError
 from zar_ray.errors import ConfigError, ZarError
 from zar_ray.serving.schema import Classification, WindowResult
@@ -165,7 +165,7 @@ def video(tmp_path):
 def waits(monkeypatch):
     """Seconds that the client would have waited."""
     waited = []
-    monkeypatch.setattr(zar_ray.client.time, "sleep", waited.append)
+    monkeypatch.setattr(zar_ray.client.blocking.time, "sleep", waited.append)
     return waited
 
 
@@ -274,6 +274,20 @@ class TestOtherQuestions:
         with pytest.raises(ServiceError, match="500 internal-error"):
             client.ready()
         assert not waits
+
+    def test_what_does_not_listen_yet_is_not_ready(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with Client(url) as client:
+            assert client.ready() is False
+
+    @pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "socks5://127.0.0.1:1"])
+    def test_proxies_are_for_other_machines(self, server, monkeypatch, proxy):
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy)
+        server.answers.append(fine({"status": "ready"}))
+        with Client(server.url) as client:
+            assert client.ready() is True
 
 
 class TestErrors:

@@ -1,9 +1,4 @@
-"""A client of the service; it loads neither Ray nor PyTorch.
-
-with Client("http://127.0.0.1:8000") as client:
-    answer = client.classify("dance.mp4", ["dancing ballet", "zumba"])
-    print(answer.after[0].label)
-"""
+"""What the two clients of the service have in common: requests, errors, and when one is sent again; no connection."""
 
 from __future__ import annotations
 
@@ -15,32 +10,25 @@ import random
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict, TypeVar, Unpack
+from typing import Any, BinaryIO, TypedDict, TypeVar
 
 import httpx2
 from pydantic import BaseModel, ValidationError
 
 from zar_ray.errors import ConfigError, ZarError
 from zar_ray.options.base import without_password
-from zar_ray.serving.schema import (
-    Classification,
-    LabelSetList,
-    MethodList,
-    ModelList,
-    ProblemDocument,
-    StreamEnd,
-    WindowResult,
-)
+from zar_ray.serving.schema import ProblemDocument, StreamEnd, WindowResult
 
 _CONNECT_SECONDS = 10.0
 # Who is told to come back later than this is better off with the error.
 _LONGEST_WAIT = 60.0
 # Clients that were refused together would otherwise come back together; a share of the wait.
 _SPREAD = 0.25
-_M = TypeVar("_M", bound=BaseModel)
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(eq=False)
@@ -64,6 +52,11 @@ class ServiceError(ZarError):
     request_id: str | None = None
     retry_after: float | None = None
 
+    @property
+    def means_starting(self) -> bool:
+        """Whether nothing listens yet, or what listens has not loaded its weights."""
+        return self.status == 503 or (self.status is None and self.code == "unreachable")
+
     def __str__(self) -> str:
         status = "" if self.status is None else f"{self.status} "
         request = f", request {self.request_id}" if self.request_id else ""
@@ -76,7 +69,7 @@ class Asked(TypedDict, total=False):
     Attributes:
         label_set: The name of a label set of the service, in the place of labels.
         template: The prompt, with {} where the label goes.
-        method: One of `Client.methods`.
+        method: One of the client's `methods`.
         top_k: Labels to return.
         steps: Tuning steps.
         options: The method's own options, such as ``{"confidence": 0.5}``.
@@ -96,15 +89,15 @@ class Asked(TypedDict, total=False):
     on_server: bool
 
 
-class Client:
-    """Asks a running service; threads may share one.
+class Wire:
+    """A service's address, and how what comes from it is read.
 
     Args:
         url: Where the service is, such as ``http://127.0.0.1:8000``.
         token: A bearer token, where the service wants one.
         timeout: Seconds to wait for an answer, or for the next window of a stream.
         retries: How often a request is sent again that was refused with status 503 and a time to come back
-            (Retry-After). Nothing else is sent twice.
+            (Retry-After), which is waited for with some jitter. Nothing else is sent twice.
 
     Raises:
         ConfigError: The URL or the token cannot be one.
@@ -123,140 +116,22 @@ class Client:
         self.url = without_password(url).rstrip("/")
         self._timeout = timeout
         self._retries = retries
-        self._http = httpx2.Client(
-            base_url=parsed,
-            headers={} if token is None else {"Authorization": f"Bearer {token}"},
-            timeout=httpx2.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
+        self._connection: dict[str, Any] = {
+            "base_url": parsed,
+            "headers": {} if token is None else {"Authorization": f"Bearer {token}"},
+            "timeout": httpx2.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
             # To load the system's certificates takes longer than a request; http needs none, and without any nobody
             # is trusted.
-            verify=parsed.scheme == "https" or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-        )
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes its connections."""
-        self._http.close()
-
-    def classify(
-        self,
-        video: str | os.PathLike[str] | BinaryIO,
-        labels: Sequence[str] | None = None,
-        **asked: Unpack[Asked],
-    ) -> Classification:
-        """Ranks labels for a video, before and after adaptation.
-
-        Args:
-            video: A file's path, or a file that is open for reading bytes; it is sent as it is read.
-            labels: The labels to choose among, or else a `label_set` is asked for.
-            asked: See `Asked`.
-
-        Raises:
-            ServiceError: The service refused or failed, or cannot be reached.
-            ConfigError: Neither labels nor a label set are given, or both.
-            OSError: The file cannot be read.
-        """
-        with _content(video, labels, asked) as content, self._response("/v1/classify", content) as response:
-            return self._read(Classification, response)
-
-    def classify_windows(
-        self,
-        video: str | os.PathLike[str] | BinaryIO,
-        labels: Sequence[str] | None = None,
-        *,
-        window: float | None = None,
-        stride: float | None = None,
-        **asked: Unpack[Asked],
-    ) -> Iterator[WindowResult]:
-        """Classifies a long video window by window; other arguments and errors as in `classify`.
-
-        Args:
-            video: A file's path, or a file that is open for reading bytes.
-            labels: The labels to choose among.
-            window: Seconds of a window.
-            stride: Seconds from one window's start to the next.
-            asked: See `Asked`.
-
-        Yields:
-            Each window as soon as the service has classified it. Where this ends without an error, there were no
-            further ones.
-        """
-        seen = 0
-        with (
-            _content(video, labels, asked, window=window, stride=stride) as content,
-            self._response("/v1/classify:stream", content) as response,
-        ):
-            # An explained window is larger than an event may be by default.
-            for sent in httpx2.EventSource(response, max_event_size=None):
-                if sent.event == "window":
-                    seen += 1
-                    yield self._parsed(WindowResult, sent.data, response)
-                elif sent.event == "error":
-                    raise self._refusal(self._parsed(ProblemDocument, sent.data, response))
-                elif sent.event == "end":
-                    if self._parsed(StreamEnd, sent.data, response).windows == seen:
-                        return
-                    break
-        raise ServiceError(
-            self.url,
-            f"the stream was cut off after {seen} windows; send the request again",
-            code="stream-cut",
-            request_id=response.headers.get("X-Request-ID"),
-        )
-
-    def models(self) -> ModelList:
-        """The served models.
-
-        Raises:
-            ServiceError: The service refused or failed, or cannot be reached.
-        """
-        with self._response("/v1/models") as response:
-            return self._read(ModelList, response)
-
-    def methods(self) -> MethodList:
-        """The methods that requests may choose, with the schemas of their options.
-
-        Raises:
-            ServiceError: The service refused or failed, or cannot be reached.
-        """
-        with self._response("/v1/methods") as response:
-            return self._read(MethodList, response)
-
-    def labels(self) -> LabelSetList:
-        """The service's label sets.
-
-        Raises:
-            ServiceError: The service refused or failed, or cannot be reached.
-        """
-        with self._response("/v1/labels") as response:
-            return self._read(LabelSetList, response)
-
-    def ready(self) -> bool:
-        """Whether the service has loaded its weights and classified a first video; False while it is starting.
-
-        Raises:
-            ServiceError: It cannot be reached, or answers anything else.
-        """
-        try:
-            with self._response("/readyz", retries=0):
-                return True
-        except ServiceError as error:
-            if error.status == 503:
-                return False
-            raise
+            "verify": parsed.scheme == "https" or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            # What the environment says of proxies is for other machines.
+            "trust_env": not _is_this_machine(parsed.host),
+        }
 
     @contextmanager
-    def _response(
-        self, path: str, content: dict[str, Any] | None = None, retries: int | None = None
-    ) -> Iterator[httpx2.Response]:
-        """The answer to a request, with status 200 and its body yet to be read."""
+    def _told_apart(self) -> Iterator[None]:
+        """Turns what breaks a connection into what a user can do about it."""
         try:
-            with closing(self._answer(path, content, self._retries if retries is None else retries)) as response:
-                yield response
+            yield
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             detail = f"nothing answers there ({_reason(error)}); start the service with `make serve`, or mend the URL"
             raise ServiceError(self.url, detail) from None
@@ -267,25 +142,23 @@ class Client:
             detail = f"the connection broke ({_reason(error)}); send the request again, or see the service's log"
             raise ServiceError(self.url, detail) from None
 
-    def _answer(self, path: str, content: dict[str, Any] | None, retries: int) -> httpx2.Response:
-        if content is not None and not _repeatable(content):
-            retries = 0
-        while True:
-            request = self._http.build_request("GET" if content is None else "POST", path, **content or {})
-            response = self._http.send(request, stream=True)
-            if response.status_code == 200:
-                return response
-            error = self._error(response)
-            again = error.status == 503 and error.retry_after is not None and error.retry_after <= _LONGEST_WAIT
-            if not again or retries == 0:
-                raise error
-            retries -= 1
-            time.sleep((error.retry_after or 0) * (1 + _SPREAD * random.random()))
+    def _attempts(self, content: dict[str, Any] | None) -> int:
+        """How often a request may be sent again."""
+        return self._retries if content is None or _repeatable(content) else 0
 
-    def _error(self, response: httpx2.Response) -> ServiceError:
-        """What an answer other than 200 says; closes it."""
-        with closing(response):
-            content = response.read()
+    def _wait(self, error: ServiceError, retries: int) -> float:
+        """Seconds after which a refused request is sent again.
+
+        Raises:
+            ServiceError: It is not.
+        """
+        after = error.retry_after
+        if error.status != 503 or after is None or after > _LONGEST_WAIT or retries <= 0:
+            raise error
+        return after * (1 + _SPREAD * random.random())
+
+    def _error(self, response: httpx2.Response, content: bytes) -> ServiceError:
+        """What an answer other than 200 says."""
         wait = _seconds(response.headers.get("Retry-After"))
         try:
             return self._refusal(ProblemDocument.model_validate_json(content), wait)
@@ -297,10 +170,7 @@ class Client:
     def _refusal(self, problem: ProblemDocument, retry_after: float | None = None) -> ServiceError:
         return ServiceError(self.url, problem.detail, problem.status, problem.code, problem.request_id, retry_after)
 
-    def _read(self, kind: type[_M], response: httpx2.Response) -> _M:
-        return self._parsed(kind, response.read(), response)
-
-    def _parsed(self, kind: type[_M], content: bytes | str, response: httpx2.Response) -> _M:
+    def _parsed(self, kind: type[M], content: bytes | str, response: httpx2.Response) -> M:
         try:
             return kind.model_validate_json(content)
         except ValidationError as error:
@@ -309,6 +179,47 @@ class Client:
             detail = f"the answer is not what this version of the client knows ({where}: {first['msg']})"
             name = response.headers.get("X-Request-ID")
             raise ServiceError(self.url, detail, response.status_code, "unexpected-answer", name) from None
+
+
+class Windows:
+    """Reads the events of a stream of windows one by one, and knows whether it ended well.
+
+    Attributes:
+        ended: Whether all windows have been seen.
+    """
+
+    def __init__(self, wire: Wire, response: httpx2.Response) -> None:
+        self._wire = wire
+        self._response = response
+        self._seen = 0
+        self.ended = False
+
+    def read(self, event: httpx2.ServerSentEvent) -> WindowResult | None:
+        """A window, where the event is one.
+
+        Raises:
+            ServiceError: It is an error, or an end that does not fit what was seen.
+        """
+        wire, response = self._wire, self._response
+        if event.event == "window":
+            self._seen += 1
+            return wire._parsed(WindowResult, event.data, response)
+        if event.event == "error":
+            raise wire._refusal(wire._parsed(ProblemDocument, event.data, response))
+        if event.event == "end":
+            self.ended = wire._parsed(StreamEnd, event.data, response).windows == self._seen
+            if not self.ended:
+                raise self.cut()
+        return None
+
+    def cut(self) -> ServiceError:
+        """What it means that the stream is over and `ended` is false."""
+        return ServiceError(
+            self._wire.url,
+            f"the stream was cut off after {self._seen} windows; send the request again",
+            code="stream-cut",
+            request_id=self._response.headers.get("X-Request-ID"),
+        )
 
 
 def _parameters(labels: Sequence[str] | None, asked: Asked, **more: float | None) -> dict[str, Any]:
@@ -333,7 +244,7 @@ def _parameters(labels: Sequence[str] | None, asked: Asked, **more: float | None
 
 
 @contextmanager
-def _content(
+def body_of(
     video: str | os.PathLike[str] | BinaryIO, labels: Sequence[str] | None, asked: Asked, **more: float | None
 ) -> Iterator[dict[str, Any]]:
     """A request's body, as httpx's arguments; a file that is opened for it is closed again."""
@@ -359,6 +270,13 @@ def _form(file: BinaryIO, name: str, parameters: dict[str, Any]) -> dict[str, An
         parameters = {**parameters, "options": json.dumps(parameters["options"])}
     # The file's name goes with it: with the seed it keys the view plan.
     return {"data": parameters, "files": {"video": (Path(name).name, file, "application/octet-stream")}}
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _repeatable(content: dict[str, Any]) -> bool:

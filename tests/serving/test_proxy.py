@@ -252,6 +252,27 @@ def test_a_replica_that_died_and_a_proxy_that_failed_are_documents():
     assert (failed.status_code, failed.json()["code"]) == (500, "internal-error")
 
 
+@pytest.mark.parametrize("swallows", [False, True])
+def test_it_is_not_ready_while_nothing_answers_behind_it(swallows, monkeypatch):
+    monkeypatch.setattr(proxy, "_READY_SECONDS", 0.2)
+
+    async def waiting(scope, receive, send):
+        if scope["path"] == "/readyz":
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:  # as Ray Serve does with it
+                if not swallows:
+                    raise
+            return
+        await asyncio.sleep(0.5)
+        await hello(scope, receive, send)
+
+    with serving(waiting) as port:
+        answer = requests.get(f"http://127.0.0.1:{port}/readyz", timeout=20)
+        assert (answer.status_code, answer.json()["code"]) == (503, "not-ready")
+        assert requests.get(f"http://127.0.0.1:{port}/other", timeout=20).status_code == 200
+
+
 def test_answers_of_applications_stay_as_they_are():
     async def other(scope, receive, send):
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"4")]

@@ -52,6 +52,7 @@ _DETAILS = {
     "internal-error": "Ray Serve's proxy failed on this request; its log says why",
 }
 _SOON = 1
+_READY_SECONDS = 5.0
 
 logger = logging.getLogger("ray.serve")
 
@@ -125,7 +126,9 @@ class Desk:
                 self._under_way -= 1
 
     async def _pass_on(self, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
-        started, code = False, "replica-lost"
+        # Without an ingress replica a request waits for one; who asks whether it is there is told that it is not.
+        ready = scope["path"].endswith("/readyz")
+        started, code = False, "not-ready" if ready else "replica-lost"
 
         async def answered(message: Message) -> None:
             nonlocal started, code
@@ -140,12 +143,14 @@ class Desk:
                 await send(message)
 
         try:
-            await self._app(scope, receive, answered)
-        except Exception:
+            async with asyncio.timeout(_READY_SECONDS if ready else None):
+                await self._app(scope, receive, answered)
+        except Exception as error:
             if started:
                 raise
-            logger.exception("request %s failed", request_id)
-            code = "internal-error"
+            if not (ready and isinstance(error, TimeoutError)):
+                logger.exception("request %s failed", request_id)
+                code = "internal-error"
         if not started:
             soon = _SOON if code == "not-ready" else None
             await _send(RequestError(code, _DETAILS[code], soon), request_id, send)

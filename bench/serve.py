@@ -91,11 +91,6 @@ class ServeBenchOptions(Options):
     overload: float = Field(
         default=4.0, ge=0, description="Clients of the last load, as a multiple of what the service takes; 0 for none."
     )
-    ray_proxy: bool = Field(
-        default=False,
-        description="Start it with Ray Serve's own proxy, as a cluster has it where nothing else is said, and not as"
-        " `serve run` does.",
-    )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of the model, on both sides; by default all CPUs."
     )
@@ -354,12 +349,11 @@ def make_checkpoint(path: Path) -> Path:
 
 
 @contextmanager
-def started_service(config: ServiceOptions, ray_proxy: bool = False) -> Iterator[tuple[str, int]]:
+def started_service(config: ServiceOptions) -> Iterator[tuple[str, int]]:
     """Starts the service on a Ray of its own, on loopback; gives its URL and the process above all of its processes.
 
     Args:
         config: The service's options.
-        ray_proxy: Whether Ray Serve's own proxy is in front, and not what `serve run` puts there.
 
     Raises:
         ConfigError: It did not start.
@@ -369,7 +363,7 @@ def started_service(config: ServiceOptions, ray_proxy: bool = False) -> Iterator
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     over = context.Event()
-    process = context.Process(target=_serve, args=(config, port, over, os.getpid(), ray_proxy))
+    process = context.Process(target=_serve, args=(config, port, over, os.getpid()))
     process.start()
     assert process.pid is not None
     url = f"http://127.0.0.1:{port}"
@@ -381,19 +375,15 @@ def started_service(config: ServiceOptions, ray_proxy: bool = False) -> Iterator
         process.join()
 
 
-def _serve(config: ServiceOptions, port: int, over: Any, parent: int, ray_proxy: bool) -> None:
+def _serve(config: ServiceOptions, port: int, over: Any, parent: int) -> None:
     """The service's process: serves until it is over, or until the bench is gone."""
     import ray
     from ray import serve
 
     from zar_ray.serving.application import build
     from zar_ray.serving.front import prepare_environment
-    from zar_ray.serving.proxy import CALLBACK, CALLBACK_VARIABLE
 
-    if ray_proxy:
-        os.environ[CALLBACK_VARIABLE] = CALLBACK
-    else:
-        prepare_environment(config)
+    prepare_environment(config)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_worker_niceness", "0")  # as the direct side, or whatever else runs comes first
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else is to come to a cluster on loopback
@@ -462,7 +452,7 @@ def _processes(pid: int) -> Iterator[tuple[str, psutil.Process]]:
         replica = re.search(r"ServeReplica:[^:]+:(\w+)", title)
         if replica is not None:
             yield replica[1], process
-        elif "ProxyActor" in title or "haproxy" in title.lower():
+        elif "ProxyActor" in title:
             yield "proxy", process
         else:
             yield "decoding process" if "sandbox_process" in title else _RAY, process
@@ -495,7 +485,7 @@ def run(options: ServeBenchOptions, say: Callable[[str], None] = lambda _: None)
         )
         if options.url is not None:
             return _measure(options, config, video, options.url, None, say)
-        with started_service(config, options.ray_proxy) as (url, pid):
+        with started_service(config) as (url, pid):
             say(f"service started on {url}")
             return _measure(options, config, video, url, pid, say)
 

@@ -18,21 +18,17 @@ import psutil
 import pytest
 import requests
 
-from zar_ray.serving.front import HA_PROXY, find_haproxy
-
 pytestmark = pytest.mark.slow
 
 PORT = 8000  # Ray Serve's, which `serve run` cannot change
 BODY_BYTES = 24 * 2**20
-HAPROXY = pytest.param("1", marks=pytest.mark.skipif(find_haproxy() is None, reason="there is no HAProxy"))
 
 
-def in_front(value, folder):
-    """The environment of a user who has said nothing, or that Ray Serve's own proxy is to be in front."""
+def nothing_said(folder):
+    """The environment of a user who has said nothing."""
     set_by_session = ("RAY_SERVE_", "ZAR_SERVE_", "RAY_ADDRESS")
     environment = {name: text for name, text in os.environ.items() if not name.startswith(set_by_session)}
-    own = {} if value == "1" else {HA_PROXY: value}
-    return {**environment, **own, "RAY_ADDRESS": "local", "RAY_TMPDIR": str(folder)}
+    return {**environment, "RAY_ADDRESS": "local", "RAY_TMPDIR": str(folder)}
 
 
 def command(checkpoint):
@@ -41,31 +37,33 @@ def command(checkpoint):
 
 
 def wait_until_ready(process, log):
-    limit = time.monotonic() + 120
+    """Returns the statuses that came before it was ready."""
+    limit, seen = time.monotonic() + 240, set()
     while time.monotonic() < limit:
         assert process.poll() is None, log.read_text()
         try:
-            if requests.get(f"http://127.0.0.1:{PORT}/readyz", timeout=5).status_code == 200:
-                return
-        except requests.RequestException:
+            answer = requests.get(f"http://127.0.0.1:{PORT}/readyz", timeout=30)
+            if answer.status_code == 200:
+                return seen
+            seen.add((answer.status_code, answer.json()["code"]))
+        except requests.ConnectionError:
             pass
-        time.sleep(0.3)
+        time.sleep(0.1)
     pytest.fail(log.read_text())
 
 
 def listening_everywhere(processes):
-    """The TCP addresses at which other machines reach HAProxy, or by HTTP one of the others, which are Ray's."""
+    """The TCP addresses at which other machines reach one of the processes by HTTP."""
     found = []
     for process in processes:
         for one in process.net_connections("inet"):
             if one.status != psutil.CONN_LISTEN or one.laddr.ip in ("127.0.0.1", "::1"):
                 continue
             host = "127.0.0.1" if one.laddr.ip in ("0.0.0.0", "::") else one.laddr.ip
-            if process.name() != "haproxy":
-                try:
-                    requests.get(f"http://{host}:{one.laddr.port}/", timeout=2)
-                except requests.RequestException:
-                    continue  # gRPC among Ray's processes
+            try:
+                requests.get(f"http://{host}:{one.laddr.port}/", timeout=2)
+            except requests.RequestException:
+                continue  # gRPC among Ray's processes
             found.append((" ".join(process.cmdline())[:60], one.laddr.ip, one.laddr.port))
     return found
 
@@ -74,8 +72,8 @@ def titles(processes):
     return {process.pid: " ".join(process.cmdline()) for process in processes}
 
 
-@pytest.fixture(params=[HAPROXY, "0"], ids=["HAProxy", "Ray Serve's proxy"])
-def started(request, tiny_checkpoint, repository, tmp_path):
+@pytest.fixture
+def started(tiny_checkpoint, repository, tmp_path):
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", PORT)) == 0:
             pytest.skip(f"something else listens on port {PORT}")
@@ -86,15 +84,14 @@ def started(request, tiny_checkpoint, repository, tmp_path):
         process = subprocess.Popen(
             command(tiny_checkpoint),
             cwd=repository,
-            env=in_front(request.param, folder),
+            env=nothing_said(folder),
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
     try:
-        wait_until_ready(process, log)
-        yield process, request.param == "1"
+        yield process, folder, wait_until_ready(process, log)
     finally:
         if process.poll() is None:
             everything = psutil.Process(process.pid).children(recursive=True)
@@ -132,13 +129,26 @@ def send_a_gigabyte(watched):
     return answer, peak - before, sent
 
 
+def proxy_of(process):
+    (proxy,) = [one for one in process.children(recursive=True) if "ProxyActor" in " ".join(one.cmdline())]
+    return proxy
+
+
+def kill_the_proxy(process):
+    """Kills it; returns the seconds until the service answers again."""
+    proxy, log = proxy_of(psutil.Process(process.pid)), Path("/dev/null")
+    began = time.monotonic()
+    proxy.kill()
+    proxy.wait(10)
+    assert wait_until_ready(process, log) <= {(503, "not-ready")}
+    return time.monotonic() - began
+
+
 def test_it_serves_this_machine_alone_and_ends_without_a_trace(started, make_video, tmp_path):
-    process, has_haproxy = started
+    process, folder, seen = started
+    assert seen <= {(503, "not-ready")}, "while it starts"
     everything = psutil.Process(process.pid).children(recursive=True)
     found = titles(everything)
-    haproxies = [one for one in everything if Path(found[one.pid].split(" ")[0]).name == "haproxy"]
-    assert len(haproxies) == has_haproxy
-    folders = {one.cmdline()[one.cmdline().index("-f") + 1] for one in haproxies}
 
     with make_video(tmp_path / "a.mp4", frames=40).open("rb") as video:
         answer = requests.post(
@@ -151,47 +161,31 @@ def test_it_serves_this_machine_alone_and_ends_without_a_trace(started, make_vid
 
     cookie = {"Cookie": "a=" + 20_000 * "b"}  # of all that is on other ports of this machine
     assert requests.get(f"http://127.0.0.1:{PORT}/readyz", headers=cookie, timeout=30).status_code == 200
+    for name in ("X-Request-ID", "X-Session-ID", "Serve-Multiplexed-Model-Id", "X-Request-Timeout-Seconds"):
+        for value in (30_000 * "q", "ä".encode()):
+            answer = requests.get(f"http://127.0.0.1:{PORT}/readyz", headers={name: value}, timeout=30)
+            assert answer.status_code == 200
+            assert len(answer.headers["x-request-id"]) == 32, "one"
 
-    of_service = [one for one in everything if "haproxy" in found[one.pid].lower() or "Proxy" in found[one.pid]]
-    of_service += [one for one in everything if "ServeReplica" in found[one.pid]]
+    of_service = [one for one in everything if "Proxy" in found[one.pid] or "ServeReplica" in found[one.pid]]
     assert len(of_service) >= 4
     assert listening_everywhere(of_service) == []
 
-    watched = [one for one in of_service if "ingress" in found[one.pid] or "roxy" in found[one.pid]]
+    watched = [one for one in of_service if "ingress" in found[one.pid] or "Proxy" in found[one.pid]]
     (status, problem), grown, sent = send_a_gigabyte(watched)
     assert (status, problem["code"]) == (413, "body-too-large")
     # Ray Serve's proxy holds a body beside the ingress, and what is on its way between them.
-    assert grown < (3 if has_haproxy else 6) * BODY_BYTES, f"{grown / 2**20:.0f} MiB more after {sent / 2**20:.0f} MiB"
+    assert grown < 6 * BODY_BYTES, f"{grown / 2**20:.0f} MiB more after {sent / 2**20:.0f} MiB"
     assert requests.get(f"http://127.0.0.1:{PORT}/readyz", timeout=30).status_code == 200
+
+    # Where Ray Serve looks every ten seconds, three times, it takes half a minute.
+    assert kill_the_proxy(process) < 20
+    everything = psutil.Process(process.pid).children(recursive=True)
+    logs = [file for file in folder.rglob("*") if file.is_file() and file.suffix in (".log", ".out", ".err")]
+    assert [file for file in logs if "proxy" in file.name]
+    assert not [file.name for file in logs if b"q" * 100 in file.read_bytes()]
 
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 0
     _, left = psutil.wait_procs(everything, timeout=15)
     assert not left, titles(left)
-    assert not [folder for folder in folders if Path(folder).parents[1].exists()]
-
-
-@pytest.mark.skipif(find_haproxy() is None, reason="there is no HAProxy")
-def test_haproxy_in_the_environment_does_not_open_the_service_unnoticed(repository, tmp_path):
-    """With it Ray Serve listens on every interface by default, whatever other host its default is set to."""
-    code = (
-        "import sys; sys.argv = ['serve']\n"
-        "from zar_ray.serving import application\n"
-        "application._require_host_was_told()\n"
-    )
-    environment = in_front("1", tmp_path) | {HA_PROXY: "1"}
-    starts = {
-        host: subprocess.Popen(
-            [sys.executable, "-c", code],
-            env=environment | ({"RAY_SERVE_DEFAULT_HTTP_HOST": host} if host else {}),
-            cwd=repository,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for host in (None, "127.0.0.1", "0.0.0.0")
-    }
-    for host, process in starts.items():
-        _, said = process.communicate(timeout=120)
-        told = host == "0.0.0.0"
-        assert (process.returncode == 0) == told, said
-        assert told or f"{HA_PROXY}=1 in the environment opens the service to every machine" in said

@@ -234,7 +234,7 @@ def test_a_body_that_does_not_come_is_given_up(service):
             b"Content-Length: 1000\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
         )
         answer = ""
-        while not answer.endswith("}"):  # HAProxy, where it is in front, waits on for the rest of the body
+        while not answer.endswith("}"):
             part = connection.recv(4096)
             assert part, answer
             answer += part.decode()
@@ -303,8 +303,9 @@ def test_beyond_capacity_the_answer_comes_at_once(service, video):
     assert [answer.status_code for answer in answers] == [200] * 8
 
 
-def test_a_replica_killed_under_load_loses_what_it_held_and_no_more(service, video):
-    replica = service.replica("model")
+@pytest.mark.parametrize("deployment", ["decoder", "model"])
+def test_a_replica_killed_under_load_loses_what_it_held_and_no_more(service, video, deployment):
+    replica = service.replica(deployment)
     answers, over = [], threading.Event()
 
     def client():
@@ -334,7 +335,7 @@ def test_a_replica_killed_under_load_loses_what_it_held_and_no_more(service, vid
         assert answer.headers["retry-after"]
     assert len(lost) <= 4, "more than the four that could be in flight"
     assert service.ask(video).status_code == 200
-    assert service.replica("model").pid != replica.pid
+    assert service.replica(deployment).pid != replica.pid
 
 
 def test_a_model_that_hangs_is_a_timeout(service, video):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import ray
 import yaml
 from ray.serve import Application
-from ray.serve.config import HTTPOptions
 
 from zar_ray.cluster import total_gpus
 from zar_ray.data.classes import known_class_lists
@@ -21,7 +19,7 @@ from zar_ray.models.loading import load_model
 from zar_ray.options.layers import merge, read_yaml, validate
 from zar_ray.serving.classifier import require_served
 from zar_ray.serving.decoder_deployment import DecoderDeployment
-from zar_ray.serving.front import HA_PROXY, prepare_environment
+from zar_ray.serving.front import prepare_environment
 from zar_ray.serving.ingress_deployment import IngressDeployment
 from zar_ray.serving.methods import ServiceOptions, require_methods, served_methods
 from zar_ray.serving.model_deployment import ModelDeployment
@@ -103,8 +101,7 @@ def build(config: ServiceOptions) -> Application:
             raise ConfigError(f"{root}: is not a folder; name one whose videos are to be served")
     require_served(load_model(config, "cpu"), config)
     if _is_serve_run() and not ray.is_initialized():
-        _require_host_was_told()
-        prepare_environment(config, HTTPOptions().host)
+        prepare_environment(config)
     gpus = 1 if ray.is_initialized() and total_gpus() > 0 else 0
     model = ModelDeployment.options(
         max_ongoing_requests=2 * config.batch, ray_actor_options={"num_cpus": 1, "num_gpus": gpus}
@@ -114,17 +111,6 @@ def build(config: ServiceOptions) -> Application:
     waiting = config.limits.concurrent + config.limits.queued + _ROOM_FOR_REFUSALS
     return IngressDeployment.options(max_ongoing_requests=waiting, ray_actor_options={"num_cpus": 0}).bind(
         light, served_methods(config), decoder, model
-    )
-
-
-def _require_host_was_told() -> None:
-    """`serve run` listens where Ray Serve says by default, which is everywhere with HAProxy in the environment."""
-    everywhere = ("0.0.0.0", "::")
-    if HTTPOptions().host not in everywhere or os.environ.get("RAY_SERVE_DEFAULT_HTTP_HOST") in everywhere:
-        return
-    raise ConfigError(
-        f"{HA_PROXY}=1 in the environment opens the service to every machine: unset it, for `serve run` has HAProxy in"
-        " front without; or set RAY_SERVE_DEFAULT_HTTP_HOST=0.0.0.0 as well, if that is what you want"
     )
 
 

@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from zar_ray.serving.backend import DecodedViews, DecodingNeeds, Job, Query, VideoSource
-from zar_ray.serving.logs import QUIET, log_to_serve
+from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_to_serve
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.sandbox import DecoderProcess
@@ -20,7 +20,7 @@ from zar_ray.serving.schema import WindowParameters
 from zar_ray.serving.windows import WindowSpan
 
 
-@serve.deployment(name="decoder", logging_config=QUIET)
+@serve.deployment(name="decoder", logging_config=QUIET, health_check_period_s=CHECK_SECONDS)
 class DecoderDeployment:
     """Holds one decoding process, which takes one video at a time.
 

@@ -32,6 +32,7 @@ from zar_ray.serving.measures import Measures
 from zar_ray.serving.openapi import STREAM_ANSWER, answers, request_body
 from zar_ray.serving.options import LimitConfig, ServeConfig
 from zar_ray.serving.problems import RequestError
+from zar_ray.serving.proxy import REQUEST_ID
 from zar_ray.serving.queries import beneath_roots, label_sets_of, query_of, split_labels
 from zar_ray.serving.schema import (
     Classification,
@@ -60,7 +61,6 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:;"
     " connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _FORM, _JSON = "multipart/form-data", "application/json"
 _LISTS = ("candidate_labels",)
 _SAMPLES_SHOWN = 24
@@ -251,7 +251,7 @@ class _Observed:
             scope = {**scope, "method": "GET"}
         request = Request(scope, receive)
         sent = request.headers.get("x-request-id", "")
-        request_id = request.state.request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+        request_id = request.state.request_id = sent if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
 
         async def observed(message: Message) -> None:
             nonlocal status

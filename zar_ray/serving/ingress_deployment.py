@@ -22,12 +22,17 @@ from ray.exceptions import (
     TaskCancelledError,
     WorkerCrashedError,
 )
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    RequestCancelledError,
+)
 from ray.serve.handle import DeploymentHandle
 
 from zar_ray.serving.backend import Query, VideoSource
 from zar_ray.serving.http_app import build_app
-from zar_ray.serving.logs import QUIET, log_to_serve, logger
+from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_to_serve, logger
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.proxy import CALLBACK, CALLBACK_VARIABLE
@@ -37,7 +42,7 @@ _LOST = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
 _READY_SECONDS = 10.0
 
 
-@serve.deployment(name="ingress", logging_config=QUIET)
+@serve.deployment(name="ingress", logging_config=QUIET, health_check_period_s=CHECK_SECONDS)
 @serve.ingress()
 class IngressDeployment:
     """The HTTP side, and its own `Backend`: passes what is asked on to decoders and models, wherever they are.
@@ -127,8 +132,11 @@ class IngressDeployment:
             raise RequestError("timeout", f"took longer than {self._seconds:g} s, waiting included") from None
         except BackPressureError:
             raise RequestError("overloaded", "all replicas are busy; try again") from None
-        except (RayError, DeploymentUnavailableError, RequestCancelledError) as error:
+        except (RayError, RayServeException) as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
+            # Where a model lacks its input because the decoder died, Ray Serve says so in an error of its own.
+            if isinstance(cause, RayServeException) and isinstance(cause.__context__, RayActorError):
+                cause = cause.__context__
             if isinstance(cause, (*_LOST, TaskCancelledError, DeploymentUnavailableError, RequestCancelledError)):
                 logger.warning("request %s lost its replica: %s", query.request_id, type(cause).__name__)
                 raise RequestError("replica-lost", "the process that worked on the request ended; try again") from None

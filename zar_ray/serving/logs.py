@@ -1,4 +1,4 @@
-"""What the deployments log, and where to."""
+"""What the deployments have in common: what they log and where to, and how often they are looked after."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 
 # The ingress logs each request once, with its id; a line more a hop would cost some milliseconds and say no more.
 QUIET = {"enable_access_log": False}
+# Ray Serve replaces a replica that died when it next looks; by default it looks every ten seconds.
+CHECK_SECONDS = 1.0
 
 logger = logging.getLogger("zar_ray.serving")
 

@@ -11,13 +11,13 @@ from ray import serve
 from zar_ray.data.probing import usable_cpus
 from zar_ray.serving.backend import DecodingNeeds, Job
 from zar_ray.serving.classifier import Classifier
-from zar_ray.serving.logs import QUIET, log_to_serve
+from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_to_serve
 from zar_ray.serving.methods import ServiceOptions
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import Classification, ServedModel
 
 
-@serve.deployment(name="model", logging_config=QUIET)
+@serve.deployment(name="model", logging_config=QUIET, health_check_period_s=CHECK_SECONDS)
 class ModelDeployment:
     """Holds one model replica, and answers requests that come while it is busy together.
 

@@ -32,6 +32,7 @@ class LimitConfig(Options):
     label_length: int = Field(default=200, ge=1, description="Characters of a label, and of a template.")
     steps: int = Field(default=10, ge=1, description="Steps that a request may ask for.")
     windows: int = Field(default=200, ge=1, description="Windows of a video that is classified window by window.")
+    head_seconds: float = Field(default=10.0, gt=0, description="Seconds that a request's head may take to arrive.")
     receive_seconds: float = Field(default=60.0, gt=0, description="Seconds that a body may take to arrive.")
     adapt_seconds: float = Field(default=60.0, gt=0, description="Seconds from decoded frames to an answer.")
     wait_seconds: float = Field(default=30.0, ge=0, description="Seconds that may pass between stages, in queues.")

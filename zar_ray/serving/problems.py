@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from zar_ray.errors import ZarError
 
@@ -14,12 +15,14 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "forbidden": (403, "The service does not answer this host or origin"),
     "not-found": (404, "There is nothing at this address"),
     "method-not-allowed": (405, "The address does not take this method"),
+    "slow-head": (408, "The request took too long to begin"),
     "body-too-large": (413, "The body is larger than the service takes"),
     "unsupported-media-type": (415, "The body is of a kind that the service does not take"),
     "invalid-parameters": (422, "A parameter does not fit"),
     "path-not-allowed": (422, "The path is not beneath a root of the service"),
     "unusable-video": (422, "The video cannot be used"),
     "video-too-large": (422, "The video is beyond the service's limits"),
+    "head-too-large": (431, "The request's headers are larger than the service takes"),
     "internal-error": (500, "The service failed"),
     "not-ready": (503, "The service is starting"),
     "overloaded": (503, "The service is at capacity"),
@@ -58,3 +61,15 @@ class RequestError(ZarError):
     def title(self) -> str:
         """The kind of error, for people."""
         return PROBLEMS[self.code][1]
+
+
+def problem_of(error: RequestError, request_id: str) -> dict[str, Any]:
+    """A problem document (RFC 9457), as `zar_ray.serving.schema.ProblemDocument` describes it."""
+    return {
+        "type": "about:blank",
+        "title": error.title,
+        "status": error.status,
+        "code": error.code,
+        "detail": error.detail,
+        "request_id": request_id,
+    }

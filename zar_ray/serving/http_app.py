@@ -103,8 +103,9 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type not in (_FORM, _JSON):
             raise RequestError("unsupported-media-type", f"send {_FORM} with a video, or {_JSON} with a path")
+        stream = of_form is WindowedParameters
         async with AsyncExitStack() as stack:
-            stack.enter_context(admission.admitted(announced_size(request, config.limits)))
+            stack.enter_context(admission.admitted(announced_size(request, config.limits), stream))
             received = 0.0
             if media_type == _JSON:
                 body = await read_json(request, config.limits)
@@ -116,7 +117,8 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
                 parameters = _validated(of_form, _values(form.fields))
                 video, received = VideoSource(form.name, form.content), form.seconds
             query = query_of(parameters, config, methods, label_sets, request.state.request_id, received)
-            await stack.enter_async_context(admission.turn)
+            if not stream:
+                await stack.enter_async_context(admission.turn)
             yield video, query, parameters
 
     @app.post(
@@ -160,8 +162,11 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
                     window = await anext(results, None)
                 yield _event("end", StreamEnd(windows=count))
             except RequestError as error:
+                request.state.code = error.code
+                logger.warning("request %s window %d: %s", query.request_id, count, error.code)
                 yield _event("error", _document(error, query.request_id))
             except Exception:
+                request.state.code = "internal-error"
                 logger.exception("request %s failed in window %d", query.request_id, count)
                 failure = RequestError("internal-error", "the service failed on this video; its log says why")
                 yield _event("error", _document(failure, query.request_id))

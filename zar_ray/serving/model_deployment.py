@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ray import serve
 from zar_ray.data.probing import usable_cpus
 from zar_ray.serving.backend import DecodingNeeds, Job
 from zar_ray.serving.classifier import Classifier
-from zar_ray.serving.logs import QUIET, log_to_serve
+from zar_ray.serving.logs import QUIET, log_to_serve, log_trouble
 from zar_ray.serving.methods import ServiceOptions
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import Classification, ServedModel
@@ -20,6 +21,9 @@ from zar_ray.serving.schema import Classification, ServedModel
 @serve.deployment(name="model", logging_config=QUIET)
 class ModelDeployment:
     """Holds one model replica, and answers requests that come while it is busy together.
+
+    Windows of long videos are never among whole videos: the two take turns, so that whole videos wait for one window at
+    most, or for half a batch of them on a GPU.
 
     Args:
         config: The service's options.
@@ -30,16 +34,28 @@ class ModelDeployment:
         torch.set_num_threads(config.threads or usable_cpus())
         self._classifier = Classifier(config)
         self._classifier.warm_up()
-        together: Any = self._together
-        together.set_max_batch_size(config.batch)
-        together.set_batch_wait_timeout_s(config.batch_wait)
+        self._seconds = config.limits.adapt_seconds
+        on_cpu = self._classifier.model.device.type == "cpu"
+        for method, most in ((self._videos, config.batch), (self._windows, 1 if on_cpu else max(1, config.batch // 2))):
+            together: Any = method
+            together.set_max_batch_size(most)
+            together.set_batch_wait_timeout_s(config.batch_wait)
 
     async def classify(self, job: Job | RequestError) -> Classification | RequestError:
-        """Answers about one decoded video; what is wrong with one comes through as it is."""
-        return job if isinstance(job, RequestError) else await self._together(job)
+        """Answers about one decoded video or window; what is wrong with one comes through as it is."""
+        if isinstance(job, RequestError):
+            return job
+        started = time.monotonic()
+        answer = await (self._videos(job) if job.decoded.span is None else self._windows(job))
+        log_trouble(job.query.request_id, "answer", time.monotonic() - started, self._seconds, answer)
+        return answer
 
     @serve.batch
-    async def _together(self, jobs: list[Job]) -> list[Classification | RequestError]:
+    async def _videos(self, jobs: list[Job]) -> list[Classification | RequestError]:
+        return await asyncio.to_thread(self._classifier.answer, jobs)
+
+    @serve.batch
+    async def _windows(self, jobs: list[Job]) -> list[Classification | RequestError]:
         return await asyncio.to_thread(self._classifier.answer, jobs)
 
     async def card(self) -> ServedModel:

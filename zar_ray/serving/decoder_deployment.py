@@ -68,8 +68,8 @@ class DecoderDeployment:
             return
         self._streams += 1
         process = self._idle.pop() if self._idle else DecoderProcess(limits, BACKGROUND)
-        request, seconds, number = self._request(video, query), self._config.decode_timeout, 0
-        found = process.decode_windows(video.source, request, windows, seconds)
+        seconds, until, number = self._config.decode_timeout, started + limits.stream_seconds, 0
+        found = process.decode_windows(video.source, self._request(video, query), windows, seconds)
         ended, loop = False, asyncio.get_running_loop()
         try:
             while True:
@@ -85,8 +85,11 @@ class DecoderDeployment:
                 span, info = window.span, window.info
                 assert span is not None
                 log_trouble(query.request_id, f"decode of window {number}", window.seconds, seconds)
+                due = started + info.width * info.height * span.start_frame / limits.stream_pixels
+                await asyncio.sleep(min(due, until) - time.monotonic())
+                if time.monotonic() >= until:
+                    raise RequestError("timeout", f"the stream took longer than {limits.stream_seconds:g} s")
                 response = self._model.classify.remote(Job(query, video.name, window))
-                del window
                 answer = await in_time(response, limits.adapt_seconds + limits.wait_seconds, query)
                 if isinstance(answer, RequestError):
                     raise answer
@@ -95,10 +98,6 @@ class DecoderDeployment:
                 )
                 number += 1
                 query = replace(query, received=0.0)  # the body has arrived once
-                due = started + info.width * info.height * (span.start_frame + span.frames) / limits.stream_pixels
-                await asyncio.sleep(min(due, started + limits.stream_seconds) - time.monotonic())
-                if time.monotonic() - started >= limits.stream_seconds:
-                    raise RequestError("timeout", f"the stream took longer than {limits.stream_seconds:g} s")
         except RequestError as error:
             log_trouble(query.request_id, f"window {number}", time.monotonic() - started, limits.stream_seconds, error)
             yield error

@@ -199,7 +199,8 @@ def run(options: StreamsBenchOptions, say: Callable[[str], None]) -> tuple[list[
                 found.append(stream_beside(stream, ceil(options.seconds / window), ask, window, options))
                 again = ask_whole(ask, lambda count: count < options.alone)
                 alone = Whole(alone.seconds + again.seconds, {**alone.errors, **again.errors})
-                say(f"windows of {window:g} s: {found[-1].completed} of {options.streams} streams, {found[-1].errors}")
+                paid = ratio(found[-1].beside.seconds, alone.seconds) or 0.0
+                say(f"windows of {window:g} s: {found[-1].completed} of {options.streams} streams, p95 x {paid:.2f}")
             return found, alone
 
 

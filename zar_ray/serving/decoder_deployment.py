@@ -66,8 +66,8 @@ class DecoderDeployment:
         if self._streams >= limits.streams:
             yield RequestError("overloaded", "all streams of a decoder are taken; try again", limits.retry_after)
             return
-        self._streams += 1
         process = self._idle.pop() if self._idle else DecoderProcess(limits, BACKGROUND)
+        self._streams += 1
         seconds, until, number = self._config.decode_timeout, started + limits.stream_seconds, 0
         found = process.decode_windows(video.source, self._request(video, query), windows, seconds)
         ended, loop = False, asyncio.get_running_loop()

@@ -9,6 +9,7 @@ import json
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
 import anyio
@@ -512,6 +513,56 @@ def test_a_stream_gives_windows_and_an_end_or_an_error(served, video):
     backend.classify_windows = refuses
     problem(ask(), 422, "unusable-video")
     assert 'zar_requests_held{replica="local"} 0.0' in client.get("/metrics").text
+
+
+def test_streams_have_places_of_their_own(served, video):
+    """However many there are, whole videos wait for none of them; further ones are told so at once."""
+    client, backend = served(limits={"concurrent": 1, "queued": 0, "streams": 2, "retry_after": 7})
+    backend.gate.clear()
+
+    def ask(path="/v1/classify:stream"):
+        files = {"video": (video.name, video.read_bytes())}
+        return client.post(path, files=files, data={"candidate_labels": list(LABELS)})
+
+    with ThreadPoolExecutor(3) as pool:
+        streams = [pool.submit(ask) for _ in range(2)]
+        limit = time.monotonic() + 20
+        while len(backend.seen) < 2:
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        refused = ask()
+        assert "2 streams" in problem(refused, 503, "overloaded")
+        assert refused.headers["retry-after"] == "7"
+        whole = pool.submit(ask, "/v1/classify")
+        while len(backend.seen) < 3:
+            assert time.monotonic() < limit, "it waits for a stream"
+            time.sleep(0.02)
+        assert "3 requests" not in problem(ask("/v1/classify"), 503, "overloaded")
+        backend.gate.set()
+        assert [one.result().status_code for one in (*streams, whole)] == [200, 200, 200]
+    assert ask().status_code == 200
+
+
+def test_what_ends_a_stream_is_counted_and_logged_by_its_request(served, video, caplog):
+    client, backend = served()
+    whole = backend.classify_windows
+
+    async def breaks(*asked):
+        async for window in whole(*asked):
+            yield window
+            raise RequestError("replica-lost", "a secret")
+
+    backend.classify_windows = breaks
+    files = {"video": (video.name, video.read_bytes())}
+    response = client.post("/v1/classify:stream", files=files, data={"candidate_labels": list(LABELS)})
+    name, document = list(events(response))[-1]
+    assert (name, document["code"]) == ("error", "replica-lost")
+    assert document["request_id"] == response.headers["x-request-id"]
+    assert f"request {document['request_id']} window 1: replica-lost" in caplog.text
+    assert "secret" not in caplog.text
+    measures = client.get("/metrics").text
+    counted = 'zar_requests_total{code="replica-lost",replica="local",route="/v1/classify:stream",status="200"} 1.0'
+    assert counted in measures
 
 
 def test_a_client_that_is_gone_before_its_stream_begins_holds_nothing(served, video):

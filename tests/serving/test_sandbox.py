@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from zar_ray.errors import VideoError
 from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import RequestError
-from zar_ray.serving.sandbox import DecoderProcess
+from zar_ray.serving.sandbox import BACKGROUND, DecoderProcess
 from zar_ray.serving.sandbox_process import DecodeRequest
 from zar_ray.serving.schema import WindowParameters
 from zar_ray.serving.windows import WindowSchedule, cut_windows
@@ -231,6 +231,20 @@ def test_what_the_process_may_use(deadly, file_of):
     assert facts["files"] < 16
     used = int(Path(f"/proc/{deadly.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     assert used < facts["memory"] < used + 530 * 2**20
+
+
+def test_a_process_in_the_background_gives_way(decoder, video):
+    with DecoderProcess(LimitConfig(), BACKGROUND) as process:
+        assert len(list(process.decode_windows(video, request(), cut(1.0), 60))) == 3
+        assert process.pid is not None
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == min(19, os.getpriority(os.PRIO_PROCESS, decoder.pid) + 5)
+
+
+def test_what_nobody_foresaw_is_logged_by_its_request(deadly, file_of, caplog):
+    wanted = dataclasses.replace(request(), request_id="mine-1")
+    with pytest.raises(RequestError):
+        deadly.decode(file_of("bug"), wanted, 60)
+    assert "request mine-1: decoding failed as nobody foresaw" in caplog.text
 
 
 def test_options_that_do_not_fit_are_not_the_files_fault(decoder, video):

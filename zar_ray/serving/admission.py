@@ -16,6 +16,7 @@ class Admission:
     Attributes:
         turn: To be held while a request is worked on.
         requests: Those that are worked on or wait.
+        streams: Those of them whose videos come window by window; they have places of their own, and wait for no turn.
         bytes: What their bodies may come to.
 
     Args:
@@ -26,23 +27,29 @@ class Admission:
         self._limits = limits
         self.turn = asyncio.Semaphore(limits.concurrent)
         self.requests = 0
+        self.streams = 0
         self.bytes = 0
 
     @contextmanager
-    def admitted(self, size: int) -> Iterator[None]:
+    def admitted(self, size: int, stream: bool = False) -> Iterator[None]:
         """Lets a request in for as long as the block lasts.
 
         Args:
             size: Bytes that its body may come to.
+            stream: Whether its video comes window by window.
 
         Raises:
             RequestError: There are too many requests, or too many bytes (``overloaded``).
         """
         limits = self._limits
-        if self.requests >= limits.concurrent + limits.queued:
+        count, most = self.requests - self.streams, limits.concurrent + limits.queued
+        if stream:
+            count, most = self.streams, limits.streams
+        if count >= most:
+            what = "streams" if stream else "requests"
             raise RequestError(
                 "overloaded",
-                f"{self.requests} requests are worked on or waiting; try again in {limits.retry_after} s",
+                f"{count} {what} are worked on or waiting; try again in {limits.retry_after} s",
                 limits.retry_after,
             )
         if self.requests and self.bytes + size > limits.queued_bytes:
@@ -53,9 +60,11 @@ class Admission:
                 limits.retry_after,
             )
         self.requests += 1
+        self.streams += stream
         self.bytes += size
         try:
             yield
         finally:
             self.requests -= 1
+            self.streams -= stream
             self.bytes -= size

@@ -103,12 +103,16 @@ def build(config: ServiceOptions) -> Application:
     if _is_serve_run() and not ray.is_initialized():
         prepare_environment(config)
     gpus = 1 if ray.is_initialized() and total_gpus() > 0 else 0
+    limits = config.limits
     model = ModelDeployment.options(
-        max_ongoing_requests=2 * config.batch, ray_actor_options={"num_cpus": 1, "num_gpus": gpus}
+        max_ongoing_requests=2 * config.batch + limits.streams, ray_actor_options={"num_cpus": 1, "num_gpus": gpus}
     ).bind(config)
     light = config.without_methods()
-    decoder = DecoderDeployment.options(max_ongoing_requests=2, ray_actor_options={"num_cpus": 1}).bind(light, model)
-    waiting = config.limits.concurrent + config.limits.queued + _ROOM_FOR_REFUSALS
+    # Two whole videos are there beside all streams: one that is decoded and the next one.
+    decoder = DecoderDeployment.options(
+        max_ongoing_requests=2 + limits.streams, ray_actor_options={"num_cpus": 1}
+    ).bind(light, model)
+    waiting = limits.concurrent + limits.queued + limits.streams + _ROOM_FOR_REFUSALS
     return IngressDeployment.options(max_ongoing_requests=waiting, ray_actor_options={"num_cpus": 0}).bind(
         light, served_methods(config), decoder, model
     )

@@ -1,28 +1,30 @@
-"""The decoder replicas, each with a process that reads strangers' files; they load no PyTorch."""
+"""The decoder replicas, with the processes that read strangers' files; they load no PyTorch."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+import contextlib
+import time
+from collections.abc import AsyncIterator, Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
-import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from zar_ray.serving.backend import DecodedViews, DecodingNeeds, Job, Query, VideoSource
-from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_to_serve
+from zar_ray.serving.calls import in_time
+from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_to_serve, log_trouble
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.problems import RequestError
-from zar_ray.serving.sandbox import DecoderProcess
+from zar_ray.serving.sandbox import BACKGROUND, DecoderProcess
 from zar_ray.serving.sandbox_process import DecodeRequest
-from zar_ray.serving.schema import WindowParameters
-from zar_ray.serving.windows import WindowSpan
+from zar_ray.serving.schema import WindowParameters, WindowResult
 
 
 @serve.deployment(name="decoder", logging_config=QUIET, health_check_period_s=CHECK_SECONDS)
 class DecoderDeployment:
-    """Holds one decoding process, which takes one video at a time.
+    """Holds a decoding process that takes one whole video at a time, and a slower one for each stream of windows.
 
     Args:
         config: The service's options.
@@ -32,42 +34,80 @@ class DecoderDeployment:
     async def __init__(self, config: ServeConfig, model: DeploymentHandle) -> None:
         log_to_serve()
         self._config = config
+        self._model = model
         self._process = DecoderProcess(config.limits)
+        self._streams = 0
+        self._idle: list[DecoderProcess] = []  # of streams that have ended
+        # Of the streams' own, so that whole videos never wait for a thread.
+        self._threads = ThreadPoolExecutor(config.limits.streams)
         self._needs: DecodingNeeds = await model.decoding_needs.remote()
         await asyncio.to_thread(self._process.start)
 
     async def decode(self, video: VideoSource, query: Query) -> Job | RequestError:
         """A whole video's frames, or what is wrong with it."""
-        request, seconds = self._request(video, query), self._config.decode_timeout
+        request, seconds, started = self._request(video, query), self._config.decode_timeout, time.monotonic()
         try:
             decoded = await asyncio.to_thread(self._process.decode, video.source, request, seconds)
+            outcome: Job | RequestError = Job(query, video.name, decoded)
         except RequestError as error:
-            return error
-        return Job(query, video.name, decoded)
+            outcome = error
+        log_trouble(query.request_id, "decode", time.monotonic() - started, seconds, outcome)
+        return outcome
 
-    async def decode_windows(
+    async def classify_windows(
         self, video: VideoSource, query: Query, windows: WindowParameters
-    ) -> AsyncIterator[RequestError | tuple[WindowSpan, list[ray.ObjectRef]]]:
-        """A long video's windows, each with a reference to its frames; or at the end what is wrong with it."""
-        found: Any = self._process.decode_windows(
-            video.source, self._request(video, query), windows, self._config.decode_timeout
-        )
-        step: asyncio.Future[DecodedViews | None] | None = None
+    ) -> AsyncIterator[WindowResult | RequestError]:
+        """A long video's windows, each as soon as a model has answered; or at the end what is wrong.
+
+        The model is asked here, one window after the other, because whoever reads a stream of Ray's is not waited for,
+        and references within its items are lost: pixels would pile up or be gone. Two windows are decoded meanwhile.
+        """
+        limits, started = self._config.limits, time.monotonic()
+        if self._streams >= limits.streams:
+            yield RequestError("overloaded", "all streams of a decoder are taken; try again", limits.retry_after)
+            return
+        process = self._idle.pop() if self._idle else DecoderProcess(limits, BACKGROUND)
+        self._streams += 1
+        seconds, until, number = self._config.decode_timeout, started + limits.stream_seconds, 0
+        found = process.decode_windows(video.source, self._request(video, query), windows, seconds)
+        ended, loop = False, asyncio.get_running_loop()
         try:
             while True:
-                step = asyncio.ensure_future(asyncio.to_thread(next, found, None))
-                # Shielded: where the client leaves, the thread goes on, and what runs in it cannot be closed meanwhile.
-                window = await asyncio.shield(step)
+                try:
+                    # Shielded: where the client leaves, its thread goes on until the process is gone.
+                    window = await asyncio.shield(loop.run_in_executor(self._threads, next, found, None))
+                except RequestError:
+                    ended = True
+                    raise
                 if window is None:
+                    ended = True
                     return
-                assert window.span is not None
-                yield window.span, [ray.put(Job(query, video.name, window))]
+                span, info = window.span, window.info
+                assert span is not None
+                log_trouble(query.request_id, f"decode of window {number}", window.seconds, seconds)
+                due = started + info.width * info.height * span.start_frame / limits.stream_pixels
+                await asyncio.sleep(min(due, until) - time.monotonic())
+                if time.monotonic() >= until:
+                    raise RequestError("timeout", f"the stream took longer than {limits.stream_seconds:g} s")
+                response = self._model.classify.remote(Job(query, video.name, window))
+                answer = await in_time(response, limits.adapt_seconds + limits.wait_seconds, query)
+                if isinstance(answer, RequestError):
+                    raise answer
+                yield WindowResult(
+                    number=number, start=span.start, end=span.end, start_frame=span.start_frame, result=answer
+                )
+                number += 1
+                query = replace(query, received=0.0)  # the body has arrived once
         except RequestError as error:
+            log_trouble(query.request_id, f"window {number}", time.monotonic() - started, limits.stream_seconds, error)
             yield error
         finally:
-            if step is not None:
-                await asyncio.wait([step])
-            await asyncio.to_thread(found.close)
+            self._streams -= 1
+            if ended:
+                self._idle.append(process)
+            else:
+                # Not awaited: Ray may cancel more than once.
+                loop.run_in_executor(None, _leave, process, found)
 
     def _request(self, video: VideoSource, query: Query) -> DecodeRequest:
         config, needs = self._config, self._needs
@@ -78,9 +118,17 @@ class DecoderDeployment:
             needs.preprocessing,
             query.method in needs.methods_with_views,
             config.decoder,
+            query.request_id,
         )
 
     def __del__(self) -> None:
-        process = getattr(self, "_process", None)
-        if process is not None:  # else it could not be started
-            process.close()
+        for process in (getattr(self, "_process", None), *getattr(self, "_idle", ())):
+            if process is not None:  # else it could not be started
+                process.close()
+
+
+def _leave(process: DecoderProcess, found: Generator[DecodedViews]) -> None:
+    """Ends a stream that nobody waits for any more, wherever its process is."""
+    process.close()
+    with contextlib.suppress(ValueError):  # amid a window, whose thread meets the end of the process
+        found.close()

@@ -29,7 +29,7 @@ def prepare_environment(config: ServeConfig) -> None:
     limits = config.limits
     own = {
         proxy.BODY_VARIABLE: limits.body_bytes,
-        proxy.REQUESTS_VARIABLE: limits.concurrent + limits.queued,
+        proxy.REQUESTS_VARIABLE: limits.concurrent + limits.queued + limits.streams,
         proxy.RETRY_VARIABLE: limits.retry_after,
         proxy.HEAD_VARIABLE: limits.head_seconds,
     }

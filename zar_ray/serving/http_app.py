@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -115,8 +114,9 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type not in (_FORM, _JSON):
             raise RequestError("unsupported-media-type", f"send {_FORM} with a video, or {_JSON} with a path")
+        stream = of_form is WindowedParameters
         async with AsyncExitStack() as stack:
-            stack.enter_context(admission.admitted(announced_size(request, config.limits)))
+            stack.enter_context(admission.admitted(announced_size(request, config.limits), stream))
             received = 0.0
             if media_type == _JSON:
                 body = await read_json(request, config.limits)
@@ -128,7 +128,8 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
                 parameters = _validated(of_form, _values(form.fields, config.limits))
                 video, received = VideoSource(form.name, form.content), form.seconds
             query = query_of(parameters, config, methods, label_sets, request.state.request_id, received)
-            await stack.enter_async_context(admission.turn)
+            if not stream:
+                await stack.enter_async_context(admission.turn)
             yield video, query, parameters
 
     @app.post(
@@ -172,6 +173,7 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
                     yield _event("window", window)
                     window = await anext(results, None)
             except RequestError as error:
+                logger.warning("request %s window %d: %s", query.request_id, count, error.code)
                 failure = error
             except Exception:
                 logger.exception("request %s failed in window %d", query.request_id, count)

@@ -1,7 +1,7 @@
 """The HTTP side of the deployments: receives, and passes what is asked on; it loads no PyTorch.
 
-The ingress hands a decoder's answer on to a model replica before it is there, so that pixels go from one to the other
-and never through the ingress.
+The ingress hands a decoder's answer on to a model replica before it is there, and decoders ask the model about windows
+themselves, so that pixels go from one to the other and never through the ingress.
 """
 
 from __future__ import annotations
@@ -13,24 +13,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    TaskCancelledError,
-    WorkerCrashedError,
-)
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    RayServeException,
-    RequestCancelledError,
-)
+from ray.exceptions import RayError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from zar_ray.serving.backend import Query, VideoSource
+from zar_ray.serving.calls import in_time
 from zar_ray.serving.http_app import build_app
 from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_to_serve, logger
 from zar_ray.serving.options import ServeConfig
@@ -38,7 +26,6 @@ from zar_ray.serving.problems import RequestError
 from zar_ray.serving.proxy import CALLBACK, CALLBACK_VARIABLE
 from zar_ray.serving.schema import Classification, ServedMethod, ServedModel, WindowParameters, WindowResult
 
-_LOST = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
 _READY_SECONDS = 10.0
 
 
@@ -81,30 +68,22 @@ class IngressDeployment:
     async def classify(self, video: VideoSource, query: Query) -> Classification:
         """See `zar_ray.serving.backend.Backend`."""
         decoded = self._decoder.decode.remote(video, query)
-        return await self._answer(self._model.classify.remote(decoded), query)
+        return _unless_wrong(await in_time(self._model.classify.remote(decoded), self._seconds, query))
 
     async def classify_windows(
         self, video: VideoSource, query: Query, windows: WindowParameters
     ) -> AsyncGenerator[WindowResult]:
         """See `zar_ray.serving.backend.Backend`."""
-        found: Any = self._decoder.options(stream=True).decode_windows.remote(video, query, windows)
+        found: Any = self._decoder.options(stream=True).classify_windows.remote(video, query, windows)
+        # The decoder looks at the times itself, unless it hangs.
+        seconds = self._config.limits.stream_seconds + self._seconds
         try:
             while True:
                 try:
-                    item = await self._in_time(anext(found), query)
+                    result = await in_time(anext(found), seconds, query)
                 except StopAsyncIteration:
                     return
-                if isinstance(item, RequestError):
-                    raise item
-                place, (frames,) = item
-                result = await self._answer(self._model.classify.remote(frames), query)
-                yield WindowResult(
-                    number=place.number,
-                    start=place.start,
-                    end=place.end,
-                    start_frame=place.start_frame,
-                    result=result,
-                )
+                yield _unless_wrong(result)
         finally:
             found.cancel()
 
@@ -118,26 +97,9 @@ class IngressDeployment:
                 raise RequestError("not-ready", "no model replica has loaded its weights yet; try again") from None
         return card
 
-    async def _answer(self, response: Any, query: Query) -> Classification:
-        answer = await self._in_time(response, query)
-        if isinstance(answer, RequestError):
-            raise answer
-        return answer
 
-    async def _in_time(self, awaited: Any, query: Query) -> Any:
-        """What is awaited; what Ray has against it becomes the request's answer."""
-        try:
-            return await asyncio.wait_for(awaited, self._seconds)
-        except TimeoutError:
-            raise RequestError("timeout", f"took longer than {self._seconds:g} s, waiting included") from None
-        except BackPressureError:
-            raise RequestError("overloaded", "all replicas are busy; try again") from None
-        except (RayError, RayServeException) as error:
-            cause = error.cause if isinstance(error, RayTaskError) else error
-            # Where a model lacks its input because the decoder died, Ray Serve says so in an error of its own.
-            if isinstance(cause, RayServeException) and isinstance(cause.__context__, RayActorError):
-                cause = cause.__context__
-            if isinstance(cause, (*_LOST, TaskCancelledError, DeploymentUnavailableError, RequestCancelledError)):
-                logger.warning("request %s lost its replica: %s", query.request_id, type(cause).__name__)
-                raise RequestError("replica-lost", "the process that worked on the request ended; try again") from None
-            raise
+def _unless_wrong(answer: Any) -> Any:
+    """An answer; raises what came in its place."""
+    if isinstance(answer, RequestError):
+        raise answer
+    return answer

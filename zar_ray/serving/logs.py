@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from zar_ray.serving.problems import RequestError
+
 # The ingress logs each request once, with its id; a line more a hop would cost some milliseconds and say no more.
 QUIET = {"enable_access_log": False}
 # Ray Serve replaces a replica that died when it next looks; by default it looks every ten seconds.
@@ -18,3 +20,18 @@ def log_to_serve() -> None:
     for handler in logging.getLogger("ray.serve").handlers:
         if handler not in logger.handlers:
             logger.addHandler(handler)
+
+
+def log_trouble(request_id: str, stage: str, seconds: float, limit: float, outcome: object = None) -> None:
+    """Logs a stage of a request that failed, or that took more than half of its time; all others cost no line.
+
+    Args:
+        request_id: The request.
+        stage: The stage.
+        seconds: What it took, waiting included.
+        limit: What it may take.
+        outcome: A `RequestError` if it failed.
+    """
+    if isinstance(outcome, RequestError) or seconds > limit / 2:
+        code = outcome.code if isinstance(outcome, RequestError) else "late"
+        logger.warning("request %s %s: %s after %.3f s", request_id, stage, code, seconds)

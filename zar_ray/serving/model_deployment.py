@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import time
+from collections import deque
+from contextvars import Context
 
 import torch
 from ray import serve
@@ -11,15 +13,21 @@ from ray import serve
 from zar_ray.data.probing import usable_cpus
 from zar_ray.serving.backend import DecodingNeeds, Job
 from zar_ray.serving.classifier import Classifier
-from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_to_serve
+from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_to_serve, log_trouble, logger
 from zar_ray.serving.methods import ServiceOptions
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import Classification, ServedModel
+
+_Answer = Classification | RequestError
 
 
 @serve.deployment(name="model", logging_config=QUIET, health_check_period_s=CHECK_SECONDS)
 class ModelDeployment:
     """Holds one model replica, and answers requests that come while it is busy together.
+
+    Windows of long videos are never among whole videos: the two take turns, so that whole videos wait for one window at
+    most, or for half a batch of them on a GPU. This is not `serve.batch`, which (Ray 2.60) closes a batch as soon as it
+    holds a request, though the one before is still worked on.
 
     Args:
         config: The service's options.
@@ -30,17 +38,48 @@ class ModelDeployment:
         torch.set_num_threads(config.threads or usable_cpus())
         self._classifier = Classifier(config)
         self._classifier.warm_up()
-        together: Any = self._together
-        together.set_max_batch_size(config.batch)
-        together.set_batch_wait_timeout_s(config.batch_wait)
+        self._config = config
+        on_cpu = self._classifier.model.device.type == "cpu"
+        self._videos: deque[tuple[Job, asyncio.Future[_Answer]]] = deque()
+        self._windows: deque[tuple[Job, asyncio.Future[_Answer]]] = deque()
+        self._turns = ((self._videos, config.batch), (self._windows, 1 if on_cpu else max(1, config.batch // 2)))
+        self._work: asyncio.Task[None] | None = None
 
-    async def classify(self, job: Job | RequestError) -> Classification | RequestError:
-        """Answers about one decoded video; what is wrong with one comes through as it is."""
-        return job if isinstance(job, RequestError) else await self._together(job)
+    async def classify(self, job: Job | RequestError) -> _Answer:
+        """Answers about one decoded video or window; what is wrong with one comes through as it is."""
+        if isinstance(job, RequestError):
+            return job
+        started, answer = time.monotonic(), asyncio.get_running_loop().create_future()
+        (self._videos if job.decoded.span is None else self._windows).append((job, answer))
+        if self._work is None or self._work.done():
+            # In a context of its own: Ray Serve's log lines would name the request that began it.
+            self._work = asyncio.create_task(self._answer_all(), context=Context())
+        outcome = await answer
+        log_trouble(
+            job.query.request_id, "answer", time.monotonic() - started, self._config.limits.adapt_seconds, outcome
+        )
+        return outcome
 
-    @serve.batch
-    async def _together(self, jobs: list[Job]) -> list[Classification | RequestError]:
-        return await asyncio.to_thread(self._classifier.answer, jobs)
+    async def _answer_all(self) -> None:
+        """Answers until nobody waits."""
+        while self._videos or self._windows:
+            for waiting, most in self._turns:
+                if self._config.batch_wait and 0 < len(waiting) < most:
+                    await asyncio.sleep(self._config.batch_wait)
+                taken = [waiting.popleft() for _ in range(min(most, len(waiting)))]
+                # those whose clients are still there
+                if taken := [(job, answer) for job, answer in taken if not answer.done()]:
+                    outcomes = await asyncio.to_thread(self._answer, [job for job, _ in taken])
+                    for (_, answer), outcome in zip(taken, outcomes, strict=True):
+                        if not answer.done():
+                            answer.set_result(outcome)
+
+    def _answer(self, jobs: list[Job]) -> list[_Answer]:
+        try:
+            return self._classifier.answer(jobs)
+        except Exception:  # noqa: BLE001  they wait for an answer, whatever it is
+            logger.exception("questions %s failed", ", ".join(job.query.request_id for job in jobs))
+            return [RequestError("internal-error", "the service failed; its log says why") for _ in jobs]
 
     async def card(self) -> ServedModel:
         """What the service says of its model."""

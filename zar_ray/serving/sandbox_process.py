@@ -55,6 +55,7 @@ class DecodeRequest:
         needs_views: Whether the method looks at other views than the evaluation view.
         decoder: What is to read it. With ``auto``, windows are read by PyAV, which gives the same frames: whether
             decord has read a file right shows only at its end, when windows have long been delivered.
+        request_id: For logs.
     """
 
     name: str
@@ -63,6 +64,7 @@ class DecodeRequest:
     preprocessing: Preprocessing
     needs_views: bool
     decoder: Decoder = "auto"
+    request_id: str = ""
 
     def plan(self, info: VideoInfo) -> ViewPlan:
         """The views of a whole video."""

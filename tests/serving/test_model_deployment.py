@@ -1,0 +1,125 @@
+"""A model replica's own part, beside a classifier that a test controls: who is answered with whom, and when."""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from zar_ray.serving import model_deployment
+from zar_ray.serving.methods import ServiceOptions
+from zar_ray.serving.model_deployment import ModelDeployment
+from zar_ray.serving.problems import RequestError
+
+
+class Classifier:
+    """Answers once its gate is open."""
+
+    device = "cpu"
+
+    def __init__(self, config):
+        self.model = SimpleNamespace(device=SimpleNamespace(type=self.device))
+        self.calls, self.gate, self.outcome = [], threading.Event(), None
+
+    def warm_up(self):
+        pass
+
+    def answer(self, jobs):
+        self.calls.append([job.name for job in jobs])
+        assert self.gate.wait(30)
+        return [self.outcome or job.name for job in jobs]
+
+
+def job(name):
+    return SimpleNamespace(
+        name=name,
+        query=SimpleNamespace(request_id=f"id-{name}"),
+        decoded=SimpleNamespace(span=object() if name.startswith("w") else None),
+    )
+
+
+@pytest.fixture
+def replica(monkeypatch):
+    monkeypatch.setattr(model_deployment, "Classifier", Classifier)
+    monkeypatch.setattr(model_deployment.torch, "set_num_threads", lambda count: None)
+
+    def make(**options):
+        config = ServiceOptions.model_validate({"batch": 4, **options})
+        return ModelDeployment.func_or_class(config)
+
+    return make
+
+
+def answer(replica, *names):
+    """Asks one after the other while the replica is busy with the first; returns the calls that it came to."""
+
+    async def all_of_them():
+        asked = []
+        for name in names:
+            asked.append(asyncio.ensure_future(replica.classify(job(name))))
+            await asyncio.sleep(0.01)
+        replica._classifier.gate.set()
+        return await asyncio.gather(*asked)
+
+    assert asyncio.run(all_of_them()) == list(names)
+    return replica._classifier.calls
+
+
+def test_whole_videos_wait_for_one_window_at_most(replica):
+    assert answer(replica(), "w0", "a", "b", "w1", "w2", "c") == [["w0"], ["a", "b", "c"], ["w1"], ["w2"]]
+    calls = answer(replica(batch=2), "w0", "a", "b", "w1", "c", "w2", "d")
+    assert calls == [["w0"], ["a", "b"], ["w1"], ["c", "d"], ["w2"]]
+
+
+def test_on_a_gpu_half_a_batch_of_windows_goes_together(replica, monkeypatch):
+    monkeypatch.setattr(Classifier, "device", "cuda")
+    assert answer(replica(), "a", "w0", "w1", "w2", "b") == [["a"], ["w0", "w1"], ["b"], ["w2"]]
+
+
+def test_requests_that_wait_while_the_replica_is_busy_are_answered_together(replica):
+    assert answer(replica(), "a", "b", "c", "d", "e", "f") == [["a"], ["b", "c", "d", "e"], ["f"]]
+
+
+def test_a_free_replica_waits_for_company_where_it_is_told_to(replica):
+    assert answer(replica(batch_wait=0.1), "a", "b", "c") == [["a", "b", "c"]]
+    assert answer(replica(batch_wait=0.1, batch=2), "a", "b", "c")[0] == ["a", "b"]
+
+
+def test_who_has_left_costs_nothing_and_keeps_nobody_waiting(replica):
+    one = replica()
+
+    async def leave():
+        first = asyncio.ensure_future(one.classify(job("a")))
+        await asyncio.sleep(0.01)
+        gone, last = (asyncio.ensure_future(one.classify(job(name))) for name in ("gone", "b"))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        one._classifier.gate.set()
+        return await asyncio.gather(first, last)
+
+    assert asyncio.run(leave()) == ["a", "b"]
+    assert one._classifier.calls == [["a"], ["b"]]
+
+
+def test_what_nobody_foresaw_is_answered_too(replica, caplog):
+    one = replica()
+    one._classifier.answer = lambda jobs: 1 / 0
+    assert asyncio.run(one.classify(job("a"))).code == "internal-error"
+    assert "questions id-a failed" in caplog.text
+    del one._classifier.answer
+    one._classifier.gate.set()
+    assert asyncio.run(one.classify(job("a"))) == "a"
+
+
+def test_failed_and_late_answers_are_logged_by_their_request(replica, caplog):
+    one = replica(limits={"adapt_seconds": 1.0})
+    threading.Timer(0.6, one._classifier.gate.set).start()
+    assert asyncio.run(one.classify(job("a"))) == "a"
+    assert "request id-a answer: late after 0." in caplog.text
+    before = len(caplog.records)
+    asyncio.run(one.classify(job("b")))
+    assert len(caplog.records) == before
+    one._classifier.outcome = RequestError("invalid-parameters", "a secret")
+    asyncio.run(one.classify(job("c")))
+    assert "request id-c answer: invalid-parameters" in caplog.text
+    assert "secret" not in caplog.text

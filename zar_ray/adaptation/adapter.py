@@ -15,8 +15,7 @@ from zar_ray.adaptation.base import Decision, Fusion, Shared, Stream, VideoFeatu
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.memory import PeakMemory
 from zar_ray.adaptation.methods import get_method
-from zar_ray.adaptation.options import AdaptationOptions
-from zar_ray.adaptation.settings import Setting
+from zar_ray.adaptation.options import AdaptationOptions, Setting
 from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
@@ -159,12 +158,7 @@ def make_cases(
 ) -> tuple[Case, ...]:
     """The cases of a run, or of one setting and model of a study: one a class set and method.
 
-    Args:
-        options: The run's options; a case's id depends on its own method's options, and on no other's.
-        model_fingerprint: The model's.
-        prompts: The candidate classes' prompts, a class set each.
-        setting: The setting's number; a case's id does not depend on it.
-        model: The model's number; likewise.
+    A case's id depends on its own method's options, and on no other's; nor on the numbers of its setting and model.
 
     Raises:
         ConfigError: A method is unknown.
@@ -240,16 +234,12 @@ class VideoAdapter:
             for classes in made.values() if method.updates == "context" else ():
                 classes.require_tunable(method.name)
         self._memory = PeakMemory(model.device)
-        self._streams = {
-            case.case_id: self._open_stream(case)
-            for case in self.cases
-            if get_method(case.method).is_stream(self._settings[case.setting].options.own(case.method))
-        }
-
-    def _open_stream(self, case: Case) -> Stream:
-        begin = get_method(case.method).open_stream
-        assert begin is not None
-        return begin(self._classes[case.setting][case.class_set], *self._told(case))
+        self._streams: dict[str, Stream] = {}
+        for case in self.cases:
+            method, (own, shared) = get_method(case.method), self._told(case)
+            if method.open_stream is not None and method.is_stream(own):
+                classes = self._classes[case.setting][case.class_set]
+                self._streams[case.case_id] = method.open_stream(classes, own, shared)
 
     def _told(self, case: Case) -> tuple[Any, Shared]:
         """What a case's method is told: its own options, and what all are."""

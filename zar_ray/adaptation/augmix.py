@@ -44,11 +44,7 @@ class Draws:
 
 
 def augmix(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Mixes images with the mixture of three chains of distortions of them.
-
-    Args:
-        pixels: uint8 (T, 3, R, R).
-        draws: What to draw from.
+    """Mixes images, uint8 (T, 3, R, R), with the mixture of three chains of distortions of them.
 
     Returns:
         float32 (T, 3, R, R), in [0, 255].

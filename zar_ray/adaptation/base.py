@@ -1,4 +1,4 @@
-"""What every method gets and gives, and the entropy they share."""
+"""What every method gets and gives, and what they share: entropy, and which views are confident."""
 
 from __future__ import annotations
 
@@ -90,6 +90,9 @@ Updates = Literal["nothing", "context", "weights", "cache"]
 
 Fusion = Literal["embedding", "image", "decision"]
 """Where the frames of a view become one."""
+
+Selection = Literal["entropy", "margin"]
+"""What makes a view confident: low entropy, or a wide margin between its two likeliest classes."""
 
 
 @dataclass(frozen=True)
@@ -201,26 +204,45 @@ def decisions(videos: Sequence[VideoFeatures], decide: Callable[[VideoFeatures],
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy of the softmax over the last axis, in nats, computed in log space.
-
-    Args:
-        logits: (..., K), finite.
-
-    Returns:
-        (...), of the same type.
-    """
+    """Entropy of the softmax over the last axis of finite logits, in nats, computed in log space."""
     log_p = logits.log_softmax(dim=-1)
     return -(log_p.exp() * log_p).sum(dim=-1)
 
 
-def averaged(logits: torch.Tensor) -> torch.Tensor:
-    """The logits of a decision over several evaluation views: the logarithm of the mean of their probabilities.
+def doubt(logits: torch.Tensor, selection: Selection) -> torch.Tensor:
+    """How little confident views (..., V, K) are: (..., V), their entropy in nats, or their negative margin.
 
-    Args:
-        logits: (E, K); or (K,), which stays as it is, as does a single view.
+    The margin is how much more probable the likeliest class is than the next (Scheffer et al., IDA 2001, on active
+    learning); that of a single class is its probability, 1.
+    """
+    if selection == "entropy":
+        return entropy(logits)
+    best = logits.softmax(dim=-1).topk(min(2, logits.shape[-1]), dim=-1).values
+    return best[..., 1:].sum(dim=-1) - best[..., 0]
+
+
+def count_confident(views: int, fraction: float) -> int:
+    """How many views are selected: floor(fraction·views), at least one.
+
+    The product is floored as the floating-point number it is, as in the reference implementation of TPT: 0.29 of
+    100 is 28.999999999999996 there, so 28.
+    """
+    return max(1, int(views * fraction))
+
+
+def select_confident(doubts: torch.Tensor, fraction: float) -> torch.Tensor:
+    """The views of least `doubt` (V,), `count_confident` of them; equal ones in the views' order.
 
     Returns:
-        (K,).
+        int64 (S,), rows of `doubts`, the most confident first.
+    """
+    return doubts.argsort(stable=True)[: count_confident(len(doubts), fraction)]
+
+
+def averaged(logits: torch.Tensor) -> torch.Tensor:
+    """The logits (K,) of a decision over evaluation views (E, K): the logarithm of the mean of their probabilities.
+
+    (K,) stays as it is, as does a single view.
     """
     if logits.ndim == 1 or len(logits) == 1:
         return logits.reshape(-1)

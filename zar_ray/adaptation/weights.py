@@ -7,7 +7,6 @@ to: what a method did to one video cannot reach another one or another method, w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,12 +15,10 @@ from torch.func import functional_call
 from zar_ray.adaptation.base import Decision, VideoFeatures, VideoPixels, averaged, entropy, require_finite
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.errors import VideoError
-from zar_ray.models.clip import ClipModel
+from zar_ray.models.clip import PRODUCTS, ClipModel
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.video.pixels import crop_and_normalise
-
-_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def unfit_for_steps(model: ClipModel) -> str | None:
@@ -52,24 +49,17 @@ class MovingTower:
         self.weights = {name: own[name].detach().clone().requires_grad_() for name in names}
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Embeds normalised images, in one pass, in the model's precision.
-
-        Args:
-            pixels: float32 (n, 3, R, R) on the model's device.
+        """Embeds normalised images (n, 3, R, R), in one pass, in the model's precision.
 
         Returns:
             float32 (n, D), not normalised, differentiable with respect to `weights`.
         """
-        dtype = _TYPES[self.model.precision]
+        dtype = PRODUCTS[self.model.precision]
         with exact_float32(), torch.autocast(self.model.device.type, dtype=dtype, enabled=dtype is not None):
             return functional_call(self.model.clip.visual, self.weights, (pixels,)).float()
 
     def embed(self, images: CutImages, rows: np.ndarray) -> torch.Tensor:
-        """Embeds some of a video's images without gradients.
-
-        Args:
-            images: The video's images.
-            rows: int64 (n,), which.
+        """Embeds the images of some rows, int64 (n,), without gradients.
 
         Returns:
             float32 (I, D), one row an image of the video, not normalised; zeros for the others.
@@ -83,10 +73,7 @@ class MovingTower:
     def add_gradients(self, images: CutImages, rows: np.ndarray, of_embeddings: torch.Tensor) -> None:
         """Adds up the weights' gradients, a pass at a time, so that no graph is larger than a pass.
 
-        Args:
-            images: The video's images.
-            rows: Those that a loss depends on.
-            of_embeddings: float32 (I, D), the loss's gradient with respect to the images' embeddings.
+        A loss depends on the images of `rows`, and its gradient with respect to all embeddings (I, D) is given.
         """
         for part in self._passes(rows):
             with torch.enable_grad(), exact_float32():
@@ -97,12 +84,7 @@ class MovingTower:
 
 
 class CutImages:
-    """A video's images, cut out of its frames on the model's device.
-
-    Args:
-        pixels: The video.
-        model: What is to encode them.
-    """
+    """A video's images, cut out of its frames on the model's device."""
 
     def __init__(self, pixels: VideoPixels, model: ClipModel) -> None:
         self.pixels = pixels
@@ -156,7 +138,7 @@ def decide_by_moving(
     require_finite(entropies, "of the views")
 
     encoded, losses = 0, []
-    with _within_memory():
+    try:
         for _ in range(steps):
             embeddings = tower.embed(images, rows) if moved else pixels.embeddings
             encoded += len(rows) * (2 if moved else 1)
@@ -172,6 +154,8 @@ def decide_by_moving(
             moved = True
         shown = np.unique(plan.evaluation)
         evaluation = video_features(tower.embed(images, shown), plan, fuse).evaluation
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise VideoError("out of memory moving the weights; lower --encoder-batch", stage="adapt") from error
     after = averaged(classes.initial_logits(evaluation))
     require_finite(after, "after adaptation")
     return Decision(
@@ -181,11 +165,3 @@ def decide_by_moving(
         losses=torch.stack(losses).cpu(),
         encoded=encoded + len(shown),
     )
-
-
-@contextmanager
-def _within_memory() -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise VideoError("out of memory moving the weights; lower --encoder-batch", stage="adapt") from error

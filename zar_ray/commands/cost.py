@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zar_ray.adaptation.settings import Setting
+from zar_ray.adaptation.options import Setting
 from zar_ray.commands.common import verb
 from zar_ray.data.class_texts import ClassPrompts, class_prompts, prompts_of
 from zar_ray.data.classes import class_list, known_class_lists

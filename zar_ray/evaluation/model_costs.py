@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from zar_ray.adaptation.cost import step_gflops, steps_of
-from zar_ray.adaptation.settings import Setting
+from zar_ray.adaptation.options import Setting
 from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.cost import image_gflops, parameter_count, view_gflops, weightless
+from zar_ray.models.cost import image_gflops, parameter_count, step_gflops, view_gflops, weightless
 from zar_ray.models.options import ClassPosition
 from zar_ray.results.record import ModelCost
 
@@ -33,7 +32,7 @@ def count_costs(model: ClipModel, settings: Sequence[Setting]) -> tuple[ModelCos
     for setting in settings:
         options = setting.options
         largest = max(setting.prompts, key=lambda prompts: len(prompts.names))
-        steps = {method: steps_of(method, options) for method in options.method}
+        steps = {method: options.context_steps(method) for method in options.method}
         costs.append(
             ModelCost(
                 parameters=parameters,

@@ -9,8 +9,7 @@ from typing import Any
 
 from zar_ray.adaptation.adapter import VideoAdapter, make_cases
 from zar_ray.adaptation.methods import get_method
-from zar_ray.adaptation.options import AdaptationOptions
-from zar_ray.adaptation.settings import Setting
+from zar_ray.adaptation.options import AdaptationOptions, Setting
 from zar_ray.data.class_texts import is_context_file, prompts_of, with_words
 from zar_ray.errors import ConfigError
 from zar_ray.evaluation.model_costs import count_costs

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from zar_ray.adaptation.settings import Setting
+from zar_ray.adaptation.options import Setting
 from zar_ray.data.manifest import Manifest
 from zar_ray.errors import RunError, ZarError
 from zar_ray.evaluation.planning import AskedModel, ModelCard, load_card

@@ -26,7 +26,9 @@ from zar_ray.models.systems.registry import known_parts, system_of
 from zar_ray.models.vision import VisionTower, unfit_vision
 from zar_ray.video.transforms import Preprocessing
 
-_PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What each precision computes products in; None: the weights' own type."""
+
 _SHOWN_TEXT = 80  # characters of a text that a message repeats
 
 
@@ -240,7 +242,7 @@ class ClipModel(nn.Module):
         Returns:
             float32 (n, D), as the encoder gives them: not normalised; they carry no gradient.
         """
-        dtype = _PRODUCTS[self.precision]
+        dtype = PRODUCTS[self.precision]
         with torch.inference_mode(), exact_float32():
             if unfit_vision(self.clip.visual) is None:
                 embeddings = self._vision_tower()(pixels)
@@ -261,7 +263,7 @@ class ClipModel(nn.Module):
         """The image tower made ready, once until its weights move or change."""
         weights = [(weight.data_ptr(), weight._version) for weight in self.clip.visual.parameters()]
         if self._ready is None or self._ready[0] != weights:
-            tower = VisionTower(self.clip.visual, _PRODUCTS[self.precision] or self.dtype)
+            tower = VisionTower(self.clip.visual, PRODUCTS[self.precision] or self.dtype)
             self._ready = (weights, torch.compile(tower) if self._compiled else tower)
         return self._ready[1]
 

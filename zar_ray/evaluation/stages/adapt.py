@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, VideoPrediction
 from zar_ray.adaptation.fusion import video_features
-from zar_ray.adaptation.settings import Setting
+from zar_ray.adaptation.options import Setting
 from zar_ray.errors import RunError, VideoError
 from zar_ray.evaluation.feature_store import VideoFacts, image_keys
 from zar_ray.evaluation.spec import (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from zar_ray.adaptation.memory import PeakMemory
 from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.options import AdaptationOptions, Setting
 from zar_ray.data.class_texts import ClassPrompts
-from zar_ray.errors import VideoError
+from zar_ray.errors import ModelError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.options import ClassPosition
 from zar_ray.models.packing import ImageSet, encode_packed
@@ -93,10 +94,6 @@ class PlannedVideo:
             raise ValueError("a model that encodes views as wholes takes frames, and the video has embeddings")
         plan, *further = by_view(self.plans)
         return replace(self, plan=plan, further=tuple(further))
-
-    def is_of(self, case: Case) -> bool:
-        """Whether it is to be classified under a case."""
-        return self.class_sets is None or case.class_set in self.class_sets
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +201,7 @@ class VideoAdapter:
         further: Sequence[Setting] = (),
         classes_of: Callable[[ClassPrompts, ClassPosition], PromptedClasses] | None = None,
     ) -> None:
-        classes_of = classes_of or partial(PromptedClasses.of, model)
+        classes_of = cache(classes_of or partial(PromptedClasses.of, model))
         self.model = model
         self.options = options
         if options.compile:
@@ -217,21 +214,18 @@ class VideoAdapter:
             if any(method.needs_views for method in self.methods):
                 model.require_frames(of.options.views.frames, "--views.frames")
             model.require_frames(of.options.views.eval_frames, "--views.eval-frames")
-        made: dict[tuple[ClassPrompts, ClassPosition], PromptedClasses] = {}
-        for of in self._settings:
-            for one in of.prompts:
-                key = one, of.options.class_position
-                if key not in made:
-                    made[key] = classes_of(one, of.options.class_position)
         # By setting and class set; what settings have in common is one and the same.
         self._classes = tuple(
-            tuple(made[one, of.options.class_position] for one in of.prompts) for of in self._settings
+            tuple(classes_of(one, of.options.class_position) for one in of.prompts) for of in self._settings
         )
         self.class_sets = self._classes[0]
         for method in self.methods:
             for setting in self._settings:
-                method.require_fit(model, setting.options.own(method.name))
-            for classes in made.values() if method.updates == "context" else ():
+                reason = method.unfit(model, setting.options.own(method.name))
+                if reason is not None:
+                    way_out = f"leave --method {method.name} out"
+                    raise ModelError(f"{model.name}: {method.name} cannot serve it: {reason}; {way_out}")
+            for classes in chain(*self._classes) if method.updates == "context" else ():
                 classes.require_tunable(method.name)
         self._memory = PeakMemory(model.device)
         self._streams: dict[str, Stream] = {}
@@ -255,22 +249,13 @@ class VideoAdapter:
         }
 
     def restore_streams(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Goes on from what `stream_state` gave, in an adapter of the same cases.
-
-        Raises:
-            KeyError: The state lacks a case.
-        """
+        """Goes on from what `stream_state` gave, in an adapter of the same cases; a KeyError says which one lacks."""
         for case_id, stream in self._streams.items():
             prefix = f"{case_id}/"
             stream.restore({name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)})
 
     def __call__(self, frames: np.ndarray | torch.Tensor, plan: ViewPlan, video_id: str = "") -> VideoPrediction:
-        """One video: see `predict`.
-
-        Args:
-            frames: uint8 (F, h, w, 3), resized, one a row of ``plan.frames``.
-            plan: The video's views.
-            video_id: What keys its random draws, besides the seed.
+        """One video: see `PlannedVideo` and `predict`.
 
         Raises:
             VideoError: The encoder ran out of memory (stage ``encode``), or a method could not decide (``adapt``).
@@ -284,8 +269,7 @@ class VideoAdapter:
     def predict(self, videos: Sequence[PlannedVideo]) -> list[VideoPrediction | VideoError]:
         """Encodes each distinct image that the methods need once, and runs every case on the features.
 
-        Args:
-            videos: The videos; their images share the encoder's passes, and their contexts the text tower's.
+        The videos' images share the encoder's passes, and their contexts the text tower's.
 
         Returns:
             A prediction a video, in order; an error in place of one for which the encoder ran out of memory (stage
@@ -320,7 +304,7 @@ class VideoAdapter:
     def _decide(self, videos: Sequence[_Encoded], encode_peak: int | None) -> list[VideoPrediction | VideoError]:
         """What the cases say of each video, but those of settings under which one cannot decide."""
         for case in self.cases:
-            chosen = [one for one in videos if one.video.is_of(case)]
+            chosen = [one for one in videos if one.is_of(case)]
             if not chosen:
                 continue
             method, (own, shared) = get_method(case.method), self._told(case)
@@ -355,16 +339,10 @@ class VideoAdapter:
 
 @dataclass(frozen=True, eq=False)
 class _Encoded:
-    """A video with its embeddings, its features under each setting, and what cases say of it.
+    """A video with its embeddings, its features so far, and what cases say of it, with their settings.
 
-    Attributes:
-        model: What encoded it.
-        video: The video.
-        embeddings: float32 (I, D), one a row of the plan's images, on the model's device.
-        image_seconds: Wall seconds that an image took; 0 where embeddings were given.
-        known: The features so far; those of settings that share a plan and a fusion are the same.
-        said: Predictions, with their settings.
-        failures: Settings that cannot decide about it, with the reason.
+    Features of settings that share a plan and a fusion are the same. An image took so many wall seconds, 0 where
+    embeddings were given.
     """
 
     model: ClipModel
@@ -374,6 +352,9 @@ class _Encoded:
     known: dict[tuple[int, Fusion], VideoFeatures] = field(default_factory=dict)
     said: list[tuple[int, CasePrediction]] = field(default_factory=list)
     failures: dict[int, VideoError] = field(default_factory=dict)
+
+    def is_of(self, case: Case) -> bool:
+        return self.video.class_sets is None or case.class_set in self.video.class_sets
 
     def under(self, setting: int, fusion: Fusion, with_pixels: bool) -> VideoFeatures:
         plan = self.video.plans[setting]

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from zar_ray.errors import ModelError, VideoError
+from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options
@@ -32,6 +32,12 @@ class VideoPixels:
     frames: np.ndarray | torch.Tensor
     plan: ViewPlan
     embeddings: torch.Tensor
+
+    def frames_on(self, device: torch.device, rows: np.ndarray | slice = slice(None)) -> torch.Tensor:
+        """Some of the frames on a device."""
+        frames = self.frames[rows]
+        # A copy: frames that came through Ray's shared memory are read-only.
+        return (frames if isinstance(frames, torch.Tensor) else torch.tensor(frames)).to(device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,33 +169,15 @@ class Method:
     is_stream: Callable[[Any], bool] = lambda options: False
     open_stream: Callable[[PromptedClasses, Any, Shared], Stream] | None = None
 
-    def require_fit(self, model: ClipModel, options: Any) -> None:
-        """Refuses a model that the method cannot serve.
-
-        Raises:
-            ModelError: It cannot; one line with the reason.
-        """
-        reason = self.unfit(model, options)
-        if reason is not None:
-            raise ModelError(f"{model.name}: {self.name} cannot serve it: {reason}; leave --method {self.name} out")
-
 
 def one_by_one(rule: Callable[[VideoFeatures, PromptedClasses, Any, Shared], Decision]) -> Rule:
     """Makes a method's rule of one that decides about a single video."""
-
-    def adapt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: Any, shared: Shared) -> list[Outcome]:
-        return decisions(videos, lambda video: rule(video, classes, options, shared))
-
-    return adapt
+    return lambda videos, *told: decisions(videos, lambda video: rule(video, *told))
 
 
 def as_stream(open_stream: Callable[[PromptedClasses, Any, Shared], Stream]) -> Rule:
     """Makes a method's rule of a stream, which begins and ends with the videos given."""
-
-    def adapt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: Any, shared: Shared) -> list[Outcome]:
-        return decisions(videos, open_stream(classes, options, shared).decide)
-
-    return adapt
+    return lambda videos, *told: decisions(videos, open_stream(*told).decide)
 
 
 def decisions(videos: Sequence[VideoFeatures], decide: Callable[[VideoFeatures], Decision]) -> list[Outcome]:

@@ -53,11 +53,11 @@ def adapt_memo(video: VideoFeatures, classes: PromptedClasses, options: MemoConf
         VideoError: See `decide_by_moving`.
     """
     tower = MovingTower(classes.model, moving_names(classes.model, options), shared.encoder_batch)
-    weights, shape = list(tower.weights.values()), {"lr": options.lr, "weight_decay": options.weight_decay}
+    weights, lr, decay = list(tower.weights.values()), options.lr, options.weight_decay
     if options.optimiser == "adamw":
-        optimiser = torch.optim.AdamW(weights, **shape)
+        optimiser = torch.optim.AdamW(weights, lr=lr, weight_decay=decay)
     else:
-        optimiser = torch.optim.SGD(weights, momentum=options.momentum, **shape)
+        optimiser = torch.optim.SGD(weights, lr=lr, weight_decay=decay, momentum=options.momentum)
     return decide_by_moving(video, classes, tower, optimiser, marginal_entropy, options.steps)
 
 

@@ -55,11 +55,7 @@ def norm_names(model: ClipModel) -> list[str]:
 
 
 def adapt_tent(video: VideoFeatures, classes: PromptedClasses, options: TentConfig, shared: Shared) -> Decision:
-    """Moves the norms for one video alone (TENT's episodic setting); the model stays as it is.
-
-    Raises:
-        VideoError: See `decide_by_moving`.
-    """
+    """Moves the norms for one video alone (TENT's episodic setting); the model stays as it is, see `TentStream`."""
     return TentStream(classes, options, shared).decide(video)
 
 

@@ -106,9 +106,7 @@ def encode_crops(video: VideoFeatures, model: ClipModel, options: TptConfig, sha
     pixels = video.require_pixels()
     plan = pixels.plan
     rows = plan.images[plan.evaluation.reshape(-1, plan.evaluation.shape[-1])[0], 0]
-    # A copy: frames that came through Ray's shared memory are read-only.
-    frames = pixels.frames[rows] if isinstance(pixels.frames, torch.Tensor) else torch.tensor(pixels.frames[rows])
-    frames = frames.to(model.device).permute(0, 3, 1, 2)
+    frames = pixels.frames_on(model.device, rows).permute(0, 3, 1, 2)
     draws = [Draws(shared.seed, pixels.video_id, "tpt", number) for number in range(1, options.views)]
     at_once = max(1, shared.encoder_batch // len(rows))
     embeddings = [pixels.embeddings[:0]]
@@ -121,16 +119,10 @@ def encode_crops(video: VideoFeatures, model: ClipModel, options: TptConfig, sha
 
 
 def random_view(frames: torch.Tensor, options: TptConfig, size: int, draws: Draws) -> torch.Tensor:
-    """Frames under one random crop, flip and, where it is asked for, AugMix.
-
-    Args:
-        frames: uint8 (T, 3, h, w), resized.
-        options: Areas, shapes, flips and AugMix.
-        size: R, side of the model's input in pixels.
-        draws: What to draw from.
+    """Resized frames, uint8 (T, 3, h, w), under one random crop, flip and, where it is asked for, AugMix.
 
     Returns:
-        uint8, or under AugMix float32 in [0, 255]: (T, R, R, 3).
+        uint8, or under AugMix float32 in [0, 255]: (T, R, R, 3), R pixels being the `size` of the model's input.
     """
     box = random_crop(frames.shape[-2], frames.shape[-1], options, draws)
     cut = functional.resized_crop(frames, *box, [size, size], antialias=True)

@@ -212,16 +212,10 @@ class TuningStep:
 def tuning_steps(
     views: torch.Tensor, classes: PromptedClasses, options: ZarConfig, absent: torch.Tensor | None = None
 ) -> Iterator[TuningStep]:
-    """Runs AdamW on a fresh context for each of B videos, one item a step.
+    """Runs AdamW on a fresh context for each of B videos, one item a step; the classes' own stays as it is.
 
-    Args:
-        views: float32 (B, S, D), L2-normalised: the selected views.
-        classes: The candidate classes; their own context stays as it is.
-        options: Loss, steps and AdamW's settings.
-        absent: bool (B, S, 1), where a video has no such view; None: nowhere.
-
-    Yields:
-        What each step saw and did.
+    The selected views are float32 (B, S, D), L2-normalised; `absent`, bool (B, S, 1), says where a video has no such
+    view, with None nowhere.
     """
     count, lose = len(views), LOSSES[options.loss]
     contexts = classes.initial_context.expand(count, -1, -1).clone().requires_grad_()
@@ -254,14 +248,9 @@ def tuned_features(features: VideoFeatures, classes: PromptedClasses, options: Z
 
 
 def marginal_entropy(logits: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
-    """Entropy of the mean probability of some views, in nats, in log space: ZAR's loss.
+    """Entropy of the mean probability of some views (..., S, K), in nats, in log space: ZAR's loss, differentiable.
 
-    Args:
-        logits: float32 (..., S, K).
-        absent: bool (..., S, 1), what is no view; None: nothing.
-
-    Returns:
-        float32 (...), differentiable.
+    `absent`, bool (..., S, 1), says what is no view; with None nothing is.
     """
     # The logarithm of the mean of the softmaxes is again a vector of (normalised) logits.
     log_p = logits.log_softmax(dim=-1)

@@ -77,12 +77,8 @@ def image_gflops(model: ClipModel) -> float:
 def step_gflops(model: ClipModel, prompts: ClassPrompts, position: ClassPosition = "end") -> float:
     """What one step of tuning takes a video: a gradient back through the text tower, and a pass with the new context.
 
-    The pass that the first gradient goes back through is the same for all videos, and made once.
-
-    Args:
-        model: The model, of `weightless`.
-        prompts: The candidate classes' prompts.
-        position: Where a class's name stands.
+    The pass that the first gradient goes back through is the same for all videos, and made once. The model is one of
+    `weightless`.
 
     Raises:
         ConfigError: No context of such prompts can be tuned.

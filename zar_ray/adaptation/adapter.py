@@ -249,7 +249,7 @@ class VideoAdapter:
         }
 
     def restore_streams(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Goes on from what `stream_state` gave, in an adapter of the same cases; a KeyError says which one lacks."""
+        """Goes on from what `stream_state` gave, in an adapter of the same cases; a KeyError where one is lacking."""
         for case_id, stream in self._streams.items():
             prefix = f"{case_id}/"
             stream.restore({name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)})

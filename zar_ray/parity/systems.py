@@ -20,8 +20,7 @@ from zar_ray.models.parts import FUSION, OWN_CONTEXT, following_head
 from zar_ray.models.systems import a5 as a5_system
 from zar_ray.models.systems import ezclip as ezclip_system
 from zar_ray.models.systems import vitaclip as vitaclip_system
-from zar_ray.parity.fixture import Evidence, Fixture
-from zar_ray.parity.models import imported
+from zar_ray.parity.fixture import Evidence, Fixture, imported
 
 _TEMPLATES = "actionclip"  # ActionCLIP's 16
 _A5_LABELS = (2, 6)  # of the two samples of A5's training step

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zar_ray.training.progress import HISTORY, Meter, _gpu_utilisation, no_history
+from zar_ray.training.progress import HISTORY, Meter, TrainingState, _gpu_utilisation
 
 
 @pytest.mark.parametrize("error", ["NVMLError_NotSupported", "NVMLError_NoPermission"])
@@ -20,7 +20,7 @@ def test_a_gpu_that_cannot_be_asked_costs_no_training(monkeypatch, error):
 
 
 def test_history_goes_on_from_earlier_sessions():
-    meter = Meter(no_history(), batch_size=4, workers=1, listener=None)
+    meter = Meter(TrainingState().history, batch_size=4, workers=1, listener=None)
     assert meter.history().shape == (0, len(HISTORY))
     for step in range(3):
         meter.add(torch.tensor(2.0 + step), torch.tensor(0.5), 0.1, torch.tensor(3.0))

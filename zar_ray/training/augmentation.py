@@ -58,7 +58,7 @@ def augment(frames: np.ndarray, options: AugmentConfig, size: int, rng: np.rando
 def draw_box(
     height: int, width: int, options: AugmentConfig, size: int, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Draws the box that is cut out of a sample's frames.
+    """Draws the box that is cut out of a sample's frames: top, left, height and width, in pixels.
 
     ``random`` is a square of the input size anywhere.  ``multi_scale`` is the crop of TSN (Wang et al., ECCV 2016) as
     ViFi-CLIP sets it: height and width are shares of the short side, the same or neighbours in the list of scales, and
@@ -70,24 +70,15 @@ def draw_box(
         options: The kind of crop, and its scales.
         size: R, side of the model's input in pixels; at most the frames' short side.
         rng: What to draw from.
-
-    Returns:
-        Top, left, height and width, in pixels.
     """
     if options.crop == "random":
-        top = int(rng.integers(0, height - size + 1))
-        left = int(rng.integers(0, width - size + 1))
-        return top, left, size, size
-    sides = [_side(share, min(height, width), size) for share in options.crop_scales]
+        return int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1)), size, size
+    sides = [max(1, int(share * min(height, width))) for share in options.crop_scales]
+    sides = [size if abs(side - size) < _NEARLY else side for side in sides]
     shapes = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
     box_height, box_width = shapes[rng.integers(len(shapes))]
     down, right = _PLACES[rng.integers(len(_PLACES))]
     return (height - box_height) // 4 * down, (width - box_width) // 4 * right, box_height, box_width
-
-
-def _side(share: float, short_side: int, size: int) -> int:
-    side = max(1, int(share * short_side))
-    return size if abs(side - size) < _NEARLY else side
 
 
 def _jittered(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -140,8 +131,10 @@ def mix(
     cut = options.cutmix > 0 and (options.mixup == 0 or rng.random() < options.cutmix_share)
     partners = torch.from_numpy(rng.permutation(len(labels))).to(labels.device)
     if cut:
+        # A rectangle of the frame's proportions, its centre anywhere.
         height, width = pixels.shape[-2:]
-        rows, columns = _rectangle(height, width, 1 - rng.beta(options.cutmix, options.cutmix), rng)
+        scale = math.sqrt(1 - rng.beta(options.cutmix, options.cutmix))
+        rows, columns = _stretch(height, scale, rng), _stretch(width, scale, rng)
         mixed = pixels.clone()
         mixed[..., rows, columns] = pixels[..., rows, columns][partners]
         kept = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
@@ -151,11 +144,7 @@ def mix(
     return mixed, torch.lerp(targets[partners], targets, kept)
 
 
-def _rectangle(height: int, width: int, share: float, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Rows and columns of a rectangle of the frame's proportions and this share of its area, its centre anywhere."""
-    down, right = int(rng.integers(height)), int(rng.integers(width))
-    half_height, half_width = int(height * math.sqrt(share)) // 2, int(width * math.sqrt(share)) // 2
-    return (
-        slice(max(0, down - half_height), min(height, down + half_height)),
-        slice(max(0, right - half_width), min(width, right + half_width)),
-    )
+def _stretch(length: int, scale: float, rng: np.random.Generator) -> slice:
+    """So much of a side, its centre drawn anywhere, cut off at the ends."""
+    centre, half = int(rng.integers(length)), int(length * scale) // 2
+    return slice(max(0, centre - half), min(length, centre + half))

@@ -25,11 +25,11 @@ from ray.util.queue import Queue
 from rich.console import Console
 
 from zar_ray.cluster import connected, inside_job, total_gpus
-from zar_ray.data.class_texts import ClassPrompts, is_context_file, prompts_of
+from zar_ray.data.class_texts import is_context_file, prompts_of
 from zar_ray.data.datasets import open_dataset, resolve_dataset
 from zar_ray.data.manifest import Manifest
 from zar_ray.errors import ConfigError, ManifestError, RunError
-from zar_ray.models.architecture import Architecture, load_architecture
+from zar_ray.models.architecture import load_architecture
 from zar_ray.models.systems.registry import find_system
 from zar_ray.options.base import fingerprint, meaning
 from zar_ray.options.layers import zar_home
@@ -68,7 +68,15 @@ def run_training(config: TrainConfig, console: Console, parent: str | None = Non
     validation = validation_set(config, console)
     architecture = load_architecture(config.architecture) if config.architecture else None
     (prompts,) = prompts_of([videos.class_names], config)
-    what = training_identity(config, videos, prompts, architecture)
+    places = {"checkpoint", "class_texts", *(["context"] if is_context_file(config.context) else [])}
+    # What the weights depend on; files by their content.
+    what = {
+        "options": {name: value for name, value in meaning(config).items() if name not in places},
+        "videos": videos.fingerprint(),
+        "prompts": fingerprint(prompts.identity),
+        "architecture": architecture,
+        "weights": _file_hash(config.checkpoint) if config.checkpoint else None,
+    }
     name = config.name or f"train-{fingerprint(what)}"
     storage = Storage(config.storage or str(zar_home() / "training"))
     folder = RunFolder(storage.child(name))
@@ -112,20 +120,19 @@ def describe(config: TrainConfig) -> str:
     config = settled(config)
     videos = training_videos(config)
     schedule = Schedule.of(config, len(videos))
+    validation = validation_set(config)
     start = config.checkpoint or f"{config.model} ({config.pretrained})"
     if config.architecture:
         start = f"architecture {config.architecture}, from scratch"
     lines = [
         f"dataset     {config.dataset}: {len(videos)} videos, {len(videos.class_names)} classes",
+        *([f"validation  {config.validation}: {len(validation.videos)} videos, zero-shot"] if validation else []),
         f"model       {start}; trains {config.trains}",
         f"steps       {schedule.steps} of {config.batch_size} videos x {config.frames} frames: "
         f"{schedule.steps * config.batch_size / len(videos):.1f} epochs, {schedule.warmup} steps of warm-up",
         f"batch       {accumulation(config)}",
         f"checkpoint  {config.output}",
     ]
-    validation = validation_set(config)
-    if validation is not None:
-        lines.insert(1, f"validation  {config.validation}: {len(validation.videos)} videos, zero-shot")
     return "\n".join(lines)
 
 
@@ -187,24 +194,6 @@ def accumulation(config: TrainConfig) -> str:
     return f"{config.batch_size} = {workers} x {turns} accumulated x {config.micro_batch} at once"
 
 
-def training_identity(
-    config: TrainConfig, videos: Manifest, prompts: ClassPrompts, architecture: Architecture | None
-) -> dict[str, object]:
-    """What a training's weights depend on, as JSON values; files by their content.
-
-    Raises:
-        ConfigError: The checkpoint cannot be read.
-    """
-    places = {"checkpoint", "class_texts", *(["context"] if is_context_file(config.context) else [])}
-    return {
-        "options": {name: value for name, value in meaning(config).items() if name not in places},
-        "videos": videos.fingerprint(),
-        "prompts": fingerprint(prompts.identity),
-        "architecture": architecture,
-        "weights": _file_hash(config.checkpoint) if config.checkpoint else None,
-    }
-
-
 def _file_hash(path: Path) -> str:
     try:
         with path.open("rb") as file:
@@ -214,12 +203,9 @@ def _file_hash(path: Path) -> str:
 
 
 def cpus_per_worker(workers: int, decoders: int = 0, spare: int = 0) -> int:
-    """The most CPUs that each of so many processes can have, none of them spread over two nodes.
+    """The most CPUs that each worker process can have besides its decoders' one each, none spread over two nodes.
 
-    Args:
-        workers: The processes.
-        decoders: CPUs that each of them needs besides, for its decode workers.
-        spare: CPUs of the cluster to leave to others, of its last node.
+    So many CPUs as are spare are left to others, on the last node.
 
     Raises:
         RunError: The joined cluster has too few CPUs.

@@ -74,8 +74,12 @@ class VideoTextModel(nn.Module):
     def __init__(self, model: ClipModel, prompts: ClassPrompts, config: TrainConfig) -> None:
         super().__init__()
         _check_loss(config)
-        if config.loss == "classes":
-            _require_one_text(prompts)
+        for name, own in zip(prompts.names, prompts.texts or (), strict=False):
+            if config.loss == "classes" and len(own) > 1:
+                raise ConfigError(
+                    f'training reads one text a class, and "{name}" has {len(own)}; give one template such as'
+                    ' "a video of a {}." and one text a class'
+                )
         model.require_frames(config.frames, "--frames")
         if config.context_vectors is not None and config.trains != "context":
             raise ConfigError(f"--context-vectors: --trains {config.trains} trains no context; leave it away")
@@ -128,15 +132,7 @@ class VideoTextModel(nn.Module):
         return self
 
     def draw_texts(self, labels: Sequence[int], rng: np.random.Generator) -> torch.Tensor:
-        """Draws for each video one of its class's texts.
-
-        Args:
-            labels: The videos' classes, B of them.
-            rng: What to draw from.
-
-        Returns:
-            int64 (B, context_length), token ids on the CPU.
-        """
+        """Draws for each of B videos one of its class's texts: int64 (B, context_length), token ids on the CPU."""
         rows = [self._classes.rows_of(label) for label in labels]
         return self._classes.token_ids[[int(own[int(rng.integers(len(own)))]) for own in rows]]
 
@@ -189,14 +185,10 @@ class VideoTextModel(nn.Module):
 
     @torch.no_grad()
     def load_trained_state(self, state: Mapping[str, torch.Tensor], place: str) -> None:
-        """Takes over what `trained_state` of the same options gave.
-
-        Args:
-            state: The tensors.
-            place: Where they come from, for the message.
+        """Takes over what `trained_state` of the same options gave; a message names the place that it comes from.
 
         Raises:
-            ModelError: One is missing, unknown or of another shape; nothing is taken over then.
+            ModelError: A tensor is missing, unknown or of another shape; nothing is taken over then.
         """
         wanted = dict(self.trained())
         sizes, found = ({name: tuple(one.shape) for name, one in tensors.items()} for tensors in (wanted, state))
@@ -210,15 +202,10 @@ class VideoTextModel(nn.Module):
             parameter.copy_(state[name])
 
     def learned_context(self, notes: Mapping[str, Any]) -> LearnedContext:
-        """The context as training has left it.
-
-        Raises:
-            ValueError: No context is trained.
-        """
-        if self.context is None:
-            raise ValueError(f"--trains {self._trains} trains no context")
+        """The context as training has left it, where one is trained."""
+        assert self.context is not None
         words = self._prompts.context or self.model.context
-        start = self._learned.start if self._learned is not None else str(words)
+        start = str(words) if self._learned is None else self._learned.start
         vectors = self.context.detach().float().cpu().clone()
         return LearnedContext(vectors, start, self.model.name, self.model.fingerprint, notes)
 
@@ -242,16 +229,13 @@ class VideoTextModel(nn.Module):
 def matching_loss(
     similarities: torch.Tensor, frames: torch.Tensor, labels: torch.Tensor, motion: float
 ) -> torch.Tensor:
-    """The mean of the two matching losses, and a share of the motion loss beside it.
+    """The mean of the two matching losses, and a share of the motion loss beside it (`zar_ray.models.losses`).
 
     Args:
         similarities: float32 (B, B), logits of videos, the rows, over texts, the columns.
         frames: float32 (B, T, D), the frames' embeddings.
-        labels: int64 (B,), its classes.
+        labels: int64 (B,).
         motion: Weight of the motion loss.
-
-    Returns:
-        float32 (), see `zar_ray.models.losses`.
     """
     of_videos, of_texts = matching_losses(similarities, labels)
     loss = (of_videos + of_texts) / 2
@@ -266,12 +250,11 @@ def save_trained(network: VideoTextModel, output: Path, notes: Mapping[str, Any]
         output: The ``.safetensors`` file; its folder is made.
         notes: Anything worth keeping that JSON can hold, such as the options.
     """
-    model = network.model
     if network.context is not None:
         save_context(network.learned_context(notes), output)
-    else:
-        named = {"name": output.stem, **notes}
-        save_checkpoint(model.clip, model.architecture, model.preprocessing, output, named)
+        return
+    model = network.model
+    save_checkpoint(model.clip, model.architecture, model.preprocessing, output, {"name": output.stem, **notes})
 
 
 def _check_loss(config: TrainConfig) -> None:
@@ -285,15 +268,6 @@ def _check_loss(config: TrainConfig) -> None:
         raise ConfigError("--motion-loss: goes with --loss matching")
     if config.motion_loss and config.frames < 2:
         raise ConfigError("--motion-loss: one frame does not move; give --frames 2 or more")
-
-
-def _require_one_text(prompts: ClassPrompts) -> None:
-    for name, own in zip(prompts.names, prompts.texts or (), strict=False):
-        if len(own) > 1:
-            raise ConfigError(
-                f'training reads one text a class, and "{name}" has {len(own)}; give one template such as'
-                ' "a video of a {}." and one text a class'
-            )
 
 
 def _starting_context(model: ClipModel, prompts: ClassPrompts, config: TrainConfig) -> LearnedContext | None:

@@ -66,16 +66,7 @@ def trained_options(config: TrainConfig, file: Path) -> dict[str, Any]:
 
 
 def evaluate_checkpoint(job: TrainingJob, runs: Storage, checkpoint: Checkpoint, **_: Any) -> dict[str, float]:
-    """Evaluates a checkpoint as `zar eval` does, in a task of its own beside the training.
-
-    Args:
-        job: What is trained.
-        runs: Folder of the evaluations' runs.
-        checkpoint: The checkpoint.
-
-    Returns:
-        What Ray Train is to know of it.
-    """
+    """Evaluates a checkpoint as `zar eval` does, in a task beside the training; gives what Ray Train is to know."""
     state = TrainingState.of(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
@@ -117,9 +108,9 @@ def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float
     """
     output = job.config.output
     assert output is not None
-    last = TrainingState.of(result.checkpoint) if result.checkpoint is not None else None
-    if last is None or last.step < job.schedule.steps:
-        at = f"after step {last.step if last is not None else 0} of {job.schedule.steps}"
+    last = TrainingState() if result.checkpoint is None else TrainingState.of(result.checkpoint)
+    if last.step < job.schedule.steps:
+        at = f"after step {last.step} of {job.schedule.steps}"
         raise RunError(f"training stopped {at}: {raised or 'no reason is known'}; the same command continues it")
     _export(last.network, job, output)
     averaged = best = None
@@ -154,5 +145,4 @@ def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float
 def _export(weights: Mapping[str, Any], job: TrainingJob, output: Path, notes: Mapping[str, Any] | None = None) -> None:
     network = initial_network(job)
     network.load_trained_state(weights, "the training's checkpoint")
-    about = {"name": output.stem, "training": job.config.model_dump(mode="json"), **(notes or {})}
-    save_trained(network, output, about)
+    save_trained(network, output, {"training": job.config.model_dump(mode="json"), **(notes or {})})

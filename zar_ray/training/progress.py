@@ -43,14 +43,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Validated:
-    """An evaluation during training.
+    """An evaluation after so many steps and epochs: of the videos, those whose class was found and those that failed.
 
     Attributes:
-        step: Steps done before it.
-        epoch: Epochs done before it.
-        correct: Videos whose class was found.
-        videos: Videos that could be evaluated.
-        failed: Videos that could not.
+        videos: Videos that could be evaluated; those that `failed` are not among them.
     """
 
     step: int
@@ -71,11 +67,6 @@ HISTORY = ("loss", "accuracy", "learning_rate", "gradient_norm")
 _FILE = "state.pt"
 
 
-def no_history() -> torch.Tensor:
-    """The history of a training that has not begun."""
-    return torch.empty(0, len(HISTORY), dtype=torch.float64)
-
-
 @dataclass(frozen=True, eq=False)
 class TrainingState:
     """A training between two steps, by default before its first: everything that the next step depends on, in one file.
@@ -91,17 +82,15 @@ class TrainingState:
         averaged: The mean of weights at the ends of epochs, where it is asked for, see `running_mean`.
         averaged_epochs: Epochs averaged.
         validations: The evaluations so far.
-        config: The options, as JSON values; for whoever looks at the file.
     """
 
     step: int = 0
     network: Mapping[str, torch.Tensor] = field(default_factory=dict)
     optimiser: Mapping[str, Any] = field(default_factory=dict)
-    history: torch.Tensor = field(default_factory=no_history)
+    history: torch.Tensor = field(default_factory=lambda: torch.empty(0, len(HISTORY), dtype=torch.float64))
     averaged: Mapping[str, torch.Tensor] = field(default_factory=dict)
     averaged_epochs: int = 0
     validations: tuple[Validated, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
         """Writes it into a checkpoint's folder."""
@@ -117,12 +106,7 @@ class TrainingState:
 def running_mean(
     mean: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], count: int
 ) -> dict[str, torch.Tensor]:
-    """The mean of weights at the ends of epochs, with one epoch more (SWA: Izmailov et al., UAI 2018).
-
-    Args:
-        mean: That of the earlier ones; whatever it is before the first.
-        weights: The new ones.
-        count: How many it is of, these included.
+    """The mean of weights at the ends of so many epochs, the new ones included (SWA: Izmailov et al., UAI 2018).
 
     Returns:
         float32 on the CPU, and never a view.
@@ -135,10 +119,13 @@ class Meter:
     """Takes in every step of all processes; now and then the first process sends the means to whoever listens.
 
     Args:
-        history: float64 (steps done, len(HISTORY)): the steps of earlier sessions, in the first process.
+        history: float64 (steps done, len(HISTORY)): the steps of earlier sessions.
         batch_size: Videos a step, over all workers.
         workers: Processes.
-        listener: Where to send `Progress`, in the first process.
+        listener: Where to send `Progress`; None in all processes but the first.
+
+    Attributes:
+        waited: Seconds in which this process has waited for pixels since the means were sent; to be added to.
     """
 
     _SECONDS = 2.0
@@ -149,20 +136,16 @@ class Meter:
         self._batch_size = batch_size
         self._workers = workers
         self._listener = listener
-        self._since, self._sent, self._waited = time.monotonic(), 0, 0.0
-
-    def waited(self, seconds: float) -> None:
-        """Adds time in which this process waited for pixels."""
-        self._waited += seconds
+        self._since, self._sent, self.waited = time.monotonic(), 0, 0.0
 
     def add(self, loss: torch.Tensor, right: torch.Tensor, rate: float, norm: torch.Tensor) -> None:
-        """Takes in one step; all processes must, in step.
+        """Takes in one step; all processes must, in step, each with the mean of its own videos.
 
         Args:
-            loss: This process's mean loss, one number.
-            right: Share of this process's videos that were right, one number.
+            loss: float32 ().
+            right: float32 (), the share that was right.
             rate: The learning rate.
-            norm: The gradient's norm, equal in all processes.
+            norm: float32 (), the gradient's norm, equal in all processes.
         """
         values = torch.stack([loss.detach(), right])
         if self._workers > 1:
@@ -198,12 +181,12 @@ class Meter:
                 learning_rate=float(new[-1][2]),
                 gradient_norm=norm,
                 videos_per_second=len(new) * self._batch_size / seconds,
-                data_wait_share=min(1.0, self._waited / seconds),
+                data_wait_share=min(1.0, self.waited / seconds),
                 gpu_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
                 gpu_utilisation=_gpu_utilisation(device),
             )
         )
-        self._since, self._sent, self._waited = time.monotonic(), len(self._steps), 0.0
+        self._since, self._sent, self.waited = time.monotonic(), len(self._steps), 0.0
 
 
 def _gpu_utilisation(device: torch.device) -> float | None:

@@ -37,10 +37,6 @@ def attach_regularisation(model: ClipModel, config: TrainConfig) -> tuple[nn.Mod
 
     Stochastic depth and dropout of attention act in each tower whose layers hold a parameter that takes gradients.
 
-    Args:
-        model: The model, whose parameters take gradients where they are trained.
-        config: The rates.
-
     Returns:
         The modules that drop while they are in training mode; none where all rates are 0, and nothing is changed then.
 
@@ -59,7 +55,11 @@ def attach_regularisation(model: ClipModel, config: TrainConfig) -> tuple[nn.Mod
             for stack in _trained_stacks(model, option, config.trains):
                 dropping += attach(stack, _rates(rate, stack, model))
     if config.prompt_dropout:
-        dropping.append(_prompt_dropout(model, config.prompt_dropout))
+        dropout = getattr(getattr(model.clip.visual, "transformer", None), PROMPT_DROPOUT, None)
+        if dropout is None:
+            raise ConfigError(f"--prompt-dropout: {model.name} has no prompts that could drop numbers; leave it away")
+        dropout.p = config.prompt_dropout
+        dropping.append(dropout)
     if config.head_dropout:
         dropping.append(_head_with_dropout(model, config.head_dropout, config.trains))
     return tuple(dropping)
@@ -109,14 +109,6 @@ def _drop_attention(stack: Any, rates: list[float]) -> list[nn.Module]:
     for block, rate in zip(stack.resblocks, rates, strict=True):
         block.attn.dropout = rate
     return [block.attn for block in stack.resblocks]
-
-
-def _prompt_dropout(model: ClipModel, rate: float) -> nn.Module:
-    dropout = getattr(getattr(model.clip.visual, "transformer", None), PROMPT_DROPOUT, None)
-    if dropout is None:
-        raise ConfigError(f"--prompt-dropout: {model.name} has no prompts that could drop numbers; leave it away")
-    dropout.p = rate
-    return dropout
 
 
 def _head_with_dropout(model: ClipModel, rate: float, trains: str) -> nn.Module:

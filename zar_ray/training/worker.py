@@ -25,7 +25,6 @@ from zar_ray.data.manifest import VideoRow
 from zar_ray.models.architecture import Architecture, build_clip
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
-from zar_ray.options.base import meaning
 from zar_ray.training.augmentation import mix
 from zar_ray.training.network import VideoTextModel, matching_loss, save_trained
 from zar_ray.training.options import TrainConfig
@@ -44,8 +43,6 @@ from zar_ray.training.validation import ValidationSet, validate
 from zar_ray.video.pixels import normalise
 from zar_ray.video.transforms import Preprocessing, imagenet_preprocessing
 
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
-
 NOT_VALIDATED = -1.0
 """What a checkpoint without an evaluation reports as its top-1, so that one with any is better."""
 
@@ -56,7 +53,7 @@ class TrainingJob:
 
     Attributes:
         config: The options.
-        videos: The labelled videos that can be read.
+        videos: The videos that can be read, each with a label.
         prompts: The class texts, in label-id order.
         architecture: What to build from scratch; None starts from the options' weights.
         threads: CPU threads a process.
@@ -117,12 +114,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
 
 class _Worker:
-    """One process's part of a training.
-
-    Args:
-        job: What is trained.
-        state: What to go on from.
-    """
+    """One process's part of a training, which goes on from a state."""
 
     def __init__(self, job: TrainingJob, state: TrainingState) -> None:
         group = ray.train.get_context()
@@ -147,11 +139,8 @@ class _Worker:
         config, steps = self.config, range(self.first_step, self.schedule.steps)
         own = micro_batches(steps, len(self.job.videos), config, self.rank, self.workers)
         reader = SampleReader(self.job.videos, self.network.model.preprocessing, config)
-        decoders = (
-            decoder_processes(reader, config.decode_workers)
-            if config.decode_workers
-            else decoder_threads(reader, config.decode_threads)
-        )
+        processes = config.decode_workers
+        decoders = decoder_processes(reader, processes) if processes else decoder_threads(reader, config.decode_threads)
         with decoders as submit:
             batches = decoded_batches(own, submit)
             for step in steps:
@@ -159,16 +148,15 @@ class _Worker:
                 self._after(step + 1)
 
     def _step(self, step: int, batches: Iterator[tuple[MicroBatch, torch.Tensor]]) -> None:
-        config = self.config
+        config, losses, rights = self.config, [], []
         turns = config.batch_size // config.micro_batch // self.workers
         rate = learning_rate(step, self.schedule, config)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group[MULTIPLE]
-        losses, rights = [], []
         for turn in range(turns):
             waiting = time.monotonic()
             which, pixels = next(batches)
-            self.meter.waited(time.monotonic() - waiting)
+            self.meter.waited += time.monotonic() - waiting
             loss, right = self._backward(which, pixels, turns, last=turn == turns - 1)
             losses.append(loss)
             rights.append(right)
@@ -187,15 +175,14 @@ class _Worker:
         """Adds one micro-batch's share of the gradient; returns its loss, and the share of it that was right."""
         config = self.config
         pixels = self._normalised(decoded)
-        classes = [self._label(sample.video) for sample in which.samples]
+        classes = [cast(int, self.job.videos[sample.video].label_id) for sample in which.samples]
         labels = torch.tensor(classes, device=self.device)
         # Whatever draws within the model draws the same after a resumption, and whoever takes the micro-batch.
         torch.manual_seed(int(generator(config.seed, "model", which.step, which.number).integers(2**62)))
-        dtype = _AUTOCAST[config.precision]
         # Gradients are exchanged once a step, with the last micro-batch.
         alone = last or self.workers == 1
         with nullcontext() if alone else cast(DistributedDataParallel, self.parallel).no_sync():
-            mixed = torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+            mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16")
             if config.loss == "matching":
                 texts = self.network.draw_texts(classes, generator(config.seed, "texts", which.step, which.number))
                 with mixed:
@@ -218,11 +205,6 @@ class _Worker:
             pixels = pixels.pin_memory()
         frames = pixels.to(self.device, non_blocking=True).flatten(0, 1)
         return normalise(frames, self.network.model.preprocessing).unflatten(0, pixels.shape[:2])
-
-    def _label(self, video: int) -> int:
-        label = self.job.videos[video].label_id
-        assert label is not None, "only labelled videos are trained on"
-        return label
 
     def _after(self, step: int) -> None:
         """What may follow a step: averaging, evaluation, a checkpoint."""
@@ -274,7 +256,6 @@ class _Worker:
             averaged=self.averaged,
             averaged_epochs=self.averaged_epochs,
             validations=self.validations,
-            config=meaning(self.config),
         )
         with tempfile.TemporaryDirectory() as folder:
             state.save(folder)

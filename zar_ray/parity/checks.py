@@ -66,9 +66,8 @@ class ArrayCheck:
 
     Attributes:
         name: The fixture's folder and the array.
-        max_abs_difference: Largest absolute difference, of norms as a share; of digests 0 or infinite; NaN where
-            nothing was compared.
-        tolerance: What it may be.
+        max_abs_difference: Of norms as a share; of digests 0 or infinite; NaN where nothing was compared.
+        tolerance: What that may be.
         ok: Whether it is within.
         note: Why there is no sensible difference; empty otherwise.
     """

@@ -52,12 +52,9 @@ class Evidence:
 
 @dataclass(frozen=True, eq=False)
 class Fixture:
-    """A fixture's folder, read.
+    """A fixture's folder, read: what ``fixture.json`` holds (see `fact`), and the arrays by name.
 
     Attributes:
-        folder: The folder.
-        description: What ``fixture.json`` holds; see `fact`.
-        arrays: Its arrays by name.
         videos: Folder that its video files are looked up under; by default those above the fixture.
     """
 
@@ -82,12 +79,7 @@ class Fixture:
         return self.fact(tuple[str, ...], "class_names")
 
     def fact(self, kind: type[_T], *path: str, default: _T | None = None) -> _T:
-        """Reads an entry of the description.
-
-        Args:
-            kind: Its type, as which it is validated.
-            path: The keys that lead to it, from the outermost.
-            default: What stands for it where it is missing.
+        """Reads an entry of the description, by the keys that lead to it from the outermost, as a value of its type.
 
         Raises:
             ConfigError: It is missing without a default, or of another type.
@@ -120,22 +112,19 @@ class Fixture:
         shapes = self._shapes(part)
         if shapes is None:
             raise ConfigError(f"{self.folder / DESCRIPTION}: its checkpoint lists no {part}")
-        made = {
-            name: torch.from_numpy(value) for name, value in recipe_state_dict(shapes, self.fact(int, "seed")).items()
-        }
+        values = recipe_state_dict(shapes, self.fact(int, "seed"))
+        made = {name: torch.from_numpy(value) for name, value in values.items()}
         return made | {name: torch.zeros(tuple(shape)) for name, shape in (zeros or {}).items()}
 
     def _shapes(self, part: str) -> dict[str, Any] | None:
         name, slash, variant = part.partition("/")
         parts = self.fact(dict[str, Any], "checkpoint", default={})
         if slash:
-            parts, part = parts.get(f"{name}_model_state_dict"), variant
+            parts, part = parts.get(f"{name}_model_state_dict", {}), variant
         elif part not in parts:
-            parts = parts.get("state_dict")
-        shapes = parts.get(part) if isinstance(parts, dict) else None
-        if isinstance(shapes, dict) and isinstance(shapes.get("model"), dict):
-            shapes = shapes["model"]
-        return shapes if isinstance(shapes, dict) else None
+            parts = parts.get("state_dict", {})
+        shapes = parts.get(part)
+        return shapes.get("model", shapes) if isinstance(shapes, dict) else None
 
     def array(self, name: str) -> torch.Tensor:
         """An array that is an input of a check.
@@ -198,9 +187,6 @@ def imported(
 
     Returns:
         The model, and the names of the tensors that were left out, sorted.
-
-    Raises:
-        ModelError: It cannot be imported.
     """
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # A plain CLIP is in OpenAI's layout without OpenAI's marks, which is said when it is read.

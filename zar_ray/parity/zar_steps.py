@@ -6,8 +6,7 @@ Where a fixture tunes as TPT was published, on 10 % of the views, the update is 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,18 +35,13 @@ class ZarStepConfig(BaseModel):
     steps: int
 
 
-@dataclass(frozen=True)
-class _Views:
+class _Views(NamedTuple):
     views: np.ndarray
     evaluation: np.ndarray
 
 
 def zar_steps(fixture: Fixture) -> Evidence:
-    """Runs the model, the fusion and the adaptation on a fixture's weights and input.
-
-    Raises:
-        ZarError: The fixture lacks something, or its weights are no CLIP's.
-    """
+    """Runs the model, the fusion and the adaptation on a fixture's weights and input."""
     config = fixture.fact(ZarStepConfig, "config")
     classes = PromptedClasses(_plain_clip(fixture), fixture.class_names, config.ctx_init)
     embeddings = fixture.input()

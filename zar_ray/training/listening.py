@@ -32,13 +32,8 @@ def tracked(
     """The training's run in MLflow; a store that cannot be reached costs a line, not the training."""
     config, tracker = job.config, None
     if config.mlflow:
-        facts = {
-            "dataset": str(config.dataset),
-            "videos": len(job.videos),
-            "classes": len(job.prompts.names),
-            "steps": job.schedule.steps,
-            "checkpoint": str(config.output),
-        }
+        facts = {"dataset": str(config.dataset), "videos": len(job.videos), "classes": len(job.prompts.names)}
+        facts |= {"steps": job.schedule.steps, "checkpoint": str(config.output)}
         try:
             tracker = TrainingTracker.start(folder, config.mlflow_uri, config.model_dump(mode="json"), facts, parent)
         except TrackingError as error:

@@ -52,13 +52,8 @@ class VideoTextModel(nn.Module):
     Batch norms keep their statistics. In training mode, in which it starts, it drops what options name
     (`zar_ray.training.regularisation`) and draws that from PyTorch's generators; in evaluation mode it drops nothing.
 
-    Args:
-        model: The CLIP to train, in place.
-        prompts: The candidate classes, one text each.
-        config: What is trained, and how.
-
     Attributes:
-        model: The CLIP.
+        model: The CLIP, which is trained in place.
         context: float32 (L, W), the context in training; None where it is not.
         rule: How its system's parameters are treated.
 
@@ -226,18 +221,16 @@ class VideoTextModel(nn.Module):
         return PromptedClasses(self.model, self._prompts.names, self._learned or words, texts=self._prompts.texts)
 
 
-def matching_loss(
-    similarities: torch.Tensor, frames: torch.Tensor, labels: torch.Tensor, motion: float
-) -> torch.Tensor:
+def matching_loss(logits: torch.Tensor, frames: torch.Tensor, labels: torch.Tensor, motion: float) -> torch.Tensor:
     """The mean of the two matching losses, and a share of the motion loss beside it (`zar_ray.models.losses`).
 
     Args:
-        similarities: float32 (B, B), logits of videos, the rows, over texts, the columns.
+        logits: float32 (B, B), of videos, the rows, over texts, the columns.
         frames: float32 (B, T, D), the frames' embeddings.
         labels: int64 (B,).
         motion: Weight of the motion loss.
     """
-    of_videos, of_texts = matching_losses(similarities, labels)
+    of_videos, of_texts = matching_losses(logits, labels)
     loss = (of_videos + of_texts) / 2
     return loss + motion * motion_loss(frames) if motion else loss
 
@@ -301,16 +294,11 @@ def _add_deep_prompts(model: ClipModel, config: TrainConfig) -> None:
 
 def _is_trained(name: str, config: TrainConfig, rule: TrainingRule) -> bool:
     """Whether a parameter of the CLIP takes gradients."""
-    match config.trains:
-        case "context":
-            return False
-        case "prompts":
-            return name.endswith(DEEP_PROMPTS)
-        case "added":
-            return rule.added(name)
-        case "image":
-            return name.startswith(_OF_IMAGES)
-    if name.startswith(_OF_IMAGES) or name == "logit_scale":
+    of_images = name.startswith(_OF_IMAGES)
+    parts = {"context": False, "prompts": name.endswith(DEEP_PROMPTS), "added": rule.added(name), "image": of_images}
+    if config.trains in parts:
+        return parts[config.trains]
+    if of_images or name == "logit_scale":
         return config.trains in ("both", "all")
     if name.endswith("token_embedding.weight"):
         return config.trains == "all" or config.architecture is not None

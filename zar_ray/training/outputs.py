@@ -77,13 +77,9 @@ def evaluate_checkpoint(job: TrainingJob, runs: Storage, checkpoint: Checkpoint,
             **trained_options(job.config, file),
             overwrite=True,
         )
-        evaluated = evaluate(
-            Workload.of(manifest, [split]),
-            [AskedModel(file.stem, (options,))],
-            ["validation"],
-            RunFolder(runs.child(f"step{state.step}")),
-            Console(file=io.StringIO()),
-        )
+        model, folder_of_run = AskedModel(file.stem, (options,)), RunFolder(runs.child(f"step{state.step}"))
+        silent = Console(file=io.StringIO())
+        evaluated = evaluate(Workload.of(manifest, [split]), [model], ["validation"], folder_of_run, silent)
     (case,) = evaluated.cases
     rows = CaseRows.of(evaluated.table, case.case_id, len(split.class_names))
     counted = rows.select((rows.label >= 0) & rows.finished)
@@ -96,15 +92,8 @@ def evaluate_checkpoint(job: TrainingJob, runs: Storage, checkpoint: Checkpoint,
 def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float, raised: str | None) -> TrainResult:
     """Writes what the training ended with: the last weights, the best ones, the averaged ones, and its history.
 
-    Args:
-        result: What Ray Train says of it.
-        job: What was trained.
-        folder: The training's folder.
-        seconds: Wall seconds of this session.
-        raised: What the first exception in a process said, if there was one.
-
     Raises:
-        RunError: It did not get to its last step.
+        RunError: It did not get to its last step; the message is what the first exception in a process said.
     """
     output = job.config.output
     assert output is not None
@@ -117,14 +106,10 @@ def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float
     if last.averaged_epochs:
         averaged = output.with_name(f"{output.stem}.averaged{output.suffix}")
         _export(last.averaged, job, averaged, {"averaged_epochs": last.averaged_epochs})
-    validated = [
-        (metrics["validation_top1"], checkpoint)
-        for checkpoint, metrics in result.best_checkpoints or []
-        if metrics.get("validation_top1", NOT_VALIDATED) > NOT_VALIDATED
-    ]
-    if validated:
-        top1, checkpoint = max(validated, key=lambda one: one[0])
-        best, state = output.with_name(f"{output.stem}.best{output.suffix}"), TrainingState.of(checkpoint)
+    checkpoints = [(one.get("validation_top1", NOT_VALIDATED), saved) for saved, one in result.best_checkpoints or []]
+    top1, saved = max(checkpoints, key=lambda one: one[0], default=(NOT_VALIDATED, result.checkpoint))
+    if top1 > NOT_VALIDATED and saved is not None:
+        best, state = output.with_name(f"{output.stem}.best{output.suffix}"), TrainingState.of(saved)
         _export(state.network, job, best, {"step": state.step, "validation_top1": top1})
     lines = [("step", *HISTORY), *((step, *row) for step, row in enumerate(last.history.tolist(), 1))]
     folder.storage.write("history.csv", "".join(",".join(map(str, line)) + "\n" for line in lines).encode())

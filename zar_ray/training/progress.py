@@ -138,19 +138,17 @@ class Meter:
         self._listener = listener
         self._since, self._sent, self.waited = time.monotonic(), 0, 0.0
 
-    def add(self, loss: torch.Tensor, right: torch.Tensor, rate: float, norm: torch.Tensor) -> None:
-        """Takes in one step; all processes must, in step, each with the mean of its own videos.
+    def add(self, means: torch.Tensor, rate: float, norm: torch.Tensor) -> None:
+        """Takes in one step; all processes must, in step.
 
         Args:
-            loss: float32 ().
-            right: float32 (), the share that was right.
+            means: float32 (2,), over this process's videos: the loss, and the share that was right.
             rate: The learning rate.
             norm: float32 (), the gradient's norm, equal in all processes.
         """
-        values = torch.stack([loss.detach(), right])
         if self._workers > 1:
-            torch.distributed.all_reduce(values)
-        self._steps.append(torch.stack([*(values / self._workers), torch.full_like(loss, rate), norm.to(loss)]))
+            torch.distributed.all_reduce(means)
+        self._steps.append(torch.stack([*(means / self._workers), means.new_tensor(rate), norm.to(means)]))
         seconds = time.monotonic() - self._since
         if self._listener is not None and (len(self._steps) == 1 or seconds >= self._SECONDS):
             self.send()

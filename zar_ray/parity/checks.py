@@ -80,13 +80,7 @@ class ArrayCheck:
 
 
 def hold(name: str, reference: object, ours: object) -> ArrayCheck:
-    """Holds a value against its reference: arrays and floats within their tolerance, what else there is if equal.
-
-    Args:
-        name: The check's name, which settles the tolerance.
-        reference: The reference; None where it is promised and missing.
-        ours: What this code has; None where nothing here makes it.
-    """
+    """Holds a value against its reference, either None where it is missing; the check's name settles the tolerance."""
     if reference is None:
         return miss(name, "listed, but not among the arrays")
     if ours is None:

@@ -62,14 +62,8 @@ def draw_box(
 
     ``random`` is a square of the input size anywhere.  ``multi_scale`` is the crop of TSN (Wang et al., ECCV 2016) as
     ViFi-CLIP sets it: height and width are shares of the short side, the same or neighbours in the list of scales, and
-    the box lies in a corner or the centre.  (TSN's own thirteen places are these five and eight more.)
-
-    Args:
-        height: Height of the frames.
-        width: Width of the frames.
-        options: The kind of crop, and its scales.
-        size: R, side of the model's input in pixels; at most the frames' short side.
-        rng: What to draw from.
+    the box lies in a corner or the centre.  (TSN's own thirteen places are these five and eight more.)  The size of the
+    model's input is at most the frames' short side.
     """
     if options.crop == "random":
         return int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1)), size, size

@@ -9,17 +9,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import ray
+import ray.train
 from ray.exceptions import RayError
-from ray.train import (
-    CheckpointConfig,
-    Result,
-    RunConfig,
-    ScalingConfig,
-    TrainingFailedError,
-    ValidationConfig,
-    WorkerGroupError,
-)
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 from rich.console import Console
@@ -221,38 +212,36 @@ def cpus_per_worker(workers: int, decoders: int = 0, spare: int = 0) -> int:
     return fitting[-1]
 
 
-def _fit(job: TrainingJob, name: str, storage: Storage, console: Console) -> Result:
+def _fit(job: TrainingJob, name: str, storage: Storage, console: Console) -> ray.train.Result:
     """Runs a training; where a process died, it goes on from the last checkpoint in the storage.
 
     Ray Train's own restarts would repeat a mistake, a video that cannot be decoded say, as often as a death.
     """
     config, restarts = job.config, 0
     gpus = config.gpus_per_worker if config.gpus_per_worker is not None else float(bool(total_gpus()))
-    evaluation = ValidationConfig(
+    evaluation = ray.train.ValidationConfig(
         partial(evaluate_checkpoint, job, storage.child(name).child("validation")), ray_remote_kwargs={"num_cpus": 0}
+    )
+    kept = ray.train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="validation_top1")
+    scaling = ray.train.ScalingConfig(
+        num_workers=config.num_workers,
+        use_gpu=gpus > 0,
+        resources_per_worker={"CPU": job.threads, **({"GPU": gpus} if gpus else {})},
     )
     while True:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": job},
-            scaling_config=ScalingConfig(
-                num_workers=config.num_workers,
-                use_gpu=gpus > 0,
-                resources_per_worker={"CPU": job.threads, **({"GPU": gpus} if gpus else {})},
-            ),
-            run_config=RunConfig(
-                name=name,
-                storage_path=storage.location,
-                checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="validation_top1"),
-            ),
+            scaling_config=scaling,
+            run_config=ray.train.RunConfig(name=name, storage_path=storage.location, checkpoint_config=kept),
             validation_config=evaluation if job.validation is not None and config.validation_async else None,
         )
         try:
             return trainer.fit()
-        except (TrainingFailedError, RayError) as error:
-            causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
+        except (ray.train.TrainingFailedError, RayError) as error:
+            causes = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else [error]
             mistakes = [cause for cause in causes if _OURS.search(str(cause))]
-            if mistakes or restarts == _MAX_RESTARTS or not isinstance(error, WorkerGroupError):
+            if mistakes or restarts == _MAX_RESTARTS or not isinstance(error, ray.train.WorkerGroupError):
                 reason = _one_line((mistakes or causes)[0])
                 raise RunError(f"training stopped: {reason}; the same command continues it") from error
             restarts += 1

@@ -119,11 +119,9 @@ class VideoTextModel(nn.Module):
     def train(self, mode: bool = True) -> VideoTextModel:
         """Sets what drops to training or to evaluation; everything else stays in evaluation mode, see the class."""
         super().train(False)
-        for module in self._dropping:
+        # Recurrent layers drop nothing here, and cuDNN's have gradients in training only.
+        for module in (*self._dropping, *(one for one in self.modules() if isinstance(one, nn.RNNBase))):
             module.train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.RNNBase):  # which drops nothing here, and cuDNN's has gradients in training only
-                module.train(mode)
         return self
 
     def draw_texts(self, labels: Sequence[int], rng: np.random.Generator) -> torch.Tensor:
@@ -238,10 +236,7 @@ def matching_loss(logits: torch.Tensor, frames: torch.Tensor, labels: torch.Tens
 def save_trained(network: VideoTextModel, output: Path, notes: Mapping[str, Any]) -> None:
     """Writes what was trained, atomically: the learned context, or else a checkpoint of the whole model.
 
-    Args:
-        network: The model.
-        output: The ``.safetensors`` file; its folder is made.
-        notes: Anything worth keeping that JSON can hold, such as the options.
+    It is a ``.safetensors`` file, whose folder is made; the notes are anything worth keeping that JSON can hold.
     """
     if network.context is not None:
         save_context(network.learned_context(notes), output)

@@ -19,8 +19,6 @@ class Progress:
     """How far training is, and means over the steps since the last of these.
 
     Attributes:
-        step: Steps done.
-        loss: Mean loss.
         accuracy: Share of videos whose largest logit was their (largest) target.
         learning_rate: Of the last step.
         gradient_norm: L2 norm of the whole gradient, before it is clipped.
@@ -75,13 +73,10 @@ class TrainingState:
     the options and the step, so that the step's number stands for all of them.
 
     Attributes:
-        step: Steps done.
         network: What training has changed, see `VideoTextModel.trained_state`.
         optimiser: AdamW's state.
         history: float64 (step, len(HISTORY)), one row a step.
         averaged: The mean of weights at the ends of epochs, where it is asked for, see `running_mean`.
-        averaged_epochs: Epochs averaged.
-        validations: The evaluations so far.
     """
 
     step: int = 0
@@ -118,11 +113,8 @@ def running_mean(
 class Meter:
     """Takes in every step of all processes; now and then the first process sends the means to whoever listens.
 
-    Args:
-        history: float64 (steps done, len(HISTORY)): the steps of earlier sessions.
-        batch_size: Videos a step, over all workers.
-        workers: Processes.
-        listener: Where to send `Progress`; None in all processes but the first.
+    The history, float64 (steps done, len(HISTORY)), is that of earlier sessions; the batch size is that of a step, over
+    all workers; the listener gets `Progress`, and is None in all processes but the first.
 
     Attributes:
         waited: Seconds in which this process has waited for pixels since the means were sent; to be added to.
@@ -149,8 +141,7 @@ class Meter:
         if self._workers > 1:
             torch.distributed.all_reduce(means)
         self._steps.append(torch.stack([*(means / self._workers), means.new_tensor(rate), norm.to(means)]))
-        seconds = time.monotonic() - self._since
-        if self._listener is not None and (len(self._steps) == 1 or seconds >= self._SECONDS):
+        if len(self._steps) == 1 or time.monotonic() - self._since >= self._SECONDS:
             self.send()
 
     def __len__(self) -> int:

@@ -25,15 +25,7 @@ def rand_augment(frames: np.ndarray, options: RandAugmentConfig, rng: np.random.
     """Changes each frame by operations of its own, drawn with replacement, all at one magnitude.
 
     A shear, a translation or a rotation goes either way, by a draw; what comes into the frame is black. Lengths are
-    pixels of the frames as they are.
-
-    Args:
-        frames: uint8 (T, H, W, 3); left as they are.
-        options: How many operations, and how far they go.
-        rng: What to draw from.
-
-    Returns:
-        uint8 (T, H, W, 3), a new array.
+    pixels of the frames, uint8 (T, H, W, 3), as they are; those returned are a new array.
     """
     changed = []
     for frame in frames:

@@ -131,19 +131,16 @@ class SampleReader:
         return self._cache[number]
 
     def _decode(self, video: VideoRow, frames: np.ndarray) -> np.ndarray:
+        config, pixels = self._config, self._preprocessing
+
         def choose(info: VideoInfo) -> FrameChoice:
             if info.frames != video.frames:
                 raise VideoError(f"has {info.frames} frames, and the manifest says {video.frames}", stage="open")
-            return FrameChoice(frames, self._preprocessing.short_side or self._preprocessing.input_size)
+            return FrameChoice(frames, pixels.short_side or pixels.input_size)
 
+        way, decoder, seconds = pixels.interpolation, config.decoder, config.decode_timeout
         try:
-            return decode_video(
-                video.path,
-                choose,
-                self._preprocessing.interpolation,
-                self._config.decoder,
-                timeout=self._config.decode_timeout,
-            ).frames
+            return decode_video(video.path, choose, way, decoder, timeout=seconds).frames
         except VideoError as error:
             raise RunError(f"{video.path}: {error}; leave the video out, or index the videos again") from error
 

@@ -120,17 +120,15 @@ def validate(
 
 def _plan_and_decode(video: VideoRow, adapter: VideoAdapter, config: TrainConfig) -> PlannedVideo | None:
     """None for a video that cannot be decoded."""
-    if video.error is not None:
-        return None
-    options, preprocessing = adapter.options, adapter.model.preprocessing
+    options, pixels = adapter.options, adapter.model.preprocessing
 
     def plan_of(info: VideoInfo) -> ViewPlan:
-        return plan_video(video.video_id, info, options.views, preprocessing, options.seed, needs_views=False)
+        return plan_video(video.video_id, info, options.views, pixels, options.seed, needs_views=False)
 
+    if video.error is not None:
+        return None
     try:
-        decoded = decode_video(
-            video.path, plan_of, preprocessing.interpolation, config.decoder, timeout=config.decode_timeout
-        )
+        found = decode_video(video.path, plan_of, pixels.interpolation, config.decoder, timeout=config.decode_timeout)
     except VideoError:
         return None
-    return PlannedVideo(plan_of(decoded.info), decoded.frames)
+    return PlannedVideo(plan_of(found.info), found.frames)

@@ -25,19 +25,11 @@ from zar_ray.data.manifest import VideoRow
 from zar_ray.models.architecture import Architecture, build_clip
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
+from zar_ray.training import samples
 from zar_ray.training.augmentation import mix
 from zar_ray.training.network import VideoTextModel, matching_loss, save_trained
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.progress import Meter, TrainingState, Validated, running_mean
-from zar_ray.training.samples import (
-    MicroBatch,
-    SampleReader,
-    decoded_batches,
-    decoder_processes,
-    decoder_threads,
-    generator,
-    micro_batches,
-)
 from zar_ray.training.schedule import MULTIPLE, Schedule, learning_rate, optimiser
 from zar_ray.training.validation import ValidationSet, validate
 from zar_ray.video.pixels import normalise
@@ -135,17 +127,19 @@ class _Worker:
     def train(self) -> None:
         """Takes all steps that are left."""
         config, steps = self.config, range(self.state.step, self.schedule.steps)
-        own = micro_batches(steps, len(self.job.videos), config, self.rank, self.workers)
-        reader = SampleReader(self.job.videos, self.network.model.preprocessing, config)
-        processes = config.decode_workers
-        decoders = decoder_processes(reader, processes) if processes else decoder_threads(reader, config.decode_threads)
+        own = samples.micro_batches(steps, len(self.job.videos), config, self.rank, self.workers)
+        reader = samples.SampleReader(self.job.videos, self.network.model.preprocessing, config)
+        if config.decode_workers:
+            decoders = samples.decoder_processes(reader, config.decode_workers)
+        else:
+            decoders = samples.decoder_threads(reader, config.decode_threads)
         with decoders as submit:
-            batches = decoded_batches(own, submit)
+            batches = samples.decoded_batches(own, submit)
             for step in steps:
                 self._step(step, batches)
                 self._after(step + 1)
 
-    def _step(self, step: int, batches: Iterator[tuple[MicroBatch, torch.Tensor]]) -> None:
+    def _step(self, step: int, batches: Iterator[tuple[samples.MicroBatch, torch.Tensor]]) -> None:
         config, means = self.config, []
         turns = config.batch_size // config.micro_batch // self.workers
         rate = learning_rate(step, self.schedule, config)
@@ -165,7 +159,7 @@ class _Worker:
         self.network.bound_logit_scale()
         self.meter.add(torch.stack(means).mean(dim=0), rate, norm)
 
-    def _backward(self, which: MicroBatch, decoded: torch.Tensor, turns: int, last: bool) -> torch.Tensor:
+    def _backward(self, which: samples.MicroBatch, decoded: torch.Tensor, turns: int, last: bool) -> torch.Tensor:
         """Adds one micro-batch's share of the gradient; returns its loss, and the share of it that was right, (2,)."""
         config = self.config
         if self.device.type == "cuda":
@@ -175,19 +169,20 @@ class _Worker:
         classes = [cast(int, self.job.videos[sample.video].label_id) for sample in which.samples]
         labels = torch.tensor(classes, device=self.device)
         # Whatever draws within the model draws the same after a resumption, and whoever takes the micro-batch.
-        torch.manual_seed(int(generator(config.seed, "model", which.step, which.number).integers(2**62)))
+        key = which.step, which.number
+        torch.manual_seed(int(samples.generator(config.seed, "model", *key).integers(2**62)))
         # Gradients are exchanged once a step, with the last micro-batch.
         alone = last or self.workers == 1
         with nullcontext() if alone else cast(DistributedDataParallel, self.parallel).no_sync():
             mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16")
             if config.loss == "matching":
-                texts = self.network.draw_texts(classes, generator(config.seed, "texts", which.step, which.number))
+                texts = self.network.draw_texts(classes, samples.generator(config.seed, "texts", *key))
                 with mixed:
                     similarities, frames = self.parallel(pixels, texts)
                 loss = matching_loss(similarities, frames, labels, config.motion_loss)
                 right = labels[similarities.argmax(dim=1)] == labels
             else:
-                rng = generator(config.seed, "mix", which.step, which.number)
+                rng = samples.generator(config.seed, "mix", *key)
                 pixels, targets = mix(pixels, labels, len(self.job.prompts.names), config.augment, rng)
                 with mixed:
                     logits = self.parallel(pixels)

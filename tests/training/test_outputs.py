@@ -33,9 +33,9 @@ def test_a_training_that_ended_early_is_no_finished_one(tmp_path, step, said):
     job = TrainingJob(config, (), ClassPrompts(("a", "b"), "a video of a"), None, 1, None, None)
     result, folder = SimpleNamespace(checkpoint=checkpoint), RunFolder(Storage(str(tmp_path)))
     with pytest.raises(RunError, match=rf"{said}: gone\.mp4: cannot be opened; the same command"):
-        finished(result, job, folder, 1.0, "gone.mp4: cannot be opened")
+        finished(result, job, folder, "gone.mp4: cannot be opened")
     with pytest.raises(RunError, match="no reason is known"):
-        finished(result, job, folder, 1.0, None)
+        finished(result, job, folder, None)
     assert not config.output.exists()
 
 

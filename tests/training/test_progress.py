@@ -28,6 +28,6 @@ def test_history_goes_on_from_earlier_sessions():
     assert first[:, 0].tolist() == [2.0, 3.0, 4.0]
     later = Meter(first, batch_size=4, workers=1, listener=None)
     later.add(torch.tensor([9.0, 1.0]), 0.2, torch.tensor(1.0))
-    assert len(later) == 4
+    assert len(later.history()) == 4
     assert torch.equal(later.history()[:3], first)
     assert later.history()[3].tolist() == pytest.approx([9.0, 1.0, 0.2, 1.0])

@@ -91,15 +91,15 @@ def run_training(config: TrainConfig, console: Console, parent: str | None = Non
         with tracked(job, folder.storage, console, parent) as tracker:
             with shown(job, tracker, console) as raised:
                 result = _fit(job, name, storage, console)
-            trained = finished(result, job, folder, time.monotonic() - started, raised[0] if raised else None)
+            seconds = time.monotonic() - started
+            trained = finished(result, job, folder, raised[0] if raised else None)
             run_id = log_end(tracker, trained, config, console)
-    trained = replace(trained, run_id=run_id)
     console.print(
-        f"trained {trained.steps} steps in {trained.seconds:.0f} s: loss {trained.loss:.3f}, "
+        f"trained {trained.steps} steps in {seconds:.0f} s: loss {trained.loss:.3f}, "
         f"{trained.accuracy:.1%} of the training videos right; {trained.checkpoint}",
         markup=False,
     )
-    return trained
+    return replace(trained, run_id=run_id)
 
 
 def describe(config: TrainConfig) -> str:

@@ -36,7 +36,6 @@ class TrainResult:
     Attributes:
         checkpoint: The file written, in zar-ray's format; a learned context, where only that was trained.
         steps: Steps of the whole training, earlier sessions included.
-        seconds: Wall seconds of this session.
         loss: Mean loss of the last 25 steps.
         accuracy: Share of training videos that were right in the last 25 steps.
         folder: Where the training's checkpoints, options and history lie.
@@ -48,7 +47,6 @@ class TrainResult:
 
     checkpoint: Path
     steps: int
-    seconds: float
     loss: float
     accuracy: float
     folder: str
@@ -89,7 +87,7 @@ def evaluate_checkpoint(job: TrainingJob, runs: Storage, checkpoint: Checkpoint,
     return {"validation_top1": found.top1}
 
 
-def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float, raised: str | None) -> TrainResult:
+def finished(result: Result, job: TrainingJob, folder: RunFolder, raised: str | None) -> TrainResult:
     """Writes what the training ended with: the last weights, the best ones, the averaged ones, and its history.
 
     Raises:
@@ -117,7 +115,6 @@ def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float
     return TrainResult(
         checkpoint=output,
         steps=last.step,
-        seconds=seconds,
         loss=recent[HISTORY.index("loss")],
         accuracy=recent[HISTORY.index("accuracy")],
         folder=folder.storage.path(),

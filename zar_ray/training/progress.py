@@ -41,11 +41,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Validated:
-    """An evaluation after so many steps and epochs: of the videos, those whose class was found and those that failed.
-
-    Attributes:
-        videos: Videos that could be evaluated; those that `failed` are not among them.
-    """
+    """An evaluation after so many steps and epochs: of the videos that did not fail, those whose class was found."""
 
     step: int
     epoch: float
@@ -144,10 +140,6 @@ class Meter:
         if len(self._steps) == 1 or time.monotonic() - self._since >= self._SECONDS:
             self.send()
 
-    def __len__(self) -> int:
-        """Steps done, those of earlier sessions included."""
-        return len(self._earlier) + len(self._steps)
-
     def history(self) -> torch.Tensor:
         """float64 (steps done, len(HISTORY)), on the CPU."""
         if not self._steps:
@@ -164,7 +156,7 @@ class Meter:
         device = new[-1].device
         self._listener.put(
             Progress(
-                step=len(self),
+                step=len(self._earlier) + len(self._steps),
                 loss=loss,
                 accuracy=accuracy,
                 learning_rate=float(new[-1][2]),

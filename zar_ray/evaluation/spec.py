@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from zar_ray.errors import VideoError
-from zar_ray.evaluation.feature_store import FeatureSpace, FeatureStore
+from zar_ray.evaluation.feature_store import FeatureStore, feature_space
 from zar_ray.evaluation.workload import CLASS_SETS, RIGHT_IDS
 from zar_ray.models.options import Precision
 from zar_ray.results.case import Case
@@ -170,7 +170,7 @@ class JobSpec:
         if self.features is None:
             return None
         views = self.models[model]
-        space = FeatureSpace.of(views.fingerprint, views.precision, self.decoder, views.preprocessing)
+        space = feature_space(views.fingerprint, views.precision, self.decoder, views.preprocessing)
         return FeatureStore(Storage(self.features), space)
 
     def cases_of(self, models: Sequence[int], class_sets: Sequence[int] | None = None) -> list[Case]:

@@ -16,7 +16,7 @@ from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, VideoPredicti
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.settings import Setting
 from zar_ray.errors import RunError, VideoError
-from zar_ray.evaluation.feature_store import VideoFacts, image_keys
+from zar_ray.evaluation.feature_store import Stored, VideoFacts, image_keys
 from zar_ray.evaluation.spec import (
     MODELS,
     POSITION,
@@ -274,7 +274,8 @@ class Replica:
             return None
         facts = VideoFacts(row["decoder"], row["warning"], row["frames"], row["width"], row["height"])
         try:
-            self.store.write(row["content"], image_keys(outcome.plan), outcome.embeddings.cpu().numpy(), facts)
+            embeddings = outcome.embeddings.cpu().numpy()
+            self.store.write(row["content"], Stored(image_keys(outcome.plan), embeddings, facts))
         except RunError as error:
             return f"features not stored ({error})"
         return None

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from zar_ray.evaluation.feature_store import Missing, image_keys
+from zar_ray.evaluation.feature_store import DamagedError, image_keys
 from zar_ray.evaluation.spec import (
     DECODED_SCHEMA,
     MODELS,
@@ -86,11 +86,13 @@ class DecodeStage:
                 continue
             content = store.content(path)
             video["content"] = content.hash
-            stored = store.read(content.hash, image_keys(self.spec.models[number].plans(video["video_id"], known)[0]))
-            if isinstance(stored, Missing):
-                why = stored.detail if stored.reason == "damaged" else None
-                if content.stale:
-                    why = "the file has changed since its features were stored"
+            why = "the file has changed since its features were stored" if content.stale else None
+            try:
+                plan, *_ = self.spec.models[number].plans(video["video_id"], known)
+                stored = store.read(content.hash, image_keys(plan))
+            except DamagedError as error:
+                stored, why = None, why or str(error)
+            if stored is None:
                 uses.append("computed" if why is None else "replaced")
                 notes += [] if why is None else [f"features computed anew ({why})"]
                 continue

@@ -12,7 +12,7 @@ import torch
 
 from zar_ray.data.datasets import index_dataset
 from zar_ray.data.protocols import whole_split
-from zar_ray.evaluation.planning import AskedModel, asked_settings, job_spec, load_card, plan_model
+from zar_ray.evaluation.planning import AskedModel, asked_settings, job_spec, plan_model
 from zar_ray.evaluation.recovery import lacking
 from zar_ray.evaluation.spec import JobSpec
 from zar_ray.evaluation.stages.adapt import AdaptStage, ReplicaSpec
@@ -90,7 +90,7 @@ def begin(workload, tmp_path) -> Callable[..., Begun]:
             }
             asked = AskedModel(checkpoint.stem, (EvalConfig.model_validate(values),))
             settings = asked_settings(asked, videos)
-            models.append(plan_model(asked.label, number, settings, load_card(settings)))
+            models.append(plan_model(asked.label, number, settings))
         streams = stream_methods(one.options for model in models for one in model.settings)
         spec = job_spec(videos, models, ["default"], Storage(str(tmp_path / name)), streams)
         if streams:

@@ -21,7 +21,7 @@ from zar_ray.data.class_texts import ClassPrompts, class_prompts, prompts_of
 from zar_ray.data.classes import class_list, known_class_lists
 from zar_ray.data.datasets import parse_class_names
 from zar_ray.errors import ConfigError, ModelError
-from zar_ray.evaluation.model_costs import count_costs
+from zar_ray.evaluation.planning import count_costs
 from zar_ray.models.architecture import named_architecture, system_architecture
 from zar_ray.models.checkpoints import read_checkpoint
 from zar_ray.models.clip import ClipModel

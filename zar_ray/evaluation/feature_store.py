@@ -47,13 +47,8 @@ _DIGITS = 32
 def feature_space(model: str, precision: Precision, decoder: Decoder, preprocessing: Preprocessing) -> dict[str, Any]:
     """All that an image's features depend on in this environment, besides the video and the image, as JSON values.
 
-    The short side that a checkpoint was trained with is not part of it: every image names its own.
-
-    Args:
-        model: A hash of the model's weights.
-        precision: The image encoder's precision.
-        decoder: The run's choice of decoder.
-        preprocessing: The model's.
+    The short side that a checkpoint was trained with is not part of it: every image names its own. Of the model it is a
+    hash of the weights that counts, of the decoder the run's choice.
     """
     return {
         "model": model,
@@ -179,9 +174,6 @@ class FeatureStore:
     def content(self, path: str | os.PathLike[str]) -> VideoContent:
         """Hashes a file's bytes, unless it has the size and modification time of its last hash.
 
-        Args:
-            path: The file.
-
         Raises:
             VideoError: The file cannot be read (stage ``open``).
             RunError: The store cannot be written.
@@ -229,15 +221,11 @@ class FeatureStore:
         return stored.only([row_of[key] for key in keys])
 
     def write(self, video_hash: str, new: Stored) -> None:
-        """Adds a video's images to those that are stored.
+        """Adds a video's images, each once, to those that are stored.
 
         What is stored counts no more if it is damaged, or was decoded otherwise than the new facts say: no video's
         features mix two decoders. An image that is stored already is replaced. The video keeps an earlier warning if it
         has no new one.
-
-        Args:
-            video_hash: The video's `VideoContent.hash`.
-            new: The images, each once.
 
         Raises:
             RunError: The store cannot be written.

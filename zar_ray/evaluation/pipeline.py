@@ -11,8 +11,7 @@ import gc
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
@@ -65,10 +64,9 @@ class Evaluated:
         planned = self.models[model]
         cases = planned.of_settings[setting]
         wanted = pa.array([case.case_id for case in cases], pa.string())
-        costs = planned.card.costs[setting : setting + 1]
         alone = replace(
             planned,
-            card=replace(planned.card, costs=costs),
+            costs=planned.costs[setting : setting + 1],
             settings=(planned.settings[setting],),
             of_settings=(cases,),
         )
@@ -102,7 +100,10 @@ def evaluate(
     check_methods(own, streams)
     with connected(own.address):
         resources = Resources.of_cluster(own, one_worker=bool(streams))
-        models = _load(workload, asked, resources)
+        models = tuple(
+            preflight.check_model(one.label, number, planning.asked_settings(one, workload), resources)
+            for number, one in enumerate(asked)
+        )
         spec = planning.job_spec(workload, models, settings, folder.storage, streams)
         ledger, todo = recovery.open_run(workload, models, spec, folder, own, console)
         started = time.monotonic()
@@ -114,7 +115,7 @@ def evaluate(
             run = partial(
                 run_blocks,
                 decode=DecodeStage(spec),
-                adapt=ReplicaSpec(spec, tuple(model.settings for model in models), resources.adapt.threads),
+                adapt=ReplicaSpec(spec, tuple(model.settings for model in models), resources.threads),
             )
             with VideoProgress(console, len(workload.manifest), len(workload.manifest) - len(todo)) as progress:
                 run = partial(run, resources=resources, progress=progress)
@@ -123,16 +124,6 @@ def evaluate(
         table = folder.results()
         check_counts(workload.expected_rows(spec.cases), table)
         return Evaluated(table, models, len(workload.manifest) - len(todo), len(todo), seconds)
-
-
-def _load(workload: Workload, asked: Sequence[AskedModel], resources: Resources) -> tuple[PlannedModel, ...]:
-    """Each model loaded once, where a worker would, so that a pool of workers does not fail at it again and again."""
-    models = []
-    for number, one in enumerate(asked):
-        wanted = planning.asked_settings(one, workload)
-        card = preflight.check_model(one.label, wanted, resources.adapt)
-        models.append(planning.plan_model(one.label, number, wanted, card))
-    return tuple(models)
 
 
 def run_blocks(
@@ -151,7 +142,11 @@ def run_blocks(
     in_order = bool(adapt.job.streams)
     # Decoding would otherwise run ahead until the object store is full, and memory grow with the number of videos.
     in_flight = resources.blocks_at_once * block_size * decode.largest(videos)
-    with _ray_data_settings(in_flight, in_order):
+    context = DataContext.get_current().copy()
+    context.max_errored_blocks, context.enable_progress_bars = -1, False
+    context.execution_options.preserve_order = in_order
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=in_flight)
+    with DataContext.current(context):
         stages = _stages(videos, decode, adapt, resources, block_size, retries)
         for batch in stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             progress.count(cast(pa.Table, batch))
@@ -176,8 +171,8 @@ def _stages(
                 batch_size=block_size,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
-                compute=TaskPoolStrategy(size=resources.decode.copies),
-                num_cpus=resources.decode.cpus,
+                compute=TaskPoolStrategy(size=resources.decoders),
+                num_cpus=resources.decoder_cpus,
                 max_retries=retries,
             )
             .map_batches(
@@ -188,30 +183,13 @@ def _stages(
                 zero_copy_batch=True,
                 # Where a task is not tried again, none may wait in a worker that dies of the one before.
                 compute=ActorPoolStrategy(
-                    size=resources.adapt.copies, max_tasks_in_flight_per_actor=1 if in_order or not retries else None
+                    size=resources.workers, max_tasks_in_flight_per_actor=1 if in_order or not retries else None
                 ),
-                num_cpus=resources.adapt.cpus,
-                num_gpus=resources.adapt.gpus,
+                num_cpus=resources.worker_cpus,
+                num_gpus=resources.worker_gpus,
                 # A worker that dies comes back, and the block it held is tried again a bounded number of times; not in
                 # a stream, where blocks behind it may have arrived meanwhile.
                 max_restarts=-1,
                 max_task_retries=0 if in_order else retries,
             )
         )
-
-
-@contextmanager
-def _ray_data_settings(object_store_bytes: int, in_order: bool) -> Iterator[None]:
-    """Ray Data's settings of this process for one pass; whoever else uses it here finds their own again."""
-    context = DataContext.get_current()
-    limits, preserves = context.execution_options.resource_limits, context.execution_options.preserve_order
-    before = context.max_errored_blocks, context.enable_progress_bars
-    context.max_errored_blocks, context.enable_progress_bars = -1, False
-    context.execution_options.preserve_order = in_order
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=object_store_bytes)
-    try:
-        yield
-    finally:
-        context.max_errored_blocks, context.enable_progress_bars = before
-        context.execution_options.resource_limits = limits
-        context.execution_options.preserve_order = preserves

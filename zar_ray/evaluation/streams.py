@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 
 from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.options import AdaptationOptions
-from zar_ray.errors import ConfigError, RunError
+from zar_ray.errors import ConfigError, RunError, reason_of
 from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.storage import Storage
 
@@ -34,10 +34,6 @@ def stream_methods(runs: Iterable[AdaptationOptions]) -> tuple[str, ...]:
 
 def check_methods(options: EvaluationOptions, streams: tuple[str, ...]) -> None:
     """Refuses operational options that a method does not go with.
-
-    Args:
-        options: The options.
-        streams: The stream methods of the run's settings.
 
     Raises:
         ConfigError: Such an option is given.
@@ -86,7 +82,7 @@ class StreamState:
         try:
             return cls(_position(content), load(content))
         except (SafetensorError, KeyError, ValueError) as error:
-            raise RunError(f"{place}: damaged ({' '.join(str(error).split())}); --overwrite the run") from error
+            raise RunError(f"{place}: damaged ({reason_of(error)}); --overwrite the run") from error
 
 
 def _position(content: bytes) -> int:

@@ -84,9 +84,9 @@ def summarise(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
         name=str(options.name),
         dataset=protocol_name(str(options.dataset), options.protocol),
         split=options.split,
-        model=model.card.name,
-        model_fingerprint=model.card.fingerprint,
-        random_weights=model.card.random_weights,
+        model=model.name,
+        model_fingerprint=model.fingerprint,
+        random_weights=model.random_weights,
         seed=options.seed,
         classes=len({name for names in workload.class_sets for name in names}),
         videos=counts.videos,
@@ -106,7 +106,7 @@ def summarise(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
         ),
         averages=metrics.protocol_averages(cases, average_of(options)) if len(workload.splits) > 1 else (),
         order_dependent=stream_methods([options]),
-        model_cost=next(iter(model.card.costs), None),
+        model_cost=next(iter(model.costs), None),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from zar_ray.data.synthetic import TRAINING_MANIFEST, SyntheticSpec, write_synthetic
+from zar_ray.data.synthetic import TRAINING_MANIFEST, write_synthetic
 from zar_ray.options.layers import conf_dir, read_yaml, validate, zar_home
 from zar_ray.study.options import EvalConfig
 from zar_ray.training.options import TrainConfig
@@ -53,7 +53,12 @@ def ensure_demo(options: EvalConfig, console: Console) -> None:
     """
     if options.dataset not in BENCHMARKS:
         return
-    ensure_videos(console)
+    folder = videos_folder()
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("writing videos", total=None)
+        if not folder.exists():
+            console.print(f"writing the demo's videos into {folder}")
+        write_synthetic(folder, progress=lambda done, total: bar.update(task, completed=done, total=total))
     if options.checkpoint != checkpoint_file() or checkpoint_file().is_file():
         return
     from zar_ray.training.job import run_training
@@ -61,14 +66,3 @@ def ensure_demo(options: EvalConfig, console: Console) -> None:
     console.print("training a tiny CLIP on the training classes (about two minutes on two cores)")
     config = training_config()
     run_training(config.model_copy(update={"address": options.address}), console)
-
-
-def ensure_videos(console: Console) -> None:
-    """Writes the demo's videos where they are not there yet."""
-    spec = SyntheticSpec()
-    folder = videos_folder()
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("writing videos", total=None)
-        if not folder.exists():
-            console.print(f"writing the demo's videos into {folder}")
-        write_synthetic(folder, spec, progress=lambda done, total: bar.update(task, completed=done, total=total))

@@ -20,8 +20,7 @@ from zar_ray.evaluation.workload import Workload
 from zar_ray.options.layers import zar_home
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage, is_uri
-from zar_ray.study.axes import Axes, ModelChoice, axes_of, plain_name
-from zar_ray.study.mixtures import place_of
+from zar_ray.study.axes import Axes, ModelChoice, axes_of, place_of, plain_name
 from zar_ray.study.options import EvalConfig
 
 

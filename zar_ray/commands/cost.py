@@ -17,7 +17,7 @@ from rich.table import Table
 
 from zar_ray.adaptation.settings import Setting
 from zar_ray.commands.parsing import verb
-from zar_ray.data.class_texts import ClassPrompts, class_prompts, prompts_of
+from zar_ray.data.class_texts import class_prompts, prompts_of
 from zar_ray.data.classes import class_list, known_class_lists
 from zar_ray.data.datasets import parse_class_names
 from zar_ray.errors import ConfigError, ModelError
@@ -137,8 +137,10 @@ def cost_row(model: str, class_names: Sequence[str], options: EvalConfig, length
         views = options.views.model_copy(update={"frames": frames, "eval_frames": frames})
         options = options.model_copy(update={"views": views})
     (prompts,) = prompts_of((tuple(class_names),), options)
-    methods = ("zar",) if _tunable(shape, prompts) else ()
-    options = options.model_copy(update={"method": methods})
+    try:
+        PromptedClasses.of(shape, prompts).require_tunable()
+    except ConfigError:
+        options = options.model_copy(update={"method": ()})
     (cost,) = count_costs(shape, [Setting(options, (prompts,))])
     plan = plan_views(_VIDEO, length, 256, 340, options.views, shape.preprocessing, options.seed)
     if not shape.frame_independent:
@@ -156,14 +158,6 @@ def _shape(model: str) -> ClipModel:
     architecture = named_architecture(model) if system is None else system_architecture(system)
     size = architecture["vision_cfg"].get("image_size", 224)
     return weightless(architecture, model, Preprocessing(input_size=size))
-
-
-def _tunable(shape: ClipModel, prompts: ClassPrompts) -> bool:
-    try:
-        PromptedClasses.of(shape, prompts).require_tunable()
-    except ConfigError:
-        return False
-    return True
 
 
 def _trained(model: str, shape: ClipModel, class_names: Sequence[str]) -> tuple[str | None, int | None]:

@@ -202,7 +202,8 @@ def _several_models(argv: Sequence[str]) -> list[str]:
     """The words with ``--model A B``, a run each, as ``--models A B``."""
     words = list(argv)
     for place, word in enumerate(words):
-        if word == "--model" and len([*itertools.takewhile(_is_value, words[place + 1 :])]) > 1:
+        values = itertools.takewhile(lambda value: not value.startswith("--"), words[place + 1 :])
+        if word == "--model" and len([*values]) > 1:
             words[place] = "--models"
     return words
 
@@ -210,10 +211,6 @@ def _several_models(argv: Sequence[str]) -> list[str]:
 def _is_evaluation(kind: type[Options]) -> bool:
     """Whether options are a study's, by what these alone have: importing their class loads PyTorch."""
     return "models" in kind.model_fields
-
-
-def _is_value(word: str) -> bool:
-    return not word.startswith("--")
 
 
 def _benchmark_options(kind: type[Options], dataset: str | None, protocol: str) -> dict[str, Any]:

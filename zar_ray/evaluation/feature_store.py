@@ -150,12 +150,7 @@ class DamagedError(Exception):
 
 
 class FeatureStore:
-    """The features of one space, in a folder that many processes and runs share.
-
-    Args:
-        storage: The store's folder, which may hold other spaces too.
-        space: What the features depend on, see `feature_space`.
-    """
+    """The features of one `feature_space`, in a folder that many processes and runs share, and that may hold others."""
 
     def __init__(self, storage: Storage, space: Mapping[str, Any]) -> None:
         self.storage = storage

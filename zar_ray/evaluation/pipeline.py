@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,7 +27,7 @@ from zar_ray.evaluation import planning, preflight, recovery
 from zar_ray.evaluation.planning import AskedModel, PlannedModel
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.resources import Resources
-from zar_ray.evaluation.stages.adapt import AdaptStage, ReplicaSpec
+from zar_ray.evaluation.stages.adapt import AdaptStage
 from zar_ray.evaluation.stages.decode import DecodeStage, decode_block
 from zar_ray.evaluation.streams import check_methods, stream_methods
 from zar_ray.evaluation.workload import Workload
@@ -112,13 +112,9 @@ def evaluate(
             for number in range(len(models)):
                 if (store := spec.feature_store(number)) is not None:
                     store.prepare()
-            run = partial(
-                run_blocks,
-                decode=DecodeStage(spec),
-                adapt=ReplicaSpec(spec, tuple(model.settings for model in models), resources.threads),
-            )
+            decode, told = DecodeStage(spec), (spec, tuple(model.settings for model in models), resources.threads)
             with VideoProgress(console, len(workload.manifest), len(workload.manifest) - len(todo)) as progress:
-                run = partial(run, resources=resources, progress=progress)
+                run = partial(run_blocks, decode=decode, told=told, resources=resources, progress=progress)
                 recovery.run_videos(todo, spec, folder, ledger, own.batch_size, run, progress)
         seconds = time.monotonic() - started
         table = folder.results()
@@ -132,14 +128,17 @@ def run_blocks(
     retries: int,
     *,
     decode: DecodeStage,
-    adapt: ReplicaSpec,
+    told: tuple[Any, ...],
     resources: Resources,
     progress: VideoProgress,
 ) -> None:
-    """Runs both stages over blocks of `block_size` videos; a block whose worker dies is dropped, not fatal."""
+    """Runs both stages over blocks of `block_size` videos; a block whose worker dies is dropped, not fatal.
+
+    What `AdaptStage` is made of is `told` to each worker of the model pool.
+    """
     if not len(videos):
         return
-    in_order = bool(adapt.job.streams)
+    in_order = bool(decode.spec.streams)
     # Decoding would otherwise run ahead until the object store is full, and memory grow with the number of videos.
     in_flight = resources.blocks_at_once * block_size * decode.largest(videos)
     context = DataContext.get_current().copy()
@@ -147,7 +146,7 @@ def run_blocks(
     context.execution_options.preserve_order = in_order
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=in_flight)
     with DataContext.current(context):
-        stages = _stages(videos, decode, adapt, resources, block_size, retries)
+        stages = _stages(videos, decode, told, resources, block_size, retries)
         for batch in stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             progress.count(cast(pa.Table, batch))
     # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
@@ -156,9 +155,9 @@ def run_blocks(
 
 
 def _stages(
-    videos: pa.Table, decode: DecodeStage, adapt: ReplicaSpec, resources: Resources, block_size: int, retries: int
+    videos: pa.Table, decode: DecodeStage, told: tuple[Any, ...], resources: Resources, block_size: int, retries: int
 ) -> Dataset:
-    in_order = bool(adapt.job.streams)
+    in_order = bool(decode.spec.streams)
     with warnings.catch_warnings():
         # Ray 2.60 has no other way to bound retries than the arguments that 2.64 will take away (pyproject.toml
         # keeps Ray below that).
@@ -177,7 +176,7 @@ def _stages(
             )
             .map_batches(
                 AdaptStage,
-                fn_constructor_args=(adapt,),
+                fn_constructor_args=told,
                 batch_size=block_size,
                 batch_format="pyarrow",
                 zero_copy_batch=True,

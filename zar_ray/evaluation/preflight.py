@@ -24,18 +24,15 @@ _LOOKED_AT = 100
 
 def _see(paths: list[str], storage: Storage, token: str) -> list[str]:
     """What this node does not see, a line each."""
-    unseen = [f"{path}: not there or not readable" for path in paths if not _readable(path)]
+    unseen = []
+    for path in paths:
+        try:
+            Path(path).open("rb").close()
+        except OSError:
+            unseen.append(f"{path}: not there or not readable")
     if not storage.exists(token):
         unseen.append(f"{storage.path()}: is not the driver's folder; the output must be on storage all nodes share")
     return unseen
-
-
-def _readable(path: str) -> bool:
-    try:
-        with Path(path).open("rb"):
-            return True
-    except OSError:
-        return False
 
 
 def check_nodes(paths: list[str], storage: Storage) -> None:

@@ -33,9 +33,7 @@ class Resources:
     def of_cluster(cls, options: EvaluationOptions, one_worker: bool = False) -> Resources:
         """Works both out from what the joined cluster has and what the options ask for.
 
-        Args:
-            options: The run's options.
-            one_worker: Whether a single replica must see all videos.
+        With `one_worker` a single replica sees all videos.
 
         Raises:
             RunError: The cluster lacks what the options ask for.

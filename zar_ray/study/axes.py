@@ -144,7 +144,8 @@ def axes_of(options: EvalConfig, models: Sequence[ModelChoice] = ()) -> Axes:
 
 def _models(options: EvalConfig) -> tuple[ModelChoice, ...]:
     if not options.models:
-        return (ModelChoice({"model": _own_label(options)}, {}),)
+        own = options.checkpoint.stem if options.checkpoint else f"{options.model}-{options.pretrained}"
+        return (ModelChoice({"model": own}, {}),)
     given = " ".join(options.models)
     if len(set(options.models)) < len(options.models):
         raise ConfigError(f"--model {given}: names a model twice")
@@ -168,10 +169,6 @@ def _named(model: str, options: EvalConfig) -> dict[str, Any]:
         return {"checkpoint": Path(model).expanduser().absolute(), "model": default, "models": ()}
     name, _, tag = model.partition(":")
     return {"model": name, "pretrained": tag or options.pretrained, "models": ()}
-
-
-def _own_label(options: EvalConfig) -> str:
-    return options.checkpoint.stem if options.checkpoint else f"{options.model}-{options.pretrained}"
 
 
 def _mixed(options: EvalConfig, models: tuple[ModelChoice, ...]) -> tuple[ModelChoice, ...]:

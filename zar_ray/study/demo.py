@@ -23,22 +23,9 @@ def videos_folder() -> Path:
     return zar_home() / "demo" / "videos"
 
 
-def samples_folder() -> Path:
-    """Where the test videos of the demo's unseen classes lie."""
-    return videos_folder() / "test"
-
-
 def checkpoint_file() -> Path:
     """Where the demo's trained model lies."""
     return zar_home() / "demo" / "tiny-clip.safetensors"
-
-
-def training_config() -> TrainConfig:
-    """The options the demo's model is trained with: conf/train/demo.yaml, and where its files lie."""
-    path = conf_dir() / "train" / "demo.yaml"
-    videos = str(videos_folder() / TRAINING_MANIFEST)
-    places = {"dataset": videos, "validation": videos, "output": str(checkpoint_file()), "mlflow": False}
-    return validate(TrainConfig, {**read_yaml(path), **places}, str(path))
 
 
 def ensure_demo(options: EvalConfig, console: Console) -> None:
@@ -64,5 +51,7 @@ def ensure_demo(options: EvalConfig, console: Console) -> None:
     from zar_ray.training.job import run_training
 
     console.print("training a tiny CLIP on the training classes (about two minutes on two cores)")
-    config = training_config()
-    run_training(config.model_copy(update={"address": options.address}), console)
+    path, videos = conf_dir() / "train" / "demo.yaml", str(folder / TRAINING_MANIFEST)
+    places = {"dataset": videos, "validation": videos, "output": str(checkpoint_file()), "mlflow": False}
+    config = validate(TrainConfig, {**read_yaml(path), **places, "address": options.address}, str(path))
+    run_training(config, console)

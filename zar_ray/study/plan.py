@@ -54,10 +54,9 @@ class Study:
 
     def asked(self) -> tuple[AskedModel, ...]:
         """Each model with its options under every setting."""
+        places = range(len(self.axes.settings))
         return tuple(
-            AskedModel(
-                one.label, tuple(self.cell_options(number, setting) for setting in range(len(self.axes.settings)))
-            )
+            AskedModel(one.label, tuple(self.cell_options(number, place) for place in places))
             for number, one in enumerate(self.axes.models)
         )
 
@@ -65,10 +64,7 @@ class Study:
 def plan_study(options: EvalConfig, console: Console, models: Sequence[ModelChoice] = ()) -> Study:
     """Opens the dataset once, multiplies the axes, and settles what the options leave open.
 
-    Args:
-        options: The study's options.
-        console: Where it is said what is opened.
-        models: The models, where the options do not name them.
+    As of `axes_of`, `models` are its models where the options do not name them.
 
     Raises:
         ZarError: The dataset, a class name, an axis or an option cannot be used.

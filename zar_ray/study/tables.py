@@ -116,7 +116,9 @@ class Group:
         """Its row, before it is held against others."""
         of_method = pc.field("method") == self.method
         rows = pa.concat_tables([part.table.filter(of_method) for part in self.parts])
-        scores, images = self.scores(), pc.mean(rows["images"]).as_py()
+        measured = [("images", "mean"), ("seconds_case", "mean"), ("peak_memory", "max")]
+        (costs,) = rows.group_by([]).aggregate(measured).to_pylist()
+        scores, images = self.scores(), costs["images_mean"]
         cost, gflops = self.cells[0].summary.model_cost, None
         # Of gradients through the image tower no passes forward tell the cost.
         if cost is not None and images is not None and get_method(self.method).updates != "weights":
@@ -130,9 +132,9 @@ class Group:
             comparison=None,
             p_adjusted=None,
             images=images,
-            seconds=pc.mean(rows["seconds_case"]).as_py(),
+            seconds=costs["seconds_case_mean"],
             gflops=gflops,
-            peak_memory=pc.max(rows["peak_memory"]).as_py(),
+            peak_memory=costs["peak_memory_max"],
             finished=rows["error"].null_count,
         )
 

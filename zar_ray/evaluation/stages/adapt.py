@@ -40,21 +40,6 @@ from zar_ray.video.reading import VideoInfo
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ReplicaSpec:
-    """What a worker of the model pool is told besides.
-
-    Attributes:
-        job: The run.
-        settings: The settings of each model, with what it reads of the classes.
-        threads: CPU threads it may use.
-    """
-
-    job: JobSpec
-    settings: tuple[tuple[Setting, ...], ...]
-    threads: int
-
-
 @dataclass(frozen=True, eq=False)
 class Arrived:
     """A video as one model takes it.
@@ -71,15 +56,20 @@ class Arrived:
 class AdaptStage:
     """One worker of the model pool: holds a replica of each model, predicts, and writes the rows.
 
+    Args:
+        spec: The run.
+        settings: The settings of each model, with what it reads of the classes.
+        threads: CPU threads it may use.
+
     Raises:
         RuntimeError: The weights on this node are not the run's.
         RunError: There are stream methods, and their state cannot be read.
     """
 
-    def __init__(self, spec: ReplicaSpec) -> None:
-        torch.set_num_threads(spec.threads)
-        self.spec = spec.job
-        self.replicas = [Replica(spec.job, number, settings) for number, settings in enumerate(spec.settings)]
+    def __init__(self, spec: JobSpec, settings: tuple[tuple[Setting, ...], ...], threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.spec = spec
+        self.replicas = [Replica(spec, number, of_one) for number, of_one in enumerate(settings)]
         self._position, self._begun = 0, False
         if self.spec.streams:
             state = StreamState.read(self.spec.storage)

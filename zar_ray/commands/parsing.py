@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import difflib
 import functools
+import inspect
 import io
 import itertools
 import os
@@ -251,13 +252,13 @@ def verb(
 ) -> Callable[[Callable[..., int]], Callable[[Sequence[str]], int]]:
     """Makes a command of a function: the words after `prog` are its arguments, and its docstring is the help.
 
-    Args:
-        prog: The command.
-        kind: Options that the function takes as its one argument; by default its own arguments are the options.
+    Of a function that takes options as its one argument, `kind` is their class.
     """
     if kind is None:
         return lambda function: command(lambda argv: parse(function, argv, prog))
-    return lambda function: command(lambda argv: function(parse(kind, argv, prog, description=function.__doc__)))
+    return lambda function: command(
+        lambda argv: function(parse(kind, argv, prog, description=inspect.getdoc(function)))
+    )
 
 
 def _output_is_unread() -> bool:

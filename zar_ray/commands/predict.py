@@ -105,13 +105,7 @@ def _split_own(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, list
 
 
 def _require_asked(options: RemoteOptions, own: Collection[str], argv: Sequence[str]) -> None:
-    """Refuses options that a service decides, be they on the command line or in a file.
-
-    Args:
-        options: The resolved options.
-        own: The groups of methods' own options on the command line.
-        argv: The rest of it.
-    """
+    """Refuses options that a service decides, be they on the command line or in a file; `own` are methods' groups."""
     default, chosen = leaves(RemoteOptions().model_dump()), leaves(options.model_dump(exclude={"own"}))
     # An option's own default may not be the service's.
     words = {word.partition("=")[0][2:].replace("-", "_").removeprefix("no_") for word in argv if word[:2] == "--"}

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from zar_ray.commands.common import verb
+from zar_ray.commands.parsing import verb
 from zar_ray.errors import ConfigError
 
 

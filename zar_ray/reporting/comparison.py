@@ -20,8 +20,8 @@ from zar_ray.reporting.run_data import RunData, StudyData
 from zar_ray.results.case_rows import RIGHT, CaseRows, class_accuracies
 from zar_ray.results.finished import FinishedRun, FinishedStudy
 from zar_ray.results.folder import SUMMARY
-from zar_ray.results.record import CaseMetrics, ClassAccuracy, Estimate
-from zar_ray.results.statistics import PairedComparison, holm, paired_comparison
+from zar_ray.results.record import CaseMetrics, ClassAccuracy, Estimate, PairedComparison
+from zar_ray.results.statistics import holm, paired_comparison
 from zar_ray.storage import Storage
 
 Lookup = Callable[[str], FinishedStudy]

@@ -83,8 +83,8 @@ def _values(line: Line) -> dict[str, object]:
         "seconds_adapt": case.seconds_adapt,
         "against": paired and paired.method,
         "difference": found and found.difference,
-        "difference_low": found and found.interval[0],
-        "difference_high": found and found.interval[1],
+        "difference_low": found and found.top1.low,
+        "difference_high": found and found.top1.high,
         "gained": found and found.gained,
         "lost": found and found.lost,
         "p_value": found and found.p_value,
@@ -176,7 +176,7 @@ def _differences(comparison: Comparison) -> Block:
         key = (line.run.mark, line.case.split, line.case.method)
         if line.paired is not None:
             found = line.paired.comparison
-            points = interval(found.estimate, "+")
+            points = interval(found.top1, "+")
             counts = (str(found.gained), str(found.lost))
             p_values = (p_value(found.p_value), p_value(line.paired.adjusted))
             rows.append((*key, line.paired.method, points, *counts, *p_values))

@@ -196,7 +196,7 @@ def _scores(record: StudyRecord, table: StudyTable, plus_minus: str) -> tuple[tu
             cells.append(_score(row.average, plus_minus))
         if paired:
             one = row.comparison
-            change = "reference" if one is None else interval(one.estimate, "+")
+            change = "reference" if one is None else interval(one.top1, "+")
             cells += [change, p_value(row.p_adjusted)]
         rows.append(tuple(cells))
     return tuple(columns), rows

@@ -35,7 +35,6 @@ from zar_ray.results.case_rows import AMONG_FIVE, RIGHT, CaseRows, check_labels
 from zar_ray.results.record import (
     Accuracy,
     CaseMetrics,
-    Change,
     Costs,
     Estimate,
     FailureGroup,
@@ -344,8 +343,9 @@ def _scores(rows: CaseRows, seed: int, resamples: int) -> Scores | None:
             mean_class=_mean_class(rows.label, right, np.random.default_rng(seed), resamples),
         )
 
-    before, after = accuracy(rows.before), accuracy(rows.after)
-    return Scores(len(rows.label), before, after, _change(rows, seed, resamples))
+    adapts = _adapts(rows.table)
+    change = paired_comparison(rows.before == RIGHT, rows.after == RIGHT, seed, resamples) if adapts else None
+    return Scores(len(rows.label), accuracy(rows.before), accuracy(rows.after), change)
 
 
 def _mean_class(label: np.ndarray, right: np.ndarray, rng: np.random.Generator, resamples: int) -> Estimate:
@@ -372,13 +372,6 @@ def _drawn(
     batch, videos = max(1, _CELLS_A_BATCH // len(counts)), counts.sum()
     sizes = [min(batch, resamples - start) for start in range(0, resamples, batch)]
     return np.concatenate([statistic(rng.multinomial(videos, counts / videos, size=size)) for size in sizes])
-
-
-def _change(rows: CaseRows, seed: int, resamples: int) -> Change | None:
-    if not _adapts(rows.table):
-        return None
-    found = paired_comparison(rows.before == RIGHT, rows.after == RIGHT, seed, resamples)
-    return Change(found.estimate, found.gained, found.lost, found.p_value)
 
 
 def _adapts(table: pa.Table) -> bool:

@@ -47,11 +47,11 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Change:
-    """Top-1 after adaptation minus top-1 before, on the same videos.
+class PairedComparison:
+    """Two decisions about the same videos.
 
     Attributes:
-        top1: The difference of the shares, with its paired interval.
+        top1: Share that is right after minus share that is right before, with its paired interval.
         gained: Videos that are right only after.
         lost: Videos that are right only before.
         p_value: McNemar's exact two-sided p: how likely so uneven a split of gained and lost would be by chance alone.
@@ -62,6 +62,11 @@ class Change:
     lost: int
     p_value: float
 
+    @property
+    def difference(self) -> float:
+        """The difference alone."""
+        return self.top1.value
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -71,13 +76,13 @@ class Scores:
         videos: How many videos that is.
         before: Accuracy before adaptation.
         after: Accuracy after it, which is the method's result.
-        change: The difference; None for a method that leaves every score as it was.
+        change: After against before; None for a method that leaves every score as it was.
     """
 
     videos: int
     before: Accuracy
     after: Accuracy
-    change: Change | None
+    change: PairedComparison | None
 
 
 @dataclass(frozen=True)

@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import stdev
 
 import numpy as np
 from scipy.stats import binom, binomtest
 
-from zar_ray.results.record import Estimate
+from zar_ray.results.record import Estimate, PairedComparison
 
 RESAMPLES = 5000
 """Bootstrap draws: enough for the ends of an interval to move by a few hundredths of its width from seed to seed."""
 
 TAIL = 0.025
 """Share of a distribution beyond either end of an interval."""
-
-
-@dataclass(frozen=True)
-class PairedComparison:
-    """Two decisions about the same videos.
-
-    Attributes:
-        difference: Share that is right after minus share that is right before.
-        interval: Its 95 % interval, both ends included.
-        gained: Videos that are right only after.
-        lost: Videos that are right only before.
-        p_value: McNemar's exact two-sided p: how likely so uneven a split of gained and lost would be by chance alone.
-    """
-
-    difference: float
-    interval: tuple[float, float]
-    gained: int
-    lost: int
-    p_value: float
-
-    @property
-    def estimate(self) -> Estimate:
-        """The difference with its interval."""
-        return Estimate(self.difference, *self.interval)
 
 
 def paired_comparison(
@@ -76,14 +51,12 @@ def paired_comparison(
     if len(changes) > 1:
         drawn = np.random.default_rng(seed).multinomial(videos, counts / videos, size=resamples) @ changes
         estimate = quantile_estimate((gained - lost) / before.size, drawn / before.size)
-        return PairedComparison(
-            estimate.value, (estimate.low, estimate.high), gained, lost, _exchange_p(changes, counts)
-        )
+        return PairedComparison(estimate, gained, lost, _exchange_p(changes, counts))
     change = float(changes[0]) / replicates
     # Every draw is the same: at worst the rest of the exact bound changed the other way.
     reach = share_estimate(0, videos).high
     low, high = (change - reach, change + reach) if not change else sorted((change, change * (1 - 2 * reach)))
-    return PairedComparison(change, (low, high), gained, lost, _exchange_p(changes, counts))
+    return PairedComparison(Estimate(change, low, high), gained, lost, _exchange_p(changes, counts))
 
 
 def _exchange_p(changes: np.ndarray, counts: np.ndarray) -> float:

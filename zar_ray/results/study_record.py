@@ -13,8 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from zar_ray.errors import RunError
-from zar_ray.results.record import RunSummary, flat_numbers
-from zar_ray.results.statistics import PairedComparison
+from zar_ray.results.record import PairedComparison, RunSummary, flat_numbers
 
 REPLICATES = ("seed", "training seed")
 """Axes whose cells repeat a measurement: tables have their mean and spread, and no row of their own."""
@@ -116,7 +115,7 @@ class TableRow:
             values |= {"accuracy": main.value}
             values |= {f"accuracy_{end}": getattr(main, end) for end in ("low", "high", "std")}
         if (one := self.comparison) is not None:
-            values |= {"difference": one.estimate, "difference_p": one.p_value}
+            values |= {"difference": one.top1, "difference_p": one.p_value}
             values |= {"difference_gained": one.gained, "difference_lost": one.lost}
         return flat_numbers(values)
 

@@ -61,11 +61,7 @@ class VideoCounts:
 
 
 def check_counts(expected: Set[tuple[str, str]], table: pa.Table) -> None:
-    """Checks that the table holds each video exactly once for each case that it is of, and nothing else.
-
-    Args:
-        expected: The (video id, case id) pairs that the run is about.
-        table: A result table.
+    """Checks that the table holds each expected (video id, case id) pair exactly once, and nothing else.
 
     Raises:
         RunError: Rows are missing, too many or repeated; the message names the first of each.

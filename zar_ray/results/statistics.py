@@ -62,9 +62,7 @@ def paired_comparison(
 def _exchange_p(changes: np.ndarray, counts: np.ndarray) -> float:
     """Exact two-sided p of the sum of some changes, if the sign of each video's were a coin's.
 
-    Args:
-        changes: int (C,), the distinct changes of videos.
-        counts: int (C,), how many videos have each.
+    There are C distinct changes of videos, int (C,), and `counts`, int (C,), say how many videos have each.
     """
     sizes = {int(size): int(counts[np.abs(changes) == size].sum()) for size in np.unique(np.abs(changes)) if size}
     if not sizes:
@@ -97,12 +95,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def share_estimate(right: int, videos: int) -> Estimate:
-    """The share of right videos with its bootstrap interval; Clopper and Pearson's where all or none are right.
-
-    Args:
-        right: How many are right.
-        videos: How many there are, at least 1.
-    """
+    """The share of right ones among some videos with its bootstrap interval; Clopper and Pearson's of all or none."""
     if right in (0, videos):
         exact = binomtest(right, videos).proportion_ci(1 - 2 * TAIL, method="exact")
         return Estimate(right / videos, float(exact.low), float(exact.high))
@@ -113,10 +106,7 @@ def share_estimate(right: int, videos: int) -> Estimate:
 def replicated_share(right: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """The share of right decisions, with its interval over videos; a video's replicates are redrawn together.
 
-    Args:
-        right: bool ``(R, N)``: R decisions about each of N videos, both at least 1.
-        seed: Seed of the bootstrap, which one replicate does not need.
-        resamples: Bootstrap draws.
+    `right` is bool ``(R, N)``: R decisions about each of N videos, both at least 1.
     """
     replicates, videos = right.shape
     if replicates == 1 or right.all() or not right.any():

@@ -12,12 +12,10 @@ from torch.nn.functional import normalize
 
 from zar_ray.errors import ModelError, RunError
 from zar_ray.explain import explanation
-from zar_ray.explain.explanation import explain_videos
-from zar_ray.explain.maps import VideoMaps
 from zar_ray.models.attention import class_relevance
+from zar_ray.reporting import html_report
 from zar_ray.reporting.attention_figures import attention_figure
 from zar_ray.reporting.run_data import StudyData
-from zar_ray.reporting.run_sections import evaluation_of
 
 pytestmark = pytest.mark.slow
 
@@ -41,8 +39,8 @@ def place(ran) -> str:
     return ran.folder.storage.path()
 
 
-def maps_of(run: str, video_ids) -> tuple[VideoMaps, ...]:
-    return explain_videos(evaluation_of(StudyData.read(run).cells[0]), video_ids)
+def maps_of(run: str, video_ids) -> tuple[explanation.VideoMaps, ...]:
+    return html_report.maps_of(StudyData.read(run).cells[0], video_ids)
 
 
 def zar_rows(ran):

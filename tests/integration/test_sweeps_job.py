@@ -16,10 +16,9 @@ from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError, RunError
 from zar_ray.reporting.published.tables import load_table
 from zar_ray.reporting.published.view import compare
-from zar_ray.results.finished import find_runs
 from zar_ray.results.folder import CELLS
 from zar_ray.results.rows import to_rows
-from zar_ray.results.study_record import StudyRecord
+from zar_ray.results.study_record import StudyRecord, find_runs
 from zar_ray.study.options import EvalConfig
 
 pytestmark = pytest.mark.slow

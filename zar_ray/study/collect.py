@@ -8,7 +8,8 @@ from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_nam
 from zar_ray.evaluation.pipeline import Evaluated
 from zar_ray.evaluation.planning import varied_options
 from zar_ray.evaluation.streams import stream_methods
-from zar_ray.reporting.plots import confusion_picture, per_class_csv
+from zar_ray.reporting.figures import confusion_picture
+from zar_ray.reporting.summary_tables import per_class_csv
 from zar_ray.results import metrics
 from zar_ray.results.case_rows import class_accuracies, confusion_matrix
 from zar_ray.results.folder import PREDICTIONS, SUMMARY, RunFolder

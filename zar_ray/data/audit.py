@@ -13,14 +13,12 @@ from zar_ray.data.audit_checks import (
     audit,
     check_lists_together,
     check_shared_classes,
-    of_list,
-    of_manifest,
 )
-from zar_ray.data.benchmarks.lists import read_labels, read_list, read_lists
-from zar_ray.data.datasets import Benchmark, known_benchmarks, load_benchmark
+from zar_ray.data.benchmarks.lists import VideoList, read_labels, read_list, read_lists
+from zar_ray.data.datasets import known_benchmarks, load_benchmark
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
 from zar_ray.data.options import AuditConfig
-from zar_ray.data.protocols import SplitSpec
+from zar_ray.data.protocols import Benchmark, SplitSpec
 from zar_ray.errors import ConfigError, ManifestError
 
 
@@ -59,18 +57,18 @@ def run_audit(options: AuditConfig) -> AuditReport:
         if options.labels:
             raise ConfigError("zar data audit: --labels goes with --list; a manifest holds its class names")
         manifest = read_manifest(options.manifest)
-        subjects = [of_manifest(manifest)]
+        subjects = [_subject(manifest)]
         findings += audit(subjects[0], train, options.root)
         findings += check_counts(manifest, benchmark)
     else:
         lists = read_lists(options.list, options.labels, benchmark.splits if benchmark else ())
-        subjects = [of_list(one) for one in lists]
+        subjects = [_subject(one) for one in lists]
         for subject in subjects:
             findings += audit(subject, train, options.root)
         findings += check_lists_together(subjects)
         for one in lists:
             if one.spec is not None:
-                findings.append(_count_finding(Path(one.place).name, len(one.entries), one.spec))
+                findings.append(_count_finding(Path(one.place).name, len(one.videos), one.spec))
     if train_names is not None:
         names = tuple(dict.fromkeys(name for subject in subjects for name in subject.class_names))
         findings.append(check_shared_classes(names, train_names, _renamed()))
@@ -113,6 +111,12 @@ def _count_finding(name: str, count: int, spec: SplitSpec) -> Finding:
     return Finding("counts", level, text, (), count, spec.count)
 
 
+def _subject(given: Manifest | VideoList) -> Audited:
+    if isinstance(given, Manifest):
+        return Audited(given.name, tuple(given.rows()), given.class_names)
+    return Audited(Path(given.place).name, given.videos, given.class_names)
+
+
 def _training(options: AuditConfig) -> tuple[Audited | None, tuple[str, ...] | None]:
     """The training videos and classes that the options name."""
     names = read_labels(options.train_labels) if options.train_labels is not None else None
@@ -120,11 +124,11 @@ def _training(options: AuditConfig) -> tuple[Audited | None, tuple[str, ...] | N
     found: dict[str, None] = {}
     for place in options.train:
         if place.endswith(".parquet"):
-            subject = of_manifest(read_manifest(place))
+            subject = _subject(read_manifest(place))
         elif options.train_labels is None:
             raise ConfigError(f"zar data audit: --train {place} is a list; name its labels with --train-labels FILE")
         else:
-            subject = of_list(read_list(place, options.train_labels))
+            subject = _subject(read_list(place, options.train_labels))
         videos += subject.videos
         found |= dict.fromkeys(name for video in subject.videos for name in video.label_names)
     if not options.train:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from zar_ray.data.benchmarks.layout import YOUTUBE, Files
-from zar_ray.data.benchmarks.lists import VideoList
 from zar_ray.data.classes import class_list, name_key
-from zar_ray.data.manifest import Manifest, VideoRow
+from zar_ray.data.manifest import VideoRow
 from zar_ray.storage import is_uri
 
 Level = Literal["ok", "note", "warning", "wrong"]
@@ -62,27 +62,11 @@ class Finding:
     total: int = 0
 
 
-def of_list(one: VideoList) -> Audited:
-    """A published list, as something to audit."""
-    videos = (VideoRow(entry.path, "", class_name=one.class_name(entry), split=one.split) for entry in one.entries)
-    return Audited(Path(one.place).name, tuple(videos), one.class_names)
-
-
-def of_manifest(manifest: Manifest) -> Audited:
-    """A manifest, as something to audit."""
-    return Audited(manifest.name, tuple(manifest.rows()), manifest.class_names)
-
-
 def audit(subject: Audited, train: Audited | None = None, root: Path | None = None) -> list[Finding]:
     """All checks of one list or manifest by itself, and against a training set.
 
-    Args:
-        subject: What to audit.
-        train: The training videos to look for in it.
-        root: The folder of the videos, to look for missing ones.
-
     Raises:
-        ManifestError: The folder cannot be read.
+        ManifestError: The folder of the videos, `root`, cannot be read.
     """
     findings = [*check_labels(subject), check_duplicates(subject), *check_own_splits(subject)]
     if train is not None:
@@ -143,14 +127,17 @@ def check_duplicates(subject: Audited) -> Finding:
 
 
 def check_own_splits(subject: Audited) -> list[Finding]:
-    """Looks for videos that are in the training and the test part of one split."""
-    splits = {split for video in subject.videos for split in video.memberships}
+    """Looks for videos that are in two of the parts train, val and test of one division."""
+    members: defaultdict[str, list[VideoRow]] = defaultdict(list)
+    for video in subject.videos:
+        for split in video.memberships:
+            members[split].append(video)
     findings = []
-    for one, other in _opposed(splits):
-        mine = tuple(video for video in subject.videos if one in video.memberships)
-        theirs = tuple(video for video in subject.videos if other in video.memberships)
-        part = Audited(f"{subject.name}, {other}", theirs, subject.class_names)
-        findings += check_overlap(part, Audited(one, mine, subject.class_names))
+    for number in sorted({re.sub("^(train|val|test)", "", split) for split in members}):
+        parts = [split for part in ("train", "val", "test") if (split := f"{part}{number}") in members]
+        for one, other in combinations(parts, 2):
+            tested = Audited(f"{subject.name}, {other}", tuple(members[other]), subject.class_names)
+            findings += check_overlap(tested, Audited(one, tuple(members[one]), subject.class_names))
     return findings
 
 
@@ -181,11 +168,7 @@ def check_classes_used(subject: Audited) -> Finding:
 
 
 def check_files(subject: Audited, root: Path | None = None) -> list[Finding]:
-    """Looks for missing and broken files.
-
-    Args:
-        subject: What to audit.
-        root: The folder of the videos; without it a manifest's own paths are looked at, and a list's not at all.
+    """Looks for missing and broken files; without a root at a manifest's own paths, and for a list not at all.
 
     Raises:
         ManifestError: The folder cannot be read.
@@ -233,13 +216,7 @@ def check_lists_together(subjects: Sequence[Audited]) -> list[Finding]:
 
 
 def check_shared_classes(names: Sequence[str], trained: Sequence[str], renamed: Mapping[str, str]) -> Finding:
-    """Looks for classes that a training set and a zero-shot set share, also under another known name.
-
-    Args:
-        names: The tested classes.
-        trained: The classes of the training set.
-        renamed: Class names with the word that another benchmark has for the same class.
-    """
+    """Looks for tested classes that are trained, too; `renamed` has a trained class's name by the tested one's."""
     keys = {name_key(name) for name in trained}
     there = {name: name if name_key(name) in keys else renamed.get(name, name) for name in names}
     shared = {name: old for name, old in there.items() if name_key(old) in keys}
@@ -295,20 +272,6 @@ def _exchanged(wrong: Counter[tuple[str, str]], agreeing: Counter[str], names: S
         if 0 <= one < other and back and not right & {name_key(said), name_key(label)}:
             found.append(f'labels {one} "{names[one]}" and {other} "{names[other]}" are exchanged in the label map')
     return found
-
-
-def _opposed(splits: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of splits that must not share videos: the parts train, val and test of one division."""
-    parts: defaultdict[str, list[str]] = defaultdict(list)
-    for split in sorted(splits):
-        if match := re.fullmatch(r"(train|val|test)(\d*)", split):
-            parts[match[2]].append(match[1])
-    order = ("train", "val", "test")
-    pairs = []
-    for number, there in parts.items():
-        known = [part for part in order if part in there]
-        pairs += [(f"{a}{number}", f"{b}{number}") for i, a in enumerate(known) for b in known[i + 1 :]]
-    return pairs
 
 
 def _source(path: str) -> str | None:

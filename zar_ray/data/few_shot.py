@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import defaultdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from zar_ray.data.classes import name_key
-from zar_ray.data.datasets import Benchmark, default_manifest, load_benchmark
+from zar_ray.data.datasets import default_manifest, load_benchmark
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest, write_manifest
 from zar_ray.data.options import ShotsConfig
-from zar_ray.data.protocols import SplitSpec
+from zar_ray.data.protocols import Benchmark, SplitSpec
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 
 
@@ -95,5 +95,4 @@ def _training_split(benchmark: Benchmark, split: str | None) -> SplitSpec:
 
 def _rank(row: VideoRow, name: str, seed: int) -> bytes:
     """A random number for a video that depends on nothing else in the manifest."""
-    stem = PurePosixPath(row.video_id).stem
-    return hashlib.sha256("\0".join((str(seed), name, stem)).encode()).digest()
+    return hashlib.sha256("\0".join((str(seed), name, row.stem)).encode()).digest()

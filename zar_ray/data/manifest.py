@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +72,11 @@ class VideoRow:
     error: Text = None
     splits: Texts = None
     labels: Texts = None
+
+    @property
+    def stem(self) -> str:
+        """The file's name without folder and extension."""
+        return PurePosixPath(self.video_id).stem
 
     @property
     def label_names(self) -> tuple[str, ...]:

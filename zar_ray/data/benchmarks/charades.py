@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations, ClassNames, Files, check_class_file
+from zar_ray.data.benchmarks.layout import Annotations, ClassNames, Files, check_class_file
+from zar_ray.data.manifest import VideoRow
 from zar_ray.data.text_files import csv_header, csv_rows
 from zar_ray.errors import ManifestError
 
@@ -25,7 +26,7 @@ def annotate(files: Files, classes: ClassNames) -> Annotations:
         if path.suffix.lower() == ".csv" and (match := _SPLIT.search(path.stem)) and {*_COLUMNS} <= {*csv_header(path)}
     ]
     check_class_file(files, "charades_v1_classes.txt", classes)
-    videos: dict[str, AnnotatedVideo] = {}
+    videos: dict[str, VideoRow] = {}
     for path, split in tables:
         for place, row in csv_rows(path, _COLUMNS):
             stem = row["id"]
@@ -35,8 +36,8 @@ def annotate(files: Files, classes: ClassNames) -> Annotations:
                 {_action(text, len(classes.names), place) for text in row["actions"].split(";") if text.strip()}
             )
             names = tuple(classes.names[i] for i in ids)
-            videos[stem] = AnnotatedVideo(f"{stem}.mp4", names, split, (split,))
-    return Annotations(tuple(videos.values()), multi_label=True, sources=tuple(path.name for path, _ in tables))
+            videos[stem] = VideoRow(f"{stem}.mp4", "", split=split, labels=names)
+    return Annotations(tuple(videos.values()), sources=tuple(path.name for path, _ in tables))
 
 
 def _action(text: str, count: int, place: str) -> int:

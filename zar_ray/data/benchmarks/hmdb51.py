@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations, ClassNames, Files
+from zar_ray.data.benchmarks.layout import Annotations, ClassNames, Files
+from zar_ray.data.manifest import VideoRow
 from zar_ray.data.text_files import read_lines
 from zar_ray.errors import ManifestError
 
@@ -46,5 +47,6 @@ def annotate(files: Files, classes: ClassNames) -> Annotations:
     videos = []
     for (name, video), parts in members.items():
         used = tuple(f"{part}{split}" for split, part in sorted(parts.items()) if part != "unused")
-        videos.append(AnnotatedVideo(f"{name.replace(' ', '_')}/{video}", (name,), "all", used or ("unused",)))
+        place = f"{name.replace(' ', '_')}/{video}"
+        videos.append(VideoRow(place, "", class_name=name, splits=used or ("unused",)))
     return Annotations(tuple(videos), sources=(f"{len(found)} files like {found[0][0].name}",))

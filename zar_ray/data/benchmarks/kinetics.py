@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations, ClassNames, Files
+from zar_ray.data.benchmarks.layout import Annotations, ClassNames, Files
 from zar_ray.data.listing import NO_SPLIT
+from zar_ray.data.manifest import VideoRow
 from zar_ray.data.text_files import csv_header, csv_rows
 from zar_ray.errors import ManifestError
 
@@ -33,21 +34,21 @@ def annotate(files: Files, classes: ClassNames) -> Annotations:
 
 def _from_csvs(tables: Sequence[Path], classes: ClassNames) -> Annotations:
     differing: list[str] = []
-    videos: dict[str, AnnotatedVideo] = {}
+    videos: dict[str, VideoRow] = {}
     for path in tables:
         of_file = _split_in(path.stem)
         for place, row in csv_rows(path, _COLUMNS):
             split = _SPLITS.get(row.get("split", "").lower()) or of_file
             if split is None:
                 raise ManifestError(f"{place}: no split (train, val or test), neither in a column nor in the file name")
-            names = (classes.get(row["label"], place),) if row.get("label") else ()
+            name = classes.get(row["label"], place) if row.get("label") else None
             stem = _stem(row, place)
-            new = AnnotatedVideo("/".join((split, *names, f"{stem}.mp4")), names, split, (split,))
-            one = videos.setdefault(stem, new)
-            if one.class_names != names:
-                differing.append(f'{place}: "{"".join(names)}" here, "{"".join(one.class_names)}" before')
-            if split not in one.splits:
-                videos[stem] = replace(one, splits=tuple(sorted((*one.splits, split))))
+            expected = "/".join(filter(None, (split, name, f"{stem}.mp4")))
+            one = videos.setdefault(stem, VideoRow(expected, "", class_name=name, split=split))
+            if one.class_name != name:
+                differing.append(f'{place}: "{name or ""}" here, "{one.class_name or ""}" before')
+            if split not in one.memberships:
+                videos[stem] = replace(one, splits=tuple(sorted((*one.memberships, split))))
     count = f"{len(differing):,} entries repeat a video with another class"
     notes = (f"{count}; the first holds ({differing[0]})",) if differing else ()
     return Annotations(tuple(videos.values()), sources=tuple(path.name for path in tables), notes=notes)
@@ -65,7 +66,7 @@ def _from_folders(files: Files, classes: ClassNames) -> Annotations:
             continue
         label = classes.get(folders[depth], path)
         split = next((s for folder in reversed(folders[:depth]) if (s := _split_in(folder))), of_root) or NO_SPLIT
-        videos.append(AnnotatedVideo(path, (label,), split, (split,)))
+        videos.append(VideoRow(path, "", class_name=label, split=split))
     notes = (
         (f"{len(unknown)} folders are no class, such as {min(unknown)}; their videos are left out",) if unknown else ()
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from zar_ray.data.classes import by_key, name_key
@@ -73,41 +73,19 @@ class Files:
         keys = {name_key(name) for name in near}
         return max(found, key=lambda path: len(keys & {name_key(p) for p in PurePosixPath(path).parts[:-1]}))
 
-    def locate(self, video: AnnotatedVideo) -> str | None:
+    def locate(self, video: VideoRow) -> str | None:
         """The file of an annotated video: where it is expected, else the one of its name."""
-        if video.expected in self._exact.get(video.key, ()):
-            return video.expected
-        near = (*PurePosixPath(video.expected).parts[:-1], *video.splits, *video.class_names)
-        part = YOUTUBE.fullmatch(video.key)
+        if video.video_id in self._exact.get(video.stem, ()):
+            return video.video_id
+        near = (*PurePosixPath(video.video_id).parts[:-1], *video.memberships, *video.label_names)
+        part = YOUTUBE.fullmatch(video.stem)
         if part is None:
-            return self.find(video.key, *near)
+            return self.find(video.stem, *near)
         youtube_id, start, end = part.groups()
         # What downloaders call the file of an entry.
-        names = (video.key, f"{youtube_id}_{int(start)}_{int(end)}", f"{youtube_id}_{start}")
-        names = (*names, f"{youtube_id}_{int(start)}", youtube_id)
+        ends = ("", f"_{int(start)}", f"_{start}", f"_{int(start)}_{int(end)}", f"_{start}_{end}")
+        names = (youtube_id + end for end in reversed(ends))
         return next((found for name in names if (found := self.find(name, *near, exact=True))), None)
-
-
-@dataclass(frozen=True)
-class AnnotatedVideo:
-    """One video as the annotations have it.
-
-    Attributes:
-        expected: Where the official layout has it, relative to the root; the id of a video that is missing.
-        class_names: Its labels: none, one, or several in a multi-label benchmark.
-        split: The official split where a video has one, else "all".
-        splits: All splits it is in.
-    """
-
-    expected: str
-    class_names: tuple[str, ...]
-    split: str
-    splits: tuple[str, ...]
-
-    @property
-    def key(self) -> str:
-        """The file's name without folder and extension."""
-        return PurePosixPath(self.expected).stem
 
 
 @dataclass(frozen=True)
@@ -115,14 +93,13 @@ class Annotations:
     """What a benchmark's annotations say.
 
     Attributes:
-        videos: All annotated videos.
-        multi_label: Whether a video may have several classes.
+        videos: All annotated videos, nothing known of them but labels and splits; an id is where the official layout
+            has the video, relative to the root.
         sources: The annotation files that were read, or what stands in for them.
         notes: What to tell the user, a line each.
     """
 
-    videos: tuple[AnnotatedVideo, ...] = ()
-    multi_label: bool = False
+    videos: tuple[VideoRow, ...] = ()
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -192,8 +169,8 @@ def to_listing(
     """
     videos = annotations.videos
     found, shared = _located(videos, files)
-    listed = Counter(split for video in videos for split in video.splits)
-    there = Counter(split for video, path in zip(videos, found, strict=True) if path for split in video.splits)
+    listed = Counter(split for video in videos for split in video.memberships)
+    there = Counter(split for video, path in zip(videos, found, strict=True) if path for split in video.memberships)
     left_out = {split: count for split, count in listed.items() if not there[split]}
     if not there:
         raise ManifestError(
@@ -203,22 +180,16 @@ def to_listing(
     missing: Counter[tuple[str, str]] = Counter()
     rows: dict[str, VideoRow] = {}
     for video, path in zip(videos, found, strict=True):
-        splits = tuple(split for split in video.splits if split not in left_out)
+        splits = tuple(split for split in video.memberships if split not in left_out)
         if path is None:
-            missing.update((split, label) for split in splits for label in video.class_names or (UNLABELLED,))
+            missing.update((split, label) for split in splits for label in video.label_names or (UNLABELLED,))
             if available_only or not splits:
                 continue
-        video_id = path or video.expected
+        video_id = path or video.video_id
         if video_id in rows:
             raise ManifestError(f'{files.root}: the annotations of {name} have "{video_id}" twice')
-        rows[video_id] = VideoRow(
-            video_id=video_id,
-            path=str(files.root / video_id),
-            class_name=next(iter(video.class_names), None) if not annotations.multi_label else None,
-            split=video.split,
-            splits=None if splits == (video.split,) else splits,
-            labels=video.class_names if annotations.multi_label else None,
-        )
+        kept = None if splits == (video.split,) else splits
+        rows[video_id] = replace(video, video_id=video_id, path=str(files.root / video_id), splits=kept)
     doubtful = (f"{shared:,} entries share a file with another one; they count as missing",) if shared else ()
     report = LayoutReport(
         sources=annotations.sources,
@@ -233,16 +204,16 @@ def to_listing(
     return Listing(ordered, class_names, str(files.root), name, ignored=0), report
 
 
-def _located(videos: Sequence[AnnotatedVideo], files: Files) -> tuple[list[str | None], int]:
+def _located(videos: Sequence[VideoRow], files: Files) -> tuple[list[str | None], int]:
     """The file of each video, and how many share theirs with another one, to which it is given.
 
     Such entries are parts of one YouTube video whose file is called by the id alone, or names alike but for
     punctuation of which one is missing; the file goes to the one of its exact name if there is one.
     """
     found = [files.locate(video) for video in videos]
-    owner: dict[str, AnnotatedVideo] = {}
+    owner: dict[str, VideoRow] = {}
     for video, path in zip(videos, found, strict=True):
-        if path and (path not in owner or PurePosixPath(path).stem == video.key != owner[path].key):
+        if path and (path not in owner or PurePosixPath(path).stem == video.stem != owner[path].stem):
             owner[path] = video
     kept = [path if path and owner[path] is video else None for video, path in zip(videos, found, strict=True)]
     return kept, sum(path is not None for path in found) - len(owner)

@@ -74,7 +74,7 @@ class Benchmark(Options):
         default=None, description="The manifest's split that is evaluated by default, where the manifest has splits."
     )
     data: str | None = Field(
-        default=None, description="The dataset that `zar data index` knows how to find; several benchmarks may share one."
+        default=None, description="The dataset that `zar data index` finds; several benchmarks may share one."
     )
     average: Literal["mean", "harmonic"] = Field(default="mean", description="What is reported over the splits.")
     videos: int | None = Field(default=None, ge=1, description="How many videos its splits have together.")
@@ -91,7 +91,7 @@ class Benchmark(Options):
     renamed: dict[str, str] = Field(
         default={}, description="Class names that Kinetics-400 has too, with its words for them."
     )
-    options: dict[str, Any] = Field(default={}, description="Defaults of `zar eval` for this benchmark, dotted ones nested.")
+    options: dict[str, Any] = Field(default={}, description="Defaults of `zar eval` for it, dotted ones nested.")
 
     def manifest_path(self, data_root: str | Path | None = None) -> str:
         """Where the manifest lies; `data_root` is by default ZAR_HOME/datasets."""

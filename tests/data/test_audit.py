@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from zar_ray.commands.main import main
-from zar_ray.data.audit import AuditReport, run_audit
-from zar_ray.data.audit_checks import Audited, audit, check_labels, identity
+from zar_ray.data.audit import Audited, AuditReport, audit, check_labels, identity, run_audit
 from zar_ray.data.benchmarks.adapters import list_benchmark
 from zar_ray.data.classes import class_list
 from zar_ray.data.manifest import Manifest, VideoRow, write_manifest

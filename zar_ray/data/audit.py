@@ -1,32 +1,77 @@
-"""What `zar data audit` does: reads lists, label files and manifests, and reports what the checks find in them."""
+"""What `zar data audit` does: looks for the mistakes that lists, label files and manifests are known to have.
+
+Nothing is taken on trust that can be checked: many file names and folders carry the class, so a list can be held
+against its label map without a video or any other list at hand.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
-from zar_ray.data.audit_checks import (
-    Audited,
-    Finding,
-    Level,
-    audit,
-    check_lists_together,
-    check_shared_classes,
-)
+from zar_ray.data.benchmarks.layout import YOUTUBE, Files
 from zar_ray.data.benchmarks.lists import VideoList, read_labels, read_list, read_lists
+from zar_ray.data.classes import class_list, name_key
 from zar_ray.data.datasets import known_benchmarks, load_benchmark
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
 from zar_ray.data.options import AuditConfig
 from zar_ray.data.protocols import Benchmark, SplitSpec
 from zar_ray.errors import ConfigError, ManifestError
+from zar_ray.storage import is_uri
+
+Level = Literal["ok", "note", "warning", "wrong"]
+
+_HMDB = re.compile(r"(?P<title>.*)_[fulh]_(?:nm|cm)_np\d_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+")
+_UCF = re.compile(r"v_(?P<name>\w+?)_(?P<group>g\d+)_c\d+")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What is audited: some videos and the label map they were numbered with.
+
+    Attributes:
+        name: What it is, for messages.
+        videos: The videos; a list's line is a video without a file, so one may occur twice.
+        class_names: The label map.
+    """
+
+    name: str
+    videos: tuple[VideoRow, ...]
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check.
+
+    Attributes:
+        check: What was checked, in a word.
+        level: "wrong" needs mending, "warning" needs a look, "note" is worth knowing.
+        text: The outcome in one line.
+        details: More lines.
+        count: How many videos or classes it is about.
+        total: Of how many.
+    """
+
+    check: str
+    level: Level
+    text: str
+    details: tuple[str, ...] = ()
+    count: int = 0
+    total: int = 0
 
 
 @dataclass(frozen=True)
 class AuditReport:
     """All findings on one or several lists or a manifest."""
 
-    findings: tuple[Finding, ...] = field(default=())
+    findings: tuple[Finding, ...] = ()
 
     @property
     def wrong(self) -> bool:
@@ -139,3 +184,241 @@ def _training(options: AuditConfig) -> tuple[Audited | None, tuple[str, ...] | N
 
 def _renamed() -> dict[str, str]:
     return {new: old for name in known_benchmarks() for new, old in load_benchmark(name).renamed.items()}
+
+
+def audit(subject: Audited, train: Audited | None = None, root: Path | None = None) -> list[Finding]:
+    """All checks of one list or manifest by itself, and against a training set.
+
+    Raises:
+        ManifestError: The folder of the videos, `root`, cannot be read.
+    """
+    findings = [*check_labels(subject), check_duplicates(subject), *check_own_splits(subject)]
+    if train is not None:
+        findings += check_overlap(subject, train)
+    findings += [check_classes_used(subject), *check_files(subject, root)]
+    return findings
+
+
+def check_labels(subject: Audited) -> list[Finding]:
+    """Holds labels against the classes that file names or folders carry."""
+    carried = _Carried(subject.class_names)
+    wrong: Counter[tuple[str, str]] = Counter()
+    spelled: Counter[tuple[str, str]] = Counter()
+    agreeing: Counter[str] = Counter()
+    names = set(subject.class_names)
+    for video in subject.videos:
+        said = carried.by(video.video_id) if len(video.label_names) == 1 else None
+        if said is None:
+            continue
+        (label,) = video.label_names
+        # Two classes of one map may differ by punctuation alone.
+        if name_key(said) != name_key(label) or (said != label and said in names):
+            wrong[said, label] += 1
+            continue
+        agreeing[label] += 1
+        if said.replace("_", " ") != label.replace("_", " "):
+            spelled[said, label] += 1
+    name, total = subject.name, len(subject.videos)
+    if not wrong and not agreeing:
+        return [Finding("labels", "note", f"{name}: no file name or folder carries a class, so labels go unchecked")]
+    findings = [
+        Finding("labels", "ok", f"{name}: the {agreeing.total():,} labels that names carry agree", (), 0, total)
+    ]
+    if wrong:
+        pairs = [f'{n} of "{said}" are labelled "{label}"' for (said, label), n in wrong.most_common(_SHOWN)]
+        if len(wrong) > _SHOWN:
+            pairs.append(f"... and {len(wrong) - _SHOWN} more pairs of names")
+        text = f"{name}: {wrong.total():,} of {total:,} videos are labelled other than their file names or folders say"
+        details = (*pairs, *_exchanged(wrong, agreeing, subject.class_names))
+        findings = [Finding("labels", "wrong", text, details, wrong.total(), total)]
+    if spelled:
+        pairs = [f'"{said}" for "{label}" ({n})' for (said, label), n in spelled.most_common(_SHOWN)]
+        text = f"{name}: file names spell {len(spelled)} classes in another way: {', '.join(pairs)}"
+        findings.append(Finding("spelling", "note", text, (), spelled.total(), total))
+    return findings
+
+
+def check_duplicates(subject: Audited) -> Finding:
+    """Looks for videos that occur twice: a list's line, or a manifest's file under two names."""
+    seen = Counter(identity(video.video_id) for video in subject.videos)
+    # A copy in another folder has its file's name and size.
+    copies = Counter((PurePosixPath(video.video_id).name, video.size) for video in subject.videos if video.size)
+    twice = [path for path, count in seen.items() if count > 1]
+    twice += [name for (name, _), count in copies.items() if count > 1 and identity(name) not in twice]
+    name, total = subject.name, len(subject.videos)
+    fine = f"{name}: each of {total:,} videos occurs once"
+    return _finding("duplicates", "wrong", twice, total, f"{name}: {len(twice):,} videos occur more than once", fine)
+
+
+def check_own_splits(subject: Audited) -> list[Finding]:
+    """Looks for videos that are in two of the parts train, val and test of one division."""
+    members: defaultdict[str, list[VideoRow]] = defaultdict(list)
+    for video in subject.videos:
+        for split in video.memberships:
+            members[split].append(video)
+    findings = []
+    for number in sorted({re.sub("^(train|val|test)", "", split) for split in members}):
+        parts = [split for part in ("train", "val", "test") if (split := f"{part}{number}") in members]
+        for one, other in combinations(parts, 2):
+            tested = Audited(f"{subject.name}, {other}", tuple(members[other]), subject.class_names)
+            findings += check_overlap(tested, Audited(one, tuple(members[one]), subject.class_names))
+    return findings
+
+
+def check_overlap(subject: Audited, train: Audited) -> list[Finding]:
+    """Looks for training videos among the tested ones, and for parts of one source video on both sides."""
+    total = len(subject.videos)
+    tested = [video.video_id for video in subject.videos]
+    trained = {identity(video.video_id) for video in train.videos}
+    common = [path for path in tested if identity(path) in trained]
+    text = f"{subject.name}: {len(common):,} of {total:,} videos are also in {train.name}"
+    fine = f"{subject.name}: none of {total:,} videos is in {train.name}"
+    findings = [_finding("overlap", "wrong", common, total, text, fine)]
+    sources = {source for video in train.videos if (source := _source(video.video_id)) is not None}
+    near = [path for path in tested if _source(path) in sources and identity(path) not in trained]
+    if near:
+        text = f"{subject.name}: {len(near):,} of {total:,} videos are other parts of source videos in {train.name}"
+        findings.append(_finding("sources", "warning", near, total, text))
+    return findings
+
+
+def check_classes_used(subject: Audited) -> Finding:
+    """Looks for classes of the label map that no video has."""
+    used = {name for video in subject.videos for name in video.label_names}
+    idle = [name for name in subject.class_names if name not in used]
+    total = len(subject.class_names)
+    text = f"{subject.name}: {len(idle)} of {total} classes have no video"
+    return _finding("classes", "note", idle, total, text, f"{subject.name}: all {total} classes have videos")
+
+
+def check_files(subject: Audited, root: Path | None = None) -> list[Finding]:
+    """Looks for missing and broken files; without a root at a manifest's own paths, and for a list not at all.
+
+    Raises:
+        ManifestError: The folder cannot be read.
+    """
+    if root is None and not any(video.path for video in subject.videos):
+        return []
+    below = None if root is None else Files.below(root)
+    gone = [video for video in subject.videos if not _is_there(video, below)]
+    absent = {id(video) for video in gone}
+    broken = [video for video in subject.videos if video.error is not None and id(video) not in absent]
+    name, total = subject.name, len(subject.videos)
+    findings = []
+    if gone:
+        by_class = Counter(label for video in gone for label in video.label_names)
+        most = [f"{label}: {count}" for label, count in by_class.most_common(_SHOWN)]
+        text = f"{name}: {len(gone):,} of {total:,} files are missing"
+        findings.append(_finding("files", "wrong", [video.video_id for video in gone], total, text, more=most))
+    if broken:
+        details = tuple(f"{video.video_id}: {video.error}" for video in broken[:_SHOWN])
+        text = f"{name}: {len(broken):,} of {total:,} files cannot be read"
+        findings.append(Finding("files", "wrong", text, details, len(broken), total))
+    return findings or [Finding("files", "ok", f"{name}: all {total:,} files are there", (), 0, total)]
+
+
+def check_lists_together(subjects: Sequence[Audited]) -> list[Finding]:
+    """Compares lists with each other: videos in several of them, and labels that contradict each other."""
+    if len(subjects) < 2:
+        return []
+    labels: defaultdict[str, set[str]] = defaultdict(set)
+    places: defaultdict[str, set[int]] = defaultdict(set)
+    for number, subject in enumerate(subjects):
+        for video in subject.videos:
+            places[identity(video.video_id)].add(number)
+            labels[identity(video.video_id)].update(map(name_key, video.label_names))
+    shared = [path for path, lists in places.items() if len(lists) > 1]
+    differing = [path for path in shared if len(labels[path]) > 1]
+    names, total = ", ".join(subject.name for subject in subjects), len(places)
+    level: Level = "note" if shared else "ok"
+    text = f"{names}: {len(shared):,} of {total:,} videos are in more than one list"
+    findings = [Finding("lists", level, text, (), len(shared), total)]
+    if differing:
+        text = f"{names}: {len(differing):,} videos have another class in another list"
+        findings.append(_finding("lists", "wrong", differing, total, text))
+    return findings
+
+
+def check_shared_classes(names: Sequence[str], trained: Sequence[str], renamed: Mapping[str, str]) -> Finding:
+    """Looks for tested classes that are trained, too; `renamed` has a trained class's name by the tested one's."""
+    keys = {name_key(name) for name in trained}
+    there = {name: name if name_key(name) in keys else renamed.get(name, name) for name in names}
+    shared = {name: old for name, old in there.items() if name_key(old) in keys}
+    total, among = len(names), f"among the {len(trained)} of training"
+    text = f"{len(shared)} of {total} classes are {among}, so no zero-shot for them"
+    called = [f'"{new}" is called "{old}" there' for new, old in shared.items() if new != old]
+    return _finding("zero-shot", "warning", [*shared], total, text, f"none of {total} classes is {among}", called)
+
+
+def identity(path: str) -> str:
+    """What tells a video from others: the file's name where a benchmark's names are unique, else the whole path."""
+    stem = PurePosixPath(path).stem
+    unique = any(pattern.fullmatch(stem) for pattern in (_HMDB, _UCF, YOUTUBE))
+    return stem if unique else str(PurePosixPath(path))
+
+
+class _Carried:
+    """Finds the class that a path carries: in HMDB51's and UCF101's file names, else in a folder."""
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self._folders = {name_key(name) for name in class_names}
+        # A title may end in another class's name ("kick" before "_ball"), so all of HMDB51's names take part, and the
+        # longest wins.
+        endings = {name.replace(" ", "_"): name for name in (*class_list("hmdb51"), *class_names)}
+        self._endings = sorted(endings.items(), key=lambda item: -len(item[0]))
+
+    def by(self, path: str) -> str | None:
+        stem = PurePosixPath(path).stem
+        if match := _UCF.fullmatch(stem):
+            return match["name"]
+        if match := _HMDB.fullmatch(stem):
+            title = f"_{match['title']}"
+            return next((name for ending, name in self._endings if title.endswith(f"_{ending}")), None)
+        folders = reversed(PurePosixPath(path).parts[:-1])
+        return next((folder for folder in folders if name_key(folder) in self._folders), None)
+
+
+def _is_there(video: VideoRow, below: Files | None) -> bool:
+    if below is not None:
+        return below.find(PurePosixPath(video.video_id).stem, exact=True) is not None
+    return not video.path or is_uri(video.path) or Path(video.path).is_file()
+
+
+def _exchanged(wrong: Counter[tuple[str, str]], agreeing: Counter[str], names: Sequence[str]) -> list[str]:
+    """Says which two labels stand in each other's place, where no video of either is labelled right."""
+    position = {name_key(name): number for number, name in enumerate(names)}
+    pairs = {(name_key(said), name_key(label)) for said, label in wrong}
+    right = {name_key(name) for name in agreeing}
+    found = []
+    for said, label in wrong:
+        one, other = position.get(name_key(said), -1), position[name_key(label)]
+        back = (name_key(label), name_key(said)) in pairs
+        if 0 <= one < other and back and not right & {name_key(said), name_key(label)}:
+            found.append(f'labels {one} "{names[one]}" and {other} "{names[other]}" are exchanged in the label map')
+    return found
+
+
+def _source(path: str) -> str | None:
+    """The recording that a video is a part of, where its name says so."""
+    stem = PurePosixPath(path).stem
+    if match := _UCF.fullmatch(stem):
+        return f"{match['name']} {match['group']}"
+    match = YOUTUBE.fullmatch(stem)
+    return match["id"] if match else None
+
+
+def _finding(
+    check: str,
+    level: Level,
+    problems: Sequence[str],
+    total: int,
+    text: str,
+    fine: str = "",
+    more: Sequence[str] = (),
+) -> Finding:
+    """What a check says of its problems, some of them shown, and `more` lines; or that all is fine."""
+    if not problems:
+        return Finding(check, "ok", fine, (), 0, total)
+    others = f", ... ({len(problems) - _SHOWN:,} more)" if len(problems) > _SHOWN else ""
+    shown = ", ".join(problems[:_SHOWN]) + others
+    return Finding(check, level, text, (shown, *more), len(problems), total)

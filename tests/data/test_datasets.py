@@ -208,7 +208,7 @@ def test_wrong_lines_of_a_class_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(ZarError, match=r'names\.txt: "run" is both line 1 and line 3$'):
         parse_class_names(str(file))
     file.write_bytes(b"caf\xe9\n")
-    with pytest.raises(ZarError, match="the class names cannot be read"):
+    with pytest.raises(ZarError, match=r"names\.txt: is not UTF-8 text"):
         parse_class_names(str(file))
 
 

@@ -93,7 +93,7 @@ def test_the_imported_k600_lists_are_the_protocol(lists: Path, tmp_path: Path) -
     assert not any(s.notes for s in splits)
     for split, file in zip(splits, files, strict=True):
         one = read_list(file, f"kinetics600_zero_shot_{split.name}")
-        assert dict(zip(split.video_ids, split.label_ids, strict=True)) == {e.video_id: e.label_id for e in one.videos}
+        assert dict(zip(split.video_ids, split.labels, strict=True)) == {e.video_id: (e.label_id,) for e in one.videos}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_imported_lists_fill_a_benchmarks_splits(
     assert benchmark.videos == len(manifest)
     for split, place in zip(splits, places, strict=True):
         one = read_list(str(lists / place), COUNTS[place][0])
-        assert dict(zip(split.video_ids, split.label_ids, strict=True)) == {e.video_id: e.label_id for e in one.videos}
+        assert dict(zip(split.video_ids, split.labels, strict=True)) == {e.video_id: (e.label_id,) for e in one.videos}
     if data == "hmdb51":
         assert [s.relabelled for s in splits] == ([120] * 3 if name == "hmdb51" else [60, 60])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path, PurePosixPath
@@ -116,23 +116,16 @@ def run_audit(options: AuditConfig) -> AuditReport:
                 findings.append(_count_finding(Path(one.place).name, len(one.videos), one.spec))
     if train_names is not None:
         names = tuple(dict.fromkeys(name for subject in subjects for name in subject.class_names))
-        findings.append(check_shared_classes(names, train_names, _renamed()))
+        renamed = {new: old for name in known_benchmarks() for new, old in load_benchmark(name).renamed.items()}
+        findings.append(check_shared_classes(names, train_names, renamed))
     return AuditReport(tuple(findings))
 
 
 def check_counts(manifest: Manifest, benchmark: Benchmark | None = None) -> list[Finding]:
-    """Compares a benchmark's splits with their published counts.
-
-    Args:
-        manifest: The videos.
-        benchmark: The benchmark; by default all that the manifest's name says it is for.
-    """
-    if benchmark is not None:
-        chosen: Iterable[Benchmark] = (benchmark,)
-    else:
-        chosen = (b for b in map(load_benchmark, known_benchmarks()) if b.data == manifest.name)
+    """Compares splits with their published counts; by default of all benchmarks that the manifest's name is for."""
+    everything = [load_benchmark(name) for name in known_benchmarks()]
     findings = []
-    for one in chosen:
+    for one in [benchmark] if benchmark else [one for one in everything if one.data == manifest.name]:
         for spec in one.splits:
             name = f"{one.name}, split {spec.name}"
             try:
@@ -180,10 +173,6 @@ def _training(options: AuditConfig) -> tuple[Audited | None, tuple[str, ...] | N
         return None, names
     title = ", ".join(Path(place).name for place in options.train)
     return Audited(title, tuple(videos), tuple(found)), names or tuple(found)
-
-
-def _renamed() -> dict[str, str]:
-    return {new: old for name in known_benchmarks() for new, old in load_benchmark(name).renamed.items()}
 
 
 def audit(subject: Audited, train: Audited | None = None, root: Path | None = None) -> list[Finding]:
@@ -299,7 +288,7 @@ def check_files(subject: Audited, root: Path | None = None) -> list[Finding]:
     """
     if root is None and not any(video.path for video in subject.videos):
         return []
-    below = None if root is None else Files.below(root)
+    below = None if root is None else Files(root)
     gone = [video for video in subject.videos if not _is_there(video, below)]
     absent = {id(video) for video in gone}
     broken = [video for video in subject.videos if video.error is not None and id(video) not in absent]

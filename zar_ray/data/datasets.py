@@ -17,6 +17,7 @@ from zar_ray.data.manifest import MANIFEST_SCHEMA, Manifest, read_manifest
 from zar_ray.data.options import DatasetOptions
 from zar_ray.data.probing import probe_listing
 from zar_ray.data.protocols import Benchmark, EvaluationSplit, datasets_folder, whole_split
+from zar_ray.data.text_files import read_text
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 from zar_ray.options.layers import conf_dir, read_yaml, validate
 from zar_ray.storage import is_uri
@@ -28,13 +29,7 @@ _BASE_TO_NOVEL = "base2novel"
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """A dataset that was found, before it is read.
-
-    Attributes:
-        name: What results call it.
-        path: The manifest, CSV or folder, absolute; a manifest may be a URI.
-        benchmark: The benchmark, where it is one.
-    """
+    """A dataset that was found, before it is read: a manifest (it may be a URI), CSV or folder, and its benchmark."""
 
     name: str
     path: str
@@ -130,16 +125,7 @@ def resolve_dataset(dataset: str, data_root: str | Path | None = None) -> Datase
 def open_dataset(
     source: DatasetSource, console: Console | None = None, decoder: Decoder = "auto", workers: int | None = None
 ) -> Manifest:
-    """Reads a dataset's manifest; a folder or a CSV is indexed on the way.
-
-    Args:
-        source: What `resolve_dataset` found.
-        console: Where progress is shown while files are probed.
-        decoder: What probes them.
-        workers: Probing processes; by default one a CPU.
-
-    Returns:
-        The manifest, named as the source is.
+    """Reads a dataset's manifest, to be named as the source is; a folder or a CSV is probed on the way.
 
     Raises:
         ManifestError: It cannot be read, or does not fit together.
@@ -216,14 +202,12 @@ def parse_class_names(text: str) -> tuple[str, ...]:
     In a list a name that holds a comma stands in "double quotes"; in a file a line is a name as it is.
 
     Raises:
-        ConfigError: The file cannot be read, or a name is empty or occurs twice.
+        ConfigError: A name is empty or occurs twice.
+        ManifestError: The file cannot be read.
     """
     path = Path(text).expanduser()
     if _is_file(path):
-        try:
-            lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{text}: the class names cannot be read ({error})") from error
+        lines = read_text(path).rstrip().splitlines()
         return distinct_names(map(tidy_name, lines), text, "line", ConfigError)
     if "," not in text and path.suffix in (".txt", ".csv", ".lst"):
         raise ConfigError(f"{text}: no such file of class names")

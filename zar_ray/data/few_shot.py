@@ -26,10 +26,7 @@ def draw_shots(benchmark: Benchmark, manifest: Manifest, shots: int, seed: int, 
         manifest: The benchmark's videos.
         shots: Videos a class.
         seed: Another seed draws other videos.
-        split: The benchmark's split; by default its first.
-
-    Returns:
-        The drawn videos in split "train", their label ids counting the split's classes.
+        split: The benchmark's split, whose classes the label ids count; by default its first.
 
     Raises:
         ConfigError: There is no such split, it has no training videos, or a video has several labels.
@@ -62,10 +59,7 @@ def draw_shots(benchmark: Benchmark, manifest: Manifest, shots: int, seed: int, 
 
 
 def write_shots(options: ShotsConfig) -> tuple[Path, Manifest]:
-    """Draws training videos from a benchmark's manifest and writes them as a manifest of their own.
-
-    Returns:
-        Where it is, and what it holds.
+    """Draws training videos from a benchmark's manifest and writes them: where the new manifest is, and what it holds.
 
     Raises:
         ConfigError: There is no such benchmark; or as `draw_shots`.

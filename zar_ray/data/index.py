@@ -29,14 +29,7 @@ _SHOWN = 10
 
 
 def run_index(options: IndexConfig, console: Console) -> Path:
-    """Makes and writes a manifest.
-
-    Args:
-        options: What to index.
-        console: Where progress and the report go.
-
-    Returns:
-        Where the manifest is.
+    """Makes and writes a manifest, and says where it is; progress and the report go to the console.
 
     Raises:
         ConfigError: Options do not go together.

@@ -55,13 +55,10 @@ def probe_listing(
 
     Args:
         listing: The videos.
-        decoder: "auto", "decord" or "pyav".
+        decoder: What probes them.
         workers: Processes; by default one a CPU.
         console: Where it says how far it is.
         place: Where the videos are, for the console.
-
-    Returns:
-        The manifest, rows sorted by video id.
 
     Raises:
         ConfigError: decord is asked for and not installed; every file would fail for the same reason.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from zar_ray.data.classes import CLASSES_OF, by_key, class_list, name_key
+from zar_ray.data.classes import by_key, class_list, classes_of, name_key
 from zar_ray.data.listing import NO_SPLIT
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.errors import ConfigError, ManifestError, suggestion
@@ -47,10 +47,7 @@ class SplitSpec(Options):
     about: bool = Field(default=False, description="`count` is a round figure, as links rot; it is no error to differ.")
 
     def class_names(self, own: Sequence[str] = ()) -> tuple[str, ...]:
-        """The names in label-id order.
-
-        Args:
-            own: The manifest's class names, for a split without a list.
+        """The names in label-id order; those of a split without a list are the manifest's `own`.
 
         Raises:
             ConfigError: There is no such list.
@@ -136,8 +133,13 @@ class Benchmark(Options):
         """
         if not self.splits:
             raise ConfigError(f"{self.name}: its file in conf/benchmarks defines no splits to evaluate")
-        if self.data is not None:
-            self._check_classes(manifest, CLASSES_OF[self.data])
+        known = by_key(manifest.class_names if self.data is None else class_list(classes_of(self.data)))
+        for name in manifest.class_names:
+            if name_key(name) not in known:  # its videos would be in no split, without a word
+                raise ManifestError(
+                    f'{self.name}: the manifest\'s class "{name}" is no class of {self.title}'
+                    f'{suggestion(name, known.values())}; make one with "{self.make_command()}"'
+                )
         named = [spec.name for spec in self.splits]
         if split is not None and split not in named:
             raise ConfigError(f'{self.name}: no split "{split}"{suggestion(split, named)}')
@@ -145,21 +147,18 @@ class Benchmark(Options):
         there = {member for row in rows for member in row.memberships}
         # Where lists were imported for some splits, the others are not to be filled with whatever else is there.
         alone = there.isdisjoint(member for spec in self.splits for member in spec.videos)
-        return tuple(
-            _evaluation(self, spec, _members(self, rows, spec, there, alone), manifest.class_names, legacy_labels)
-            for spec in self.splits
-            if split in (None, spec.name)
-        )
-
-    def _check_classes(self, manifest: Manifest, classes: str) -> None:
-        """A class in no list would leave its videos out of every split without a word."""
-        known = by_key(class_list(classes))
-        for name in manifest.class_names:
-            if name_key(name) not in known:
-                raise ManifestError(
-                    f'{self.name}: the manifest\'s class "{name}" is no class of {self.title}'
-                    f'{suggestion(name, known.values())}; make one with "{self.make_command()}"'
-                )
+        found = []
+        for spec in self.splits:
+            if split in (None, spec.name):
+                wanted = set(spec.otherwise if alone else spec.videos)
+                if spec.videos and wanted.isdisjoint(there):
+                    raise ManifestError(
+                        f"{self.name}, split {spec.name}: the manifest has no videos of {' or '.join(spec.videos)}, "
+                        f'only of {", ".join(sorted(there)) or "nothing"}; make one with "{self.make_command()}"'
+                    )
+                members = [row for row in rows if not spec.videos or not wanted.isdisjoint(row.memberships)]
+                found.append(_evaluation(self, spec, members, manifest.class_names, legacy_labels))
+        return tuple(found)
 
     def eval_options(self) -> dict[str, Any]:
         """`options` with ``{home}`` filled in, as defaults of `zar eval`."""
@@ -216,17 +215,6 @@ class EvaluationSplit:
         return len(self.video_ids)
 
     @property
-    def label_ids(self) -> tuple[int | None, ...]:
-        """The one right label id of each video; None where it has no label.
-
-        Raises:
-            ConfigError: The protocol is multi-label.
-        """
-        if self.multi_label:
-            raise ConfigError(f"split {self.name} is multi-label: a video has several labels, so no single one")
-        return tuple(ids[0] if ids else None for ids in self.labels)
-
-    @property
     def relabelled(self) -> int:
         """How many of the videos the published label files call by another name than is right."""
         return sum(not self.exchanged.isdisjoint(ids) for ids in self.labels)
@@ -266,9 +254,7 @@ def datasets_folder(data_root: str | Path | None) -> Path:
 def whole_split(manifest: Manifest, split: str | None = None) -> EvaluationSplit:
     """The evaluation of a manifest that belongs to no benchmark: one split of it, or all, over its own class names.
 
-    Args:
-        manifest: The videos; those without a label are among them.
-        split: The manifest's split; by default all videos.
+    Videos without a label are among them.
 
     Raises:
         ManifestError: There is no such split.
@@ -318,18 +304,3 @@ def _evaluation(
         exchanged=swapped,
         renamed={n: old for n, old in benchmark.renamed.items() if n in names},
     )
-
-
-def _members(
-    benchmark: Benchmark, rows: Sequence[VideoRow], spec: SplitSpec, there: Collection[str], alone: bool
-) -> Sequence[VideoRow]:
-    """The videos of the manifest's splits that a split names; `alone`: none of any split's own are there."""
-    if not spec.videos:
-        return rows
-    wanted = set(spec.otherwise if alone else spec.videos)
-    if wanted.isdisjoint(there):
-        raise ManifestError(
-            f"{benchmark.name}, split {spec.name}: the manifest has no videos of {' or '.join(spec.videos)}, only of "
-            f'{", ".join(sorted(there)) or "nothing"}; make one with "{benchmark.make_command()}"'
-        )
-    return [row for row in rows if not wanted.isdisjoint(row.memberships)]

@@ -105,16 +105,7 @@ class VideoReader(ABC):
 
 
 def probe_video(path: str | os.PathLike[str], decoder: Decoder = "auto") -> VideoInfo:
-    """What a manifest records of a file; decodes its first frame only.
-
-    Args:
-        path: The file.
-        decoder: Which decoder is to read it.
-
-    Raises:
-        VideoError: The file is no video that can be read (stage ``open``).
-        ConfigError: The decoder is not installed.
-    """
+    """What a manifest records of a file; decodes its first frame only. Raises what `open_video` does."""
     with open_video(path, decoder) as reader:
         return reader.info
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from zar_ray.data.classes import by_key, name_key
@@ -24,7 +24,6 @@ _SHOWN = 10  # classes with missing videos that a split shows
 YOUTUBE = re.compile(r"(?P<id>.{11})_(?P<start>\d{6})_(?P<end>\d{6})")
 
 
-@dataclass(frozen=True)
 class Files:
     """The files below a benchmark's folder, and below that of its annotations where that is another.
 
@@ -32,32 +31,24 @@ class Files:
         root: The videos' folder, absolute.
         videos: Paths of the videos relative to it, with forward slashes, sorted.
         others: Absolute paths of all other files, sorted.
+
+    Raises:
+        ManifestError: A folder is missing or cannot be read.
     """
 
-    root: Path
-    videos: tuple[str, ...]
-    others: tuple[Path, ...]
-    _exact: dict[str, list[str]] = field(default_factory=dict, repr=False, compare=False)
-    _loose: dict[str, list[str]] = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def below(cls, root: str | Path, annotations: str | Path | None = None) -> Files:
-        """Walks through the folders.
-
-        Raises:
-            ManifestError: A folder is missing or cannot be read.
-        """
-        top = existing_folder(root)
-        paths, others = walk(top)
-        if annotations is not None and not (beside := existing_folder(annotations)).is_relative_to(top):
+    def __init__(self, root: str | Path, annotations: str | Path | None = None) -> None:
+        self.root = existing_folder(root)
+        paths, others = walk(self.root)
+        if annotations is not None and not (beside := existing_folder(annotations)).is_relative_to(self.root):
             others += walk(beside)[1]
-        videos = sorted(path.relative_to(top).as_posix() for path in paths)
-        files = cls(top, tuple(videos), tuple(sorted(set(others))))  # one folder may hold the other
-        for video in videos:
+        self.videos = sorted(path.relative_to(self.root).as_posix() for path in paths)
+        self.others = sorted(set(others))  # one folder may hold the other
+        self._exact: defaultdict[str, list[str]] = defaultdict(list)
+        self._loose: defaultdict[str, list[str]] = defaultdict(list)
+        for video in self.videos:
             stem = PurePosixPath(video).stem
-            files._exact.setdefault(stem, []).append(video)
-            files._loose.setdefault(name_key(stem), []).append(video)
-        return files
+            self._exact[stem].append(video)
+            self._loose[name_key(stem)].append(video)
 
     def find(self, stem: str, *near: str, exact: bool = False) -> str | None:
         """The video of a name, whatever its extension and folder.
@@ -162,7 +153,7 @@ def to_listing(
         class_names: The classes in label-id order.
         annotations: What the adapter read.
         files: The files.
-        available_only: Leave out all missing videos; the report counts them.
+        available_only: Leave out all missing videos, rather than keep them; the report counts them.
 
     Raises:
         ManifestError: None of the videos is there, or an entry occurs twice.
@@ -220,12 +211,7 @@ def _located(videos: Sequence[VideoRow], files: Files) -> tuple[list[str | None]
 
 
 class ClassNames:
-    """A benchmark's class names, looked up by any spelling.
-
-    Args:
-        names: The names in label-id order.
-        benchmark: The benchmark, for messages.
-    """
+    """A benchmark's class names, in label-id order, looked up by any spelling."""
 
     def __init__(self, names: Sequence[str], benchmark: str) -> None:
         self.names = tuple(names)
@@ -264,11 +250,7 @@ def check_classes(names: Iterable[str], known: ClassNames, place: Path) -> None:
 
 
 def check_class_file(files: Files, name: str, known: ClassNames) -> None:
-    """Checks the official file of class names, a number and a name a line, where it lies below the folders.
-
-    Raises:
-        ManifestError: As `check_classes`.
-    """
+    """Does `check_classes` for an official file with a number and a name a line, where it lies below the folders."""
     for path in files.others:
         if path.name.lower() == name:
             check_classes((line.split(maxsplit=1)[-1] for _, line in read_lines(path)), known, path)

@@ -64,11 +64,7 @@ def read_labels(place: str) -> tuple[str, ...]:
 
 
 def read_list(place: str, labels: str) -> VideoList:
-    """Reads a list of ``path label`` lines (a space, a tab or a comma between them).
-
-    Args:
-        place: The list's file.
-        labels: The class names: a shipped list's name or a file; see `read_labels`.
+    """Reads a list of ``path label`` lines (a space, a tab or a comma between them); labels as for `read_labels`.
 
     Raises:
         ManifestError: A file cannot be read, or a line is of another form or has a label without a name.
@@ -127,13 +123,7 @@ def read_lists(given: Sequence[str], labels: Sequence[str], specs: Sequence[Spli
 def merge_lists(
     name: str, class_names: Sequence[str], lists: Sequence[VideoList], annotations: Annotations | None = None
 ) -> Annotations:
-    """Adds lists to what a benchmark's annotations say, or takes them alone.
-
-    Args:
-        name: What the dataset is called.
-        class_names: The classes in label-id order, whose spelling is taken.
-        lists: The lists.
-        annotations: What the official annotations say, if there are any.
+    """Adds lists to what a benchmark's annotations say, or takes them alone; spells classes as `class_names` do.
 
     Raises:
         ManifestError: A list names a video twice, has a class that is not among `class_names`, or calls a video by

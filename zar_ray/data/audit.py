@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -18,12 +18,14 @@ from zar_ray.data.benchmarks.layout import YOUTUBE, Files
 from zar_ray.data.benchmarks.lists import VideoList, read_labels, read_list, read_lists
 from zar_ray.data.classes import class_list, name_key
 from zar_ray.data.datasets import known_benchmarks, load_benchmark
+from zar_ray.data.listing import Listing
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
 from zar_ray.data.options import AuditConfig
 from zar_ray.data.protocols import Benchmark, SplitSpec
 from zar_ray.errors import ConfigError, ManifestError
 from zar_ray.storage import is_uri
 
+# "wrong" needs mending, "warning" needs a look, "note" is worth knowing.
 Level = Literal["ok", "note", "warning", "wrong"]
 
 _HMDB = re.compile(r"(?P<title>.*)_[fulh]_(?:nm|cm)_np\d_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+")
@@ -32,39 +34,15 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Audited:
-    """What is audited: some videos and the label map they were numbered with.
-
-    Attributes:
-        name: What it is, for messages.
-        videos: The videos; a list's line is a video without a file, so one may occur twice.
-        class_names: The label map.
-    """
-
-    name: str
-    videos: tuple[VideoRow, ...]
-    class_names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Finding:
-    """The outcome of one check.
-
-    Attributes:
-        check: What was checked, in a word.
-        level: "wrong" needs mending, "warning" needs a look, "note" is worth knowing.
-        text: The outcome in one line.
-        details: More lines.
-        count: How many videos or classes it is about.
-        total: Of how many.
-    """
+    """The outcome of one check: a line, and more of them in detail."""
 
     check: str
     level: Level
     text: str
     details: tuple[str, ...] = ()
-    count: int = 0
-    total: int = 0
+    count: int = 0  # how many videos or classes it is about
+    total: int = 0  # of how many
 
 
 @dataclass(frozen=True)
@@ -149,13 +127,14 @@ def _count_finding(name: str, count: int, spec: SplitSpec) -> Finding:
     return Finding("counts", level, text, (), count, spec.count)
 
 
-def _subject(given: Manifest | VideoList) -> Audited:
+def _subject(given: Manifest | VideoList) -> Listing:
+    """What is audited; a list's lines are videos without a file, so one may occur twice."""
     if isinstance(given, Manifest):
-        return Audited(given.name, tuple(given.rows()), given.class_names)
-    return Audited(Path(given.place).name, given.videos, given.class_names)
+        return Listing(tuple(given.rows()), given.class_names, name=given.name)
+    return Listing(given.videos, given.class_names, name=Path(given.place).name)
 
 
-def _training(options: AuditConfig) -> tuple[Audited | None, tuple[str, ...] | None]:
+def _training(options: AuditConfig) -> tuple[Listing | None, tuple[str, ...] | None]:
     """The training videos and classes that the options name."""
     names = read_labels(options.train_labels) if options.train_labels is not None else None
     videos: list[VideoRow] = []
@@ -172,10 +151,10 @@ def _training(options: AuditConfig) -> tuple[Audited | None, tuple[str, ...] | N
     if not options.train:
         return None, names
     title = ", ".join(Path(place).name for place in options.train)
-    return Audited(title, tuple(videos), tuple(found)), names or tuple(found)
+    return Listing(tuple(videos), tuple(found), name=title), names or tuple(found)
 
 
-def audit(subject: Audited, train: Audited | None = None, root: Path | None = None) -> list[Finding]:
+def audit(subject: Listing, train: Listing | None = None, root: Path | None = None) -> list[Finding]:
     """All checks of one list or manifest by itself, and against a training set.
 
     Raises:
@@ -188,15 +167,19 @@ def audit(subject: Audited, train: Audited | None = None, root: Path | None = No
     return findings
 
 
-def check_labels(subject: Audited) -> list[Finding]:
+def check_labels(subject: Listing) -> list[Finding]:
     """Holds labels against the classes that file names or folders carry."""
-    carried = _Carried(subject.class_names)
+    keys = {name_key(name) for name in subject.class_names}
+    # A title may end in another class's name ("kick" before "_ball"), so all of HMDB51's names take part, the longest
+    # first.
+    longest = sorted((*class_list("hmdb51"), *subject.class_names), key=len, reverse=True)
+    endings = {name.replace(" ", "_"): name for name in longest}
     wrong: Counter[tuple[str, str]] = Counter()
     spelled: Counter[tuple[str, str]] = Counter()
     agreeing: Counter[str] = Counter()
     names = set(subject.class_names)
     for video in subject.videos:
-        said = carried.by(video.video_id) if len(video.label_names) == 1 else None
+        said = _carried(video, keys, endings) if len(video.label_names) == 1 else None
         if said is None:
             continue
         (label,) = video.label_names
@@ -227,7 +210,7 @@ def check_labels(subject: Audited) -> list[Finding]:
     return findings
 
 
-def check_duplicates(subject: Audited) -> Finding:
+def check_duplicates(subject: Listing) -> Finding:
     """Looks for videos that occur twice: a list's line, or a manifest's file under two names."""
     seen = Counter(identity(video.video_id) for video in subject.videos)
     # A copy in another folder has its file's name and size.
@@ -239,22 +222,24 @@ def check_duplicates(subject: Audited) -> Finding:
     return _finding("duplicates", "wrong", twice, total, f"{name}: {len(twice):,} videos occur more than once", fine)
 
 
-def check_own_splits(subject: Audited) -> list[Finding]:
+def check_own_splits(subject: Listing) -> list[Finding]:
     """Looks for videos that are in two of the parts train, val and test of one division."""
     members: defaultdict[str, list[VideoRow]] = defaultdict(list)
     for video in subject.videos:
         for split in video.memberships:
             members[split].append(video)
     findings = []
-    for number in sorted({re.sub("^(train|val|test)", "", split) for split in members}):
+    divisions = (re.fullmatch(r"(?:train|val|test)(\d*)", split) for split in members)
+    for number in sorted({match[1] for match in divisions if match}):
         parts = [split for part in ("train", "val", "test") if (split := f"{part}{number}") in members]
         for one, other in combinations(parts, 2):
-            tested = Audited(f"{subject.name}, {other}", tuple(members[other]), subject.class_names)
-            findings += check_overlap(tested, Audited(one, tuple(members[one]), subject.class_names))
+            trained = replace(subject, name=one, videos=tuple(members[one]))
+            tested = replace(subject, name=f"{subject.name}, {other}", videos=tuple(members[other]))
+            findings += check_overlap(tested, trained)
     return findings
 
 
-def check_overlap(subject: Audited, train: Audited) -> list[Finding]:
+def check_overlap(subject: Listing, train: Listing) -> list[Finding]:
     """Looks for training videos among the tested ones, and for parts of one source video on both sides."""
     total = len(subject.videos)
     tested = [video.video_id for video in subject.videos]
@@ -271,7 +256,7 @@ def check_overlap(subject: Audited, train: Audited) -> list[Finding]:
     return findings
 
 
-def check_classes_used(subject: Audited) -> Finding:
+def check_classes_used(subject: Listing) -> Finding:
     """Looks for classes of the label map that no video has."""
     used = {name for video in subject.videos for name in video.label_names}
     idle = [name for name in subject.class_names if name not in used]
@@ -280,7 +265,7 @@ def check_classes_used(subject: Audited) -> Finding:
     return _finding("classes", "note", idle, total, text, f"{subject.name}: all {total} classes have videos")
 
 
-def check_files(subject: Audited, root: Path | None = None) -> list[Finding]:
+def check_files(subject: Listing, root: Path | None = None) -> list[Finding]:
     """Looks for missing and broken files; without a root at a manifest's own paths, and for a list not at all.
 
     Raises:
@@ -288,8 +273,12 @@ def check_files(subject: Audited, root: Path | None = None) -> list[Finding]:
     """
     if root is None and not any(video.path for video in subject.videos):
         return []
-    below = None if root is None else Files(root)
-    gone = [video for video in subject.videos if not _is_there(video, below)]
+    if root is not None:
+        below = Files(root)
+        gone = [video for video in subject.videos if below.find(video.stem, exact=True) is None]
+    else:
+        local = [video for video in subject.videos if video.path and not is_uri(video.path)]
+        gone = [video for video in local if not Path(video.path).is_file()]
     absent = {id(video) for video in gone}
     broken = [video for video in subject.videos if video.error is not None and id(video) not in absent]
     name, total = subject.name, len(subject.videos)
@@ -306,7 +295,7 @@ def check_files(subject: Audited, root: Path | None = None) -> list[Finding]:
     return findings or [Finding("files", "ok", f"{name}: all {total:,} files are there", (), 0, total)]
 
 
-def check_lists_together(subjects: Sequence[Audited]) -> list[Finding]:
+def check_lists_together(subjects: Sequence[Listing]) -> list[Finding]:
     """Compares lists with each other: videos in several of them, and labels that contradict each other."""
     if len(subjects) < 2:
         return []
@@ -346,31 +335,15 @@ def identity(path: str) -> str:
     return stem if unique else str(PurePosixPath(path))
 
 
-class _Carried:
-    """Finds the class that a path carries: in HMDB51's and UCF101's file names, else in a folder."""
-
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self._folders = {name_key(name) for name in class_names}
-        # A title may end in another class's name ("kick" before "_ball"), so all of HMDB51's names take part, and the
-        # longest wins.
-        endings = {name.replace(" ", "_"): name for name in (*class_list("hmdb51"), *class_names)}
-        self._endings = sorted(endings.items(), key=lambda item: -len(item[0]))
-
-    def by(self, path: str) -> str | None:
-        stem = PurePosixPath(path).stem
-        if match := _UCF.fullmatch(stem):
-            return match["name"]
-        if match := _HMDB.fullmatch(stem):
-            title = f"_{match['title']}"
-            return next((name for ending, name in self._endings if title.endswith(f"_{ending}")), None)
-        folders = reversed(PurePosixPath(path).parts[:-1])
-        return next((folder for folder in folders if name_key(folder) in self._folders), None)
-
-
-def _is_there(video: VideoRow, below: Files | None) -> bool:
-    if below is not None:
-        return below.find(PurePosixPath(video.video_id).stem, exact=True) is not None
-    return not video.path or is_uri(video.path) or Path(video.path).is_file()
+def _carried(video: VideoRow, class_keys: Collection[str], endings: Mapping[str, str]) -> str | None:
+    """The class that a path carries: in HMDB51's and UCF101's file names, else in a folder."""
+    if match := _UCF.fullmatch(video.stem):
+        return match["name"]
+    if match := _HMDB.fullmatch(video.stem):
+        title = f"_{match['title']}"
+        return next((name for ending, name in endings.items() if title.endswith(f"_{ending}")), None)
+    folders = reversed(PurePosixPath(video.video_id).parts[:-1])
+    return next((folder for folder in folders if name_key(folder) in class_keys), None)
 
 
 def _exchanged(wrong: Counter[tuple[str, str]], agreeing: Counter[str], names: Sequence[str]) -> list[str]:

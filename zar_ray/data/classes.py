@@ -23,11 +23,7 @@ def known_class_lists() -> tuple[str, ...]:
 
 @functools.cache
 def class_list(name: str) -> tuple[str, ...]:
-    """A shipped list of class names, in label-id order.
-
-    Raises:
-        ConfigError: There is no such list.
-    """
+    """A shipped list of class names, in label-id order, or a ConfigError."""
     if name not in known_class_lists():
         raise ConfigError(f'no class list "{name}"{suggestion(name, known_class_lists())}')
     return tuple((conf_dir() / "classes" / f"{name}.txt").read_text(encoding="utf-8").splitlines())

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 from rich.console import Console
 
 from zar_ray.data.classes import distinct_names, tidy_name
 from zar_ray.data.listing import Listing, list_csv, list_folder
-from zar_ray.data.manifest import MANIFEST_SCHEMA, Manifest, read_manifest
+from zar_ray.data.manifest import Manifest, read_manifest
 from zar_ray.data.options import DatasetOptions
 from zar_ray.data.probing import probe_listing
 from zar_ray.data.protocols import Benchmark, EvaluationSplit, datasets_folder, whole_split
@@ -43,7 +42,7 @@ def default_manifest(name: str, data_root: str | Path | None = None) -> Path:
 
 def known_benchmarks() -> tuple[str, ...]:
     """The names of the shipped benchmarks, in alphabetical order."""
-    return tuple(sorted(path.stem for path in _folder().glob("*.yaml")))
+    return tuple(sorted(path.stem for path in (conf_dir() / "benchmarks").glob("*.yaml")))
 
 
 def load_benchmark(name: str) -> Benchmark:
@@ -54,7 +53,7 @@ def load_benchmark(name: str) -> Benchmark:
     """
     if name not in known_benchmarks():
         raise ConfigError(f'no benchmark "{name}"{suggestion(name, known_benchmarks())}')
-    path = _folder() / f"{name}.yaml"
+    path = conf_dir() / "benchmarks" / f"{name}.yaml"
     benchmark = validate(Benchmark, {"name": name, **read_yaml(path)}, str(path))
     if benchmark.name != name:
         raise ConfigError(f"{path}: is named {benchmark.name} inside; the name must be the file's")
@@ -88,12 +87,8 @@ def protocol_name(dataset: str, protocol: str) -> str:
 def resolve_dataset(dataset: str, data_root: str | Path | None = None) -> DatasetSource:
     """Finds out what a dataset's name means.
 
-    A benchmark's name comes first (``./k600`` is the folder of that name), then a name under `data_root` that holds a
-    manifest, then a path.
-
-    Args:
-        dataset: A benchmark, a manifest (.parquet, also a URI), a CSV or a folder.
-        data_root: Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.
+    A benchmark's name comes first (``./k600`` is the folder of that name), then a name under `data_root` (by default
+    ZAR_HOME/datasets) that holds a manifest, then a path: a manifest (.parquet, also a URI), a CSV or a folder.
 
     Raises:
         ManifestError: There is nothing by that name, or the benchmark has no manifest yet.
@@ -182,18 +177,16 @@ def with_class_names(manifest: Manifest, class_names: tuple[str, ...]) -> Manife
     Raises:
         ManifestError: A video's label is not among the new classes.
     """
-    position = {name: index for index, name in enumerate(class_names)}
-    labels = manifest.table["class_name"].to_pylist()
-    unknown = sorted({label for label in labels if label is not None} - position.keys())
+    position: dict[str | None, int | None] = {name: index for index, name in enumerate(class_names)}
+    rows = list(manifest.rows())
+    unknown = sorted({row.class_name for row in rows if row.class_name is not None} - position.keys())
     if unknown:
         raise ManifestError(
             f'{manifest.name}: {len(unknown)} of its labels are not among the given class names, such as "{unknown[0]}"'
-            f"{suggestion(unknown[0], position)}"
+            f"{suggestion(unknown[0], class_names)}"
         )
-    ids = pa.array([None if label is None else position[label] for label in labels], pa.int32())
-    column = manifest.table.schema.get_field_index("label_id")
-    table = manifest.table.set_column(column, MANIFEST_SCHEMA.field("label_id"), ids)
-    return dataclasses.replace(manifest, table=table, class_names=class_names)
+    named = (dataclasses.replace(row, label_id=position.get(row.class_name)) for row in rows)
+    return Manifest.of(named, class_names, manifest.root, manifest.name)
 
 
 def parse_class_names(text: str) -> tuple[str, ...]:
@@ -234,10 +227,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a list of names is too long for a file's name, or holds what no name may
         return False
-
-
-def _folder() -> Path:
-    return conf_dir() / "benchmarks"
 
 
 def is_bare(dataset: str) -> bool:

@@ -21,12 +21,8 @@ def draw_shots(benchmark: Benchmark, manifest: Manifest, shots: int, seed: int, 
     The draw depends on the seed and the files' names alone, so it is the same for any layout, and draws of one seed
     nest: the videos of 2 shots are among those of 4.  Broken videos are not drawn.
 
-    Args:
-        benchmark: Says which classes and which training videos belong to the split.
-        manifest: The benchmark's videos.
-        shots: Videos a class.
-        seed: Another seed draws other videos.
-        split: The benchmark's split, whose classes the label ids count; by default its first.
+    The split, by default the benchmark's first, says which classes, whose label ids count them, and which videos of
+    the manifest are for training.
 
     Raises:
         ConfigError: There is no such split, it has no training videos, or a video has several labels.

@@ -99,19 +99,13 @@ MANIFEST_SCHEMA = schema_of(VideoRow)
 class Manifest:
     """A dataset's videos; checked when made, so whoever holds one may rely on it.
 
-    Attributes:
-        table: The videos, with `MANIFEST_SCHEMA`.
-        class_names: The K label texts; a row's `label_id` is a position in them.
-        root: Absolute folder that video ids are relative to.
-        name: The dataset's name.
-
     Raises:
         ManifestError: The table's columns or values do not fit together.
     """
 
-    table: pa.Table
-    class_names: tuple[str, ...]
-    root: str
+    table: pa.Table  # the videos, with `MANIFEST_SCHEMA`
+    class_names: tuple[str, ...]  # the K label texts; a row's `label_id` is a position in them
+    root: str  # absolute folder that video ids are relative to
     name: str
 
     def __post_init__(self) -> None:
@@ -134,9 +128,8 @@ class Manifest:
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that occur, in alphabetical order."""
-        several = self.table["splits"].drop_null()
         alone = self.table.filter(pc.field("splits").is_null())["split"]
-        return tuple(sorted({*alone.unique().to_pylist(), *_flat(several)}))
+        return tuple(sorted({*alone.to_pylist(), *_flat(self.table["splits"])}))
 
     def select(self, split: str | None = None, limit: int | None = None) -> Manifest:
         """Takes one split, or some videos, or both; the class names stay all.
@@ -153,11 +146,7 @@ class Manifest:
         if split is not None:
             if split not in self.splits:
                 raise ManifestError(f'{self.name}: no split "{split}"{suggestion(split, self.splits)}')
-            inside = [
-                split in several if several is not None else split == alone
-                for several, alone in zip(table["splits"].to_pylist(), table["split"].to_pylist(), strict=True)
-            ]
-            table = table.filter(pa.array(inside, pa.bool_()))
+            table = table.filter(pa.array([split in row.memberships for row in self.rows()], pa.bool_()))
         if limit is not None and limit < table.num_rows:
             if limit < 1:
                 raise ManifestError(f"{self.name}: a limit of {limit} videos leaves nothing; it must be at least 1")

@@ -120,12 +120,10 @@ class Benchmark(Options):
     def evaluations(
         self, manifest: Manifest, split: str | None = None, *, legacy_labels: bool = False
     ) -> tuple[EvaluationSplit, ...]:
-        """The protocol's splits over a manifest's videos.
+        """The protocol's splits, or one of them, over a manifest's videos.
 
-        Args:
-            manifest: The videos; it may spell the class names of a list in its own way (see `name_key`).
-            split: Only this split of the protocol; by default all.
-            legacy_labels: Name classes as published label files do, mistakes included.
+        The manifest may spell the class names of a list in its own way (see `name_key`); `legacy_labels` names classes
+        as published label files do, mistakes included.
 
         Raises:
             ConfigError: There is no such split, or the benchmark's file defines none.
@@ -182,34 +180,22 @@ class Benchmark(Options):
 class EvaluationSplit:
     """One evaluation: some videos, some names to choose among, and which are right.
 
-    Attributes:
-        benchmark: The benchmark it is of.
-        name: The split's name in its protocol.
-        class_names: The names to choose among; a label id is a position in them.
-        video_ids: The videos, in alphabetical order of their ids; broken ones are among them.
-        labels: The right label ids of each video: exactly one, or any number where the protocol is multi-label; none
-            where the video has no label, which a protocol with class names of its own leaves out.
-        multi_label: Whether a video may show several classes.
-        expected: How many videos the official or published split has, where that is known.
-        approximate: Whether `expected` is a round figure or links rot, so that to differ is no error.
-        unlabelled: How many videos of the split were left out since they have no label.
-        legacy: Whether the names stand in the order of the published label files, mistakes included.
-        exchanged: Label ids that the published label files call by another name than is right.
-        renamed: Names that Kinetics-400 has too, with its words for them.
+    A video has exactly one right label id, or any number where the protocol is multi-label; none where it has no label,
+    which a protocol with class names of its own leaves out.
     """
 
     benchmark: str
-    name: str
-    class_names: tuple[str, ...]
-    video_ids: tuple[str, ...]
-    labels: tuple[tuple[int, ...], ...]
-    multi_label: bool = False
-    expected: int | None = None
-    approximate: bool = False
-    unlabelled: int = 0
-    legacy: bool = False
-    exchanged: frozenset[int] = frozenset()
-    renamed: Mapping[str, str] = field(default_factory=dict)
+    name: str  # the split's, in its protocol
+    class_names: tuple[str, ...]  # the names to choose among; a label id is a position in them
+    video_ids: tuple[str, ...]  # in alphabetical order; broken videos are among them
+    labels: tuple[tuple[int, ...], ...]  # the right label ids of each video
+    multi_label: bool = False  # whether a video may show several classes
+    expected: int | None = None  # how many videos the official or published split has, where that is known
+    approximate: bool = False  # whether that is a round figure or links rot, so that to differ is no error
+    unlabelled: int = 0  # how many videos of the split were left out since they have no label
+    legacy: bool = False  # whether the names stand in the order of the published label files, mistakes included
+    exchanged: frozenset[int] = frozenset()  # label ids that those files call by another name than is right
+    renamed: Mapping[str, str] = field(default_factory=dict)  # names that Kinetics-400 has too, with its words
 
     def __len__(self) -> int:
         return len(self.video_ids)
@@ -270,14 +256,11 @@ def _evaluation(
     names = spec.class_names(own)
     exact = {n: index for index, n in enumerate(names)}
     alike = {name_key(n): index for index, n in enumerate(names)} if spec.classes is not None else {}
-    found: dict[str, int | None] = {}
+    position = {label: exact.get(label, alike.get(name_key(label))) for label in own}
     taken = []
     unlabelled = 0
     for row in rows:
-        for label in row.label_names:
-            if label not in found:
-                found[label] = exact.get(label, alike.get(name_key(label)))
-        ids = tuple(sorted({number for label in row.label_names if (number := found[label]) is not None}))
+        ids = tuple(sorted({number for label in row.label_names if (number := position[label]) is not None}))
         known = row.labels is not None or row.class_name is not None
         unlabelled += not known
         if ids or (not row.label_names and ((known and benchmark.multi_label) or spec.classes is None)):

@@ -21,8 +21,6 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,24 +61,14 @@ _TRAIL_OPACITY = 0.7
 
 @dataclass(frozen=True)
 class SyntheticSpec:
-    """What is written; the same spec always gives the same videos.
+    """What is written; the same spec always gives the same videos."""
 
-    Attributes:
-        train_classes: Combinations to train on.
-        unseen_classes: Combinations, none of them among the former, for the zero-shot test.
-        train_videos: Training videos a training class.
-        val_videos: Fresh videos a training class.
-        test_videos: Test videos an unseen class; the shifted split has as many.
-        frames: Least and greatest number of frames of a video.
-        seed: Seed of everything drawn.
-    """
-
-    train_classes: int = 150
-    unseen_classes: int = 32
-    train_videos: int = 8
-    val_videos: int = 2
-    test_videos: int = 6
-    frames: tuple[int, int] = (24, 64)
+    train_classes: int = 150  # combinations to train on
+    unseen_classes: int = 32  # combinations, none of them among the former, for the zero-shot test
+    train_videos: int = 8  # a training class
+    val_videos: int = 2  # fresh ones, a training class
+    test_videos: int = 6  # an unseen class; the shifted split has as many
+    frames: tuple[int, int] = (24, 64)  # least and greatest number of frames of a video
     seed: int = 0
 
 
@@ -178,7 +166,8 @@ def write_synthetic(
     manifest = folder / UNSEEN_MANIFEST
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _exclusive(folder.with_name(f".{folder.name}.lock")):
+        with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the system frees it when the holder dies
             if _is_written(folder, spec):
                 return manifest
             if folder.exists() and not (folder / _SPEC_FILE).exists() and any(folder.iterdir()):
@@ -196,14 +185,6 @@ def write_synthetic(
     except OSError as error:
         raise ManifestError(f"{folder}: the demo's videos cannot be written ({error})") from error
     return manifest
-
-
-@contextmanager
-def _exclusive(lock: Path) -> Iterator[None]:
-    """Holds a file's lock; the system frees it when the holder dies."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _is_written(folder: Path, spec: SyntheticSpec) -> bool:

@@ -41,14 +41,9 @@ def list_benchmark(
     lists: Sequence[VideoList] = (),
     available_only: bool = False,
 ) -> tuple[Listing, LayoutReport]:
-    """Finds a benchmark's videos; with published lists the official annotations may lack.
+    """Finds the videos of a dataset, a key of `ADAPTERS`, below `root`; its annotations may lie in another folder.
 
-    Args:
-        data: The dataset, a key of `ADAPTERS`.
-        root: The folder of its videos.
-        annotations: The folder of its annotations, where that is another.
-        lists: Published lists.
-        available_only: See `to_listing`.
+    With published lists the official annotations may lack.
 
     Raises:
         ConfigError: There is no such dataset.

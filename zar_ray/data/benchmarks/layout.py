@@ -81,41 +81,27 @@ class Files:
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a benchmark's annotations say.
+    """What a benchmark's annotations say of its videos: labels and splits.
 
-    Attributes:
-        videos: All annotated videos, nothing known of them but labels and splits; an id is where the official layout
-            has the video, relative to the root.
-        sources: The annotation files that were read, or what stands in for them.
-        notes: What to tell the user, a line each.
+    A video's id is where the official layout has it, relative to the root.
     """
 
     videos: tuple[VideoRow, ...] = ()
-    sources: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()  # the annotation files that were read, or what stands in for them
+    notes: tuple[str, ...] = ()  # what to tell the user, a line each
 
 
 @dataclass(frozen=True)
 class LayoutReport:
-    """What was found and what was not; the counts add up to those of the annotations.
+    """What was found and what was not; the counts add up to those of the annotations."""
 
-    Attributes:
-        sources: The annotation files that were read.
-        listed: Annotated videos by split.
-        missing: Those without a file, by (split, class).
-        left_out: Splits of which no file is there at all, with their number of videos; they make no rows.
-        skipped: Whether missing videos of other splits were left out too, rather than kept with an error.
-        unused: Files below the root that no annotation names, sorted.
-        notes: What the adapter has to say.
-    """
-
-    sources: tuple[str, ...]
-    listed: dict[str, int]
-    missing: dict[tuple[str, str], int]
-    left_out: dict[str, int]
-    skipped: bool
-    unused: tuple[str, ...]
-    notes: tuple[str, ...]
+    sources: tuple[str, ...]  # the annotation files that were read
+    listed: dict[str, int]  # annotated videos by split
+    missing: dict[tuple[str, str], int]  # those without a file, by (split, class)
+    left_out: dict[str, int]  # videos of splits of which no file is there at all; they make no rows
+    skipped: bool  # whether missing videos of other splits were left out too, rather than kept with an error
+    unused: tuple[str, ...]  # files below the root that no annotation names, sorted
+    notes: tuple[str, ...]  # what the adapter has to say
 
     def lines(self) -> Iterator[str]:
         """The report for a terminal: a line a split, a line a class with missing videos (the worst ones), the rest."""
@@ -146,14 +132,7 @@ def to_listing(
     """Puts annotations and files together.
 
     A video without a file is a row with an error, so that counts add up; a split without any file (one that was not
-    downloaded) makes no rows, and the report says so.
-
-    Args:
-        name: What the dataset is called.
-        class_names: The classes in label-id order.
-        annotations: What the adapter read.
-        files: The files.
-        available_only: Leave out all missing videos, rather than keep them; the report counts them.
+    downloaded) makes no rows, and the report says so.  With `available_only` all missing videos are left out.
 
     Raises:
         ManifestError: None of the videos is there, or an entry occurs twice.
@@ -192,7 +171,7 @@ def to_listing(
         notes=(*annotations.notes, *doubtful),
     )
     ordered = tuple(rows[video_id] for video_id in sorted(rows))
-    return Listing(ordered, class_names, str(files.root), name, ignored=0), report
+    return Listing(ordered, class_names, str(files.root), name), report
 
 
 def _located(videos: Sequence[VideoRow], files: Files) -> tuple[list[str | None], int]:
@@ -223,11 +202,7 @@ class ClassNames:
         return self._by_key.get(name_key(spelled))
 
     def get(self, spelled: str, place: str) -> str:
-        """The class that an annotation means.
-
-        Raises:
-            ManifestError: It is no class of the benchmark; the message names `place`.
-        """
+        """The class that an annotation means, or a ManifestError that names `place`."""
         name = self.find(spelled)
         if name is None:
             near = suggestion(spelled, self.names)
@@ -236,11 +211,7 @@ class ClassNames:
 
 
 def check_classes(names: Iterable[str], known: ClassNames, place: Path) -> None:
-    """Checks that an official file of class names has the names and the order of ours.
-
-    Raises:
-        ManifestError: It differs; the message names the first difference.
-    """
+    """Raises a ManifestError, with the first difference, unless an official file of names has the order of ours."""
     listed = tuple(names)
     if len(listed) != len(known.names):
         raise ManifestError(f"{place}: has {len(listed)} classes, expected {len(known.names)}; is it another version?")

@@ -20,23 +20,14 @@ _OFFICIAL = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class VideoList:
-    """A list and the names of its labels.
-
-    Attributes:
-        place: The file, for messages.
-        videos: Its lines: a path relative to the videos' folder and a label each.
-        class_names: The names in label-id order.
-        labels_place: Where the names come from, for messages.
-        split: The manifest's split whose videos it names.
-        spec: The split of a benchmark that it stands for.
-    """
+    """A list (`place` is its file) and the names of its labels, in label-id order."""
 
     place: str
-    videos: tuple[VideoRow, ...]
+    videos: tuple[VideoRow, ...]  # its lines: a path relative to the videos' folder and a label each
     class_names: tuple[str, ...]
-    labels_place: str
-    split: str = "all"
-    spec: SplitSpec | None = None
+    labels_place: str  # where the names come from, for messages
+    split: str = "all"  # the manifest's split whose videos it names
+    spec: SplitSpec | None = None  # the split of a benchmark that it stands for
 
 
 def read_labels(place: str) -> tuple[str, ...]:

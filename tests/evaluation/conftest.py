@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from zar_ray.data.datasets import index_dataset
+from zar_ray.data.datasets import list_dataset
+from zar_ray.data.probing import probe_listing
 from zar_ray.data.protocols import whole_split
 from zar_ray.evaluation.planning import AskedModel, asked_settings, job_spec, plan_model
 from zar_ray.evaluation.recovery import lacking
@@ -74,7 +75,7 @@ def larger_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture
 def workload(video_folder) -> Workload:
     """Twelve videos of three classes."""
-    manifest = index_dataset(video_folder)
+    manifest = probe_listing(list_dataset(video_folder))
     return Workload.of(manifest, [whole_split(manifest)])
 
 

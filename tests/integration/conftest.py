@@ -18,8 +18,9 @@ import yaml
 from ray.train import Checkpoint, ScalingConfig
 from rich.console import Console
 
-from zar_ray.data.datasets import index_dataset
+from zar_ray.data.datasets import list_dataset
 from zar_ray.data.manifest import Manifest, write_manifest
+from zar_ray.data.probing import probe_listing
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.record import RunSummary
 from zar_ray.results.rows import ResultRow, to_rows
@@ -131,7 +132,7 @@ SMALLEST = {
 def broken_manifest(video_folder, tmp_path_factory) -> Path:
     """A manifest of the twelve videos, one of which is gone."""
     folder = tmp_path_factory.mktemp("broken")
-    manifest = index_dataset(video_folder)
+    manifest = probe_listing(list_dataset(video_folder))
     rows = list(manifest.rows())
     rows[5] = replace(rows[5], path=str(folder / "gone.mp4"))
     write_manifest(Manifest.of(rows, manifest.class_names, manifest.root, "broken"), folder / "broken.parquet")

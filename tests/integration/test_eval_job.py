@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from ray.data import DataContext
 
-from zar_ray.data.datasets import index_dataset
+from zar_ray.data.datasets import list_dataset
 from zar_ray.data.manifest import write_manifest
+from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ManifestError, RunError
 
 pytestmark = pytest.mark.slow
@@ -63,7 +64,7 @@ def test_results_do_not_depend_on_workers_batches_or_order(evaluate, make_video,
     root = tmp_path / "videos"
     for number in range(9):
         make_video(root / ("slow-model", "b", "c")[number % 3] / f"{number}.mp4", frames=10 + 5 * number, seed=number)
-    manifest = index_dataset(root)
+    manifest = probe_listing(list_dataset(root))
     shuffled = dataclasses.replace(manifest, table=manifest.table.take([7, 2, 0, 5, 1, 3, 8, 4, 6]))
     write_manifest(manifest, tmp_path / "in-order.parquet")
     write_manifest(shuffled, tmp_path / "shuffled.parquet")
@@ -114,7 +115,7 @@ def test_bad_files_and_surprises_cost_one_row_each(evaluate, video_folder, make_
     (root / "green square" / "text.mp4").write_text("not a video")
     make_video(root / "green square" / "surprises-decoder.mp4")
     make_video(root / "green square" / "vanishes.mp4")
-    manifest = index_dataset(root)
+    manifest = probe_listing(list_dataset(root))
     write_manifest(manifest, tmp_path / "mixed.parquet")
     (root / "green square" / "vanishes.mp4").unlink()
 
@@ -161,7 +162,7 @@ def test_failed_videos_are_done_again_on_request(evaluate, make_video, tmp_path)
     root = tmp_path / "again"
     for number in range(4):
         make_video(root / ("a" if number % 2 else "b") / f"{number}.mp4", seed=number)
-    write_manifest(index_dataset(root), tmp_path / "again.parquet")
+    write_manifest(probe_listing(list_dataset(root)), tmp_path / "again.parquet")
     away = (root / "a" / "1.mp4").rename(tmp_path / "away.mp4")
     first = evaluate(tmp_path / "again.parquet", name="again", max_failed=1)
     assert first.summary.failed == 1

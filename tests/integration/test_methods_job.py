@@ -5,8 +5,9 @@ from __future__ import annotations
 import pyarrow.compute as pc
 import pytest
 
-from zar_ray.data.datasets import index_dataset
+from zar_ray.data.datasets import list_dataset
 from zar_ray.data.manifest import write_manifest
+from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ModelError, RunError
 from zar_ray.evaluation.streams import STATE
 
@@ -60,7 +61,7 @@ def test_a_stream_goes_on_after_a_video_that_kills_its_process(evaluate, make_vi
     for number in range(6):
         name = f"{number}-{killer}.mp4" if number == 3 else f"{number}.mp4"
         make_video(root / ("left", "right")[number % 2] / name, seed=number)
-    whole = index_dataset(root)
+    whole = probe_listing(list_dataset(root))
     ordered = whole.table.sort_by([("video_id", "ascending")])
     kept = ordered.filter(pc.invert(pc.match_substring(ordered["video_id"], killer)))
     for name, table in (("all", ordered), ("kept", kept)):

@@ -9,9 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from zar_ray.data.datasets import Benchmark
 from zar_ray.data.manifest import Manifest, VideoRow, count_rows
-from zar_ray.data.protocols import SplitSpec
+from zar_ray.data.protocols import Benchmark, SplitSpec
 from zar_ray.reporting.blocks import Block, print_block
 from zar_ray.reporting.numbers import counted, digits
 

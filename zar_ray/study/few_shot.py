@@ -21,9 +21,10 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
 from zar_ray.adaptation.methods import get_method
-from zar_ray.data.datasets import Benchmark, known_benchmarks, load_benchmark, protocol_name
+from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
 from zar_ray.data.few_shot import draw_shots
 from zar_ray.data.manifest import Manifest, read_manifest, write_manifest
+from zar_ray.data.protocols import Benchmark
 from zar_ray.errors import ConfigError, RunError, suggestion
 from zar_ray.models import checkpoints, learned_context
 from zar_ray.options.base import fingerprint, meaning

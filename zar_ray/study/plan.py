@@ -11,8 +11,7 @@ from rich.console import Console
 from zar_ray.adaptation.methods import get_method
 from zar_ray.cluster import inside_job
 from zar_ray.data.class_texts import is_context_file
-from zar_ray.data.datasets import open_dataset, protocol_name, resolve_dataset
-from zar_ray.data.splits import choose_splits
+from zar_ray.data.datasets import choose_splits, open_dataset, protocol_name, resolve_dataset
 from zar_ray.errors import ConfigError, ManifestError
 from zar_ray.evaluation.planning import AskedModel
 from zar_ray.evaluation.streams import check_methods, stream_methods

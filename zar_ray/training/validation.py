@@ -13,11 +13,10 @@ from rich.console import Console
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.class_texts import ClassPrompts, prompts_of
-from zar_ray.data.datasets import open_dataset, resolve_dataset
+from zar_ray.data.datasets import choose_splits, open_dataset, resolve_dataset
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.data.options import DatasetOptions
 from zar_ray.data.protocols import EvaluationSplit
-from zar_ray.data.splits import choose_splits
 from zar_ray.errors import ManifestError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.training.options import TrainConfig

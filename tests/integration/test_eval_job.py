@@ -101,7 +101,7 @@ def test_other_weights_under_the_same_name_are_another_run(
 
 
 def test_zero_shot_alone_encodes_the_evaluation_view_only(evaluate, video_folder):
-    ran = evaluate(video_folder, method=["zero_shot"], limit=3)
+    ran = evaluate(video_folder, here=True, method=["zero_shot"], limit=3)
     assert [row.images_encoded for row in ran.rows] == [4, 4, 4]
     assert all(row.views == 0 for row in ran.rows)
 
@@ -164,10 +164,11 @@ def test_failed_videos_are_done_again_on_request(evaluate, make_video, tmp_path)
         make_video(root / ("a" if number % 2 else "b") / f"{number}.mp4", seed=number)
     write_manifest(probe_listing(list_dataset(root)), tmp_path / "again.parquet")
     away = (root / "a" / "1.mp4").rename(tmp_path / "away.mp4")
-    first = evaluate(tmp_path / "again.parquet", name="again", max_failed=1)
+    first = evaluate(tmp_path / "again.parquet", here=True, name="again", max_failed=1)
     assert first.summary.failed == 1
     away.rename(root / "a" / "1.mp4")
-    assert evaluate(tmp_path / "again.parquet", name="again", max_failed=1).summary.failed == 1
+    second = evaluate(tmp_path / "again.parquet", here=True, name="again", max_failed=1)
+    assert second.summary.failed == 1
     third = evaluate(tmp_path / "again.parquet", name="again", retry_failed=True)
     assert (third.summary.failed, third.summary.resumed, third.summary.throughput.videos) == (0, 3, 1)
 
@@ -177,7 +178,7 @@ def test_unlabelled_videos_are_predicted_and_count_in_no_accuracy(evaluate, make
     make_video(tmp_path / "flat" / "b.mp4", seed=1)
     with pytest.raises(ManifestError, match="--class-names"):
         evaluate(tmp_path / "flat")
-    ran = evaluate(tmp_path / "flat", class_names="jumping,running,swimming")
+    ran = evaluate(tmp_path / "flat", here=True, class_names="jumping,running,swimming")
     assert ran.summary.unlabelled == 2
     assert all(row.correct_after is None and row.error is None for row in ran.rows)
     assert ran.summary.cases[0].headline is None
@@ -198,8 +199,7 @@ def test_the_run_folder_says_how_to_repeat_it(reference):
 
 
 def test_random_weights_are_named_in_every_output(evaluate, video_folder):
-    ran = evaluate(
-        video_folder, checkpoint=None, model="ViT-S-32-alt", pretrained="random", limit=1, method=["zero_shot"]
-    )
+    options = {"checkpoint": None, "model": "ViT-S-32-alt", "pretrained": "random", "method": ["zero_shot"]}
+    ran = evaluate(video_folder, here=True, limit=1, **options)
     assert ran.summary.random_weights
     assert "random" in ran.printed.lower()

@@ -57,7 +57,7 @@ def test_killed_at_random_points_gives_the_table_of_an_undisturbed_run(
     same_results,
     processes_below,
 ):
-    reference = evaluate(long_manifest, name="undisturbed")
+    reference = evaluate(long_manifest, here=True, name="undisturbed")
     folder = RunFolder(Storage(str(tmp_path / "runs" / "killed")))
     command = [
         *(sys.executable, "-m", "zar_ray.commands.main", "eval", "--dataset", str(long_manifest)),

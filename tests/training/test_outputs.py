@@ -11,9 +11,10 @@ from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import RunError
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
+from zar_ray.training.messages import Validated
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import finished
-from zar_ray.training.progress import TrainingState, Validated, running_mean
+from zar_ray.training.progress import TrainingState, running_mean
 from zar_ray.training.worker import TrainingJob
 
 

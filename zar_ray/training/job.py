@@ -19,7 +19,7 @@ from zar_ray.cluster import connected, inside_job, total_gpus
 from zar_ray.data.class_texts import is_context_file, prompts_of
 from zar_ray.data.datasets import open_dataset, resolve_dataset
 from zar_ray.data.manifest import Manifest
-from zar_ray.errors import ConfigError, ManifestError, RunError
+from zar_ray.errors import ConfigError, ManifestError, RunError, ZarError
 from zar_ray.models.architecture import load_architecture
 from zar_ray.models.systems.registry import find_system
 from zar_ray.options.base import fingerprint, meaning
@@ -231,7 +231,8 @@ def _fit(job: TrainingJob, name: str, storage: Storage, console: Console) -> ray
     while True:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"job": job},
+            # By reference: Ray Train's controller would load PyTorch and the models to read it.
+            train_loop_config={"job": ray.put(job)},
             scaling_config=scaling,
             run_config=ray.train.RunConfig(name=name, storage_path=storage.location, checkpoint_config=kept),
             validation_config=evaluation if job.validation is not None and config.validation_async else None,
@@ -240,7 +241,7 @@ def _fit(job: TrainingJob, name: str, storage: Storage, console: Console) -> ray
             return trainer.fit()
         except (ray.train.TrainingFailedError, RayError) as error:
             causes = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else [error]
-            mistakes = [cause for cause in causes if _OURS.search(str(cause))]
+            mistakes = [cause for cause in causes if isinstance(cause, ZarError) or _OURS.search(str(cause))]
             if mistakes or restarts == _MAX_RESTARTS or not isinstance(error, ray.train.WorkerGroupError):
                 reason = _one_line((mistakes or causes)[0])
                 raise RunError(f"training stopped: {reason}; the same command continues it") from error

@@ -16,9 +16,9 @@ from zar_ray.errors import TrackingError
 from zar_ray.results.statistics import share_estimate
 from zar_ray.storage import Storage
 from zar_ray.tracking import TrainingTracker
+from zar_ray.training.messages import Progress, Validated
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import TrainResult
-from zar_ray.training.progress import Progress, Validated
 from zar_ray.training.worker import TrainingJob
 
 # A log that someone reads afterwards wants a line often enough to see life, seldom enough to be read.

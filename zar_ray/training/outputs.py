@@ -20,9 +20,10 @@ from zar_ray.evaluation.workload import Workload
 from zar_ray.results.case_rows import RIGHT, CaseRows
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
+from zar_ray.training.messages import Validated
 from zar_ray.training.network import save_trained
 from zar_ray.training.options import TrainConfig
-from zar_ray.training.progress import HISTORY, TrainingState, Validated
+from zar_ray.training.progress import HISTORY, TrainingState
 from zar_ray.training.validation import evaluation_options, validation_split
 from zar_ray.training.worker import NOT_VALIDATED, TrainingJob, initial_network
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -27,9 +28,10 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.training import samples
 from zar_ray.training.augmentation import mix
+from zar_ray.training.messages import Validated
 from zar_ray.training.network import VideoTextModel, matching_loss, save_trained
 from zar_ray.training.options import TrainConfig
-from zar_ray.training.progress import Meter, TrainingState, Validated, running_mean
+from zar_ray.training.progress import Meter, TrainingState, running_mean
 from zar_ray.training.schedule import MULTIPLE, Schedule, learning_rate, optimiser
 from zar_ray.training.validation import ValidationSet, validate
 from zar_ray.video.pixels import normalise
@@ -93,7 +95,7 @@ def initial_network(job: TrainingJob) -> VideoTextModel:
 
 def train_worker(arguments: dict[str, Any]) -> None:
     """Trains to the last step, from the last checkpoint of the same run where there is one."""
-    job: TrainingJob = arguments["job"]
+    job: TrainingJob = ray.get(arguments["job"])
     torch.set_num_threads(job.threads)
     checkpoint = ray.train.get_checkpoint()
     try:

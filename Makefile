@@ -35,18 +35,18 @@ mlflow: $(READY) ## show what was logged to runs/mlflow.db in a browser; MLFLOW_
 serve: $(READY) ## serve the demo's model on this machine, with its page, at port 8000
 	RAY_USAGE_STATS_ENABLED=0 $(BIN)/serve run serve.app:demo
 
-# A file's tests follow each other, in as many processes as there are cores. Those that start Ray share one a process, so
-# two of these are enough.
-AT_ONCE := --dist loadfile --numprocesses logical --maxprocesses
+# A file's tests follow each other, the longest files first, in one process more than there are cores: those that start
+# Ray, one a process, wait for it much of the time.
+AT_ONCE := --dist loadfile --no-loadscope-reorder --numprocesses
+CORES := $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
 .PHONY: test
 test: $(READY) ## run all tests
-	$(BIN)/python -m pytest -m 'not slow' $(AT_ONCE) 8
-	$(BIN)/python -m pytest -m 'slow and not stress' $(AT_ONCE) 2
+	$(BIN)/python -m pytest $(AT_ONCE) $(shell $(PYTHON) -c "print(min($(CORES), 7) + 1)")
 
 .PHONY: test-fast
 test-fast: $(READY) ## run the tests that start no process of their own: no Ray, no server, no browser, no training
-	$(BIN)/python -m pytest -m 'not slow and not process' $(AT_ONCE) 8
+	$(BIN)/python -m pytest -m 'not slow and not process' $(AT_ONCE) $(shell $(PYTHON) -c "print(min($(CORES), 8))")
 
 .PHONY: lint
 lint: $(READY) ## check style, types and the direction of imports

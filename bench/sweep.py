@@ -23,7 +23,7 @@ from pydantic import Field
 from sides import counted_images
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, make_cases
-from zar_ray.adaptation.settings import Setting
+from zar_ray.adaptation.options import Setting
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
 from zar_ray.evaluation.planning import at_one_short_side

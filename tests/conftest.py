@@ -20,6 +20,12 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Ray makes its workers give way to everything else, so that on a busy machine tests would wait for them.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Ray Train looks at its processes, and takes their checkpoints, every two seconds: longer than these trainings' steps.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# No node here is announced to go away; the process that asks for it would be started with every training.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# Its minute for processes to start is short where other tests start theirs, and it would begin again for ever.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
 os.environ.setdefault("PYTHONWARNINGS", "ignore")
 # As zar_ray sets it, which is imported after PyTorch here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -39,9 +45,31 @@ CLASSES = ("red circle", "green square", "blue bar")
 # What only a test that is marked as slow may use.
 SLOW_FIXTURES = {"ray_cluster", "browser"}
 
+# The files that take longest. They begin first, then all others that start Ray: much of their time is waiting, which
+# the rest fills, and no process is left alone with one of them at the end.
+LONGEST = (
+    "test_training.py",
+    "test_eval_job.py",
+    "test_training_kills.py",
+    "test_service.py",
+    "test_methods_job.py",
+    "test_ray_job.py",
+    "test_serve_run.py",
+    "test_study_job.py",
+    "test_service_page.py",
+    "test_kill_and_resume.py",
+    "test_extending_package.py",
+    "test_sweeps_job.py",
+    "test_published_systems.py",
+    "test_demo_training.py",
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuses tests that would bring real processes into `make test-fast`."""
+    """Sorts files by how long they take; refuses tests that would bring real processes into `make test-fast`."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (item.path not in slow, places.get(item.path.name, len(places))))
     unmarked = [
         item.nodeid
         for item in items

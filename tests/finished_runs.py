@@ -21,10 +21,10 @@ from zar_ray.results.metrics import case_metrics, costs, failure_groups, video_c
 from zar_ray.results.record import (
     Accuracy,
     CaseMetrics,
-    Change,
     Costs,
     Estimate,
     FailureGroup,
+    PairedComparison,
     ProtocolAverage,
     RunSummary,
     Scores,
@@ -74,7 +74,7 @@ def make_case(
     if top1 is not None:
         change = None
         if method != "zero_shot":
-            change = Change(Estimate(top1 - before, top1 - before - 0.1, top1 - before + 0.1), 9, 4, 0.267)
+            change = PairedComparison(Estimate(top1 - before, top1 - before - 0.1, top1 - before + 0.1), 9, 4, 0.267)
         scores = Scores(videos, make_accuracy(top1 if change is None else before), make_accuracy(top1), change)
     return CaseMetrics(
         case_id=f"{method}-{split}",

@@ -34,18 +34,12 @@ def connected(address: str | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     # Its C++ core writes to the terminal what Ray Data does on purpose; a worker's end is told by its videos' rows.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = address or os.environ.get("RAY_ADDRESS")
     try:
         with _native_stderr_silenced():
-            if address is None:
-                _join_or_start(**quiet)
-            elif address == "local":
-                _start(**quiet)
-            else:
-                ray.init(address=address, **quiet)
+            _join_or_start(address)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = address or "a local cluster"
         raise RunError(f"Ray: cannot join {where} ({' '.join(str(error).split())}); see `zar doctor`") from error
@@ -69,23 +63,22 @@ def _native_stderr_silenced() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _start(**options: Any) -> None:
-    # On loopback: a laptop's evaluation opens no port to its network.
-    ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **options)
-
-
-def _join_or_start(**options: Any) -> None:
+def _join_or_start(address: str | None) -> None:
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     # Ray's own "auto" takes any cluster on this machine, also one that another program holds for itself, and that ends
     # with it: whoever has joined it then ends without a word.
-    left_running = read_ray_address()
-    if left_running is None:
-        _start(**options)
-        return
-    try:
-        ray.init(address=left_running, **options)
-    except ConnectionError:
-        # it was not stopped in order
-        _start(**options)
+    place = address or read_ray_address()
+    if place is not None and place != "local":
+        try:
+            ray.init(address=place, **quiet)
+        except ConnectionError:
+            if address is not None:
+                raise
+            # one that was left running was not stopped in order
+        else:
+            return
+    # On loopback: a laptop's evaluation opens no port to its network.
+    ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
 
 
 def total_cpus() -> float:

@@ -21,7 +21,11 @@ Real = Annotated[float | None, pa.float64()]
 
 def schema_of(kind: type[Any]) -> pa.Schema:
     """The columns of a table of such rows, one for each annotated attribute, in order."""
-    return pa.schema([_column(*one) for one in get_type_hints(kind, include_extras=True).items()])
+    columns = []
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        held, arrow = hint.__origin__, hint.__metadata__[0]
+        columns.append(pa.field(name, arrow, nullable=type(None) in getattr(held, "__args__", ())))
+    return pa.schema(columns)
 
 
 def rows_to_table(rows: Iterable[Any], schema: pa.Schema) -> pa.Table:
@@ -38,8 +42,3 @@ def table_to_rows(table: pa.Table | pa.RecordBatch, kind: type[_T]) -> list[_T]:
     for row in rows:
         row.update({name: tuple(value) for name, value in row.items() if isinstance(value, list)})
     return [kind(**row) for row in rows]
-
-
-def _column(name: str, kind: Any) -> pa.Field:
-    held, arrow = kind.__origin__, kind.__metadata__[0]
-    return pa.field(name, arrow, nullable=type(None) in getattr(held, "__args__", ()))

@@ -12,12 +12,9 @@ _T = TypeVar("_T")
 
 
 def offered(group: str, kind: type[_T], noun: str) -> Iterator[tuple[str, _T]]:
-    """Loads the entry points of a group, in the order of their names.
+    """Loads the entry points of a group, such as ``zar_ray.models``, in the order of their names.
 
-    Args:
-        group: The group, such as ``zar_ray.models``.
-        kind: What each of them must be.
-        noun: What to call one in a message.
+    Each must be of a kind, for which messages have a noun.
 
     Yields:
         What to call the package in a message, and the object.

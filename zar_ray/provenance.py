@@ -26,17 +26,11 @@ def git_commit() -> str | None:
     top = Path(zar_ray.__file__).parent.parent
     if not (top / ".git").exists():
         return None
+    words = ["git", "-C", str(top), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
-        commit = _git(top, "rev-parse", "HEAD")
-        changed = _git(top, "status", "--porcelain", "--untracked-files=no")
+        return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{commit}+changes" if changed else commit
-
-
-def _git(top: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(top), *words], capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
 
 
 def provenance() -> dict[str, object]:

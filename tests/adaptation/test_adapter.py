@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, make_cases
-from zar_ray.adaptation.options import AdaptationOptions
-from zar_ray.adaptation.settings import Setting
+from zar_ray.adaptation.options import AdaptationOptions, Setting
 from zar_ray.adaptation.zar import ZarConfig
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, VideoError

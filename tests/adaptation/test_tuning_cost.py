@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from zar_ray.adaptation.base import Shared
-from zar_ray.adaptation.cost import step_gflops, steps_of
 from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.adaptation.tpt import TptConfig
 from zar_ray.adaptation.zar import ZarConfig
 from zar_ray.data.class_texts import ClassPrompts, ContextFile, class_prompts
-from zar_ray.models.cost import counted, weightless
+from zar_ray.models.cost import counted, step_gflops, weightless
 from zar_ray.models.learned_context import RANDOM, LearnedContext, save_context
 
 NAMES = ("red circle", "green square that is large", "blue bar")
@@ -47,7 +46,7 @@ def test_a_learned_context_takes_what_as_many_words_take(tmp_path, shape):
 
 def test_methods_that_tune_no_context_have_no_steps_of_it():
     options = AdaptationOptions(zar=ZarConfig(steps=3), tpt=TptConfig(steps=2))
-    assert {name: steps_of(name, options) for name in ("zero_shot", "zar", "tpt", "memo", "tda")} == {
+    assert {name: options.context_steps(name) for name in ("zero_shot", "zar", "tpt", "memo", "tda")} == {
         "zero_shot": 0,
         "zar": 3,
         "tpt": 2,

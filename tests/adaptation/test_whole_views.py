@@ -10,8 +10,7 @@ import torch
 from torch.nn.functional import normalize
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, make_cases
-from zar_ray.adaptation.options import AdaptationOptions
-from zar_ray.adaptation.settings import Setting
+from zar_ray.adaptation.options import AdaptationOptions, Setting
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError
 from zar_ray.models.architecture import build_clip

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 from zar_by_hand import adapt_zar
 
-from zar_ray.adaptation.base import VideoFeatures, entropy
+from zar_ray.adaptation.base import VideoFeatures, entropy, select_confident
 from zar_ray.adaptation.fusion import video_features
-from zar_ray.adaptation.selection import select_confident
 from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch, marginal_entropy, tuned_features, tuning_steps
 from zar_ray.errors import VideoError
 from zar_ray.models.text import PromptedClasses

@@ -15,10 +15,9 @@ from torch.nn.functional import normalize
 from zar_by_hand import adapt_zar
 
 from zar_ray.adaptation.adapter import VideoAdapter, make_cases
-from zar_ray.adaptation.base import Decision, VideoFeatures, entropy
+from zar_ray.adaptation.base import Decision, VideoFeatures, doubt, entropy
 from zar_ray.adaptation.fusion import video_features
-from zar_ray.adaptation.selection import doubt, margin
-from zar_ray.adaptation.settings import Setting
+from zar_ray.adaptation.options import Setting
 from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch, marginal_entropy, mean_entropy, tuned_features
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ModelError
@@ -47,15 +46,15 @@ def double(tiny_model, classes):
 def test_a_margin_is_the_gap_between_the_two_likeliest_classes(rows):
     logits = torch.tensor(rows, dtype=torch.float64)
     ordered = logits.softmax(dim=-1).sort(dim=-1, descending=True).values
-    assert torch.allclose(margin(logits), ordered[:, 0] - ordered[:, 1])
-    assert (margin(logits) >= 0).all()
-    assert (margin(logits) <= 1).all()
-    assert torch.equal(doubt(logits, "margin"), -margin(logits))
+    margin = -doubt(logits, "margin")
+    assert torch.allclose(margin, ordered[:, 0] - ordered[:, 1])
+    assert (margin >= 0).all()
+    assert (margin <= 1).all()
     assert torch.equal(doubt(logits, "entropy"), entropy(logits))
 
 
 def test_the_margin_over_one_class_is_certainty():
-    assert torch.equal(margin(torch.zeros(3, 1)), torch.ones(3))
+    assert torch.equal(doubt(torch.zeros(3, 1), "margin"), -torch.ones(3))
 
 
 @given(LOGITS)

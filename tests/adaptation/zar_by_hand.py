@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zar_ray.adaptation.base import Decision, averaged, entropy, require_finite
-from zar_ray.adaptation.selection import doubt, select_confident
+from zar_ray.adaptation.base import Decision, averaged, doubt, entropy, require_finite, select_confident
 from zar_ray.adaptation.zar import LOSSES
 from zar_ray.errors import VideoError
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from zar_ray.commands.cost import COLUMNS, cost_rows
+from zar_ray.commands.cost import COLUMNS, cost_row
 from zar_ray.commands.main import main
 from zar_ray.data.classes import class_list
 from zar_ray.models.systems.registry import known_systems
@@ -14,7 +14,7 @@ NAMES = ("cooking an egg", "playing chess")
 @pytest.fixture(scope="module")
 def rows():
     models = ("ViT-B-16-quickgelu", "ezclip", "a5")
-    return {row.model: row for row in cost_rows(models, NAMES, EvalConfig(), length=300)}
+    return {model: cost_row(model, NAMES, EvalConfig(), length=300) for model in models}
 
 
 def test_what_a_published_recipe_trains_is_counted(rows):
@@ -36,7 +36,7 @@ def test_a_model_of_whole_views_encodes_them_as_wholes(rows):
 
 
 def test_a_checkpoint_file_stands_for_its_model(tiny_checkpoint):
-    (row,) = cost_rows([str(tiny_checkpoint)], NAMES, EvalConfig(), length=50)
+    row = cost_row(str(tiny_checkpoint), NAMES, EvalConfig(), length=50)
     assert row.cost.parameters > row.trained > 0
 
 
@@ -45,8 +45,8 @@ def test_the_documented_table_is_what_is_counted(repository):
     (head,) = [number for number, line in enumerate(lines) if line == f"| {' | '.join(COLUMNS)} |"]
     table = [tuple(line.strip("| ").split(" | ")) for line in lines[head + 2 : lines.index("", head)]]
     models = ["ViT-B-16-quickgelu", *known_systems()]
-    rows = cost_rows(models, class_list("kinetics400"), EvalConfig(), length=300)
-    assert table == [row.shown() for row in rows]
+    names = class_list("kinetics400")
+    assert table == [cost_row(model, names, EvalConfig(), length=300).shown() for model in models]
 
 
 def test_the_command_prints_a_row_a_model(capsys, monkeypatch):

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from zar_ray.commands.main import main
-from zar_ray.data.audit import AuditReport, run_audit
-from zar_ray.data.audit_checks import Audited, audit, check_labels, identity
+from zar_ray.data.audit import AuditReport, audit, check_labels, identity, run_audit
 from zar_ray.data.benchmarks.adapters import list_benchmark
 from zar_ray.data.classes import class_list
+from zar_ray.data.listing import Listing
 from zar_ray.data.manifest import Manifest, VideoRow, write_manifest
 from zar_ray.data.options import AuditConfig
 from zar_ray.data.probing import probe_listing
@@ -120,9 +120,8 @@ def test_a_title_that_ends_in_another_class_is_not_taken_for_it() -> None:
         ("sword", "sword"),
         ("x_shoot_gun", "shoot gun"),
     ]
-    subject = Audited(
-        "x", tuple(VideoRow(f"{t}_{ending}", "", class_name=name) for t, name in videos), class_list("hmdb51")
-    )
+    rows = tuple(VideoRow(f"{t}_{ending}", "", class_name=name) for t, name in videos)
+    subject = Listing(rows, class_list("hmdb51"), name="x")
     assert [f.level for f in check_labels(subject)] == ["ok"]
 
 
@@ -190,14 +189,14 @@ def test_a_manifest(tmp_path: Path, put_video: Callable[[Path], Path]) -> None:
     assert found(report, "files") == [("wrong", 1, 4), ("wrong", 1, 4)]
     assert found(report, "duplicates") == [("ok", 0, 4)]
     assert found(report, "counts") == []
-    assert found(AuditReport(tuple(audit(Audited("none", (), names)))), "duplicates") == [("ok", 0, 0)]
+    assert found(AuditReport(tuple(audit(Listing((), names, name="none")))), "duplicates") == [("ok", 0, 0)]
 
 
 def test_copies_of_a_file_in_other_folders_are_found() -> None:
     paths = ["a/run.mp4", "b/run.mp4", "c/run.mp4", "c/jump.mp4"]
     sizes = [100, 100, 101, 100]
     videos = (VideoRow(p, "", class_name="x", size=s) for p, s in zip(paths, sizes, strict=True))
-    (finding,) = [f for f in audit(Audited("set", tuple(videos), ("x",))) if f.check == "duplicates"]
+    (finding,) = [f for f in audit(Listing(tuple(videos), ("x",), name="set")) if f.check == "duplicates"]
     assert (finding.level, finding.count, finding.details) == ("wrong", 1, ("run.mp4",))
 
 

@@ -286,7 +286,7 @@ def test_ssv2(tmp_path: Path, put_video: Put) -> None:
     }
     assert report.left_out == {"test": 1}
     (split,) = load_benchmark("ssv2").evaluations(manifest)
-    assert split.label_ids == (9, 173)
+    assert split.labels == ((9,), (173,))
     halves = [class_list(f"ssv2_{half}") for half in ("base", "novel")]
     for name, number in ((names[9], 2), (names[173], 3)):
         half = 0 if name in halves[0] else 1
@@ -365,9 +365,9 @@ def test_every_dataset_that_a_benchmark_names_has_an_adapter() -> None:
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"nowhere: no such folder$"):
-        Files.below(tmp_path / "nowhere")
+        Files(tmp_path / "nowhere")
     with pytest.raises(ManifestError, match=r"gone: no such folder$"):
-        Files.below(tmp_path, tmp_path / "gone")
+        Files(tmp_path, tmp_path / "gone")
 
 
 def test_the_command_writes_where_the_benchmark_looks(

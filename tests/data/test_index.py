@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from zar_ray.data.datasets import index_dataset
+from zar_ray.data.datasets import list_dataset
 from zar_ray.data.listing import list_csv, list_folder
 from zar_ray.data.manifest import Manifest, VideoRow
+from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ConfigError, ManifestError
 
 Put = Callable[[Path], Path]
@@ -34,7 +35,7 @@ def test_a_folder_becomes_a_manifest_with_its_broken_files(tmp_path: Path, put_v
     put_video(tmp_path / "jump" / "deeper" / "2.MP4")
     (tmp_path / "jump" / "empty.mp4").write_bytes(b"")
     (tmp_path / "jump" / "text.mp4").write_text("not a video, though its name says so")
-    manifest = index_dataset(tmp_path, workers=2)
+    manifest = probe_listing(list_dataset(tmp_path), workers=2)
 
     assert manifest.class_names == ("jump", "walk_run")
     assert (manifest.root, manifest.name) == (str(tmp_path), tmp_path.name)
@@ -116,7 +117,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
         "a/gone.mp4": ("a", "all"),
         "b/1.mp4": ("b", "all"),
     }
-    assert by_id(index_dataset(root, workers=1))["a/gone.mp4"].error == "no such file"
+    assert by_id(probe_listing(list_dataset(root), workers=1))["a/gone.mp4"].error == "no such file"
 
 
 def test_class_names_are_composed_and_ids_are_the_names_on_the_disk(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_name_that_is_not_unicode_is_a_row_with_an_error(tmp_path: Path, tiny_
     folder = os.fsencode(tmp_path / "a")
     Path(os.fsdecode(folder)).mkdir()
     Path(os.fsdecode(folder + b"/bad\xff.mp4")).write_bytes(tiny_video.read_bytes())
-    (row,) = index_dataset(tmp_path, workers=1).rows()
+    (row,) = probe_listing(list_dataset(tmp_path), workers=1).rows()
     assert row.error == "the file's name is not UTF-8; rename it"
     assert row.video_id == "a/bad\\udcff.mp4"
 
@@ -171,7 +172,7 @@ def test_a_csv_becomes_a_manifest(tmp_path: Path, put_video: Put) -> None:
         f"{outside},,\r\n"
         'gone.mp4,"shooting, with a ball",val\r\n'.encode()
     )
-    manifest = index_dataset(csv, workers=1)
+    manifest = probe_listing(list_dataset(csv), workers=1)
     assert manifest.class_names == ("running", "shooting, with a ball")
     assert (manifest.name, manifest.root) == ("list", str(tmp_path / "set"))
     rows = by_id(manifest)
@@ -235,7 +236,7 @@ def test_a_csv_label_outside_the_class_names_is_answered_with_its_line(tmp_path:
 def test_the_same_files_give_the_same_manifest_however_many_processes(tmp_path: Path, put_video: Put) -> None:
     for n in range(5):
         put_video(tmp_path / f"class_{n % 2}" / f"{n}.mp4")
-    one, two = index_dataset(tmp_path, workers=1), index_dataset(tmp_path, workers=2)
+    one, two = probe_listing(list_dataset(tmp_path), workers=1), probe_listing(list_dataset(tmp_path), workers=2)
     assert one.table.equals(two.table)
 
 
@@ -245,4 +246,4 @@ def test_a_decoder_that_is_not_installed_is_one_error_and_not_one_a_file(
     touch(tmp_path, "a/1.mp4")
     monkeypatch.setattr("zar_ray.data.probing.has_decord", lambda: False)
     with pytest.raises(ConfigError, match="decord is not installed here; use --decoder auto or --decoder pyav"):
-        index_dataset(tmp_path, decoder="decord")
+        probe_listing(list_dataset(tmp_path), "decord")

@@ -6,7 +6,7 @@ import pytest
 from zar_ray.data.classes import class_list, known_class_lists, name_key
 from zar_ray.data.datasets import known_benchmarks, load_benchmark
 from zar_ray.data.manifest import Manifest, VideoRow
-from zar_ray.data.protocols import Protocol, evaluation_splits, whole_split
+from zar_ray.data.protocols import whole_split
 from zar_ray.errors import ConfigError, ManifestError
 
 SIZES = {
@@ -114,7 +114,7 @@ def test_a_video_is_in_as_many_splits_as_its_class_is_in() -> None:
     assert [s.name for s in splits] == ["1", "2", "3"]
     for split, names in zip(splits, lists, strict=True):
         assert split.class_names == names
-        labels = dict(zip(split.video_ids, split.label_ids, strict=True))
+        labels = {i: label for i, (label,) in zip(split.video_ids, split.labels, strict=True)}
         assert names[labels["e.mp4"]] == everywhere
         assert ("o.mp4" in labels) == (split.name == "1")
         assert "k400.mp4" not in labels
@@ -157,13 +157,13 @@ def test_the_published_label_files_swap_is_an_option_and_counted() -> None:
     ]
     assert [s.relabelled for s in right] == [2, 2, 0]
     assert right[0].class_names == names
-    assert right[0].label_ids == legacy[0].label_ids == (20, 21, 50)
+    assert right[0].labels == legacy[0].labels == ((20,), (21,), (50,))
     assert (legacy[0].class_names[20], legacy[0].class_names[21]) == ("kick ball", "kick")
     assert (legacy[0].class_names[44], legacy[0].class_names[45]) == ("sword exercise", "sword")
     assert "split 1: 2 of 3 videos are scored differently: uses the right names" in right[0].notes[-1]
     assert "uses the published label files' names" in legacy[0].notes[-1]
     few = right[0].restricted_to({"kick/1.avi", "sword/1.avi"})
-    assert (few.video_ids, few.label_ids, few.relabelled, len(few)) == (("kick/1.avi",), (20,), 1, 1)
+    assert (few.video_ids, few.labels, few.relabelled, len(few)) == (("kick/1.avi",), ((20,),), 1, 1)
     base, novel = load_benchmark("hmdb51-base2novel").evaluations(videos, legacy_labels=True)
     assert (base.class_names[19], base.class_names[20]) == ("sword exercise", "sword")
     assert (novel.class_names[20], novel.class_names[21]) == ("kick ball", "kick")
@@ -173,7 +173,7 @@ def test_the_published_label_files_swap_is_an_option_and_counted() -> None:
 def test_class_names_may_be_spelled_as_folders_are() -> None:
     videos = manifest_of(("brush_hair", "kick_ball"), ("a", "brush_hair", ("test1",)), ("b", "kick_ball", ("test1",)))
     (split,) = load_benchmark("hmdb51").evaluations(videos, "1")
-    assert [split.class_names[i] for i in split.label_ids] == ["brush hair", "kick ball"]
+    assert [split.class_names[i] for (i,) in split.labels] == ["brush hair", "kick ball"]
 
 
 def test_several_labels_a_video() -> None:
@@ -185,8 +185,6 @@ def test_several_labels_a_video() -> None:
     ]
     (split,) = load_benchmark("charades").evaluations(Manifest.of(rows, names, "/data", "charades"))
     assert (split.video_ids, split.labels, split.multi_label) == (("a.mp4", "b.mp4"), ((1, 3), ()), True)
-    with pytest.raises(ConfigError, match="split test is multi-label"):
-        _ = split.label_ids
 
 
 def test_what_a_manifest_lacks_is_named_with_the_way_out() -> None:
@@ -209,14 +207,13 @@ def test_what_a_manifest_lacks_is_named_with_the_way_out() -> None:
         load_benchmark("demo").evaluations(videos)
     with pytest.raises(ConfigError, match='no class list "hmdb52"; did you mean "hmdb51"'):
         class_list("hmdb52")
-    assert evaluation_splits(Protocol(name="none"), videos) == ()
 
 
 def test_a_manifest_of_its_own_is_one_split_over_its_own_names() -> None:
     videos = manifest_of(("c", "C++"), ("a", "C++", ("val",)), ("b", "c", ("train",)), ("u", None, ("val",)))
     split = whole_split(videos)
     assert (split.name, split.class_names, split.video_ids) == ("all", ("c", "C++"), ("a", "b", "u"))
-    assert split.label_ids == (1, 0, None)
+    assert split.labels == ((1,), (0,), ())
     assert whole_split(videos, "val").video_ids == ("a", "u")
     assert whole_split(videos, "val").notes == ("set, split val: 1 of the 2 classes have no video here",)
     with pytest.raises(ManifestError, match='set: no split "tst"'):

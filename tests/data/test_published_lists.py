@@ -56,8 +56,8 @@ def test_every_published_list_has_its_count(lists: Path) -> None:
     assert {path.relative_to(lists).as_posix() for path in lists.rglob("*.txt")} == COUNTS.keys()
     for place, (labels, count) in COUNTS.items():
         one = read_list(str(lists / place), labels)
-        assert len(one.entries) == count, place
-        used = Counter(entry.label_id for entry in one.entries)
+        assert len(one.videos) == count, place
+        used = Counter(entry.label_id for entry in one.videos)
         assert set(used) == set(range(len(one.class_names))), place
         if "fs_base" in place:
             assert set(used.values()) == {16}, place
@@ -66,12 +66,12 @@ def test_every_published_list_has_its_count(lists: Path) -> None:
 def imported(data: str, specs: list[str], root: Path, name: str | None = None) -> Manifest:
     """The manifest that importing makes, files taken for good without opening them; one is really there."""
     lists = read_lists(specs, (), load_benchmark(name or data).splits)
-    first = lists[0].entries[0].path
+    first = lists[0].videos[0].video_id
     (root / first).parent.mkdir(parents=True, exist_ok=True)
     (root / first).write_bytes(b"")
     for one in lists[1:]:  # a split of which nothing is there makes no rows
-        (root / one.entries[-1].path).parent.mkdir(parents=True, exist_ok=True)
-        (root / one.entries[-1].path).write_bytes(b"")
+        (root / one.videos[-1].video_id).parent.mkdir(parents=True, exist_ok=True)
+        (root / one.videos[-1].video_id).write_bytes(b"")
     listing, report = list_benchmark(data, root, lists=lists)
     assert not report.unused
     ids = {label: n for n, label in enumerate(listing.class_names)}
@@ -93,7 +93,7 @@ def test_the_imported_k600_lists_are_the_protocol(lists: Path, tmp_path: Path) -
     assert not any(s.notes for s in splits)
     for split, file in zip(splits, files, strict=True):
         one = read_list(file, f"kinetics600_zero_shot_{split.name}")
-        assert dict(zip(split.video_ids, split.label_ids, strict=True)) == {e.path: e.label_id for e in one.entries}
+        assert dict(zip(split.video_ids, split.labels, strict=True)) == {e.video_id: (e.label_id,) for e in one.videos}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_imported_lists_fill_a_benchmarks_splits(
     assert benchmark.videos == len(manifest)
     for split, place in zip(splits, places, strict=True):
         one = read_list(str(lists / place), COUNTS[place][0])
-        assert dict(zip(split.video_ids, split.label_ids, strict=True)) == {e.path: e.label_id for e in one.entries}
+        assert dict(zip(split.video_ids, split.labels, strict=True)) == {e.video_id: (e.label_id,) for e in one.videos}
     if data == "hmdb51":
         assert [s.relabelled for s in splits] == ([120] * 3 if name == "hmdb51" else [60, 60])
 

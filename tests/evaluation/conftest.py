@@ -10,12 +10,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from zar_ray.data.datasets import index_dataset
+from zar_ray.data.datasets import list_dataset
+from zar_ray.data.probing import probe_listing
 from zar_ray.data.protocols import whole_split
-from zar_ray.evaluation.planning import AskedModel, asked_settings, job_spec, load_card, plan_model
+from zar_ray.evaluation.planning import AskedModel, asked_settings, job_spec, plan_model
 from zar_ray.evaluation.recovery import lacking
 from zar_ray.evaluation.spec import JobSpec
-from zar_ray.evaluation.stages.adapt import AdaptStage, ReplicaSpec
+from zar_ray.evaluation.stages.adapt import AdaptStage
 from zar_ray.evaluation.stages.decode import DecodeStage
 from zar_ray.evaluation.streams import StreamState, stream_methods
 from zar_ray.evaluation.workload import Workload
@@ -41,7 +42,7 @@ class Begun:
 
     workload: Workload
     spec: JobSpec
-    replicas: ReplicaSpec
+    told: tuple
 
     @property
     def folder(self) -> RunFolder:
@@ -55,8 +56,11 @@ class Begun:
     def rows(self) -> list[ResultRow]:
         return to_rows(self.folder.results())
 
+    def adapt(self) -> AdaptStage:
+        return AdaptStage(*self.told)
+
     def evaluate(self, videos: pa.Table) -> pa.Table:
-        return AdaptStage(self.replicas)(DecodeStage(self.spec)(videos))
+        return self.adapt()(DecodeStage(self.spec)(videos))
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +75,7 @@ def larger_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture
 def workload(video_folder) -> Workload:
     """Twelve videos of three classes."""
-    manifest = index_dataset(video_folder)
+    manifest = probe_listing(list_dataset(video_folder))
     return Workload.of(manifest, [whole_split(manifest)])
 
 
@@ -90,11 +94,11 @@ def begin(workload, tmp_path) -> Callable[..., Begun]:
             }
             asked = AskedModel(checkpoint.stem, (EvalConfig.model_validate(values),))
             settings = asked_settings(asked, videos)
-            models.append(plan_model(asked.label, number, settings, load_card(settings)))
+            models.append(plan_model(asked.label, number, settings))
         streams = stream_methods(one.options for model in models for one in model.settings)
         spec = job_spec(videos, models, ["default"], Storage(str(tmp_path / name)), streams)
         if streams:
             StreamState(0, {}).write(spec.storage)
-        return Begun(videos, spec, ReplicaSpec(spec, tuple(model.settings for model in models), 1))
+        return Begun(videos, spec, (spec, tuple(model.settings for model in models), 1))
 
     return make

@@ -1,27 +1,26 @@
 """Stored features are what was written, or they are not used; whatever happens to the store's files."""
 
-import dataclasses
 import json
 import multiprocessing
 import os
 import pickle
+import re
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zar_ray.errors import RunError, VideoError
 from zar_ray.evaluation.feature_store import (
-    FeatureSpace,
+    DamagedError,
     FeatureStore,
     ImageKey,
-    Missing,
     Stored,
     VideoFacts,
+    feature_space,
     image_keys,
 )
 from zar_ray.storage import Storage
@@ -29,12 +28,14 @@ from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
 from zar_ray.video.transforms import Preprocessing
 
-SPACE = FeatureSpace(
-    "weights", "fp32", "auto", "0.6.0", "18.1.0", 224, (0.5, 0.25, 0.125), (0.1, 0.2, 0.3), "bicubic", 1
-)
+SPACE = {
+    **{"model": "weights", "precision": "fp32", "decoder": "auto", "decord": "0.6.0", "pyav": "18.1.0"},
+    **{"input_size": 224, "mean": [0.5, 0.25, 0.125], "std": [0.1, 0.2, 0.3], "interpolation": "bicubic", "layout": 1},
+}
+KEY = "b7e3ae1d3651"
 FACTS = VideoFacts("decord", "the end is cut off", 95, 320, 240)
 VIDEO = "ab" * 16
-KEYS = tuple(ImageKey((frame,), 224, 0, left, 224) for frame in (0, 3, 94) for left in (0, 37, 74))
+KEYS = tuple(ImageKey(frame, 224, 0, left, 224) for frame in (0, 3, 94) for left in (0, 37, 74))
 
 
 def some_embeddings(count=9, dimensions=8, seed=0):
@@ -53,8 +54,12 @@ def store(tmp_path):
 @pytest.fixture
 def entry(store, tmp_path):
     """The one stored video's file."""
-    store.write(VIDEO, KEYS, some_embeddings(), FACTS)
-    return tmp_path / "store" / SPACE.key / VIDEO[:2] / f"{VIDEO}.parquet"
+    write(store, KEYS, some_embeddings())
+    return tmp_path / "store" / KEY / VIDEO[:2] / f"{VIDEO}.features"
+
+
+def write(store, keys, embeddings, facts=FACTS, video=VIDEO):
+    store.write(video, Stored(tuple(keys), embeddings, facts))
 
 
 def assert_stored(found, embeddings, facts=FACTS):
@@ -64,23 +69,23 @@ def assert_stored(found, embeddings, facts=FACTS):
     assert found.embeddings.tobytes() == embeddings.tobytes()
 
 
-def assert_missing(found, reason):
-    assert isinstance(found, Missing)
-    assert found.reason == reason
-    assert "\n" not in found.detail
+def assert_damaged(store, video=VIDEO):
+    with pytest.raises(DamagedError, match=video) as caught:
+        store.read(video, KEYS)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_written_is_read_back_to_the_bit(store):
     embeddings = some_embeddings()
     embeddings[0, :4] = [-0.0, np.float32(1e-45), np.finfo(np.float32).max, np.pi]
-    store.write(VIDEO, KEYS, embeddings, FACTS)
+    write(store, KEYS, embeddings)
     assert_stored(store.read(VIDEO, KEYS), embeddings)
     assert_stored(pickle.loads(pickle.dumps(store)).read(VIDEO, KEYS), embeddings)
 
 
-frame_tuples = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5).map(tuple)
+frames = st.integers(0, 2**31 - 1)
 pixels = st.integers(0, 4000)
-some_keys = st.lists(st.builds(ImageKey, frame_tuples, pixels, pixels, pixels, pixels), max_size=12, unique=True)
+some_keys = st.lists(st.builds(ImageKey, frames, pixels, pixels, pixels, pixels), max_size=12, unique=True)
 floats = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
@@ -94,7 +99,7 @@ def test_any_keys_are_found_in_any_order(data):
     wanted = data.draw(st.lists(st.sampled_from(range(len(keys))), max_size=15)) if keys else []
     with tempfile.TemporaryDirectory() as folder:
         store = store_at(folder)
-        store.write(VIDEO, keys, embeddings, FACTS)
+        write(store, keys, embeddings)
         assert_stored(store.read(VIDEO, keys), embeddings)
         assert_stored(store.read(VIDEO, [keys[row] for row in wanted]), embeddings[wanted])
 
@@ -108,50 +113,41 @@ def test_the_images_of_a_smaller_plan_are_found_among_those_of_a_larger_one(stor
     assert len(set(keys)) == len(large.images)
     frame, box = large.images[-1]
     crop = large.boxes[box]
-    assert keys[-1] == ImageKey((int(large.frames[frame]),), 224, crop.top, crop.left, crop.size)
+    assert keys[-1] == ImageKey(int(large.frames[frame]), 224, crop.top, crop.left, crop.size)
 
     embeddings = some_embeddings(len(keys))
-    store.write(VIDEO, keys, embeddings, FACTS)
+    write(store, keys, embeddings)
     rows = [keys.index(key) for key in image_keys(small)]
     assert 0 < len(rows) < len(keys)
     assert_stored(store.read(VIDEO, image_keys(small)), embeddings[rows])
     assert_stored(store.read(VIDEO, image_keys(small.evaluation_only())), embeddings[np.array(rows)[small.evaluation]])
-    assert_missing(store.read(VIDEO, image_keys(plan(crops=5))), "incomplete")
+    assert store.read(VIDEO, image_keys(plan(crops=5))) is None
 
 
-def test_whole_views_are_kept_apart_from_their_frames(store):
-    views = [ImageKey((0, 5, 9), 224, 0, 0, 224), ImageKey((0, 5), 224, 0, 0, 224), ImageKey((5, 0), 224, 0, 0, 224)]
-    store.write(VIDEO, views, some_embeddings(3), FACTS)
-    assert_stored(store.read(VIDEO, views[::-1]), some_embeddings(3)[::-1])
-    assert_missing(store.read(VIDEO, [ImageKey((0,), 224, 0, 0, 224)]), "incomplete")
-
-
-def test_what_is_not_there_is_said(store):
-    assert_missing(store.read(VIDEO, KEYS), "absent")
-    store.write(VIDEO, KEYS[:4], some_embeddings(4), FACTS)
-    found = store.read(VIDEO, KEYS)
-    assert_missing(found, "incomplete")
-    assert "4 of 9 images" in found.detail
-    assert_missing(store.read("cd" * 16, KEYS), "absent")
+def test_a_video_is_found_only_with_all_its_images(store):
+    assert store.read(VIDEO, KEYS) is None
+    write(store, KEYS[:4], some_embeddings(4))
+    assert store.read(VIDEO, KEYS) is None
+    assert store.read("cd" * 16, KEYS) is None
 
 
 def test_writes_add_up_and_the_last_of_an_image_stands(store):
     first, second = some_embeddings(6, seed=1), some_embeddings(6, seed=2)
-    store.write(VIDEO, KEYS[:6], first, FACTS)
-    store.write(VIDEO, KEYS[3:], second, dataclasses.replace(FACTS, warning=None))
+    write(store, KEYS[:6], first)
+    write(store, KEYS[3:], second, FACTS._replace(warning=None))
     assert_stored(store.read(VIDEO, KEYS), np.concatenate([first[:3], second]))
-    other = dataclasses.replace(FACTS, warning="the picture stands still")
-    store.write(VIDEO, KEYS[:1], first[:1], other)
+    other = FACTS._replace(warning="the picture stands still")
+    write(store, KEYS[:1], first[:1], other)
     assert_stored(store.read(VIDEO, KEYS), np.concatenate([first[:3], second]), other)
 
 
 @pytest.mark.parametrize("change", [{"decoder": "pyav"}, {"frames": 94}, {"width": 318}, {"height": 238}])
 def test_features_of_two_ways_of_decoding_are_not_mixed(store, change):
-    facts = dataclasses.replace(FACTS, **change)
-    store.write(VIDEO, KEYS, some_embeddings(), FACTS)
-    store.write(VIDEO, KEYS[:2], some_embeddings(2, seed=1), facts)
+    facts = FACTS._replace(**change)
+    write(store, KEYS, some_embeddings())
+    write(store, KEYS[:2], some_embeddings(2, seed=1), facts)
     assert_stored(store.read(VIDEO, KEYS[:2]), some_embeddings(2, seed=1), facts)
-    assert_missing(store.read(VIDEO, KEYS), "incomplete")
+    assert store.read(VIDEO, KEYS) is None
 
 
 OTHER_SPACES = [
@@ -161,80 +157,52 @@ OTHER_SPACES = [
     {"decord": "none"},
     {"pyav": "19.0.0"},
     {"input_size": 336},
-    {"mean": (0.5, 0.25, 0.126)},
-    {"std": (0.1, 0.2, 0.4)},
+    {"mean": [0.5, 0.25, 0.126]},
+    {"std": [0.1, 0.2, 0.4]},
     {"interpolation": "bilinear"},
-    {"layout": SPACE.layout + 1},
+    {"layout": 2},
 ]
 
 
 def test_every_part_of_a_space_is_tried_here():
-    assert [name for change in OTHER_SPACES for name in change] == [f.name for f in dataclasses.fields(FeatureSpace)]
+    ours = feature_space("weights", "bf16", "auto", Preprocessing(224))
+    assert [name for change in OTHER_SPACES for name in change] == list(SPACE) == list(ours)
 
 
 @pytest.mark.parametrize("change", OTHER_SPACES, ids=lambda change: next(iter(change)))
 def test_another_space_does_not_see_the_entry(store, entry, tmp_path, change):
-    space = dataclasses.replace(SPACE, **change)
-    other = store_at(tmp_path / "store", space)
-    assert_missing(other.read(VIDEO, KEYS), "absent")
+    other = store_at(tmp_path / "store", {**SPACE, **change})
+    assert other.read(VIDEO, KEYS) is None
     # nor does it take a file that was moved to where its own would be
-    moved = tmp_path / "store" / space.key / VIDEO[:2] / entry.name
+    moved = tmp_path / "store" / other.key / VIDEO[:2] / entry.name
     moved.parent.mkdir(parents=True)
     moved.write_bytes(entry.read_bytes())
-    assert_missing(other.read(VIDEO, KEYS), "damaged")
+    assert_damaged(other)
     assert_stored(store.read(VIDEO, KEYS), some_embeddings())
 
 
-def test_the_space_of_a_run_is_the_same_everywhere_and_names_the_decoders():
-    space = FeatureSpace.of("weights", "bf16", "auto", Preprocessing(224))
-    assert space == FeatureSpace.of("weights", "bf16", "auto", Preprocessing(224, short_side=256))
-    assert space.pyav[0].isdigit()
-    assert SPACE.key == "b7e3ae1d3651"
+def test_the_space_of_a_run_is_the_same_everywhere_and_names_the_decoders(tmp_path):
+    space = feature_space("weights", "bf16", "auto", Preprocessing(224))
+    assert space == feature_space("weights", "bf16", "auto", Preprocessing(224, short_side=256))
+    assert space["pyav"][0].isdigit()
+    assert store_at(tmp_path).key == KEY
 
 
 def test_a_space_describes_itself(store, tmp_path):
-    store.write(VIDEO, KEYS, some_embeddings(), FACTS)
-    written = tmp_path / "store" / SPACE.key / "space.json"
-    assert json.loads(written.read_text()) == SPACE.description
+    write(store, KEYS, some_embeddings())
+    written = tmp_path / "store" / KEY / "space.json"
+    assert json.loads(written.read_text()) == SPACE
     written.unlink()
     store.prepare()
-    assert json.loads(written.read_text()) == SPACE.description
+    assert json.loads(written.read_text()) == SPACE
 
 
 def test_an_entry_of_another_video_is_not_taken(store, entry):
     other = "ac" * 16
-    target = entry.parent.parent / "ac" / f"{other}.parquet"
+    target = entry.parent.parent / "ac" / f"{other}.features"
     target.parent.mkdir()
     target.write_bytes(entry.read_bytes())
-    assert_missing(store.read(other, KEYS), "damaged")
-
-
-def without_a_column(entry):
-    pq.write_table(pq.read_table(entry).drop_columns(["left"]), entry)
-
-
-def with_nan(entry):
-    table = pq.read_table(entry)
-    column = table["embedding"].combine_chunks()
-    values = column.flatten().to_numpy().copy()
-    values[5] = np.nan
-    changed = type(column).from_arrays(values, column.type.list_size)
-    pq.write_table(table.set_column(5, table.schema.field(5), changed), entry)
-
-
-def with_other_dimensions(entry):
-    table = pq.read_table(entry)
-    column = table["embedding"].combine_chunks()
-    changed = type(column).from_arrays(column.flatten()[::2], column.type.list_size // 2)
-    pq.write_table(table.set_column(5, "embedding", changed), entry)
-
-
-def without_a_header(entry):
-    pq.write_table(pq.read_table(entry).replace_schema_metadata(None), entry)
-
-
-def without_a_row(entry):
-    pq.write_table(pq.read_table(entry).slice(1), entry)
+    assert_damaged(store, other)
 
 
 DAMAGE = {
@@ -243,60 +211,27 @@ DAMAGE = {
     "cut in the middle": lambda entry: entry.write_bytes(entry.read_bytes()[:900]),
     "not Parquet": lambda entry: entry.write_text("features\n" * 99),
     "zeros": lambda entry: entry.write_bytes(bytes(len(entry.read_bytes()))),
-    "a column less": without_a_column,
-    "a row less": without_a_row,
-    "not a number": with_nan,
-    "other dimensions": with_other_dimensions,
-    "no header": without_a_header,
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_said_with_its_file_and_mended_by_the_next_write(store, entry, damage):
     DAMAGE[damage](entry)
-    found = store.read(VIDEO, KEYS)
-    assert_missing(found, "damaged")
-    assert str(entry) in found.detail
-    store.write(VIDEO, KEYS[:2], some_embeddings(2), FACTS)
+    with pytest.raises(DamagedError, match=re.escape(str(entry))):
+        store.read(VIDEO, KEYS)
+    write(store, KEYS[:2], some_embeddings(2))
     assert_stored(store.read(VIDEO, KEYS[:2]), some_embeddings(2))
-    assert_missing(store.read(VIDEO, KEYS), "incomplete")
+    assert store.read(VIDEO, KEYS) is None
 
 
 @pytest.mark.parametrize("bits_at", [lambda position: 1 << position % 8, lambda _: 0xFF], ids=["one bit", "all bits"])
-def test_a_changed_byte_anywhere_is_found_or_harmless(store, entry, bits_at):
+def test_a_changed_byte_anywhere_is_found(store, entry, bits_at):
     content = entry.read_bytes()
-    harmless = 0
     for position in range(len(content)):
         changed = bytes([content[position] ^ bits_at(position)])
         entry.write_bytes(content[:position] + changed + content[position + 1 :])
-        found = store.read(VIDEO, KEYS)
-        if isinstance(found, Stored):
-            harmless += 1
-            assert_stored(found, some_embeddings())
-        else:
-            assert_missing(found, "damaged")
-    # Parquet holds the schema twice, and fields that say nothing which is read.
-    assert harmless < len(content) / 2
+        assert_damaged(store)
     entry.write_bytes(content)
-    assert_stored(store.read(VIDEO, KEYS), some_embeddings())
-
-
-@pytest.mark.parametrize(
-    ("keys", "embeddings"),
-    [
-        (KEYS, some_embeddings(8)),
-        (KEYS, some_embeddings().astype(np.float64)),
-        (KEYS, some_embeddings().ravel()),
-        (KEYS, some_embeddings()[:, :0]),
-        (KEYS, np.full((len(KEYS), 8), np.nan, np.float32)),
-        (KEYS, np.full((len(KEYS), 8), np.inf, np.float32)),
-        (KEYS[:1] * 2, some_embeddings(2)),
-    ],
-    ids=["a row short", "float64", "flat", "no dimensions", "NaN", "infinite", "an image twice"],
-)
-def test_what_could_not_be_read_back_is_not_written(store, entry, keys, embeddings):
-    with pytest.raises(ValueError, match="embeddings"):
-        store.write(VIDEO, keys, embeddings, FACTS)
     assert_stored(store.read(VIDEO, KEYS), some_embeddings())
 
 
@@ -340,11 +275,11 @@ def test_the_same_bytes_elsewhere_are_the_same_video(store, tmp_path):
 def test_a_changed_file_with_stored_features_is_stale_once(store, tmp_path):
     video = tmp_path / "a.mp4"
     video.write_bytes(b"one")
-    store.write(store.content(video).hash, KEYS, some_embeddings(), FACTS)
+    write(store, KEYS, some_embeddings(), video=store.content(video).hash)
     video.write_bytes(b"other")
     changed = store.content(video)
     assert changed.stale
-    assert_missing(store.read(changed.hash, KEYS), "absent")
+    assert store.read(changed.hash, KEYS) is None
     assert not store.content(video).stale
     video.write_bytes(b"yet another")
     assert not store.content(video).stale
@@ -373,7 +308,7 @@ def test_a_video_that_cannot_be_read_is_its_own_failure(store, tmp_path):
 def test_a_store_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
     store = store_at(tmp_path / "file")
-    for attempt in (store.prepare, lambda: store.write(VIDEO, KEYS, some_embeddings(), FACTS)):
+    for attempt in (store.prepare, lambda: write(store, KEYS, some_embeddings())):
         with pytest.raises(RunError, match="cannot be written") as caught:
             attempt()
         assert "\n" not in str(caught.value)
@@ -384,22 +319,15 @@ def test_workers_that_write_at_once_leave_a_readable_entry(store, tmp_path):
     embeddings = some_embeddings()
     rounds, parts = 10, [slice(0, 3), slice(3, 6)]
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(store.write, VIDEO, KEYS[part], embeddings[part], FACTS)
-            for _ in range(rounds)
-            for part in parts
-        ]
+        jobs = [pool.submit(write, store, KEYS[part], embeddings[part]) for _ in range(rounds) for part in parts]
         while not all(job.done() for job in jobs):
-            found = store.read(VIDEO, KEYS[:6])
-            assert isinstance(found, Stored) or found.reason != "damaged"
+            store.read(VIDEO, KEYS[:6])
     for job in jobs:
         job.result()
     found = [store.read(VIDEO, KEYS[part]) for part in parts]
     # one writer may have lost the other's images, but its own are there, and all that is there is right
-    assert any(isinstance(one, Stored) for one in found)
+    assert any(found)
     for one, part in zip(found, parts, strict=True):
-        if isinstance(one, Stored):
+        if one is not None:
             assert_stored(one, embeddings[part])
-        else:
-            assert_missing(one, "incomplete")
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]

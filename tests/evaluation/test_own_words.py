@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zar_ray.evaluation.planning import AskedModel, asked_settings, load_card, plan_model
+from zar_ray.evaluation.planning import AskedModel, asked_settings, plan_model
 from zar_ray.models.checkpoints import read_checkpoint, save_checkpoint
 from zar_ray.study.options import EvalConfig
 
@@ -22,33 +22,32 @@ def planned(workload, checkpoint, **given):
     views = {"frames": 2, "eval_frames": 2, "views_per_rate": 1, "crops": 1}
     options = EvalConfig(checkpoint=checkpoint, views=views, device="cpu", method=("zero_shot",), **given)
     settings = asked_settings(AskedModel("it", (options,)), workload)
-    card = load_card(settings)
-    return plan_model("it", 0, settings, card), card
+    return plan_model("it", 0, settings)
 
 
 def test_they_are_said_and_written_down(workload, vificlip):
-    model, card = planned(workload, vificlip)
-    assert any('its prompts start with "a photo of a"' in remark for remark in card.remarks)
+    model = planned(workload, vificlip)
+    assert any('its prompts start with "a photo of a"' in remark for remark in model.remarks)
     (setting,) = model.settings
     assert setting.options.context == "a photo of a"
     assert {one.context for one in setting.prompts} == {"a photo of a"}
-    named, _ = planned(workload, vificlip, context="a photo of a")
+    named = planned(workload, vificlip, context="a photo of a")
     assert [case.case_id for case in named.cases] == [case.case_id for case in model.cases]
 
 
 def test_other_words_go_before_them(workload, vificlip):
-    model, card = planned(workload, vificlip, context="a video of a")
+    model = planned(workload, vificlip, context="a video of a")
     assert model.settings[0].options.context == "a video of a"
-    assert not any("prompts start" in remark for remark in card.remarks)
+    assert not any("prompts start" in remark for remark in model.remarks)
 
 
 def test_a_plain_clip_says_nothing_and_writes_its_words_down(workload, tiny_checkpoint):
-    model, card = planned(workload, tiny_checkpoint)
+    model = planned(workload, tiny_checkpoint)
     assert model.settings[0].options.context == "a video of a"
-    assert not any("prompts start" in remark for remark in card.remarks)
+    assert not any("prompts start" in remark for remark in model.remarks)
 
 
 def test_a_template_stands_for_itself(workload, vificlip):
-    model, card = planned(workload, vificlip, template="{}, an action")
+    model = planned(workload, vificlip, template="{}, an action")
     assert model.settings[0].options.context is None
-    assert not any("prompts start" in remark for remark in card.remarks)
+    assert not any("prompts start" in remark for remark in model.remarks)

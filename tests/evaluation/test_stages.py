@@ -69,7 +69,7 @@ def test_a_shared_pass_gives_each_model_what_it_gets_alone(begin, tiny_checkpoin
     assert len(decoded) == len({path for path, _ in decoded}) == 4, "each video is decoded once"
     inputs = [[one["models"] for one in of_video] for of_video in block["inputs"].to_pylist()]
     assert inputs == [[[0], [1]], [[0], [1]], [[1]], [[0], [1]]]
-    status = AdaptStage(shared.replicas)(block)
+    status = shared.adapt()(block)
     assert status.schema.equals(STATUS_SCHEMA)
     assert status["video_id"].to_pylist() == videos["video_id"].to_pylist()
     assert status["failed"].to_pylist() == [False] * 4

@@ -12,7 +12,6 @@ from rich.console import Console
 from zar_ray.data.protocols import whole_split
 from zar_ray.errors import ConfigError, RunError
 from zar_ray.evaluation.recovery import unseen
-from zar_ray.evaluation.stages.adapt import AdaptStage
 from zar_ray.evaluation.stages.decode import DecodeStage
 from zar_ray.evaluation.streams import STATE, StreamState, check_methods, stream_methods
 from zar_ray.evaluation.workload import Workload
@@ -36,7 +35,7 @@ def ahead(run):
 
 def go_on(run, videos: int = 99) -> None:
     """What a session does: a new worker, and the next videos one by one."""
-    decode, adapt, todo = DecodeStage(run.spec), AdaptStage(run.replicas), ahead(run)
+    decode, adapt, todo = DecodeStage(run.spec), run.adapt(), ahead(run)
     for number in range(min(videos, len(todo))):
         adapt(decode(todo.slice(number, 1)))
 
@@ -94,13 +93,13 @@ def test_a_stream_depends_on_the_videos_before(start, workload):
 
 def test_a_video_out_of_order_is_refused(start):
     run = start("run")
-    todo, decode, stage = ahead(run), DecodeStage(run.spec), AdaptStage(run.replicas)
+    todo, decode, stage = ahead(run), DecodeStage(run.spec), run.adapt()
     stage(decode(todo.slice(0, 1)))
     stage(decode(todo.slice(2, 1)))  # the decoder of the one between died
     with pytest.raises(RuntimeError, match="came after video 3 of the stream"):
         stage(decode(todo.slice(1, 1)))
     with pytest.raises(RuntimeError, match="the stream has not seen video 3"):
-        AdaptStage(run.replicas)(decode(todo.slice(4, 1)))
+        run.adapt()(decode(todo.slice(4, 1)))
     assert StreamState.read(run.spec.storage).position == 3
 
 

@@ -6,7 +6,7 @@ import io
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +18,11 @@ import yaml
 from ray.train import Checkpoint, ScalingConfig
 from rich.console import Console
 
-from zar_ray.data.datasets import index_dataset
+from zar_ray.data.datasets import list_dataset
 from zar_ray.data.manifest import Manifest, write_manifest
+from zar_ray.data.probing import probe_listing
+from zar_ray.evaluation import pipeline, preflight
+from zar_ray.evaluation.planning import plan_model
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.record import RunSummary
 from zar_ray.results.rows import ResultRow, to_rows
@@ -52,11 +55,33 @@ class Ran:
         return to_rows(self.table)
 
 
+def _run_here(videos, block_size, retries, *, decode, told, resources, progress) -> None:
+    if len(videos):
+        stage = pipeline.AdaptStage(*told)
+        for start in range(0, len(videos), block_size):
+            progress.count(stage(decode(videos.slice(start, block_size))))
+
+
+@contextmanager
+def _stages_here() -> Iterator[None]:
+    """Has an evaluation run its stages one after the other in this process, in place of Ray's pools.
+
+    For runs that others are compared with, and for what does not depend on processes: their start takes seconds.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "run_blocks", _run_here)
+        patch.setattr(preflight, "check_nodes", lambda paths, storage: None)
+        patch.setattr(preflight, "check_model", lambda *asked: plan_model(*asked[:-1]))
+        threads = torch.get_num_threads()
+        yield
+        torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def evaluate(ray_cluster, tiny_checkpoint, tmp_path):
-    """Evaluates a dataset with the tiny CLIP; further options by name."""
+    """Evaluates a dataset with the tiny CLIP, on Ray or `here`, in this process; further options by name."""
 
-    def run(dataset: Path | str, **options) -> Ran:
+    def run(dataset: Path | str, here: bool = False, **options) -> Ran:
         values = {
             "dataset": str(dataset),
             "checkpoint": tiny_checkpoint,
@@ -66,7 +91,8 @@ def evaluate(ray_cluster, tiny_checkpoint, tmp_path):
             **options,
         }
         said = io.StringIO()
-        record = run_study(EvalConfig.model_validate(values), Console(file=said, width=120))
+        with _stages_here() if here else nullcontext():
+            record = run_study(EvalConfig.model_validate(values), Console(file=said, width=120))
         return Ran(record, RunFolder(Storage(f"{values['output']}/{record.whole.name}")), said.getvalue())
 
     return run
@@ -131,7 +157,7 @@ SMALLEST = {
 def broken_manifest(video_folder, tmp_path_factory) -> Path:
     """A manifest of the twelve videos, one of which is gone."""
     folder = tmp_path_factory.mktemp("broken")
-    manifest = index_dataset(video_folder)
+    manifest = probe_listing(list_dataset(video_folder))
     rows = list(manifest.rows())
     rows[5] = replace(rows[5], path=str(folder / "gone.mp4"))
     write_manifest(Manifest.of(rows, manifest.class_names, manifest.root, "broken"), folder / "broken.parquet")

@@ -85,7 +85,7 @@ def test_hmdb51_reports_three_splits_and_repeats_published_scoring(benchmark):
     # one class set: a video of several splits has one decision
     assert len({row.case_id for row in right.rows}) == 2
     assert "2 of 3 videos are scored differently: uses the right names" in right.printed
-    _, legacy = benchmark("hmdb51", legacy_labels=True, split="2", name="legacy")
+    _, legacy = benchmark("hmdb51", here=True, legacy_labels=True, split="2", name="legacy")
     check_counts(legacy, 3, [("2", 3)])
     names = {row.video_id.split("/")[1]: row.label for row in legacy.rows}
     assert names == {"wave": "wave", "kick": "kick ball", "kick_ball": "kick"}
@@ -93,7 +93,7 @@ def test_hmdb51_reports_three_splits_and_repeats_published_scoring(benchmark):
 
 
 def test_base_to_novel_is_a_protocol_with_a_harmonic_mean(benchmark):
-    _, ran = benchmark("hmdb51", protocol="base_to_novel")
+    _, ran = benchmark("hmdb51", here=True, protocol="base_to_novel")
     assert [split.classes for split in ran.summary.splits] == [26, 25]
     assert ran.summary.dataset == "hmdb51-base2novel"
     (harmonic,) = [one for one in ran.summary.averages if (one.method, one.metric) == ("zar", "top1")]
@@ -104,7 +104,7 @@ def test_base_to_novel_is_a_protocol_with_a_harmonic_mean(benchmark):
 
 
 def test_several_seeds_are_one_run_and_a_mean(benchmark):
-    _, ran = benchmark("hmdb51", protocol="base_to_novel", seeds=[3, 4], method=["zar"])
+    _, ran = benchmark("hmdb51", here=True, protocol="base_to_novel", seeds=[3, 4], method=["zar"])
     cells = ran.record.cells
     assert [(cell.coordinates, cell.summary.seed) for cell in cells] == [({"seed": "3"}, 3), ({"seed": "4"}, 4)]
     ((row,),) = (table.rows for table in ran.record.tables)
@@ -131,7 +131,7 @@ def test_several_seeds_are_one_run_and_a_mean(benchmark):
     ],
 )
 def test_every_video_of_a_benchmark_is_in_its_table(benchmark, name, videos, splits):
-    present, ran = benchmark(name, batch_size=3)
+    present, ran = benchmark(name, here=True, batch_size=3)
     check_counts(ran, videos, splits)
     assert {row.label for row in ran.rows} == set(present)
 

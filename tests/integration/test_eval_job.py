@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from ray.data import DataContext
 
-from zar_ray.data.datasets import index_dataset
+from zar_ray.data.datasets import list_dataset
 from zar_ray.data.manifest import write_manifest
+from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ManifestError, RunError
 
 pytestmark = pytest.mark.slow
@@ -63,7 +64,7 @@ def test_results_do_not_depend_on_workers_batches_or_order(evaluate, make_video,
     root = tmp_path / "videos"
     for number in range(9):
         make_video(root / ("slow-model", "b", "c")[number % 3] / f"{number}.mp4", frames=10 + 5 * number, seed=number)
-    manifest = index_dataset(root)
+    manifest = probe_listing(list_dataset(root))
     shuffled = dataclasses.replace(manifest, table=manifest.table.take([7, 2, 0, 5, 1, 3, 8, 4, 6]))
     write_manifest(manifest, tmp_path / "in-order.parquet")
     write_manifest(shuffled, tmp_path / "shuffled.parquet")
@@ -100,7 +101,7 @@ def test_other_weights_under_the_same_name_are_another_run(
 
 
 def test_zero_shot_alone_encodes_the_evaluation_view_only(evaluate, video_folder):
-    ran = evaluate(video_folder, method=["zero_shot"], limit=3)
+    ran = evaluate(video_folder, here=True, method=["zero_shot"], limit=3)
     assert [row.images_encoded for row in ran.rows] == [4, 4, 4]
     assert all(row.views == 0 for row in ran.rows)
 
@@ -114,7 +115,7 @@ def test_bad_files_and_surprises_cost_one_row_each(evaluate, video_folder, make_
     (root / "green square" / "text.mp4").write_text("not a video")
     make_video(root / "green square" / "surprises-decoder.mp4")
     make_video(root / "green square" / "vanishes.mp4")
-    manifest = index_dataset(root)
+    manifest = probe_listing(list_dataset(root))
     write_manifest(manifest, tmp_path / "mixed.parquet")
     (root / "green square" / "vanishes.mp4").unlink()
 
@@ -161,12 +162,13 @@ def test_failed_videos_are_done_again_on_request(evaluate, make_video, tmp_path)
     root = tmp_path / "again"
     for number in range(4):
         make_video(root / ("a" if number % 2 else "b") / f"{number}.mp4", seed=number)
-    write_manifest(index_dataset(root), tmp_path / "again.parquet")
+    write_manifest(probe_listing(list_dataset(root)), tmp_path / "again.parquet")
     away = (root / "a" / "1.mp4").rename(tmp_path / "away.mp4")
-    first = evaluate(tmp_path / "again.parquet", name="again", max_failed=1)
+    first = evaluate(tmp_path / "again.parquet", here=True, name="again", max_failed=1)
     assert first.summary.failed == 1
     away.rename(root / "a" / "1.mp4")
-    assert evaluate(tmp_path / "again.parquet", name="again", max_failed=1).summary.failed == 1
+    second = evaluate(tmp_path / "again.parquet", here=True, name="again", max_failed=1)
+    assert second.summary.failed == 1
     third = evaluate(tmp_path / "again.parquet", name="again", retry_failed=True)
     assert (third.summary.failed, third.summary.resumed, third.summary.throughput.videos) == (0, 3, 1)
 
@@ -176,7 +178,7 @@ def test_unlabelled_videos_are_predicted_and_count_in_no_accuracy(evaluate, make
     make_video(tmp_path / "flat" / "b.mp4", seed=1)
     with pytest.raises(ManifestError, match="--class-names"):
         evaluate(tmp_path / "flat")
-    ran = evaluate(tmp_path / "flat", class_names="jumping,running,swimming")
+    ran = evaluate(tmp_path / "flat", here=True, class_names="jumping,running,swimming")
     assert ran.summary.unlabelled == 2
     assert all(row.correct_after is None and row.error is None for row in ran.rows)
     assert ran.summary.cases[0].headline is None
@@ -197,8 +199,7 @@ def test_the_run_folder_says_how_to_repeat_it(reference):
 
 
 def test_random_weights_are_named_in_every_output(evaluate, video_folder):
-    ran = evaluate(
-        video_folder, checkpoint=None, model="ViT-S-32-alt", pretrained="random", limit=1, method=["zero_shot"]
-    )
+    options = {"checkpoint": None, "model": "ViT-S-32-alt", "pretrained": "random", "method": ["zero_shot"]}
+    ran = evaluate(video_folder, here=True, limit=1, **options)
     assert ran.summary.random_weights
     assert "random" in ran.printed.lower()

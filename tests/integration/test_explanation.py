@@ -12,12 +12,10 @@ from torch.nn.functional import normalize
 
 from zar_ray.errors import ModelError, RunError
 from zar_ray.explain import explanation
-from zar_ray.explain.explanation import explain_videos
-from zar_ray.explain.maps import VideoMaps
 from zar_ray.models.attention import class_relevance
+from zar_ray.reporting import html_report
 from zar_ray.reporting.attention_figures import attention_figure
 from zar_ray.reporting.run_data import StudyData
-from zar_ray.reporting.run_sections import evaluation_of
 
 pytestmark = pytest.mark.slow
 
@@ -41,8 +39,8 @@ def place(ran) -> str:
     return ran.folder.storage.path()
 
 
-def maps_of(run: str, video_ids) -> tuple[VideoMaps, ...]:
-    return explain_videos(evaluation_of(StudyData.read(run).cells[0]), video_ids)
+def maps_of(run: str, video_ids) -> tuple[explanation.VideoMaps, ...]:
+    return html_report.maps_of(StudyData.read(run).cells[0], video_ids)
 
 
 def zar_rows(ran):
@@ -84,7 +82,7 @@ def test_maps_are_of_the_view_and_the_text_that_decided(ran, monkeypatch):
 
 def test_several_evaluation_views_are_explained_by_one(evaluate, video_folder):
     views = {"frames": 4, "eval_frames": 4, "eval_views": "2x3"}
-    ran = evaluate(video_folder, name="several", limit=1, views=views)
+    ran = evaluate(video_folder, here=True, name="several", limit=1, views=views)
     (maps,) = maps_of(place(ran), list(zar_rows(ran)))
     assert maps.remarks == ("The run averages its 2x3 evaluation views; shown is the centre crop.",)
 
@@ -95,7 +93,7 @@ def test_what_is_not_the_run_s_is_refused_in_one_line(ran, evaluate, video_folde
         maps_of(run, ["blue bar/9.mp4"])
     with pytest.raises(RunError, match=r"holds no run\.json"):
         maps_of(str(tmp_path), [])
-    untuned = evaluate(video_folder, name="untuned", limit=1, method=["zero_shot"])
+    untuned = evaluate(video_folder, here=True, name="untuned", limit=1, method=["zero_shot"])
     with pytest.raises(RunError, match="tunes nothing"):
         maps_of(place(untuned), [])
 
@@ -116,7 +114,7 @@ def test_class_texts_that_have_changed_are_noticed(evaluate, video_folder, tmp_p
     texts = tmp_path / "texts.csv"
     texts.write_text("class,text\nblue bar,a bar\ngreen square,a square\nred circle,a circle\n")
     whole = {"class_texts": texts, "template": "a video of a {}."}
-    ran = evaluate(video_folder, name="texts", limit=1, **whole)
+    ran = evaluate(video_folder, here=True, name="texts", limit=1, **whole)
     assert len(maps_of(place(ran), list(zar_rows(ran)))) == 1
     texts.write_text(texts.read_text().replace("a circle", "a disc"))
     with pytest.raises(RunError, match="its texts of the classes have changed since"):
@@ -127,7 +125,7 @@ def test_a_video_that_failed_or_is_gone_is_named(evaluate, make_video, tmp_path)
     kept = make_video(tmp_path / "videos" / "a" / "0.mp4")
     (tmp_path / "videos" / "b").mkdir()
     (tmp_path / "videos" / "b" / "1.mp4").write_text("no video")
-    ran = evaluate(tmp_path / "videos", name="gone", max_failed=1.0)
+    ran = evaluate(tmp_path / "videos", here=True, name="gone", max_failed=1.0)
     with pytest.raises(RunError, match=r"^b/1.mp4: failed in this run"):
         maps_of(place(ran), ["b/1.mp4"])
     kept.unlink()

@@ -34,7 +34,7 @@ def test_features_are_computed_once(evaluate, folder, tmp_path, same_results, ma
         assert 0 < row.bytes_shipped < before.bytes_shipped
 
     # damaged and outdated features are computed anew, and it is said
-    damaged, *_ = sorted(store.glob("*/??/*.parquet"))
+    damaged, *_ = sorted(store.glob("*/??/*.features"))
     damaged.write_bytes(damaged.read_bytes()[:-100])
     make_video(folder / "blue bar" / "3.mp4", frames=33, seed=77)
     mended = evaluate(folder, name="mended", features=str(store))

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from zar_ray.data.datasets import index_dataset
+from zar_ray.data.datasets import list_dataset
 from zar_ray.data.manifest import write_manifest
+from zar_ray.data.probing import probe_listing
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
 
@@ -41,7 +42,7 @@ def long_manifest(make_video, tmp_path, videos):
     root = tmp_path / "videos"
     for number in range(videos):
         make_video(root / ("left", "right", "up")[number % 3] / f"{number:02}.mp4", frames=12, seed=number)
-    write_manifest(index_dataset(root), tmp_path / "videos.parquet")
+    write_manifest(probe_listing(list_dataset(root)), tmp_path / "videos.parquet")
     return tmp_path / "videos.parquet"
 
 
@@ -56,7 +57,7 @@ def test_killed_at_random_points_gives_the_table_of_an_undisturbed_run(
     same_results,
     processes_below,
 ):
-    reference = evaluate(long_manifest, name="undisturbed")
+    reference = evaluate(long_manifest, here=True, name="undisturbed")
     folder = RunFolder(Storage(str(tmp_path / "runs" / "killed")))
     command = [
         *(sys.executable, "-m", "zar_ray.commands.main", "eval", "--dataset", str(long_manifest)),

@@ -26,7 +26,7 @@ def test_a_run_is_of_the_contexts_content(evaluate, video_folder, tiny_checkpoin
     # Workers have working folders of their own.
     monkeypatch.chdir(tmp_path)
     learned = evaluate(video_folder, name="learned", context=file.name, limit=4)
-    plain = evaluate(video_folder, name="plain", limit=4)
+    plain = evaluate(video_folder, here=True, name="plain", limit=4)
 
     def scores(ran):
         return {(row.video_id, row.method): row.top5_scores_after for row in ran.rows}

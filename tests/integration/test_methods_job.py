@@ -5,8 +5,9 @@ from __future__ import annotations
 import pyarrow.compute as pc
 import pytest
 
-from zar_ray.data.datasets import index_dataset
+from zar_ray.data.datasets import list_dataset
 from zar_ray.data.manifest import write_manifest
+from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ModelError, RunError
 from zar_ray.evaluation.streams import STATE
 
@@ -26,7 +27,7 @@ def test_every_cell_of_five_methods_is_that_of_its_own_run(evaluate, video_folde
     assert together.summary.failed == 0
     assert together.summary.order_dependent == ()
     for method in METHODS:
-        alone = evaluate(video_folder, name=f"alone-{method}", method=(method,), num_workers=1, **OPTIONS)
+        alone = evaluate(video_folder, here=True, name=f"alone-{method}", method=(method,), **OPTIONS)
         same_results(of_method(together.table, method), alone.table, same_work=False)
         if method == "zero_shot":
             (shared,) = {row.images_encoded for row in alone.rows}
@@ -60,14 +61,14 @@ def test_a_stream_goes_on_after_a_video_that_kills_its_process(evaluate, make_vi
     for number in range(6):
         name = f"{number}-{killer}.mp4" if number == 3 else f"{number}.mp4"
         make_video(root / ("left", "right")[number % 2] / name, seed=number)
-    whole = index_dataset(root)
+    whole = probe_listing(list_dataset(root))
     ordered = whole.table.sort_by([("video_id", "ascending")])
     kept = ordered.filter(pc.invert(pc.match_substring(ordered["video_id"], killer)))
     for name, table in (("all", ordered), ("kept", kept)):
         write_manifest(type(whole)(**{**vars(whole), "table": table}), tmp_path / f"{name}.parquet")
     options = {"method": ("tda",), "views": SMALL, "max_failed": 0.5}
     ran = evaluate(tmp_path / "all.parquet", name="all", **options)
-    expected = evaluate(tmp_path / "kept.parquet", name="kept", **options)
+    expected = evaluate(tmp_path / "kept.parquet", here=True, name="kept", **options)
     failed = [row for row in ran.rows if row.error is not None]
     assert [killer in row.video_id for row in failed] == [True]
     assert failed[0].error_stage == "worker"

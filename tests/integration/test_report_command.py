@@ -37,7 +37,7 @@ def test_a_real_run_has_every_section_filled_and_reaches_mlflow(evaluate, video_
     assert "report.html" in [one.path for one in client.list_artifacts(store.run_id)]
     assert Path(client.download_artifacts(store.run_id, "report.html")).read_text(encoding="utf-8") == page
 
-    other = evaluate(video_folder, name="other", mlflow=True, zar={"lr": 0.05})
+    other = evaluate(video_folder, here=True, name="other", mlflow=True, zar={"lr": 0.05})
     ids = [ran.summary.mlflow.run_id, other.summary.mlflow.run_id]
     output = str(Path(folder).parent / "both.html")
     assert main(["report", "compare", *ids, "--mlflow-uri", store.uri, "--output", output]) == 0
@@ -48,7 +48,7 @@ def test_a_real_run_has_every_section_filled_and_reaches_mlflow(evaluate, video_
 
 
 def test_a_study_of_several_cells_is_shown_and_its_cells_compared(evaluate, video_folder, tmp_path, capsys):
-    ran = evaluate(video_folder, name="study", limit=6, method=["zar"], seeds=[0, 1], sweep=["lr"])
+    ran = evaluate(video_folder, here=True, name="study", limit=6, method=["zar"], seeds=[0, 1], sweep=["lr"])
     assert "cells in one pass" in ran.printed
     folder, page = ran.folder.storage.path(), tmp_path / "page.html"
     assert main(["report", "run", folder, "--no-attention", "--output", str(page)]) == 0
@@ -71,7 +71,7 @@ def test_a_study_of_several_cells_is_shown_and_its_cells_compared(evaluate, vide
 
 
 def test_the_features_of_each_video_are_kept_once(evaluate, video_folder):
-    table = evaluate(video_folder, name="mine", limit=4).table
+    table = evaluate(video_folder, here=True, name="mine", limit=4).table
     kept = table.filter(table["video_feature"].is_valid())
     assert sorted(kept["video_id"].to_pylist()) == sorted(table["video_id"].unique().to_pylist())
     for feature in kept["video_feature"].to_pylist():

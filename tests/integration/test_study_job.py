@@ -148,6 +148,7 @@ def test_axes_multiply_into_one_job(ray_cluster, evaluate, study, tmp_path, same
     for cell in (record.cells[1], record.cells[3], record.cells[10]):
         alone = evaluate(
             study["dataset"],
+            here=True,
             name=cell.label.replace(" ", "-").replace(",", ""),
             **{
                 key: value

@@ -16,10 +16,9 @@ from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError, RunError
 from zar_ray.reporting.published.tables import load_table
 from zar_ray.reporting.published.view import compare
-from zar_ray.results.finished import find_runs
 from zar_ray.results.folder import CELLS
 from zar_ray.results.rows import to_rows
-from zar_ray.results.study_record import StudyRecord
+from zar_ray.results.study_record import StudyRecord, find_runs
 from zar_ray.study.options import EvalConfig
 
 pytestmark = pytest.mark.slow
@@ -71,7 +70,7 @@ def test_one_pass_serves_all_settings_as_separate_runs_would(ablate, evaluate, c
         ("crops", {"crops": 9}, {}),
     ):
         views = {"frames": 4, "eval_frames": 4, "short_side": SHORT_SIDE, **views}
-        alone = evaluate(counted_folder, name=name, views=views, zar=zar, method=["zar"])
+        alone = evaluate(counted_folder, here=True, name=name, views=views, zar=zar, method=["zar"])
         ids = alone.table["case_id"].unique()
         shared = swept.folder.results().filter(pc.field("case_id").isin(ids))
         same_results(alone.table, shared, same_work=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors import safe_open
 
 from zar_ray.errors import ConfigError, ManifestError, RunError
@@ -18,7 +20,7 @@ from zar_ray.models.options import ModelOptions
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.rows import to_rows
 from zar_ray.storage import Storage
-from zar_ray.training.job import cpus_per_worker, describe
+from zar_ray.training.job import cpus_per_worker, describe, run_training
 from zar_ray.training.options import AugmentConfig
 
 pytestmark = pytest.mark.slow
@@ -64,7 +66,7 @@ class TestOneTraining:
         notes = notes_of(result.best)
         assert notes["step"] in (10, 20, 30)
         options = {"checkpoint": result.best, "method": ("zero_shot",), "views": VIEWS, "max_failed": 1.0}
-        scores = evaluate(broken_manifest, **options).summary.cases[0].failures_excluded
+        scores = evaluate(broken_manifest, here=True, **options).summary.cases[0].failures_excluded
         assert (scores.videos, scores.after.top1.value) == (11, pytest.approx(notes["validation_top1"]))
 
     def test_decode_workers_read_what_threads_read(self, finished_training, train, in_this_process, tmp_path):
@@ -150,14 +152,15 @@ def test_only_the_context_is_trained_and_evaluates(
         result, _ = train(tiny_training(**start, steps=3, lr=0.05, validation=str(video_folder)))
     assert len(result.validations) == 2
     options = {"context": str(result.checkpoint), "method": ("zero_shot", "zar"), "views": VIEWS}
-    summary = evaluate(video_folder, **options).summary
+    summary = evaluate(video_folder, here=True, **options).summary
     assert summary.cases[0].headline.after.top1.value == pytest.approx(result.validations[-1].top1)
 
 
-def test_a_video_that_cannot_be_decoded_is_named(ray_cluster, train, tiny_training, broken_manifest):
-    config = tiny_training(dataset=str(broken_manifest), steps=3)
+def test_a_video_that_cannot_be_decoded_is_named(ray_cluster, tiny_training, broken_manifest):
+    config, said = tiny_training(dataset=str(broken_manifest), steps=3), io.StringIO()
     with pytest.raises(RunError, match=r"gone\.mp4: .*leave the video out") as caught:
-        train(config)
+        run_training(config, Console(file=said, width=200))
+    assert "going on" not in said.getvalue(), "another start would only repeat it"
     assert "\n" not in str(caught.value)
     assert "Traceback" not in str(caught.value)
     assert not config.output.exists()

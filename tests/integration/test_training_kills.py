@@ -68,8 +68,12 @@ def test_killed_twice_it_ends_as_if_it_had_not_been(ray_cluster, config, tmp_pat
     file, log = tmp_path / "train.yaml", tmp_path / "session.log"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, "-m", "zar_ray.commands.main", "train", "--config", str(file)]
+    # With the pause that it has between checkpoints outside tests, in which it is killed.
+    environment = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "2"}
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
         left_behind: set[int] = set()
         try:
             wait_for_checkpoints(config, process, 2, log)

@@ -58,7 +58,7 @@ def test_other_image_towers_run_as_open_clip_wrote_them(architecture):
     architecture["vision_cfg"] = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
     torch.manual_seed(0)
     clip = build_clip(architecture).eval()
-    assert unfit_vision(clip.visual) == "its image tower is a ModifiedResNet"
+    assert unfit_vision(clip.visual) == "its image tower is a ModifiedResNet, not a vision transformer of open_clip"
     pixels = torch.randn(2, 3, 32, 32)
     model = ClipModel(clip, "resnet", Preprocessing(32), architecture)
     with torch.no_grad():

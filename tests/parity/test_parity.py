@@ -7,9 +7,9 @@ import pytest
 from zar_ray.adaptation.tpt import TptConfig, update_of
 from zar_ray.adaptation.zar import adapt_zar_batch
 from zar_ray.errors import ConfigError
-from zar_ray.parity import check_fixtures, format_checks, run, zar_steps
-from zar_ray.parity.checks import compare
-from zar_ray.parity.tolerances import EXACT, Tolerance, tolerance_of
+from zar_ray.parity import run, zar_steps
+from zar_ray.parity.checks import EXACT, Tolerance, compare, format_checks, tolerance_of
+from zar_ray.parity.run import check_fixtures
 
 SYSTEMS = ("zar_step", "zar_step_pixels")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zar_ray.models.architecture import build_clip
-from zar_ray.parity import check_fixtures
+from zar_ray.parity.run import check_fixtures
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 DERIVED = {"module.prompt_learner.token_prefix": [7, 1, 64], "module.prompt_learner.token_suffix": [7, 68, 64]}

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from zar_ray.models.architecture import build_clip
-from zar_ray.parity import check_fixtures
 from zar_ray.parity.recipe import recipe_input, recipe_state_dict
+from zar_ray.parity.run import check_fixtures
 
 SEED = 77
 NAMES = ["Apply_Make_up", "ride bike", "jump"]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from zar_ray.explain.maps import ClassMaps, VideoMaps
+from zar_ray.explain.explanation import ClassMaps, VideoMaps
 from zar_ray.reporting.attention_figures import attention_figure
 from zar_ray.reporting.pages import Figure
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from zar_ray.errors import ConfigError, RunError
 from zar_ray.options.base import meaning
 from zar_ray.reporting import comparison as module
-from zar_ray.reporting.comparison_views import comparison_csv, report_comparison, write_comparison
+from zar_ray.reporting.comparison_views import report_comparison, write_comparison
 from zar_ray.reporting.run_data import StudyData
 from zar_ray.results.statistics import holm
 from zar_ray.study.options import EvalConfig
@@ -81,7 +81,7 @@ def test_the_table_fits_a_terminal_and_names_what_changed(runs):
 
 
 def test_csv_has_a_line_a_case(runs):
-    lines = list(csv.DictReader(io.StringIO(comparison_csv(compare_runs(runs)))))
+    lines = list(csv.DictReader(io.StringIO(shown(compare_runs(runs), "csv"))))
     assert [(line["run"], line["method"]) for line in lines] == [
         (run, method) for run in ("first", "second", "third") for method in ("zero_shot", "zar")
     ]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zar_ray.reporting.plots import ALL_CLASSES, confusion_picture, most_confused, per_class_csv
+from zar_ray.reporting.figures import ALL_CLASSES, confusion_picture, most_confused
+from zar_ray.reporting.summary_tables import per_class_csv
 from zar_ray.results.record import ClassAccuracy
 
 

@@ -25,8 +25,8 @@ from zar_ray.reporting.blocks import Form, show
 from zar_ray.reporting.published.matching import Measured, fill_command, training_commands
 from zar_ray.reporting.published.tables import known_tables, load_table, read_table
 from zar_ray.reporting.published.view import Cell, compare, report_table, table_blocks
-from zar_ray.results.finished import find_runs
 from zar_ray.results.record import Costs, ProtocolAverage
+from zar_ray.results.study_record import find_runs
 from zar_ray.study.axes import axes_of
 from zar_ray.study.options import AblateConfig, EvalConfig
 from zar_ray.study.plan import run_name

@@ -12,7 +12,7 @@ from pages_read import read_page
 
 from zar_ray.errors import ModelError, RunError
 from zar_ray.explain import explanation
-from zar_ray.explain.maps import ClassMaps, VideoMaps
+from zar_ray.explain.explanation import ClassMaps, VideoMaps
 from zar_ray.reporting import html_report
 from zar_ray.reporting.html_report import write_report, write_tables
 
@@ -62,8 +62,8 @@ def test_a_run_with_failures_has_every_section(tmp_path, videos, monkeypatch):
     folder = write_finished_run(tmp_path / "runs" / "mine", root=videos)
     asked = []
 
-    def explain(evaluation, video_ids):
-        asked.append((evaluation.place, evaluation.class_sets, list(video_ids)))
+    def explain(run, class_sets, results, videos, video_ids):
+        asked.append((run.place, class_sets, list(video_ids)))
         return [a_view(one) for one in video_ids]
 
     monkeypatch.setattr(explanation, "explain_videos", explain)
@@ -100,7 +100,7 @@ def test_the_file_goes_where_it_is_told_and_the_same_run_makes_the_same_file(tmp
 def test_missing_videos_weights_and_features_are_said(tmp_path, monkeypatch):
     folder = write_finished_run(tmp_path / "mine", features=False)
 
-    def explain(evaluation, video_ids):
+    def explain(run, class_sets, results, videos, video_ids):
         raise ModelError("tiny: no such weights")
 
     monkeypatch.setattr(explanation, "explain_videos", explain)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from zar_ray.reporting.study_tables import print_study, study_blocks, study_csv, study_markdown
 from zar_ray.reporting.summary_tables import RANDOM_WEIGHTS
-from zar_ray.results.statistics import PairedComparison
+from zar_ray.results.record import Estimate, PairedComparison
 from zar_ray.results.study_record import Score, StudyRecord
 
 
@@ -38,7 +38,7 @@ def models() -> StudyRecord:
     }
     record = make_record(cells)
     (table,) = record.tables
-    against = PairedComparison(0.075, (0.01, 0.14), 9, 3, 0.012)
+    against = PairedComparison(Estimate(0.075, 0.01, 0.14), 9, 3, 0.012)
     rows = tuple(
         replace(row, comparison=against, p_adjusted=0.024) if row.labels["model"] == "large" else row
         for row in table.rows

@@ -32,7 +32,7 @@ def test_known_counts_and_p():
     found = paired_comparison(*outcomes(8, 1, 11))
     assert (found.gained, found.lost, found.difference) == (8, 1, 7 / 20)
     assert found.p_value == pytest.approx(0.0390625)
-    assert found.interval[0] < 0.35 < found.interval[1]
+    assert found.top1.low < 0.35 < found.top1.high
 
 
 @given(pairs)
@@ -54,7 +54,7 @@ def test_the_order_of_videos_changes_nothing_and_exchange_changes_the_sign(pair,
     back = paired_comparison(after, before)
     assert (back.difference, back.gained, back.lost) == (-found.difference, found.lost, found.gained)
     assert back.p_value == pytest.approx(found.p_value)
-    low, high = found.interval
+    low, high = found.top1.low, found.top1.high
     assert -1 <= low <= found.difference <= high <= 1
 
 
@@ -68,14 +68,14 @@ def test_the_interval_is_that_of_a_paired_bootstrap_over_videos():
     redrawn = bootstrap(
         (before, after), difference, paired=True, vectorized=True, method="percentile", n_resamples=4000, rng=1
     ).confidence_interval
-    assert found.interval == pytest.approx((redrawn.low, redrawn.high), abs=0.012)
+    assert (found.top1.low, found.top1.high) == pytest.approx((redrawn.low, redrawn.high), abs=0.012)
 
 
 def test_no_change_in_few_videos_is_not_proof_of_none():
     before, after = outcomes(0, 0, 5)
     found = paired_comparison(before, after)
     assert (found.difference, found.p_value) == (0, 1)
-    assert found.interval == pytest.approx((-0.5218, 0.5218), abs=1e-3)
+    assert (found.top1.low, found.top1.high) == pytest.approx((-0.5218, 0.5218), abs=1e-3)
 
 
 def test_different_or_no_videos_are_refused():
@@ -117,7 +117,7 @@ def test_p_of_replicates_is_that_of_all_exchanges_of_whole_videos(pair):
     found = paired_comparison(before, after)
     assert found.p_value == pytest.approx((sums >= abs(changes.sum()) - 1e-9).mean())
     assert found.difference == pytest.approx(after.mean() - before.mean())
-    assert found.interval[0] <= found.difference <= found.interval[1]
+    assert found.top1.low <= found.difference <= found.top1.high
 
 
 def test_replicates_that_agree_are_one_measurement():
@@ -125,7 +125,7 @@ def test_replicates_that_agree_are_one_measurement():
     one = paired_comparison(before, after)
     three = paired_comparison(np.stack([before] * 3), np.stack([after] * 3))
     assert three.p_value == pytest.approx(one.p_value)
-    assert three.interval == pytest.approx(one.interval, abs=0.03)
+    assert (three.top1.low, three.top1.high) == pytest.approx((one.top1.low, one.top1.high), abs=0.03)
     right = np.stack([after] * 3)
     single, tripled = replicated_share(after[None]), replicated_share(right)
     assert single == share_estimate(int(after.sum()), len(after))

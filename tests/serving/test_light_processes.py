@@ -1,4 +1,4 @@
-"""Processes that only receive or decode load no PyTorch, which takes seconds and hundreds of megabytes of each."""
+"""Processes that only receive, decode or pass on load no PyTorch: seconds, and hundreds of megabytes, of each."""
 
 import subprocess
 import sys
@@ -15,6 +15,7 @@ pytestmark = pytest.mark.process
         "zar_ray.serving.decoder_deployment",
         "zar_ray.serving.sandbox_process",
         "zar_ray.evaluation.stages.decode",
+        "zar_ray.training.messages",
     ],
 )
 def test_it_loads_no_pytorch(module):

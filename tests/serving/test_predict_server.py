@@ -16,7 +16,7 @@ from serving_backends import LocalBackend, local_app
 
 from zar_ray.adaptation.options import AdaptationOptions, PredictConfig
 from zar_ray.commands.main import main
-from zar_ray.commands.remote_prediction import ASKED
+from zar_ray.commands.predict import ASKED
 from zar_ray.options.base import meaning
 from zar_ray.serving.methods import ServiceOptions
 

@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from zar_ray.commands.parsing import parse_run
 from zar_ray.errors import ConfigError, ManifestError, ModelError, RunError
 from zar_ray.models.checkpoints import read_checkpoint, save_checkpoint
-from zar_ray.study.axes import axes_of
-from zar_ray.study.mixtures import place_of, write_mixture
+from zar_ray.study.axes import axes_of, place_of, write_mixture
 from zar_ray.study.options import AblateConfig, EvalConfig
 from zar_ray.study.plan import describe, plan_study
 

@@ -79,7 +79,7 @@ class Bench:
         assert config.output is not None
         notes = {"name": config.output.stem, "training": config.model_dump(mode="json")}
         save_checkpoint(self.model, ARCHITECTURE, Preprocessing(input_size=32), config.output, notes)
-        return TrainResult(config.output, 10, 1.0, 0.5, 0.75, "folder")
+        return TrainResult(config.output, 10, 0.5, 0.75, "folder")
 
     def study(self, options: EvalConfig, console: Console, models: list[ModelChoice]) -> str:
         self.evaluated.append((options, models))

@@ -77,7 +77,7 @@ def test_an_average_over_replicates_is_of_the_splits_means_where_it_is_harmonic(
         ("mean", 0.6, 0.0),
     ):
         cells = [cell(0.8, 0.4, kind), cell(0.6, 0.6, kind)]
-        found = Group(None, cells, (), (0, 1), "zar", 0).average(scores)
+        found = Group(None, (0, 1), cells, (), "zar").average(scores)
         assert (found.value, found.std) == (pytest.approx(expected), pytest.approx(deviation))
     # One replicate has the deviation between the splits, as papers print it.
-    assert Group(None, [cell(0.8, 0.4, "mean")], (), (0,), "zar", 0).average(scores).std == pytest.approx(0.2)
+    assert Group(None, (0,), [cell(0.8, 0.4, "mean")], (), "zar").average(scores).std == pytest.approx(0.2)

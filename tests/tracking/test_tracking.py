@@ -14,9 +14,9 @@ from logged_store import send
 
 from zar_ray.errors import RunError, TrackingError
 from zar_ray.options.base import without_password
-from zar_ray.results.finished import FinishedStudy
 from zar_ray.results.folder import CELLS
 from zar_ray.results.record import ProtocolAverage
+from zar_ray.results.study_record import FinishedStudy
 from zar_ray.storage import Storage
 from zar_ray.tracking import TrainingTracker, logged_runs, put_below
 

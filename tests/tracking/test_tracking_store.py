@@ -16,7 +16,7 @@ from logged_store import LoggedStore, send
 
 import zar_ray
 from zar_ray.errors import TrackingError
-from zar_ray.results.finished import FinishedStudy
+from zar_ray.results.study_record import FinishedStudy
 from zar_ray.storage import Storage
 from zar_ray.tracking import default_uri, logged_runs
 from zar_ray.tracking.store import absolute_uri

@@ -108,7 +108,7 @@ def test_a_start_that_was_cut_off_is_completed(folder, client, monkeypatch):
         raise OSError("cut off")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "log_values", cut_off)
+        patch.setattr(training.store, "log_values", cut_off)
         with pytest.raises(TrackingError, match="cut off"):
             TrainingTracker.start(folder, None, CONFIG, DATA)
     tracker = TrainingTracker.start(folder, None, CONFIG, DATA)

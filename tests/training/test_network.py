@@ -274,10 +274,6 @@ class TestSaved:
         assert torch.equal(classes.initial_context, vectors_of(network))
         assert torch.allclose(evaluated(model, classes, pixels), network(pixels), atol=1e-4)
 
-    def test_only_a_trained_context_is_one(self, model):
-        with pytest.raises(ValueError, match="trains no context"):
-            network_of(model).learned_context({})
-
 
 class TestContext:
     def test_it_starts_from_its_words(self, model, pixels):

@@ -11,9 +11,10 @@ from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import RunError
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
+from zar_ray.training.messages import Validated
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import finished
-from zar_ray.training.progress import TrainingState, Validated, running_mean
+from zar_ray.training.progress import TrainingState, running_mean
 from zar_ray.training.worker import TrainingJob
 
 
@@ -33,9 +34,9 @@ def test_a_training_that_ended_early_is_no_finished_one(tmp_path, step, said):
     job = TrainingJob(config, (), ClassPrompts(("a", "b"), "a video of a"), None, 1, None, None)
     result, folder = SimpleNamespace(checkpoint=checkpoint), RunFolder(Storage(str(tmp_path)))
     with pytest.raises(RunError, match=rf"{said}: gone\.mp4: cannot be opened; the same command"):
-        finished(result, job, folder, 1.0, "gone.mp4: cannot be opened")
+        finished(result, job, folder, "gone.mp4: cannot be opened")
     with pytest.raises(RunError, match="no reason is known"):
-        finished(result, job, folder, 1.0, None)
+        finished(result, job, folder, None)
     assert not config.output.exists()
 
 
@@ -45,18 +46,17 @@ def test_a_state_comes_back_as_it_was(tmp_path):
         averaged={"a": torch.ones(2)},
         averaged_epochs=2,
         validations=(Validated(2, 1.0, 3, 4, 1),),
-        config={"lr": 0.1},
     )
     before.save(tmp_path)
     after = TrainingState.of(Checkpoint.from_directory(tmp_path))
-    assert (after.step, after.validations, after.config) == (3, before.validations, {"lr": 0.1})
+    assert (after.step, after.validations) == (3, before.validations)
     assert (after.averaged_epochs, after.averaged.keys()) == (2, {"a"})
     for tensor in (after.averaged["a"], after.network["a"]):
         assert torch.equal(tensor, torch.ones(2))
 
 
 def test_a_state_that_holds_anything_else_is_not_unpickled(tmp_path):
-    state(1, config={"lr": Storage("somewhere")}).save(tmp_path)
+    state(1, averaged={"a": Storage("somewhere")}).save(tmp_path)
     with pytest.raises(UnpicklingError, match="Storage"):
         TrainingState.of(Checkpoint.from_directory(tmp_path))
 

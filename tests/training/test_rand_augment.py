@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zar_ray.training.augmentation import augment
+from zar_ray.training.augmentation import OPERATIONS, augment, rand_augment
 from zar_ray.training.options import AugmentConfig, RandAugmentConfig
-from zar_ray.training.rand_augment import OPERATIONS, rand_augment
 
 COLOUR = (200, 100, 50)
 (

@@ -13,7 +13,8 @@ import ray.train.torch
 import torch
 
 from zar_ray.data.class_texts import prompts_of
-from zar_ray.data.datasets import index_dataset
+from zar_ray.data.datasets import list_dataset
+from zar_ray.data.probing import probe_listing
 from zar_ray.training.options import AugmentConfig, RandAugmentConfig, TrainConfig
 from zar_ray.training.progress import TrainingState
 from zar_ray.training.worker import TrainingJob, train_worker
@@ -43,7 +44,7 @@ ADAPTED = {
 @pytest.fixture
 def run(video_folder, monkeypatch, tmp_path):
     """Trains in this process, as one of so many workers, from a state or from the beginning; returns states by step."""
-    manifest = index_dataset(video_folder)
+    manifest = probe_listing(list_dataset(video_folder))
 
     def train(start=None, rank=0, workers=1, validation=None, architecture=ARCHITECTURE, **options):
         given = {"augment": AugmentConfig(mixup=0.8, cutmix=1.0, flip=0.5, label_smoothing=0.1), **options}

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zar_ray.data.datasets import index_dataset
+from zar_ray.data.datasets import list_dataset
+from zar_ray.data.probing import probe_listing
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.samples import (
     Sample,
@@ -69,7 +70,7 @@ def reader(videos, **changes):
 
 @pytest.mark.parametrize("cache_frames", [0, 6])
 def test_a_sample_depends_on_its_key_alone(video_folder, cache_frames):
-    videos = list(index_dataset(video_folder).rows())
+    videos = list(probe_listing(list_dataset(video_folder)).rows())
     first, other = reader(videos, cache_frames=cache_frames), reader(videos, cache_frames=cache_frames)
     other.read(Sample(3, 4))
     pixels = first.read(Sample(1, 2))
@@ -81,7 +82,7 @@ def test_a_sample_depends_on_its_key_alone(video_folder, cache_frames):
 
 
 def test_decoding_ahead_keeps_the_order(video_folder):
-    videos = list(index_dataset(video_folder).rows())
+    videos = list(probe_listing(list_dataset(video_folder)).rows())
     source = reader(videos)
     wanted = list(micro_batches(range(2, 5), len(videos), TrainConfig(batch_size=8, micro_batch=2, seed=1)))
     with decoder_threads(reader(videos), threads=3) as submit:

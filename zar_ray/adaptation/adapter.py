@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,9 @@ from zar_ray.adaptation.base import Decision, Fusion, Shared, Stream, VideoFeatu
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.memory import PeakMemory
 from zar_ray.adaptation.methods import get_method
-from zar_ray.adaptation.options import AdaptationOptions
-from zar_ray.adaptation.settings import Setting
+from zar_ray.adaptation.options import AdaptationOptions, Setting
 from zar_ray.data.class_texts import ClassPrompts
-from zar_ray.errors import VideoError
+from zar_ray.errors import ModelError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.options import ClassPosition
 from zar_ray.models.packing import ImageSet, encode_packed
@@ -95,10 +95,6 @@ class PlannedVideo:
         plan, *further = by_view(self.plans)
         return replace(self, plan=plan, further=tuple(further))
 
-    def is_of(self, case: Case) -> bool:
-        """Whether it is to be classified under a case."""
-        return self.class_sets is None or case.class_set in self.class_sets
-
 
 @dataclass(frozen=True, eq=False)
 class CasePrediction:
@@ -159,12 +155,7 @@ def make_cases(
 ) -> tuple[Case, ...]:
     """The cases of a run, or of one setting and model of a study: one a class set and method.
 
-    Args:
-        options: The run's options; a case's id depends on its own method's options, and on no other's.
-        model_fingerprint: The model's.
-        prompts: The candidate classes' prompts, a class set each.
-        setting: The setting's number; a case's id does not depend on it.
-        model: The model's number; likewise.
+    A case's id depends on its own method's options, and on no other's; nor on the numbers of its setting and model.
 
     Raises:
         ConfigError: A method is unknown.
@@ -210,7 +201,7 @@ class VideoAdapter:
         further: Sequence[Setting] = (),
         classes_of: Callable[[ClassPrompts, ClassPosition], PromptedClasses] | None = None,
     ) -> None:
-        classes_of = classes_of or partial(PromptedClasses.of, model)
+        classes_of = cache(classes_of or partial(PromptedClasses.of, model))
         self.model = model
         self.options = options
         if options.compile:
@@ -223,33 +214,26 @@ class VideoAdapter:
             if any(method.needs_views for method in self.methods):
                 model.require_frames(of.options.views.frames, "--views.frames")
             model.require_frames(of.options.views.eval_frames, "--views.eval-frames")
-        made: dict[tuple[ClassPrompts, ClassPosition], PromptedClasses] = {}
-        for of in self._settings:
-            for one in of.prompts:
-                key = one, of.options.class_position
-                if key not in made:
-                    made[key] = classes_of(one, of.options.class_position)
         # By setting and class set; what settings have in common is one and the same.
         self._classes = tuple(
-            tuple(made[one, of.options.class_position] for one in of.prompts) for of in self._settings
+            tuple(classes_of(one, of.options.class_position) for one in of.prompts) for of in self._settings
         )
         self.class_sets = self._classes[0]
         for method in self.methods:
             for setting in self._settings:
-                method.require_fit(model, setting.options.own(method.name))
-            for classes in made.values() if method.updates == "context" else ():
+                reason = method.unfit(model, setting.options.own(method.name))
+                if reason is not None:
+                    way_out = f"leave --method {method.name} out"
+                    raise ModelError(f"{model.name}: {method.name} cannot serve it: {reason}; {way_out}")
+            for classes in chain(*self._classes) if method.updates == "context" else ():
                 classes.require_tunable(method.name)
         self._memory = PeakMemory(model.device)
-        self._streams = {
-            case.case_id: self._open_stream(case)
-            for case in self.cases
-            if get_method(case.method).is_stream(self._settings[case.setting].options.own(case.method))
-        }
-
-    def _open_stream(self, case: Case) -> Stream:
-        begin = get_method(case.method).open_stream
-        assert begin is not None
-        return begin(self._classes[case.setting][case.class_set], *self._told(case))
+        self._streams: dict[str, Stream] = {}
+        for case in self.cases:
+            method, (own, shared) = get_method(case.method), self._told(case)
+            if method.open_stream is not None and method.is_stream(own):
+                classes = self._classes[case.setting][case.class_set]
+                self._streams[case.case_id] = method.open_stream(classes, own, shared)
 
     def _told(self, case: Case) -> tuple[Any, Shared]:
         """What a case's method is told: its own options, and what all are."""
@@ -265,22 +249,13 @@ class VideoAdapter:
         }
 
     def restore_streams(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Goes on from what `stream_state` gave, in an adapter of the same cases.
-
-        Raises:
-            KeyError: The state lacks a case.
-        """
+        """Goes on from what `stream_state` gave, in an adapter of the same cases; a KeyError where one is lacking."""
         for case_id, stream in self._streams.items():
             prefix = f"{case_id}/"
             stream.restore({name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)})
 
     def __call__(self, frames: np.ndarray | torch.Tensor, plan: ViewPlan, video_id: str = "") -> VideoPrediction:
-        """One video: see `predict`.
-
-        Args:
-            frames: uint8 (F, h, w, 3), resized, one a row of ``plan.frames``.
-            plan: The video's views.
-            video_id: What keys its random draws, besides the seed.
+        """One video: see `PlannedVideo` and `predict`.
 
         Raises:
             VideoError: The encoder ran out of memory (stage ``encode``), or a method could not decide (``adapt``).
@@ -294,8 +269,7 @@ class VideoAdapter:
     def predict(self, videos: Sequence[PlannedVideo]) -> list[VideoPrediction | VideoError]:
         """Encodes each distinct image that the methods need once, and runs every case on the features.
 
-        Args:
-            videos: The videos; their images share the encoder's passes, and their contexts the text tower's.
+        The videos' images share the encoder's passes, and their contexts the text tower's.
 
         Returns:
             A prediction a video, in order; an error in place of one for which the encoder ran out of memory (stage
@@ -330,7 +304,7 @@ class VideoAdapter:
     def _decide(self, videos: Sequence[_Encoded], encode_peak: int | None) -> list[VideoPrediction | VideoError]:
         """What the cases say of each video, but those of settings under which one cannot decide."""
         for case in self.cases:
-            chosen = [one for one in videos if one.video.is_of(case)]
+            chosen = [one for one in videos if one.is_of(case)]
             if not chosen:
                 continue
             method, (own, shared) = get_method(case.method), self._told(case)
@@ -365,16 +339,10 @@ class VideoAdapter:
 
 @dataclass(frozen=True, eq=False)
 class _Encoded:
-    """A video with its embeddings, its features under each setting, and what cases say of it.
+    """A video with its embeddings, its features so far, and what cases say of it, with their settings.
 
-    Attributes:
-        model: What encoded it.
-        video: The video.
-        embeddings: float32 (I, D), one a row of the plan's images, on the model's device.
-        image_seconds: Wall seconds that an image took; 0 where embeddings were given.
-        known: The features so far; those of settings that share a plan and a fusion are the same.
-        said: Predictions, with their settings.
-        failures: Settings that cannot decide about it, with the reason.
+    Features of settings that share a plan and a fusion are the same. An image took so many wall seconds, 0 where
+    embeddings were given.
     """
 
     model: ClipModel
@@ -384,6 +352,9 @@ class _Encoded:
     known: dict[tuple[int, Fusion], VideoFeatures] = field(default_factory=dict)
     said: list[tuple[int, CasePrediction]] = field(default_factory=list)
     failures: dict[int, VideoError] = field(default_factory=dict)
+
+    def is_of(self, case: Case) -> bool:
+        return self.video.class_sets is None or case.class_set in self.video.class_sets
 
     def under(self, setting: int, fusion: Fusion, with_pixels: bool) -> VideoFeatures:
         plan = self.video.plans[setting]

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torchvision.transforms.v2 import functional
@@ -44,11 +45,7 @@ class Draws:
 
 
 def augmix(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Mixes images with the mixture of three chains of distortions of them.
-
-    Args:
-        pixels: uint8 (T, 3, R, R).
-        draws: What to draw from.
+    """Mixes images, uint8 (T, 3, R, R), with the mixture of three chains of distortions of them.
 
     Returns:
         float32 (T, 3, R, R), in [0, 255].
@@ -82,21 +79,9 @@ def _shift(size: int, draws: Draws) -> int:
     return int(_signed(size / 3 * _level(draws), draws))
 
 
-def _affine(
-    pixels: torch.Tensor,
-    angle: float = 0.0,
-    across: int = 0,
-    down: int = 0,
-    shear: tuple[float, float] = (0.0, 0.0),
-) -> torch.Tensor:
-    return functional.affine(
-        pixels,
-        angle=angle,
-        translate=[across, down],
-        scale=1.0,
-        shear=list(shear),
-        interpolation=functional.InterpolationMode.BILINEAR,
-    )
+def _affine(pixels: torch.Tensor, **moved: Any) -> torch.Tensor:
+    still: dict[str, Any] = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
+    return functional.affine(pixels, **still | moved, interpolation=functional.InterpolationMode.BILINEAR)
 
 
 _DISTORTIONS: tuple[Callable[[torch.Tensor, Draws], torch.Tensor], ...] = (
@@ -105,8 +90,8 @@ _DISTORTIONS: tuple[Callable[[torch.Tensor, Draws], torch.Tensor], ...] = (
     lambda pixels, draws: functional.posterize(pixels, bits=4 - int(4 * _level(draws))),
     lambda pixels, draws: _affine(pixels, angle=_signed(int(30 * _level(draws)), draws)),
     lambda pixels, draws: functional.solarize(pixels, threshold=256 - int(256 * _level(draws))),
-    lambda pixels, draws: _affine(pixels, shear=(_shear(draws), 0.0)),
-    lambda pixels, draws: _affine(pixels, shear=(0.0, _shear(draws))),
-    lambda pixels, draws: _affine(pixels, across=_shift(pixels.shape[-1], draws)),
-    lambda pixels, draws: _affine(pixels, down=_shift(pixels.shape[-2], draws)),
+    lambda pixels, draws: _affine(pixels, shear=[_shear(draws), 0.0]),
+    lambda pixels, draws: _affine(pixels, shear=[0.0, _shear(draws)]),
+    lambda pixels, draws: _affine(pixels, translate=[_shift(pixels.shape[-1], draws), 0]),
+    lambda pixels, draws: _affine(pixels, translate=[0, _shift(pixels.shape[-2], draws)]),
 )

@@ -1,4 +1,4 @@
-"""What every method gets and gives, and the entropy they share."""
+"""What every method gets and gives, and what they share: entropy, and which views are confident."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from zar_ray.errors import ModelError, VideoError
+from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options
@@ -32,6 +32,12 @@ class VideoPixels:
     frames: np.ndarray | torch.Tensor
     plan: ViewPlan
     embeddings: torch.Tensor
+
+    def frames_on(self, device: torch.device, rows: np.ndarray | slice = slice(None)) -> torch.Tensor:
+        """Some of the frames on a device."""
+        frames = self.frames[rows]
+        # A copy: frames that came through Ray's shared memory are read-only.
+        return (frames if isinstance(frames, torch.Tensor) else torch.tensor(frames)).to(device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +96,9 @@ Updates = Literal["nothing", "context", "weights", "cache"]
 
 Fusion = Literal["embedding", "image", "decision"]
 """Where the frames of a view become one."""
+
+Selection = Literal["entropy", "margin"]
+"""What makes a view confident: low entropy, or a wide margin between its two likeliest classes."""
 
 
 @dataclass(frozen=True)
@@ -160,33 +169,15 @@ class Method:
     is_stream: Callable[[Any], bool] = lambda options: False
     open_stream: Callable[[PromptedClasses, Any, Shared], Stream] | None = None
 
-    def require_fit(self, model: ClipModel, options: Any) -> None:
-        """Refuses a model that the method cannot serve.
-
-        Raises:
-            ModelError: It cannot; one line with the reason.
-        """
-        reason = self.unfit(model, options)
-        if reason is not None:
-            raise ModelError(f"{model.name}: {self.name} cannot serve it: {reason}; leave --method {self.name} out")
-
 
 def one_by_one(rule: Callable[[VideoFeatures, PromptedClasses, Any, Shared], Decision]) -> Rule:
     """Makes a method's rule of one that decides about a single video."""
-
-    def adapt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: Any, shared: Shared) -> list[Outcome]:
-        return decisions(videos, lambda video: rule(video, classes, options, shared))
-
-    return adapt
+    return lambda videos, *told: decisions(videos, lambda video: rule(video, *told))
 
 
 def as_stream(open_stream: Callable[[PromptedClasses, Any, Shared], Stream]) -> Rule:
     """Makes a method's rule of a stream, which begins and ends with the videos given."""
-
-    def adapt(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: Any, shared: Shared) -> list[Outcome]:
-        return decisions(videos, open_stream(classes, options, shared).decide)
-
-    return adapt
+    return lambda videos, *told: decisions(videos, open_stream(*told).decide)
 
 
 def decisions(videos: Sequence[VideoFeatures], decide: Callable[[VideoFeatures], Decision]) -> list[Outcome]:
@@ -201,26 +192,45 @@ def decisions(videos: Sequence[VideoFeatures], decide: Callable[[VideoFeatures],
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy of the softmax over the last axis, in nats, computed in log space.
-
-    Args:
-        logits: (..., K), finite.
-
-    Returns:
-        (...), of the same type.
-    """
+    """Entropy of the softmax over the last axis of finite logits, in nats, computed in log space."""
     log_p = logits.log_softmax(dim=-1)
     return -(log_p.exp() * log_p).sum(dim=-1)
 
 
-def averaged(logits: torch.Tensor) -> torch.Tensor:
-    """The logits of a decision over several evaluation views: the logarithm of the mean of their probabilities.
+def doubt(logits: torch.Tensor, selection: Selection) -> torch.Tensor:
+    """How little confident views (..., V, K) are: (..., V), their entropy in nats, or their negative margin.
 
-    Args:
-        logits: (E, K); or (K,), which stays as it is, as does a single view.
+    The margin is how much more probable the likeliest class is than the next (Scheffer et al., IDA 2001, on active
+    learning); that of a single class is its probability, 1.
+    """
+    if selection == "entropy":
+        return entropy(logits)
+    best = logits.softmax(dim=-1).topk(min(2, logits.shape[-1]), dim=-1).values
+    return best[..., 1:].sum(dim=-1) - best[..., 0]
+
+
+def count_confident(views: int, fraction: float) -> int:
+    """How many views are selected: floor(fraction·views), at least one.
+
+    The product is floored as the floating-point number it is, as in the reference implementation of TPT: 0.29 of
+    100 is 28.999999999999996 there, so 28.
+    """
+    return max(1, int(views * fraction))
+
+
+def select_confident(doubts: torch.Tensor, fraction: float) -> torch.Tensor:
+    """The views of least `doubt` (V,), `count_confident` of them; equal ones in the views' order.
 
     Returns:
-        (K,).
+        int64 (S,), rows of `doubts`, the most confident first.
+    """
+    return doubts.argsort(stable=True)[: count_confident(len(doubts), fraction)]
+
+
+def averaged(logits: torch.Tensor) -> torch.Tensor:
+    """The logits (K,) of a decision over evaluation views (E, K): the logarithm of the mean of their probabilities.
+
+    (K,) stays as it is, as does a single view.
     """
     if logits.ndim == 1 or len(logits) == 1:
         return logits.reshape(-1)

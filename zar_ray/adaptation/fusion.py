@@ -7,33 +7,26 @@ embedding-level, which it uses, image-level and decision-level.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import Fusion, VideoFeatures
-from zar_ray.models.clip import ClipModel
 
-
-class ImagesOfViews(Protocol):
-    """Which image embeddings belong to which view; a `zar_ray.video.plans.ViewPlan` is one."""
-
-    @property
-    def views(self) -> np.ndarray:
-        """int64 (V, T), rows of the embeddings."""
-        ...
-
-    @property
-    def evaluation(self) -> np.ndarray:
-        """int64 (T_eval,) or (E, T_eval), rows of the embeddings."""
-        ...
+# What each level makes of frames (..., T, D): their mean, L2-normalised; every image a view of its own, in the order of
+# views and, within one, of frames; or the mean of the normalised embeddings, not normalised again, which gives a view
+# the mean of its frames' logits, as these are linear in the features.
+_LEVELS: Mapping[Fusion, Callable[[torch.Tensor], torch.Tensor]] = {
+    "embedding": lambda frames: normalize(frames.mean(dim=-2), dim=-1),
+    "image": lambda frames: normalize(frames.reshape(-1, frames.shape[-1]), dim=-1),
+    "decision": lambda frames: normalize(frames, dim=-1).mean(dim=-2),
+}
 
 
 def video_features(
     image_embeddings: torch.Tensor,
-    plan: ImagesOfViews,
+    plan: Any,
     of_view: Callable[[torch.Tensor], torch.Tensor] | None = None,
     fusion: Fusion = "embedding",
 ) -> VideoFeatures:
@@ -41,69 +34,13 @@ def video_features(
 
     Args:
         image_embeddings: float32 (I, D), not normalised, one row a distinct image.
-        plan: Which rows belong to which view.
+        plan: Which rows belong to which view, as a `zar_ray.video.plans.ViewPlan` says: `views`, int64 (V, T), and
+            `evaluation`, (T_eval,) or (E, T_eval).
         of_view: Makes one embedding of a view's frames, (..., T, D) to (..., D), at the embedding level; by default
-            `fuse_embeddings`, see `ClipModel.view_features`.
-        fusion: Where the frames of a view become one: see `fuse_embeddings`, `fuse_decisions` and, for images that
-            stay views of their own, `separate_images`.
+            their mean, L2-normalised, see `ClipModel.view_features`.
+        fusion: Where the frames of a view become one.
     """
     rows = torch.from_numpy(plan.views).to(image_embeddings.device)
     evaluation = torch.from_numpy(plan.evaluation).to(image_embeddings.device)
     fuse = of_view if of_view is not None and fusion == "embedding" else _LEVELS[fusion]
     return VideoFeatures(views=fuse(image_embeddings[rows]), evaluation=fuse(image_embeddings[evaluation]))
-
-
-def unfit_for_fusion(model: ClipModel, fusion: Fusion) -> str | None:
-    """Why a level cannot be chosen for a model; None where it can."""
-    if fusion == "embedding":
-        return None
-    if not model.frame_independent:
-        return f"it encodes the frames of a view together, and fusion {fusion} takes them one by one"
-    if not model.averages_frames:
-        return f"it has learnt to make one embedding of a view's frames, and fusion {fusion} takes them one by one"
-    return None
-
-
-def fuse_embeddings(frames: torch.Tensor) -> torch.Tensor:
-    """Averages the embeddings of each view's frames as the encoder gave them, then L2-normalises.
-
-    Args:
-        frames: (..., T, D).
-
-    Returns:
-        (..., D), L2-normalised.
-    """
-    return normalize(frames.mean(dim=-2), dim=-1)
-
-
-def fuse_decisions(frames: torch.Tensor) -> torch.Tensor:
-    """What gives each view the mean of its frames' logits: the mean of the normalised embeddings, not normalised again.
-
-    Logits are linear in the features, so that averaging before them or after them is the same.
-
-    Args:
-        frames: (..., T, D).
-
-    Returns:
-        (..., D), of norm 1 or less.
-    """
-    return normalize(frames, dim=-1).mean(dim=-2)
-
-
-def separate_images(frames: torch.Tensor) -> torch.Tensor:
-    """Makes each image a view of its own, in the order of views and, within one, of frames.
-
-    Args:
-        frames: (T, D) or (V, T, D).
-
-    Returns:
-        (T, D) or (V·T, D), L2-normalised.
-    """
-    return normalize(frames.reshape(-1, frames.shape[-1]), dim=-1)
-
-
-_LEVELS: Mapping[Fusion, Callable[[torch.Tensor], torch.Tensor]] = {
-    "embedding": fuse_embeddings,
-    "image": separate_images,
-    "decision": fuse_decisions,
-}

@@ -49,27 +49,16 @@ def moving_names(model: ClipModel, options: MemoConfig) -> list[str]:
 def adapt_memo(video: VideoFeatures, classes: PromptedClasses, options: MemoConfig, shared: Shared) -> Decision:
     """Moves a copy of the image tower's weights for one video; the model stays as it is, bit for bit.
 
-    Args:
-        video: The video, with its pixels and at least one view.
-        classes: The candidate classes.
-        options: MEMO's update.
-        shared: The encoder's batch.
-
-    Returns:
-        The decision before and after.
-
     Raises:
         VideoError: See `decide_by_moving`.
     """
     tower = MovingTower(classes.model, moving_names(classes.model, options), shared.encoder_batch)
-    return decide_by_moving(video, classes, tower, _optimiser(tower, options), marginal_entropy, options.steps)
-
-
-def _optimiser(tower: MovingTower, update: MemoConfig) -> torch.optim.Optimizer:
-    weights = list(tower.weights.values())
-    if update.optimiser == "adamw":
-        return torch.optim.AdamW(weights, lr=update.lr, weight_decay=update.weight_decay)
-    return torch.optim.SGD(weights, lr=update.lr, weight_decay=update.weight_decay, momentum=update.momentum)
+    weights, lr, decay = list(tower.weights.values()), options.lr, options.weight_decay
+    if options.optimiser == "adamw":
+        optimiser = torch.optim.AdamW(weights, lr=lr, weight_decay=decay)
+    else:
+        optimiser = torch.optim.SGD(weights, lr=lr, weight_decay=decay, momentum=options.momentum)
+    return decide_by_moving(video, classes, tower, optimiser, marginal_entropy, options.steps)
 
 
 METHOD = Method(

@@ -6,12 +6,14 @@ Methods bring their own, so that loading this module loads all methods, and PyTo
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, create_model
 
 from zar_ray.adaptation.methods import METHODS, get_method
 from zar_ray.adaptation.shared_options import PredictOptions, SharedOptions
+from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import ConfigError
 from zar_ray.options.base import Options
 
@@ -33,6 +35,10 @@ class _OwnOptions(Options):
             ConfigError: There is no such method.
         """
         return getattr(self, method) if get_method(method).options is not None else None
+
+    def context_steps(self, method: str) -> int:
+        """Steps a video by which a method tunes a context; 0 where it tunes none."""
+        return getattr(self.own(method), "steps", 0) if get_method(method).updates == "context" else 0
 
 
 def _described(kind: type[Options]) -> Any:
@@ -60,6 +66,19 @@ def method_groups() -> tuple[str, ...]:
 
 class AdaptationOptions(SharedOptions, MethodGroups):
     """How a video is turned into a decision: what the batch job and `zar predict` have in common."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a case's prediction depends on, besides its class set, model and method: options, and prompts under them.
+
+    Attributes:
+        options: The options.
+        prompts: The candidate classes' prompts, a class set each.
+    """
+
+    options: AdaptationOptions
+    prompts: tuple[ClassPrompts, ...]
 
 
 class PredictConfig(PredictOptions, AdaptationOptions):

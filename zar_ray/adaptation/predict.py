@@ -25,11 +25,6 @@ def predict(model: ClipModel, labels: tuple[str, ...], options: PredictConfig) -
 
     The views are planned by the file's name and the seed: the same file gives the same numbers in any folder.
 
-    Args:
-        model: The model.
-        labels: The K candidate classes.
-        options: The files, methods and settings.
-
     Yields:
         One ranking a file and method, in the order given; a file that cannot be used yields its error.
     """

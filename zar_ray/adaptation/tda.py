@@ -78,13 +78,7 @@ class _Cache:
 
 
 class TdaStream:
-    """Both caches, as they grow from video to video.
-
-    Args:
-        classes: The candidate classes.
-        options: TDA's caches.
-        shared: Nothing of it is needed.
-    """
+    """Both caches, as they grow from video to video."""
 
     def __init__(self, classes: PromptedClasses, options: TdaConfig, shared: Shared) -> None:
         self._classes = classes
@@ -99,29 +93,25 @@ class TdaStream:
         Raises:
             VideoError: Some logits are not finite (stage ``adapt``); the caches are as they were.
         """
+        options = self._options
         before = averaged(self._classes.initial_logits(video.evaluation))
         require_finite(before, "of the evaluation view")
         own = self._classes.model.embedding_part(torch.atleast_2d(video.evaluation))
         feature = normalize(own.mean(dim=0), dim=-1)
         doubt, probabilities = entropy(before), before.softmax(dim=-1)
         self._positive.offer(feature, doubt, probabilities)
-        low, high = self._options.negative_entropy
+        low, high = options.negative_entropy
         if low < float(doubt) / math.log2(max(2, len(before))) < high:
             self._negative.offer(feature, doubt, probabilities)
-        after = before + self._for(feature) - self._against(feature)
+        # For a class: the cached videos that it was the likeliest of.
+        positive = self._positive.affinities(feature, options.positive_sharpness).sum(dim=1)
+        # Against it: the doubtful videos whose probability of it is within the mask.
+        low, high = options.negative_mask
+        masks = ((self._negative.probabilities > low) & (self._negative.probabilities < high)).to(feature.dtype)
+        doubtful = self._negative.affinities(feature, options.negative_sharpness)
+        negative = torch.einsum("ks,ksc->c", doubtful, masks)
+        after = before + options.positive_weight * positive - options.negative_weight * negative
         return Decision(logits_before=before.cpu(), logits_after=after.cpu())
-
-    def _for(self, feature: torch.Tensor) -> torch.Tensor:
-        """(K,): a class's sum over the cached videos that it was the likeliest of."""
-        own = self._options
-        return own.positive_weight * self._positive.affinities(feature, own.positive_sharpness).sum(dim=1)
-
-    def _against(self, feature: torch.Tensor) -> torch.Tensor:
-        """(K,): a class's sum over the doubtful videos whose probability of it is within the mask."""
-        own, cache = self._options, self._negative
-        low, high = own.negative_mask
-        masks = ((cache.probabilities > low) & (cache.probabilities < high)).to(feature.dtype)
-        return own.negative_weight * torch.einsum("ks,ksc->c", cache.affinities(feature, own.negative_sharpness), masks)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Both caches."""

@@ -55,28 +55,22 @@ def norm_names(model: ClipModel) -> list[str]:
 
 
 def adapt_tent(video: VideoFeatures, classes: PromptedClasses, options: TentConfig, shared: Shared) -> Decision:
-    """Moves the norms for one video alone (TENT's episodic setting); the model stays as it is.
-
-    Raises:
-        VideoError: See `decide_by_moving`.
-    """
+    """Moves the norms for one video alone (TENT's episodic setting); the model stays as it is, see `TentStream`."""
     return TentStream(classes, options, shared).decide(video)
 
 
 class TentStream:
-    """TENT online: the norms, and the optimiser's momentum, go on from video to video.
-
-    Args:
-        classes: The candidate classes.
-        options: TENT's update.
-        shared: The encoder's batch.
-    """
+    """TENT online: the norms, and the optimiser's momentum, go on from video to video."""
 
     def __init__(self, classes: PromptedClasses, options: TentConfig, shared: Shared) -> None:
         self._classes = classes
         self._steps = options.steps
         self._tower = MovingTower(classes.model, norm_names(classes.model), shared.encoder_batch)
-        self._optimiser = _optimiser(self._tower, options)
+        weights = list(self._tower.weights.values())
+        if options.optimiser == "adam":
+            self._optimiser: torch.optim.Optimizer = torch.optim.Adam(weights, lr=options.lr)
+        else:
+            self._optimiser = torch.optim.SGD(weights, lr=options.lr, momentum=options.momentum)
         self._moved = False
 
     def decide(self, video: VideoFeatures) -> Decision:
@@ -120,13 +114,6 @@ class TentStream:
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": held, "param_groups": groups})
         self._moved = bool(state["moved"])
-
-
-def _optimiser(tower: MovingTower, update: TentConfig) -> torch.optim.Optimizer:
-    weights = list(tower.weights.values())
-    if update.optimiser == "adam":
-        return torch.optim.Adam(weights, lr=update.lr)
-    return torch.optim.SGD(weights, lr=update.lr, momentum=update.momentum)
 
 
 METHOD = Method(

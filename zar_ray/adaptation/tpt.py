@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import replace
+from typing import NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -62,12 +62,6 @@ def adapt_tpt(
 ) -> list[Outcome]:
     """Encodes each video's random crops, and tunes a fresh context on the most confident ones.
 
-    Args:
-        videos: The videos, with their pixels.
-        classes: The candidate classes.
-        options: TPT's views and update.
-        shared: The seed and the encoder's batch.
-
     Returns:
         A decision a video, in order, or why there is none; view 0 is the evaluation view.
     """
@@ -103,12 +97,6 @@ def update_of(options: TptConfig) -> ZarConfig:
 def encode_crops(video: VideoFeatures, model: ClipModel, options: TptConfig, shared: Shared) -> torch.Tensor:
     """Embeds the frames of the evaluation view, the first of several, under all random crops.
 
-    Args:
-        video: The video, with its pixels.
-        model: The model.
-        options: TPT's views.
-        shared: The seed and the encoder's batch.
-
     Returns:
         float32 (views - 1, T, D), not normalised.
 
@@ -118,9 +106,7 @@ def encode_crops(video: VideoFeatures, model: ClipModel, options: TptConfig, sha
     pixels = video.require_pixels()
     plan = pixels.plan
     rows = plan.images[plan.evaluation.reshape(-1, plan.evaluation.shape[-1])[0], 0]
-    # A copy: frames that came through Ray's shared memory are read-only.
-    frames = pixels.frames[rows] if isinstance(pixels.frames, torch.Tensor) else torch.tensor(pixels.frames[rows])
-    frames = frames.to(model.device).permute(0, 3, 1, 2)
+    frames = pixels.frames_on(model.device, rows).permute(0, 3, 1, 2)
     draws = [Draws(shared.seed, pixels.video_id, "tpt", number) for number in range(1, options.views)]
     at_once = max(1, shared.encoder_batch // len(rows))
     embeddings = [pixels.embeddings[:0]]
@@ -133,19 +119,13 @@ def encode_crops(video: VideoFeatures, model: ClipModel, options: TptConfig, sha
 
 
 def random_view(frames: torch.Tensor, options: TptConfig, size: int, draws: Draws) -> torch.Tensor:
-    """Frames under one random crop, flip and, where it is asked for, AugMix.
-
-    Args:
-        frames: uint8 (T, 3, h, w), resized.
-        options: Areas, shapes, flips and AugMix.
-        size: R, side of the model's input in pixels.
-        draws: What to draw from.
+    """Resized frames, uint8 (T, 3, h, w), under one random crop, flip and, where it is asked for, AugMix.
 
     Returns:
-        uint8, or under AugMix float32 in [0, 255]: (T, R, R, 3).
+        uint8, or under AugMix float32 in [0, 255]: (T, R, R, 3), R pixels being the `size` of the model's input.
     """
     box = random_crop(frames.shape[-2], frames.shape[-1], options, draws)
-    cut = functional.resized_crop(frames, box.top, box.left, box.height, box.width, [size, size], antialias=True)
+    cut = functional.resized_crop(frames, *box, [size, size], antialias=True)
     if draws.uniform() < options.flip:
         cut = functional.horizontal_flip(cut)
     if options.augmix:
@@ -153,8 +133,7 @@ def random_view(frames: torch.Tensor, options: TptConfig, size: int, draws: Draw
     return cut.permute(0, 2, 3, 1)
 
 
-@dataclass(frozen=True)
-class Rectangle:
+class Rectangle(NamedTuple):
     """A part of a frame, in pixels."""
 
     top: int
@@ -168,12 +147,6 @@ def random_crop(height: int, width: int, options: TptConfig, draws: Draws) -> Re
 
     The area is uniform, the logarithm of width over height too; where none of ten draws fits, the largest centred
     rectangle of an allowed shape.
-
-    Args:
-        height: Height of the frame.
-        width: Width of the frame.
-        options: Shares of the area, and shapes.
-        draws: What to draw from.
     """
     narrow, wide = options.ratio
     for _ in range(_TRIES):

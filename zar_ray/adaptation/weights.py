@@ -7,21 +7,21 @@ to: what a method did to one video cannot reach another one or another method, w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch.func import functional_call
 
-from zar_ray.adaptation.base import Decision, VideoFeatures, VideoPixels, averaged, entropy, require_finite
+from zar_ray.adaptation.base import Decision, VideoFeatures, averaged, entropy, require_finite
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.errors import VideoError
-from zar_ray.models.clip import ClipModel
+from zar_ray.models.clip import PRODUCTS, ClipModel
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.video.pixels import crop_and_normalise
 
-_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+Cut = Callable[[np.ndarray], torch.Tensor]
+"""Some of a video's images, rows int64 (n,), cut out of its frames: float32 (n, 3, R, R), normalised."""
 
 
 def unfit_for_steps(model: ClipModel) -> str | None:
@@ -52,69 +52,38 @@ class MovingTower:
         self.weights = {name: own[name].detach().clone().requires_grad_() for name in names}
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Embeds normalised images, in one pass, in the model's precision.
-
-        Args:
-            pixels: float32 (n, 3, R, R) on the model's device.
+        """Embeds normalised images (n, 3, R, R), in one pass, in the model's precision.
 
         Returns:
             float32 (n, D), not normalised, differentiable with respect to `weights`.
         """
-        dtype = _TYPES[self.model.precision]
+        dtype = PRODUCTS[self.model.precision]
         with exact_float32(), torch.autocast(self.model.device.type, dtype=dtype, enabled=dtype is not None):
             return functional_call(self.model.clip.visual, self.weights, (pixels,)).float()
 
-    def embed(self, images: CutImages, rows: np.ndarray) -> torch.Tensor:
-        """Embeds some of a video's images without gradients.
-
-        Args:
-            images: The video's images.
-            rows: int64 (n,), which.
+    def embed(self, cut: Cut, rows: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+        """Embeds the images of some rows, int64 (n,), without gradients.
 
         Returns:
-            float32 (I, D), one row an image of the video, not normalised; zeros for the others.
+            float32 (I, D), as `like`, one row an image of the video, not normalised; zeros for the others.
         """
-        embeddings = torch.zeros_like(images.pixels.embeddings)
+        embeddings = torch.zeros_like(like)
         with torch.no_grad():
             for part in self._passes(rows):
-                embeddings[torch.from_numpy(part).to(embeddings.device)] = self.encode(images.cut(part))
+                embeddings[torch.from_numpy(part).to(embeddings.device)] = self.encode(cut(part))
         return embeddings
 
-    def add_gradients(self, images: CutImages, rows: np.ndarray, of_embeddings: torch.Tensor) -> None:
+    def add_gradients(self, cut: Cut, rows: np.ndarray, of_embeddings: torch.Tensor) -> None:
         """Adds up the weights' gradients, a pass at a time, so that no graph is larger than a pass.
 
-        Args:
-            images: The video's images.
-            rows: Those that a loss depends on.
-            of_embeddings: float32 (I, D), the loss's gradient with respect to the images' embeddings.
+        A loss depends on the images of `rows`, and its gradient with respect to all embeddings (I, D) is given.
         """
         for part in self._passes(rows):
             with torch.enable_grad(), exact_float32():
-                self.encode(images.cut(part)).backward(of_embeddings[torch.from_numpy(part).to(of_embeddings.device)])
+                self.encode(cut(part)).backward(of_embeddings[torch.from_numpy(part).to(of_embeddings.device)])
 
     def _passes(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         return (rows[first : first + self.images_a_pass] for first in range(0, len(rows), self.images_a_pass))
-
-
-class CutImages:
-    """A video's images, cut out of its frames on the model's device.
-
-    Args:
-        pixels: The video.
-        model: What is to encode them.
-    """
-
-    def __init__(self, pixels: VideoPixels, model: ClipModel) -> None:
-        self.pixels = pixels
-        self._preprocessing = model.preprocessing
-        # A copy: frames that came through Ray's shared memory are read-only.
-        frames = pixels.frames if isinstance(pixels.frames, torch.Tensor) else torch.tensor(pixels.frames)
-        self._frames = frames.to(model.device)
-
-    def cut(self, rows: np.ndarray) -> torch.Tensor:
-        """float32 (n, 3, R, R): some of the images, normalised."""
-        plan = self.pixels.plan
-        return crop_and_normalise(self._frames, plan.images[rows], plan.boxes, self._preprocessing)
 
 
 def decide_by_moving(
@@ -127,19 +96,18 @@ def decide_by_moving(
     *,
     moved: bool = False,
 ) -> Decision:
-    """Moves a tower's weights by a loss over a video's views, and classifies its evaluation view under them.
+    """Moves a tower's weights in place by a loss over a video's views, and classifies its evaluation view under them.
+
+    The decision before is the model's own; the classes' texts stay as they are.
 
     Args:
         video: The video, with its pixels and at least one view.
-        classes: The candidate classes, whose texts stay as they are.
-        tower: The weights, changed in place.
+        classes: The candidate classes.
+        tower: The weights.
         optimiser: Of ``tower.weights``.
         loss_of: The loss of the views' logits (V, K).
         steps: Steps of the optimiser.
         moved: Whether the weights are other than the model's already, so that its embeddings are not theirs.
-
-    Returns:
-        The decision; the one before is the model's own.
 
     Raises:
         VideoError: There are no pixels or no views, logits are not finite, or there is not enough memory (stage
@@ -149,16 +117,20 @@ def decide_by_moving(
     if not len(video.views):
         raise VideoError("the method needs views, and the plan has none", stage="adapt")
     plan, fuse = pixels.plan, tower.model.view_features
-    images, rows = CutImages(pixels, tower.model), np.unique(plan.views)
+    frames, rows = pixels.frames_on(tower.model.device), np.unique(plan.views)
+
+    def cut(rows: np.ndarray) -> torch.Tensor:
+        return crop_and_normalise(frames, plan.images[rows], plan.boxes, tower.model.preprocessing)
+
     before = averaged(classes.initial_logits(video.evaluation))
     entropies = entropy(classes.initial_logits(video.views))
     require_finite(before, "before adaptation")
     require_finite(entropies, "of the views")
 
     encoded, losses = 0, []
-    with _within_memory():
+    try:
         for _ in range(steps):
-            embeddings = tower.embed(images, rows) if moved else pixels.embeddings
+            embeddings = tower.embed(cut, rows, pixels.embeddings) if moved else pixels.embeddings
             encoded += len(rows) * (2 if moved else 1)
             with torch.enable_grad(), exact_float32():
                 leaf = embeddings.detach().clone().requires_grad_()
@@ -166,12 +138,14 @@ def decide_by_moving(
                 require_finite(loss, "during adaptation")
                 (of_embeddings,) = torch.autograd.grad(loss, leaf)
             optimiser.zero_grad()
-            tower.add_gradients(images, rows, of_embeddings)
+            tower.add_gradients(cut, rows, of_embeddings)
             optimiser.step()
             losses.append(loss.detach())
             moved = True
         shown = np.unique(plan.evaluation)
-        evaluation = video_features(tower.embed(images, shown), plan, fuse).evaluation
+        evaluation = video_features(tower.embed(cut, shown, pixels.embeddings), plan, fuse).evaluation
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise VideoError("out of memory moving the weights; lower --encoder-batch", stage="adapt") from error
     after = averaged(classes.initial_logits(evaluation))
     require_finite(after, "after adaptation")
     return Decision(
@@ -181,11 +155,3 @@ def decide_by_moving(
         losses=torch.stack(losses).cpu(),
         encoded=encoded + len(shown),
     )
-
-
-@contextmanager
-def _within_memory() -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise VideoError("out of memory moving the weights; lower --encoder-batch", stage="adapt") from error

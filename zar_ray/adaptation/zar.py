@@ -15,10 +15,20 @@ import torch
 from pydantic import Field
 from torch.nn.utils.rnn import pad_sequence
 
-from zar_ray.adaptation.base import Decision, Fusion, Method, Outcome, VideoFeatures, averaged, entropy
-from zar_ray.adaptation.fusion import unfit_for_fusion
-from zar_ray.adaptation.selection import Selection, count_confident, doubt
+from zar_ray.adaptation.base import (
+    Decision,
+    Fusion,
+    Method,
+    Outcome,
+    Selection,
+    VideoFeatures,
+    averaged,
+    count_confident,
+    doubt,
+    entropy,
+)
 from zar_ray.errors import VideoError
+from zar_ray.models.clip import ClipModel
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options
@@ -83,9 +93,6 @@ class _Batch:
             torch.stack([torch.atleast_2d(video.evaluation) for video in videos]),
         )
 
-    def take(self, rows: list[int]) -> _Batch:
-        return _Batch(self.views[rows], [self.counts[row] for row in rows], self.evaluation[rows])
-
 
 @dataclass(frozen=True, eq=False)
 class _Selection:
@@ -107,12 +114,7 @@ class _Selection:
 
 
 def adapt_zar_batch(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: ZarConfig) -> list[Outcome]:
-    """Tunes a fresh context for each video and classifies each under its own.
-
-    Args:
-        videos: The videos, with any numbers of views, on the model's device.
-        classes: The candidate classes.
-        options: Selection, loss, decision, steps and AdamW's settings.
+    """Tunes a fresh context for each video, with any numbers of views, and classifies each under its own.
 
     Returns:
         A decision a video, in order; an error in place of one that has no views or logits that are not finite.
@@ -130,38 +132,30 @@ def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, o
     batch = _Batch.of([videos[number] for number in with_views])
     before = classes.logits(batch.evaluation, classes.initial_features)
     of_views = classes.logits(batch.views, classes.initial_features)
-    fine = _finite(before), _finite(of_views)
-    usable = []
-    for row, (number, before_fine, views_fine) in enumerate(zip(with_views, *fine, strict=True)):
-        if before_fine and views_fine:
-            usable.append(row)
-        else:
-            which = "of the views" if before_fine else "before adaptation"
-            outcomes[number] = VideoError(f"logits {which} are not finite", stage="adapt")
-    if not usable:
-        return outcomes
-    if len(usable) < len(with_views):
-        batch, before, of_views = batch.take(usable), before[usable], of_views[usable]
-
     selection = _select(batch, of_views, options)
     steps = list(tuning_steps(selection.views, classes, options, selection.absent))
     with torch.no_grad():
         after = _decide(batch, selection, classes.features(steps[-1].contexts), classes, options)
-    before, after_fine = _decisions(before), _finite(after)
-    entropies, order = selection.entropies.cpu(), selection.order.cpu()
+    # What is not finite in one video stays in its rows.
+    fine = {
+        "before adaptation": _finite(before),
+        "of the views": _finite(of_views),
+        "after adaptation": _finite(after),
+    }
+    before, entropies, order = _decisions(before), selection.entropies.cpu(), selection.order.cpu()
     losses = torch.stack([step.losses for step in steps]).cpu()
-    for row, count in enumerate(batch.counts):
-        number = with_views[usable[row]]
-        if after_fine[row]:
-            outcomes[number] = Decision(
-                logits_before=before[row],
-                logits_after=after[row],
-                view_entropies=entropies[row, :count],
-                selected=order[row, : selection.counts[row]],
-                losses=losses[:, row],
-            )
-        else:
-            outcomes[number] = VideoError("logits after adaptation are not finite", stage="adapt")
+    for row, (number, count) in enumerate(zip(with_views, batch.counts, strict=True)):
+        wrong = next((when for when, of_videos in fine.items() if not of_videos[row]), None)
+        if wrong is not None:
+            outcomes[number] = VideoError(f"logits {wrong} are not finite", stage="adapt")
+            continue
+        outcomes[number] = Decision(
+            logits_before=before[row],
+            logits_after=after[row],
+            view_entropies=entropies[row, :count],
+            selected=order[row, : selection.counts[row]],
+            losses=losses[:, row],
+        )
     return outcomes
 
 
@@ -218,16 +212,10 @@ class TuningStep:
 def tuning_steps(
     views: torch.Tensor, classes: PromptedClasses, options: ZarConfig, absent: torch.Tensor | None = None
 ) -> Iterator[TuningStep]:
-    """Runs AdamW on a fresh context for each of B videos, one item a step.
+    """Runs AdamW on a fresh context for each of B videos, one item a step; the classes' own stays as it is.
 
-    Args:
-        views: float32 (B, S, D), L2-normalised: the selected views.
-        classes: The candidate classes; their own context stays as it is.
-        options: Loss, steps and AdamW's settings.
-        absent: bool (B, S, 1), where a video has no such view; None: nowhere.
-
-    Yields:
-        What each step saw and did.
+    The selected views are float32 (B, S, D), L2-normalised; `absent`, bool (B, S, 1), says where a video has no such
+    view, with None nowhere.
     """
     count, lose = len(views), LOSSES[options.loss]
     contexts = classes.initial_context.expand(count, -1, -1).clone().requires_grad_()
@@ -251,16 +239,7 @@ def tuning_steps(
 
 
 def tuned_features(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> torch.Tensor:
-    """The classes' text features under the context that is tuned for a video.
-
-    Args:
-        features: The video, with at least one view, on the model's device.
-        classes: The candidate classes.
-        options: Confidence fraction, steps and AdamW's settings.
-
-    Returns:
-        float32 (K, D), L2-normalised.
-    """
+    """float32 (K, D), L2-normalised: text features under the context tuned for a video with at least one view."""
     batch = _Batch.of([features])
     selection = _select(batch, classes.logits(batch.views, classes.initial_features), options)
     *_, last = tuning_steps(selection.views, classes, options)
@@ -269,14 +248,9 @@ def tuned_features(features: VideoFeatures, classes: PromptedClasses, options: Z
 
 
 def marginal_entropy(logits: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
-    """Entropy of the mean probability of some views, in nats, in log space: ZAR's loss.
+    """Entropy of the mean probability of some views (..., S, K), in nats, in log space: ZAR's loss, differentiable.
 
-    Args:
-        logits: float32 (..., S, K).
-        absent: bool (..., S, 1), what is no view; None: nothing.
-
-    Returns:
-        float32 (...), differentiable.
+    `absent`, bool (..., S, 1), says what is no view; with None nothing is.
     """
     # The logarithm of the mean of the softmaxes is again a vector of (normalised) logits.
     log_p = logits.log_softmax(dim=-1)
@@ -286,15 +260,7 @@ def marginal_entropy(logits: torch.Tensor, absent: torch.Tensor | None = None) -
 
 
 def mean_entropy(logits: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean of some views' entropies, in nats: each view has a loss of its own.
-
-    Args:
-        logits: float32 (..., S, K).
-        absent: bool (..., S, 1), what is no view; None: nothing.
-
-    Returns:
-        float32 (...), differentiable.
-    """
+    """Mean of some views' entropies, in nats: each view has a loss of its own; see `marginal_entropy`."""
     entropies = entropy(logits)
     if absent is None:
         return entropies.mean(dim=-1)
@@ -307,6 +273,15 @@ LOSSES: Mapping[Loss, Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor
 }
 
 
+def _unfit(model: ClipModel, options: ZarConfig) -> str | None:
+    """Why the level at which frames become one cannot be chosen for a model; None where it can."""
+    if options.fusion == "embedding" or (model.frame_independent and model.averages_frames):
+        return None
+    learnt, together = "has learnt to make one embedding of a view's frames", "encodes the frames of a view together"
+    how = learnt if model.frame_independent else together
+    return f"it {how}, and fusion {options.fusion} takes them one by one"
+
+
 METHOD = Method(
     "zar",
     "prompt tuning",
@@ -315,5 +290,5 @@ METHOD = Method(
     needs_views=True,
     updates="context",
     fusion=lambda options: options.fusion,
-    unfit=lambda model, options: unfit_for_fusion(model, options.fusion),
+    unfit=_unfit,
 )

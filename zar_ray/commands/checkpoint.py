@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from zar_ray.commands.common import verb
+from zar_ray.commands.parsing import verb
 from zar_ray.errors import ConfigError
 
 
@@ -19,7 +19,8 @@ def checkpoint_parity_command(fixtures: Annotated[Path, tyro.conf.Positional], v
         fixtures: A fixture's folder, or a folder of such folders.
         videos: Folder that a fixture's video files are looked up under; by default found above the fixture.
     """
-    from zar_ray.parity import check_fixtures, format_checks
+    from zar_ray.parity.checks import format_checks
+    from zar_ray.parity.run import check_fixtures
 
     checks = check_fixtures(fixtures, videos)
     print(format_checks(checks))

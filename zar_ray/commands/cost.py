@@ -15,13 +15,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zar_ray.adaptation.settings import Setting
-from zar_ray.commands.common import verb
-from zar_ray.data.class_texts import ClassPrompts, class_prompts, prompts_of
+from zar_ray.adaptation.options import Setting
+from zar_ray.commands.parsing import verb
+from zar_ray.data.class_texts import class_prompts, prompts_of
 from zar_ray.data.classes import class_list, known_class_lists
 from zar_ray.data.datasets import parse_class_names
 from zar_ray.errors import ConfigError, ModelError
-from zar_ray.evaluation.model_costs import count_costs
+from zar_ray.evaluation.planning import count_costs
 from zar_ray.models.architecture import named_architecture, system_architecture
 from zar_ray.models.checkpoints import read_checkpoint
 from zar_ray.models.clip import ClipModel
@@ -102,9 +102,13 @@ def cost_command(
     views = ViewConfig(frames=frames, eval_frames=frames)
     options = EvalConfig.model_validate({"views": views, "method": ("zar",), "zar": {"steps": steps}})
     chosen = models or (EvalConfig.model_fields["model"].default, *known_systems())
-    rows = cost_rows(chosen, names, options, length)
+    table = Table(*COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in (1, 2, 3, 5, 6, 7, 8):
+        table.columns[column].justify = "right"
+    for model in chosen:
+        table.add_row(*cost_row(model, names, options, length).shown())
     console = Console(highlight=False)
-    print_costs(rows, console)
+    console.print(table)
     console.print(
         "view, encoding and tuning are GFLOPs as papers count. view: an evaluation view as published. encoding:\n"
         f"of the images that ZAR takes of a video of {length} frames. tuning: of the text of {len(names)} classes,"
@@ -114,11 +118,11 @@ def cost_command(
     return 0
 
 
-def cost_rows(models: Sequence[str], class_names: Sequence[str], options: EvalConfig, length: int) -> list[CostRow]:
-    """Counts what models hold, train and compute.
+def cost_row(model: str, class_names: Sequence[str], options: EvalConfig, length: int) -> CostRow:
+    """Counts what a model holds, trains and computes.
 
     Args:
-        models: Names of systems or of open_clip's models, or checkpoint files.
+        model: The name of a system or of one of open_clip's models, or a checkpoint file.
         class_names: The candidate classes, which the text tower reads.
         options: The views, ZAR's steps and the prompts. A model for views of another length has its own.
         length: Frames of the video that is adapted to, 340 by 256 pixels.
@@ -127,28 +131,16 @@ def cost_rows(models: Sequence[str], class_names: Sequence[str], options: EvalCo
         ConfigError: A name is unknown.
         ModelError: A file is no checkpoint of a CLIP.
     """
-    return [_row(model, class_names, options, length) for model in models]
-
-
-def print_costs(rows: Sequence[CostRow], console: Console) -> None:
-    """Prints a table of models' costs, with what its columns mean below it."""
-    table = Table(*COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in (1, 2, 3, 5, 6, 7, 8):
-        table.columns[column].justify = "right"
-    for row in rows:
-        table.add_row(*row.shown())
-    console.print(table)
-
-
-def _row(model: str, class_names: Sequence[str], options: EvalConfig, length: int) -> CostRow:
     shape = _shape(model)
     frames = shape.view_frames
     if frames is not None:
         views = options.views.model_copy(update={"frames": frames, "eval_frames": frames})
         options = options.model_copy(update={"views": views})
     (prompts,) = prompts_of((tuple(class_names),), options)
-    methods = ("zar",) if _tunable(shape, prompts) else ()
-    options = options.model_copy(update={"method": methods})
+    try:
+        PromptedClasses.of(shape, prompts).require_tunable()
+    except ConfigError:
+        options = options.model_copy(update={"method": ()})
     (cost,) = count_costs(shape, [Setting(options, (prompts,))])
     plan = plan_views(_VIDEO, length, 256, 340, options.views, shape.preprocessing, options.seed)
     if not shape.frame_independent:
@@ -166,14 +158,6 @@ def _shape(model: str) -> ClipModel:
     architecture = named_architecture(model) if system is None else system_architecture(system)
     size = architecture["vision_cfg"].get("image_size", 224)
     return weightless(architecture, model, Preprocessing(input_size=size))
-
-
-def _tunable(shape: ClipModel, prompts: ClassPrompts) -> bool:
-    try:
-        PromptedClasses.of(shape, prompts).require_tunable()
-    except ConfigError:
-        return False
-    return True
 
 
 def _trained(model: str, shape: ClipModel, class_names: Sequence[str]) -> tuple[str | None, int | None]:

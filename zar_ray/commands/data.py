@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
-from zar_ray.commands.common import command, verb
-from zar_ray.commands.parsing import parse
+from zar_ray.commands.parsing import verb
 from zar_ray.data.options import AuditConfig, IndexConfig, ShotsConfig
 
 
-@command
-def data_index_command(argv: Sequence[str]) -> int:
-    """Find a benchmark's, a folder's or a list's videos, probe them and write the manifest."""
-    about = "Probes every file in parallel and writes one Parquet row a video; bad files stay in with their error."
-    options = parse(IndexConfig, argv, "zar data index", description=about)
+@verb("zar data index", IndexConfig)
+def data_index_command(options: IndexConfig) -> int:
+    """Probes every file in parallel and writes one Parquet row a video; bad files stay in with their error."""
     from zar_ray.data.index import run_index
 
     run_index(options, Console(highlight=False, soft_wrap=True))
@@ -54,11 +50,9 @@ def data_list_command(data_root: Path | None = None) -> int:
     return 0
 
 
-@command
-def data_shots_command(argv: Sequence[str]) -> int:
-    """Draw a few-shot training set from a benchmark's official training videos."""
-    about = "Draws so many training videos a class and writes their manifest, for `zar train --dataset`."
-    options = parse(ShotsConfig, argv, "zar data shots", description=about)
+@verb("zar data shots", ShotsConfig)
+def data_shots_command(options: ShotsConfig) -> int:
+    """Draws so many training videos a class and writes their manifest, for `zar train --dataset`."""
     from zar_ray.data.few_shot import write_shots
 
     target, drawn = write_shots(options)
@@ -67,14 +61,12 @@ def data_shots_command(argv: Sequence[str]) -> int:
     return 0
 
 
-@command
-def data_audit_command(argv: Sequence[str]) -> int:
-    """Look for mistakes in a manifest, or in lists and their labels."""
-    about = (
-        "Checks labels against file names, duplicates, overlaps, shared classes, files and counts. The exit status is "
-        "1 if anything is wrong; warnings and notes do not change it."
-    )
-    options = parse(AuditConfig, argv, "zar data audit", description=about)
+@verb("zar data audit", AuditConfig)
+def data_audit_command(options: AuditConfig) -> int:
+    """Checks labels against file names, duplicates, overlaps, shared classes, files and counts.
+
+    The exit status is 1 if anything is wrong; warnings and notes do not change it.
+    """
     from zar_ray.data.audit import run_audit
 
     report = run_audit(options)

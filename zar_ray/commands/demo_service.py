@@ -9,7 +9,7 @@ from rich.console import Console
 
 from zar_ray.data.manifest import read_manifest
 from zar_ray.serving.application import build, one_line_mistakes, options_of
-from zar_ray.study.demo import checkpoint_file, ensure_demo, samples_folder, videos_folder
+from zar_ray.study.demo import checkpoint_file, ensure_demo, videos_folder
 from zar_ray.study.options import EvalConfig
 
 
@@ -27,7 +27,7 @@ def demo(args: dict[str, Any]) -> Application:
     classes = read_manifest(videos_folder() / "manifest.parquet").class_names
     of_demo = {
         "checkpoint": str(checkpoint_file()),
-        "samples": str(samples_folder()),
+        "samples": str(videos_folder() / "test"),
         "label_sets": {"demo": ",".join(classes)},
     }
     return build(options_of({**of_demo, **args}))

@@ -7,7 +7,6 @@ seconds, so that a machine without a network hears of it soon.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -30,12 +29,13 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from zar_ray.commands.common import verb
+from zar_ray.commands.parsing import verb
 from zar_ray.data.probing import Failure, in_processes, usable_cpus
 from zar_ray.data.synthetic import write_video
-from zar_ray.errors import VideoError
+from zar_ray.errors import VideoError, reason_of
 from zar_ray.models.options import ModelOptions
 from zar_ray.options.layers import zar_home
+from zar_ray.provenance import package_version
 from zar_ray.video.options import Decoder
 from zar_ray.video.reading import VideoInfo, open_video
 
@@ -110,7 +110,7 @@ def diagnose(mlflow_uri: str | None = None, ray_address: str | None = None) -> l
         except TimeoutError:
             checks.append(Check(name, "missing", f"did not answer within {_CHECK_SECONDS:.0f} s"))
         except Exception as error:  # noqa: BLE001  a broken installation fails in any way; the report says which
-            checks.append(Check(name, "missing", _line(error)))
+            checks.append(Check(name, "missing", reason_of(error)))
     return checks
 
 
@@ -131,19 +131,10 @@ def _begun(function: Callable[[], _T]) -> Future[_T]:
 def _versions() -> list[Check]:
     checks = [Check("python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}")]
     for package in PACKAGES:
-        version = _version(package)
-        if version is None:
-            checks.append(Check(package, "missing", 'not installed; run "pip install zar-ray"'))
-        else:
-            checks.append(Check(package, "ok", version))
+        version = package_version(package)
+        found = version or 'not installed; run "pip install zar-ray"'
+        checks.append(Check(package, "ok" if version else "missing", found))
     return checks
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _hardware() -> list[Check]:
@@ -173,11 +164,8 @@ def _gpus() -> list[Check]:
             reason = "no CUDA in this build of PyTorch" if torch.version.cuda is None else "CUDA does not start"
             return [Check("gpus", "warning", f"there is a GPU, but {reason}; models run on the CPUs")]
         return [Check("gpus", "ok", "none; models run on the CPUs")]
-    found = []
-    for index in range(torch.cuda.device_count()):
-        gpu = torch.cuda.get_device_properties(index)
-        found.append(Check(f"gpu {index}", "ok", f"{gpu.name}, {_gib(gpu.total_memory)}"))
-    return found
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [Check(f"gpu {n}", "ok", f"{gpu.name}, {_gib(gpu.total_memory)}") for n, gpu in enumerate(gpus)]
 
 
 def _decoders() -> list[Check]:
@@ -192,7 +180,7 @@ def _decoders() -> list[Check]:
 
 def _decoder(decoder: Decoder, video: Path) -> Check:
     name = f"decoder {decoder}"
-    version = _version("decord" if decoder == "decord" else "av")
+    version = package_version("decord" if decoder == "decord" else "av")
     if version is None and decoder == "decord":
         return Check(name, "warning", "not installed (it has wheels for Linux x86-64 only); PyAV reads everything")
     # In a process of its own: a decoder that does not suit this machine may crash.
@@ -253,9 +241,7 @@ def _mlflow(uri: str | None) -> Check:
 
 
 def _sqlite_problem(file: Path) -> str | None:
-    folder = file.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
+    folder = next(one for one in file.absolute().parents if one.exists())
     if not folder.is_dir():
         return f"{folder} is not a folder"
     if not os.access(folder, os.W_OK):
@@ -310,10 +296,8 @@ def _reach(url: str, method: str) -> str | None:
         urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=_NETWORK_SECONDS).close()
     except urllib.error.HTTPError as error:
         return f"it answers {error.code} {error.reason}"
-    except urllib.error.URLError as error:
-        return _line(error.reason) if isinstance(error.reason, BaseException) else str(error.reason)
     except (OSError, ValueError) as error:
-        return _line(error)
+        return reason_of(getattr(error, "reason", error))
     return None
 
 
@@ -321,7 +305,7 @@ def _connect(host: str, port: int) -> str | None:
     try:
         socket.create_connection((host, port), timeout=_NETWORK_SECONDS).close()
     except OSError as error:
-        return _line(error)
+        return reason_of(error)
     return None
 
 
@@ -331,10 +315,6 @@ def _in_time(attempt: Callable[[], str | None]) -> str | None:
         return _begun(attempt).result(2 * _NETWORK_SECONDS)
     except TimeoutError:
         return f"no answer within {2 * _NETWORK_SECONDS:.0f} s"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _gib(size: int) -> str:

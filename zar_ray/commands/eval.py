@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from zar_ray.commands.common import command, show_options
-from zar_ray.commands.parsing import parse_run
+from zar_ray.commands.parsing import command, parse_run, show_options
 from zar_ray.commands.report import write_run_report
 from zar_ray.errors import ConfigError
 from zar_ray.study.options import AblateConfig, EvalConfig

@@ -1,4 +1,4 @@
-"""Options from the command line, laid over configuration files; mistakes come back as one line.
+"""What all commands do alike: options from the command line, laid over configuration files, and mistakes as one line.
 
 `tyro` makes the options and their help from the pydantic models of the options, dotted for nested ones
 (`--views.frames 8`).  What it would print as a box over several lines is put on one here.
@@ -10,9 +10,13 @@ import argparse
 import contextlib
 import difflib
 import functools
+import inspect
 import io
 import itertools
+import os
 import re
+import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,10 +24,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import tyro
+import yaml
 from pydantic import BaseModel
 
 from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
-from zar_ray.errors import ConfigError
+from zar_ray.errors import ConfigError, ZarError
 from zar_ray.options.base import Options
 from zar_ray.options.layers import merge, read_yaml, validate
 
@@ -153,19 +158,9 @@ def parse_run(kind: type[_O], argv: Sequence[str], prog: str) -> Invocation[_O]:
     argv = _spelt_out(argv)
     if _is_evaluation(kind):
         argv = _several_models(argv)
-    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--config", type=Path)
-    first.add_argument("--show-config", action="store_true")
-    first.add_argument("--dry-run", action="store_true")
-    glance = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("dataset", "protocol", *_WEIGHTS):
-        glance.add_argument(f"--{name}")
-    try:
-        about, rest = first.parse_known_args(list(argv))
-        said, _ = glance.parse_known_args(rest)
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"{prog}: {error}") from None
-    from_file = read_yaml(about.config) if about.config else {}
+    about, rest = glance(argv, prog, "config", flags=("show-config", "dry-run"))
+    said, _ = glance(rest, prog, "dataset", "protocol", *_WEIGHTS)
+    from_file = read_yaml(Path(about.config)) if about.config else {}
     protocol = said.protocol or from_file.get("protocol", "standard")
     values = _benchmark_options(kind, said.dataset or from_file.get("dataset"), protocol)
     values = _over(values, from_file)
@@ -173,6 +168,25 @@ def parse_run(kind: type[_O], argv: Sequence[str], prog: str) -> Invocation[_O]:
     values = {name: value for name, value in _over(values, given).items() if name not in given}
     default = validate(kind, values, str(about.config or prog))
     return Invocation(parse(kind, rest, prog, default, _ABOUT), about.show_config, about.dry_run)
+
+
+def glance(
+    argv: Sequence[str], prog: str, *options: str, flags: Sequence[str] = ()
+) -> tuple[argparse.Namespace, list[str]]:
+    """What a command line says of some options, before all of them are known; and the words without them.
+
+    Raises:
+        ConfigError: One of them has no value.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in options:
+        parser.add_argument(f"--{name}")
+    for name in flags:
+        parser.add_argument(f"--{name}", action="store_true")
+    try:
+        return parser.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{prog}: {error}") from None
 
 
 def _spelt_out(argv: Sequence[str]) -> list[str]:
@@ -189,7 +203,8 @@ def _several_models(argv: Sequence[str]) -> list[str]:
     """The words with ``--model A B``, a run each, as ``--models A B``."""
     words = list(argv)
     for place, word in enumerate(words):
-        if word == "--model" and len([*itertools.takewhile(_is_value, words[place + 1 :])]) > 1:
+        values = itertools.takewhile(lambda value: not value.startswith("--"), words[place + 1 :])
+        if word == "--model" and len([*values]) > 1:
             words[place] = "--models"
     return words
 
@@ -197,10 +212,6 @@ def _several_models(argv: Sequence[str]) -> list[str]:
 def _is_evaluation(kind: type[Options]) -> bool:
     """Whether options are a study's, by what these alone have: importing their class loads PyTorch."""
     return "models" in kind.model_fields
-
-
-def _is_value(word: str) -> bool:
-    return not word.startswith("--")
 
 
 def _benchmark_options(kind: type[Options], dataset: str | None, protocol: str) -> dict[str, Any]:
@@ -215,6 +226,55 @@ def _over(values: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     if any(above.get(name) is not None for name in _WEIGHTS):
         values = {name: value for name, value in values.items() if name not in _WEIGHTS}
     return merge(values, above)
+
+
+def command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
+    """Shows a user's mistake as one line, and an interruption without a traceback."""
+
+    def run(argv: Sequence[str]) -> int:
+        try:
+            return function(argv)
+        except ZarError as error:
+            return fail(error)
+        except KeyboardInterrupt:
+            print("zar: interrupted; what is finished is kept, and the same command continues it", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            if not _output_is_unread():
+                raise
+            return 128 + signal.SIGPIPE
+
+    return run
+
+
+def verb(
+    prog: str, kind: type[Options] | None = None
+) -> Callable[[Callable[..., int]], Callable[[Sequence[str]], int]]:
+    """Makes a command of a function: the words after `prog` are its arguments, and its docstring is the help.
+
+    Of a function that takes options as its one argument, `kind` is their class.
+    """
+    if kind is None:
+        return lambda function: command(lambda argv: parse(function, argv, prog))
+    return lambda function: command(
+        lambda argv: function(parse(kind, argv, prog, description=inspect.getdoc(function)))
+    )
+
+
+def _output_is_unread() -> bool:
+    """Whether nobody reads our output any more, as under `| head`; then nothing more is written to it."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def show_options(options: Options) -> int:
+    """Prints resolved options as YAML, as `--config` reads them; returns the exit status."""
+    print(yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False), end="")
+    return 0
 
 
 def fail(error: Exception) -> int:

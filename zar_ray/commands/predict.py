@@ -1,22 +1,54 @@
-"""The command `zar predict`."""
+"""The command `zar predict`; with `--server` a service does the work, without PyTorch and Ray here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
+import tyro
+from pydantic import model_validator
 from rich.console import Console
 
-from zar_ray.commands.common import command, show_options
-from zar_ray.commands.parsing import parse_run
-from zar_ray.commands.remote_prediction import asks_a_server, predict_on_server, require_question
-from zar_ray.errors import ConfigError
+from zar_ray.adaptation.rankings import RankedLabel, Ranking
+from zar_ray.adaptation.shared_options import PredictOptions
+from zar_ray.client import Client, ServiceError
+from zar_ray.commands.parsing import command, glance, parse_run, show_options
+from zar_ray.data.datasets import parse_class_names
+from zar_ray.errors import ConfigError, suggestion
+from zar_ray.options.base import operational
+from zar_ray.options.layers import leaves, read_yaml
+from zar_ray.reporting.rankings import print_rankings
+from zar_ray.serving.schema import ServedMethod
+
+# What a request to a service can say, besides methods' own options; all else that decides about numbers is its own.
+ASKED = {"videos", "labels", "method", "template", "seed", "top_k", "json_lines", "server", "token"}
+# What a service says of a file, which costs that file alone.
+_FILE_PROBLEMS = {"unusable-video", "video-too-large", "body-too-large", "internal-error", "timeout"}
+
+
+class RemoteOptions(PredictOptions):
+    """Options of `zar predict --server`, with those of methods as they were given: the service knows them."""
+
+    own: Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress] = operational({}, "Methods' own options by group.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Takes groups that are not known here, as a configuration file has them, for methods'."""
+        groups = {name for name, value in values.items() if isinstance(value, dict) and name not in cls.model_fields}
+        rest = {name: value for name, value in values.items() if name not in groups}
+        return {**rest, "own": {**values.get("own", {}), **{name: values[name] for name in groups}}} if groups else rest
 
 
 @command
 def predict_command(argv: Sequence[str]) -> int:
     """Rank given labels for given files, before and after adaptation."""
-    if asks_a_server(argv):
-        return predict_on_server(argv)
+    said, _ = glance(argv, "zar predict", "server", "config")
+    if said.server is not None or (said.config is not None and read_yaml(Path(said.config)).get("server") is not None):
+        return _predict_on_server(argv)
     from zar_ray.adaptation.methods import get_method
     from zar_ray.adaptation.options import PredictConfig
 
@@ -24,14 +56,12 @@ def predict_command(argv: Sequence[str]) -> int:
     options = invocation.options
     if invocation.show_config:
         return show_options(options)
-    require_question(options)
+    _require_question(options)
     if options.token is not None:
         raise ConfigError("zar predict: --token goes with --server")
     from zar_ray.adaptation.predict import predict
-    from zar_ray.data.datasets import parse_class_names
     from zar_ray.models.loading import load_model
     from zar_ray.models.text import remark_on_words
-    from zar_ray.reporting.rankings import print_rankings
 
     for method in options.method:
         get_method(method)
@@ -46,3 +76,125 @@ def predict_command(argv: Sequence[str]) -> int:
     rankings = predict(model, labels, options)
     failed = print_rankings(rankings, console, random_weights=model.random_weights, json_lines=options.json_lines)
     return 1 if failed else 0
+
+
+def _require_question(options: PredictOptions) -> None:
+    """Refuses a command that names no videos or no labels."""
+    if not options.videos:
+        raise ConfigError("zar predict: give the video files to look at")
+    if options.labels is None:
+        raise ConfigError('zar predict: give the candidate classes with --labels "a,b,c" or a file with one a line')
+
+
+def _split_own(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, list[str]]]]:
+    """A command line without methods' own options, and these: the words after each, by group and name."""
+    rest: list[str] = []
+    own: dict[str, dict[str, list[str]]] = {}
+    into = rest
+    for word in argv:
+        group, dot, name = word.partition("=")[0].removeprefix("--").partition(".")
+        if not word.startswith("--"):
+            into.append(word)
+        elif not dot or group == "views":
+            rest.append(word)
+            into = rest
+        else:
+            _, sign, value = word.partition("=")
+            into = own.setdefault(group, {})[name.replace("-", "_")] = [value] if sign else []
+    return rest, own
+
+
+def _require_asked(options: RemoteOptions, own: Collection[str], argv: Sequence[str]) -> None:
+    """Refuses options that a service decides, be they on the command line or in a file; `own` are methods' groups."""
+    default, chosen = leaves(RemoteOptions().model_dump()), leaves(options.model_dump(exclude={"own"}))
+    # An option's own default may not be the service's.
+    words = {word.partition("=")[0][2:].replace("-", "_").removeprefix("no_") for word in argv if word[:2] == "--"}
+    if "views" in words:
+        words.add("views.eval_views")
+    idle = [name for name in chosen if name not in ASKED and (chosen[name] != default[name] or name in words)]
+    if idle:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise ConfigError(f"zar predict: the service at --server decides {names}; leave out what it decides")
+    for group in own:
+        if group not in options.method:
+            raise ConfigError(f"zar predict: --{group}: no such method is asked for{suggestion(group, options.method)}")
+
+
+def _predict_on_server(argv: Sequence[str]) -> int:
+    """Has a service rank the labels for each file, and prints the rankings as `zar predict` does."""
+    rest, own = _split_own(argv)
+    invocation = parse_run(RemoteOptions, rest, "zar predict")
+    options = invocation.options
+    if invocation.show_config:
+        return show_options(options)
+    _require_question(options)
+    _require_asked(options, own, rest)
+    labels = parse_class_names(options.labels or "")
+    with Client(str(options.server), options.token or os.environ.get("ZAR_TOKEN") or None) as client:
+        if invocation.dry_run:
+            print(
+                f"{len(options.videos)} videos, {len(labels)} labels, methods {', '.join(options.method)}, {client.url}"
+            )
+            return 0
+        # Before any file is sent: it also tells whether the service is there and lets us in.
+        random_weights = any(model.random_weights for model in client.models().models)
+        of_methods = {
+            method.name: {**options.own.get(method.name, {}), **_typed(own.get(method.name, {}), method)}
+            for method in client.methods().methods
+        }
+        rankings, console = _served(client, labels, options, of_methods), Console(highlight=False)
+        failed = print_rankings(rankings, console, random_weights=random_weights, json_lines=options.json_lines)
+    return 1 if failed else 0
+
+
+def _typed(own: Mapping[str, list[str]], method: ServedMethod) -> dict[str, Any]:
+    """Words as the values that a method's schema wants; what does not fit stays as it is, and the service says so."""
+    known = (method.options or {}).get("properties", {})
+    values: dict[str, Any] = {}
+    for name, words in own.items():
+        if not words:
+            values[name if name in known else name.removeprefix("no_")] = name in known
+        elif known.get(name, {}).get("type") == "array":
+            values[name] = [_scalar(word) for word in words]
+        else:
+            values[name] = words[0] if known.get(name, {}).get("type") == "string" else _scalar(" ".join(words))
+    return values
+
+
+def _scalar(word: str) -> Any:
+    try:
+        return json.loads(word.lower() if word in ("True", "False") else word)
+    except ValueError:
+        return word
+
+
+def _served(
+    client: Client, labels: tuple[str, ...], options: PredictOptions, of_methods: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Ranking]:
+    """One ranking a file and method, in the order given, as `zar_ray.adaptation.predict.predict` yields them."""
+    for video in options.videos:
+        for method in options.method:
+            try:
+                answer = client.classify(
+                    video,
+                    labels,
+                    template=options.template,
+                    method=method,
+                    top_k=options.top_k,
+                    options=of_methods.get(method) or None,
+                    seed=options.seed,
+                )
+            except OSError as error:
+                missing = isinstance(error, FileNotFoundError)
+                reason = "no such file" if missing else f"cannot be read: {error.strerror or error}"
+                yield Ranking(video, method, (), (), error=reason)
+            except ServiceError as error:
+                if error.code not in _FILE_PROBLEMS:
+                    raise
+                yield Ranking(video, method, (), (), error=error.detail)
+            else:
+                before, after = (
+                    tuple(RankedLabel(one.label, one.score) for one in ranked)
+                    for ranked in (answer.before, answer.after)
+                )
+                yield Ranking(video, method, before, after, warning=answer.video.warning)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from zar_ray.commands.common import verb
+from zar_ray.commands.parsing import verb
 from zar_ray.errors import TrackingError
 from zar_ray.options.base import meaning
 from zar_ray.study.options import EvalConfig

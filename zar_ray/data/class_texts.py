@@ -28,9 +28,7 @@ _WHOLE = "{}"  # the template of a text that stands for itself
 class ContextFile:
     """The file of a learned context as it was when a run was put together; no other node needs to have it.
 
-    Attributes:
-        path: The file, for messages.
-        content: Its bytes, which `zar_ray.models.learned_context` reads.
+    Its bytes are what `zar_ray.models.learned_context` reads; the path is for messages.
     """
 
     path: str
@@ -46,18 +44,14 @@ class ContextFile:
 class ClassPrompts:
     """What `zar_ray.models.text.PromptedClasses` is made from, besides the model.
 
-    Attributes:
-        names: The K names as prompts spell them.
-        context: The words in front of a name, which tuning starts from, or a learned context in their place; None for
-            the model's own words.
-        texts: For each class its prompts; None for the one prompt ``CONTEXT NAME.``.
-        average: What counts of several, see `zar_ray.models.text.PromptedClasses`.
+    The context is the words in front of a name, which tuning starts from, or a learned context in their place; None for
+    the model's own words.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # the K names as prompts spell them
     context: str | ContextFile | None
-    texts: tuple[tuple[str, ...], ...] | None = None
-    average: TextAverage = "features"
+    texts: tuple[tuple[str, ...], ...] | None = None  # for each class its prompts; None: the one ``CONTEXT NAME.``
+    average: TextAverage = "features"  # what counts of several
 
     @property
     def identity(self) -> list[object]:
@@ -107,12 +101,9 @@ def prompts_of(class_sets: Sequence[Sequence[str]], options: PromptOptions) -> t
 def with_words(
     options: _Options, prompts: Sequence[ClassPrompts], words: str | None
 ) -> tuple[_Options, tuple[ClassPrompts, ...]]:
-    """Options and what they make of class sets, with a model's own words written down where neither names any.
+    """Options and what `prompts_of` makes of them, a model's own words written down where neither names any.
 
-    Args:
-        options: The options.
-        prompts: What `prompts_of` makes of them.
-        words: The model's, see `zar_ray.models.text.default_words`; None where it takes none.
+    The words are those of `zar_ray.models.text.default_words`, None where the model takes none.
     """
     if words is None or options.context is not None or options.template is not None:
         return options, tuple(prompts)
@@ -153,10 +144,8 @@ def class_prompts(
 def styled(name: str, style: NameStyle) -> str:
     """A class name as a prompt spells it.
 
-    Args:
-        name: The name as the dataset spells it.
-        style: ``raw``: underscores become spaces, nothing else. ``split_camel_case``: so do the joints of a name
-            without spaces, ``ApplyEyeMakeup`` becomes ``Apply Eye Makeup``. ``lower_case``: split, and in lower case.
+    ``raw``: underscores become spaces, nothing else. ``split_camel_case``: so do the joints of a name without spaces,
+    ``ApplyEyeMakeup`` becomes ``Apply Eye Makeup``. ``lower_case``: split, and in lower case.
     """
     spaced = name.replace("_", " ")
     if style == "raw":
@@ -166,30 +155,23 @@ def styled(name: str, style: NameStyle) -> str:
     return spaced.lower() if style == "lower_case" else spaced
 
 
-def known_template_lists() -> tuple[str, ...]:
-    """The names of the shipped template lists, in alphabetical order."""
-    return tuple(sorted(path.stem for path in _template_folder().glob("*.txt")))
-
-
 @functools.cache
 def load_templates(name_or_template: str) -> tuple[str, ...]:
-    """One template, or a shipped list of them from ``conf/templates/NAME.txt``.
-
-    Args:
-        name_or_template: A text with ``{}`` where the class name goes, or a list's name.
+    """One template, with ``{}`` where the class name goes, or a shipped list of them by name (``conf/templates``).
 
     Raises:
         ConfigError: The text does not hold exactly one ``{}``, or there is no such list.
     """
     if "{" in name_or_template or "}" in name_or_template:
         return (_checked(name_or_template, f'template "{name_or_template}"'),)
-    known = known_template_lists()
+    folder = conf_dir() / "templates"
+    known = sorted(path.stem for path in folder.glob("*.txt"))
     if name_or_template not in known:
         near = suggestion(name_or_template, known)
         raise ConfigError(
             f'no template list "{name_or_template}", and a template has {{}} where the class name goes{near}'
         )
-    place = _template_folder() / f"{name_or_template}.txt"
+    place = folder / f"{name_or_template}.txt"
     lines = place.read_text(encoding="utf-8").splitlines()
     return tuple(_checked(line, f"{place}, line {number}") for number, line in enumerate(lines, 1))
 
@@ -259,10 +241,6 @@ def _is_upper(character: str) -> bool:
 
 def _is_small(character: str) -> bool:
     return character.isalpha() and not _is_upper(character)
-
-
-def _template_folder() -> Path:
-    return conf_dir() / "templates"
 
 
 def _checked(template: str, place: str) -> str:

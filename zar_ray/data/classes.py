@@ -10,15 +10,10 @@ from zar_ray.data.text_files import storable
 from zar_ray.errors import ConfigError, ManifestError, ZarError, suggestion
 from zar_ray.options.layers import conf_dir
 
-# The list of all classes of each dataset that `zar data index` knows by name.
-CLASSES_OF = {
-    "charades": "charades",
-    "hmdb51": "hmdb51",
-    "k400": "kinetics400",
-    "k600": "kinetics600",
-    "ssv2": "ssv2",
-    "ucf101": "ucf101",
-}
+
+def classes_of(data: str) -> str:
+    """The list of all classes of a dataset that `zar data index` knows by name."""
+    return {"k400": "kinetics400", "k600": "kinetics600"}.get(data, data)
 
 
 def known_class_lists() -> tuple[str, ...]:
@@ -28,11 +23,7 @@ def known_class_lists() -> tuple[str, ...]:
 
 @functools.cache
 def class_list(name: str) -> tuple[str, ...]:
-    """A shipped list of class names, in label-id order.
-
-    Raises:
-        ConfigError: There is no such list.
-    """
+    """A shipped list of class names, in label-id order, or a ConfigError."""
     if name not in known_class_lists():
         raise ConfigError(f'no class list "{name}"{suggestion(name, known_class_lists())}')
     return tuple((conf_dir() / "classes" / f"{name}.txt").read_text(encoding="utf-8").splitlines())
@@ -46,16 +37,11 @@ def tidy_name(name: str) -> str:
 def distinct_names(
     names: Iterable[str], place: str, what: str = "class name", error: type[ZarError] = ManifestError
 ) -> tuple[str, ...]:
-    """The names of a data set's classes, which must be there, distinct and not empty.
-
-    Args:
-        names: The names, in label-id order.
-        place: Where they come from, for messages.
-        what: What stands there for each, for messages, such as "line".
-        error: What is raised.
+    """The names of a data set's classes in label-id order, which must be there, distinct and not empty.
 
     Raises:
-        ZarError: There is none, or one is empty or occurs twice.
+        ZarError: There is none, or one is empty or occurs twice; of the kind `error`, which names the `place` they come
+            from, and the number of the `what`, such as "line", that is wrong.
     """
     first: dict[str, int] = {}
     for number, name in enumerate(names, start=1):

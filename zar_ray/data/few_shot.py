@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import defaultdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from zar_ray.data.classes import name_key
-from zar_ray.data.datasets import Benchmark, default_manifest, load_benchmark
+from zar_ray.data.datasets import default_manifest, load_benchmark
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest, write_manifest
 from zar_ray.data.options import ShotsConfig
-from zar_ray.data.protocols import SplitSpec
+from zar_ray.data.protocols import Benchmark, SplitSpec
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 
 
@@ -21,15 +21,8 @@ def draw_shots(benchmark: Benchmark, manifest: Manifest, shots: int, seed: int, 
     The draw depends on the seed and the files' names alone, so it is the same for any layout, and draws of one seed
     nest: the videos of 2 shots are among those of 4.  Broken videos are not drawn.
 
-    Args:
-        benchmark: Says which classes and which training videos belong to the split.
-        manifest: The benchmark's videos.
-        shots: Videos a class.
-        seed: Another seed draws other videos.
-        split: The benchmark's split; by default its first.
-
-    Returns:
-        The drawn videos in split "train", their label ids counting the split's classes.
+    The split, by default the benchmark's first, says which classes, whose label ids count them, and which videos of
+    the manifest are for training.
 
     Raises:
         ConfigError: There is no such split, it has no training videos, or a video has several labels.
@@ -62,10 +55,7 @@ def draw_shots(benchmark: Benchmark, manifest: Manifest, shots: int, seed: int, 
 
 
 def write_shots(options: ShotsConfig) -> tuple[Path, Manifest]:
-    """Draws training videos from a benchmark's manifest and writes them as a manifest of their own.
-
-    Returns:
-        Where it is, and what it holds.
+    """Draws training videos from a benchmark's manifest and writes them: where the new manifest is, and what it holds.
 
     Raises:
         ConfigError: There is no such benchmark; or as `draw_shots`.
@@ -95,5 +85,4 @@ def _training_split(benchmark: Benchmark, split: str | None) -> SplitSpec:
 
 def _rank(row: VideoRow, name: str, seed: int) -> bytes:
     """A random number for a video that depends on nothing else in the manifest."""
-    stem = PurePosixPath(row.video_id).stem
-    return hashlib.sha256("\0".join((str(seed), name, stem)).encode()).digest()
+    return hashlib.sha256("\0".join((str(seed), name, row.stem)).encode()).digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -29,14 +30,7 @@ _SHOWN = 10
 
 
 def run_index(options: IndexConfig, console: Console) -> Path:
-    """Makes and writes a manifest.
-
-    Args:
-        options: What to index.
-        console: Where progress and the report go.
-
-    Returns:
-        Where the manifest is.
+    """Makes and writes a manifest, and says where it is; progress and the report go to the console.
 
     Raises:
         ConfigError: Options do not go together.
@@ -112,9 +106,8 @@ def _say(
         for line in report.lines():
             console.print(line, markup=False)
     broken = [row for row in manifest.rows() if row.error is not None]
-    console.print(
-        f"{target}: {len(manifest)} videos, {len(manifest.class_names)} classes, {len(broken)} broken", markup=False
-    )
+    counts = f"{len(manifest)} videos, {len(manifest.class_names)} classes, {len(broken)} broken"
+    console.print(f"{target}: {counts}", markup=False)
     # Missing files are reported by split and class above.
     shown = [row for row in broken if report is None or row.error != "no such file"]
     for row in shown[:_SHOWN]:
@@ -123,18 +116,10 @@ def _say(
         console.print(f"  ... and {len(shown) - _SHOWN} more; the manifest's error column has all")
     if benchmark is None:
         return
-    for name in known_benchmarks():
-        other = load_benchmark(name)
-        if other.data != benchmark.data:
-            continue
-        for spec in other.splits:
-            try:
-                (split,) = other.evaluations(manifest, spec.name)
-            except ManifestError:
-                continue
-            expected = f" of {'about ' if spec.about else ''}{split.expected:,}" if split.expected is not None else ""
-            console.print(
-                f"--dataset {name} --split {spec.name}: {len(split):,}{expected} videos, "
-                f"{len(split.class_names)} classes",
-                markup=False,
-            )
+    related = [one for one in map(load_benchmark, known_benchmarks()) if one.data == benchmark.data]
+    for other, spec in ((one, spec) for one in related for spec in one.splits):
+        with contextlib.suppress(ManifestError):
+            (split,) = other.evaluations(manifest, spec.name)
+            expected = f" of {'about ' if spec.about else ''}{spec.count:,}" if spec.count is not None else ""
+            counts = f"{len(split):,}{expected} videos, {len(split.class_names)} classes"
+            console.print(f"--dataset {other.name} --split {spec.name}: {counts}", markup=False)

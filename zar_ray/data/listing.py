@@ -33,23 +33,20 @@ NO_SPLIT = "all"
 class Listing:
     """All videos of a dataset, sorted by id, and how many other files lay among them.
 
-    Nothing but their names, splits and class names is known of the videos.
+    Nothing but their names, splits and class names need be known of the videos.
     """
 
     videos: tuple[VideoRow, ...]
     class_names: tuple[str, ...]
-    root: str
-    name: str
-    ignored: int
+    root: str = ""
+    name: str = ""
+    ignored: int = 0
 
 
 def list_folder(root: str | Path, class_names: Sequence[str] | None = None) -> Listing:
     """Finds the videos below a folder, by their extension; hidden files and folders are passed over.
 
-    Args:
-        root: The folder.
-        class_names: The classes in label-id order; by default the class folders' names in alphabetical order.  A
-            folder without a video is no class.
+    Class names are by default the class folders' in alphabetical order; a folder without a video is no class.
 
     Raises:
         ManifestError: The folder is missing, holds no video, or has a class that is not in `class_names`.
@@ -133,21 +130,14 @@ def walk(top: Path) -> tuple[list[Path], list[Path]]:
                 kept.append(name)
         folders[:] = kept
         for name in files:
-            if name.startswith("."):
-                continue
-            if Path(name).suffix.lower() in VIDEO_EXTENSIONS:
-                videos.append(Path(folder, name))
-            else:
-                others.append(Path(folder, name))
+            if not name.startswith("."):
+                kind = videos if Path(name).suffix.lower() in VIDEO_EXTENSIONS else others
+                kind.append(Path(folder, name))
     return videos, others
 
 
 def existing_folder(place: str | Path) -> Path:
-    """A folder's absolute path.
-
-    Raises:
-        ManifestError: It is missing.
-    """
+    """A folder's absolute path, or a ManifestError."""
     top = Path(place).expanduser().absolute()
     if not top.is_dir():
         raise ManifestError(f"{place}: {'is not a folder' if top.exists() else 'no such folder'}")

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -74,6 +74,11 @@ class VideoRow:
     labels: Texts = None
 
     @property
+    def stem(self) -> str:
+        """The file's name without folder and extension."""
+        return PurePosixPath(self.video_id).stem
+
+    @property
     def label_names(self) -> tuple[str, ...]:
         """The class names of the video: one, or several, or none."""
         if self.labels is not None:
@@ -94,19 +99,13 @@ MANIFEST_SCHEMA = schema_of(VideoRow)
 class Manifest:
     """A dataset's videos; checked when made, so whoever holds one may rely on it.
 
-    Attributes:
-        table: The videos, with `MANIFEST_SCHEMA`.
-        class_names: The K label texts; a row's `label_id` is a position in them.
-        root: Absolute folder that video ids are relative to.
-        name: The dataset's name.
-
     Raises:
         ManifestError: The table's columns or values do not fit together.
     """
 
-    table: pa.Table
-    class_names: tuple[str, ...]
-    root: str
+    table: pa.Table  # the videos, with `MANIFEST_SCHEMA`
+    class_names: tuple[str, ...]  # the K label texts; a row's `label_id` is a position in them
+    root: str  # absolute folder that video ids are relative to
     name: str
 
     def __post_init__(self) -> None:
@@ -129,9 +128,8 @@ class Manifest:
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that occur, in alphabetical order."""
-        several = self.table["splits"].drop_null()
         alone = self.table.filter(pc.field("splits").is_null())["split"]
-        return tuple(sorted({*alone.unique().to_pylist(), *_flat(several)}))
+        return tuple(sorted({*alone.to_pylist(), *_flat(self.table["splits"])}))
 
     def select(self, split: str | None = None, limit: int | None = None) -> Manifest:
         """Takes one split, or some videos, or both; the class names stay all.
@@ -148,11 +146,7 @@ class Manifest:
         if split is not None:
             if split not in self.splits:
                 raise ManifestError(f'{self.name}: no split "{split}"{suggestion(split, self.splits)}')
-            inside = [
-                split in several if several is not None else split == alone
-                for several, alone in zip(table["splits"].to_pylist(), table["split"].to_pylist(), strict=True)
-            ]
-            table = table.filter(pa.array(inside, pa.bool_()))
+            table = table.filter(pa.array([split in row.memberships for row in self.rows()], pa.bool_()))
         if limit is not None and limit < table.num_rows:
             if limit < 1:
                 raise ManifestError(f"{self.name}: a limit of {limit} videos leaves nothing; it must be at least 1")
@@ -224,16 +218,10 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
     Raises:
         ManifestError: The place cannot be written.
     """
-    header = {
-        "format": _FORMAT,
-        "name": manifest.name,
-        "root": manifest.root,
-        "class_names": manifest.class_names,
-    }
+    header = {"format": _FORMAT, "name": manifest.name, "root": manifest.root, "class_names": manifest.class_names}
     stored = {_METADATA_KEY: json.dumps(header, ensure_ascii=False).encode()}
-    table = manifest.table.replace_schema_metadata(stored)
     content = io.BytesIO()
-    pq.write_table(table, content)
+    pq.write_table(manifest.table.replace_schema_metadata(stored), content)
     folder, name = _place(path)
     try:
         folder.write(name, content.getvalue())
@@ -256,14 +244,7 @@ def _checked(table: pa.Table, class_names: tuple[str, ...], place: str) -> pa.Ta
     for path in table["path"].to_pylist():
         if not _ABSOLUTE.match(path):
             raise ManifestError(f'{place}: path "{path}" is not absolute')
-    _check_labels(table, class_names, place)
-    counted = [pc.field(name).is_null() | (pc.field(name) < 1) for name in ("frames", "width", "height")]
-    _refuse(
-        table,
-        pc.field("error").is_null() & (counted[0] | counted[1] | counted[2]),
-        place,
-        "has no error, so frames, width and height must be there and positive",
-    )
+    _check_rows(table, class_names, place)
     return table
 
 
@@ -304,36 +285,38 @@ def _same_kind(have: pa.DataType, want: pa.DataType) -> bool:
     return pa.types.is_floating(have)
 
 
-def _check_labels(table: pa.Table, class_names: tuple[str, ...], place: str) -> None:
-    label, name = pc.field("label_id"), pc.field("class_name")
-    _refuse(
-        table,
-        (label.is_null() & name.is_valid()) | (label.is_valid() & name.is_null()),
-        place,
-        "label_id and class_name must both be there or both be empty",
-    )
-    outside = (label < 0) | (label >= len(class_names))
-    _refuse(table, outside, place, f"label_id is not one of the {len(class_names)} classes")
-    _refuse(table, pc.field("labels").is_valid() & label.is_valid(), place, "has both a label_id and several labels")
-    lengths = table.append_column("members", pc.call_function("list_value_length", [table["splits"]]))
-    _refuse(lengths, pc.field("members") == 0, place, "has a list of splits with none in it")
+def _check_rows(table: pa.Table, class_names: tuple[str, ...], place: str) -> None:
+    """Raises for the first row with values that contradict each other (where null counts as no contradiction)."""
+    names = pa.array(class_names, pa.string())
     unknown = sorted(_flat(table["labels"]) - set(class_names), key=str)
     if unknown:
         raise ManifestError(f'{place}: has the label "{unknown[0]}", which is not among its class names')
-    expected = pa.array(class_names, pa.string()).take(table["label_id"].combine_chunks())
-    table = table.append_column("expected", expected)
-    _refuse(table, name != pc.field("expected"), place, "class_name is not the name of its label_id")
+    table = table.append_column("members", pc.call_function("list_value_length", [table["splits"]]))
+    table = table.append_column(
+        "named", pc.call_function("index_in", [table["class_name"]], pc.SetLookupOptions(names))
+    )
+    label, name, named = pc.field("label_id"), pc.field("class_name"), pc.field("named")
+    frames, width, height = (
+        pc.field(column).is_null() | (pc.field(column) < 1) for column in ("frames", "width", "height")
+    )
+    for wrong, complaint in (
+        (label.is_null() != name.is_null(), "label_id and class_name must both be there or both be empty"),
+        ((label < 0) | (label >= len(class_names)), f"label_id is not one of the {len(class_names)} classes"),
+        (pc.field("labels").is_valid() & label.is_valid(), "has both a label_id and several labels"),
+        (pc.field("members") == 0, "has a list of splits with none in it"),
+        (name.is_valid() & (named.is_null() | (named != label)), "class_name is not the name of its label_id"),
+        (
+            pc.field("error").is_null() & (frames | width | height),
+            "has no error, so frames, width and height must be there and positive",
+        ),
+    ):
+        if len(rows := table.filter(wrong)):
+            raise ManifestError(f'{place}: video "{rows["video_id"][0]}": {complaint}')
 
 
 def _flat(lists: pa.ChunkedArray) -> set[str]:
     """The distinct values of a column of lists."""
     return set(pc.call_function("list_flatten", [lists]).unique().to_pylist())
-
-
-def _refuse(table: pa.Table, wrong: pc.Expression, place: str, complaint: str) -> None:
-    """Raises for the first row where `wrong` is true (null counts as false)."""
-    if len(rows := table.filter(wrong)):
-        raise ManifestError(f'{place}: video "{rows["video_id"][0]}": {complaint}')
 
 
 def _place(path: str | Path) -> tuple[Storage, str]:

@@ -20,6 +20,9 @@ CONTEXT = "a video of a"
 """The context's words where neither the user nor the model's system names others."""
 
 
+_DATA_ROOT = "Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets."
+
+
 class ContextOption(Options):
     """What stands in front of a class name in a prompt, and what tuning starts from."""
 
@@ -76,7 +79,7 @@ class DatasetOptions(Options):
         default=False, description="Score as published label files do, with the names that they exchange."
     )
     limit: int | None = Field(default=None, ge=1, description="Evaluate only so many videos, spread over the manifest.")
-    data_root: Path | None = operational(None, "Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.")
+    data_root: Path | None = operational(None, _DATA_ROOT)
 
 
 class IndexConfig(Options):
@@ -120,9 +123,7 @@ class IndexConfig(Options):
     )
     decoder: Decoder = Field(default="auto", description="Decoder to probe with.")
     workers: int | None = Field(default=None, ge=1, description="Files probed at once; by default one a CPU.")
-    data_root: Path | None = Field(
-        default=None, description="Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets."
-    )
+    data_root: Path | None = Field(default=None, description=_DATA_ROOT)
 
 
 class AuditConfig(Options):
@@ -168,6 +169,4 @@ class ShotsConfig(Options):
     output: Path | None = Field(
         default=None, description="The manifest to write; by default where --dataset finds it by its name."
     )
-    data_root: Path | None = Field(
-        default=None, description="Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets."
-    )
+    data_root: Path | None = Field(default=None, description=_DATA_ROOT)

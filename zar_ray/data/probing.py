@@ -53,15 +53,7 @@ def probe_listing(
 ) -> Manifest:
     """Opens every listed video and writes down what it is; one that cannot be opened keeps its row, with the error.
 
-    Args:
-        listing: The videos.
-        decoder: "auto", "decord" or "pyav".
-        workers: Processes; by default one a CPU.
-        console: Where it says how far it is.
-        place: Where the videos are, for the console.
-
-    Returns:
-        The manifest, rows sorted by video id.
+    Without `workers` there is one process a CPU; `place` says on the console where the videos are.
 
     Raises:
         ConfigError: decord is asked for and not installed; every file would fail for the same reason.
@@ -69,7 +61,9 @@ def probe_listing(
     if decoder == "decord" and not has_decord():
         raise ConfigError("decord is not installed here; use --decoder auto or --decoder pyav")
     if console is not None:
-        console.print(f"{place}: opening {_counted(len(listing.videos), 'video')}, {_ignored(listing)}", markup=False)
+        videos, classes = _counted(len(listing.videos), "video"), _counted(len(listing.class_names), "class")
+        others = f"; {_counted(listing.ignored, 'other file')} ignored" if listing.ignored else ""
+        console.print(f"{place}: opening {videos}, {classes}{others}", markup=False)
     with ProgressBar(console=console, transient=True, disable=console is None or not console.is_terminal) as bar:
         task = bar.add_task("opening videos", total=len(listing.videos))
         answers = in_processes(
@@ -105,7 +99,7 @@ def in_processes(
     timeout: float = _PROBE_TIMEOUT,
     progress: Progress | None = None,
 ) -> list[_T | Failure]:
-    """Works on videos in parallel processes, which end with this one however it ends.
+    """What work on each item gives, done in parallel processes, which end with this one however it ends.
 
     A process holds one item at a time, so one that dies or does not answer names the item that did it; it is replaced
     and all others go on.  An item that kills its process is tried once more.
@@ -116,9 +110,6 @@ def in_processes(
         workers: Processes; by default one a CPU that this process may use.
         timeout: Seconds an item may take.
         progress: Called as ``progress(done, all)`` after every item.
-
-    Returns:
-        What the work returned, in the order of `items`.
 
     Raises:
         ManifestError: The processes cannot be started.
@@ -251,8 +242,3 @@ def _size(path: str) -> int | None:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
-
-
-def _ignored(listing: Listing) -> str:
-    classes = _counted(len(listing.class_names), "class")
-    return f"{classes}; {_counted(listing.ignored, 'other file')} ignored" if listing.ignored else classes

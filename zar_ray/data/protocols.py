@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field
 
-from zar_ray.data.classes import class_list, name_key
+from zar_ray.data.classes import by_key, class_list, classes_of, name_key
+from zar_ray.data.listing import NO_SPLIT
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 from zar_ray.options.base import Options
+from zar_ray.options.layers import zar_home
+from zar_ray.storage import is_uri
 
 
 class SplitSpec(Options):
@@ -42,10 +47,7 @@ class SplitSpec(Options):
     about: bool = Field(default=False, description="`count` is a round figure, as links rot; it is no error to differ.")
 
     def class_names(self, own: Sequence[str] = ()) -> tuple[str, ...]:
-        """The names in label-id order.
-
-        Args:
-            own: The manifest's class names, for a split without a list.
+        """The names in label-id order; those of a split without a list are the manifest's `own`.
 
         Raises:
             ConfigError: There is no such list.
@@ -55,10 +57,29 @@ class SplitSpec(Options):
         return tuple(name for name in names if name not in left_out)
 
 
-class Protocol(Options):
-    """What is evaluated, split by split, and how it is scored."""
+class Benchmark(Options):
+    """A dataset with its protocol: the content of `conf/benchmarks/NAME.yaml`.
+
+    `manifest` and `make` may name ``{home}`` (ZAR_HOME), ``{data_root}``, ``{name}`` and ``{data}`` (the dataset that
+    benchmarks of one manifest share), `make` also ``{manifest}``.
+    """
 
     name: str = Field(min_length=1, description="What `--dataset` calls it; the file's name.")
+    title: str = Field(min_length=1, description="What tables call it.")
+    classes: int | None = Field(default=None, ge=1, description="How many classes the dataset has.")
+    split: str | None = Field(
+        default=None, description="The manifest's split that is evaluated by default, where the manifest has splits."
+    )
+    data: str | None = Field(
+        default=None, description="The dataset that `zar data index` finds; several benchmarks may share one."
+    )
+    average: Literal["mean", "harmonic"] = Field(default="mean", description="What is reported over the splits.")
+    videos: int | None = Field(default=None, ge=1, description="How many videos its splits have together.")
+    manifest: str = Field(default="{data_root}/{data}/manifest.parquet", description="Where its manifest lies.")
+    make: str = Field(
+        default="zar data index {data} --root FOLDER --output {manifest}",
+        description="The command that makes its manifest, for messages.",
+    )
     splits: tuple[SplitSpec, ...] = Field(default=(), description="The protocol: what is evaluated, split by split.")
     multi_label: bool = Field(default=False, description="Whether a video may show several classes.")
     legacy_swaps: tuple[tuple[str, str], ...] = Field(
@@ -67,58 +88,117 @@ class Protocol(Options):
     renamed: dict[str, str] = Field(
         default={}, description="Class names that Kinetics-400 has too, with its words for them."
     )
+    options: dict[str, Any] = Field(default={}, description="Defaults of `zar eval` for it, dotted ones nested.")
 
-    def make_command(self) -> str:
-        """The command that makes a manifest with all splits, for messages."""
-        return "zar data index"
+    def manifest_path(self, data_root: str | Path | None = None) -> str:
+        """Where the manifest lies; `data_root` is by default ZAR_HOME/datasets."""
+        return self.manifest.format(**self._places(data_root))
+
+    def make_command(self, data_root: str | Path | None = None) -> str:
+        """The command that makes the manifest."""
+        return self.make.format(manifest=self.manifest_path(data_root), **self._places(data_root))
+
+    def existing_manifest(self, data_root: str | Path | None = None) -> str:
+        """Where the manifest is; a URI is taken for good.
+
+        Raises:
+            ManifestError: There is none; the message says how to make it.
+        """
+        place = self.manifest_path(data_root)
+        if not is_uri(place) and not Path(place).is_file():
+            raise ManifestError(f'{self.name}: no manifest at {place}; make one with "{self.make_command(data_root)}"')
+        return place
+
+    def _places(self, data_root: str | Path | None) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "data": self.data or self.name,
+            "home": zar_home(),
+            "data_root": datasets_folder(data_root),
+        }
+
+    def evaluations(
+        self, manifest: Manifest, split: str | None = None, *, legacy_labels: bool = False
+    ) -> tuple[EvaluationSplit, ...]:
+        """The protocol's splits, or one of them, over a manifest's videos.
+
+        The manifest may spell the class names of a list in its own way (see `name_key`); `legacy_labels` names classes
+        as published label files do, mistakes included.
+
+        Raises:
+            ConfigError: There is no such split, or the benchmark's file defines none.
+            ManifestError: The manifest has no video for a split, or one of a class that the dataset does not have.
+        """
+        if not self.splits:
+            raise ConfigError(f"{self.name}: its file in conf/benchmarks defines no splits to evaluate")
+        known = by_key(manifest.class_names if self.data is None else class_list(classes_of(self.data)))
+        for name in manifest.class_names:
+            if name_key(name) not in known:  # its videos would be in no split, without a word
+                raise ManifestError(
+                    f'{self.name}: the manifest\'s class "{name}" is no class of {self.title}'
+                    f'{suggestion(name, known.values())}; make one with "{self.make_command()}"'
+                )
+        named = [spec.name for spec in self.splits]
+        if split is not None and split not in named:
+            raise ConfigError(f'{self.name}: no split "{split}"{suggestion(split, named)}')
+        rows = tuple(manifest.rows())
+        there = {member for row in rows for member in row.memberships}
+        # Where lists were imported for some splits, the others are not to be filled with whatever else is there.
+        alone = there.isdisjoint(member for spec in self.splits for member in spec.videos)
+        found = []
+        for spec in self.splits:
+            if split in (None, spec.name):
+                wanted = set(spec.otherwise if alone else spec.videos)
+                if spec.videos and wanted.isdisjoint(there):
+                    raise ManifestError(
+                        f"{self.name}, split {spec.name}: the manifest has no videos of {' or '.join(spec.videos)}, "
+                        f'only of {", ".join(sorted(there)) or "nothing"}; make one with "{self.make_command()}"'
+                    )
+                members = [row for row in rows if not spec.videos or not wanted.isdisjoint(row.memberships)]
+                found.append(_evaluation(self, spec, members, manifest.class_names, legacy_labels))
+        return tuple(found)
+
+    def eval_options(self) -> dict[str, Any]:
+        """`options` with ``{home}`` filled in, as defaults of `zar eval`."""
+        return {k: v.replace("{home}", str(zar_home())) if isinstance(v, str) else v for k, v in self.options.items()}
+
+    def split_of(self, manifest: Manifest) -> str | None:
+        """The split to evaluate by default; None (all videos) where the manifest was made without splits."""
+        return None if manifest.splits == (NO_SPLIT,) else self.split
+
+    def note(self, manifest: Manifest) -> str | None:
+        """What to say beside results on this manifest, one line; None where it holds all classes."""
+        if self.classes is None or len(manifest.class_names) == self.classes:
+            return None
+        return (
+            f"{self.name}: the manifest has {len(manifest.class_names)} class names, {self.title} has {self.classes}; "
+            "accuracies compare only with results over the same class names"
+        )
 
 
 @dataclass(frozen=True)
 class EvaluationSplit:
     """One evaluation: some videos, some names to choose among, and which are right.
 
-    Attributes:
-        benchmark: The benchmark it is of.
-        name: The split's name in its protocol.
-        class_names: The names to choose among; a label id is a position in them.
-        video_ids: The videos, in alphabetical order of their ids; broken ones are among them.
-        labels: The right label ids of each video: exactly one, or any number where the protocol is multi-label; none
-            where the video has no label, which a protocol with class names of its own leaves out.
-        multi_label: Whether a video may show several classes.
-        expected: How many videos the official or published split has, where that is known.
-        approximate: Whether `expected` is a round figure or links rot, so that to differ is no error.
-        unlabelled: How many videos of the split were left out since they have no label.
-        legacy: Whether the names stand in the order of the published label files, mistakes included.
-        exchanged: Label ids that the published label files call by another name than is right.
-        renamed: Names that Kinetics-400 has too, with its words for them.
+    A video has exactly one right label id, or any number where the protocol is multi-label; none where it has no label,
+    which a protocol with class names of its own leaves out.
     """
 
     benchmark: str
-    name: str
-    class_names: tuple[str, ...]
-    video_ids: tuple[str, ...]
-    labels: tuple[tuple[int, ...], ...]
-    multi_label: bool = False
-    expected: int | None = None
-    approximate: bool = False
-    unlabelled: int = 0
-    legacy: bool = False
-    exchanged: frozenset[int] = frozenset()
-    renamed: Mapping[str, str] = field(default_factory=dict)
+    name: str  # the split's, in its protocol
+    class_names: tuple[str, ...]  # the names to choose among; a label id is a position in them
+    video_ids: tuple[str, ...]  # in alphabetical order; broken videos are among them
+    labels: tuple[tuple[int, ...], ...]  # the right label ids of each video
+    multi_label: bool = False  # whether a video may show several classes
+    expected: int | None = None  # how many videos the official or published split has, where that is known
+    approximate: bool = False  # whether that is a round figure or links rot, so that to differ is no error
+    unlabelled: int = 0  # how many videos of the split were left out since they have no label
+    legacy: bool = False  # whether the names stand in the order of the published label files, mistakes included
+    exchanged: frozenset[int] = frozenset()  # label ids that those files call by another name than is right
+    renamed: Mapping[str, str] = field(default_factory=dict)  # names that Kinetics-400 has too, with its words
 
     def __len__(self) -> int:
         return len(self.video_ids)
-
-    @property
-    def label_ids(self) -> tuple[int | None, ...]:
-        """The one right label id of each video; None where it has no label.
-
-        Raises:
-            ConfigError: The protocol is multi-label.
-        """
-        if self.multi_label:
-            raise ConfigError(f"split {self.name} is multi-label: a video has several labels, so no single one")
-        return tuple(ids[0] if ids else None for ids in self.labels)
 
     @property
     def relabelled(self) -> int:
@@ -152,103 +232,58 @@ class EvaluationSplit:
         return replace(self, video_ids=tuple(i for i, _ in pairs), labels=tuple(ids for _, ids in pairs))
 
 
-def evaluation_splits(
-    protocol: Protocol, manifest: Manifest, *, split: str | None = None, legacy_labels: bool = False
-) -> tuple[EvaluationSplit, ...]:
-    """Applies a protocol to a manifest.
-
-    Args:
-        protocol: The splits, and how they are scored.
-        manifest: The videos; it may spell the class names of a list in its own way (see `name_key`).
-        split: Only this one; by default all.
-        legacy_labels: Exchange the names of `legacy_swaps`, to repeat published scoring.
-
-    Raises:
-        ConfigError: There is no such split.
-        ManifestError: The manifest has no video for a split.
-    """
-    name, specs = protocol.name, protocol.splits
-    if split is not None and split not in [spec.name for spec in specs]:
-        raise ConfigError(f'{name}: no split "{split}"{suggestion(split, [spec.name for spec in specs])}')
-    rows = tuple(manifest.rows())
-    there = {member for row in rows for member in row.memberships}
-    # Where lists were imported for some splits, the others are not to be filled with whatever else is there.
-    alone = there.isdisjoint(member for spec in specs for member in spec.videos)
-    return tuple(
-        _evaluation(protocol, spec, _members(protocol, rows, spec, there, alone), manifest.class_names, legacy_labels)
-        for spec in specs
-        if split in (None, spec.name)
-    )
+def datasets_folder(data_root: str | Path | None) -> Path:
+    """The folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets."""
+    return Path(data_root).expanduser().absolute() if data_root is not None else zar_home() / "datasets"
 
 
-def whole_split(manifest: Manifest, split: str | None = None, multi_label: bool = False) -> EvaluationSplit:
+def whole_split(manifest: Manifest, split: str | None = None) -> EvaluationSplit:
     """The evaluation of a manifest that belongs to no benchmark: one split of it, or all, over its own class names.
 
-    Args:
-        manifest: The videos; those without a label are among them.
-        split: The manifest's split; by default all videos.
-        multi_label: Whether a video may show several classes.
+    Videos without a label are among them.
 
     Raises:
         ManifestError: There is no such split.
     """
-    chosen = manifest.select(split)
-    own = Protocol(name=manifest.name, splits=(SplitSpec(name=split or "all"),), multi_label=multi_label)
-    return evaluation_splits(own, chosen)[0]
+    whole = SplitSpec(name=split or "all")
+    own = Benchmark(name=manifest.name, title=manifest.name, splits=(whole,), make="zar data index")
+    return own.evaluations(manifest.select(split))[0]
 
 
 def _evaluation(
-    protocol: Protocol, spec: SplitSpec, rows: Sequence[VideoRow], own: Sequence[str], legacy_labels: bool
+    benchmark: Benchmark, spec: SplitSpec, rows: Sequence[VideoRow], own: Sequence[str], legacy_labels: bool
 ) -> EvaluationSplit:
     names = spec.class_names(own)
     exact = {n: index for index, n in enumerate(names)}
     alike = {name_key(n): index for index, n in enumerate(names)} if spec.classes is not None else {}
-    found: dict[str, int | None] = {}
+    position = {label: exact.get(label, alike.get(name_key(label))) for label in own}
     taken = []
     unlabelled = 0
     for row in rows:
-        for label in row.label_names:
-            if label not in found:
-                found[label] = exact.get(label, alike.get(name_key(label)))
-        ids = tuple(sorted({number for label in row.label_names if (number := found[label]) is not None}))
+        ids = tuple(sorted({number for label in row.label_names if (number := position[label]) is not None}))
         known = row.labels is not None or row.class_name is not None
         unlabelled += not known
-        if ids or (not row.label_names and ((known and protocol.multi_label) or spec.classes is None)):
+        if ids or (not row.label_names and ((known and benchmark.multi_label) or spec.classes is None)):
             taken.append((row.video_id, ids))
     if not taken:
         raise ManifestError(
-            f"{protocol.name}, split {spec.name}: the manifest has no video of its {len(names)} classes; make one with "
-            f'"{protocol.make_command()}"'
+            f"{benchmark.name}, split {spec.name}: the manifest has no video of its {len(names)} classes; make one "
+            f'with "{benchmark.make_command()}"'
         )
     taken.sort()
-    exchanged = dict(protocol.legacy_swaps) | {b: a for a, b in protocol.legacy_swaps}
+    exchanged = dict(benchmark.legacy_swaps) | {b: a for a, b in benchmark.legacy_swaps}
     swapped = frozenset(i for i, n in enumerate(names) if exchanged.get(n) in names)
     return EvaluationSplit(
-        benchmark=protocol.name,
+        benchmark=benchmark.name,
         name=spec.name,
         class_names=tuple(exchanged[n] if legacy_labels and i in swapped else n for i, n in enumerate(names)),
         video_ids=tuple(video_id for video_id, _ in taken),
         labels=tuple(ids for _, ids in taken),
-        multi_label=protocol.multi_label,
+        multi_label=benchmark.multi_label,
         expected=spec.count,
         approximate=spec.about,
         unlabelled=unlabelled if spec.classes is not None else 0,
         legacy=legacy_labels,
         exchanged=swapped,
-        renamed={n: old for n, old in protocol.renamed.items() if n in names},
+        renamed={n: old for n, old in benchmark.renamed.items() if n in names},
     )
-
-
-def _members(
-    protocol: Protocol, rows: Sequence[VideoRow], spec: SplitSpec, there: Collection[str], alone: bool
-) -> Sequence[VideoRow]:
-    """The videos of the manifest's splits that a split names; `alone`: none of any split's own are there."""
-    if not spec.videos:
-        return rows
-    wanted = set(spec.otherwise if alone else spec.videos)
-    if wanted.isdisjoint(there):
-        raise ManifestError(
-            f"{protocol.name}, split {spec.name}: the manifest has no videos of {' or '.join(spec.videos)}, only of "
-            f'{", ".join(sorted(there)) or "nothing"}; make one with "{protocol.make_command()}"'
-        )
-    return [row for row in rows if not wanted.isdisjoint(row.memberships)]

@@ -21,12 +21,10 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import av
 import numpy as np
@@ -47,9 +45,9 @@ COLOURS = {
     "purple": (150, 50, 195),
     "white": (242, 242, 242),
 }
-SHAPES = ("star", "square", "triangle", "cross", "bar", "crescent")
 SHIFTS = ("noise", "brightness", "blur")
 
+WIDTH, HEIGHT = 96, 64  # pixels; wider than high, so that crops differ
 UNSEEN_MANIFEST = "manifest.parquet"
 TRAINING_MANIFEST = "training.parquet"
 _SPEC_FILE = "spec.json"
@@ -63,69 +61,66 @@ _TRAIL_OPACITY = 0.7
 
 @dataclass(frozen=True)
 class SyntheticSpec:
-    """What is written; the same spec always gives the same videos.
+    """What is written; the same spec always gives the same videos."""
 
-    Attributes:
-        train_classes: Combinations to train on.
-        unseen_classes: Combinations, none of them among the former, for the zero-shot test.
-        train_videos: Training videos a training class.
-        val_videos: Fresh videos a training class.
-        test_videos: Test videos an unseen class; the shifted split has as many.
-        width: Pixels; wider than high, so that crops differ.
-        height: Pixels.
-        frames: Least and greatest number of frames of a video.
-        seed: Seed of everything drawn.
-    """
-
-    train_classes: int = 150
-    unseen_classes: int = 32
-    train_videos: int = 8
-    val_videos: int = 2
-    test_videos: int = 6
-    width: int = 96
-    height: int = 64
-    frames: tuple[int, int] = (24, 64)
+    train_classes: int = 150  # combinations to train on
+    unseen_classes: int = 32  # combinations, none of them among the former, for the zero-shot test
+    train_videos: int = 8  # a training class
+    val_videos: int = 2  # fresh ones, a training class
+    test_videos: int = 6  # an unseen class; the shifted split has as many
+    frames: tuple[int, int] = (24, 64)  # least and greatest number of frames of a video
     seed: int = 0
 
 
-@dataclass(frozen=True, order=True)
-class Combination:
-    """A class: what moves, and how."""
-
-    motion: str
-    colour: str
-    shape: str
-
-    @property
-    def class_name(self) -> str:
-        """The label's text, such as "spinning red star"."""
-        return f"{self.motion} {self.colour} {self.shape}"
-
-
-@dataclass(frozen=True)
-class _Task:
+class _Task(NamedTuple):
     """One video to draw."""
 
     split: Split
-    combination: Combination
+    class_name: str
     number: int
 
     @property
     def video_id(self) -> str:
-        return f"{self.split}/{self.combination.class_name.replace(' ', '_')}/{self.number:03d}.mp4"
+        return f"{self.split}/{self.class_name.replace(' ', '_')}/{self.number:03d}.mp4"
 
 
-def combinations(spec: SyntheticSpec) -> tuple[tuple[Combination, ...], tuple[Combination, ...]]:
+def _regular(*radii: float) -> np.ndarray:
+    """Corners (P, 2) at equal angles about the centre, the first above it."""
+    angles = np.arange(len(radii)) * 2 * math.pi / len(radii) - math.pi / 2
+    return np.array(radii)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+
+
+def _crescent() -> np.ndarray:
+    outer = np.linspace(0.28 * math.pi, 1.72 * math.pi, 24)
+    inner, tip = outer[::-1], np.cos(outer[0])
+    edge = 1.1 * np.stack([np.cos(outer), np.sin(outer)], 1)
+    bite = 1.1 * np.stack([(np.cos(inner) - tip) * 0.35 + tip, np.sin(inner)], 1)
+    return np.concatenate([edge, bite]) + np.array([0.25, 0.0])
+
+
+_CROSS = [(-0.26, -1.15), (0.26, -1.15), (0.26, -0.26), (1.15, -0.26), (1.15, 0.26), (0.26, 0.26)]
+# Corners (P, 2) of shapes of about unit radius, y downwards.
+SHAPES = {
+    "star": _regular(*[1.25, 0.4] * 5),
+    "square": 0.88 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], float),
+    "triangle": _regular(1.15, 1.15, 1.15),
+    "cross": np.array([*_CROSS, *((-x, -y) for x, y in _CROSS)]),
+    "bar": np.array([(-1.3, -0.3), (1.3, -0.3), (1.3, 0.3), (-1.3, 0.3)]),
+    "crescent": _crescent(),
+}
+
+
+def combinations(spec: SyntheticSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Chooses the classes.
 
     Returns:
-        The training and the unseen combinations, each sorted, disjoint; each motion, colour and shape occurs in
-        training.
+        The names of the training and the unseen combinations, such as "spinning red star", each sorted, disjoint; each
+        motion, colour and shape occurs in training.
 
     Raises:
         ManifestError: There are not so many combinations, or too few to train on for every attribute to occur.
     """
-    everything = [Combination(*parts) for parts in itertools.product(MOTIONS, COLOURS, SHAPES)]
+    everything = [" ".join(parts) for parts in itertools.product(MOTIONS, COLOURS, SHAPES)]
     wanted = spec.train_classes + spec.unseen_classes
     if wanted > len(everything) or spec.train_classes < len(MOTIONS) or spec.unseen_classes < 1:
         raise ManifestError(
@@ -134,9 +129,9 @@ def combinations(spec: SyntheticSpec) -> tuple[tuple[Combination, ...], tuple[Co
         )
     rng = _generator(spec.seed, "classes")
     # Six combinations that have every motion, colour and shape between them, then others by chance.
-    parts = (rng.permutation(MOTIONS), rng.permutation(list(COLOURS)), rng.permutation(SHAPES))
-    covering = [Combination(str(m), str(c), str(s)) for m, c, s in zip(*parts, strict=True)]
-    rest = [c for c in everything if c not in covering]
+    parts = (rng.permutation(list(words)) for words in (MOTIONS, COLOURS, SHAPES))
+    covering = [" ".join(words) for words in zip(*parts, strict=True)]
+    rest = [name for name in everything if name not in covering]
     mixed = covering + [rest[i] for i in rng.permutation(len(rest))]
     return tuple(sorted(mixed[: spec.train_classes])), tuple(sorted(mixed[spec.train_classes : wanted]))
 
@@ -171,7 +166,8 @@ def write_synthetic(
     manifest = folder / UNSEEN_MANIFEST
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _exclusive(folder.with_name(f".{folder.name}.lock")):
+        with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the system frees it when the holder dies
             if _is_written(folder, spec):
                 return manifest
             if folder.exists() and not (folder / _SPEC_FILE).exists() and any(folder.iterdir()):
@@ -191,14 +187,6 @@ def write_synthetic(
     return manifest
 
 
-@contextmanager
-def _exclusive(lock: Path) -> Iterator[None]:
-    """Holds a file's lock; the system frees it when the holder dies."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _is_written(folder: Path, spec: SyntheticSpec) -> bool:
     try:
         if (folder / _SPEC_FILE).read_text(encoding="utf-8") != _describe(spec):
@@ -216,42 +204,38 @@ def _describe(spec: SyntheticSpec) -> str:
 
 def _write(folder: Path, final: Path, spec: SyntheticSpec, workers: int | None, progress: Progress | None) -> None:
     train, unseen = combinations(spec)
-    plan: tuple[tuple[Split, tuple[Combination, ...], int], ...] = (
-        ("train", train, spec.train_videos),
-        ("val", train, spec.val_videos),
-        ("test", unseen, spec.test_videos),
-        ("shifted", unseen, spec.test_videos),
+    plan: tuple[tuple[str, Split, tuple[str, ...], int], ...] = (
+        (TRAINING_MANIFEST, "train", train, spec.train_videos),
+        (TRAINING_MANIFEST, "val", train, spec.val_videos),
+        (UNSEEN_MANIFEST, "test", unseen, spec.test_videos),
+        (UNSEEN_MANIFEST, "shifted", unseen, spec.test_videos),
     )
-    tasks = [_Task(split, c, n) for split, classes, videos in plan for c in classes for n in range(videos)]
+    tasks = [_Task(split, name, n) for _, split, names, videos in plan for name in names for n in range(videos)]
     for place in sorted({(folder / task.video_id).parent for task in tasks}):
         place.mkdir(parents=True)
     answers = in_processes(tasks, partial(_draw_file, folder, spec), workers, _DRAWING_SECONDS, progress)
     failed = next((answer for answer in answers if isinstance(answer, Failure)), None)
     if failed is not None:
         raise ManifestError(f"{folder}: a process that drew videos failed ({failed.message})")
-    for name, classes, splits in (
-        (UNSEEN_MANIFEST, unseen, ("test", "shifted")),
-        (TRAINING_MANIFEST, train, ("train", "val")),
-    ):
-        class_names = tuple(c.class_name for c in classes)
-        rows = [_row(task, folder, final, spec, class_names) for task in tasks if task.split in splits]
-        write_manifest(Manifest.of(rows, class_names, final, "demo"), folder / name)
+    for manifest, names in ((TRAINING_MANIFEST, train), (UNSEEN_MANIFEST, unseen)):
+        splits = {split for of, split, _, _ in plan if of == manifest}
+        rows = [_row(task, folder, final, spec, names.index(task.class_name)) for task in tasks if task.split in splits]
+        write_manifest(Manifest.of(rows, names, final, "demo"), folder / manifest)
     (folder / _SPEC_FILE).write_text(_describe(spec), encoding="utf-8")
 
 
-def _row(task: _Task, folder: Path, final: Path, spec: SyntheticSpec, class_names: tuple[str, ...]) -> VideoRow:
-    name = task.combination.class_name
+def _row(task: _Task, folder: Path, final: Path, spec: SyntheticSpec, label_id: int) -> VideoRow:
     frames, fps = _length(task, spec)
     return VideoRow(
         video_id=task.video_id,
         path=str(final / task.video_id),
-        label_id=class_names.index(name),
-        class_name=name,
+        label_id=label_id,
+        class_name=task.class_name,
         split=task.split,
         frames=frames,
         fps=float(fps),
-        width=spec.width,
-        height=spec.height,
+        width=WIDTH,
+        height=HEIGHT,
         duration=frames / fps,
         size=(folder / task.video_id).stat().st_size,
     )
@@ -259,7 +243,7 @@ def _row(task: _Task, folder: Path, final: Path, spec: SyntheticSpec, class_name
 
 def _draw_file(root: Path, spec: SyntheticSpec, task: _Task) -> None:
     _, fps = _length(task, spec)
-    write_video(root / task.video_id, draw(task.split, task.combination, task.number, spec), fps)
+    write_video(root / task.video_id, draw(*task, spec), fps)
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
@@ -274,26 +258,27 @@ def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
         container.mux(stream.encode())
 
 
-def draw(split: Split, combination: Combination, number: int, spec: SyntheticSpec) -> np.ndarray:
+def draw(split: Split, class_name: str, number: int, spec: SyntheticSpec) -> np.ndarray:
     """Draws one video.
 
     Returns:
         uint8 (F, H, W, 3). A shifted video is the test video of the same number, with noise, another brightness or
         blur, in turn.
     """
-    task = _Task(split, combination, number)
+    task = _Task(split, class_name, number)
+    motion, colour_name, shape_name = class_name.split()
     frames, _ = _length(task, spec)
     rng = _task_generator(task, spec, "scene")
-    radius = spec.height * rng.uniform(0.2, 0.25)
-    x, y, angle = _motion(combination.motion, frames, radius, spec, rng)
-    outline = _outline(combination.shape) * radius
-    colour = np.clip(np.array(COLOURS[combination.colour]) + rng.uniform(-14, 14, 3), 0, 255).astype(np.float32)
-    background = _background(spec, rng)
+    radius = HEIGHT * rng.uniform(0.2, 0.25)
+    x, y, angle = _motion(motion, frames, radius, rng)
+    outline = SHAPES[shape_name] * radius
+    colour = np.clip(np.array(COLOURS[colour_name]) + rng.uniform(-14, 14, 3), 0, 255).astype(np.float32)
+    background = _background(rng)
 
-    shape = np.stack([_mask(outline, *at, spec) for at in zip(x, y, angle, strict=True)])
+    shape = np.stack([_mask(outline, *at) for at in zip(x, y, angle, strict=True)])
     trail = np.empty_like(shape)
     fading = np.zeros_like(shape[0])
-    jumped = np.hypot(np.diff(x, prepend=x[0]), np.diff(y, prepend=y[0])) > spec.height / 4
+    jumped = np.hypot(np.diff(x, prepend=x[0]), np.diff(y, prepend=y[0])) > HEIGHT / 4
     for i, mask in enumerate(shape):  # a shape that enters the picture anew has left no trail yet
         fading = trail[i] = mask if jumped[i] else np.maximum(fading * _TRAIL_DECAY, mask)
     opacity = np.maximum(shape, trail * _TRAIL_OPACITY)[..., None]
@@ -311,7 +296,7 @@ def _generator(*key: object) -> np.random.Generator:
 def _task_generator(task: _Task, spec: SyntheticSpec, part: str) -> np.random.Generator:
     """A shifted video shares all but its shift with the test video of the same number."""
     split = "test" if task.split == "shifted" else task.split
-    return _generator(spec.seed, part, split, task.combination.class_name, task.number)
+    return _generator(spec.seed, part, split, task.class_name, task.number)
 
 
 def _length(task: _Task, spec: SyntheticSpec) -> tuple[int, int]:
@@ -320,34 +305,27 @@ def _length(task: _Task, spec: SyntheticSpec) -> tuple[int, int]:
     return int(rng.integers(spec.frames[0], spec.frames[1] + 1)), int(rng.choice((24, 25, 30)))
 
 
-def _motion(
-    motion: str, frames: int, radius: float, spec: SyntheticSpec, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _motion(motion: str, frames: int, radius: float, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """Centre in pixels and angle in radians, each (F,). All but the edges of a path lie in the central square."""
-    unit = spec.height / 64
     time = np.arange(frames) + rng.uniform(0, 60)
     way = rng.choice((-1.0, 1.0))
-    middle_x = np.full(frames, spec.width / 2 + unit * rng.uniform(-6, 6))
-    middle_y = np.full(frames, spec.height / 2 + unit * rng.uniform(-6, 6))
+    middle_x = np.full(frames, WIDTH / 2 + rng.uniform(-6, 6))
+    middle_y = np.full(frames, HEIGHT / 2 + rng.uniform(-6, 6))
     tilt = np.full(frames, math.radians(rng.uniform(-12, 12)))
     if motion == "spinning":
         return middle_x, middle_y, way * time * math.radians(rng.uniform(14, 20))
     if motion == "sliding":
-        return middle_x + unit * 20 * _triangle_wave(time / rng.uniform(22, 30)), middle_y, tilt
+        return middle_x + 20 * _triangle_wave(time / rng.uniform(22, 30)), middle_y, tilt
     if motion in ("rising", "falling"):
         margin = 0.6 * radius
-        travelled = margin + (time * unit * rng.uniform(2.2, 3.0)) % (spec.height - 2 * margin)
-        return middle_x, travelled if motion == "falling" else spec.height - travelled, tilt
+        travelled = margin + (time * rng.uniform(2.2, 3.0)) % (HEIGHT - 2 * margin)
+        return middle_x, travelled if motion == "falling" else HEIGHT - travelled, tilt
     if motion == "circling":
         turn = way * time * 2 * math.pi / rng.uniform(20, 28)
-        reach = unit * rng.uniform(14, 18)
+        reach = rng.uniform(14, 18)
         return middle_x + reach * np.cos(turn), middle_y + reach * np.sin(turn), tilt
     across, up = rng.uniform(44, 56), rng.uniform(9, 12)  # zigzagging
-    return (
-        middle_x + unit * 24 * _triangle_wave(time / across),
-        middle_y + unit * 14 * _triangle_wave(time / up),
-        tilt,
-    )
+    return middle_x + 24 * _triangle_wave(time / across), middle_y + 14 * _triangle_wave(time / up), tilt
 
 
 def _triangle_wave(phase: np.ndarray) -> np.ndarray:
@@ -355,45 +333,18 @@ def _triangle_wave(phase: np.ndarray) -> np.ndarray:
     return 4 * np.abs(phase % 1 - 0.5) - 1
 
 
-def _outline(shape: str) -> np.ndarray:
-    """Corners (P, 2) of a shape of about unit radius, y downwards."""
-    if shape == "star":
-        angles = np.arange(10) * math.pi / 5 - math.pi / 2
-        return np.where(np.arange(10) % 2, 0.4, 1.25)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
-    if shape == "square":
-        return 0.88 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], float)
-    if shape == "triangle":
-        angles = np.arange(3) * 2 * math.pi / 3 - math.pi / 2
-        return 1.15 * np.stack([np.cos(angles), np.sin(angles)], 1)
-    if shape == "cross":
-        a, b = 0.26, 1.15
-        corners = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a)]
-        return np.array([*corners, (-a, -a)])
-    if shape == "bar":
-        return np.array([(-1.3, -0.3), (1.3, -0.3), (1.3, 0.3), (-1.3, 0.3)])
-    outer = np.linspace(0.28 * math.pi, 1.72 * math.pi, 24)  # crescent
-    inner = outer[::-1]
-    tip = np.cos(outer[0])
-    return np.concatenate(
-        [
-            1.1 * np.stack([np.cos(outer), np.sin(outer)], 1),
-            1.1 * np.stack([(np.cos(inner) - tip) * 0.35 + tip, np.sin(inner)], 1),
-        ]
-    ) + np.array([0.25, 0.0])
-
-
-def _mask(outline: np.ndarray, x: float, y: float, angle: float, spec: SyntheticSpec) -> np.ndarray:
+def _mask(outline: np.ndarray, x: float, y: float, angle: float) -> np.ndarray:
     """How much of each pixel the shape covers: float32 (H, W) in [0, 1]."""
     cos, sin = math.cos(angle), math.sin(angle)
     corners = (outline @ np.array([(cos, sin), (-sin, cos)]) + (x, y)) * _SUPERSAMPLING
-    canvas = Image.new("L", (spec.width * _SUPERSAMPLING, spec.height * _SUPERSAMPLING))
+    canvas = Image.new("L", (WIDTH * _SUPERSAMPLING, HEIGHT * _SUPERSAMPLING))
     ImageDraw.Draw(canvas).polygon([(float(a), float(b)) for a, b in corners], fill=255)
     return np.asarray(canvas.reduce(_SUPERSAMPLING), np.float32) / 255
 
 
-def _background(spec: SyntheticSpec, rng: np.random.Generator) -> np.ndarray:
+def _background(rng: np.random.Generator) -> np.ndarray:
     """A dim, nearly grey texture: clouds, stripes, squares or a gradient; float32 (H, W, 3)."""
-    down, across = np.mgrid[: spec.height, : spec.width].astype(np.float32) * (64 / spec.height)
+    down, across = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
     angle = rng.uniform(0, math.pi)
     along = across * math.cos(angle) + down * math.sin(angle)
     width = rng.uniform(5, 16)
@@ -407,7 +358,7 @@ def _background(spec: SyntheticSpec, rng: np.random.Generator) -> np.ndarray:
         texture = along / 48 - (along / 48).mean()
     else:
         coarse = Image.fromarray((rng.random((6, 9)) * 255).astype(np.uint8))
-        texture = np.asarray(coarse.resize((spec.width, spec.height), Image.Resampling.BICUBIC), np.float32) / 64 - 2
+        texture = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), np.float32) / 64 - 2
     tint = rng.uniform(45, 115) + rng.uniform(-12, 12, 3)
     return (tint + texture[..., None] * rng.uniform(4, 14)).astype(np.float32)
 
@@ -418,6 +369,6 @@ def _shift(picture: np.ndarray, shift: str, rng: np.random.Generator) -> np.ndar
         return picture + rng.normal(0, rng.uniform(20, 40), picture.shape).astype(np.float32)
     if shift == "brightness":
         return picture * rng.uniform(0.35, 0.55) if rng.random() < 0.5 else picture * rng.uniform(1.1, 1.3) + 45
-    blur = ImageFilter.GaussianBlur(rng.uniform(1.5, 2.5) * picture.shape[1] / 64)
+    blur = ImageFilter.GaussianBlur(rng.uniform(1.5, 2.5))
     clipped = np.clip(picture, 0, 255).astype(np.uint8)
     return np.stack([np.asarray(Image.fromarray(frame).filter(blur), np.float32) for frame in clipped])

@@ -67,22 +67,14 @@ def _check_header(path: Path, header: Sequence[str], needed: Sequence[str], opti
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yields (place for messages, line) of each line that is not blank.
-
-    Raises:
-        ManifestError: The file cannot be read.
-    """
+    """Yields (place for messages, line) of each line that is not blank; raises what `read_text` does."""
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             yield f"{path}, line {number}", line.strip()
 
 
 def read_text(path: Path) -> str:
-    """All of a UTF-8 file.
-
-    Raises:
-        ManifestError: The file cannot be read.
-    """
+    """All of a UTF-8 file, or a ManifestError."""
     with _opened(path) as stream:
         return stream.read()
 

@@ -11,11 +11,10 @@ import gc
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,7 +27,7 @@ from zar_ray.evaluation import planning, preflight, recovery
 from zar_ray.evaluation.planning import AskedModel, PlannedModel
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.resources import Resources
-from zar_ray.evaluation.stages.adapt import AdaptStage, ReplicaSpec
+from zar_ray.evaluation.stages.adapt import AdaptStage
 from zar_ray.evaluation.stages.decode import DecodeStage, decode_block
 from zar_ray.evaluation.streams import check_methods, stream_methods
 from zar_ray.evaluation.workload import Workload
@@ -65,10 +64,9 @@ class Evaluated:
         planned = self.models[model]
         cases = planned.of_settings[setting]
         wanted = pa.array([case.case_id for case in cases], pa.string())
-        costs = planned.card.costs[setting : setting + 1]
         alone = replace(
             planned,
-            card=replace(planned.card, costs=costs),
+            costs=planned.costs[setting : setting + 1],
             settings=(planned.settings[setting],),
             of_settings=(cases,),
         )
@@ -102,7 +100,10 @@ def evaluate(
     check_methods(own, streams)
     with connected(own.address):
         resources = Resources.of_cluster(own, one_worker=bool(streams))
-        models = _load(workload, asked, resources)
+        models = tuple(
+            preflight.check_model(one.label, number, planning.asked_settings(one, workload), resources)
+            for number, one in enumerate(asked)
+        )
         spec = planning.job_spec(workload, models, settings, folder.storage, streams)
         ledger, todo = recovery.open_run(workload, models, spec, folder, own, console)
         started = time.monotonic()
@@ -111,28 +112,14 @@ def evaluate(
             for number in range(len(models)):
                 if (store := spec.feature_store(number)) is not None:
                     store.prepare()
-            run = partial(
-                run_blocks,
-                decode=DecodeStage(spec),
-                adapt=ReplicaSpec(spec, tuple(model.settings for model in models), resources.adapt.threads),
-            )
+            decode, told = DecodeStage(spec), (spec, tuple(model.settings for model in models), resources.threads)
             with VideoProgress(console, len(workload.manifest), len(workload.manifest) - len(todo)) as progress:
-                run = partial(run, resources=resources, progress=progress)
+                run = partial(run_blocks, decode=decode, told=told, resources=resources, progress=progress)
                 recovery.run_videos(todo, spec, folder, ledger, own.batch_size, run, progress)
         seconds = time.monotonic() - started
         table = folder.results()
         check_counts(workload.expected_rows(spec.cases), table)
         return Evaluated(table, models, len(workload.manifest) - len(todo), len(todo), seconds)
-
-
-def _load(workload: Workload, asked: Sequence[AskedModel], resources: Resources) -> tuple[PlannedModel, ...]:
-    """Each model loaded once, where a worker would, so that a pool of workers does not fail at it again and again."""
-    models = []
-    for number, one in enumerate(asked):
-        wanted = planning.asked_settings(one, workload)
-        card = preflight.check_model(one.label, wanted, resources.adapt)
-        models.append(planning.plan_model(one.label, number, wanted, card))
-    return tuple(models)
 
 
 def run_blocks(
@@ -141,18 +128,25 @@ def run_blocks(
     retries: int,
     *,
     decode: DecodeStage,
-    adapt: ReplicaSpec,
+    told: tuple[Any, ...],
     resources: Resources,
     progress: VideoProgress,
 ) -> None:
-    """Runs both stages over blocks of `block_size` videos; a block whose worker dies is dropped, not fatal."""
+    """Runs both stages over blocks of `block_size` videos; a block whose worker dies is dropped, not fatal.
+
+    What `AdaptStage` is made of is `told` to each worker of the model pool.
+    """
     if not len(videos):
         return
-    in_order = bool(adapt.job.streams)
+    in_order = bool(decode.spec.streams)
     # Decoding would otherwise run ahead until the object store is full, and memory grow with the number of videos.
     in_flight = resources.blocks_at_once * block_size * decode.largest(videos)
-    with _ray_data_settings(in_flight, in_order):
-        stages = _stages(videos, decode, adapt, resources, block_size, retries)
+    context = DataContext.get_current().copy()
+    context.max_errored_blocks, context.enable_progress_bars = -1, False
+    context.execution_options.preserve_order = in_order
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=in_flight)
+    with DataContext.current(context):
+        stages = _stages(videos, decode, told, resources, block_size, retries)
         for batch in stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             progress.count(cast(pa.Table, batch))
     # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
@@ -161,9 +155,9 @@ def run_blocks(
 
 
 def _stages(
-    videos: pa.Table, decode: DecodeStage, adapt: ReplicaSpec, resources: Resources, block_size: int, retries: int
+    videos: pa.Table, decode: DecodeStage, told: tuple[Any, ...], resources: Resources, block_size: int, retries: int
 ) -> Dataset:
-    in_order = bool(adapt.job.streams)
+    in_order = bool(decode.spec.streams)
     with warnings.catch_warnings():
         # Ray 2.60 has no other way to bound retries than the arguments that 2.64 will take away (pyproject.toml
         # keeps Ray below that).
@@ -176,42 +170,25 @@ def _stages(
                 batch_size=block_size,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
-                compute=TaskPoolStrategy(size=resources.decode.copies),
-                num_cpus=resources.decode.cpus,
+                compute=TaskPoolStrategy(size=resources.decoders),
+                num_cpus=resources.decoder_cpus,
                 max_retries=retries,
             )
             .map_batches(
                 AdaptStage,
-                fn_constructor_args=(adapt,),
+                fn_constructor_args=told,
                 batch_size=block_size,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
                 # Where a task is not tried again, none may wait in a worker that dies of the one before.
                 compute=ActorPoolStrategy(
-                    size=resources.adapt.copies, max_tasks_in_flight_per_actor=1 if in_order or not retries else None
+                    size=resources.workers, max_tasks_in_flight_per_actor=1 if in_order or not retries else None
                 ),
-                num_cpus=resources.adapt.cpus,
-                num_gpus=resources.adapt.gpus,
+                num_cpus=resources.worker_cpus,
+                num_gpus=resources.worker_gpus,
                 # A worker that dies comes back, and the block it held is tried again a bounded number of times; not in
                 # a stream, where blocks behind it may have arrived meanwhile.
                 max_restarts=-1,
                 max_task_retries=0 if in_order else retries,
             )
         )
-
-
-@contextmanager
-def _ray_data_settings(object_store_bytes: int, in_order: bool) -> Iterator[None]:
-    """Ray Data's settings of this process for one pass; whoever else uses it here finds their own again."""
-    context = DataContext.get_current()
-    limits, preserves = context.execution_options.resource_limits, context.execution_options.preserve_order
-    before = context.max_errored_blocks, context.enable_progress_bars
-    context.max_errored_blocks, context.enable_progress_bars = -1, False
-    context.execution_options.preserve_order = in_order
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=object_store_bytes)
-    try:
-        yield
-    finally:
-        context.max_errored_blocks, context.enable_progress_bars = before
-        context.execution_options.resource_limits = limits
-        context.execution_options.preserve_order = preserves

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import Any
 
 from zar_ray.adaptation.adapter import VideoAdapter, make_cases
 from zar_ray.adaptation.methods import get_method
-from zar_ray.adaptation.options import AdaptationOptions
-from zar_ray.adaptation.settings import Setting
-from zar_ray.data.class_texts import is_context_file, prompts_of, with_words
+from zar_ray.adaptation.options import AdaptationOptions, Setting
+from zar_ray.data.class_texts import ClassPrompts, is_context_file, prompts_of, with_words
 from zar_ray.errors import ConfigError
-from zar_ray.evaluation.model_costs import count_costs
 from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.evaluation.spec import JobSpec, ModelViews
 from zar_ray.evaluation.workload import Workload
+from zar_ray.models.clip import ClipModel
+from zar_ray.models.cost import image_gflops, parameter_count, step_gflops, view_gflops, weightless
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import ClassPosition
 from zar_ray.models.text import default_words, remark_on_words, why_full_pass
 from zar_ray.models.vision import unfit_vision
 from zar_ray.options.base import fingerprint, meaning
@@ -44,42 +46,29 @@ class AskedModel:
     settings: tuple[EvaluationOptions, ...]
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """What the driver knows of a model without holding it.
+@dataclass(frozen=True, eq=False)
+class PlannedModel:
+    """What is known of a model that was loaded once, and what it decides.
 
     Attributes:
+        label: What tables call it.
         name: The model's name.
         fingerprint: A hash of its weights.
         preprocessing: Its input size and normalisation.
         random_weights: Whether it is untrained.
         remarks: What makes it slower than it could be, and the words that it brings for prompts, a line each.
         costs: What it holds and computes, under each setting.
-        words: What stands in front of class names where no setting says it, see `zar_ray.models.text.default_words`.
-    """
-
-    name: str
-    fingerprint: str
-    preprocessing: Preprocessing
-    random_weights: bool
-    remarks: tuple[str, ...] = ()
-    costs: tuple[ModelCost, ...] = ()
-    words: str | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class PlannedModel:
-    """A model that is known to load, with what it decides.
-
-    Attributes:
-        label: What tables call it.
-        card: What is known of it.
         settings: Its settings as they run: at one short side, with what it reads of the classes.
         of_settings: The cases of each setting; what settings have in common is one case.
     """
 
     label: str
-    card: ModelCard
+    name: str
+    fingerprint: str
+    preprocessing: Preprocessing
+    random_weights: bool
+    remarks: tuple[str, ...]
+    costs: tuple[ModelCost, ...]
     settings: tuple[Setting, ...]
     of_settings: tuple[tuple[Case, ...], ...]
 
@@ -95,9 +84,9 @@ class PlannedModel:
         """What decoding must know of it."""
         options = [setting.options for setting in self.settings]
         return ModelViews(
-            self.card.fingerprint,
+            self.fingerprint,
             options[0].precision,
-            self.card.preprocessing,
+            self.preprocessing,
             tuple((one.views, one.seed) for one in options),
             needs_views=any(get_method(case.method).needs_views for case in self.cases),
         )
@@ -112,15 +101,17 @@ def asked_settings(asked: AskedModel, workload: Workload) -> tuple[Setting, ...]
     return tuple(Setting(one, prompts_of(workload.class_sets, one)) for one in asked.settings)
 
 
-def load_card(settings: Sequence[Setting]) -> ModelCard:
-    """Loads a model once, to learn what it is and what it makes of the prompts, before a pool of workers does.
+def plan_model(label: str, number: int, settings: Sequence[Setting]) -> PlannedModel:
+    """Loads a model once, before a pool of workers does, and settles what it decides.
 
     Args:
-        settings: Its settings.
+        label: What tables call it.
+        number: Which of the run's models it is.
+        settings: Its settings as they are asked for.
 
     Raises:
-        ConfigError: The model cannot read the prompts, a method cannot use them, or features are to be kept of a model
-            that has none of images.
+        ConfigError: The model cannot read the prompts, a method cannot use them, features are to be kept of a model
+            that has none of images, or the settings are told different short sides.
         ModelError: The model cannot be loaded, or a method cannot serve it.
     """
     own = settings[0].options
@@ -130,48 +121,64 @@ def load_card(settings: Sequence[Setting]) -> ModelCard:
             f"--features: {model.name} encodes a view as a whole, so an image has no features of its own; leave it away"
         )
     adapter = VideoAdapter(model, settings[0].prompts, own.method, own, further=settings[1:])
-    tuned = any(method.updates == "context" for method in adapter.methods)
-    whole = "every prompt runs through the text tower as a whole"
+    sided = at_one_short_side([one.options for one in settings], model.preprocessing)
+    words = default_words(model)
+    running = tuple(
+        Setting(*with_words(options, one.prompts, words)) for options, one in zip(sided, settings, strict=True)
+    )
+    return PlannedModel(
+        label=label,
+        name=model.name,
+        fingerprint=model.fingerprint,
+        preprocessing=model.preprocessing,
+        random_weights=model.random_weights,
+        remarks=_remarks(model, settings, tuned=any(method.updates == "context" for method in adapter.methods)),
+        costs=count_costs(model, settings),
+        settings=running,
+        of_settings=tuple(
+            make_cases(one.options, model.fingerprint, one.prompts, place, number) for place, one in enumerate(running)
+        ),
+    )
+
+
+def _remarks(model: ClipModel, settings: Sequence[Setting], tuned: bool) -> tuple[str, ...]:
     why_full = dict.fromkeys(why_full_pass(model, one.options.class_position) for one in settings if tuned)
-    of_words = remark_on_words(model, own)
-    remarks = (
-        *((reason, whole) for reason in why_full),
+    slow = (
+        *((reason, "every prompt runs through the text tower as a whole") for reason in why_full),
         (unfit_vision(model.clip.visual), "images run through it as open_clip wrote it"),
     )
-    return ModelCard(
-        model.name,
-        model.fingerprint,
-        model.preprocessing,
-        model.random_weights,
-        (
-            *(f"{reason}: {outcome}" for reason, outcome in remarks if reason is not None),
-            *([of_words] if of_words is not None else []),
-        ),
-        count_costs(model, settings),
-        default_words(model),
-    )
+    of_words = remark_on_words(model, settings[0].options)
+    remarks = (*(f"{reason}: {outcome}" for reason, outcome in slow if reason is not None), of_words)
+    return tuple(remark for remark in remarks if remark is not None)
 
 
-def plan_model(label: str, number: int, settings: Sequence[Setting], card: ModelCard) -> PlannedModel:
-    """A model's settings as they run, and its cases.
+def count_costs(model: ClipModel, settings: Sequence[Setting]) -> tuple[ModelCost, ...]:
+    """Counts what a model of this shape holds and computes for a video, under each setting whose methods can use it."""
+    shape = weightless(model.architecture, model.name, model.preprocessing)
+    parameters, of_image = parameter_count(shape), image_gflops(shape)
+    of_view = cache(lambda frames: view_gflops(shape, frames))
 
-    Args:
-        label: What tables call it.
-        number: Which of the run's models it is.
-        settings: Its settings as they are asked for.
-        card: What is known of it.
+    @cache
+    def of_step(prompts: ClassPrompts, position: ClassPosition) -> float:
+        return step_gflops(shape, prompts, position)
 
-    Raises:
-        ConfigError: The settings are told different short sides.
-    """
-    sided = at_one_short_side([one.options for one in settings], card.preprocessing)
-    running = tuple(
-        Setting(*with_words(options, one.prompts, card.words)) for options, one in zip(sided, settings, strict=True)
-    )
-    of_settings = tuple(
-        make_cases(one.options, card.fingerprint, one.prompts, place, number) for place, one in enumerate(running)
-    )
-    return PlannedModel(label, card, running, of_settings)
+    costs = []
+    for setting in settings:
+        options = setting.options
+        largest = max(setting.prompts, key=lambda prompts: len(prompts.names))
+        steps = {method: options.context_steps(method) for method in options.method}
+        costs.append(
+            ModelCost(
+                parameters=parameters,
+                view_frames=options.views.eval_frames,
+                view_gflops=of_view(options.views.eval_frames),
+                image_gflops=of_image,
+                tuning_gflops={
+                    method: count * of_step(largest, options.class_position) for method, count in steps.items() if count
+                },
+            )
+        )
+    return tuple(costs)
 
 
 def job_spec(
@@ -181,15 +188,7 @@ def job_spec(
     storage: Storage,
     streams: tuple[str, ...] = (),
 ) -> JobSpec:
-    """What every worker of a run is told.
-
-    Args:
-        workload: The videos and the candidate classes.
-        models: The models.
-        settings: What each setting is called in result rows.
-        storage: The run's folder.
-        streams: The stream methods.
-    """
+    """What every worker of a run is told; `settings` are what result rows call the settings."""
     own = models[0].settings[0].options
     return JobSpec(
         models=tuple(model.views() for model in models),
@@ -242,7 +241,7 @@ def identity(workload: Workload, models: Sequence[PlannedModel]) -> dict[str, ob
 
     return {
         "options": without_places(meaning(own)),
-        "models": [{"name": model.card.name, "fingerprint": model.card.fingerprint} for model in models],
+        "models": [{"name": model.name, "fingerprint": model.fingerprint} for model in models],
         "cells": [[cell(setting) for setting in model.settings] for model in models],
         "manifest": {"videos": len(manifest), "fingerprint": manifest.fingerprint()},
         "splits": {

@@ -11,11 +11,11 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from zar_ray.adaptation.settings import Setting
+from zar_ray.adaptation.options import Setting
 from zar_ray.data.manifest import Manifest
-from zar_ray.errors import RunError, ZarError
-from zar_ray.evaluation.planning import AskedModel, ModelCard, load_card
-from zar_ray.evaluation.resources import Needs
+from zar_ray.errors import RunError, ZarError, reason_of
+from zar_ray.evaluation.planning import AskedModel, PlannedModel, plan_model
+from zar_ray.evaluation.resources import Resources
 from zar_ray.storage import Storage
 
 # How many videos to look for one that is there.
@@ -24,18 +24,15 @@ _LOOKED_AT = 100
 
 def _see(paths: list[str], storage: Storage, token: str) -> list[str]:
     """What this node does not see, a line each."""
-    unseen = [f"{path}: not there or not readable" for path in paths if not _readable(path)]
+    unseen = []
+    for path in paths:
+        try:
+            Path(path).open("rb").close()
+        except OSError:
+            unseen.append(f"{path}: not there or not readable")
     if not storage.exists(token):
         unseen.append(f"{storage.path()}: is not the driver's folder; the output must be on storage all nodes share")
     return unseen
-
-
-def _readable(path: str) -> bool:
-    try:
-        with Path(path).open("rb"):
-            return True
-    except OSError:
-        return False
 
 
 def check_nodes(paths: list[str], storage: Storage) -> None:
@@ -79,21 +76,16 @@ def needed_files(manifest: Manifest, asked: Sequence[AskedModel]) -> list[str]:
     return [str(path) for path in (video, *(one.settings[0].checkpoint for one in asked)) if path is not None]
 
 
-def check_model(label: str, settings: Sequence[Setting], needs: Needs) -> ModelCard:
-    """Loads a model once, where a worker would.
-
-    Args:
-        label: What tables call it.
-        settings: Its settings.
-        needs: What a worker asks of the cluster.
+def check_model(label: str, number: int, settings: Sequence[Setting], resources: Resources) -> PlannedModel:
+    """As `plan_model`, in a task where a worker would load the model: a pool of workers would fail again and again.
 
     Raises:
         ZarError: It cannot be loaded; the message is the loader's own.
         RunError: The task that loads it died.
     """
-    load = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=1)(load_card)
+    load = ray.remote(num_cpus=resources.worker_cpus, num_gpus=resources.worker_gpus, max_retries=1)(plan_model)
     try:
-        return ray.get(load.remote(settings))
+        return ray.get(load.remote(label, number, settings))
     except RayTaskError as error:
         if isinstance(error.cause, ZarError):
             raise error.cause from None
@@ -103,5 +95,4 @@ def check_model(label: str, settings: Sequence[Setting], needs: Needs) -> ModelC
 
 
 def _reason(error: RayError) -> str:
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return " ".join(str(cause).split())[:300]
+    return reason_of(error.cause if isinstance(error, RayTaskError) else error)

@@ -35,8 +35,6 @@ class VideoProgress:
 
     def __init__(self, console: Console, total: int, done: int = 0) -> None:
         self._console = console
-        self._total = total
-        self._seen = done
         self._before = done
         self._failed = 0
         self._features: Counter[FeatureUse] = Counter()
@@ -52,7 +50,7 @@ class VideoProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("evaluating", total=total, completed=done)
+        self._bar.add_task("evaluating", total=total, completed=done)
 
     def __enter__(self) -> VideoProgress:
         self._bar.start()
@@ -68,19 +66,17 @@ class VideoProgress:
 
     def advance(self, videos: int, failed: int) -> None:
         """Adds finished videos, of which some failed."""
-        self._seen += videos
+        (task,) = self._bar.tasks
         self._failed += failed
-        self._bar.update(self._task, completed=self._seen, description=self._describe())
-        now = time.monotonic()
-        if not self._console.is_terminal and (
-            now - self._last_line >= _SECONDS_BETWEEN_LINES or self._seen == self._total
-        ):
+        about = f"evaluating ({self._failed} failed)" if self._failed else "evaluating"
+        self._bar.update(task.id, advance=videos, description=about)
+        now, left = time.monotonic(), task.remaining or 0
+        if not self._console.is_terminal and (now - self._last_line >= _SECONDS_BETWEEN_LINES or not left):
             self._last_line = now
-            rate = (self._seen - self._before) / (now - self._started)
-            left = (self._total - self._seen) / rate if rate else 0
-            self._console.print(
-                f"{self._describe()} {self._seen}/{self._total} videos, {rate:.2f}/s, about {left:.0f} s left"
-            )
+            rate = (task.completed - self._before) / (now - self._started)
+            seconds = left / rate if rate else 0
+            done = f"{task.completed:.0f}/{task.total:.0f}"
+            self._console.print(f"{about} {done} videos, {rate:.2f}/s, about {seconds:.0f} s left")
 
     def count(self, status: pa.Table) -> None:
         """Adds the videos of some rows of `STATUS_SCHEMA`, and what they say of the feature store.
@@ -100,6 +96,3 @@ class VideoProgress:
     def say(self, line: str) -> None:
         """Shows a line of its own above the bar."""
         self._console.print(line)
-
-    def _describe(self) -> str:
-        return f"evaluating ({self._failed} failed)" if self._failed else "evaluating"

@@ -7,9 +7,8 @@ worker goes on from the streams' state.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,7 +17,7 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 from zar_ray.data.manifest import write_manifest
-from zar_ray.errors import RunError
+from zar_ray.errors import RunError, reason_of
 from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.evaluation.planning import PlannedModel, identity
 from zar_ray.evaluation.progress import VideoProgress
@@ -32,18 +31,15 @@ from zar_ray.results.rows import to_table
 _STREAMED_AT_ONCE = 512
 
 # A video whose process died in company and then again alone: nothing else can be learnt about it from here.
-_KILLER = (
+_KILLER = Failure(
     "its worker process died each time, the last time with this video alone: "
-    "a crash in the decoder or the model, or the process was killed (out of memory?)"
+    "a crash in the decoder or the model, or the process was killed (out of memory?)",
+    "worker",
 )
 
-
-class RunBlocks(Protocol):
-    """Runs videos through both stages; `retries` is how often a block is tried again whose worker died."""
-
-    def __call__(self, videos: pa.Table, block_size: int, retries: int) -> None:
-        """See `zar_ray.evaluation.pipeline.run_blocks`."""
-        ...
+# `zar_ray.evaluation.pipeline.run_blocks`: runs videos through both stages, so many a block; and how often a block is
+# tried again whose worker died.
+RunBlocks = Callable[[pa.Table, int, int], None]
 
 
 def open_run(
@@ -75,8 +71,8 @@ def open_run(
     videos = workload.table()
     todo = unseen(videos, spec, ledger, folder) if spec.streams else lacking(videos, spec, ledger)
     for model in models:
-        for remark in model.card.remarks:
-            console.print(f"{model.card.name}: {remark}", highlight=False)
+        for remark in model.remarks:
+            console.print(f"{model.name}: {remark}", highlight=False)
     if continued:
         done = len(manifest) - len(todo)
         console.print(f"continuing {folder.storage.path()}: {done} of {len(manifest)} videos are finished")
@@ -90,7 +86,9 @@ def lacking(videos: pa.Table, spec: JobSpec, ledger: Ledger) -> pa.Table:
     of_sets = {sets: spec.cases_of(every, sets) for sets in set(map(tuple, videos[CLASS_SETS.name].to_pylist()))}
     wanted = zip(videos["video_id"].to_pylist(), videos[CLASS_SETS.name].to_pylist(), strict=True)
     models = [ledger.lacks(video, of_sets[tuple(sets)]) for video, sets in wanted]
-    named = _with(videos, MODELS, pa.array(models, MODELS.type))
+    if MODELS.name in videos.column_names:
+        videos = videos.drop_columns([MODELS.name])
+    named = videos.append_column(MODELS, pa.array(models, MODELS.type))
     return named.filter(pa.array([bool(of_video) for of_video in models], pa.bool_()))
 
 
@@ -108,24 +106,19 @@ def run_videos(
     Raises:
         RunError: Ray stopped; what is finished is kept.
     """
-    broken = todo.filter(pc.field("error").is_valid())
-    if len(broken):
-        rows = (failed_rows(spec, row, Failure(row["error"], "open")) for row in broken.to_pylist())
-        folder.add(to_table(chain.from_iterable(rows)))
-        progress.advance(len(broken), failed=len(broken))
+    _fail(todo.filter(pc.field("error").is_valid()), spec, folder, progress)
     whole = todo.filter(pc.field("error").is_null())
     try:
         if spec.streams:
             _run_in_order(whole, spec, folder, ledger, run, progress)
             return
-        run(whole, batch_size, retries=1)
+        run(whole, batch_size, 1)
         lost = lacking(whole, spec, ledger)
         if len(lost):
             progress.say(f"{len(lost)} videos were lost with their worker process; each is tried again alone")
-            run(lost, 1, retries=0)
+            run(lost, 1, 0)
     except RayError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise RunError(f"Ray stopped the run ({reason}); the same command continues it") from error
+        raise RunError(f"Ray stopped the run ({reason_of(error)}); the same command continues it") from error
     _fail(lacking(whole, spec, ledger), spec, folder, progress)
 
 
@@ -139,17 +132,16 @@ def _run_in_order(
     died_at = -1
     while len(videos):
         part = videos.slice(0, _STREAMED_AT_ONCE)
-        run(part, 1, retries=1)
+        run(part, 1, 1)
         state = StreamState.read(folder.storage)
         # Videos before it without rows killed their decoder: the streams went on without them.
         passed = pc.field(POSITION.name) < state.position
         killers = lacking(videos.filter(passed), spec, ledger)
         videos, whole_part = videos.filter(~passed), state.position > part[POSITION.name][-1].as_py()
-        if not whole_part and state.position == died_at:
-            killers = pa.concat_tables([killers, videos.slice(0, 1)])
-            videos = videos.slice(1)
         _fail(killers, spec, folder, progress)
         if not whole_part and state.position == died_at:
+            _fail(videos.slice(0, 1), spec, folder, progress)
+            videos = videos.slice(1)
             StreamState(died_at + 1, state.tensors).write(folder.storage)
         died_at = -1 if whole_part else state.position
 
@@ -165,15 +157,10 @@ def unseen(videos: pa.Table, spec: JobSpec, ledger: Ledger, folder: RunFolder) -
     return pa.concat_tables([broken.append_column(POSITION, pa.nulls(len(broken), POSITION.type)), left])
 
 
-def _with(videos: pa.Table, field: pa.Field, values: pa.Array) -> pa.Table:
-    if field.name in videos.column_names:
-        return videos.set_column(videos.schema.get_field_index(field.name), field, values)
-    return videos.append_column(field, values)
-
-
-def _fail(killers: pa.Table, spec: JobSpec, folder: RunFolder, progress: VideoProgress) -> None:
-    """Gives videos that kill their processes the rows that say so."""
-    if len(killers):
-        rows = (failed_rows(spec, row, Failure(_KILLER, "worker")) for row in killers.to_pylist())
+def _fail(videos: pa.Table, spec: JobSpec, folder: RunFolder, progress: VideoProgress) -> None:
+    """Gives broken videos, and whole ones that kill their processes, the rows that say so."""
+    if len(videos):
+        why = [Failure(error, "open") if error is not None else _KILLER for error in videos["error"].to_pylist()]
+        rows = (failed_rows(spec, row, failure) for row, failure in zip(videos.to_pylist(), why, strict=True))
         folder.add(to_table(chain.from_iterable(rows)))
-        progress.advance(len(killers), failed=len(killers))
+        progress.advance(len(videos), failed=len(videos))

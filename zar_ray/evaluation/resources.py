@@ -10,41 +10,30 @@ from zar_ray.evaluation.options import EvaluationOptions
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What one stage asks of the cluster.
-
-    Attributes:
-        copies: How many run at once.
-        cpus: CPUs that each reserves.
-        gpus: GPUs that each reserves.
-        threads: CPU threads that each may use.
-    """
-
-    copies: int
-    cpus: float
-    gpus: float = 0.0
-    threads: int = 1
-
-
-@dataclass(frozen=True)
 class Resources:
     """What both stages ask for.  Never the same CPUs: Ray Data would fuse the two stages into one.
 
     Attributes:
-        decode: Decoding tasks; each reserves one CPU.
-        adapt: Model replicas; a fraction of a CPU keeps one free for decoding on a small machine.
+        decoders: Decoding tasks at once.
+        decoder_cpus: CPUs that each reserves.
+        workers: Model replicas.
+        worker_cpus: CPUs that each reserves; a fraction keeps one free for decoding on a small machine.
+        worker_gpus: GPUs that each reserves.
+        threads: CPU threads that each may use.
     """
 
-    decode: Needs
-    adapt: Needs
+    decoders: int
+    decoder_cpus: float
+    workers: int
+    worker_cpus: float
+    worker_gpus: float
+    threads: int
 
     @classmethod
     def of_cluster(cls, options: EvaluationOptions, one_worker: bool = False) -> Resources:
         """Works both out from what the joined cluster has and what the options ask for.
 
-        Args:
-            options: The run's options.
-            one_worker: Whether a single replica must see all videos.
+        With `one_worker` a single replica sees all videos.
 
         Raises:
             RunError: The cluster lacks what the options ask for.
@@ -60,9 +49,9 @@ class Resources:
         worker_cpus = round(min(0.99, (cpus - 1) / workers) if cpus > 1 else 0.4 / workers, 4)
         decoders = options.decode_workers or max(1, int(cpus - worker_cpus * workers))
         threads = 1 if worker_gpus else max(1, int(cpus // workers))
-        return cls(Needs(decoders, 1.0 if cpus > 1 else 0.5), Needs(workers, worker_cpus, worker_gpus, threads))
+        return cls(decoders, 1.0 if cpus > 1 else 0.5, workers, worker_cpus, worker_gpus, threads)
 
     @property
     def blocks_at_once(self) -> int:
         """Blocks that may wait or be worked on: one in each decoder, one in each worker, and two ahead of each."""
-        return self.decode.copies + 3 * self.adapt.copies
+        return self.decoders + 3 * self.workers

@@ -9,15 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
 from zar_ray.errors import VideoError
-from zar_ray.evaluation.feature_store import FeatureSpace, FeatureStore
+from zar_ray.evaluation.feature_store import FeatureStore, feature_space
 from zar_ray.evaluation.workload import CLASS_SETS, RIGHT_IDS
 from zar_ray.models.options import Precision
 from zar_ray.results.case import Case
@@ -30,6 +29,7 @@ from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import Preprocessing, short_side_for
 
 logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 # Where a video stands in a run with stream methods; null in others.
 POSITION = pa.field("position", pa.int64())
@@ -170,7 +170,7 @@ class JobSpec:
         if self.features is None:
             return None
         views = self.models[model]
-        space = FeatureSpace.of(views.fingerprint, views.precision, self.decoder, views.preprocessing)
+        space = feature_space(views.fingerprint, views.precision, self.decoder, views.preprocessing)
         return FeatureStore(Storage(self.features), space)
 
     def cases_of(self, models: Sequence[int], class_sets: Sequence[int] | None = None) -> list[Case]:
@@ -193,21 +193,20 @@ class Failure:
     stage: str
 
 
-@contextmanager
-def caught(stage: str, failures: list[Failure]) -> Iterator[None]:
-    """Turns what goes wrong with one video into a failure, here and nowhere else in the job.
+def attempt(stage: str, work: Callable[[], _T]) -> _T | Failure:
+    """Does something with one video, and turns what goes wrong into a failure, here and nowhere else in the job.
 
     Even what nobody foresaw must cost one video and not the job; it is logged with its traceback.
     """
     try:
-        yield
+        return work()
     except VideoError as error:
-        failures.append(Failure(str(error), error.stage))
+        return Failure(str(error), error.stage)
     except MemoryError:
-        failures.append(Failure("out of memory", stage))
+        return Failure("out of memory", stage)
     except Exception as error:
         logger.exception("unforeseen failure while in stage %s", stage)
-        failures.append(Failure(f"{type(error).__name__}: {' '.join(str(error).split())}", stage))
+        return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}", stage)
 
 
 def labels_of(spec: JobSpec, video: dict[str, Any], case: Case) -> dict[str, Any]:

@@ -6,7 +6,6 @@ came between its rows and the state: the same video gives the same rows again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from safetensors.torch import load, save
 
 from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.options import AdaptationOptions
-from zar_ray.errors import ConfigError, RunError
+from zar_ray.errors import ConfigError, RunError, reason_of
 from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.storage import Storage
 
@@ -34,10 +33,6 @@ def stream_methods(runs: Iterable[AdaptationOptions]) -> tuple[str, ...]:
 
 def check_methods(options: EvaluationOptions, streams: tuple[str, ...]) -> None:
     """Refuses operational options that a method does not go with.
-
-    Args:
-        options: The options.
-        streams: The stream methods of the run's settings.
 
     Raises:
         ConfigError: Such an option is given.
@@ -70,7 +65,7 @@ class StreamState:
 
     def write(self, storage: Storage) -> None:
         """Saves it in a run's folder, whole or not at all."""
-        storage.write(STATE, save(dict(self.tensors), {_POSITION: str(self.position)}))
+        storage.write(STATE, save({**self.tensors, _POSITION: torch.tensor(self.position)}))
 
     @classmethod
     def read(cls, storage: Storage) -> StreamState:
@@ -82,14 +77,8 @@ class StreamState:
         place = storage.path(STATE)
         if not storage.exists(STATE):
             raise RunError(f"{place}: not there, and a stream method cannot go on without it; --overwrite the run")
-        content = storage.read(STATE)
         try:
-            return cls(_position(content), load(content))
+            tensors = load(storage.read(STATE))
+            return cls(int(tensors.pop(_POSITION)), tensors)
         except (SafetensorError, KeyError, ValueError) as error:
-            raise RunError(f"{place}: damaged ({' '.join(str(error).split())}); --overwrite the run") from error
-
-
-def _position(content: bytes) -> int:
-    """The position of a file's header; the format begins with the header's length in eight bytes."""
-    length = int.from_bytes(content[:8], "little")
-    return int(json.loads(content[8 : 8 + length])["__metadata__"][_POSITION])
+            raise RunError(f"{place}: damaged ({reason_of(error)}); --overwrite the run") from error

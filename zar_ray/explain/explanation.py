@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,6 @@ from zar_ray.adaptation.zar import tuned_features
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import RunError, VideoError, suggestion
-from zar_ray.explain.maps import ClassMaps, VideoMaps
 from zar_ray.models.attention import attention_rollout, class_relevance, require_attention
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
@@ -31,6 +29,7 @@ from zar_ray.models.packing import ImageSet, encode_packed
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.layers import validate
 from zar_ray.results.rows import ResultRow, to_rows
+from zar_ray.results.study_record import FinishedRun
 from zar_ray.video.decoding import DecodedVideo, decode_video
 from zar_ray.video.pixels import cut_crops, normalise
 from zar_ray.video.plans import ViewPlan, plan_views
@@ -44,34 +43,66 @@ _NOTABLE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
-    """A finished evaluation, as far as explaining it needs it.
+class ClassMaps:
+    """What speaks for a class before and after tuning.
 
     Attributes:
-        place: What messages call it.
-        config: Its resolved options, as plain JSON values.
-        model_fingerprint: Of the weights that it was made with.
-        class_sets: The candidate classes, a set for each distinct one of its splits.
-        results: Its predictions, one row a (video, case).
-        videos: Its manifest's rows by video id.
+        role: ``predicted`` or ``right``.
+        before: (T, g, g), none negative: relevance under the untuned text.
+        after: (T, g, g), under the tuned text.
     """
 
-    place: str
-    config: Mapping[str, Any]
-    model_fingerprint: str
-    class_sets: tuple[tuple[str, ...], ...]
-    results: pa.Table
-    videos: Mapping[str, VideoRow]
+    name: str
+    role: str
+    before: np.ndarray
+    after: np.ndarray
+
+    @property
+    def moved(self) -> float | None:
+        """Share of the relevance that is elsewhere after tuning: the total variation distance, in [0, 1].
+
+        None where one of the maps is empty.
+        """
+        if not self.before.sum() or not self.after.sum():
+            return None
+        return float(np.abs(self.before / self.before.sum() - self.after / self.after.sum()).sum() / 2)
 
 
-def explain_videos(evaluation: Evaluation, video_ids: Sequence[str]) -> tuple[VideoMaps, ...]:
-    """Computes what the evaluation's model looks at in some of its videos.
+@dataclass(frozen=True, eq=False)
+class VideoMaps:
+    """A video's evaluation view with its maps.
+
+    Attributes:
+        frames: uint8 (T, R, R, 3), the crops that the model sees.
+        indices: (T,), which frames of the video they are.
+        rollout: (T, g, g), none negative: the image tower's attention rollout.
+    """
+
+    video_id: str
+    frames: np.ndarray
+    indices: np.ndarray
+    rollout: np.ndarray
+    classes: tuple[ClassMaps, ...]
+    remarks: tuple[str, ...] = ()
+
+
+def explain_videos(
+    run: FinishedRun,
+    class_sets: Sequence[tuple[str, ...]],
+    results: pa.Table,
+    videos: Mapping[str, VideoRow],
+    video_ids: Sequence[str],
+) -> tuple[VideoMaps, ...]:
+    """Computes what an evaluation's model looks at in some of its videos.
 
     Each video is decoded, encoded and tuned to again as the evaluation did, by the model that its options name; the
     class that was predicted is explained and, where that is wrong, the right one.
 
     Args:
-        evaluation: An evaluation that `zar` was a method of.
+        run: An evaluation that `zar` was a method of.
+        class_sets: Its candidate classes, a set for each distinct one of its splits.
+        results: Its predictions, one row a (video, case).
+        videos: Its manifest's rows by video id.
         video_ids: Videos that it finished.
 
     Returns:
@@ -82,57 +113,51 @@ def explain_videos(evaluation: Evaluation, video_ids: Sequence[str]) -> tuple[Vi
         ModelError: The model cannot be loaded, or its image tower has no attention maps.
         ZarError: Its manifest or class texts cannot be read.
     """
-    run = _Run.open(evaluation)
-    return tuple(run.maps(video_id) for video_id in video_ids)
+    known = {name: one for name, one in run.config.items() if name in AdaptationOptions.model_fields}
+    options = validate(AdaptationOptions, known, run.place)
+    if _METHOD not in options.method:
+        raise RunError(f"{run.place}: tunes nothing (methods {', '.join(options.method)}); attention maps need zar")
+    model = load_model(options)
+    require_attention(model)
+    if model.fingerprint != (own := run.summary.model_fingerprint):
+        raise RunError(
+            f"{run.place}: its model was {own}, and {options.checkpoint or options.model} is {model.fingerprint} now;"
+            " bring the weights of the run back"
+        )
+    prompts = prompts_of(class_sets, options)
+    cases = [case for case in make_cases(options, model.fingerprint, prompts) if case.method == _METHOD]
+    ids = pa.array([case.case_id for case in cases], pa.string())
+    rows = to_rows(results.filter(pc.field("case_id").isin(ids)))
+    if not rows:
+        raise RunError(f"{run.place}: its texts of the classes have changed since; bring those of the run back")
+    prompted = [PromptedClasses.of(model, one, options.class_position) for one in prompts]
+    classes = {case.case_id: (class_sets[case.class_set], prompted[case.class_set]) for case in cases}
+    explaining = _Explaining(run.place, videos, options, model, classes, {row.video_id: row for row in reversed(rows)})
+    return tuple(explaining.maps(video_id) for video_id in video_ids)
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
+class _Explaining:
     """An evaluation with the model that made it.
 
     Attributes:
-        evaluation: It.
-        options: Its options.
-        model: The model.
+        videos: Its manifest's rows by video id.
         classes: The candidate classes by ZAR's case ids: their names, and their prompts under the model.
         rows: ZAR's results by video id; of the first class set, where a video is of several.
     """
 
-    evaluation: Evaluation
+    place: str
+    videos: Mapping[str, VideoRow]
     options: AdaptationOptions
     model: ClipModel
     classes: Mapping[str, tuple[tuple[str, ...], PromptedClasses]]
     rows: Mapping[str, ResultRow]
 
-    @classmethod
-    def open(cls, evaluation: Evaluation) -> _Run:
-        place, class_sets = evaluation.place, evaluation.class_sets
-        known = {name: one for name, one in evaluation.config.items() if name in AdaptationOptions.model_fields}
-        options = validate(AdaptationOptions, known, place)
-        if _METHOD not in options.method:
-            raise RunError(f"{place}: tunes nothing (methods {', '.join(options.method)}); attention maps need zar")
-        model = load_model(options)
-        require_attention(model)
-        if model.fingerprint != evaluation.model_fingerprint:
-            raise RunError(
-                f"{place}: its model was {evaluation.model_fingerprint}, and {options.checkpoint or options.model} is"
-                f" {model.fingerprint} now; bring the weights of the run back"
-            )
-        prompts = prompts_of(class_sets, options)
-        cases = [case for case in make_cases(options, model.fingerprint, prompts) if case.method == _METHOD]
-        ids = pa.array([case.case_id for case in cases], pa.string())
-        rows = to_rows(evaluation.results.filter(pc.field("case_id").isin(ids)))
-        if not rows:
-            raise RunError(f"{place}: its texts of the classes have changed since; bring those of the run back")
-        prompted = [PromptedClasses.of(model, one, options.class_position) for one in prompts]
-        classes = {case.case_id: (class_sets[case.class_set], prompted[case.class_set]) for case in cases}
-        return cls(evaluation, options, model, classes, {row.video_id: row for row in reversed(rows)})
-
     def maps(self, video_id: str) -> VideoMaps:
         """The maps of one video."""
         row = self._result(video_id)
         names, classes = self.classes[row.case_id]
-        plan, decoded = self._decoded(self.evaluation.videos[video_id])
+        plan, decoded = self._decoded(self.videos[video_id])
         frames = torch.from_numpy(decoded.frames).to(self.model.device)
         (embeddings,) = encode_packed(
             self.model, [ImageSet(decoded.frames, plan.images, plan.boxes)], self.options.encoder_batch
@@ -168,7 +193,7 @@ class _Run:
     def _result(self, video_id: str) -> ResultRow:
         row = self.rows.get(video_id)
         if row is None:
-            raise RunError(f'{self.evaluation.place}: has no video "{video_id}"{suggestion(video_id, self.rows)}')
+            raise RunError(f'{self.place}: has no video "{video_id}"{suggestion(video_id, self.rows)}')
         if not row.finished:
             raise RunError(f"{video_id}: failed in this run ({row.error}); choose a video that it finished")
         return row

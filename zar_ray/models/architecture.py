@@ -29,8 +29,6 @@ Architecture = Mapping[str, Any]
 QUICKGELU_SUFFIX = "-quickgelu"
 HEAD_WIDTH = 64  # of every CLIP that OpenAI published
 
-_CLIP = "clip"  # a file's word for the name of an open_clip architecture
-_BESIDE = (SYSTEM, EVALUATION_SCALE)  # an architecture's words that build nothing
 
 # What a text tower may not be: the context vectors need a causal transformer over CLIP's own tokens that ends in the
 # end-of-text token, which these options change.
@@ -84,7 +82,7 @@ def load_architecture(name: str) -> Architecture:
             f"--architecture {name}: no such name or file{suggestion(name, [*shipped, *known_systems()])}"
         )
     content = read_yaml(path)
-    base = content.pop(_CLIP, None)
+    base = content.pop("clip", None)
     if base is None:
         return content
     if not isinstance(base, str):
@@ -99,10 +97,7 @@ def model_name(architecture: Architecture) -> str | None:
 
 
 def architecture_difference(first: Architecture, second: Architecture) -> str | None:
-    """The first setting that two architectures differ in, as ``NAME is ONE and OTHER``; None where they are the same.
-
-    What an architecture leaves out has open_clip's default.
-    """
+    """See `difference`; what an architecture leaves out has open_clip's default."""
     return difference(_settings(first), _settings(second))
 
 
@@ -116,11 +111,8 @@ def difference(first: Mapping[str, object], second: Mapping[str, object]) -> str
 def infer_architecture(tensors: Mapping[str, torch.Tensor], place: str) -> dict[str, Any]:
     """Reads the architecture off the tensor shapes of a checkpoint in OpenAI's layout.
 
-    Heads follow OpenAI's rule (width / 64), and the activation is OpenAI's QuickGELU: no tensor tells either.
-
-    Args:
-        tensors: The state dict, keys such as ``visual.conv1.weight``.
-        place: What the tensors come from, for messages.
+    Heads follow OpenAI's rule (width / 64), and the activation is OpenAI's QuickGELU: no tensor tells either. `place`
+    is what the tensors come from, for messages.
 
     Raises:
         ModelError: The keys are not those of a CLIP.
@@ -133,13 +125,12 @@ def infer_architecture(tensors: Mapping[str, torch.Tensor], place: str) -> dict[
         held = ", ".join(list(tensors)[:3]) or "no tensors"
         raise ModelError(f"{place}: not a CLIP checkpoint: it lacks {missing[0]} (it holds {held}, …)")
     text_width = tensors["ln_final.weight"].shape[0]
-    context_length = tensors["positional_embedding"].shape[0]
     return {
         "embed_dim": tensors["text_projection"].shape[1],
         "quick_gelu": True,
         "vision_cfg": _infer_resnet(tensors) if resnet else _infer_vit(tensors),
         "text_cfg": {
-            "context_length": context_length,
+            "context_length": tensors["positional_embedding"].shape[0],
             "vocab_size": tensors["token_embedding.weight"].shape[0],
             "width": text_width,
             "heads": max(1, text_width // HEAD_WIDTH),
@@ -151,9 +142,6 @@ def infer_architecture(tensors: Mapping[str, torch.Tensor], place: str) -> dict[
 
 def build_clip(architecture: Architecture) -> open_clip.CLIP:
     """Builds a CLIP with freshly initialised weights (torch's default generator), float32, on the CPU.
-
-    Args:
-        architecture: A mapping in the form of open_clip's model configs, with what systems add.
 
     Raises:
         ModelError: The mapping is not such a config, or its text tower is not CLIP's causal transformer.
@@ -172,10 +160,12 @@ def build_clip(architecture: Architecture) -> open_clip.CLIP:
             f"this model's text tower is not CLIP's causal transformer ({', '.join(foreign)}), which prompt tuning"
             " needs; choose a CLIP such as ViT-B-16-quickgelu"
         )
-    _require_system(config.get(SYSTEM))
+    system = config.get(SYSTEM)
+    if system is not None and find_system(system) is None:
+        raise ModelError(f'this model is of the system "{system}", which is not here; install the package that has it')
     parts = known_parts()
     added = {word: config.pop(word) for word in parts if word in config}
-    for word in _BESIDE:
+    for word in (SYSTEM, EVALUATION_SCALE):  # they build nothing
         config.pop(word, None)
     try:
         clip = open_clip.CLIP(**config)
@@ -184,11 +174,6 @@ def build_clip(architecture: Architecture) -> open_clip.CLIP:
     except (TypeError, ValueError, KeyError, AssertionError, ZeroDivisionError) as error:
         raise ModelError(f"not an open_clip model config: {reason_of(error)}") from error
     return clip
-
-
-def _require_system(name: str | None) -> None:
-    if name is not None and find_system(name) is None:
-        raise ModelError(f'this model is of the system "{name}", which is not here; install the package that has it')
 
 
 def _infer_vit(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
 from torch.nn import functional as F
 
 from zar_ray.errors import ModelError
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.parts import frames_of
 from zar_ray.models.precision import exact_float32, full_precision
+from zar_ray.models.vision import unfit_pooling
 
 
 def unfit_attention(visual: nn.Module) -> str | None:
@@ -30,13 +30,9 @@ def unfit_attention(visual: nn.Module) -> str | None:
 
     A tower whose patches carry further tokens, such as prompt vectors, is found out when it runs.
     """
-    if type(visual) is not VisionTransformer:
-        return f"its image tower is a {type(visual).__name__}, not a vision transformer of open_clip"
     tower: Any = visual
-    if tower.attn_pool is not None or tower.pool_type != "tok" or tower.output_tokens:
-        return "its image tower pools otherwise than by the class token"
-    if frames_of(tower) is not None:
-        return "its image tower reads the frames of a view together"
+    if (reason := unfit_pooling(visual)) is not None:
+        return reason
     for block in tower.transformer.resblocks:
         if type(block) is not ResidualAttentionBlock:
             return f"its blocks are of type {type(block).__name__}"
@@ -57,11 +53,7 @@ def require_attention(model: ClipModel) -> None:
 
 
 def attention_rollout(model: ClipModel, pixels: torch.Tensor) -> torch.Tensor:
-    """How much of each patch reaches the class token through all blocks' attention.
-
-    Args:
-        model: A model whose image tower `unfit_attention` has nothing against.
-        pixels: float32 (n, 3, R, R), normalised, on the model's device.
+    """How much of each patch of normalised images (n, 3, R, R) reaches the class token through all attention.
 
     Returns:
         float32 (n, g, g) for a tower of g × g patches. With what the class token keeps of itself an image's map sums
@@ -115,11 +107,7 @@ def class_relevance(
 def roll_out(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """Multiplies up attention over blocks, each mixed half and half with the residual stream (its section 3).
 
-    Args:
-        weights: (n, heads, t, t) a block, rows that sum to 1.
-
-    Returns:
-        (n, t, t), rows that sum to 1: what of each token is in each.
+    Of (n, heads, t, t) a block it makes (n, t, t): what of each token is in each. Rows sum to 1 in both.
     """
     same = torch.eye(weights[0].shape[-1], dtype=weights[0].dtype, device=weights[0].device)
     rolled = same.expand(len(weights[0]), -1, -1)
@@ -131,12 +119,8 @@ def roll_out(weights: Sequence[torch.Tensor]) -> torch.Tensor:
 def gather_relevance(weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """Adds up attention times its gradient over blocks, positive parts alone (equations 5 and 6).
 
-    Args:
-        weights: (n, heads, t, t) a block.
-        gradients: Of the class's logit with respect to each of them.
-
-    Returns:
-        (n, t, t), none negative, 1 on the diagonal or more: the relevance of each token to each.
+    Both are (n, heads, t, t) a block; of the class's logit the gradients. They give the relevance of each token to
+    each, (n, t, t), none negative, 1 on the diagonal or more.
     """
     relevance = torch.eye(weights[0].shape[-1], dtype=weights[0].dtype, device=weights[0].device)
     relevance = relevance.expand(len(weights[0]), -1, -1)
@@ -151,16 +135,9 @@ def logit_gradients(
     logit_scale: float,
     fuse: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Gradients of a view's logits with respect to its frames' embeddings.
+    """Gradients (C, T, D) of a view's logits for texts (C, D), L2-normalised, by its frames' embeddings (T, D).
 
-    Args:
-        embeddings: float32 (T, D), as the encoder gives them.
-        text_features: float32 (C, D), L2-normalised.
-        logit_scale: What cosines are multiplied by.
-        fuse: Makes the view's embedding (D,) of its frames' (T, D); by default the mean.
-
-    Returns:
-        float32 (C, T, D).
+    The view's embedding (D,) is what `fuse` makes of the frames', by default their mean.
     """
     with torch.enable_grad(), exact_float32():
         frames = embeddings.detach().requires_grad_()
@@ -174,12 +151,9 @@ def attend(attention: nn.MultiheadAttention, x: torch.Tensor) -> tuple[torch.Ten
 
     PyTorch's own module gives weights that its output does not depend on.
 
-    Args:
-        attention: The module, batch first or not.
-        x: (n, t, W), or (t, n, W) where the module has its batch second.
-
     Returns:
-        What the module would return, of the shape of `x`; and the weights (n, heads, t, t).
+        What the module would return of `x`, (n, t, W), or (t, n, W) where it has its batch second; and the weights
+        (n, heads, t, t).
     """
     batched = x if attention.batch_first else x.transpose(0, 1)
     projected = F.linear(batched, attention.in_proj_weight, attention.in_proj_bias)

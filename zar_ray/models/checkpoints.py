@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,10 @@ from safetensors.torch import save_file
 from zar_ray.errors import ModelError, reason_of
 from zar_ray.models.architecture import Architecture, infer_architecture
 from zar_ray.models.clip import clip_tokenizer
-from zar_ray.models.files import appearing
-from zar_ray.models.formats import (
-    FROM_SIZES,
-    TOKEN_EMBEDDING,
-    SavedWeights,
-    as_float32,
-    openai_layout,
-)
+from zar_ray.models.formats import FROM_SIZES, OPENAI_MARKS, TOKEN_EMBEDDING, SavedWeights, as_float32, openai_layout
 from zar_ray.models.systems.base import SYSTEM
 from zar_ray.models.systems.registry import find_system, recognise
-from zar_ray.models.torchscript import is_torchscript, read_torchscript
-from zar_ray.models.unpickling import read_pickled
+from zar_ray.models.unpickling import read_torch
 from zar_ray.video.transforms import Preprocessing
 
 METADATA_KEY = "zar_ray"
@@ -83,14 +76,10 @@ def save_checkpoint(
     path: str | os.PathLike[str],
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes zar-ray's own checkpoint format, atomically.
+    """Writes zar-ray's own checkpoint format, a ``.safetensors`` file, atomically; its folder is made.
 
-    Args:
-        model: An open_clip CLIP (or its state dict, in OpenAI's layout); saved as float32.
-        architecture: As open_clip's model configs.
-        preprocessing: What the model expects of its pixels.
-        path: The ``.safetensors`` file to write; its folder is made.
-        notes: Anything worth keeping that JSON can hold, such as the training run; `name` names the model.
+    The model is an open_clip CLIP, or its state dict in OpenAI's layout, and saved as float32. Notes are anything worth
+    keeping that JSON can hold, such as the training run; `name` names the model.
 
     Raises:
         ValueError: The path does not end in ``.safetensors``.
@@ -127,16 +116,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise ModelError(f"{path}: no such checkpoint file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    return _foreign(_read_torch(path), path)
+    return _foreign(read_torch(path), path)
 
 
 def load_weights(clip: open_clip.CLIP, tensors: Mapping[str, torch.Tensor], place: str) -> None:
-    """Puts a state dict into a model; every tensor must fit.
-
-    Args:
-        clip: The model.
-        tensors: The state dict in OpenAI's layout.
-        place: What the tensors come from, for the message.
+    """Puts a state dict in OpenAI's layout, which comes from `place`, into a model; every tensor must fit.
 
     Raises:
         ModelError: A tensor is missing, unknown or of another shape.
@@ -184,22 +168,13 @@ def _read_safetensors(path: Path) -> Checkpoint:
     return Checkpoint(path, "zar-ray", openai_layout(tensors), architecture, preprocessing, notes)
 
 
-def _read_torch(path: Path) -> object:
-    try:
-        if is_torchscript(path):
-            return read_torchscript(path)
-    except (ValueError, RuntimeError, EOFError, KeyError, OSError, zipfile.BadZipFile, StopIteration) as error:
-        raise ModelError(f"{path}: cannot be read as a checkpoint ({reason_of(error)})") from error
-    return read_pickled(path)
-
-
 def _foreign(content: object, path: Path) -> Checkpoint:
     """What other code saved. The published systems build on OpenAI's CLIP, so their files tell everything."""
     saved = SavedWeights.of(content, str(path))
     found = recognise(saved)
     left_out = {saved.given[name]: FROM_SIZES for name in saved.derived}
     if found is None:
-        origin = "openai" if saved.is_openais else "clip"
+        origin = "openai" if set(OPENAI_MARKS) <= set(saved.derived) else "clip"
         return Checkpoint(path, origin, saved.tensors, left_out=left_out, epoch=saved.epoch)
     system, converted = found
     left_out |= {saved.given.get(name, name): why for name, why in converted.left_out.items()}
@@ -227,3 +202,31 @@ def _with_vocabulary(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.
 def shape_of(tensor: torch.Tensor) -> str:
     """A tensor's shape, as messages have it."""
     return "×".join(map(str, tensor.shape)) or "one number"
+
+
+def free_path(output: str | os.PathLike[str], *endings: str) -> Path:
+    """A path that may be written to, so that no earlier result is lost; without `endings` it may end in anything.
+
+    Raises:
+        ModelError: It ends in something else, or there is something already.
+    """
+    path = Path(output)
+    if endings and path.suffix not in endings:
+        raise ModelError(f"{path}: should end in {' or '.join(endings)}")
+    if path.exists():
+        raise ModelError(f"{path}: is there already; name another with --output, or remove it")
+    return path
+
+
+@contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """A place beside a file or folder to write at; it becomes that when all is written. The folder above is made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        unfinished.replace(target)
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        unfinished.unlink(missing_ok=True)

@@ -26,8 +26,15 @@ from zar_ray.models.systems.registry import known_parts, system_of
 from zar_ray.models.vision import VisionTower, unfit_vision
 from zar_ray.video.transforms import Preprocessing
 
-_PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What each precision computes products in; None: the weights' own type."""
+
 _SHOWN_TEXT = 80  # characters of a text that a message repeats
+
+
+def shortened(text: str) -> str:
+    """A text as messages repeat it."""
+    return text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}…"
 
 
 @lru_cache(maxsize=1)
@@ -134,11 +141,7 @@ class ClipModel(nn.Module):
         return getattr(self.clip, FUSION, None)
 
     def require_frames(self, frames: int, option: str) -> None:
-        """Refuses views of another length than the model reads.
-
-        Args:
-            frames: Frames a view.
-            option: What sets them, for the message.
+        """Refuses views of another length than the model reads, which `option` sets.
 
         Raises:
             ConfigError: The model has weights for another number of frames, or for fewer.
@@ -155,13 +158,9 @@ class ClipModel(nn.Module):
         return following_head(self.clip) is not None
 
     def view_features(self, frames: torch.Tensor) -> torch.Tensor:
-        """What logits take of a view's frames: `fuse`, L2-normalised.
+        """What logits take of a view's frames, float32 (..., T, D): `fuse`, (..., D), L2-normalised.
 
-        Args:
-            frames: float32 (..., T, D), as the encoder gave them.
-
-        Returns:
-            float32 (..., D); where texts follow videos, what they follow behind it, as it is.
+        Where texts follow videos, what they follow is behind it, as it is.
         """
         fused, head = self.fuse(frames), following_head(self.clip)
         if head is None:
@@ -174,34 +173,20 @@ class ClipModel(nn.Module):
         return features if head is None else features[..., : head.width]
 
     def followed_cosines(self, features: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-        """Cosines of videos with texts that follow them, in full precision.
+        """Cosines, float32 (..., K), of videos with texts that follow them, in full precision, differentiable.
 
-        Args:
-            features: float32 (..., D + P·D), see `view_features`.
-            texts: float32 (K, D), not normalised.
-
-        Returns:
-            float32 (..., K), differentiable.
-
-        Raises:
-            ValueError: Texts do not follow videos.
+        Videos are float32 (..., D + P·D), see `view_features`, and texts (K, D), not normalised.
         """
         head = following_head(self.clip)
-        if head is None:
-            raise ValueError(f"{self.name}: its texts do not follow videos")
         with full_precision(self.device):
             flat = features.reshape(-1, features.shape[-1])
             own = normalize(head.text_embeddings(texts, flat[:, head.width :]), dim=-1)
             return (own @ flat[:, : head.width, None])[..., 0].reshape(*features.shape[:-1], len(texts))
 
     def fuse(self, frames: torch.Tensor) -> torch.Tensor:
-        """One embedding of a view's frames: their mean, or what the model's head makes of them; in full precision.
+        """One embedding, float32 (..., D), of a view's frames (..., T, D), neither normalised; differentiable.
 
-        Args:
-            frames: float32 (..., T, D), as the encoder gave them.
-
-        Returns:
-            float32 (..., D), not normalised; differentiable.
+        It is their mean, or what the model's head makes of them, in full precision.
         """
         if self._head is None or 0 in frames.shape:
             return frames.mean(dim=-2)
@@ -240,7 +225,7 @@ class ClipModel(nn.Module):
         Returns:
             float32 (n, D), as the encoder gives them: not normalised; they carry no gradient.
         """
-        dtype = _PRODUCTS[self.precision]
+        dtype = PRODUCTS[self.precision]
         with torch.inference_mode(), exact_float32():
             if unfit_vision(self.clip.visual) is None:
                 embeddings = self._vision_tower()(pixels)
@@ -261,7 +246,7 @@ class ClipModel(nn.Module):
         """The image tower made ready, once until its weights move or change."""
         weights = [(weight.data_ptr(), weight._version) for weight in self.clip.visual.parameters()]
         if self._ready is None or self._ready[0] != weights:
-            tower = VisionTower(self.clip.visual, _PRODUCTS[self.precision] or self.dtype)
+            tower = VisionTower(self.clip.visual, PRODUCTS[self.precision] or self.dtype)
             self._ready = (weights, torch.compile(tower) if self._compiled else tower)
         return self._ready[1]
 
@@ -277,11 +262,7 @@ class ClipModel(nn.Module):
         return self.frame_tokens(texts, [clip_tokenizer().encode(text) for text in texts])
 
     def frame_tokens(self, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Puts start and end of text around token ids, and learnt vectors where the model has such.
-
-        Args:
-            texts: What the ids stand for, K of them, for messages.
-            tokens: Their token ids.
+        """Puts start and end of text around the token ids of K texts, and learnt vectors where the model has such.
 
         Returns:
             int64 (K, context_length), see `tokenize`.
@@ -295,23 +276,15 @@ class ClipModel(nn.Module):
         for row, text, inner in zip(ids, texts, tokens, strict=True):
             whole = [start, *inner, end] if frame is None else frame.around(start, inner, end)
             if len(whole) > self.context_length:
-                shown = text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}…"
                 raise ConfigError(
-                    f'"{shown}" is {len(whole)} tokens long and the model reads {self.context_length}; shorten the'
-                    " class name"
+                    f'"{shortened(text)}" is {len(whole)} tokens long and the model reads {self.context_length};'
+                    " shorten the class name"
                 )
             row[: len(whole)] = torch.tensor(whole)
         return ids
 
     def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token embeddings of ids, without positions.
-
-        Args:
-            ids: int64 (K, n), as `tokenize` gives them or the first n of them.
-
-        Returns:
-            float32 (K, n, W) on the model's device.
-        """
+        """Token embeddings, float32 (K, n, W), without positions, of the ids of `tokenize` or the first n of them."""
         tower, frame = self.text_tower, text_frame_of(self.text_tower)
         ids = ids.to(self.device)
         return tower.token_embedding(ids) if frame is None else frame.embedded(tower, ids)
@@ -322,12 +295,9 @@ class ClipModel(nn.Module):
         In a causal tower nothing after the end of text matters: n may be any length up to `context_length` that holds
         every end of text, with equal results. A tower that sees ahead needs all its positions.
 
-        Args:
-            embeddings: float32 (K, n, W), without positions.
-            end_positions: int64 (K,), where each text's end-of-text token is.
-
         Returns:
-            float32 (K, D), not normalised, differentiable with respect to `embeddings`.
+            float32 (K, D), not normalised, differentiable with respect to `embeddings`, float32 (K, n, W) without
+            positions; each text's end-of-text token is at its place of `end_positions`, int64 (K,).
         """
         tower, length = self.text_tower, embeddings.shape[1]
         mask = tower.attn_mask[:length, :length].to(embeddings.dtype) if self.sees_backwards_only else None

@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from zar_ray.data.class_texts import ClassPrompts, ContextFile
 from zar_ray.models.architecture import Architecture, build_clip
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.learned_context import parse_context
+from zar_ray.models.options import ClassPosition
+from zar_ray.models.text import PromptedClasses
 from zar_ray.models.vision import unfit_vision
 from zar_ray.video.transforms import Preprocessing
 
 _OPERATIONS = 2e9  # that the counter finds in a GFLOP of the papers'
+_WORD = "X"  # of one token, as every vector of a context is
 
 
 def weightless(architecture: Architecture, name: str, preprocessing: Preprocessing) -> ClipModel:
     """A model of tensors without content, on the device ``meta``: for counting.
-
-    Args:
-        architecture: A mapping in the form of open_clip's model configs.
-        name: What to call it.
-        preprocessing: What it expects of its pixels.
 
     Raises:
         ModelError: No CLIP can be built of the architecture.
@@ -56,12 +57,7 @@ def parameter_count(model: ClipModel) -> int:
 
 
 def view_gflops(model: ClipModel, frames: int) -> float:
-    """What the image tower and a head over frames compute for a view as published: all tokens of all blocks.
-
-    Args:
-        model: The model, weightless or not.
-        frames: T, frames of the view.
-    """
+    """What the image tower and a head compute for a view of so many frames as published: all tokens of all blocks."""
     pixels = _pixels(model, frames)
     with torch.no_grad():
         return counted(lambda: model.fuse(model.clip.visual(pixels)))
@@ -76,6 +72,29 @@ def image_gflops(model: ClipModel) -> float:
         return counted(lambda: model.encode_images(pixels)) / frames
     with torch.no_grad():
         return counted(lambda: model.clip.visual(pixels)) / frames
+
+
+def step_gflops(model: ClipModel, prompts: ClassPrompts, position: ClassPosition = "end") -> float:
+    """What one step of tuning takes a video: a gradient back through the text tower, and a pass with the new context.
+
+    The pass that the first gradient goes back through is the same for all videos, and made once. The model is one of
+    `weightless`.
+
+    Raises:
+        ConfigError: No context of such prompts can be tuned.
+    """
+    if isinstance(prompts.context, ContextFile):
+        # Its vectors are of a model with weights; as many words take the same place.
+        vectors = parse_context(prompts.context.content, prompts.context.path).vectors
+        prompts = replace(prompts, context=" ".join([_WORD] * len(vectors)))
+
+    def step() -> None:
+        classes = PromptedClasses.of(model, prompts, position)
+        context = classes.initial_context.clone().requires_grad_()
+        features = classes.features(context)
+        torch.autograd.grad(features, context, torch.ones_like(features))
+
+    return counted(step)
 
 
 def _pixels(model: ClipModel, images: int) -> torch.Tensor:

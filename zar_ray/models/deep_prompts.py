@@ -29,13 +29,7 @@ DEVIATION = 0.02  # of new vectors, as in the official code
 
 
 def attach_deep_prompts(clip: Any, vectors: int, depth: int, generator: torch.Generator | None = None) -> None:
-    """Gives both towers of an open_clip CLIP new prompt vectors, drawn from a normal distribution.
-
-    Args:
-        clip: A CLIP with a vision transformer, which has none yet.
-        vectors: n, prompt vectors a layer and tower.
-        depth: d, layers that have vectors of their own.
-        generator: Where the vectors are drawn from; by default torch's own.
+    """Gives both towers of an open_clip CLIP new prompt vectors, n a layer in d layers, from a normal distribution.
 
     Raises:
         ModelError: The towers are not transformers of so many layers.
@@ -55,19 +49,10 @@ def attach_deep_prompts(clip: Any, vectors: int, depth: int, generator: torch.Ge
     visual.ln_pre.register_forward_pre_hook(partial(_append, visual))
 
 
-def deep_prompts_of(tower: Any) -> torch.Tensor | None:
-    """The prompt vectors (d, n, W) of an image or a text tower; None where it has none."""
-    return getattr(tower, DEEP_PROMPTS, None)
-
-
 def with_layer_prompts(x: torch.Tensor, prompts: torch.Tensor | None, layer: int, first: int) -> torch.Tensor:
-    """What a layer reads: the same, or with its own prompt vectors in the place of those before it.
+    """What a layer, from 0, reads of (B, tokens, W): with its own prompt vectors of (d, n, W), if it has any.
 
-    Args:
-        x: (B, tokens, W).
-        prompts: (d, n, W), or None.
-        layer: The layer, from 0.
-        first: The first of the n places; negative ones count from the end.
+    They take n places from the `first` on, which counts from the end where it is negative.
     """
     if prompts is None or not 0 < layer < len(prompts):
         return x

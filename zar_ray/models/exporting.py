@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from zar_ray.errors import ModelError
 from zar_ray.models.architecture import architecture_difference, infer_architecture, model_name
+from zar_ray.models.checkpoints import appearing, free_path
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.files import appearing, free_path
+from zar_ray.models.formats import OPENAI_MARKS
 from zar_ray.models.loading import load_source
 from zar_ray.models.systems.base import SYSTEM
 from zar_ray.models.systems.registry import known_parts
@@ -63,7 +64,10 @@ def export_checkpoint(
     model = load_source(source)
     if added := [word for word in known_parts() if word in model.architecture]:
         raise ModelError(f"{source}: has more than a CLIP ({', '.join(added)}), and {to}'s format has no place for it")
-    tensors = {name: _rounded(name, tensor, half) for name, tensor in model.clip.state_dict().items()}
+    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in model.clip.state_dict().items()}
+    if half:
+        rounded = [name for name, tensor in tensors.items() if tensor.is_floating_point() and name != "logit_scale"]
+        tensors |= {name: tensors[name].half() for name in rounded}
     if to == "openai":
         return _export_openai(model, tensors, target, str(source))
     name = model_name(model.architecture)
@@ -93,12 +97,8 @@ def _export_openai(model: ClipModel, tensors: dict[str, torch.Tensor], target: P
             f"{source}: OpenAI's layout does not say what this model is, and would be read wrongly ({difference});"
             " export it with --format open_clip"
         )
-    marks = {
-        "input_resolution": model.preprocessing.input_size,
-        "context_length": model.context_length,
-        "vocab_size": model.clip.vocab_size,
-    }
-    tensors = tensors | {name: torch.tensor(value) for name, value in marks.items()}
+    marks = (model.preprocessing.input_size, model.context_length, model.clip.vocab_size)
+    tensors = tensors | {name: torch.tensor(value) for name, value in zip(OPENAI_MARKS, marks, strict=True)}
     with appearing(target) as unfinished:
         if target.suffix == _SAFETENSORS:
             save_file(tensors, unfinished, metadata={"format": "pt"})
@@ -130,8 +130,3 @@ def _lost(model: ClipModel, kind: Literal["folder", "file"]) -> tuple[str, ...]:
     if ours.short_side not in (None, size):
         lost.append(f"short_side {ours.short_side}")
     return tuple(lost)
-
-
-def _rounded(name: str, tensor: torch.Tensor, half: bool) -> torch.Tensor:
-    tensor = tensor.detach().contiguous().clone()
-    return tensor.half() if half and tensor.is_floating_point() and name != "logit_scale" else tensor

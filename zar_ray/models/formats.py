@@ -21,7 +21,7 @@ FROM_CLASSES = "embeds the class names it was trained with, and is made anew for
 NOT_READ = "its fusion head does not read it"
 
 # Besides weights, OpenAI's archives hold these three numbers, and only they do.
-_OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
+OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
 # Where training scripts keep the weights in what they save.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 # What a prompt learner, which has this name in CoOp's code and others', makes anew for other classes.
@@ -51,11 +51,7 @@ class SavedWeights:
 
     @classmethod
     def of(cls, content: object, place: str) -> SavedWeights:
-        """Finds the state dict in what was read.
-
-        Args:
-            content: A state dict, or a mapping that holds one.
-            place: Where it was read, for messages.
+        """Finds the state dict in what was read: one, or a mapping that holds one; messages call it `place`.
 
         Raises:
             ModelError: There is none.
@@ -78,11 +74,6 @@ class SavedWeights:
             tuple(short for short in _without_prefixes(saved).values() if _is_derived(short)),
             epoch if isinstance(epoch, int) else None,
         )
-
-    @property
-    def is_openais(self) -> bool:
-        """Whether it surely is OpenAI's own file."""
-        return set(_OPENAI_MARKS) <= set(self.derived)
 
     def class_buffers(self) -> dict[str, str]:
         """What a prompt learner computed of the training's class names, with the reason to leave it out."""
@@ -138,4 +129,4 @@ def _without_prefixes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def _is_derived(short: str) -> bool:
-    return short in _OPENAI_MARKS or short.rpartition(".")[2] == "attn_mask"
+    return short in OPENAI_MARKS or short.rpartition(".")[2] == "attn_mask"

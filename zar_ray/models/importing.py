@@ -13,9 +13,8 @@ import torch
 
 from zar_ray.errors import ModelError
 from zar_ray.models.architecture import Architecture, build_clip
-from zar_ray.models.checkpoints import Checkpoint, load_weights, read_checkpoint, save_checkpoint, shape_of
+from zar_ray.models.checkpoints import Checkpoint, free_path, load_weights, read_checkpoint, save_checkpoint, shape_of
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.files import free_path
 from zar_ray.models.loading import describe_checkpoint, load_source
 from zar_ray.video.transforms import Preprocessing
 
@@ -64,19 +63,15 @@ class ImportPlan:
         ]
 
     def write(self, output: str | os.PathLike[str]) -> None:
-        """Writes the zar-ray checkpoint.
-
-        Args:
-            output: The ``.safetensors`` file to write.
+        """Writes the zar-ray checkpoint, a ``.safetensors`` file.
 
         Raises:
             ModelError: A tensor is missing, unknown or of another shape; or there is something at `output` already.
         """
         place = str(self.checkpoint.path)
         if self.missing:
-            way_out = (
-                "nor has the base" if self.base else "give the CLIP it was trained from with --base FILE or NAME:TAG"
-            )
+            from_base = "give the CLIP it was trained from with --base FILE or NAME:TAG"
+            way_out = "nor has the base" if self.base else from_base
             raise ModelError(f"{place}: has no {_listed(self.missing)}; {way_out}")
         if self.unknown:
             raise ModelError(
@@ -85,15 +80,12 @@ class ImportPlan:
             )
         target = free_path(output, ".safetensors")
         clip = build_clip(self.architecture)
-        load_weights(clip, self._tensors(), place)
-        save_checkpoint(clip, self.architecture, self.preprocessing, target, self._notes())
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
         tensors = {name: self.checkpoint.tensors[name] for name in self.used}
         if self.base is not None:
             state = self.base.clip.state_dict()
             tensors |= {name: state[name] for name in self.from_base}
-        return tensors
+        load_weights(clip, tensors, place)
+        save_checkpoint(clip, self.architecture, self.preprocessing, target, self._notes())
 
     def _notes(self) -> dict[str, Any]:
         with self.checkpoint.path.open("rb") as file:
@@ -119,12 +111,8 @@ def plan_import(
     """Reads a checkpoint of another system and says what becomes of its tensors; writes nothing.
 
     What a file does not tell is the base's, if one is given: tensors, and for a file in OpenAI's layout its sizes,
-    activation and preprocessing.
-
-    Args:
-        path: The file.
-        base: A checkpoint file or an open_clip ``NAME:TAG``.
-        model: The open_clip name of its architecture, for a file in OpenAI's layout that is not OpenAI's.
+    activation and preprocessing. The base is a checkpoint file or an open_clip ``NAME:TAG``; `model` is the open_clip
+    name of the architecture, for a file in OpenAI's layout that is not OpenAI's.
 
     Raises:
         ModelError: A file cannot be read, is zar-ray's own already or of a model that is not here; or the base is of

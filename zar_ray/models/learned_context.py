@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from zar_ray.errors import ModelError, reason_of
-from zar_ray.models.clip import ClipModel
 from zar_ray.storage import Storage
 
 METADATA_KEY = "zar_ray_context"
@@ -48,18 +47,6 @@ class LearnedContext:
     notes: Mapping[str, Any] = field(default_factory=dict)
     place: str = "learned context"
 
-    def require_for(self, model: ClipModel) -> None:
-        """Refuses a model that the vectors were not learned for.
-
-        Raises:
-            ModelError: It is another one; vectors say nothing to any other text tower.
-        """
-        if model.fingerprint != self.model_fingerprint:
-            raise ModelError(
-                f"{self.place}: was learned for {self.model_name} ({self.model_fingerprint}), and this model is"
-                f" {model.name} ({model.fingerprint}); load the model it was learned for, or leave --context away"
-            )
-
 
 def save_context(context: LearnedContext, path: Path) -> None:
     """Writes a context's file, atomically; its folder is made.
@@ -82,18 +69,16 @@ def save_context(context: LearnedContext, path: Path) -> None:
 
 
 def parse_context(content: bytes, place: str) -> LearnedContext:
-    """Reads a context from its file's content.
-
-    Args:
-        content: The file's bytes.
-        place: The file, for messages.
+    """Reads a context from the bytes of its file, which messages call `place`.
 
     Raises:
         ModelError: It is damaged, or no learned context.
     """
     try:
         tensors = load(content)
-        metadata = _metadata(content)
+        # A safetensors file's own notes: its first 8 bytes are the length of the JSON header that holds them.
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = header.get("__metadata__", {})
     except (SafetensorError, ValueError) as error:
         raise ModelError(f"{place}: cannot be read as safetensors ({reason_of(error)})") from error
     if METADATA_KEY not in metadata:
@@ -116,9 +101,3 @@ def parse_context(content: bytes, place: str) -> LearnedContext:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{place}: its learned context is damaged ({reason_of(error)})") from error
-
-
-def _metadata(content: bytes) -> Mapping[str, str]:
-    """A safetensors file's own notes: its first 8 bytes are the length of the JSON header that holds them."""
-    length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + length]).get("__metadata__", {})

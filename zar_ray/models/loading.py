@@ -53,10 +53,6 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
     adds: a checkpoint's own, or new weights where the checkpoint or the tag is a plain CLIP, as training starts from.
     Of a system that adds nothing that its checkpoints must have, the plain CLIP is taken as it is.
 
-    Args:
-        options: Which weights, and how they run.
-        device: Where to put the model; by default what `options.device` says.
-
     Raises:
         ModelError: The weights cannot be found, fetched, read or used; no model has that name; or the device is not
             there.
@@ -83,10 +79,9 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
 
 
 def load_source(source: str | os.PathLike[str]) -> ClipModel:
-    """Loads a checkpoint file, or open_clip's pretrained weights, on the CPU.
+    """Loads a file that `load_model` reads, or open_clip's ``NAME:TAG``, such as ``ViT-B-16-quickgelu:openai``.
 
-    Args:
-        source: A file that `load_model` reads, or an open_clip ``NAME:TAG`` such as ``ViT-B-16-quickgelu:openai``.
+    The model is on the CPU.
 
     Raises:
         ModelError: There is no such file or tag, it cannot be loaded, or the weights are random.
@@ -133,9 +128,6 @@ def hub_problem(seconds: float = REACH_SECONDS) -> str | None:
     """Why weights cannot be downloaded now; None where the model hub answers.
 
     Asked before a download, because the hub's own client tries again for most of a minute.
-
-    Args:
-        seconds: How long to wait for the answer.
     """
     if hub.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
@@ -152,9 +144,7 @@ def hub_problem(seconds: float = REACH_SECONDS) -> str | None:
 def describe_checkpoint(checkpoint: Checkpoint, model: str | None = None) -> tuple[str, Architecture, Preprocessing]:
     """Name, architecture and preprocessing of a checkpoint; a warning says what had to be assumed.
 
-    Args:
-        checkpoint: What was read.
-        model: The open_clip name of its architecture, for a file that does not tell; None: OpenAI's, by its sizes.
+    A file that does not tell has the architecture of the open_clip name `model`; with None OpenAI's, by its sizes.
 
     Raises:
         ModelError: The architecture is unknown, not a CLIP's, or reads other pictures than square ones.

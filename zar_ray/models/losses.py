@@ -9,14 +9,7 @@ _SHARPNESS = 10.0  # of ActionCLIP's targets
 
 
 def same_class(labels: torch.Tensor) -> torch.Tensor:
-    """Which pairs of a batch are of one class.
-
-    Args:
-        labels: int64 (B,).
-
-    Returns:
-        float32 (B, B): 1 where they are, 0 elsewhere.
-    """
+    """Which pairs of a batch are of one class, by labels int64 (B,): float32 (B, B), 1 where they are, 0 elsewhere."""
     return (labels[:, None] == labels[None]).float()
 
 
@@ -24,12 +17,8 @@ def matching_losses(similarities: torch.Tensor, labels: torch.Tensor) -> tuple[t
     """ActionCLIP's two divergences between a batch's similarities and its classes (Wang et al., 2021, equation 3).
 
     The targets are softmax(10·same class); the divergence, from targets to predictions, is summed over a row and
-    averaged over the batch. The training loss is the mean of both.
-
-    Args:
-        similarities: float32 (B, B), the logits of videos, the rows, against texts, the columns; sample i's video and
-            text are row and column i.
-        labels: int64 (B,), the samples' classes.
+    averaged over the batch. The training loss is the mean of both. Similarities are float32 (B, B), the logits of
+    videos, the rows, against texts, the columns, in the samples' order, as are their classes, int64 (B,).
 
     Returns:
         float32 () each: videos to texts, and texts to videos.
@@ -44,13 +33,8 @@ def motion_loss(frames: torch.Tensor) -> torch.Tensor:
     """EZ-CLIP's motion loss (Ahmad et al., 2023, section 3.3): the less a video's frames differ, the higher.
 
     1 / (1 + C + V), where C is the mean of |x[t + 1] - x[t - 1]| / 2 with the ends repeated, and V the mean over
-    features of the unbiased variance over frames; both are averaged over the batch first.
-
-    Args:
-        frames: float32 (B, T, D), frames' embeddings, not normalised; T at least 2.
-
-    Returns:
-        float32 ().
+    features of the unbiased variance over frames; both are averaged over the batch first. Frames' embeddings, float32
+    (B, T, D), T at least 2, are not normalised; the loss is float32 ().
     """
     padded = torch.cat([frames[:, :1], frames, frames[:, -1:]], dim=1)
     change = (padded[:, 2:] - padded[:, :-2]).abs().mean() / 2

@@ -20,9 +20,8 @@ import torch
 
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import architecture_difference, difference
-from zar_ray.models.checkpoints import save_checkpoint
+from zar_ray.models.checkpoints import free_path, save_checkpoint
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.files import free_path
 from zar_ray.models.loading import load_source
 
 Source = str | os.PathLike[str]

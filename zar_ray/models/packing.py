@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +35,7 @@ class ImageSet:
     boxes: tuple[CropBox, ...]
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     """A run of one set's images that are in the same pass."""
 
     number: int
@@ -69,7 +69,8 @@ def encode_packed(model: ClipModel, sets: Sequence[ImageSet], images_a_pass: int
         try:
             embeddings = _encode(model, sets, wanted, frames)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            # PyTorch has a class of its own for a full GPU, but not for a full host.
+            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
                 raise
             for piece in wanted:
                 what = f"{len(sets[piece.number].images)} images, {images_a_pass} a pass"
@@ -150,8 +151,3 @@ def _as_tensor(frames: np.ndarray | torch.Tensor) -> torch.Tensor:
         # Frames that came through Ray's shared memory are read-only; here they are only read.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(frames)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # PyTorch has a class of its own for a full GPU, but not for a full host.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)

@@ -8,7 +8,8 @@ texts are framed. docs/extending.md has what follows from each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from open_clip.transformer import VisionTransformer
@@ -17,56 +18,47 @@ from torch.nn import functional as F
 
 from zar_ray.errors import ModelError
 
-FUSION = "fusion"
-"""The CLIP's module that makes a view's embedding of its frames', in the place of their mean."""
+FUSION = "fusion"  # the CLIP's module that makes a view's embedding of its frames', in the place of their mean
+VIEW_FRAMES = "view_frames"  # where an image tower whose frames see each other says how many a view has
+OWN_CONTEXT = "own_context"  # the text tower's parameter (L, W) that stands where a context's words would
+DEEP_PROMPTS = "deep_prompts"  # each tower's parameter (d, n, W) of vectors, see `zar_ray.models.deep_prompts`
+TEXT_FRAME = "text_frame"  # where a text tower has the `TextFrame` that its texts stand in
+PROMPT_DROPOUT = "prompt_dropout"  # in an image tower's transformer, whose rate ``--prompt-dropout`` sets in training
 
-VIEW_FRAMES = "view_frames"
-"""Where an image tower whose frames see each other says how many a view has."""
-
-OWN_CONTEXT = "own_context"
-"""The text tower's parameter (L, W) that stands where a context's words would."""
-
-DEEP_PROMPTS = "deep_prompts"
-"""Each tower's parameter (d, n, W) of prompt vectors in its layers, see `zar_ray.models.deep_prompts`."""
-
-TEXT_FRAME = "text_frame"
-"""Where a text tower has the `TextFrame` that its texts stand in."""
-
-PROMPT_DROPOUT = "prompt_dropout"
-"""The dropout, in an image tower's transformer, whose rate ``--prompt-dropout`` sets in training."""
-
-VECTOR = -1
-"""Stands for a learnt vector among token ids."""
+VECTOR = -1  # stands for a learnt vector among token ids
 
 
-class TextFrame(Protocol):
-    """What stands around the tokens of every text."""
+@dataclass(frozen=True)
+class TextFrame:
+    """Learnt vectors around the tokens of every text, each the one of the position that it stands at.
+
+    Attributes:
+        table: The text tower's parameter (context_length, W) of vectors.
+        prefix: Vectors between the start of text and the name.
+        postfix: Vectors between the name and the end of text.
+    """
+
+    table: str
+    prefix: int
+    postfix: int
 
     def around(self, start: int, tokens: Sequence[int], end: int) -> list[int]:
         """Token ids of a text from its start to its end, with `VECTOR` where a learnt vector stands."""
-        ...
+        return [start, *[VECTOR] * self.prefix, *tokens, *[VECTOR] * self.postfix, end]
 
     def embedded(self, tower: Any, ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings (K, n, W) of ids (K, n), with the text tower's learnt vectors in their places."""
-        ...
+        embeddings = tower.token_embedding(ids.clamp(min=0))
+        vectors = getattr(tower, self.table)[: ids.shape[1]].to(embeddings.dtype)
+        return torch.where((ids == VECTOR)[..., None], vectors, embeddings)
 
 
-class FollowingHead(Protocol):
-    """A head over frames under which texts follow the video: each has another embedding for every one.
+def following_head(clip: Any) -> Any:
+    """The head of a CLIP under which texts follow the video; None where they do not.
 
-    Attributes:
-        width: D, of embeddings; what a head gives beyond it is what texts follow.
+    It has a `width`, D, beyond which it gives what texts follow, and `text_embeddings`: of texts (K, D) and that of n
+    videos (n, …) it makes the texts as these have them, (n, K, D), not normalised.
     """
-
-    width: int
-
-    def text_embeddings(self, texts: torch.Tensor, followed: torch.Tensor) -> torch.Tensor:
-        """Texts (K, D) as n videos have them, (n, K, D), not normalised; `followed` is (n, …), of the head."""
-        ...
-
-
-def following_head(clip: Any) -> FollowingHead | None:
-    """The head of a CLIP whose texts follow the video; None where they do not."""
     head = getattr(clip, FUSION, None)
     return head if hasattr(head, "text_embeddings") else None
 
@@ -99,11 +91,7 @@ def is_of_head(name: str) -> bool:
 
 
 def require_class_token(clip: Any, what: str) -> None:
-    """Refuses an image tower that is no vision transformer with a class token.
-
-    Args:
-        clip: An open_clip CLIP.
-        what: What needs one, for the message.
+    """Refuses an image tower that is no vision transformer with a class token, which `what` needs.
 
     Raises:
         ModelError: It is none.

@@ -31,8 +31,7 @@ def exact_float32() -> Iterator[None]:
 def full_precision(device: torch.device) -> Iterator[None]:
     """Computes in the weights' own type, whatever mixed precision is around it, and float32 exactly.
 
-    Args:
-        device: Where; the device ``meta``, which computes nothing, has no mixed precision.
+    The device ``meta``, which computes nothing, has no mixed precision.
     """
     with nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False), exact_float32():
         yield

@@ -10,40 +10,15 @@ give equal features and gradients, and both take several contexts, one a video, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from zar_ray.models.blocks import Block, Norm, unfit_block
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.deep_prompts import deep_prompts_of, has_other_hooks, with_layer_prompts
+from zar_ray.models.deep_prompts import has_other_hooks, with_layer_prompts
+from zar_ray.models.parts import DEEP_PROMPTS
 from zar_ray.models.precision import full_precision
-
-# What cannot be seen, added to attention scores.
-_HIDDEN = float("-inf")
-
-
-class PromptPass(Protocol):
-    """The text tower for one set of classes.
-
-    Attributes:
-        tokens: Tokens that one context runs through the tower.
-        batches_gradients: Whether one graph gives the gradients of several videos in one backward pass.
-    """
-
-    tokens: int
-    batches_gradients: bool
-
-    def __call__(self, contexts: torch.Tensor) -> torch.Tensor:
-        """Text embeddings under some contexts.
-
-        Args:
-            contexts: (B, L, W).
-
-        Returns:
-            (B, K, D), not normalised, differentiable with respect to `contexts`.
-        """
-        ...
 
 
 class FullPass:
@@ -55,6 +30,10 @@ class FullPass:
             stands in the context's places does not matter.
         places: int64 (K, L), where each prompt's context vectors stand.
         ends: int64 (K,), where each prompt's end of text is.
+
+    Attributes:
+        tokens: Tokens that one context runs through the tower.
+        batches_gradients: Whether one graph gives the gradients of several videos in one backward pass.
     """
 
     batches_gradients = False
@@ -68,7 +47,7 @@ class FullPass:
         self.tokens = len(embeddings) * length
 
     def __call__(self, contexts: torch.Tensor) -> torch.Tensor:
-        """See `PromptPass`."""
+        """Text embeddings (B, K, D) under contexts (B, L, W), not normalised, differentiable in these."""
         count, classes = len(contexts), len(self._embeddings)
         prompts = self._embeddings.expand(count, -1, -1, -1).clone()
         prompts[:, self._rows, self._places] = contexts[:, None].expand(-1, classes, -1, -1)
@@ -110,9 +89,9 @@ class SharedPrefixPass:
         self._prefix = prefix = 1 + context_length
         self._start = embeddings[0, :1] + positions[:1]
         self._context_positions = positions[1:prefix]
-        self._blocks = [Block.of(block, embeddings.dtype) for block in tower.transformer.resblocks]
-        self._norm, self._projection = Norm.of(tower.ln_final), tower.text_projection
-        self._layer_prompts = deep_prompts_of(tower)
+        self._blocks = [Block(block, embeddings.dtype) for block in tower.transformer.resblocks]
+        self._norm, self._projection = Norm(tower.ln_final), tower.text_projection
+        self._layer_prompts: torch.Tensor | None = getattr(tower, DEEP_PROMPTS, None)
 
         # Where the ends are, on the CPU as a rule: no wait for a GPU, and sizes are known where weights are not.
         lengths = ends - prefix + 1
@@ -138,7 +117,7 @@ class SharedPrefixPass:
         self.tokens = first
 
     def __call__(self, contexts: torch.Tensor) -> torch.Tensor:
-        """See `PromptPass`."""
+        """See `FullPass`."""
         count = len(contexts)
         with full_precision(contexts.device):
             tokens = [self._start, contexts + self._context_positions, self._names]
@@ -210,20 +189,14 @@ class _Group:
 
 def _causal_mask(before: int, length: int, like: torch.Tensor) -> torch.Tensor:
     """(length, before + length): `length` tokens see all those before them and themselves."""
-    return torch.full((length, before + length), _HIDDEN, dtype=like.dtype, device=like.device).triu(before + 1)
+    return torch.full((length, before + length), float("-inf"), dtype=like.dtype, device=like.device).triu(before + 1)
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Attention within each class, written out: sequences of a few tokens are too short for fused kernels.
 
-    Args:
-        query: (B, C, q, heads, d).
-        key: (B, C, k, heads, d).
-        value: (B, C, k, heads, d).
-        mask: (q, k), added to the scores.
-
-    Returns:
-        (B, C·q, heads·d).
+    Queries (B, C, q, heads, d), keys and values (B, C, k, heads, d), and a mask (q, k) that is added to the scores,
+    give (B, C·q, heads·d).
     """
     scores = torch.einsum("bcqhd,bckhd->bchqk", query, key) * query.shape[-1] ** -0.5 + mask
     heads = torch.einsum("bchqk,bckhd->bcqhd", scores.softmax(dim=-1), value)

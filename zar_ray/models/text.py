@@ -12,16 +12,15 @@ from torch.nn.functional import normalize
 
 from zar_ray.data.class_texts import ClassPrompts, ContextFile
 from zar_ray.data.options import CONTEXT, PromptOptions, TextAverage
-from zar_ray.errors import ConfigError
-from zar_ray.models.clip import ClipModel, clip_tokenizer
+from zar_ray.errors import ConfigError, ModelError
+from zar_ray.models.clip import ClipModel, clip_tokenizer, shortened
 from zar_ray.models.learned_context import LearnedContext, parse_context
 from zar_ray.models.options import ClassPosition
 from zar_ray.models.parts import own_context_of, text_frame_of
 from zar_ray.models.precision import exact_float32
-from zar_ray.models.prompt_passes import FullPass, PromptPass, SharedPrefixPass, unfit_text
+from zar_ray.models.prompt_passes import FullPass, SharedPrefixPass, unfit_text
 
 _TEXTS_A_PASS = 256
-_SHOWN_TEXT = 80  # characters of a text that a message repeats
 _OTHER_TEXTS = ', or one text a class in a single template such as "a video of a {}."'
 _PLACEHOLDER = "x"  # a token whose place a learned vector takes
 
@@ -136,7 +135,14 @@ class PromptedClasses:
             embeddings = model.embed_tokens(self.token_ids)
             start = embeddings[0, places[0].to(embeddings.device)] if vectors is None else vectors
             self._start = start.detach().to(embeddings, copy=True)
-            self._run = _fastest_pass(model, position, embeddings, places, self.token_ids.argmax(dim=1))
+            ends, reason = self.token_ids.argmax(dim=1), why_full_pass(model, position)
+            if reason is None:
+                self._run = SharedPrefixPass(model.text_tower, embeddings, places.shape[1], ends)
+            else:
+                warnings.warn(
+                    f"{model.name}: {reason}; every prompt is run as a whole, which takes longer", stacklevel=2
+                )
+                self._run = FullPass(model, embeddings, places, ends)
 
     @classmethod
     def of(cls, model: ClipModel, prompts: ClassPrompts, position: ClassPosition = "end") -> PromptedClasses:
@@ -160,11 +166,7 @@ class PromptedClasses:
         return range(first, first + self._counts[number])
 
     def require_tunable(self, method: str = "the method", way_out: str = "--method zero_shot") -> None:
-        """Refuses classes without a context that could be tuned.
-
-        Args:
-            method: What would tune it, for the message.
-            way_out: What would not, for the message.
+        """Refuses classes without a context that `method` could tune; the message says that `way_out` does not.
 
         Raises:
             ConfigError: A class has several texts, or one that does not start with the context.
@@ -202,13 +204,7 @@ class PromptedClasses:
             return context, self.features(context)
 
     def features(self, contexts: torch.Tensor) -> torch.Tensor:
-        """Text features under one context or several.
-
-        Args:
-            contexts: float32 (L, W) or (B, L, W).
-
-        Returns:
-            float32 (K, D) or (B, K, D), L2-normalised, differentiable with respect to `contexts`.
+        """Text features of contexts (L, W) or (B, L, W): float32 (K, D) or (B, K, D), L2-normalised, differentiable.
 
         Raises:
             ConfigError: No context can be tuned, see `require_tunable`.
@@ -221,11 +217,8 @@ class PromptedClasses:
     def initial_gradients(self, gradients: torch.Tensor) -> torch.Tensor:
         """Takes gradients from the text features of the untuned context back to it, through the one graph kept.
 
-        Args:
-            gradients: float32 (B, K, D), of B losses with respect to `initial_features`.
-
-        Returns:
-            float32 (B, L, W), of the losses with respect to `initial_context`.
+        Those of B losses with respect to `initial_features`, float32 (B, K, D), become those with respect to
+        `initial_context`, (B, L, W).
         """
         context, features = self._initial_graph
         with exact_float32():
@@ -239,26 +232,14 @@ class PromptedClasses:
             )
 
     def logits(self, video_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-        """exp(logit_scale) · cosine.
-
-        Args:
-            video_features: float32 (..., V, D), L2-normalised; or (D,) with text features (K, D).
-            text_features: float32 (..., K, D), L2-normalised.
-
-        Returns:
-            float32 (..., V, K), or (K,).
-        """
+        """exp(logit_scale) · cosine, float32 (..., V, K) of normalised (..., V, D) and (..., K, D); or (K,) of (D,)."""
         with exact_float32():
             return self.model.logit_scale * video_features @ text_features.mT
 
     def initial_logits(self, video_features: torch.Tensor) -> torch.Tensor:
-        """Logits of videos under the untuned prompts; where probabilities are averaged, the mean's logarithms.
+        """Logits, float32 (..., K), of videos (..., D), see `ClipModel.view_features`, under the untuned prompts.
 
-        Args:
-            video_features: float32 (..., D), see `ClipModel.view_features`.
-
-        Returns:
-            float32 (..., K).
+        Where probabilities are averaged, these are the mean's logarithms.
         """
         if self.model.texts_follow_videos:
             by_text = self.model.logit_scale * self.model.followed_cosines(video_features, self._embeddings_of_texts)
@@ -344,20 +325,14 @@ def _learned_vectors(
         return own
     if not isinstance(context, LearnedContext):
         return None
-    context.require_for(model)
+    if model.fingerprint != context.model_fingerprint:  # vectors say nothing to any other text tower
+        raise ModelError(
+            f"{context.place}: was learned for {context.model_name} ({context.model_fingerprint}), and this model is"
+            f" {model.name} ({model.fingerprint}); load the model it was learned for, or leave --context away"
+        )
     if texts is not None:
         raise ConfigError(f"{context.place}: goes without a template and class texts; leave them away")
     return context.vectors
-
-
-def _fastest_pass(
-    model: ClipModel, position: ClassPosition, embeddings: torch.Tensor, places: torch.Tensor, ends: torch.Tensor
-) -> PromptPass:
-    reason = why_full_pass(model, position)
-    if reason is None:
-        return SharedPrefixPass(model.text_tower, embeddings, places.shape[1], ends)
-    warnings.warn(f"{model.name}: {reason}; every prompt is run as a whole, which takes longer", stacklevel=3)
-    return FullPass(model, embeddings, places, ends)
 
 
 def _prompt_tokens(model: ClipModel, words: str, names: Sequence[str], before: int) -> torch.Tensor:
@@ -382,7 +357,7 @@ def _text_tokens(model: ClipModel, class_names: Sequence[str], texts: Sequence[S
             tokens.append(clip_tokenizer().encode(text))
             if (length := len(tokens[-1]) + 2) > model.context_length:
                 raise ConfigError(
-                    f'"{_shown(text)}", a text of class "{name}", is {length} tokens long and the model reads'
+                    f'"{shortened(text)}", a text of class "{name}", is {length} tokens long and the model reads'
                     f" {model.context_length}; shorten it"
                 )
     return model.frame_tokens([text for own in texts for text in own], tokens)
@@ -396,7 +371,7 @@ def _why_fixed(
         if len(own) > 1:
             return f'tunes one prompt a class, and "{name}" has {len(own)}'
     if not words or strays.any():
-        stray = _shown(_spaced(texts[int(strays.int().argmax())][0]))
+        stray = shortened(_spaced(texts[int(strays.int().argmax())][0]))
         behind = f'does not start with "{words}"' if words else "has none"
         return f'tunes the words in front of a class name, and "{stray}" {behind}'
     return None
@@ -411,7 +386,3 @@ def _context_places(names: Sequence[str], before: int, length: int) -> torch.Ten
 
 def _spaced(text: str) -> str:
     return " ".join(text.replace("_", " ").split())
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}…"

@@ -4,6 +4,10 @@ A pickle may name any function and have it called. `torch.load(weights_only=True
 tensors and plain containers. Training scripts put two more harmless things beside their weights: numbers as NumPy
 scalars, and the `CfgNode` of yacs, a dictionary of options. Both are let through, under functions of this module:
 neither NumPy's own nor yacs' is called, and yacs need not be there.
+
+OpenAI publishes its CLIP weights as TorchScript archives (``ViT-B-16.pt``), whose code ``torch.jit.load`` runs and
+which ``torch.load(weights_only=True)`` refuses. The tensors lie there as plain bytes, described by a pickle that names
+a handful of constructors: an unpickler that knows only those reads them safely.
 """
 
 from __future__ import annotations
@@ -27,13 +31,38 @@ _PLAIN_KINDS = "biufcSU"
 # How the loader's message names what it refuses, without the names it would accept.
 _REFUSED = re.compile(r"GLOBAL (\S+) (?:was not|whose module)")
 _DAMAGE = (ValueError, RuntimeError, EOFError, KeyError, IndexError, OSError, zipfile.BadZipFile, AttributeError)
+_STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+def read_torch(path: Path) -> object:
+    """What a PyTorch file or a TorchScript archive holds; of the latter its tensors, by their dotted names.
+
+    Raises:
+        ModelError: See `read_pickled`.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(name.endswith("/constants.pkl") for name in archive.namelist()):  # as TorchScript alone has it
+                    return _script_tensors(archive)
+    except (*_DAMAGE, StopIteration) as error:
+        raise ModelError(f"{path}: cannot be read as a checkpoint ({reason_of(error)})") from error
+    return read_pickled(path)
 
 
 def read_pickled(path: Path) -> object:
-    """What a file of `torch.save` holds: tensors, numbers, texts, and containers of them, on the CPU.
-
-    Args:
-        path: A file in PyTorch's zip format or its older one.
+    """What a file of `torch.save`, old or new, holds: tensors, numbers, texts, and containers of them, on the CPU.
 
     Returns:
         The content; a yacs `CfgNode` in it is an `OrderedDict`, a NumPy scalar a Python number.
@@ -87,14 +116,14 @@ def _refused_name(error: Exception, path: Path) -> str | None:
     if named:
         return named[1]
     # Newer pickle protocols stop the loader before it comes to a name.
+    finder = None
     try:
         for file in _pickles(path):
             while True:  # the older format has several in a row
-                _NameFinder(file).load()
-    except _FoundName as found:
-        return str(found)
+                finder = _NameFinder(file)
+                finder.load()
     except (*_DAMAGE, TypeError, pickle.UnpicklingError):
-        return None
+        return None if finder is None else finder.found
     return None
 
 
@@ -108,10 +137,6 @@ def _pickles(path: Path) -> Iterator[IO[bytes]]:
             if name.endswith("data.pkl"):
                 with archive.open(name) as file:
                     yield file
-
-
-class _FoundName(Exception):  # noqa: N818 (it is what was looked for)
-    pass
 
 
 class _Inert(dict):
@@ -128,10 +153,72 @@ class _Inert(dict):
 
 
 class _NameFinder(pickle.Unpickler):
+    found: str | None = None
+
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] in ("collections", "torch", "numpy", "yacs"):
             return _Inert
-        raise _FoundName(f"{module}.{name}")
+        self.found = f"{module}.{name}"
+        raise pickle.UnpicklingError(self.found)
 
     def persistent_load(self, pid: Any) -> Any:
         return _Inert()
+
+
+def _script_tensors(archive: zipfile.ZipFile) -> dict[str, torch.Tensor]:
+    root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
+    with archive.open(f"{root}data.pkl") as file:
+        module = _TensorUnpickler(file, archive, f"{root}data/").load()
+    tensors: dict[str, torch.Tensor] = {}
+    _collect(module, "", tensors)
+    return tensors
+
+
+class _Module:
+    """Stands for any class of the archive: it keeps the attributes, and has no behaviour."""
+
+    def __setstate__(self, state: object) -> None:
+        self.attributes = state if isinstance(state, dict) else {}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    def __init__(self, file: Any, archive: zipfile.ZipFile, data: str) -> None:
+        super().__init__(file)
+        self._archive = archive
+        self._data = data
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("__torch__"):
+            return _Module
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild_tensor
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch.jit._pickle":  # typed lists and dicts of plain values
+            return _first
+        raise ValueError(f"it refers to {module}.{name}")
+
+    def persistent_load(self, pid: Any) -> torch.Tensor:
+        kind, dtype, key, _location, count = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise ValueError(f"it holds an unknown kind of data: {kind}")
+        content = bytearray(self._archive.read(f"{self._data}{key}"))
+        return torch.frombuffer(content, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+
+
+def _rebuild_tensor(storage: torch.Tensor, offset: int, size: Any, stride: Any, *_: object) -> torch.Tensor:
+    return storage.as_strided(tuple(size), tuple(stride), offset).clone()
+
+
+def _first(value: object, *_: object) -> object:
+    return value
+
+
+def _collect(value: object, name: str, tensors: dict[str, torch.Tensor]) -> None:
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value
+    elif isinstance(value, _Module):
+        for key, inner in getattr(value, "attributes", {}).items():
+            _collect(inner, f"{name}.{key}" if name else str(key), tensors)

@@ -10,19 +10,28 @@ from torch import nn
 from torch.nn import functional as F
 
 from zar_ray.models.blocks import Block, Norm, unfit_block
-from zar_ray.models.deep_prompts import deep_prompts_of, has_other_hooks, with_first_prompts, with_layer_prompts
-from zar_ray.models.parts import frames_of
+from zar_ray.models.deep_prompts import has_other_hooks, with_first_prompts, with_layer_prompts
+from zar_ray.models.parts import DEEP_PROMPTS, frames_of
+
+
+def unfit_pooling(visual: nn.Module) -> str | None:
+    """Why an image tower is none whose class token gathers an image by itself; None where it is."""
+    if type(visual) is not VisionTransformer:
+        return f"its image tower is a {type(visual).__name__}, not a vision transformer of open_clip"
+    if visual.attn_pool is not None or visual.pool_type != "tok" or visual.output_tokens:
+        return "its image tower pools otherwise than by the class token"
+    if frames_of(visual) is not None:
+        return "its image tower reads the frames of a view together"
+    return None
 
 
 def unfit_vision(visual: nn.Module) -> str | None:
     """Why `VisionTower` cannot stand for an image tower, which then runs as open_clip wrote it; None where it can."""
-    if type(visual) is not VisionTransformer:
-        return f"its image tower is a {type(visual).__name__}"
     tower: Any = visual
-    if tower.attn_pool is not None or tower.pool_type != "tok" or tower.output_tokens or tower.proj is None:
-        return "its image tower pools otherwise than by the class token"
-    if frames_of(tower) is not None:
-        return "its image tower reads the frames of a view together"
+    if (reason := unfit_pooling(visual)) is not None:
+        return reason
+    if tower.proj is None:
+        return "its image tower ends in no projection"
     if has_other_hooks(tower.modules()):
         return "something hooks into its image tower"
     if not isinstance(tower.patch_dropout, nn.Identity):
@@ -49,22 +58,15 @@ class VisionTower:
         self.stride = visual.conv1.stride
         self.class_token = visual.class_embedding + visual.positional_embedding[0]
         self.positions = visual.positional_embedding[1:]
-        self.norm_before = None if isinstance(visual.ln_pre, nn.Identity) else Norm.of(visual.ln_pre)
-        self.blocks = [Block.of(block, dtype) for block in visual.transformer.resblocks]
-        self.prompts = deep_prompts_of(visual)
+        self.norm_before = None if isinstance(visual.ln_pre, nn.Identity) else Norm(visual.ln_pre)
+        self.blocks = [Block(block, dtype) for block in visual.transformer.resblocks]
+        self.prompts: torch.Tensor | None = getattr(visual, DEEP_PROMPTS, None)
         self.first_prompt = 0 if self.prompts is None else -self.prompts.shape[1]
-        self.norm_after = Norm.of(visual.ln_post)
+        self.norm_after = Norm(visual.ln_post)
         self.projection = visual.proj.to(dtype)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Embeds normalised images.
-
-        Args:
-            pixels: float32 (n, 3, R, R) on the weights' device, in any memory format.
-
-        Returns:
-            (n, D) of the type that products are computed in.
-        """
+        """Embeds normalised images, float32 (n, 3, R, R) in any memory format, as (n, D) of `dtype`."""
         patches = F.conv2d(pixels.to(self.dtype), self.patches, stride=self.stride).flatten(2).transpose(1, 2)
         images, _, width = patches.shape
         x = torch.cat([self.class_token.expand(images, 1, width), patches + self.positions], dim=1)

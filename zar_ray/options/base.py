@@ -44,9 +44,14 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+def option(default: Any, description: str, **limits: Any) -> Any:
+    """A field that is part of what a run's numbers mean."""
+    return Field(default=default, description=description, **limits)
+
+
 def operational(default: Any, description: str, **limits: Any) -> Any:
     """A field that does not change what a run's numbers mean."""
-    return Field(default=default, description=description, json_schema_extra={"operational": True}, **limits)
+    return option(default, description, json_schema_extra={"operational": True}, **limits)
 
 
 def without_password(uri: str) -> str:

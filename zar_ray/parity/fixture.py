@@ -1,11 +1,13 @@
-"""Reads a reference fixture: ``fixture.json`` beside ``arrays.npz``."""
+"""Reads a reference fixture, ``fixture.json`` beside ``arrays.npz``, and makes models of its made-up weights."""
 
 from __future__ import annotations
 
 import json
+import tempfile
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +16,11 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from zar_ray.errors import ConfigError
-from zar_ray.parity.checks import ArrayCheck, equal, miss
+from zar_ray.models.clip import ClipModel
+from zar_ray.models.importing import plan_import
+from zar_ray.models.loading import load_model
+from zar_ray.models.options import ModelOptions
+from zar_ray.options.layers import merge
 from zar_ray.parity.recipe import recipe_digest, recipe_input, recipe_state_dict
 
 DESCRIPTION = "fixture.json"
@@ -46,12 +52,9 @@ class Evidence:
 
 @dataclass(frozen=True, eq=False)
 class Fixture:
-    """A fixture's folder, read.
+    """A fixture's folder, read: what ``fixture.json`` holds (see `fact`), and the arrays by name.
 
     Attributes:
-        folder: The folder.
-        description: What ``fixture.json`` holds; see `fact`.
-        arrays: Its arrays by name.
         videos: Folder that its video files are looked up under; by default those above the fixture.
     """
 
@@ -76,12 +79,7 @@ class Fixture:
         return self.fact(tuple[str, ...], "class_names")
 
     def fact(self, kind: type[_T], *path: str, default: _T | None = None) -> _T:
-        """Reads an entry of the description.
-
-        Args:
-            kind: Its type, as which it is validated.
-            path: The keys that lead to it, from the outermost.
-            default: What stands for it where it is missing.
+        """Reads an entry of the description, by the keys that lead to it from the outermost, as a value of its type.
 
         Raises:
             ConfigError: It is missing without a default, or of another type.
@@ -114,24 +112,19 @@ class Fixture:
         shapes = self._shapes(part)
         if shapes is None:
             raise ConfigError(f"{self.folder / DESCRIPTION}: its checkpoint lists no {part}")
-        made = {name: torch.from_numpy(value) for name, value in recipe_state_dict(shapes, self._seed).items()}
+        values = recipe_state_dict(shapes, self.fact(int, "seed"))
+        made = {name: torch.from_numpy(value) for name, value in values.items()}
         return made | {name: torch.zeros(tuple(shape)) for name, shape in (zeros or {}).items()}
-
-    @property
-    def _seed(self) -> int:
-        return self.fact(int, "seed")
 
     def _shapes(self, part: str) -> dict[str, Any] | None:
         name, slash, variant = part.partition("/")
         parts = self.fact(dict[str, Any], "checkpoint", default={})
         if slash:
-            parts, part = parts.get(f"{name}_model_state_dict"), variant
+            parts, part = parts.get(f"{name}_model_state_dict", {}), variant
         elif part not in parts:
-            parts = parts.get("state_dict")
-        shapes = parts.get(part) if isinstance(parts, dict) else None
-        if isinstance(shapes, dict) and isinstance(shapes.get("model"), dict):
-            shapes = shapes["model"]
-        return shapes if isinstance(shapes, dict) else None
+            parts = parts.get("state_dict", {})
+        shapes = parts.get(part)
+        return shapes.get("model", shapes) if isinstance(shapes, dict) else None
 
     def array(self, name: str) -> torch.Tensor:
         """An array that is an input of a check.
@@ -145,19 +138,20 @@ class Fixture:
 
     def input(self, which: str = "input") -> torch.Tensor:
         """The recipe's input, float32, or another of that name."""
-        return torch.from_numpy(recipe_input(self.fact(tuple[int, ...], f"{which}_shape"), self._seed))
+        return torch.from_numpy(recipe_input(self.fact(tuple[int, ...], f"{which}_shape"), self.fact(int, "seed")))
 
-    def check_digests(self) -> list[ArrayCheck]:
-        """Whether the recipe gives the same weights and input here as where the reference was made."""
-        checks = []
+    def digests(self) -> dict[str, tuple[object, object]]:
+        """Of the weights and the input, each with the one that the recipe gives here; None where nothing is listed."""
+        pairs: dict[str, tuple[object, object]] = {}
         for part, expected in self.fact(dict[str, str], "digest", default={}).items():
-            name = f"digest/{part}"
-            if part not in _INPUT_NAMES and self._shapes(part) is None:
-                checks.append(miss(name, "its tensors are not listed"))
-                continue
-            made = {_INPUT_NAMES[part]: self.input(part)} if part in _INPUT_NAMES else self.weights(part)
-            checks.append(equal(name, expected, recipe_digest({key: value.numpy() for key, value in made.items()})))
-        return checks
+            made: dict[str, torch.Tensor] | None = None
+            if part in _INPUT_NAMES:
+                made = {_INPUT_NAMES[part]: self.input(part)}
+            elif self._shapes(part) is not None:
+                made = self.weights(part)
+            ours = None if made is None else recipe_digest({key: value.numpy() for key, value in made.items()})
+            pairs[f"digest/{part}"] = expected, ours
+        return pairs
 
 
 def read_fixture(folder: Path, videos: Path | None = None) -> Fixture:
@@ -177,3 +171,30 @@ def read_fixture(folder: Path, videos: Path | None = None) -> Fixture:
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{arrays}: cannot be read as arrays ({error})") from error
     return Fixture(folder, content, values, videos)
+
+
+def imported(
+    content: Mapping[str, object],
+    base: Mapping[str, torch.Tensor] | None = None,
+    architecture: Mapping[str, Any] | None = None,
+) -> tuple[ClipModel, tuple[str, ...]]:
+    """The model of a checkpoint, by way of files: the published one, and zar-ray's that is made of it.
+
+    Args:
+        content: What the published file holds.
+        base: The state dict of the CLIP that it was trained from, where it needs one.
+        architecture: Settings that no tensor tells, over what the import takes for granted.
+
+    Returns:
+        The model, and the names of the tensors that were left out, sorted.
+    """
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # A plain CLIP is in OpenAI's layout without OpenAI's marks, which is said when it is read.
+        warnings.simplefilter("ignore", UserWarning)
+        published, base_file, ours = (Path(folder) / name for name in ("v.pth", "b.pt", "v.safetensors"))
+        torch.save(dict(content), published)
+        if base is not None:
+            torch.save(dict(base), base_file)
+        plan = plan_import(published, None if base is None else base_file)
+        replace(plan, architecture=merge(dict(plan.architecture), dict(architecture or {}))).write(ours)
+        return load_model(ModelOptions(checkpoint=ours, device="cpu")), tuple(sorted(plan.checkpoint.left_out))

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,14 +24,12 @@ from zar_ray.video.reading import VideoInfo, open_video
 from zar_ray.video.transforms import Preprocessing, crop_boxes
 
 
-@dataclass(frozen=True)
-class _Wanted:
+class _Wanted(NamedTuple):
     frames: np.ndarray
     short_side: int
 
 
-@dataclass(frozen=True, eq=False)
-class _Pixels:
+class _Pixels(NamedTuple):
     """n frames of a video: uint8 (n, H, W, 3), (n, h, w, 3) and (n, R, R, 3), and float32 (n, 3, R, R)."""
 
     info: VideoInfo
@@ -43,21 +40,14 @@ class _Pixels:
 
 
 def preprocess(fixture: Fixture) -> Evidence:
-    """Decodes and transforms a fixture's videos as an evaluation does, and samples frames.
-
-    Raises:
-        ConfigError: A video is not there, or the fixture lacks something.
-        VideoError: A video cannot be read.
-    """
+    """Decodes and transforms a fixture's videos as an evaluation does, and samples frames."""
     order = np.array(fixture.fact(tuple[int, ...], "config", "frame_indices"), dtype=np.int64)
     mean, std = (fixture.fact(tuple[float, float, float], "config", key) for key in ("mean", "std"))
     preprocessing = Preprocessing(fixture.fact(int, "config", "n_px"), mean, std)
     evidence = Evidence({"frame_indices": order})
-    for name in fixture.arrays:
-        match = re.fullmatch(r"sample/N(\d+)_T(\d+)", name)
-        if match:
-            frames, count = int(match[1]), int(match[2])
-            evidence.arrays[name] = segment_frames(0, frames, count, frames)
+    for match in filter(None, (re.fullmatch(r"sample/N(\d+)_T(\d+)", name) for name in fixture.arrays)):
+        frames, count = map(int, match.groups())
+        evidence.arrays[match[0]] = segment_frames(0, frames, count, frames)
     for name, facts in fixture.fact(dict[str, dict[str, Any]], "clips", default={}).items():
         path = _find(fixture, fixture.fact(str, "clips", name, "file"))
         pixels = _read(path, order, preprocessing)
@@ -68,11 +58,10 @@ def preprocess(fixture: Fixture) -> Evidence:
 
 def _find(fixture: Fixture, file: str) -> Path:
     """A video: under the folder that was named, or under the nearest above the fixture that has it."""
-    folders = [fixture.videos] if fixture.videos is not None else list(fixture.folder.resolve().parents)
-    for folder in folders:
+    for folder in [fixture.videos] if fixture.videos else fixture.folder.resolve().parents:
         if (folder / file).is_file():
             return folder / file
-    where = fixture.videos if fixture.videos is not None else f"a folder above {fixture.folder}"
+    where = fixture.videos or f"a folder above {fixture.folder}"
     raise ConfigError(f"{fixture.name}: its video {file} is not in {where}; name the folder that has it with --videos")
 
 
@@ -86,13 +75,9 @@ def _read(path: Path, order: np.ndarray, preprocessing: Preprocessing) -> _Pixel
     resized = decoded.frames[rows]
     ((_, box),) = crop_boxes(resized.shape[1], resized.shape[2], size, 1)
     images = np.stack([np.arange(len(order)), np.zeros(len(order), dtype=np.int64)], axis=1)
-    return _Pixels(
-        info=decoded.info,
-        raw=raw,
-        resized=resized,
-        crop=resized[:, box.top : box.top + box.size, box.left : box.left + box.size],
-        normalised=crop_and_normalise(torch.from_numpy(resized), images, (box,), preprocessing),
-    )
+    crop = resized[:, box.top : box.top + box.size, box.left : box.left + box.size]
+    normalised = crop_and_normalise(torch.from_numpy(resized), images, (box,), preprocessing)
+    return _Pixels(decoded.info, raw, resized, crop, normalised)
 
 
 def _facts(facts: dict[str, Any], path: Path, pixels: _Pixels) -> dict[str, tuple[object, object]]:

@@ -22,16 +22,7 @@ _EMBEDDINGS = (
 
 
 def recipe_tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
-    """The made-up weights of one tensor.
-
-    Args:
-        name: Its key in the official checkpoint, with any prefix.
-        shape: Its shape; () for a number.
-        seed: The fixture's seed.
-
-    Returns:
-        float32 of that shape.
-    """
+    """The made-up weights of one tensor, float32, by its key in the official checkpoint, with any prefix."""
     if name.lower().endswith("logit_scale"):
         return np.full(shape, _LOGIT_SCALE, dtype=np.float32)
     scale, shift = _scale_and_shift(name.lower(), shape)

@@ -7,15 +7,13 @@ of tolerances for arrays of new names.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from zar_ray.errors import ConfigError
 from zar_ray.parity import systems
-from zar_ray.parity.checks import ArrayCheck, compare, equal, miss
+from zar_ray.parity.checks import ArrayCheck, hold, miss
 from zar_ray.parity.fixture import DESCRIPTION, Evidence, Fixture, read_fixture
 from zar_ray.parity.preprocess import preprocess
-from zar_ray.parity.tolerances import tolerance_of
 from zar_ray.parity.zar_steps import zar_steps
 
 # What this code makes of a fixture, by the system that the fixture names.
@@ -63,22 +61,13 @@ def check_fixtures(folder: str | Path, videos: str | Path | None = None) -> list
 def _check(fixture: Fixture) -> list[ArrayCheck]:
     if fixture.system not in SYSTEMS:
         return [miss(fixture.name, _unsupported(fixture))]
-    checks, evidence = fixture.check_digests(), SYSTEMS[fixture.system](fixture)
-    for name, (theirs, ours) in evidence.facts.items():
-        if isinstance(ours, float):
-            checks.append(compare(name, theirs, ours, tolerance_of(name)))
-        else:
-            checks.append(miss(name) if ours is None else equal(name, theirs, ours))
-    for name in dict.fromkeys([*fixture.fact(dict[str, object], "arrays", default={}), *fixture.arrays]):
-        if name not in fixture.arrays:
-            checks.append(miss(name, "listed, but not among the arrays"))
-        elif name not in evidence.arrays:
-            checks.append(miss(name))
-        else:
-            checks.append(compare(name, fixture.arrays[name], evidence.arrays[name], tolerance_of(name)))
-    if not checks:
+    held, evidence = fixture.digests(), SYSTEMS[fixture.system](fixture)
+    held |= evidence.facts
+    for name in (*fixture.fact(dict[str, object], "arrays", default={}), *fixture.arrays):
+        held[name] = fixture.arrays.get(name), evidence.arrays.get(name)
+    if not held:
         return [miss(fixture.name, "it holds nothing to compare")]
-    return [replace(check, name=f"{fixture.name}/{check.name}") for check in checks]
+    return [hold(f"{fixture.name}/{name}", theirs, ours) for name, (theirs, ours) in held.items()]
 
 
 def _unsupported(fixture: Fixture) -> str:

@@ -20,8 +20,7 @@ from zar_ray.models.parts import FUSION, OWN_CONTEXT, following_head
 from zar_ray.models.systems import a5 as a5_system
 from zar_ray.models.systems import ezclip as ezclip_system
 from zar_ray.models.systems import vitaclip as vitaclip_system
-from zar_ray.parity.fixture import Evidence, Fixture
-from zar_ray.parity.models import imported
+from zar_ray.parity.fixture import Evidence, Fixture, imported
 
 _TEMPLATES = "actionclip"  # ActionCLIP's 16
 _A5_LABELS = (2, 6)  # of the two samples of A5's training step
@@ -64,7 +63,7 @@ def actionclip(fixture: Fixture) -> Evidence:
         ids = _template_tokens(model, names)
         arrays = _evaluated(fixture, model, ids, normalize(_encoded(model, ids), dim=-1))
         logits = arrays["logits"].unflatten(1, (-1, len(names)))
-        video = model.fuse(_trained_frames(fixture, model))
+        video = model.fuse(_frames(fixture, model, trained=True))
         found = _scores(model.clip.logit_scale.exp(), video, _encoded(model, ids[templates * len(names) + labels]))
         of_videos, of_texts = matching_losses(found, labels)
         losses = [of_videos, of_texts, (of_videos + of_texts) / 2]
@@ -90,7 +89,7 @@ def ezclip(fixture: Fixture) -> Evidence:
     of_templates = _template_tokens(model, [name.replace("_", " ") for name in names])
     arrays = _evaluated(fixture, model, ids, normalize(_encoded(model, ids), dim=-1))
     by_templates = _scores(model.logit_scale, arrays["video_features"], _encoded(model, of_templates))
-    frames = _trained_frames(fixture, model)
+    frames = _frames(fixture, model, trained=True)
     found = _scores(model.clip.logit_scale.exp(), model.fuse(frames), _encoded(model, ids[labels]))
     (of_videos, of_texts), motion = matching_losses(found, labels), motion_loss(frames)
     losses = [of_videos, of_texts, motion, (of_videos + of_texts) / 2 + motion]
@@ -114,10 +113,9 @@ def a5(fixture: Fixture) -> Evidence:
         sizes = {a5_system.LEARNED_TEXTS: {side: fixture.fact(int, *around, side) for side in ("prefix", "postfix")}}
         model, left_out = imported({"state_dict": state, "optimizer": {}, "iteration": 0}, architecture=sizes)
         ids = model.tokenize(fixture.class_names)
-        bare = torch.zeros_like(ids)
-        for row, whole in zip(bare, ids, strict=True):  # the tokens that are the text's own
-            own = whole[whole >= 0]
-            row[: len(own)] = own
+        bare = torch.zeros_like(ids)  # with the tokens that are the text's own, one after another
+        for row, whole in zip(bare, ids, strict=True):
+            row[: (whole >= 0).sum()] = whole[whole >= 0]
         texts = _encoded(model, ids)
         of_pixels, of_features = _evaluated(fixture, model, ids, texts), model.fuse(frames)
         model.clip.requires_grad_(True)
@@ -159,7 +157,7 @@ def vitaclip(fixture: Fixture) -> Evidence:
             parameters[_VITA_CONTEXT] = state[f"module.{_VITA_CONTEXT}"]
         ids, context = model.tokenize(prompts), parameters[_VITA_CONTEXT]
         arrays = _evaluated(fixture, model, ids, _in_context(model, ids, context))
-        video = model.fuse(_trained_frames(fixture, model))
+        video = model.fuse(_frames(fixture, model, trained=True))
         found = _scores(model.clip.logit_scale.exp(), video, _in_context(model, ids, context.requires_grad_()))
         loss = cross_entropy(found, labels)
         evidence.add(arrays | _training_step(fixture, found, [loss], parameters), case)
@@ -173,7 +171,7 @@ def xclip(fixture: Fixture) -> Evidence:
     if head is None:
         raise ConfigError(f"{fixture.folder}: its checkpoint holds no X-CLIP")
     ids, labels = model.tokenize(fixture.class_names), fixture.array("labels")
-    frames, texts = _frames(fixture, model.encode_images), _encoded(model, ids)
+    frames, texts = _frames(fixture, model), _encoded(model, ids)
     video, patches = model.fuse(frames).tensor_split([head.width], dim=1)
     logits = model.logit_scale * model.followed_cosines(model.view_features(frames), texts)
     tokens = frames[..., head.width :].unflatten(-1, (-1, len(model.clip.visual.class_embedding)))
@@ -189,21 +187,17 @@ def xclip(fixture: Fixture) -> Evidence:
         "logits": logits,
         "similarity": logits.softmax(dim=-1),
     }
-    features = model.view_features(_trained_frames(fixture, model))
+    features = model.view_features(_frames(fixture, model, trained=True))
     found = model.clip.logit_scale.exp() * model.followed_cosines(features, _encoded(model, ids))
     parameters = _parameters(model, lambda name: f"module.{name.removeprefix(f'{FUSION}.')}")
     return Evidence(arrays | _training_step(fixture, found, [cross_entropy(found, labels)], parameters))
 
 
-def _frames(fixture: Fixture, encode: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """(B, T, D): embeddings of the input's frames."""
+def _frames(fixture: Fixture, model: ClipModel, trained: bool = False) -> torch.Tensor:
+    """(B, T, D): embeddings of the input's frames; trained, differentiable from here on, as every parameter is."""
     pixels = fixture.input()
+    encode = model.clip.requires_grad_(True).visual if trained else model.encode_images
     return encode(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
-
-
-def _trained_frames(fixture: Fixture, model: ClipModel) -> torch.Tensor:
-    """The same, differentiable from here on, as every parameter is."""
-    return _frames(fixture, model.clip.requires_grad_(True).visual)
 
 
 def _template_tokens(model: ClipModel, names: Sequence[str]) -> torch.Tensor:
@@ -230,7 +224,7 @@ def _scores(scale: float | torch.Tensor, videos: torch.Tensor, texts: torch.Tens
 
 def _evaluated(fixture: Fixture, model: ClipModel, ids: torch.Tensor, texts: torch.Tensor) -> _Arrays:
     """What an evaluation makes of the input, and of texts (N, D)."""
-    frames = _frames(fixture, model.encode_images)
+    frames = _frames(fixture, model)
     video = model.fuse(frames)
     logits = _scores(model.logit_scale, video, texts)
     return {
@@ -248,12 +242,9 @@ def _training_step(
 ) -> _Arrays:
     """What a training step gives that minimises the last of some losses; `parameters` by their published names."""
     names = fixture.fact(tuple[str, ...], "grad_norm_names", *case)
-    return {
-        "train_logits_per_image": logits,
-        "loss": losses[-1],
-        "losses": torch.stack(list(losses)),
-        "grad_norms": torch.stack([one.norm() for one in _gradients(fixture, losses[-1], parameters, names)]),
-    }
+    norms = torch.stack([one.norm() for one in _gradients(fixture, losses[-1], parameters, names)])
+    every = torch.stack(list(losses))
+    return {"train_logits_per_image": logits, "loss": losses[-1], "losses": every, "grad_norms": norms}
 
 
 def _gradients(

@@ -6,8 +6,7 @@ Where a fixture tunes as TPT was published, on 10 % of the views, the update is 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +16,10 @@ from zar_ray.adaptation.base import Decision, VideoFeatures
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch, tuning_steps
 from zar_ray.errors import ConfigError
+from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.layers import validate
-from zar_ray.parity.fixture import Evidence, Fixture
-from zar_ray.parity.models import plain_clip
+from zar_ray.parity.fixture import Evidence, Fixture, imported
 
 _TUNED = re.compile(r"p(?P<fraction>[0-9.]+)/\w+?(?:_step(?P<step>\d+))?")
 _NUMBER = r"([0-9.]+(?:e[-+]?\d+)?)"
@@ -36,20 +35,15 @@ class ZarStepConfig(BaseModel):
     steps: int
 
 
-@dataclass(frozen=True)
-class _Views:
+class _Views(NamedTuple):
     views: np.ndarray
     evaluation: np.ndarray
 
 
 def zar_steps(fixture: Fixture) -> Evidence:
-    """Runs the model, the fusion and the adaptation on a fixture's weights and input.
-
-    Raises:
-        ZarError: The fixture lacks something, or its weights are no CLIP's.
-    """
+    """Runs the model, the fusion and the adaptation on a fixture's weights and input."""
     config = fixture.fact(ZarStepConfig, "config")
-    classes = PromptedClasses(plain_clip(fixture), fixture.class_names, config.ctx_init)
+    classes = PromptedClasses(_plain_clip(fixture), fixture.class_names, config.ctx_init)
     embeddings = fixture.input()
     if len(embeddings) != config.n_views + 1:
         raise ConfigError(f"{fixture.folder}: its input has {len(embeddings)} rows, not one a view and one to classify")
@@ -77,6 +71,16 @@ def zar_steps(fixture: Fixture) -> Evidence:
     for fraction, count in steps.items():
         evidence.add(_tune(features, classes, _options(fixture, config, fraction, count)), f"p{fraction}")
     return evidence
+
+
+def _plain_clip(fixture: Fixture) -> ClipModel:
+    """The CLIP that methods run on: ``base_clip``, with heads as the settings have them, which no tensor tells."""
+    architecture: dict[str, dict[str, int]] = {"vision_cfg": {}, "text_cfg": {}}
+    if heads := fixture.fact(int, "config", "heads_vision", default=0):
+        architecture["vision_cfg"]["head_width"] = fixture.fact(int, "config", "vision_width") // heads
+    if heads := fixture.fact(int, "config", "heads_text", default=0):
+        architecture["text_cfg"]["heads"] = heads
+    return imported(fixture.weights("base_clip"), architecture=architecture)[0]
 
 
 def _tune(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,7 @@ from zar_ray.reporting import pages as page
 from zar_ray.reporting.numbers import percent, shortened
 
 if TYPE_CHECKING:
-    from zar_ray.explain.maps import ClassMaps, VideoMaps
+    from zar_ray.explain.explanation import ClassMaps, VideoMaps
 
 _COLOURS = "viridis"  # of even lightness steps, and told apart by colour-blind people
 _OPACITY = 0.6
@@ -29,14 +29,10 @@ _TOP_PERCENTILE = 99
 
 
 def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> page.Figure:
-    """Draws frames, and under each the maps over it, all in one colour scale, as a PNG.
+    """Draws frames, spread evenly over the view, and under each the maps over it, all in one colour scale, as a PNG.
 
     Each map is divided by its mean over the whole view, since only the distribution of attention and of relevance can
     be compared: 1 is what an even map would have everywhere.
-
-    Args:
-        maps: The video.
-        frames_shown: Frames to show, spread evenly over the view.
     """
     count = min(frames_shown, len(maps.frames))
     shown = (2 * np.arange(count) + 1) * len(maps.frames) // (2 * count)
@@ -51,7 +47,7 @@ def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> page.Figure:
         axes[0, column].set_title(f"frame {maps.indices[number]}", fontsize=8)
     axes[0, 0].set_ylabel("evaluation view", fontsize=7)
     for row, (label, one) in enumerate(rows, start=1):
-        axes[row, 0].set_ylabel(_typeset(label), fontsize=7)
+        axes[row, 0].set_ylabel(label, fontsize=7, parse_math=False)
         for column, number in enumerate(shown):
             _overlay(axes[row, column], maps.frames[number], one[column], scale)
     for one in axes.flat:
@@ -61,7 +57,16 @@ def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> page.Figure:
     bar.ax.tick_params(labelsize=7)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
-    return page.Figure(page.Picture.of(picture.getvalue(), "image/png", _alt(maps, shown), narrow=True), _caption(maps))
+    findings = " ".join(map(_finding, maps.classes))
+    numbers = ", ".join(str(maps.indices[number]) for number in shown)
+    classes = " and ".join(f"the {one.role} class {one.name}" for one in maps.classes)
+    alt = (
+        f"Frames {numbers} of {maps.video_id}, and over each of them coloured maps: the image tower's attention"
+        f" rollout, relevance for {classes}, before and after tuning. {findings}"
+    )
+    rollout = "The rollout belongs to the image tower, which tuning leaves as it is."
+    caption = " ".join((f"{maps.video_id}.", findings, rollout, *maps.remarks))
+    return page.Figure(page.Picture.of(picture.getvalue(), "image/png", alt, narrow=True), caption)
 
 
 def _rows(maps: VideoMaps) -> Iterator[tuple[str, np.ndarray]]:
@@ -84,32 +89,9 @@ def _overlay(axes: Axes, frame: np.ndarray, values: np.ndarray, scale: Normalize
     axes.imshow(values, cmap=_COLOURS, norm=scale, alpha=_OPACITY, extent=side, interpolation="nearest")
 
 
-def _alt(maps: VideoMaps, shown: Sequence[int] | np.ndarray) -> str:
-    frames = ", ".join(str(maps.indices[number]) for number in shown)
-    classes = " and ".join(f"the {one.role} class {one.name}" for one in maps.classes)
-    return (
-        f"Frames {frames} of {maps.video_id}, and over each of them coloured maps: the image tower's attention rollout,"
-        f" relevance for {classes}, before and after tuning. {_findings(maps)}"
-    )
-
-
-def _caption(maps: VideoMaps) -> str:
-    rollout = "The rollout belongs to the image tower, which tuning leaves as it is."
-    return " ".join((f"{maps.video_id}.", _findings(maps), rollout, *maps.remarks))
-
-
-def _findings(maps: VideoMaps) -> str:
-    return " ".join(map(_finding, maps.classes))
-
-
 def _finding(one: ClassMaps) -> str:
     share = one.moved
     if share is None:
         when = "before" if not one.before.sum() else "after"
         return f"No patch speaks for {one.name} ({one.role}) {when} tuning."
     return f"Tuning moved {percent(share)} % of the relevance for {one.name} ({one.role}) to other patches."
-
-
-def _typeset(text: str) -> str:
-    # Dollar signs would be typeset as mathematics.
-    return text.replace("$", r"\$")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,6 +15,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from zar_ray.reporting.numbers import exact
 
 Form = Literal["terminal", "markdown", "csv", "latex"]
 """For people, for documents, for programs and for papers."""
@@ -26,13 +28,7 @@ _LEAST = 12
 
 @dataclass(frozen=True)
 class Note:
-    """A line under a table.
-
-    Attributes:
-        text: It.
-        mark: What cells refer to it by.
-        is_command: Whether it is a command, to be copied as it is.
-    """
+    """A line under a table, to which cells refer by its mark; a command is to be copied as it is."""
 
     text: str
     mark: str = "-"
@@ -79,6 +75,11 @@ class Block:
     def width(self) -> int:
         """Characters that a row takes in a terminal."""
         return sum(self.widths) - 1
+
+
+def lines_block(lines: Sequence[Mapping[str, object]]) -> Block:
+    """A table for programs: a line each, all with the same names, floats with nine significant digits."""
+    return Block(None, tuple(lines[0]), [tuple(map(exact, line.values())) for line in lines])
 
 
 def show(blocks: Sequence[Block], form: Form, console: Console) -> None:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
-from zar_ray.errors import ZarError
+from zar_ray.data.manifest import VideoRow
+from zar_ray.errors import VideoError, ZarError
 from zar_ray.reporting import figures
 from zar_ray.reporting.blocks import Block
-from zar_ray.reporting.calibration import BINS, Calibration, calibrate
 from zar_ray.reporting.numbers import percent
 from zar_ray.reporting.pages import Card, Cards, Content, Figure, Picture, Section, Text, why_empty
-from zar_ray.reporting.plots import ALL_CLASSES, confusion_picture
 from zar_ray.reporting.run_data import RunData, RunSplit
-from zar_ray.reporting.thumbnails import thumbnails
 from zar_ray.results.case_rows import RIGHT, CaseRows, class_accuracies, confusion_matrix, firsts
 from zar_ray.results.record import CaseMetrics, ClassAccuracy
+from zar_ray.video.decoding import decode_video
+from zar_ray.video.plans import evaluation_view_frames
+from zar_ray.video.reading import VideoInfo
 
 _CLASSES_SHOWN = 30
 _MISTAKES_SHOWN = 20
+_THUMBNAILS = 4
 _NO_LABELS = "None of the videos that were decided about has a label, so nothing can be right or wrong."
 _SEVERAL = "A video of this split may show several classes, so there is no single right one"
 
@@ -28,10 +35,7 @@ _SEVERAL = "A video of this split may show several classes, so there is no singl
 def case_sections(data: RunData, case: CaseMetrics, samples: int) -> tuple[Section, ...]:
     """What one case of a run did, as sections; each shows something or says why it has nothing to show.
 
-    Args:
-        data: The run.
-        case: The case.
-        samples: How many of the videos most helped, and most hurt, are shown.
+    Of the videos most helped, and of those most hurt, `samples` are shown.
     """
     split, rows = data.split(case.split), data.rows(case)
     decided = None if split.multi_label else _decided(rows, case, len(split.class_names))
@@ -60,7 +64,7 @@ def _by_class(classes: Sequence[ClassAccuracy], changes: bool) -> list[Content]:
     there = [one for one in classes if one.videos]
 
     shown, caption = there, "All classes that have videos, in the order of their label ids."
-    if len(there) > ALL_CLASSES:
+    if len(there) > figures.ALL_CLASSES:
         ordered = sorted(there, key=lambda one: one.change if changes else one.top1_after or 0.0, reverse=True)
         half = _CLASSES_SHOWN // 2
         shown = [*ordered[:half], *ordered[-half:]]
@@ -91,9 +95,9 @@ def _mistakes(matrix: np.ndarray, names: Sequence[str]) -> list[Content]:
     pairs = [divmod(cell, len(names)) for cell in cells if wrong.flat[cell]]
     rows = [(names[i], names[j], int(wrong[i, j]), int(totals[i])) for i, j in pairs]
     content: list[Content] = []
-    if len(names) <= ALL_CLASSES:
+    if len(names) <= figures.ALL_CLASSES:
         alt = f"Confusion matrix of {len(names)} classes; the table of mistakes below says the same in words."
-        drawn = confusion_picture(matrix, names, form="svg")
+        drawn = figures.confusion_picture(matrix, names, "svg")
         picture = Picture.of(drawn, "image/svg+xml", alt, narrow=len(names) <= 12)
         content.append(Figure(picture, "Confusion matrix of the decisions after adaptation; failed videos left out."))
     elif rows:
@@ -113,30 +117,28 @@ def _decided(rows: pa.Table, case: CaseMetrics, classes: int) -> CaseRows:
 
 
 def _calibration(decided: CaseRows, changes: bool) -> list[Content]:
-    after, before = (
-        calibrate(firsts(decided.table[f"top5_scores_{when}"]).astype(np.float64), rank == RIGHT)
-        for when, rank in (("after", decided.after), ("before", decided.before))
-    )
-    before = before if changes else None
-    assert after is not None
+    ranks = {"before": decided.before, "after": decided.after} if changes else {"decision": decided.after}
+    curves = {}
+    for name, rank in ranks.items():
+        confidence = firsts(decided.table[f"top5_scores_{'before' if name == 'before' else 'after'}"])
+        curves[name] = figures.calibrate(confidence.astype(np.float64), rank == RIGHT)
     text = (
-        f"Confidence is the softmax probability of the best class, in {BINS} bins of equal width; larger marks hold "
-        "more videos. The expected calibration error (ECE) is the mean distance from the diagonal, weighted by videos. "
-        "Below the diagonal a model is surer than it should be. Failed and unlabelled videos are left out."
+        f"Confidence is the softmax probability of the best class, in {figures.BINS} bins of equal width; larger marks "
+        "hold more videos. The expected calibration error (ECE) is the mean distance from the diagonal, weighted by "
+        "videos. Below the diagonal a model is surer than it should be. Failed and unlabelled videos are left out."
     )
-    curves: list[tuple[str, Calibration]] = [("before", before)] if before is not None else []
     rows = [
         (
-            when,
+            name,
             percent(one.error),
             percent(float(np.average(one.confidence, weights=one.videos))),
             percent(float(np.average(one.accuracy, weights=one.videos))),
-            str(int(one.videos.sum())),
+            str(one.videos.sum()),
         )
-        for when, one in [*curves, ("after" if before is not None else "decision", after)]
+        for name, one in curves.items()
     ]
     columns = ("", "ECE %", "mean confidence %", "share right %", "videos")
-    return [Figure(figures.reliability_chart(before, after), text), Block(None, columns, rows, words=1)]
+    return [Figure(figures.reliability_chart(curves), text), Block(None, columns, rows, words=1)]
 
 
 def _entropy(rows: pa.Table, changes: bool, classes: int) -> list[Content]:
@@ -144,17 +146,14 @@ def _entropy(rows: pa.Table, changes: bool, classes: int) -> list[Content]:
     if not rows.num_rows:
         return [Text("No video finished.", weak=True)]
     before, after = (rows[f"entropy_{when}"].to_numpy().astype(np.float64) for when in ("before", "after"))
+    measured = {"before": before, "after": after} if changes else {"decision": after}
     text = "Entropy of the evaluation view's probabilities; the vertical lines are the means. Low is sure, not right."
-    picture = figures.entropy_chart(before if changes else None, after, classes)
-    measured = [("before", before), ("after", after)] if changes else [("decision", after)]
-    table = []
-    for when, values in measured:
-        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-        table.append((when, f"{values.mean():.3f}", f"{low:.3f}", f"{middle:.3f}", f"{high:.3f}"))
-    return [
-        Figure(picture, text),
-        Block(None, ("nats", "mean", "lower quartile", "median", "upper quartile"), table, words=1),
+    table = [
+        (name, *(f"{one:.3f}" for one in (values.mean(), *np.quantile(values, [0.25, 0.5, 0.75]))))
+        for name, values in measured.items()
     ]
+    columns = ("nats", "mean", "lower quartile", "median", "upper quartile")
+    return [Figure(figures.entropy_chart(measured, classes), text), Block(None, columns, table, words=1)]
 
 
 def _gains(decided: CaseRows) -> np.ndarray:
@@ -200,7 +199,38 @@ def _card(data: RunData, split: RunSplit, decided: CaseRows, row: int) -> Card:
         said.append(f"{when} {split.class_names[best]} {percent(score)} %")
     text = f"Right: {label}; {', '.join(said)}."
     try:
-        pictures = thumbnails(data.study.videos[video_id], data.config)
+        pictures = _thumbnails(data.study.videos[video_id], data.config)
     except ZarError as error:
         return Card(video_id, f"{text} No pictures: {error}.", ())
     return Card(video_id, text, pictures)
+
+
+@dataclass(frozen=True, eq=False)
+class _Frames:
+    """The part of a view plan that decoding needs."""
+
+    frames: np.ndarray
+    short_side: int = 120
+
+
+def _thumbnails(video: VideoRow, config: Mapping[str, Any]) -> tuple[Picture, ...]:
+    """Some frames of a video's evaluation view, evenly spread."""
+    if not Path(video.path).is_file():
+        raise VideoError(f"there is no {video.path}", stage="open")
+
+    def plan_of(info: VideoInfo) -> _Frames:
+        frames = np.unique(evaluation_view_frames(0, 1, config["views"]["eval_frames"], info.frames))
+        count = min(_THUMBNAILS, len(frames))
+        return _Frames(frames[(2 * np.arange(count) + 1) * len(frames) // (2 * count)])
+
+    decoded = decode_video(video.path, plan_of, decoder=config["decoder"], timeout=config["decode_timeout"])
+    return tuple(
+        _picture(frame, f"{video.video_id}, picture {number} of {len(decoded.frames)}")
+        for number, frame in enumerate(decoded.frames, start=1)
+    )
+
+
+def _picture(frame: np.ndarray, alt: str) -> Picture:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, format="JPEG", quality=80)
+    return Picture.of(file.getvalue(), "image/jpeg", alt)

@@ -18,10 +18,10 @@ from zar_ray.options.layers import leaves
 from zar_ray.reporting.numbers import METRICS
 from zar_ray.reporting.run_data import RunData, StudyData
 from zar_ray.results.case_rows import RIGHT, CaseRows, class_accuracies
-from zar_ray.results.finished import FinishedRun, FinishedStudy
 from zar_ray.results.folder import SUMMARY
-from zar_ray.results.record import CaseMetrics, ClassAccuracy, Estimate
-from zar_ray.results.statistics import PairedComparison, holm, paired_comparison
+from zar_ray.results.record import CaseMetrics, ClassAccuracy, Estimate, PairedComparison
+from zar_ray.results.statistics import holm, paired_comparison
+from zar_ray.results.study_record import FinishedRun, FinishedStudy
 from zar_ray.storage import Storage
 
 Lookup = Callable[[str], FinishedStudy]
@@ -37,17 +37,14 @@ class ComparedRun:
     Attributes:
         mark: What it is called where room is short: A for the first run, B for the second.
         name: What it is called elsewhere, different from all others.
-        finished: Its record.
-        data: Its folder's content; None where that is not at hand.
-        without_data: Why it is not.
+        data: Its folder's content, or why that is not at hand.
         settings: How its options, model and dataset differ from the first run's, a phrase each.
     """
 
     mark: str
     name: str
     finished: FinishedRun
-    data: RunData | None
-    without_data: str | None
+    data: RunData | str
     settings: tuple[str, ...] = ()
 
 
@@ -57,12 +54,9 @@ class Paired:
 
     Attributes:
         method: The first run's method that it is held against.
-        videos: How many videos that is.
         comparison: The difference; gained are right only in this run, lost only in the first.
         adjusted: McNemar's p, adjusted by Holm's rule for the number of tests in the comparison. Where no video changed
             there is no test, and it is 1.
-        gained: Ids of the videos that were gained.
-        lost: Ids of the videos that were lost.
         classes: Every class that has videos, the most gained first: before is the first run, after this one.
     """
 
@@ -80,8 +74,6 @@ class Line:
     """One case of one run.
 
     Attributes:
-        run: The run.
-        case: The case.
         paired: Its paired comparison with the first run.
         unpaired: Why there is none; None too for the first run's own cases.
     """
@@ -109,12 +101,7 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Runs beside each other.
-
-    Attributes:
-        runs: The runs; all others are held against the first.
-        lines: Their cases, run by run.
-    """
+    """Runs beside each other, and their cases run by run; all others are held against the first."""
 
     runs: tuple[ComparedRun, ...]
     lines: tuple[Line, ...]
@@ -173,7 +160,7 @@ def _read(place: str, lookup: Lookup | None, known: dict[str, list[ComparedRun]]
 
 def _cells(run: str, lookup: Lookup | None) -> list[ComparedRun]:
     if lookup is None or Storage(run).exists():
-        return [ComparedRun("", one.name, one, one, None) for one in StudyData.read(run).cells]
+        return [ComparedRun("", one.name, one, one) for one in StudyData.read(run).cells]
     study = lookup(run)
     folder = study.record.whole.run_file.rpartition("/")[0]
     try:
@@ -181,8 +168,8 @@ def _cells(run: str, lookup: Lookup | None) -> list[ComparedRun]:
         if [cell.summary.cases for cell in data.record.cells] != [c.summary.cases for c in study.record.cells]:
             raise RunError(f"{folder} holds other results than MLflow's run {run}")
     except ZarError as error:
-        return [ComparedRun("", one.name, one, None, str(error)) for one in study.runs]
-    return [ComparedRun("", one.name, one, data.cells[one.number], None) for one in study.runs]
+        return [ComparedRun("", one.name, one, str(error)) for one in study.runs]
+    return [ComparedRun("", one.name, one, data.cells[one.number]) for one in study.runs]
 
 
 def _named(runs: Sequence[ComparedRun], meaningful: Collection[str]) -> tuple[ComparedRun, ...]:
@@ -223,29 +210,34 @@ def _shown(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+class _UnpairedError(Exception):
+    """Why a case has no paired comparison."""
+
+
 def _line(first: ComparedRun, run: ComparedRun, case: CaseMetrics) -> Line:
-    base = _counterpart(first, run, case)
-    if isinstance(base, str):
-        return Line(run, case, unpaired=base)
-    for one in (first, run):
-        if one.without_data is not None:
-            return Line(run, case, unpaired=f"{one.name}: its predictions are not at hand ({one.without_data})")
-    assert first.data is not None
-    assert run.data is not None
-    paired = _pair(first.data, base, run.data, case)
-    return Line(run, case, unpaired=paired) if isinstance(paired, str) else Line(run, case, paired)
+    try:
+        base = _counterpart(first, run, case)
+        return Line(run, case, _pair(_data(first), base, _data(run), case))
+    except _UnpairedError as why:
+        return Line(run, case, unpaired=str(why))
 
 
-def _counterpart(first: ComparedRun, run: ComparedRun, case: CaseMetrics) -> CaseMetrics | str:
+def _counterpart(first: ComparedRun, run: ComparedRun, case: CaseMetrics) -> CaseMetrics:
     """The first run's case of the same split and method; where it has one method alone, that."""
     single = all(len({one.split for one in each.finished.summary.cases}) == 1 for each in (first, run))
     cases = [one for one in first.finished.summary.cases if single or one.split == case.split]
     if not cases:
-        return f"{first.name} has no split {case.split}"
+        raise _UnpairedError(f"{first.name} has no split {case.split}")
     same = [one for one in cases if one.method == case.method]
-    if same:
-        return same[0]
-    return cases[0] if len(cases) == 1 else f"{first.name} has several methods, and not {case.method}"
+    if not same and len(cases) > 1:
+        raise _UnpairedError(f"{first.name} has several methods, and not {case.method}")
+    return (same or cases)[0]
+
+
+def _data(run: ComparedRun) -> RunData:
+    if isinstance(run.data, str):
+        raise _UnpairedError(f"{run.name}: its predictions are not at hand ({run.data})")
+    return run.data
 
 
 def _labelled(data: RunData, case: CaseMetrics) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -256,18 +248,22 @@ def _labelled(data: RunData, case: CaseMetrics) -> tuple[list[str], np.ndarray, 
     return rows.table["video_id"].to_pylist(), np.array(names)[rows.label], rows.after == RIGHT
 
 
-def _pair(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> Paired | str:
-    """Two cases on the same videos, or why they cannot be held against each other so."""
+def _pair(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> Paired:
+    """Two cases on the same videos."""
     if first.split(base.split).multi_label or other.split(case.split).multi_label:
-        return "a video may show several classes, so it is not right or wrong as a whole"
+        raise _UnpairedError("a video may show several classes, so it is not right or wrong as a whole")
     (ids, labels, before), (others, other_labels, after) = _labelled(first, base), _labelled(other, case)
     if not ids or not others:
-        return "no video has a label"
+        raise _UnpairedError("no video has a label")
     if ids != others:
         alone, more = len(set(ids).difference(others)), len(set(others).difference(ids))
-        return f"not of the same videos: {alone:,} are in the first run alone, {more:,} in this one alone"
+        raise _UnpairedError(
+            f"not of the same videos: {alone:,} are in the first run alone, {more:,} in this one alone"
+        )
     if differing := np.flatnonzero(labels != other_labels).tolist():
-        return f"not of the same labels: {len(differing):,} videos have another one, such as {ids[differing[0]]}"
+        raise _UnpairedError(
+            f"not of the same labels: {len(differing):,} videos have another one, such as {ids[differing[0]]}"
+        )
     comparison = paired_comparison(before, after)
     return Paired(
         method=base.method,

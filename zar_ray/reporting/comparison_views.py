@@ -10,11 +10,10 @@ from rich.console import Console
 
 from zar_ray.errors import ConfigError
 from zar_ray.reporting import figures
-from zar_ray.reporting.blocks import Block, Form, csv_block, show
+from zar_ray.reporting.blocks import Block, Form, lines_block, show
 from zar_ray.reporting.comparison import ComparedRun, Comparison, Line, Paired
-from zar_ray.reporting.files import write_file
-from zar_ray.reporting.numbers import MAIN, METRICS, counted, digits, exact, interval, p_value, percent, with_deviation
-from zar_ray.reporting.pages import Content, Figure, Group, Page, Picture, Section, Text, render
+from zar_ray.reporting.numbers import MAIN, METRICS, counted, digits, interval, p_value, percent, with_deviation
+from zar_ray.reporting.pages import Content, Figure, Group, Page, Picture, Section, Text, render, write_file
 from zar_ray.reporting.summary_tables import INTERVALS, RANDOM_WEIGHTS
 from zar_ray.results.record import ClassAccuracy
 
@@ -23,9 +22,12 @@ _SHOWN = 5
 
 
 def report_comparison(comparison: Comparison, form: Form, console: Console) -> None:
-    """Prints a comparison: tables for people, documents and papers, or CSV with a line a case and nothing else."""
+    """Prints a comparison: tables for people, documents and papers, or CSV with a line a case and nothing else.
+
+    In the CSV shares are fractions, and what several things go into is joined by "; ".
+    """
     if form == "csv":
-        console.out(comparison_csv(comparison), end="", highlight=False)
+        show([lines_block([_values(line) for line in comparison.lines])], form, console)
         return
     warning = _warning(comparison)
     if warning is not None and form == "terminal":
@@ -53,12 +55,6 @@ def write_comparison(comparison: Comparison, output: str) -> str:
     return write_file(figures.runs_chart(groups, metric, "png" if kind == ".png" else "svg"), output)
 
 
-def comparison_csv(comparison: Comparison) -> str:
-    """A comparison as CSV, one line a case; shares are fractions, and what several things go into is joined by "; "."""
-    lines = [{name: exact(value) for name, value in _values(line).items()} for line in comparison.lines]
-    return csv_block(Block(None, tuple(lines[0]), [tuple(line.values()) for line in lines]))
-
-
 def _values(line: Line) -> dict[str, object]:
     summary, case, paired = line.run.finished.summary, line.case, line.paired
     costs, after, found = summary.costs, line.after, None if paired is None else paired.comparison
@@ -83,8 +79,8 @@ def _values(line: Line) -> dict[str, object]:
         "seconds_adapt": case.seconds_adapt,
         "against": paired and paired.method,
         "difference": found and found.difference,
-        "difference_low": found and found.interval[0],
-        "difference_high": found and found.interval[1],
+        "difference_low": found and found.top1.low,
+        "difference_high": found and found.top1.high,
         "gained": found and found.gained,
         "lost": found and found.lost,
         "p_value": found and found.p_value,
@@ -96,50 +92,50 @@ def _values(line: Line) -> dict[str, object]:
 
 def comparison_page(comparison: Comparison) -> Page:
     """All of a comparison as a page."""
-    first = comparison.runs[0]
     plots: list[Content] = []
     for metric, groups in _plots(comparison):
         alt = f"{metric} of the runs with their 95 % intervals; the table below has the numbers."
-        plots.append(
-            Figure(
-                Picture.of(figures.runs_chart(groups, metric), "image/svg+xml", alt),
-                "The lines are the 95 % intervals after adaptation.",
-            )
-        )
-    shown = [
-        Section(str(one.title), (replace(one, title=None),)) for one in _blocks(comparison) if one.title in _TABLES
-    ]
-    sections = [replace(shown[0], content=(*plots, *shown[0].content)), *shown[1:]]
+        picture = Picture.of(figures.runs_chart(groups, metric), "image/svg+xml", alt)
+        plots.append(Figure(picture, "The lines are the 95 % intervals after adaptation."))
+    tables = [Section(str(one.title), (replace(one, title=None),)) for one in _tables(comparison)]
+    tables[0] = replace(tables[0], content=(*plots, *tables[0].content))
     flips = [
         Section(_pair_title(line, line.paired), _flips(line.paired))
         for line in comparison.lines
         if line.paired is not None
     ]
-    groups = [Group("Runs", sections)] + ([Group("What changed", flips)] if flips else [])
     return Page(
         title=f"{len(comparison.runs)} runs compared",
-        subtitle=f"all against {first.name}",
+        subtitle=f"all against {comparison.runs[0].name}",
         warning=_warning(comparison),
         tiles=(),
         facts=[(run.mark, f"{run.name} ({run.finished.place})") for run in comparison.runs],
-        groups=groups,
+        groups=[Group("Runs", tables)] + ([Group("What changed", flips)] if flips else []),
     )
 
 
-_ACCURACY, _DIFFERENCE, _COST, _SETTINGS = "Accuracy", "Against run A", "Cost of a video", "What differs"
-_TABLES = (_ACCURACY, _DIFFERENCE, _COST, _SETTINGS)
-
-
 def _blocks(comparison: Comparison) -> list[Block]:
-    """The tables that all forms share; the accuracies first."""
+    """What all forms but the page show."""
     names = [f"{run.mark}: {run.name} ({run.finished.place})" for run in comparison.runs]
-    blocks = [Block("Runs", (), (), names), _accuracies(comparison), _differences(comparison), _costs(comparison)]
+    return [
+        Block("Runs", (), (), names),
+        *_tables(comparison),
+        *(
+            Block(_pair_title(line, line.paired), (), (), _flip_notes(line.paired))
+            for line in comparison.lines
+            if line.paired is not None and (line.paired.gained or line.paired.lost)
+        ),
+    ]
+
+
+def _tables(comparison: Comparison) -> list[Block]:
     settings = [f"{run.mark}: {one}" for run in comparison.runs for one in run.settings]
-    blocks.append(Block(_SETTINGS, (), (), settings or ["Nothing that the numbers depend on."]))
-    for line in comparison.lines:
-        if line.paired is not None and line.paired.comparison.gained + line.paired.comparison.lost:
-            blocks.append(Block(_pair_title(line, line.paired), (), (), _flip_notes(line.paired)))
-    return blocks
+    return [
+        _accuracies(comparison),
+        _differences(comparison),
+        _costs(comparison),
+        Block("What differs", (), (), settings or ["Nothing that the numbers depend on."]),
+    ]
 
 
 def _accuracies(comparison: Comparison) -> Block:
@@ -151,7 +147,7 @@ def _accuracies(comparison: Comparison) -> Block:
             before = "" if line.before is None else interval(line.before)
             rows.append((run.mark, line.case.split, line.case.method, line.metric, before, after))
         rows += _averages(run)
-    return _block(comparison, _ACCURACY, columns, rows, [INTERVALS])
+    return _block(comparison, "Accuracy", columns, rows, [INTERVALS])
 
 
 def _averages(run: ComparedRun) -> list[tuple[str, ...]]:
@@ -176,7 +172,7 @@ def _differences(comparison: Comparison) -> Block:
         key = (line.run.mark, line.case.split, line.case.method)
         if line.paired is not None:
             found = line.paired.comparison
-            points = interval(found.estimate, "+")
+            points = interval(found.top1, "+")
             counts = (str(found.gained), str(found.lost))
             p_values = (p_value(found.p_value), p_value(line.paired.adjusted))
             rows.append((*key, line.paired.method, points, *counts, *p_values))
@@ -186,7 +182,7 @@ def _differences(comparison: Comparison) -> Block:
     if rows:
         notes.append("Gained videos are right here and wrong in A; failed videos are wrong.")
         notes.append("Holm: the p value adjusted for the number of lines in which a video changed.")
-    return _block(comparison, _DIFFERENCE, columns, rows, notes)
+    return _block(comparison, "Against run A", columns, rows, notes)
 
 
 def _costs(comparison: Comparison) -> Block:
@@ -195,19 +191,11 @@ def _costs(comparison: Comparison) -> Block:
     for line in comparison.lines:
         summary = line.run.finished.summary
         costs, speed = summary.costs, summary.throughput.videos_per_second
-        numbers = (costs.seconds_decode_mean, costs.seconds_encode_mean, line.case.seconds_adapt)
-        rows.append(
-            (
-                line.run.mark,
-                line.case.split,
-                line.case.method,
-                digits(costs.images_encoded_mean, 4),
-                *map(digits, numbers),
-                digits(speed),
-            )
-        )
+        seconds = (costs.seconds_decode_mean, costs.seconds_encode_mean, line.case.seconds_adapt)
+        key = (line.run.mark, line.case.split, line.case.method)
+        rows.append((*key, digits(costs.images_encoded_mean, 4), *map(digits, (*seconds, speed))))
     notes = ["Images and seconds are means a video; a run's methods share decoding and encoding."]
-    return _block(comparison, _COST, columns, rows, notes)
+    return _block(comparison, "Cost of a video", columns, rows, notes)
 
 
 def _several_splits(comparison: Comparison) -> bool:

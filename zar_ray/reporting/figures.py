@@ -6,22 +6,22 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.calibration import calibration_curve
+from sklearn.manifold import TSNE
 
-from zar_ray.reporting.calibration import Calibration
-from zar_ray.reporting.embedding_map import EmbeddingMap
 from zar_ray.reporting.numbers import shortened
 from zar_ray.reporting.pages import Picture
 from zar_ray.results.record import ClassAccuracy, Estimate
 
 _BEFORE, _AFTER, _GREY = "#E69F00", "#0072B2", "#8a8d94"
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+_ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "borderaxespad": 0}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -44,9 +44,24 @@ _STYLE: dict[Any, Any] = {
 }
 # So many classes of a map can still be told apart by colour and marker together.
 _CLASSES_ON_MAP = 32
-Form = Literal["svg", "png"]
 _MAP_COLUMNS = 4
 _WIDTH = 8.0
+_NAME_LENGTH = 28
+_PERPLEXITY = 30.0
+
+BINS = 10
+"""Bins of confidence, of equal width."""
+
+MOST_VIDEOS = 2000
+"""More on a map would take minutes and overlap in print; so many are taken, evenly spread over the videos by id."""
+
+LEAST_VIDEOS = 5
+"""With fewer there are no neighbourhoods to draw."""
+
+ALL_CLASSES = 40
+"""Up to so many classes a confusion matrix is shown whole; beyond, the most confused classes."""
+
+Form = Literal["svg", "png"]
 
 
 class _Chart:
@@ -56,11 +71,11 @@ class _Chart:
         self.figure = Figure(figsize=(width, height), layout="constrained")
         self.axes: Axes = self.figure.add_subplot()
 
-    def file(self, form: Form) -> bytes:
+    def file(self, form: Form, dpi: int = 150) -> bytes:
         file = io.BytesIO()
         # No date, so that the same numbers make the same file.
         about = dict.fromkeys(("Date", "Creator", "Format", "Type")) if form == "svg" else None
-        self.figure.savefig(file, format=form, metadata=about, dpi=150)
+        self.figure.savefig(file, format=form, metadata=about, dpi=dpi)
         return file.getvalue()
 
     def picture(self, alt: str, *, narrow: bool = False) -> Picture:
@@ -74,12 +89,7 @@ def _chart(width: float = _WIDTH, height: float = 3.2) -> Iterator[_Chart]:
 
 
 def class_chart(classes: Sequence[ClassAccuracy], *, adapts: bool) -> Picture:
-    """Top-1 of each class, before as a hollow and after as a full dot, in the given order from the top.
-
-    Args:
-        classes: Classes that have videos.
-        adapts: Whether there is a before.
-    """
+    """Top-1 of classes that have videos, before as a hollow and after as a full dot, in order from the top."""
     with _chart(height=1.0 + 0.26 * len(classes)) as chart:
         axes, places = chart.axes, np.arange(len(classes))
         after = np.array([100 * (one.top1_after or 0.0) for one in classes])
@@ -90,12 +100,10 @@ def class_chart(classes: Sequence[ClassAccuracy], *, adapts: bool) -> Picture:
             axes.plot(before, places, "o", markersize=7.5, mfc="white", mec=_BEFORE, mew=1.6, label="before")
         axes.plot(after, places, "o", markersize=5, color=_AFTER, label="after" if adapts else "top-1")
         axes.set_yticks(places, [f"{shortened(one.label)} ({one.videos})" for one in classes])
-        axes.set_ylim(len(classes) - 0.4, -0.6)
-        axes.set_xlim(-3, 103)
-        axes.set_xlabel("top-1 (%); in brackets the class's videos")
+        axes.set(xlim=(-3, 103), ylim=(len(classes) - 0.4, -0.6), xlabel="top-1 (%); in brackets the class's videos")
         axes.tick_params(axis="y", length=0)
         if adapts:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+            axes.legend(**_ABOVE)
         shown = "; ".join(f"{one.label} {_from_to(one, adapts)}" for one in classes)
         return chart.picture(f"Top-1 by class. {shown}.")
 
@@ -103,6 +111,65 @@ def class_chart(classes: Sequence[ClassAccuracy], *, adapts: bool) -> Picture:
 def _from_to(one: ClassAccuracy, adapts: bool) -> str:
     after = f"{100 * (one.top1_after or 0.0):.0f} %"
     return f"{100 * (one.top1_before or 0.0):.0f} to {after}" if adapts else after
+
+
+def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Form = "png") -> bytes:
+    """Draws how often each class is taken for each, as shares of the right class's videos.
+
+    Up to `ALL_CLASSES` classes all are shown.  Beyond that the classes that take part in the most frequent mistakes
+    are, so many that they stay readable, with one more column for everything else that they are taken for.
+
+    Args:
+        matrix: ``(K, K)`` counts; rows are the right class, columns the predicted one.
+        class_names: The K names.
+        form: What kind of file.
+    """
+    everything = len(class_names) <= ALL_CLASSES
+    chosen = np.arange(len(class_names)) if everything else most_confused(matrix, ALL_CLASSES - 1)
+    names = [shortened(class_names[i], _NAME_LENGTH) for i in chosen.tolist()]
+    totals = matrix[chosen].sum(axis=1)
+    shown, columns = matrix[np.ix_(chosen, chosen)], names
+    if not everything:
+        shown = np.column_stack([shown, totals - shown.sum(axis=1)])
+        columns = [*names, "(another class)"]
+    # A class without videos keeps an empty row: it was never right or wrong.
+    shares = np.divide(shown, totals[:, None], out=np.full(shown.shape, np.nan), where=totals[:, None] > 0)
+
+    side = 3.0 + 0.24 * len(columns)
+    with _chart(side + 0.8, side) as chart:
+        axes = chart.axes
+        image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.set(xlabel="predicted", ylabel="right")
+        title = "Predictions, as shares of each class's videos"
+        if not everything:
+            title += f"\nthe {len(names)} classes of {len(class_names)} in the most frequent mistakes"
+        axes.set_title(title, fontsize=9)
+        if len(columns) <= 20:
+            for (row, column), count in np.ndenumerate(shown):
+                if count:
+                    colour = "white" if shares[row, column] > 0.5 else "black"
+                    axes.text(column, row, str(count), ha="center", va="center", fontsize=6, color=colour)
+        chart.figure.colorbar(image, ax=axes, shrink=0.6)
+        return chart.file(form, dpi=110)
+
+
+def most_confused(matrix: np.ndarray, count: int) -> np.ndarray:
+    """The classes that take part in the most frequent mistakes of a ``(K, K)`` confusion matrix.
+
+    Returns:
+        Ascending class ids, int64, min(count, K) of them: both sides of the most frequent mistake, of the next, and so
+        on; equal counts in the order of the matrix.
+    """
+    mistakes = matrix - np.diag(np.diag(matrix))
+    chosen: dict[int, None] = {}
+    for cell in np.argsort(-mistakes, axis=None, kind="stable"):
+        for class_id in divmod(int(cell), len(matrix)):
+            chosen.setdefault(class_id)
+        if len(chosen) >= count:
+            break
+    return np.array(sorted(list(chosen)[:count]), np.int64)
 
 
 def confusions_chart(mistakes: Sequence[tuple[str, str, int, int]]) -> Picture:
@@ -118,71 +185,120 @@ def confusions_chart(mistakes: Sequence[tuple[str, str, int, int]]) -> Picture:
         axes.set_yticks(places, names)
         for place, (*_, count, videos) in enumerate(mistakes):
             axes.text(count, place, f" {count} of {videos}", va="center", fontsize=8)
-        axes.set_ylim(len(mistakes) - 0.4, -0.6)
-        axes.set_xlim(0, 1.15 * max(count for *_, count, _ in mistakes))
-        axes.set_xlabel("videos")
+        most = max(count for *_, count, _ in mistakes)
+        axes.set(xlim=(0, 1.15 * most), ylim=(len(mistakes) - 0.4, -0.6), xlabel="videos")
         axes.tick_params(axis="y", length=0)
         said = "; ".join(f"{right} as {taken} {count} of {videos}" for right, taken, count, videos in mistakes)
         return chart.picture(f"The most frequent mistakes, right class as predicted class. {said}.")
 
 
-def reliability_chart(before: Calibration | None, after: Calibration) -> Picture:
-    """Accuracy against confidence, before and after; the diagonal is a confidence that tells the truth."""
+class Calibration(NamedTuple):
+    """Confidence in the best class against how often it is right.
+
+    Attributes:
+        confidence: float (B,), mean confidence of each bin that holds a video, rising.
+        accuracy: float (B,), share of right videos in these bins.
+        videos: int (B,), videos in these bins.
+        error: Expected calibration error: the mean distance of accuracy from confidence over the bins, each with the
+            weight of its videos (Naeini et al., AAAI 2015; Guo et al., ICML 2017).
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    videos: np.ndarray
+    error: float
+
+
+def calibrate(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> Calibration:
+    """Bins N > 0 decisions by their confidence in the best class, over [0, 1]; a bin holds its upper end.
+
+    Args:
+        confidence: float (N,): the probability of the best class.
+        right: bool (N,): whether the best class is the right one.
+        bins: Bins, of equal width.
+    """
+    accuracy, mean = calibration_curve(right, confidence, n_bins=bins)
+    # scikit-learn keeps to itself how many fell into each bin; this is its rule for which bin that is.
+    inner = np.linspace(0, 1, bins + 1)[1:-1]
+    videos = np.unique(np.searchsorted(inner, confidence), return_counts=True)[1]
+    return Calibration(mean, accuracy, videos, float(np.average(np.abs(accuracy - mean), weights=videos)))
+
+
+def reliability_chart(curves: Mapping[str, Calibration]) -> Picture:
+    """Accuracy against confidence, such as before and after; the diagonal is a confidence that tells the truth."""
     with _chart(4.6, 4.2) as chart:
         axes = chart.axes
         axes.grid()
         axes.plot([0, 1], [0, 1], color=_GREY, linestyle=(0, (4, 3)), linewidth=1)
-        curves = [(after, "after" if before is not None else "", _AFTER, "o", "-")]
-        if before is not None:
-            curves.insert(0, (before, "before", _BEFORE, "s", "--"))
-        most = max(int(one.videos.max()) for one, *_ in curves)
+        most = max(int(one.videos.max()) for one in curves.values())
         said = []
-        for one, name, colour, marker, line in curves:
-            label = f"{name} (ECE {100 * one.error:.1f} %)".strip()
+        for name, one in curves.items():
+            colour, marker, line = (_BEFORE, "s", "--") if name == "before" else (_AFTER, "o", "-")
+            full = "white" if name == "before" else colour
+            label = f"{name} (ECE {100 * one.error:.1f} %)"
             axes.plot(one.confidence, one.accuracy, line, color=colour, linewidth=1.4, label=label)
             sizes = 14 + 110 * one.videos / most
-            full = "white" if name == "before" else colour
             axes.scatter(one.confidence, one.accuracy, s=sizes, marker=marker, c=full, edgecolors=colour, zorder=3)
             said.append(label)
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="confidence in the best class", ylabel="share right")
         axes.set_aspect("equal")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+        axes.legend(**_ABOVE)
         return chart.picture(f"Reliability diagram: share right against confidence, {', '.join(said)}.", narrow=True)
 
 
-def entropy_chart(before: np.ndarray | None, after: np.ndarray, classes: int) -> Picture:
-    """How sure the decisions are: videos by the entropy of the evaluation view, in nats."""
+def entropy_chart(measured: Mapping[str, np.ndarray], classes: int) -> Picture:
+    """How sure decisions, such as those before and after, are: videos by the evaluation view's entropy, in nats."""
     with _chart(height=2.8) as chart:
-        axes = chart.axes
-        most = math.log(classes)
+        axes, most = chart.axes, math.log(classes)
         edges: list[float] = np.linspace(0, most, 31).tolist()
         axes.grid(axis="y")
         said = []
-        if before is not None:
-            before = np.minimum(before, most)
-            axes.hist(before, edges, histtype="stepfilled", fc="none", ec=_BEFORE, hatch="////", lw=0, label="before")
-            axes.hist(before, edges, histtype="step", ec=_BEFORE, lw=1.4, linestyle="--")
-            axes.axvline(before.mean(), color=_BEFORE, linestyle="--", lw=1)
-            said.append(f"mean before {before.mean():.2f}")
-        after = np.minimum(after, most)
-        name = "after" if before is not None else "videos"
-        axes.hist(after, edges, histtype="stepfilled", fc=_AFTER, alpha=0.25, lw=0, label=name)
-        axes.hist(after, edges, histtype="step", ec=_AFTER, lw=1.4)
-        axes.axvline(after.mean(), color=_AFTER, lw=1)
-        said.append(f"mean {'after ' if before is not None else ''}{after.mean():.2f}")
-        axes.set_xlim(0, most)
-        axes.set_xlabel(f"entropy (nats); {most:.2f} = all {classes} classes alike")
-        axes.set_ylabel("videos")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+        for name, entropies in measured.items():
+            colour, line = (_BEFORE, "--") if name == "before" else (_AFTER, "-")
+            fill: dict[str, Any] = {"fc": colour, "alpha": 0.25}
+            if name == "before":
+                fill = {"fc": "none", "ec": colour, "hatch": "////"}
+            values = np.minimum(entropies, most)
+            axes.hist(values, edges, histtype="stepfilled", lw=0, label=name, **fill)
+            axes.hist(values, edges, histtype="step", ec=colour, lw=1.4, linestyle=line)
+            axes.axvline(values.mean(), color=colour, linestyle=line, lw=1)
+            said.append(f"mean {name} {values.mean():.2f}")
+        axes.set(xlim=(0, most), xlabel=f"entropy (nats); {most:.2f} = all {classes} classes alike", ylabel="videos")
+        axes.legend(**_ABOVE)
         return chart.picture(f"Histogram of the decisions' entropy: {', '.join(said)} nats.")
+
+
+class EmbeddingMap(NamedTuple):
+    """Where t-SNE puts the videos.
+
+    Attributes:
+        chosen: int (M,), the rows of the features that were drawn, ascending.
+        points: float (M, 2), their places.
+        perplexity: About how many neighbours each video was held against.
+    """
+
+    chosen: np.ndarray
+    points: np.ndarray
+    perplexity: float
+
+
+def embedding_map(features: np.ndarray, seed: int = 0) -> EmbeddingMap:
+    """Lays features out on a plane so that near ones stay near (t-SNE; van der Maaten and Hinton, JMLR 2008).
+
+    The features are (N, D), L2-normalised, N at least `LEAST_VIDEOS`.
+    """
+    count = len(features)
+    chosen = np.unique(np.linspace(0, count - 1, min(count, MOST_VIDEOS)).round().astype(np.int64))
+    # A video has at most all others for neighbours, and van der Maaten advises to stay well below that.
+    perplexity = min(_PERPLEXITY, (len(chosen) - 1) / 3)
+    layout = TSNE(perplexity=perplexity, init="random", random_state=seed)
+    return EmbeddingMap(chosen, layout.fit_transform(features[chosen].astype(np.float32)), perplexity)
 
 
 def map_chart(found: EmbeddingMap, labels: Sequence[str | None]) -> Picture:
     """Videos on a map, by right class: each has a colour and marker, or of many those with the most videos.
 
-    Args:
-        found: The map.
-        labels: The right class of each video on it; None for none.
+    A video without a label has None for one.
     """
     names, counts = np.unique([one for one in labels if one is not None], return_counts=True)
     shown = len(names) if len(names) <= _CLASSES_ON_MAP else len(_COLOURS)
@@ -219,7 +335,7 @@ def progress_chart(seconds: np.ndarray, failed: np.ndarray) -> Picture:
 
     Args:
         seconds: (N,) when each video's rows were made, rising, from the first.
-        failed: bool (N,), whether the video failed.
+        failed: bool (N,).
     """
     with _chart(height=2.6) as chart:
         axes = chart.axes
@@ -236,8 +352,7 @@ def progress_chart(seconds: np.ndarray, failed: np.ndarray) -> Picture:
         return chart.picture(alt)
 
 
-@dataclass(frozen=True)
-class PlottedRun:
+class PlottedRun(NamedTuple):
     """A line of `runs_chart`: its name, and the result before adaptation, if it adapts, and after it, as shares."""
 
     name: str
@@ -270,10 +385,9 @@ def runs_chart(groups: Mapping[str, Sequence[PlottedRun]], metric: str, form: Fo
                 place += 1
             place += 0.7
         axes.set_yticks(places, names)
-        axes.set_ylim(place - 1.1, -0.6)
-        axes.set_xlabel(f"{metric} (%)")
+        axes.set(ylim=(place - 1.1, -0.6), xlabel=f"{metric} (%)")
         axes.tick_params(axis="y", length=0)
         handles, labels = axes.get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
-        axes.legend(once.values(), once, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+        axes.legend(once.values(), once, **_ABOVE)
         return chart.file(form)

@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from zar_ray.errors import ZarError
 from zar_ray.options.base import without_password
+from zar_ray.reporting import figures, study_tables
+from zar_ray.reporting.attention_figures import attention_figure
 from zar_ray.reporting.blocks import Block, Form, written
 from zar_ray.reporting.case_sections import case_sections
-from zar_ray.reporting.files import write_file
-from zar_ray.reporting.numbers import METRICS, ends, fixed, p_value, percent
-from zar_ray.reporting.pages import Content, Group, Page, Section, Text, Tile, render, why_empty
-from zar_ray.reporting.published.matching import measure
+from zar_ray.reporting.numbers import METRICS, digits, ends, fixed, p_value, percent
+from zar_ray.reporting.pages import (
+    Code,
+    Content,
+    Figure,
+    Group,
+    Page,
+    Section,
+    Text,
+    Tile,
+    render,
+    why_empty,
+    write_file,
+)
 from zar_ray.reporting.published.tables import known_tables, load_table
-from zar_ray.reporting.run_data import RunData, StudyData
-from zar_ray.reporting.run_sections import (
-    ATTENTION,
-    attention_maps,
-    failures,
-    repetition,
-    timings,
-    versions,
-    video_map,
-)
-from zar_ray.reporting.study_tables import (
-    pass_notes,
-    random_weights,
-    ranges_of,
-    study_blocks,
-    study_csv,
-    study_heading,
-)
+from zar_ray.reporting.published.view import Marks, compare
+from zar_ray.reporting.run_data import RunData, RunSplit, StudyData
 from zar_ray.reporting.summary_tables import summary_facts
+from zar_ray.results.folder import CONFIG
 from zar_ray.results.record import CaseMetrics, RunSummary
+
+if TYPE_CHECKING:
+    from zar_ray.explain.explanation import VideoMaps
 
 REPORT = "report.html"
 """The report's file in the run's folder."""
+
+_ATTENTION = "Where the model looks"
+_FAILURES_SHOWN = 50
 
 CELLS_SHOWN = 8
 """So many of a run's cells get sections of their own."""
@@ -46,16 +56,13 @@ TABLES: Mapping[str, Form] = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
 
 
 def write_report(run: str, output: str | None = None, samples: int = 6, *, attention: bool = True) -> tuple[str, str]:
-    """Writes a run's report as one HTML file that needs nothing besides itself.
+    """Writes a run's report as one HTML file that needs nothing besides itself; returns where it is, and its content.
 
     Args:
         run: The run's folder or its URI.
         output: The file; by default `REPORT` in the run's folder.
         samples: How many of the videos most helped, and most hurt, are shown.
         attention: Whether attention maps are drawn, for which weights and videos must be at hand.
-
-    Returns:
-        Where the file is, and its content.
 
     Raises:
         RunError: The folder holds no finished run, or the file cannot be written.
@@ -66,43 +73,34 @@ def write_report(run: str, output: str | None = None, samples: int = 6, *, atten
 
 
 def write_tables(run: str, output: str) -> str:
-    """Writes a run's tables alone, as Markdown, LaTeX or CSV, whole or not at all; returns where they are.
-
-    Args:
-        run: The run's folder or its URI.
-        output: The file; its ending is one of `TABLES`.
+    """Writes a run's tables alone, whole or not at all, in the form of the file's ending; returns where they are.
 
     Raises:
-        RunError: The folder holds no finished run, or the file cannot be written.
+        RunError: The run's folder holds no finished run, or the file cannot be written.
     """
     record = StudyData.read(run).record
     form = TABLES[PurePath(output).suffix.lower()]
-    return write_file((study_csv(record) if form == "csv" else written(study_blocks(record), form)).encode(), output)
+    content = study_tables.study_csv(record) if form == "csv" else written(study_tables.study_blocks(record), form)
+    return write_file(content.encode(), output)
 
 
 def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Page:
-    """Everything that a run found, as a page.
-
-    Args:
-        data: The run.
-        samples: How many of the videos most helped, and most hurt, are shown.
-        attention: Whether attention maps are drawn.
-    """
+    """Everything that a run found, as a page; of `samples` and `attention` see `write_report`."""
     record, first = data.record, data.cells[0]
     groups = [Group("Results", (_results(data), _published(data)))]
     for cell in data.cells[:CELLS_SHOWN]:
         for case in shown_cases(cell):
             groups.append(Group(_title(cell, case), case_sections(cell, case, samples)))
-    maps = attention_maps(first, samples) if attention else why_empty(ATTENTION, "Attention maps were not asked for.")
+    maps = _attention_maps(first, samples) if attention else why_empty(_ATTENTION, "Attention maps were not asked for.")
     title = "What the model sees"
     if len(data.cells) > 1:
         title += f": {first.cell.label}"
-    groups.append(Group(title, (maps, *(video_map(first, split) for split in data.splits))))
-    groups.append(Group("The run", (failures(data), timings(data), repetition(data), versions(data))))
+    groups.append(Group(title, (maps, *(_video_map(first, split) for split in data.splits))))
+    groups.append(Group("The run", (_failures(data), _timings(data), _repetition(data), _versions(data))))
     return Page(
         title=record.whole.name,
-        subtitle=study_heading(record),
-        warning=random_weights(record),
+        subtitle=study_tables.study_heading(record),
+        warning=study_tables.random_weights(record),
         tiles=_tiles(first, shown_cases(first)) if len(data.cells) == 1 else _study_tiles(data),
         facts=_facts(data),
         groups=groups,
@@ -163,7 +161,7 @@ def _tiles(data: RunData, shown: Sequence[CaseMetrics]) -> tuple[Tile, ...]:
 
 def _study_tiles(data: StudyData) -> tuple[Tile, ...]:
     record = data.record
-    return (Tile("cells", str(len(record.cells)), ranges_of(record)), _counts(data.whole))
+    return (Tile("cells", str(len(record.cells)), study_tables.ranges_of(record)), _counts(data.whole))
 
 
 def _counts(summary: RunSummary) -> Tile:
@@ -184,7 +182,7 @@ def _facts(data: StudyData) -> list[tuple[str, str]]:
         ("methods", ", ".join(dict.fromkeys(case.method for case in summary.cases))),
         ("views", "; ".join(frames)),
         ("seed", f"{seeds}; zar report compare puts runs with other seeds beside it"),
-        *(("pass", note) for note in pass_notes(record)),
+        *(("pass", note) for note in study_tables.pass_notes(record)),
         *((name, without_password(value)) for name, value in summary_facts(summary)),
     ]
 
@@ -198,8 +196,8 @@ def _model(cell: RunData) -> str:
 def _results(data: StudyData) -> Section:
     record = data.record
     if not record.tables:
-        return Section("Accuracy", [replace(one, words=2) for one in study_blocks(record)])
-    content: list[Content] = list(study_blocks(record))
+        return Section("Accuracy", [replace(one, words=2) for one in study_tables.study_blocks(record)])
+    content: list[Content] = list(study_tables.study_blocks(record))
     if len(data.cells) > CELLS_SHOWN:
         shown = f"Below are the first {CELLS_SHOWN} of {len(data.cells)} cells, one by one; the tables have all."
         content.append(Text(f"{shown} `zar report compare` holds any two against each other.", weak=True))
@@ -207,24 +205,166 @@ def _results(data: StudyData) -> Section:
 
 
 def _published(data: StudyData) -> Section:
-    rows, notes = [], []
-    for name in known_tables():
-        table = load_table(name)
-        for row, column, result in table.cells():
-            found = measure(table, row, column, data.runs)
-            if found is None:
-                continue
-            differences = "; ".join(found.differences) or "none"
-            if differences not in notes:
-                notes.append(differences)
-            number = f"d{notes.index(differences) + 1}"
-            published = fixed(result.value, row.decimals) + ("" if result.std is None else f" ± {result.std}")
-            values = (published, fixed(found.value, row.decimals), fixed(found.value - result.value, 2, "+"))
-            rows.append((name, row.label, column.name, number, *values))
+    rows, marks = [], Marks("d")
+    for cell in (one for name in known_tables() for one in compare(load_table(name), data.runs)):
+        if cell.measured is None:
+            continue
+        number = marks.of("; ".join(cell.measured.differences) or "none")
+        decimals, published = cell.row.decimals, cell.published
+        printed = fixed(published.value, decimals) + ("" if published.std is None else f" ± {published.std}")
+        values = (printed, fixed(cell.measured.value, decimals), fixed(cell.difference, 2, "+"))
+        rows.append((cell.table.name, cell.row.label, cell.column.name, number, *values))
     if not rows:
         why = "No published table that comes with zar-ray has a result of this dataset, method and kind of weights."
         return why_empty("Beside published results", why)
     columns = ("table", "row", "benchmark", "differs", "published", "measured", "points")
     lead = Text("What differs from the published protocol stands below the table: numbers compare with that in mind.")
-    legend = [f"d{number}: {text}" for number, text in enumerate(notes, start=1)]
+    legend = [f"{mark}: {text}" for text, mark in marks.texts.items()]
     return Section("Beside published results", (lead, Block(None, columns, rows, legend, words=4)))
+
+
+def _attention_maps(data: RunData, samples: int) -> Section:
+    """Where the model looks in some videos, evenly spread over those that finished: the paper's figure 2."""
+    ids: list[str] = sorted(data.table.filter(data.table["error"].is_null())["video_id"].unique().to_pylist())
+    if not ids:
+        return why_empty(_ATTENTION, "No video finished.")
+    chosen = [ids[int(place)] for place in np.unique(np.linspace(0, len(ids) - 1, min(samples, len(ids))).round())]
+    try:
+        return Section(_ATTENTION, [attention_figure(maps) for maps in maps_of(data, chosen)])
+    except ZarError as error:
+        return why_empty(_ATTENTION, f"No attention maps: {error}.")
+
+
+def maps_of(data: RunData, video_ids: Sequence[str]) -> tuple[VideoMaps, ...]:
+    """What a cell's model looks at in some of its videos; see `zar_ray.explain.explanation.explain_videos`."""
+    # What it takes to compute the maps, such as PyTorch and the model, no other section needs.
+    from zar_ray.explain.explanation import explain_videos
+
+    class_sets = tuple(dict.fromkeys(split.class_names for split in data.splits))
+    return explain_videos(data, class_sets, data.table, data.study.videos, video_ids)
+
+
+def _video_map(data: RunData, split: RunSplit) -> Section:
+    """How near the videos of a split are to each other in the embedding space: the paper's figure 6."""
+    title = "Map of the videos" if len(data.splits) == 1 else f"Map of the videos of split {split.name}"
+    if not len(data.table["video_feature"].drop_null()):
+        return why_empty(title, "The run keeps no features of its videos.")
+    kept = data.table.filter(data.table["video_feature"].is_valid()).sort_by("video_id")
+    if split.video_ids is not None:
+        inside = [video in split.video_ids for video in kept["video_id"].to_pylist()]
+        kept = kept.filter(pa.array(inside, pa.bool_()))
+    if kept.num_rows < figures.LEAST_VIDEOS:
+        return why_empty(title, f"{kept.num_rows} videos are too few for a map; {figures.LEAST_VIDEOS} are needed.")
+    column = kept["video_feature"].combine_chunks()
+    features = column.flatten().to_numpy().reshape(kept.num_rows, -1)
+    found = figures.embedding_map(features)
+    labels = _labels(data, split)
+    ids = kept["video_id"].to_pylist()
+    names = [labels.get(ids[int(row)]) for row in found.chosen]
+    several = " A video may show several classes, so none has a colour." if split.multi_label else ""
+    part = f" {len(found.chosen):,} of {len(ids):,} videos, evenly spread." if len(ids) > figures.MOST_VIDEOS else ""
+    caption = (
+        "What the image encoder makes of each video's evaluation view, before any adaptation, laid out by t-SNE "
+        f"(perplexity {found.perplexity:.3g}, seed 0).{part}{several} Near videos look alike to the model; distances "
+        "between groups mean little."
+    )
+    return Section(title, (Figure(figures.map_chart(found, names), caption),))
+
+
+def _labels(data: RunData, split: RunSplit) -> dict[str, str]:
+    """The right class of each video that has one."""
+    case = next((one for one in data.summary.cases if data.split(one.split) is split), None)
+    if case is None or split.multi_label:
+        return {}
+    rows = data.rows(case)
+    rows = rows.filter(rows["label_id"].is_valid())
+    ids = zip(rows["video_id"].to_pylist(), rows["label_id"].to_pylist(), strict=True)
+    return {video: split.class_names[label] for video, label in ids}
+
+
+def _failures(data: StudyData) -> Section:
+    """Which videos failed, where and why."""
+    failed = data.table.filter(data.table["error"].is_valid()).sort_by("video_id")
+    by_video: dict[str, tuple[str, str]] = {}
+    columns = (failed[name].to_pylist() for name in ("video_id", "error_stage", "error"))
+    for video, stage, error in zip(*columns, strict=True):
+        by_video.setdefault(video, (stage or "unknown", error))
+    if not by_video:
+        return Section("Failures", (Text("No video failed."),))
+    stages = [stage for stage, _ in by_video.values()]
+    counts = sorted(((stages.count(stage), stage) for stage in set(stages)), reverse=True)
+    said = ", ".join(f"{count} at stage {stage}" for count, stage in counts)
+    rows = sorted((stage, video, error) for video, (stage, error) in by_video.items())
+    content: list[Content] = [
+        Text(f"{len(rows)} of {data.whole.videos} videos failed: {said}. They count as wrong."),
+        Block(None, ("stage", "video", "reason"), rows[:_FAILURES_SHOWN], words=3),
+    ]
+    if len(rows) > _FAILURES_SHOWN:
+        more = len(rows) - _FAILURES_SHOWN
+        content.append(Text(f"... and {more:,} more; {data.whole.results} has all.", weak=True))
+    return Section("Failures", content)
+
+
+def _timings(data: StudyData) -> Section:
+    """What the stages took, and how the run went on over time."""
+    table = data.table
+    rows = []
+    of_video = table.group_by("video_id").aggregate([("seconds_decode", "max"), ("seconds_encode", "max")])
+    measured = [("decoding", of_video["seconds_decode_max"]), ("encoding", of_video["seconds_encode_max"])]
+    for method in dict.fromkeys(table["method"].to_pylist()):
+        of_method = table.filter(pa.array([one == method for one in table["method"].to_pylist()], pa.bool_()))
+        measured.append((f"adaptation, {method}", of_method["seconds_adapt"]))
+    for stage, column in measured:
+        values = column.drop_null().to_numpy()
+        if len(values):
+            middle, high = np.quantile(values, [0.5, 0.95])
+            numbers = (values.mean(), middle, high, values.max())
+            rows.append((stage, str(len(values)), *(f"{1000 * one:,.1f}" for one in numbers)))
+    content: list[Content] = [Text("No time was measured: no video got that far.", weak=True)]
+    if rows:
+        columns = ("stage", "videos", "mean ms", "median ms", "95 % below ms", "longest ms")
+        content = [
+            Block(None, columns, rows, words=1),
+            Text("Wall time a video in its worker; of several videos done together, each has its share.", weak=True),
+        ]
+    return Section("Time and throughput", [*content, *_progress(data)])
+
+
+def _progress(data: StudyData) -> list[Content]:
+    ended = data.table.append_column("failed", data.table["error"].is_valid())
+    by_video = ended.group_by("video_id").aggregate([("recorded_at", "max"), ("failed", "max")])
+    by_video = by_video.sort_by("recorded_at_max")
+    if by_video.num_rows < 2:
+        return [Text("Throughput over time needs two videos.", weak=True)]
+    seconds = by_video["recorded_at_max"].to_numpy()
+    picture = figures.progress_chart(seconds - seconds[0], by_video["failed_max"].to_numpy())
+    speed = data.whole.throughput.videos_per_second
+    caption = "Videos with a result over time; rows are written a block at a time."
+    if speed is not None:
+        caption += f" The last session did {digits(speed)} videos a second."
+    if data.whole.resumed:
+        caption += f" {data.whole.resumed} videos are of earlier sessions, so the time between sessions shows."
+    return [Figure(picture, caption)]
+
+
+def _repetition(data: StudyData) -> Section:
+    """The command that does the run again, and its options."""
+    config = without_password(data.storage.path(CONFIG))
+    command = shlex.join(["zar", "eval", "--config", config, "--name", f"{data.whole.name}-again"])
+    shown = without_password(yaml.safe_dump(dict(data.config), sort_keys=False, allow_unicode=True))
+    return Section(
+        "Repeating the run",
+        (
+            Code("The same options, under another name:", command),
+            Code("Resolved options", shown, folded=True),
+        ),
+    )
+
+
+def _versions(data: StudyData) -> Section:
+    """What the run was made with."""
+    facts = {**data.provenance, **(data.provenance.get("packages") or {})}
+    rows = [(name, str(value)) for name, value in facts.items() if name != "packages" and value is not None]
+    if not rows:
+        return why_empty("Versions", "The run does not say what it was made with.")
+    return Section("Versions", (Block(None, ("what", "version"), rows, words=2, folded=f"{len(rows)} versions"),))

@@ -9,9 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from zar_ray.data.datasets import Benchmark
 from zar_ray.data.manifest import Manifest, VideoRow, count_rows
-from zar_ray.data.protocols import SplitSpec
+from zar_ray.data.protocols import Benchmark, SplitSpec
 from zar_ray.reporting.blocks import Block, print_block
 from zar_ray.reporting.numbers import counted, digits
 
@@ -19,10 +18,7 @@ from zar_ray.reporting.numbers import counted, digits
 def print_benchmarks(benchmarks: Sequence[Benchmark], console: Console, data_root: Path | None = None) -> None:
     """Prints benchmarks, a line a split, and how to make the manifests that are missing.
 
-    Args:
-        benchmarks: The benchmarks.
-        console: Where they are shown.
-        data_root: Folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets.
+    A manifest is NAME/manifest.parquet in `data_root`, by default in ZAR_HOME/datasets.
     """
     rows = []
     missing: dict[str, None] = {}

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import zar_ray
 from zar_ray.reporting.blocks import Block
+from zar_ray.storage import Storage, is_uri
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page.
-
-    Attributes:
-        title: Its name.
-        subtitle: What it is about, in a line.
-        warning: What must be known before any number is read.
-        tiles: The headline.
-        facts: Names and values under the headline.
-        groups: The rest.
-    """
+    """A whole page: headline tiles, names and values under them, and groups; its warning comes before any number."""
 
     title: str
     subtitle: str
@@ -143,3 +135,15 @@ def render(page: Page) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template("page.html").render(page=page, version=zar_ray.__version__)
+
+
+def write_file(content: bytes, output: str) -> str:
+    """Writes a report whole or not at all, into a folder or at a URI; returns where it is.
+
+    Raises:
+        RunError: It cannot be written.
+    """
+    place = output if is_uri(output) else Storage(output).location
+    folder, _, name = place.rpartition("/")
+    Storage(folder or "/").write(name, content)
+    return place

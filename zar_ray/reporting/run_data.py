@@ -18,9 +18,9 @@ from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
 from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.errors import RunError, ZarError
 from zar_ray.options.base import fingerprint
-from zar_ray.results.finished import FinishedRun, FinishedStudy
 from zar_ray.results.folder import IDENTITY, MANIFEST, PREDICTIONS
 from zar_ray.results.record import CaseMetrics, RunSummary
+from zar_ray.results.study_record import FinishedRun, FinishedStudy
 from zar_ray.storage import Storage
 
 
@@ -43,13 +43,7 @@ class RunSplit:
 
 @dataclass(frozen=True, eq=False)
 class StudyData(FinishedStudy):
-    """A finished study with all that its folder holds.
-
-    Attributes:
-        storage: Its folder.
-        table: All predictions, one row a (video, case).
-        splits: The protocol's splits.
-    """
+    """A finished study with all that its folder holds; of predictions, one row a (video, case)."""
 
     storage: Storage
     table: pa.Table
@@ -57,10 +51,7 @@ class StudyData(FinishedStudy):
 
     @classmethod
     def read(cls, run: str) -> StudyData:
-        """Reads a run's folder.
-
-        Args:
-            run: The folder or its URI.
+        """Reads a run's folder, which may be a URI.
 
         Raises:
             RunError: It holds no finished run, or files that do not belong together.
@@ -71,7 +62,7 @@ class StudyData(FinishedStudy):
         try:
             table = pq.read_table(io.BytesIO(storage.read(PREDICTIONS)))
         except pa.ArrowInvalid as error:
-            raise RunError(f"{storage.path(PREDICTIONS)}: is not Parquet ({_one_line(error)})") from None
+            raise RunError(f"{storage.path(PREDICTIONS)}: is not Parquet ({' '.join(str(error).split())})") from None
         return cls(**vars(study), storage=storage, table=table, splits=_splits(storage, study, table))
 
     @property
@@ -142,7 +133,9 @@ def _splits(storage: Storage, study: FinishedStudy, table: pa.Table) -> tuple[Ru
         splits: dict[str, Any] = json.loads(storage.read(IDENTITY))["splits"]
         classes = {name: tuple(one["classes"]) for name, one in splits.items()}
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{storage.path(IDENTITY)}: is not the identity of a run ({_one_line(error)})") from None
+        raise RunError(
+            f"{storage.path(IDENTITY)}: is not the identity of a run ({' '.join(str(error).split())})"
+        ) from None
     multi_label = bool(len(table["labels"].drop_null()))
     if len(splits) == 1:
         return tuple(RunSplit(name, names, None, multi_label) for name, names in classes.items())
@@ -173,7 +166,3 @@ def _videos_of(storage: Storage, study: FinishedStudy, split: str, expected: str
             "use the version of zar-ray that made it, or evaluate again"
         )
     return frozenset(found.video_ids)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

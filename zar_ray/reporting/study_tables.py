@@ -10,27 +10,14 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from zar_ray.reporting import numbers
 from zar_ray.reporting.blocks import Block, csv_block, markdown_block, markdown_text, print_block
-from zar_ray.reporting.numbers import (
-    METRICS,
-    counted,
-    digits,
-    exact,
-    fixed,
-    gflops,
-    interval,
-    megabytes,
-    p_value,
-    plus_minus,
-    with_deviation,
-)
 from zar_ray.reporting.summary_tables import (
     INTERVALS,
     RANDOM_WEIGHTS,
     data_heading,
-    markdown_facts,
-    print_facts,
     summary_blocks,
+    summary_facts,
 )
 from zar_ray.results.record import Estimate
 from zar_ray.results.study_record import REPLICATES, Score, StudyRecord, StudyTable, TableRow
@@ -55,12 +42,13 @@ def print_study(record: StudyRecord, console: Console) -> None:
     if (warning := random_weights(record)) is not None:
         console.print(Text(warning, style="bold yellow"), soft_wrap=True)
     console.print(Text(study_heading(record), style="bold"), soft_wrap=True)
-    for block in study_blocks(record, plus_minus(console.encoding), min(console.width, _WIDTH)):
+    for block in study_blocks(record, numbers.plus_minus(console.encoding), min(console.width, _WIDTH)):
         print_block(block, console)
     console.print()
     for line in pass_notes(record):
         console.print(Text(line), soft_wrap=True)
-    print_facts(record.whole, console)
+    for name, value in summary_facts(record.whole):
+        console.print(Text.assemble((f"{name:<9}", "bold"), value), soft_wrap=True)
 
 
 def study_markdown(record: StudyRecord) -> str:
@@ -71,7 +59,9 @@ def study_markdown(record: StudyRecord) -> str:
     for block in study_blocks(record):
         lines += markdown_block(block)
     lines += [f"- {markdown_text(line)}" for line in pass_notes(record)]
-    return "\n".join([*lines, *markdown_facts(record.whole)]) + "\n"
+    facts = summary_facts(record.whole)
+    lines += [f"- **{name}**: {markdown_text(value)}" for name, value in facts if name != "MLflow"]
+    return "\n".join(lines) + "\n"
 
 
 def study_csv(record: StudyRecord) -> str:
@@ -84,7 +74,7 @@ def study_csv(record: StudyRecord) -> str:
     columns = ("table", *axes, "method", "varied", "metric", "decisions", "finished", "replicates", *_NUMBERS)
     lines = []
     for table, row in rows:
-        numbers, first = row.numbers(), record.cells[row.cells[0]]
+        values, first = row.numbers(), record.cells[row.cells[0]]
         ends = [getattr(row.scores[split], end) if split in row.scores else None for split, end in each]
         lines.append(
             (
@@ -95,9 +85,9 @@ def study_csv(record: StudyRecord) -> str:
                 table.metric,
                 str(table.decisions),
                 str(row.finished),
-                "; ".join(map(exact, row.main.replicates)) if row.main else "",
-                *(exact(numbers.get(name)) for name in _NUMBERS),
-                *map(exact, ends),
+                "; ".join(map(numbers.exact, row.main.replicates)) if row.main else "",
+                *(numbers.exact(values.get(name)) for name in _NUMBERS),
+                *map(numbers.exact, ends),
             )
         )
     return csv_block(Block(None, (*columns, *(f"{split}_{end}" for split, end in each)), lines))
@@ -123,7 +113,7 @@ def study_heading(record: StudyRecord) -> str:
 
 def ranges_of(record: StudyRecord) -> str:
     """How many labels each axis has."""
-    return " x ".join(counted(len(labels_of(record, axis)), axis) for axis in record.axes)
+    return " x ".join(numbers.counted(len(labels_of(record, axis)), axis) for axis in record.axes)
 
 
 def labels_of(record: StudyRecord, axis: str) -> list[str]:
@@ -132,13 +122,7 @@ def labels_of(record: StudyRecord, axis: str) -> list[str]:
 
 
 def study_blocks(record: StudyRecord, plus_minus: str = "±", width: int = _WIDTH) -> list[Block]:
-    """All tables of a study.
-
-    Args:
-        record: The study.
-        plus_minus: The sign before a deviation.
-        width: Characters beyond which a table's costs get a table of their own.
-    """
+    """All tables of a study; the costs of one that is wider than `width` characters are a table of their own."""
     if not record.tables:
         return summary_blocks(record.whole, plus_minus)
     return [block for table in record.tables for block in _table_blocks(record, table, plus_minus, width)]
@@ -148,31 +132,32 @@ def _table_blocks(record: StudyRecord, table: StudyTable, plus_minus: str, width
     axes = _axes(table.rows)
     methods = list(dict.fromkeys(row.method for row in table.rows))
     of = "" if "method" in axes else f"{methods[0]}, "
-    title = f"{table.title} ({of}{counted(table.decisions, 'decision')})"
+    title = f"{table.title} ({of}{numbers.counted(table.decisions, 'decision')})"
     labels = [
         tuple(row.method if axis == "method" else row.labels.get(axis, "") for axis in axes) for row in table.rows
     ]
     columns, cells = _scores(record, table, plus_minus)
     costs = [
-        (fixed(row.images, 1), digits(row.seconds), gflops(row.gflops), megabytes(row.peak_memory))
+        (
+            numbers.fixed(row.images, 1),
+            numbers.digits(row.seconds),
+            numbers.gflops(row.gflops),
+            numbers.megabytes(row.peak_memory),
+        )
         for row in table.rows
     ]
     notes = _notes(record, table, plus_minus)
-    beside = Block(
-        title,
-        (*axes, *columns, *_COSTS),
-        [(*label, *scores, *cost) for label, scores, cost in zip(labels, cells, costs, strict=True)],
-        (*notes, _COST_NOTE, *table.verdict),
-        words=len(axes),
-    )
+
+    def block(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str]) -> Block:
+        rows = [(*label, *one) for label, one in zip(labels, cells, strict=True)]
+        return Block(title, (*axes, *columns), rows, notes, words=len(axes))
+
+    both = [(*scores, *cost) for scores, cost in zip(cells, costs, strict=True)]
+    beside = block(title, (*columns, *_COSTS), both, (*notes, _COST_NOTE, *table.verdict))
     if beside.width <= width:
         return [beside]
-    rows = [(*label, *scores) for label, scores in zip(labels, cells, strict=True)]
-    below = [(*label, *cost) for label, cost in zip(labels, costs, strict=True)]
-    return [
-        Block(title, (*axes, *columns), rows, (*notes, *table.verdict), words=len(axes)),
-        Block(f"cost a video: {table.title}", (*axes, *_COSTS), below, (_COST_NOTE,), words=len(axes)),
-    ]
+    below = block(f"cost a video: {table.title}", _COSTS, costs, (_COST_NOTE,))
+    return [block(title, columns, cells, (*notes, *table.verdict)), below]
 
 
 def _axes(rows: Sequence[TableRow], but: Sequence[str] = ()) -> list[str]:
@@ -182,12 +167,13 @@ def _axes(rows: Sequence[TableRow], but: Sequence[str] = ()) -> list[str]:
 
 def _scores(record: StudyRecord, table: StudyTable, plus_minus: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The columns between labels and costs, and each row's cells in them."""
-    metric = f"{METRICS[table.metric]} %"
+    metric = f"{numbers.METRICS[table.metric]} %"
     splits = list(dict.fromkeys(split for row in table.rows for split in row.scores))
     averaged = any(row.average is not None for row in table.rows)
     paired = any(row.comparison is not None for row in table.rows)
     columns = [metric] if len(splits) < 2 else [f"{split} {metric}" for split in splits]
-    columns += [f"{_average(record)} %"] if averaged else []
+    harmonic = any(one.kind == "harmonic" for one in record.whole.averages)
+    columns += ["harmonic mean %" if harmonic else "mean %"] if averaged else []
     columns += ["change", "p adj."] if paired else []
     rows = []
     for row in table.rows:
@@ -196,8 +182,8 @@ def _scores(record: StudyRecord, table: StudyTable, plus_minus: str) -> tuple[tu
             cells.append(_score(row.average, plus_minus))
         if paired:
             one = row.comparison
-            change = "reference" if one is None else interval(one.estimate, "+")
-            cells += [change, p_value(row.p_adjusted)]
+            change = "reference" if one is None else numbers.interval(one.top1, "+")
+            cells += [change, numbers.p_value(row.p_adjusted)]
         rows.append(tuple(cells))
     return tuple(columns), rows
 
@@ -206,13 +192,8 @@ def _score(score: Score | None, plus_minus: str) -> str:
     if score is None:
         return ""
     if score.std is None and score.low is not None and score.high is not None:
-        return interval(Estimate(score.value, score.low, score.high))
-    return with_deviation(score.value, score.std, plus_minus)
-
-
-def _average(record: StudyRecord) -> str:
-    harmonic = any(one.kind == "harmonic" for one in record.whole.averages)
-    return "harmonic mean" if harmonic else "mean"
+        return numbers.interval(Estimate(score.value, score.low, score.high))
+    return numbers.with_deviation(score.value, score.std, plus_minus)
 
 
 def _notes(record: StudyRecord, table: StudyTable, plus_minus: str) -> list[str]:
@@ -222,7 +203,7 @@ def _notes(record: StudyRecord, table: StudyTable, plus_minus: str) -> list[str]
     repeated = any(score.std is not None and len(score.replicates) > 1 for score in scores)
     if repeated:
         over = [
-            f"{counted(len(labels_of(record, axis)), axis)} ({', '.join(labels_of(record, axis))})"
+            f"{numbers.counted(len(labels_of(record, axis)), axis)} ({', '.join(labels_of(record, axis))})"
             for axis in record.axes
             if axis in REPLICATES
         ]
@@ -242,7 +223,7 @@ def _notes(record: StudyRecord, table: StudyTable, plus_minus: str) -> list[str]
         )
     if record.whole.failed and scores:
         how = "ranked last" if table.metric == "map" else "counted as wrong"
-        notes.append(f"{counted(record.whole.failed, 'failed video')} {how} where a method has no decision.")
+        notes.append(f"{numbers.counted(record.whole.failed, 'failed video')} {how} where a method has no decision.")
     return notes + _highest_share(table)
 
 

@@ -6,15 +6,14 @@ Tables fit 80 columns and use plain characters, so that they survive logs; accur
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple, fields
 
-from rich.console import Console
-from rich.text import Text
-
-from zar_ray.reporting.blocks import Block, markdown_text
+from zar_ray.reporting.blocks import Block, csv_block
 from zar_ray.reporting.numbers import (
     METRICS,
     counted,
     digits,
+    fixed,
     gflops,
     interval,
     p_value,
@@ -25,6 +24,7 @@ from zar_ray.reporting.numbers import (
 )
 from zar_ray.results.record import (
     CaseMetrics,
+    ClassAccuracy,
     FailureGroup,
     ModelCost,
     ProtocolAverage,
@@ -38,17 +38,6 @@ INTERVALS = "Intervals hold with 95 %."
 
 _ACCURACIES = ("top1", "top5", "mean_class")
 _REASON_LENGTH = 160
-
-
-def print_facts(summary: RunSummary, console: Console) -> None:
-    """Prints what stands below accuracies: counts, failures, speed, costs and where everything is."""
-    for name, value in summary_facts(summary):
-        console.print(Text.assemble((f"{name:<9}", "bold"), value), soft_wrap=True)
-
-
-def markdown_facts(summary: RunSummary) -> list[str]:
-    """The same as `print_facts` prints, as lines of Markdown, without where it is logged."""
-    return [f"- **{name}**: {markdown_text(value)}" for name, value in summary_facts(summary) if name != "MLflow"]
 
 
 def data_heading(summary: RunSummary) -> str:
@@ -226,3 +215,12 @@ def _mlflow(summary: RunSummary) -> str:
     if state.run_id is not None:
         return f"{state.uri} (experiment {state.experiment}, run {state.run_id})"
     return f"not logged: {state.why_not or 'switched off'}"
+
+
+def per_class_csv(classes: Sequence[ClassAccuracy]) -> str:
+    """Writes accuracy by class as CSV with a header; shares have four decimals, and are empty without videos."""
+    rows = [
+        [fixed(value, 4) if isinstance(value, float) else "" if value is None else str(value) for value in astuple(one)]
+        for one in classes
+    ]
+    return csv_block(Block(None, [field.name for field in fields(ClassAccuracy)], rows))

@@ -11,7 +11,6 @@ class Case:
 
     Attributes:
         case_id: The method and a hash of the rest.
-        method: The method's name.
         class_set: Which of a run's class sets it chooses among.
         setting: Which of a run's settings it is under; an evaluation has one, a sweep several.
         model: Which of a run's models decides.

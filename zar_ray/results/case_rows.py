@@ -21,7 +21,6 @@ class CaseRows:
     """The rows of one case as arrays, in the table's order.
 
     Attributes:
-        table: The rows.
         label: int (N,), the right label ids; -1 for none.
         before: int (N,), where the decision before adaptation ranks the right class: `RIGHT`, `AMONG_FIVE` or `MISSED`.
         after: The same after adaptation.
@@ -53,13 +52,8 @@ class CaseRows:
 
     def select(self, chosen: np.ndarray) -> CaseRows:
         """Those of the rows where `chosen`, bool (N,), is true."""
-        return CaseRows(
-            self.table.filter(pa.array(chosen, pa.bool_())),
-            self.label[chosen],
-            self.before[chosen],
-            self.after[chosen],
-            self.finished[chosen],
-        )
+        arrays = (self.label, self.before, self.after, self.finished)
+        return CaseRows(self.table.filter(pa.array(chosen, pa.bool_())), *(one[chosen] for one in arrays))
 
 
 def firsts(lists: pa.ChunkedArray) -> np.ndarray:

@@ -64,11 +64,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 class Ledger:
-    """Which cases of which videos have a row, finished or failed; each file of rows is looked at once.
-
-    Args:
-        folder: The run.
-    """
+    """Which cases of which videos have a row, finished or failed; each file of rows is looked at once."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
@@ -92,25 +88,18 @@ class Ledger:
 
 
 class RunFolder:
-    """One run's files.
-
-    Args:
-        storage: The run's own folder.
-    """
+    """One run's files, in a folder of its own."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
 
     def open(self, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> bool:
-        """Starts the run, or continues it if it is there.
+        """Starts the run, or continues it if it is there; returns whether it did.
 
         Args:
             identity: What the run's numbers depend on, as JSON values.
             resume: Insist that the run is there already.
             overwrite: Delete a run that is there first.
-
-        Returns:
-            Whether an earlier run is continued.
 
         Raises:
             RunError: The folder holds a run with another identity, or something else; or there is nothing to resume.

@@ -35,7 +35,6 @@ from zar_ray.results.case_rows import AMONG_FIVE, RIGHT, CaseRows, check_labels
 from zar_ray.results.record import (
     Accuracy,
     CaseMetrics,
-    Change,
     Costs,
     Estimate,
     FailureGroup,
@@ -62,11 +61,7 @@ class VideoCounts:
 
 
 def check_counts(expected: Set[tuple[str, str]], table: pa.Table) -> None:
-    """Checks that the table holds each video exactly once for each case that it is of, and nothing else.
-
-    Args:
-        expected: The (video id, case id) pairs that the run is about.
-        table: A result table.
+    """Checks that the table holds each expected (video id, case id) pair exactly once, and nothing else.
 
     Raises:
         RunError: Rows are missing, too many or repeated; the message names the first of each.
@@ -344,8 +339,9 @@ def _scores(rows: CaseRows, seed: int, resamples: int) -> Scores | None:
             mean_class=_mean_class(rows.label, right, np.random.default_rng(seed), resamples),
         )
 
-    before, after = accuracy(rows.before), accuracy(rows.after)
-    return Scores(len(rows.label), before, after, _change(rows, seed, resamples))
+    adapts = _adapts(rows.table)
+    change = paired_comparison(rows.before == RIGHT, rows.after == RIGHT, seed, resamples) if adapts else None
+    return Scores(len(rows.label), accuracy(rows.before), accuracy(rows.after), change)
 
 
 def _mean_class(label: np.ndarray, right: np.ndarray, rng: np.random.Generator, resamples: int) -> Estimate:
@@ -372,13 +368,6 @@ def _drawn(
     batch, videos = max(1, _CELLS_A_BATCH // len(counts)), counts.sum()
     sizes = [min(batch, resamples - start) for start in range(0, resamples, batch)]
     return np.concatenate([statistic(rng.multinomial(videos, counts / videos, size=size)) for size in sizes])
-
-
-def _change(rows: CaseRows, seed: int, resamples: int) -> Change | None:
-    if not _adapts(rows.table):
-        return None
-    found = paired_comparison(rows.before == RIGHT, rows.after == RIGHT, seed, resamples)
-    return Change(found.estimate, found.gained, found.lost, found.p_value)
 
 
 def _adapts(table: pa.Table) -> bool:

@@ -47,11 +47,11 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Change:
-    """Top-1 after adaptation minus top-1 before, on the same videos.
+class PairedComparison:
+    """Two decisions about the same videos.
 
     Attributes:
-        top1: The difference of the shares, with its paired interval.
+        top1: Share that is right after minus share that is right before, with its paired interval.
         gained: Videos that are right only after.
         lost: Videos that are right only before.
         p_value: McNemar's exact two-sided p: how likely so uneven a split of gained and lost would be by chance alone.
@@ -62,6 +62,11 @@ class Change:
     lost: int
     p_value: float
 
+    @property
+    def difference(self) -> float:
+        """The difference alone."""
+        return self.top1.value
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -69,15 +74,14 @@ class Scores:
 
     Attributes:
         videos: How many videos that is.
-        before: Accuracy before adaptation.
         after: Accuracy after it, which is the method's result.
-        change: The difference; None for a method that leaves every score as it was.
+        change: After against before; None for a method that leaves every score as it was.
     """
 
     videos: int
     before: Accuracy
     after: Accuracy
-    change: Change | None
+    change: PairedComparison | None
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,6 @@ class CaseMetrics:
     """All numbers of one case.
 
     Attributes:
-        case_id: The case.
-        method: Its test-time method.
         videos: Rows of this case; finished + failed.
         finished: Rows with a decision.
         failed: Rows without one.
@@ -164,13 +166,11 @@ class ClassAccuracy:
 
     Attributes:
         label_id: Index among the class names.
-        label: The class's name.
         videos: Labelled videos of the class, failed ones included.
         failed: Those of them without a decision, which count as wrong.
         top1_before: Share that is right before adaptation; None without videos.
         top1_after: The same after adaptation.
         taken_for: The wrong class that most of its videos are given after adaptation; None when there is none.
-        taken_for_videos: How many videos that is.
     """
 
     label_id: int
@@ -194,7 +194,6 @@ class FailureGroup:
 
     Attributes:
         stage: See `zar_ray.errors.VideoError`.
-        videos: How many.
         examples: The first of them by id, as (video id, error).
     """
 
@@ -229,7 +228,6 @@ class ModelCost:
     """What a model holds and computes, counted; a GFLOP is 1e9 multiplications with addition, as in papers.
 
     Attributes:
-        parameters: All of its parameters.
         view_frames: T, frames of an evaluation view.
         view_gflops: What an evaluation view takes, as published: all of the image tower, and a head over frames.
         image_gflops: What an image takes of the encoder here, which computes of the last block what is read.
@@ -268,7 +266,6 @@ class MlflowState:
 
     Attributes:
         uri: The tracking store; None when there is none.
-        experiment: The experiment's name.
         run_id: The evaluation's (parent) run.
         why_not: The reason when there is no run id, with the way out.
     """
@@ -284,9 +281,7 @@ class SplitSummary:
     """One split of a protocol.
 
     Attributes:
-        name: What the protocol calls it.
         classes: Names to choose among.
-        videos: Videos, failed ones included.
         notes: What to say beside its results, a line each.
     """
 
@@ -301,13 +296,11 @@ class ProtocolAverage:
     """What a protocol reports of several splits for one method, as published tables print it.
 
     Attributes:
-        method: The method.
         metric: ``top1``, ``top5``, ``mean_class`` or ``map``, after adaptation; with ``_before`` before it.
         kind: ``mean`` of the splits, or ``harmonic`` mean of base and novel.
         value: The average of the splits' headline numbers, a fraction.
         std: Standard deviation between the splits, dividing by their number as NumPy's default does; None for a
             harmonic mean.
-        splits: The splits that it is of.
     """
 
     method: str
@@ -328,10 +321,8 @@ class RunSummary:
     """One evaluation.
 
     Attributes:
-        name: The run's name.
         dataset: What was evaluated, as the user named it.
         split: The one split that was asked for; None for all of the protocol's.
-        model: The model's name.
         model_fingerprint: A short hash of its weights.
         random_weights: Whether the weights are untrained; every output then says so.
         seed: Seed of the view plans.
@@ -343,11 +334,6 @@ class RunSummary:
         warned: Videos that were used with a warning.
         resumed: Videos that an earlier session had finished.
         cases: Metrics by case, in the order they were asked for.
-        failures: Failed videos by stage.
-        costs: What a video costs.
-        throughput: How fast this session was.
-        results: Where the result table is.
-        run_file: Where run.json is.
         mlflow: Where the run was logged, or why not.
         splits: The protocol's splits that ran, in its order; `cases` holds one case a split and method.
         averages: What the protocol reports over them; empty with one split.

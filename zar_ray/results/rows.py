@@ -124,15 +124,9 @@ class ResultRow:
 
     @classmethod
     def from_decision(cls, video_id: str, case_id: str, method: str, decision: Decision, **facts: Any) -> ResultRow:
-        """Makes the row of a finished case.
+        """Makes the row of a finished case, and of attributes of the same names as in `facts`.
 
-        Args:
-            video_id: The video.
-            case_id: The case.
-            method: The case's method.
-            decision: Logits before and after, ``(K,)``, with the views' entropies and the selection.
-            **facts: Attributes of the same names; with ``label_id`` the row says whether the decision is right, with
-                ``labels`` it holds all scores.
+        With ``label_id`` the row says whether the decision is right, with ``labels`` it holds all scores.
 
         Raises:
             VideoError: The logits are not finite (stage ``adapt``): no ranking of them would mean anything.
@@ -168,15 +162,9 @@ class ResultRow:
 
     @classmethod
     def failed(cls, video_id: str, case_id: str, method: str, *, error: str, stage: str, **facts: Any) -> ResultRow:
-        """Makes the row of a case without a decision.
+        """Makes the row of a case without a decision; why there is none is put on one line.
 
-        Args:
-            video_id: The video.
-            case_id: The case.
-            method: The case's method.
-            error: Why there is no decision; it is put on one line.
-            stage: Where it failed, see `zar_ray.errors.VideoError`.
-            **facts: Attributes of the same names, as far as they are known.
+        The stage is where it failed, see `zar_ray.errors.VideoError`; `facts` are attributes of the same names.
         """
         message = " ".join(error.split()) or "unknown error"
         return cls(video_id=video_id, case_id=case_id, method=method, error=message, error_stage=stage, **facts)
@@ -193,14 +181,13 @@ RESULT_SCHEMA = schema_of(ResultRow)
 
 def _ranking(logits: torch.Tensor, when: str) -> tuple[tuple[int, ...], tuple[float, ...], float]:
     """The top min(5, K) class ids, their probabilities, and the entropy in nats of all K."""
-    values = logits.detach().cpu().double().numpy()
-    if not np.isfinite(values).all():
+    values = logits.detach().cpu().double()
+    if not values.isfinite().all():
         raise VideoError(f"the logits {when} adaptation are not finite; try --precision fp32", stage="adapt")
-    log_probabilities = values - values.max()
-    log_probabilities -= np.log(np.exp(log_probabilities).sum())
-    probabilities = np.exp(log_probabilities)
-    top = np.argsort(-values, kind="stable")[:5]
-    entropy = float(-(probabilities * log_probabilities).sum())
+    log_probabilities = values.log_softmax(dim=-1)
+    probabilities = log_probabilities.exp()
+    top = values.sort(descending=True, stable=True).indices[:5]
+    entropy = -(probabilities * log_probabilities).sum().item()
     return tuple(top.tolist()), tuple(probabilities[top].tolist()), max(entropy, 0.0)
 
 
@@ -215,16 +202,10 @@ def to_rows(table: pa.Table) -> list[ResultRow]:
 
 
 def deduplicate(table: pa.Table) -> pa.Table:
-    """Leaves one row per (video_id, case_id), sorted by them.
+    """Leaves one row per (video_id, case_id) of a table of `RESULT_SCHEMA`, sorted by them.
 
     A finished row wins over a failed one; among equals the one recorded last, and among rows recorded at the same
     instant the order of their values decides.  The choice therefore does not depend on the order of `table`.
-
-    Args:
-        table: Rows of `RESULT_SCHEMA`, such as all result parts of a run after one another.
-
-    Returns:
-        A table of `RESULT_SCHEMA`.
     """
     table = table.select(RESULT_SCHEMA.names).cast(RESULT_SCHEMA)
     keys = ["video_id", "case_id"]

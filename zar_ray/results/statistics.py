@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import stdev
 
 import numpy as np
 from scipy.stats import binom, binomtest
 
-from zar_ray.results.record import Estimate
+from zar_ray.results.record import Estimate, PairedComparison
 
 RESAMPLES = 5000
 """Bootstrap draws: enough for the ends of an interval to move by a few hundredths of its width from seed to seed."""
 
 TAIL = 0.025
 """Share of a distribution beyond either end of an interval."""
-
-
-@dataclass(frozen=True)
-class PairedComparison:
-    """Two decisions about the same videos.
-
-    Attributes:
-        difference: Share that is right after minus share that is right before.
-        interval: Its 95 % interval, both ends included.
-        gained: Videos that are right only after.
-        lost: Videos that are right only before.
-        p_value: McNemar's exact two-sided p: how likely so uneven a split of gained and lost would be by chance alone.
-    """
-
-    difference: float
-    interval: tuple[float, float]
-    gained: int
-    lost: int
-    p_value: float
-
-    @property
-    def estimate(self) -> Estimate:
-        """The difference with its interval."""
-        return Estimate(self.difference, *self.interval)
 
 
 def paired_comparison(
@@ -76,22 +51,18 @@ def paired_comparison(
     if len(changes) > 1:
         drawn = np.random.default_rng(seed).multinomial(videos, counts / videos, size=resamples) @ changes
         estimate = quantile_estimate((gained - lost) / before.size, drawn / before.size)
-        return PairedComparison(
-            estimate.value, (estimate.low, estimate.high), gained, lost, _exchange_p(changes, counts)
-        )
+        return PairedComparison(estimate, gained, lost, _exchange_p(changes, counts))
     change = float(changes[0]) / replicates
     # Every draw is the same: at worst the rest of the exact bound changed the other way.
     reach = share_estimate(0, videos).high
     low, high = (change - reach, change + reach) if not change else sorted((change, change * (1 - 2 * reach)))
-    return PairedComparison(change, (low, high), gained, lost, _exchange_p(changes, counts))
+    return PairedComparison(Estimate(change, low, high), gained, lost, _exchange_p(changes, counts))
 
 
 def _exchange_p(changes: np.ndarray, counts: np.ndarray) -> float:
     """Exact two-sided p of the sum of some changes, if the sign of each video's were a coin's.
 
-    Args:
-        changes: int (C,), the distinct changes of videos.
-        counts: int (C,), how many videos have each.
+    There are C distinct changes of videos, int (C,), and `counts`, int (C,), say how many videos have each.
     """
     sizes = {int(size): int(counts[np.abs(changes) == size].sum()) for size in np.unique(np.abs(changes)) if size}
     if not sizes:
@@ -124,12 +95,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def share_estimate(right: int, videos: int) -> Estimate:
-    """The share of right videos with its bootstrap interval; Clopper and Pearson's where all or none are right.
-
-    Args:
-        right: How many are right.
-        videos: How many there are, at least 1.
-    """
+    """The share of right ones among some videos with its bootstrap interval; Clopper and Pearson's of all or none."""
     if right in (0, videos):
         exact = binomtest(right, videos).proportion_ci(1 - 2 * TAIL, method="exact")
         return Estimate(right / videos, float(exact.low), float(exact.high))
@@ -140,10 +106,7 @@ def share_estimate(right: int, videos: int) -> Estimate:
 def replicated_share(right: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """The share of right decisions, with its interval over videos; a video's replicates are redrawn together.
 
-    Args:
-        right: bool ``(R, N)``: R decisions about each of N videos, both at least 1.
-        seed: Seed of the bootstrap, which one replicate does not need.
-        resamples: Bootstrap draws.
+    `right` is bool ``(R, N)``: R decisions about each of N videos, both at least 1.
     """
     replicates, videos = right.shape
     if replicates == 1 or right.all() or not right.any():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zar_ray.errors import ConfigError, ModelError
+from zar_ray.errors import ConfigError, ModelError, RunError
+from zar_ray.models.merging import merge_checkpoints
+from zar_ray.storage import Storage
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.sweeps import DEFAULT, PlacedSweep, load_sweep, place_settings
 
@@ -33,6 +37,39 @@ class Mixture:
     name: str
 
 
+def label_of(coordinates: Mapping[str, str]) -> str:
+    """Labels by axis in a line; models and settings need no word in front."""
+    return ", ".join(
+        label if axis in ("model", "setting") else f"{axis} {label}" for axis, label in coordinates.items()
+    )
+
+
+def place_of(mixture: Mixture, output: str) -> Path:
+    """Where a mixture's file lies: below the output, or where that is no local folder beside its second checkpoint."""
+    root = Storage(output)
+    return (Path(root.location) / "checkpoints" if root.is_local else mixture.second.parent) / mixture.name
+
+
+def write_mixture(mixture: Mixture, target: Path) -> None:
+    """Writes a mixture in place of one that an earlier session left: it is the same, or its sources have changed.
+
+    Raises:
+        ModelError: The two checkpoints cannot be mixed.
+        RunError: It cannot be written.
+    """
+    unfinished = target.parent / f".{target.stem}.{uuid.uuid4().hex}"
+    try:
+        unfinished.mkdir(parents=True)
+        # What the second checkpoint's pixels are, which was trained last, the mixtures see too.
+        sources, shares = (mixture.first, mixture.second), (1 - mixture.share, mixture.share)
+        merge_checkpoints(sources, shares, unfinished / target.name, pixels_of=mixture.second)
+        (unfinished / target.name).replace(target)
+    except OSError as error:
+        raise RunError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class ModelChoice:
     """One model of a study.
@@ -50,7 +87,7 @@ class ModelChoice:
     @property
     def label(self) -> str:
         """All of its coordinates in a line."""
-        return ", ".join(text if axis == "model" else f"{axis} {text}" for axis, text in self.coordinates.items())
+        return label_of(self.coordinates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +107,7 @@ class SettingChoice:
     @property
     def label(self) -> str:
         """Both in a line."""
-        return ", ".join(text if axis == "setting" else f"{axis} {text}" for axis, text in self.coordinates.items())
+        return label_of(self.coordinates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +132,7 @@ class Axes:
 
 
 def axes_of(options: EvalConfig, models: Sequence[ModelChoice] = ()) -> Axes:
-    """All axes of a study.
-
-    Args:
-        options: The study's options.
-        models: The models, where the options do not name them.
+    """All axes of a study; `models` are its models where the options do not name them.
 
     Raises:
         ConfigError: A label is given twice on an axis, or an option contradicts an axis.
@@ -111,7 +144,8 @@ def axes_of(options: EvalConfig, models: Sequence[ModelChoice] = ()) -> Axes:
 
 def _models(options: EvalConfig) -> tuple[ModelChoice, ...]:
     if not options.models:
-        return (ModelChoice({"model": _own_label(options)}, {}),)
+        own = options.checkpoint.stem if options.checkpoint else f"{options.model}-{options.pretrained}"
+        return (ModelChoice({"model": own}, {}),)
     given = " ".join(options.models)
     if len(set(options.models)) < len(options.models):
         raise ConfigError(f"--model {given}: names a model twice")
@@ -135,10 +169,6 @@ def _named(model: str, options: EvalConfig) -> dict[str, Any]:
         return {"checkpoint": Path(model).expanduser().absolute(), "model": default, "models": ()}
     name, _, tag = model.partition(":")
     return {"model": name, "pretrained": tag or options.pretrained, "models": ()}
-
-
-def _own_label(options: EvalConfig) -> str:
-    return options.checkpoint.stem if options.checkpoint else f"{options.model}-{options.pretrained}"
 
 
 def _mixed(options: EvalConfig, models: tuple[ModelChoice, ...]) -> tuple[ModelChoice, ...]:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from dataclasses import asdict, replace
 
 from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
-from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.evaluation.pipeline import Evaluated
 from zar_ray.evaluation.planning import varied_options
 from zar_ray.evaluation.streams import stream_methods
-from zar_ray.reporting.plots import confusion_picture, per_class_csv
+from zar_ray.reporting.figures import confusion_picture
+from zar_ray.reporting.summary_tables import per_class_csv
 from zar_ray.results import metrics
-from zar_ray.results.case import Case
 from zar_ray.results.case_rows import class_accuracies, confusion_matrix
 from zar_ray.results.folder import PREDICTIONS, SUMMARY, RunFolder
-from zar_ray.results.record import CaseMetrics, RunSummary, SplitSummary, Throughput
+from zar_ray.results.record import RunSummary, SplitSummary, Throughput
 from zar_ray.results.study_record import Cell, StudyRecord
 from zar_ray.study.axes import plain_name
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.plan import Study
-from zar_ray.study.tables import tables_of
+from zar_ray.study.tables import rows_of, tables_of
 
 
 def collect(study: Study, evaluated: Evaluated) -> StudyRecord:
@@ -42,7 +37,7 @@ def collect(study: Study, evaluated: Evaluated) -> StudyRecord:
                     coordinates={axis: coordinates[axis] for axis in names},
                     varied=varied_options(own, options),
                     config=options.model_dump(mode="json"),
-                    summary=summarise(study, options, part),
+                    summary=_summary(study, options, part),
                 )
             )
             parts.append(part)
@@ -60,40 +55,43 @@ def collect(study: Study, evaluated: Evaluated) -> StudyRecord:
 
 def _whole(study: Study, first: RunSummary, evaluated: Evaluated) -> RunSummary:
     """The first cell's summary, with what is counted of the whole pass."""
-    counts = metrics.video_counts(evaluated.table)
-    counted = {name: getattr(counts, name) for name in ("videos", "finished", "failed", "unlabelled", "warned")}
     return replace(
         first,
         name=str(study.options.name),
         failures=metrics.failure_groups(evaluated.table),
         order_dependent=stream_methods(one.options for model in evaluated.models for one in model.settings),
-        **counted,
+        **asdict(metrics.video_counts(evaluated.table)),
     )
 
 
-def summarise(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
+def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
     """All numbers of one cell, from its part of the result table."""
     workload, folder, (model,) = study.workload, study.folder, part.models
-    counts = metrics.video_counts(part.table)
+    dataset = protocol_name(str(options.dataset), options.protocol)
+    average = load_benchmark(dataset).average if dataset in known_benchmarks() else "mean"
     cases = tuple(
-        _case_metrics(split, case, part.table, options.seed)
+        metrics.case_metrics(
+            rows_of(split, part.table),
+            case.case_id,
+            case.method,
+            len(split.class_names),
+            multi_label=split.multi_label,
+            split=split.name,
+            seed=options.seed,
+        )
         for split in workload.splits
         for case in workload.cases_of(split, part.cases)
     )
     return RunSummary(
         name=str(options.name),
-        dataset=protocol_name(str(options.dataset), options.protocol),
+        dataset=dataset,
         split=options.split,
-        model=model.card.name,
-        model_fingerprint=model.card.fingerprint,
-        random_weights=model.card.random_weights,
+        model=model.name,
+        model_fingerprint=model.fingerprint,
+        random_weights=model.random_weights,
         seed=options.seed,
         classes=len({name for names in workload.class_sets for name in names}),
-        videos=counts.videos,
-        finished=counts.finished,
-        failed=counts.failed,
-        unlabelled=counts.unlabelled,
-        warned=counts.warned,
+        **asdict(metrics.video_counts(part.table)),
         resumed=part.resumed,
         cases=cases,
         failures=metrics.failure_groups(part.table),
@@ -104,34 +102,14 @@ def summarise(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
         splits=tuple(
             SplitSummary(split.name, len(split.class_names), len(split), split.notes) for split in workload.splits
         ),
-        averages=metrics.protocol_averages(cases, average_of(options)) if len(workload.splits) > 1 else (),
+        averages=metrics.protocol_averages(cases, average) if len(workload.splits) > 1 else (),
         order_dependent=stream_methods([options]),
-        model_cost=next(iter(model.card.costs), None),
+        model_cost=next(iter(model.costs), None),
     )
-
-
-def average_of(options: EvalConfig) -> Literal["mean", "harmonic"]:
-    """What the dataset's protocol reports over its splits."""
-    name = protocol_name(str(options.dataset), options.protocol)
-    return load_benchmark(name).average if name in known_benchmarks() else "mean"
-
-
-def _case_metrics(split: EvaluationSplit, case: Case, table: pa.Table, seed: int) -> CaseMetrics:
-    """One case over the videos of one split."""
-    rows, classes, multi_label = rows_of(split, table), len(split.class_names), split.multi_label
-    return metrics.case_metrics(
-        rows, case.case_id, case.method, classes, multi_label=multi_label, split=split.name, seed=seed
-    )
-
-
-def rows_of(split: EvaluationSplit, table: pa.Table) -> pa.Table:
-    """The rows of a split's videos."""
-    return table.filter(pc.field("video_id").isin(pa.array(split.video_ids, pa.string())))
 
 
 def write_class_files(study: Study, evaluated: Evaluated, folder: RunFolder) -> None:
     """Writes accuracies by class and confusion matrices, of each model under the study's own setting."""
-    several = len(study.axes.models) > 1, len(study.workload.splits) > 1
     for number, model in enumerate(study.axes.models):
         part = evaluated.cell(number, 0)
         for split in study.workload.splits:
@@ -139,8 +117,8 @@ def write_class_files(study: Study, evaluated: Evaluated, folder: RunFolder) -> 
                 continue
             rows = rows_of(split, part.table)
             for case in study.workload.cases_of(split, part.cases):
-                words = [plain_name(model.label)] if several[0] else []
-                words += [split.name] if several[1] else []
+                words = [plain_name(model.label)] if len(study.axes.models) > 1 else []
+                words += [split.name] if len(study.workload.splits) > 1 else []
                 name = "_".join([*words, case.method])
                 classes = class_accuracies(rows, case.case_id, split.class_names)
                 if any(one.videos for one in classes):

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from zar_ray.data.synthetic import TRAINING_MANIFEST, SyntheticSpec, write_synthetic
+from zar_ray.data.synthetic import TRAINING_MANIFEST, write_synthetic
 from zar_ray.options.layers import conf_dir, read_yaml, validate, zar_home
 from zar_ray.study.options import EvalConfig
 from zar_ray.training.options import TrainConfig
@@ -23,22 +23,9 @@ def videos_folder() -> Path:
     return zar_home() / "demo" / "videos"
 
 
-def samples_folder() -> Path:
-    """Where the test videos of the demo's unseen classes lie."""
-    return videos_folder() / "test"
-
-
 def checkpoint_file() -> Path:
     """Where the demo's trained model lies."""
     return zar_home() / "demo" / "tiny-clip.safetensors"
-
-
-def training_config() -> TrainConfig:
-    """The options the demo's model is trained with: conf/train/demo.yaml, and where its files lie."""
-    path = conf_dir() / "train" / "demo.yaml"
-    videos = str(videos_folder() / TRAINING_MANIFEST)
-    places = {"dataset": videos, "validation": videos, "output": str(checkpoint_file()), "mlflow": False}
-    return validate(TrainConfig, {**read_yaml(path), **places}, str(path))
 
 
 def ensure_demo(options: EvalConfig, console: Console) -> None:
@@ -53,22 +40,18 @@ def ensure_demo(options: EvalConfig, console: Console) -> None:
     """
     if options.dataset not in BENCHMARKS:
         return
-    ensure_videos(console)
-    if options.checkpoint != checkpoint_file() or checkpoint_file().is_file():
-        return
-    from zar_ray.training.job import run_training
-
-    console.print("training a tiny CLIP on the training classes (about two minutes on two cores)")
-    config = training_config()
-    run_training(config.model_copy(update={"address": options.address}), console)
-
-
-def ensure_videos(console: Console) -> None:
-    """Writes the demo's videos where they are not there yet."""
-    spec = SyntheticSpec()
     folder = videos_folder()
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("writing videos", total=None)
         if not folder.exists():
             console.print(f"writing the demo's videos into {folder}")
-        write_synthetic(folder, spec, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        write_synthetic(folder, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    if options.checkpoint != checkpoint_file() or checkpoint_file().is_file():
+        return
+    from zar_ray.training.job import run_training
+
+    console.print("training a tiny CLIP on the training classes (about two minutes on two cores)")
+    path, videos = conf_dir() / "train" / "demo.yaml", str(folder / TRAINING_MANIFEST)
+    places = {"dataset": videos, "validation": videos, "output": str(checkpoint_file()), "mlflow": False}
+    config = validate(TrainConfig, {**read_yaml(path), **places, "address": options.address}, str(path))
+    run_training(config, console)

@@ -12,7 +12,6 @@ runs/NAME/             the study
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -22,10 +21,11 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
 from zar_ray.adaptation.methods import get_method
-from zar_ray.data.datasets import Benchmark, known_benchmarks, load_benchmark, protocol_name
+from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
 from zar_ray.data.few_shot import draw_shots
 from zar_ray.data.manifest import Manifest, read_manifest, write_manifest
-from zar_ray.errors import ConfigError, ManifestError, RunError, suggestion
+from zar_ray.data.protocols import Benchmark
+from zar_ray.errors import ConfigError, RunError, suggestion
 from zar_ray.models import checkpoints, learned_context
 from zar_ray.options.base import fingerprint, meaning
 from zar_ray.options.layers import merge, validate, zar_home
@@ -48,26 +48,22 @@ class Training:
     """One training of an experiment.
 
     Attributes:
-        shots: Videos a class.
-        seed: The seed of the draw and of the training.
         videos: The videos drawn.
-        config: Its options.
+        config: Its options, with its number of shots, and the seed of the draw and of the training.
         output: The checkpoint that it writes.
         done: Whether that is there already.
     """
 
-    shots: int
-    seed: int
     videos: Manifest
     config: TrainConfig
     output: Path
     done: bool
 
-    def choice(self) -> ModelChoice:
-        """The model that it gives the study."""
+    @property
+    def coordinates(self) -> dict[str, str]:
+        """Its label on each of the experiment's axes."""
         begun = self.config.checkpoint.stem if self.config.checkpoint else self.config.model
-        coordinates = {"model": begun, "shots": str(self.shots), "training seed": str(self.seed)}
-        return ModelChoice(coordinates, trained_options(self.config, self.output))
+        return {"model": begun, "shots": str(*self.config.shots), "training seed": str(self.config.seed)}
 
 
 @dataclass(frozen=True)
@@ -96,18 +92,22 @@ def describe(config: TrainConfig) -> str:
         ZarError: An option or the dataset cannot be used.
     """
     plan = plan_experiment(config)
-    lines = [
-        f"experiment  {_heading(plan)}",
-        *(
-            f"training    {shots} shots: {len(drawn)} videos of {len(drawn.class_names)} classes a seed"
-            for shots, drawn in {one.shots: one.videos for one in plan.trainings}.items()
-        ),
-        f"evaluation  {_evaluated(plan)}, methods {', '.join(config.method)}",
-        f"folder      {plan.folder.path()}",
-    ]
-    for one in plan.trainings:
-        lines.append(f"checkpoint  {one.output}{' (trained already)' if one.done else ''}")
-    return "\n".join(lines)
+    evaluated = f"test videos of split {plan.evaluation.split}"
+    if config.protocol == "base_to_novel":
+        evaluated = " and ".join(spec.name for spec in plan.benchmark.splits)
+    drawn = {one.coordinates["shots"]: one.videos for one in plan.trainings}
+    return "\n".join(
+        [
+            f"experiment  {_heading(plan)}",
+            *(
+                f"training    {shots} shots: {len(videos)} videos of {len(videos.class_names)} classes a seed"
+                for shots, videos in drawn.items()
+            ),
+            f"evaluation  {evaluated}, methods {', '.join(config.method)}",
+            f"folder      {plan.folder.path()}",
+            *(f"checkpoint  {one.output}{' (trained already)' if one.done else ''}" for one in plan.trainings),
+        ]
+    )
 
 
 def run_experiment(config: TrainConfig, console: Console) -> StudyRecord:
@@ -129,24 +129,26 @@ def run_experiment(config: TrainConfig, console: Console) -> StudyRecord:
     console.print(f"{_heading(plan)}, in {plan.folder.path()}")
     logged: dict[str, dict[str, str]] = {}
     for number, one in enumerate(plan.trainings, 1):
-        console.print(f"\n{one.shots} shots, seed {one.seed} ({number} of {len(plan.trainings)})")
+        shots, seed = one.coordinates["shots"], one.coordinates["training seed"]
+        console.print(f"\n{shots} shots, seed {seed} ({number} of {len(plan.trainings)})")
         write_manifest(one.videos, str(one.config.dataset))
         if one.done:
             console.print(f"trained already: {one.output}")
         elif (run_id := run_training(one.config, console).run_id) is not None:
-            logged[run_id] = {"shots": str(one.shots), "seed": str(one.seed)}
+            logged[run_id] = {"shots": shots, "seed": seed}
     console.print()
-    record = run_study(plan.evaluation, console, [one.choice() for one in plan.trainings])
+    models = [ModelChoice(one.coordinates, trained_options(one.config, one.output)) for one in plan.trainings]
+    record = run_study(plan.evaluation, console, models)
     if logged and record.whole.mlflow.run_id is not None and record.whole.mlflow.uri is not None:
         put_below(record.whole.mlflow.run_id, logged, plan.evaluation.mlflow_uri or record.whole.mlflow.uri)
     return record
 
 
-def _checked(config: TrainConfig) -> TrainConfig:
-    """The options, after a look at those that an experiment needs.
+def plan_experiment(config: TrainConfig) -> Experiment:
+    """Looks at everything that can be wrong, and settles what is to be trained and evaluated.
 
     Raises:
-        ConfigError: One is missing, or two do not fit together.
+        ZarError: An option, the dataset, the folder or a checkpoint that is there cannot be used.
     """
     where = f"--protocol {config.protocol}"
     if config.dataset is None:
@@ -160,33 +162,24 @@ def _checked(config: TrainConfig) -> TrainConfig:
         raise ConfigError(f"--split {config.split}: {where} trains on the base classes and evaluates both halves")
     for name in config.method:
         get_method(name)
-    return config
-
-
-def plan_experiment(config: TrainConfig) -> Experiment:
-    """Looks at everything that can be wrong, and settles what is to be trained and evaluated.
-
-    Raises:
-        ZarError: An option, the dataset, the folder or a checkpoint that is there cannot be used.
-    """
-    config = settled(_checked(config))
+    config = settled(config)
     benchmark = _benchmark(config)
-    place = benchmark.manifest_path(config.data_root)
-    if "://" not in place and not Path(place).is_file():
-        raise ManifestError(
-            f'{benchmark.name}: no manifest at {place}; make one with "{benchmark.make_command(config.data_root)}"'
-        )
-    manifest, folder = read_manifest(place), _folder(config)
+    manifest, folder = read_manifest(benchmark.existing_manifest(config.data_root)), _folder(config)
     split = config.split or next((spec.name for spec in benchmark.splits if spec.train), None)
     trainings = []
     for shots, seed in product(config.shots, config.seeds):
         drawn = draw_shots(benchmark, manifest, shots, seed, split)
         training = _training(config, folder, shots, seed)
         assert training.output is not None
-        if not config.overwrite:
-            _check_drawn(drawn, str(training.dataset), seed)
+        place = str(training.dataset)
+        there = not config.overwrite and folder.exists(place.rpartition("/")[2])
+        if there and read_manifest(place).fingerprint() != drawn.fingerprint():
+            raise RunError(
+                f"{place}: the videos drawn with seed {seed} were others, so the benchmark's manifest has "
+                "changed since; give this experiment a --name and --output of its own, or --overwrite the other"
+            )
         done = not config.overwrite and training.output.exists() and _is_of(training.output, training)
-        trainings.append(Training(shots, seed, drawn, training, training.output, done))
+        trainings.append(Training(drawn, training, training.output, done))
     return Experiment(config, folder, benchmark, tuple(trainings), _evaluation(config, benchmark, split, folder))
 
 
@@ -216,15 +209,6 @@ def _folder(config: TrainConfig) -> Storage:
     if alien := [name for name in folder.names() if not name.endswith(".parquet")]:
         raise RunError(f"{folder.path(alien[0])}: is not an experiment's; choose another --name")
     return folder
-
-
-def _check_drawn(drawn: Manifest, place: str, seed: int) -> None:
-    storage, _, name = place.rpartition("/")
-    if Storage(storage).exists(name) and read_manifest(place).fingerprint() != drawn.fingerprint():
-        raise RunError(
-            f"{place}: the videos drawn with seed {seed} were others, so the benchmark's manifest has "
-            "changed since; give this experiment a --name and --output of its own, or --overwrite the other"
-        )
 
 
 def _training(config: TrainConfig, folder: Storage, shots: int, seed: int) -> TrainConfig:
@@ -259,6 +243,7 @@ def _evaluation(config: TrainConfig, benchmark: Benchmark, split: str | None, fo
     values = {key: value for key, value in benchmark.eval_options().items() if key != "seeds"}
     # The same videos are never both trained on and tested: of a benchmark with several splits only the drawn one's.
     few_shot = config.protocol == "few_shot"
+    shots, seeds = ("+".join(map(str, of_one)) for of_one in (config.shots, config.seeds))
     given: dict[str, Any] = {
         **config.model_dump(include=shared),
         "dataset": config.dataset,
@@ -266,17 +251,10 @@ def _evaluation(config: TrainConfig, benchmark: Benchmark, split: str | None, fo
         "split": split if few_shot else None,
         "views": {"eval_frames": config.frames},
         "output": folder.path("runs"),
-        "name": _study_name(config),
+        "name": f"{shots}shot_seeds{seeds}_{'+'.join(config.method)}",
         "mlflow_uri": _mlflow_uri(config, folder),
     }
     return validate(EvalConfig, merge(values, given), f"{benchmark.name}, its evaluation")
-
-
-def _study_name(config: TrainConfig) -> str:
-    def joined(values: Sequence[int]) -> str:
-        return "+".join(map(str, values))
-
-    return f"{joined(config.shots)}shot_seeds{joined(config.seeds)}_{'+'.join(config.method)}"
 
 
 def _is_of(checkpoint: Path, training: TrainConfig) -> bool:
@@ -295,8 +273,7 @@ def _is_of(checkpoint: Path, training: TrainConfig) -> bool:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         raise RunError(f"{checkpoint}: is there, and nothing that zar train wrote; {way_out}") from None
     now = {**meaning(training), "dataset": Path(str(training.dataset)).name}
-    changed = differences(before, now)
-    if changed:
+    if changed := differences(before, now):
         raise RunError(f"{checkpoint}: was trained with other options ({'; '.join(changed)}); {way_out}")
     return True
 
@@ -307,9 +284,3 @@ def _heading(plan: Experiment) -> str:
         f"{_TITLES[config.protocol]}, {plan.benchmark.title}, {', '.join(map(str, config.shots))} shots, "
         f"seeds {', '.join(map(str, config.seeds))}"
     )
-
-
-def _evaluated(plan: Experiment) -> str:
-    if plan.config.protocol == "base_to_novel":
-        return " and ".join(spec.name for spec in plan.benchmark.splits)
-    return f"test videos of split {plan.evaluation.split}"

@@ -11,8 +11,7 @@ from rich.console import Console
 from zar_ray.adaptation.methods import get_method
 from zar_ray.cluster import inside_job
 from zar_ray.data.class_texts import is_context_file
-from zar_ray.data.datasets import open_dataset, protocol_name, resolve_dataset
-from zar_ray.data.splits import choose_splits
+from zar_ray.data.datasets import choose_splits, open_dataset, protocol_name, resolve_dataset
 from zar_ray.errors import ConfigError, ManifestError
 from zar_ray.evaluation.planning import AskedModel
 from zar_ray.evaluation.streams import check_methods, stream_methods
@@ -20,8 +19,7 @@ from zar_ray.evaluation.workload import Workload
 from zar_ray.options.layers import zar_home
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage, is_uri
-from zar_ray.study.axes import Axes, ModelChoice, axes_of, plain_name
-from zar_ray.study.mixtures import place_of
+from zar_ray.study.axes import Axes, ModelChoice, axes_of, place_of, plain_name
 from zar_ray.study.options import EvalConfig
 
 
@@ -55,10 +53,9 @@ class Study:
 
     def asked(self) -> tuple[AskedModel, ...]:
         """Each model with its options under every setting."""
+        places = range(len(self.axes.settings))
         return tuple(
-            AskedModel(
-                one.label, tuple(self.cell_options(number, setting) for setting in range(len(self.axes.settings)))
-            )
+            AskedModel(one.label, tuple(self.cell_options(number, place) for place in places))
             for number, one in enumerate(self.axes.models)
         )
 
@@ -66,10 +63,7 @@ class Study:
 def plan_study(options: EvalConfig, console: Console, models: Sequence[ModelChoice] = ()) -> Study:
     """Opens the dataset once, multiplies the axes, and settles what the options leave open.
 
-    Args:
-        options: The study's options.
-        console: Where it is said what is opened.
-        models: The models, where the options do not name them.
+    As of `axes_of`, `models` are its models where the options do not name them.
 
     Raises:
         ZarError: The dataset, a class name, an axis or an option cannot be used.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from rich.console import Console
 
@@ -13,12 +12,11 @@ from zar_ray.evaluation.pipeline import Evaluated, evaluate
 from zar_ray.provenance import provenance
 from zar_ray.reporting.study_tables import print_study, study_csv, study_markdown
 from zar_ray.results.folder import CELLS, SUMMARY, RunFolder
-from zar_ray.results.record import MlflowState, RunSummary
+from zar_ray.results.record import MlflowState
 from zar_ray.results.study_record import StudyRecord
 from zar_ray.storage import is_uri
-from zar_ray.study.axes import ModelChoice
+from zar_ray.study.axes import ModelChoice, place_of, write_mixture
 from zar_ray.study.collect import collect, write_class_files
-from zar_ray.study.mixtures import place_of, write_mixture
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.plan import Study, describe, plan_study
 from zar_ray.tracking import log_run_folder
@@ -45,43 +43,31 @@ def run_study(options: EvalConfig, console: Console, models: Sequence[ModelChoic
     labels = [one.label for one in study.axes.settings]
     evaluated = evaluate(study.workload, study.asked(), labels, folder, console)
     console.print("computing accuracies and their intervals ...")
-    record = conclude(study, evaluated, folder)
+    record = _conclude(study, evaluated, folder)
     print_study(record, console)
-    check_failures(record.whole, study.options)
+    whole, allowed = record.whole, study.options.max_failed
+    if whole.failed > allowed * whole.videos:
+        raise RunError(
+            f"{whole.failed} of {whole.videos} videos failed, more than the {allowed:.1%} that "
+            f"--max-failed allows; {whole.results} says why for each"
+        )
     return record
 
 
-def conclude(study: Study, evaluated: Evaluated, folder: RunFolder) -> StudyRecord:
+def _conclude(study: Study, evaluated: Evaluated, folder: RunFolder) -> StudyRecord:
     """Writes and logs what a study found."""
     record = collect(study, evaluated)
-    folder.finish(evaluated.table, run_json(record, study.options))
+    about = {"config": study.options.model_dump(mode="json"), "provenance": provenance()}
+    folder.finish(evaluated.table, {"study": record.to_json(), **about})
     write_class_files(study, evaluated, folder)
     if record.tables:
         folder.storage.write(CELLS, study_csv(record).encode())
-    record = replace(record, whole=replace(record.whole, mlflow=log(folder, study.options)))
-    folder.write_json(SUMMARY, run_json(record, study.options))
+    record = replace(record, whole=replace(record.whole, mlflow=_log(folder, study.options)))
+    folder.write_json(SUMMARY, {"study": record.to_json(), **about})
     return record
 
 
-def run_json(record: StudyRecord, options: EvalConfig) -> dict[str, Any]:
-    """The content of a run's record, ``run.json``."""
-    return {"study": record.to_json(), "config": options.model_dump(mode="json"), "provenance": provenance()}
-
-
-def check_failures(whole: RunSummary, options: EvalConfig) -> None:
-    """Refuses a run of which too many videos failed.
-
-    Raises:
-        RunError: More failed than `max_failed` allows.
-    """
-    if whole.failed > options.max_failed * whole.videos:
-        raise RunError(
-            f"{whole.failed} of {whole.videos} videos failed, more than the {options.max_failed:.1%} that "
-            f"--max-failed allows; {whole.results} says why for each"
-        )
-
-
-def log(folder: RunFolder, options: EvalConfig) -> MlflowState:
+def _log(folder: RunFolder, options: EvalConfig) -> MlflowState:
     """Logs a finished run; one that cannot be logged now is no failed run, and says how to log it later."""
     if not options.mlflow:
         return MlflowState(why_not="switched off by --no-mlflow")

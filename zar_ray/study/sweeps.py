@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -24,7 +24,6 @@ DEFAULT = "default"
 """The label of the run's own setting, in sweeps that do not name it."""
 
 _MAY_VARY = ("views", *method_groups(), "context", "class_position", "name_style", "template", "class_texts", "seed")
-_C = TypeVar("_C", bound=EvalConfig)
 
 
 class SweepSetting(Options):
@@ -133,7 +132,9 @@ class PlacedSweep:
     places: tuple[int, ...]
 
 
-def place_settings(sweeps: Sequence[Sweep], options: _C) -> tuple[tuple[_C, ...], tuple[PlacedSweep, ...]]:
+def place_settings(
+    sweeps: Sequence[Sweep], options: EvalConfig
+) -> tuple[tuple[EvalConfig, ...], tuple[PlacedSweep, ...]]:
     """The settings of several sweeps, each once however many of them name it.
 
     Args:
@@ -143,7 +144,7 @@ def place_settings(sweeps: Sequence[Sweep], options: _C) -> tuple[tuple[_C, ...]
     Raises:
         ConfigError: An option is unknown or a value does not fit; one line.
     """
-    distinct: dict[str, _C] = {fingerprint(meaning(options)): options}
+    distinct: dict[str, EvalConfig] = {fingerprint(meaning(options)): options}
     placed = []
     for sweep in sweeps:
         places = []
@@ -156,7 +157,7 @@ def place_settings(sweeps: Sequence[Sweep], options: _C) -> tuple[tuple[_C, ...]
     return tuple(distinct.values()), tuple(placed)
 
 
-def _laid_over(options: _C, setting: SweepSetting, sweep: str) -> _C:
+def _laid_over(options: EvalConfig, setting: SweepSetting, sweep: str) -> EvalConfig:
     # Only what varies is built anew: plain values of all options would lack what they do not show, such as passwords.
     given = {name: value for name, value in setting.options.items() if name in _MAY_VARY}
     below = options.model_dump(mode="json", include=set(given))

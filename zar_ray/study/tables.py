@@ -6,27 +6,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean, harmonic_mean
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from zar_ray.adaptation.methods import get_method
+from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.evaluation.pipeline import Evaluated
 from zar_ray.results.case_rows import RIGHT, CaseRows
-from zar_ray.results.record import CaseMetrics, ProtocolAverage
 from zar_ray.results.statistics import (
-    PairedComparison,
     holm,
     paired_comparison,
     replicated_share,
     sample_deviation,
 )
 from zar_ray.results.study_record import REPLICATES, Cell, Score, StudyTable, TableRow
+from zar_ray.study.axes import label_of
 from zar_ray.study.plan import Study
 from zar_ray.study.sweeps import DEFAULT, PlacedSweep
 
 _LEVEL = 0.05
+
+
+def rows_of(split: EvaluationSplit, table: pa.Table) -> pa.Table:
+    """The rows of a split's videos."""
+    return table.filter(pc.field("video_id").isin(pa.array(split.video_ids, pa.string())))
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,66 +41,47 @@ class Group:
 
     Attributes:
         study: The study.
-        cells: All of its cells.
-        parts: Each cell's part of the result table.
-        places: The places of the group's cells, one a replicate.
+        places: The places of its cells among the study's, one a replicate.
+        cells: These cells.
+        parts: Their parts of the result table.
         method: The method.
-        setting: The place of its setting; 0 is the study's own.
     """
 
     study: Study
-    cells: Sequence[Cell]
-    parts: Sequence[Evaluated]
     places: tuple[int, ...]
+    cells: tuple[Cell, ...]
+    parts: tuple[Evaluated, ...]
     method: str
-    setting: int
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """What tells it from others, by axis, without what replicates."""
-        return self.cells[self.places[0]].without_replicates()
-
-    @property
-    def model(self) -> tuple[tuple[str, str], ...]:
-        """Its labels on the axes of models."""
-        return tuple((axis, label) for axis, label in self.labels.items() if axis != "setting")
 
     @cached_property
     def right(self) -> np.ndarray:
         """Bool (R, N): whether each labelled decision is right, of each (video, class set) once, in the same order."""
-        return np.stack([self._right(place) for place in self.places])
+        return self._right()
 
-    def _right(self, place: int) -> np.ndarray:
-        part, class_sets = self.parts[place], self.study.workload.class_sets
-        found = [np.empty(0, bool)]
-        for case in part.cases:
-            if case.method == self.method:
-                rows = CaseRows.of(part.table, case.case_id, len(class_sets[case.class_set]))
-                found.append((rows.after == RIGHT)[rows.label >= 0])
-        return np.concatenate(found)
-
-    @cached_property
-    def rows(self) -> pa.Table:
-        """All of its result rows."""
-        of_method = pc.field("method") == self.method
-        return pa.concat_tables([self.parts[place].table.filter(of_method) for place in self.places])
-
-    def mean(self, column: str) -> float | None:
-        """The mean of a column, where it was measured."""
-        values = self.rows[column].drop_null().to_numpy()
-        return float(values.mean(dtype=np.float64)) if len(values) else None
+    def _right(self, split: EvaluationSplit | None = None) -> np.ndarray:
+        """The same of all videos or of one split's."""
+        workload, replicates = self.study.workload, []
+        for part in self.parts:
+            cases = part.cases if split is None else workload.cases_of(split, part.cases)
+            table = part.table if split is None else rows_of(split, part.table)
+            rows = [
+                CaseRows.of(table, case.case_id, len(workload.class_sets[case.class_set]))
+                for case in cases
+                if case.method == self.method
+            ]
+            replicates.append(np.concatenate([(one.after == RIGHT)[one.label >= 0] for one in rows]))
+        return np.stack(replicates)
 
     def scores(self) -> dict[str, Score]:
         """Its score on each split that has labels."""
-        by_split: dict[str, list[CaseMetrics]] = {}
-        for place in self.places:
-            for case in self.cells[place].summary.cases:
-                if case.method == self.method:
-                    by_split.setdefault(case.split, []).append(case)
-        found = {split: self._score(split, cases) for split, cases in by_split.items()}
+        found = {split.name: self._score(split) for split in self.study.workload.splits}
         return {split: score for split, score in found.items() if score is not None}
 
-    def _score(self, split: str, cases: Sequence[CaseMetrics]) -> Score | None:
+    def _score(self, split: EvaluationSplit) -> Score | None:
+        summaries = [cell.summary for cell in self.cells]
+        cases = [
+            case for one in summaries for case in one.cases if (case.method, case.split) == (self.method, split.name)
+        ]
         main = [case.map_after or (case.headline.after.top1 if case.headline else None) for case in cases]
         known = [one for one in main if one is not None]
         if not known:
@@ -105,28 +92,16 @@ class Group:
         deviation = sample_deviation(values)
         if cases[0].map_after is not None:
             return Score(fmean(values), std=deviation, replicates=values)
-        seed = self.cells[self.places[0]].summary.seed
-        share = replicated_share(self._right_of_split(split), seed)
+        share = replicated_share(self._right(split), summaries[0].seed)
         return Score(share.value, share.low, share.high, deviation, values)
-
-    def _right_of_split(self, split: str) -> np.ndarray:
-        """Bool (R, N): the same of one split's videos."""
-        (of_split,) = (one for one in self.study.workload.splits if one.name == split)
-        ids = pa.array(of_split.video_ids, pa.string())
-        found = []
-        for place in self.places:
-            part = self.parts[place]
-            cases = self.study.workload.cases_of(of_split, part.cases)
-            (case,) = (one for one in cases if one.method == self.method)
-            table = part.table.filter(pc.field("video_id").isin(ids))
-            rows = CaseRows.of(table, case.case_id, len(of_split.class_names))
-            found.append((rows.after == RIGHT)[rows.label >= 0])
-        return np.stack(found)
 
     def average(self, scores: Mapping[str, Score]) -> Score | None:
         """The protocol's average over its splits."""
-        of_cells = [_main_average(self.cells[place], self.method) for place in self.places]
-        known = [one for one in of_cells if one is not None]
+        of_cells = [
+            [one for one in cell.summary.averages if one.method == self.method and one.metric in ("top1", "map")]
+            for cell in self.cells
+        ]
+        known = [averages[0] for averages in of_cells if averages]
         if not known:
             return None
         values = tuple(one.value for one in known)
@@ -137,17 +112,19 @@ class Group:
         value = harmonic_mean([scores[split].value for split in known[0].splits]) if harmonic else fmean(values)
         return Score(value, std=sample_deviation(values), replicates=values)
 
-    def row(self) -> TableRow:
+    def row(self, labels: dict[str, str]) -> TableRow:
         """Its row, before it is held against others."""
-        scores, images = self.scores(), self.mean("images")
-        peaks = self.rows["peak_memory"].drop_null().to_pylist()
-        cost = self.cells[self.places[0]].summary.model_cost
-        gflops = None
+        of_method = pc.field("method") == self.method
+        rows = pa.concat_tables([part.table.filter(of_method) for part in self.parts])
+        measured = [("images", "mean"), ("seconds_case", "mean"), ("peak_memory", "max")]
+        (costs,) = rows.group_by([]).aggregate(measured).to_pylist()
+        scores, images = self.scores(), costs["images_mean"]
+        cost, gflops = self.cells[0].summary.model_cost, None
         # Of gradients through the image tower no passes forward tell the cost.
         if cost is not None and images is not None and get_method(self.method).updates != "weights":
             gflops = images * cost.image_gflops + cost.tuning_gflops.get(self.method, 0.0)
         return TableRow(
-            labels=self.labels,
+            labels=labels,
             method=self.method,
             cells=self.places,
             scores=scores,
@@ -155,135 +132,107 @@ class Group:
             comparison=None,
             p_adjusted=None,
             images=images,
-            seconds=self.mean("seconds_case"),
+            seconds=costs["seconds_case_mean"],
             gflops=gflops,
-            peak_memory=max(peaks, default=None),
-            finished=self.rows["error"].null_count,
+            peak_memory=costs["peak_memory_max"],
+            finished=rows["error"].null_count,
         )
 
 
-def _main_average(cell: Cell, method: str) -> ProtocolAverage | None:
-    found = (one for one in cell.summary.averages if one.method == method and one.metric in ("top1", "map"))
-    return next(found, None)
+class _Member(NamedTuple):
+    """A group in a table: what the table calls it, and which group it is held against."""
+
+    group: Group
+    labels: dict[str, str]
+    reference: Group
 
 
 def tables_of(study: Study, cells: Sequence[Cell], parts: Sequence[Evaluated]) -> tuple[StudyTable, ...]:
     """A table a sweep, and before them one of the models and replicates under the study's own setting.
 
-    Args:
-        study: The study.
-        cells: Its cells.
-        parts: Each cell's part of the result table, in the same order.
+    Each of the study's cells comes with its part of the result table.
     """
     if len(cells) == 1:
         return ()
-    groups: dict[tuple[tuple[tuple[str, str], ...], int, str], Group] = {}
-    for method in study.options.method:
-        by_key: dict[tuple[tuple[tuple[str, str], ...], int], list[int]] = {}
-        for place, cell in enumerate(cells):
-            setting = study.axes.settings[place % len(study.axes.settings)].place
-            model = tuple((a, label) for a, label in cell.without_replicates().items() if a != "setting")
-            by_key.setdefault((model, setting), []).append(place)
-        for (model, setting), places in by_key.items():
-            groups[model, setting, method] = Group(study, cells, parts, tuple(places), method, setting)
-    models = list(dict.fromkeys(model for model, _, _ in groups))
-    repeated = any(axis in REPLICATES for axis in study.axes.names)
+    axes, methods = study.axes, study.options.method
+    models: dict[str, dict[str, str]] = {}
+    places: dict[tuple[str, int], list[int]] = {}
+    for place, cell in enumerate(cells):
+        labels = {axis: label for axis, label in cell.without_replicates().items() if axis != "setting"}
+        model = label_of(labels)
+        models.setdefault(model, labels)
+        places.setdefault((model, axes.settings[place % len(axes.settings)].place), []).append(place)
+    groups = {
+        (*key, method): Group(study, tuple(own), tuple(cells[n] for n in own), tuple(parts[n] for n in own), method)
+        for key, own in places.items()
+        for method in methods
+    }
+
+    def member(model: str, setting: int, method: str, reference: str, labels: Mapping[str, str]) -> _Member:
+        named = {**models[model], **labels, **({"method": method} if len(methods) > 1 else {})}
+        return _Member(groups[model, setting, method], named, groups[reference, 0, method])
+
     tables = []
-    if len(models) > 1 or (repeated and not study.axes.sweeps):
-        members = [(groups[model, 0, method], {}) for method in study.options.method for model in models]
-        first = {method: groups[models[0], 0, method] for method in study.options.method}
-        references = {id(group): first[group.method] for group, _ in members}
-        label = ", ".join(text if axis == "model" else f"{axis} {text}" for axis, text in models[0])
-        tables.append(_table(study, None, members, references, label if len(models) > 1 else None))
-    for placed in study.axes.sweeps:
-        tables.append(_sweep_table(study, placed, models, groups))
+    repeated = any(axis in REPLICATES for axis in axes.names)
+    if len(models) > 1 or (repeated and not axes.sweeps):
+        first = next(iter(models))
+        own = {"setting": axes.settings[0].coordinates["setting"]} if "setting" in axes.names else {}
+        members = [member(model, 0, method, first, own) for method in methods for model in models]
+        tables.append(_table(study, None, members, first if len(models) > 1 else None))
+    for placed in axes.sweeps:
+        settings = [(one.label, place) for one, place in zip(placed.sweep.settings, placed.places, strict=True)]
+        if all(place != 0 for _, place in settings):
+            settings.insert(0, (DEFAULT, 0))
+        members = [
+            member(model, place, method, model, {"setting": label})
+            for model in models
+            for method in methods
+            for label, place in settings
+        ]
+        tables.append(_table(study, placed, members, "the study's own setting"))
     return tuple(tables)
 
 
-def _sweep_table(
-    study: Study,
-    placed: PlacedSweep,
-    models: Sequence[tuple[tuple[str, str], ...]],
-    groups: Mapping[tuple[tuple[tuple[str, str], ...], int, str], Group],
-) -> StudyTable:
-    settings = [(one.label, place) for one, place in zip(placed.sweep.settings, placed.places, strict=True)]
-    if all(place != 0 for _, place in settings):
-        settings.insert(0, (DEFAULT, 0))
-    members = [
-        (groups[model, place, method], {"setting": label})
-        for model in models
-        for method in study.options.method
-        for label, place in settings
-    ]
-    references = {id(group): groups[group.model, 0, group.method] for group, _ in members}
-    return _table(study, placed, members, references, "the study's own setting")
-
-
-def _table(
-    study: Study,
-    placed: PlacedSweep | None,
-    members: Sequence[tuple[Group, Mapping[str, str]]],
-    references: Mapping[int, Group],
-    reference: str | None,
-) -> StudyTable:
+def _table(study: Study, placed: PlacedSweep | None, members: Sequence[_Member], reference: str | None) -> StudyTable:
     """Rows with their comparisons; those against one reference are one family of tests."""
     seed, multi_label = study.options.seed, study.workload.multi_label
     # A multi-label video is neither right nor wrong.
-    decisions = 0 if multi_label else members[0][0].right.shape[1]
+    decisions = 0 if multi_label else members[0].group.right.shape[1]
     comparable = decisions > 0 and reference is not None
-    families: dict[int, list[tuple[Group, PairedComparison]]] = {}
-    for group, _ in members if comparable else ():
-        base = references[id(group)]
-        if group is not base and all(group is not known for known, _ in families.get(id(base), ())):
-            families.setdefault(id(base), []).append((group, paired_comparison(base.right, group.right, seed)))
-    found: dict[int, tuple[PairedComparison, float]] = {}
+    rows = [one.group.row(one.labels) for one in members]
+    families: dict[int, list[int]] = {}
+    for number, one in enumerate(members if comparable else ()):
+        families.setdefault(id(one.reference), []).append(number)
+    verdicts = []
     for family in families.values():
-        adjusted = holm([one.p_value for _, one in family])
-        found |= {id(group): (one, p) for (group, one), p in zip(family, adjusted, strict=True)}
-    rows = []
-    for group, labels in members:
-        row = group.row()
-        named = {**row.labels, **labels, **({"method": group.method} if len(study.options.method) > 1 else {})}
-        comparison, p_adjusted = found.get(id(group), (None, None))
-        rows.append(replace(row, labels=named, comparison=comparison, p_adjusted=p_adjusted))
+        # Two of a sweep's settings may be the same.
+        distinct = {
+            id(members[n].group): members[n].group for n in family if members[n].group is not members[n].reference
+        }
+        base = members[family[0]].reference
+        found = {key: paired_comparison(base.right, group.right, seed) for key, group in distinct.items()}
+        adjusted = dict(zip(found, holm([one.p_value for one in found.values()]), strict=True))
+        for number in family:
+            key = id(members[number].group)
+            rows[number] = replace(rows[number], comparison=found.get(key), p_adjusted=adjusted.get(key))
+        first = rows[family[0]]
+        told = [first.method] if "setting" not in first.labels else []
+        told = told or [label for axis, label in first.labels.items() if axis != "setting"]
+        whose = f"{', '.join(told)}: " if told and len(families) > 1 else ""
+        verdicts.append(whose + verdict([(members[number].group, rows[number]) for number in family], seed))
     axes = tuple(axis for axis in study.axes.names if axis != "setting")
+    plural = {"model": "models", "share": "shares of the second checkpoint", "seed": "seeds", "shots": "shots"}
     return StudyTable(
         name=placed.sweep.name if placed else "study",
-        title=placed.sweep.title if placed else _title(study),
+        title=placed.sweep.title if placed else " and ".join(plural.get(axis, f"{axis}s") for axis in axes),
         varies=(*axes, *placed.sweep.varies) if placed else axes,
         about=placed.sweep.about if placed else None,
         metric="map" if multi_label else "top1",
         decisions=decisions,
         reference=reference if comparable else None,
         rows=tuple(rows),
-        verdict=_verdicts(members, rows, references, seed) if comparable else (),
+        verdict=tuple(verdicts),
     )
-
-
-def _title(study: Study) -> str:
-    axes = [axis for axis in study.axes.names if axis != "setting"]
-    plural = {"model": "models", "share": "shares of the second checkpoint", "seed": "seeds", "shots": "shots"}
-    return " and ".join(plural.get(axis, f"{axis}s") for axis in axes)
-
-
-def _verdicts(
-    members: Sequence[tuple[Group, Mapping[str, str]]],
-    rows: Sequence[TableRow],
-    references: Mapping[int, Group],
-    seed: int,
-) -> tuple[str, ...]:
-    """What the data tell, a line for each reference."""
-    families: dict[int, list[tuple[Group, TableRow]]] = {}
-    for (group, _), row in zip(members, rows, strict=True):
-        families.setdefault(id(references[id(group)]), []).append((group, row))
-    lines = []
-    for family in families.values():
-        row = family[0][1]
-        told = [label for axis, label in row.labels.items() if axis != "setting"] if len(families) > 1 else []
-        if "setting" not in row.labels and len(families) > 1:
-            told = [row.method]
-        lines.append((f"{', '.join(told)}: " if told else "") + verdict(family, seed))
-    return tuple(lines)
 
 
 def verdict(family: Sequence[tuple[Group, TableRow]], seed: int) -> str:

@@ -11,18 +11,7 @@ from typing import TYPE_CHECKING
 from zar_ray.errors import RunError
 from zar_ray.options.base import fingerprint, without_password
 from zar_ray.storage import Storage
-from zar_ray.tracking.store import (
-    EXPERIMENT,
-    PARENT_TAG,
-    RESULTS_TAG,
-    absolute_uri,
-    client_of,
-    default_uri,
-    experiment_of,
-    fitting,
-    is_there,
-    search_runs,
-)
+from zar_ray.tracking import store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,7 +31,6 @@ class MlflowReceipt:
 
     Attributes:
         uri: The tracking store, without a password.
-        experiment: The experiment's name.
         run_id: The evaluation's (parent) run, or the training's.
         results: A short hash of the results that were sent; empty while a training runs.
         new: Whether this call sent them; otherwise they were there already.
@@ -74,9 +62,7 @@ def read_receipts(folder: Storage) -> dict[str, MlflowReceipt]:
 class FolderRun:
     """The run of one folder in one store; all but making it belongs within `zar_ray.tracking.store.opened`.
 
-    Args:
-        folder: The folder, which keeps a receipt a store (`RECEIPTS`).
-        uri: The tracking store; by default ``mlflow.db`` beside the folder.
+    The store is by default ``mlflow.db`` beside the folder, and the folder keeps a receipt of each store (`RECEIPTS`).
 
     Attributes:
         shown: The tracking store without a password.
@@ -88,64 +74,53 @@ class FolderRun:
     def __init__(self, folder: Storage, uri: str | None) -> None:
         self._folder = folder
         self._root = folder.location.rpartition("/")[0]
-        self.uri = absolute_uri(uri) if uri else default_uri(self._root)
+        self.uri = store.absolute_uri(uri) if uri else store.default_uri(self._root)
         self.shown = without_password(self.uri)
 
     @cached_property
     def client(self) -> MlflowClient:
         """MLflow's client of the store."""
-        return client_of(self.uri)
+        return store.client_of(self.uri)
 
     def find(self, results: str | None = None) -> MlflowReceipt | None:
-        """The folder's run, if the store has it.
+        """The folder's run, if the store has it, whatever it holds; with `results` only one that holds these.
 
-        Args:
-            results: Only a run that holds these. A sending of them that was cut off leaves a run that never ended,
-                which is deleted here, or one that the folder has no receipt of, which its tags tell. None finds the
-                run to be continued, whatever it holds.
+        A sending of them that was cut off leaves a run that never ended, which is deleted here, or one that the folder
+        has no receipt of, which its tags tell.
         """
         receipt = read_receipts(self._folder).get(self.shown)
-        known = receipt is not None and is_there(self.client, receipt.run_id)
+        known = receipt is not None and store.is_there(self.client, receipt.run_id)
         if receipt is not None and known and results in (None, receipt.results):
             return receipt
-        experiment = None if results is None else self.client.get_experiment_by_name(EXPERIMENT)
+        experiment = None if results is None else self.client.get_experiment_by_name(store.EXPERIMENT)
         if results is None or experiment is None:
             return None
         found = None
-        for run in search_runs(self.client, experiment.experiment_id, f"tags.`{_FOLDER_TAG}` = '{self._key}'"):
+        for run in store.search_runs(self.client, experiment.experiment_id, f"tags.`{_FOLDER_TAG}` = '{self._key}'"):
             if run.info.status != "FINISHED":
                 self._delete(run.info.run_id)
-            elif run.data.tags.get(RESULTS_TAG) == results:
+            elif run.data.tags.get(store.RESULTS_TAG) == results:
                 found = run.info.run_id
         return None if found is None else self.keep(found, results, new=False)
 
     def create(self, name: str, tags: Mapping[str, str], started: int | None = None) -> str:
         """Starts a run of the folder's and returns its id; it is the folder's when it is `keep`-ed.
 
-        Args:
-            name: What it is called.
-            tags: Its tags, cut to what servers take.
-            started: When it began, in milliseconds; by default now.
+        Tags are cut to what servers take; it `started` now, or at a time in milliseconds.
         """
-        return self.client.create_run(self._experiment_id, started, fitting(tags), name).info.run_id
+        return self.client.create_run(self._experiment_id, started, store.fitting(tags), name).info.run_id
 
     def result_tags(self, results: str) -> dict[str, str]:
         """The tags by which `find` knows a run without its receipt."""
-        return {_FOLDER_TAG: self._key, RESULTS_TAG: results}
+        return {_FOLDER_TAG: self._key, store.RESULTS_TAG: results}
 
     def keep(self, run_id: str, results: str = "", new: bool = True) -> MlflowReceipt:
-        """Writes the receipt of the folder's run; the run that it named before is outdated and deleted.
-
-        Args:
-            run_id: The run.
-            results: What it holds.
-            new: Whether that was sent just now.
-        """
+        """Writes the receipt of the folder's run; the run that it named before is outdated and deleted."""
         receipts = read_receipts(self._folder)
         earlier = receipts.get(self.shown)
         if earlier is not None and earlier.run_id != run_id:
             self._delete(earlier.run_id)
-        receipt = MlflowReceipt(self.shown, EXPERIMENT, run_id, results, new)
+        receipt = MlflowReceipt(self.shown, store.EXPERIMENT, run_id, results, new)
         if receipt != earlier:
             content = [asdict(one) for one in (receipts | {self.shown: receipt}).values()]
             for one in content:
@@ -155,7 +130,7 @@ class FolderRun:
 
     @cached_property
     def _experiment_id(self) -> str:
-        return experiment_of(self.client, self.uri, self._root)
+        return store.experiment_of(self.client, self.uri, self._root)
 
     @property
     def _key(self) -> str:
@@ -163,10 +138,10 @@ class FolderRun:
 
     def _delete(self, run_id: str) -> None:
         """Deletes a run with its children, children first; trainings stay, which nothing would log anew."""
-        if not is_there(self.client, run_id):
+        if not store.is_there(self.client, run_id):
             return
         experiment_id = self.client.get_run(run_id).info.experiment_id
-        for child in search_runs(self.client, experiment_id, f"tags.`{PARENT_TAG}` = '{run_id}'"):
+        for child in store.search_runs(self.client, experiment_id, f"tags.`{store.PARENT_TAG}` = '{run_id}'"):
             if child.data.tags.get("kind") != TRAINING:
                 self.client.delete_run(child.info.run_id)
         self.client.delete_run(run_id)

@@ -6,20 +6,21 @@ mlflow is imported when a store is opened, and by this package alone: the import
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from zar_ray.errors import TrackingError
 from zar_ray.options.base import without_password
 from zar_ray.options.layers import leaves
 from zar_ray.storage import is_uri
-from zar_ray.tracking.sqlite import made_by_one, sqlite_path, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +37,7 @@ RESULTS_TAG = "zar.results"
 METRICS_A_BATCH = 1000
 CONTINUES = "the same command, when it can be reached, logs it"
 
-_T = TypeVar("_T")
+_SQLITE = "sqlite:///"
 
 # Only where the user has not set them: by default MLflow tries for minutes before it says that a server is not there.
 _SETTINGS = {
@@ -86,14 +87,14 @@ def default_uri(root: str) -> str:
             f"{root}: MLflow's database cannot be there; name a tracking server with --mlflow-uri, "
             "or send the run later with `zar report mlflow RUN --uri URI`"
         )
-    return sqlite_uri(Path(root).expanduser().absolute() / "mlflow.db")
+    return _sqlite_uri(Path(root).expanduser().absolute() / "mlflow.db")
 
 
 def absolute_uri(uri: str) -> str:
     """The URI with a relative SQLite path made absolute: a receipt must mean the same in another folder."""
-    path = sqlite_path(uri)
+    path = _sqlite_path(uri)
     if path is not None:
-        return sqlite_uri(path.expanduser().absolute()) + "".join(uri.partition("?")[1:])
+        return _sqlite_uri(path.expanduser().absolute()) + "".join(uri.partition("?")[1:])
     return uri.rstrip("/")
 
 
@@ -138,8 +139,8 @@ def client_of(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
     from mlflow.store.db.db_types import DATABASE_ENGINES
 
-    path = sqlite_path(uri)
-    with contextlib.nullcontext() if path is None else made_by_one(path, uri):
+    path = _sqlite_path(uri)
+    with contextlib.nullcontext() if path is None else _made_by_one(path, uri):
         if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
             _open_database(uri)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -167,7 +168,7 @@ def experiment_of(client: MlflowClient, uri: str, root: str) -> str:
 
 
 def _artifact_location(uri: str, root: str) -> str | None:
-    path = sqlite_path(uri)
+    path = _sqlite_path(uri)
     if path is not None:
         return (path.parent / "mlflow-artifacts").as_uri()
     if uri.startswith(("http://", "https://")) or not is_uri(uri):
@@ -196,14 +197,15 @@ def search_runs(client: MlflowClient, experiment_id: str, condition: str) -> lis
 def log_values(client: MlflowClient, run_id: str, params: Mapping[str, str], numbers: Mapping[str, float]) -> None:
     """Logs parameters, and metrics at step 0, in batches that servers take."""
     from mlflow.entities import Metric, Param
+    from mlflow.utils import chunk_list
     from mlflow.utils.time import get_current_time_millis
 
     now = get_current_time_millis()
     of_options = [Param(metric_key(name), cut(value)) for name, value in params.items()]
-    for batch in _batches(of_options, _PARAMS_A_BATCH):
+    for batch in chunk_list(of_options, _PARAMS_A_BATCH):
         client.log_batch(run_id, params=batch)
     measured = [Metric(metric_key(name), value, now, 0) for name, value in numbers.items()]
-    for batch in _batches(measured, _PARAMS_A_BATCH):
+    for batch in chunk_list(measured, _PARAMS_A_BATCH):
         client.log_batch(run_id, metrics=batch)
 
 
@@ -276,5 +278,34 @@ def _open_database(uri: str) -> None:
         engine.dispose()
 
 
-def _batches(items: list[_T], size: int) -> Iterable[list[_T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+def _sqlite_uri(path: Path) -> str:
+    """The URI of a database file; what would begin a query or an escape in it is escaped."""
+    return f"{_SQLITE}{path}".replace("%", "%25").replace("?", "%3F")
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    """The database file that a URI names; None where it names a store of another kind."""
+    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0])) if uri.startswith(_SQLITE) else None
+
+
+@contextlib.contextmanager
+def _made_by_one(path: Path, uri: str) -> Iterator[None]:
+    """Lets one process at a time open a database: MLflow makes and migrates its tables without a lock.
+
+    The lock is the folder's own, so that no file is left behind, and ends with the process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # Some network file systems lock no folders.
+        with contextlib.suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+        # MLflow makes the folder by its name in the URI, escapes and all.
+        misnamed = Path(uri.removeprefix(_SQLITE)).parent
+        if misnamed != path.parent:
+            with contextlib.suppress(OSError):
+                for empty in (misnamed, *misnamed.parents):
+                    empty.rmdir()

@@ -14,21 +14,8 @@ from zar_ray.errors import TrackingError
 from zar_ray.options.base import fingerprint, without_password
 from zar_ray.provenance import git_commit
 from zar_ray.storage import Storage
+from zar_ray.tracking import store
 from zar_ray.tracking.folder_run import TRAINING, FolderRun, MlflowReceipt
-from zar_ray.tracking.store import (
-    CONTINUES,
-    METRICS_A_BATCH,
-    PARENT_TAG,
-    RESULTS_TAG,
-    cut,
-    fitting,
-    flattened,
-    git_tags,
-    log_values,
-    metric_key,
-    opened,
-    quiet_and_quick,
-)
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -89,11 +76,11 @@ class TrainingTracker:
         Raises:
             TrackingError: MLflow cannot be reached or refuses; training can go on without.
         """
-        tags = {"kind": TRAINING, **git_tags(git_commit()), **{name: str(value) for name, value in facts.items()}}
+        tags = {"kind": TRAINING, **store.git_tags(git_commit()), **{name: str(value) for name, value in facts.items()}}
         if parent is not None:
-            tags[PARENT_TAG] = parent
+            tags[store.PARENT_TAG] = parent
         kept = FolderRun(folder, uri)
-        with opened(kept.shown, "log the training to MLflow", CONTINUES):
+        with store.opened(kept.shown, "log the training to MLflow", store.CONTINUES):
             continued = kept.find()
             receipt = continued or kept.keep(kept.create(folder.location.rpartition("/")[2], tags))
             tracker = cls(kept, receipt)
@@ -101,9 +88,11 @@ class TrainingTracker:
                 tracker._reopen(tags)
             # A start that was cut off may have left some out.
             known = kept.client.get_run(receipt.run_id).data.params
-            params = {name: value for name, value in flattened(config).items() if metric_key(name) not in known}
-            log_values(kept.client, receipt.run_id, params, {})
-        tracker._open.enter_context(quiet_and_quick())
+            params = {
+                name: value for name, value in store.flattened(config).items() if store.metric_key(name) not in known
+            }
+            store.log_values(kept.client, receipt.run_id, params, {})
+        tracker._open.enter_context(store.quiet_and_quick())
         try:
             tracker._watch()
         except TrackingError:
@@ -112,11 +101,9 @@ class TrainingTracker:
         return tracker
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds a point to each metric, unless an earlier session logged this step or a later one.
+        """Adds a point to each metric at a step, unless an earlier session logged this step or a later one.
 
-        Args:
-            step: Steps done.
-            metrics: Values by name; docs/mlflow.md lists the names.
+        The page docs/mlflow.md lists the names.
 
         Raises:
             TrackingError: The store has just gone away.  The points are kept; as long as it stays away, later calls
@@ -141,17 +128,14 @@ class TrainingTracker:
                 self._watch()
 
     def finish(self, metrics: Mapping[str, float], registered: tuple[str, Path] | None = None) -> MlflowReceipt:
-        """Logs what the training ended with and closes the run.
+        """Logs what the training ended with, at the last step that was logged, and closes the run.
 
         Calling it again for the same checkpoint, as after a training that found everything done, neither sends nor
         registers it again.
 
         Args:
-            metrics: The final numbers, logged at the last step that was logged.
+            metrics: The final numbers.
             registered: A registered model's name, and the trained checkpoint that is sent and becomes a version of it.
-
-        Returns:
-            The receipt.
 
         Raises:
             TrackingError: MLflow cannot be reached or refuses; the training's own files are not affected.
@@ -161,7 +145,7 @@ class TrainingTracker:
                 self._unwatch()
                 self._take(max(self._last.values(), default=0), metrics)
                 self._send_waiting()
-                with opened(self.uri, "log the training's end to MLflow", CONTINUES):
+                with store.opened(self.uri, "log the training's end to MLflow", store.CONTINUES):
                     if registered is not None:
                         self._register(*registered)
                     self._client.set_terminated(self.run_id)
@@ -170,10 +154,7 @@ class TrainingTracker:
         return self._receipt
 
     def fail(self, reason: str) -> None:
-        """Closes the run as failed; a resumption opens it again.
-
-        Args:
-            reason: What happened, one line; the tag ``failure``.
+        """Closes the run as failed, with what happened in a line as the tag ``failure``; a resumption opens it again.
 
         Raises:
             TrackingError: MLflow cannot be reached.
@@ -182,8 +163,8 @@ class TrainingTracker:
             try:
                 self._unwatch()
                 self._send_waiting()
-                with opened(self.uri, "log the training's end to MLflow", CONTINUES):
-                    self._client.set_tag(self.run_id, _FAILURE_TAG, cut(without_password(reason)))
+                with store.opened(self.uri, "log the training's end to MLflow", store.CONTINUES):
+                    self._client.set_tag(self.run_id, _FAILURE_TAG, store.cut(without_password(reason)))
                     self._client.set_terminated(self.run_id, status="FAILED")
             finally:
                 self._open.close()
@@ -191,7 +172,7 @@ class TrainingTracker:
     def _reopen(self, tags: Mapping[str, str]) -> None:
         run = self._client.get_run(self.run_id)
         self._client.update_run(self.run_id, status="RUNNING")
-        for name, value in fitting(tags).items():
+        for name, value in store.fitting(tags).items():
             self._client.set_tag(self.run_id, name, value)
         if _FAILURE_TAG in run.data.tags:
             self._client.delete_tag(self.run_id, _FAILURE_TAG)
@@ -204,20 +185,22 @@ class TrainingTracker:
 
         now = int(time.time() * 1000)
         for name, value in metrics.items():
-            key = metric_key(name)
+            key = store.metric_key(name)
             if step > self._last.get(key, -1):
                 self._last[key] = step
                 self._waiting.append(Metric(key, float(value), now, step))
 
     def _send_waiting(self) -> None:
-        with opened(self.uri, "log the training's progress to MLflow", "it is tried again while training goes on"):
+        with store.opened(
+            self.uri, "log the training's progress to MLflow", "it is tried again while training goes on"
+        ):
             while self._waiting:
-                batch = self._waiting[:METRICS_A_BATCH]
+                batch = self._waiting[: store.METRICS_A_BATCH]
                 self._client.log_batch(self.run_id, metrics=batch)
                 del self._waiting[: len(batch)]
 
     def _watch(self) -> None:
-        with opened(self.uri, "log the machine's figures to MLflow", CONTINUES):
+        with store.opened(self.uri, "log the machine's figures to MLflow", store.CONTINUES):
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
             self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._kept.uri)
@@ -243,7 +226,7 @@ class TrainingTracker:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         versions = self._client.search_model_versions(f"name = '{name}'")
-        if not any(one.run_id == self.run_id and one.tags.get(RESULTS_TAG) == results for one in versions):
+        if not any(one.run_id == self.run_id and one.tags.get(store.RESULTS_TAG) == results for one in versions):
             source = f"{self._client.get_run(self.run_id).info.artifact_uri}/{_MODEL_FOLDER}"
-            self._client.create_model_version(name, source, self.run_id, tags={RESULTS_TAG: results})
+            self._client.create_model_version(name, source, self.run_id, tags={store.RESULTS_TAG: results})
         self._receipt = self._kept.keep(self.run_id, results, new)

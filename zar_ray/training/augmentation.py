@@ -2,20 +2,26 @@
 
 Frames of a sample are augmented, and then videos of a micro-batch mixed. The operations on frames and their order are
 those of ViFi-CLIP's training (Rasheed et al., CVPR 2023; `datasets/pipeline.py` of its repository): crop, flip, colour
-jitter, grey. RandAugment comes before them, as in ActionCLIP's.
+jitter, grey. RandAugment (Cubuk et al., NeurIPS 2020) comes before them, as in ActionCLIP's.
+
+ActionCLIP takes the reimplementation of ildoonet/pytorch-randaugment, whose 16 operations and ranges are those of
+EfficientNet's training. torchvision's RandAugment has 14, one of which does nothing, and none that inverts, cuts out or
+adds before it solarises; and it draws from PyTorch's global generator, which here is the model's own and which threads
+that decode must not touch. So the operations are Pillow's, as there, and the draws a sample's.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch.nn.functional import one_hot
 from torchvision.transforms.v2 import functional
 
-from zar_ray.training.options import AugmentConfig
-from zar_ray.training.rand_augment import rand_augment
+from zar_ray.training.options import AugmentConfig, RandAugmentConfig
 
 # How far the colour jitter goes; hue in turns of the colour circle.
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 0.4, 0.4, 0.2, 0.1
@@ -23,6 +29,10 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 0.4, 0.4, 0.2, 0.1
 _NEARLY = 3
 # Places of a multi-scale box, in quarters of the room around it: (down, right).
 _PLACES = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))
+# RandAugment's:
+_MOST = 30  # the largest magnitude
+_GREY = (125, 123, 114)  # of what is cut out, about the mean of ImageNet
+_INVERTED_FROM = 128  # by SolarizeAdd, after the addition
 
 
 def augment(frames: np.ndarray, options: AugmentConfig, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -58,36 +68,21 @@ def augment(frames: np.ndarray, options: AugmentConfig, size: int, rng: np.rando
 def draw_box(
     height: int, width: int, options: AugmentConfig, size: int, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Draws the box that is cut out of a sample's frames.
+    """Draws the box that is cut out of a sample's frames: top, left, height and width, in pixels.
 
     ``random`` is a square of the input size anywhere.  ``multi_scale`` is the crop of TSN (Wang et al., ECCV 2016) as
     ViFi-CLIP sets it: height and width are shares of the short side, the same or neighbours in the list of scales, and
-    the box lies in a corner or the centre.  (TSN's own thirteen places are these five and eight more.)
-
-    Args:
-        height: Height of the frames.
-        width: Width of the frames.
-        options: The kind of crop, and its scales.
-        size: R, side of the model's input in pixels; at most the frames' short side.
-        rng: What to draw from.
-
-    Returns:
-        Top, left, height and width, in pixels.
+    the box lies in a corner or the centre.  (TSN's own thirteen places are these five and eight more.)  The size of the
+    model's input is at most the frames' short side.
     """
     if options.crop == "random":
-        top = int(rng.integers(0, height - size + 1))
-        left = int(rng.integers(0, width - size + 1))
-        return top, left, size, size
-    sides = [_side(share, min(height, width), size) for share in options.crop_scales]
+        return int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1)), size, size
+    sides = [max(1, int(share * min(height, width))) for share in options.crop_scales]
+    sides = [size if abs(side - size) < _NEARLY else side for side in sides]
     shapes = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
     box_height, box_width = shapes[rng.integers(len(shapes))]
     down, right = _PLACES[rng.integers(len(_PLACES))]
     return (height - box_height) // 4 * down, (width - box_width) // 4 * right, box_height, box_width
-
-
-def _side(share: float, short_side: int, size: int) -> int:
-    side = max(1, int(share * short_side))
-    return size if abs(side - size) < _NEARLY else side
 
 
 def _jittered(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -140,8 +135,10 @@ def mix(
     cut = options.cutmix > 0 and (options.mixup == 0 or rng.random() < options.cutmix_share)
     partners = torch.from_numpy(rng.permutation(len(labels))).to(labels.device)
     if cut:
+        # A rectangle of the frame's proportions, its centre anywhere.
         height, width = pixels.shape[-2:]
-        rows, columns = _rectangle(height, width, 1 - rng.beta(options.cutmix, options.cutmix), rng)
+        scale = math.sqrt(1 - rng.beta(options.cutmix, options.cutmix))
+        rows, columns = _stretch(height, scale, rng), _stretch(width, scale, rng)
         mixed = pixels.clone()
         mixed[..., rows, columns] = pixels[..., rows, columns][partners]
         kept = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
@@ -151,11 +148,68 @@ def mix(
     return mixed, torch.lerp(targets[partners], targets, kept)
 
 
-def _rectangle(height: int, width: int, share: float, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Rows and columns of a rectangle of the frame's proportions and this share of its area, its centre anywhere."""
-    down, right = int(rng.integers(height)), int(rng.integers(width))
-    half_height, half_width = int(height * math.sqrt(share)) // 2, int(width * math.sqrt(share)) // 2
-    return (
-        slice(max(0, down - half_height), min(height, down + half_height)),
-        slice(max(0, right - half_width), min(width, right + half_width)),
-    )
+def _stretch(length: int, scale: float, rng: np.random.Generator) -> slice:
+    """So much of a side, its centre drawn anywhere, cut off at the ends."""
+    centre, half = int(rng.integers(length)), int(length * scale) // 2
+    return slice(max(0, centre - half), min(length, centre + half))
+
+
+def rand_augment(frames: np.ndarray, options: RandAugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """Changes each frame by operations of its own, drawn with replacement, all at one magnitude.
+
+    A shear, a translation or a rotation goes either way, by a draw; what comes into the frame is black. Lengths are
+    pixels of the frames, uint8 (T, H, W, 3), as they are; those returned are a new array.
+    """
+    changed = []
+    for frame in frames:
+        image = Image.fromarray(frame)
+        for number in rng.integers(len(OPERATIONS), size=options.operations):
+            change, least, most = OPERATIONS[number]
+            image = change(image, least + options.magnitude / _MOST * (most - least), rng)
+        changed.append(np.asarray(image))
+    return np.stack(changed)
+
+
+def _solarize_add(image: Image.Image, addition: float, _rng: np.random.Generator) -> Image.Image:
+    lighter = np.minimum(np.asarray(image) + addition, 255).astype(np.uint8)
+    return ImageOps.solarize(Image.fromarray(lighter), _INVERTED_FROM)
+
+
+def _cut_out(image: Image.Image, side: float, rng: np.random.Generator) -> Image.Image:
+    left, top = (int(max(0, rng.uniform(0, length) - side / 2)) for length in image.size)
+    right, bottom = min(image.width, left + side), min(image.height, top + side)
+    cut = image.copy()
+    ImageDraw.Draw(cut).rectangle((left, top, right, bottom), _GREY)
+    return cut
+
+
+def _moved(image: Image.Image, backwards: tuple[float, ...]) -> Image.Image:
+    """Each pixel from where an affine map, six numbers by rows, says that it was."""
+    return image.transform(image.size, Image.Transform.AFFINE, backwards)
+
+
+def _either_way(amount: float, rng: np.random.Generator) -> float:
+    return -amount if rng.random() > 0.5 else amount
+
+
+_Change = Callable[[Image.Image, float, np.random.Generator], Image.Image]
+
+# What makes a new image of an image, an amount and a generator; its amounts at magnitude 0 and at the largest.
+OPERATIONS: tuple[tuple[_Change, float, float], ...] = (
+    (lambda image, _, __: ImageOps.autocontrast(image), 0, 1),
+    (lambda image, _, __: ImageOps.equalize(image), 0, 1),
+    (lambda image, _, __: ImageOps.invert(image), 0, 1),
+    (lambda image, degrees, rng: image.rotate(_either_way(degrees, rng)), 0, 30),
+    (lambda image, bits, _: ImageOps.posterize(image, max(1, int(bits))), 0, 4),
+    (lambda image, threshold, _: ImageOps.solarize(image, math.ceil(threshold)), 0, 256),
+    (_solarize_add, 0, 110),
+    *(
+        (lambda image, share, _, of=of: of(image).enhance(share), 0.1, 1.9)
+        for of in (ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Brightness, ImageEnhance.Sharpness)
+    ),
+    (lambda image, share, rng: _moved(image, (1, _either_way(share, rng), 0, 0, 1, 0)), 0, 0.3),
+    (lambda image, share, rng: _moved(image, (1, 0, 0, _either_way(share, rng), 1, 0)), 0, 0.3),
+    (_cut_out, 0, 40),
+    (lambda image, pixels, rng: _moved(image, (1, 0, _either_way(pixels, rng), 0, 1, 0)), 0, 100),
+    (lambda image, pixels, rng: _moved(image, (1, 0, 0, 0, 1, _either_way(pixels, rng))), 0, 100),
+)

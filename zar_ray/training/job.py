@@ -9,27 +9,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import ray
+import ray.train
 from ray.exceptions import RayError
-from ray.train import (
-    CheckpointConfig,
-    Result,
-    RunConfig,
-    ScalingConfig,
-    TrainingFailedError,
-    ValidationConfig,
-    WorkerGroupError,
-)
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 from rich.console import Console
 
 from zar_ray.cluster import connected, inside_job, total_gpus
-from zar_ray.data.class_texts import ClassPrompts, is_context_file, prompts_of
+from zar_ray.data.class_texts import is_context_file, prompts_of
 from zar_ray.data.datasets import open_dataset, resolve_dataset
 from zar_ray.data.manifest import Manifest
-from zar_ray.errors import ConfigError, ManifestError, RunError
-from zar_ray.models.architecture import Architecture, load_architecture
+from zar_ray.errors import ConfigError, ManifestError, RunError, ZarError
+from zar_ray.models.architecture import load_architecture
 from zar_ray.models.systems.registry import find_system
 from zar_ray.options.base import fingerprint, meaning
 from zar_ray.options.layers import zar_home
@@ -68,7 +59,15 @@ def run_training(config: TrainConfig, console: Console, parent: str | None = Non
     validation = validation_set(config, console)
     architecture = load_architecture(config.architecture) if config.architecture else None
     (prompts,) = prompts_of([videos.class_names], config)
-    what = training_identity(config, videos, prompts, architecture)
+    places = {"checkpoint", "class_texts", *(["context"] if is_context_file(config.context) else [])}
+    # What the weights depend on; files by their content.
+    what = {
+        "options": {name: value for name, value in meaning(config).items() if name not in places},
+        "videos": videos.fingerprint(),
+        "prompts": fingerprint(prompts.identity),
+        "architecture": architecture,
+        "weights": _file_hash(config.checkpoint) if config.checkpoint else None,
+    }
     name = config.name or f"train-{fingerprint(what)}"
     storage = Storage(config.storage or str(zar_home() / "training"))
     folder = RunFolder(storage.child(name))
@@ -92,15 +91,15 @@ def run_training(config: TrainConfig, console: Console, parent: str | None = Non
         with tracked(job, folder.storage, console, parent) as tracker:
             with shown(job, tracker, console) as raised:
                 result = _fit(job, name, storage, console)
-            trained = finished(result, job, folder, time.monotonic() - started, raised[0] if raised else None)
+            seconds = time.monotonic() - started
+            trained = finished(result, job, folder, raised[0] if raised else None)
             run_id = log_end(tracker, trained, config, console)
-    trained = replace(trained, run_id=run_id)
     console.print(
-        f"trained {trained.steps} steps in {trained.seconds:.0f} s: loss {trained.loss:.3f}, "
+        f"trained {trained.steps} steps in {seconds:.0f} s: loss {trained.loss:.3f}, "
         f"{trained.accuracy:.1%} of the training videos right; {trained.checkpoint}",
         markup=False,
     )
-    return trained
+    return replace(trained, run_id=run_id)
 
 
 def describe(config: TrainConfig) -> str:
@@ -112,20 +111,19 @@ def describe(config: TrainConfig) -> str:
     config = settled(config)
     videos = training_videos(config)
     schedule = Schedule.of(config, len(videos))
+    validation = validation_set(config)
     start = config.checkpoint or f"{config.model} ({config.pretrained})"
     if config.architecture:
         start = f"architecture {config.architecture}, from scratch"
     lines = [
         f"dataset     {config.dataset}: {len(videos)} videos, {len(videos.class_names)} classes",
+        *([f"validation  {config.validation}: {len(validation.videos)} videos, zero-shot"] if validation else []),
         f"model       {start}; trains {config.trains}",
         f"steps       {schedule.steps} of {config.batch_size} videos x {config.frames} frames: "
         f"{schedule.steps * config.batch_size / len(videos):.1f} epochs, {schedule.warmup} steps of warm-up",
         f"batch       {accumulation(config)}",
         f"checkpoint  {config.output}",
     ]
-    validation = validation_set(config)
-    if validation is not None:
-        lines.insert(1, f"validation  {config.validation}: {len(validation.videos)} videos, zero-shot")
     return "\n".join(lines)
 
 
@@ -187,24 +185,6 @@ def accumulation(config: TrainConfig) -> str:
     return f"{config.batch_size} = {workers} x {turns} accumulated x {config.micro_batch} at once"
 
 
-def training_identity(
-    config: TrainConfig, videos: Manifest, prompts: ClassPrompts, architecture: Architecture | None
-) -> dict[str, object]:
-    """What a training's weights depend on, as JSON values; files by their content.
-
-    Raises:
-        ConfigError: The checkpoint cannot be read.
-    """
-    places = {"checkpoint", "class_texts", *(["context"] if is_context_file(config.context) else [])}
-    return {
-        "options": {name: value for name, value in meaning(config).items() if name not in places},
-        "videos": videos.fingerprint(),
-        "prompts": fingerprint(prompts.identity),
-        "architecture": architecture,
-        "weights": _file_hash(config.checkpoint) if config.checkpoint else None,
-    }
-
-
 def _file_hash(path: Path) -> str:
     try:
         with path.open("rb") as file:
@@ -214,12 +194,9 @@ def _file_hash(path: Path) -> str:
 
 
 def cpus_per_worker(workers: int, decoders: int = 0, spare: int = 0) -> int:
-    """The most CPUs that each of so many processes can have, none of them spread over two nodes.
+    """The most CPUs that each worker process can have besides its decoders' one each, none spread over two nodes.
 
-    Args:
-        workers: The processes.
-        decoders: CPUs that each of them needs besides, for its decode workers.
-        spare: CPUs of the cluster to leave to others, of its last node.
+    So many CPUs as are spare are left to others, on the last node.
 
     Raises:
         RunError: The joined cluster has too few CPUs.
@@ -235,38 +212,37 @@ def cpus_per_worker(workers: int, decoders: int = 0, spare: int = 0) -> int:
     return fitting[-1]
 
 
-def _fit(job: TrainingJob, name: str, storage: Storage, console: Console) -> Result:
+def _fit(job: TrainingJob, name: str, storage: Storage, console: Console) -> ray.train.Result:
     """Runs a training; where a process died, it goes on from the last checkpoint in the storage.
 
     Ray Train's own restarts would repeat a mistake, a video that cannot be decoded say, as often as a death.
     """
     config, restarts = job.config, 0
     gpus = config.gpus_per_worker if config.gpus_per_worker is not None else float(bool(total_gpus()))
-    evaluation = ValidationConfig(
+    evaluation = ray.train.ValidationConfig(
         partial(evaluate_checkpoint, job, storage.child(name).child("validation")), ray_remote_kwargs={"num_cpus": 0}
+    )
+    kept = ray.train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="validation_top1")
+    scaling = ray.train.ScalingConfig(
+        num_workers=config.num_workers,
+        use_gpu=gpus > 0,
+        resources_per_worker={"CPU": job.threads, **({"GPU": gpus} if gpus else {})},
     )
     while True:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"job": job},
-            scaling_config=ScalingConfig(
-                num_workers=config.num_workers,
-                use_gpu=gpus > 0,
-                resources_per_worker={"CPU": job.threads, **({"GPU": gpus} if gpus else {})},
-            ),
-            run_config=RunConfig(
-                name=name,
-                storage_path=storage.location,
-                checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="validation_top1"),
-            ),
+            # By reference: Ray Train's controller would load PyTorch and the models to read it.
+            train_loop_config={"job": ray.put(job)},
+            scaling_config=scaling,
+            run_config=ray.train.RunConfig(name=name, storage_path=storage.location, checkpoint_config=kept),
             validation_config=evaluation if job.validation is not None and config.validation_async else None,
         )
         try:
             return trainer.fit()
-        except (TrainingFailedError, RayError) as error:
-            causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
-            mistakes = [cause for cause in causes if _OURS.search(str(cause))]
-            if mistakes or restarts == _MAX_RESTARTS or not isinstance(error, WorkerGroupError):
+        except (ray.train.TrainingFailedError, RayError) as error:
+            causes = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else [error]
+            mistakes = [cause for cause in causes if isinstance(cause, ZarError) or _OURS.search(str(cause))]
+            if mistakes or restarts == _MAX_RESTARTS or not isinstance(error, ray.train.WorkerGroupError):
                 reason = _one_line((mistakes or causes)[0])
                 raise RunError(f"training stopped: {reason}; the same command continues it") from error
             restarts += 1

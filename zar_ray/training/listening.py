@@ -9,16 +9,16 @@ from collections.abc import Iterator
 
 from ray.util.queue import Empty
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from zar_ray.errors import TrackingError
 from zar_ray.results.statistics import share_estimate
 from zar_ray.storage import Storage
 from zar_ray.tracking import TrainingTracker
+from zar_ray.training.messages import Progress, Validated
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import TrainResult
-from zar_ray.training.progress import Progress, Validated
 from zar_ray.training.worker import TrainingJob
 
 # A log that someone reads afterwards wants a line often enough to see life, seldom enough to be read.
@@ -32,13 +32,8 @@ def tracked(
     """The training's run in MLflow; a store that cannot be reached costs a line, not the training."""
     config, tracker = job.config, None
     if config.mlflow:
-        facts = {
-            "dataset": str(config.dataset),
-            "videos": len(job.videos),
-            "classes": len(job.prompts.names),
-            "steps": job.schedule.steps,
-            "checkpoint": str(config.output),
-        }
+        facts = {"dataset": str(config.dataset), "videos": len(job.videos), "classes": len(job.prompts.names)}
+        facts |= {"steps": job.schedule.steps, "checkpoint": str(config.output)}
         try:
             tracker = TrainingTracker.start(folder, config.mlflow_uri, config.model_dump(mode="json"), facts, parent)
         except TrackingError as error:
@@ -108,43 +103,25 @@ def _take(message: Progress | Validated, bar: _TrainingBar, tracker: TrainingTra
             f" of {message.videos} validation videos{f', {message.failed} failed' if message.failed else ''}",
             markup=False,
         )
-        metrics = {
-            "validation/top1": top1.value,
-            "validation/top1_low": top1.low,
-            "validation/top1_high": top1.high,
-        }
+        metrics = {"validation/top1": top1.value, "validation/top1_low": top1.low, "validation/top1_high": top1.high}
     else:
         bar.show(message)
-        metrics = {
-            f"train/{name}": value for name, value in vars(message).items() if name != "step" and value is not None
-        }
+        measured = {name: value for name, value in vars(message).items() if name != "step"}
+        metrics = {f"train/{name}": value for name, value in measured.items() if value is not None}
     if tracker is not None:
         tracker.log(message.step, metrics)
 
 
 class _TrainingBar(Bar):
-    """Shows a training: a live bar on a terminal, a line now and then in a log.
-
-    Args:
-        console: Where it shows.
-        steps: Steps of the whole training.
-        batch_size: Videos a step.
-    """
+    """Shows a training: a live bar on a terminal, a line now and then in a log."""
 
     def __init__(self, console: Console, steps: int, batch_size: int) -> None:
-        super().__init__(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "steps")
+        timing = (TimeElapsedColumn(), TimeRemainingColumn())
+        super().__init__(*columns, *timing, console=console, disable=not console.is_terminal)
         self._steps = steps
         self._batch_size = batch_size
-        self._last_line: float | None = None
+        self._next_line = 0.0  # when it is due
         self._task = self.add_task("training", total=steps)
 
     def show(self, progress: Progress) -> None:
@@ -152,10 +129,9 @@ class _TrainingBar(Bar):
         facts = f"loss {progress.loss:.3f}  {progress.accuracy:.1%} right"
         self.update(self._task, completed=progress.step, description=facts)
         now = time.monotonic()
-        due = self._last_line is None or now - self._last_line >= _SECONDS_BETWEEN_LINES
-        if self.console.is_terminal or not (due or progress.step == self._steps):
+        if self.console.is_terminal or (now < self._next_line and progress.step < self._steps):
             return
-        self._last_line = now
+        self._next_line = now + _SECONDS_BETWEEN_LINES
         left = (self._steps - progress.step) * self._batch_size / progress.videos_per_second
         waiting = f"  {progress.data_wait_share:.0%} waiting for pixels" if progress.data_wait_share >= 0.1 else ""
         self.console.print(

@@ -52,13 +52,8 @@ class VideoTextModel(nn.Module):
     Batch norms keep their statistics. In training mode, in which it starts, it drops what options name
     (`zar_ray.training.regularisation`) and draws that from PyTorch's generators; in evaluation mode it drops nothing.
 
-    Args:
-        model: The CLIP to train, in place.
-        prompts: The candidate classes, one text each.
-        config: What is trained, and how.
-
     Attributes:
-        model: The CLIP.
+        model: The CLIP, which is trained in place.
         context: float32 (L, W), the context in training; None where it is not.
         rule: How its system's parameters are treated.
 
@@ -74,8 +69,12 @@ class VideoTextModel(nn.Module):
     def __init__(self, model: ClipModel, prompts: ClassPrompts, config: TrainConfig) -> None:
         super().__init__()
         _check_loss(config)
-        if config.loss == "classes":
-            _require_one_text(prompts)
+        for name, own in zip(prompts.names, prompts.texts or (), strict=False):
+            if config.loss == "classes" and len(own) > 1:
+                raise ConfigError(
+                    f'training reads one text a class, and "{name}" has {len(own)}; give one template such as'
+                    ' "a video of a {}." and one text a class'
+                )
         model.require_frames(config.frames, "--frames")
         if config.context_vectors is not None and config.trains != "context":
             raise ConfigError(f"--context-vectors: --trains {config.trains} trains no context; leave it away")
@@ -120,23 +119,13 @@ class VideoTextModel(nn.Module):
     def train(self, mode: bool = True) -> VideoTextModel:
         """Sets what drops to training or to evaluation; everything else stays in evaluation mode, see the class."""
         super().train(False)
-        for module in self._dropping:
+        # Recurrent layers drop nothing here, and cuDNN's have gradients in training only.
+        for module in (*self._dropping, *(one for one in self.modules() if isinstance(one, nn.RNNBase))):
             module.train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.RNNBase):  # which drops nothing here, and cuDNN's has gradients in training only
-                module.train(mode)
         return self
 
     def draw_texts(self, labels: Sequence[int], rng: np.random.Generator) -> torch.Tensor:
-        """Draws for each video one of its class's texts.
-
-        Args:
-            labels: The videos' classes, B of them.
-            rng: What to draw from.
-
-        Returns:
-            int64 (B, context_length), token ids on the CPU.
-        """
+        """Draws for each of B videos one of its class's texts: int64 (B, context_length), token ids on the CPU."""
         rows = [self._classes.rows_of(label) for label in labels]
         return self._classes.token_ids[[int(own[int(rng.integers(len(own)))]) for own in rows]]
 
@@ -189,14 +178,10 @@ class VideoTextModel(nn.Module):
 
     @torch.no_grad()
     def load_trained_state(self, state: Mapping[str, torch.Tensor], place: str) -> None:
-        """Takes over what `trained_state` of the same options gave.
-
-        Args:
-            state: The tensors.
-            place: Where they come from, for the message.
+        """Takes over what `trained_state` of the same options gave; a message names the place that it comes from.
 
         Raises:
-            ModelError: One is missing, unknown or of another shape; nothing is taken over then.
+            ModelError: A tensor is missing, unknown or of another shape; nothing is taken over then.
         """
         wanted = dict(self.trained())
         sizes, found = ({name: tuple(one.shape) for name, one in tensors.items()} for tensors in (wanted, state))
@@ -210,15 +195,10 @@ class VideoTextModel(nn.Module):
             parameter.copy_(state[name])
 
     def learned_context(self, notes: Mapping[str, Any]) -> LearnedContext:
-        """The context as training has left it.
-
-        Raises:
-            ValueError: No context is trained.
-        """
-        if self.context is None:
-            raise ValueError(f"--trains {self._trains} trains no context")
+        """The context as training has left it, where one is trained."""
+        assert self.context is not None
         words = self._prompts.context or self.model.context
-        start = self._learned.start if self._learned is not None else str(words)
+        start = str(words) if self._learned is None else self._learned.start
         vectors = self.context.detach().float().cpu().clone()
         return LearnedContext(vectors, start, self.model.name, self.model.fingerprint, notes)
 
@@ -239,21 +219,16 @@ class VideoTextModel(nn.Module):
         return PromptedClasses(self.model, self._prompts.names, self._learned or words, texts=self._prompts.texts)
 
 
-def matching_loss(
-    similarities: torch.Tensor, frames: torch.Tensor, labels: torch.Tensor, motion: float
-) -> torch.Tensor:
-    """The mean of the two matching losses, and a share of the motion loss beside it.
+def matching_loss(logits: torch.Tensor, frames: torch.Tensor, labels: torch.Tensor, motion: float) -> torch.Tensor:
+    """The mean of the two matching losses, and a share of the motion loss beside it (`zar_ray.models.losses`).
 
     Args:
-        similarities: float32 (B, B), logits of videos, the rows, over texts, the columns.
+        logits: float32 (B, B), of videos, the rows, over texts, the columns.
         frames: float32 (B, T, D), the frames' embeddings.
-        labels: int64 (B,), its classes.
+        labels: int64 (B,).
         motion: Weight of the motion loss.
-
-    Returns:
-        float32 (), see `zar_ray.models.losses`.
     """
-    of_videos, of_texts = matching_losses(similarities, labels)
+    of_videos, of_texts = matching_losses(logits, labels)
     loss = (of_videos + of_texts) / 2
     return loss + motion * motion_loss(frames) if motion else loss
 
@@ -261,17 +236,13 @@ def matching_loss(
 def save_trained(network: VideoTextModel, output: Path, notes: Mapping[str, Any]) -> None:
     """Writes what was trained, atomically: the learned context, or else a checkpoint of the whole model.
 
-    Args:
-        network: The model.
-        output: The ``.safetensors`` file; its folder is made.
-        notes: Anything worth keeping that JSON can hold, such as the options.
+    It is a ``.safetensors`` file, whose folder is made; the notes are anything worth keeping that JSON can hold.
     """
-    model = network.model
     if network.context is not None:
         save_context(network.learned_context(notes), output)
-    else:
-        named = {"name": output.stem, **notes}
-        save_checkpoint(model.clip, model.architecture, model.preprocessing, output, named)
+        return
+    model = network.model
+    save_checkpoint(model.clip, model.architecture, model.preprocessing, output, {"name": output.stem, **notes})
 
 
 def _check_loss(config: TrainConfig) -> None:
@@ -285,15 +256,6 @@ def _check_loss(config: TrainConfig) -> None:
         raise ConfigError("--motion-loss: goes with --loss matching")
     if config.motion_loss and config.frames < 2:
         raise ConfigError("--motion-loss: one frame does not move; give --frames 2 or more")
-
-
-def _require_one_text(prompts: ClassPrompts) -> None:
-    for name, own in zip(prompts.names, prompts.texts or (), strict=False):
-        if len(own) > 1:
-            raise ConfigError(
-                f'training reads one text a class, and "{name}" has {len(own)}; give one template such as'
-                ' "a video of a {}." and one text a class'
-            )
 
 
 def _starting_context(model: ClipModel, prompts: ClassPrompts, config: TrainConfig) -> LearnedContext | None:
@@ -327,16 +289,11 @@ def _add_deep_prompts(model: ClipModel, config: TrainConfig) -> None:
 
 def _is_trained(name: str, config: TrainConfig, rule: TrainingRule) -> bool:
     """Whether a parameter of the CLIP takes gradients."""
-    match config.trains:
-        case "context":
-            return False
-        case "prompts":
-            return name.endswith(DEEP_PROMPTS)
-        case "added":
-            return rule.added(name)
-        case "image":
-            return name.startswith(_OF_IMAGES)
-    if name.startswith(_OF_IMAGES) or name == "logit_scale":
+    of_images = name.startswith(_OF_IMAGES)
+    parts = {"context": False, "prompts": name.endswith(DEEP_PROMPTS), "added": rule.added(name), "image": of_images}
+    if config.trains in parts:
+        return parts[config.trains]
+    if of_images or name == "logit_scale":
         return config.trains in ("both", "all")
     if name.endswith("token_embedding.weight"):
         return config.trains == "all" or config.architecture is not None

@@ -9,40 +9,40 @@ from pydantic import Field, field_serializer
 
 from zar_ray.data.options import PromptOptions
 from zar_ray.models.options import ModelOptions
-from zar_ray.options.base import Options, operational, without_password
+from zar_ray.options.base import Options, operational, option, without_password
 from zar_ray.video.options import DecodeOptions
 
 
 class RandAugmentConfig(Options):
     """RandAugment (Cubuk et al., NeurIPS 2020), drawn anew for every frame."""
 
-    operations: int = Field(default=0, ge=0, description="Operations a frame, drawn from 16; 0 for no RandAugment.")
-    magnitude: int = Field(default=9, ge=0, le=30, description="How far each goes through its range, of 30.")
+    operations: int = option(0, "Operations a frame, drawn from 16; 0 for no RandAugment.", ge=0)
+    magnitude: int = option(9, "How far each goes through its range, of 30.", ge=0, le=30)
 
 
 class AugmentConfig(Options):
     """What training does to a sample's pixels; the same for all frames of a video, but for RandAugment."""
 
-    crop: Literal["random", "multi_scale"] = Field(
-        default="random",
-        description="random: a square of the input size, anywhere; multi_scale: a box of two of the crop scales, in a"
+    crop: Literal["random", "multi_scale"] = option(
+        "random",
+        "random: a square of the input size, anywhere; multi_scale: a box of two of the crop scales, in a"
         " corner or the centre, resized to the input size.",
     )
-    crop_scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        default=(1.0, 0.875, 0.75, 0.66),
-        min_length=1,
-        description="Sides of multi_scale boxes as shares of the short side; width and height are the same one or"
+    crop_scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = option(
+        (1.0, 0.875, 0.75, 0.66),
+        "Sides of multi_scale boxes as shares of the short side; width and height are the same one or"
         " neighbours in the list.",
+        min_length=1,
     )
-    flip: float = Field(default=0.0, ge=0, le=1, description="Probability of a left-right flip.")
-    colour_jitter: float = Field(default=0.0, ge=0, le=1, description="Probability of a colour jitter.")
-    grey: float = Field(default=0.0, ge=0, le=1, description="Probability of a video without colours.")
-    mixup: float = Field(default=0.0, ge=0, description="Mixup's alpha (Zhang et al., ICLR 2018); 0 for none.")
-    cutmix: float = Field(default=0.0, ge=0, description="CutMix's alpha (Yun et al., ICCV 2019); 0 for none.")
-    cutmix_share: float = Field(
-        default=0.5, ge=0, le=1, description="Share of micro-batches under CutMix rather than mixup, where both are on."
+    flip: float = option(0.0, "Probability of a left-right flip.", ge=0, le=1)
+    colour_jitter: float = option(0.0, "Probability of a colour jitter.", ge=0, le=1)
+    grey: float = option(0.0, "Probability of a video without colours.", ge=0, le=1)
+    mixup: float = option(0.0, "Mixup's alpha (Zhang et al., ICLR 2018); 0 for none.", ge=0)
+    cutmix: float = option(0.0, "CutMix's alpha (Yun et al., ICCV 2019); 0 for none.", ge=0)
+    cutmix_share: float = option(
+        0.5, "Share of micro-batches under CutMix rather than mixup, where both are on.", ge=0, le=1
     )
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
+    label_smoothing: float = option(0.0, "Share of the target spread over all classes.", ge=0, lt=1)
     rand_augment: RandAugmentConfig = Field(
         default_factory=RandAugmentConfig, description="RandAugment, before everything else."
     )
@@ -51,118 +51,100 @@ class AugmentConfig(Options):
 class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     """Options of `zar train` and jobs/pretrain.py."""
 
-    dataset: str | None = Field(
-        default=None, description="A manifest (.parquet), a benchmark's name, a list or a folder."
-    )
-    split: str | None = Field(default=None, description="The manifest's split to train on; all videos by default.")
-    protocol: Literal["standard", "few_shot", "base_to_novel"] = Field(
-        default="standard",
-        description="few_shot and base_to_novel: for each seed draw training videos of the benchmark's classes or its"
+    dataset: str | None = option(None, "A manifest (.parquet), a benchmark's name, a list or a folder.")
+    split: str | None = option(None, "The manifest's split to train on; all videos by default.")
+    protocol: Literal["standard", "few_shot", "base_to_novel"] = option(
+        "standard",
+        "few_shot and base_to_novel: for each seed draw training videos of the benchmark's classes or its"
         " base classes, train on them, evaluate, and report the mean over the seeds.",
     )
-    shots: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(16,), min_length=1, description="Videos a class under few_shot and base_to_novel; several are an axis."
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = option(
+        (16,), "Videos a class under few_shot and base_to_novel; several are an axis.", min_length=1
     )
-    architecture: str | None = Field(
-        default=None,
-        description="Train from scratch: a system's name or one in conf/models, or a YAML file in open_clip's form;"
+    architecture: str | None = option(
+        None,
+        "Train from scratch: a system's name or one in conf/models, or a YAML file in open_clip's form;"
         " by default training starts from --model or --checkpoint.",
     )
-    initial_logit_scale: float = Field(
-        default=1 / 0.07, gt=0, le=100, description="Logit scale at the start of training from scratch."
-    )
-    pixels: Literal["model", "imagenet"] = Field(
-        default="model",
-        description="Mean and deviation of the input, filter and short side: the model's own; or ImageNet's, bilinear,"
+    initial_logit_scale: float = option(1 / 0.07, "Logit scale at the start of training from scratch.", gt=0, le=100)
+    pixels: Literal["model", "imagenet"] = option(
+        "model",
+        "Mean and deviation of the input, filter and short side: the model's own; or ImageNet's, bilinear,"
         " 8/7 of the input size.",
     )
-    trains: Literal["both", "all", "image", "text", "prompts", "context", "added"] = Field(
-        default="both",
-        description="What is trained: both towers, those and the token embeddings (all), one tower, prompt vectors in"
+    trains: Literal["both", "all", "image", "text", "prompts", "context", "added"] = option(
+        "both",
+        "What is trained: both towers, those and the token embeddings (all), one tower, prompt vectors in"
         " both towers' layers, the context alone (CoOp), or what a published system adds to CLIP (docs/models.md).",
     )
-    loss: Literal["classes", "matching"] = Field(
-        default="classes",
-        description="classes: cross-entropy over the texts of all classes; matching: a micro-batch's videos against its"
+    loss: Literal["classes", "matching"] = option(
+        "classes",
+        "classes: cross-entropy over the texts of all classes; matching: a micro-batch's videos against its"
         " texts, one drawn a video, both ways.",
     )
-    motion_loss: float = Field(
-        default=0.0, ge=0, description="Weight beside matching of a loss that rewards frames that differ."
+    motion_loss: float = option(0.0, "Weight beside matching of a loss that rewards frames that differ.", ge=0)
+    fusion_lr: float = option(
+        1.0, "Learning rate, as a multiple, of a head over frames and of what else a system calls new.", gt=0
     )
-    fusion_lr: float = Field(
-        default=1.0,
-        gt=0,
-        description="Learning rate, as a multiple, of a head over frames and of what else a system calls new.",
-    )
-    prompt_vectors: int = Field(default=16, ge=1, description="Prompt vectors a layer and tower.")
-    prompt_depth: int = Field(default=9, ge=1, description="Layers that have prompt vectors of their own.")
-    context_vectors: int | None = Field(
-        default=None,
-        ge=1,
-        description="Train a context of so many vectors, drawn at random; by default the context's words.",
+    prompt_vectors: int = option(16, "Prompt vectors a layer and tower.", ge=1)
+    prompt_depth: int = option(9, "Layers that have prompt vectors of their own.", ge=1)
+    context_vectors: int | None = option(
+        None, "Train a context of so many vectors, drawn at random; by default the context's words.", ge=1
     )
 
-    frames: int = Field(default=16, ge=1, description="Frames a video, one drawn from each of so many equal parts.")
+    frames: int = option(16, "Frames a video, one drawn from each of so many equal parts.", ge=1)
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="What is done to a sample's pixels.")
-    drop_path: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Stochastic depth within the towers, in training alone: the rate of the last layer, from 0 in the"
+    drop_path: float = option(
+        0.0,
+        "Stochastic depth within the towers, in training alone: the rate of the last layer, from 0 in the"
         " first. It falls on positions of tokens.",
-    )
-    attention_dropout: float = Field(
-        default=0.0,
         ge=0,
         lt=1,
-        description="Dropout of the towers' attention weights, in training alone; layers share it as drop_path.",
     )
-    prompt_dropout: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Dropout of prompts between frames, in training alone, of systems that have it.",
+    attention_dropout: float = option(
+        0.0, "Dropout of the towers' attention weights, in training alone; layers share it as drop_path.", ge=0, lt=1
     )
-    head_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="Dropout within a head over frames that has any, in training alone."
+    prompt_dropout: float = option(
+        0.0, "Dropout of prompts between frames, in training alone, of systems that have it.", ge=0, lt=1
     )
-    batch_size: int = Field(default=256, ge=1, description="Videos a step, over all workers.")
-    micro_batch: int = Field(
-        default=8,
-        ge=1,
-        description="Videos that pass the model at once; a worker adds up the gradients of several, and mixed videos"
+    head_dropout: float = option(0.0, "Dropout within a head over frames that has any, in training alone.", ge=0, lt=1)
+    batch_size: int = option(256, "Videos a step, over all workers.", ge=1)
+    micro_batch: int = option(
+        8,
+        "Videos that pass the model at once; a worker adds up the gradients of several, and mixed videos"
         " are of one. A step's result does not depend on who takes which.",
+        ge=1,
     )
-    epochs: float = Field(default=10.0, gt=0, description="Times that every video is seen; --steps instead of it.")
-    steps: int | None = Field(default=None, ge=1, description="Optimiser steps, instead of epochs.")
-    lr: float = Field(default=8e-6, gt=0, description="Peak learning rate.")
-    final_lr: float = Field(default=0.01, ge=0, le=1, description="Last learning rate as a share of the peak.")
-    warmup_epochs: float = Field(default=5.0, ge=0, description="Epochs of linear warm-up; --warmup-steps instead.")
-    warmup_steps: int | None = Field(default=None, ge=0, description="Steps of linear warm-up, instead of epochs.")
-    cosine_from: Literal["warmup", "start"] = Field(
-        default="warmup",
-        description="Where the cosine has its peak: at the warm-up's end; or at step 0, as timm's scheduler, whose"
+    epochs: float = option(10.0, "Times that every video is seen; --steps instead of it.", gt=0)
+    steps: int | None = option(None, "Optimiser steps, instead of epochs.", ge=1)
+    lr: float = option(8e-6, "Peak learning rate.", gt=0)
+    final_lr: float = option(0.01, "Last learning rate as a share of the peak.", ge=0, le=1)
+    warmup_epochs: float = option(5.0, "Epochs of linear warm-up; --warmup-steps instead.", ge=0)
+    warmup_steps: int | None = option(None, "Steps of linear warm-up, instead of epochs.", ge=0)
+    cosine_from: Literal["warmup", "start"] = option(
+        "warmup",
+        "Where the cosine has its peak: at the warm-up's end; or at step 0, as timm's scheduler, whose"
         " first two steps have rate 0 and whose rate drops from the peak at the warm-up's end.",
     )
-    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="AdamW's betas.")
-    weight_decay: float = Field(default=0.001, ge=0, description="AdamW's weight decay.")
-    decays: Literal["matrices", "all"] = Field(
-        default="matrices", description="What decays: weights and embeddings alone, as CLIP; or all."
+    betas: tuple[float, float] = option((0.9, 0.98), "AdamW's betas.")
+    weight_decay: float = option(0.001, "AdamW's weight decay.", ge=0)
+    decays: Literal["matrices", "all"] = option(
+        "matrices", "What decays: weights and embeddings alone, as CLIP; or all."
     )
-    clip_grad: float | None = Field(default=None, gt=0, description="Bound on the gradient's norm; none by default.")
-    average_from: float | None = Field(
-        default=None,
-        ge=0,
-        description="Also write the mean of the weights at the ends of all epochs after this one (SWA), beside the"
+    clip_grad: float | None = option(None, "Bound on the gradient's norm; none by default.", gt=0)
+    average_from: float | None = option(
+        None,
+        "Also write the mean of the weights at the ends of all epochs after this one (SWA), beside the"
         " output as NAME.averaged.safetensors.",
-    )
-    cache_frames: int = Field(
-        default=0,
         ge=0,
-        description="Decode each video once and keep so many of its frames, resized, in memory, to draw from;"
-        " 0 decodes a video whenever it is drawn. For sets that fit in memory.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the weights, the order of videos and the frames drawn.")
+    cache_frames: int = option(
+        0,
+        "Decode each video once and keep so many of its frames, resized, in memory, to draw from;"
+        " 0 decodes a video whenever it is drawn. For sets that fit in memory.",
+        ge=0,
+    )
+    seed: int = option(0, "Seed of the weights, the order of videos and the frames drawn.", ge=0)
 
     validation: str | None = operational(None, "Dataset to evaluate zero-shot during training, all its videos.")
     validation_split: str | None = operational(None, "Its split; all videos by default.")

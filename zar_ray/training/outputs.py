@@ -20,9 +20,10 @@ from zar_ray.evaluation.workload import Workload
 from zar_ray.results.case_rows import RIGHT, CaseRows
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
+from zar_ray.training.messages import Validated
 from zar_ray.training.network import save_trained
 from zar_ray.training.options import TrainConfig
-from zar_ray.training.progress import HISTORY, TrainingState, Validated
+from zar_ray.training.progress import HISTORY, TrainingState
 from zar_ray.training.validation import evaluation_options, validation_split
 from zar_ray.training.worker import NOT_VALIDATED, TrainingJob, initial_network
 
@@ -36,7 +37,6 @@ class TrainResult:
     Attributes:
         checkpoint: The file written, in zar-ray's format; a learned context, where only that was trained.
         steps: Steps of the whole training, earlier sessions included.
-        seconds: Wall seconds of this session.
         loss: Mean loss of the last 25 steps.
         accuracy: Share of training videos that were right in the last 25 steps.
         folder: Where the training's checkpoints, options and history lie.
@@ -48,7 +48,6 @@ class TrainResult:
 
     checkpoint: Path
     steps: int
-    seconds: float
     loss: float
     accuracy: float
     folder: str
@@ -66,16 +65,7 @@ def trained_options(config: TrainConfig, file: Path) -> dict[str, Any]:
 
 
 def evaluate_checkpoint(job: TrainingJob, runs: Storage, checkpoint: Checkpoint, **_: Any) -> dict[str, float]:
-    """Evaluates a checkpoint as `zar eval` does, in a task of its own beside the training.
-
-    Args:
-        job: What is trained.
-        runs: Folder of the evaluations' runs.
-        checkpoint: The checkpoint.
-
-    Returns:
-        What Ray Train is to know of it.
-    """
+    """Evaluates a checkpoint as `zar eval` does, in a task beside the training; gives what Ray Train is to know."""
     state = TrainingState.of(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
@@ -86,13 +76,9 @@ def evaluate_checkpoint(job: TrainingJob, runs: Storage, checkpoint: Checkpoint,
             **trained_options(job.config, file),
             overwrite=True,
         )
-        evaluated = evaluate(
-            Workload.of(manifest, [split]),
-            [AskedModel(file.stem, (options,))],
-            ["validation"],
-            RunFolder(runs.child(f"step{state.step}")),
-            Console(file=io.StringIO()),
-        )
+        model, folder_of_run = AskedModel(file.stem, (options,)), RunFolder(runs.child(f"step{state.step}"))
+        silent = Console(file=io.StringIO())
+        evaluated = evaluate(Workload.of(manifest, [split]), [model], ["validation"], folder_of_run, silent)
     (case,) = evaluated.cases
     rows = CaseRows.of(evaluated.table, case.case_id, len(split.class_names))
     counted = rows.select((rows.label >= 0) & rows.finished)
@@ -102,38 +88,27 @@ def evaluate_checkpoint(job: TrainingJob, runs: Storage, checkpoint: Checkpoint,
     return {"validation_top1": found.top1}
 
 
-def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float, raised: str | None) -> TrainResult:
+def finished(result: Result, job: TrainingJob, folder: RunFolder, raised: str | None) -> TrainResult:
     """Writes what the training ended with: the last weights, the best ones, the averaged ones, and its history.
 
-    Args:
-        result: What Ray Train says of it.
-        job: What was trained.
-        folder: The training's folder.
-        seconds: Wall seconds of this session.
-        raised: What the first exception in a process said, if there was one.
-
     Raises:
-        RunError: It did not get to its last step.
+        RunError: It did not get to its last step; the message is what the first exception in a process said.
     """
     output = job.config.output
     assert output is not None
-    last = TrainingState.of(result.checkpoint) if result.checkpoint is not None else None
-    if last is None or last.step < job.schedule.steps:
-        at = f"after step {last.step if last is not None else 0} of {job.schedule.steps}"
+    last = TrainingState() if result.checkpoint is None else TrainingState.of(result.checkpoint)
+    if last.step < job.schedule.steps:
+        at = f"after step {last.step} of {job.schedule.steps}"
         raise RunError(f"training stopped {at}: {raised or 'no reason is known'}; the same command continues it")
     _export(last.network, job, output)
     averaged = best = None
     if last.averaged_epochs:
         averaged = output.with_name(f"{output.stem}.averaged{output.suffix}")
         _export(last.averaged, job, averaged, {"averaged_epochs": last.averaged_epochs})
-    validated = [
-        (metrics["validation_top1"], checkpoint)
-        for checkpoint, metrics in result.best_checkpoints or []
-        if metrics.get("validation_top1", NOT_VALIDATED) > NOT_VALIDATED
-    ]
-    if validated:
-        top1, checkpoint = max(validated, key=lambda one: one[0])
-        best, state = output.with_name(f"{output.stem}.best{output.suffix}"), TrainingState.of(checkpoint)
+    checkpoints = [(one.get("validation_top1", NOT_VALIDATED), saved) for saved, one in result.best_checkpoints or []]
+    top1, saved = max(checkpoints, key=lambda one: one[0], default=(NOT_VALIDATED, result.checkpoint))
+    if top1 > NOT_VALIDATED and saved is not None:
+        best, state = output.with_name(f"{output.stem}.best{output.suffix}"), TrainingState.of(saved)
         _export(state.network, job, best, {"step": state.step, "validation_top1": top1})
     lines = [("step", *HISTORY), *((step, *row) for step, row in enumerate(last.history.tolist(), 1))]
     folder.storage.write("history.csv", "".join(",".join(map(str, line)) + "\n" for line in lines).encode())
@@ -141,7 +116,6 @@ def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float
     return TrainResult(
         checkpoint=output,
         steps=last.step,
-        seconds=seconds,
         loss=recent[HISTORY.index("loss")],
         accuracy=recent[HISTORY.index("accuracy")],
         folder=folder.storage.path(),
@@ -154,5 +128,4 @@ def finished(result: Result, job: TrainingJob, folder: RunFolder, seconds: float
 def _export(weights: Mapping[str, Any], job: TrainingJob, output: Path, notes: Mapping[str, Any] | None = None) -> None:
     network = initial_network(job)
     network.load_trained_state(weights, "the training's checkpoint")
-    about = {"name": output.stem, "training": job.config.model_dump(mode="json"), **(notes or {})}
-    save_trained(network, output, about)
+    save_trained(network, output, {"training": job.config.model_dump(mode="json"), **(notes or {})})

@@ -1,4 +1,4 @@
-"""How a training goes: what its processes measure a step, what they say of it, and what they keep to go on from."""
+"""How a training goes: what its processes measure a step, and what they keep to go on from."""
 
 from __future__ import annotations
 
@@ -13,67 +13,12 @@ import torch.distributed
 from ray.train import Checkpoint
 from ray.util.queue import Queue
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far training is, and means over the steps since the last of these.
-
-    Attributes:
-        step: Steps done.
-        loss: Mean loss.
-        accuracy: Share of videos whose largest logit was their (largest) target.
-        learning_rate: Of the last step.
-        gradient_norm: L2 norm of the whole gradient, before it is clipped.
-        videos_per_second: All processes together.
-        data_wait_share: Share of the time in which the first process waited for pixels.
-        gpu_memory_bytes: Most memory that the first process's GPU has held; None without one.
-        gpu_utilisation: Share of the last second in which that GPU worked; None where it cannot be asked.
-    """
-
-    step: int
-    loss: float
-    accuracy: float
-    learning_rate: float
-    gradient_norm: float
-    videos_per_second: float
-    data_wait_share: float
-    gpu_memory_bytes: int | None = None
-    gpu_utilisation: float | None = None
-
-
-@dataclass(frozen=True)
-class Validated:
-    """An evaluation during training.
-
-    Attributes:
-        step: Steps done before it.
-        epoch: Epochs done before it.
-        correct: Videos whose class was found.
-        videos: Videos that could be evaluated.
-        failed: Videos that could not.
-    """
-
-    step: int
-    epoch: float
-    correct: int
-    videos: int
-    failed: int
-
-    @property
-    def top1(self) -> float:
-        """Share of the videos whose class was found."""
-        return self.correct / self.videos if self.videos else 0.0
-
+from zar_ray.training.messages import Progress, Validated
 
 # Columns of a training's history, one row a step.
 HISTORY = ("loss", "accuracy", "learning_rate", "gradient_norm")
 
 _FILE = "state.pt"
-
-
-def no_history() -> torch.Tensor:
-    """The history of a training that has not begun."""
-    return torch.empty(0, len(HISTORY), dtype=torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,24 +29,19 @@ class TrainingState:
     the options and the step, so that the step's number stands for all of them.
 
     Attributes:
-        step: Steps done.
         network: What training has changed, see `VideoTextModel.trained_state`.
         optimiser: AdamW's state.
         history: float64 (step, len(HISTORY)), one row a step.
         averaged: The mean of weights at the ends of epochs, where it is asked for, see `running_mean`.
-        averaged_epochs: Epochs averaged.
-        validations: The evaluations so far.
-        config: The options, as JSON values; for whoever looks at the file.
     """
 
     step: int = 0
     network: Mapping[str, torch.Tensor] = field(default_factory=dict)
     optimiser: Mapping[str, Any] = field(default_factory=dict)
-    history: torch.Tensor = field(default_factory=no_history)
+    history: torch.Tensor = field(default_factory=lambda: torch.empty(0, len(HISTORY), dtype=torch.float64))
     averaged: Mapping[str, torch.Tensor] = field(default_factory=dict)
     averaged_epochs: int = 0
     validations: tuple[Validated, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
         """Writes it into a checkpoint's folder."""
@@ -117,12 +57,7 @@ class TrainingState:
 def running_mean(
     mean: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], count: int
 ) -> dict[str, torch.Tensor]:
-    """The mean of weights at the ends of epochs, with one epoch more (SWA: Izmailov et al., UAI 2018).
-
-    Args:
-        mean: That of the earlier ones; whatever it is before the first.
-        weights: The new ones.
-        count: How many it is of, these included.
+    """The mean of weights at the ends of so many epochs, the new ones included (SWA: Izmailov et al., UAI 2018).
 
     Returns:
         float32 on the CPU, and never a view.
@@ -134,11 +69,11 @@ def running_mean(
 class Meter:
     """Takes in every step of all processes; now and then the first process sends the means to whoever listens.
 
-    Args:
-        history: float64 (steps done, len(HISTORY)): the steps of earlier sessions, in the first process.
-        batch_size: Videos a step, over all workers.
-        workers: Processes.
-        listener: Where to send `Progress`, in the first process.
+    The history, float64 (steps done, len(HISTORY)), is that of earlier sessions; the batch size is that of a step, over
+    all workers; the listener gets `Progress`, and is None in all processes but the first.
+
+    Attributes:
+        waited: Seconds in which this process has waited for pixels since the means were sent; to be added to.
     """
 
     _SECONDS = 2.0
@@ -149,32 +84,21 @@ class Meter:
         self._batch_size = batch_size
         self._workers = workers
         self._listener = listener
-        self._since, self._sent, self._waited = time.monotonic(), 0, 0.0
+        self._since, self._sent, self.waited = time.monotonic(), 0, 0.0
 
-    def waited(self, seconds: float) -> None:
-        """Adds time in which this process waited for pixels."""
-        self._waited += seconds
-
-    def add(self, loss: torch.Tensor, right: torch.Tensor, rate: float, norm: torch.Tensor) -> None:
+    def add(self, means: torch.Tensor, rate: float, norm: torch.Tensor) -> None:
         """Takes in one step; all processes must, in step.
 
         Args:
-            loss: This process's mean loss, one number.
-            right: Share of this process's videos that were right, one number.
+            means: float32 (2,), over this process's videos: the loss, and the share that was right.
             rate: The learning rate.
-            norm: The gradient's norm, equal in all processes.
+            norm: float32 (), the gradient's norm, equal in all processes.
         """
-        values = torch.stack([loss.detach(), right])
         if self._workers > 1:
-            torch.distributed.all_reduce(values)
-        self._steps.append(torch.stack([*(values / self._workers), torch.full_like(loss, rate), norm.to(loss)]))
-        seconds = time.monotonic() - self._since
-        if self._listener is not None and (len(self._steps) == 1 or seconds >= self._SECONDS):
+            torch.distributed.all_reduce(means)
+        self._steps.append(torch.stack([*(means / self._workers), means.new_tensor(rate), norm.to(means)]))
+        if len(self._steps) == 1 or time.monotonic() - self._since >= self._SECONDS:
             self.send()
-
-    def __len__(self) -> int:
-        """Steps done, those of earlier sessions included."""
-        return len(self._earlier) + len(self._steps)
 
     def history(self) -> torch.Tensor:
         """float64 (steps done, len(HISTORY)), on the CPU."""
@@ -192,18 +116,18 @@ class Meter:
         device = new[-1].device
         self._listener.put(
             Progress(
-                step=len(self),
+                step=len(self._earlier) + len(self._steps),
                 loss=loss,
                 accuracy=accuracy,
                 learning_rate=float(new[-1][2]),
                 gradient_norm=norm,
                 videos_per_second=len(new) * self._batch_size / seconds,
-                data_wait_share=min(1.0, self._waited / seconds),
+                data_wait_share=min(1.0, self.waited / seconds),
                 gpu_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
                 gpu_utilisation=_gpu_utilisation(device),
             )
         )
-        self._since, self._sent, self._waited = time.monotonic(), len(self._steps), 0.0
+        self._since, self._sent, self.waited = time.monotonic(), len(self._steps), 0.0
 
 
 def _gpu_utilisation(device: torch.device) -> float | None:

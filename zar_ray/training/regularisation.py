@@ -37,10 +37,6 @@ def attach_regularisation(model: ClipModel, config: TrainConfig) -> tuple[nn.Mod
 
     Stochastic depth and dropout of attention act in each tower whose layers hold a parameter that takes gradients.
 
-    Args:
-        model: The model, whose parameters take gradients where they are trained.
-        config: The rates.
-
     Returns:
         The modules that drop while they are in training mode; none where all rates are 0, and nothing is changed then.
 
@@ -57,9 +53,14 @@ def attach_regularisation(model: ClipModel, config: TrainConfig) -> tuple[nn.Mod
                 # What passes between frames beside the branches would be dropped as nothing published does it.
                 raise ConfigError(f"{option}: not for {model.name}, whose frames see each other; leave it away")
             for stack in _trained_stacks(model, option, config.trains):
-                dropping += attach(stack, _rates(rate, stack, model))
+                for block, own in zip(stack.resblocks, _rates(rate, stack, model), strict=True):
+                    dropping += attach(block, own)
     if config.prompt_dropout:
-        dropping.append(_prompt_dropout(model, config.prompt_dropout))
+        dropout = getattr(getattr(model.clip.visual, "transformer", None), PROMPT_DROPOUT, None)
+        if dropout is None:
+            raise ConfigError(f"--prompt-dropout: {model.name} has no prompts that could drop numbers; leave it away")
+        dropout.p = config.prompt_dropout
+        dropping.append(dropout)
     if config.head_dropout:
         dropping.append(_head_with_dropout(model, config.head_dropout, config.trains))
     return tuple(dropping)
@@ -90,14 +91,11 @@ def _rates(rate: float, stack: Any, model: ClipModel) -> list[float]:
     return [rate * min(layer / last, 1.0) for layer in range(len(stack.resblocks))]
 
 
-def _drop_branches(stack: Any, rates: list[float]) -> list[nn.Module]:
-    branches = []
-    for block, rate in zip(stack.resblocks, rates, strict=True):
-        # open_clip's blocks put out each branch through a module, an identity in CLIP's.
-        for branch in (block.ls_1, block.ls_2):
-            branch.register_forward_hook(partial(_drop_positions, rate))
-            branches.append(branch)
-    return branches
+def _drop_branches(block: Any, rate: float) -> list[nn.Module]:
+    # open_clip's blocks put out each branch through a module, an identity in CLIP's.
+    for branch in (block.ls_1, block.ls_2):
+        branch.register_forward_hook(partial(_drop_positions, rate))
+    return [block.ls_1, block.ls_2]
 
 
 def _drop_positions(rate: float, branch: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
@@ -105,18 +103,9 @@ def _drop_positions(rate: float, branch: nn.Module, _inputs: object, output: tor
     return stochastic_depth(output.transpose(0, 1), rate, "row", branch.training).transpose(0, 1)
 
 
-def _drop_attention(stack: Any, rates: list[float]) -> list[nn.Module]:
-    for block, rate in zip(stack.resblocks, rates, strict=True):
-        block.attn.dropout = rate
-    return [block.attn for block in stack.resblocks]
-
-
-def _prompt_dropout(model: ClipModel, rate: float) -> nn.Module:
-    dropout = getattr(getattr(model.clip.visual, "transformer", None), PROMPT_DROPOUT, None)
-    if dropout is None:
-        raise ConfigError(f"--prompt-dropout: {model.name} has no prompts that could drop numbers; leave it away")
-    dropout.p = rate
-    return dropout
+def _drop_attention(block: Any, rate: float) -> list[nn.Module]:
+    block.attn.dropout = rate
+    return [block.attn]
 
 
 def _head_with_dropout(model: ClipModel, rate: float, trains: str) -> nn.Module:

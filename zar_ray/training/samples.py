@@ -13,8 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import ray
@@ -36,36 +35,22 @@ _Item = TypeVar("_Item")
 _Begun = TypeVar("_Begun")
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One video as one epoch sees it.
-
-    Attributes:
-        epoch: From 0.
-        video: Its number in the training set.
-    """
+class Sample(NamedTuple):
+    """One video, by its number in the training set, as one epoch (from 0) sees it."""
 
     epoch: int
     video: int
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """Samples that pass the model together.
-
-    Attributes:
-        step: The step they are of, from 0.
-        number: Which of the step's micro-batches.
-        samples: The samples.
-    """
+class MicroBatch(NamedTuple):
+    """Samples that pass the model together: the step they are of (from 0), and which of its micro-batches they are."""
 
     step: int
     number: int
     samples: tuple[Sample, ...]
 
 
-@dataclass(frozen=True)
-class FrameChoice:
+class FrameChoice(NamedTuple):
     """The frames to read of a video and the short side to resize them to."""
 
     frames: np.ndarray
@@ -79,13 +64,7 @@ def generator(*key: object) -> np.random.Generator:
 
 
 def samples_of_step(step: int, videos: int, config: TrainConfig) -> list[Sample]:
-    """The samples of a step; batches run on over the end of an epoch, none is cut short.
-
-    Args:
-        step: From 0.
-        videos: Videos of the training set.
-        config: The batch size and the seed.
-    """
+    """The samples of a step (from 0); batches run on over the end of an epoch, none is cut short."""
     samples = []
     for position in range(step * config.batch_size, (step + 1) * config.batch_size):
         epoch, place = divmod(position, videos)
@@ -96,15 +75,7 @@ def samples_of_step(step: int, videos: int, config: TrainConfig) -> list[Sample]
 def micro_batches(
     steps: range, videos: int, config: TrainConfig, rank: int = 0, workers: int = 1
 ) -> Iterator[MicroBatch]:
-    """One worker's micro-batches, step by step: every so-manieth of each step's.
-
-    Args:
-        steps: The steps.
-        videos: Videos of the training set.
-        config: The seed, and a batch size that is a multiple of the micro-batch's times `workers`.
-        rank: This worker's number.
-        workers: How many there are.
-    """
+    """One worker's micro-batches, step by step: every so-manieth of each step's, which `workers` share evenly."""
     size = config.micro_batch
     for step in steps:
         samples = samples_of_step(step, videos, config)
@@ -127,13 +98,7 @@ def frames_drawn(frames: int, count: int, rng: np.random.Generator) -> np.ndarra
 
 
 class SampleReader:
-    """Decodes samples; light to send to a process that does nothing else.
-
-    Args:
-        videos: The labelled videos.
-        preprocessing: The model's input.
-        config: T, the seed, what is done to a sample's pixels and how files are read.
-    """
+    """Decodes samples of the videos as the model and the options want them; light to send to another process."""
 
     def __init__(self, videos: Sequence[VideoRow], preprocessing: Preprocessing, config: TrainConfig) -> None:
         self._videos = videos
@@ -166,21 +131,16 @@ class SampleReader:
         return self._cache[number]
 
     def _decode(self, video: VideoRow, frames: np.ndarray) -> np.ndarray:
-        choice = FrameChoice(frames, self._preprocessing.short_side or self._preprocessing.input_size)
+        config, pixels = self._config, self._preprocessing
 
         def choose(info: VideoInfo) -> FrameChoice:
             if info.frames != video.frames:
                 raise VideoError(f"has {info.frames} frames, and the manifest says {video.frames}", stage="open")
-            return choice
+            return FrameChoice(frames, pixels.short_side or pixels.input_size)
 
+        way, decoder, seconds = pixels.interpolation, config.decoder, config.decode_timeout
         try:
-            return decode_video(
-                video.path,
-                choose,
-                self._preprocessing.interpolation,
-                self._config.decoder,
-                timeout=self._config.decode_timeout,
-            ).frames
+            return decode_video(video.path, choose, way, decoder, timeout=seconds).frames
         except VideoError as error:
             raise RunError(f"{video.path}: {error}; leave the video out, or index the videos again") from error
 
@@ -236,10 +196,6 @@ def in_order(items: Iterable[_Item], begin: Callable[[_Item], _Begun], ahead: in
 
 def decoded_batches(batches: Iterable[MicroBatch], submit: Submit) -> Iterator[tuple[MicroBatch, torch.Tensor]]:
     """Yields micro-batches with their pixels, in order, while the next ones are being decoded.
-
-    Args:
-        batches: The micro-batches.
-        submit: See `decoder_threads` and `decoder_processes`.
 
     Yields:
         A micro-batch, and uint8 (B, T, R, R, 3), on the CPU.

@@ -20,24 +20,14 @@ MULTIPLE = "lr_multiple"
 
 @dataclass(frozen=True)
 class Schedule:
-    """A training's length.
-
-    Attributes:
-        steps: Optimiser steps.
-        warmup: Steps of linear warm-up among them; may be more, and then the peak is never reached.
-    """
+    """A training's optimiser steps, and those of linear warm-up: if these are more, the peak is never reached."""
 
     steps: int
     warmup: int
 
     @classmethod
     def of(cls, config: TrainConfig, videos: int) -> Schedule:
-        """The length that the options give a training.
-
-        Args:
-            config: Steps, or epochs; of a part of a step, the whole is taken.
-            videos: Videos of the training set.
-        """
+        """The length that the options give a training on so many videos; of a part of a step, the whole is taken."""
 
         def steps(epochs: float) -> int:
             # Exact: in floating point, 0.07 epochs of 100 steps are a little more than 7.
@@ -60,11 +50,6 @@ def learning_rate(step: int, schedule: Schedule, config: TrainConfig) -> float:
     has the rate of update k - 1: none in the first two steps, (k - 1)/W of the peak in the warm-up, and then what a
     cosine over the whole training has fallen to in the meantime.  (Where ViFi-CLIP adds up the gradients of n
     micro-batches it counts those, and is 1 - 1/n of a step ahead of this.)
-
-    Args:
-        step: From 0.
-        schedule: The training's length.
-        config: The peak, the last rate and where the cosine starts.
     """
     if config.cosine_from == "start":
         update = max(0, step - 1)
@@ -89,20 +74,12 @@ def optimiser(
     Under ``matrices`` weights and embeddings decay, and gains, biases and the logit scale do not, as in CLIP (Radford
     et al., ICML 2021, section 2.5); under ``all`` everything decays, as in ViFi-CLIP. The rule says what never does.
     Parameters whose learning rate is a multiple of the schedule's are groups of their own, with it under `MULTIPLE`:
-    ``fusion_lr`` of what the rule calls new, and the rule's own.
-
-    Args:
-        trained: The parameters, by their names in the CLIP's state dict.
-        rule: The model's.
-        config: Rates, betas and decay.
+    ``fusion_lr`` of what the rule calls new, and the rule's own. Names are those in the CLIP's state dict.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in trained:
         decays = (config.decays == "all" or parameter.ndim > 1) and not rule.undecayed(name)
         multiple = rule.lr_multiple(name) * (config.fusion_lr if rule.new(name) else 1.0)
         groups[multiple, config.weight_decay if decays else 0.0].append(parameter)
-    made = [
-        {"params": parameters, "weight_decay": decay, MULTIPLE: multiple}
-        for (multiple, decay), parameters in groups.items()
-    ]
+    made = [{"params": one, "weight_decay": decay, MULTIPLE: multiple} for (multiple, decay), one in groups.items()]
     return torch.optim.AdamW(made, lr=config.lr, betas=config.betas)

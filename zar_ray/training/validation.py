@@ -13,11 +13,10 @@ from rich.console import Console
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.class_texts import ClassPrompts, prompts_of
-from zar_ray.data.datasets import open_dataset, resolve_dataset
+from zar_ray.data.datasets import choose_splits, open_dataset, resolve_dataset
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.data.options import DatasetOptions
 from zar_ray.data.protocols import EvaluationSplit
-from zar_ray.data.splits import choose_splits
 from zar_ray.errors import ManifestError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.training.options import TrainConfig
@@ -33,12 +32,9 @@ _VIDEOS_A_PASS = 8
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """The videos that a training is evaluated on.
+    """The labelled videos that a training is evaluated on, and what the model reads of their classes.
 
-    Attributes:
-        videos: The labelled videos, broken ones too: they count as failed. `label_id` is a place among the split's
-            classes.
-        prompts: What the model reads of those.
+    Broken videos are among them and count as failed; `label_id` is a place among the prompts.
     """
 
     videos: tuple[VideoRow, ...]
@@ -92,15 +88,7 @@ def evaluation_options(config: TrainConfig) -> AdaptationOptions:
 def validate(
     model: ClipModel, prompts: ClassPrompts, videos: ValidationSet, config: TrainConfig, rank: int, workers: int
 ) -> tuple[int, int, int]:
-    """Classifies all videos, each process its share, in the training processes themselves.
-
-    Args:
-        model: The model as it is now.
-        prompts: What it reads of the classes.
-        videos: The videos.
-        config: The training's options.
-        rank: This process's number.
-        workers: How many there are; all must call this.
+    """Classifies all videos by the model as it is now, in the training processes themselves; all must call this.
 
     Returns:
         Over all processes: videos whose class was found, videos that could be evaluated, videos that could not.
@@ -111,12 +99,11 @@ def validate(
     groups = [share[start : start + _VIDEOS_A_PASS] for start in range(0, len(share), _VIDEOS_A_PASS)]
     with ThreadPoolExecutor(config.decode_threads, thread_name_prefix="validate") as pool:
 
-        def begin(group: Sequence[VideoRow]) -> list[Future[PlannedVideo | VideoError]]:
+        def begin(group: Sequence[VideoRow]) -> list[Future[PlannedVideo | None]]:
             return [pool.submit(_plan_and_decode, video, adapter, config) for video in group]
 
         for group, begun in in_order(groups, begin, ahead=1):
-            decoded = [(video, one.result()) for video, one in zip(group, begun, strict=True)]
-            usable = [(video, one) for video, one in decoded if isinstance(one, PlannedVideo)]
+            usable = [(video, one) for video, one in zip(group, map(Future.result, begun), strict=True) if one]
             predicted = adapter.predict([one for _, one in usable]) if usable else []
             for (video, _), outcome in zip(usable, predicted, strict=True):
                 if not isinstance(outcome, VideoError):
@@ -130,18 +117,17 @@ def validate(
     return correct, evaluated, failed
 
 
-def _plan_and_decode(video: VideoRow, adapter: VideoAdapter, config: TrainConfig) -> PlannedVideo | VideoError:
-    if video.error is not None:
-        return VideoError(video.error, stage="open")
-    options, preprocessing = adapter.options, adapter.model.preprocessing
+def _plan_and_decode(video: VideoRow, adapter: VideoAdapter, config: TrainConfig) -> PlannedVideo | None:
+    """None for a video that cannot be decoded."""
+    options, pixels = adapter.options, adapter.model.preprocessing
 
     def plan_of(info: VideoInfo) -> ViewPlan:
-        return plan_video(video.video_id, info, options.views, preprocessing, options.seed, needs_views=False)
+        return plan_video(video.video_id, info, options.views, pixels, options.seed, needs_views=False)
 
+    if video.error is not None:
+        return None
     try:
-        decoded = decode_video(
-            video.path, plan_of, preprocessing.interpolation, config.decoder, timeout=config.decode_timeout
-        )
-    except VideoError as error:
-        return error
-    return PlannedVideo(plan_of(decoded.info), decoded.frames)
+        found = decode_video(video.path, plan_of, pixels.interpolation, config.decoder, timeout=config.decode_timeout)
+    except VideoError:
+        return None
+    return PlannedVideo(plan_of(found.info), found.frames)

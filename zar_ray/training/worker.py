@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -25,26 +26,16 @@ from zar_ray.data.manifest import VideoRow
 from zar_ray.models.architecture import Architecture, build_clip
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
-from zar_ray.options.base import meaning
+from zar_ray.training import samples
 from zar_ray.training.augmentation import mix
+from zar_ray.training.messages import Validated
 from zar_ray.training.network import VideoTextModel, matching_loss, save_trained
 from zar_ray.training.options import TrainConfig
-from zar_ray.training.progress import Meter, TrainingState, Validated, running_mean
-from zar_ray.training.samples import (
-    MicroBatch,
-    SampleReader,
-    decoded_batches,
-    decoder_processes,
-    decoder_threads,
-    generator,
-    micro_batches,
-)
+from zar_ray.training.progress import Meter, TrainingState, running_mean
 from zar_ray.training.schedule import MULTIPLE, Schedule, learning_rate, optimiser
 from zar_ray.training.validation import ValidationSet, validate
 from zar_ray.video.pixels import normalise
 from zar_ray.video.transforms import Preprocessing, imagenet_preprocessing
-
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
 
 NOT_VALIDATED = -1.0
 """What a checkpoint without an evaluation reports as its top-1, so that one with any is better."""
@@ -55,8 +46,7 @@ class TrainingJob:
     """What every process is told.
 
     Attributes:
-        config: The options.
-        videos: The labelled videos that can be read.
+        videos: The videos that can be read, each with a label.
         prompts: The class texts, in label-id order.
         architecture: What to build from scratch; None starts from the options' weights.
         threads: CPU threads a process.
@@ -105,7 +95,7 @@ def initial_network(job: TrainingJob) -> VideoTextModel:
 
 def train_worker(arguments: dict[str, Any]) -> None:
     """Trains to the last step, from the last checkpoint of the same run where there is one."""
-    job: TrainingJob = arguments["job"]
+    job: TrainingJob = ray.get(arguments["job"])
     torch.set_num_threads(job.threads)
     checkpoint = ray.train.get_checkpoint()
     try:
@@ -117,12 +107,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
 
 class _Worker:
-    """One process's part of a training.
-
-    Args:
-        job: What is trained.
-        state: What to go on from.
-    """
+    """One process's part of a training, which goes on from a state."""
 
     def __init__(self, job: TrainingJob, state: TrainingState) -> None:
         group = ray.train.get_context()
@@ -137,41 +122,36 @@ class _Worker:
         if state.step:
             self.optimiser.load_state_dict(dict(state.optimiser))
         self.schedule = job.schedule
-        self.averaged, self.averaged_epochs = state.averaged, state.averaged_epochs
-        self.validations, self.first_step = state.validations, state.step
+        self.state = replace(state, network={}, optimiser={})  # which are loaded, and not to be kept twice
         listener = job.progress if self.rank == 0 else None
         self.meter = Meter(state.history, self.config.batch_size, self.workers, listener)
 
     def train(self) -> None:
         """Takes all steps that are left."""
-        config, steps = self.config, range(self.first_step, self.schedule.steps)
-        own = micro_batches(steps, len(self.job.videos), config, self.rank, self.workers)
-        reader = SampleReader(self.job.videos, self.network.model.preprocessing, config)
-        decoders = (
-            decoder_processes(reader, config.decode_workers)
-            if config.decode_workers
-            else decoder_threads(reader, config.decode_threads)
-        )
+        config, steps = self.config, range(self.state.step, self.schedule.steps)
+        own = samples.micro_batches(steps, len(self.job.videos), config, self.rank, self.workers)
+        reader = samples.SampleReader(self.job.videos, self.network.model.preprocessing, config)
+        if config.decode_workers:
+            decoders = samples.decoder_processes(reader, config.decode_workers)
+        else:
+            decoders = samples.decoder_threads(reader, config.decode_threads)
         with decoders as submit:
-            batches = decoded_batches(own, submit)
+            batches = samples.decoded_batches(own, submit)
             for step in steps:
                 self._step(step, batches)
                 self._after(step + 1)
 
-    def _step(self, step: int, batches: Iterator[tuple[MicroBatch, torch.Tensor]]) -> None:
-        config = self.config
+    def _step(self, step: int, batches: Iterator[tuple[samples.MicroBatch, torch.Tensor]]) -> None:
+        config, means = self.config, []
         turns = config.batch_size // config.micro_batch // self.workers
         rate = learning_rate(step, self.schedule, config)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group[MULTIPLE]
-        losses, rights = [], []
         for turn in range(turns):
             waiting = time.monotonic()
             which, pixels = next(batches)
-            self.meter.waited(time.monotonic() - waiting)
-            loss, right = self._backward(which, pixels, turns, last=turn == turns - 1)
-            losses.append(loss)
-            rights.append(right)
+            self.meter.waited += time.monotonic() - waiting
+            means.append(self._backward(which, pixels, turns, last=turn == turns - 1))
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         if config.clip_grad is not None:
@@ -179,58 +159,48 @@ class _Worker:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.network.bound_logit_scale()
-        self.meter.add(torch.stack(losses).mean(), torch.stack(rights).mean(), rate, norm)
+        self.meter.add(torch.stack(means).mean(dim=0), rate, norm)
 
-    def _backward(
-        self, which: MicroBatch, decoded: torch.Tensor, turns: int, last: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds one micro-batch's share of the gradient; returns its loss, and the share of it that was right."""
+    def _backward(self, which: samples.MicroBatch, decoded: torch.Tensor, turns: int, last: bool) -> torch.Tensor:
+        """Adds one micro-batch's share of the gradient; returns its loss, and the share of it that was right, (2,)."""
         config = self.config
-        pixels = self._normalised(decoded)
-        classes = [self._label(sample.video) for sample in which.samples]
+        if self.device.type == "cuda":
+            decoded = decoded.pin_memory()
+        frames = decoded.to(self.device, non_blocking=True).flatten(0, 1)
+        pixels = normalise(frames, self.network.model.preprocessing).unflatten(0, decoded.shape[:2])
+        classes = [cast(int, self.job.videos[sample.video].label_id) for sample in which.samples]
         labels = torch.tensor(classes, device=self.device)
         # Whatever draws within the model draws the same after a resumption, and whoever takes the micro-batch.
-        torch.manual_seed(int(generator(config.seed, "model", which.step, which.number).integers(2**62)))
-        dtype = _AUTOCAST[config.precision]
+        key = which.step, which.number
+        torch.manual_seed(int(samples.generator(config.seed, "model", *key).integers(2**62)))
         # Gradients are exchanged once a step, with the last micro-batch.
         alone = last or self.workers == 1
         with nullcontext() if alone else cast(DistributedDataParallel, self.parallel).no_sync():
-            mixed = torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+            mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16")
             if config.loss == "matching":
-                texts = self.network.draw_texts(classes, generator(config.seed, "texts", which.step, which.number))
+                texts = self.network.draw_texts(classes, samples.generator(config.seed, "texts", *key))
                 with mixed:
                     similarities, frames = self.parallel(pixels, texts)
                 loss = matching_loss(similarities, frames, labels, config.motion_loss)
                 right = labels[similarities.argmax(dim=1)] == labels
             else:
-                rng = generator(config.seed, "mix", which.step, which.number)
+                rng = samples.generator(config.seed, "mix", *key)
                 pixels, targets = mix(pixels, labels, len(self.job.prompts.names), config.augment, rng)
                 with mixed:
                     logits = self.parallel(pixels)
                 loss = cross_entropy(logits.float(), targets)
                 right = logits.argmax(dim=1) == targets.argmax(dim=1)
             (loss / turns).backward()
-        return loss.detach(), right.float().mean()
-
-    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, T, R, R, 3) to float32 (B, T, 3, R, R) on the device, as evaluation normalises."""
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory()
-        frames = pixels.to(self.device, non_blocking=True).flatten(0, 1)
-        return normalise(frames, self.network.model.preprocessing).unflatten(0, pixels.shape[:2])
-
-    def _label(self, video: int) -> int:
-        label = self.job.videos[video].label_id
-        assert label is not None, "only labelled videos are trained on"
-        return label
+        return torch.stack([loss.detach(), right.float().mean()])
 
     def _after(self, step: int) -> None:
         """What may follow a step: averaging, evaluation, a checkpoint."""
         job, config = self.job, self.config
         over, epoch_over = step == self.schedule.steps, job.ends_epoch(step)
         if config.average_from is not None and epoch_over and job.epochs(step) > config.average_from:
-            self.averaged_epochs += 1
-            self.averaged = running_mean(self.averaged, self.network.trained_state(), self.averaged_epochs)
+            epochs = self.state.averaged_epochs + 1
+            averaged = running_mean(self.state.averaged, self.network.trained_state(), epochs)
+            self.state = replace(self.state, averaged=averaged, averaged_epochs=epochs)
         due = job.validation is not None and (over or job.ends_epoch(step, config.validation_epochs))
         top1 = self._validate(step) if due and not config.validation_async else NOT_VALIDATED
         if due or over or epoch_over or step % config.checkpoint_steps == 0:
@@ -238,26 +208,20 @@ class _Worker:
 
     def _validate(self, step: int) -> float:
         assert self.job.validation is not None
-        prompts = self._with_context(self.job.validation.prompts)
+        prompts = self.job.validation.prompts
+        if self.network.context is not None:  # as it is now
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "context.safetensors"
+                save_trained(self.network, file, {})
+                prompts = replace(prompts, context=read_context_file(file))
         self.network.eval()  # which drops nothing
-        correct, videos, failed = validate(
-            self.network.model, prompts, self.job.validation, self.config, self.rank, self.workers
-        )
+        counts = validate(self.network.model, prompts, self.job.validation, self.config, self.rank, self.workers)
         self.network.train()
-        found = Validated(step, self.job.epochs(step), correct, videos, failed)
-        self.validations = (*self.validations, found)
+        found = Validated(step, self.job.epochs(step), *counts)
+        self.state = replace(self.state, validations=(*self.state.validations, found))
         if self.rank == 0:
             self.job.progress.put(found)
         return found.top1
-
-    def _with_context(self, prompts: ClassPrompts) -> ClassPrompts:
-        """The prompts with the context as it is now, where that is what is trained."""
-        if self.network.context is None:
-            return prompts
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "context.safetensors"
-            save_trained(self.network, file, {})
-            return replace(prompts, context=read_context_file(file))
 
     def _report(self, step: int, top1: float, evaluate: bool) -> None:
         """Every process reports; the first one brings the checkpoint, as they are all equal."""
@@ -266,16 +230,8 @@ class _Worker:
         if self.rank != 0:
             ray.train.report(metrics)
             return
-        state = TrainingState(
-            step=step,
-            network=self.network.trained_state(),
-            optimiser=self.optimiser.state_dict(),
-            history=self.meter.history(),
-            averaged=self.averaged,
-            averaged_epochs=self.averaged_epochs,
-            validations=self.validations,
-            config=meaning(self.config),
-        )
+        made = {"network": self.network.trained_state(), "optimiser": self.optimiser.state_dict()}
+        state = replace(self.state, step=step, history=self.meter.history(), **made)
         with tempfile.TemporaryDirectory() as folder:
             state.save(folder)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder), validation=evaluate)

@@ -82,7 +82,7 @@ def decode_video(
         path: The file.
         plan_of: Makes the plan once the video's frames and size are known.
         interpolation: Filter of the resize.
-        decoder: Which decoder is to read it.
+        decoder: What reads it.
         expected: What the manifest says; the video must have these frames and this size.
         timeout: Seconds it may take.
         also: Further ways to resize the same frames, which are decoded once all the same.

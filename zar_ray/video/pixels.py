@@ -57,9 +57,5 @@ def normalise(crops: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor
 def crop_and_normalise(
     frames: torch.Tensor, images: np.ndarray, boxes: Sequence[CropBox], preprocessing: Preprocessing
 ) -> torch.Tensor:
-    """`cut_crops` and `normalise` in one: float32 (n, 3, R, R) on the frames' device.
-
-    Raises:
-        ValueError: A box is not of the model's input size.
-    """
+    """`cut_crops` and `normalise` in one: float32 (n, 3, R, R) on the frames' device."""
     return normalise(cut_crops(frames, images, boxes), preprocessing)

@@ -27,15 +27,7 @@ _HASH_BITS = 128
 
 @dataclass(frozen=True)
 class ViewOrigin:
-    """Where a view comes from.
-
-    Attributes:
-        rate: Share of the video its segment covers.
-        sample: Number of the segment among those of its rate.
-        crop: Name of its crop.
-        start: The segment's first frame.
-        length: The segment's frames.
-    """
+    """Where a view comes from: which sample of which rate, which crop, the segment's first frame and its length."""
 
     rate: float
     sample: int
@@ -73,18 +65,9 @@ class ViewPlan:
     def evaluation_only(self) -> ViewPlan:
         """The same plan without the views: only the frames and images of the evaluation view."""
         rows, evaluation = np.unique(self.evaluation, return_inverse=True)
-        images = self.images[rows]
-        frame_rows, image_frames = np.unique(images[:, 0], return_inverse=True)
-        box_rows, image_boxes = np.unique(images[:, 1], return_inverse=True)
-        return replace(
-            self,
-            frames=self.frames[frame_rows],
-            boxes=tuple(self.boxes[row] for row in box_rows),
-            images=np.stack([image_frames, image_boxes], axis=1).astype(np.int64),
-            views=np.empty((0, self.views.shape[1]), dtype=np.int64),
-            origins=(),
-            evaluation=evaluation.reshape(self.evaluation.shape).astype(np.int64),
-        )
+        evaluation = evaluation.reshape(self.evaluation.shape).astype(np.int64)
+        bare = replace(self, images=self.images[rows], views=self.views[:0], origins=(), evaluation=evaluation)
+        return unite([bare])[0]
 
     def count_images(self, *, with_views: bool) -> int:
         """Distinct images of this plan's evaluation view, and of its other views; `images` may hold more (`unite`)."""
@@ -95,20 +78,7 @@ class ViewPlan:
 def plan_video(
     video_id: str, info: VideoInfo, views: ViewConfig, preprocessing: Preprocessing, seed: int, *, needs_views: bool
 ) -> ViewPlan:
-    """The views that methods need of a video; of the evaluation view alone, where they need no other.
-
-    Args:
-        video_id: The video's path relative to its dataset's root; it and the seed key the random starts.
-        info: What is known of the video.
-        views: The options.
-        preprocessing: The model's input size and resize.
-        seed: Seed of the run.
-        needs_views: Whether any of the methods looks at other views than the evaluation view.
-
-    Raises:
-        VideoError: The video has no frames or no size (stage ``plan``).
-        ConfigError: The short side is smaller than the model's input.
-    """
+    """What `plan_views` plans; the evaluation view alone, where no method needs another."""
     plan = plan_views(video_id, info.frames, info.height, info.width, views, preprocessing, seed)
     return plan if needs_views else plan.evaluation_only()
 
@@ -167,20 +137,27 @@ def plan_views(
     view_codes = np.stack(frames) * len(boxes) + np.array(box_of, dtype=np.int64)[:, None]
     eval_boxes = [boxes.index(box) for box in eval_crops]
     evaluation_codes = np.stack([moment * len(boxes) + box for moment in evaluation_frames for box in eval_boxes])
-    codes, rows = np.unique(np.concatenate([view_codes.ravel(), evaluation_codes.ravel()]), return_inverse=True)
-    evaluation = rows[view_codes.size :].astype(np.int64)
-    distinct, frame_rows = np.unique(codes // len(boxes), return_inverse=True)
+    planned_frames, images, rows = _distinct(np.concatenate([view_codes.ravel(), evaluation_codes.ravel()]), len(boxes))
+    evaluation = rows[view_codes.size :]
     return ViewPlan(
-        frames=distinct.astype(np.int64),
+        frames=planned_frames,
         short_side=short_side,
         height=resized[0],
         width=resized[1],
         boxes=boxes,
-        images=np.stack([frame_rows, codes % len(boxes)], axis=1).astype(np.int64),
-        views=rows[: view_codes.size].reshape(view_codes.shape).astype(np.int64),
+        images=images,
+        views=rows[: view_codes.size].reshape(view_codes.shape),
         origins=tuple(origins),
         evaluation=evaluation if len(evaluation_codes) == 1 else evaluation.reshape(evaluation_codes.shape),
     )
+
+
+def _distinct(codes: np.ndarray, boxes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct frames (F,) and images (I, 2) of images given as ``frame·boxes + box``, and each one's row: int64."""
+    images, rows = np.unique(codes, return_inverse=True)
+    frames, frame_rows = np.unique(images // boxes, return_inverse=True)
+    pairs = np.stack([frame_rows, images % boxes], axis=1)
+    return frames.astype(np.int64), pairs.astype(np.int64), rows.astype(np.int64)
 
 
 def unite(plans: Sequence[ViewPlan]) -> tuple[ViewPlan, ...]:
@@ -197,19 +174,18 @@ def unite(plans: Sequence[ViewPlan]) -> tuple[ViewPlan, ...]:
     """
     if len({(plan.short_side, plan.height, plan.width) for plan in plans}) != 1:
         raise ValueError("plans of frames of different sizes share no images")
-    boxes = tuple(sorted({box for plan in plans for box in plan.boxes}))
+    cut = [[plan.boxes[box] for box in plan.images[:, 1]] for plan in plans]
+    boxes = tuple(sorted({box for of_plan in cut for box in of_plan}))
     places = {box: place for place, box in enumerate(boxes)}
     own = [
-        plan.frames[plan.images[:, 0]] * len(boxes) + np.array([places[box] for box in plan.boxes])[plan.images[:, 1]]
-        for plan in plans
+        plan.frames[plan.images[:, 0]] * len(boxes) + np.array([places[box] for box in of_plan])
+        for plan, of_plan in zip(plans, cut, strict=True)
     ]
-    codes, rows = np.unique(np.concatenate(own), return_inverse=True)
-    frames, frame_rows = np.unique(codes // len(boxes), return_inverse=True)
-    images = np.stack([frame_rows, codes % len(boxes)], axis=1).astype(np.int64)
+    frames, images, rows = _distinct(np.concatenate(own), len(boxes))
     ends = np.cumsum([len(one) for one in own])
     return tuple(
         replace(plan, frames=frames, boxes=boxes, images=images, views=of[plan.views], evaluation=of[plan.evaluation])
-        for plan, of in zip(plans, np.split(rows.astype(np.int64), ends[:-1]), strict=True)
+        for plan, of in zip(plans, np.split(rows, ends[:-1]), strict=True)
     )
 
 
@@ -251,16 +227,10 @@ def segment_length(frames: int, rate: float | Fraction) -> int:
 
 
 def segment_frames(start: int, length: int, count: int, frames: int) -> np.ndarray:
-    """The centres of `count` equal parts of a segment: floor(start + (i + 1/2)·length/count), clipped to the video.
-
-    Args:
-        start: The segment's first frame.
-        length: The segment's frames.
-        count: T, indices wanted; they repeat where the segment is shorter.
-        frames: N, the video's frames.
+    """The centres of `count` equal parts of a segment: floor(start + (i + 1/2)·length/count), clipped to N `frames`.
 
     Returns:
-        int64 (count,), ascending.
+        int64 (count,), ascending; indices repeat where the segment is shorter.
     """
     parts = np.arange(count, dtype=np.int64)
     return np.minimum(start + (2 * parts + 1) * length // (2 * count), frames - 1)
@@ -269,13 +239,7 @@ def segment_frames(start: int, length: int, count: int, frames: int) -> np.ndarr
 def evaluation_view_frames(number: int, views: int, count: int, frames: int) -> np.ndarray:
     """Frames of one of several evaluation views of a whole video: each of `count` equal parts gives each view one.
 
-    View j of n takes floor((i + (j + 1/2)/n)·N/T); one view takes the parts' centres.
-
-    Args:
-        number: j, from 0.
-        views: n.
-        count: T, indices wanted.
-        frames: N, the video's frames.
+    View j (`number`, from 0) of n `views` takes floor((i + (j + 1/2)/n)·N/T); one view takes the parts' centres.
 
     Returns:
         int64 (count,), ascending.

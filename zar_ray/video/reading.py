@@ -105,16 +105,7 @@ class VideoReader(ABC):
 
 
 def probe_video(path: str | os.PathLike[str], decoder: Decoder = "auto") -> VideoInfo:
-    """What a manifest records of a file; decodes its first frame only.
-
-    Args:
-        path: The file.
-        decoder: Which decoder is to read it.
-
-    Raises:
-        VideoError: The file is no video that can be read (stage ``open``).
-        ConfigError: The decoder is not installed.
-    """
+    """What a manifest records of a file; decodes its first frame only. Raises what `open_video` does."""
     with open_video(path, decoder) as reader:
         return reader.info
 
@@ -123,12 +114,9 @@ def probe_video(path: str | os.PathLike[str], decoder: Decoder = "auto") -> Vide
 def open_video(
     path: str | os.PathLike[str], decoder: Decoder = "auto", deadline: Deadline | None = None
 ) -> Iterator[VideoReader]:
-    """Opens a video for reading and closes it however the block ends.
+    """Opens a video for reading and closes it however the block ends; ``auto`` takes decord where it suits the file.
 
-    Args:
-        path: The file.
-        decoder: ``decord`` or ``pyav``; ``auto`` takes decord where it suits the file.
-        deadline: When to give up opening; a file's packets are all looked at.
+    Opening looks at all of a file's packets; the deadline says when to give up.
 
     Raises:
         VideoError: The file is no video that can be read (stage ``open``).
@@ -136,7 +124,16 @@ def open_video(
     """
     if decoder == "decord" and not has_decord():
         raise ConfigError("decord is not installed here; use --decoder auto or --decoder pyav")
-    reader = _open(inspect_video(path, deadline), decoder)
+    inspection = inspect_video(path, deadline)
+    info, reader = inspection.info, None
+    fits = 3 * info.frames * info.width * info.height <= _DECORD_BYTES
+    if decoder == "decord" or (decoder == "auto" and has_decord() and fits):
+        try:
+            reader = DecordReader(inspection)
+        except DecordError:
+            if decoder == "decord":
+                raise
+    reader = reader or PyavReader(inspection)
     try:
         yield reader
     finally:
@@ -146,19 +143,6 @@ def open_video(
 def has_decord() -> bool:
     """Whether decord is installed; there are wheels for Linux on x86-64 only."""
     return importlib.util.find_spec("decord") is not None
-
-
-def _open(inspection: Inspection, decoder: Decoder) -> VideoReader:
-    if decoder == "decord":
-        return DecordReader(inspection)
-    info = inspection.info
-    fits = 3 * info.frames * info.width * info.height <= _DECORD_BYTES
-    if decoder == "auto" and has_decord() and fits:
-        try:
-            return DecordReader(inspection)
-        except DecordError:
-            return PyavReader(inspection)
-    return PyavReader(inspection)
 
 
 class PyavReader(VideoReader):

@@ -76,16 +76,7 @@ def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 def resize_frame(frame: np.ndarray, short_side: int, interpolation: Interpolation = "bicubic") -> np.ndarray:
-    """Resizes one frame with PIL's antialiased filters.
-
-    Args:
-        frame: uint8 (H, W, 3).
-        short_side: Length of the shorter side afterwards, in pixels.
-        interpolation: Filter.
-
-    Returns:
-        uint8 (h, w, 3) with (h, w) = `resized_size(H, W, short_side)`.
-    """
+    """Resizes a frame, uint8 (H, W, 3), with PIL's antialiased filters to `resized_size(H, W, short_side)` pixels."""
     height, width = resized_size(frame.shape[0], frame.shape[1], short_side)
     if (height, width) == frame.shape[:2]:
         return frame
@@ -103,10 +94,7 @@ def crop_boxes(height: int, width: int, size: int, crops: int) -> tuple[tuple[st
         height: Height of the resized frame.
         width: Width of the resized frame.
         size: Side of a crop, in pixels.
-        crops: 1, 3, 5 or 9.
-
-    Returns:
-        Name and box of each crop; the crops of a smaller count are among those of a larger one.
+        crops: How many; those of a smaller count are among those of a larger one.
 
     Raises:
         ValueError: The frame is smaller than a crop, or `crops` is none of the counts.
@@ -128,16 +116,10 @@ def crop_boxes(height: int, width: int, size: int, crops: int) -> tuple[tuple[st
     }
     horizontal, vertical = ("left", "centre", "right"), ("top", "centre", "bottom")
     along, across = (vertical, horizontal) if height > width else (horizontal, vertical)
-    corners = ("top left", "top right", "bottom left", "bottom right")
-    sets = {
-        1: ("centre",),
-        3: along,
-        5: (*along, across[0], across[2]),
-        9: (*along, across[0], across[2], *corners),
-    }
-    if crops not in sets:
-        raise ValueError(f"{crops} crops: there are sets of {', '.join(map(str, sets))}")
-    return tuple((name, CropBox(*offsets[name], size)) for name in sets[crops])
+    if crops not in (1, 3, 5, 9):
+        raise ValueError(f"{crops} crops: there are sets of 1, 3, 5, 9")
+    every = (*along, across[0], across[2], "top left", "top right", "bottom left", "bottom right")
+    return tuple((name, CropBox(*offsets[name], size)) for name in (every[:crops] if crops > 1 else ("centre",)))
 
 
 def short_side_for(views: ViewConfig, preprocessing: Preprocessing) -> int:

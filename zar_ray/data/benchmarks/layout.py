@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from zar_ray.data.classes import by_key, name_key
@@ -24,7 +24,6 @@ _SHOWN = 10  # classes with missing videos that a split shows
 YOUTUBE = re.compile(r"(?P<id>.{11})_(?P<start>\d{6})_(?P<end>\d{6})")
 
 
-@dataclass(frozen=True)
 class Files:
     """The files below a benchmark's folder, and below that of its annotations where that is another.
 
@@ -32,32 +31,24 @@ class Files:
         root: The videos' folder, absolute.
         videos: Paths of the videos relative to it, with forward slashes, sorted.
         others: Absolute paths of all other files, sorted.
+
+    Raises:
+        ManifestError: A folder is missing or cannot be read.
     """
 
-    root: Path
-    videos: tuple[str, ...]
-    others: tuple[Path, ...]
-    _exact: dict[str, list[str]] = field(default_factory=dict, repr=False, compare=False)
-    _loose: dict[str, list[str]] = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def below(cls, root: str | Path, annotations: str | Path | None = None) -> Files:
-        """Walks through the folders.
-
-        Raises:
-            ManifestError: A folder is missing or cannot be read.
-        """
-        top = existing_folder(root)
-        paths, others = walk(top)
-        if annotations is not None and not (beside := existing_folder(annotations)).is_relative_to(top):
+    def __init__(self, root: str | Path, annotations: str | Path | None = None) -> None:
+        self.root = existing_folder(root)
+        paths, others = walk(self.root)
+        if annotations is not None and not (beside := existing_folder(annotations)).is_relative_to(self.root):
             others += walk(beside)[1]
-        videos = sorted(path.relative_to(top).as_posix() for path in paths)
-        files = cls(top, tuple(videos), tuple(sorted(set(others))))  # one folder may hold the other
-        for video in videos:
+        self.videos = sorted(path.relative_to(self.root).as_posix() for path in paths)
+        self.others = sorted(set(others))  # one folder may hold the other
+        self._exact: defaultdict[str, list[str]] = defaultdict(list)
+        self._loose: defaultdict[str, list[str]] = defaultdict(list)
+        for video in self.videos:
             stem = PurePosixPath(video).stem
-            files._exact.setdefault(stem, []).append(video)
-            files._loose.setdefault(name_key(stem), []).append(video)
-        return files
+            self._exact[stem].append(video)
+            self._loose[name_key(stem)].append(video)
 
     def find(self, stem: str, *near: str, exact: bool = False) -> str | None:
         """The video of a name, whatever its extension and folder.
@@ -73,81 +64,44 @@ class Files:
         keys = {name_key(name) for name in near}
         return max(found, key=lambda path: len(keys & {name_key(p) for p in PurePosixPath(path).parts[:-1]}))
 
-    def locate(self, video: AnnotatedVideo) -> str | None:
+    def locate(self, video: VideoRow) -> str | None:
         """The file of an annotated video: where it is expected, else the one of its name."""
-        if video.expected in self._exact.get(video.key, ()):
-            return video.expected
-        near = (*PurePosixPath(video.expected).parts[:-1], *video.splits, *video.class_names)
-        part = YOUTUBE.fullmatch(video.key)
+        if video.video_id in self._exact.get(video.stem, ()):
+            return video.video_id
+        near = (*PurePosixPath(video.video_id).parts[:-1], *video.memberships, *video.label_names)
+        part = YOUTUBE.fullmatch(video.stem)
         if part is None:
-            return self.find(video.key, *near)
+            return self.find(video.stem, *near)
         youtube_id, start, end = part.groups()
         # What downloaders call the file of an entry.
-        names = (video.key, f"{youtube_id}_{int(start)}_{int(end)}", f"{youtube_id}_{start}")
-        names = (*names, f"{youtube_id}_{int(start)}", youtube_id)
+        ends = ("", f"_{int(start)}", f"_{start}", f"_{int(start)}_{int(end)}", f"_{start}_{end}")
+        names = (youtube_id + end for end in reversed(ends))
         return next((found for name in names if (found := self.find(name, *near, exact=True))), None)
 
 
 @dataclass(frozen=True)
-class AnnotatedVideo:
-    """One video as the annotations have it.
-
-    Attributes:
-        expected: Where the official layout has it, relative to the root; the id of a video that is missing.
-        class_names: Its labels: none, one, or several in a multi-label benchmark.
-        split: The official split where a video has one, else "all".
-        splits: All splits it is in.
-    """
-
-    expected: str
-    class_names: tuple[str, ...]
-    split: str
-    splits: tuple[str, ...]
-
-    @property
-    def key(self) -> str:
-        """The file's name without folder and extension."""
-        return PurePosixPath(self.expected).stem
-
-
-@dataclass(frozen=True)
 class Annotations:
-    """What a benchmark's annotations say.
+    """What a benchmark's annotations say of its videos: labels and splits.
 
-    Attributes:
-        videos: All annotated videos.
-        multi_label: Whether a video may have several classes.
-        sources: The annotation files that were read, or what stands in for them.
-        notes: What to tell the user, a line each.
+    A video's id is where the official layout has it, relative to the root.
     """
 
-    videos: tuple[AnnotatedVideo, ...] = ()
-    multi_label: bool = False
-    sources: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    videos: tuple[VideoRow, ...] = ()
+    sources: tuple[str, ...] = ()  # the annotation files that were read, or what stands in for them
+    notes: tuple[str, ...] = ()  # what to tell the user, a line each
 
 
 @dataclass(frozen=True)
 class LayoutReport:
-    """What was found and what was not; the counts add up to those of the annotations.
+    """What was found and what was not; the counts add up to those of the annotations."""
 
-    Attributes:
-        sources: The annotation files that were read.
-        listed: Annotated videos by split.
-        missing: Those without a file, by (split, class).
-        left_out: Splits of which no file is there at all, with their number of videos; they make no rows.
-        skipped: Whether missing videos of other splits were left out too, rather than kept with an error.
-        unused: Files below the root that no annotation names, sorted.
-        notes: What the adapter has to say.
-    """
-
-    sources: tuple[str, ...]
-    listed: dict[str, int]
-    missing: dict[tuple[str, str], int]
-    left_out: dict[str, int]
-    skipped: bool
-    unused: tuple[str, ...]
-    notes: tuple[str, ...]
+    sources: tuple[str, ...]  # the annotation files that were read
+    listed: dict[str, int]  # annotated videos by split
+    missing: dict[tuple[str, str], int]  # those without a file, by (split, class)
+    left_out: dict[str, int]  # videos of splits of which no file is there at all; they make no rows
+    skipped: bool  # whether missing videos of other splits were left out too, rather than kept with an error
+    unused: tuple[str, ...]  # files below the root that no annotation names, sorted
+    notes: tuple[str, ...]  # what the adapter has to say
 
     def lines(self) -> Iterator[str]:
         """The report for a terminal: a line a split, a line a class with missing videos (the worst ones), the rest."""
@@ -178,22 +132,15 @@ def to_listing(
     """Puts annotations and files together.
 
     A video without a file is a row with an error, so that counts add up; a split without any file (one that was not
-    downloaded) makes no rows, and the report says so.
-
-    Args:
-        name: What the dataset is called.
-        class_names: The classes in label-id order.
-        annotations: What the adapter read.
-        files: The files.
-        available_only: Leave out all missing videos; the report counts them.
+    downloaded) makes no rows, and the report says so.  With `available_only` all missing videos are left out.
 
     Raises:
         ManifestError: None of the videos is there, or an entry occurs twice.
     """
     videos = annotations.videos
     found, shared = _located(videos, files)
-    listed = Counter(split for video in videos for split in video.splits)
-    there = Counter(split for video, path in zip(videos, found, strict=True) if path for split in video.splits)
+    listed = Counter(split for video in videos for split in video.memberships)
+    there = Counter(split for video, path in zip(videos, found, strict=True) if path for split in video.memberships)
     left_out = {split: count for split, count in listed.items() if not there[split]}
     if not there:
         raise ManifestError(
@@ -203,22 +150,16 @@ def to_listing(
     missing: Counter[tuple[str, str]] = Counter()
     rows: dict[str, VideoRow] = {}
     for video, path in zip(videos, found, strict=True):
-        splits = tuple(split for split in video.splits if split not in left_out)
+        splits = tuple(split for split in video.memberships if split not in left_out)
         if path is None:
-            missing.update((split, label) for split in splits for label in video.class_names or (UNLABELLED,))
+            missing.update((split, label) for split in splits for label in video.label_names or (UNLABELLED,))
             if available_only or not splits:
                 continue
-        video_id = path or video.expected
+        video_id = path or video.video_id
         if video_id in rows:
             raise ManifestError(f'{files.root}: the annotations of {name} have "{video_id}" twice')
-        rows[video_id] = VideoRow(
-            video_id=video_id,
-            path=str(files.root / video_id),
-            class_name=next(iter(video.class_names), None) if not annotations.multi_label else None,
-            split=video.split,
-            splits=None if splits == (video.split,) else splits,
-            labels=video.class_names if annotations.multi_label else None,
-        )
+        kept = None if splits == (video.split,) else splits
+        rows[video_id] = replace(video, video_id=video_id, path=str(files.root / video_id), splits=kept)
     doubtful = (f"{shared:,} entries share a file with another one; they count as missing",) if shared else ()
     report = LayoutReport(
         sources=annotations.sources,
@@ -230,31 +171,26 @@ def to_listing(
         notes=(*annotations.notes, *doubtful),
     )
     ordered = tuple(rows[video_id] for video_id in sorted(rows))
-    return Listing(ordered, class_names, str(files.root), name, ignored=0), report
+    return Listing(ordered, class_names, str(files.root), name), report
 
 
-def _located(videos: Sequence[AnnotatedVideo], files: Files) -> tuple[list[str | None], int]:
+def _located(videos: Sequence[VideoRow], files: Files) -> tuple[list[str | None], int]:
     """The file of each video, and how many share theirs with another one, to which it is given.
 
     Such entries are parts of one YouTube video whose file is called by the id alone, or names alike but for
     punctuation of which one is missing; the file goes to the one of its exact name if there is one.
     """
     found = [files.locate(video) for video in videos]
-    owner: dict[str, AnnotatedVideo] = {}
+    owner: dict[str, VideoRow] = {}
     for video, path in zip(videos, found, strict=True):
-        if path and (path not in owner or PurePosixPath(path).stem == video.key != owner[path].key):
+        if path and (path not in owner or PurePosixPath(path).stem == video.stem != owner[path].stem):
             owner[path] = video
     kept = [path if path and owner[path] is video else None for video, path in zip(videos, found, strict=True)]
     return kept, sum(path is not None for path in found) - len(owner)
 
 
 class ClassNames:
-    """A benchmark's class names, looked up by any spelling.
-
-    Args:
-        names: The names in label-id order.
-        benchmark: The benchmark, for messages.
-    """
+    """A benchmark's class names, in label-id order, looked up by any spelling."""
 
     def __init__(self, names: Sequence[str], benchmark: str) -> None:
         self.names = tuple(names)
@@ -266,11 +202,7 @@ class ClassNames:
         return self._by_key.get(name_key(spelled))
 
     def get(self, spelled: str, place: str) -> str:
-        """The class that an annotation means.
-
-        Raises:
-            ManifestError: It is no class of the benchmark; the message names `place`.
-        """
+        """The class that an annotation means, or a ManifestError that names `place`."""
         name = self.find(spelled)
         if name is None:
             near = suggestion(spelled, self.names)
@@ -279,11 +211,7 @@ class ClassNames:
 
 
 def check_classes(names: Iterable[str], known: ClassNames, place: Path) -> None:
-    """Checks that an official file of class names has the names and the order of ours.
-
-    Raises:
-        ManifestError: It differs; the message names the first difference.
-    """
+    """Raises a ManifestError, with the first difference, unless an official file of names has the order of ours."""
     listed = tuple(names)
     if len(listed) != len(known.names):
         raise ManifestError(f"{place}: has {len(listed)} classes, expected {len(known.names)}; is it another version?")
@@ -293,11 +221,7 @@ def check_classes(names: Iterable[str], known: ClassNames, place: Path) -> None:
 
 
 def check_class_file(files: Files, name: str, known: ClassNames) -> None:
-    """Checks the official file of class names, a number and a name a line, where it lies below the folders.
-
-    Raises:
-        ManifestError: As `check_classes`.
-    """
+    """Does `check_classes` for an official file with a number and a name a line, where it lies below the folders."""
     for path in files.others:
         if path.name.lower() == name:
             check_classes((line.split(maxsplit=1)[-1] for _, line in read_lines(path)), known, path)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations
+from zar_ray.data.benchmarks.layout import Annotations
 from zar_ray.data.classes import by_key, class_list, distinct_names, known_class_lists, name_key, tidy_name
+from zar_ray.data.manifest import VideoRow
 from zar_ray.data.protocols import SplitSpec
 from zar_ray.data.text_files import csv_rows, read_lines
 from zar_ray.errors import ConfigError, ManifestError, suggestion
@@ -18,42 +19,15 @@ _OFFICIAL = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class ListEntry:
-    """One line of a list."""
-
-    line: int
-    path: str
-    label_id: int
-
-    @property
-    def stem(self) -> str:
-        """The file's name without folder and extension."""
-        return PurePosixPath(self.path).stem
-
-
-@dataclass(frozen=True)
 class VideoList:
-    """A list and the names of its labels.
-
-    Attributes:
-        place: The file, for messages.
-        entries: Its lines.
-        class_names: The names in label-id order.
-        labels_place: Where the names come from, for messages.
-        split: The manifest's split whose videos it names.
-        spec: The split of a benchmark that it stands for.
-    """
+    """A list (`place` is its file) and the names of its labels, in label-id order."""
 
     place: str
-    entries: tuple[ListEntry, ...]
+    videos: tuple[VideoRow, ...]  # its lines: a path relative to the videos' folder and a label each
     class_names: tuple[str, ...]
-    labels_place: str
-    split: str = "all"
-    spec: SplitSpec | None = None
-
-    def class_name(self, entry: ListEntry) -> str:
-        """The name that the list gives a video."""
-        return self.class_names[entry.label_id]
+    labels_place: str  # where the names come from, for messages
+    split: str = "all"  # the manifest's split whose videos it names
+    spec: SplitSpec | None = None  # the split of a benchmark that it stands for
 
 
 def read_labels(place: str) -> tuple[str, ...]:
@@ -81,18 +55,14 @@ def read_labels(place: str) -> tuple[str, ...]:
 
 
 def read_list(place: str, labels: str) -> VideoList:
-    """Reads a list of ``path label`` lines (a space, a tab or a comma between them).
-
-    Args:
-        place: The list's file.
-        labels: The class names: a shipped list's name or a file; see `read_labels`.
+    """Reads a list of ``path label`` lines (a space, a tab or a comma between them); labels as for `read_labels`.
 
     Raises:
         ManifestError: A file cannot be read, or a line is of another form or has a label without a name.
     """
     names = read_labels(labels)
-    entries = []
-    for number, (at, line) in enumerate(read_lines(Path(place).expanduser()), start=1):
+    videos = []
+    for at, line in read_lines(Path(place).expanduser()):
         match = _ENTRY.fullmatch(line)
         if match is None:
             raise ManifestError(f'{at}: must be a path and a label\'s number, not "{line}"')
@@ -102,10 +72,10 @@ def read_list(place: str, labels: str) -> VideoList:
                 f"{at}: has label {label}, and {labels} names {len(names)} classes (0 to {len(names) - 1}); "
                 "are these the list's labels?"
             )
-        entries.append(ListEntry(number, match["path"], label))
-    if not entries:
+        videos.append(VideoRow(match["path"], "", label, names[label]))
+    if not videos:
         raise ManifestError(f"{place}: lists no videos")
-    return VideoList(str(place), tuple(entries), names, labels)
+    return VideoList(str(place), tuple(videos), names, labels)
 
 
 def read_lists(given: Sequence[str], labels: Sequence[str], specs: Sequence[SplitSpec] = ()) -> list[VideoList]:
@@ -144,13 +114,7 @@ def read_lists(given: Sequence[str], labels: Sequence[str], specs: Sequence[Spli
 def merge_lists(
     name: str, class_names: Sequence[str], lists: Sequence[VideoList], annotations: Annotations | None = None
 ) -> Annotations:
-    """Adds lists to what a benchmark's annotations say, or takes them alone.
-
-    Args:
-        name: What the dataset is called.
-        class_names: The classes in label-id order, whose spelling is taken.
-        lists: The lists.
-        annotations: What the official annotations say, if there are any.
+    """Adds lists to what a benchmark's annotations say, or takes them alone; spells classes as `class_names` do.
 
     Raises:
         ManifestError: A list names a video twice, has a class that is not among `class_names`, or calls a video by
@@ -159,33 +123,33 @@ def merge_lists(
     annotations = annotations or Annotations()
     known = set(class_names)
     spelled = by_key(class_names)
-    videos = {video.key: video for video in annotations.videos}
+    videos = {video.stem: video for video in annotations.videos}
     for one in lists:
         lines: dict[str, int] = {}
-        for entry in one.entries:
-            at = f"{one.place}, line {entry.line}"
+        for line, entry in enumerate(one.videos, start=1):
+            at = f"{one.place}, line {line}"
             if entry.stem in lines:
-                raise ManifestError(f"{at}: {entry.path} is already in line {lines[entry.stem]}")
-            lines[entry.stem] = entry.line
-            said = one.class_name(entry)
+                raise ManifestError(f"{at}: {entry.video_id} is already in line {lines[entry.stem]}")
+            lines[entry.stem] = line
+            said = str(entry.class_name)
             label = said if said in known else spelled.get(name_key(said))
             if label is None:
                 raise ManifestError(f'{at}: class "{said}" of {one.labels_place} is no class of {name}')
-            video = videos.get(entry.stem) or _new(entry, label)
-            if label not in video.class_names:
+            video = videos.get(entry.stem) or _new(entry.video_id, label)
+            if label not in video.label_names:
                 raise ManifestError(
-                    f'{at}: calls the video "{label}", which is "{", ".join(video.class_names)}" elsewhere; '
+                    f'{at}: calls the video "{label}", which is "{", ".join(video.label_names)}" elsewhere; '
                     f'"zar data audit --list {one.place} --labels {one.labels_place}" looks for mistakes in labels'
                 )
-            videos[entry.stem] = replace(video, splits=tuple(dict.fromkeys((*video.splits, one.split))))
+            videos[entry.stem] = replace(video, splits=tuple(dict.fromkeys((*video.memberships, one.split))))
     sources = tuple(Path(one.place).name for one in lists)
     return replace(annotations, videos=tuple(videos.values()), sources=(*annotations.sources, *sources))
 
 
-def _new(entry: ListEntry, label: str) -> AnnotatedVideo:
-    official = next((part for part in PurePosixPath(entry.path).parts[:-1] if part in _OFFICIAL), None)
+def _new(path: str, label: str) -> VideoRow:
+    official = next((part for part in PurePosixPath(path).parts[:-1] if part in _OFFICIAL), None)
     splits = (official,) if official else ()
-    return AnnotatedVideo(entry.path.lstrip("/"), (label,), official or "all", splits)
+    return VideoRow(path.lstrip("/"), "", class_name=label, split=official or "all", splits=splits)
 
 
 def _split_and_file(text: str, specs: Sequence[SplitSpec]) -> tuple[str | None, str]:

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from zar_ray.data.benchmarks.layout import AnnotatedVideo, Annotations, ClassNames, Files, check_classes
+from zar_ray.data.benchmarks.layout import Annotations, ClassNames, Files, check_classes
+from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import ManifestError
 
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|validation|val|test)$", re.IGNORECASE)
@@ -32,7 +33,7 @@ def annotate(files: Files, classes: ClassNames) -> Annotations:
             except (TypeError, ValueError):
                 raise ManifestError(f"{path}: must hold a number for each label") from None
             check_classes(ordered, classes, path)
-    videos: dict[str, AnnotatedVideo] = {}
+    videos: dict[str, VideoRow] = {}
     for path, word in lists:
         split = "val" if word.startswith("val") else word
         for number, entry in enumerate(_read(path, list)):
@@ -45,8 +46,8 @@ def annotate(files: Files, classes: ClassNames) -> Annotations:
             template = entry.get("template")
             if template is None and split != "test":
                 raise ManifestError(f"{place}: has no template, which names its class")
-            names = () if template is None else (classes.get(template, place),)
-            videos[stem] = AnnotatedVideo(f"{stem}.webm", names, split, (split,))
+            name = None if template is None else classes.get(template, place)
+            videos[stem] = VideoRow(f"{stem}.webm", "", class_name=name, split=split)
     return Annotations(tuple(videos.values()), sources=tuple(path.name for path, _ in lists))
 
 

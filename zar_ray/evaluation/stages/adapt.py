@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -14,16 +15,16 @@ from torch.nn.functional import normalize
 
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, VideoPrediction
 from zar_ray.adaptation.fusion import video_features
-from zar_ray.adaptation.settings import Setting
+from zar_ray.adaptation.options import Setting
 from zar_ray.errors import RunError, VideoError
-from zar_ray.evaluation.feature_store import VideoFacts, image_keys
+from zar_ray.evaluation.feature_store import Stored, VideoFacts, image_keys
 from zar_ray.evaluation.spec import (
     MODELS,
     POSITION,
     STATUS_SCHEMA,
     Failure,
     JobSpec,
-    caught,
+    attempt,
     failed_rows,
     labels_of,
     worker_name,
@@ -31,26 +32,12 @@ from zar_ray.evaluation.spec import (
 from zar_ray.evaluation.streams import StreamState
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
+from zar_ray.results.case import Case
 from zar_ray.results.folder import write_part
 from zar_ray.results.rows import ResultRow, to_table
 from zar_ray.video.reading import VideoInfo
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ReplicaSpec:
-    """What a worker of the model pool is told besides.
-
-    Attributes:
-        job: The run.
-        settings: The settings of each model, with what it reads of the classes.
-        threads: CPU threads it may use.
-    """
-
-    job: JobSpec
-    settings: tuple[tuple[Setting, ...], ...]
-    threads: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,30 +53,23 @@ class Arrived:
     planned: PlannedVideo | Failure
 
 
-@dataclass(eq=False)
-class _Work:
-    """What becomes of a block's videos: their rows, and what there is to say of them, by video."""
-
-    rows: list[ResultRow] = field(default_factory=list)
-    failed: set[str] = field(default_factory=set)
-    notes: dict[str, list[str]] = field(default_factory=dict)
-
-
 class AdaptStage:
     """One worker of the model pool: holds a replica of each model, predicts, and writes the rows.
 
     Args:
         spec: The run.
+        settings: The settings of each model, with what it reads of the classes.
+        threads: CPU threads it may use.
 
     Raises:
         RuntimeError: The weights on this node are not the run's.
         RunError: There are stream methods, and their state cannot be read.
     """
 
-    def __init__(self, spec: ReplicaSpec) -> None:
-        torch.set_num_threads(spec.threads)
-        self.spec = spec.job
-        self.replicas = [Replica(spec.job, number, settings) for number, settings in enumerate(spec.settings)]
+    def __init__(self, spec: JobSpec, settings: tuple[tuple[Setting, ...], ...], threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.spec = spec
+        self.replicas = [Replica(spec, number, of_one) for number, of_one in enumerate(settings)]
         self._position, self._begun = 0, False
         if self.spec.streams:
             state = StreamState.read(self.spec.storage)
@@ -103,28 +83,27 @@ class AdaptStage:
         rows = block.drop_columns(["inputs"]).to_pylist()
         if self.spec.streams:
             self._follow(rows)
-        work = _Work()
+        results: list[ResultRow] = []
+        notes: dict[str, list[str]] = {}
         for replica in self.replicas:
             own = [index for index, row in enumerate(rows) if replica.number in row[MODELS.name]]
             videos = [replica.arrive(rows[index], block["inputs"][index]) for index in own]
             for video, outcome in zip(videos, self.predict(replica, videos), strict=True):
-                made = replica.rows(video, outcome)
-                work.rows += made
-                if any(row.error is not None for row in made):
-                    work.failed.add(video.row["video_id"])
+                results += replica.rows(video, outcome)
                 if note := replica.keep(video, outcome):
-                    work.notes.setdefault(video.row["video_id"], []).append(note)
-        write_part(self.spec.storage, to_table(work.rows))
+                    notes.setdefault(video.row["video_id"], []).append(note)
+        write_part(self.spec.storage, to_table(results))
         if self.spec.streams:
             # After the rows: what is continued does the videos after this position, and rows may be made twice.
             tensors = dict(chain.from_iterable(one.adapter.stream_state().items() for one in self.replicas))
             StreamState(self._position, tensors).write(self.spec.storage)
+        failed = {result.video_id for result in results if result.error is not None}
         status = [
             {
                 "video_id": row["video_id"],
-                "failed": row["video_id"] in work.failed,
+                "failed": row["video_id"] in failed,
                 "feature_uses": row["feature_uses"],
-                "feature_notes": [*(row["feature_notes"] or ()), *work.notes.get(row["video_id"], ())],
+                "feature_notes": [*(row["feature_notes"] or ()), *notes.get(row["video_id"], ())],
             }
             for row in rows
         ]
@@ -160,12 +139,7 @@ class AdaptStage:
 
 
 class Replica:
-    """One model with its cases.
-
-    Args:
-        spec: The run.
-        number: Which of its models this is.
-        settings: Its settings.
+    """One of a run's models, by its number, with its cases.
 
     Raises:
         RuntimeError: The weights on this node are not the run's.
@@ -196,73 +170,73 @@ class Replica:
         """A decoded video as this model takes it; pixels are read in place, where they arrived."""
         if row["error"] is not None:
             return Arrived(row, Failure(row["error"], row["error_stage"]))
-        failures: list[Failure] = []
-        with caught("adapt", failures):
-            info = VideoInfo(row["frames"], 0.0, row["width"], row["height"], 0.0, row["decoder"])
-            plan, *further = self.spec.models[self.number].plans(row["video_id"], info)
-            class_sets, video_id = tuple(row["class_sets"]), row["video_id"]
-            own = next(one for one in inputs if self.number in one["models"].as_py())
-            if own["dimensions"].is_valid:
-                values = np.frombuffer(own["embeddings"].as_buffer(), np.float32)
-                embeddings = torch.from_numpy(values.reshape(-1, own["dimensions"].as_py()).copy())
-                return Arrived(row, PlannedVideo(plan, None, embeddings, class_sets, tuple(further), video_id))
+        return Arrived(row, attempt("adapt", lambda: self._planned(row, inputs)))
+
+    def _planned(self, row: dict[str, Any], inputs: pa.ListScalar) -> PlannedVideo:
+        info = VideoInfo(row["frames"], 0.0, row["width"], row["height"], 0.0, row["decoder"])
+        plan, *further = self.spec.models[self.number].plans(row["video_id"], info)
+        own = next(one for one in inputs if self.number in one["models"].as_py())
+        pixels = embeddings = None
+        if own["dimensions"].is_valid:
+            values = np.frombuffer(own["embeddings"].as_buffer(), np.float32)
+            embeddings = torch.from_numpy(values.reshape(-1, own["dimensions"].as_py()).copy())
+        else:
             pixels = np.frombuffer(own["pixels"].as_buffer(), np.uint8).reshape(own["shape"].as_py())
-            return Arrived(row, PlannedVideo(plan, pixels, None, class_sets, tuple(further), video_id))
-        return Arrived(row, failures[0])
+        return PlannedVideo(plan, pixels, embeddings, tuple(row["class_sets"]), tuple(further), row["video_id"])
 
     def predict_one(self, video: PlannedVideo) -> VideoPrediction | Failure | VideoError:
         """One video by itself; what nobody foresaw is its failure."""
-        failures: list[Failure] = []
-        with caught("adapt", failures):
-            return self.adapter.predict([video])[0]
-        return failures[0]
+        return attempt("adapt", lambda: self.adapter.predict([video])[0])
 
     def rows(self, video: Arrived, outcome: VideoPrediction | Failure) -> list[ResultRow]:
         """A video's result rows under this model, one a case that it is of."""
-        row, failures = video.row, list[Failure]()
-        own = [case for case in self.cases.values() if case.class_set in row["class_sets"]]
+        own = [case for case in self.cases.values() if case.class_set in video.row["class_sets"]]
+
+        def failed(why: Failure, cases: Sequence[Case] = own) -> list[ResultRow]:
+            return failed_rows(self.spec, video.row, why, worker_name(), cases)
+
         if isinstance(outcome, Failure):
-            return failed_rows(self.spec, row, outcome, worker_name(), own)
-        with caught("adapt", failures):
-            finished = [
-                ResultRow.from_decision(
-                    row["video_id"],
-                    one.case_id,
-                    one.method,
-                    one.decision,
-                    model=self.spec.labels[self.number],
-                    setting=self.spec.settings[self.cases[one.case_id].setting],
-                    **labels_of(self.spec, row, self.cases[one.case_id]),
-                    video_feature=_evaluation_feature(outcome, self.adapter.model) if number == 0 else None,
-                    images=one.images,
-                    images_encoded=outcome.images_encoded,
-                    frames=row["frames"],
-                    frames_decoded=_frames(video.planned),
-                    bytes_shipped=_shipped(video.planned),
-                    seconds_decode=row["seconds_decode"],
-                    seconds_encode=outcome.encode_seconds,
-                    seconds_adapt=one.seconds,
-                    seconds_case=one.whole_seconds,
-                    peak_memory=one.peak_memory,
-                    decoder=row["decoder"],
-                    worker=worker_name(),
-                    warning=row["warning"],
-                )
-                for number, one in enumerate(outcome.cases)
-            ]
-            failed = [
-                failed_row
-                for setting, error in outcome.failures.items()
-                for failed_row in failed_rows(
-                    self.spec,
-                    row,
-                    Failure(str(error), error.stage),
-                    worker_name(),
-                    [case for case in own if case.setting == setting],
-                )
-            ]
-            return finished + failed
-        return failed_rows(self.spec, row, failures[0], worker_name(), own)
+            return failed(outcome)
+        finished = attempt("adapt", lambda: self._finished(video, outcome))
+        if isinstance(finished, Failure):
+            return failed(finished)
+        for setting, error in outcome.failures.items():
+            cases = [case for case in own if case.setting == setting]
+            finished += failed(Failure(str(error), error.stage), cases)
+        return finished
+
+    def _finished(self, video: Arrived, outcome: VideoPrediction) -> list[ResultRow]:
+        """The rows of the cases that have a decision."""
+        row, planned = video.row, video.planned
+        assert isinstance(planned, PlannedVideo)
+        carried = planned.frames if planned.frames is not None else planned.embeddings
+        assert carried is not None
+        return [
+            ResultRow.from_decision(
+                row["video_id"],
+                one.case_id,
+                one.method,
+                one.decision,
+                model=self.spec.labels[self.number],
+                setting=self.spec.settings[self.cases[one.case_id].setting],
+                **labels_of(self.spec, row, self.cases[one.case_id]),
+                video_feature=_evaluation_feature(outcome, self.adapter.model) if number == 0 else None,
+                images=one.images,
+                images_encoded=outcome.images_encoded,
+                frames=row["frames"],
+                frames_decoded=len(planned.frames) if planned.frames is not None else 0,
+                bytes_shipped=carried.nbytes,
+                seconds_decode=row["seconds_decode"],
+                seconds_encode=outcome.encode_seconds,
+                seconds_adapt=one.seconds,
+                seconds_case=one.whole_seconds,
+                peak_memory=one.peak_memory,
+                decoder=row["decoder"],
+                worker=worker_name(),
+                warning=row["warning"],
+            )
+            for number, one in enumerate(outcome.cases)
+        ]
 
     def keep(self, video: Arrived, outcome: VideoPrediction | Failure) -> str | None:
         """Stores a video's features where they are wanted; says why that could not be done.
@@ -274,7 +248,8 @@ class Replica:
             return None
         facts = VideoFacts(row["decoder"], row["warning"], row["frames"], row["width"], row["height"])
         try:
-            self.store.write(row["content"], image_keys(outcome.plan), outcome.embeddings.cpu().numpy(), facts)
+            embeddings = outcome.embeddings.cpu().numpy()
+            self.store.write(row["content"], Stored(image_keys(outcome.plan), embeddings, facts))
         except RunError as error:
             return f"features not stored ({error})"
         return None
@@ -284,16 +259,3 @@ def _evaluation_feature(outcome: VideoPrediction, model: ClipModel) -> tuple[flo
     """Where the run saw the video in the embedding space; the report draws it."""
     features = model.embedding_part(video_features(outcome.embeddings, outcome.plan, model.view_features).evaluation)
     return tuple(normalize(features.reshape(-1, features.shape[-1]).mean(dim=0), dim=0).tolist())
-
-
-def _frames(video: PlannedVideo | Failure) -> int:
-    """Distinct frames that were decoded for it."""
-    return len(video.frames) if isinstance(video, PlannedVideo) and video.frames is not None else 0
-
-
-def _shipped(video: PlannedVideo | Failure) -> int:
-    """Bytes that came from the decoding process."""
-    assert isinstance(video, PlannedVideo)
-    carried = video.frames if video.frames is not None else video.embeddings
-    assert carried is not None
-    return carried.nbytes

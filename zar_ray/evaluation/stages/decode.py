@@ -12,14 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from zar_ray.evaluation.feature_store import Missing, image_keys
+from zar_ray.evaluation.feature_store import DamagedError, image_keys
 from zar_ray.evaluation.spec import (
     DECODED_SCHEMA,
     MODELS,
     POSITION,
     Failure,
     JobSpec,
-    caught,
+    attempt,
     failed_rows,
     worker_name,
 )
@@ -34,9 +34,6 @@ class DecodeStage:
     """Makes of manifest rows the frames that their models' plans name, resized, each once.
 
     Where there is a store that holds the features of all images of a model's plan, those stand in for its frames.
-
-    Args:
-        spec: The run.
     """
 
     def __init__(self, spec: JobSpec) -> None:
@@ -67,13 +64,18 @@ class DecodeStage:
             **{name: row[name] for name in ("frames", "width", "height", "decoder")},
             POSITION.name: row.get(POSITION.name),
         }
-        failures: list[Failure] = []
-        started = time.perf_counter()
-        with caught("decode", failures), self._last_resort(video):
+
+        def inputs() -> list[dict[str, Any]]:
             stored = self._look_up(row["path"], known, video)
-            video["inputs"] = [*stored, *self.read(row["path"], known, video, stored)]
-        for failure in failures:
-            video |= {"error": failure.message, "error_stage": failure.stage, "inputs": None}
+            return [*stored, *self.read(row["path"], known, video, stored)]
+
+        started = time.perf_counter()
+        with self._last_resort(video):
+            found = attempt("decode", inputs)
+        if isinstance(found, Failure):
+            video |= {"error": found.message, "error_stage": found.stage}
+        else:
+            video["inputs"] = found
         video["seconds_decode"] = time.perf_counter() - started
         return video
 
@@ -86,11 +88,13 @@ class DecodeStage:
                 continue
             content = store.content(path)
             video["content"] = content.hash
-            stored = store.read(content.hash, image_keys(self.spec.models[number].plans(video["video_id"], known)[0]))
-            if isinstance(stored, Missing):
-                why = stored.detail if stored.reason == "damaged" else None
-                if content.stale:
-                    why = "the file has changed since its features were stored"
+            why = "the file has changed since its features were stored" if content.stale else None
+            try:
+                plan, *_ = self.spec.models[number].plans(video["video_id"], known)
+                stored = store.read(content.hash, image_keys(plan))
+            except DamagedError as error:
+                stored, why = None, why or str(error)
+            if stored is None:
                 uses.append("computed" if why is None else "replaced")
                 notes += [] if why is None else [f"features computed anew ({why})"]
                 continue

@@ -16,8 +16,6 @@ architecture their settings under ``frame_layers``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from open_clip.transformer import QuickGELU, Transformer
 from torch import nn
 
 from zar_ray.models.formats import NOT_READ, Converted, SavedWeights, count_layers, openai_layout
-from zar_ray.models.parts import FUSION, TEXT_FRAME, VECTOR, embedding_width, is_of_head
+from zar_ray.models.parts import FUSION, TEXT_FRAME, TextFrame, embedding_width, is_of_head
 from zar_ray.models.systems.base import EVALUATION_SCALE, System, TrainingRule
 from zar_ray.video.transforms import Preprocessing
 
@@ -41,51 +39,16 @@ _HEADS = 8
 _DEVIATION = 0.01  # of new vectors and positions, as in the official code
 
 
-@dataclass(frozen=True)
-class VectorsAround:
-    """Names between learnt vectors, a `zar_ray.models.parts.TextFrame`.
-
-    Attributes:
-        prefix: Vectors between the start of text and the name.
-        postfix: Vectors between the name and the end of text.
-    """
-
-    prefix: int
-    postfix: int
-
-    def around(self, start: int, tokens: Sequence[int], end: int) -> list[int]:
-        """See `zar_ray.models.parts.TextFrame`."""
-        return [start, *[VECTOR] * self.prefix, *tokens, *[VECTOR] * self.postfix, end]
-
-    def embedded(self, tower: Any, ids: torch.Tensor) -> torch.Tensor:
-        """See `zar_ray.models.parts.TextFrame`."""
-        embeddings = tower.token_embedding(ids.clamp(min=0))
-        vectors = getattr(tower, LEARNED_TEXTS)[: ids.shape[1]].to(embeddings.dtype)
-        return torch.where((ids == VECTOR)[..., None], vectors, embeddings)
-
-
 def attach_learned_texts(clip: Any, prefix: int = _AROUND, postfix: int = _AROUND) -> None:
-    """Gives the text tower of an open_clip CLIP new vectors.
-
-    Args:
-        clip: A CLIP that has none yet.
-        prefix: Vectors between the start of text and the name.
-        postfix: Vectors between the name and the end of text.
-    """
+    """Gives the text tower of an open_clip CLIP new vectors, so many on each side of a name."""
     tower = getattr(clip, "text", clip)
     vectors = torch.randn_like(tower.positional_embedding) * _DEVIATION
     tower.register_parameter(LEARNED_TEXTS, nn.Parameter(vectors.detach()))
-    setattr(tower, TEXT_FRAME, VectorsAround(prefix, postfix))
+    setattr(tower, TEXT_FRAME, TextFrame(LEARNED_TEXTS, prefix, postfix))
 
 
 class FrameLayers(nn.Module):
-    """The layers over frames.
-
-    Args:
-        width: D, of embeddings.
-        layers: How many.
-        frames: T, which it has positions for; it reads no others.
-    """
+    """So many layers over embeddings of width D of T frames, which it has positions for; it reads no others."""
 
     def __init__(self, width: int, layers: int, frames: int) -> None:
         super().__init__()
@@ -100,13 +63,7 @@ class FrameLayers(nn.Module):
 
 
 def attach_frame_layers(clip: Any, layers: int, frames: int) -> None:
-    """Gives an open_clip CLIP new layers over frames.
-
-    Args:
-        clip: A CLIP that has none yet.
-        layers: How many.
-        frames: T, frames of every view.
-    """
+    """Gives an open_clip CLIP new layers over the T frames of every view."""
     clip.add_module(FUSION, FrameLayers(embedding_width(clip), layers, frames))
 
 

@@ -18,6 +18,7 @@ bears the head's settings under the same word.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -60,23 +61,23 @@ def attach_fusion(clip: Any, head: Head, layers: int = 6, frames: int | None = N
     width = embedding_width(clip)
     match head:
         case "meanP":
-            made: nn.Module = MeanHead()
+            made: nn.Module = _MeanHead()
         case "LSTM":
-            made = LstmHead(width)
+            made = _LstmHead(width)
         case "Conv_1D":
-            made = ShiftHead(width, transposes)
+            made = _ShiftHead(width, transposes)
         case "Transf":
-            made = TransformerHead(width, layers, max(1, text_width // _HEAD_WIDTH), rows)
+            made = _TransformerHead(width, layers, max(1, text_width // _HEAD_WIDTH), rows)
         case "Transf_cls":
             if frames is None:
                 raise ModelError(f"the fusion head {head} has positions for so many frames: say how many (frames)")
-            made = ClassTokenHead(width, layers, frames)
+            made = _ClassTokenHead(width, layers, frames)
         case _:
             raise ModelError(f'no fusion head is called "{head}"; there are {", ".join(get_args(Head))}')
     clip.add_module(FUSION, made)
 
 
-class MeanHead(nn.Module):
+class _MeanHead(nn.Module):
     """``meanP``."""
 
     frames: int | None = None
@@ -91,7 +92,7 @@ class MeanHead(nn.Module):
         return 0.0
 
 
-class LstmHead(MeanHead):
+class _LstmHead(_MeanHead):
     """``LSTM``, one layer from D to D."""
 
     def __init__(self, width: int) -> None:
@@ -99,11 +100,10 @@ class LstmHead(MeanHead):
         self.lstm_visual = nn.LSTM(width, width, batch_first=True)
 
     def added(self, frames: torch.Tensor) -> torch.Tensor:
-        """See `MeanHead`."""
         return self.lstm_visual(frames)[0]
 
 
-class ShiftHead(MeanHead):
+class _ShiftHead(_MeanHead):
     """``Conv_1D``: a new one moves a quarter of the channels a frame on, a quarter a frame back, and keeps the rest."""
 
     def __init__(self, width: int, transposes: bool) -> None:
@@ -117,35 +117,29 @@ class ShiftHead(MeanHead):
             kernels[width - width // 4 :, 0, 2] = 1
 
     def added(self, frames: torch.Tensor) -> torch.Tensor:
-        """See `MeanHead`."""
         count, length, width = frames.shape
         channels = frames.mT if self.transposes else frames.reshape(count, width, length)
         return self.shift(channels).mT
 
 
-class _Norm(LayerNorm):
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=_EPS)
-
-
-class TransformerHead(MeanHead):
+class _TransformerHead(_MeanHead):
     """``Transf``."""
 
     def __init__(self, width: int, layers: int, heads: int, rows: int) -> None:
         super().__init__()
         self.most_frames = rows
         self.frame_position_embeddings = nn.Embedding(rows, width)
-        self.transformer = Transformer(width, layers, heads, act_layer=QuickGELU, norm_layer=_Norm)
+        norm: Any = partial(LayerNorm, eps=_EPS)
+        self.transformer = Transformer(width, layers, heads, act_layer=QuickGELU, norm_layer=norm)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=_DEVIATION)
 
     def added(self, frames: torch.Tensor) -> torch.Tensor:
-        """See `MeanHead`."""
         return self.transformer(frames + self.frame_position_embeddings.weight[: frames.shape[1]])
 
 
-class ClassTokenHead(MeanHead):
+class _ClassTokenHead(_MeanHead):
     """``Transf_cls``."""
 
     def __init__(self, width: int, layers: int, frames: int) -> None:
@@ -154,7 +148,6 @@ class ClassTokenHead(MeanHead):
         self.transformer = _ClassTokenEncoder(width, layers, frames)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        """See `MeanHead`."""
         return self.transformer(frames)
 
 
@@ -163,10 +156,8 @@ class _ClassTokenEncoder(nn.Module):
         super().__init__()
         self.cls_token = nn.Parameter(torch.randn(1, 1, width) * _DEVIATION)
         self.pos_embed = nn.Parameter(torch.randn(1, frames + 1, width) * _DEVIATION)
-        layer = nn.TransformerEncoderLayer(width, _HEADS, _CLS_INNER, batch_first=True)
-        self.transformer_enc = nn.TransformerEncoder(
-            layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
-        )
+        layer, norm = nn.TransformerEncoderLayer(width, _HEADS, _CLS_INNER, batch_first=True), nn.LayerNorm(width)
+        self.transformer_enc = nn.TransformerEncoder(layer, layers, norm, enable_nested_tensor=False)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         tokens = torch.cat([self.cls_token.expand(len(frames), -1, -1), frames], dim=1)
@@ -174,11 +165,7 @@ class _ClassTokenEncoder(nn.Module):
 
 
 def head_settings(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """What head a published checkpoint's part of that name is of, as `attach_fusion` takes it.
-
-    Args:
-        tensors: The part's, without prefixes.
-    """
+    """What head the tensors of a published checkpoint's part are of, as `attach_fusion` takes it."""
     if "lstm_visual.weight_ih_l0" in tensors:
         return {"head": "LSTM"}
     if "shift.weight" in tensors:

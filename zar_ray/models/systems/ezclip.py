@@ -56,12 +56,9 @@ class Adapter(nn.Module):
 
 
 def attach_temporal_adapters(clip: Any, frames: int, reduction: int = _REDUCTION) -> None:
-    """Gives both towers of an open_clip CLIP new adapters, and the image tower temporal prompts.
+    """Gives both towers of an open_clip CLIP new adapters, which narrow the width by `reduction`.
 
-    Args:
-        clip: A CLIP with a vision transformer, which has none yet.
-        frames: T, frames of every view.
-        reduction: By how much an adapter narrows its tower's width.
+    The image tower, a vision transformer, also gets temporal prompts for views of T frames.
 
     Raises:
         ModelError: The image tower is not such a transformer.

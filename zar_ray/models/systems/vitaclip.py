@@ -18,7 +18,6 @@ under ``view_prompts``. Frames come view by view: T images after one another are
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -67,11 +66,7 @@ class SummaryAttention(nn.Module):
 def attach_view_prompts(clip: Any, frames: int, global_prompts: int = 8, context: int | None = 8) -> None:
     """Gives the image tower of an open_clip CLIP new prompts between frames, and the text tower a new context.
 
-    Args:
-        clip: A CLIP with a vision transformer, which has none yet.
-        frames: T, frames of every view.
-        global_prompts: Of each layer.
-        context: Vectors of the context; None for none, so that words stand there.
+    A view has T frames, and each layer so many global prompts; with a context of None, words stand there.
 
     Raises:
         ModelError: The image tower is not such a transformer.
@@ -154,7 +149,10 @@ def recognise(saved: SavedWeights) -> Converted | None:
             apart.setdefault(f"{split[1]}in_proj_{split[3]}", {})[split[2]] = tensor
         else:
             weights[ours] = tensor
-    weights |= _joined(apart, saved.place)
+    for name, parts in apart.items():
+        if parts.keys() != set("qkv"):
+            raise ModelError(f"{saved.place}: has queries, keys or values alone for {name}")
+        weights[name] = torch.cat([parts[one] for one in "qkv"])
     if _PATCHES in tensors and _POSITIONS in weights:
         # CLIP's patches have no bias; added to each patch's position it does the same.
         weights[_POSITIONS] = weights[_POSITIONS].clone()
@@ -179,13 +177,6 @@ def _our_name(name: str) -> str:
         return f"visual.{_VISUAL[short]}" if tower == "visual" and short in _VISUAL else name
     part = next((old for old in _BLOCK if block[2].startswith(f"{old}.")), "")
     return f"visual.transformer.resblocks.{block[1]}.{_BLOCK.get(part, '')}{block[2].removeprefix(part)}"
-
-
-def _joined(apart: Mapping[str, Mapping[str, torch.Tensor]], place: str) -> dict[str, torch.Tensor]:
-    for name, parts in apart.items():
-        if parts.keys() != set("qkv"):
-            raise ModelError(f"{place}: has queries, keys or values alone for {name}")
-    return {name: torch.cat([parts[one] for one in "qkv"]) for name, parts in apart.items()}
 
 
 SYSTEM = System(

@@ -42,13 +42,9 @@ _TOKENS = "_tokens_of_this_pass"
 
 
 def attach_cross_frames(clip: Any, frames: int, layers: int = 1, prompt_layers: int = 2) -> None:
-    """Gives an open_clip CLIP new messages between frames, and a new head.
+    """Gives an open_clip CLIP with a vision transformer new messages between the T frames of a view, and a new head.
 
-    Args:
-        clip: A CLIP with a vision transformer, which has none yet.
-        frames: T, frames of every view.
-        layers: Of the transformer over frames.
-        prompt_layers: Of the texts' attention to patches.
+    The head has a transformer of `layers` over frames, and `prompt_layers` in which texts attend to patches.
 
     Raises:
         ModelError: The image tower is not such a transformer.
@@ -76,19 +72,7 @@ def is_new(name: str) -> bool:
 
 
 class CrossFrameHead(nn.Module):
-    """From frames to a video, and from a video's patches to texts.
-
-    Args:
-        width: D, of embeddings.
-        token_width: W, of the image tower.
-        frames: T.
-        layers: Of the transformer over frames.
-        prompt_layers: Of the texts' attention to patches.
-
-    Attributes:
-        width: D.
-        frames: T.
-    """
+    """From T frames to a video, and from a video's patches to texts; D is the width of embeddings, W of tokens."""
 
     def __init__(self, width: int, token_width: int, frames: int, layers: int, prompt_layers: int) -> None:
         super().__init__()
@@ -99,28 +83,16 @@ class CrossFrameHead(nn.Module):
         self.prompts_generator = _TextPrompts(width, prompt_layers)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        """Videos of frames.
+        """Videos (n, D + P·D), not normalised, with projected patches behind them, of frames (n, T, D + P·W).
 
-        Args:
-            frames: float32 (n, T, D + P·W), class embeddings with the patch tokens behind them.
-
-        Returns:
-            float32 (n, D + P·D), videos' embeddings, not normalised, with projected patches behind them.
+        The frames are class embeddings with the patch tokens behind them.
         """
         classes, tokens = frames[..., : self.width], frames[..., self.width :].unflatten(-1, (-1, self._token_width))
         patches = (self.prompts_visual_ln(tokens) @ self.prompts_visual_proj).mean(dim=1)
         return torch.cat([self.mit(classes), patches.flatten(1)], dim=1)
 
     def text_embeddings(self, texts: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        """Texts as videos have them.
-
-        Args:
-            texts: float32 (K, D), not normalised.
-            patches: float32 (n, P·D), of `forward`.
-
-        Returns:
-            float32 (n, K, D), not normalised.
-        """
+        """Texts (n, K, D) as videos have them, of texts (K, D) and patches (n, P·D) of `forward`; not normalised."""
         own = texts.expand(len(patches), -1, -1)
         return own + self.prompts_generator(own, patches.unflatten(1, (-1, self.width)))
 

@@ -18,8 +18,8 @@ from zar_ray.errors import ConfigError
 from zar_ray.options.layers import conf_dir, leaves, merge
 from zar_ray.reporting.numbers import counted
 from zar_ray.reporting.published.tables import Column, PublishedTable, Recipe, Row, default_options
-from zar_ray.results.finished import FinishedRun
 from zar_ray.results.record import CaseMetrics
+from zar_ray.results.study_record import FinishedRun
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import Preprocessing, short_side_for
 
@@ -46,7 +46,6 @@ class Measured:
     """A run's value for a published result.
 
     Attributes:
-        run: The run.
         value: In per cent.
         std: Standard deviation between splits in points; None for a single split or a harmonic mean.
         differences: How the run departs from the published protocol, a phrase each.
@@ -89,18 +88,12 @@ def _distance(one: Measured) -> tuple[bool, bool, int, float]:
 def fill_command(table: PublishedTable, row: Row, column: Column, output: str | None = None) -> str | None:
     """The command whose run measures a result: `zar eval`, or `zar ablate` for all rows of an ablation at once.
 
-    None where nothing here measures it.
-
-    Args:
-        table: The published table.
-        row: The result's row.
-        column: The result's column.
-        output: Where runs go, if not to the default place.
+    None where nothing here measures it.  Runs go to `output`, if not to the default place.
     """
     recipe = row.run
     if recipe is None:
         return None
-    swept = _has_sweep(table.name)
+    swept = (conf_dir() / "sweeps" / f"{table.name}.yaml").is_file()
     verb, what = ("ablate", ["--sweep", table.name]) if swept else ("eval", [])
     words = ["zar", verb, "--dataset", column.benchmark, *what, "--method", recipe.method]
     named = [column.benchmark, *what[1:], recipe.method]
@@ -123,9 +116,8 @@ def fill_command(table: PublishedTable, row: Row, column: Column, output: str | 
         if one != unless_told.get(name) and name not in of_sweep
     }
     for name, value in told.items():
-        values = [
-            f"{one:g}" if _is_number(one) else str(one) for one in (value if isinstance(value, list) else [value])
-        ]
+        each = value if isinstance(value, list) else [value]
+        values = [f"{one:g}" if isinstance(one, int | float) else str(one) for one in each]
         dashed = name.replace("_", "-")
         words += [f"--{dashed}", *values]
         named.append("-".join((dashed.rpartition(".")[2], *values)))
@@ -135,11 +127,6 @@ def fill_command(table: PublishedTable, row: Row, column: Column, output: str | 
     if output is not None:
         words += ["--output", output]
     return shlex.join(words)
-
-
-@functools.cache
-def _has_sweep(name: str) -> bool:
-    return (conf_dir() / "sweeps" / f"{name}.yaml").is_file()
 
 
 def training_commands(table: PublishedTable, row: Row, column: Column) -> tuple[str, str] | None:
@@ -170,8 +157,9 @@ def _measured(table: PublishedTable, row: Row, recipe: Recipe, column: Column, r
         *weights,
         *_protocol_differences(column, run, config, found),
         *_option_differences(table, recipe, config),
-        *_seed_differences(recipe, run),
     ]
+    if recipe.seeds > 1:
+        differences.append(f"seed {summary.seed} instead of the mean of {recipe.seeds} seeds")
     return Measured(run, 100 * found.value, None if found.std is None else 100 * found.std, tuple(differences))
 
 
@@ -298,7 +286,7 @@ def _option_differences(table: PublishedTable, recipe: Recipe, config: Mapping[s
     there = _resolved(config, table.input_size)
     found = leaves(there)
     return [
-        f"{_words(name)} {_shown(found.get(name))} instead of {_shown(value)}"
+        f"{name.rpartition('.')[2].replace('_', ' ')} {_shown(found.get(name))} instead of {_shown(value)}"
         for name, value in _compared(recipe, expected).items()
         if found.get(name) != value
     ]
@@ -315,26 +303,12 @@ def _resolved(options: Mapping[str, Any], input_size: int) -> dict[str, Any]:
     return merge(options, {group: {name: side}})
 
 
-def _seed_differences(recipe: Recipe, run: FinishedRun) -> list[str]:
-    if recipe.seeds == 1:
-        return []
-    return [f"seed {run.summary.seed} instead of the mean of {recipe.seeds} seeds"]
-
-
 def _compared(recipe: Recipe, expected: Mapping[str, Any]) -> dict[str, Any]:
     """The expected options that a recipe's numbers depend on, by their dotted names."""
     if recipe.method == _NO_ADAPTATION:
         names = (*leaves(recipe.options), *_READ_ALWAYS)
         return {name: value for name, value in leaves(expected).items() if name in names}
     return leaves({name: value for name, value in expected.items() if name in _READ})
-
-
-def _words(name: str) -> str:
-    return name.rpartition(".")[2].replace("_", " ")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
 
 
 def _shown(value: object) -> str:

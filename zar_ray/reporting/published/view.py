@@ -6,55 +6,50 @@ protocol, ``c1`` the command that fills an empty cell, ``n1`` a note on a publis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.text import Text
 
-from zar_ray.reporting.blocks import Block, Form, Note, csv_block, show
+from zar_ray.reporting.blocks import Block, Form, Note, lines_block, show
 from zar_ray.reporting.numbers import digits, fixed, plus_minus
 from zar_ray.reporting.published.matching import Measured, fill_command, measure, training_commands
 from zar_ray.reporting.published.tables import Column, PublishedTable, Result, Row, load_table
-from zar_ray.results.finished import FinishedRun, find_runs
+from zar_ray.results.study_record import FinishedRun, find_runs
 
 _COLUMNS = ("row", "benchmark", "published", "measured", "points", "see")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A published result and what stands beside it.
+    """A published result and the nearest run's value for it, which is None where no run measures it.
 
-    Attributes:
-        row: Its row.
-        column: Its column.
-        published: The published value.
-        measured: The nearest run's value; None where no run measures it.
-        command: The command that fills the cell; None where nothing here does.
+    Runs of its `command` go to `output`, if not to the default folder.
     """
 
+    table: PublishedTable
     row: Row
     column: Column
     published: Result
     measured: Measured | None
-    command: str | None
+    output: str | None = None
 
     @property
     def difference(self) -> float | None:
         """Measured minus published, in points; None without a run."""
         return None if self.measured is None else self.measured.value - self.published.value
 
+    @property
+    def command(self) -> str | None:
+        """The command that fills the cell; None where nothing here does."""
+        return fill_command(self.table, self.row, self.column, self.output)
+
 
 def compare(table: PublishedTable, runs: Sequence[FinishedRun], output: str | None = None) -> tuple[Cell, ...]:
-    """Puts runs beside a table's results, row by row.
-
-    Args:
-        table: The published table.
-        runs: Finished runs, of anything.
-        output: Where the commands that fill cells put their runs, if not in the default folder.
-    """
+    """Puts finished runs, of anything, beside a table's results, row by row; of `output` see `Cell`."""
     return tuple(
-        Cell(row, column, result, measure(table, row, column, runs), fill_command(table, row, column, output))
+        Cell(table, row, column, result, measure(table, row, column, runs), output)
         for row, column, result in table.cells()
     )
 
@@ -85,7 +80,8 @@ def report_table(
     found = find_runs(output)
     cells = compare(table, (*found.runs, *more), told_output)
     if form == "csv":
-        console.out(csv_table(table, cells), end="", highlight=False)
+        # What several things go into is joined by "; ".
+        show([lines_block([_values(cell) for cell in cells])], form, console)
         for line in found.broken:
             # Standard output holds the CSV alone.
             Console(stderr=True, highlight=False).print(Text(f"skipped: {line}"), soft_wrap=True)
@@ -94,15 +90,8 @@ def report_table(
         show(table_blocks(table, cells, found.broken, signs), form, console)
 
 
-def csv_table(table: PublishedTable, cells: Sequence[Cell]) -> str:
-    """A comparison as CSV, one line a published result; what several things go into is joined by "; "."""
-    lines = [_values(table, cell) for cell in cells]
-    rows = [["" if value is None else str(value) for value in line.values()] for line in lines]
-    return csv_block(Block(None, tuple(lines[0]), rows))
-
-
-def _values(table: PublishedTable, cell: Cell) -> dict[str, object]:
-    row, column, measured, decimals = cell.row, cell.column, cell.measured, cell.row.decimals
+def _values(cell: Cell) -> dict[str, object]:
+    table, row, column, measured, decimals = cell.table, cell.row, cell.column, cell.measured, cell.row.decimals
     return {
         "table": table.name,
         "method": row.method,
@@ -129,16 +118,18 @@ def _values(table: PublishedTable, cell: Cell) -> dict[str, object]:
 
 
 @dataclass
-class _Marks:
+class Marks:
     """Numbers texts as they come, each once."""
 
     letter: str
     texts: dict[str, str] = field(default_factory=dict)
 
     def of(self, text: str) -> str:
+        """The mark of a text."""
         return self.texts.setdefault(text, f"{self.letter}{len(self.texts) + 1}")
 
-    def notes(self, commands: frozenset[str] = frozenset()) -> tuple[Note, ...]:
+    def notes(self, commands: Collection[str] = ()) -> tuple[Note, ...]:
+        """The texts with their marks; those of `commands` are to be copied as they are."""
         return tuple(Note(text, mark, text in commands) for text, mark in self.texts.items())
 
 
@@ -147,14 +138,10 @@ def table_blocks(
 ) -> list[Block]:
     """A comparison's table, and under it what its marks stand for and what else a reader must know.
 
-    Args:
-        table: The published table.
-        cells: Its results with what stands beside them.
-        broken: Why runs could not be read, a line each.
-        plus_minus: The sign before a deviation.
+    Of `broken` runs it is said, a line each, why they could not be read.
     """
-    runs, differences, empty, notes = (_Marks(letter) for letter in "rdcn")
-    rows, label = [], None
+    runs, differences, empty, notes = (Marks(letter) for letter in "rdcn")
+    rows, label, commands = [], None, set()
     for cell in cells:
         row, column, measured, decimals = cell.row, cell.column, cell.measured, cell.row.decimals
         about = [notes.of(note.text) for note in table.notes if not note.general and note.is_about(row, column)]
@@ -164,13 +151,14 @@ def table_blocks(
             see = [runs.of(_run_text(measured.run)), *(differences.of(text) for text in measured.differences)]
             value = _with_std(measured.value, measured.std, decimals, plus_minus)
         else:
-            see = [empty.of(cell.command or str(row.without_run))]
+            command = cell.command
+            commands.add(command)
+            see = [empty.of(command or str(row.without_run))]
         points = fixed(cell.difference, decimals, "+")
         rows.append(
             ("" if row.label == label else row.label, column.name, published, value, points, " ".join((*see, *about)))
         )
         label = row.label
-    commands = frozenset(cell.command for cell in cells if cell.command is not None)
     general = tuple(Note(note.text) for note in table.notes if note.general)
     below = {
         "Runs": runs.notes(),
@@ -199,7 +187,7 @@ def _weights(table: PublishedTable, cells: Sequence[Cell]) -> tuple[Note, ...]:
     return tuple(Note(text, file) for file, text in made.items())
 
 
-def _costs(table: PublishedTable, cells: Sequence[Cell], runs: _Marks) -> tuple[Note, ...]:
+def _costs(table: PublishedTable, cells: Sequence[Cell], runs: Marks) -> tuple[Note, ...]:
     """What test-time tuning costs, which published figures leave out, and what runs needed."""
     notes = []
     for row in table.rows:

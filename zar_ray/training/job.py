@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ray.train
 from ray.exceptions import RayError
+from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 from rich.console import Console
@@ -223,7 +224,7 @@ def _fit(job: TrainingJob, name: str, storage: Storage, console: Console) -> ray
         partial(evaluate_checkpoint, job, storage.child(name).child("validation")), ray_remote_kwargs={"num_cpus": 0}
     )
     kept = ray.train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="validation_top1")
-    scaling = ray.train.ScalingConfig(
+    scaling = ScalingConfig(
         num_workers=config.num_workers,
         use_gpu=gpus > 0,
         resources_per_worker={"CPU": job.threads, **({"GPU": gpus} if gpus else {})},

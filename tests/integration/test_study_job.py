@@ -40,7 +40,7 @@ METHODS = ("zero_shot", "zar", "tpt")
 SEEDS = (0, 1)
 CONFIDENCES = (0.8, 0.5, 0.2)
 VIEWS = {"frames": 2, "eval_frames": 2, "views_per_rate": 1, "crops": 1}
-VIDEOS = 12
+VIDEOS = 8
 
 # What a driver does that a test kills: the same study in a process of its own, with stages that take notes.
 DRIVER = """

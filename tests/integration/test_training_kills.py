@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
-VIDEOS, STEPS = 40, 40
+VIDEOS, STEPS = 24, 24
 
 
 @pytest.fixture

@@ -22,10 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from zar_ray.errors import RunError
+from zar_ray.errors import RunError, reason_of
 from zar_ray.results.case import Case
 from zar_ray.results.rows import RESULT_SCHEMA, deduplicate
 from zar_ray.storage import Storage
+from zar_ray.untrusted import parse_json
 
 IDENTITY = "identity.json"
 CONFIG = "config.yaml"
@@ -108,7 +109,11 @@ class RunFolder:
         if overwrite and self.storage.exists(IDENTITY):
             self.storage.delete_folder()
         if self.storage.exists(IDENTITY):
-            earlier = json.loads(self.storage.read(IDENTITY))
+            try:
+                earlier = parse_json(self.storage.read(IDENTITY))
+            except ValueError as error:
+                at = self.storage.path(IDENTITY)
+                raise RunError(f"{at}: is not JSON ({reason_of(error)}); --overwrite the run") from None
             changed = differences(earlier, identity)
             if changed:
                 raise RunError(

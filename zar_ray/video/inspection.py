@@ -5,6 +5,7 @@ Every packet is looked at, because a header's frame count may be absent or wrong
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from zar_ray.errors import VideoError
+from zar_ray.untrusted import stand_in
 
 # Formats that hold a video themselves. FFmpeg also reads playlists (HLS, DASH, ffconcat), session descriptions (SDP),
 # numbered pictures and drawings: files that name others, or hosts, which would then be read on behalf of whoever sent
@@ -162,6 +164,9 @@ def open_stream(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         with _ffmpeg_messages() as messages:
             container = av.open(path, metadata_errors="ignore", options=_OPEN_OPTIONS)
     except (av.error.FFmpegError, OSError) as error:
+        with contextlib.suppress(OSError), Path(path).open("rb") as file:
+            if (instead := stand_in(file.read(512))) is not None:
+                raise VideoError(f"not a video: {instead}", stage="open") from error
         for _, component, text in messages:
             if "Format not on whitelist" in text:
                 raise VideoError(

@@ -9,14 +9,15 @@ from functools import partial
 import numpy as np
 
 from zar_ray.errors import VideoError
-from zar_ray.serving.backend import DecodedViews, Job
+from zar_ray.serving.backend import Job
 from zar_ray.serving.classifier import Classifier
 from zar_ray.serving.http_app import build_app
 from zar_ray.serving.methods import served_methods
-from zar_ray.serving.problems import RequestError
+from zar_ray.serving.problems import RequestError, refusal_of
 from zar_ray.serving.schema import WindowResult
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.plans import plan_video
+from zar_ray.video.sandbox_process import DecodedViews
 
 
 def local_app(options, backend):
@@ -70,7 +71,7 @@ class LocalBackend:
         try:
             decoded = decode_video(path, plan_of, preprocessing.interpolation)
         except VideoError as error:
-            raise RequestError("unusable-video", str(error)) from None
+            raise refusal_of(error) from None
         plan = plan_of(decoded.info)
         views = DecodedViews(decoded.frames, plan, decoded.info, decoded.warning, decoded.seconds)
         (answer,) = self.classifier.answer([Job(query, video.name, views)])

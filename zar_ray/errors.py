@@ -53,6 +53,18 @@ class VideoError(ZarError):
         return (type(self), (str(self), self.stage))
 
 
+class VideoTooLargeError(VideoError):
+    """A video that is, or would become, larger than it may be."""
+
+
+class DecoderStartError(VideoError):
+    """The process that should decode a video cannot be started, which is not the file's fault."""
+
+
+class DecoderClosedError(VideoError):
+    """The process that should decode a video has been closed."""
+
+
 def suggestion(value: str, known: Iterable[str]) -> str:
     """Returns `; did you mean "x"?` for a near miss, otherwise the known values, ready to append to a message.
 

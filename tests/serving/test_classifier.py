@@ -7,12 +7,13 @@ import pytest
 
 from zar_ray.errors import ConfigError
 from zar_ray.models.text import PromptedClasses
-from zar_ray.serving.backend import DecodedViews, Job, Query
+from zar_ray.serving.backend import Job, Query
 from zar_ray.serving.classifier import Classifier
 from zar_ray.serving.methods import ServiceOptions, require_methods
 from zar_ray.serving.problems import RequestError
 from zar_ray.video.plans import plan_video
 from zar_ray.video.reading import VideoInfo
+from zar_ray.video.sandbox_process import DecodedViews
 
 LABELS = ("riding a horse", "walking the dog", "cooking an egg")
 

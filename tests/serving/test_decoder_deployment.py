@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError
 
+from zar_ray.errors import ConfigError, DecoderClosedError, DecoderStartError, VideoError, VideoTooLargeError
 from zar_ray.serving import decoder_deployment
-from zar_ray.serving.backend import DecodedViews, DecodingNeeds, Query, VideoSource
+from zar_ray.serving.backend import DecodingNeeds, Query, VideoSource
 from zar_ray.serving.decoder_deployment import DecoderDeployment
 from zar_ray.serving.options import ServeConfig
-from zar_ray.serving.problems import RequestError
-from zar_ray.serving.sandbox import BACKGROUND
+from zar_ray.serving.problems import RequestError, refusal_of
 from zar_ray.serving.schema import WindowParameters
-from zar_ray.serving.windows import WindowSpan
-from zar_ray.video.reading import VideoInfo
+from zar_ray.video.reading import DecordError, VideoInfo
+from zar_ray.video.sandbox import BACKGROUND
+from zar_ray.video.sandbox_process import DecodedViews
 from zar_ray.video.transforms import Preprocessing
+from zar_ray.video.windows import WindowSpan
 
 QUERY = Query("mine-1", ("b", "c"), "zar", received=3.0)
 VIDEO = VideoSource("secret.mp4", "secret.mp4")
@@ -65,13 +67,13 @@ class HungProcess(Process):
     def before(self, number):
         if number == 1:
             assert self.closed.wait(30)
-            raise RequestError("replica-lost", "closed")
+            raise DecoderClosedError("closed")
 
 
 class BrokenProcess(Process):
     def before(self, number):
         if number == 1:
-            raise RequestError("unusable-video", "its decoder was killed by SIGKILL")
+            raise VideoError("its decoder was killed by SIGKILL")
 
 
 class Model:
@@ -261,11 +263,14 @@ def test_a_whole_video_that_fails_or_is_late_is_logged_by_its_request(replica, c
     def decode(*_):
         time.sleep(seconds)
         if not seconds:
-            raise RequestError("unusable-video", "secret.mp4 is broken")
+            error = VideoError("secret.mp4 is broken")
+            error.add_note("Traceback")
+            raise error
         return window_of(0)
 
     one._process = SimpleNamespace(decode=decode, close=lambda: None)
     assert asyncio.run(one.decode(VIDEO, QUERY)).code == "unusable-video"
+    assert "request mine-1: decoding failed as nobody foresaw:\nTraceback" in caplog.text
     assert "request mine-1 decode: unusable-video after 0.0" in caplog.text
     seconds = 0.6
     assert asyncio.run(one.decode(VIDEO, QUERY)).name == "secret.mp4"
@@ -274,3 +279,20 @@ def test_a_whole_video_that_fails_or_is_late_is_logged_by_its_request(replica, c
     asyncio.run(one.decode(VIDEO, QUERY))
     assert len(caplog.records) == before
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "status"),
+    [
+        (VideoError("x"), "unusable-video", 422),
+        (DecordError("x"), "unusable-video", 422),
+        (VideoTooLargeError("x"), "video-too-large", 422),
+        (DecoderStartError("x"), "internal-error", 500),
+        (ConfigError("x"), "internal-error", 500),
+        (DecoderClosedError("x"), "replica-lost", 503),
+    ],
+)
+def test_every_kind_of_error_of_a_decoder_has_its_code(error, code, status):
+    refused = refusal_of(error)
+    assert (refused.code, refused.status, refused.detail) == (code, status, "x")
+    assert refused.retry_after == (5 if status == 503 else None)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.process
     [
         "zar_ray.serving.ingress_deployment",
         "zar_ray.serving.decoder_deployment",
-        "zar_ray.serving.sandbox_process",
+        "zar_ray.video.sandbox",
         "zar_ray.evaluation.stages.decode",
         "zar_ray.training.messages",
     ],

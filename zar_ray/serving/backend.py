@@ -10,9 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from zar_ray.serving.schema import Classification, ServedModel, WindowParameters, WindowResult
-from zar_ray.serving.windows import WindowSpan
-from zar_ray.video.plans import ViewPlan
-from zar_ray.video.reading import VideoInfo
+from zar_ray.video.sandbox_process import DecodedViews
 from zar_ray.video.transforms import Preprocessing
 
 
@@ -59,33 +57,6 @@ class Query:
     def shared(self) -> tuple[object, ...]:
         """What questions have in common that can share all passes."""
         return self.labels, self.method, self.seed, self.template, json.dumps(self.options, sort_keys=True)
-
-
-@dataclass(frozen=True, eq=False)
-class DecodedViews:
-    """A decoded video, or one window of it, with the plan that its frames are for.
-
-    Attributes:
-        frames: uint8 (F, h, w, 3), contiguous, resized, in the plan's order.
-        plan: Its views; frame indices of a window count from the window's first frame.
-        info: What is known of the whole video, and the decoder that gave these pixels.
-        warning: What is wrong with the video although it could be read, as far as that is known by now; with the last
-            window all is.
-        seconds: Time that opening, decoding and resizing took; of a window since the window before.
-        span: Where the window lies; None for a whole video.
-    """
-
-    frames: np.ndarray
-    plan: ViewPlan
-    info: VideoInfo
-    warning: str | None
-    seconds: float
-    span: WindowSpan | None = None
-
-    @property
-    def first_frame(self) -> int:
-        """The frame of the video that the plan's frame 0 is."""
-        return self.span.start_frame if self.span is not None else 0
 
 
 @dataclass(frozen=True, eq=False)

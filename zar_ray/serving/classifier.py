@@ -22,7 +22,7 @@ from zar_ray.errors import ConfigError, ModelError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.models.text import PromptedClasses
-from zar_ray.serving.backend import DecodedViews, DecodingNeeds, Job, Query
+from zar_ray.serving.backend import DecodingNeeds, Job, Query
 from zar_ray.serving.explaining import explain
 from zar_ray.serving.methods import ServiceOptions, adaptation_options
 from zar_ray.serving.problems import RequestError
@@ -36,6 +36,7 @@ from zar_ray.serving.schema import (
 )
 from zar_ray.video.plans import ViewPlan, plan_video
 from zar_ray.video.reading import VideoInfo
+from zar_ray.video.sandbox_process import DecodedViews
 
 logger = logging.getLogger(__name__)
 

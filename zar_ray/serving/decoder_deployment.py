@@ -12,14 +12,16 @@ from dataclasses import replace
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from zar_ray.serving.backend import DecodedViews, DecodingNeeds, Job, Query, VideoSource
+from zar_ray.errors import ConfigError, VideoError
+from zar_ray.serving.backend import DecodingNeeds, Job, Query, VideoSource
 from zar_ray.serving.calls import in_time
-from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_to_serve, log_trouble
+from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_to_serve, log_trouble, logger
 from zar_ray.serving.options import ServeConfig
-from zar_ray.serving.problems import RequestError
-from zar_ray.serving.sandbox import BACKGROUND, DecoderProcess
-from zar_ray.serving.sandbox_process import DecodeRequest
+from zar_ray.serving.problems import RequestError, refusal_of
 from zar_ray.serving.schema import WindowParameters, WindowResult
+from zar_ray.video.sandbox import BACKGROUND, DecoderProcess
+from zar_ray.video.sandbox_process import DecodedViews, DecodeRequest
+from zar_ray.video.windows import WindowCut
 
 
 @serve.deployment(name="decoder", logging_config=QUIET, health_check_period_s=CHECK_SECONDS)
@@ -35,7 +37,7 @@ class DecoderDeployment:
         log_to_serve()
         self._config = config
         self._model = model
-        self._process = DecoderProcess(config.limits)
+        self._process = DecoderProcess(config.limits.decoding)
         self._streams = 0
         self._idle: list[DecoderProcess] = []  # of streams that have ended
         # Of the streams' own, so that whole videos never wait for a thread.
@@ -49,8 +51,8 @@ class DecoderDeployment:
         try:
             decoded = await asyncio.to_thread(self._process.decode, video.source, request, seconds)
             outcome: Job | RequestError = Job(query, video.name, decoded)
-        except RequestError as error:
-            outcome = error
+        except (VideoError, ConfigError) as error:
+            outcome = _refused(error, query)
         log_trouble(query.request_id, "decode", time.monotonic() - started, seconds, outcome)
         return outcome
 
@@ -66,19 +68,20 @@ class DecoderDeployment:
         if self._streams >= limits.streams:
             yield RequestError("overloaded", "all streams of a decoder are taken; try again", limits.retry_after)
             return
-        process = self._idle.pop() if self._idle else DecoderProcess(limits, BACKGROUND)
+        process = self._idle.pop() if self._idle else DecoderProcess(limits.decoding, BACKGROUND)
         self._streams += 1
         seconds, until, number = self._config.decode_timeout, started + limits.stream_seconds, 0
-        found = process.decode_windows(video.source, self._request(video, query), windows, seconds)
+        cut = WindowCut(windows.window, windows.stride)
+        found = process.decode_windows(video.source, self._request(video, query), cut, seconds)
         ended, loop = False, asyncio.get_running_loop()
         try:
             while True:
                 try:
                     # Shielded: where the client leaves, its thread goes on until the process is gone.
                     window = await asyncio.shield(loop.run_in_executor(self._threads, next, found, None))
-                except RequestError:
+                except (VideoError, ConfigError) as error:
                     ended = True
-                    raise
+                    raise _refused(error, query) from None
                 if window is None:
                     ended = True
                     return
@@ -118,13 +121,18 @@ class DecoderDeployment:
             needs.preprocessing,
             query.method in needs.methods_with_views,
             config.decoder,
-            query.request_id,
         )
 
     def __del__(self) -> None:
         for process in (getattr(self, "_process", None), *getattr(self, "_idle", ())):
             if process is not None:  # else it could not be started
                 process.close()
+
+
+def _refused(error: VideoError | ConfigError, query: Query) -> RequestError:
+    for traceback in getattr(error, "__notes__", ()):
+        logger.warning("request %s: decoding failed as nobody foresaw:\n%s", query.request_id, traceback)
+    return refusal_of(error)
 
 
 def _leave(process: DecoderProcess, found: Generator[DecodedViews]) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field
 from zar_ray.data.options import NameStyle
 from zar_ray.models.options import ClassPosition, ModelOptions
 from zar_ray.options.base import Options
+from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.options import DecodeOptions, ViewConfig
 
 _MIB = 2**20
@@ -39,6 +40,11 @@ class LimitConfig(Options):
     receive_seconds: float = Field(default=60.0, gt=0, description="Seconds that a body may take to arrive.")
     adapt_seconds: float = Field(default=60.0, gt=0, description="Seconds from decoded frames to an answer.")
     wait_seconds: float = Field(default=30.0, ge=0, description="Seconds that may pass between stages, in queues.")
+
+    @property
+    def decoding(self) -> DecodeLimits:
+        """Those of one video and its decoding."""
+        return DecodeLimits(self.duration, self.side, self.decoded_bytes, self.decode_memory, self.windows)
 
 
 class ServeConfig(ModelOptions, DecodeOptions):

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from zar_ray.errors import ZarError
+from zar_ray.errors import (
+    ConfigError,
+    DecoderClosedError,
+    DecoderStartError,
+    VideoError,
+    VideoTooLargeError,
+    ZarError,
+)
 
 _RETRY_SECONDS = 5
 # code -> (status, title)
@@ -61,6 +68,17 @@ class RequestError(ZarError):
     def title(self) -> str:
         """The kind of error, for people."""
         return PROBLEMS[self.code][1]
+
+
+def refusal_of(error: VideoError | ConfigError) -> RequestError:
+    """What `zar_ray.video.sandbox.DecoderProcess` says of a video, as the service answers it."""
+    kinds = {
+        VideoTooLargeError: "video-too-large",
+        DecoderStartError: "internal-error",
+        DecoderClosedError: "replica-lost",
+        ConfigError: "internal-error",
+    }
+    return RequestError(kinds.get(type(error), "unusable-video"), str(error))
 
 
 def problem_of(error: RequestError, request_id: str) -> dict[str, Any]:

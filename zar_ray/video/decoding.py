@@ -12,6 +12,7 @@ import numpy as np
 
 from zar_ray.errors import VideoError
 from zar_ray.video.inspection import Deadline
+from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.options import Decoder
 from zar_ray.video.reading import DecordError, VideoInfo, open_video
 from zar_ray.video.transforms import Interpolation, resize_frame, resized_size
@@ -72,6 +73,7 @@ def decode_video(
     expected: VideoInfo | None = None,
     timeout: float | None = None,
     also: Sequence[Resize] = (),
+    limits: DecodeLimits | None = None,
 ) -> DecodedVideo:
     """Decodes and resizes the frames that a plan names.
 
@@ -86,23 +88,28 @@ def decode_video(
         expected: What the manifest says; the video must have these frames and this size.
         timeout: Seconds it may take.
         also: Further ways to resize the same frames, which are decoded once all the same.
+        limits: What the video may be and take.
 
     Raises:
         VideoError: The file cannot be opened or is not the expected one (stage ``open``); a frame cannot be decoded
             or it takes too long (stage ``decode``); or what `plan_of` raises.
+        VideoTooLargeError: It is beyond the limits; found before any memory is taken.
         ConfigError: The decoder is not installed.
     """
     started = time.monotonic()
-    deadline = Deadline(timeout)
+    deadline, limits = Deadline(timeout), limits or DecodeLimits()
 
     def decode(which: Decoder) -> DecodedVideo:
-        with open_video(path, which, deadline) as reader:
+        with open_video(path, which, deadline, limits) as reader:
             info = reader.info
+            limits.check_duration(info.duration)
             if expected is not None:
                 _check_expected(info, expected)
             plan = plan_of(info)
             ways = (Resize(plan.short_side, interpolation), *also)
             sizes = [resized_size(info.height, info.width, way.short_side) for way in ways]
+            for height, width in sizes:
+                limits.check_frames(len(plan.frames), width, height)
             resized = [np.empty((len(plan.frames), *size, 3), dtype=np.uint8) for size in sizes]
             for row, frame in enumerate(reader.read(plan.frames, deadline)):
                 deadline.check()

@@ -21,6 +21,7 @@ from av.video.stream import VideoStream
 
 from zar_ray.errors import VideoError
 from zar_ray.untrusted import stand_in
+from zar_ray.video.limits import DecodeLimits
 
 # Formats that hold a video themselves. FFmpeg also reads playlists (HLS, DASH, ffconcat), session descriptions (SDP),
 # numbered pictures and drawings: files that name others, or hosts, which would then be read on behalf of whoever sent
@@ -105,16 +106,21 @@ class Inspection:
         return f"the file ends early, after {frames} frames" if self.cut_off else None
 
 
-def inspect_video(path: str | os.PathLike[str], deadline: Deadline | None = None) -> Inspection:
+def inspect_video(
+    path: str | os.PathLike[str], deadline: Deadline | None = None, limits: DecodeLimits | None = None
+) -> Inspection:
     """Opens a file, counts its frames and decodes the first.
 
     Raises:
         VideoError: The file is not there, or is no video that can be decoded (stage ``open``).
+        VideoTooLargeError: Its sides are too long; what the container says is looked at before a frame is decoded.
     """
+    limits = limits or DecodeLimits()
     deadline = deadline or Deadline()
     absolute = os.path.abspath(path)  # noqa: PTH100  not resolved: a link's name may carry the container's suffix
     _check_file(absolute)
     with open_stream(absolute) as (container, stream), _ffmpeg_messages() as messages:
+        limits.check_size(stream.codec_context.width, stream.codec_context.height)
         presented: list[int | None] = []
         hidden = 0
         first = None
@@ -135,6 +141,7 @@ def inspect_video(path: str | os.PathLike[str], deadline: Deadline | None = None
             raise VideoError(f"no frame can be decoded: {reason}", stage="open")
         quarter_turns = round(first.rotation / 90) % 4
         width, height = (first.height, first.width) if quarter_turns % 2 else (first.width, first.height)
+        limits.check_size(width, height)
         format_name = container.format.name.split(",")[0]
         rate = stream.average_rate or stream.guessed_rate
         fps = float(rate) if rate else 0.0

@@ -36,6 +36,7 @@ from zar_ray.video.inspection import (
     packets,
     reason_of,
 )
+from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.options import Decoder
 
 # Containers with an index. In others (MPEG-TS) decord's rewind after counting misses the first frames, which shifts
@@ -112,19 +113,22 @@ def probe_video(path: str | os.PathLike[str], decoder: Decoder = "auto") -> Vide
 
 @contextmanager
 def open_video(
-    path: str | os.PathLike[str], decoder: Decoder = "auto", deadline: Deadline | None = None
+    path: str | os.PathLike[str],
+    decoder: Decoder = "auto",
+    deadline: Deadline | None = None,
+    limits: DecodeLimits | None = None,
 ) -> Iterator[VideoReader]:
     """Opens a video for reading and closes it however the block ends; ``auto`` takes decord where it suits the file.
 
     Opening looks at all of a file's packets; the deadline says when to give up.
 
     Raises:
-        VideoError: The file is no video that can be read (stage ``open``).
+        VideoError: The file is no video that can be read, or is beyond the limits (stage ``open``).
         ConfigError: The decoder is not installed.
     """
     if decoder == "decord" and not has_decord():
         raise ConfigError("decord is not installed here; use --decoder auto or --decoder pyav")
-    inspection = inspect_video(path, deadline)
+    inspection = inspect_video(path, deadline, limits)
     info, reader = inspection.info, None
     fits = 3 * info.frames * info.width * info.height <= _DECORD_BYTES
     if decoder == "decord" or (decoder == "auto" and has_decord() and fits):

@@ -1,4 +1,4 @@
-"""The child side of `zar_ray.serving.sandbox`: what the process is told, what it answers and what it may use.
+"""The child side of `zar_ray.video.sandbox`: what the process is told, what it answers and what it may use.
 
 It decodes one video at a time, whole or window by window. Every answer's frames lie in an anonymous file whose
 descriptor follows the answer, so that pixels never pass through the pipe.
@@ -26,17 +26,14 @@ import numpy as np
 import psutil
 
 from zar_ray.errors import ConfigError, VideoError
-from zar_ray.serving.backend import DecodedViews
-from zar_ray.serving.options import LimitConfig
-from zar_ray.serving.problems import RequestError
-from zar_ray.serving.schema import WindowParameters
-from zar_ray.serving.windows import WindowSchedule, WindowSpan, cut_windows
 from zar_ray.video.decoding import decode_video
-from zar_ray.video.inspection import Deadline, open_stream
+from zar_ray.video.inspection import Deadline
+from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.options import Decoder, ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video
 from zar_ray.video.reading import VideoInfo, has_decord, open_video
 from zar_ray.video.transforms import Preprocessing, resize_frame
+from zar_ray.video.windows import WindowCut, WindowSchedule, WindowSpan, cut_windows
 
 _AHEAD = 2  # windows that lie finished before one of them is taken
 _FILES = 64  # descriptors of the process; a decoder opens the file two or three times
@@ -55,7 +52,6 @@ class DecodeRequest:
         needs_views: Whether the method looks at other views than the evaluation view.
         decoder: What is to read it. With ``auto``, windows are read by PyAV, which gives the same frames: whether
             decord has read a file right shows only at its end, when windows have long been delivered.
-        request_id: For logs.
     """
 
     name: str
@@ -64,7 +60,6 @@ class DecodeRequest:
     preprocessing: Preprocessing
     needs_views: bool
     decoder: Decoder = "auto"
-    request_id: str = ""
 
     def plan(self, info: VideoInfo) -> ViewPlan:
         """The views of a whole video."""
@@ -74,6 +69,33 @@ class DecodeRequest:
         """The views of one window, as those of a video of its frames that is called ``<name>#<number>``."""
         alone = replace(info, frames=span.frames, duration=span.frames / info.fps)
         return replace(self, name=f"{self.name}#{span.number}").plan(alone)
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedViews:
+    """A decoded video, or one window of it, with the plan that its frames are for.
+
+    Attributes:
+        frames: uint8 (F, h, w, 3), contiguous, resized, in the plan's order.
+        plan: Its views; frame indices of a window count from the window's first frame.
+        info: What is known of the whole video, and the decoder that gave these pixels.
+        warning: What is wrong with the video although it could be read, as far as that is known by now; with the last
+            window all is.
+        seconds: Time that opening, decoding and resizing took; of a window since the window before.
+        span: Where the window lies; None for a whole video.
+    """
+
+    frames: np.ndarray
+    plan: ViewPlan
+    info: VideoInfo
+    warning: str | None
+    seconds: float
+    span: WindowSpan | None = None
+
+    @property
+    def first_frame(self) -> int:
+        """The frame of the video that the plan's frame 0 is."""
+        return self.span.start_frame if self.span is not None else 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +112,7 @@ class DecodeJob:
     request: DecodeRequest
     timeout: float
     path: str
-    windows: WindowParameters | None = None
+    windows: WindowCut | None = None
 
 
 class Signal(Enum):
@@ -112,7 +134,7 @@ class Finished:
         retire: Whether the process should be replaced, because its memory is not what it was.
     """
 
-    error: RequestError | None
+    error: VideoError | ConfigError | None
     unforeseen: str | None
     retire: bool
 
@@ -164,7 +186,7 @@ class _WindowDeadline(Deadline):
 class _Worker:
     """Does one job after another until the parent hangs up."""
 
-    def __init__(self, connection: Connection, limits: LimitConfig) -> None:
+    def __init__(self, connection: Connection, limits: DecodeLimits) -> None:
         self._connection = connection
         self._limits = limits
         if has_decord():
@@ -172,7 +194,7 @@ class _Worker:
             with contextlib.suppress(ImportError, OSError, RuntimeError):
                 import decord  # noqa: F401
         self._at_start = _address_space()
-        _confine(self._at_start + self._limits.decode_memory)
+        _confine(self._at_start + limits.memory)
 
     def serve(self) -> None:
         with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -193,44 +215,39 @@ class _Worker:
                 self._decode_windows(job.request, job.path, job.timeout, job.windows)
         except _StoppedError:
             pass
-        except RequestError as caught:
-            error = caught
         except Exception as caught:  # noqa: BLE001  whatever a decoder throws is this file's error
             out_of_memory = _lacks_memory(caught)
             error = self._error_of(caught, job.path, job.request.name)
             if not out_of_memory and not isinstance(caught, (VideoError, ConfigError)):
                 unforeseen = traceback.format_exc()
         # after the handler, so that nothing of the attempt is held any more
-        if error is not None and error.code == "unusable-video":
-            error = self._declared_size(job.path) or error
-        grown = _address_space() - self._at_start > self._limits.decode_memory // 2
+        grown = _address_space() - self._at_start > self._limits.memory // 2
         return Finished(error, unforeseen, retire=out_of_memory or grown)
 
     def _decode_whole(self, request: DecodeRequest, path: str, timeout: float) -> None:
-        def plan_of(info: VideoInfo) -> ViewPlan:
-            self._check_video(info)
-            plan = request.plan(info)
-            self._check_frames(len(plan.frames), plan)
-            return plan
-
         decoded = decode_video(
-            path, plan_of, request.preprocessing.interpolation, decoder=request.decoder, timeout=timeout
+            path,
+            request.plan,
+            request.preprocessing.interpolation,
+            decoder=request.decoder,
+            timeout=timeout,
+            limits=self._limits,
         )
         plan = request.plan(decoded.info)
         answer = DecodedViews(_LATER, plan, decoded.info, decoded.warning, decoded.seconds)
         self._send(answer, (decoded.frames,))
 
-    def _decode_windows(self, request: DecodeRequest, path: str, timeout: float, windows: WindowParameters) -> None:
+    def _decode_windows(self, request: DecodeRequest, path: str, timeout: float, windows: WindowCut) -> None:
         started = time.monotonic()
         deadline = _WindowDeadline(timeout, self._connection)
         decoder = "pyav" if request.decoder == "auto" else request.decoder
-        with open_video(path, decoder, deadline) as reader:
+        with open_video(path, decoder, deadline, self._limits) as reader:
             info = reader.info
-            self._check_video(info)
+            self._limits.check_duration(info.duration)
             spans = cut_windows(info.frames, info.fps, windows, self._limits.windows)
             plans = [request.plan_window(info, span) for span in spans]
             schedule = WindowSchedule(spans, plans)
-            self._check_frames(schedule.most_held, plans[0])
+            self._limits.check_frames(schedule.most_held, plans[0].width, plans[0].height)
             held: dict[int, np.ndarray] = {}
             pictures = reader.read(schedule.frames, deadline)
             due = 0
@@ -249,22 +266,6 @@ class _Worker:
                     started = time.monotonic()
                     due += 1
 
-    def _check_video(self, info: VideoInfo) -> None:
-        _check_side(info.width, info.height, self._limits.side)
-        if info.duration > self._limits.duration:
-            raise RequestError(
-                "video-too-large", f"lasts {info.duration:.1f} s; the limit is {self._limits.duration:g} s"
-            )
-
-    def _check_frames(self, count: int, plan: ViewPlan) -> None:
-        size, limit = 3 * count * plan.height * plan.width, self._limits.decoded_bytes
-        if size > limit:
-            raise RequestError(
-                "video-too-large",
-                f"{count} frames of {plan.width}×{plan.height} pixels after resizing take {size} bytes; the limit is "
-                f"{limit} bytes",
-            )
-
     def _send(self, answer: DecodedViews, frames: Iterable[np.ndarray]) -> None:
         in_memory = hasattr(os, "memfd_create")
         with os.fdopen(os.memfd_create("frames"), "wb") if in_memory else tempfile.TemporaryFile() as file:
@@ -274,35 +275,17 @@ class _Worker:
             self._connection.send(answer)
             reduction.send_handle(self._connection, file.fileno(), os.getppid())
 
-    def _error_of(self, error: Exception, path: str, name: str) -> RequestError:
+    def _error_of(self, error: Exception, path: str, name: str) -> VideoError | ConfigError:
         if _lacks_memory(error):
-            limit = self._limits.decode_memory
-            return RequestError("unusable-video", f"decoding it takes more memory than the limit of {limit} bytes")
+            return VideoError(f"decoding it takes more memory than the limit of {self._limits.memory} bytes")
         text = str(error) if isinstance(error, (VideoError, ConfigError)) else f"{type(error).__name__}: {error}"
         # where the file lies is the server's affair
         for secret in (path, os.path.realpath(path)):
             text = text.replace(secret, name)
         text = " ".join(text.split())
-        return RequestError("internal-error" if isinstance(error, ConfigError) else "unusable-video", text)
-
-    def _declared_size(self, path: str) -> RequestError | None:
-        """Pictures that the header says are too large, where no frame came to be looked at.
-
-        For want of memory they fail in many ways, mostly as "invalid data".
-        """
-        try:
-            with open_stream(path) as (_, stream):
-                _check_side(stream.codec_context.width, stream.codec_context.height, self._limits.side)
-        except RequestError as error:
-            return error
-        except (VideoError, MemoryError):
-            pass
-        return None
-
-
-def _check_side(width: int, height: int, limit: int) -> None:
-    if max(width, height) > limit:
-        raise RequestError("video-too-large", f"{width}×{height} pixels; the limit is {limit} pixels a side")
+        if isinstance(error, VideoError):
+            return type(error)(text, error.stage)
+        return ConfigError(text) if isinstance(error, ConfigError) else VideoError(text)
 
 
 def _lacks_memory(error: BaseException) -> bool:

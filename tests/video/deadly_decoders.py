@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from zar_ray.errors import VideoError
-from zar_ray.serving import sandbox_process
-from zar_ray.serving.sandbox import PROGRAM
-from zar_ray.video import decoding, reading
+from zar_ray.video import decoding, reading, sandbox_process
+from zar_ray.video.sandbox import PROGRAM
 
 # Programs of a `DecoderProcess`.
 DEADLY = f"import deadly_decoders as stand; stand.in_for_the_decoders(stand.decode); {PROGRAM}"
@@ -43,9 +42,9 @@ def decode_slowly(path, plan_of, *args, **kwargs):
 
 
 @contextmanager
-def open_video(path, decoder, deadline):
+def open_video(path, decoder, deadline, limits):
     """Acts before frame 10; a file called `noted` has every frame noted that is read."""
-    with reading.open_video(path, decoder, deadline) as reader:
+    with reading.open_video(path, decoder, deadline, limits) as reader:
         yield _Reader(path, reader)
 
 

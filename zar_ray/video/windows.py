@@ -9,9 +9,21 @@ from math import ceil
 
 import numpy as np
 
-from zar_ray.serving.problems import RequestError
-from zar_ray.serving.schema import WindowParameters
+from zar_ray.errors import VideoError, VideoTooLargeError
 from zar_ray.video.plans import ViewPlan
+
+
+@dataclass(frozen=True)
+class WindowCut:
+    """How a video is cut.
+
+    Attributes:
+        window: Seconds of a window.
+        stride: Seconds from one window's start to the next; None for as many as a window has.
+    """
+
+    window: float
+    stride: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ class WindowSpan:
     frames: int
 
 
-def cut_windows(frames: int, fps: float, windows: WindowParameters, most: int) -> tuple[WindowSpan, ...]:
+def cut_windows(frames: int, fps: float, windows: WindowCut, most: float) -> tuple[WindowSpan, ...]:
     """The windows of a video; one that would start after the video's last frame does not exist.
 
     A time t is frame floor(t·fps + 1/2), in exact arithmetic.
@@ -45,10 +57,11 @@ def cut_windows(frames: int, fps: float, windows: WindowParameters, most: int) -
         most: Windows that there may be.
 
     Raises:
-        RequestError: The frame rate is unknown, or there would be too many windows.
+        VideoError: The frame rate is unknown.
+        VideoTooLargeError: There would be too many windows.
     """
     if fps <= 0:
-        raise RequestError("unusable-video", "its frame rate is unknown, so it cannot be cut into windows")
+        raise VideoError("its frame rate is unknown, so it cannot be cut into windows", stage="plan")
     # the fractions that the numbers stand for: binary 0.3 would round to the wrong side of a half
     rate = Fraction(fps).limit_denominator(1_000_000)
     length = Fraction(repr(windows.window))
@@ -56,7 +69,7 @@ def cut_windows(frames: int, fps: float, windows: WindowParameters, most: int) -
     half = Fraction(1, 2)
     count = ceil((frames - half) / (stride * rate))
     if count > most:
-        raise RequestError("video-too-large", f"{count} windows; the limit is {most} windows")
+        raise VideoTooLargeError(f"{count} windows; the limit is {most} windows", stage="plan")
     spans = []
     for number in range(count):
         first = int(number * stride * rate + half)

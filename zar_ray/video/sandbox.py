@@ -1,12 +1,11 @@
-"""Decoding in a child process with memory and time limits: a hostile or broken file costs its own request only.
+"""Decoding in a child process with memory and time limits: a hostile or broken file costs itself only.
 
-`DecoderProcess` is a plain class; the child's side is `zar_ray.serving.sandbox_process`.
+`DecoderProcess` is a plain class; the child's side is `zar_ray.video.sandbox_process`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import mmap
 import os
 import signal
@@ -27,19 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from zar_ray.serving.backend import DecodedViews
-from zar_ray.serving.options import LimitConfig
-from zar_ray.serving.problems import RequestError
-from zar_ray.serving.sandbox_process import (
-    DecodeJob,
-    DecodeRequest,
-    Finished,
-    Signal,
-)
-from zar_ray.serving.schema import WindowParameters
+from zar_ray.errors import DecoderClosedError, DecoderStartError, VideoError
 from zar_ray.video.inspection import reason_of
-
-logger = logging.getLogger(__name__)
+from zar_ray.video.limits import DecodeLimits
+from zar_ray.video.sandbox_process import DecodedViews, DecodeJob, DecodeRequest, Finished, Signal
+from zar_ray.video.windows import WindowCut
 
 _START_SECONDS = 300.0  # importing the decoders from a busy network file system is slow, not broken
 _GRACE_SECONDS = 0.5  # a decoder that is merely slow says so itself and need not be replaced
@@ -50,7 +41,7 @@ _ATTEMPTS = 2
 # the whole process group; the parent ends its child itself.
 PROGRAM = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-    "from zar_ray.serving.sandbox_process import main; main()"
+    "from zar_ray.video.sandbox_process import main; main()"
 )
 # For what may take long: beside anything else that wants a CPU it gets about a quarter of one.
 BACKGROUND = f"import os; os.nice(5); {PROGRAM}"
@@ -62,22 +53,23 @@ class DecoderProcess:
     May be used from several threads, which wait for each other; a stream of windows keeps the process until it has
     ended or is closed. Times are counted from when the process begins with a video.
 
-    All errors are `RequestError`: ``unusable-video`` for what is wrong with a file, also that it crashes or hangs its
-    decoder or needs too much memory; ``video-too-large`` for what is beyond the limits; ``internal-error`` where the
-    process cannot be started or the options do not fit; ``replica-lost`` once it has been closed.
+    It raises `VideoError` for what is wrong with a file, also that it crashes or hangs its decoder or needs too much
+    memory, with the traceback as a note where nobody foresaw it; `VideoTooLargeError` for what is beyond the limits;
+    `DecoderStartError` where the process cannot be started, `DecoderClosedError` once it has been closed; and
+    `ConfigError` where the options do not fit.
 
     Args:
         limits: What a video and its decoding may take.
         program: The process's Python code; tests put other decoders into it.
     """
 
-    def __init__(self, limits: LimitConfig, program: str = PROGRAM) -> None:
-        self._limits = limits
+    def __init__(self, limits: DecodeLimits | None = None, program: str = PROGRAM) -> None:
+        self._limits = limits or DecodeLimits()
         self._program = program
         self._turn = threading.Lock()  # who talks with the child
         self._guard = threading.Lock()  # of the two below
         self._closed = False
-        self._child: _Child | None = _Child(limits, program)
+        self._child: _Child | None = _Child(self._limits, program)
 
     def __enter__(self) -> DecoderProcess:
         return self
@@ -95,7 +87,7 @@ class DecoderProcess:
         """Waits until the child has started, which it begins to do by itself when this object is made.
 
         Raises:
-            RequestError: It cannot (``internal-error``).
+            DecoderStartError: It cannot.
         """
         with self._turn:
             self._started_child()
@@ -111,7 +103,7 @@ class DecoderProcess:
             timeout: Seconds it may take.
 
         Raises:
-            RequestError: See the class.
+            VideoError: See the class.
         """
         (decoded,) = self.decode_windows(source, request, None, timeout)
         return decoded
@@ -120,7 +112,7 @@ class DecoderProcess:
         self,
         source: np.ndarray | str | os.PathLike[str],
         request: DecodeRequest,
-        windows: WindowParameters | None,
+        windows: WindowCut | None,
         timeout: float,
     ) -> Generator[DecodedViews]:
         """Decodes a video window by window, each as soon as its last frame is there; reads the file once.
@@ -138,7 +130,7 @@ class DecoderProcess:
             The windows in order. Close the generator to stop early.
 
         Raises:
-            RequestError: See the class; also after some windows, where the file turns out to be broken there.
+            VideoError: See the class; also after some windows, where the file turns out to be broken there.
         """
         with self._turn, _shared(source) as path:
             child = self._child_with(DecodeJob(request, timeout, path, windows))
@@ -158,19 +150,19 @@ class DecoderProcess:
                 in_order = child.stop()
                 raise
             except TimeoutError:
-                raise RequestError("unusable-video", f"took longer than {timeout:g} s to decode") from None
+                raise VideoError(f"took longer than {timeout:g} s to decode") from None
             except (EOFError, OSError):
-                raise self._failure("unusable-video", f"its decoder {child.death()}") from None
+                raise self._failure(VideoError(f"its decoder {child.death()}")) from None
             finally:
                 if not in_order:
                     self._replace(child)
-        if message.unforeseen is not None:
-            logger.warning("request %s: decoding failed as nobody foresaw:\n%s", request.request_id, message.unforeseen)
         if message.error is not None:
+            if message.unforeseen is not None:
+                message.error.add_note(message.unforeseen)
             raise message.error
 
     def close(self) -> None:
-        """Ends the child; whoever waits for it gets ``replica-lost``."""
+        """Ends the child; whoever waits for it gets a `DecoderClosedError`."""
         with self._guard:
             self._closed = True
             child = self._child
@@ -196,7 +188,7 @@ class DecoderProcess:
                 self._replace(child)
             else:
                 return child
-        raise self._failure("internal-error", "the process that decodes videos keeps ending")
+        raise self._failure(DecoderStartError("the process that decodes videos keeps ending", "worker"))
 
     def _started_child(self) -> _Child:
         """A child that waits for a job; the turn is the caller's."""
@@ -204,13 +196,14 @@ class DecoderProcess:
             self._replace(None)
         child = self._child
         if child is None or self._closed:
-            raise self._failure("internal-error", "the process that decodes videos cannot be started")
+            raise self._failure(DecoderStartError("the process that decodes videos cannot be started", "worker"))
         try:
             child.wait_for_start()
         except (EOFError, OSError) as error:
             reason = str(error) if isinstance(error, TimeoutError) else f"it {child.death()}"
             self._replace(child)
-            raise self._failure("internal-error", f"the process that decodes videos does not start: {reason}") from None
+            text = f"the process that decodes videos does not start: {reason}"
+            raise self._failure(DecoderStartError(text, "worker")) from None
         return child
 
     def _replace(self, child: _Child | None) -> None:
@@ -224,17 +217,17 @@ class DecoderProcess:
                 with contextlib.suppress(OSError):
                     self._child = _Child(self._limits, self._program)
 
-    def _failure(self, code: str, detail: str) -> RequestError:
+    def _failure(self, error: VideoError) -> VideoError:
         """What a process without an answer means; once it has been closed, that is why there is none."""
         if self._closed:
-            return RequestError("replica-lost", "the process that decodes videos has been closed; try again")
-        return RequestError(code, detail)
+            return DecoderClosedError("the process that decodes videos has been closed; try again", "worker")
+        return error
 
 
 class _Child:
     """One process, and this side of the connection to it."""
 
-    def __init__(self, limits: LimitConfig, program: str) -> None:
+    def __init__(self, limits: DecodeLimits, program: str) -> None:
         ours, theirs = socket.socketpair()
         ear, self._lifeline = os.pipe()
         try:
@@ -345,7 +338,7 @@ def _shared(source: np.ndarray | str | os.PathLike[str]) -> Iterator[str]:
             file.write(np.ascontiguousarray(source).data)
             file.flush()
         except OSError as error:
-            raise RequestError("internal-error", f"the video cannot be stored: {reason_of(error)}") from error
+            raise DecoderStartError(f"the video cannot be stored: {reason_of(error)}", "worker") from error
         yield f"/proc/{os.getpid()}/fd/{file.fileno()}" if shown else file.name
 
 
@@ -355,7 +348,7 @@ def _mapped(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
         # private: PyTorch warns of memory that it may not write to
         pages = mmap.mmap(descriptor, prod(shape), access=mmap.ACCESS_COPY)
     except OSError as error:
-        raise RequestError("internal-error", f"the frames cannot be mapped: {reason_of(error)}") from error
+        raise DecoderStartError(f"the frames cannot be mapped: {reason_of(error)}", "worker") from error
     finally:
         os.close(descriptor)
     return np.frombuffer(pages, dtype=np.uint8).reshape(shape)

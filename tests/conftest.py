@@ -143,6 +143,15 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def decoder():
+    """A process that decodes, with the limits of commands; it starts with the first video."""
+    from zar_ray.video.sandbox import DecoderProcess
+
+    with DecoderProcess(idle=True) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout."""
     return Path(__file__).parent.parent

@@ -5,11 +5,14 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from zar_ray.data.probing import Failure, in_processes
 from zar_ray.errors import ManifestError, VideoError
 from zar_ray.video.reading import VideoInfo
+
+hoard = []
 
 GOOD = VideoInfo(frames=3, fps=25.0, width=8, height=6, duration=0.12, decoder="pyav")
 
@@ -31,6 +34,10 @@ def act(path: str) -> VideoInfo:
             os.kill(os.getpid(), signal.SIGSEGV)
     if kind == "video":
         raise VideoError("no picture in it", stage="open")
+    if kind == "swell":
+        np.empty(5 * 2**30, np.uint8)
+    if kind == "leak":
+        hoard.append(np.empty(3 * 2**29, np.uint8))
     if kind == "bug":
         raise RuntimeError("a decoder's\n\n  own words")
     return GOOD
@@ -75,6 +82,13 @@ def test_a_file_that_kills_or_hangs_its_process_costs_itself_alone(tmp_path: Pat
     assert found["video"] == Failure("no picture in it")
     assert found["bug"] == Failure("RuntimeError: a decoder's own words")
     assert seen == [(n, len(names)) for n in range(1, len(names) + 1)]
+
+
+@pytest.mark.process
+def test_a_process_has_so_much_memory_and_is_replaced_when_it_has_lost_half(tmp_path: Path) -> None:
+    names = ["swell_1", "leak_1", "leak_2", "leak_3", "leak_4", "good"]
+    answers = in_processes([str(tmp_path / name) for name in names], act, workers=1)
+    assert answers == [Failure(f"takes more memory than the limit of {4 * 2**30} bytes"), *[GOOD] * 5]
 
 
 def test_processes_that_cannot_start_are_an_error_and_not_a_broken_file(capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from zar_ray.models.attention import class_relevance
 from zar_ray.reporting import html_report
 from zar_ray.reporting.attention_figures import attention_figure
 from zar_ray.reporting.run_data import StudyData
+from zar_ray.video.sandbox import DecoderProcess
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,8 @@ def place(ran) -> str:
 
 
 def maps_of(run: str, video_ids) -> tuple[explanation.VideoMaps, ...]:
-    return html_report.maps_of(StudyData.read(run).cells[0], video_ids)
+    with DecoderProcess(idle=True) as decoder:
+        return html_report.maps_of(StudyData.read(run).cells[0], video_ids, decoder)
 
 
 def zar_rows(ran):
@@ -121,13 +123,16 @@ def test_class_texts_that_have_changed_are_noticed(evaluate, video_folder, tmp_p
         maps_of(place(ran), [])
 
 
-def test_a_video_that_failed_or_is_gone_is_named(evaluate, make_video, tmp_path):
+def test_a_video_that_failed_aborts_or_is_gone_is_named(evaluate, make_video, tmp_path, shared):
     kept = make_video(tmp_path / "videos" / "a" / "0.mp4")
     (tmp_path / "videos" / "b").mkdir()
     (tmp_path / "videos" / "b" / "1.mp4").write_text("no video")
     ran = evaluate(tmp_path / "videos", here=True, name="gone", max_failed=1.0)
     with pytest.raises(RunError, match=r"^b/1.mp4: failed in this run"):
         maps_of(place(ran), ["b/1.mp4"])
+    shutil.copyfile(shared / "videos" / "hard" / "aborts_decord.avi", kept)
+    with pytest.raises(RunError, match=r"a/0\.mp4: its decoder was killed by SIGABRT"):
+        maps_of(place(ran), ["a/0.mp4"])
     kept.unlink()
     with pytest.raises(RunError, match=r"a/0\.mp4: "):
         maps_of(place(ran), ["a/0.mp4"])

@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+from deadly_decoders import DEADLY
 
+from zar_ray.adaptation.options import PredictConfig
+from zar_ray.adaptation.predict import predict as predictions
 from zar_ray.commands.predict import predict_command
+from zar_ray.models.loading import load_model
 from zar_ray.study.options import EvalConfig
+from zar_ray.video.sandbox import DecoderProcess
+
+pytestmark = pytest.mark.process
 
 LABELS = "jumping high,riding a bike,swimming"
 
@@ -60,6 +67,32 @@ def test_a_bad_file_costs_its_own_line_and_the_status(predict, video_folder, tmp
     assert "failed:" in said.out
     assert "swimming" in said.out
     assert "Traceback" not in said.out + said.err
+
+
+def test_files_that_abort_their_decoder_or_swell_cost_their_own_lines(predict, video_folder, shared):
+    hard, good = shared / "videos" / "hard", str(video_folder / "red circle" / "0.mp4")
+    bad = [str(hard / name) for name in ("aborts_decord.avi", "strip2000x4.mp4")]
+    status, said = predict(bad[0], good, bad[1], "--labels", LABELS, "--json-lines")
+    aborts, ranked, swells = (json.loads(line) for line in said.out.splitlines())
+    assert (status, said.err) == (1, "")
+    assert aborts["error"] == "its decoder was killed by SIGABRT (out of memory?)"
+    assert "after resizing take" in swells["error"]
+    assert (ranked["video"], ranked["error"]) == (good, None)
+
+
+def test_a_file_that_hangs_its_decoder_costs_its_own_line(tiny_checkpoint, video_folder, tmp_path):
+    good = video_folder / "red circle" / "0.mp4"
+    videos = [tmp_path / "hang.mp4", tmp_path / "segv.mp4", good]
+    for video in videos[:2]:
+        video.write_bytes(good.read_bytes())
+    options = PredictConfig(
+        checkpoint=tiny_checkpoint, videos=tuple(map(str, videos)), method=("zero_shot",), decode_timeout=1.0
+    )
+    with DecoderProcess(program=DEADLY) as decoder:
+        hangs, crashes, ranked = predictions(load_model(options), tuple(LABELS.split(",")), options, decoder)
+    assert hangs.error == "took longer than 1 s to decode"
+    assert crashes.error == "its decoder was killed by SIGSEGV"
+    assert (ranked.error, len(ranked.after)) == (None, 3)
 
 
 def test_the_folder_a_file_lies_in_does_not_matter(predict, video_folder, tmp_path):

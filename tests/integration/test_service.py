@@ -172,10 +172,10 @@ def problem(response, status, code):
     return document["detail"]
 
 
-def test_answers_are_those_of_zar_predict(service, video, tiny_checkpoint):
+def test_answers_are_those_of_zar_predict(service, video, tiny_checkpoint, decoder):
     answer = service.ask(video, seed="3", explain="true").json()
     options = PredictConfig(checkpoint=tiny_checkpoint, videos=(str(video),), seed=3, device="cpu")
-    (local,) = predict(load_model(options), tuple(LABELS), options)
+    (local,) = predict(load_model(options), tuple(LABELS), options, decoder)
     for ours, theirs in ((answer["before"], local.before), (answer["after"], local.after)):
         assert [one["label"] for one in ours] == [one.label for one in theirs]
         assert [one["score"] for one in ours] == pytest.approx([one.score for one in theirs], abs=1e-5)

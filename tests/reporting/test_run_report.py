@@ -58,11 +58,12 @@ def videos(tmp_path_factory, make_video):
     return root
 
 
+@pytest.mark.process
 def test_a_run_with_failures_has_every_section(tmp_path, videos, monkeypatch):
     folder = write_finished_run(tmp_path / "runs" / "mine", root=videos)
     asked = []
 
-    def explain(run, class_sets, results, videos, video_ids):
+    def explain(run, class_sets, results, videos, video_ids, decoder):
         asked.append((run.place, class_sets, list(video_ids)))
         return [a_view(one) for one in video_ids]
 
@@ -86,6 +87,16 @@ def test_a_run_with_failures_has_every_section(tmp_path, videos, monkeypatch):
     assert CLASSES[2] in read.text
 
 
+@pytest.mark.process
+def test_videos_that_abort_their_decoder_cost_their_own_pictures(tmp_path, shared):
+    """Whatever their names say they are."""
+    folder = write_finished_run(tmp_path / "mine", root=tmp_path)
+    for number in range(24):
+        (tmp_path / f"v{number:02}.mp4").symlink_to(shared / "videos" / "hard" / "aborts_decord.avi")
+    text = report(folder, samples=1).text
+    assert text.count("No pictures: its decoder was killed by SIGABRT (out of memory?).") == 2
+
+
 def test_the_file_goes_where_it_is_told_and_the_same_run_makes_the_same_file(tmp_path):
     folder = write_finished_run(tmp_path / "mine")
     place, first = write_report(str(folder), str(tmp_path / "new" / "mine.html"), attention=False)
@@ -100,7 +111,7 @@ def test_the_file_goes_where_it_is_told_and_the_same_run_makes_the_same_file(tmp
 def test_missing_videos_weights_and_features_are_said(tmp_path, monkeypatch):
     folder = write_finished_run(tmp_path / "mine", features=False)
 
-    def explain(run, class_sets, results, videos, video_ids):
+    def explain(run, class_sets, results, videos, video_ids, decoder):
         raise ModelError("tiny: no such weights")
 
     monkeypatch.setattr(explanation, "explain_videos", explain)

@@ -82,9 +82,9 @@ def video(make_video, tmp_path):
     return make_video(tmp_path / "a.mp4", frames=30, seed=3)
 
 
-def local(model, video, **own):
+def local(model, video, decoder, **own):
     options = PredictConfig.model_validate({"videos": (str(video),), "method": ("view_mean",), "view_mean": own})
-    (ranking,) = predict(model, NAMES, options)
+    (ranking,) = predict(model, NAMES, options, decoder)
     return {one.label: pytest.approx(one.score, abs=1e-6) for one in ranking.after}
 
 
@@ -93,7 +93,7 @@ def scores(answer):
     return {one["label"]: one["score"] for one in answer.json()["after"]}
 
 
-def test_the_service_takes_its_options_in_a_request(served, model, video):
+def test_the_service_takes_its_options_in_a_request(served, model, video, decoder):
     client, _ = served(methods=["view_mean", "zar"], roots=[str(video.parent)], view_mean={"mean_of": "logits"})
     offered = client.get("/v1/methods").json()["methods"][0]
     assert (offered["name"], offered["description"]) == ("view_mean", "the mean of the confident views")
@@ -105,11 +105,11 @@ def test_the_service_takes_its_options_in_a_request(served, model, video):
         form = {"candidate_labels": list(NAMES), **({} if options is None else {"options": json.dumps(options)})}
         return client.post("/v1/classify", files={"video": (video.name, video.read_bytes())}, data=form)
 
-    usual, fewer = (local(model, video, mean_of="logits", **own) for own in ({}, {"keep": 0.1}))
+    usual, fewer = (local(model, video, decoder, mean_of="logits", **own) for own in ({}, {"keep": 0.1}))
     assert scores(ask(None)) == usual != fewer
     assert scores(ask({"keep": 0.1})) == fewer
     body = {"path": video.name, "candidate_labels": list(NAMES), "options": {"keep": 0.1, "mean_of": "probabilities"}}
-    assert scores(client.post("/v1/classify", json=body)) == local(model, video, keep=0.1)
+    assert scores(client.post("/v1/classify", json=body)) == local(model, video, decoder, keep=0.1)
     refused = ask({"keep": 2})
     assert refused.status_code == 422
     assert refused.json()["detail"] == "options.keep: 2 is greater than the maximum of 1"

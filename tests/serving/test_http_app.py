@@ -45,12 +45,13 @@ def video(make_video, tmp_path):
     return make_video(tmp_path / "some video.mp4", frames=30, seed=3)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("method", ["zar", "zero_shot"])
-def test_answers_are_those_of_zar_predict(served, video, tiny_checkpoint, method):
+def test_answers_are_those_of_zar_predict(served, video, tiny_checkpoint, method, decoder):
     client, backend = served()
     answer = post(client, video, method=method, seed="5", top_k="4").json()
     options = PredictConfig(checkpoint=tiny_checkpoint, videos=(str(video),), method=(method,), seed=5, device="cpu")
-    (local,) = predict(backend.classifier.model, LABELS, options)
+    (local,) = predict(backend.classifier.model, LABELS, options, decoder)
     for ours, theirs in ((answer["after"], local.after), (answer["before"], local.before)):
         assert [one["label"] for one in ours] == [one.label for one in theirs]
         assert [one["score"] for one in ours] == pytest.approx([one.score for one in theirs], abs=1e-6)
@@ -140,12 +141,14 @@ def test_parameters_that_do_not_fit_are_named(served, video, fields, said):
     assert said in problem(post(client, video, **fields), 422, "invalid-parameters")
 
 
-def test_a_methods_own_options_change_the_answer_as_they_do_in_zar_predict(served, video, tiny_checkpoint):
+@pytest.mark.process
+def test_a_methods_own_options_change_the_answer_as_they_do_in_zar_predict(served, video, tiny_checkpoint, decoder):
     client, backend = served(roots=[str(video.parent)], zar={"lr": 0.1}, methods=["zar", "zero_shot", "tpt"])
 
     def local(method, **own):
         options = {"checkpoint": tiny_checkpoint, "videos": (str(video),), "device": "cpu", "method": (method,)}
-        (ranking,) = predict(backend.classifier.model, LABELS, PredictConfig.model_validate({**options, method: own}))
+        asked = PredictConfig.model_validate({**options, method: own})
+        (ranking,) = predict(backend.classifier.model, LABELS, asked, decoder)
         return {one.label: pytest.approx(one.score, abs=1e-6) for one in ranking.after}
 
     def scores(answer):

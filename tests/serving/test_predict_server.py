@@ -79,6 +79,7 @@ def videos(make_video, tmp_path):
     return [make_video(tmp_path / f"vidéo {number}.mp4", frames=20 + number, seed=number) for number in range(2)]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "options",
     [
@@ -102,6 +103,7 @@ def test_json_lines_are_those_of_the_model_here(both, videos, options):
         assert ranking == other
 
 
+@pytest.mark.process
 def test_a_files_own_options_of_methods_are_asked_beneath_those_of_the_command_line(both, videos, tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text("zar: {lr: 0.1, steps: 3, betas: [0.5, 0.9]}\ntpt: {views: 3}\n")
@@ -112,12 +114,14 @@ def test_a_files_own_options_of_methods_are_asked_beneath_those_of_the_command_l
     assert after[0] == pytest.approx(after[1], abs=1e-6)
 
 
+@pytest.mark.process
 def test_tables_are_those_of_the_model_here(both, videos):
     served, local = both(*videos, "--labels", LABELS, "--method", "zero_shot", "zar")
     assert served.out == local.out
     assert "riding, on a bike" in served.out
 
 
+@pytest.mark.process
 def test_a_bad_file_costs_its_own_line_and_the_status(both, videos, tmp_path):
     (tmp_path / "text.mp4").write_text("not a video")
     (tmp_path / "empty.mp4").touch()

@@ -94,8 +94,9 @@ def ask(client, video, **fields):
         return client.post("/v1/classify", files={"video": (video.name, stream)}, data=data)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("system", "method"), ANSWERED)
-def test_answers_are_those_of_zar_predict(of_system, checkpoints, video, system, method):
+def test_answers_are_those_of_zar_predict(of_system, checkpoints, video, system, method, decoder):
     client, backend = of_system(system)
     answer = ask(client, video, method=method, seed="5", top_k="4").json()
     options = PredictConfig(
@@ -106,7 +107,7 @@ def test_answers_are_those_of_zar_predict(of_system, checkpoints, video, system,
         views=ViewConfig(**VIEWS),
         device="cpu",
     )
-    (local,) = predict(backend.classifier.model, LABELS, options)
+    (local,) = predict(backend.classifier.model, LABELS, options, decoder)
     for ours, theirs in ((answer["before"], local.before), (answer["after"], local.after)):
         assert [one["label"] for one in ours] == [one.label for one in theirs]
         assert [one["score"] for one in ours] == pytest.approx([one.score for one in theirs], abs=1e-6)

@@ -1,9 +1,8 @@
-"""`zar predict`: given labels ranked for given files, in this process, by the adapter that the batch job runs."""
+"""`zar predict`: given labels ranked for given files, by the adapter that the batch job runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,37 +14,35 @@ from zar_ray.adaptation.rankings import RankedLabel, Ranking
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
-from zar_ray.video.decoding import decode_video
-from zar_ray.video.plans import ViewPlan, plan_video
-from zar_ray.video.reading import VideoInfo
+from zar_ray.video.sandbox import DecoderProcess
+from zar_ray.video.sandbox_process import DecodeRequest
 
 
-def predict(model: ClipModel, labels: tuple[str, ...], options: PredictConfig) -> Iterator[Ranking]:
+def predict(
+    model: ClipModel, labels: tuple[str, ...], options: PredictConfig, decoder: DecoderProcess
+) -> Iterator[Ranking]:
     """Ranks labels for each file, before and after adaptation, each file for itself.
 
     The views are planned by the file's name and the seed: the same file gives the same numbers in any folder.
+
+    Args:
+        model: The model.
+        labels: The candidate labels.
+        options: The videos, and how they are looked at.
+        decoder: What decodes them.
 
     Yields:
         One ranking a file and method, in the order given; a file that cannot be used yields its error.
     """
     adapter = VideoAdapter(model, prompts_of([labels], options), options.method, options)
     needs_views = any(get_method(name).needs_views for name in options.method)
-
-    def plan_of(path: str, info: VideoInfo) -> ViewPlan:
-        return plan_video(
-            Path(path).name, info, options.views, model.preprocessing, options.seed, needs_views=needs_views
-        )
-
+    pixels, seconds = model.preprocessing, options.decode_timeout
     for path in options.videos:
+        name = Path(path).name
+        request = DecodeRequest(name, options.views, options.seed, pixels, needs_views, options.decoder)
         try:
-            decoded = decode_video(
-                path,
-                partial(plan_of, path),
-                model.preprocessing.interpolation,
-                decoder=options.decoder,
-                timeout=options.decode_timeout,
-            )
-            prediction = adapter(decoded.frames, plan_of(path, decoded.info), Path(path).name)
+            decoded = decoder.decode(path, request, seconds)
+            prediction = adapter(decoded.frames, decoded.plan, name)
         except VideoError as error:
             for method in options.method:
                 yield Ranking(path, method, (), (), error=str(error))

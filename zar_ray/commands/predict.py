@@ -62,6 +62,7 @@ def predict_command(argv: Sequence[str]) -> int:
     from zar_ray.adaptation.predict import predict
     from zar_ray.models.loading import load_model
     from zar_ray.models.text import remark_on_words
+    from zar_ray.video.sandbox import DecoderProcess
 
     for method in options.method:
         get_method(method)
@@ -70,11 +71,13 @@ def predict_command(argv: Sequence[str]) -> int:
         print(f"{len(options.videos)} videos, {len(labels)} labels, methods {', '.join(options.method)}")
         return 0
     console = Console(highlight=False)
-    model = load_model(options)
-    if (remark := remark_on_words(model, options)) is not None and not options.json_lines:
-        console.print(f"{model.name}: {remark}", highlight=False)
-    rankings = predict(model, labels, options)
-    failed = print_rankings(rankings, console, random_weights=model.random_weights, json_lines=options.json_lines)
+    # It starts while the model is loaded.
+    with DecoderProcess() as decoder:
+        model = load_model(options)
+        if (remark := remark_on_words(model, options)) is not None and not options.json_lines:
+            console.print(f"{model.name}: {remark}", highlight=False)
+        rankings = predict(model, labels, options, decoder)
+        failed = print_rankings(rankings, console, random_weights=model.random_weights, json_lines=options.json_lines)
     return 1 if failed else 0
 
 

@@ -26,6 +26,7 @@ from zar_ray.data.listing import Listing
 from zar_ray.data.manifest import Manifest
 from zar_ray.data.text_files import storable
 from zar_ray.errors import ConfigError, ManifestError, VideoError
+from zar_ray.video.limits import DecodeLimits, address_space, confine, lacks_memory
 from zar_ray.video.options import Decoder
 from zar_ray.video.reading import has_decord, probe_video
 
@@ -34,6 +35,7 @@ _T = TypeVar("_T")
 
 _PROBE_TIMEOUT = 60.0
 _START_TIMEOUT = 300.0  # importing the decoders from a busy network file system is slow, not broken
+_MEMORY = DecodeLimits().memory
 _ATTEMPTS = 2  # a process may also be killed for what its neighbours did (out of memory), so once is no proof
 
 
@@ -219,18 +221,22 @@ def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
     # Decoding libraries write to the terminal by themselves; what is wrong with a file goes back as its answer.
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 2)
+    at_start = address_space()
+    confine(_MEMORY)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while True:
+        # Until its memory is not what it was; the owner starts another.
+        while address_space() - at_start < _MEMORY // 2:
             connection.send(_answer(work, connection.recv()))
 
 
 def _answer(work: Callable[[Any], _T], item: Any) -> _T | Failure:
     try:
         return work(item)
-    except VideoError as error:
-        return Failure(str(error))
     except Exception as error:  # noqa: BLE001  whatever a decoder throws is this file's error, reported in its row
-        return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        reason = " ".join(str(error).split())
+        if lacks_memory(error):
+            return Failure(f"takes more memory than the limit of {_MEMORY} bytes")
+        return Failure(reason if isinstance(error, VideoError) else f"{type(error).__name__}: {reason}")
 
 
 def _size(path: str) -> int | None:

@@ -30,10 +30,10 @@ from zar_ray.models.text import PromptedClasses
 from zar_ray.options.layers import validate
 from zar_ray.results.rows import ResultRow, to_rows
 from zar_ray.results.study_record import FinishedRun
-from zar_ray.video.decoding import DecodedVideo, decode_video
 from zar_ray.video.pixels import cut_crops, normalise
-from zar_ray.video.plans import ViewPlan, plan_views
 from zar_ray.video.reading import VideoInfo
+from zar_ray.video.sandbox import DecoderProcess
+from zar_ray.video.sandbox_process import DecodedViews, DecodeRequest
 from zar_ray.video.transforms import short_side_for
 
 _METHOD = "zar"
@@ -92,6 +92,7 @@ def explain_videos(
     results: pa.Table,
     videos: Mapping[str, VideoRow],
     video_ids: Sequence[str],
+    decoder: DecoderProcess,
 ) -> tuple[VideoMaps, ...]:
     """Computes what an evaluation's model looks at in some of its videos.
 
@@ -104,6 +105,7 @@ def explain_videos(
         results: Its predictions, one row a (video, case).
         videos: Its manifest's rows by video id.
         video_ids: Videos that it finished.
+        decoder: What decodes them.
 
     Returns:
         The maps of each video, in order.
@@ -132,7 +134,8 @@ def explain_videos(
         raise RunError(f"{run.place}: its texts of the classes have changed since; bring those of the run back")
     prompted = [PromptedClasses.of(model, one, options.class_position) for one in prompts]
     classes = {case.case_id: (class_sets[case.class_set], prompted[case.class_set]) for case in cases}
-    explaining = _Explaining(run.place, videos, options, model, classes, {row.video_id: row for row in reversed(rows)})
+    by_video = {row.video_id: row for row in reversed(rows)}
+    explaining = _Explaining(run.place, videos, options, model, classes, by_video, decoder)
     return tuple(explaining.maps(video_id) for video_id in video_ids)
 
 
@@ -144,6 +147,7 @@ class _Explaining:
         videos: Its manifest's rows by video id.
         classes: The candidate classes by ZAR's case ids: their names, and their prompts under the model.
         rows: ZAR's results by video id; of the first class set, where a video is of several.
+        decoder: What decodes them.
     """
 
     place: str
@@ -152,12 +156,14 @@ class _Explaining:
     model: ClipModel
     classes: Mapping[str, tuple[tuple[str, ...], PromptedClasses]]
     rows: Mapping[str, ResultRow]
+    decoder: DecoderProcess
 
     def maps(self, video_id: str) -> VideoMaps:
         """The maps of one video."""
         row = self._result(video_id)
         names, classes = self.classes[row.case_id]
-        plan, decoded = self._decoded(self.videos[video_id])
+        decoded = self._decoded(self.videos[video_id])
+        plan = decoded.plan
         frames = torch.from_numpy(decoded.frames).to(self.model.device)
         (embeddings,) = encode_packed(
             self.model, [ImageSet(decoded.frames, plan.images, plan.boxes)], self.options.encoder_batch
@@ -198,7 +204,7 @@ class _Explaining:
             raise RunError(f"{video_id}: failed in this run ({row.error}); choose a video that it finished")
         return row
 
-    def _decoded(self, video: VideoRow) -> tuple[ViewPlan, DecodedVideo]:
+    def _decoded(self, video: VideoRow) -> DecodedViews:
         options, preprocessing = self.options, self.model.preprocessing
         # One evaluation view, with the zoom that the run's had.
         one_view = {"eval_views": _ONE_VIEW, "short_side": short_side_for(options.views, preprocessing)}
@@ -206,19 +212,19 @@ class _Explaining:
         known = VideoInfo(
             video.frames or 0, video.fps or 0.0, video.width or 0, video.height or 0, video.duration or 0.0, ""
         )
-        plan = plan_views(video.video_id, known.frames, known.height, known.width, views, preprocessing, options.seed)
+        request = DecodeRequest(
+            video.video_id,
+            views,
+            options.seed,
+            preprocessing,
+            needs_views=True,
+            decoder=options.decoder,
+            expected=known,
+        )
         try:
-            decoded = decode_video(
-                video.path,
-                lambda _: plan,
-                preprocessing.interpolation,
-                decoder=options.decoder,
-                expected=known,
-                timeout=options.decode_timeout,
-            )
+            return self.decoder.decode(video.path, request, options.decode_timeout)
         except VideoError as error:
             raise RunError(f"{video.path}: {error}") from error
-        return plan, decoded
 
     def _remarks(self, row: ResultRow, logits: torch.Tensor) -> list[str]:
         views = self.options.views.eval_views

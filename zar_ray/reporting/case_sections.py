@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,23 @@ from zar_ray.reporting.pages import Card, Cards, Content, Figure, Picture, Secti
 from zar_ray.reporting.run_data import RunData, RunSplit
 from zar_ray.results.case_rows import RIGHT, CaseRows, class_accuracies, confusion_matrix, firsts
 from zar_ray.results.record import CaseMetrics, ClassAccuracy
-from zar_ray.video.decoding import decode_video
-from zar_ray.video.plans import evaluation_view_frames
-from zar_ray.video.reading import VideoInfo
+from zar_ray.video.options import ViewConfig
+from zar_ray.video.sandbox import DecoderProcess
+from zar_ray.video.sandbox_process import DecodeRequest
+from zar_ray.video.transforms import Preprocessing
 
 _CLASSES_SHOWN = 30
 _MISTAKES_SHOWN = 20
 _THUMBNAILS = 4
+_THUMBNAIL_SIDE = 120
 _NO_LABELS = "None of the videos that were decided about has a label, so nothing can be right or wrong."
 _SEVERAL = "A video of this split may show several classes, so there is no single right one"
 
 
-def case_sections(data: RunData, case: CaseMetrics, samples: int) -> tuple[Section, ...]:
+def case_sections(data: RunData, case: CaseMetrics, samples: int, decoder: DecoderProcess) -> tuple[Section, ...]:
     """What one case of a run did, as sections; each shows something or says why it has nothing to show.
 
-    Of the videos most helped, and of those most hurt, `samples` are shown.
+    Of the videos most helped, and of those most hurt, `samples` are shown, with pictures that `decoder` reads.
     """
     split, rows = data.split(case.split), data.rows(case)
     decided = None if split.multi_label else _decided(rows, case, len(split.class_names))
@@ -55,7 +56,7 @@ def case_sections(data: RunData, case: CaseMetrics, samples: int) -> tuple[Secti
         matrix = confusion_matrix(rows, case.case_id, len(split.class_names))
         mistakes = Section(titles[1], _mistakes(matrix, split.class_names))
         calibration = Section(titles[2], _calibration(decided, case.adapts))
-        videos = Section(titles[3], _helped_and_hurt(data, split, case, decided, samples))
+        videos = Section(titles[3], _helped_and_hurt(data, split, case, decided, samples, decoder))
     entropy = Section("Entropy", _entropy(rows, case.adapts, len(split.class_names)))
     return by_class, mistakes, calibration, entropy, videos
 
@@ -169,7 +170,7 @@ def _gains(decided: CaseRows) -> np.ndarray:
 
 
 def _helped_and_hurt(
-    data: RunData, split: RunSplit, case: CaseMetrics, decided: CaseRows, samples: int
+    data: RunData, split: RunSplit, case: CaseMetrics, decided: CaseRows, samples: int, decoder: DecoderProcess
 ) -> list[Content]:
     if not case.adapts:
         return [Text(f"{case.method} adapts nothing, so it helps and hurts no video.", weak=True)]
@@ -185,13 +186,13 @@ def _helped_and_hurt(
         order = np.lexsort((-sign * gains, ~flipped))
         chosen = [int(one) for one in order if flipped[one] or sign * gains[one] > 0][:samples]
         if chosen:
-            content.append(Cards(title, [_card(data, split, decided, one) for one in chosen]))
+            content.append(Cards(title, [_card(data, split, decided, one, decoder) for one in chosen]))
         else:
             content.append(Text(f"{title}: no video.", weak=True))
     return content
 
 
-def _card(data: RunData, split: RunSplit, decided: CaseRows, row: int) -> Card:
+def _card(data: RunData, split: RunSplit, decided: CaseRows, row: int, decoder: DecoderProcess) -> Card:
     video_id, label = decided.table["video_id"][row].as_py(), split.class_names[decided.label[row]]
     said = []
     for when in ("before", "after"):
@@ -199,34 +200,24 @@ def _card(data: RunData, split: RunSplit, decided: CaseRows, row: int) -> Card:
         said.append(f"{when} {split.class_names[best]} {percent(score)} %")
     text = f"Right: {label}; {', '.join(said)}."
     try:
-        pictures = _thumbnails(data.study.videos[video_id], data.config)
+        pictures = _thumbnails(data.study.videos[video_id], data.config, decoder)
     except ZarError as error:
         return Card(video_id, f"{text} No pictures: {error}.", ())
     return Card(video_id, text, pictures)
 
 
-@dataclass(frozen=True, eq=False)
-class _Frames:
-    """The part of a view plan that decoding needs."""
-
-    frames: np.ndarray
-    short_side: int = 120
-
-
-def _thumbnails(video: VideoRow, config: Mapping[str, Any]) -> tuple[Picture, ...]:
+def _thumbnails(video: VideoRow, config: Mapping[str, Any], decoder: DecoderProcess) -> tuple[Picture, ...]:
     """Some frames of a video's evaluation view, evenly spread."""
     if not Path(video.path).is_file():
         raise VideoError(f"there is no {video.path}", stage="open")
-
-    def plan_of(info: VideoInfo) -> _Frames:
-        frames = np.unique(evaluation_view_frames(0, 1, config["views"]["eval_frames"], info.frames))
-        count = min(_THUMBNAILS, len(frames))
-        return _Frames(frames[(2 * np.arange(count) + 1) * len(frames) // (2 * count)])
-
-    decoded = decode_video(video.path, plan_of, decoder=config["decoder"], timeout=config["decode_timeout"])
+    views = ViewConfig(eval_frames=config["views"]["eval_frames"], short_side=_THUMBNAIL_SIDE)
+    pixels = Preprocessing(_THUMBNAIL_SIDE)
+    request = DecodeRequest(video.video_id, views, 0, pixels, needs_views=False, decoder=config["decoder"])
+    frames = decoder.decode(video.path, request, config["decode_timeout"]).frames
+    count = min(_THUMBNAILS, len(frames))
+    shown = frames[(2 * np.arange(count) + 1) * len(frames) // (2 * count)]
     return tuple(
-        _picture(frame, f"{video.video_id}, picture {number} of {len(decoded.frames)}")
-        for number, frame in enumerate(decoded.frames, start=1)
+        _picture(frame, f"{video.video_id}, picture {number} of {count}") for number, frame in enumerate(shown, start=1)
     )
 
 

@@ -38,6 +38,7 @@ from zar_ray.reporting.run_data import RunData, RunSplit, StudyData
 from zar_ray.reporting.summary_tables import summary_facts
 from zar_ray.results.folder import CONFIG
 from zar_ray.results.record import CaseMetrics, RunSummary
+from zar_ray.video.sandbox import DecoderProcess
 
 if TYPE_CHECKING:
     from zar_ray.explain.explanation import VideoMaps
@@ -88,10 +89,13 @@ def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Pa
     """Everything that a run found, as a page; of `samples` and `attention` see `write_report`."""
     record, first = data.record, data.cells[0]
     groups = [Group("Results", (_results(data), _published(data)))]
-    for cell in data.cells[:CELLS_SHOWN]:
-        for case in shown_cases(cell):
-            groups.append(Group(_title(cell, case), case_sections(cell, case, samples)))
-    maps = _attention_maps(first, samples) if attention else why_empty(_ATTENTION, "Attention maps were not asked for.")
+    maps = why_empty(_ATTENTION, "Attention maps were not asked for.")
+    with DecoderProcess(idle=True) as decoder:
+        for cell in data.cells[:CELLS_SHOWN]:
+            for case in shown_cases(cell):
+                groups.append(Group(_title(cell, case), case_sections(cell, case, samples, decoder)))
+        if attention:
+            maps = _attention_maps(first, samples, decoder)
     title = "What the model sees"
     if len(data.cells) > 1:
         title += f": {first.cell.label}"
@@ -223,25 +227,25 @@ def _published(data: StudyData) -> Section:
     return Section("Beside published results", (lead, Block(None, columns, rows, legend, words=4)))
 
 
-def _attention_maps(data: RunData, samples: int) -> Section:
+def _attention_maps(data: RunData, samples: int, decoder: DecoderProcess) -> Section:
     """Where the model looks in some videos, evenly spread over those that finished: the paper's figure 2."""
     ids: list[str] = sorted(data.table.filter(data.table["error"].is_null())["video_id"].unique().to_pylist())
     if not ids:
         return why_empty(_ATTENTION, "No video finished.")
     chosen = [ids[int(place)] for place in np.unique(np.linspace(0, len(ids) - 1, min(samples, len(ids))).round())]
     try:
-        return Section(_ATTENTION, [attention_figure(maps) for maps in maps_of(data, chosen)])
+        return Section(_ATTENTION, [attention_figure(maps) for maps in maps_of(data, chosen, decoder)])
     except ZarError as error:
         return why_empty(_ATTENTION, f"No attention maps: {error}.")
 
 
-def maps_of(data: RunData, video_ids: Sequence[str]) -> tuple[VideoMaps, ...]:
+def maps_of(data: RunData, video_ids: Sequence[str], decoder: DecoderProcess) -> tuple[VideoMaps, ...]:
     """What a cell's model looks at in some of its videos; see `zar_ray.explain.explanation.explain_videos`."""
     # What it takes to compute the maps, such as PyTorch and the model, no other section needs.
     from zar_ray.explain.explanation import explain_videos
 
     class_sets = tuple(dict.fromkeys(split.class_names for split in data.splits))
-    return explain_videos(data, class_sets, data.table, data.study.videos, video_ids)
+    return explain_videos(data, class_sets, data.table, data.study.videos, video_ids, decoder)
 
 
 def _video_map(data: RunData, split: RunSplit) -> Section:

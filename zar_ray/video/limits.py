@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import resource
 from dataclasses import dataclass
 from math import inf
+
+import psutil
 
 from zar_ray.errors import VideoTooLargeError
 
 _GIB = 2**30
+_FILES = 64  # descriptors of a process that decodes; a decoder opens the file two or three times
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class DecodeLimits:
 
     duration: float = inf
     side: int = 16384
-    decoded_bytes: int = 2 * _GIB
+    decoded_bytes: int = _GIB
     memory: int = 4 * _GIB
     windows: float = inf
 
@@ -47,3 +54,34 @@ class DecodeLimits:
                 f"{self.decoded_bytes} bytes",
                 stage="plan",
             )
+
+
+def address_space() -> int:
+    """Bytes of address space that this process has; on Linux they are what it may be limited in."""
+    return psutil.Process().memory_info().vms
+
+
+def confine(memory: int) -> None:
+    """Lowers what this process may use, for good: so many bytes beyond what it has now, and few files."""
+    limits = {
+        resource.RLIMIT_CORE: 0,  # a core holds what was sent
+        resource.RLIMIT_NOFILE: _FILES,
+        resource.RLIMIT_AS: address_space() + memory,
+    }
+    for kind, wanted in limits.items():
+        _, most = resource.getrlimit(kind)
+        value = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        # macOS knows the name of RLIMIT_AS, but no such limit
+        with contextlib.suppress(ValueError):
+            resource.setrlimit(kind, (value, value))
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, or what led to it, says that there is no memory left."""
+    told = (os.strerror(errno.ENOMEM), "bad_alloc")
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, MemoryError) or any(text in str(one) for text in told):
+            return True
+        one = one.__cause__ or one.__context__
+    return False

@@ -59,17 +59,18 @@ class DecoderProcess:
     `ConfigError` where the options do not fit.
 
     Args:
-        limits: What a video and its decoding may take.
+        limits: What a video and its decoding may take; by default what commands grant.
         program: The process's Python code; tests put other decoders into it.
+        idle: Whether the process starts no sooner than the first video comes.
     """
 
-    def __init__(self, limits: DecodeLimits | None = None, program: str = PROGRAM) -> None:
+    def __init__(self, limits: DecodeLimits | None = None, program: str = PROGRAM, *, idle: bool = False) -> None:
         self._limits = limits or DecodeLimits()
         self._program = program
         self._turn = threading.Lock()  # who talks with the child
         self._guard = threading.Lock()  # of the two below
         self._closed = False
-        self._child: _Child | None = _Child(self._limits, program)
+        self._child: _Child | None = None if idle else _Child(self._limits, program)
 
     def __enter__(self) -> DecoderProcess:
         return self

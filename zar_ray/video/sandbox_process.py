@@ -7,10 +7,8 @@ descriptor follows the answer, so that pixels never pass through the pipe.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
-import resource
 import select
 import sys
 import tempfile
@@ -23,12 +21,11 @@ from multiprocessing import reduction
 from multiprocessing.connection import Connection
 
 import numpy as np
-import psutil
 
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.inspection import Deadline
-from zar_ray.video.limits import DecodeLimits
+from zar_ray.video.limits import DecodeLimits, address_space, confine, lacks_memory
 from zar_ray.video.options import Decoder, ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video
 from zar_ray.video.reading import VideoInfo, has_decord, open_video
@@ -36,7 +33,6 @@ from zar_ray.video.transforms import Preprocessing, resize_frame
 from zar_ray.video.windows import WindowCut, WindowSchedule, WindowSpan, cut_windows
 
 _AHEAD = 2  # windows that lie finished before one of them is taken
-_FILES = 64  # descriptors of the process; a decoder opens the file two or three times
 _LATER = np.empty(0, np.uint8)  # frames whose file follows
 
 
@@ -52,6 +48,7 @@ class DecodeRequest:
         needs_views: Whether the method looks at other views than the evaluation view.
         decoder: What is to read it. With ``auto``, windows are read by PyAV, which gives the same frames: whether
             decord has read a file right shows only at its end, when windows have long been delivered.
+        expected: What the video must be, where that is known; looked at for whole videos.
     """
 
     name: str
@@ -60,6 +57,7 @@ class DecodeRequest:
     preprocessing: Preprocessing
     needs_views: bool
     decoder: Decoder = "auto"
+    expected: VideoInfo | None = None
 
     def plan(self, info: VideoInfo) -> ViewPlan:
         """The views of a whole video."""
@@ -193,8 +191,8 @@ class _Worker:
             # now, so that no video pays for it; a decord that does not load is a matter of `open_video`
             with contextlib.suppress(ImportError, OSError, RuntimeError):
                 import decord  # noqa: F401
-        self._at_start = _address_space()
-        _confine(self._at_start + limits.memory)
+        self._at_start = address_space()
+        confine(limits.memory)
 
     def serve(self) -> None:
         with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -216,12 +214,12 @@ class _Worker:
         except _StoppedError:
             pass
         except Exception as caught:  # noqa: BLE001  whatever a decoder throws is this file's error
-            out_of_memory = _lacks_memory(caught)
+            out_of_memory = lacks_memory(caught)
             error = self._error_of(caught, job.path, job.request.name)
             if not out_of_memory and not isinstance(caught, (VideoError, ConfigError)):
                 unforeseen = traceback.format_exc()
         # after the handler, so that nothing of the attempt is held any more
-        grown = _address_space() - self._at_start > self._limits.memory // 2
+        grown = address_space() - self._at_start > self._limits.memory // 2
         return Finished(error, unforeseen, retire=out_of_memory or grown)
 
     def _decode_whole(self, request: DecodeRequest, path: str, timeout: float) -> None:
@@ -230,6 +228,7 @@ class _Worker:
             request.plan,
             request.preprocessing.interpolation,
             decoder=request.decoder,
+            expected=request.expected,
             timeout=timeout,
             limits=self._limits,
         )
@@ -276,7 +275,7 @@ class _Worker:
             reduction.send_handle(self._connection, file.fileno(), os.getppid())
 
     def _error_of(self, error: Exception, path: str, name: str) -> VideoError | ConfigError:
-        if _lacks_memory(error):
+        if lacks_memory(error):
             return VideoError(f"decoding it takes more memory than the limit of {self._limits.memory} bytes")
         text = str(error) if isinstance(error, (VideoError, ConfigError)) else f"{type(error).__name__}: {error}"
         # where the file lies is the server's affair
@@ -286,35 +285,6 @@ class _Worker:
         if isinstance(error, VideoError):
             return type(error)(text, error.stage)
         return ConfigError(text) if isinstance(error, ConfigError) else VideoError(text)
-
-
-def _lacks_memory(error: BaseException) -> bool:
-    told = (os.strerror(errno.ENOMEM), "bad_alloc")
-    one: BaseException | None = error
-    while one is not None:
-        if isinstance(one, MemoryError) or any(text in str(one) for text in told):
-            return True
-        one = one.__cause__ or one.__context__
-    return False
-
-
-def _address_space() -> int:
-    return psutil.Process().memory_info().vms
-
-
-def _confine(address_space: int) -> None:
-    """Lowers what the process may use, for good."""
-    limits = {
-        resource.RLIMIT_CORE: 0,  # a core holds what was sent
-        resource.RLIMIT_NOFILE: _FILES,
-        resource.RLIMIT_AS: address_space,
-    }
-    for kind, wanted in limits.items():
-        _, most = resource.getrlimit(kind)
-        value = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
-        # macOS knows the name of RLIMIT_AS, but no such limit
-        with contextlib.suppress(ValueError):
-            resource.setrlimit(kind, (value, value))
 
 
 def _end_with_parent(lifeline: int) -> None:

@@ -281,3 +281,45 @@ def test_the_fingerprint_of_a_manifest_stays_what_it_is() -> None:
 def test_wrong_splits_and_labels_are_refused(wrong: VideoRow, complaint: str) -> None:
     with pytest.raises(ManifestError, match=complaint):
         manifest_of(wrong)
+
+
+def test_a_few_bytes_that_stand_for_many_rows_are_refused(tmp_path: Path) -> None:
+    """Equal values take no room in Parquet: 40 million rows are a file of some kilobytes."""
+    rows, texts = 40_000_000, pa.DictionaryArray.from_arrays(pa.array([0] * 10_000, pa.int32()), ["x" * 1000])
+    schema = pa.schema([("video_id", texts.type)])
+    with pq.ParquetWriter(tmp_path / "a.parquet", schema, compression="zstd") as writer:
+        table = pa.table({"video_id": pa.chunked_array([texts] * 100)}, schema=schema)
+        for _ in range(rows // len(table)):
+            writer.write_table(table)
+    assert (tmp_path / "a.parquet").stat().st_size < 200_000
+    with pytest.raises(ManifestError, match=r"a\.parquet: cannot be read as a Parquet manifest \(its \d+ bytes unpack"):
+        read_manifest(tmp_path / "a.parquet")
+
+
+def test_a_text_that_is_not_unicode_is_refused(tmp_path: Path) -> None:
+    write_manifest(manifest_of(dataclasses.replace(GOOD, error="QQQQ")), tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    assert b"QQQQ" in content
+    (tmp_path / "a.parquet").write_bytes(content.replace(b"QQQQ", b"Q\xff\xffQ"))
+    with pytest.raises(ManifestError, match=r"a\.parquet: cannot be read as a Parquet manifest"):
+        read_manifest(tmp_path / "a.parquet")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pq.read_table(_written(tmp_path))
+    schema = pa.schema([*table.schema, table.schema.field("error")], table.schema.metadata)
+    twice = pa.Table.from_arrays([*table.columns, table["error"]], schema=schema)
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(ManifestError, match=r"twice\.parquet: has two columns of one name"):
+        read_manifest(tmp_path / "twice.parquet")
+
+
+def test_what_lies_there_instead_of_a_manifest_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
+    with pytest.raises(ManifestError, match=r"a\.parquet: is a Git LFS pointer"):
+        read_manifest(tmp_path / "a.parquet")
+
+
+def _written(folder: Path) -> Path:
+    write_manifest(numbered(3), folder / "m.parquet")
+    return folder / "m.parquet"

@@ -119,3 +119,10 @@ def test_what_is_still_lacking_is_told_from_two_columns_of_each_file_once(folder
     ledger.refresh()
     assert len(read) == 5
     assert ledger.lacks("v1.mp4", cases) == []
+
+
+def test_an_identity_that_is_damaged_is_one_line(folder):
+    for content in (b"{", b"\xff", b"[" * 100_000):
+        folder.storage.write("identity.json", content)
+        with pytest.raises(RunError, match=r"identity\.json: is not JSON .*--overwrite"):
+            folder.open({"a": 1}, resume=False, overwrite=False)

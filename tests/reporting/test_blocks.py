@@ -100,7 +100,7 @@ def test_forms_for_files_are_printed_without_colours_or_breaks(form):
     "text",
     [
         '=HYPERLINK("http://x.example","y")',
-        *("=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", "\n=1", " =1", "＝1", "＋1", "＠x"),
+        *("=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\n=1", " =1", "＝1", "＋1", "＠x"),
         *("-name", "+", "-1.5.2", "- 5", "-1 [-2, 3]", "+-1"),
     ],
 )
@@ -116,6 +116,11 @@ def test_no_cell_of_a_csv_is_a_formula_to_a_spreadsheet(text):
 )
 def test_numbers_and_other_texts_of_a_csv_stay_as_they_are(text):
     assert csv_block(Block(None, ("a", "b"), [(text, "x")])).splitlines()[1] == f"{text},x"
+
+
+def test_a_carriage_return_begins_no_row():
+    block = Block(None, ("a",), [("x\r=1+1",), ("\r\n=1",)])
+    assert csv_block(block) == 'a\n"x\n=1+1"\n"\'\n=1"\n'
 
 
 def test_floats_of_lines_for_programs_stay_numbers():

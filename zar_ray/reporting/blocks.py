@@ -167,12 +167,13 @@ def csv_block(block: Block) -> str:
     return stream.getvalue()
 
 
-_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
+_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\n]")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?%?|[+-]?(inf|nan)|-", re.IGNORECASE)
 
 
 def csv_cell(text: str) -> str:
     """A text that no spreadsheet takes for a formula: an apostrophe goes before what begins as one and is no number."""
+    text = re.sub("\r\n?", "\n", text)  # the writer lets a lone one through, and a row ends at it for others
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 

@@ -189,14 +189,15 @@ def read_manifest(path: str | Path) -> Manifest:
     folder, name = _place(path)
     if not folder.exists(name):
         raise ManifestError(f"{path}: no such manifest; {_REMAKE}")
+    unreadable = (RunError, OSError, MemoryError, pa.ArrowException)
     try:
         content = folder.read(name)
         if (instead := stand_in(content[:512])) is not None:
             raise ManifestError(f"{path}: {instead}")
-        table = _read_table(content)
-    except (RunError, OSError, ValueError, pa.ArrowException) as error:
+        file = pq.ParquetFile(io.BytesIO(content))
+        stored = (file.schema_arrow.metadata or {}).get(_METADATA_KEY)
+    except unreadable as error:
         raise ManifestError(f"{path}: cannot be read as a Parquet manifest ({_first_line(error)})") from error
-    stored = (table.schema.metadata or {}).get(_METADATA_KEY)
     if stored is None:
         raise ManifestError(f"{path}: is Parquet but not a manifest of zar-ray (no class names in it); {_REMAKE}")
     try:
@@ -207,23 +208,28 @@ def read_manifest(path: str | Path) -> Manifest:
         raise ManifestError(f"{path}: the manifest's class names and root cannot be read; {_REMAKE}") from error
     if version != _FORMAT:
         raise ManifestError(f"{path}: has manifest format {version}, this zar-ray reads format {_FORMAT}; {_REMAKE}")
+    try:
+        table = _read_table(file, _SPARE_BYTES + _MOST_TIMES * len(content), str(path))
+    except unreadable as error:
+        raise ManifestError(f"{path}: cannot be read as a Parquet manifest ({_first_line(error)})") from error
     return Manifest(_checked(table, class_names, str(path)), class_names, root, name)
 
 
-def _read_table(content: bytes) -> pa.Table:
-    """A Parquet file's table, bit by bit: a few bytes of it may stand for any number of equal rows.
+def _read_table(file: pq.ParquetFile, most: int, place: str) -> pa.Table:
+    """A file's table with `MANIFEST_SCHEMA`, bit by bit: a few bytes of Parquet may stand for any number of rows.
 
     Raises:
-        ValueError: It holds far more than its size lets expect.
+        ManifestError: Its columns do not fit, or it takes more memory than `most` bytes.
     """
-    file, most = pq.ParquetFile(io.BytesIO(content)), _SPARE_BYTES + _MOST_TIMES * len(content)
-    batches, size = [], 0
+    tables, size = [_with_schema(file.schema_arrow.empty_table(), place)], 0
     for batch in file.iter_batches(_ROWS_AT_ONCE):
-        size += batch.nbytes
+        tables.append(_with_schema(pa.Table.from_batches([batch]), place))
+        size += tables[-1].nbytes
         if size > most:
-            raise ValueError(f"its {len(content)} bytes unpack to more than {most}")
-        batches.append(batch)
-    table = pa.Table.from_batches(batches, file.schema_arrow).combine_chunks()
+            raise ManifestError(
+                f"{place}: unpacks to more than {most} bytes; it is damaged, or made to fill the memory"
+            )
+    table = pa.concat_tables(tables).combine_chunks()
     table.validate(full=True)  # texts that are no UTF-8 would be found out anywhere later
     return table
 

@@ -88,7 +88,7 @@ def read_pickled(path: Path) -> object:
             with zipfile.ZipFile(path) as archive:
                 _require_stored(archive, path)
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():  # pyright: ignore[reportArgumentType] (pairs are fine)
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what cannot be read is refused below
+            warnings.simplefilter("ignore")  # what cannot be read is refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
         _require_dense(content, path)
     except ModelError:

@@ -121,9 +121,9 @@ def show(outcomes: Sequence[Outcome], wrong: Sequence[str], console: Console) ->
     found = counts(outcomes)
     kinds = (*FINE, "unforeseen", "dead", "escaped", "lost")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("stage")
+    table.add_column("stage", no_wrap=True)
     for name in ("files", *kinds, "longest s"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for stage in STAGES:
         longest = max((one.seconds for one in outcomes if one.stage == stage), default=0.0)
         row = [str(found[stage].total()), *(str(found[stage][kind]) for kind in kinds)]
@@ -140,7 +140,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the bench; returns the exit status, 1 if anything is not as it should be."""
     options = tyro.cli(FuzzOptions, args=list(argv), prog="fuzz.py")
     outcomes, wrong = run(options, lambda line: print(line, file=sys.stderr, flush=True))
-    show(outcomes, wrong, Console(soft_wrap=True))
+    show(outcomes, wrong, Console(width=120, soft_wrap=True))
     if options.json_file is not None:
         bad = [asdict(one) for one in outcomes if one.kind not in ("read", "warned", "refused")]
         kinds = {stage: dict(Counter(found)) for stage, found in counts(outcomes).items()}

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from zar_ray.errors import VideoError
-from zar_ray.video.decoding import decode_video
+from zar_ray.errors import VideoError, VideoTooLargeError
+from zar_ray.video.decoding import Resize, decode_video
+from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
 from zar_ray.video.reading import VideoInfo, has_decord, open_video, probe_video
@@ -112,6 +113,24 @@ def test_what_cannot_be_decoded_is_an_error(hurt_middle):
     with pytest.raises(VideoError, match="decoding fails near frame") as caught:
         decode_video(hurt_middle, default_plan)
     assert caught.value.stage == "decode"
+
+
+def test_frames_beyond_the_limit_are_refused_before_they_are_made(samples):
+    path = samples["open groups"].path
+    size = 3 * 100 * 32 * 42
+    limits = DecodeLimits(decoded_bytes=size)
+    assert decode_video(path, all_frames, limits=limits).frames.nbytes == size
+    with pytest.raises(VideoTooLargeError, match=f"100 frames of 44×33 .* the limit is {size} bytes") as caught:
+        decode_video(path, all_frames, limits=limits, also=[Resize(33, "bicubic")])
+    assert caught.value.stage == "plan"
+
+
+def test_a_strip_does_not_fill_the_memory(shared):
+    """Its short side grows 56-fold, and its long one with it."""
+    with pytest.raises(VideoTooLargeError, match="take 7526400000 bytes; the limit is 1073741824 bytes"):
+        decode_video(
+            shared / "videos" / "hard" / "strip2000x4.mp4", lambda info: Frames(np.arange(info.frames), short_side=224)
+        )
 
 
 def test_a_plans_own_error_is_passed_on(samples):

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zar_ray.errors import ConfigError, VideoError
-from zar_ray.video import reading
+from zar_ray.errors import ConfigError, VideoError, VideoTooLargeError
+from zar_ray.video import inspection, reading
 from zar_ray.video.inspection import Deadline, inspect_video
+from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.reading import has_decord, open_video, probe_video
 
 needs_decord = pytest.mark.skipif(not has_decord(), reason="decord has no wheel for this platform")
@@ -390,6 +391,15 @@ def test_reading_twice_starts_anew(samples, number_of, decoder):
         assert [number_of(frame) for frame in reader.read([0, 50])] == [0, 50]
         assert list(first) == []
         assert [number_of(frame) for frame in reader.read(np.array([99]))] == [99]
+
+
+def test_pictures_that_are_too_large_are_not_decoded(tmp_path, write_video, picture_of, monkeypatch):
+    """What the container says of their size is enough."""
+    path = write_video(tmp_path / "wide.mp4", [picture_of(0, 48, 256)])
+    monkeypatch.setattr(inspection, "packets", lambda *_: pytest.fail("a packet was read"))
+    with pytest.raises(VideoTooLargeError, match="256×48 pixels; the limit is 255") as caught:
+        inspect_video(path, limits=DecodeLimits(side=255))
+    assert caught.value.stage == "open"
 
 
 @pytest.mark.parametrize("decoder", ["auto", "pyav"])

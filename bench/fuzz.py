@@ -1,12 +1,14 @@
 """Whether mutated videos cost more than themselves: `python bench/fuzz.py --files 5000 --seed 1`.
 
 The generator and the stages are those of `tests/fuzz`. Beside them the files go through commands: `zar data index`,
-whose manifest must have a row a file, and `zar predict`, which must have said something of each.
+whose manifest must have a row a file, `zar predict`, which must have said something of each, and `zar eval` on a Ray of
+its own, whose table must have a row a file.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,8 @@ from typing import Annotated
 # Before PyTorch: it says how OpenMP's threads wait.
 import zar_ray  # noqa: F401  # isort: skip
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tyro
 from pydantic import Field
 from rich import box
@@ -30,6 +34,7 @@ from rich.table import Table
 from zar_ray.data.manifest import read_manifest
 from zar_ray.data.probing import usable_cpus
 from zar_ray.options.base import Options
+from zar_ray.results.folder import PREDICTIONS
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_REPOSITORY / "tests" / "fuzz"))
@@ -97,23 +102,33 @@ def _commands(folder: Path, checkpoint: Path, options: FuzzOptions, say: Callabl
     say(f"zar data index: exit status {ended.returncode}, {rows} rows of {len(files)} files")
     if ended.returncode != 0 or rows != len(files) or "Traceback" in ended.stderr:
         yield f"zar data index: exit status {ended.returncode}, {rows} of {len(files)} rows: {ended.stderr[-300:]}"
-    ended = _zar(
-        "predict", *files, "--labels", ",".join(_CLASSES), "--checkpoint", str(checkpoint), "--device", "cpu",
-        "--method", "zero_shot", "--views.frames", "4", "--views.eval-frames", "4",
-        "--decode-timeout", f"{options.timeout}", "--json-lines",
-    )  # fmt: skip
+    how = (
+        *("--checkpoint", str(checkpoint), "--device", "cpu", "--method", "zero_shot"),
+        *("--views.frames", "4", "--views.eval-frames", "4", "--decode-timeout", f"{options.timeout}"),
+    )
+    ended = _zar("predict", *files, "--labels", ",".join(_CLASSES), *how, "--json-lines")
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
     said = {str(line["video"]) for line in lines}
     failed = sum(line.get("error") is not None for line in lines)
     say(f"zar predict: exit status {ended.returncode}, {len(lines)} answers ({failed} errors) of {len(files)} files")
     if ended.returncode not in (0, 1) or said != set(files) or "Traceback" in ended.stderr:
         yield f"zar predict: exit status {ended.returncode}, {len(said)} of {len(files)} files: {ended.stderr[-300:]}"
+    ended = _zar(
+        *("eval", "--dataset", str(manifest), "--output", str(folder.parent), "--name", f"run-{folder.name}"),
+        *("--no-mlflow", "--max-failed", "1", "--address", "local", *how),
+    )
+    table = folder.parent / f"run-{folder.name}" / PREDICTIONS
+    errors = pq.read_table(table)["error"] if table.is_file() else pa.chunked_array([], pa.string())
+    failed = len(errors.drop_null())
+    say(f"zar eval: exit status {ended.returncode}, {len(errors)} rows ({failed} errors) of {len(files)} files")
+    if ended.returncode != 0 or len(errors) != len(files) or "Traceback" in ended.stderr:
+        yield f"zar eval: exit status {ended.returncode}, {len(errors)} of {len(files)} rows: {ended.stderr[-300:]}"
 
 
 def _zar(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "zar_ray.commands.main", *words], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "zar_ray.commands.main", *words]
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def show(outcomes: Sequence[Outcome], wrong: Sequence[str], console: Console) -> None:

@@ -8,7 +8,6 @@ file that nothing was said of.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import re
 import tempfile
@@ -29,7 +28,9 @@ from zar_ray.errors import DecoderClosedError, DecoderStartError, VideoError
 from zar_ray.evaluation.spec import JobSpec, ModelViews
 from zar_ray.evaluation.stages.decode import DecodeStage
 from zar_ray.results.case import Case
+from zar_ray.serving.options import LimitConfig
 from zar_ray.storage import Storage
+from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.sandbox import DecoderProcess
 from zar_ray.video.sandbox_process import DecodeRequest
@@ -77,8 +78,12 @@ def send_through(
     found = {row.video_id: (row.error, None) for row in manifest.rows()}
     outcomes = [outcome_of("probe", file, *found.get(file, ("lost", None)), 0.0) for file in files]
     say(f"probe: {_counted(outcomes)}")
-    for stage, decode in (("whole", _decode_whole), ("windows", _decode_windows)):
-        ours = _through_processes(stage, folder, files, decode, timeout, workers)
+    # as commands decode, and as the service does, which alone cuts windows
+    for stage, decode, limits in (
+        ("whole", _decode_whole, DecodeLimits()),
+        ("windows", _decode_windows, LimitConfig().decoding()),
+    ):
+        ours = _through_processes(stage, folder, files, decode, limits, timeout, workers)
         say(f"{stage}: {_counted(ours)}")
         outcomes += ours
     ours = _through_job(manifest, timeout, workers)
@@ -96,11 +101,12 @@ def _through_processes(
     folder: Path,
     files: Sequence[str],
     decode: Callable[[DecoderProcess, Path, float], str | None],
+    limits: DecodeLimits,
     timeout: float,
     workers: int,
 ) -> list[Outcome]:
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(workers) as threads:
-        processes = [DecoderProcess() for _ in range(workers)]
+        processes = [DecoderProcess(limits) for _ in range(workers)]
         good = _good_file(Path(name))
 
         def send(process: DecoderProcess, share: Sequence[str]) -> list[Outcome]:
@@ -137,9 +143,7 @@ def _decode_whole(process: DecoderProcess, path: Path, timeout: float) -> str | 
 
 
 def _decode_windows(process: DecoderProcess, path: Path, timeout: float) -> str | None:
-    # a file may claim to last for years; a client does not wait for all windows either
-    with contextlib.closing(process.decode_windows(path, _request(path), _CUT, timeout)) as windows:
-        *_, last = itertools.islice(windows, 100)
+    *_, last = process.decode_windows(path, _request(path), _CUT, timeout)
     return last.warning
 
 

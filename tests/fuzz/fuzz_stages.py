@@ -81,7 +81,7 @@ def send_through(
     # as commands decode, and as the service does, which alone cuts windows
     for stage, decode, limits in (
         ("whole", _decode_whole, DecodeLimits()),
-        ("windows", _decode_windows, LimitConfig().decoding()),
+        ("windows", _decode_windows, LimitConfig().decoding),
     ):
         ours = _through_processes(stage, folder, files, decode, limits, timeout, workers)
         say(f"{stage}: {_counted(ours)}")

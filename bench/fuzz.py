@@ -42,8 +42,6 @@ sys.path.insert(0, str(_REPOSITORY / "tests" / "fuzz"))
 from fuzz_stages import FINE, STAGES, Outcome, counts, send_through  # noqa: E402
 from mutated_videos import mutants, seed_files  # noqa: E402
 
-from serve import make_checkpoint  # noqa: E402
-
 _AT_ONCE = 500  # files that lie on the disk at a time
 _CLASSES = ("even", "odd")
 
@@ -70,7 +68,7 @@ def run(options: FuzzOptions, say: Callable[[str], None]) -> tuple[list[Outcome]
     outcomes, wrong = [], []
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        checkpoint = make_checkpoint(work / "tiny.safetensors") if options.commands else None
+        checkpoint = _checkpoint(work / "tiny.safetensors") if options.commands else None
         seeds = seed_files(work / "seeds", options.samples)
         made = enumerate(mutants(seeds, options.files, options.seed))
         for number in count():
@@ -91,6 +89,12 @@ def run(options: FuzzOptions, say: Callable[[str], None]) -> tuple[list[Outcome]
                     shutil.copy(folder / file, options.keep)
             shutil.rmtree(folder)
     return outcomes, wrong
+
+
+def _checkpoint(path: Path) -> Path:
+    from serve import make_checkpoint
+
+    return make_checkpoint(path)
 
 
 def _commands(folder: Path, checkpoint: Path, options: FuzzOptions, say: Callable[[str], None]) -> Iterator[str]:

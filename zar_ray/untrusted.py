@@ -18,7 +18,7 @@ def stand_in(head: bytes) -> str | None:
     if head.startswith(_LFS_POINTER):
         return "is a Git LFS pointer, not the file itself; fetch that with git lfs pull"
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGES):
-        return "is a web page, not the file itself; what it says tells why the download failed"
+        return "is a web page or XML, not the file itself; what it says may tell why the download failed"
     return None
 
 

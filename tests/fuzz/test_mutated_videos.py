@@ -32,7 +32,9 @@ def test_a_mutated_file_costs_itself_alone(seeds, tmp_path):
     }
     # files that nothing opens, or that nothing harms, would show nothing
     assert COUNT // 5 < opened < COUNT
-    assert max(one.seconds for one in outcomes if one.stage == "whole") < TIMEOUT + 10
+    assert (
+        max(one.seconds for one in outcomes if one.stage == "whole") < TIMEOUT + 60
+    )  # of which a child may take long to start
 
 
 def test_a_file_can_be_made_again_by_its_seed_and_number(seeds):

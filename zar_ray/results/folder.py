@@ -141,7 +141,11 @@ class RunFolder:
     def rows_of(self, name: str, columns: list[str]) -> pa.Table:
         """Some columns of one of them."""
         schema = pa.schema([RESULT_SCHEMA.field(column) for column in columns])
-        return pq.read_table(io.BytesIO(self.storage.read(name)), columns=columns, schema=schema)
+        try:
+            return pq.read_table(io.BytesIO(self.storage.read(name)), columns=columns, schema=schema)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            at = self.storage.path(name)
+            raise RunError(f"{at}: is damaged ({reason_of(error)}); delete it, and the same command goes on") from error
 
     def add(self, table: pa.Table) -> None:
         """Adds finished rows."""

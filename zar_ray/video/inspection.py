@@ -171,15 +171,15 @@ def open_stream(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         with _ffmpeg_messages() as messages:
             container = av.open(path, metadata_errors="ignore", options=_OPEN_OPTIONS)
     except (av.error.FFmpegError, OSError) as error:
-        with contextlib.suppress(OSError), Path(path).open("rb") as file:
-            if (instead := stand_in(file.read(512))) is not None:
-                raise VideoError(f"not a video: {instead}", stage="open") from error
         for _, component, text in messages:
             if "Format not on whitelist" in text:
                 raise VideoError(
                     f"not a video: FFmpeg takes it for {component}, and only formats that hold a video are read",
                     stage="open",
                 ) from error
+        with contextlib.suppress(OSError), Path(path).open("rb") as file:
+            if (instead := stand_in(file.read(512))) is not None:
+                raise VideoError(f"not a video: {instead}", stage="open") from error
         said = next((text.strip() for _, _, text in reversed(messages) if text.strip()), reason_of(error))
         raise VideoError(f"not a video, or a damaged one: {said}", stage="open") from error
     with container:

@@ -83,4 +83,8 @@ def suggestion(value: str, known: Iterable[str]) -> str:
 
 def reason_of(error: BaseException) -> str:
     """What an error says, as one line that a message can hold."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if type(error) is MemoryError:
+        return "it takes more memory than there is"
     return (" ".join(str(error).split()) or type(error).__name__)[:200]

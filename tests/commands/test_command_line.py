@@ -256,3 +256,66 @@ def test_a_command_runs_only_when_the_whole_line_is_right_and_may_speak_on_stder
     with pytest.raises(SystemExit) as end:
         parse(failing, [], "zar say")
     assert end.value.code == 3
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "..", "a/b", "a\nb"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval", "--dataset", "x"],
+        ["ablate", "--dataset", "x", "--sweep", "confidence"],
+        ["train", "--dataset", "x", "--output", "y.safetensors"],
+        ["data", "index", "x"],
+    ],
+)
+def test_a_name_is_one_folders_name(words, name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--name", name]) == 2
+    said = capsys.readouterr().err
+    assert "is not the name of one folder; take letters, digits, - and _" in said
+    assert "name" in said.partition("is not the name")[0]
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../../x", "a\0b"])
+def test_a_name_in_a_file_is_one_folders_name_too(name, tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"name": name}))
+    said = complaint("--config", str(tmp_path / "run.yaml"))
+    assert "run.yaml: name: " in said
+    assert "is not the name of one folder" in said
+
+
+def test_the_name_of_a_list_is_one_folders_name_too(tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("a.mp4 0\n")
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    words = ["--list", f"../../x={tmp_path / 'list.txt'}", "--labels", str(tmp_path / "labels.txt")]
+    status = main(["data", "index", *words, "--root", str(tmp_path), "--data-root", str(tmp_path / "in" / "here")])
+    assert status == 2
+    assert "is not the name of one folder" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"list.txt", "labels.txt"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " + "[" * 5000,
+        "a: " + "[" * 150 + "]" * 150,
+        "".join(f"{'  ' * level}a:\n" for level in range(2000)),
+        "x0: &x0 [1, 2]\n" + "".join(f"x{n + 1}: &x{n + 1} [*x{n}, *x{n}]\n" for n in range(40)),
+        "a: &a [*a]",
+        "a: &a {b: *a}",
+        "a: 2001-99-99",
+        "a: " + "9" * 5000,
+        "a: !!timestamp nothing",
+        "a: !!bool nothing",
+        "a: !!float ''",
+        "a: !!python/object/apply:os.getcwd []",
+        "a: [",
+    ],
+)
+def test_yaml_that_is_not_plain_is_one_line(text, tmp_path):
+    (tmp_path / "run.yaml").write_text(text)
+    said = complaint("--config", str(tmp_path / "run.yaml"))
+    assert "run.yaml: cannot be read as YAML (" in said
+    assert len(said) < 1000

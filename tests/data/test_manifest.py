@@ -281,3 +281,52 @@ def test_the_fingerprint_of_a_manifest_stays_what_it_is() -> None:
 def test_wrong_splits_and_labels_are_refused(wrong: VideoRow, complaint: str) -> None:
     with pytest.raises(ManifestError, match=complaint):
         manifest_of(wrong)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_few_bytes_that_stand_for_many_rows_are_refused(
+    tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal values take no room in Parquet: gigabytes of text would be a file of some kilobytes."""
+    monkeypatch.setattr("zar_ray.data.manifest._SPARE_BYTES", 2**24)
+    one = manifest_of(dataclasses.replace(GOOD, error="x" * 1000)).table.take([0] * 20_000)
+    place = one.schema.get_field_index("error")
+    error = one["error"].combine_chunks().dictionary_encode()
+    table = one.set_column(place, "error", error) if packed else one
+    header = {b"zar_ray.manifest": b'{"format": 1, "name": "a", "root": "/", "class_names": ["a", "b"]}'}
+    table = table.replace_schema_metadata(header)
+    with pq.ParquetWriter(tmp_path / "a.parquet", table.schema, write_statistics=False) as writer:
+        for _ in range(5):
+            writer.write_table(table)
+    assert (tmp_path / "a.parquet").stat().st_size < 200_000
+    with pytest.raises(ManifestError, match=r"a\.parquet: unpacks to more than \d+ bytes"):
+        read_manifest(tmp_path / "a.parquet")
+
+
+def test_a_text_that_is_not_unicode_is_refused(tmp_path: Path) -> None:
+    write_manifest(manifest_of(dataclasses.replace(GOOD, error="QQQQ")), tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    assert b"QQQQ" in content
+    (tmp_path / "a.parquet").write_bytes(content.replace(b"QQQQ", b"Q\xff\xffQ"))
+    with pytest.raises(ManifestError, match=r"a\.parquet: cannot be read as a Parquet manifest"):
+        read_manifest(tmp_path / "a.parquet")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pq.read_table(_written(tmp_path))
+    schema = pa.schema([*table.schema, table.schema.field("error")], table.schema.metadata)
+    twice = pa.Table.from_arrays([*table.columns, table["error"]], schema=schema)
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(ManifestError, match=r"twice\.parquet: has two columns of one name"):
+        read_manifest(tmp_path / "twice.parquet")
+
+
+def test_what_lies_there_instead_of_a_manifest_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
+    with pytest.raises(ManifestError, match=r"a\.parquet: is a Git LFS pointer"):
+        read_manifest(tmp_path / "a.parquet")
+
+
+def _written(folder: Path) -> Path:
+    write_manifest(numbered(3), folder / "m.parquet")
+    return folder / "m.parquet"

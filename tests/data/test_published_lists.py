@@ -191,6 +191,7 @@ def test_a_published_list_adds_to_official_annotations(tmp_path: Path) -> None:
     [
         (["a.mp4 0", "a.mp4"], ["x"], 'list.txt, line 2: must be a path and a label\'s number, not "a.mp4"'),
         (["a.mp4 1"], ["x"], "list.txt, line 1: has label 1, and "),
+        ([f"a.mp4 {'9' * 5000}"], ["x"], "list.txt, line 1: must be a path and a label's number"),
         (["a.mp4 -1"], ["x"], "line 1: has label -1"),
         ([], ["x"], "list.txt: lists no videos"),
         (["a.mp4 0"], ["x", "x"], 'names.txt: "x" is both class name 1 and class name 2'),

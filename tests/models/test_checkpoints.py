@@ -1,5 +1,6 @@
 import os
 import stat
+import time
 import warnings
 import zipfile
 
@@ -10,6 +11,9 @@ from safetensors.torch import save_file
 from zar_ray.errors import ModelError
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.checkpoints import load_weights, read_checkpoint, save_checkpoint
+from zar_ray.models.loading import load_model
+from zar_ray.models.options import ModelOptions
+from zar_ray.options.layers import merge
 from zar_ray.video.transforms import Preprocessing
 
 PREPROCESSING = Preprocessing(32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bilinear", short_side=40)
@@ -169,3 +173,77 @@ class TestLoadWeights:
             load_weights(build_clip(architecture), tensors, "here")
         with pytest.raises(ModelError, match="prompts does not belong"):
             load_weights(build_clip(architecture), {**tensors, "logit_scale": scale, "prompts": scale}, "here")
+
+
+class TestFilesThatClaim:
+    def test_numbers_of_a_script_that_stand_for_many_are_refused(self, tmp_path):
+        class Module(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("weight", torch.zeros(1).as_strided((10**5, 10**4), (0, 0)))
+
+            def forward(self, x):
+                return x
+
+        torch.jit.script(Module()).save(str(tmp_path / "a.pt"))
+        assert (tmp_path / "a.pt").stat().st_size < 10_000
+        with pytest.raises(ModelError, match="claims to hold 4000000000 bytes"):
+            read_checkpoint(tmp_path / "a.pt")
+
+    @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+    def test_what_lies_there_instead_of_weights_is_said(self, tmp_path, name):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
+        with pytest.raises(ModelError, match=f"{name}: is a Git LFS pointer"):
+            read_checkpoint(tmp_path / name)
+        (tmp_path / name).write_text("<!DOCTYPE html><html><title>404</title>")
+        with pytest.raises(ModelError, match=f"{name}: is a web page"):
+            read_checkpoint(tmp_path / name)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"text_cfg": {"layers": 10**6}},
+            {"vision_cfg": {"layers": 10**6}},
+            {"vision_cfg": {"width": 2**20}},
+            {"text_cfg": {"context_length": 10**6}},
+            {"embed_dim": 10**7},
+            {"embed_dim": -1},
+            {"text_cfg": {"vocab_size": 10**9}},
+            {"vision_cfg": []},
+        ],
+    )
+    def test_sizes_that_no_tensor_has_are_refused_at_once(self, tmp_path, clip, architecture, change):
+        path = tmp_path / "a.safetensors"
+        claimed = merge(dict(architecture), change)
+        save_checkpoint(clip, claimed, PREPROCESSING, path)
+        started = time.monotonic()
+        with pytest.raises(ModelError) as caught:
+            load_model(ModelOptions(checkpoint=path, device="cpu"))
+        assert "\n" not in str(caught.value)
+        assert time.monotonic() - started < 20
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize(
+        ("name", "shape"),
+        [
+            ("visual.conv1.weight", (3,)),
+            ("text_projection", (5,)),
+            ("ln_final.weight", ()),
+            ("positional_embedding", (10**6, 0)),
+            ("visual.positional_embedding", (0, 4)),
+            ("token_embedding.weight", (10**9, 0)),
+            ("text_projection", (0, 10**9)),
+        ],
+    )
+    def test_shapes_that_no_clip_has_are_one_line(self, tmp_path, clip, name, shape):
+        path = tmp_path / "a.safetensors"
+        save_file({**clip.state_dict(), name: torch.zeros(shape)}, path)
+        with pytest.raises(ModelError) as caught:
+            load_model(ModelOptions(checkpoint=path, device="cpu"))
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_notes_that_are_nested_deep_are_damage(self, tmp_path, clip):
+        save_file(clip.state_dict(), tmp_path / "a.safetensors", metadata={"zar_ray": "[" * 100_000})
+        with pytest.raises(ModelError, match=r"metadata is damaged \(nested too deep\)"):
+            read_checkpoint(tmp_path / "a.safetensors")

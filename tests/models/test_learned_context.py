@@ -87,6 +87,18 @@ class TestFile:
             parse_context(cut, "here")
 
     @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", "is a Git LFS pointer"),
+            (save({"context": torch.ones(2, 64)}, {METADATA_KEY: "[" * 100_000}), "is damaged \\(nested too deep\\)"),
+            (b"\xff" * 8 + b"{}", "cannot be read as safetensors"),
+        ],
+    )
+    def test_one_that_claims_much_is_refused_in_one_line(self, content, message):
+        with pytest.raises(ModelError, match=f"^here: .*{message}"):
+            parse_context(content, "here")
+
+    @pytest.mark.parametrize(
         ("changes", "message"),
         [
             ({"format": 2}, "is of format 2, and this zar-ray reads format 1"),

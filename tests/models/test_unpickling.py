@@ -3,12 +3,15 @@
 import functools
 import os
 import pickle
+import resource
 import sys
 import types
 import warnings
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -135,3 +138,87 @@ def test_what_is_let_through_is_let_through_only_here(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == before
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "a.pt", weights_only=True)
+
+
+def claiming(path, how, size, stride):
+    """A file of one number, of which a tensor claims to have many."""
+    save({"state_dict": {"weight": torch.zeros(1).as_strided(size, stride)}}, path, how)
+    assert path.stat().st_size < 2000
+    return path
+
+
+@pytest.mark.parametrize("how", ["zip", "old"])
+def test_a_tensor_that_claims_more_than_the_file_holds_is_refused_before_it_is_made(tmp_path, how):
+    claiming(tmp_path / "a.pt", how, (10**5, 10**4), (0, 0))
+    limit, before = resource.RLIMIT_AS, resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(limit, (psutil.Process().memory_info().vms + 2**30, before[1]))
+    try:
+        with pytest.raises(ModelError, match=r"a\.pt: claims to hold 4000000000 bytes, and has \d+;"):
+            read_checkpoint(tmp_path / "a.pt")
+    finally:
+        resource.setrlimit(limit, before)
+
+
+def test_many_tensors_that_claim_together_are_refused(tmp_path):
+    one = torch.zeros(1)
+    save({f"weight{n}": one.as_strided((2**23 + n,), (0,)) for n in range(20)}, tmp_path / "a.pt", "zip")
+    with pytest.raises(ModelError, match="claims to hold"):
+        read_pickled(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("how", ["zip", "old"])
+def test_tensors_that_share_what_they_hold_are_read(tmp_path, how):
+    base = torch.arange(12.0)
+    save({"a": base, "b": base.reshape(3, 4).T, "c": torch.zeros(1).expand(7)}, tmp_path / "a.pt", how)
+    read = read_pickled(tmp_path / "a.pt")
+    assert torch.equal(read["b"], base.reshape(3, 4).T)
+    assert torch.equal(read["c"], torch.zeros(7))
+
+
+def test_a_circle_of_containers_is_no_endless_search(tmp_path):
+    circle = {"weight": torch.ones(2)}
+    circle["self"] = circle
+    save(circle, tmp_path / "a.pt", "zip")
+    assert torch.equal(read_pickled(tmp_path / "a.pt")["weight"], torch.ones(2))
+
+
+def rezipped(path, change):
+    """The archive with its pieces changed, packed."""
+    with zipfile.ZipFile(path) as before:
+        pieces = {name: before.read(name) for name in before.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as after:
+        for name, content in pieces.items():
+            after.writestr(name, change(name, content))
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    save({"weight": torch.ones(2)}, tmp_path / "a.pt", "zip")
+    rezipped(tmp_path / "a.pt", lambda name, content: bytes(2**28) if "/data/" in name else content)
+    with pytest.raises(ModelError, match="claims to hold 2684"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_piece_that_is_shorter_than_its_tensor_is_refused(tmp_path):
+    save({"weight": torch.ones(1000)}, tmp_path / "a.pt", "zip")
+    rezipped(tmp_path / "a.pt", lambda name, content: content[:16] if "/data/" in name else content)
+    with pytest.raises(ModelError, match="cannot be read as a checkpoint"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_tensors_that_are_no_arrays_are_refused(tmp_path):
+    quantised = torch.quantize_per_tensor(torch.ones(2), 1, 0, torch.qint8)
+    for number, odd in enumerate((torch.eye(3).to_sparse(), torch.empty(2, device="meta"), quantised)):
+        save({"weight": odd}, tmp_path / f"{number}.pt", "zip")
+        with pytest.raises(ModelError, match="no plain array of numbers"):
+            read_checkpoint(tmp_path / f"{number}.pt")
+
+
+def test_want_of_memory_is_one_line(tmp_path, monkeypatch):
+    save({"weight": torch.ones(2)}, tmp_path / "a.pt", "zip")
+
+    def hungry(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", hungry)
+    with pytest.raises(ModelError, match=r"a\.pt: cannot be read as a checkpoint \(it takes more memory than there"):
+        read_checkpoint(tmp_path / "a.pt")

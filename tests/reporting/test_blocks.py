@@ -9,7 +9,16 @@ import re
 import pytest
 from rich.console import Console
 
-from zar_ray.reporting.blocks import Block, csv_block, latex_block, markdown_block, print_block, show, written
+from zar_ray.reporting.blocks import (
+    Block,
+    csv_block,
+    latex_block,
+    lines_block,
+    markdown_block,
+    print_block,
+    show,
+    written,
+)
 from zar_ray.reporting.pages import Group, Page, Section, render
 
 HOSTILE = "a|b_*c*<d> [e] & 50 % $x$ #1 {y} ~ ^ \\ `z`"
@@ -85,3 +94,34 @@ def test_forms_for_files_are_printed_without_colours_or_breaks(form):
     stream = io.StringIO()
     show([BLOCK, BLOCK], form, Console(file=stream, width=20, force_terminal=True, color_system="truecolor"))
     assert stream.getvalue() == written([BLOCK, BLOCK], form)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '=HYPERLINK("http://x.example","y")',
+        *("=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\n=1", " =1", "＝1", "＋1", "＠x"),
+        *("-name", "+", "-1.5.2", "- 5", "-1 [-2, 3]", "+-1"),
+    ],
+)
+def test_no_cell_of_a_csv_is_a_formula_to_a_spreadsheet(text):
+    block = Block(None, ("class", text), [(text, "1"), ("b", text)])
+    header, *rows = csv.reader(io.StringIO(csv_block(block), newline=""))
+    assert header == ["class", f"'{text}"]
+    assert rows == [[f"'{text}", "1"], ["b", f"'{text}"]]
+
+
+@pytest.mark.parametrize(
+    "text", ["-0.5", "+0.5", "-1e-05", "-12", "+3.", "-.5", "-12.5%", "-inf", "-", "", "a=b", "'x", "1-2", "a@b"]
+)
+def test_numbers_and_other_texts_of_a_csv_stay_as_they_are(text):
+    assert csv_block(Block(None, ("a", "b"), [(text, "x")])).splitlines()[1] == f"{text},x"
+
+
+def test_a_carriage_return_begins_no_row():
+    block = Block(None, ("a",), [("x\r=1+1",), ("\r\n=1",)])
+    assert csv_block(block) == 'a\n"x\n=1+1"\n"\'\n=1"\n'
+
+
+def test_floats_of_lines_for_programs_stay_numbers():
+    assert csv_block(lines_block([{"change": -0.5, "class": "=a"}])) == "change,class\n-0.5,'=a\n"

@@ -8,6 +8,7 @@ from zar_ray.errors import RunError
 from zar_ray.results.case import Case
 from zar_ray.results.folder import PARTS, Ledger, RunFolder, differences, write_part
 from zar_ray.results.rows import RESULT_SCHEMA, ResultRow, to_rows, to_table
+from zar_ray.results.study_record import FinishedStudy
 from zar_ray.storage import Storage
 
 IDENTITY = {"options": {"seed": 0, "zar": {"lr": 0.005}}, "classes": ["a", "b"]}
@@ -119,3 +120,27 @@ def test_what_is_still_lacking_is_told_from_two_columns_of_each_file_once(folder
     ledger.refresh()
     assert len(read) == 5
     assert ledger.lacks("v1.mp4", cases) == []
+
+
+def test_an_identity_that_is_damaged_is_one_line(folder):
+    for content in (b"{", b"\xff", b"[" * 100_000):
+        folder.storage.write("identity.json", content)
+        with pytest.raises(RunError, match=r"identity\.json: is not JSON .*--overwrite"):
+            folder.open({"a": 1}, resume=False, overwrite=False)
+
+
+def test_damaged_rows_are_one_line(folder):
+    folder.open(IDENTITY, resume=False, overwrite=False)
+    folder.add(rows("v1"))
+    (name,) = folder.row_files()
+    content = folder.storage.read(name)
+    for damaged in (b"", content[:-20], content[: len(content) // 2], b"PAR1" * 10):
+        folder.storage.write(name, damaged)
+        with pytest.raises(RunError, match=rf"{name}: is damaged \(.*\); delete it"):
+            folder.results()
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"config":' * 200 + b"1" + b"}" * 200, b"\xff", b"{"])
+def test_a_record_that_is_no_json_is_one_line(content):
+    with pytest.raises(RunError, match=r"run/run\.json: is not JSON"):
+        FinishedStudy.parse(content, "run")

@@ -115,6 +115,8 @@ def test_what_is_no_video_says_why(tmp_path, whole_file, write_video, decoder):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video at all\n")
     (tmp_path / "noise.avi").write_bytes(np.random.default_rng(0).bytes(5000))
+    (tmp_path / "pointer.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
+    (tmp_path / "page.webm").write_text("<!DOCTYPE html><html><title>404</title></html>")
     data = whole_file.read_bytes()
     (tmp_path / "headless.mp4").write_bytes(data[-len(data) // 2 :])
     write_sound(tmp_path / "sound.wav")
@@ -125,6 +127,8 @@ def test_what_is_no_video_says_why(tmp_path, whole_file, write_video, decoder):
         "text.mp4": "not a video, or a damaged one: moov atom not found",
         "headless.mp4": "not a video, or a damaged one: ",
         "noise.avi": "not a video, or a damaged one: Invalid data",
+        "pointer.mp4": "not a video: is a Git LFS pointer",
+        "page.webm": "not a video: is a web page",
         "sound.wav": "has no video stream",
     }.items():
         with pytest.raises(VideoError) as caught:

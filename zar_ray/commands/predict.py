@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from zar_ray.options.base import operational
 from zar_ray.options.layers import leaves, read_yaml
 from zar_ray.reporting.rankings import print_rankings
 from zar_ray.serving.schema import ServedMethod
+from zar_ray.untrusted import parse_json
 
 # What a request to a service can say, besides methods' own options; all else that decides about numbers is its own.
 ASKED = {"videos", "labels", "method", "template", "seed", "top_k", "json_lines", "server", "token"}
@@ -166,7 +166,7 @@ def _typed(own: Mapping[str, list[str]], method: ServedMethod) -> dict[str, Any]
 
 def _scalar(word: str) -> Any:
     try:
-        return json.loads(word.lower() if word in ("True", "False") else word)
+        return parse_json(word.lower() if word in ("True", "False") else word)
     except ValueError:
         return word
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from zar_ray.data.options import NameStyle, PromptOptions, TextAverage
 from zar_ray.data.text_files import csv_rows, read_text
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 from zar_ray.options.layers import conf_dir
+from zar_ray.untrusted import parse_json
 
 _Options = TypeVar("_Options", bound=PromptOptions)
 
@@ -262,8 +262,8 @@ def _rows(file: Path) -> Iterable[tuple[str, str, str]]:
 def _json_rows(file: Path) -> Iterable[tuple[str, str, str]]:
     shape = 'write {"class": "text"} or {"class": ["text", "text"]}'
     try:
-        read = json.loads(read_text(file), object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError) as error:
+        read = parse_json(read_text(file), object_pairs_hook=_Pairs)
+    except ValueError as error:
         raise ConfigError(f"{file}: is not JSON ({error}); {shape}") from error
     if not isinstance(read, _Pairs):
         raise ConfigError(f"{file}: holds no texts by class; {shape}")

@@ -25,6 +25,7 @@ from zar_ray.data.manifest import Manifest, write_manifest
 from zar_ray.data.options import IndexConfig
 from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ConfigError, ManifestError, suggestion
+from zar_ray.untrusted import folder_name
 
 _SHOWN = 10
 
@@ -78,6 +79,11 @@ def _found(options: IndexConfig) -> tuple[Listing, LayoutReport | None, Benchmar
             raise ConfigError("zar data index --list: give the folder of the videos with --root")
         lists = read_lists(options.list, options.labels)
         name = options.name or lists[0].split
+        if options.output is None:
+            try:
+                folder_name(name)
+            except ValueError as error:
+                raise ConfigError(f"--list: {error}, or name the dataset with --name") from None
         listing, report = list_published(name, root, lists, options.available_only)
         return listing, report, None, options.output or default_manifest(name, options.data_root)
     assert source is not None

@@ -24,9 +24,12 @@ from zar_ray.data.classes import distinct_names
 from zar_ray.errors import ManifestError, RunError, suggestion
 from zar_ray.options.base import fingerprint
 from zar_ray.storage import Storage, is_uri
+from zar_ray.untrusted import parse_json, stand_in
 
 _METADATA_KEY = b"zar_ray.manifest"
 _FORMAT = 1
+# A manifest's texts repeat much, but not without end.
+_ROWS_AT_ONCE, _SPARE_BYTES, _MOST_TIMES = 1024, 2**28, 100
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]+://")
 _REMAKE = 'make one with "zar data index FOLDER"'
 # What the numbers of a run depend on.  Paths are left out, so that a dataset copied elsewhere is the same dataset; an
@@ -186,22 +189,49 @@ def read_manifest(path: str | Path) -> Manifest:
     folder, name = _place(path)
     if not folder.exists(name):
         raise ManifestError(f"{path}: no such manifest; {_REMAKE}")
+    unreadable = (RunError, OSError, MemoryError, pa.ArrowException)
     try:
-        table = pq.read_table(io.BytesIO(folder.read(name)))
-    except (RunError, OSError, pa.ArrowException) as error:
+        content = folder.read(name)
+        if (instead := stand_in(content[:512])) is not None:
+            raise ManifestError(f"{path}: {instead}")
+        file = pq.ParquetFile(io.BytesIO(content))
+        stored = (file.schema_arrow.metadata or {}).get(_METADATA_KEY)
+    except unreadable as error:
         raise ManifestError(f"{path}: cannot be read as a Parquet manifest ({_first_line(error)})") from error
-    stored = (table.schema.metadata or {}).get(_METADATA_KEY)
     if stored is None:
         raise ManifestError(f"{path}: is Parquet but not a manifest of zar-ray (no class names in it); {_REMAKE}")
     try:
-        header = json.loads(stored)
+        header = parse_json(stored)
         version, name, root = int(header["format"]), str(header["name"]), str(header["root"])
         class_names = tuple(str(name) for name in header["class_names"])
     except (ValueError, KeyError, TypeError) as error:
         raise ManifestError(f"{path}: the manifest's class names and root cannot be read; {_REMAKE}") from error
     if version != _FORMAT:
         raise ManifestError(f"{path}: has manifest format {version}, this zar-ray reads format {_FORMAT}; {_REMAKE}")
+    try:
+        table = _read_table(file, _SPARE_BYTES + _MOST_TIMES * len(content), str(path))
+    except unreadable as error:
+        raise ManifestError(f"{path}: cannot be read as a Parquet manifest ({_first_line(error)})") from error
     return Manifest(_checked(table, class_names, str(path)), class_names, root, name)
+
+
+def _read_table(file: pq.ParquetFile, most: int, place: str) -> pa.Table:
+    """A file's table with `MANIFEST_SCHEMA`, bit by bit: a few bytes of Parquet may stand for any number of rows.
+
+    Raises:
+        ManifestError: Its columns do not fit, or it takes more memory than `most` bytes.
+    """
+    tables, size = [_with_schema(file.schema_arrow.empty_table(), place)], 0
+    for batch in file.iter_batches(_ROWS_AT_ONCE):
+        tables.append(_with_schema(pa.Table.from_batches([batch]), place))
+        size += tables[-1].nbytes
+        if size > most:
+            raise ManifestError(
+                f"{place}: unpacks to more than {most} bytes; it is damaged, or made to fill the memory"
+            )
+    table = pa.concat_tables(tables).combine_chunks()
+    table.validate(full=True)  # texts that are no UTF-8 would be found out anywhere later
+    return table
 
 
 def count_rows(path: str | Path) -> int | None:
@@ -251,6 +281,8 @@ def _checked(table: pa.Table, class_names: tuple[str, ...], place: str) -> pa.Ta
 def _with_schema(table: pa.Table, place: str) -> pa.Table:
     """Checks the columns; other widths of the same kind (a 64-bit label id, a large string) are converted."""
     names = table.column_names
+    if len(set(names)) < len(names):
+        raise ManifestError(f"{place}: has two columns of one name; {_REMAKE}")
     if missing := [name for name in MANIFEST_SCHEMA.names if name not in names]:
         raise ManifestError(f"{place}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; {_REMAKE}")
     if unknown := [name for name in names if name not in MANIFEST_SCHEMA.names]:

@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 from pydantic import Field
 
-from zar_ray.options.base import Options, operational
+from zar_ray.options.base import FolderName, Options, operational
 from zar_ray.video.options import Decoder
 
 NameStyle = Literal["raw", "split_camel_case", "lower_case"]
@@ -118,7 +118,7 @@ class IndexConfig(Options):
         default=None,
         description='Classes of a folder or CSV in label-id order, "a,b,c" or a file; by default those found.',
     )
-    name: str | None = Field(
+    name: FolderName | None = Field(
         default=None, description="The dataset's name; by default the benchmark's, the folder's or the list's."
     )
     decoder: Decoder = Field(default="auto", description="Decoder to probe with.")

@@ -124,6 +124,13 @@ def infer_architecture(tensors: Mapping[str, torch.Tensor], place: str) -> dict[
     if missing:
         held = ", ".join(list(tensors)[:3]) or "no tensors"
         raise ModelError(f"{place}: not a CLIP checkpoint: it lacks {missing[0]} (it holds {held}, …)")
+    try:
+        return _inferred(tensors, resnet)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise ModelError(f"{place}: not a CLIP checkpoint: its tensors have other shapes than a CLIP's") from error
+
+
+def _inferred(tensors: Mapping[str, torch.Tensor], resnet: bool) -> dict[str, Any]:
     text_width = tensors["ln_final.weight"].shape[0]
     return {
         "embed_dim": tensors["text_projection"].shape[1],
@@ -138,6 +145,25 @@ def infer_architecture(tensors: Mapping[str, torch.Tensor], place: str) -> dict[
             **_mlp_ratio(tensors, "transformer", text_width),
         },
     }
+
+
+def require_layers(architecture: Architecture, tensors: Mapping[str, torch.Tensor], place: str) -> None:
+    """Refuses an architecture of more layers than tensors: to build it, even without content, would take for ever.
+
+    Raises:
+        ModelError: It is one; the message names `place`.
+    """
+    layers = [
+        value
+        for part in (architecture, *architecture.values())
+        if isinstance(part, Mapping)
+        for name, many in part.items()
+        if "layers" in name or "depth" in name
+        for value in (many if isinstance(many, list | tuple) else [many])
+    ]
+    claimed = sum(value for value in layers if isinstance(value, int | float))
+    if claimed > len(tensors):
+        raise ModelError(f"{place}: claims to have {claimed} layers, and holds {len(tensors)} tensors; it is damaged")
 
 
 def build_clip(architecture: Architecture) -> open_clip.CLIP:
@@ -171,7 +197,7 @@ def build_clip(architecture: Architecture) -> open_clip.CLIP:
         clip = open_clip.CLIP(**config)
         for word, settings in added.items():
             parts[word](clip, **settings)
-    except (TypeError, ValueError, KeyError, AssertionError, ZeroDivisionError) as error:
+    except Exception as error:  # PyTorch raises many kinds
         raise ModelError(f"not an open_clip model config: {reason_of(error)}") from error
     return clip
 

@@ -18,16 +18,17 @@ from typing import Any
 
 import open_clip
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from zar_ray.errors import ModelError, reason_of
-from zar_ray.models.architecture import Architecture, infer_architecture
+from zar_ray.models.architecture import Architecture, build_clip, infer_architecture
 from zar_ray.models.clip import clip_tokenizer
 from zar_ray.models.formats import FROM_SIZES, OPENAI_MARKS, TOKEN_EMBEDDING, SavedWeights, as_float32, openai_layout
 from zar_ray.models.systems.base import SYSTEM
 from zar_ray.models.systems.registry import find_system, recognise
 from zar_ray.models.unpickling import read_torch
+from zar_ray.untrusted import parse_json, stand_in
 from zar_ray.video.transforms import Preprocessing
 
 METADATA_KEY = "zar_ray"
@@ -114,9 +115,31 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: no such checkpoint file")
+    try:
+        with path.open("rb") as file:
+            instead = stand_in(file.read(512))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read as a checkpoint ({reason_of(error)})") from error
+    if instead is not None:
+        raise ModelError(f"{path}: {instead}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     return _foreign(read_torch(path), path)
+
+
+def clip_with(architecture: Architecture, tensors: Mapping[str, torch.Tensor], place: str) -> open_clip.CLIP:
+    """Builds a CLIP with a state dict in OpenAI's layout, which comes from `place`; every tensor must fit.
+
+    What a file says of sizes costs nothing before its tensors have shown to be of these.
+
+    Raises:
+        ModelError: The architecture is none, or a tensor is missing, unknown or of another shape.
+    """
+    with torch.device("meta"):
+        _fitting(build_clip(architecture), tensors, place)
+    clip = build_clip(architecture)
+    load_weights(clip, tensors, place)
+    return clip
 
 
 def load_weights(clip: open_clip.CLIP, tensors: Mapping[str, torch.Tensor], place: str) -> None:
@@ -125,6 +148,13 @@ def load_weights(clip: open_clip.CLIP, tensors: Mapping[str, torch.Tensor], plac
     Raises:
         ModelError: A tensor is missing, unknown or of another shape.
     """
+    try:
+        clip.load_state_dict(_fitting(clip, tensors, place))
+    except RuntimeError as error:
+        raise ModelError(f"{place}: its tensors cannot be read as weights ({reason_of(error)})") from error
+
+
+def _fitting(clip: open_clip.CLIP, tensors: Mapping[str, torch.Tensor], place: str) -> dict[str, torch.Tensor]:
     wanted = clip.state_dict()
     given = dict(tensors)
     scale = given.get("logit_scale")
@@ -140,7 +170,7 @@ def load_weights(clip: open_clip.CLIP, tensors: Mapping[str, torch.Tensor], plac
     if wrong:
         others = f" (and {len(wrong) - 1} more tensors do not fit)" if len(wrong) > 1 else ""
         raise ModelError(f"{place}: {wrong[0]}{others}; name the checkpoint's own architecture with --model")
-    clip.load_state_dict(given)
+    return given
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -148,12 +178,12 @@ def _read_safetensors(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # of Rust's library, or PyTorch's own
         raise ModelError(f"{path}: cannot be read as safetensors ({reason_of(error)})") from error
     if METADATA_KEY not in metadata:
         return _foreign(tensors, path)
     try:
-        content = json.loads(metadata[METADATA_KEY])
+        content = parse_json(metadata[METADATA_KEY])
         version = content["format"]
         if version != FORMAT_VERSION:
             raise ModelError(
@@ -171,7 +201,10 @@ def _read_safetensors(path: Path) -> Checkpoint:
 def _foreign(content: object, path: Path) -> Checkpoint:
     """What other code saved. The published systems build on OpenAI's CLIP, so their files tell everything."""
     saved = SavedWeights.of(content, str(path))
-    found = recognise(saved)
+    try:
+        found = recognise(saved)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: its tensors are named as a known system's and have other shapes") from error
     left_out = {saved.given[name]: FROM_SIZES for name in saved.derived}
     if found is None:
         origin = "openai" if set(OPENAI_MARKS) <= set(saved.derived) else "clip"

@@ -13,7 +13,7 @@ import torch
 
 from zar_ray.errors import ModelError
 from zar_ray.models.architecture import Architecture, build_clip
-from zar_ray.models.checkpoints import Checkpoint, free_path, load_weights, read_checkpoint, save_checkpoint, shape_of
+from zar_ray.models.checkpoints import Checkpoint, clip_with, free_path, read_checkpoint, save_checkpoint, shape_of
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import describe_checkpoint, load_source
 from zar_ray.video.transforms import Preprocessing
@@ -79,12 +79,11 @@ class ImportPlan:
                 " was trained"
             )
         target = free_path(output, ".safetensors")
-        clip = build_clip(self.architecture)
         tensors = {name: self.checkpoint.tensors[name] for name in self.used}
         if self.base is not None:
             state = self.base.clip.state_dict()
             tensors |= {name: state[name] for name in self.from_base}
-        load_weights(clip, tensors, place)
+        clip = clip_with(self.architecture, tensors, place)
         save_checkpoint(clip, self.architecture, self.preprocessing, target, self._notes())
 
     def _notes(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 
 from zar_ray.errors import ModelError, reason_of
 from zar_ray.storage import Storage
+from zar_ray.untrusted import parse_json, stand_in
 
 METADATA_KEY = "zar_ray_context"
 FORMAT_VERSION = 1
@@ -74,10 +75,12 @@ def parse_context(content: bytes, place: str) -> LearnedContext:
     Raises:
         ModelError: It is damaged, or no learned context.
     """
+    if (instead := stand_in(content[:512])) is not None:
+        raise ModelError(f"{place}: {instead}")
     try:
         tensors = load(content)
         # A safetensors file's own notes: its first 8 bytes are the length of the JSON header that holds them.
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = header.get("__metadata__", {})
     except (SafetensorError, ValueError) as error:
         raise ModelError(f"{place}: cannot be read as safetensors ({reason_of(error)})") from error
@@ -87,7 +90,7 @@ def parse_context(content: bytes, place: str) -> LearnedContext:
             " --checkpoint"
         )
     try:
-        about = json.loads(metadata[METADATA_KEY])
+        about = parse_json(metadata[METADATA_KEY])
         if about["format"] != FORMAT_VERSION:
             raise ModelError(
                 f"{place}: is of format {about['format']}, and this zar-ray reads format {FORMAT_VERSION}; use the"

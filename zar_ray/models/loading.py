@@ -24,8 +24,9 @@ from zar_ray.models.architecture import (
     infer_architecture,
     model_name,
     named_architecture,
+    require_layers,
 )
-from zar_ray.models.checkpoints import Checkpoint, load_weights, read_checkpoint
+from zar_ray.models.checkpoints import Checkpoint, clip_with, read_checkpoint
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.formats import TOKEN_EMBEDDING
 from zar_ray.models.options import ModelOptions
@@ -151,6 +152,7 @@ def describe_checkpoint(checkpoint: Checkpoint, model: str | None = None) -> tup
     """
     place = str(checkpoint.path)
     if checkpoint.architecture is not None and checkpoint.preprocessing is not None:
+        require_layers(checkpoint.architecture, checkpoint.tensors, place)
         name = str(checkpoint.notes.get("name", checkpoint.path.stem))
         return name, checkpoint.architecture, checkpoint.preprocessing
     if model is not None:
@@ -178,8 +180,7 @@ def _from_file(options: ModelOptions) -> ClipModel:
     tensors = checkpoint.tensors
     if find_system(checkpoint.origin) is not None and TOKEN_EMBEDDING not in tensors:
         tensors = {**tensors, TOKEN_EMBEDDING: _token_embedding(options, checkpoint)}
-    clip = build_clip(architecture)
-    load_weights(clip, tensors, place)
+    clip = clip_with(architecture, tensors, place)
     return ClipModel(clip, name, preprocessing, architecture, options.precision)
 
 
@@ -260,8 +261,8 @@ def _from_tag(options: ModelOptions, tag: str) -> ClipModel:
         std=tuple(config["std"]),
         interpolation=config.get("interpolation", "bicubic"),
     )
-    clip = build_clip(architecture)
-    load_weights(clip, read_checkpoint(_weights_file(options.model, tag, config)).tensors, f"{options.model} {tag}")
+    weights = read_checkpoint(_weights_file(options.model, tag, config)).tensors
+    clip = clip_with(architecture, weights, f"{options.model} {tag}")
     return ClipModel(clip, name, preprocessing, architecture, options.precision)
 
 

@@ -17,7 +17,7 @@ import re
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +30,7 @@ from zar_ray.errors import ModelError, reason_of
 _PLAIN_KINDS = "biufcSU"
 # How the loader's message names what it refuses, without the names it would accept.
 _REFUSED = re.compile(r"GLOBAL (\S+) (?:was not|whose module)")
-_DAMAGE = (ValueError, RuntimeError, EOFError, KeyError, IndexError, OSError, zipfile.BadZipFile, AttributeError)
+_SPARE_BYTES = 2**26
 _STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -55,8 +55,13 @@ def read_torch(path: Path) -> object:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(name.endswith("/constants.pkl") for name in archive.namelist()):  # as TorchScript alone has it
-                    return _script_tensors(archive)
-    except (*_DAMAGE, StopIteration) as error:
+                    _require_stored(archive, path)
+                    tensors = _script_tensors(archive)
+                    _require_dense(tensors, path)
+                    return {name: tensor.clone() for name, tensor in tensors.items()}
+    except ModelError:
+        raise
+    except Exception as error:
         raise ModelError(f"{path}: cannot be read as a checkpoint ({reason_of(error)})") from error
     return read_pickled(path)
 
@@ -68,7 +73,8 @@ def read_pickled(path: Path) -> object:
         The content; a yacs `CfgNode` in it is an `OrderedDict`, a NumPy scalar a Python number.
 
     Raises:
-        ModelError: The file is damaged, or refers to any other class or function, which the message names.
+        ModelError: The file is damaged, refers to any other class or function, which the message names, or claims far
+            more than it holds.
     """
     allowed = [
         (_options, "yacs.config.CfgNode"),
@@ -78,9 +84,15 @@ def read_pickled(path: Path) -> object:
         *{type(np.dtype(code)) for code in "?bhilqBHILQefdgFDSU"},
     ]
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                _require_stored(archive, path)
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():  # pyright: ignore[reportArgumentType] (pairs are fine)
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what cannot be read is refused below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            warnings.simplefilter("ignore")  # what cannot be read is refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        _require_dense(content, path)
+    except ModelError:
+        raise
     except pickle.UnpicklingError as error:
         refused = _refused_name(error, path)
         what = (
@@ -90,8 +102,41 @@ def read_pickled(path: Path) -> object:
             f"{path}: {what}, and is not unpickled for safety; where it came from, save its weights alone with"
             " torch.save(model.state_dict(), FILE)"
         ) from error
-    except (*_DAMAGE, TypeError, AssertionError) as error:
+    except Exception as error:
         raise ModelError(f"{path}: cannot be read as a checkpoint ({reason_of(error)})") from error
+    return content
+
+
+def _require_stored(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuses an archive whose pieces unpack to far more than it is, or share the same bytes."""
+    _require_backed(path, sum(entry.file_size for entry in archive.infolist()))
+
+
+def _require_dense(content: object, path: Path) -> None:
+    """Refuses tensors that are no plain numbers, or whose strides make far more numbers of a file than it holds."""
+    waiting, seen, claimed = [content], set[int](), 0
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, Mapping):
+            waiting += one.values()
+        elif isinstance(one, list | tuple | set):
+            waiting += one
+        elif isinstance(one, torch.Tensor):
+            if one.layout != torch.strided or one.device.type != "cpu" or one.is_quantized or one.is_nested:
+                raise ModelError(f"{path}: holds a tensor that is no plain array of numbers")
+            claimed += one.numel() * one.element_size()
+    _require_backed(path, claimed)
+
+
+def _require_backed(path: Path, claimed: int) -> None:
+    held = path.stat().st_size
+    if claimed > 2 * held + _SPARE_BYTES:
+        raise ModelError(
+            f"{path}: claims to hold {claimed} bytes, and has {held}; it is damaged, or made to fill the memory"
+        )
 
 
 class _options:  # noqa: N801 (it stands for a constructor)
@@ -122,7 +167,7 @@ def _refused_name(error: Exception, path: Path) -> str | None:
             while True:  # the older format has several in a row
                 finder = _NameFinder(file)
                 finder.load()
-    except (*_DAMAGE, TypeError, pickle.UnpicklingError):
+    except Exception:  # noqa: BLE001  whatever ends the search
         return None if finder is None else finder.found
     return None
 
@@ -209,7 +254,7 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def _rebuild_tensor(storage: torch.Tensor, offset: int, size: Any, stride: Any, *_: object) -> torch.Tensor:
-    return storage.as_strided(tuple(size), tuple(stride), offset).clone()
+    return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
 def _first(value: object, *_: object) -> object:

@@ -12,7 +12,9 @@ import re
 from typing import Annotated, Any
 
 import tyro
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from zar_ray.untrusted import folder_name
 
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*(?=@)")
 
@@ -36,6 +38,9 @@ Fraction = Annotated[
         str_from_instance=lambda value: [f"{value:g}"],
     ),
 ]
+
+FolderName = Annotated[str, AfterValidator(folder_name)]
+"""A name that becomes a folder's, below one that another option names."""
 
 
 class Options(BaseModel):

@@ -14,10 +14,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from zar_ray.errors import ConfigError
+from zar_ray.errors import ConfigError, reason_of
 from zar_ray.options.base import Options
+from zar_ray.untrusted import require_plain
 
 _T = TypeVar("_T", bound="Options")
+
+_MOST_VALUES = 1_000_000  # an alias stands for all that it names
 
 
 def zar_home() -> Path:
@@ -39,15 +42,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing, is not YAML or is not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({reason_of(error)})") from error
+    content = parse_yaml(text, str(path))
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must hold options as `name: value` lines, not a {type(content).__name__}")
+    return content
+
+
+def parse_yaml(text: str, place: str) -> Any:
+    """Reads YAML of plain values; messages call it `place`.
+
+    Raises:
+        ConfigError: It is none, or is nested too deep or holds too much for options.
+    """
+    try:
+        content = yaml.safe_load(text)
+        require_plain(content, _MOST_VALUES)
+    # PyYAML lets through whatever is raised where it makes a value, such as a date that there is not.
+    except Exception as error:
+        reason = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else reason_of(error)
+        raise ConfigError(f"{place}: cannot be read as YAML ({reason})") from error
     return content
 
 

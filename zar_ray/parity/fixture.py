@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import warnings
 import zipfile
@@ -22,6 +21,7 @@ from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
 from zar_ray.options.layers import merge
 from zar_ray.parity.recipe import recipe_digest, recipe_input, recipe_state_dict
+from zar_ray.untrusted import parse_json
 
 DESCRIPTION = "fixture.json"
 ARRAYS = "arrays.npz"
@@ -162,13 +162,13 @@ def read_fixture(folder: Path, videos: Path | None = None) -> Fixture:
     """
     description, arrays = folder / DESCRIPTION, folder / ARRAYS
     try:
-        content = json.loads(description.read_text(encoding="utf-8"))
+        content = parse_json(description.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{description}: cannot be read as JSON ({error})") from error
     try:
         with np.load(arrays, allow_pickle=False) as file:
             values = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, MemoryError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{arrays}: cannot be read as arrays ({error})") from error
     return Fixture(folder, content, values, videos)
 

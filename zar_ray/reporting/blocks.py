@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -162,8 +163,18 @@ def csv_block(block: Block) -> str:
     """A table's headings and rows as CSV."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerows([block.columns, *block.rows])
+    writer.writerows([list(map(csv_cell, row)) for row in (block.columns, *block.rows)])
     return stream.getvalue()
+
+
+_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\n]")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?%?|[+-]?(inf|nan)|-", re.IGNORECASE)
+
+
+def csv_cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula: an apostrophe goes before what begins as one and is no number."""
+    text = re.sub("\r\n?", "\n", text)  # the writer lets a lone one through, and a row ends at it for others
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def latex_block(block: Block) -> str:

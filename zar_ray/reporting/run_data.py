@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +21,7 @@ from zar_ray.results.folder import IDENTITY, MANIFEST, PREDICTIONS
 from zar_ray.results.record import CaseMetrics, RunSummary
 from zar_ray.results.study_record import FinishedRun, FinishedStudy
 from zar_ray.storage import Storage
+from zar_ray.untrusted import parse_json
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class RunData(FinishedRun):
 def _splits(storage: Storage, study: FinishedStudy, table: pa.Table) -> tuple[RunSplit, ...]:
     """The run's splits; names from its identity, and of several splits the videos from its protocol."""
     try:
-        splits: dict[str, Any] = json.loads(storage.read(IDENTITY))["splits"]
+        splits: dict[str, Any] = parse_json(storage.read(IDENTITY))["splits"]
         classes = {name: tuple(one["classes"]) for name, one in splits.items()}
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(

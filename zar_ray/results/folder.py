@@ -22,10 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from zar_ray.errors import RunError
+from zar_ray.errors import RunError, reason_of
 from zar_ray.results.case import Case
 from zar_ray.results.rows import RESULT_SCHEMA, deduplicate
 from zar_ray.storage import Storage
+from zar_ray.untrusted import parse_json
 
 IDENTITY = "identity.json"
 CONFIG = "config.yaml"
@@ -108,7 +109,11 @@ class RunFolder:
         if overwrite and self.storage.exists(IDENTITY):
             self.storage.delete_folder()
         if self.storage.exists(IDENTITY):
-            earlier = json.loads(self.storage.read(IDENTITY))
+            try:
+                earlier = parse_json(self.storage.read(IDENTITY))
+            except ValueError as error:
+                at = self.storage.path(IDENTITY)
+                raise RunError(f"{at}: is not JSON ({reason_of(error)}); --overwrite the run") from None
             changed = differences(earlier, identity)
             if changed:
                 raise RunError(
@@ -136,7 +141,11 @@ class RunFolder:
     def rows_of(self, name: str, columns: list[str]) -> pa.Table:
         """Some columns of one of them."""
         schema = pa.schema([RESULT_SCHEMA.field(column) for column in columns])
-        return pq.read_table(io.BytesIO(self.storage.read(name)), columns=columns, schema=schema)
+        try:
+            return pq.read_table(io.BytesIO(self.storage.read(name)), columns=columns, schema=schema)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            at = self.storage.path(name)
+            raise RunError(f"{at}: is damaged ({reason_of(error)}); delete it, and the same command goes on") from error
 
     def add(self, table: pa.Table) -> None:
         """Adds finished rows."""

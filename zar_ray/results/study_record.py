@@ -7,7 +7,6 @@ Records are read from the folders of finished studies, and found below an output
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from zar_ray.errors import RunError, suggestion
 from zar_ray.results.folder import SUMMARY
 from zar_ray.results.record import PairedComparison, RunSummary, flat_numbers
 from zar_ray.storage import Storage
+from zar_ray.untrusted import parse_json
 
 REPLICATES = ("seed", "training seed")
 """Axes whose cells repeat a measurement: tables have their mean and spread, and no row of their own."""
@@ -230,7 +230,7 @@ class FinishedStudy:
         """
         file = f"{place}/{SUMMARY}"
         try:
-            found = json.loads(content)
+            found = parse_json(content)
         except ValueError as error:
             raise RunError(f"{file}: is not JSON ({' '.join(str(error).split())})") from None
         if not isinstance(found, dict) or not isinstance(found.get("config"), dict):

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import yaml
 from ray.serve import Application
 
 from zar_ray.cluster import total_gpus
 from zar_ray.data.classes import known_class_lists
 from zar_ray.errors import ConfigError, ZarError
 from zar_ray.models.loading import load_model
-from zar_ray.options.layers import merge, read_yaml, validate
+from zar_ray.options.layers import merge, parse_yaml, read_yaml, validate
 from zar_ray.serving.classifier import require_served
 from zar_ray.serving.decoder_deployment import DecoderDeployment
 from zar_ray.serving.front import prepare_environment
@@ -69,7 +68,10 @@ def options_of(args: Mapping[str, Any]) -> ServiceOptions:
         ConfigError: An option is unknown or does not fit.
     """
     # `serve run` passes on texts.
-    own = {name: yaml.safe_load(value) if isinstance(value, str) else value for name, value in args.items()}
+    own = {
+        name: parse_yaml(value, f"{_PLACE}, {name}") if isinstance(value, str) else value
+        for name, value in args.items()
+    }
     file = own.pop("config", None)
     if file is not None:
         own = merge(read_yaml(Path(file)), own)

@@ -11,7 +11,6 @@ runs/NAME/             the study
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -39,6 +38,7 @@ from zar_ray.tracking import default_uri, put_below
 from zar_ray.training.job import run_training, settled
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import trained_options
+from zar_ray.untrusted import parse_json
 
 _TITLES = {"few_shot": "few-shot", "base_to_novel": "base to novel"}
 
@@ -268,7 +268,7 @@ def _is_of(checkpoint: Path, training: TrainConfig) -> bool:
         with safe_open(checkpoint, "pt") as file:
             metadata = file.metadata() or {}
         about = metadata.get(checkpoints.METADATA_KEY) or metadata[learned_context.METADATA_KEY]
-        noted = json.loads(about)["notes"]["training"]
+        noted = parse_json(about)["notes"]["training"]
         before = {**meaning(TrainConfig.model_validate(noted)), "dataset": Path(noted["dataset"]).name}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         raise RunError(f"{checkpoint}: is there, and nothing that zar train wrote; {way_out}") from None

@@ -9,7 +9,7 @@ from pydantic import Field, field_serializer
 
 from zar_ray.data.options import DatasetOptions
 from zar_ray.evaluation.options import EvaluationOptions
-from zar_ray.options.base import Fraction, operational, without_password
+from zar_ray.options.base import FolderName, Fraction, operational, without_password
 
 
 class EvalConfig(EvaluationOptions, DatasetOptions):
@@ -36,7 +36,7 @@ class EvalConfig(EvaluationOptions, DatasetOptions):
         (), "Shares of --interpolate-with: 0 is the model itself, 1 the other."
     )
     output: str = operational("runs", "Folder or URI that holds all runs.")
-    name: str | None = operational(None, "The run's folder under the output; by default made from what is run.")
+    name: FolderName | None = operational(None, "The run's folder under the output; by default made from what is run.")
     max_failed: Fraction = operational(
         0.01, "Share of videos that may fail before the run counts as failed, as 0.01 or 1%.", ge=0, le=1
     )

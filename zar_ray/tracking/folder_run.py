@@ -12,6 +12,7 @@ from zar_ray.errors import RunError
 from zar_ray.options.base import fingerprint, without_password
 from zar_ray.storage import Storage
 from zar_ray.tracking import store
+from zar_ray.untrusted import parse_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,7 +53,7 @@ def read_receipts(folder: Storage) -> dict[str, MlflowReceipt]:
     if not folder.exists(RECEIPTS):
         return {}
     try:
-        receipts = [MlflowReceipt(**one, new=False) for one in json.loads(folder.read(RECEIPTS))]
+        receipts = [MlflowReceipt(**one, new=False) for one in parse_json(folder.read(RECEIPTS))]
     except (ValueError, TypeError) as error:
         place = folder.path(RECEIPTS)
         raise RunError(f"{place}: cannot be read ({error}); delete it if the run is to be sent again") from None

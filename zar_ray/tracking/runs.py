@@ -22,6 +22,7 @@ from zar_ray.results.study_record import Cell, FinishedStudy, StudyRecord, Study
 from zar_ray.storage import Storage
 from zar_ray.tracking import store
 from zar_ray.tracking.folder_run import FolderRun, MlflowReceipt, read_receipts
+from zar_ray.untrusted import parse_json
 
 _CASE_FILES = ("per_class.csv", "confusion.png")
 # What only the last session did: one that continues a finished run measures nothing new.
@@ -150,7 +151,7 @@ def _manifest_fingerprint(folder: Storage) -> str | None:
     if not folder.exists(IDENTITY):
         return None
     try:
-        return json.loads(folder.read(IDENTITY)).get("manifest", {}).get("fingerprint")
+        return parse_json(folder.read(IDENTITY)).get("manifest", {}).get("fingerprint")
     except (ValueError, AttributeError) as error:
         raise RunError(f"{folder.path(IDENTITY)}: is not the identity of a run ({error})") from None
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_serializer
 
 from zar_ray.data.options import PromptOptions
 from zar_ray.models.options import ModelOptions
-from zar_ray.options.base import Options, operational, option, without_password
+from zar_ray.options.base import FolderName, Options, operational, option, without_password
 from zar_ray.video.options import DecodeOptions
 
 
@@ -160,7 +160,7 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     )
     output: Path | None = operational(None, "The .safetensors file to write.")
     storage: str | None = operational(None, "Folder or URI of checkpoints to go on from; by default ZAR_HOME/training.")
-    name: str | None = operational(
+    name: FolderName | None = operational(
         None, "The training's folder there; by default made from the options, so that others start a new one."
     )
     overwrite: bool = operational(False, "Delete a training of the same name first.")

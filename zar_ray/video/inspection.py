@@ -5,6 +5,7 @@ Every packet is looked at, because a header's frame count may be absent or wrong
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from zar_ray.errors import VideoError
+from zar_ray.untrusted import stand_in
 from zar_ray.video.limits import DecodeLimits
 
 # Formats that hold a video themselves. FFmpeg also reads playlists (HLS, DASH, ffconcat), session descriptions (SDP),
@@ -175,6 +177,9 @@ def open_stream(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
                     f"not a video: FFmpeg takes it for {component}, and only formats that hold a video are read",
                     stage="open",
                 ) from error
+        with contextlib.suppress(OSError), Path(path).open("rb") as file:
+            if (instead := stand_in(file.read(512))) is not None:
+                raise VideoError(f"not a video: {instead}", stage="open") from error
         said = next((text.strip() for _, _, text in reversed(messages) if text.strip()), reason_of(error))
         raise VideoError(f"not a video, or a damaged one: {said}", stage="open") from error
     with container:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from zar_ray.data.benchmarks.layout import Annotations, ClassNames, Files, check_classes
 from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import ManifestError
+from zar_ray.untrusted import parse_json
 
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|validation|val|test)$", re.IGNORECASE)
 _LABELS = re.compile(r"(?:^|[^a-z])labels$", re.IGNORECASE)
@@ -53,7 +53,7 @@ def annotate(files: Files, classes: ClassNames) -> Annotations:
 
 def _read(path: Path, kind: type) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ManifestError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, kind):

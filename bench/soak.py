@@ -350,20 +350,20 @@ def run(options: SoakOptions, say: Callable[[str], None]) -> Report:
     """
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
-        root, files = make_files(folder)
+        files = make_files(folder)
         config = ServiceOptions.model_validate(
             {
                 "checkpoint": make_checkpoint(folder / "tiny.safetensors"),
                 "device": "cpu",
                 "threads": 1,
-                "roots": [root],
+                "roots": [files.root],
                 "tokens": [sha256(_TOKEN.encode()).hexdigest()] if options.tokens else [],
                 "limits": {"body_bytes": _BODY_BYTES, "receive_seconds": 3.0, "head_seconds": 2.0},
             }
         )
         with started_service(config, folder / "ray") as (url, pid):
             say(f"service started on {url}")
-            site = Site(int(url.rpartition(":")[2]), _BODY_BYTES, _TOKEN if options.tokens else None, **files)
+            site = Site(int(url.rpartition(":")[2]), _BODY_BYTES, _TOKEN if options.tokens else None, files)
             soak = Soak(options, site, pid, say)
             soak.run()
             rest = soak.check_rest()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from PIL import Image
 from service import make_long_video, make_video
@@ -30,29 +31,41 @@ _AT_ONCE = 2**16
 _BOUNDARY = "between-the-parts"
 _PAGES = ("/", "/page/page.js", "/docs", "/openapi.json", "/v1/models", "/v1/methods", "/v1/labels", "/v1/samples")
 _LARGEST_SIDE = 5000
+_ON_SERVER = "in/a.mp4"
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a service is asked about.
+
+    Attributes:
+        root: A folder whose videos may be named, with `_ON_SERVER` in it.
+        video: A short video.
+        long: One of `WINDOWS` windows.
+        huge: A picture larger than any that is taken.
+    """
+
+    root: Path
+    video: bytes
+    long: bytes
+    huge: bytes
 
 
 @dataclass(frozen=True)
 class Site:
-    """A service and the files that it is asked about.
+    """A service.
 
     Attributes:
         port: Where it listens on this machine.
         body_bytes: Its ``limits.body_bytes``.
         token: What it wants to be told; None where it wants nothing.
-        video: A short video.
-        long: One of `WINDOWS` windows.
-        huge: A picture larger than it takes.
-        on_server: The path of a video beneath its root.
+        files: What it is asked about.
     """
 
     port: int
     body_bytes: int
     token: str | None
-    video: bytes
-    long: bytes
-    huge: bytes
-    on_server: str = "in/a.mp4"
+    files: Files
 
     @property
     def token_header(self) -> dict[str, str]:
@@ -60,17 +73,17 @@ class Site:
         return {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
 
 
-def make_files(folder: Path) -> tuple[Path, dict[str, bytes]]:
-    """Makes the root of a service; returns it, and the files of a `Site` by their names there."""
+def make_files(folder: Path) -> Files:
+    """Makes the files, and beside their root one that nobody may name."""
     root = folder / "root"
-    (root / "in").mkdir(parents=True)
-    video = make_video(root / "in" / "a.mp4").read_bytes()
+    (root / _ON_SERVER).parent.mkdir(parents=True)
+    video = make_video(root / _ON_SERVER).read_bytes()
     (folder / "outside.mp4").write_bytes(video)
     (root / "link.mp4").symlink_to(folder / "outside.mp4")
-    long = make_long_video(folder / "long.mp4", _LONG_SECONDS).read_bytes()
     picture = io.BytesIO()
     Image.new("P", (_LARGEST_SIDE, _LARGEST_SIDE)).save(picture, "GIF")
-    return root, {"video": video, "long": long, "huge": picture.getvalue()}
+    long = make_long_video(folder / "long.mp4", _LONG_SECONDS)
+    return Files(root, video, long.read_bytes(), picture.getvalue())
 
 
 @dataclass(frozen=True)
@@ -158,7 +171,7 @@ def send(site: Site, kind: Kind, ask: Ask, request_id: str, seconds: float) -> R
 def _send_parts(connection: socket.socket, parts: tuple[bytes | float, ...], until: float) -> None:
     """Sends until all is sent, or an answer comes: a service need not read what it has refused."""
     for part in parts:
-        if isinstance(part, float):
+        if not isinstance(part, bytes):
             if select.select([connection], [], [], part)[0]:
                 return
             continue
@@ -322,59 +335,60 @@ def mutated(video: bytes, chance: Random) -> bytes:
 
 
 def _whole(site: Site, chance: Random, name: str) -> Ask:
-    return Ask(_form(site, name, site.video))
+    return Ask(_form(site, name, site.files.video))
 
 
 def _tuned(site: Site, chance: Random, name: str) -> Ask:
-    fields = {"method": "zar", "options": '{"steps": 2}', "seed": chance.randrange(9), "explain": "true"}
-    return Ask(_form(site, name, site.video, **fields))
+    seed = chance.randrange(9)
+    return Ask(_form(site, name, site.files.video, method="zar", options='{"steps": 2}', seed=seed, explain="true"))
 
 
 def _label_set(site: Site, chance: Random, name: str) -> Ask:
-    return Ask(_form(site, name, site.video, candidate_labels=[], label_set=chance.choice(("hmdb51", "ucf101"))))
+    return Ask(_form(site, name, site.files.video, candidate_labels=[], label_set=chance.choice(("hmdb51", "ucf101"))))
 
 
 def _path(site: Site, chance: Random, name: str) -> Ask:
-    return Ask(_json(site, name, path=site.on_server))
+    return Ask(_json(site, name, path=_ON_SERVER))
 
 
 def _stream(site: Site, chance: Random, name: str) -> Ask:
-    return Ask(_form(site, name, site.long, stream=True, window=_WINDOW_SECONDS))
+    return Ask(_form(site, name, site.files.long, stream=True, window=_WINDOW_SECONDS))
 
 
 def _many_windows(site: Site, chance: Random, name: str) -> Ask:
-    return Ask(_form(site, name, site.long, stream=True, window=0.01))
+    return Ask(_form(site, name, site.files.long, stream=True, window=0.01))
 
 
 def _mutated(site: Site, chance: Random, name: str) -> Ask:
-    return Ask(_form(site, name, mutated(site.video, chance)))
+    return Ask(_form(site, name, mutated(site.files.video, chance)))
 
 
 def _mutated_stream(site: Site, chance: Random, name: str) -> Ask:
-    return Ask(_form(site, name, mutated(site.long, chance), stream=True, window=_WINDOW_SECONDS))
+    return Ask(_form(site, name, mutated(site.files.long, chance), stream=True, window=_WINDOW_SECONDS))
 
 
 def _broken(site: Site, chance: Random, name: str) -> Ask:
-    content = chance.choice((b"", b"no video", site.video[: len(site.video) // 9], chance.randbytes(5000)))
+    content = chance.choice((b"", b"no video", site.files.video[: len(site.files.video) // 9], chance.randbytes(5000)))
     return Ask(_form(site, name, content))
 
 
 def _huge(site: Site, chance: Random, name: str) -> Ask:
-    return Ask(_form(site, name, site.huge))
+    return Ask(_form(site, name, site.files.huge))
 
 
 def _large_labels(site: Site, chance: Random, name: str) -> Ask:
     labels = chance.choice((["a" * 201], ["a" + "\u0301\u0316" * 100_000], [str(n) for n in range(1001)], ["a", "a"]))
-    return Ask(_form(site, name, site.video, candidate_labels=labels))
+    return Ask(_form(site, name, site.files.video, candidate_labels=labels))
 
 
 def _long_texts(site: Site, chance: Random, name: str) -> Ask:
-    return Ask(_form(site, name, site.video, candidate_labels=["a" * 2**20, "b"]))
+    return Ask(_form(site, name, site.files.video, candidate_labels=["a" * 2**20, "b"]))
 
 
 def _fields(site: Site, chance: Random, name: str) -> Ask:
-    fields = chance.choice(({"method": "magic"}, {"top_k": -1}, {"options": "{"}, {"steps": 11}, {"colour": "red"}))
-    return Ask(_form(site, name, site.video, **fields))
+    unfit: tuple[dict[str, Any], ...] = ({"method": "magic"}, {"top_k": -1}, {"options": "{"}, {"steps": 11}, {"at": 1})
+    fields = chance.choice(unfit)
+    return Ask(_form(site, name, site.files.video, **fields))
 
 
 def _bad_json(site: Site, chance: Random, name: str) -> Ask:
@@ -389,7 +403,7 @@ def _other_json(site: Site, chance: Random, name: str) -> Ask:
 
 def _bad_form(site: Site, chance: Random, name: str) -> Ask:
     kind = chance.choice(("multipart/form-data", "multipart/form-data; boundary=elsewhere"))
-    return Ask(_post(site, name, _form(site, name, site.video)[1], kind))
+    return Ask(_post(site, name, _form(site, name, site.files.video)[1], kind))
 
 
 def _no_video(site: Site, chance: Random, name: str) -> Ask:
@@ -397,7 +411,7 @@ def _no_video(site: Site, chance: Random, name: str) -> Ask:
 
 
 def _other_media(site: Site, chance: Random, name: str) -> Ask:
-    return Ask(_post(site, name, site.video, chance.choice(("video/mp4", "text/plain", "", "application/xml"))))
+    return Ask(_post(site, name, site.files.video, chance.choice(("video/mp4", "text/plain", "", "application/xml"))))
 
 
 def _forbidden_path(site: Site, chance: Random, name: str) -> Ask:
@@ -415,7 +429,7 @@ def _large_body(site: Site, chance: Random, name: str) -> Ask:
 
 
 def _slow_body(site: Site, chance: Random, name: str) -> Ask:
-    head, body = _form(site, name, site.video)
+    head, body = _form(site, name, site.files.video)
     return Ask((head, body[: chance.randrange(len(body) - 1)], 60.0))
 
 
@@ -436,13 +450,13 @@ def _no_http(site: Site, chance: Random, name: str) -> Ask:
 
 def _leaver(site: Site, chance: Random, name: str) -> Ask:
     """Hangs up amid its head, its body, its wait or its stream."""
-    head, body = _form(site, name, site.long, stream=chance.random() < 0.5, window=1)
+    head, body = _form(site, name, site.files.long, stream=chance.random() < 0.5, window=1)
     parts = chance.choice(((head[:50],), (head,), (head, body[: len(body) // 2]), (head, body), (head, body)))
     return Ask(parts, leaves=chance.uniform(0.0, 1.0))
 
 
 def _foreign_page(site: Site, chance: Random, name: str) -> Ask:
-    head, body = _form(site, name, site.video)
+    head, body = _form(site, name, site.files.video)
     return Ask((head.replace(b"\r\n", b"\r\nOrigin: http://evil.example\r\n", 1), body))
 
 

@@ -121,7 +121,7 @@ class TestSending:
 
                 thread = threading.Thread(target=run, daemon=True)
                 thread.start()
-                site = traffic.Site(listening.getsockname()[1], 100, None, b"", b"", b"")
+                site = traffic.Site(listening.getsockname()[1], 100, None, None)
                 reply = traffic.send(site, kinds["metrics"], traffic.Ask(parts, leaves), "mine", 5.0)
                 thread.join()
             return reply
@@ -147,7 +147,7 @@ class TestSending:
     def test_a_closed_port(self, traffic, kinds):
         with closing(socket.create_server(("127.0.0.1", 0))) as listening:
             port = listening.getsockname()[1]
-        site = traffic.Site(port, 100, None, b"", b"", b"")
+        site = traffic.Site(port, 100, None, None)
         assert traffic.send(site, kinds["metrics"], traffic.Ask((b"x",)), "mine", 5.0).code == "refused"
 
 
@@ -247,8 +247,7 @@ def test_growth_is_of_the_second_half_of_the_longest_life(bench):
 
 
 def test_kinds_are_made_alike_by_the_same_chance(traffic, kinds, tmp_path):
-    _, files = traffic.make_files(tmp_path)
-    site = traffic.Site(1, 1000, "t", **files)
+    site = traffic.Site(1, 1000, "t", traffic.make_files(tmp_path))
     for kind in kinds.values():
         assert kind.make(site, random.Random(3), "a") == kind.make(site, random.Random(3), "a")
         assert kind.make(site, random.Random(3), "a").parts

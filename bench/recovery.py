@@ -121,8 +121,7 @@ def run(options: RecoveryOptions) -> list[Recovery]:
             try:
                 for target in options.targets * options.rounds:
                     time.sleep(_CALM_SECONDS)
-                    killed = time.monotonic()
-                    kill(pid, target)
+                    killed = kill(pid, target)
                     recovered = wait_until_back(answers, killed, options.seconds)
                     found.append(Recovery(target, *recovery_of(tuple(answers), killed)))
                     said = "not back" if recovered is None else f"back after {found[-1].seconds:.2f} s"

@@ -185,10 +185,12 @@ def processes(pid: int) -> Iterator[tuple[str, psutil.Process]]:
             yield "decoding process" if "sandbox_process" in title else _RAY, process
 
 
-def kill(pid: int, target: str) -> None:
-    """Kills a service's process of this name, one of `TARGETS`."""
+def kill(pid: int, target: str) -> float:
+    """Kills a service's process of this name, one of `TARGETS`; returns when."""
     process = next(process for name, process in processes(pid) if name == target)
+    killed = time.monotonic()
     os.kill(process.pid, signal.SIGKILL)
+    return killed
 
 
 def logs_in(folder: Path, deployment: str) -> str:

@@ -49,6 +49,8 @@ _PROBE = "whole video"
 _PROBE_PAUSE = 0.2
 _CALM_SECONDS = 2.0
 _SAMPLE_SECONDS = 2.0
+# What a killed process may take to be gone; until then its port takes connections.
+_DYING_SECONDS = 0.5
 _GIVEN_BACK_SECONDS = 15.0
 # Of fewer requests a process's growth says nothing.
 _ENOUGH = 500
@@ -155,8 +157,8 @@ def explains(killed: Kill, outcome: Outcome, kind: Kind) -> bool:
     if killed.target == "decoding process":
         return "SIGKILL" in reply.detail
     if reply.code == UNANSWERED:
-        # Of an ingress, a stream that it was sending; of a proxy, whatever it held.
-        return outcome.began <= killed.at and (killed.target == "proxy" or kind.stream)
+        # Of an ingress, a stream that it was sending; of a proxy, whatever it held, or had let in before it was gone.
+        return outcome.began <= killed.at + _DYING_SECONDS and (killed.target == "proxy" or kind.stream)
     return True
 
 
@@ -175,13 +177,20 @@ def check(
             continue
         killed = next((killed for killed in kills if explains(killed, one, kind)), None)
         if killed is None:
-            wrong.append(f"{said} where {' or '.join(sorted(kind.codes))} is documented: {reply.detail}")
+            wrong.append(
+                f"{said} where {' or '.join(sorted(kind.codes))} is documented: {reply.detail}{_since(one, kills)}"
+            )
             continue
         lost[one.kind] += 1
         blamed[killed] += 1
         if killed.target == "decoding process" and blamed[killed] > 1:
             wrong.append(f"{said}: the decoding process that was killed held one video, and this is another")
     return wrong, lost
+
+
+def _since(outcome: Outcome, kills: Sequence[Kill]) -> str:
+    before = [killed for killed in kills if killed.at < outcome.ended]
+    return f" ({outcome.began - before[-1].at:+.2f} s from the {before[-1].target}'s end)" if before else ""
 
 
 def check_logs(outcomes: Sequence[Outcome], kills: Sequence[Kill], kinds: Mapping[str, Kind], log: str) -> list[str]:
@@ -299,9 +308,8 @@ class Soak:
         while not self._over.wait(self._options.kill_every * chance.uniform(0.5, 1.5)) and time.monotonic() < ended:
             # Each once, in any order, and then by chance.
             target = waiting.pop() if waiting else chance.choice(self._options.targets)
-            at = time.monotonic()
             try:
-                kill(self._pid, target)
+                at = kill(self._pid, target)
             except StopIteration:
                 self._say(f"{target}: there is none to kill at the moment")
                 continue
@@ -358,7 +366,7 @@ def run(options: SoakOptions, say: Callable[[str], None]) -> Report:
                 "threads": 1,
                 "roots": [files.root],
                 "tokens": [sha256(_TOKEN.encode()).hexdigest()] if options.tokens else [],
-                "limits": {"body_bytes": _BODY_BYTES, "receive_seconds": 3.0, "head_seconds": 2.0},
+                "limits": {"body_bytes": _BODY_BYTES, "receive_seconds": 10.0, "head_seconds": 5.0},
             }
         )
         with started_service(config, folder / "ray") as (url, pid):

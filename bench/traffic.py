@@ -450,7 +450,8 @@ def _no_http(site: Site, chance: Random, name: str) -> Ask:
 
 def _leaver(site: Site, chance: Random, name: str) -> Ask:
     """Hangs up amid its head, its body, its wait or its stream."""
-    head, body = _form(site, name, site.files.long, stream=chance.random() < 0.5, window=1)
+    windows: dict[str, Any] = chance.choice(({}, {"stream": True, "window": 1}))
+    head, body = _form(site, name, site.files.long, **windows)
     parts = chance.choice(((head[:50],), (head,), (head, body[: len(body) // 2]), (head, body), (head, body)))
     return Ask(parts, leaves=chance.uniform(0.0, 1.0))
 

@@ -186,6 +186,7 @@ class TestCounts:
         ("target", "code", "kind", "began", "ended"),
         [
             ("proxy", "unanswered", WHOLE, 10, 20.1),
+            ("proxy", "unanswered", WHOLE, 20.1, 20.2),
             ("proxy", "refused", WHOLE, 21, 21),
             ("proxy", "not-ready", "page", 21, 21),
             ("ingress", "replica-lost", WHOLE, 21, 22),
@@ -200,14 +201,17 @@ class TestCounts:
         one = outcome(code, began, ended, kind, "its decoder was killed by SIGKILL")
         kill = bench.Kill(target, 20.0, 3.0)
         assert bench.check([one], [kill], kinds) == ([], {kind: 1})
-        for other in (bench.Kill(target, ended + 0.1, 3.0), bench.Kill(target, began - 3.1, 3.0)):
+        for other in (
+            bench.Kill(target, ended + 0.1, 3.0),
+            bench.Kill(target, began - 3.1, 3.0),
+        ):  # after it, long before
             assert len(bench.check([one], [other], kinds)[0]) == 1
 
     @pytest.mark.parametrize(
         ("target", "code", "kind", "began"),
         [
             ("proxy", "internal-error", WHOLE, 19),
-            ("proxy", "unanswered", WHOLE, 20.5),
+            ("proxy", "unanswered", WHOLE, 20.6),
             ("proxy", "replica-lost", WHOLE, 19),
             ("ingress", "unanswered", WHOLE, 19),
             ("ingress", "refused", WHOLE, 19),

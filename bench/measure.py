@@ -1,4 +1,4 @@
-"""Seconds, memory, the machine's matrix products and a call's share in them."""
+"""Seconds and their percentiles, memory, the machine's matrix products and a call's share in them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -109,6 +110,11 @@ class PeakMemory:
             self._most = max(self._most, _resident_bytes() or 0)
             if self._done.wait(_SAMPLE_SECONDS):
                 return
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """The value that a share of all values stays below, between neighbours in proportion; None of no values."""
+    return float(np.quantile(values, share)) if values else None
 
 
 def synchronise(device: torch.device) -> None:

@@ -7,8 +7,6 @@ service is back with the first answer to a request that began after that, if no 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 import tempfile
 import threading
@@ -23,15 +21,14 @@ import tyro
 from inputs import made_up_names
 from measure import machine_facts
 from pydantic import Field
+from service import TARGETS, kill, make_checkpoint, make_video, started_service
 from torch import device
 
-from serve import _processes, make_checkpoint, make_video, started_service
 from zar_ray.client import Client, ServiceError
 from zar_ray.errors import ZarError
 from zar_ray.options.base import Options
 from zar_ray.serving.methods import ServiceOptions
 
-TARGETS = ("decoding process", "decoder", "model", "ingress", "proxy")
 _OK = "ok"
 # Clients that hammer at what is starting would be what it waits for.
 _PAUSE = 0.2
@@ -79,10 +76,21 @@ def recovery_of(answers: Sequence[tuple[float, float, str]], killed: float) -> t
     return None if good is None else good - killed, dict(Counter(code for _, _, code in later if code != _OK))
 
 
-def kill(pid: int, target: str) -> None:
-    """Kills the service's process of this name."""
-    process = next(process for name, process in _processes(pid) if name == target)
-    os.kill(process.pid, signal.SIGKILL)
+def wait_until_back(answers: Sequence[tuple[float, float, str]], killed: float, seconds: float) -> float | None:
+    """Waits until answers come again and go on coming; returns the seconds from the kill to then.
+
+    Args:
+        answers: See `recovery_of`; others add to it.
+        killed: When the process was killed.
+        seconds: The most that is waited; None is returned then.
+    """
+    recovered = None
+    while time.monotonic() < killed + seconds:
+        time.sleep(_CALM_SECONDS)
+        before, recovered = recovered, recovery_of(tuple(answers), killed)[0]
+        if recovered is not None and recovered == before:
+            break
+    return recovered
 
 
 def run(options: RecoveryOptions) -> list[Recovery]:
@@ -113,14 +121,8 @@ def run(options: RecoveryOptions) -> list[Recovery]:
             try:
                 for target in options.targets * options.rounds:
                     time.sleep(_CALM_SECONDS)
-                    killed = time.monotonic()
-                    kill(pid, target)
-                    recovered = None
-                    while time.monotonic() < killed + options.seconds:
-                        time.sleep(_CALM_SECONDS)
-                        before, recovered = recovered, recovery_of(tuple(answers), killed)[0]
-                        if recovered is not None and recovered == before:
-                            break
+                    killed = kill(pid, target)
+                    recovered = wait_until_back(answers, killed, options.seconds)
                     found.append(Recovery(target, *recovery_of(tuple(answers), killed)))
                     said = "not back" if recovered is None else f"back after {found[-1].seconds:.2f} s"
                     print(f"{target}: {said}; errors {found[-1].errors or 'none'}", flush=True)

@@ -8,18 +8,13 @@ again as soon as it has its answer; one that was refused waits as long as it was
 from __future__ import annotations
 
 import json
-import logging
-import multiprocessing
 import os
-import re
-import socket
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,15 +25,15 @@ from typing import Annotated, Any
 import zar_ray  # noqa: F401  # isort: skip
 
 import numpy as np
-import psutil
 import torch
 import tyro
 from inputs import MOST_CLASSES, made_up_names
-from measure import machine_facts
+from measure import machine_facts, percentile
 from pydantic import Field
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from service import cpu_of, make_checkpoint, make_video, memory_of, started_service
 
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.predict import rank_labels
@@ -48,7 +43,6 @@ from zar_ray.errors import ConfigError, ZarError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.options.base import Options
-from zar_ray.options.layers import conf_dir, read_yaml
 from zar_ray.serving.backend import Query
 from zar_ray.serving.methods import ServiceOptions, adaptation_options
 from zar_ray.serving.schema import Classification, RankedLabel
@@ -59,9 +53,6 @@ from zar_ray.video.plans import plan_video
 _RAMP = 0.2
 _WARM_UP = 3
 _OK = "ok"
-_FRAME_RATE = 25
-_RAY = "Ray itself"
-_START_SECONDS = 180.0
 WANTED_OVERHEAD = 0.030
 WANTED_GOODPUT = 0.8
 
@@ -204,11 +195,6 @@ class Report:
         return self.overload.per_second / self.peak if self.overload is not None and self.peak else None
 
 
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """The value that a share of all values stays below, between neighbours in proportion; None of no values."""
-    return float(np.quantile(values, share)) if values else None
-
-
 def summarise_direct(laps: Sequence[tuple[float, float]]) -> Direct:
     """What the direct side's (decode, adapt) seconds come to."""
     both = [decode + adapt for decode, adapt in laps]
@@ -323,139 +309,6 @@ def run_load(ask: Callable[[], Callable[[], Classification]], clients: int, seco
     for thread in threads:
         thread.join()
     return answers
-
-
-def make_video(path: Path) -> Path:
-    """Draws a video of the demo's kind."""
-    from zar_ray.data.synthetic import SyntheticSpec, combinations, draw, write_video
-
-    spec = SyntheticSpec()
-    _, novel = combinations(spec)
-    write_video(path, draw("test", novel[0], 0, spec), _FRAME_RATE)
-    return path
-
-
-def make_checkpoint(path: Path) -> Path:
-    """Writes the demo's tiny CLIP with random weights: time does not depend on what weights are."""
-    from zar_ray.models.architecture import build_clip
-    from zar_ray.models.checkpoints import save_checkpoint
-    from zar_ray.video.transforms import Preprocessing
-
-    architecture = read_yaml(conf_dir() / "models" / "demo.yaml")
-    torch.manual_seed(0)
-    size = architecture["vision_cfg"]["image_size"]
-    save_checkpoint(build_clip(architecture), architecture, Preprocessing(input_size=size), path)
-    return path
-
-
-@contextmanager
-def started_service(config: ServiceOptions) -> Iterator[tuple[str, int]]:
-    """Starts the service on a Ray of its own, on loopback; gives its URL and the process above all of its processes.
-
-    Args:
-        config: The service's options.
-
-    Raises:
-        ConfigError: It did not start.
-    """
-    context = multiprocessing.get_context("spawn")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    over = context.Event()
-    process = context.Process(target=_serve, args=(config, port, over, os.getpid()))
-    process.start()
-    assert process.pid is not None
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_ready(url, process)
-        yield url, process.pid
-    finally:
-        over.set()
-        process.join()
-
-
-def _serve(config: ServiceOptions, port: int, over: Any, parent: int) -> None:
-    """The service's process: serves until it is over, or until the bench is gone."""
-    import ray
-    from ray import serve
-
-    from zar_ray.serving.application import build
-    from zar_ray.serving.front import prepare_environment
-
-    prepare_environment(config)
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_worker_niceness", "0")  # as the direct side, or whatever else runs comes first
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else is to come to a cluster on loopback
-    ray.init(
-        address="local",
-        num_cpus=8,  # of which there may be fewer: the deployments share them
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-    )
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.run(build(config))
-    while not over.wait(1) and os.getppid() == parent:
-        pass
-    ray.shutdown()
-
-
-def _wait_until_ready(url: str, process: Any) -> None:
-    ended = time.monotonic() + _START_SECONDS
-    with Client(url, timeout=10, retries=0) as client:
-        while time.monotonic() < ended:
-            if not process.is_alive():
-                raise ConfigError(f"the service ended with status {process.exitcode} while it was starting")
-            try:
-                if client.ready():
-                    return
-            except ServiceError:
-                pass  # its proxy is there before the application is
-            time.sleep(0.5)
-    raise ConfigError(f"the service was not ready within {_START_SECONDS:g} s")
-
-
-def memory_of(pid: int, what: str) -> dict[str, int]:
-    """Resident bytes of the service's processes below one, by what they do; of several alike the largest.
-
-    Args:
-        pid: The process above them.
-        what: ``VmRSS`` for those at the moment, ``VmHWM`` for the most since they began.
-    """
-    found: dict[str, int] = {}
-    for name, process in _processes(pid):
-        if name != _RAY:
-            lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
-            held = next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{what}:")), 0)
-            found[name] = max(found.get(name, 0), held)
-    return found
-
-
-def cpu_of(pid: int) -> dict[str, float]:
-    """CPU seconds of the service's processes below one, by what they do."""
-    found: dict[str, float] = {}
-    for name, process in _processes(pid):
-        times = process.cpu_times()
-        found[name] = found.get(name, 0.0) + times.user + times.system
-    return found
-
-
-def _processes(pid: int) -> Iterator[tuple[str, psutil.Process]]:
-    for process in psutil.Process(pid).children(recursive=True):
-        try:
-            title = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        replica = re.search(r"ServeReplica:[^:]+:(\w+)", title)
-        if replica is not None:
-            yield replica[1], process
-        elif "ProxyActor" in title:
-            yield "proxy", process
-        else:
-            yield "decoding process" if "sandbox_process" in title else _RAY, process
 
 
 def run(options: ServeBenchOptions, say: Callable[[str], None] = lambda _: None) -> Report:

@@ -1,7 +1,7 @@
 """Whether streams of windows end well beside whole videos, and what those pay for it: `python bench/streams.py --help`.
 
 A client sends whole videos of a window's usual length, one after the other, first alone and then beside streams of a
-longer video, some at a time; so for each length of a window. The service is the one of `serve.py`.
+longer video, some at a time; so for each length of a window. The service is the one of `service.py`.
 """
 
 from __future__ import annotations
@@ -22,22 +22,20 @@ from typing import Annotated
 # Before PyTorch: it says how OpenMP's threads wait.
 import zar_ray  # noqa: F401  # isort: skip
 
-import numpy as np
 import tyro
 from inputs import MOST_CLASSES, made_up_names
+from measure import percentile
 from pydantic import Field
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from service import make_checkpoint, make_long_video, started_service
 
-from serve import make_checkpoint, percentile, started_service
 from zar_ray.client import Client, ServiceError
-from zar_ray.data.synthetic import SyntheticSpec, write_video
 from zar_ray.errors import ZarError
 from zar_ray.options.base import Options
 from zar_ray.serving.methods import ServiceOptions
 
-_FRAME_RATE = 25
 _WARM_UP = 3
 WANTED_RATIO = 3.0
 
@@ -153,19 +151,6 @@ def stream_beside(
     return Streamed(window, options.streams, len(seconds), dict(errors), seconds, whole.result())
 
 
-def make_video(path: Path, seconds: float) -> Path:
-    """Draws a video of the demo's size in which something moves."""
-    spec, rng = SyntheticSpec(), np.random.default_rng(0)
-    frames = np.tile(
-        rng.integers(0, 255, (spec.height, spec.width, 3), np.uint8), (round(seconds * _FRAME_RATE), 1, 1, 1)
-    )
-    for number, frame in enumerate(frames):
-        frame[:20, :20] = 0
-        frame[:] = np.roll(frame, number % spec.width, axis=1)
-    write_video(path, frames, _FRAME_RATE)
-    return path
-
-
 def run(options: StreamsBenchOptions, say: Callable[[str], None]) -> tuple[list[Streamed], Whole]:
     """Measures all lengths of a window; returns what became of them, and of the whole videos alone.
 
@@ -176,8 +161,8 @@ def run(options: StreamsBenchOptions, say: Callable[[str], None]) -> tuple[list[
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         long, whole = (
-            make_video(folder / "long.mp4", options.seconds),
-            make_video(folder / "w.mp4", options.whole_seconds),
+            make_long_video(folder / "long.mp4", options.seconds),
+            make_long_video(folder / "w.mp4", options.whole_seconds),
         )
         checkpoint = options.checkpoint or make_checkpoint(folder / "tiny.safetensors")
         config = ServiceOptions.model_validate({"checkpoint": checkpoint, "device": "cpu", "methods": [options.method]})

@@ -49,6 +49,7 @@ SLOW_FIXTURES = {"ray_cluster", "browser"}
 # the rest fills, and no process is left alone with one of them at the end.
 LONGEST = (
     "test_training.py",
+    "test_bench_soak.py",
     "test_eval_job.py",
     "test_training_kills.py",
     "test_service.py",

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-
 import pytest
 
 
 @pytest.fixture(scope="module")
-def bench(repository):
-    """bench/recovery.py, with bench/serve.py beside it, whose name is that of the applications' folder here."""
-    before = sys.modules.pop("serve", None)
-    sys.path.insert(0, str(repository / "bench"))
-    try:
-        spec = importlib.util.spec_from_file_location("bench_recovery", repository / "bench" / "recovery.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["bench_recovery"] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-        sys.modules.pop("serve", None)
-        if before is not None:
-            sys.modules["serve"] = before
-    return module
+def bench(load_bench):
+    return load_bench("recovery")
 
 
 @pytest.mark.parametrize(

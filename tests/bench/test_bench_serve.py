@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -23,17 +22,8 @@ from zar_ray.serving.schema import RankedLabel
 
 
 @pytest.fixture(scope="module")
-def bench(repository):
-    """bench/serve.py, by another name: `serve` is the folder of the applications."""
-    sys.path.insert(0, str(repository / "bench"))
-    try:
-        spec = importlib.util.spec_from_file_location("bench_serve", repository / "bench" / "serve.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["bench_serve"] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
+def bench(load_bench):
+    return load_bench("serve")
 
 
 @pytest.fixture(scope="module")

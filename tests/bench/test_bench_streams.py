@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import sys
 import time
 
 import pytest
@@ -14,21 +12,8 @@ from zar_ray.client import ServiceError
 
 
 @pytest.fixture(scope="module")
-def bench(repository):
-    """bench/streams.py beside bench/serve.py, whose name is that of the folder of the applications, too."""
-    before = sys.modules.pop("serve", None)
-    sys.path.insert(0, str(repository / "bench"))
-    try:
-        spec = importlib.util.spec_from_file_location("bench_streams", repository / "bench" / "streams.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["bench_streams"] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-        del sys.modules["serve"]
-        if before is not None:
-            sys.modules["serve"] = before
-    return module
+def bench(load_bench):
+    return load_bench("streams")
 
 
 def test_the_price_is_a_ratio_of_95th_percentiles(bench):
@@ -59,7 +44,7 @@ def test_a_stream_completes_with_every_window_and_an_end(bench):
         time.sleep(0.05)
         return outcome
 
-    options = bench.StreamsBenchOptions(streams=4)
+    options = bench.StreamsBenchOptions(streams=4, at_once=1)  # so that errors come in order
     found = bench.stream_beside(stream, 6, lambda: time.sleep(0.01), 10.0, options)
     assert (found.asked, found.completed, found.errors) == (4, 2, {"5 windows": 1, "replica-lost": 1})
     assert found.beside.seconds
@@ -71,5 +56,5 @@ def test_a_stream_completes_with_every_window_and_an_end(bench):
 def test_the_video_is_as_long_as_it_is_asked_to_be(bench, tmp_path):
     from zar_ray.video.reading import open_video
 
-    with open_video(bench.make_video(tmp_path / "a.mp4", 2.0), "pyav") as reader:
+    with open_video(bench.make_long_video(tmp_path / "a.mp4", 2.0), "pyav") as reader:
         assert (reader.info.frames, reader.info.duration) == (50, 2.0)

@@ -69,6 +69,11 @@ class Service:
         (process,) = self.processes(f"ServeReplica:zar:{deployment}")
         return process
 
+    def log(self, deployment):
+        """What its present replica has logged."""
+        files = [Path(file.path) for file in self.replica(deployment).open_files() if "/logs/serve/" in file.path]
+        return "".join(file.read_text() for file in files)
+
     def stop_decoding(self):
         """Stops the decoding process in the middle of a video."""
         child = self.decoding_process()
@@ -323,6 +328,29 @@ def test_a_body_that_does_not_come_is_given_up(service):
     assert '"code":"timeout"' in answer
 
 
+@pytest.mark.parametrize("address", ["/v1/classify", "/v1/classify:stream"])
+def test_a_request_is_in_the_logs_of_each_process_that_it_passed(service, video, tmp_path, address):
+    # The tower that reads it has 77 places.
+    long_label = "".join(chr(0x1F300 + number) for number in range(100))
+    broken = tmp_path / "a secret.mp4"
+    broken.write_bytes(video.read_bytes()[:100])
+    cases = (
+        (service.ask(video, address), {"decoder": "ok", "model": "ok"}),
+        (service.ask(broken, address), {"decoder": "unusable-video"}),
+        (service.ask(video, address, candidate_labels=long_label), {"decoder": "ok", "model": "invalid-parameters"}),
+    )
+    for response, stages in cases:
+        name, limit = response.headers["X-Request-ID"], time.monotonic() + 20
+        # The ingress logs a request once it is answered.
+        while f"request {name} POST {address} {response.status_code}" not in service.log("ingress"):
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        for deployment in ("decoder", "model"):
+            found = re.findall(rf"request {name} [^:\n]+: ([a-z-]+) after [\d.]+ s", service.log(deployment))
+            assert stages[deployment] in found if deployment in stages else not found
+    assert "secret" not in service.log("ingress") + service.log("decoder") + service.log("model")
+
+
 def test_broken_files_cost_one_answer_each(service, shared):
     replicas = [service.replica(name).pid for name in ("decoder", "model", "ingress")]
     found = {}
@@ -415,7 +443,9 @@ def test_a_replica_killed_under_load_loses_what_it_held_and_no_more(service, vid
         for one in clients:
             one.result()
     *_, (name, ended) = events
-    assert (name, ended["code"]) == ("error", "replica-lost")
+    # On a busy machine a model may be killed between two windows; the next one goes to its successor.
+    between = deployment == "model" and (name, ended) == ("end", {"windows": 80})
+    assert between or (name, ended["code"]) == ("error", "replica-lost")
     lost = [answer for answer in answers if answer.status_code != 200]
     for answer in lost:
         problem(answer, 503, "replica-lost")

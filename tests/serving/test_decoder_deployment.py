@@ -1,6 +1,7 @@
 """A decoder replica's own part, beside processes and a model that a test controls."""
 
 import asyncio
+import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -255,7 +256,8 @@ def test_what_the_model_has_against_a_window_ends_the_stream(replica):
     assert error.code == "invalid-parameters"
 
 
-def test_a_whole_video_that_fails_or_is_late_is_logged_by_its_request(replica, caplog):
+def test_a_whole_video_is_logged_by_its_request_and_loudly_where_it_fails_or_is_late(replica, caplog):
+    caplog.set_level(logging.INFO, "zar_ray.serving")
     one = replica()
     one._config = one._config.model_copy(update={"decode_timeout": 1.0})
     seconds = 0.0
@@ -275,9 +277,11 @@ def test_a_whole_video_that_fails_or_is_late_is_logged_by_its_request(replica, c
     seconds = 0.6
     assert asyncio.run(one.decode(VIDEO, QUERY)).name == "secret.mp4"
     assert "request mine-1 decode: late after 0.6" in caplog.text
-    seconds, before = 0.001, len(caplog.records)
+    assert {record.levelname for record in caplog.records if record.name == "zar_ray.serving"} == {"WARNING"}
+    seconds = 0.001
     asyncio.run(one.decode(VIDEO, QUERY))
-    assert len(caplog.records) == before
+    assert "request mine-1 decode: ok after 0.0" in caplog.text
+    assert ("zar_ray.serving", "INFO") in {(record.name, record.levelname) for record in caplog.records}
     assert "secret" not in caplog.text
 
 
@@ -296,3 +300,9 @@ def test_every_kind_of_error_of_a_decoder_has_its_code(error, code, status):
     refused = refusal_of(error)
     assert (refused.code, refused.status, refused.detail) == (code, status, "x")
     assert refused.retry_after == (5 if status == 503 else None)
+
+
+def test_each_window_is_logged_by_its_request(replica, caplog):
+    caplog.set_level(logging.INFO, "zar_ray.serving")
+    collect(replica())
+    assert [f"request mine-1 decode of window {n}: ok" in caplog.text for n in range(5)] == [True] * 4 + [False]

@@ -1,6 +1,7 @@
 """A model replica's own part, beside a classifier that a test controls: who is answered with whom, and when."""
 
 import asyncio
+import logging
 import threading
 from types import SimpleNamespace
 
@@ -111,15 +112,17 @@ def test_what_nobody_foresaw_is_answered_too(replica, caplog):
     assert asyncio.run(one.classify(job("a"))) == "a"
 
 
-def test_failed_and_late_answers_are_logged_by_their_request(replica, caplog):
+def test_answers_are_logged_by_their_request_and_loudly_where_they_failed_or_are_late(replica, caplog):
+    caplog.set_level(logging.INFO, "zar_ray.serving")
     one = replica(limits={"adapt_seconds": 1.0})
     threading.Timer(0.6, one._classifier.gate.set).start()
     assert asyncio.run(one.classify(job("a"))) == "a"
     assert "request id-a answer: late after 0." in caplog.text
-    before = len(caplog.records)
     asyncio.run(one.classify(job("b")))
-    assert len(caplog.records) == before
+    assert "request id-b answer: ok after 0." in caplog.text
     one._classifier.outcome = RequestError("invalid-parameters", "a secret")
     asyncio.run(one.classify(job("c")))
     assert "request id-c answer: invalid-parameters" in caplog.text
+    levels = {record.args[0]: record.levelname for record in caplog.records if record.name == "zar_ray.serving"}
+    assert levels == {"id-a": "WARNING", "id-b": "INFO", "id-c": "WARNING"}
     assert "secret" not in caplog.text

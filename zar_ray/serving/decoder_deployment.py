@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.serving.backend import DecodingNeeds, Job, Query, VideoSource
 from zar_ray.serving.calls import in_time
-from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_to_serve, log_trouble, logger
+from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_stage, log_to_serve, logger
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.problems import RequestError, refusal_of
 from zar_ray.serving.schema import WindowParameters, WindowResult
@@ -53,7 +53,7 @@ class DecoderDeployment:
             outcome: Job | RequestError = Job(query, video.name, decoded)
         except (VideoError, ConfigError) as error:
             outcome = _refused(error, query)
-        log_trouble(query.request_id, "decode", time.monotonic() - started, seconds, outcome)
+        log_stage(query.request_id, "decode", time.monotonic() - started, seconds, outcome)
         return outcome
 
     async def classify_windows(
@@ -87,7 +87,7 @@ class DecoderDeployment:
                     return
                 span, info = window.span, window.info
                 assert span is not None
-                log_trouble(query.request_id, f"decode of window {number}", window.seconds, seconds)
+                log_stage(query.request_id, f"decode of window {number}", window.seconds, seconds)
                 due = started + info.width * info.height * span.start_frame / limits.stream_pixels
                 await asyncio.sleep(min(due, until) - time.monotonic())
                 if time.monotonic() >= until:
@@ -102,7 +102,7 @@ class DecoderDeployment:
                 number += 1
                 query = replace(query, received=0.0)  # the body has arrived once
         except RequestError as error:
-            log_trouble(query.request_id, f"window {number}", time.monotonic() - started, limits.stream_seconds, error)
+            log_stage(query.request_id, f"window {number}", time.monotonic() - started, limits.stream_seconds, error)
             yield error
         finally:
             self._streams -= 1

@@ -6,7 +6,7 @@ import logging
 
 from zar_ray.serving.problems import RequestError
 
-# The ingress logs each request once, with its id; a line more a hop would cost some milliseconds and say no more.
+# Each deployment logs a request once, with its id; Ray Serve's lines would say no more.
 QUIET = {"enable_access_log": False}
 # Ray Serve replaces a replica that died when it next looks; by default it looks every ten seconds.
 CHECK_SECONDS = 1.0
@@ -22,8 +22,8 @@ def log_to_serve() -> None:
             logger.addHandler(handler)
 
 
-def log_trouble(request_id: str, stage: str, seconds: float, limit: float, outcome: object = None) -> None:
-    """Logs a stage of a request that failed, or that took more than half of its time; all others cost no line.
+def log_stage(request_id: str, stage: str, seconds: float, limit: float, outcome: object = None) -> None:
+    """Logs a stage of a request: what became of it, and loudly where it failed or took more than half of its time.
 
     Args:
         request_id: The request.
@@ -32,6 +32,6 @@ def log_trouble(request_id: str, stage: str, seconds: float, limit: float, outco
         limit: What it may take.
         outcome: A `RequestError` if it failed.
     """
-    if isinstance(outcome, RequestError) or seconds > limit / 2:
-        code = outcome.code if isinstance(outcome, RequestError) else "late"
-        logger.warning("request %s %s: %s after %.3f s", request_id, stage, code, seconds)
+    code = outcome.code if isinstance(outcome, RequestError) else "late" if seconds > limit / 2 else "ok"
+    level = logging.INFO if code == "ok" else logging.WARNING
+    logger.log(level, "request %s %s: %s after %.3f s", request_id, stage, code, seconds)

@@ -13,7 +13,7 @@ from ray import serve
 from zar_ray.data.probing import usable_cpus
 from zar_ray.serving.backend import DecodingNeeds, Job
 from zar_ray.serving.classifier import Classifier
-from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_to_serve, log_trouble, logger
+from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_stage, log_to_serve, logger
 from zar_ray.serving.methods import ServiceOptions
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import Classification, ServedModel
@@ -55,7 +55,7 @@ class ModelDeployment:
             # In a context of its own: Ray Serve's log lines would name the request that began it.
             self._work = asyncio.create_task(self._answer_all(), context=Context())
         outcome = await answer
-        log_trouble(
+        log_stage(
             job.query.request_id, "answer", time.monotonic() - started, self._config.limits.adapt_seconds, outcome
         )
         return outcome

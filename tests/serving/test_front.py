@@ -18,12 +18,12 @@ def environment(monkeypatch):
 
 
 def test_the_proxy_has_the_services_limits(environment):
-    limits = {"body_bytes": 12345, "concurrent": 3, "queued": 4, "retry_after": 7, "head_seconds": 2.5}
+    limits = {"body_bytes": 12345, "concurrent": 3, "queued": 4, "streams": 2, "retry_after": 7, "head_seconds": 2.5}
     prepare_environment(ServeConfig(limits=limits))
     own = {name: value for name, value in environment.items() if name.startswith("ZAR_SERVE_")}
     assert own == {
         "ZAR_SERVE_BODY_BYTES": "12345",
-        "ZAR_SERVE_REQUESTS": "7",
+        "ZAR_SERVE_REQUESTS": "9",
         "ZAR_SERVE_RETRY_AFTER": "7",
         "ZAR_SERVE_HEAD_SECONDS": "2.5",
     }

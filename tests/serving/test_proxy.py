@@ -24,6 +24,9 @@ from zar_ray.serving.options import LimitConfig
 from zar_ray.serving.problems import PROBLEMS
 from zar_ray.serving.proxy import CALLBACK, Desk, HeadLimits, HoldBack, middlewares
 
+# It serves for seconds, to clients that are slow.
+pytestmark = pytest.mark.process
+
 
 class Httptools(HeadLimits, HttpToolsProtocol):
     seconds = 0.5

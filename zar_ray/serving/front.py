@@ -13,8 +13,8 @@ from zar_ray.serving.options import ServeConfig
 # Serve replaces a proxy that has failed three checks; by default there is one in ten seconds.
 _OF_RAY_SERVE = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.1",
-    # A new proxy has to connect to the ingress before that says how much it has to do, which takes longer than 0.1 s under
-    # load; asking again and again costs a second.
+    # A new proxy has to connect to the ingress before that says how much it has to do, which takes longer than 0.1 s
+    # under load; asking again and again costs a second.
     "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "2",
     "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "2",
     # A replica's code and its router in Ray Serve's own event loop: fewer changes of thread.

@@ -149,7 +149,11 @@ def send(site: Site, kind: Kind, ask: Ask, request_id: str, seconds: float) -> R
     try:
         with closing(socket.create_connection(("127.0.0.1", site.port), timeout=seconds)) as connection:
             connection.setblocking(False)
-            _send_parts(connection, ask.parts, until)
+            try:
+                _send_parts(connection, ask.parts, until)
+            except OSError as error:
+                # Whoever has answered need not read the rest, and hangs up; the answer may have come all the same.
+                trouble = str(error)
             if ask.leaves is not None:
                 until = min(until, time.monotonic() + ask.leaves)
             while not left:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -29,6 +30,15 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
 os.environ.setdefault("PYTHONWARNINGS", "ignore")
 # As zar_ray sets it, which is imported after PyTorch here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A process that has loaded PyTorch for a task is left to the next one; by default it ends after a second.
+os.environ.setdefault("RAY_num_workers_soft_limit", "8")
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+# What a node's processes print is looked for twice a second, in all the files that there are by then.
+os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "5")
+# For the processes that tests start, and for this one, which has begun already.
+STARTUP = Path(__file__).with_name("startup")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(STARTUP), os.environ.get("PYTHONPATH"))))
+runpy.run_path(str(STARTUP / "sitecustomize.py"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One of several test processes, which share the cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

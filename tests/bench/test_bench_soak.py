@@ -275,7 +275,7 @@ def test_two_minutes_of_it(repository, tmp_path):
         "--rate",
         "1.5",
         "--kill-every",
-        "6",
+        "12",
         "--json",
         str(file),
     ]

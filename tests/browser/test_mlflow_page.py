@@ -81,7 +81,7 @@ def dashboard(browser_path, tmp_path_factory):
         server = subprocess.Popen(
             [*command, "--port", str(port), "--workers", "1"],
             cwd=root,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

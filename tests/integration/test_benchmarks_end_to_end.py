@@ -80,7 +80,7 @@ def test_k600_decodes_and_encodes_a_video_once_for_all_its_splits(benchmark, tmp
 
 
 def test_hmdb51_reports_three_splits_and_repeats_published_scoring(benchmark):
-    _, right = benchmark("hmdb51")
+    _, right = benchmark("hmdb51", here=True)
     check_counts(right, 9, [("1", 3), ("2", 3), ("3", 3)])
     # one class set: a video of several splits has one decision
     assert len({row.case_id for row in right.rows}) == 2

@@ -68,7 +68,7 @@ def test_results_do_not_depend_on_workers_batches_or_order(evaluate, make_video,
     shuffled = dataclasses.replace(manifest, table=manifest.table.take([7, 2, 0, 5, 1, 3, 8, 4, 6]))
     write_manifest(manifest, tmp_path / "in-order.parquet")
     write_manifest(shuffled, tmp_path / "shuffled.parquet")
-    one = evaluate(tmp_path / "in-order.parquet", name="one", num_workers=1, batch_size=8, encoder_batch=7)
+    one = evaluate(tmp_path / "in-order.parquet", here=True, name="one", num_workers=1, batch_size=8, encoder_batch=7)
     two = evaluate(tmp_path / "shuffled.parquet", name="two", num_workers=2, batch_size=1)
     same_results(one.table, two.table)
     workers = [len({row.worker for row in ran.rows}) for ran in (one, two)]
@@ -169,7 +169,7 @@ def test_failed_videos_are_done_again_on_request(evaluate, make_video, tmp_path)
     away.rename(root / "a" / "1.mp4")
     second = evaluate(tmp_path / "again.parquet", here=True, name="again", max_failed=1)
     assert second.summary.failed == 1
-    third = evaluate(tmp_path / "again.parquet", name="again", retry_failed=True)
+    third = evaluate(tmp_path / "again.parquet", here=True, name="again", retry_failed=True)
     assert (third.summary.failed, third.summary.resumed, third.summary.throughput.videos) == (0, 3, 1)
 
 

@@ -32,7 +32,9 @@ def ran(undisturbed, evaluate, video_folder, tmp_path_factory):
     if not undisturbed:
         # A passing test's own folder goes with it.
         output = str(tmp_path_factory.mktemp("explained"))
-        undisturbed["ran"] = evaluate(video_folder, name="explained", output=output, limit=3, zar={"lr": 0.05})
+        undisturbed["ran"] = evaluate(
+            video_folder, here=True, name="explained", output=output, limit=3, zar={"lr": 0.05}
+        )
     return undisturbed["ran"]
 
 

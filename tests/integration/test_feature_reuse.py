@@ -24,7 +24,7 @@ def test_features_are_computed_once(evaluate, folder, tmp_path, same_results, ma
     store = tmp_path / "features"
     first = evaluate(folder, name="first", features=str(store))
     assert "image features: 4 computed and stored" in first.printed
-    second = evaluate(folder, name="second", features=str(store))
+    second = evaluate(folder, here=True, name="second", features=str(store))
     assert "image features: 4 videos read from the store" in second.printed
     same_results(first.table, second.table, same_work=False)
     assert all(row.images_encoded > 0 for row in first.rows)
@@ -37,7 +37,7 @@ def test_features_are_computed_once(evaluate, folder, tmp_path, same_results, ma
     damaged, *_ = sorted(store.glob("*/??/*.features"))
     damaged.write_bytes(damaged.read_bytes()[:-100])
     make_video(folder / "blue bar" / "3.mp4", frames=33, seed=77)
-    mended = evaluate(folder, name="mended", features=str(store))
+    mended = evaluate(folder, here=True, name="mended", features=str(store))
     assert (
         "image features: 2 videos read from the store, 2 computed anew in place of what could not be used"
         in mended.printed

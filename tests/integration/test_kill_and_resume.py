@@ -75,7 +75,11 @@ def test_killed_at_random_points_gives_the_table_of_an_undisturbed_run(
     for session, workers_killed in enumerate(workers_killed_in_sessions):
         before = finished()
         with (tmp_path / f"session{session}.log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            # For how long Ray's agents try to tell its server, which is gone as well, that their node is.
+            environment = {**os.environ, "RAY_gcs_server_request_timeout_seconds": "10"}
+            process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
             try:
                 for _ in range(workers_killed):
                     at = finished() + rng.randint(1, 4)

@@ -37,11 +37,11 @@ def test_a_run_is_of_the_contexts_content(evaluate, video_folder, tiny_checkpoin
     assert not {row.case_id for row in learned.rows} & {row.case_id for row in plain.rows}
 
     shutil.move(file, moved)
-    again = evaluate(video_folder, name="learned", context=str(moved), resume=True, limit=4)
+    again = evaluate(video_folder, here=True, name="learned", context=str(moved), resume=True, limit=4)
     assert (again.summary.resumed, again.summary.throughput.videos) == (4, 0)
     save_context(LearnedContext(words + torch.randn_like(words), WORDS, model.name, model.fingerprint), moved)
     with pytest.raises(RunError, match="prompts"):
-        evaluate(video_folder, name="learned", context=str(moved), resume=True, limit=4)
+        evaluate(video_folder, here=True, name="learned", context=str(moved), resume=True, limit=4)
     save_context(LearnedContext(words, WORDS, "another", "0123456789ab"), moved)
     with pytest.raises(ModelError, match=r"moved.safetensors: was learned for another \(0123456789ab\)"):
-        evaluate(video_folder, name="refused", context=str(moved))
+        evaluate(video_folder, here=True, name="refused", context=str(moved))

@@ -109,7 +109,8 @@ def test_the_folder_a_file_lies_in_does_not_matter(predict, video_folder, tmp_pa
 def test_predict_and_eval_agree(predict, evaluate, video_folder, tmp_path, make_video):
     make_video(tmp_path / "flat" / "one.mp4", frames=25, seed=3)
     make_video(tmp_path / "flat" / "two.mp4", frames=25, seed=4)
-    ran = evaluate(tmp_path / "flat", class_names=LABELS, method=["zar"], views={"frames": 4, **_evaluation_frames()})
+    views = {"frames": 4, **_evaluation_frames()}
+    ran = evaluate(tmp_path / "flat", here=True, class_names=LABELS, method=["zar"], views=views)
     names = LABELS.split(",")
     for row in ran.rows:
         _, said = predict(str(tmp_path / "flat" / row.video_id), "--labels", LABELS, "--json-lines")

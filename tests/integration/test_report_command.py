@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 def test_a_real_run_has_every_section_filled_and_reaches_mlflow(evaluate, video_folder, capsys):
     from mlflow import MlflowClient
 
-    ran = evaluate(video_folder, name="mine", mlflow=True)
+    ran = evaluate(video_folder, here=True, name="mine", mlflow=True)
     folder = ran.folder.storage.path()
     assert main(["report", "run", folder, "--samples", "2"]) == 0
     said = capsys.readouterr().out

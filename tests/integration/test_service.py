@@ -436,8 +436,9 @@ def test_a_replica_killed_under_load_loses_what_it_held_and_no_more(service, vid
         clients = [pool.submit(client) for _ in range(4)]
         try:
             wait_for_answers(4)
-            # Its windows take the model so long that one of them is always there.
-            events = service.stream(slow_video, window="10", stride="1", method="zar", steps="10")
+            # Its windows take the model so long that one of them is always there, and are short, as their decoding
+            # gives way to that of whole videos.
+            events = service.stream(slow_video, window="2", stride="1", method="zar", steps="10")
             assert next(events)[0] == "window"
             time.sleep(0.2)
             replica.kill()
@@ -449,7 +450,7 @@ def test_a_replica_killed_under_load_loses_what_it_held_and_no_more(service, vid
             one.result()
     *_, (name, ended) = events
     # On a busy machine a model may be killed between two windows; the next one goes to its successor.
-    between = deployment == "model" and (name, ended) == ("end", {"windows": 80})
+    between = deployment == "model" and (name, ended) == ("end", {"windows": 79})
     assert between or (name, ended["code"]) == ("error", "replica-lost")
     lost = [answer for answer in answers if answer.status_code != 200]
     for answer in lost:

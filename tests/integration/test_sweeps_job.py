@@ -85,6 +85,7 @@ def test_one_pass_serves_all_settings_as_separate_runs_would(ablate, evaluate, c
         counted_folder,
         "lr",
         "confidence",
+        here=True,
         name="more",
         features=str(tmp_path / "features"),
         views={"frames": 4, "eval_frames": 4, "short_side": SHORT_SIDE},
@@ -102,7 +103,7 @@ def test_tables_of_the_paper_are_filled_from_one_sweep(ablate, make_video, tmp_p
     miniatures.hmdb51(tmp_path / "hmdb51", put)
     request = IndexConfig(source="hmdb51", root=tmp_path / "hmdb51", data_root=tmp_path, workers=1, available_only=True)
     run_index(request, Console(file=io.StringIO()))
-    swept = ablate("hmdb51", *TABLES, data_root=tmp_path, mlflow=True)
+    swept = ablate("hmdb51", *TABLES, here=True, data_root=tmp_path, mlflow=True)
     assert "±" in swept.printed
     runs = find_runs(str(tmp_path / "runs")).runs
     assert len(runs) == 16
@@ -130,7 +131,7 @@ def test_tables_of_the_paper_are_filled_from_one_sweep(ablate, make_video, tmp_p
 def test_a_sweep_is_continued_and_another_one_refused(ablate, video_folder, tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text("title: Words and steps\ngrid:\n  context: [a video of a, a photo of a]\n  zar.steps: [1, 2]\n")
-    given = {"limit": 4, "method": ["zero_shot", "zar"], "context": "a video of a"}
+    given = {"here": True, "limit": 4, "method": ["zero_shot", "zar"], "context": "a video of a"}
     first = ablate(video_folder, str(file), **given)
     # of two contexts, and two numbers of steps: zero_shot knows no steps
     assert Counter(row.method for row in first.rows) == {"zar": 16, "zero_shot": 8}

@@ -13,10 +13,10 @@ from zar_ray.serving.options import ServeConfig
 # Serve replaces a proxy that has failed three checks; by default there is one in ten seconds.
 _OF_RAY_SERVE = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.1",
-    # A new proxy has to connect to the ingress before that says how much it has to do, which takes longer than 0.1 s
-    # under load; asking again and again costs a second.
-    "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "2",
-    "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "2",
+    # A replica that has an answer for a proxy which is gone does nothing else until Ray has looked whether it is: by
+    # default a second later, when the new proxy's requests already wait.
+    "RAY_grpc_client_check_connection_status_interval_milliseconds": "100",
+    "RAY_core_worker_rpc_server_reconnect_timeout_base_s": "0",
     # A replica's code and its router in Ray Serve's own event loop: fewer changes of thread.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ from typing import Annotated, Any
 # Before PyTorch: it says how OpenMP's threads wait, without which the direct side takes ten times as long.
 import zar_ray  # noqa: F401  # isort: skip
 
+import httpx2
 import numpy as np
 import torch
 import tyro
@@ -37,7 +39,7 @@ from service import cpu_of, make_checkpoint, make_video, memory_of, started_serv
 
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.predict import rank_labels
-from zar_ray.client import Client, ServiceError
+from zar_ray.client import ServiceError
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, ZarError
 from zar_ray.models.clip import ClipModel
@@ -54,7 +56,7 @@ _RAMP = 0.2
 _WARM_UP = 3
 _OK = "ok"
 WANTED_OVERHEAD = 0.030
-WANTED_GOODPUT = 0.8
+WANTED_GOODPUT = 0.85
 
 
 class ServeBenchOptions(Options):
@@ -80,7 +82,7 @@ class ServeBenchOptions(Options):
     concurrent: int = Field(default=8, ge=1, description="The service's limits.concurrent.")
     queued: int = Field(default=16, ge=0, description="The service's limits.queued.")
     overload: float = Field(
-        default=4.0, ge=0, description="Clients of the last load, as a multiple of what the service takes; 0 for none."
+        default=16.0, ge=0, description="Clients of the last load, as a multiple of what the service takes; 0 for none."
     )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of the model, on both sides; by default all CPUs."
@@ -279,6 +281,37 @@ class DirectSide:
         return prediction.cases[0].decision.logits_after, between - started, ended - between
 
 
+class PreparedClient:
+    """Sends one request again and again, made once: a client that takes the service's CPU measures itself.
+
+    Args:
+        url: The service.
+        token: Its bearer token.
+        parts: The multipart body, as httpx takes it.
+    """
+
+    def __init__(self, url: str, token: str | None, parts: dict[str, Any]) -> None:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        request = httpx2.Request("POST", f"{url}/v1/classify", headers=headers, **parts)
+        self._url, self._body, self._headers = url, request.read(), dict(request.headers)
+        self._connection = HTTPConnection(request.url.host, request.url.port, timeout=300)
+
+    def __call__(self) -> Classification:
+        """Asks once; see `Client.classify` for what is raised."""
+        try:
+            self._connection.request("POST", "/v1/classify", self._body, self._headers)
+            response = self._connection.getresponse()
+            content = response.read()
+        except (OSError, HTTPException) as error:
+            self._connection.close()
+            raise ServiceError(self._url, str(error)) from error
+        if response.status == 200:
+            return Classification.model_validate_json(content)
+        problem = json.loads(content)
+        wait = float(response.headers.get("Retry-After", 0))
+        raise ServiceError(self._url, problem["detail"], response.status, problem["code"], retry_after=wait)
+
+
 def run_load(ask: Callable[[], Callable[[], Classification]], clients: int, seconds: float) -> list[Answer]:
     """Lets clients ask for so many seconds, each again as soon as it has its answer.
 
@@ -355,9 +388,9 @@ def _measure(
     model = load_model(config)
     side = DirectSide(model, labels, video, config)
 
-    def ask() -> Callable[[], Classification]:
-        client = Client(url, options.token or os.environ.get("ZAR_TOKEN"), retries=0)
-        return lambda: client.classify(video, labels, method="zar", seed=config.seed, top_k=len(labels))
+    fields = {"candidate_labels": labels, "method": "zar", "seed": str(config.seed), "top_k": str(len(labels))}
+    parts = {"data": fields, "files": {"video": (video.name, video.read_bytes())}}
+    ask = partial(PreparedClient, url, options.token or os.environ.get("ZAR_TOKEN"), parts)
 
     first = ask()
     answer = first()

@@ -1,4 +1,7 @@
-"""SIGKILL of the driver or of a worker, at random points, costs at most the videos in flight."""
+"""SIGKILL of the driver or of a worker, again and again at random points, costs at most the videos in flight.
+
+By hand, with ``pytest -m stress``; `test_study_job` kills a driver once, `test_eval_job` a worker.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ from zar_ray.data.probing import probe_listing
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.stress]
 
 # Videos, and how many workers are killed in each session before its driver is.
-ONCE = pytest.param(24, (1,), id="once")
-TEN_TIMES = pytest.param(72, (3, 2, 2), id="ten times", marks=pytest.mark.stress)
+TWICE = pytest.param(24, (1,), id="twice")
+TEN_TIMES = pytest.param(72, (3, 2, 2), id="ten times")
 
 
 def wait_for(condition, process, seconds=120.0):
@@ -46,7 +49,7 @@ def long_manifest(make_video, tmp_path, videos):
     return tmp_path / "videos.parquet"
 
 
-@pytest.mark.parametrize(("videos", "workers_killed_in_sessions"), [ONCE, TEN_TIMES])
+@pytest.mark.parametrize(("videos", "workers_killed_in_sessions"), [TWICE, TEN_TIMES])
 def test_killed_at_random_points_gives_the_table_of_an_undisturbed_run(
     evaluate,
     long_manifest,

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +37,7 @@ _T = TypeVar("_T")
 _PROBE_TIMEOUT = 60.0
 _START_TIMEOUT = 300.0  # importing the decoders from a busy network file system is slow, not broken
 _MEMORY = DecodeLimits().memory
+_WORTH_IT = 16  # items; for fewer another process is not done with starting when they are done
 _ATTEMPTS = 2  # a process may also be killed for what its neighbours did (out of memory), so once is no proof
 
 
@@ -109,7 +111,7 @@ def in_processes(
     Args:
         items: The videos' files, or what else stands for them.
         work: Called with an item in a fresh process, so it must be importable there.
-        workers: Processes; by default one a CPU that this process may use.
+        workers: Processes; by default one a CPU that this process may use, and fewer for a few items.
         timeout: Seconds an item may take.
         progress: Called as ``progress(done, all)`` after every item.
 
@@ -120,6 +122,7 @@ def in_processes(
     waiting = deque(range(len(items)))
     attempts: Counter[int] = Counter()
     pool: list[_Worker] = []
+    most = workers or min(usable_cpus(), ceil(len(items) / _WORTH_IT))
 
     def finish(task: int, answer: _T | Failure) -> None:
         found[task] = answer
@@ -129,7 +132,7 @@ def in_processes(
     try:
         while len(found) < len(items):
             busy = sum(worker.task is not None for worker in pool)
-            while len(pool) < min(workers or usable_cpus(), busy + len(waiting)):
+            while len(pool) < min(most, busy + len(waiting)):
                 pool.append(_Worker(work))
             patience = min(worker.deadline for worker in pool) - time.monotonic()
             ready = wait([worker.connection for worker in pool], max(patience, 0.0))

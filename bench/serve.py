@@ -304,7 +304,7 @@ class PreparedClient:
             content = response.read()
         except (OSError, HTTPException) as error:
             self._connection.close()
-            raise ServiceError(self._url, str(error)) from error
+            raise ServiceError(self._url, f"nothing answers there ({error})") from error
         if response.status == 200:
             return Classification.model_validate_json(content)
         problem = json.loads(content)

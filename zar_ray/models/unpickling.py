@@ -13,6 +13,7 @@ a handful of constructors: an unpickler that knows only those reads them safely.
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
@@ -30,6 +31,7 @@ from zar_ray.errors import ModelError, reason_of
 _PLAIN_KINDS = "biufcSU"
 # How the loader's message names what it refuses, without the names it would accept.
 _REFUSED = re.compile(r"GLOBAL (\S+) (?:was not|whose module)")
+_KNOWN = ("collections", "torch", "numpy", "yacs")  # packages of which the loader knows something
 _SPARE_BYTES = 2**26
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -46,31 +48,11 @@ _STORAGES = {
 
 
 def read_torch(path: Path) -> object:
-    """What a PyTorch file or a TorchScript archive holds; of the latter its tensors, by their dotted names.
-
-    Raises:
-        ModelError: See `read_pickled`.
-    """
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if any(name.endswith("/constants.pkl") for name in archive.namelist()):  # as TorchScript alone has it
-                    _require_stored(archive, path)
-                    tensors = _script_tensors(archive)
-                    _require_dense(tensors, path)
-                    return {name: tensor.clone() for name, tensor in tensors.items()}
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(f"{path}: cannot be read as a checkpoint ({reason_of(error)})") from error
-    return read_pickled(path)
-
-
-def read_pickled(path: Path) -> object:
-    """What a file of `torch.save`, old or new, holds: tensors, numbers, texts, and containers of them, on the CPU.
+    """What a file of `torch.save`, old or new, or a TorchScript archive holds, on the CPU.
 
     Returns:
-        The content; a yacs `CfgNode` in it is an `OrderedDict`, a NumPy scalar a Python number.
+        The content, of tensors, numbers, texts, and containers of them; a yacs `CfgNode` in it is an `OrderedDict`, a
+        NumPy scalar a Python number. Of a TorchScript archive its tensors, by their dotted names.
 
     Raises:
         ModelError: The file is damaged, refers to any other class or function, which the message names, or claims far
@@ -87,6 +69,10 @@ def read_pickled(path: Path) -> object:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 _require_stored(archive, path)
+                if any(name.endswith("/constants.pkl") for name in archive.namelist()):  # as TorchScript alone has it
+                    tensors = _script_tensors(archive)
+                    _require_dense(tensors, path)
+                    return {name: tensor.clone() for name, tensor in tensors.items()}
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():  # pyright: ignore[reportArgumentType] (pairs are fine)
             warnings.simplefilter("ignore")  # what cannot be read is refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -161,53 +147,39 @@ def _refused_name(error: Exception, path: Path) -> str | None:
     if named:
         return named[1]
     # Newer pickle protocols stop the loader before it comes to a name.
-    finder = None
     try:
-        for file in _pickles(path):
+        with _pickled(path) as file:
             while True:  # the older format has several in a row
-                finder = _NameFinder(file)
-                finder.load()
+                unknown = (name for name in _names_in(file) if name.partition(".")[0] not in _KNOWN)
+                if (name := next(unknown, None)) is not None:
+                    return name
     except Exception:  # noqa: BLE001  whatever ends the search
-        return None if finder is None else finder.found
-    return None
+        return None
 
 
-def _pickles(path: Path) -> Iterator[IO[bytes]]:
+def _pickled(path: Path) -> IO[bytes]:
     if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            yield file
-        return
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith("data.pkl"):
-                with archive.open(name) as file:
-                    yield file
+        return path.open("rb")
+    archive = zipfile.ZipFile(path)
+    return archive.open(next(name for name in archive.namelist() if name.endswith("data.pkl")))
 
 
-class _Inert(dict):
-    """Stands for what the loader knows, and does nothing."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        super().__init__()
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return id(self)
-
-
-class _NameFinder(pickle.Unpickler):
-    found: str | None = None
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.partition(".")[0] in ("collections", "torch", "numpy", "yacs"):
-            return _Inert
-        self.found = f"{module}.{name}"
-        raise pickle.UnpicklingError(self.found)
-
-    def persistent_load(self, pid: Any) -> Any:
-        return _Inert()
+def _names_in(file: IO[bytes]) -> Iterator[str]:
+    """What a pickle refers to, dotted, in its order; nothing is made of it."""
+    texts: list[str] = []
+    remembered: list[str] = []
+    for operation, argument, _ in pickletools.genops(file):
+        match operation.name:
+            case "GLOBAL":
+                yield str(argument).replace(" ", ".")
+            case "STACK_GLOBAL":
+                yield ".".join(texts[-2:])
+            case "MEMOIZE":
+                remembered.append(texts[-1] if texts else "")
+            case "BINGET" | "LONG_BINGET" if argument < len(remembered):
+                texts.append(remembered[argument])
+            case kind if "UNICODE" in kind:
+                texts.append(str(argument))
 
 
 def _script_tensors(archive: zipfile.ZipFile) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ backward and one forward pass of the text tower.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,44 +73,46 @@ class ZarConfig(Options):
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """B videos side by side.
+    """B videos side by side, with the most confident views of each under the untuned context, up to S.
 
     Attributes:
-        views: float32 (B, V, D), zeros where a video has fewer than V views.
-        counts: How many views each has.
+        counts: How many of up to V views each has.
         evaluation: float32 (B, E, D), the evaluation views.
-    """
-
-    views: torch.Tensor
-    counts: list[int]
-    evaluation: torch.Tensor
-
-    @classmethod
-    def of(cls, videos: Sequence[VideoFeatures]) -> _Batch:
-        return cls(
-            pad_sequence([video.views for video in videos], batch_first=True),
-            [len(video.views) for video in videos],
-            torch.stack([torch.atleast_2d(video.evaluation) for video in videos]),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Selection:
-    """The most confident views of B videos, up to S each.
-
-    Attributes:
+        logits: float32 (B, V, K), of all views under the untuned context.
         entropies: float32 (B, V), infinite where a video has no such view.
         order: int64 (B, V), views by rising doubt.
-        counts: Views selected, a number a video.
+        chosen: Views selected, a number a video.
         views: float32 (B, S, D), the selected views.
         absent: bool (B, S, 1), where a video has fewer than S.
     """
 
+    counts: list[int]
+    evaluation: torch.Tensor
+    logits: torch.Tensor
     entropies: torch.Tensor
     order: torch.Tensor
-    counts: list[int]
+    chosen: list[int]
     views: torch.Tensor
     absent: torch.Tensor
+
+    @classmethod
+    def of(cls, videos: Sequence[VideoFeatures], classes: PromptedClasses, options: ZarConfig) -> _Batch:
+        views, counts = (
+            pad_sequence([video.views for video in videos], batch_first=True),
+            [len(v.views) for v in videos],
+        )
+        evaluation = torch.stack([torch.atleast_2d(video.evaluation) for video in videos])
+        logits, device = classes.logits(views, classes.initial_features), views.device
+        chosen = [count_confident(count, options.confidence) for count in counts]
+        places = torch.arange(views.shape[1], device=device)
+        missing = places >= torch.tensor(counts, device=device)[:, None]
+        entropies = entropy(logits).masked_fill(missing, float("inf"))
+        doubts = entropies if options.selection == "entropy" else doubt(logits, options.selection)
+        order = doubts.masked_fill(missing, float("inf")).argsort(dim=1, stable=True)
+        most = max(chosen)
+        rows = order[:, :most, None].expand(-1, -1, views.shape[2])
+        absent = places[:most, None] >= torch.tensor(chosen, device=device)[:, None, None]
+        return cls(counts, evaluation, logits, entropies, order, chosen, views.gather(1, rows), absent)
 
 
 def adapt_zar_batch(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: ZarConfig) -> list[Outcome]:
@@ -129,20 +131,23 @@ def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, o
     with_views = [number for number, video in enumerate(videos) if len(video.views)]
     if not with_views:
         return outcomes
-    batch = _Batch.of([videos[number] for number in with_views])
+    batch = _Batch.of([videos[number] for number in with_views], classes, options)
     before = classes.logits(batch.evaluation, classes.initial_features)
-    of_views = classes.logits(batch.views, classes.initial_features)
-    selection = _select(batch, of_views, options)
-    steps = list(tuning_steps(selection.views, classes, options, selection.absent))
+    steps = list(tuning_steps(batch.views, classes, options, batch.absent))
     with torch.no_grad():
-        after = _decide(batch, selection, classes.features(steps[-1].contexts), classes, options)
+        text = classes.features(steps[-1].contexts)
+        if options.decision == "evaluation":
+            after = _decisions(classes.logits(batch.evaluation, text))
+        else:
+            logits = classes.logits(batch.views, text)
+            after = _decisions([one[:count] for one, count in zip(logits, batch.chosen, strict=True)])
     # What is not finite in one video stays in its rows.
     fine = {
         "before adaptation": _finite(before),
-        "of the views": _finite(of_views),
+        "of the views": _finite(batch.logits),
         "after adaptation": _finite(after),
     }
-    before, entropies, order = _decisions(before), selection.entropies.cpu(), selection.order.cpu()
+    before, entropies, order = _decisions(before), batch.entropies.cpu(), batch.order.cpu()
     losses = torch.stack([step.losses for step in steps]).cpu()
     for row, (number, count) in enumerate(zip(with_views, batch.counts, strict=True)):
         wrong = next((when for when, of_videos in fine.items() if not of_videos[row]), None)
@@ -153,7 +158,7 @@ def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, o
             logits_before=before[row],
             logits_after=after[row],
             view_entropies=entropies[row, :count],
-            selected=order[row, : selection.counts[row]],
+            selected=order[row, : batch.chosen[row]],
             losses=losses[:, row],
         )
     return outcomes
@@ -164,34 +169,9 @@ def _finite(logits: torch.Tensor) -> list[bool]:
     return torch.isfinite(logits).flatten(1).all(dim=1).tolist()
 
 
-def _decisions(logits: torch.Tensor) -> torch.Tensor:
-    """(B, E, K) of the evaluation views to (B, K), on the CPU."""
+def _decisions(logits: Iterable[torch.Tensor]) -> torch.Tensor:
+    """(B, K), on the CPU, of the views (n, K) that each of B videos is classified by."""
     return torch.stack([averaged(one) for one in logits]).cpu()
-
-
-def _decide(
-    batch: _Batch, selection: _Selection, text: torch.Tensor, classes: PromptedClasses, options: ZarConfig
-) -> torch.Tensor:
-    """(B, K), on the CPU: what the videos are under text features (B, K, D)."""
-    if options.decision == "evaluation":
-        return _decisions(classes.logits(batch.evaluation, text))
-    logits = classes.logits(selection.views, text)
-    return torch.stack([averaged(one[:count]) for one, count in zip(logits, selection.counts, strict=True)]).cpu()
-
-
-def _select(batch: _Batch, logits: torch.Tensor, options: ZarConfig) -> _Selection:
-    """Selects each video's most confident views by their logits (B, V, K) under the untuned context."""
-    views, device = batch.views, batch.views.device
-    counts = [count_confident(count, options.confidence) for count in batch.counts]
-    places = torch.arange(views.shape[1], device=device)
-    missing = places >= torch.tensor(batch.counts, device=device)[:, None]
-    entropies = entropy(logits).masked_fill(missing, float("inf"))
-    doubts = entropies if options.selection == "entropy" else doubt(logits, options.selection)
-    order = doubts.masked_fill(missing, float("inf")).argsort(dim=1, stable=True)
-    most = max(counts)
-    rows = order[:, :most, None].expand(-1, -1, views.shape[2])
-    absent = places[:most, None] >= torch.tensor(counts, device=device)[:, None, None]
-    return _Selection(entropies, order, counts, views.gather(1, rows), absent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,9 +220,7 @@ def tuning_steps(
 
 def tuned_features(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> torch.Tensor:
     """float32 (K, D), L2-normalised: text features under the context tuned for a video with at least one view."""
-    batch = _Batch.of([features])
-    selection = _select(batch, classes.logits(batch.views, classes.initial_features), options)
-    *_, last = tuning_steps(selection.views, classes, options)
+    *_, last = tuning_steps(_Batch.of([features], classes, options).views, classes, options)
     with torch.no_grad():
         return classes.features(last.contexts[0])
 

@@ -7,9 +7,10 @@ video's frames travel while the images before them are encoded.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -35,14 +36,6 @@ class ImageSet:
     boxes: tuple[CropBox, ...]
 
 
-class _Piece(NamedTuple):
-    """A run of one set's images that are in the same pass."""
-
-    number: int
-    first: int
-    last: int
-
-
 def encode_packed(model: ClipModel, sets: Sequence[ImageSet], images_a_pass: int) -> list[torch.Tensor | VideoError]:
     """Embeds every image of every set once.
 
@@ -62,8 +55,14 @@ def encode_packed(model: ClipModel, sets: Sequence[ImageSet], images_a_pass: int
     parts: list[list[torch.Tensor]] = [[] for _ in sets]
     failures: dict[int, VideoError] = {}
     frames = _Frames(sets, model.device)
-    for pieces in _passes([len(one.images) for one in sets], images_a_pass):
-        wanted = [piece for piece in pieces if piece.number not in failures]
+    every = [(number, row) for number, one in enumerate(sets) for row in range(len(one.images))]
+    for first in range(0, len(every), images_a_pass):
+        # Of each set in the pass the rows that are.
+        wanted = {
+            number: [row for _, row in rows]
+            for number, rows in groupby(every[first : first + images_a_pass], key=itemgetter(0))
+            if number not in failures
+        }
         if not wanted:
             continue
         try:
@@ -72,42 +71,25 @@ def encode_packed(model: ClipModel, sets: Sequence[ImageSet], images_a_pass: int
             # PyTorch has a class of its own for a full GPU, but not for a full host.
             if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
                 raise
-            for piece in wanted:
-                what = f"{len(sets[piece.number].images)} images, {images_a_pass} a pass"
+            for number in wanted:
+                what = f"{len(sets[number].images)} images, {images_a_pass} a pass"
                 failure = VideoError(f"out of memory encoding {what}; lower --encoder-batch", stage="encode")
                 failure.__cause__ = error
-                failures[piece.number] = failure
+                failures[number] = failure
             continue
-        for piece, part in zip(wanted, embeddings.split([one.last - one.first for one in wanted]), strict=True):
-            parts[piece.number].append(part)
+        for number, part in zip(wanted, embeddings.split([len(rows) for rows in wanted.values()]), strict=True):
+            parts[number].append(part)
     if model.device.type == "cuda":
         # Until here passes were only queued, so that frames travel meanwhile; the time is this stage's, though.
         torch.cuda.synchronize(model.device)
     return [failures.get(number) or torch.cat(parts[number]) for number in range(len(sets))]
 
 
-def _passes(counts: Sequence[int], images_a_pass: int) -> Iterator[list[_Piece]]:
-    """Cuts the sets' images, one after another, into passes."""
-    pieces: list[_Piece] = []
-    room = images_a_pass
-    for number, count in enumerate(counts):
-        first = 0
-        while first < count:
-            last = min(count, first + room)
-            pieces.append(_Piece(number, first, last))
-            room -= last - first
-            first = last
-            if not room:
-                yield pieces
-                pieces, room = [], images_a_pass
-    if pieces:
-        yield pieces
-
-
-def _encode(model: ClipModel, sets: Sequence[ImageSet], pieces: Sequence[_Piece], frames: _Frames) -> torch.Tensor:
+def _encode(
+    model: ClipModel, sets: Sequence[ImageSet], pieces: Mapping[int, Sequence[int]], frames: _Frames
+) -> torch.Tensor:
     crops = [
-        cut_crops(frames[piece.number], sets[piece.number].images[piece.first : piece.last], sets[piece.number].boxes)
-        for piece in pieces
+        cut_crops(frames[number], sets[number].images[rows], sets[number].boxes) for number, rows in pieces.items()
     ]
     return model.encode_images(normalise(torch.cat(crops), model.preprocessing))
 

@@ -9,27 +9,26 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
 
 from zar_ray.adaptation.base import Decision, Method, Shared, VideoFeatures, one_by_one
 from zar_ray.adaptation.weights import MovingTower, decide_by_moving, unfit_for_steps
 from zar_ray.adaptation.zar import marginal_entropy
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
-from zar_ray.options.base import Options
+from zar_ray.options.base import Options, option
 
 
 class MemoConfig(Options):
     """Marginal entropy minimisation (Zhang et al., NeurIPS 2022): the image tower moves for each video."""
 
-    parameters: tuple[str, ...] = Field(
-        default=(), description="Beginnings of the names of the image tower's parameters that move; by default all."
+    parameters: tuple[str, ...] = option(
+        (), "Beginnings of the names of the image tower's parameters that move; by default all."
     )
-    optimiser: Literal["adamw", "sgd"] = Field(default="adamw", description="The optimiser.")
-    lr: float = Field(default=1e-5, gt=0, description="Learning rate.")
-    weight_decay: float = Field(default=0.01, ge=0, description="Weight decay.")
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="Momentum of sgd; adamw has none.")
-    steps: int = Field(default=1, ge=1, description="Steps a video.")
+    optimiser: Literal["adamw", "sgd"] = option("adamw", "The optimiser.")
+    lr: float = option(1e-5, "Learning rate.", gt=0)
+    weight_decay: float = option(0.01, "Weight decay.", ge=0)
+    momentum: float = option(0.0, "Momentum of sgd; adamw has none.", ge=0, lt=1)
+    steps: int = option(1, "Steps a video.", ge=1)
 
 
 def unfit_for_memo(model: ClipModel, options: MemoConfig) -> str | None:

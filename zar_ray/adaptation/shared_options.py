@@ -7,19 +7,18 @@ from pydantic import Field, field_serializer
 
 from zar_ray.data.options import PromptOptions
 from zar_ray.models.options import ClassPosition, ModelOptions
-from zar_ray.options.base import operational
+from zar_ray.options.base import operational, option
 from zar_ray.video.options import DecodeOptions, ViewConfig
 
 
 class SharedOptions(ModelOptions, DecodeOptions, PromptOptions):
     """How a video is turned into a decision, but for what methods say themselves."""
 
-    method: tuple[str, ...] = Field(default=("zero_shot", "zar"), min_length=1, description="Test-time methods to run.")
-    class_position: ClassPosition = Field(
-        default="end",
-        description="Where the class name stands in the prompt: after the context, in its middle or in front.",
+    method: tuple[str, ...] = option(("zero_shot", "zar"), "Test-time methods to run.", min_length=1)
+    class_position: ClassPosition = option(
+        "end", "Where the class name stands in the prompt: after the context, in its middle or in front."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the view plans.")
+    seed: int = option(0, "Seed of the view plans.", ge=0)
     views: ViewConfig = Field(default_factory=ViewConfig, description="Views.")
     compile: bool = operational(False, "Compile the image encoder; the first pass of every worker takes longer.")
 
@@ -28,8 +27,8 @@ class PredictOptions(SharedOptions):
     """Options of `zar predict`, but for the methods' own."""
 
     videos: tyro.conf.Positional[tuple[str, ...]] = operational((), "Video files.")
-    labels: str | None = Field(default=None, description='The candidate classes: "a,b,c", or a file with one a line.')
-    method: tuple[str, ...] = Field(default=("zar",), min_length=1, description="Test-time methods to run.")
+    labels: str | None = option(None, 'The candidate classes: "a,b,c", or a file with one a line.')
+    method: tuple[str, ...] = option(("zar",), "Test-time methods to run.", min_length=1)
     top_k: int = operational(5, "How many labels to show a video.", ge=1)
     json_lines: bool = operational(False, "Print one JSON object a video and method instead of tables.")
     server: str | None = operational(

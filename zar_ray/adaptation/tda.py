@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 
 import torch
-from pydantic import Field
 from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import (
@@ -26,24 +25,23 @@ from zar_ray.adaptation.base import (
 )
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
-from zar_ray.options.base import Options
+from zar_ray.options.base import Options, option
 
 
 class TdaConfig(Options):
     """A training-free dynamic adapter (Karmanov et al., CVPR 2024): caches of the features of videos seen before."""
 
-    positive_capacity: int = Field(default=3, ge=0, description="Features a class in the positive cache; 0 for none.")
-    positive_weight: float = Field(default=2.0, ge=0, description="alpha of the positive cache.")
-    positive_sharpness: float = Field(default=5.0, ge=0, description="beta of the positive cache.")
-    negative_capacity: int = Field(default=2, ge=0, description="Features a class in the negative cache; 0 for none.")
-    negative_weight: float = Field(default=0.117, ge=0, description="alpha of the negative cache.")
-    negative_sharpness: float = Field(default=1.0, ge=0, description="beta of the negative cache.")
-    negative_entropy: tuple[float, float] = Field(
-        default=(0.2, 0.5),
-        description="Between which entropies a video enters the negative cache; in nats over log2 of the classes.",
+    positive_capacity: int = option(3, "Features a class in the positive cache; 0 for none.", ge=0)
+    positive_weight: float = option(2.0, "alpha of the positive cache.", ge=0)
+    positive_sharpness: float = option(5.0, "beta of the positive cache.", ge=0)
+    negative_capacity: int = option(2, "Features a class in the negative cache; 0 for none.", ge=0)
+    negative_weight: float = option(0.117, "alpha of the negative cache.", ge=0)
+    negative_sharpness: float = option(1.0, "beta of the negative cache.", ge=0)
+    negative_entropy: tuple[float, float] = option(
+        (0.2, 0.5), "Between which entropies a video enters the negative cache; in nats over log2 of the classes."
     )
-    negative_mask: tuple[float, float] = Field(
-        default=(0.03, 1.0), description="Between which probabilities a class counts as one that a video does not show."
+    negative_mask: tuple[float, float] = option(
+        (0.03, 1.0), "Between which probabilities a class counts as one that a video does not show."
     )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from zar_ray.adaptation.base import Decision, Method, Shared, VideoFeatures, one_by_one
@@ -19,19 +18,17 @@ from zar_ray.adaptation.weights import MovingTower, decide_by_moving, unfit_for_
 from zar_ray.adaptation.zar import mean_entropy
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
-from zar_ray.options.base import Options
+from zar_ray.options.base import Options, option
 
 
 class TentConfig(Options):
     """Test entropy minimisation (Wang et al., ICLR 2021): the image tower's layer norms move."""
 
-    stream: bool = Field(
-        default=False, description="Keep what was learnt for the next video (TENT online), in the manifest's order."
-    )
-    optimiser: Literal["adam", "sgd"] = Field(default="sgd", description="The optimiser; adam for small images there.")
-    lr: float = Field(default=0.00025, gt=0, description="Learning rate.")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of sgd; adam has none.")
-    steps: int = Field(default=1, ge=1, description="Steps a video.")
+    stream: bool = option(False, "Keep what was learnt for the next video (TENT online), in the manifest's order.")
+    optimiser: Literal["adam", "sgd"] = option("sgd", "The optimiser; adam for small images there.")
+    lr: float = option(0.00025, "Learning rate.", gt=0)
+    momentum: float = option(0.9, "Momentum of sgd; adam has none.", ge=0, lt=1)
+    steps: int = option(1, "Steps a video.", ge=1)
 
 
 def unfit_for_tent(model: ClipModel, options: TentConfig) -> str | None:

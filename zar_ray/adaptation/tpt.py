@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torchvision.transforms.v2 import functional
 
 from zar_ray.adaptation.augmix import Draws, augmix
@@ -21,7 +21,7 @@ from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
-from zar_ray.options.base import Options
+from zar_ray.options.base import Options, option
 from zar_ray.video.pixels import normalise
 
 _TRIES = 10  # at a crop that fits, as torchvision's RandomResizedCrop
@@ -30,15 +30,15 @@ _TRIES = 10  # at a crop that fits, as torchvision's RandomResizedCrop
 class TptConfig(Options):
     """Test-time prompt tuning (Shu et al., NeurIPS 2022), on random crops of the evaluation view's frames."""
 
-    views: int = Field(default=64, ge=1, description="Views: the evaluation view, and random crops of its frames.")
-    scale: tuple[float, float] = Field(default=(0.08, 1.0), description="Smallest and largest share of a frame's area.")
-    ratio: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="Narrowest and widest width over height.")
-    flip: float = Field(default=0.5, ge=0, le=1, description="Probability of a left-right flip.")
-    augmix: bool = Field(default=False, description="Mix each crop with distorted copies of it, as AugMix does.")
-    confidence: float = Field(default=0.1, gt=0, le=1, description="Share of views, lowest entropy first, that tune.")
-    steps: int = Field(default=1, ge=1, description="AdamW steps a video.")
-    lr: float = Field(default=0.005, gt=0, description="Learning rate of the context.")
-    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay.")
+    views: int = option(64, "Views: the evaluation view, and random crops of its frames.", ge=1)
+    scale: tuple[float, float] = option((0.08, 1.0), "Smallest and largest share of a frame's area.")
+    ratio: tuple[float, float] = option((3 / 4, 4 / 3), "Narrowest and widest width over height.")
+    flip: float = option(0.5, "Probability of a left-right flip.", ge=0, le=1)
+    augmix: bool = option(False, "Mix each crop with distorted copies of it, as AugMix does.")
+    confidence: float = option(0.1, "Share of views, lowest entropy first, that tune.", gt=0, le=1)
+    steps: int = option(1, "AdamW steps a video.", ge=1)
+    lr: float = option(0.005, "Learning rate of the context.", gt=0)
+    weight_decay: float = option(0.01, "AdamW's weight decay.", ge=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

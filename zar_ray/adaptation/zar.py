@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch.nn.utils.rnn import pad_sequence
 
 from zar_ray.adaptation.base import (
@@ -31,7 +30,7 @@ from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
-from zar_ray.options.base import Options
+from zar_ray.options.base import Options, option
 
 # Bounds the memory of a pass of the text tower with its graph: about 5 GB in a tower of 12 layers and width 512.
 _TOKENS_AT_ONCE = 16_384
@@ -42,31 +41,24 @@ Loss = Literal["mean_probability", "mean_entropy"]
 class ZarConfig(Options):
     """ZAR's update (DESIGN.md, "ZAR, exactly", 5 and 7 to 10), and its relatives."""
 
-    confidence: float = Field(
-        default=0.8, gt=0, le=1, description="rho, share of views, lowest entropy first, that are used."
+    confidence: float = option(0.8, "rho, share of views, lowest entropy first, that are used.", gt=0, le=1)
+    steps: int = option(1, "AdamW steps a video.", ge=1)
+    lr: float = option(0.005, "Learning rate of the context.", gt=0)
+    betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas.")
+    eps: float = option(1e-8, "AdamW's epsilon.", gt=0)
+    weight_decay: float = option(0.01, "AdamW's weight decay, which applies to the context too.", ge=0)
+    selection: Selection = option(
+        "entropy", "What makes a view confident: low entropy, or a wide margin between its two likeliest classes."
     )
-    steps: int = Field(default=1, ge=1, description="AdamW steps a video.")
-    lr: float = Field(default=0.005, gt=0, description="Learning rate of the context.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas.")
-    eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
-    weight_decay: float = Field(
-        default=0.01, ge=0, description="AdamW's weight decay, which applies to the context too."
+    loss: Loss = option(
+        "mean_probability", "The entropy of the selected views' mean probability, or the mean of their entropies."
     )
-    selection: Selection = Field(
-        default="entropy",
-        description="What makes a view confident: low entropy, or a wide margin between its two likeliest classes.",
+    decision: Literal["evaluation", "selected"] = option(
+        "evaluation", "What is classified under the tuned context: the evaluation view, or the mean of those selected."
     )
-    loss: Loss = Field(
-        default="mean_probability",
-        description="The entropy of the selected views' mean probability, or the mean of their entropies.",
-    )
-    decision: Literal["evaluation", "selected"] = Field(
-        default="evaluation",
-        description="What is classified under the tuned context: the evaluation view, or the mean of those selected.",
-    )
-    fusion: Fusion = Field(
-        default="embedding",
-        description="Where the frames of a view become one: their embeddings; nowhere, each image being a view (image);"
+    fusion: Fusion = option(
+        "embedding",
+        "Where the frames of a view become one: their embeddings; nowhere, each image being a view (image);"
         " or their logits (decision).",
     )
 

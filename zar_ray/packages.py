@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from zar_ray.errors import ConfigError
 
-_T = TypeVar("_T")
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
 
 
-def offered(group: str, kind: type[_T], noun: str) -> Iterator[tuple[str, _T]]:
-    """Loads the entry points of a group, such as ``zar_ray.models``, in the order of their names.
+_T = TypeVar("_T", bound=_Named)
 
-    Each must be of a kind, for which messages have a noun.
 
-    Yields:
-        What to call the package in a message, and the object.
+def with_offered(own: Iterable[_T], group: str, kind: type[_T], noun: str) -> dict[str, tuple[str, _T]]:
+    """Loads the entry points of a group, such as ``zar_ray.models``, beside zar-ray's own objects of its kind.
+
+    Messages have a noun for the kind.
+
+    Returns:
+        What to call the package in a message, and the object, by the object's name: zar-ray's own in their order, then
+        those of packages in that of their entry points' names.
 
     Raises:
-        ConfigError: One cannot be loaded, or is something else; the message names the package.
+        ConfigError: One cannot be loaded, is something else, or has another one's name; the message names the package.
     """
+    known = {one.name: ("zar-ray", one) for one in own}
     for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
         package = f"package {entry.dist.name if entry.dist is not None else entry.value}"
         try:
@@ -36,4 +44,10 @@ def offered(group: str, kind: type[_T], noun: str) -> Iterator[tuple[str, _T]]:
                 f'{package}: "{entry.value}" of its {noun} "{entry.name}" is no {kind.__name__} but a'
                 f" {type(found).__name__}"
             )
-        yield package, found
+        if found.name in known:
+            raise ConfigError(
+                f'{package}: its {noun} is called "{found.name}", as one of {known[found.name][0]} is; rename it, or'
+                " uninstall one of them"
+            )
+        known[found.name] = package, found
+    return known

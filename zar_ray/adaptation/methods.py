@@ -8,7 +8,7 @@ from __future__ import annotations
 from zar_ray.adaptation import memo, tda, tent, tpt, zar, zero_shot
 from zar_ray.adaptation.base import Method
 from zar_ray.errors import ConfigError, suggestion
-from zar_ray.packages import offered
+from zar_ray.packages import with_offered
 
 ENTRY_POINTS = "zar_ray.methods"
 """The group of entry points that packages offer their methods in."""
@@ -22,16 +22,8 @@ def find_methods() -> dict[str, Method]:
     Raises:
         ConfigError: A package's method cannot be loaded or has another one's name; the message names the package.
     """
-    methods = {module.METHOD.name: module.METHOD for module in _BUILT_IN}
-    sources = dict.fromkeys(methods, "zar-ray")
-    for package, method in offered(ENTRY_POINTS, Method, "method"):
-        if method.name in methods:
-            raise ConfigError(
-                f'{package}: its method is called "{method.name}", as one of {sources[method.name]} is;'
-                " rename it, or uninstall one of them"
-            )
-        methods[method.name], sources[method.name] = method, package
-    return methods
+    own = [module.METHOD for module in _BUILT_IN]
+    return {name: method for name, (_, method) in with_offered(own, ENTRY_POINTS, Method, "method").items()}
 
 
 METHODS = find_methods()

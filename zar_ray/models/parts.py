@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,16 +102,38 @@ def require_class_token(clip: Any, what: str) -> None:
         raise ModelError(f"{what} need a vision transformer with a class token, such as ViT-B-16")
 
 
-def with_times(tokens: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-    """The tokens of whole views (n·T, tokens, W), with the embedding of its time (T, W) added to each frame's."""
-    views = tokens.unflatten(0, (-1, len(times)))
-    return (views + times[:, None].to(views.dtype)).flatten(0, 1)
+def add_times(visual: Any, name: str) -> None:
+    """Has an image tower add to each frame's tokens the embedding of its time, before the first norm.
+
+    The tower's parameter of that name holds them, (..., T, W). The tower reads the tokens of whole views, (n·T, …).
+    """
+    visual.ln_pre.register_forward_pre_hook(partial(_in_time, visual, name))
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
-    """What attention of several heads makes of projected queries (n, q, W), keys and values (n, k, W): (n, q, W)."""
-    query, key, value = (one.unflatten(-1, (heads, -1)).transpose(1, 2) for one in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+def _in_time(visual: Any, name: str, _norm: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    times = getattr(visual, name).flatten(0, -2)
+    views = inputs[0].unflatten(0, (-1, len(times)))
+    return ((views + times[:, None].to(views.dtype)).flatten(0, 1),)
+
+
+class ApartAttention(nn.Module):
+    """Attention of several heads, with projections of their own for queries, keys and values, and one of the outcome.
+
+    The last one's name differs between systems.
+    """
+
+    def __init__(self, width: int, heads: int, bias: bool, outcome: str) -> None:
+        super().__init__()
+        self.heads, self._outcome = heads, outcome
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width, bias=bias) for _ in range(3))
+        self.add_module(outcome, nn.Linear(width, width))
+
+    def forward(self, x: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """(n, q, W) to the same, by what it finds in the `others` (n, k, W)."""
+        projected = self.q_proj(x), self.k_proj(others), self.v_proj(others)
+        query, key, value = (one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in projected)
+        found = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return self.get_submodule(self._outcome)(found)
 
 
 def drop_last(_block: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:

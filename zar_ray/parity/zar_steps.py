@@ -6,7 +6,8 @@ Where a fixture tunes as TPT was published, on 10 % of the views, the update is 
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +36,6 @@ class ZarStepConfig(BaseModel):
     steps: int
 
 
-class _Views(NamedTuple):
-    views: np.ndarray
-    evaluation: np.ndarray
-
-
 def zar_steps(fixture: Fixture) -> Evidence:
     """Runs the model, the fusion and the adaptation on a fixture's weights and input."""
     config = fixture.fact(ZarStepConfig, "config")
@@ -50,7 +46,7 @@ def zar_steps(fixture: Fixture) -> Evidence:
     rows = np.arange(embeddings.shape[0] * embeddings.shape[1]).reshape(embeddings.shape[:2])
     if fixture.system == "zar_step_pixels":
         embeddings = classes.model.encode_images(embeddings.flatten(0, 1)).unflatten(0, rows.shape)
-    features = video_features(embeddings.flatten(0, 1), _Views(rows[:-1], rows[-1]))
+    features = video_features(embeddings.flatten(0, 1), SimpleNamespace(views=rows[:-1], evaluation=rows[-1]))
     untuned = _decide(features, classes, _options(fixture, config, "1", 1))
     assert untuned.view_entropies is not None
     arrays = {

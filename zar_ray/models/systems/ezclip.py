@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from zar_ray.models.blocks import AdaptedBlock
 from zar_ray.models.formats import Converted, SavedWeights
-from zar_ray.models.parts import PROMPT_DROPOUT, VIEW_FRAMES, drop_last, require_class_token, with_times
+from zar_ray.models.parts import PROMPT_DROPOUT, VIEW_FRAMES, add_times, drop_last, require_class_token
 from zar_ray.models.systems.base import EVALUATION_SCALE, System, TrainingRule
 from zar_ray.video.transforms import enlarged_preprocessing
 
@@ -77,7 +77,7 @@ def attach_temporal_adapters(clip: Any, frames: int, reduction: int = _REDUCTION
     stack.register_parameter(PROMPTS, nn.Parameter(prompts))
     stack.add_module(PROMPT_DROPOUT, nn.Dropout(0.0))  # training's to set, see zar_ray.training.regularisation
     visual.register_parameter("temporal_embedding", nn.Parameter(torch.zeros(1, frames, width)))
-    visual.ln_pre.register_forward_pre_hook(partial(_in_time, visual))
+    add_times(visual, "temporal_embedding")
     for layer, block in enumerate(stack.resblocks):
         block.register_forward_pre_hook(partial(_see_frames, stack, layer))
         block.register_forward_hook(drop_last)
@@ -86,10 +86,6 @@ def attach_temporal_adapters(clip: Any, frames: int, reduction: int = _REDUCTION
 def is_trained(name: str) -> bool:
     """Whether EZ-CLIP trains a parameter: the temporal prompts and the adapters; the rest of the model is frozen."""
     return PROMPTS in name or ".Adapter." in name
-
-
-def _in_time(visual: Any, _norm: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    return (with_times(inputs[0], visual.temporal_embedding[0]),)
 
 
 def _see_frames(stack: Any, layer: int, block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from zar_ray.errors import ConfigError
 from zar_ray.models.formats import Converted, SavedWeights
 from zar_ray.models.systems import a5, actionclip, ezclip, vificlip, vitaclip, xclip
 from zar_ray.models.systems.base import SYSTEM, System, TrainingRule
-from zar_ray.packages import offered
+from zar_ray.packages import with_offered
 
 GROUP = "zar_ray.models"
 """The group of entry points that packages offer their systems in."""
@@ -30,21 +30,14 @@ def registered() -> Mapping[str, System]:
         ConfigError: A package's system cannot be loaded, has another one's name, or a part of its own under another
             one's word; the message names the package.
     """
-    found: dict[str, System] = {}
-    owners: dict[str, str] = {}
+    found = with_offered(_BUILT_IN, GROUP, System, "model")
     parts: dict[str, tuple[str, Callable[..., None]]] = {}
-    for package, system in [*(("zar-ray", one) for one in _BUILT_IN), *offered(GROUP, System, "model")]:
-        if system.name in found:
-            raise ConfigError(
-                f'{package}: its model is called "{system.name}", as one of {owners[system.name]} is; rename it, or'
-                " uninstall one of them"
-            )
+    for package, system in found.values():
         for word, attach in system.parts.items():
             other, held = parts.setdefault(word, (package, attach))
             if held is not attach:
                 raise ConfigError(f'{package}: has a part under the word "{word}", as {other} has; rename it')
-        found[system.name], owners[system.name] = system, package
-    return dict(sorted(found.items()))
+    return {name: system for name, (_, system) in sorted(found.items())}
 
 
 def known_systems() -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from torch import nn
 
 from zar_ray.errors import ModelError
 from zar_ray.models.formats import Converted, SavedWeights
-from zar_ray.models.parts import OWN_CONTEXT, VIEW_FRAMES, attend, require_class_token, with_times
+from zar_ray.models.parts import OWN_CONTEXT, VIEW_FRAMES, ApartAttention, add_times, require_class_token
 from zar_ray.models.systems.base import System, TrainingRule
 from zar_ray.video.transforms import Preprocessing
 
@@ -50,19 +50,6 @@ _CONTEXT, _TIMES, _PROMPTS = "prompt_learner.ctx", "visual.time_embed", "visual.
 _A_CONTEXT_EACH = "holds a context for each class that it was trained with, and is made for no others"
 
 
-class SummaryAttention(nn.Module):
-    """Attention of a view's class tokens, with projections of their own for queries, keys and values."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, T, W) to the same."""
-        return self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads))
-
-
 def attach_view_prompts(clip: Any, frames: int, global_prompts: int = 8, context: int | None = 8) -> None:
     """Gives the image tower of an open_clip CLIP new prompts between frames, and the text tower a new context.
 
@@ -77,13 +64,15 @@ def attach_view_prompts(clip: Any, frames: int, global_prompts: int = 8, context
     setattr(visual, VIEW_FRAMES, frames)
     visual.register_parameter("time_embed", nn.Parameter(torch.zeros(frames, width)))
     visual.register_parameter("global_prompts", _drawn(len(blocks), global_prompts, width))
-    visual.ln_pre.register_forward_pre_hook(partial(_in_time, visual))
+    add_times(visual, "time_embed")
     block: Any  # its attributes bear no types
     for layer, block in enumerate(blocks):
         block.register_parameter("local_prompts", _drawn(1, frames, width))
         block.add_module("cls_proj", nn.Linear(width, width))
         block.add_module("summary_ln", nn.LayerNorm(width))
-        block.add_module("summary_attn_layer", SummaryAttention(width, block.attn.num_heads))
+        block.add_module(
+            "summary_attn_layer", ApartAttention(width, block.attn.num_heads, bias=True, outcome="out_proj")
+        )
         block.register_forward_pre_hook(partial(_append, visual, layer))
         block.register_forward_hook(partial(_drop, visual))
     if context is not None:
@@ -104,15 +93,12 @@ def _drawn(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape) * _DEVIATION)
 
 
-def _in_time(visual: Any, _norm: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    return (with_times(inputs[0], visual.time_embed),)
-
-
 def _append(visual: Any, layer: int, block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     x = inputs[0]
     frames = block.local_prompts.shape[1]
     classes = block.cls_proj(x[:, 0].unflatten(0, (-1, frames)))  # (n, T, W)
-    summary = classes + block.summary_attn_layer(block.summary_ln(classes))
+    normed = block.summary_ln(classes)
+    summary = classes + block.summary_attn_layer(normed, normed)
     local = (block.local_prompts + classes)[:, None].expand(-1, frames, -1, -1)
     own = visual.global_prompts[layer].expand(len(x), -1, -1)
     extra = torch.cat([summary.flatten(0, 1)[:, None], local.flatten(0, 1), own], dim=1)

@@ -26,7 +26,7 @@ from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import nn
 
 from zar_ray.models.formats import Converted, SavedWeights, count_layers
-from zar_ray.models.parts import FUSION, VIEW_FRAMES, attend, drop_last, is_of_head, require_class_token
+from zar_ray.models.parts import FUSION, VIEW_FRAMES, ApartAttention, drop_last, is_of_head, require_class_token
 from zar_ray.models.systems.base import System, TrainingRule
 from zar_ray.video.transforms import imagenet_preprocessing
 
@@ -127,7 +127,7 @@ class _TextPrompts(nn.Module):
 class _PromptLayer(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.cross_attn = _CrossAttention(width)
+        self.cross_attn = ApartAttention(width, max(1, width // _HEAD_WIDTH), bias=False, outcome="proj")
         self.norm1, self.norm3 = LayerNorm(width), LayerNorm(width)
         # The published names count the dropout between the two.
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), QuickGELU(), nn.Identity(), nn.Linear(4 * width, width))
@@ -135,17 +135,6 @@ class _PromptLayer(nn.Module):
     def forward(self, texts: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         texts = texts + self.cross_attn(self.norm1(texts), patches)
         return texts + self.mlp(self.norm3(texts))
-
-
-class _CrossAttention(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.heads = max(1, width // _HEAD_WIDTH)
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width, bias=False) for _ in range(3))
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, texts: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        return self.proj(attend(self.q_proj(texts), self.k_proj(patches), self.v_proj(patches), self.heads))
 
 
 def _append(frames: int, block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

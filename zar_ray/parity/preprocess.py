@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +22,11 @@ from zar_ray.video.pixels import crop_and_normalise
 from zar_ray.video.plans import segment_frames
 from zar_ray.video.reading import VideoInfo, open_video
 from zar_ray.video.transforms import Preprocessing, crop_boxes
+
+
+class _Wanted(NamedTuple):
+    frames: np.ndarray
+    short_side: int
 
 
 class _Pixels(NamedTuple):
@@ -64,9 +68,7 @@ def _find(fixture: Fixture, file: str) -> Path:
 def _read(path: Path, order: np.ndarray, preprocessing: Preprocessing) -> _Pixels:
     size = preprocessing.input_size
     distinct, rows = np.unique(order, return_inverse=True)
-    decoded = decode_video(
-        path, lambda _: SimpleNamespace(frames=distinct, short_side=size), preprocessing.interpolation
-    )
+    decoded = decode_video(path, lambda _: _Wanted(distinct, size), preprocessing.interpolation)
     # Evaluations see resized frames only; the full ones come from the decoder that gave those.
     with open_video(path, "pyav" if decoded.info.decoder == "pyav" else "decord") as reader:
         raw = np.stack(list(reader.read(distinct)))[rows]

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -49,6 +48,13 @@ class MicroBatch(NamedTuple):
     step: int
     number: int
     samples: tuple[Sample, ...]
+
+
+class FrameChoice(NamedTuple):
+    """The frames to read of a video and the short side to resize them to."""
+
+    frames: np.ndarray
+    short_side: int
 
 
 def generator(*key: object) -> np.random.Generator:
@@ -127,10 +133,10 @@ class SampleReader:
     def _decode(self, video: VideoRow, frames: np.ndarray) -> np.ndarray:
         config, pixels = self._config, self._preprocessing
 
-        def choose(info: VideoInfo) -> SimpleNamespace:
+        def choose(info: VideoInfo) -> FrameChoice:
             if info.frames != video.frames:
                 raise VideoError(f"has {info.frames} frames, and the manifest says {video.frames}", stage="open")
-            return SimpleNamespace(frames=frames, short_side=pixels.short_side or pixels.input_size)
+            return FrameChoice(frames, pixels.short_side or pixels.input_size)
 
         way, decoder, seconds = pixels.interpolation, config.decoder, config.decode_timeout
         try:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
 from zar_ray.adaptation.adapter import VideoAdapter, make_cases
 from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.options import AdaptationOptions, Setting
-from zar_ray.data.class_texts import ClassPrompts, is_context_file, prompts_of, with_words
+from zar_ray.data.class_texts import is_context_file, prompts_of, with_words
 from zar_ray.errors import ConfigError
 from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.evaluation.spec import JobSpec, ModelViews
@@ -19,7 +19,6 @@ from zar_ray.evaluation.workload import Workload
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.cost import image_gflops, parameter_count, step_gflops, view_gflops, weightless
 from zar_ray.models.loading import load_model
-from zar_ray.models.options import ClassPosition
 from zar_ray.models.text import default_words, remark_on_words, why_full_pass
 from zar_ray.models.vision import unfit_vision
 from zar_ray.options.base import fingerprint, meaning
@@ -156,12 +155,8 @@ def count_costs(model: ClipModel, settings: Sequence[Setting]) -> tuple[ModelCos
     """Counts what a model of this shape holds and computes for a video, under each setting whose methods can use it."""
     shape = weightless(model.architecture, model.name, model.preprocessing)
     parameters, of_image = parameter_count(shape), image_gflops(shape)
-    of_view = cache(lambda frames: view_gflops(shape, frames))
-
-    @cache
-    def of_step(prompts: ClassPrompts, position: ClassPosition) -> float:
-        return step_gflops(shape, prompts, position)
-
+    of_view = cache(partial(view_gflops, shape))
+    of_step = cache(partial(step_gflops, shape))
     costs = []
     for setting in settings:
         options = setting.options

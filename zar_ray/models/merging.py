@@ -60,38 +60,30 @@ def merge_checkpoints(
         raise ConfigError(f"preprocessing of {pixels_of}: give one of the checkpoints that are merged")
     target = free_path(output, ".safetensors")
 
-    first = load_source(sources[0])
-    total = {name: _weighted(tensor, shares[0]) for name, tensor in first.clip.state_dict().items()}
-    merged, leading = [_note(sources[0], first, shares[0])], first
-    for source, share in zip(sources[1:], shares[1:], strict=True):
+    total: dict[str, torch.Tensor] = {}
+    merged: list[dict[str, Any]] = []
+    first = leading = None
+    for source, share in zip(sources, shares, strict=True):
         model = load_source(source)
-        other = architecture_difference(first.architecture, model.architecture)
-        if other is not None:
+        first, leading = first or model, model if leading is None or source == pixels_of else leading
+        if (other := architecture_difference(first.architecture, model.architecture)) is not None:
             raise ModelError(f"{sources[0]} and {source} cannot be merged: {other}; merge one architecture's")
-        other = difference(_pixels(first), _pixels(model))
-        if other is not None and pixels_of is None:
+        if (other := difference(_pixels(first), _pixels(model))) is not None and pixels_of is None:
             raise ModelError(
                 f"{sources[0]} and {source} read other pixels: {other}; say whose preprocessing the result has"
                 " (--pixels-of)"
             )
-        if source == pixels_of:
-            leading = model
         for name, tensor in model.clip.state_dict().items():
             if tensor.is_floating_point():
-                total[name] += _weighted(tensor, share)
-        merged.append(_note(source, model, share))
-    notes = {"name": target.stem, "merged": merged}
-    save_checkpoint(total, leading.architecture, leading.preprocessing, target, notes)
-
-
-def _weighted(tensor: torch.Tensor, share: float) -> torch.Tensor:
-    return tensor.detach().double() * share if tensor.is_floating_point() else tensor.clone()
+                total[name] = total.get(name, 0) + tensor.double() * share
+            else:
+                total.setdefault(name, tensor)
+        about = {"source": Path(source).name, "name": model.name, "fingerprint": model.fingerprint, "weight": share}
+        merged.append(about)
+    assert leading is not None
+    save_checkpoint(total, leading.architecture, leading.preprocessing, target, {"name": target.stem, "merged": merged})
 
 
 def _pixels(model: ClipModel) -> dict[str, object]:
     pixels = model.preprocessing
     return {**asdict(pixels), "short_side": pixels.short_side or pixels.input_size}
-
-
-def _note(source: Source, model: ClipModel, share: float) -> dict[str, Any]:
-    return {"source": Path(source).name, "name": model.name, "fingerprint": model.fingerprint, "weight": share}

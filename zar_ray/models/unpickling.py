@@ -68,7 +68,8 @@ def read_torch(path: Path) -> object:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                _require_stored(archive, path)
+                # Its pieces may unpack to far more than it is, or share the same bytes.
+                _require_backed(path, sum(entry.file_size for entry in archive.infolist()))
                 if any(name.endswith("/constants.pkl") for name in archive.namelist()):  # as TorchScript alone has it
                     tensors = _script_tensors(archive)
                     _require_dense(tensors, path)
@@ -91,11 +92,6 @@ def read_torch(path: Path) -> object:
     except Exception as error:
         raise ModelError(f"{path}: cannot be read as a checkpoint ({reason_of(error)})") from error
     return content
-
-
-def _require_stored(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuses an archive whose pieces unpack to far more than it is, or share the same bytes."""
-    _require_backed(path, sum(entry.file_size for entry in archive.infolist()))
 
 
 def _require_dense(content: object, path: Path) -> None:
@@ -167,7 +163,7 @@ def _pickled(path: Path) -> IO[bytes]:
 def _names_in(file: IO[bytes]) -> Iterator[str]:
     """What a pickle refers to, dotted, in its order; nothing is made of it."""
     texts: list[str] = []
-    remembered: list[str] = []
+    remembered: dict[object, str] = {}
     for operation, argument, _ in pickletools.genops(file):
         match operation.name:
             case "GLOBAL":
@@ -175,9 +171,9 @@ def _names_in(file: IO[bytes]) -> Iterator[str]:
             case "STACK_GLOBAL":
                 yield ".".join(texts[-2:])
             case "MEMOIZE":
-                remembered.append(texts[-1] if texts else "")
-            case "BINGET" | "LONG_BINGET" if argument < len(remembered):
-                texts.append(remembered[argument])
+                remembered[len(remembered)] = texts[-1] if texts else ""
+            case "BINGET" | "LONG_BINGET":
+                texts.append(remembered.get(argument, ""))
             case kind if "UNICODE" in kind:
                 texts.append(str(argument))
 
@@ -209,12 +205,12 @@ class _TensorUnpickler(pickle.Unpickler):
             return _Module
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
+        if module == "torch.jit._pickle":  # typed lists and dicts of plain values
+            return lambda value, *_: value
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
+            return lambda storage, offset, size, stride, *_: storage.as_strided(tuple(size), tuple(stride), offset)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        if module == "torch.jit._pickle":  # typed lists and dicts of plain values
-            return _first
         raise ValueError(f"it refers to {module}.{name}")
 
     def persistent_load(self, pid: Any) -> torch.Tensor:
@@ -223,14 +219,6 @@ class _TensorUnpickler(pickle.Unpickler):
             raise ValueError(f"it holds an unknown kind of data: {kind}")
         content = bytearray(self._archive.read(f"{self._data}{key}"))
         return torch.frombuffer(content, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
-
-
-def _rebuild_tensor(storage: torch.Tensor, offset: int, size: Any, stride: Any, *_: object) -> torch.Tensor:
-    return storage.as_strided(tuple(size), tuple(stride), offset)
-
-
-def _first(value: object, *_: object) -> object:
-    return value
 
 
 def _collect(value: object, name: str, tensors: dict[str, torch.Tensor]) -> None:

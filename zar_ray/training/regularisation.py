@@ -44,17 +44,26 @@ def attach_regularisation(model: ClipModel, config: TrainConfig) -> tuple[nn.Mod
         ConfigError: The model has nothing that a rate could be of, or it is not trained.
     """
     dropping: list[nn.Module] = []
-    for option, rate, attach in (
-        ("--drop-path", config.drop_path, _drop_branches),
-        ("--attention-dropout", config.attention_dropout, _drop_attention),
-    ):
-        if rate:
-            if not model.frame_independent and not rule_of(model.architecture).drops_layers:
-                # What passes between frames beside the branches would be dropped as nothing published does it.
-                raise ConfigError(f"{option}: not for {model.name}, whose frames see each other; leave it away")
-            for stack in _trained_stacks(model, option, config.trains):
-                for block, own in zip(stack.resblocks, _rates(rate, stack, model), strict=True):
-                    dropping += attach(block, own)
+    for option, rate in (("--drop-path", config.drop_path), ("--attention-dropout", config.attention_dropout)):
+        if not rate:
+            continue
+        if not model.frame_independent and not rule_of(model.architecture).drops_layers:
+            # What passes between frames beside the branches would be dropped as nothing published does it.
+            raise ConfigError(f"{option}: not for {model.name}, whose frames see each other; leave it away")
+        for stack in _trained_stacks(model, option, config.trains):
+            # A text tower's layers have the rates of the image tower's of the same number.
+            image = getattr(model.clip.visual, "transformer", None)
+            last = max(1, len((image or stack).resblocks) - 1)
+            for layer, block in enumerate(stack.resblocks):
+                own = rate * min(layer / last, 1.0)
+                if option == "--attention-dropout":
+                    block.attn.dropout = own
+                    dropping.append(block.attn)
+                    continue
+                # open_clip's blocks put out each branch through a module, an identity in CLIP's.
+                for branch in (block.ls_1, block.ls_2):
+                    branch.register_forward_hook(partial(_drop_positions, own))
+                    dropping.append(branch)
     if config.prompt_dropout:
         dropout = getattr(getattr(model.clip.visual, "transformer", None), PROMPT_DROPOUT, None)
         if dropout is None:
@@ -84,28 +93,9 @@ def _trained_stacks(model: ClipModel, option: str, trains: str) -> list[Any]:
     return stacks
 
 
-def _rates(rate: float, stack: Any, model: ClipModel) -> list[float]:
-    """A rate a layer; a text tower's layers have those of the image tower's of the same number."""
-    image = getattr(model.clip.visual, "transformer", None)
-    last = max(1, len((image or stack).resblocks) - 1)
-    return [rate * min(layer / last, 1.0) for layer in range(len(stack.resblocks))]
-
-
-def _drop_branches(block: Any, rate: float) -> list[nn.Module]:
-    # open_clip's blocks put out each branch through a module, an identity in CLIP's.
-    for branch in (block.ls_1, block.ls_2):
-        branch.register_forward_hook(partial(_drop_positions, rate))
-    return [block.ls_1, block.ls_2]
-
-
 def _drop_positions(rate: float, branch: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
     """(n, tokens, W) to the same, without the positions drawn, and the others scaled up for them."""
     return stochastic_depth(output.transpose(0, 1), rate, "row", branch.training).transpose(0, 1)
-
-
-def _drop_attention(block: Any, rate: float) -> list[nn.Module]:
-    block.attn.dropout = rate
-    return [block.attn]
 
 
 def _head_with_dropout(model: ClipModel, rate: float, trains: str) -> nn.Module:

@@ -41,13 +41,13 @@ def with_tpt(options, **values):
 )
 def test_a_crop_lies_in_the_frame_and_is_of_the_area_and_shape_asked_for(height, width, low, narrow, key):
     options = TptConfig(scale=(low, 1.0), ratio=(narrow, 1 / narrow))
-    box = random_crop(height, width, options, Draws(key))
-    assert 0 <= box.top <= box.top + box.height <= height
-    assert 0 <= box.left <= box.left + box.width <= width
-    assert box.height > 0
-    assert box.width > 0
-    slack = 1 + 1 / min(box.height, box.width)
-    assert narrow / slack**2 <= box.width / box.height <= slack**2 / narrow
+    top, left, down, across = random_crop(height, width, options, Draws(key))
+    assert 0 <= top <= top + down <= height
+    assert 0 <= left <= left + across <= width
+    assert down > 0
+    assert across > 0
+    slack = 1 + 1 / min(down, across)
+    assert narrow / slack**2 <= across / down <= slack**2 / narrow
 
 
 def test_crops_and_flips_are_spread_as_they_should_be():
@@ -59,7 +59,7 @@ def test_crops_and_flips_are_spread_as_they_should_be():
         view = random_view(frames, options, 32, Draws(key))
         flipped += bool(view[0, 0, 0, 0] > view[0, 0, -1, 0])
     areas, shapes = (
-        np.array([f(b.height, b.width) for b in boxes]) for f in (lambda h, w: h * w / 224**2, lambda h, w: w / h)
+        np.array([f(h, w) for _, _, h, w in boxes]) for f in (lambda h, w: h * w / 224**2, lambda h, w: w / h)
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -84,7 +84,7 @@ def test_a_view_is_all_frames_under_one_crop(tiny_model, make_pixels):
     for number, got in enumerate(crops, 1):
         draws = Draws(SHARED.seed, pixels.video_id, "tpt", number)
         box = random_crop(*frames.shape[-2:], options, draws)
-        cut = functional.resized_crop(frames, box.top, box.left, box.height, box.width, [32, 32], antialias=True)
+        cut = functional.resized_crop(frames, *box, [32, 32], antialias=True)
         cut = cut.flip(-1) if draws.uniform() < 0.5 else cut
         expected = tiny_model.encode_images(normalise(cut.permute(0, 2, 3, 1), tiny_model.preprocessing))
         assert torch.allclose(got, expected, atol=1e-5)

@@ -304,7 +304,7 @@ class VideoAdapter:
     def _decide(self, videos: Sequence[_Encoded], encode_peak: int | None) -> list[VideoPrediction | VideoError]:
         """What the cases say of each video, but those of settings under which one cannot decide."""
         for case in self.cases:
-            chosen = [one for one in videos if one.is_of(case)]
+            chosen = [one for one in videos if one.video.class_sets is None or case.class_set in one.video.class_sets]
             if not chosen:
                 continue
             method, (own, shared) = get_method(case.method), self._told(case)
@@ -352,9 +352,6 @@ class _Encoded:
     known: dict[tuple[int, Fusion], VideoFeatures] = field(default_factory=dict)
     said: list[tuple[int, CasePrediction]] = field(default_factory=list)
     failures: dict[int, VideoError] = field(default_factory=dict)
-
-    def is_of(self, case: Case) -> bool:
-        return self.video.class_sets is None or case.class_set in self.video.class_sets
 
     def under(self, setting: int, fusion: Fusion, with_pixels: bool) -> VideoFeatures:
         plan = self.video.plans[setting]

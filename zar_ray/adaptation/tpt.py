@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from pydantic import model_validator
@@ -133,17 +133,8 @@ def random_view(frames: torch.Tensor, options: TptConfig, size: int, draws: Draw
     return cut.permute(0, 2, 3, 1)
 
 
-class Rectangle(NamedTuple):
-    """A part of a frame, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-def random_crop(height: int, width: int, options: TptConfig, draws: Draws) -> Rectangle:
-    """A rectangle of random area and shape, anywhere (Szegedy et al., CVPR 2015, section 6).
+def random_crop(height: int, width: int, options: TptConfig, draws: Draws) -> tuple[int, int, int, int]:
+    """A rectangle of random area and shape, anywhere (Szegedy et al., CVPR 2015, section 6): top, left, height, width.
 
     The area is uniform, the logarithm of width over height too; where none of ten draws fits, the largest centred
     rectangle of an allowed shape.
@@ -154,10 +145,10 @@ def random_crop(height: int, width: int, options: TptConfig, draws: Draws) -> Re
         shape = math.exp(draws.uniform(math.log(narrow), math.log(wide)))
         across, down = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
         if 0 < across <= width and 0 < down <= height:
-            return Rectangle(draws.below(height - down + 1), draws.below(width - across + 1), down, across)
+            return (draws.below(height - down + 1), draws.below(width - across + 1), down, across)
     shape = min(max(width / height, narrow), wide)
     across, down = min(width, round(height * shape)), min(height, round(width / shape))
-    return Rectangle((height - down) // 2, (width - across) // 2, down, across)
+    return ((height - down) // 2, (width - across) // 2, down, across)
 
 
 METHOD = Method(

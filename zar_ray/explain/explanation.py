@@ -23,7 +23,6 @@ from zar_ray.data.class_texts import prompts_of
 from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import RunError, VideoError, suggestion
 from zar_ray.models.attention import attention_rollout, class_relevance, require_attention
-from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.models.packing import ImageSet, encode_packed
 from zar_ray.models.text import PromptedClasses
@@ -115,48 +114,43 @@ def explain_videos(
         ModelError: The model cannot be loaded, or its image tower has no attention maps.
         ZarError: Its manifest or class texts cannot be read.
     """
-    known = {name: one for name, one in run.config.items() if name in AdaptationOptions.model_fields}
-    options = validate(AdaptationOptions, known, run.place)
-    if _METHOD not in options.method:
-        raise RunError(f"{run.place}: tunes nothing (methods {', '.join(options.method)}); attention maps need zar")
-    model = load_model(options)
-    require_attention(model)
-    if model.fingerprint != (own := run.summary.model_fingerprint):
-        raise RunError(
-            f"{run.place}: its model was {own}, and {options.checkpoint or options.model} is {model.fingerprint} now;"
-            " bring the weights of the run back"
-        )
-    prompts = prompts_of(class_sets, options)
-    cases = [case for case in make_cases(options, model.fingerprint, prompts) if case.method == _METHOD]
-    ids = pa.array([case.case_id for case in cases], pa.string())
-    rows = to_rows(results.filter(pc.field("case_id").isin(ids)))
-    if not rows:
-        raise RunError(f"{run.place}: its texts of the classes have changed since; bring those of the run back")
-    prompted = [PromptedClasses.of(model, one, options.class_position) for one in prompts]
-    classes = {case.case_id: (class_sets[case.class_set], prompted[case.class_set]) for case in cases}
-    by_video = {row.video_id: row for row in reversed(rows)}
-    explaining = _Explaining(run.place, videos, options, model, classes, by_video, decoder)
+    explaining = _Explaining(run, class_sets, results, videos, decoder)
     return tuple(explaining.maps(video_id) for video_id in video_ids)
 
 
-@dataclass(frozen=True, eq=False)
 class _Explaining:
-    """An evaluation with the model that made it.
+    """An evaluation with the model that made it, see `explain_videos`."""
 
-    Attributes:
-        videos: Its manifest's rows by video id.
-        classes: The candidate classes by ZAR's case ids: their names, and their prompts under the model.
-        rows: ZAR's results by video id; of the first class set, where a video is of several.
-        decoder: What decodes them.
-    """
-
-    place: str
-    videos: Mapping[str, VideoRow]
-    options: AdaptationOptions
-    model: ClipModel
-    classes: Mapping[str, tuple[tuple[str, ...], PromptedClasses]]
-    rows: Mapping[str, ResultRow]
-    decoder: DecoderProcess
+    def __init__(
+        self,
+        run: FinishedRun,
+        class_sets: Sequence[tuple[str, ...]],
+        results: pa.Table,
+        videos: Mapping[str, VideoRow],
+        decoder: DecoderProcess,
+    ) -> None:
+        self.place, self.videos, self.decoder = run.place, videos, decoder
+        known = {name: one for name, one in run.config.items() if name in AdaptationOptions.model_fields}
+        self.options = options = validate(AdaptationOptions, known, run.place)
+        if _METHOD not in options.method:
+            raise RunError(f"{run.place}: tunes nothing (methods {', '.join(options.method)}); attention maps need zar")
+        self.model = model = load_model(options)
+        require_attention(model)
+        if model.fingerprint != (own := run.summary.model_fingerprint):
+            raise RunError(
+                f"{run.place}: its model was {own}, and {options.checkpoint or options.model} is {model.fingerprint}"
+                " now; bring the weights of the run back"
+            )
+        prompts = prompts_of(class_sets, options)
+        cases = [case for case in make_cases(options, model.fingerprint, prompts) if case.method == _METHOD]
+        ids = pa.array([case.case_id for case in cases], pa.string())
+        rows = to_rows(results.filter(pc.field("case_id").isin(ids)))
+        if not rows:
+            raise RunError(f"{run.place}: its texts of the classes have changed since; bring those of the run back")
+        prompted = [PromptedClasses.of(model, one, options.class_position) for one in prompts]
+        # The candidate classes by ZAR's case ids, and its results; of the first class set, where a video is of several.
+        self.classes = {case.case_id: (class_sets[case.class_set], prompted[case.class_set]) for case in cases}
+        self.rows = {row.video_id: row for row in reversed(rows)}
 
     def maps(self, video_id: str) -> VideoMaps:
         """The maps of one video."""
@@ -177,7 +171,13 @@ class _Explaining:
         view = plan.images[plan.evaluation]
         crops = cut_crops(frames, view, plan.boxes)
         pixels = normalise(crops, self.model.preprocessing)
-        explained = _explained(row)
+        # The predicted class and, if that is wrong, the first right one.
+        assert row.top5_after is not None
+        predicted = row.top5_after[0]
+        right = row.labels if row.labels is not None else () if row.label_id is None else (row.label_id,)
+        explained = {predicted: "predicted"}
+        if right and predicted not in right:
+            explained[right[0]] = "right"
         ids = list(explained)
         texts = torch.cat([classes.initial_features[ids], tuned[ids]])
         relevance = class_relevance(self.model, pixels, texts).cpu().numpy()
@@ -237,13 +237,3 @@ class _Explaining:
         if difference <= _NOTABLE:
             return []
         return [f"Computed anew, its scores differ from the run's by up to {difference:.2f}."]
-
-
-def _explained(row: ResultRow) -> dict[int, str]:
-    """Which classes to explain, with their roles: the predicted one and, if that is wrong, the first right one."""
-    assert row.top5_after is not None
-    predicted = row.top5_after[0]
-    right = row.labels if row.labels is not None else () if row.label_id is None else (row.label_id,)
-    if not right or predicted in right:
-        return {predicted: "predicted"}
-    return {predicted: "predicted", right[0]: "right"}

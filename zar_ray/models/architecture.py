@@ -125,26 +125,22 @@ def infer_architecture(tensors: Mapping[str, torch.Tensor], place: str) -> dict[
         held = ", ".join(list(tensors)[:3]) or "no tensors"
         raise ModelError(f"{place}: not a CLIP checkpoint: it lacks {missing[0]} (it holds {held}, …)")
     try:
-        return _inferred(tensors, resnet)
+        text_width = tensors["ln_final.weight"].shape[0]
+        return {
+            "embed_dim": tensors["text_projection"].shape[1],
+            "quick_gelu": True,
+            "vision_cfg": _infer_resnet(tensors) if resnet else _infer_vit(tensors),
+            "text_cfg": {
+                "context_length": tensors["positional_embedding"].shape[0],
+                "vocab_size": tensors["token_embedding.weight"].shape[0],
+                "width": text_width,
+                "heads": max(1, text_width // HEAD_WIDTH),
+                "layers": count_layers(tensors, "transformer.resblocks."),
+                **_mlp_ratio(tensors, "transformer", text_width),
+            },
+        }
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise ModelError(f"{place}: not a CLIP checkpoint: its tensors have other shapes than a CLIP's") from error
-
-
-def _inferred(tensors: Mapping[str, torch.Tensor], resnet: bool) -> dict[str, Any]:
-    text_width = tensors["ln_final.weight"].shape[0]
-    return {
-        "embed_dim": tensors["text_projection"].shape[1],
-        "quick_gelu": True,
-        "vision_cfg": _infer_resnet(tensors) if resnet else _infer_vit(tensors),
-        "text_cfg": {
-            "context_length": tensors["positional_embedding"].shape[0],
-            "vocab_size": tensors["token_embedding.weight"].shape[0],
-            "width": text_width,
-            "heads": max(1, text_width // HEAD_WIDTH),
-            "layers": count_layers(tensors, "transformer.resblocks."),
-            **_mlp_ratio(tensors, "transformer", text_width),
-        },
-    }
 
 
 def require_layers(architecture: Architecture, tensors: Mapping[str, torch.Tensor], place: str) -> None:

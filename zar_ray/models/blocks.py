@@ -7,7 +7,7 @@ front of it and into the residual sum behind it, where it costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -94,6 +94,17 @@ class Block:
         self.narrow_weight, self.narrow_bias = narrow.weight.to(dtype), (narrow.bias * factor).to(dtype)
         # What the stream passes after the attention, in its own precision.
         self.adapter = block.Adapter if isinstance(block, AdaptedBlock) else None
+
+    def __call__(self, x: torch.Tensor, attention: Callable[..., torch.Tensor], read: Any = None) -> torch.Tensor:
+        """The residual stream (n, tokens, W) after the block; in a last one, only of the tokens that are `read`."""
+        normed = self.normed(x)
+        if read is None:
+            query, key, value = self.project(normed)
+        else:
+            key, value = self.project(normed, first=1)
+            (query,) = self.project(normed[:, read], last=1)
+            x = x[:, read]
+        return self.transformed(self.attended(x, attention(query, key, value)))
 
     def normed(self, x: torch.Tensor) -> torch.Tensor:
         """What the attention's projections read."""

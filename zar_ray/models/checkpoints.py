@@ -211,7 +211,11 @@ def _foreign(content: object, path: Path) -> Checkpoint:
         return Checkpoint(path, origin, saved.tensors, left_out=left_out, epoch=saved.epoch)
     system, converted = found
     left_out |= {saved.given.get(name, name): why for name, why in converted.left_out.items()}
-    clip = infer_architecture(_with_vocabulary(converted.tensors), str(path))
+    tensors = dict(converted.tensors)
+    if TOKEN_EMBEDDING not in tensors and "ln_final.weight" in tensors:  # one of CLIP's vocabulary, of no values
+        shape = (clip_tokenizer().vocab_size, len(tensors["ln_final.weight"]))
+        tensors[TOKEN_EMBEDDING] = torch.empty(shape, device="meta")
+    clip = infer_architecture(tensors, str(path))
     return Checkpoint(
         path,
         system.name,
@@ -222,14 +226,6 @@ def _foreign(content: object, path: Path) -> Checkpoint:
         left_out,
         saved.epoch,
     )
-
-
-def _with_vocabulary(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """The tensors with a token embedding of CLIP's vocabulary, of a shape but without values, where there is none."""
-    if TOKEN_EMBEDDING in tensors or "ln_final.weight" not in tensors:
-        return tensors
-    shape = (clip_tokenizer().vocab_size, len(tensors["ln_final.weight"]))
-    return {**tensors, TOKEN_EMBEDDING: torch.empty(shape, device="meta")}
 
 
 def shape_of(tensor: torch.Tensor) -> str:

@@ -70,14 +70,23 @@ def export_checkpoint(
         tensors |= {name: tensors[name].half() for name in rounded}
     if to == "openai":
         return _export_openai(model, tensors, target, str(source))
-    name = model_name(model.architecture)
     if as_folder:
+        pixels = model.preprocessing
+        config = {
+            "model_cfg": {name: value for name, value in model.architecture.items() if name != SYSTEM},
+            "preprocess_cfg": {
+                "mean": list(pixels.mean),
+                "std": list(pixels.std),
+                "interpolation": pixels.interpolation,
+                "resize_mode": "shortest",
+            },
+        }
         with appearing(target) as unfinished:
             unfinished.mkdir()
             save_file(tensors, unfinished / HF_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-            config = json.dumps(_open_clip_config(model), indent=2)
-            (unfinished / HF_CONFIG_NAME).write_text(config, encoding="utf-8")
+            (unfinished / HF_CONFIG_NAME).write_text(json.dumps(config, indent=2), encoding="utf-8")
         return Export(target, f'open_clip.create_model_and_transforms("local-dir:{target}")', _lost(model, "folder"))
+    name = model_name(model.architecture)
     if name is None:
         raise ModelError(
             f"{source}: its architecture has no name in open_clip, so a file alone cannot be loaded there; export a"
@@ -105,19 +114,6 @@ def _export_openai(model: ClipModel, tensors: dict[str, torch.Tensor], target: P
         else:
             torch.save(tensors, unfinished)
     return Export(target, "clip.model.build_model(state_dict)", _lost(model, "file"))
-
-
-def _open_clip_config(model: ClipModel) -> dict[str, object]:
-    pixels = model.preprocessing
-    return {
-        "model_cfg": {name: value for name, value in model.architecture.items() if name != SYSTEM},
-        "preprocess_cfg": {
-            "mean": list(pixels.mean),
-            "std": list(pixels.std),
-            "interpolation": pixels.interpolation,
-            "resize_mode": "shortest",
-        },
-    }
 
 
 def _lost(model: ClipModel, kind: Literal["folder", "file"]) -> tuple[str, ...]:

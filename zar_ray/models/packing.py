@@ -118,18 +118,12 @@ class _Frames:
         return tensor
 
     def _send(self, number: int) -> tuple[torch.Tensor, torch.Event | None]:
-        tensor = _as_tensor(self._sets[number].frames)
+        with warnings.catch_warnings():
+            # Frames that came through Ray's shared memory are read-only; here they are only read.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            tensor = torch.as_tensor(self._sets[number].frames)
         if self._stream is None or tensor.device.type != "cpu":
             return tensor.to(self._device), None
         with torch.cuda.stream(self._stream):
             sent = tensor.pin_memory().to(self._device, non_blocking=True)
             return sent, self._stream.record_event()
-
-
-def _as_tensor(frames: np.ndarray | torch.Tensor) -> torch.Tensor:
-    if isinstance(frames, torch.Tensor):
-        return frames
-    with warnings.catch_warnings():
-        # Frames that came through Ray's shared memory are read-only; here they are only read.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(frames)

@@ -123,15 +123,9 @@ class SharedPrefixPass:
             tokens = [self._start, contexts + self._context_positions, self._names]
             x = torch.cat([part.expand(count, *part.shape[-2:]) for part in tokens], dim=1)
             for layer, block in enumerate(self._blocks[:-1]):
-                x = with_layer_prompts(x, self._layer_prompts, layer, 1)
-                query, key, value = block.project(block.normed(x))
-                x = block.transformed(block.attended(x, self._attention(query, key, value)))
-            last = self._blocks[-1]
+                x = block(with_layer_prompts(x, self._layer_prompts, layer, 1), self._attention)
             x = with_layer_prompts(x, self._layer_prompts, len(self._blocks) - 1, 1)
-            normed = last.normed(x)
-            key, value = last.project(normed, first=1)
-            (query,) = last.project(normed[:, self._ends], last=1)
-            x = last.transformed(last.attended(x[:, self._ends], self._attention_of_ends(query, key, value)))
+            x = self._blocks[-1](x, self._attention_of_ends, read=self._ends)
             return (self._norm(x) @ self._projection)[:, self._rank]
 
     def _attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -102,7 +102,10 @@ class PromptedClasses:
             before = {"end": length, "front": 0, "middle": length // 2}[position]
             self._counts = [1] * len(names)
             self.token_ids = _prompt_tokens(model, words, names, before)
-            places = _context_places(names, before, length)
+            # The context's tokens behind the name stand further on, by the name's length.
+            lengths = torch.tensor([len(clip_tokenizer().encode(name)) for name in names])
+            own = torch.arange(length)
+            places = 1 + own + lengths[:, None] * (own >= before)
         elif position != "end":
             raise ConfigError(
                 f'class position "{position}" goes without a template and class texts; write where the name stands into'
@@ -375,13 +378,6 @@ def _why_fixed(
         behind = f'does not start with "{words}"' if words else "has none"
         return f'tunes the words in front of a class name, and "{stray}" {behind}'
     return None
-
-
-def _context_places(names: Sequence[str], before: int, length: int) -> torch.Tensor:
-    """int64 (K, L): where each prompt's context tokens stand."""
-    name_lengths = torch.tensor([len(clip_tokenizer().encode(name)) for name in names])
-    places = torch.arange(1, 1 + length).expand(len(names), -1)
-    return places + name_lengths[:, None] * (torch.arange(length) >= before)
 
 
 def _spaced(text: str) -> str:

@@ -72,16 +72,9 @@ class VisionTower:
         x = torch.cat([self.class_token.expand(images, 1, width), patches + self.positions], dim=1)
         x = with_first_prompts(x, self.prompts)
         x = x if self.norm_before is None else self.norm_before(x)
-        for layer, block in enumerate(self.blocks[:-1]):
-            x = with_layer_prompts(x, self.prompts, layer, self.first_prompt)
-            query, key, value = block.project(block.normed(x))
-            x = block.transformed(block.attended(x, _attention(query, key, value)))
-        last = self.blocks[-1]
-        x = with_layer_prompts(x, self.prompts, len(self.blocks) - 1, self.first_prompt)
-        normed = last.normed(x)
-        key, value = last.project(normed, first=1)
-        (query,) = last.project(normed[:, :1], last=1)
-        x = last.transformed(last.attended(x[:, :1], _attention(query, key, value)))
+        for layer, block in enumerate(self.blocks, 1):
+            x = with_layer_prompts(x, self.prompts, layer - 1, self.first_prompt)
+            x = block(x, _attention, read=slice(0, 1) if layer == len(self.blocks) else None)
         return self.norm_after(x[:, 0]).to(self.dtype) @ self.projection
 
 

@@ -17,7 +17,6 @@ from zar_ray.adaptation.base import Decision, VideoFeatures
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch, tuning_steps
 from zar_ray.errors import ConfigError
-from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.layers import validate
 from zar_ray.parity.fixture import Evidence, Fixture, imported
@@ -39,7 +38,14 @@ class ZarStepConfig(BaseModel):
 def zar_steps(fixture: Fixture) -> Evidence:
     """Runs the model, the fusion and the adaptation on a fixture's weights and input."""
     config = fixture.fact(ZarStepConfig, "config")
-    classes = PromptedClasses(_plain_clip(fixture), fixture.class_names, config.ctx_init)
+    # Methods run on the plain CLIP; no tensor tells its heads.
+    architecture: dict[str, dict[str, int]] = {"vision_cfg": {}, "text_cfg": {}}
+    if heads := fixture.fact(int, "config", "heads_vision", default=0):
+        architecture["vision_cfg"]["head_width"] = fixture.fact(int, "config", "vision_width") // heads
+    if heads := fixture.fact(int, "config", "heads_text", default=0):
+        architecture["text_cfg"]["heads"] = heads
+    model, _ = imported(fixture.weights("base_clip"), architecture=architecture)
+    classes = PromptedClasses(model, fixture.class_names, config.ctx_init)
     embeddings = fixture.input()
     if len(embeddings) != config.n_views + 1:
         raise ConfigError(f"{fixture.folder}: its input has {len(embeddings)} rows, not one a view and one to classify")
@@ -67,16 +73,6 @@ def zar_steps(fixture: Fixture) -> Evidence:
     for fraction, count in steps.items():
         evidence.add(_tune(features, classes, _options(fixture, config, fraction, count)), f"p{fraction}")
     return evidence
-
-
-def _plain_clip(fixture: Fixture) -> ClipModel:
-    """The CLIP that methods run on: ``base_clip``, with heads as the settings have them, which no tensor tells."""
-    architecture: dict[str, dict[str, int]] = {"vision_cfg": {}, "text_cfg": {}}
-    if heads := fixture.fact(int, "config", "heads_vision", default=0):
-        architecture["vision_cfg"]["head_width"] = fixture.fact(int, "config", "vision_width") // heads
-    if heads := fixture.fact(int, "config", "heads_text", default=0):
-        architecture["text_cfg"]["heads"] = heads
-    return imported(fixture.weights("base_clip"), architecture=architecture)[0]
 
 
 def _tune(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> dict[str, torch.Tensor]:

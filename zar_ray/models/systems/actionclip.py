@@ -17,9 +17,9 @@ bears the head's settings under the same word.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from open_clip.transformer import LayerNorm, QuickGELU, Transformer
@@ -59,22 +59,18 @@ def attach_fusion(clip: Any, head: Head, layers: int = 6, frames: int | None = N
     """
     rows, text_width = getattr(clip, "text", clip).positional_embedding.shape
     width = embedding_width(clip)
-    match head:
-        case "meanP":
-            made: nn.Module = _MeanHead()
-        case "LSTM":
-            made = _LstmHead(width)
-        case "Conv_1D":
-            made = _ShiftHead(width, transposes)
-        case "Transf":
-            made = _TransformerHead(width, layers, max(1, text_width // _HEAD_WIDTH), rows)
-        case "Transf_cls":
-            if frames is None:
-                raise ModelError(f"the fusion head {head} has positions for so many frames: say how many (frames)")
-            made = _ClassTokenHead(width, layers, frames)
-        case _:
-            raise ModelError(f'no fusion head is called "{head}"; there are {", ".join(get_args(Head))}')
-    clip.add_module(FUSION, made)
+    if head == "Transf_cls" and frames is None:
+        raise ModelError(f"the fusion head {head} has positions for so many frames: say how many (frames)")
+    heads: dict[str, Callable[[], nn.Module]] = {
+        "meanP": _MeanHead,
+        "LSTM": lambda: _LstmHead(width),
+        "Conv_1D": lambda: _ShiftHead(width, transposes),
+        "Transf": lambda: _TransformerHead(width, layers, max(1, text_width // _HEAD_WIDTH), rows),
+        "Transf_cls": lambda: _ClassTokenHead(width, layers, frames or 0),
+    }
+    if head not in heads:
+        raise ModelError(f'no fusion head is called "{head}"; there are {", ".join(heads)}')
+    clip.add_module(FUSION, heads[head]())
 
 
 class _MeanHead(nn.Module):

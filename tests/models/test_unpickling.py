@@ -17,7 +17,7 @@ import torch
 
 from zar_ray.errors import ModelError
 from zar_ray.models.checkpoints import read_checkpoint
-from zar_ray.models.unpickling import read_torch
+from zar_ray.models.unpickling import read_pickled
 
 
 def save(content, path, how, protocol=2):
@@ -56,7 +56,7 @@ def test_options_of_yacs_are_read_as_plain_mappings_without_yacs(tmp_path, yacs_
     config = node({"DATA": node({"ROOT": "/data", "SIZES": [224, (1, 2.5)]}), "OPTS": None})
     save({"model": {"weight": torch.ones(2)}, "config": config}, tmp_path / "a.pt", how)
     forget()
-    read = read_torch(tmp_path / "a.pt")
+    read = read_pickled(tmp_path / "a.pt")
     assert read["config"] == {"DATA": {"ROOT": "/data", "SIZES": [224, (1, 2.5)]}, "OPTS": None}
     assert type(read["config"]["DATA"]) is OrderedDict
     assert torch.equal(read["model"]["weight"], torch.ones(2))
@@ -67,7 +67,7 @@ def test_options_of_yacs_are_read_as_plain_mappings_without_yacs(tmp_path, yacs_
 def test_numpy_scalars_are_read_as_plain_values(tmp_path, how):
     values = [np.float64(83.25), np.float32(0.5), np.float16(2), np.int64(-(2**40)), np.uint8(200), np.bool_(True)]
     save({"values": values}, tmp_path / "a.pt", how)
-    read = read_torch(tmp_path / "a.pt")["values"]
+    read = read_pickled(tmp_path / "a.pt")["values"]
     assert read == [83.25, 0.5, 2.0, -(2**40), 200, True]
     assert [type(value) for value in read] == [float, float, float, int, int, bool]
 
@@ -109,7 +109,7 @@ def test_code_is_refused_and_named_and_not_run(tmp_path, how, protocol):
 def test_other_classes_are_refused_and_named(tmp_path, how, thing, name):
     save({"thing": thing}, tmp_path / "a.pt", how)
     with pytest.raises(ModelError, match=f"refers to {name}, and is not unpickled for safety"):
-        read_torch(tmp_path / "a.pt")
+        read_pickled(tmp_path / "a.pt")
 
 
 def test_a_numpy_scalar_may_not_hold_an_object(tmp_path):
@@ -119,7 +119,7 @@ def test_a_numpy_scalar_may_not_hold_an_object(tmp_path):
 
     save({"thing": Disguise()}, tmp_path / "a.pt", "zip")
     with pytest.raises(ModelError, match=r"refers to .*\.mkdir"):
-        read_torch(tmp_path / "a.pt")
+        read_pickled(tmp_path / "a.pt")
 
     class Inside:
         def __reduce__(self):
@@ -127,14 +127,14 @@ def test_a_numpy_scalar_may_not_hold_an_object(tmp_path):
 
     save({"thing": Inside()}, tmp_path / "b.pt", "zip")
     with pytest.raises(ModelError, match="not unpickled for safety"):
-        read_torch(tmp_path / "b.pt")
+        read_pickled(tmp_path / "b.pt")
     assert not (tmp_path / "witness").exists()
 
 
 def test_what_is_let_through_is_let_through_only_here(tmp_path):
     save({"value": np.float64(1)}, tmp_path / "a.pt", "zip")
     before = set(torch.serialization.get_safe_globals())
-    read_torch(tmp_path / "a.pt")
+    read_pickled(tmp_path / "a.pt")
     assert set(torch.serialization.get_safe_globals()) == before
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "a.pt", weights_only=True)
@@ -163,14 +163,14 @@ def test_many_tensors_that_claim_together_are_refused(tmp_path):
     one = torch.zeros(1)
     save({f"weight{n}": one.as_strided((2**23 + n,), (0,)) for n in range(20)}, tmp_path / "a.pt", "zip")
     with pytest.raises(ModelError, match="claims to hold"):
-        read_torch(tmp_path / "a.pt")
+        read_pickled(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("how", ["zip", "old"])
 def test_tensors_that_share_what_they_hold_are_read(tmp_path, how):
     base = torch.arange(12.0)
     save({"a": base, "b": base.reshape(3, 4).T, "c": torch.zeros(1).expand(7)}, tmp_path / "a.pt", how)
-    read = read_torch(tmp_path / "a.pt")
+    read = read_pickled(tmp_path / "a.pt")
     assert torch.equal(read["b"], base.reshape(3, 4).T)
     assert torch.equal(read["c"], torch.zeros(7))
 
@@ -179,7 +179,7 @@ def test_a_circle_of_containers_is_no_endless_search(tmp_path):
     circle = {"weight": torch.ones(2)}
     circle["self"] = circle
     save(circle, tmp_path / "a.pt", "zip")
-    assert torch.equal(read_torch(tmp_path / "a.pt")["weight"], torch.ones(2))
+    assert torch.equal(read_pickled(tmp_path / "a.pt")["weight"], torch.ones(2))
 
 
 def rezipped(path, change):

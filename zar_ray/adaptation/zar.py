@@ -135,9 +135,8 @@ def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, o
             after = _decisions([one[:count] for one, count in zip(logits, batch.chosen, strict=True)])
     # What is not finite in one video stays in its rows.
     fine = {
-        "before adaptation": _finite(before),
-        "of the views": _finite(batch.logits),
-        "after adaptation": _finite(after),
+        when: torch.isfinite(logits).flatten(1).all(dim=1).tolist()
+        for when, logits in (("before adaptation", before), ("of the views", batch.logits), ("after adaptation", after))
     }
     before, entropies, order = _decisions(before), batch.entropies.cpu(), batch.order.cpu()
     losses = torch.stack([step.losses for step in steps]).cpu()
@@ -154,11 +153,6 @@ def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, o
             losses=losses[:, row],
         )
     return outcomes
-
-
-def _finite(logits: torch.Tensor) -> list[bool]:
-    """For each video, the first axis, whether all its logits are finite."""
-    return torch.isfinite(logits).flatten(1).all(dim=1).tolist()
 
 
 def _decisions(logits: Iterable[torch.Tensor]) -> torch.Tensor:

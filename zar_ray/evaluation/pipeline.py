@@ -140,7 +140,8 @@ def run_blocks(
         return
     in_order = bool(decode.spec.streams)
     # Decoding would otherwise run ahead until the object store is full, and memory grow with the number of videos.
-    in_flight = resources.blocks_at_once * block_size * decode.largest(videos)
+    # A block may be in each decoder and each worker, and two wait ahead of each worker.
+    in_flight = (resources.decoders + 3 * resources.workers) * block_size * decode.largest(videos)
     context = DataContext.get_current().copy()
     context.max_errored_blocks, context.enable_progress_bars = -1, False
     context.execution_options.preserve_order = in_order

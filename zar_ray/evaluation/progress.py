@@ -8,7 +8,7 @@ from types import TracebackType
 
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from zar_ray.evaluation.spec import FeatureUse
 
@@ -22,30 +22,6 @@ _USES: dict[FeatureUse, str] = {
     "computed": "computed and stored",
     "replaced": "computed anew in place of what could not be used",
 }
-
-
-class Bar(Progress):
-    """A live bar on a terminal, a line now and then in a log.
-
-    Attributes:
-        task: What it shows.
-    """
-
-    def __init__(self, console: Console, what: str, unit: str, total: int, done: int = 0) -> None:
-        timing = (TimeElapsedColumn(), TimeRemainingColumn())
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), unit)
-        super().__init__(*columns, *timing, console=console, disable=not console.is_terminal)
-        self.add_task(what, total=total, completed=done)
-        (self.task,) = self.tasks
-        self._last_line = time.monotonic()
-
-    def wants_line(self) -> bool:
-        """Whether it is time for a line, as it also is at the end."""
-        now = time.monotonic()
-        if self.console.is_terminal or (now - self._last_line < _SECONDS_BETWEEN_LINES and self.task.remaining):
-            return False
-        self._last_line = now
-        return True
 
 
 class VideoProgress:
@@ -63,8 +39,18 @@ class VideoProgress:
         self._failed = 0
         self._features: Counter[FeatureUse] = Counter()
         self._notes = 0
-        self._started = time.monotonic()
-        self._bar = Bar(console, "evaluating", "videos", total, done)
+        self._started = self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("videos"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._bar.add_task("evaluating", total=total, completed=done)
 
     def __enter__(self) -> VideoProgress:
         self._bar.start()
@@ -80,13 +66,15 @@ class VideoProgress:
 
     def advance(self, videos: int, failed: int) -> None:
         """Adds finished videos, of which some failed."""
-        task = self._bar.task
+        (task,) = self._bar.tasks
         self._failed += failed
         about = f"evaluating ({self._failed} failed)" if self._failed else "evaluating"
         self._bar.update(task.id, advance=videos, description=about)
-        if self._bar.wants_line():
-            rate = (task.completed - self._before) / (time.monotonic() - self._started)
-            seconds = (task.remaining or 0) / rate if rate else 0
+        now, left = time.monotonic(), task.remaining or 0
+        if not self._console.is_terminal and (now - self._last_line >= _SECONDS_BETWEEN_LINES or not left):
+            self._last_line = now
+            rate = (task.completed - self._before) / (now - self._started)
+            seconds = left / rate if rate else 0
             done = f"{task.completed:.0f}/{task.total:.0f}"
             self._console.print(f"{about} {done} videos, {rate:.2f}/s, about {seconds:.0f} s left")
 

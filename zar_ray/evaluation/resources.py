@@ -50,8 +50,3 @@ class Resources:
         decoders = options.decode_workers or max(1, int(cpus - worker_cpus * workers))
         threads = 1 if worker_gpus else max(1, int(cpus // workers))
         return cls(decoders, 1.0 if cpus > 1 else 0.5, workers, worker_cpus, worker_gpus, threads)
-
-    @property
-    def blocks_at_once(self) -> int:
-        """Blocks that may wait or be worked on: one in each decoder, one in each worker, and two ahead of each."""
-        return self.decoders + 3 * self.workers

@@ -27,7 +27,7 @@ from zar_ray.models.clip import clip_tokenizer
 from zar_ray.models.formats import FROM_SIZES, OPENAI_MARKS, TOKEN_EMBEDDING, SavedWeights, as_float32, openai_layout
 from zar_ray.models.systems.base import SYSTEM
 from zar_ray.models.systems.registry import find_system, recognise
-from zar_ray.models.unpickling import read_torch
+from zar_ray.models.unpickling import read_pickled
 from zar_ray.untrusted import parse_json, stand_in
 from zar_ray.video.transforms import Preprocessing
 
@@ -124,7 +124,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise ModelError(f"{path}: {instead}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    return _foreign(read_torch(path), path)
+    return _foreign(read_pickled(path), path)
 
 
 def clip_with(architecture: Architecture, tensors: Mapping[str, torch.Tensor], place: str) -> open_clip.CLIP:

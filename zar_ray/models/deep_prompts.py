@@ -43,9 +43,9 @@ def attach_deep_prompts(clip: Any, vectors: int, depth: int, generator: torch.Ge
         blocks, width = tower.transformer.resblocks, tower.positional_embedding.shape[1]
         drawn = torch.randn(depth, vectors, width, generator=generator) * DEVIATION
         tower.register_parameter(DEEP_PROMPTS, nn.Parameter(drawn.to(tower.positional_embedding)))
-        replace = _replace_last if tower is visual else _replace_context
+        first = -vectors if tower is visual else 1
         for layer in range(1, depth):
-            blocks[layer].register_forward_pre_hook(partial(replace, tower, layer))
+            blocks[layer].register_forward_pre_hook(partial(_replace, tower, layer, first))
     visual.ln_pre.register_forward_pre_hook(partial(_append, visual))
 
 
@@ -69,17 +69,12 @@ def with_first_prompts(x: torch.Tensor, prompts: torch.Tensor | None) -> torch.T
 def has_other_hooks(modules: Iterable[nn.Module]) -> bool:
     """Whether something hooks into modules of a tower besides what puts prompt vectors there."""
     hooks = (hook for one in modules for hook in (*one._forward_pre_hooks.values(), *one._forward_hooks.values()))
-    return any(getattr(hook, "func", None) not in (_append, _replace_last, _replace_context) for hook in hooks)
+    return any(getattr(hook, "func", None) not in (_append, _replace) for hook in hooks)
 
 
 def _append(tower: Any, _norm: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (with_first_prompts(inputs[0], tower.deep_prompts), *inputs[1:])
 
 
-def _replace_last(tower: Any, layer: int, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    prompts = tower.deep_prompts
-    return (with_layer_prompts(inputs[0], prompts, layer, -prompts.shape[1]), *inputs[1:])
-
-
-def _replace_context(tower: Any, layer: int, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (with_layer_prompts(inputs[0], tower.deep_prompts, layer, 1), *inputs[1:])
+def _replace(tower: Any, layer: int, first: int, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (with_layer_prompts(inputs[0], tower.deep_prompts, layer, first), *inputs[1:])

@@ -47,7 +47,7 @@ _STORAGES = {
 }
 
 
-def read_torch(path: Path) -> object:
+def read_pickled(path: Path) -> object:
     """What a file of `torch.save`, old or new, or a TorchScript archive holds, on the CPU.
 
     Returns:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
+import time
 from collections.abc import Iterator
 
 from ray.util.queue import Empty
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from zar_ray.errors import TrackingError
-from zar_ray.evaluation.progress import Bar
 from zar_ray.results.statistics import share_estimate
 from zar_ray.storage import Storage
 from zar_ray.tracking import TrainingTracker
@@ -19,6 +20,9 @@ from zar_ray.training.messages import Progress, Validated
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import TrainResult
 from zar_ray.training.worker import TrainingJob
+
+# A log that someone reads afterwards wants a line often enough to see life, seldom enough to be read.
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextlib.contextmanager
@@ -109,19 +113,25 @@ def _take(message: Progress | Validated, bar: _TrainingBar, tracker: TrainingTra
 
 
 class _TrainingBar(Bar):
-    """Shows a training."""
+    """Shows a training: a live bar on a terminal, a line now and then in a log."""
 
     def __init__(self, console: Console, steps: int, batch_size: int) -> None:
-        super().__init__(console, "training", "steps", steps)
-        self._steps, self._batch_size = steps, batch_size
-        self._last_line = -math.inf  # the first step has one
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "steps")
+        timing = (TimeElapsedColumn(), TimeRemainingColumn())
+        super().__init__(*columns, *timing, console=console, disable=not console.is_terminal)
+        self._steps = steps
+        self._batch_size = batch_size
+        self._next_line = 0.0  # when it is due
+        self._task = self.add_task("training", total=steps)
 
     def show(self, progress: Progress) -> None:
         """Shows how far training is."""
         facts = f"loss {progress.loss:.3f}  {progress.accuracy:.1%} right"
-        self.update(self.task.id, completed=progress.step, description=facts)
-        if not self.wants_line():
+        self.update(self._task, completed=progress.step, description=facts)
+        now = time.monotonic()
+        if self.console.is_terminal or (now < self._next_line and progress.step < self._steps):
             return
+        self._next_line = now + _SECONDS_BETWEEN_LINES
         left = (self._steps - progress.step) * self._batch_size / progress.videos_per_second
         waiting = f"  {progress.data_wait_share:.0%} waiting for pixels" if progress.data_wait_share >= 0.1 else ""
         self.console.print(

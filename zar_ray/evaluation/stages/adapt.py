@@ -30,7 +30,6 @@ from zar_ray.evaluation.spec import (
     worker_name,
 )
 from zar_ray.evaluation.streams import StreamState
-from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.results.case import Case
 from zar_ray.results.folder import write_part
@@ -211,6 +210,12 @@ class Replica:
         assert isinstance(planned, PlannedVideo)
         carried = planned.frames if planned.frames is not None else planned.embeddings
         assert carried is not None
+        # Where the run saw the video in the embedding space; the report draws it.
+        model = self.adapter.model
+        features = model.embedding_part(
+            video_features(outcome.embeddings, outcome.plan, model.view_features).evaluation
+        )
+        seen = tuple(normalize(features.reshape(-1, features.shape[-1]).mean(dim=0), dim=0).tolist())
         return [
             ResultRow.from_decision(
                 row["video_id"],
@@ -220,7 +225,7 @@ class Replica:
                 model=self.spec.labels[self.number],
                 setting=self.spec.settings[self.cases[one.case_id].setting],
                 **labels_of(self.spec, row, self.cases[one.case_id]),
-                video_feature=_evaluation_feature(outcome, self.adapter.model) if number == 0 else None,
+                video_feature=seen if number == 0 else None,
                 images=one.images,
                 images_encoded=outcome.images_encoded,
                 frames=row["frames"],
@@ -253,9 +258,3 @@ class Replica:
         except RunError as error:
             return f"features not stored ({error})"
         return None
-
-
-def _evaluation_feature(outcome: VideoPrediction, model: ClipModel) -> tuple[float, ...]:
-    """Where the run saw the video in the embedding space; the report draws it."""
-    features = model.embedding_part(video_features(outcome.embeddings, outcome.plan, model.view_features).evaluation)
-    return tuple(normalize(features.reshape(-1, features.shape[-1]).mean(dim=0), dim=0).tolist())

@@ -17,6 +17,7 @@ bears the head's settings under the same word.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -76,9 +77,6 @@ def attach_fusion(clip: Any, head: Head, layers: int = 6, frames: int | None = N
 class _MeanHead(nn.Module):
     """``meanP``."""
 
-    frames: int | None = None
-    most_frames: int | None = None
-
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """float32 (n, T, D), not normalised, to (n, D)."""
         return (frames + self.added(frames)).mean(dim=1)
@@ -135,16 +133,12 @@ class _TransformerHead(_MeanHead):
         return self.transformer(frames + self.frame_position_embeddings.weight[: frames.shape[1]])
 
 
-class _ClassTokenHead(_MeanHead):
+class _ClassTokenHead(nn.Sequential):
     """``Transf_cls``."""
 
     def __init__(self, width: int, layers: int, frames: int) -> None:
-        super().__init__()
+        super().__init__(OrderedDict(transformer=_ClassTokenEncoder(width, layers, frames)))
         self.frames = frames
-        self.transformer = _ClassTokenEncoder(width, layers, frames)
-
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return self.transformer(frames)
 
 
 class _ClassTokenEncoder(nn.Module):

@@ -47,10 +47,10 @@ class VideoRow:
         label_id: Position of the class name among the manifest's, from 0; None for an unlabelled video.
         class_name: The label's text; None for an unlabelled video.
         split: Which part of the dataset, "all" where there is one part.
-        frames: Number of frames, as the decoder counts them.
+        frames: Number of frames that are shown.
         fps: Frames a second.
-        width: Width in pixels as displayed, after rotation.
-        height: Height in pixels as displayed, after rotation.
+        width: Width of the upright picture in stored pixels, of the first one where it changes.
+        height: Its height.
         duration: Seconds.
         size: Bytes of the file.
         decoder: The decoder that opened it: "decord" or "pyav".

@@ -26,18 +26,10 @@ import av.error
 import numpy as np
 
 from zar_ray.errors import ConfigError, VideoError
-from zar_ray.video.inspection import (
-    Deadline,
-    Inspection,
-    VideoInfo,
-    held_back,
-    inspect_video,
-    open_stream,
-    packets,
-    reason_of,
-)
+from zar_ray.video.inspection import Inspection, VideoInfo, inspect_video
 from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.options import Decoder
+from zar_ray.video.streams import Deadline, decode_all, reason_of
 
 # Containers with an index. In others (MPEG-TS) decord's rewind after counting misses the first frames, which shifts
 # all indices.
@@ -152,23 +144,29 @@ def has_decord() -> bool:
 class PyavReader(VideoReader):
     """Reads with PyAV, which opens all that FFmpeg knows and holds one frame at a time.
 
-    Frames are placed by their presentation times, so that one the decoder does not give leaves the others in place.
-    Up to a tenth of the video may be missing, as in files whose end is cut off: the frame before stands in (at the
-    start, the first one), and the warning says so. Data that the decoder refuses before the last tenth are an error:
-    they spoil what follows.
+    Frames are placed by the packets that they were in, so that one the decoder does not give leaves the others in
+    place. Where the file says that a frame repeats the one before, it does. Of others up to a tenth of the video may be
+    missing, as in files whose end is cut off: the frame before stands in (at the start, the first one), and the warning
+    says so. Data that the decoder refuses before the last tenth are an error: they spoil what follows. All frames are
+    given in the size of the first; where it changes on the way, the warning says so.
     """
 
     def _read(self, wanted: list[int], deadline: Deadline) -> Generator[np.ndarray]:
-        count = self.info.frames
+        count, repeats = self.info.frames, self._inspection.shown.repeats
         substitutes: list[int] = []
         damaged: list[int] = []
+        resized: tuple[int, int, int] | None = None
         missing = 0
         last: tuple[int, av.VideoFrame] | None = None
         remaining = iter(wanted)
         next_wanted = next(remaining, None)
+
+        def unexplained(last: tuple[int, av.VideoFrame] | None, end: int) -> int:
+            return len(set(range(last[0] + 1 if last else 0, end)) - repeats)
+
         try:
             for index, frame in self._placed(deadline):
-                missing += index - (last[0] + 1 if last else 0)
+                missing += unexplained(last, index)
                 if missing > self._spare:
                     raise VideoError(f"{missing} of the first {index} frames cannot be decoded")
                 while next_wanted is not None and next_wanted < index:
@@ -176,6 +174,8 @@ class PyavReader(VideoReader):
                     yield self._picture(last[1] if last else frame)
                     next_wanted = next(remaining, None)
                 last = (index, frame)
+                if resized is None and (frame.width, frame.height) != self._stored_size:
+                    resized = index, frame.width, frame.height
                 if next_wanted == index:
                     if frame.is_corrupt:
                         damaged.append(index)
@@ -183,7 +183,7 @@ class PyavReader(VideoReader):
                     next_wanted = next(remaining, None)
                 if next_wanted is None:
                     return
-            missing += count - (last[0] + 1 if last else 0)
+            missing += unexplained(last, count)
             if last is None or missing > self._spare:
                 raise VideoError(f"{missing} of {count} frames cannot be decoded")
             while next_wanted is not None:
@@ -191,6 +191,7 @@ class PyavReader(VideoReader):
                 yield self._picture(last[1])
                 next_wanted = next(remaining, None)
         finally:
+            substitutes = [index for index in substitutes if index not in repeats]
             if substitutes:
                 self._notes.append(
                     f"frames that cannot be decoded: {len(substitutes)} of the {len(wanted)} read, from frame "
@@ -199,6 +200,12 @@ class PyavReader(VideoReader):
             if damaged:
                 self._notes.append(
                     f"damaged frames: {len(damaged)} of the {len(wanted)} read, from frame {damaged[0]} of {count} on"
+                )
+            if resized:
+                index, width, height = resized
+                self._notes.append(
+                    f"the picture's size changes: from frame {index} of {count} on {width}×{height} pixels are stored; "
+                    "all frames are brought to the size of the first"
                 )
 
     @property
@@ -209,37 +216,27 @@ class PyavReader(VideoReader):
 
     def _placed(self, deadline: Deadline) -> Iterator[tuple[int, av.VideoFrame]]:
         """Every frame that the decoder gives, with its index."""
-        last = -1
-        with open_stream(self._inspection.path) as (container, stream):
-            for number, packet in enumerate(packets(container, stream)):
-                deadline.check()
-                try:
-                    frames = packet.decode()
-                except av.error.FFmpegError as error:
-                    if number < self.info.frames - self._spare:
-                        raise VideoError(
-                            f"decoding fails near frame {number} of {self.info.frames}: {reason_of(error)}"
-                        ) from error
-                    continue
-                for frame in frames:
-                    last = self._position(frame, last)
-                    yield last, frame
-            for frame in held_back(stream):
-                deadline.check()
-                last = self._position(frame, last)
+        last, shown = -1, self._inspection.shown
+        for number, found in decode_all(self._inspection.path, deadline):
+            if isinstance(found, av.error.FFmpegError):
+                near = number * shown.frames // shown.packets
+                if near < shown.frames - self._spare:
+                    raise VideoError(f"decoding fails near frame {near} of {shown.frames}: {reason_of(found)}")
+                continue
+            for frame in found:
+                # by its packet's number, or else the one after the last
+                index = shown.positions.get(frame.pts, -1) if frame.pts is not None else -1
+                last = max(index, last + 1)
                 yield last, frame
 
-    def _position(self, frame: av.VideoFrame, last: int) -> int:
-        """A frame's index by its presentation time, or else the one after the `last`."""
-        index = self._inspection.positions.get(frame.pts, -1) if frame.pts is not None else -1
-        return max(index, last + 1)
+    @property
+    def _stored_size(self) -> tuple[int, int]:
+        """Width and height of the first picture as it is stored, which may lie on its side."""
+        size = self.info.width, self.info.height
+        return size[::-1] if self._inspection.quarter_turns % 2 else size
 
     def _picture(self, frame: av.VideoFrame) -> np.ndarray:
-        turns = self._inspection.quarter_turns
-        width, height = self.info.width, self.info.height
-        if turns % 2:
-            width, height = height, width
-        # a stream may change its size on the way; all frames are given in the first one's
+        turns, (width, height) = self._inspection.quarter_turns, self._stored_size
         pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
         return np.rot90(pixels, turns) if turns else pixels
 
@@ -261,6 +258,8 @@ class DecordReader(VideoReader):
         self._reader = None
         if inspection.container not in _DECORD_CONTAINERS:
             raise DecordError(f"decord loses frames of {inspection.container} files; PyAV reads them", stage="open")
+        if inspection.shown.repeats:
+            raise DecordError("decord leaves out frames that repeat the one before; PyAV reads them", stage="open")
         reader = self._open()
         if len(reader) != self.info.frames:
             raise DecordError(f"decord counts {len(reader)} frames, {self.info.frames} are shown", stage="open")

@@ -87,7 +87,9 @@ class VideoFacts(_Message):
     height: int
     duration: float
     decoder: str
-    pixel_aspect: float = Field(1.0, description="How wide a pixel is shown for its height; pictures are not stretched.")
+    pixel_aspect: float = Field(
+        1.0, description="How wide a pixel is shown for its height; pictures are not stretched."
+    )
     warning: str | None = Field(description="What is wrong with the file although it could be read.")
     frames_decoded: int = Field(description="Distinct frames that were used.")
     evaluation_frames: tuple[int, ...] = Field(description="Frames of the view that is classified.")

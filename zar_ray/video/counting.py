@@ -8,6 +8,7 @@ packets do not tell, the whole stream is decoded, once more than reading it does
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass
 
 import av
@@ -19,9 +20,14 @@ from zar_ray.video.streams import Deadline, decode_all, ffmpeg_messages
 
 # Codecs whose packets tell. Others may mean a repeated picture by a packet that FFmpeg's decoder gives nothing for.
 _TELLING = {"apng", "av1", "gif", "h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9", "vvc"}
+# Codecs in whose headers a change of size is looked for; others that change are read by PyAV, or end in an error.
+_TRACED = {"h264", "hevc", "vp8", "vp9"}
 # Bytes below which a packet without a frame repeats the one before; MPEG-4's are of up to 20.
 _TINY = 64
 _MPEG4_PICTURE = b"\0\0\1\xb6"
+_MPEG4_SIZE = re.compile(rb"\x00\x00\x01[\x20-\x2f].*?(?=\x00\x00\x01)", re.DOTALL)
+# What FFmpeg says of headers, as "951  pic_width_in_mbs_minus1  00111 = 6".
+_SIZE_SAID = re.compile(r"(?:frame|pic|^\d+ +)_?(?:width|height)\w* +[01]+ = (\d+)\s*$")
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class PacketCounter:
         self._sizes: list[int] = []
         self._owed = False
         self._progressive: set[bool] = set()
-        self._headers = self._read_headers() if self._codec == "h264" else None
+        self._sizes_said: set[object] = set()
+        self._headers = self._read_headers() if self._codec in _TRACED else None
 
     def add(self, packet: av.Packet) -> None:
         """Takes the next packet, as the container gives it."""
@@ -74,12 +81,27 @@ class PacketCounter:
             self._shown.append(number)
         self._doubtful |= not packet.size
         if self._codec == "mpeg4" and packet.size:
-            # Two pictures in a packet are followed by an empty one in the second's place, which repeats nothing.
-            several = bytes(packet).count(_MPEG4_PICTURE) > 1
-            self._doubtful |= packet.size < _TINY and not (several or self._owed)
-            self._owed = several
+            content = bytes(packet)
+            self._sizes_said.update(_MPEG4_SIZE.findall(content))
+            # Two pictures in one packet are made up for by an empty one that repeats nothing, there or further on.
+            if content.count(_MPEG4_PICTURE) > 1:
+                self._owed = True
+            elif packet.size < _TINY:
+                self._doubtful |= not self._owed
+                self._owed = False
         elif self._headers is not None and packet.is_keyframe:
             self._read_headers(packet)
+
+    @property
+    def changes_size(self) -> bool:
+        """Whether headers say different sizes of the picture, as far as they were looked at."""
+        return len(self._sizes_said) > 1
+
+    @property
+    def has_rests(self) -> bool:
+        """Whether frames of an AVI file, whose times of decoding count its frames, are without content."""
+        _, last = self._times[-1] if self._times else (None, None)
+        return last is not None and last >= sum(size > 0 for size in self._sizes)
 
     def count(self, path: str, deadline: Deadline, first: int | None) -> Shown:
         """Counts, once all packets were added; decodes the whole file where they do not tell.
@@ -142,7 +164,7 @@ class PacketCounter:
         return not together and not content[0] & shows
 
     def _read_headers(self, packet: av.Packet | None = None) -> av.BitStreamFilterContext | None:
-        """Notes whether H.264 headers, the container's or a packet's own, rule fields out."""
+        """Notes what headers, the container's or a key packet's own, say of the picture's size and of fields."""
         found: list[tuple[int, str, str]] = []
         headers = None
         with contextlib.suppress(av.error.FFmpegError), ffmpeg_messages(av.logging.INFO) as found:
@@ -150,6 +172,7 @@ class PacketCounter:
                 headers = av.BitStreamFilterContext("trace_headers", in_stream=self._stream)
             elif self._headers is not None:
                 self._headers.filter(av.Packet(bytes(packet)))
-        said = (text for _, _, text in found if "frame_mbs_only_flag" in text)
-        self._progressive.update(text.rstrip().endswith("= 1") for text in said)
+        self._progressive.update(text.rstrip().endswith("= 1") for _, _, text in found if "frame_mbs_only_flag" in text)
+        if size := tuple(said[1] for _, _, text in found if (said := _SIZE_SAID.search(text))):
+            self._sizes_said.add(size)
         return headers

@@ -134,7 +134,9 @@ def inspect_video(
         aspect = float(stream.sample_aspect_ratio or 1)
         return Inspection(
             path=absolute,
-            container=format_name if _is_plain(absolute, container, stream) else f"odd {format_name}",
+            container=format_name
+            if _is_plain(absolute, container, stream) and not counter.changes_size
+            else f"odd {format_name}",
             info=VideoInfo(
                 shown.frames,
                 fps,
@@ -145,7 +147,7 @@ def inspect_video(
                 1 / aspect if quarter_turns % 2 else aspect,
             ),
             shown=shown,
-            announced=_announced(stream, format_name, shown),
+            announced=_announced(stream, format_name, counter, shown),
             cut_off=any("ended prematurely" in text for _, _, text in messages),
             quarter_turns=quarter_turns,
         )
@@ -175,12 +177,14 @@ def _is_plain(path: str, container: InputContainer, stream: VideoStream) -> bool
     return as_usual and len(container.streams.video) == 1 and stream.frames < _DECORD_PROMISE
 
 
-def _announced(stream: VideoStream, container: str, shown: Shown) -> int | None:
+def _announced(stream: VideoStream, container: str, counter: PacketCounter, shown: Shown) -> int | None:
     not_shown = shown.packets - shown.frames
     if container == "mov":
         # unlike the header's count, the table of samples leaves out what an edit list cuts
         return len(stream.index_entries) - not_shown
-    return stream.frames - not_shown if container == "avi" and stream.frames else None
+    # an AVI file may also end with frames that have no content
+    known = container == "avi" and stream.frames > 0 and not counter.has_rests
+    return stream.frames - not_shown if known else None
 
 
 def _duration(container: InputContainer, stream: VideoStream, frames: int, fps: float) -> float:
@@ -189,5 +193,3 @@ def _duration(container: InputContainer, stream: VideoStream, frames: int, fps: 
     if container.duration is not None:
         return container.duration / av.time_base
     return frames / fps if fps else 0.0
-
-

@@ -25,6 +25,7 @@ _FORMATS = (
     "3gp,apng,asf,av1,avi,cavsvideo,dirac,dnxhd,dv,flv,gif,gxf,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,"
     "mpegts,mpegvideo,mxf,nsv,nut,nuv,obu,ogg,rm,swf,vc1,vc1test,vvc,wtv,yuv4mpegpipe,aac,aiff,amr,flac,mp3,wav"
 )
+_LONGEST_REST = 250  # frames that one may stand for; a damaged header may say any number
 _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 
 
@@ -80,14 +81,23 @@ def open_stream(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
-    """The stream's packets, up to where the file can be read; also empty ones, which repeat the picture before."""
-    source = container.demux(stream)
+    """The stream's packets, up to where the file can be read; also empty ones, which repeat the picture before.
+
+    AVI holds a packet, if an empty one, for every frame of its rate. FFmpeg keeps these to itself but counts them. Where
+    most are empty, the rate is only there to express any times, and frames are those that are full.
+    """
+    counts = container.format.name == "avi" and 0 < stream.frames <= 2 * len(stream.index_entries)
+    source, due = container.demux(stream), None
     while True:
         try:
             packet = next(source)
         except (StopIteration, av.error.FFmpegError):
             return
-        # without time and content is PyAV's own at the end of the file
+        if counts and packet.dts is not None:
+            for _ in range(min(packet.dts - due, _LONGEST_REST) if due is not None else 0):
+                yield av.Packet()
+            due = packet.dts + 1
+        # one without time and content is PyAV's own, at the end of the file
         if packet.size or packet.dts is not None:
             yield packet
 

@@ -184,7 +184,7 @@ def write_mpeg4(path: Path, count: int, repeats: set[int], gop: int = 12) -> Pat
     """MPEG-4 of `count` frames, some of which are "not coded" (N-VOPs): they repeat the one before."""
     with av.open(str(path), "w") as file:
         stream = _open_stream(file, "mpeg4", "yuv420p", options={"g": str(gop), "qmin": "1", "qmax": "2"})
-        coded = {packet.pts: packet for packet in _encode(file, stream, set(range(count)) - repeats)}
+        coded = {packet.pts: packet for packet in _encode(file, stream, sorted(set(range(count)) - repeats))}
         for time in range(count):
             if time in coded:
                 _mux(file, stream, bytes(coded[time]), time, key=coded[time].is_keyframe)
@@ -249,4 +249,20 @@ def write_sizes(path: Path, sides: Sequence[int], each: int = 10) -> Path:
                 packets += _encode(other, part, range(number * each, (number + 1) * each), side)
         for time, packet in enumerate(packets):
             _mux(file, stream, bytes(packet), time, key=packet.is_keyframe)
+    return path
+
+
+def write_plain(
+    path: Path, count: int, codec: str = "libx264", size: tuple[int, int] = (_SIDE, _SIDE), aspect: str = "1"
+) -> Path:
+    """An ordinary video of `count` frames of some size (width, height) and shape of pixels."""
+    with av.open(str(path), "w") as file:
+        stream = _open_stream(file, codec, "yuv420p")
+        stream.width, stream.height = size
+        stream.codec_context.sample_aspect_ratio = Fraction(aspect)
+        for time in range(count):
+            frame = numbered(time).reformat(width=size[0], height=size[1])
+            frame.pts, frame.time_base = time, Fraction(1, RATE)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
     return path

@@ -88,13 +88,13 @@ def test_a_run_with_failures_has_every_section(tmp_path, videos, monkeypatch):
 
 
 @pytest.mark.process
-def test_videos_that_abort_their_decoder_cost_their_own_pictures(tmp_path, shared):
+def test_videos_that_would_abort_decord_cost_their_own_pictures(tmp_path, shared):
     """Whatever their names say they are."""
     folder = write_finished_run(tmp_path / "mine", root=tmp_path)
     for number in range(24):
         (tmp_path / f"v{number:02}.mp4").symlink_to(shared / "videos" / "hard" / "aborts_decord.avi")
     text = report(folder, samples=1).text
-    assert text.count("No pictures: its decoder was killed by SIGABRT (out of memory?).") == 2
+    assert text.count("No pictures: decoding fails near frame 0 of 58") == 2
 
 
 def test_the_file_goes_where_it_is_told_and_the_same_run_makes_the_same_file(tmp_path):

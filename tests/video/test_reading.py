@@ -14,9 +14,10 @@ import pytest
 
 from zar_ray.errors import ConfigError, VideoError, VideoTooLargeError
 from zar_ray.video import inspection, reading
-from zar_ray.video.inspection import Deadline, inspect_video
+from zar_ray.video.inspection import inspect_video
 from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.reading import has_decord, open_video, probe_video
+from zar_ray.video.streams import Deadline
 
 needs_decord = pytest.mark.skipif(not has_decord(), reason="decord has no wheel for this platform")
 

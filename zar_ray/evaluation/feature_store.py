@@ -30,8 +30,8 @@ from zar_ray.models.options import Precision
 from zar_ray.options.base import fingerprint
 from zar_ray.provenance import package_version
 from zar_ray.storage import Storage
-from zar_ray.video.streams import reason_of
 from zar_ray.video.options import Decoder
+from zar_ray.video.streams import reason_of
 
 if TYPE_CHECKING:
     from zar_ray.video.plans import ViewPlan

@@ -128,24 +128,19 @@ def inspect_video(
         quarter_turns = round(first.rotation / 90) % 4
         width, height = (first.height, first.width) if quarter_turns % 2 else (first.width, first.height)
         limits.check_size(width, height)
-        shown = counter.count(absolute, deadline, first.pts if reason is None else None)
+        shown = counter.count(absolute, deadline)
         rate = stream.average_rate or stream.guessed_rate
-        fps = shown.field_rate or (float(rate) if rate else 0.0)
-        aspect = float(stream.sample_aspect_ratio or 1)
+        fps = float(rate) if rate else 0.0
+        if counter.codec == "h264" and shown.frames < shown.packets and shown.span:
+            # containers take fields for frames
+            fps = (shown.frames - 1) / shown.span
+        duration = _duration(container, stream, shown.frames, fps)
+        aspect = float(stream.sample_aspect_ratio or 1) ** (-1 if quarter_turns % 2 else 1)
+        plain = _is_plain(absolute, container, stream) and not counter.changes_size
         return Inspection(
             path=absolute,
-            container=format_name
-            if _is_plain(absolute, container, stream) and not counter.changes_size
-            else f"odd {format_name}",
-            info=VideoInfo(
-                shown.frames,
-                fps,
-                width,
-                height,
-                _duration(container, stream, shown.frames, fps),
-                "pyav",
-                1 / aspect if quarter_turns % 2 else aspect,
-            ),
+            container=format_name if plain else f"odd {format_name}",
+            info=VideoInfo(shown.frames, fps, width, height, duration, "pyav", aspect),
             shown=shown,
             announced=_announced(stream, format_name, counter, shown),
             cut_off=any("ended prematurely" in text for _, _, text in messages),

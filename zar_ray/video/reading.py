@@ -152,7 +152,7 @@ class PyavReader(VideoReader):
     """
 
     def _read(self, wanted: list[int], deadline: Deadline) -> Generator[np.ndarray]:
-        count, repeats = self.info.frames, self._inspection.shown.repeats
+        count = self.info.frames
         substitutes: list[int] = []
         damaged: list[int] = []
         resized: tuple[int, int, int] | None = None
@@ -160,13 +160,9 @@ class PyavReader(VideoReader):
         last: tuple[int, av.VideoFrame] | None = None
         remaining = iter(wanted)
         next_wanted = next(remaining, None)
-
-        def unexplained(last: tuple[int, av.VideoFrame] | None, end: int) -> int:
-            return len(set(range(last[0] + 1 if last else 0, end)) - repeats)
-
         try:
             for index, frame in self._placed(deadline):
-                missing += unexplained(last, index)
+                missing += index - (last[0] + 1 if last else 0)
                 if missing > self._spare:
                     raise VideoError(f"{missing} of the first {index} frames cannot be decoded")
                 while next_wanted is not None and next_wanted < index:
@@ -183,7 +179,7 @@ class PyavReader(VideoReader):
                     next_wanted = next(remaining, None)
                 if next_wanted is None:
                     return
-            missing += unexplained(last, count)
+            missing += count - (last[0] + 1 if last else 0)
             if last is None or missing > self._spare:
                 raise VideoError(f"{missing} of {count} frames cannot be decoded")
             while next_wanted is not None:
@@ -191,7 +187,6 @@ class PyavReader(VideoReader):
                 yield self._picture(last[1])
                 next_wanted = next(remaining, None)
         finally:
-            substitutes = [index for index in substitutes if index not in repeats]
             if substitutes:
                 self._notes.append(
                     f"frames that cannot be decoded: {len(substitutes)} of the {len(wanted)} read, from frame "
@@ -215,19 +210,25 @@ class PyavReader(VideoReader):
         return max(count // 10, 1 if count > 1 else 0)
 
     def _placed(self, deadline: Deadline) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Every frame that the decoder gives, with its index."""
-        last, shown = -1, self._inspection.shown
+        """Every frame that the decoder gives or that repeats one, with its index."""
+        shown, last, frame = self._inspection.shown, -1, None
         for number, found in decode_all(self._inspection.path, deadline):
             if isinstance(found, av.error.FFmpegError):
                 near = number * shown.frames // shown.packets
                 if near < shown.frames - self._spare:
                     raise VideoError(f"decoding fails near frame {near} of {shown.frames}: {reason_of(found)}")
                 continue
-            for frame in found:
+            for following in found:
                 # by its packet's number, or else the one after the last
-                index = shown.positions.get(frame.pts, -1) if frame.pts is not None else -1
-                last = max(index, last + 1)
+                index = max(shown.positions.get(following.pts or 0, -1), last + 1)
+                yield from self._repeated(frame, last + 1, index)
+                last, frame = index, following
                 yield last, frame
+        yield from self._repeated(frame, last + 1, shown.frames)
+
+    def _repeated(self, frame: av.VideoFrame | None, start: int, end: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        repeats = self._inspection.shown.repeats
+        return ((index, frame) for index in range(start, end) if frame is not None and index in repeats)
 
     @property
     def _stored_size(self) -> tuple[int, int]:

@@ -25,6 +25,7 @@ _FORMATS = (
     "3gp,apng,asf,av1,avi,cavsvideo,dirac,dnxhd,dv,flv,gif,gxf,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,"
     "mpegts,mpegvideo,mxf,nsv,nut,nuv,obu,ogg,rm,swf,vc1,vc1test,vvc,wtv,yuv4mpegpipe,aac,aiff,amr,flac,mp3,wav"
 )
+_STILL = Disposition.attached_pic | Disposition.timed_thumbnails
 _LONGEST_REST = 250  # frames that one may stand for; a damaged header may say any number
 _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 
@@ -46,8 +47,8 @@ class Deadline:
 def open_stream(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Opens a file's video stream with PyAV, one thread; closes it however the block ends.
 
-    Of several it is the one that FFmpeg takes for the best; pictures attached to sound, thumbnails and streams that
-    are not to be read are none. Nothing but this one file is read: formats that refer to other files or to the network are refused.
+    Of several it is the one that FFmpeg takes for the best. Attached pictures and thumbnails are none, nor is what the
+    file says to discard. Nothing but this one file is read: formats that refer to others or to the network are refused.
 
     Raises:
         VideoError: It is no video, or there is no decoder for it (stage ``open``).
@@ -68,11 +69,11 @@ def open_stream(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         said = next((text.strip() for _, _, text in reversed(messages) if text.strip()), reason_of(error))
         raise VideoError(f"not a video, or a damaged one: {said}", stage="open") from error
     with container:
-        found = {one.index: one for one in container.streams.video if _moves(one)}
+        videos = [one for one in container.streams.video if not one.disposition & _STILL and one.discard != Discard.all]
         best = container.streams.best("video")
-        if not found or best is None:
+        if not videos:
             raise VideoError("has no video stream", stage="open")
-        stream = found.get(best.index, next(iter(found.values())))
+        stream = next((one for one in videos if one is best), videos[0])
         if stream.codec_context is None:
             raise VideoError("there is no decoder for its video stream", stage="open")
         # workers are processes: more threads a decoder would only get in each other's way
@@ -83,8 +84,8 @@ def open_stream(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
     """The stream's packets, up to where the file can be read; also empty ones, which repeat the picture before.
 
-    AVI holds a packet, if an empty one, for every frame of its rate. FFmpeg keeps these to itself but counts them. Where
-    most are empty, the rate is only there to express any times, and frames are those that are full.
+    AVI holds a packet, if an empty one, for every frame of its rate; FFmpeg keeps these to itself but counts them.
+    Where most are empty, the rate is only there to express any times, and frames are those that are full.
     """
     counts = container.format.name == "avi" and 0 < stream.frames <= 2 * len(stream.index_entries)
     source, due = container.demux(stream), None
@@ -154,9 +155,3 @@ def ffmpeg_messages(level: int = av.logging.ERROR) -> Iterator[list[tuple[int, s
     finally:
         av.logging.set_skip_repeated(True)
         av.logging.set_level(before)
-
-
-def _moves(stream: VideoStream) -> bool:
-    """Whether a stream is a video, no picture that goes with one or with sound."""
-    still = stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails)
-    return not still and stream.discard != Discard.all

@@ -25,8 +25,8 @@ _FORMATS = (
     "3gp,apng,asf,av1,avi,cavsvideo,dirac,dnxhd,dv,flv,gif,gxf,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,"
     "mpegts,mpegvideo,mxf,nsv,nut,nuv,obu,ogg,rm,swf,vc1,vc1test,vvc,wtv,yuv4mpegpipe,aac,aiff,amr,flac,mp3,wav"
 )
+_SILENT = av.logging.get_level()
 _STILL = Disposition.attached_pic | Disposition.timed_thumbnails
-_LONGEST_REST = 250  # frames that one may stand for; a damaged header may say any number
 _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 
 
@@ -87,15 +87,18 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packe
     AVI holds a packet, if an empty one, for every frame of its rate; FFmpeg keeps these to itself but counts them.
     Where most are empty, the rate is only there to express any times, and frames are those that are full.
     """
-    counts = container.format.name == "avi" and 0 < stream.frames <= 2 * len(stream.index_entries)
+    full = len(stream.index_entries)
+    empty = stream.frames - full if container.format.name == "avi" and stream.frames <= 2 * full else 0
     source, due = container.demux(stream), None
     while True:
         try:
             packet = next(source)
         except (StopIteration, av.error.FFmpegError):
             return
-        if counts and packet.dts is not None:
-            for _ in range(min(packet.dts - due, _LONGEST_REST) if due is not None else 0):
+        if empty > 0 and packet.dts is not None:
+            # no more than the header says, whatever the times are
+            for _ in range(min(packet.dts - due, empty) if due is not None else 0):
+                empty -= 1
                 yield av.Packet()
             due = packet.dts + 1
         # one without time and content is PyAV's own, at the end of the file
@@ -146,7 +149,6 @@ def reason_of(error: BaseException) -> str:
 @contextmanager
 def ffmpeg_messages(level: int = av.logging.ERROR) -> Iterator[list[tuple[int, str, str]]]:
     """FFmpeg's messages of this thread, which say more than its error codes and must not reach the terminal."""
-    before = av.logging.get_level()
     av.logging.set_level(level)
     av.logging.set_skip_repeated(False)
     try:
@@ -154,4 +156,5 @@ def ffmpeg_messages(level: int = av.logging.ERROR) -> Iterator[list[tuple[int, s
             yield messages
     finally:
         av.logging.set_skip_repeated(True)
-        av.logging.set_level(before)
+        # not what it was: that may be another thread's
+        av.logging.set_level(_SILENT if level == av.logging.ERROR else av.logging.ERROR)

@@ -10,7 +10,6 @@ import pytest
 from zar_ray.data.listing import list_folder
 from zar_ray.data.probing import probe_listing
 from zar_ray.errors import VideoError
-from zar_ray.results.rows import to_rows
 from zar_ray.serving.options import LimitConfig
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.reading import has_decord
@@ -52,10 +51,11 @@ def test_an_index_has_what_is_shown(folder, decoder):
             assert (row.error, row.frames, row.fps, row.decoder) == (None, frames, fps, "pyav")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["auto", "pyav"])
 def test_an_evaluation_reads_them_or_says_why_not(evaluate, folder, decoder):
     ran = evaluate(folder, here=True, name=f"hard-{decoder}", max_failed=1.0, decoder=decoder, views=VIEWS)
-    rows = {row.video_id.rpartition("/")[2]: row for row in to_rows(ran.folder.results())}
+    rows = {row.video_id.rpartition("/")[2]: row for row in ran.rows}
     for name in (*READ, "good.mp4"):
         assert (rows[name].error, rows[name].warning) == (None, None), name
     for name, reason in REFUSED.items():

@@ -205,7 +205,8 @@ def test_plans_windows_and_training_name_the_same_frames(tmp_path):
         ],
     }
     views = ViewConfig(frames=4, eval_frames=8)
-    (tmp_path / "a").mkdir()
+    data = tmp_path / "data"
+    (data / "a").mkdir(parents=True)
     with DecoderProcess(LimitConfig().decoding) as decoder:
         for path, numbers in files.items():
             request = DecodeRequest(path.name, views, 0, Preprocessing(32), needs_views=True)
@@ -216,9 +217,9 @@ def test_plans_windows_and_training_name_the_same_frames(tmp_path):
             for window in windows:
                 read = [hard_videos.number_of(frame) for frame in window.frames]
                 assert read == [numbers[window.first_frame + index] for index in window.plan.frames]
-            path.rename(tmp_path / "a" / path.name)
-    manifest = probe_listing(list_folder(tmp_path), workers=1)
-    config = TrainConfig.model_validate({"frames": 8, "batch_size": 1, "cache_frames": 40})
+            path.rename(data / "a" / path.name)
+    manifest = probe_listing(list_folder(data), workers=1)
+    config = TrainConfig(frames=8, cache_frames=40)
     reader = SampleReader(list(manifest.rows()), Preprocessing(32), config)
     for number, row in enumerate(manifest.rows()):
         numbers = next(found for path, found in files.items() if path.name == Path(row.path).name)

@@ -69,7 +69,7 @@ class PacketCounter:
         self._packets: list[tuple[int | None, int | None, int]] = []  # time shown, time of decoding, bytes
         self._shown: list[int] = []
         self._owed = False
-        self._headers: set[object] = set()
+        self._headers: set[tuple[tuple[str, ...], ...]] = set()
         self._tracer: av.BitStreamFilterContext | None = None
         if self.codec in ("h264", "hevc", "vp8", "vp9"):
             self._trace(None)
@@ -91,7 +91,7 @@ class PacketCounter:
         if self._tracer is not None and packet.is_keyframe and content:
             self._trace(content)
         if self.codec == "mpeg4" and content:
-            self._headers.update(_MPEG4_HEADER.findall(content))
+            self._headers.update(((found.hex(),),) for found in _MPEG4_HEADER.findall(content))
             # Two pictures in one packet are made up for by an empty one that repeats nothing, there or further on.
             if content.count(_MPEG4_PICTURE) > 1:
                 self._owed = True
@@ -118,7 +118,7 @@ class PacketCounter:
             shown = [number for number in shown if number in given | failed or not self._packets[number][2]]
         times = {number: self._packets[number][0] for number in shown}
         reliable = self._timed and None not in times.values() and len(set(times.values())) == len(times)
-        ranks = {n: rank for rank, n in enumerate(sorted(shown, key=times.__getitem__) if reliable else shown)}
+        ranks = {n: rank for rank, n in enumerate(sorted(shown, key=lambda n: times[n] or 0) if reliable else shown)}
         positions = ranks if reliable else {}
         without = {number: ranks[number] for number in shown if decode and number not in given}
         if decode and not reliable:

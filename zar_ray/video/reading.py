@@ -233,8 +233,8 @@ class PyavReader(VideoReader):
     @property
     def _stored_size(self) -> tuple[int, int]:
         """Width and height of the first picture as it is stored, which may lie on its side."""
-        size = self.info.width, self.info.height
-        return size[::-1] if self._inspection.quarter_turns % 2 else size
+        width, height = self.info.width, self.info.height
+        return (height, width) if self._inspection.quarter_turns % 2 else (width, height)
 
     def _picture(self, frame: av.VideoFrame) -> np.ndarray:
         turns, (width, height) = self._inspection.quarter_turns, self._stored_size

@@ -257,7 +257,7 @@ def write_plain(
 ) -> Path:
     """An ordinary video of `count` frames of some size (width, height) and shape of pixels."""
     with av.open(str(path), "w") as file:
-        stream = _open_stream(file, codec, "yuv420p")
+        stream = _open_stream(file, codec, "yuvj420p" if codec == "mjpeg" else "yuv420p")
         stream.width, stream.height = size
         stream.codec_context.sample_aspect_ratio = Fraction(aspect)
         for time in range(count):

@@ -35,9 +35,9 @@ from zar_ray.reporting.pages import (
 from zar_ray.reporting.published.tables import known_tables, load_table
 from zar_ray.reporting.published.view import Marks, compare
 from zar_ray.reporting.run_data import RunData, RunSplit, StudyData
-from zar_ray.reporting.summary_tables import summary_facts
+from zar_ray.reporting.summary_tables import p_of, summary_facts
 from zar_ray.results.folder import CONFIG
-from zar_ray.results.record import CaseMetrics, RunSummary
+from zar_ray.results.record import CaseMetrics, PairedComparison, RunSummary
 from zar_ray.video.sandbox import DecoderProcess
 
 if TYPE_CHECKING:
@@ -147,20 +147,24 @@ def _tiles(data: RunData, shown: Sequence[CaseMetrics]) -> tuple[Tile, ...]:
         spread = "" if after.std is None else f", ± {percent(after.std)}"
         tiles = [Tile(name, f"{percent(after.value)} %", f"{which} of {len(after.splits)} splits{spread}")]
         if before is not None and case.adapts:
-            rise = f"{percent(after.value - before.value, '+')} points"
-            tiles.append(Tile("before adaptation", f"{percent(before.value)} %", f"{rise} by it"))
-        return (*tiles, counts)
+            tiles.append(Tile("before adaptation", f"{percent(before.value)} %", f"{which} of the same splits"))
+        return (*tiles, *_change_tile(after.change, "p"), counts)
     before = case.estimates("before").get(metric)
     if found is None or before is None:
         return (Tile("accuracy", "none", "no video has a label"), counts)
     tiles = [Tile(name, f"{percent(found.value)} %", f"95 % interval {ends(found)}")]
     if case.adapts:
         tiles.append(Tile("before adaptation", f"{percent(before.value)} %", f"95 % interval {ends(before)}"))
-    if scores is not None and (change := scores.change) is not None:
-        how = f"{ends(change.top1, '+')}, McNemar p {p_value(change.p_value)}"
-        tiles.append(Tile("change, points", percent(change.top1.value, "+"), how))
+    tiles += _change_tile(case.change, p_of(case))
     chance = () if scores is None else (Tile("chance", f"{percent(case.chance)} %", f"1 of {case.classes} classes"),)
     return (*tiles, *chance, counts)
+
+
+def _change_tile(change: PairedComparison | None, test: str) -> list[Tile]:
+    if change is None:
+        return []
+    how = f"{ends(change.effect, '+')}, {test} {p_value(change.p_value)}"
+    return [Tile("change, points", percent(change.difference, "+"), how)]
 
 
 def _study_tiles(data: StudyData) -> tuple[Tile, ...]:

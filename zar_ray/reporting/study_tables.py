@@ -182,7 +182,7 @@ def _scores(record: StudyRecord, table: StudyTable, plus_minus: str) -> tuple[tu
             cells.append(_score(row.average, plus_minus))
         if paired:
             one = row.comparison
-            change = "reference" if one is None else numbers.interval(one.top1, "+")
+            change = "reference" if one is None else numbers.interval(one.effect, "+")
             cells += [change, numbers.p_value(row.p_adjusted)]
         rows.append(tuple(cells))
     return tuple(columns), rows

@@ -65,7 +65,7 @@ _MOST_RUNS = 50_000
 _EXPERIMENT_NOTE = (
     "Evaluations by zar-ray: a run each, and below it (+) a run a method, of each split, model, setting or seed."
     " Compare those: their parameters and metrics have the same names. `top1_change` is what adaptation changed, with"
-    " its 95 % interval in `top1_change_low` and `top1_change_high`, and `mcnemar_p`. Accuracies are fractions in"
+    " its 95 % interval in `top1_change_low` and `top1_change_high`, and `change_p`. Accuracies are fractions in"
     " [0, 1]. A run's description is its result table."
 )
 _EXPERIMENT_TAGS = {

@@ -62,7 +62,7 @@ class DecodeStage:
         """One manifest row as a row of `DECODED_SCHEMA`; a video that cannot be decoded has its error there."""
         known = VideoInfo(row["frames"], row["fps"], row["width"], row["height"], row["duration"], row["decoder"])
         video: dict[str, Any] = {
-            **{name: row[name] for name in ("video_id", "class_sets", "right_ids", MODELS.name)},
+            **{name: row[name] for name in ("video_id", "group", "class_sets", "right_ids", MODELS.name)},
             **{name: row[name] for name in ("frames", "width", "height", "decoder")},
             POSITION.name: row.get(POSITION.name),
         }

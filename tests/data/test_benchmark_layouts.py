@@ -143,6 +143,9 @@ def test_ucf101(tmp_path: Path, put_video: Put) -> None:
     rows = {row.video_id: row for row in manifest.rows()}
     one = rows["UCF-101/HandstandPushups/v_HandStandPushups_g02_c01.avi"]
     assert (one.class_name, one.memberships, one.error) == ("HandstandPushups", ("test2", "train1", "train3"), None)
+    # A group's number is its class's own, so the class tells groups apart.
+    assert len({row.group for row in rows.values()}) == 6
+    assert one.group == "HandStandPushups g02"
     assert manifest.class_names == class_list("ucf101")
     splits = load_benchmark("ucf101").evaluations(manifest)
     assert [len(s) for s in splits] == [2, 2, 2]

@@ -138,8 +138,8 @@ def case_metrics(
     else:
         measured = _accuracies(CaseRows.of(table, case_id, classes), classes)
     decided = table.filter(pa.array(finished, pa.bool_()))
-    before, after = (firsts(decided[f"top5_{when}"]) for when in ("before", "after"))
-    sure = (firsts(decided[f"top5_scores_{when}"]) for when in ("before", "after"))
+    before, after = (firsts(decided[f"top5_{when}"].drop_null()) for when in ("before", "after"))
+    sure = (firsts(decided[f"top5_scores_{when}"].drop_null()) for when in ("before", "after"))
     confidence = [float(one.mean(dtype=np.float64)) if len(one) else None for one in sure]
     return CaseMetrics(
         case_id=case_id,

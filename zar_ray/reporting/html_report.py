@@ -191,7 +191,7 @@ def _facts(data: StudyData) -> list[tuple[str, str]]:
         ("views", "; ".join(frames)),
         ("seed", f"{seeds}; zar report compare puts runs with other seeds beside it"),
         *(("pass", note) for note in study_tables.pass_notes(record)),
-        *((name, without_password(value)) for name, value in summary_facts(summary)),
+        *((name, without_password(value)) for name, value in summary_facts(summary, record.cells[0].label)),
     ]
 
 

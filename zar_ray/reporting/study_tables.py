@@ -47,7 +47,7 @@ def print_study(record: StudyRecord, console: Console) -> None:
     console.print()
     for line in pass_notes(record):
         console.print(Text(line), soft_wrap=True)
-    for name, value in summary_facts(record.whole):
+    for name, value in summary_facts(record.whole, record.cells[0].label):
         console.print(Text.assemble((f"{name:<9}", "bold"), value), soft_wrap=True)
 
 
@@ -59,7 +59,7 @@ def study_markdown(record: StudyRecord) -> str:
     for block in study_blocks(record):
         lines += markdown_block(block)
     lines += [f"- {markdown_text(line)}" for line in pass_notes(record)]
-    facts = summary_facts(record.whole)
+    facts = summary_facts(record.whole, record.cells[0].label)
     lines += [f"- **{name}**: {markdown_text(value)}" for name, value in facts if name != "MLflow"]
     return "\n".join(lines) + "\n"
 

@@ -165,8 +165,8 @@ def _videos(scores: Scores | None) -> int:
     return 0 if scores is None else scores.videos
 
 
-def summary_facts(summary: RunSummary) -> list[tuple[str, str]]:
-    """Counts, failures, speed, costs and places, each under a name."""
+def summary_facts(summary: RunSummary, cell: str = "") -> list[tuple[str, str]]:
+    """Counts, failures, speed, costs, places and verdicts, which are of a cell of this label, each under a name."""
     counts = f"{summary.videos}: {summary.finished} finished, {summary.failed} failed"
     if summary.unlabelled:
         counts += f", {summary.unlabelled} without a label (in no accuracy)"
@@ -190,7 +190,7 @@ def summary_facts(summary: RunSummary) -> list[tuple[str, str]]:
         facts.append(("size", _model_cost(summary.model_cost)))
         facts.append(("compute", _compute(summary.model_cost, summary)))
     facts += [("results", summary.results), ("run", summary.run_file), ("MLflow", _mlflow(summary))]
-    return facts + [("verdict", said) for said in verdicts(summary)]
+    return facts + [("verdict", f"{cell}: {said}" if cell else said) for said in verdicts(summary)]
 
 
 def _failures(group: FailureGroup) -> str:

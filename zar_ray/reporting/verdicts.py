@@ -57,10 +57,12 @@ def _costs(cases: Sequence[CaseMetrics], without: Sequence[CaseMetrics]) -> str:
         return ""
     fewer, shorter = _mean(without, "images"), _mean(without, "seconds")
     if fewer and shorter:
-        return (
-            f", at {digits(images / fewer, 2)} x the images and {digits(seconds / shorter, 2)} x the time of {_WITHOUT}"
-        )
-    return f", at {digits(images)} images and {digits(seconds, 2)} s a video"
+        return f", at {_short(images / fewer)} x the images and {_short(seconds / shorter)} x the time of {_WITHOUT}"
+    return f", at {_short(images)} images and {_short(seconds)} s a video"
+
+
+def _short(number: float) -> str:
+    return digits(number, 2) if number < 100 else f"{number:,.0f}"
 
 
 def _mean(cases: Sequence[CaseMetrics], name: str) -> float | None:

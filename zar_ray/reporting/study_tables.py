@@ -13,6 +13,7 @@ from rich.text import Text
 from zar_ray.reporting import numbers
 from zar_ray.reporting.blocks import Block, csv_block, markdown_block, markdown_text, print_block
 from zar_ray.reporting.summary_tables import (
+    GROUPED,
     INTERVALS,
     RANDOM_WEIGHTS,
     data_heading,
@@ -215,11 +216,12 @@ def _notes(record: StudyRecord, table: StudyTable, plus_minus: str) -> list[str]
     paired = any(row.comparison is not None for row in table.rows)
     if paired or any(score.std is None and score.low is not None for score in scores):
         notes.append(INTERVALS)
+        if any(case.groups for case in record.whole.cases):
+            notes.append(f"{GROUPED}.")
     if paired:
-        test = "the exact p of exchanging both at random, video by video," if repeated else "McNemar's exact p"
         notes.append(
-            f"Change is against {table.reference or 'the first'} on the same videos; p adj. is {test} after Holm's "
-            "correction over this table."
+            f"Change is against {table.reference or 'the first'} on the same videos; p adj. is the exact p of "
+            "exchanging both at random after Holm's correction over this table."
         )
     if record.whole.failed and scores:
         how = "ranked last" if table.metric == "map" else "counted as wrong"

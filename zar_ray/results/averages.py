@@ -88,15 +88,17 @@ def average_change(
         seed: Seed of the draws.
         resamples: How many there are.
     """
-    right = [np.concatenate([(one.before == RIGHT, one.after == RIGHT), np.eye(2)], axis=1) for one in splits]
-    before, after = np.concatenate(right, axis=1)
-    sources = np.concatenate([[*one.source, "gains", "loses"] for one in splits])
-    added = np.isin(sources, ["gains", "loses"])
-    split_of = np.repeat(np.eye(len(splits)), [one.shape[1] for one in right], axis=0)
+    pairs = [np.concatenate([(one.before == RIGHT, one.after == RIGHT), np.eye(2)], axis=1) for one in splits]
+    before, after = np.concatenate(pairs, axis=1)
+    more = ["\0gains", "\0loses"]  # no source has such a name
+    sources = np.concatenate([[*one.source, *more] for one in splits])
+    added = np.isin(sources, more)
+    split_of = np.repeat(np.eye(len(splits)), [one.shape[1] for one in pairs], axis=0)
     split_of[added] /= len(splits)
 
     def average(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-        shares = (old * before + new * after) @ split_of / np.maximum((old + new) @ split_of, 1e-12)
+        right = old @ (before[:, None] * split_of) + new @ (after[:, None] * split_of)
+        shares = right / np.maximum((old + new) @ split_of, 1e-12)
         # The harmonic mean is 0 where a share is.
         return shares.mean(axis=1) if kind == "mean" else len(splits) / (1 / np.maximum(shares, 1e-12)).sum(axis=1)
 
@@ -113,8 +115,8 @@ def _compared(
     """Compares averages of decisions after and before adaptation.
 
     Args:
-        average: The average, (draws,), where the decisions before and those after count so many times, both int
-            (draws, N).
+        average: The average, (draws,), where the decisions before and those after count so many times, both (draws,
+            N).
         sources: What the N videos were cut from; sources are drawn, and exchanged, as a whole.
         real: bool (N,), whether a video is there and not added for the draws.
         seed: Seed of the draws.
@@ -122,15 +124,23 @@ def _compared(
     """
     rng = np.random.default_rng(seed)
     names, codes = np.unique(sources, return_inverse=True)
-    none, once = np.zeros((1, len(codes))), real[None].astype(float)
-    difference = float((average(none, once) - average(once, none))[0])
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)[:, codes].astype(float)
-    rises = average(0 * drawn, drawn) - average(drawn, 0 * drawn)
+
+    def differences(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+        return average(old, new) - average(new, old)
+
+    def drawn(count: int) -> np.ndarray:
+        weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), count)[:, codes].astype(float)
+        swapped = real * rng.integers(0, 2, (count, len(names)))[:, codes]
+        return np.stack([differences(0 * weights, weights), differences(swapped, real - swapped)])
+
+    difference = float(differences(0.0 * real[None], 1.0 * real[None])[0])
+    # In batches, so that the weights of all draws are never in memory together.
+    batch = max(1, 2**20 // len(codes))
+    sizes = [min(batch, resamples - start) for start in range(0, resamples, batch)]
+    rises, exchanged = np.concatenate([drawn(size) for size in sizes], axis=1)
     if real.all():
         # A video that is drawn twice ranks beside itself, which raises precision.
         rises += difference - rises.mean()
-    swapped = once * rng.integers(0, 2, (resamples, len(names)))[:, codes]
-    exchanged = average(swapped, once - swapped) - average(once - swapped, swapped)
     effect = quantile_estimate(difference, rises)
     as_far = int((np.abs(exchanged) >= abs(difference) - 1e-12).sum())
     # The power of a normal estimate with this interval (Bloom, Evaluation Review 19, 1995).

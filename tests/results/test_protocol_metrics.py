@@ -447,8 +447,9 @@ def test_videos_that_recur_in_splits_are_drawn_together():
 
 def test_an_average_has_its_change_and_mlflow_its_numbers():
     splits = some_splits(np.random.default_rng(5), (60, 80), (0.4, 0.7))
-    cases = [case_metrics(one.table, CASE, "zar", 2, split=f"s{place}") for place, one in enumerate(splits)]
-    (top1,) = [one for one in protocol_averages(cases, "mean", {"zar": splits}) if one.change is not None]
+    tables = {f"s{place}": one.table for place, one in enumerate(splits)}
+    cases = [case_metrics(table, CASE, "zar", 2, split=split) for split, table in tables.items()]
+    (top1,) = [one for one in protocol_averages(cases, "mean", tables) if one.change is not None]
     assert top1.metric == "top1"
     assert isinstance(top1.change.effect, Estimate)
     assert top1.change.difference == pytest.approx(

@@ -34,19 +34,8 @@ _ABSOLUTE = re.compile(r"/|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]+://")
 _REMAKE = 'make one with "zar data index FOLDER"'
 # What the numbers of a run depend on.  Paths are left out, so that a dataset copied elsewhere is the same dataset; an
 # error counts by its presence, since its words may change with a library's version.
-_IDENTITY = (
-    "video_id",
-    "label_id",
-    "class_name",
-    "split",
-    "frames",
-    "width",
-    "height",
-    "size",
-    "splits",
-    "labels",
-    "group",
-)
+_SIZES = ("frames", "width", "height", "size")
+_IDENTITY = ("video_id", "label_id", "class_name", "split", *_SIZES, "splits", "labels", "group")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from statistics import harmonic_mean
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score
 
@@ -27,7 +28,7 @@ MAP_RESAMPLES = 200
 def protocol_averages(
     cases: Sequence[CaseMetrics],
     kind: Literal["mean", "harmonic"],
-    rows: Mapping[str, Sequence[CaseRows]] | None = None,
+    tables: Mapping[str, pa.Table] | None = None,
     seed: int = 0,
 ) -> tuple[ProtocolAverage, ...]:
     """What a protocol reports over its splits, by method in the order they first come.
@@ -36,7 +37,7 @@ def protocol_averages(
         cases: One case a split and method.
         kind: ``mean`` with the standard deviation between the splits, or ``harmonic`` mean of two splits, which is 0
             where either is.
-        rows: Each method's labelled rows, split by split as its cases come, from which top-1's changes are made.
+        tables: Each split's result table, which changes of top-1 are made from.
         seed: Seed of their draws.
 
     Returns:
@@ -62,8 +63,10 @@ def protocol_averages(
                 values = [one[metric] for one in measured]
                 harmonic = kind == "harmonic"
                 value, std = (harmonic_mean(values), None) if harmonic else (np.mean(values), float(np.std(values)))
-                compared = metric == "top1" and rows is not None and any(case.adapts for case in splits)
-                change = average_change(rows[method], kind, seed) if compared else None
+                change = None
+                if metric == "top1" and tables is not None and any(case.adapts for case in splits):
+                    rows = [CaseRows.of(tables[one.split], one.case_id, one.classes) for one in splits]
+                    change = average_change([one.select(one.label >= 0) for one in rows], kind, seed)
                 averages.append(ProtocolAverage(method, metric, kind, float(value), std, names, change))
     return tuple(averages)
 

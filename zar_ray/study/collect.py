@@ -12,7 +12,7 @@ from zar_ray.reporting.figures import confusion_picture
 from zar_ray.reporting.summary_tables import per_class_csv
 from zar_ray.results import metrics
 from zar_ray.results.averages import protocol_averages
-from zar_ray.results.case_rows import CaseRows, class_accuracies, confusion_matrix
+from zar_ray.results.case_rows import class_accuracies, confusion_matrix
 from zar_ray.results.folder import PREDICTIONS, SUMMARY, RunFolder
 from zar_ray.results.record import RunSummary, SplitSummary, Throughput
 from zar_ray.results.study_record import Cell, StudyRecord
@@ -70,23 +70,20 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
     workload, folder, (model,) = study.workload, study.folder, part.models
     dataset = protocol_name(str(options.dataset), options.protocol)
     average = load_benchmark(dataset).average if dataset in known_benchmarks() else "mean"
-    cases = []
-    rows: dict[str, list[CaseRows]] = {}
-    for split in workload.splits:
-        table, classes = rows_of(split, part.table), len(split.class_names)
-        for case in workload.cases_of(split, part.cases):
-            found = metrics.case_metrics(
-                table,
-                case.case_id,
-                case.method,
-                classes,
-                multi_label=split.multi_label,
-                split=split.name,
-                seed=options.seed,
-            )
-            cases.append(found)
-            of_case = CaseRows.of(table, case.case_id, classes)
-            rows.setdefault(case.method, []).append(of_case.select(of_case.label >= 0))
+    tables = {split.name: rows_of(split, part.table) for split in workload.splits}
+    cases = tuple(
+        metrics.case_metrics(
+            tables[split.name],
+            case.case_id,
+            case.method,
+            len(split.class_names),
+            multi_label=split.multi_label,
+            split=split.name,
+            seed=options.seed,
+        )
+        for split in workload.splits
+        for case in workload.cases_of(split, part.cases)
+    )
     return RunSummary(
         name=str(options.name),
         dataset=dataset,
@@ -98,7 +95,7 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
         classes=len({name for names in workload.class_sets for name in names}),
         **asdict(metrics.video_counts(part.table)),
         resumed=part.resumed,
-        cases=tuple(cases),
+        cases=cases,
         failures=metrics.failure_groups(part.table),
         costs=metrics.costs(part.table),
         throughput=Throughput(part.evaluated, part.seconds),
@@ -107,7 +104,7 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
         splits=tuple(
             SplitSummary(split.name, len(split.class_names), len(split), split.notes) for split in workload.splits
         ),
-        averages=protocol_averages(cases, average, rows, options.seed) if len(workload.splits) > 1 else (),
+        averages=protocol_averages(cases, average, tables, options.seed) if len(workload.splits) > 1 else (),
         order_dependent=stream_methods([options]),
         model_cost=next(iter(model.costs), None),
     )

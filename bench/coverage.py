@@ -1,6 +1,6 @@
 """How often the intervals of zar_ray.results hold what they are of: simulated, as a table for docs/metrics.md.
 
-    python bench/coverage.py            prints the table; a minute, nearly all of it for the last line
+    python bench/coverage.py            prints the table; a minute and a half, nearly all of it for the last line
     python bench/coverage.py --write    puts it into docs/metrics.md, between its marks
 
 Every interval is the one that an evaluation prints.  A simulation draws decisions about n videos whose chance of being

@@ -94,10 +94,8 @@ def design_effect(outcomes: np.ndarray, sources: np.ndarray | None = None, lowes
         return 1.0
     squares = (outcomes.astype(int) ** 2).sum() + size * (lowest**2 + 1)
     wide, many = np.append(totals, [lowest * size, size]), np.append(sizes, [size, size])
-    mean, count = wide.sum() / many.sum(), many.sum()
-    between = ((wide - mean * many) ** 2).sum() * len(many) / (len(many) - 1)
-    within = (squares - count * mean**2) * count / (count - 1)
-    return max(1.0, float(between / within))
+    mean = wide.sum() / many.sum()
+    return max(1.0, float(((wide - mean * many) ** 2).sum() / (squares - many.sum() * mean**2)))
 
 
 def _exchange_p(changes: np.ndarray, counts: np.ndarray) -> float:

@@ -139,8 +139,8 @@ def _interval_notes(cases: Sequence[CaseMetrics]) -> list[str]:
     if not any(case.estimates("after") for case in cases):
         return []
     groups = {case.split: (case.labelled, case.groups) for case in cases if case.groups}
-    shown = ", ".join(f"{labelled} of {count}" for labelled, count in groups.values())
-    return [INTERVALS, *([f"{GROUPED} ({shown} sources)."] if groups else [])]
+    shown = ", ".join(f"{count} of {labelled} videos" for labelled, count in groups.values())
+    return [INTERVALS, *([f"{GROUPED} (sources: {shown})."] if groups else [])]
 
 
 def _failure_notes(cases: Sequence[CaseMetrics]) -> list[str]:

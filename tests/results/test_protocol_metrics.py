@@ -264,11 +264,11 @@ def test_the_order_of_rows_changes_nothing():
 
 
 def test_failed_videos_rank_last():
-    scores = np.array([[-50.0, -60.0], [-70.0, -80.0]])
+    scores = np.array([[0.0, -10.0, 0.0], [-20.0, -30.0, 0.0]])
     rows = [decided(i, scores[i], scores[i], labels=(i,)) for i in range(2)]
-    lowest = decided(2, np.full(2, -90.0), np.full(2, -90.0), labels=(0, 1))
-    whole = multi_label_metrics_of(to_table([*rows, lowest]), CASE, "zar", 2)
-    lost = multi_label_metrics_of(to_table([*rows, failed(2, labels=(0, 1))]), CASE, "zar", 2)
+    lowest = decided(2, np.array([0.0, 0.0, 50.0]), np.array([0.0, 0.0, 50.0]), labels=(0, 1))
+    whole = multi_label_metrics_of(to_table([*rows, lowest]), CASE, "zar", 3)
+    lost = multi_label_metrics_of(to_table([*rows, failed(2, labels=(0, 1))]), CASE, "zar", 3)
     assert lost.map_after.value == whole.map_after.value == pytest.approx(((1 + 2 / 3) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
     assert (lost.finished, lost.failed, lost.labelled) == (2, 1, 3)
 
@@ -301,7 +301,8 @@ def test_a_method_that_changes_nothing_has_one_map():
 def test_map_is_of_one_kind_of_score_whatever_the_number_of_views():
     # Of several evaluation views a decision's logits are log probabilities, of one the model's own.
     rng = np.random.default_rng(3)
-    right, scores = rng.random((60, 6)) < 0.3, 8 * rng.normal(size=(2, 60, 6)) + 20 * rng.normal(size=(2, 60, 1))
+    right = rng.random((60, 6)) < 0.3
+    scores = 8 * rng.normal(size=(2, 60, 6)) + 20 * rng.normal(size=(2, 60, 1)) + 10 * right
     found = [
         multi_label_metrics_of(to_table(multi_label_rows(right, np.zeros(60, bool), one)), CASE, "zar", 6).map_after
         for one in (scores, log_softmax(scores, axis=2))
@@ -370,7 +371,7 @@ def test_charades_takes_seconds_not_minutes():
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_draw_is_scored_as_scikit_learn_does_with_weights(seed):
-    from zar_ray.results.metrics import _weighted_map
+    from zar_ray.results.averages import _weighted_map
 
     rng = np.random.default_rng(seed)
     right, scores = rng.random((15, 3)) < 0.4, np.round(rng.normal(size=(15, 3)), 1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import stdev
 
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from scipy.stats import binom, norm
 
 from zar_ray.results.record import Estimate, PairedComparison
@@ -133,7 +133,7 @@ def detectable_difference(videos: float, flips: float) -> float | None:
         found = binom.sf(needed, flipped, (1 + difference / share) / 2)
         return POWER - float(binom.pmf(flipped, round(videos), share) @ found)
 
-    return None if lacking(1.0) > 0 else float(brentq(lacking, 0.0, 1.0, xtol=1e-5))
+    return None if lacking(1.0) > 0 else float(root_scalar(lacking, bracket=(0.0, 1.0), xtol=1e-5).root)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Sequence
 
 import pytest
-from finished_runs import make_case, make_record, make_summary_of, write_record
+from finished_runs import make_case, make_change, make_model_cost, make_record, make_summary_of, write_record
 from rich.console import Console
 
 from zar_ray.commands.parsing import parse, parse_run
@@ -25,7 +25,7 @@ from zar_ray.reporting.blocks import Form, show
 from zar_ray.reporting.published.matching import Measured, fill_command, training_commands
 from zar_ray.reporting.published.tables import known_tables, load_table, read_table
 from zar_ray.reporting.published.view import Cell, compare, report_table, table_blocks
-from zar_ray.results.record import Costs, ProtocolAverage
+from zar_ray.results.record import Costs, ModelCost, PairedComparison, ProtocolAverage
 from zar_ray.results.study_record import find_runs
 from zar_ray.study.axes import axes_of
 from zar_ray.study.options import AblateConfig, EvalConfig
@@ -34,6 +34,7 @@ from zar_ray.study.sweeps import load_sweep, place_settings
 from zar_ray.training.options import TrainConfig
 from zar_ray.video.transforms import Preprocessing
 
+OWN = make_model_cost()
 TABLES = ("actionclip", "ezclip", "zar-table1", "zar-table2", "zar-table3", "zar-table4", "zar-table5")
 
 
@@ -53,6 +54,8 @@ def write_run(tmp_path):
         videos: int | None = None,
         random_weights: bool = False,
         model: str = "ViT-B-16-quickgelu",
+        cost: ModelCost | None = OWN,
+        change: PairedComparison | None = None,
         **options,
     ) -> None:
         nonlocal count
@@ -73,7 +76,7 @@ def write_run(tmp_path):
             kind, std = ("harmonic", None) if harmonic else ("mean", 0.005)
             splits = tuple(spec.name for spec in specs)
             averages = tuple(
-                ProtocolAverage(method, metric, kind, number, std, splits)
+                ProtocolAverage(method, metric, kind, number, std, splits, change if metric == "top1" else None)
                 for metric, number in (("top1", value), ("top1_before", before), ("top5", value + 0.1))
             )
         folder = tmp_path / "runs" / name
@@ -87,6 +90,7 @@ def write_run(tmp_path):
             seed=config.seed,
             costs=Costs(None, None, 235.0, 70.0, None, None),
             averages=averages,
+            model_cost=cost,
         )
         values = config.model_dump(mode="json")
         write_record(folder, make_record(summary, [values]), values)
@@ -385,10 +389,50 @@ def test_trained_weights_fill_the_trained_row_alone_and_say_what_is_taken_for_gr
     assert cell(output, "zar-table1", "Vanilla CLIP B/16", "HMDB51").measured is None
 
 
-@pytest.mark.parametrize("checkpoint", [None, "/w/ViT-B-32.pt"])
-def test_another_architecture_measures_nothing(output, write_run, checkpoint):
-    write_run("mine", "hmdb51", [0.4] * 3, model="ViT-B-32-quickgelu", checkpoint=checkpoint)
+@pytest.mark.parametrize("called", ["tiny", "ViT-B-16", "k400-clip"])
+@pytest.mark.parametrize(
+    ("cost", "why"),
+    [
+        (make_model_cost(None, 48), "an architecture of its own, 3.9 M parameters, 48 pixels"),
+        (make_model_cost("ViT-B-32-quickgelu"), "ViT-B-32-quickgelu, 149.6 M parameters, 224 pixels"),
+        (make_model_cost("ViT-B-16", 96), "ViT-B-16, 149.6 M parameters, 96 pixels"),
+        (None, "it does not say whether its model is a ViT-B-16 of 224 pixels"),
+    ],
+)
+def test_another_architecture_measures_nothing_whatever_it_is_called_and_it_is_said_why(
+    output, write_run, called, cost, why
+):
+    write_run("mine", "hmdb51", [0.4] * 3, model=called, checkpoint=f"/w/{called}.safetensors", cost=cost)
     assert all(one.measured is None for name in TABLES for one in compare(load_table(name), find_runs(output).runs))
+    shown = reported("zar-table1", output, "terminal")
+    assert any(line.startswith("-  mine: fills no cell, as") and why in line for line in shown.splitlines())
+    # Who evaluates something else has not asked.
+    assert "fills no cell" not in reported("zar-table2", output, "terminal")
+
+
+def test_a_model_of_the_tables_shapes_fills_the_cell_whatever_it_is_called(output, write_run):
+    write_run("mine", "hmdb51", [0.54], split="2", before=0.5, checkpoint="/w/demo-tiny.safetensors", model="demo-tiny")
+    mine = measured(output, "zar-table1", "ZAR + K400 pretrain", "HMDB51")
+    assert mine.value == pytest.approx(54)
+    assert mine.change is not None
+    assert mine.change.top1.value == pytest.approx(0.04)
+    shown = reported("zar-table1", output, "terminal")
+    assert re.search(r"^ZAR \+ K400 pretrain +HMDB51 +54\.2 ± 0\.8 +54\.0 +-0\.2 +r1 t1 d", shown, re.MULTILINE)
+    assert "t1  ZAR + K400 pretrain, HMDB51: +4.0 [-6.0, +14.0] points, p 0.267" in shown
+    rows = list(csv.DictReader(io.StringIO(reported("zar-table1", output, "csv"))))
+    row = next(one for one in rows if (one["method"], one["dataset"]) == ("ZAR + K400 pretrain", "hmdb51"))
+    assert [row[name] for name in ("change", "change_low", "change_high", "change_p")] == [
+        *("+4.0", "-6.0", "+14.0"),
+        "0.267",
+    ]
+
+
+def test_a_mean_over_splits_has_its_own_change(output, write_run):
+    write_run("mine", "hmdb51", [0.43, 0.44, 0.45], change=make_change(0.01))
+    assert measured(output, "zar-table1", "ZAR", "HMDB51").change == make_change(0.01)
+    # The decision before adaptation, which stands for vanilla CLIP's, changed nothing.
+    assert measured(output, "zar-table1", "Vanilla CLIP B/16", "HMDB51").change is None
+    assert "ZAR, HMDB51: +1.0 [-9.0, +11.0] points, p 0.267" in reported("zar-table1", output, "terminal")
 
 
 def test_the_nearest_run_wins_then_the_newest(output, write_run):

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from finished_runs import CLASSES, write_finished_run
 from pages_read import read_page
@@ -27,6 +29,7 @@ SECTIONS = [
     "Where the model looks",
     "Map of the videos",
     "Failures",
+    "Warnings",
     "Time and throughput",
     "Repeating the run",
     "Versions",
@@ -120,6 +123,23 @@ def test_missing_videos_weights_and_features_are_said(tmp_path, monkeypatch):
     assert "No attention maps: tiny: no such weights." in read.sections["Where the model looks"]
     assert "keeps no features" in read.sections["Map of the videos"]
     assert f"No pictures: there is no {folder}/nowhere/v" in read.text
+
+
+@pytest.mark.parametrize("warned", [0, 3, 22])
+def test_videos_with_a_warning_are_listed_with_it(tmp_path, monkeypatch, warned):
+    monkeypatch.setattr(html_report, "_LISTED", 10)
+    folder = write_finished_run(tmp_path / "mine", failures=1)
+    table = pq.read_table(folder / "predictions.parquet")
+    said = [f"of {one} a frame repeats" if one > f"v{23 - warned:02}.mp4" else None for one in table["video_id"].to_pylist()]
+    place = table.column_names.index("warning")
+    pq.write_table(table.set_column(place, table.schema.field("warning"), pa.array(said)), folder / "predictions.parquet")
+    record = json.loads((folder / "run.json").read_text())
+    record["study"]["whole"]["warned"] = warned
+    (folder / "run.json").write_text(json.dumps(record))
+    section = report(folder).sections["Warnings"]
+    assert section.count("a frame repeats") == min(10, warned)
+    assert ("12 more" in section) == (warned == 22)
+    assert (f"{warned} of 24 videos were used with a warning" in section) == (warned > 0)
 
 
 def test_passwords_of_the_options_are_not_shown(tmp_path):

@@ -61,6 +61,8 @@ def test_counts_failures_speed_costs_and_places_are_beneath(make_summary):
     output = printed(print_summary, make_summary(resumed=7, warned=1))
     assert "60: 56 finished, 4 failed, 2 without a label" in output
     assert "1 with a warning; 7 were there from an earlier session" in output
+    assert "warned   `zar report run /somewhere/runs/demo_zar_seed0` lists videos and warnings" in output
+    assert "warned" not in printed(print_summary, make_summary())
     assert "4 at decode: v0.mp4: the file ends in frame 0; v1.mp4: the file ends in frame 1; " in output
     assert "and 1 more" in output
     assert "4.8 videos/s" in output

@@ -47,7 +47,7 @@ REPORT = "report.html"
 """The report's file in the run's folder."""
 
 _ATTENTION = "Where the model looks"
-_FAILURES_SHOWN = 50
+_LISTED = 50
 
 CELLS_SHOWN = 8
 """So many of a run's cells get sections of their own."""
@@ -100,7 +100,7 @@ def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Pa
     if len(data.cells) > 1:
         title += f": {first.cell.label}"
     groups.append(Group(title, (maps, *(_video_map(first, split) for split in data.splits))))
-    groups.append(Group("The run", (_failures(data), _timings(data), _repetition(data), _versions(data))))
+    groups.append(Group("The run", (_failures(data), _warnings(data), _timings(data), _repetition(data), _versions(data))))
     return Page(
         title=record.whole.name,
         subtitle=study_tables.study_heading(record),
@@ -223,7 +223,7 @@ def _published(data: StudyData) -> Section:
         values = (printed, fixed(cell.measured.value, decimals), fixed(cell.difference, 2, "+"))
         rows.append((cell.table.name, cell.row.label, cell.column.name, number, *values))
     if not rows:
-        why = "No published table that comes with zar-ray has a result of this dataset, method and kind of weights."
+        why = "No published table that comes with zar-ray has a result of this dataset, method, architecture and kind of weights."
         return why_empty("Beside published results", why)
     columns = ("table", "row", "benchmark", "differs", "published", "measured", "points")
     lead = Text("What differs from the published protocol stands below the table: numbers compare with that in mind.")
@@ -303,14 +303,26 @@ def _failures(data: StudyData) -> Section:
     counts = sorted(((stages.count(stage), stage) for stage in set(stages)), reverse=True)
     said = ", ".join(f"{count} at stage {stage}" for count, stage in counts)
     rows = sorted((stage, video, error) for video, (stage, error) in by_video.items())
-    content: list[Content] = [
-        Text(f"{len(rows)} of {data.whole.videos} videos failed: {said}. They count as wrong."),
-        Block(None, ("stage", "video", "reason"), rows[:_FAILURES_SHOWN], words=3),
-    ]
-    if len(rows) > _FAILURES_SHOWN:
-        more = len(rows) - _FAILURES_SHOWN
-        content.append(Text(f"... and {more:,} more; {data.whole.results} has all.", weak=True))
-    return Section("Failures", content)
+    lead = Text(f"{len(rows)} of {data.whole.videos} videos failed: {said}. They count as wrong.")
+    return Section("Failures", (lead, *_listed(data, ("stage", "video", "reason"), rows)))
+
+
+def _warnings(data: StudyData) -> Section:
+    """Which videos were used although something is odd about them."""
+    warned = data.table.filter(data.table["warning"].is_valid()).select(["video_id", "warning"]).to_pylist()
+    rows = sorted({(row["video_id"], row["warning"]) for row in warned})
+    if not rows:
+        return Section("Warnings", (Text("No video has a warning."),))
+    lead = Text(f"{data.whole.warned} of {data.whole.videos} videos were used with a warning. They count like others.")
+    return Section("Warnings", (lead, *_listed(data, ("video", "warning"), rows)))
+
+
+def _listed(data: StudyData, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> list[Content]:
+    """A table of the first rows, and where the others are."""
+    content: list[Content] = [Block(None, columns, rows[:_LISTED], words=len(columns))]
+    if len(rows) > _LISTED:
+        content.append(Text(f"... and {len(rows) - _LISTED:,} more; {data.whole.results} has all.", weak=True))
+    return content
 
 
 def _timings(data: StudyData) -> Section:

@@ -175,6 +175,8 @@ def summary_facts(summary: RunSummary, cell: str = "") -> list[tuple[str, str]]:
     if summary.resumed:
         counts += f"; {summary.resumed} were there from an earlier session"
     facts = [("videos", counts)]
+    if summary.warned:
+        facts.append(("warned", f"`zar report run {summary.run_file.rpartition('/')[0]}` lists videos and warnings"))
     facts += [("failed", _failures(group)) for group in summary.failures]
     if summary.order_dependent:
         names = ", ".join(summary.order_dependent)

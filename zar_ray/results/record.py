@@ -247,16 +247,21 @@ class Costs:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What a model holds and computes, counted; a GFLOP is 1e9 multiplications with addition, as in papers.
+    """What a model is, holds and computes, whatever it is called; a GFLOP is 1e9 multiplications with addition.
 
     Attributes:
+        architecture: The model of open_clip's whose towers are the same, setting by setting, and so have the same
+            parameters; None where none's are, or where something is added to them.
+        input_size: Pixels along a side of what it reads.
         view_frames: T, frames of an evaluation view.
         view_gflops: What an evaluation view takes, as published: all of the image tower, and a head over frames.
-        image_gflops: What an image takes of the encoder here, which computes of the last block what is read.
+        image_gflops: What an image of it takes of the image tower, counted alike.
         tuning_gflops: What a video takes of the text tower besides, by method; of methods that tune a context, under
             the largest class set.
     """
 
+    architecture: str | None
+    input_size: int
     parameters: int
     view_frames: int
     view_gflops: float
@@ -269,8 +274,8 @@ class Throughput:
     """How fast this session worked.
 
     Attributes:
-        videos: Videos it processed, failed ones included; resumed ones are not among them.
-        seconds: Wall seconds from the first video's start to the last one's end.
+        videos: Videos it decided about in every case; neither failed ones, which may cost nothing, nor resumed ones.
+        seconds: Wall seconds of its pass over the videos, with what failed ones took and the workers' start.
     """
 
     videos: int
@@ -278,7 +283,7 @@ class Throughput:
 
     @property
     def videos_per_second(self) -> float | None:
-        """Videos a second; None when nothing was processed."""
+        """Videos a second; None when none was decided about."""
         return self.videos / self.seconds if self.videos and self.seconds > 0 else None
 
 
@@ -353,7 +358,7 @@ class RunSummary:
         model_fingerprint: A short hash of its weights.
         random_weights: Whether the weights are untrained; every output then says so.
         seed: Seed of the view plans.
-        classes: Candidate classes, K.
+        classes: Candidate classes, K; of several splits, distinct ones in all, which no video chooses among.
         videos: Videos of the run; finished + failed.
         finished: Videos with a decision in every case.
         failed: Videos without a decision in at least one case.

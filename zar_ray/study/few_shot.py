@@ -28,6 +28,7 @@ from zar_ray.errors import ConfigError, RunError, suggestion
 from zar_ray.models import checkpoints, learned_context
 from zar_ray.options.base import fingerprint, meaning
 from zar_ray.options.layers import merge, validate, zar_home
+from zar_ray.reporting.numbers import counted
 from zar_ray.results.folder import differences
 from zar_ray.results.study_record import StudyRecord
 from zar_ray.storage import Storage
@@ -100,7 +101,8 @@ def describe(config: TrainConfig) -> str:
         [
             f"experiment  {_heading(plan)}",
             *(
-                f"training    {shots} shots: {len(videos)} videos of {len(videos.class_names)} classes a seed"
+                f"training    {len(videos.class_names)} classes of {counted(int(shots), 'video')} each: "
+                f"{len(videos)} videos a seed"
                 for shots, videos in drawn.items()
             ),
             f"evaluation  {evaluated}, methods {', '.join(config.method)}",

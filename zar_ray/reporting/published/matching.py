@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from zar_ray.errors import ConfigError
 from zar_ray.options.layers import conf_dir, leaves, merge
 from zar_ray.reporting.numbers import counted
 from zar_ray.reporting.published.tables import Column, PublishedTable, Recipe, Row, default_options
-from zar_ray.results.record import CaseMetrics
+from zar_ray.results.record import CaseMetrics, PairedComparison, ProtocolAverage
 from zar_ray.results.study_record import FinishedRun
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import Preprocessing, short_side_for
@@ -27,7 +26,6 @@ from zar_ray.video.transforms import Preprocessing, short_side_for
 _benchmark = functools.cache(load_benchmark)
 
 _QUICKGELU = "-quickgelu"
-_ARCHITECTURE = re.compile(r"ViT-|RN\d")
 _HALVES = {"base_top1": "base", "novel_top1": "novel"}
 
 # What a method without adaptation has of a run that adapts: the decision before it.
@@ -48,12 +46,14 @@ class Measured:
     Attributes:
         value: In per cent.
         std: Standard deviation between splits in points; None for a single split or a harmonic mean.
+        change: What adaptation changed on the same videos; None where nothing adapts, or where it is not known.
         differences: How the run departs from the published protocol, a phrase each.
     """
 
     run: FinishedRun
     value: float
     std: float | None
+    change: PairedComparison | None
     differences: tuple[str, ...]
 
 
@@ -64,6 +64,7 @@ class _Found:
     value: float
     std: float | None
     cases: tuple[CaseMetrics, ...]
+    change: PairedComparison | None
 
 
 def measure(table: PublishedTable, row: Row, column: Column, runs: Sequence[FinishedRun]) -> Measured | None:
@@ -78,6 +79,23 @@ def measure(table: PublishedTable, row: Row, column: Column, runs: Sequence[Fini
     if not measured:
         return None
     return min(measured, key=_distance)
+
+
+def why_another_model(table: PublishedTable, run: FinishedRun) -> str | None:
+    """Why the run of a table's benchmark fills none of its cells: its model is another one, whatever it is called.
+
+    None where the model is the table's, by its towers and what it reads, and of runs of other benchmarks.
+    """
+    summary, cost = run.summary, run.summary.model_cost
+    if not any(summary.dataset in (column.benchmark, *column.near) for column in table.columns):
+        return None
+    wanted = f"{table.model} of {table.input_size} pixels"
+    if cost is None:
+        return f"{run.name}: fills no cell, as it does not say whether its model is a {wanted}"
+    if _family(cost.architecture or "") == table.model and cost.input_size == table.input_size:
+        return None
+    kind = f"{cost.architecture or 'an architecture of its own'}, {cost.parameters / 1e6:,.1f} M parameters"
+    return f"{run.name}: fills no cell, as {summary.model} is no {wanted} ({kind}, {cost.input_size} pixels)"
 
 
 def _distance(one: Measured) -> tuple[bool, bool, int, float]:
@@ -145,6 +163,8 @@ def _measured(table: PublishedTable, row: Row, recipe: Recipe, column: Column, r
     summary, config = run.summary, run.config
     if summary.dataset != column.benchmark and summary.dataset not in column.near:
         return None
+    if why_another_model(table, run) is not None:
+        return None
     if table.varies is not None:
         expected = leaves(recipe.expected())
         if leaves(config).get(table.varies) != expected[table.varies]:
@@ -160,7 +180,8 @@ def _measured(table: PublishedTable, row: Row, recipe: Recipe, column: Column, r
     ]
     if recipe.seeds > 1:
         differences.append(f"seed {summary.seed} instead of the mean of {recipe.seeds} seeds")
-    return Measured(run, 100 * found.value, None if found.std is None else 100 * found.std, tuple(differences))
+    std = None if found.std is None else 100 * found.std
+    return Measured(run, 100 * found.value, std, found.change, tuple(differences))
 
 
 def _find(run: FinishedRun, method: str, column: Column) -> _Found | None:
@@ -173,32 +194,38 @@ def _find(run: FinishedRun, method: str, column: Column) -> _Found | None:
 def _find_of_method(run: FinishedRun, method: str, column: Column, *, before: bool) -> _Found | None:
     cases = tuple(case for case in run.summary.cases if case.method == method)
     metric = {"mAP": "map", "top5": "top5"}.get(column.metric, "top1")
+    name = f"{metric}_before" if before else metric
     split = column.split or _HALVES.get(column.metric)
     if split is not None:
-        return next((_of_case(case, metric, before) for case in cases if case.split == split), None)
+        return next((_of_case(case, name) for case in cases if case.split == split), None)
     kind = "harmonic" if column.metric == "hm" else "mean"
-    name = f"{metric}_before" if before else metric
     for average in run.summary.averages:
         if (average.method, average.metric, average.kind) == (method, name, kind):
-            return _Found(average.value, average.std, tuple(case for case in cases if case.split in average.splits))
+            own = tuple(case for case in cases if case.split in average.splits)
+            return _Found(average.value, average.std, own, _change_of(average, name))
     if kind == "mean" and len(cases) == 1:
-        return _of_case(cases[0], metric, before)
+        return _of_case(cases[0], name)
     return None
 
 
-def _of_case(case: CaseMetrics, metric: str, before: bool) -> _Found | None:
+def _of_case(case: CaseMetrics, name: str) -> _Found | None:
+    metric, before, _ = name.partition("_before")
     estimate = case.estimates("before" if before else "after").get(metric)
-    return None if estimate is None else _Found(estimate.value, None, (case,))
+    return None if estimate is None else _Found(estimate.value, None, (case,), _change_of(case, name))
+
+
+def _change_of(of: CaseMetrics | ProtocolAverage, name: str) -> PairedComparison | None:
+    """What adaptation changed of the metric `name`, where the record has it; None of what is before adaptation."""
+    if isinstance(of, ProtocolAverage):
+        return of.change
+    return of.headline.change if name == "top1" and of.headline is not None else None
 
 
 def _weights_difference(
     table: PublishedTable, row: Row, recipe: Recipe, column: Column, run: FinishedRun
 ) -> list[str] | None:
-    """What is different in a run's weights; None where they are another row's or another architecture's."""
+    """What is different in a run's weights; None where they are another row's."""
     kind = _weights_of(run, table.model)
-    name = run.summary.model
-    if _family(name) != table.model and (kind != "trained" or _ARCHITECTURE.match(name)):
-        return None
     if recipe.training is None:
         differences: dict[str, list[str]] = {
             "clip": [],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 
 import pytest
 from deadly_decoders import DEADLY
@@ -103,6 +104,39 @@ def test_the_folder_a_file_lies_in_does_not_matter(predict, video_folder, tmp_pa
         _, said = predict(str(path), "--labels", LABELS, "--json-lines")
         scores.append(json.loads(said.out)["after"])
     assert scores[0] == scores[1]
+
+
+def test_several_seeds_show_how_much_a_score_is_worth(predict, video_folder):
+    video, words = str(video_folder / "red circle" / "3.mp4"), ("--labels", LABELS, "--method", "zar", "tda")
+    alone = []
+    for seed in ("4", "0", "9"):
+        _, said = predict(video, *words, "--json-lines", "--seed", seed)
+        alone.append([json.loads(line) for line in said.out.splitlines()])
+    _, said = predict(video, *words, "--json-lines", "--seeds", "4", "0", "9")
+    for number, together in enumerate(json.loads(line) for line in said.out.splitlines()):
+        assert together["seeds"] == [4, 0, 9]
+        scores = [{one["label"]: one["score"] for one in of_seed[number]["after"]} for of_seed in alone]
+        assert len({tuple(of_seed.values()) for of_seed in scores}) == (3 if together["method"] == "zar" else 1)
+        for one in together["after"]:
+            own = [of_seed[one["label"]] for of_seed in scores]
+            assert one["score"] == pytest.approx(statistics.fmean(own), abs=1e-6)
+            assert one["std"] == pytest.approx(statistics.stdev(own), abs=1e-6)
+    _, shown = predict(video, *words, "--seeds", "4", "0", "9")
+    assert shown.out.count("mean ± standard deviation over seeds 4, 0, 9") == 2
+    assert "--seeds 0 1 2 shows" not in shown.out
+
+
+def test_that_scores_depend_on_the_files_name_is_said_beneath_them(predict, video_folder):
+    video = str(video_folder / "red circle" / "3.mp4")
+    said = "Scores after depend on the views, which are drawn by the file's name and the seed (6);"
+    assert said in predict(video, "--labels", LABELS, "--seed", "6")[1].out
+    # No view is drawn without tuning.
+    assert "depend on" not in predict(video, "--labels", LABELS, "--method", "zero_shot")[1].out
+
+
+def test_a_seed_that_is_named_twice_is_refused(predict, video_folder):
+    status, said = predict("a.mp4", "--labels", LABELS, "--seeds", "1", "2", "1")
+    assert (status, said.err) == (1, "zar predict: --seeds 1 2 1: names a seed twice\n")
 
 
 @pytest.mark.slow

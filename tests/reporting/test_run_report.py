@@ -130,9 +130,13 @@ def test_videos_with_a_warning_are_listed_with_it(tmp_path, monkeypatch, warned)
     monkeypatch.setattr(html_report, "_LISTED", 10)
     folder = write_finished_run(tmp_path / "mine", failures=1)
     table = pq.read_table(folder / "predictions.parquet")
-    said = [f"of {one} a frame repeats" if one > f"v{23 - warned:02}.mp4" else None for one in table["video_id"].to_pylist()]
+    said = [
+        f"of {one} a frame repeats" if one > f"v{23 - warned:02}.mp4" else None for one in table["video_id"].to_pylist()
+    ]
     place = table.column_names.index("warning")
-    pq.write_table(table.set_column(place, table.schema.field("warning"), pa.array(said)), folder / "predictions.parquet")
+    pq.write_table(
+        table.set_column(place, table.schema.field("warning"), pa.array(said)), folder / "predictions.parquet"
+    )
     record = json.loads((folder / "run.json").read_text())
     record["study"]["whole"]["warned"] = warned
     (folder / "run.json").write_text(json.dumps(record))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import tyro
 from pydantic import Field, field_serializer
 
 from zar_ray.data.options import PromptOptions
 from zar_ray.models.options import ClassPosition, ModelOptions
-from zar_ray.options.base import operational
+from zar_ray.options.base import operational, option
 from zar_ray.video.options import DecodeOptions, ViewConfig
 
 
@@ -30,6 +32,9 @@ class PredictOptions(SharedOptions):
     videos: tyro.conf.Positional[tuple[str, ...]] = operational((), "Video files.")
     labels: str | None = Field(default=None, description='The candidate classes: "a,b,c", or a file with one a line.')
     method: tuple[str, ...] = Field(default=("zar",), min_length=1, description="Test-time methods to run.")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = option(
+        (), "Look with each of these seeds of the view plans, and show the mean and spread of the scores."
+    )
     top_k: int = operational(5, "How many labels to show a video.", ge=1)
     json_lines: bool = operational(False, "Print one JSON object a video and method instead of tables.")
     server: str | None = operational(

@@ -74,6 +74,7 @@ class Asked(TypedDict, total=False):
         steps: Tuning steps.
         options: The method's own options, such as ``{"confidence": 0.5}``.
         seed: Seed of the views.
+        seeds: In its place several, over which the scores become means; of whole videos only.
         explain: Also return frames, and what in them speaks for the top label.
         on_server: The video is a path on the server, beneath one of its roots; nothing is sent.
     """
@@ -85,6 +86,7 @@ class Asked(TypedDict, total=False):
     steps: int | None
     options: Mapping[str, Any] | None
     seed: int | None
+    seeds: Sequence[int] | None
     explain: bool
     on_server: bool
 
@@ -235,6 +237,7 @@ def _parameters(labels: Sequence[str] | None, asked: Asked, **more: float | None
         "candidate_labels": labels and list(labels),
         "hypothesis_template": asked.get("template"),
         **asked,
+        "seeds": list(asked.get("seeds") or ()) or None,
         **more,
     }
     own = ("template", "on_server")

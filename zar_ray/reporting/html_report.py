@@ -100,7 +100,9 @@ def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Pa
     if len(data.cells) > 1:
         title += f": {first.cell.label}"
     groups.append(Group(title, (maps, *(_video_map(first, split) for split in data.splits))))
-    groups.append(Group("The run", (_failures(data), _warnings(data), _timings(data), _repetition(data), _versions(data))))
+    groups.append(
+        Group("The run", (_failures(data), _warnings(data), _timings(data), _repetition(data), _versions(data)))
+    )
     return Page(
         title=record.whole.name,
         subtitle=study_tables.study_heading(record),
@@ -223,7 +225,7 @@ def _published(data: StudyData) -> Section:
         values = (printed, fixed(cell.measured.value, decimals), fixed(cell.difference, 2, "+"))
         rows.append((cell.table.name, cell.row.label, cell.column.name, number, *values))
     if not rows:
-        why = "No published table that comes with zar-ray has a result of this dataset, method, architecture and kind of weights."
+        why = "No published table that comes with zar-ray has a result of this dataset, method and kind of model."
         return why_empty("Beside published results", why)
     columns = ("table", "row", "benchmark", "differs", "published", "measured", "points")
     lead = Text("What differs from the published protocol stands below the table: numbers compare with that in mind.")

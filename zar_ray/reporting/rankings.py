@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zar_ray.adaptation.rankings import Ranking
-from zar_ray.reporting.numbers import percent
+from zar_ray.reporting.numbers import plus_minus, with_deviation
 from zar_ray.reporting.summary_tables import RANDOM_WEIGHTS
 
 
@@ -19,18 +19,24 @@ def print_rankings(
     rankings: Iterable[Ranking], console: Console, *, random_weights: bool, json_lines: bool = False
 ) -> int:
     """Prints rankings as they come, for people or as a line of JSON each; returns how many failed."""
-    failed = 0
+    failed, one_seed = 0, None
     for ranking in rankings:
         failed += ranking.error is not None
+        if ranking.before != ranking.after and len(ranking.seeds) == 1:
+            one_seed = ranking.seeds[0]
         if json_lines:
             print(json.dumps({**asdict(ranking), "random_weights": random_weights}, ensure_ascii=False))
         else:
             print_ranking(ranking, console, random_weights=random_weights)
+    if one_seed is not None and not json_lines:
+        text = f"Scores after depend on the views, which are drawn by the file's name and the seed ({one_seed});"
+        console.print(Text(f"{text} --seeds 0 1 2 shows by how much.", style="dim"), soft_wrap=True)
     return failed
 
 
 def print_ranking(ranking: Ranking, console: Console, *, random_weights: bool) -> None:
     """Prints the ranked labels of one file; one list where adaptation changes no score, two otherwise."""
+    signs = plus_minus(console.encoding)
     console.print(Text.assemble((ranking.video, "bold"), f"  {ranking.method}"), soft_wrap=True)
     if random_weights:
         console.print(Text(f"  {RANDOM_WEIGHTS}", style="yellow"), soft_wrap=True)
@@ -39,8 +45,13 @@ def print_ranking(ranking: Ranking, console: Console, *, random_weights: bool) -
     if ranking.error is not None:
         console.print(Text(f"  failed: {ranking.error}", style="red"), soft_wrap=True)
         return
+    if len(ranking.seeds) > 1:
+        console.print(
+            f"  mean {signs} standard deviation over seeds {', '.join(map(str, ranking.seeds))}", soft_wrap=True
+        )
     before, after = (
-        [(one.label, f"{percent(one.score)} %") for one in ranked] for ranked in (ranking.before, ranking.after)
+        [(one.label, f"{with_deviation(one.score, one.std, signs)} %") for one in ranked]
+        for ranked in (ranking.before, ranking.after)
     )
     adapts = ranking.before != ranking.after
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=adapts)

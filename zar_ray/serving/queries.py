@@ -19,7 +19,7 @@ from zar_ray.errors import ConfigError, suggestion
 from zar_ray.serving.backend import Query
 from zar_ray.serving.options import LimitConfig, ServeConfig
 from zar_ray.serving.problems import RequestError
-from zar_ray.serving.schema import ClassifyParameters, ServedMethod
+from zar_ray.serving.schema import ClassifyParameters, ServedMethod, WindowParameters
 
 _LABELS_IN_A_FIELD = ","
 _MOST_VALUES = 1000
@@ -73,6 +73,7 @@ def query_of(
         method=method,
         options=_own_options(parameters, methods[method], limits),
         seed=parameters.seed if parameters.seed is not None else config.seed,
+        seeds=_seeds(parameters, limits),
         template=_template(parameters.hypothesis_template, limits),
         top_k=parameters.top_k,
         explain=parameters.explain,
@@ -186,6 +187,19 @@ def _labels(
             raise _unfit("candidate_labels", f'"{_shown(label)}" is there twice')
         labels[label] = None
     return tuple(labels)
+
+
+def _seeds(parameters: ClassifyParameters, limits: LimitConfig) -> tuple[int, ...]:
+    seeds = parameters.seeds or ()
+    if len(seeds) > limits.seeds:
+        raise _unfit("seeds", f"{len(seeds)} are more than the {limits.seeds} that a request may have")
+    if seeds and parameters.seed is not None:
+        raise _unfit("seeds", "give either a seed or several")
+    if len(set(seeds)) < len(seeds):
+        raise _unfit("seeds", "one is there twice")
+    if seeds and isinstance(parameters, WindowParameters):
+        raise _unfit("seeds", "are of whole videos; a stream of windows takes one seed")
+    return seeds
 
 
 def _template(template: str | None, limits: LimitConfig) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,6 +33,13 @@ class ClassifyParameters(_Message):
         description="Options of the method's own, see /v1/methods; what is left out is the service's.",
     )
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1, description="Seed of the views.")
+    seeds: tuple[Annotated[int, Field(ge=0, le=2**63 - 1)], ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=100,
+        fail_fast=True,
+        description="Several seeds in the place of `seed`: scores are then means, with their spread. Not of windows.",
+    )
     explain: bool = Field(default=False, description="Also return frames, and what in them speaks for the top label.")
 
 
@@ -63,7 +70,8 @@ class RankedLabel(_Message):
     """A label with its softmax probability over all candidates."""
 
     label: str
-    score: float
+    score: float = Field(description="Of several seeds their mean.")
+    std: float | None = Field(default=None, description="Standard deviation between several seeds (n - 1).")
 
 
 class ServedModel(_Message):
@@ -141,7 +149,10 @@ class Classification(_Message):
     request_id: str
     model: ServedModel
     method: str
-    seed: int
+    seed: int = Field(description="With the video's name it decides which views are drawn, and so the scores.")
+    seeds: tuple[int, ...] = Field(
+        default=(), description="Where several were asked for: views, frames and maps are the first one's."
+    )
     steps: int = Field(description="Tuning steps; 0 where the method tunes nothing.")
     candidates: int = Field(description="Labels that were chosen among.")
     before: tuple[RankedLabel, ...] = Field(description="Labels by falling score before tuning.")

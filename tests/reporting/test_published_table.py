@@ -20,6 +20,7 @@ from zar_ray.data.datasets import load_benchmark
 from zar_ray.data.options import ShotsConfig
 from zar_ray.errors import ConfigError, RunError
 from zar_ray.evaluation.planning import at_one_short_side
+from zar_ray.models.systems.registry import known_systems
 from zar_ray.options.layers import validate
 from zar_ray.reporting.blocks import Form, show
 from zar_ray.reporting.published.matching import Measured, fill_command, training_commands
@@ -198,6 +199,32 @@ def test_a_mistake_in_a_file_is_one_line(repository, tmp_path, old, new, message
         read_table(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_tables_and_documents_agree_with_the_registry_on_what_runs(repository):
+    def plain(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", text.lower())
+
+    texts = {
+        name: (repository / name).read_text("utf-8") for name in ("README.md", "docs/models.md", "docs/published.md")
+    }
+    (said,) = [
+        line for line in texts["docs/published.md"].split("\n- ") if "run here with weights of their own" in line
+    ]
+    reasons = {}
+    for system in known_systems():
+        (line,) = [line for line in texts["README.md"].splitlines() if f"| `--model {system}`" in line]
+        cost = re.search(rf"^\| {system} \|.* (\S+) \|$", texts["docs/models.md"], re.MULTILINE)
+        assert ("ZAR is refused" in line) == (cost is not None and cost[1] == "refused")
+        assert re.search(rf"^\| `{system}` \| .*`conf/train/{system}\.yaml`", texts["docs/models.md"], re.MULTILINE)
+        assert system in plain(said)
+        reasons[system] = f"(--model {system}, docs/models.md), but this table takes no runs of it"
+    seen = set()
+    for row in (row for name in TABLES for row in load_table(name).rows if row.without_run):
+        system = next((one for one in reasons if plain(row.method).startswith(one)), None)
+        seen.add(system)
+        assert str(row.without_run).endswith(reasons.get(system, "not a CLIP model, so not planned here")), row.method
+    assert seen == {None, *reasons}
 
 
 def test_an_unknown_table_is_refused_with_the_nearest_name(output):

@@ -269,7 +269,7 @@ class DirectSide:
     def scores(self) -> dict[str, float]:
         """The scores of all labels after adaptation."""
         logits, *_ = self._run()
-        return {one.label: one.score for one in rank_labels(logits, self._labels, len(self._labels))}
+        return {one.label: one.score for one in rank_labels([logits], self._labels, len(self._labels))}
 
     def _run(self) -> tuple[torch.Tensor, float, float]:
         started = time.perf_counter()

@@ -423,7 +423,7 @@ def test_trained_weights_fill_the_trained_row_alone_and_say_what_is_taken_for_gr
         (make_model_cost(None, 48), "an architecture of its own, 3.9 M parameters, 48 pixels"),
         (make_model_cost("ViT-B-32-quickgelu"), "ViT-B-32-quickgelu, 149.6 M parameters, 224 pixels"),
         (make_model_cost("ViT-B-16", 96), "ViT-B-16, 149.6 M parameters, 96 pixels"),
-        (None, "it does not say whether its model is a ViT-B-16 of 224 pixels"),
+        (None, "is no ViT-B-16 of 224 pixels (what it is is not known)"),
     ],
 )
 def test_another_architecture_measures_nothing_whatever_it_is_called_and_it_is_said_why(

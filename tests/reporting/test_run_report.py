@@ -126,8 +126,7 @@ def test_missing_videos_weights_and_features_are_said(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("warned", [0, 3, 22])
-def test_videos_with_a_warning_are_listed_with_it(tmp_path, monkeypatch, warned):
-    monkeypatch.setattr(html_report, "_LISTED", 10)
+def test_videos_with_a_warning_are_listed_with_it(tmp_path, warned):
     folder = write_finished_run(tmp_path / "mine", failures=1)
     table = pq.read_table(folder / "predictions.parquet")
     said = [
@@ -141,9 +140,8 @@ def test_videos_with_a_warning_are_listed_with_it(tmp_path, monkeypatch, warned)
     record["study"]["whole"]["warned"] = warned
     (folder / "run.json").write_text(json.dumps(record))
     section = report(folder).sections["Warnings"]
-    assert section.count("a frame repeats") == min(10, warned)
-    assert ("12 more" in section) == (warned == 22)
-    assert (f"{warned} of 24 videos were used with a warning" in section) == (warned > 0)
+    assert section.count("a frame repeats") == warned
+    assert f"{warned} of 24 videos were used with a warning" in section
 
 
 def test_passwords_of_the_options_are_not_shown(tmp_path):

@@ -91,7 +91,8 @@ def test_a_stream_of_windows_takes_one_seed(served, video):
         data = {"candidate_labels": LABELS, "seeds": ["0", "1"]}
         answer = client.post("/v1/classify:stream", files={"video": (video.name, stream)}, data=data)
     assert (
-        problem(answer, 422, "invalid-parameters") == "seeds: are of whole videos; a stream of windows takes one seed"
+        problem(answer, 422, "invalid-parameters")
+        == "seeds: are distinct ones, in the place of seed, and of whole videos only"
     )
     assert backend.seen == []
 
@@ -148,8 +149,8 @@ def test_defaults_label_sets_and_labels_in_one_field(served, video, tmp_path):
         ({"seed": "-1"}, "seed"),
         ({"seed": ["1", "2"]}, "seed: is there 2 times"),
         ({"seeds": ["1", "-2"]}, "seeds"),
-        ({"seeds": ["1", "2"], "seed": "3"}, "seeds: give either a seed or several"),
-        ({"seeds": ["1", "2", "1"]}, "seeds: one is there twice"),
+        ({"seeds": ["1", "2"], "seed": "3"}, "seeds: are distinct ones, in the place of seed"),
+        ({"seeds": ["1", "2", "1"]}, "seeds: are distinct ones"),
         ({"seeds": ["0", "1", "2", "3", "4", "5"]}, "seeds: 6 are more than the 5 that a request may have"),
         ({"seeds": [str(n) for n in range(101)]}, "seeds: Tuple should have at most 100 items"),
         ({"top_k": "0"}, "top_k"),

@@ -56,20 +56,14 @@ def predict(
                 yield Ranking(path, method, (), (), error=str(error))
             continue
         for of_seeds in zip(*cases, strict=True):
-            decisions = [case.decision for case in of_seeds]
-            before = _ranked([one.logits_before for one in decisions], labels, options.top_k)
-            after = _ranked([one.logits_after for one in decisions], labels, options.top_k)
+            before, after = (
+                rank_labels([getattr(case.decision, name) for case in of_seeds], labels, options.top_k)
+                for name in ("logits_before", "logits_after")
+            )
             yield Ranking(path, of_seeds[0].method, before, after, seeds, warning)
 
 
-def _ranked(logits: Sequence[torch.Tensor], labels: tuple[str, ...], top_k: int) -> tuple[RankedLabel, ...]:
-    """Labels by their mean probability, from a seed's logits each."""
-    scores = [{one.label: one.score for one in rank_labels(of_seed, labels, len(labels))} for of_seed in logits]
+def rank_labels(logits: Sequence[torch.Tensor], labels: tuple[str, ...], top_k: int) -> tuple[RankedLabel, ...]:
+    """The first `top_k` labels by falling mean of the softmax probabilities of float32 (K,) logits, one a seed."""
+    scores = [dict(zip(labels, one.double().softmax(dim=-1).tolist(), strict=True)) for one in logits]
     return mean_ranking(scores, top_k)
-
-
-def rank_labels(logits: torch.Tensor, labels: tuple[str, ...], top_k: int) -> tuple[RankedLabel, ...]:
-    """The first `top_k` labels by falling softmax probability of float32 (K,) logits; equal ones in their order."""
-    scores = logits.double().softmax(dim=-1)
-    order = torch.argsort(scores, descending=True, stable=True)[:top_k]
-    return tuple(RankedLabel(labels[index], float(scores[index])) for index in order.tolist())

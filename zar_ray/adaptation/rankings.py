@@ -45,12 +45,7 @@ class Ranking:
 
 
 def mean_ranking(of_seeds: Sequence[Mapping[str, float]], top_k: int) -> tuple[RankedLabel, ...]:
-    """The first `top_k` labels by falling mean score; `of_seeds` are all labels' scores under each seed.
-
-    Equal ones stay in the order of the first seed's.
-    """
-    ranked = []
-    for label in of_seeds[0]:
-        scores = [of_one[label] for of_one in of_seeds]
-        ranked.append(RankedLabel(label, fmean(scores), stdev(scores) if len(scores) > 1 else None))
+    """The first `top_k` labels by falling mean score, from all labels' scores a seed; equal ones in order."""
+    scores = {label: [of_one[label] for of_one in of_seeds] for label in of_seeds[0]}
+    ranked = [RankedLabel(label, fmean(of), stdev(of) if len(of) > 1 else None) for label, of in scores.items()]
     return tuple(sorted(ranked, key=lambda one: -one.score)[:top_k])

@@ -1,7 +1,6 @@
 """How far a run is: a live bar on a terminal, a line now and then in a log.
 
-Rates and what is left count from the first block that comes back, because the workers start before it, and count videos
-with a decision: one that fails at once is no speed.
+Rates count from the first block that comes back, as workers start before it, and videos with a decision alone.
 """
 
 from __future__ import annotations

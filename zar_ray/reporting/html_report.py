@@ -47,7 +47,7 @@ REPORT = "report.html"
 """The report's file in the run's folder."""
 
 _ATTENTION = "Where the model looks"
-_LISTED = 50
+_FAILURES_SHOWN = 50
 
 CELLS_SHOWN = 8
 """So many of a run's cells get sections of their own."""
@@ -305,26 +305,22 @@ def _failures(data: StudyData) -> Section:
     counts = sorted(((stages.count(stage), stage) for stage in set(stages)), reverse=True)
     said = ", ".join(f"{count} at stage {stage}" for count, stage in counts)
     rows = sorted((stage, video, error) for video, (stage, error) in by_video.items())
-    lead = Text(f"{len(rows)} of {data.whole.videos} videos failed: {said}. They count as wrong.")
-    return Section("Failures", (lead, *_listed(data, ("stage", "video", "reason"), rows)))
+    content: list[Content] = [
+        Text(f"{len(rows)} of {data.whole.videos} videos failed: {said}. They count as wrong."),
+        Block(None, ("stage", "video", "reason"), rows[:_FAILURES_SHOWN], words=3),
+    ]
+    if len(rows) > _FAILURES_SHOWN:
+        more = len(rows) - _FAILURES_SHOWN
+        content.append(Text(f"... and {more:,} more; {data.whole.results} has all.", weak=True))
+    return Section("Failures", content)
 
 
 def _warnings(data: StudyData) -> Section:
     """Which videos were used although something is odd about them."""
-    warned = data.table.filter(data.table["warning"].is_valid()).select(["video_id", "warning"]).to_pylist()
-    rows = sorted({(row["video_id"], row["warning"]) for row in warned})
-    if not rows:
-        return Section("Warnings", (Text("No video has a warning."),))
-    lead = Text(f"{data.whole.warned} of {data.whole.videos} videos were used with a warning. They count like others.")
-    return Section("Warnings", (lead, *_listed(data, ("video", "warning"), rows)))
-
-
-def _listed(data: StudyData, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> list[Content]:
-    """A table of the first rows, and where the others are."""
-    content: list[Content] = [Block(None, columns, rows[:_LISTED], words=len(columns))]
-    if len(rows) > _LISTED:
-        content.append(Text(f"... and {len(rows) - _LISTED:,} more; {data.whole.results} has all.", weak=True))
-    return content
+    warned = data.table.filter(data.table["warning"].is_valid())
+    rows = sorted(set(zip(warned["video_id"].to_pylist(), warned["warning"].to_pylist(), strict=True)))
+    lead = Text(f"{data.whole.warned} of {data.whole.videos} videos were used with a warning; they count like others.")
+    return Section("Warnings", (lead, Block(None, ("video", "warning"), rows, words=2)) if rows else (lead,))
 
 
 def _timings(data: StudyData) -> Section:

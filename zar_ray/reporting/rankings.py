@@ -19,18 +19,13 @@ def print_rankings(
     rankings: Iterable[Ranking], console: Console, *, random_weights: bool, json_lines: bool = False
 ) -> int:
     """Prints rankings as they come, for people or as a line of JSON each; returns how many failed."""
-    failed, one_seed = 0, None
+    failed = 0
     for ranking in rankings:
         failed += ranking.error is not None
-        if ranking.before != ranking.after and len(ranking.seeds) == 1:
-            one_seed = ranking.seeds[0]
         if json_lines:
             print(json.dumps({**asdict(ranking), "random_weights": random_weights}, ensure_ascii=False))
         else:
             print_ranking(ranking, console, random_weights=random_weights)
-    if one_seed is not None and not json_lines:
-        text = f"Scores after depend on the views, which are drawn by the file's name and the seed ({one_seed});"
-        console.print(Text(f"{text} --seeds 0 1 2 shows by how much.", style="dim"), soft_wrap=True)
     return failed
 
 
@@ -45,10 +40,6 @@ def print_ranking(ranking: Ranking, console: Console, *, random_weights: bool) -
     if ranking.error is not None:
         console.print(Text(f"  failed: {ranking.error}", style="red"), soft_wrap=True)
         return
-    if len(ranking.seeds) > 1:
-        console.print(
-            f"  mean {signs} standard deviation over seeds {', '.join(map(str, ranking.seeds))}", soft_wrap=True
-        )
     before, after = (
         [(one.label, f"{with_deviation(one.score, one.std, signs)} %") for one in ranked]
         for ranked in (ranking.before, ranking.after)
@@ -61,3 +52,9 @@ def print_ranking(ranking: Ranking, console: Console, *, random_weights: bool) -
         cells = (f"  {place}", *first, *second) if adapts else (f"  {place}", *second)
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
+    seeds = ", ".join(map(str, ranking.seeds))
+    if len(ranking.seeds) > 1:
+        console.print(Text(f"  mean {signs} standard deviation over the seeds {seeds}", style="dim"))
+    elif adapts and seeds:
+        of = f"  after: of the views that are drawn by the file's name and the seed ({seeds})"
+        console.print(Text(f"{of}; --seeds 0 1 2 shows how much that is", style="dim"), soft_wrap=True)

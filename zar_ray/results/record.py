@@ -250,8 +250,8 @@ class ModelCost:
     """What a model is, holds and computes, whatever it is called; a GFLOP is 1e9 multiplications with addition.
 
     Attributes:
-        architecture: The model of open_clip's whose towers are the same, setting by setting, and so have the same
-            parameters; None where none's are, or where something is added to them.
+        architecture: The model of open_clip's that has the same towers, setting by setting, and nothing besides; None
+            where none has.
         input_size: Pixels along a side of what it reads.
         view_frames: T, frames of an evaluation view.
         view_gflops: What an evaluation view takes, as published: all of the image tower, and a head over frames.

@@ -206,7 +206,7 @@ def require_served(model: ClipModel, config: ServiceOptions) -> None:
 
 
 def _labels(logits: torch.Tensor, query: Query) -> tuple[RankedLabel, ...]:
-    return tuple(RankedLabel(**asdict(one)) for one in rank_labels(logits, query.labels, query.top_k))
+    return tuple(RankedLabel(**asdict(one)) for one in rank_labels([logits], query.labels, query.top_k))
 
 
 def _views(plan: ViewPlan, case: CasePrediction, first_frame: int) -> tuple[ViewEntropy, ...]:

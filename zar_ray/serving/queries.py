@@ -193,12 +193,9 @@ def _seeds(parameters: ClassifyParameters, limits: LimitConfig) -> tuple[int, ..
     seeds = parameters.seeds or ()
     if len(seeds) > limits.seeds:
         raise _unfit("seeds", f"{len(seeds)} are more than the {limits.seeds} that a request may have")
-    if seeds and parameters.seed is not None:
-        raise _unfit("seeds", "give either a seed or several")
-    if len(set(seeds)) < len(seeds):
-        raise _unfit("seeds", "one is there twice")
-    if seeds and isinstance(parameters, WindowParameters):
-        raise _unfit("seeds", "are of whole videos; a stream of windows takes one seed")
+    several = len(set(seeds)) == len(seeds) and parameters.seed is None
+    if seeds and (not several or isinstance(parameters, WindowParameters)):
+        raise _unfit("seeds", "are distinct ones, in the place of seed, and of whole videos only")
     return seeds
 
 

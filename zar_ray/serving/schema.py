@@ -34,11 +34,7 @@ class ClassifyParameters(_Message):
     )
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1, description="Seed of the views.")
     seeds: tuple[Annotated[int, Field(ge=0, le=2**63 - 1)], ...] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=100,
-        fail_fast=True,
-        description="Several seeds in the place of `seed`: scores are then means, with their spread. Not of windows.",
+        default=None, min_length=1, max_length=100, fail_fast=True, description="Several, over which scores are means."
     )
     explain: bool = Field(default=False, description="Also return frames, and what in them speaks for the top label.")
 
@@ -150,9 +146,7 @@ class Classification(_Message):
     model: ServedModel
     method: str
     seed: int = Field(description="With the video's name it decides which views are drawn, and so the scores.")
-    seeds: tuple[int, ...] = Field(
-        default=(), description="Where several were asked for: views, frames and maps are the first one's."
-    )
+    seeds: tuple[int, ...] = Field(default=(), description="Where several were asked for; views are the first one's.")
     steps: int = Field(description="Tuning steps; 0 where the method tunes nothing.")
     candidates: int = Field(description="Labels that were chosen among.")
     before: tuple[RankedLabel, ...] = Field(description="Labels by falling score before tuning.")

@@ -28,7 +28,6 @@ from zar_ray.errors import ConfigError, RunError, suggestion
 from zar_ray.models import checkpoints, learned_context
 from zar_ray.options.base import fingerprint, meaning
 from zar_ray.options.layers import merge, validate, zar_home
-from zar_ray.reporting.numbers import counted
 from zar_ray.results.folder import differences
 from zar_ray.results.study_record import StudyRecord
 from zar_ray.storage import Storage
@@ -101,8 +100,7 @@ def describe(config: TrainConfig) -> str:
         [
             f"experiment  {_heading(plan)}",
             *(
-                f"training    {len(videos.class_names)} classes of {counted(int(shots), 'video')} each: "
-                f"{len(videos)} videos a seed"
+                f"training    {len(videos)} videos a seed: {shots} of each of {len(videos.class_names)} classes"
                 for shots, videos in drawn.items()
             ),
             f"evaluation  {evaluated}, methods {', '.join(config.method)}",

@@ -17,7 +17,7 @@ from zar_ray.errors import ConfigError
 from zar_ray.options.layers import conf_dir, leaves, merge
 from zar_ray.reporting.numbers import counted
 from zar_ray.reporting.published.tables import Column, PublishedTable, Recipe, Row, default_options
-from zar_ray.results.record import CaseMetrics, PairedComparison, ProtocolAverage
+from zar_ray.results.record import CaseMetrics, PairedComparison
 from zar_ray.results.study_record import FinishedRun
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import Preprocessing, short_side_for
@@ -82,20 +82,20 @@ def measure(table: PublishedTable, row: Row, column: Column, runs: Sequence[Fini
 
 
 def why_another_model(table: PublishedTable, run: FinishedRun) -> str | None:
-    """Why the run of a table's benchmark fills none of its cells: its model is another one, whatever it is called.
+    """Why a run of one of a table's benchmarks fills no cell: its model is another one, whatever it is called.
 
     None where the model is the table's, by its towers and what it reads, and of runs of other benchmarks.
     """
     summary, cost = run.summary, run.summary.model_cost
     if not any(summary.dataset in (column.benchmark, *column.near) for column in table.columns):
         return None
-    wanted = f"{table.model} of {table.input_size} pixels"
-    if cost is None:
-        return f"{run.name}: fills no cell, as it does not say whether its model is a {wanted}"
-    if _family(cost.architecture or "") == table.model and cost.input_size == table.input_size:
-        return None
-    kind = f"{cost.architecture or 'an architecture of its own'}, {cost.parameters / 1e6:,.1f} M parameters"
-    return f"{run.name}: fills no cell, as {summary.model} is no {wanted} ({kind}, {cost.input_size} pixels)"
+    wanted, what = (table.model, table.input_size), "what it is is not known"
+    if cost is not None:
+        if (_family(cost.architecture or ""), cost.input_size) == wanted:
+            return None
+        kind = cost.architecture or "an architecture of its own"
+        what = f"{kind}, {cost.parameters / 1e6:,.1f} M parameters, {cost.input_size} pixels"
+    return f"{run.name}: fills no cell, as {summary.model} is no {wanted[0]} of {wanted[1]} pixels ({what})"
 
 
 def _distance(one: Measured) -> tuple[bool, bool, int, float]:
@@ -194,31 +194,24 @@ def _find(run: FinishedRun, method: str, column: Column) -> _Found | None:
 def _find_of_method(run: FinishedRun, method: str, column: Column, *, before: bool) -> _Found | None:
     cases = tuple(case for case in run.summary.cases if case.method == method)
     metric = {"mAP": "map", "top5": "top5"}.get(column.metric, "top1")
-    name = f"{metric}_before" if before else metric
     split = column.split or _HALVES.get(column.metric)
     if split is not None:
-        return next((_of_case(case, name) for case in cases if case.split == split), None)
+        return next((_of_case(case, metric, before) for case in cases if case.split == split), None)
     kind = "harmonic" if column.metric == "hm" else "mean"
+    name = f"{metric}_before" if before else metric
     for average in run.summary.averages:
         if (average.method, average.metric, average.kind) == (method, name, kind):
             own = tuple(case for case in cases if case.split in average.splits)
-            return _Found(average.value, average.std, own, _change_of(average, name))
+            return _Found(average.value, average.std, own, average.change)
     if kind == "mean" and len(cases) == 1:
-        return _of_case(cases[0], name)
+        return _of_case(cases[0], metric, before)
     return None
 
 
-def _of_case(case: CaseMetrics, name: str) -> _Found | None:
-    metric, before, _ = name.partition("_before")
+def _of_case(case: CaseMetrics, metric: str, before: bool) -> _Found | None:
     estimate = case.estimates("before" if before else "after").get(metric)
-    return None if estimate is None else _Found(estimate.value, None, (case,), _change_of(case, name))
-
-
-def _change_of(of: CaseMetrics | ProtocolAverage, name: str) -> PairedComparison | None:
-    """What adaptation changed of the metric `name`, where the record has it; None of what is before adaptation."""
-    if isinstance(of, ProtocolAverage):
-        return of.change
-    return of.headline.change if name == "top1" and of.headline is not None else None
+    change = None if before or case.headline is None else case.headline.change
+    return None if estimate is None else _Found(estimate.value, None, (case,), change)
 
 
 def _weights_difference(

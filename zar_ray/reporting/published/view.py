@@ -14,13 +14,8 @@ from rich.text import Text
 
 from zar_ray.reporting.blocks import Block, Form, Note, lines_block, show
 from zar_ray.reporting.numbers import digits, fixed, interval, p_value, percent, plus_minus
-from zar_ray.reporting.published.matching import (
-    Measured,
-    fill_command,
-    measure,
-    training_commands,
-    why_another_model,
-)
+from zar_ray.reporting.published import matching
+from zar_ray.reporting.published.matching import Measured, fill_command, training_commands
 from zar_ray.reporting.published.tables import Column, PublishedTable, Result, Row, load_table
 from zar_ray.results.study_record import FinishedRun, find_runs
 
@@ -55,7 +50,7 @@ class Cell:
 def compare(table: PublishedTable, runs: Sequence[FinishedRun], output: str | None = None) -> tuple[Cell, ...]:
     """Puts finished runs, of anything, beside a table's results, row by row; of `output` see `Cell`."""
     return tuple(
-        Cell(table, row, column, result, measure(table, row, column, runs), output)
+        Cell(table, row, column, result, matching.measure(table, row, column, runs), output)
         for row, column, result in table.cells()
     )
 
@@ -86,7 +81,7 @@ def report_table(
     found = find_runs(output)
     runs = (*found.runs, *more)
     cells = compare(table, runs, told_output)
-    skipped = [*found.broken, *(why for run in runs if (why := why_another_model(table, run)) is not None)]
+    skipped = [*found.broken, *filter(None, (matching.why_another_model(table, run) for run in runs))]
     if form == "csv":
         # What several things go into is joined by "; ".
         show([lines_block([_values(cell) for cell in cells])], form, console)
@@ -100,8 +95,7 @@ def report_table(
 
 def _values(cell: Cell) -> dict[str, object]:
     table, row, column, measured, decimals = cell.table, cell.row, cell.column, cell.measured, cell.row.decimals
-    change = None if measured is None else measured.change
-    points = (None, None, None) if change is None else (change.top1.value, change.top1.low, change.top1.high)
+    change = measured and measured.change
     return {
         "table": table.name,
         "method": row.method,
@@ -119,8 +113,10 @@ def _values(cell: Cell) -> dict[str, object]:
         "measured": fixed(measured.value if measured else None, decimals),
         "measured_std": fixed(measured.std if measured else None, decimals),
         "difference": fixed(cell.difference, decimals, "+"),
-        **{f"change{end}": percent(one, "+") for end, one in zip(("", "_low", "_high"), points, strict=True)},
-        "change_p": None if change is None else p_value(change.p_value),
+        "change": change and percent(change.top1.value, "+"),
+        "change_low": change and percent(change.top1.low, "+"),
+        "change_high": change and percent(change.top1.high, "+"),
+        "change_p": change and p_value(change.p_value),
         "run": measured.run.place if measured else None,
         "protocol_differences": "; ".join(measured.differences) if measured else None,
         "notes": "; ".join(note.text for note in table.notes if note.is_about(row, column)),

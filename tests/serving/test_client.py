@@ -195,7 +195,7 @@ class TestClassify:
         server.answers += [fine(), fine()]
         client.classify(video, ["zumba"], seeds=(3, 0))
         assert form(server.requests[0])[1:3] == [("seeds", None, b"3"), ("seeds", None, b"0")]
-        client.classify("there/a.mp4", ["zumba"], seeds=range(2), on_server=True)
+        client.classify("there/a.mp4", ["zumba"], seeds=[0, 1], on_server=True)
         assert json.loads(server.requests[1].body)["seeds"] == [0, 1]
 
     def test_what_is_not_given_is_the_service_s(self, server, client, video):

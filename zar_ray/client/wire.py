@@ -86,7 +86,7 @@ class Asked(TypedDict, total=False):
     steps: int | None
     options: Mapping[str, Any] | None
     seed: int | None
-    seeds: Sequence[int] | None
+    seeds: list[int] | tuple[int, ...] | None
     explain: bool
     on_server: bool
 
@@ -237,7 +237,6 @@ def _parameters(labels: Sequence[str] | None, asked: Asked, **more: float | None
         "candidate_labels": labels and list(labels),
         "hypothesis_template": asked.get("template"),
         **asked,
-        "seeds": list(asked.get("seeds") or ()) or None,
         **more,
     }
     own = ("template", "on_server")

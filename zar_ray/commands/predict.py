@@ -11,7 +11,7 @@ import tyro
 from pydantic import model_validator
 from rich.console import Console
 
-from zar_ray.adaptation.rankings import RankedLabel, Ranking
+from zar_ray.adaptation.rankings import Ranking
 from zar_ray.adaptation.shared_options import PredictOptions
 from zar_ray.client import Client, ServiceError
 from zar_ray.commands.parsing import command, glance, parse_run, show_options
@@ -199,8 +199,5 @@ def _served(
                     raise
                 yield Ranking(video, method, (), (), error=error.detail)
             else:
-                before, after = (
-                    tuple(RankedLabel(one.label, one.score, one.std) for one in ranked)
-                    for ranked in (answer.before, answer.after)
-                )
-                yield Ranking(video, method, before, after, answer.seeds or (answer.seed,), answer.video.warning)
+                seeds = answer.seeds or (answer.seed,)
+                yield Ranking(video, method, answer.before, answer.after, seeds, answer.video.warning)

@@ -60,9 +60,8 @@ class VideoProgress:
         self._bar.add_task(_STARTING, start=False, total=total, completed=done, speed="")
 
     def __enter__(self) -> VideoProgress:
+        self._console.print(f"{_STARTING} ...")
         self._bar.start()
-        if not self._console.is_terminal:
-            self._console.print(f"{_STARTING} ...")
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

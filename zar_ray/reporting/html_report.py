@@ -47,7 +47,7 @@ REPORT = "report.html"
 """The report's file in the run's folder."""
 
 _ATTENTION = "Where the model looks"
-_FAILURES_SHOWN = 50
+_LISTED = 50
 
 CELLS_SHOWN = 8
 """So many of a run's cells get sections of their own."""
@@ -294,33 +294,29 @@ def _labels(data: RunData, split: RunSplit) -> dict[str, str]:
 
 def _failures(data: StudyData) -> Section:
     """Which videos failed, where and why."""
-    failed = data.table.filter(data.table["error"].is_valid()).sort_by("video_id")
-    by_video: dict[str, tuple[str, str]] = {}
-    columns = (failed[name].to_pylist() for name in ("video_id", "error_stage", "error"))
-    for video, stage, error in zip(*columns, strict=True):
-        by_video.setdefault(video, (stage or "unknown", error))
-    if not by_video:
+    failed = data.table.filter(data.table["error"].is_valid())
+    if not len(failed):
         return Section("Failures", (Text("No video failed."),))
-    stages = [stage for stage, _ in by_video.values()]
-    counts = sorted(((stages.count(stage), stage) for stage in set(stages)), reverse=True)
-    said = ", ".join(f"{count} at stage {stage}" for count, stage in counts)
-    rows = sorted((stage, video, error) for video, (stage, error) in by_video.items())
-    content: list[Content] = [
-        Text(f"{len(rows)} of {data.whole.videos} videos failed: {said}. They count as wrong."),
-        Block(None, ("stage", "video", "reason"), rows[:_FAILURES_SHOWN], words=3),
-    ]
-    if len(rows) > _FAILURES_SHOWN:
-        more = len(rows) - _FAILURES_SHOWN
-        content.append(Text(f"... and {more:,} more; {data.whole.results} has all.", weak=True))
-    return Section("Failures", content)
+    said = ", ".join(f"{group.videos} at stage {group.stage}" for group in data.whole.failures)
+    lead = Text(f"{data.whole.failed} of {data.whole.videos} videos failed: {said}. They count as wrong.")
+    columns = {"stage": "error_stage", "video": "video_id", "reason": "error"}
+    return Section("Failures", (lead, *_listed(data, failed, columns)))
 
 
 def _warnings(data: StudyData) -> Section:
     """Which videos were used although something is odd about them."""
     warned = data.table.filter(data.table["warning"].is_valid())
-    rows = sorted(set(zip(warned["video_id"].to_pylist(), warned["warning"].to_pylist(), strict=True)))
     lead = Text(f"{data.whole.warned} of {data.whole.videos} videos were used with a warning; they count like others.")
-    return Section("Warnings", (lead, Block(None, ("video", "warning"), rows, words=2)) if rows else (lead,))
+    return Section("Warnings", (lead, *_listed(data, warned, {"video": "video_id", "warning": "warning"})))
+
+
+def _listed(data: StudyData, table: pa.Table, columns: Mapping[str, str]) -> list[Content]:
+    """The first of some rows by their `columns`, whose headings are the keys, each once; and where the others are."""
+    rows = sorted({tuple(str(row[name]) for name in columns.values()) for row in table.to_pylist()})
+    content: list[Content] = [Block(None, tuple(columns), rows[:_LISTED], words=len(columns))] if rows else []
+    if len(rows) > _LISTED:
+        content.append(Text(f"... and {len(rows) - _LISTED:,} more; {data.whole.results} has all.", weak=True))
+    return content
 
 
 def _timings(data: StudyData) -> Section:

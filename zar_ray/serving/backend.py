@@ -37,7 +37,7 @@ class Query:
         method: The method.
         options: Those of its own options that are not the service's, as JSON values.
         seed: Seed of the views.
-        seeds: Where several are asked for, each to be asked with `seed` for itself (`zar_ray.serving.seeds`).
+        seeds: All that are asked for, the first of them `seed` (`zar_ray.serving.seeds`).
         template: The prompt; None for the service's.
         top_k: Labels to return.
         explain: Whether frames and relevance maps are wanted.

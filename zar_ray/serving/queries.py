@@ -64,6 +64,7 @@ def query_of(
         RequestError: A parameter does not fit (``invalid-parameters``).
     """
     limits = config.limits
+    seeds = _seeds(parameters, limits) or (config.seed if parameters.seed is None else parameters.seed,)
     method = parameters.method if parameters.method is not None else config.methods[0]
     if method not in methods:
         raise _unfit("method", f'"{_shown(method)}" is not served here{suggestion(method, methods)}')
@@ -72,8 +73,8 @@ def query_of(
         labels=_labels(parameters, label_sets, limits),
         method=method,
         options=_own_options(parameters, methods[method], limits),
-        seed=parameters.seed if parameters.seed is not None else config.seed,
-        seeds=_seeds(parameters, limits),
+        seed=seeds[0],
+        seeds=seeds,
         template=_template(parameters.hypothesis_template, limits),
         top_k=parameters.top_k,
         explain=parameters.explain,

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from zar_ray.adaptation.rankings import RankedLabel
+
 
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -60,14 +62,6 @@ class WindowedParameters(ClassifyParameters, WindowParameters):
 
 class WindowedPathRequest(PathRequest, WindowParameters):
     """A long video that lies on the server."""
-
-
-class RankedLabel(_Message):
-    """A label with its softmax probability over all candidates."""
-
-    label: str
-    score: float = Field(description="Of several seeds their mean.")
-    std: float | None = Field(default=None, description="Standard deviation between several seeds (n - 1).")
 
 
 class ServedModel(_Message):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import fmean
 
-from zar_ray.adaptation.rankings import mean_ranking
+from zar_ray.adaptation.rankings import RankedLabel, mean_ranking
 from zar_ray.serving.backend import Backend, Query, VideoSource
-from zar_ray.serving.schema import Classification, RankedLabel, Timings
+from zar_ray.serving.schema import Classification, Timings
 
 
 async def classify(backend: Backend, video: VideoSource, query: Query) -> Classification:
@@ -19,14 +19,13 @@ async def classify(backend: Backend, video: VideoSource, query: Query) -> Classi
     if len(query.seeds) < 2:
         return await backend.classify(video, query)
     # All labels are asked for: their mean scores may have another order than those of each seed.
-    asked = replace(query, top_k=len(query.labels), seed=query.seeds[0])
+    asked = replace(query, top_k=len(query.labels))
     each = [await backend.classify(video, asked)]
     for seed in query.seeds[1:]:
         each.append(await backend.classify(video, replace(asked, seed=seed, explain=False, received=0.0)))
 
     def ranked(when: str) -> tuple[RankedLabel, ...]:
-        scores = [{label.label: label.score for label in getattr(one, when)} for one in each]
-        return tuple(RankedLabel(**asdict(one)) for one in mean_ranking(scores, query.top_k))
+        return mean_ranking([{label.label: label.score for label in getattr(one, when)} for one in each], query.top_k)
 
     seconds = {stage: sum(getattr(one.timings, stage) for one in each) for stage in Timings.model_fields}
     update = {

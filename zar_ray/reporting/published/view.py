@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from zar_ray.reporting.blocks import Block, Form, Note, lines_block, show
-from zar_ray.reporting.numbers import digits, fixed, interval, p_value, percent, plus_minus
+from zar_ray.reporting.numbers import digits, fixed, gflops, interval, p_value, percent, plus_minus
 from zar_ray.reporting.published import matching
 from zar_ray.reporting.published.matching import Measured, fill_command, training_commands
 from zar_ray.reporting.published.tables import Column, PublishedTable, Result, Row, load_table
@@ -205,20 +205,20 @@ def _costs(table: PublishedTable, cells: Sequence[Cell], runs: Marks) -> tuple[N
     notes = []
     for row in table.rows:
         view = row.view_gflops
-        if view is None or row.tuning_views is None or row.frames is None:
+        if view is None or row.tuning_views is None:
             continue
         text = (
             f"{row.label}: {view:,.0f} GFLOPs as published, for the evaluation view alone; "
             f"{view * (1 + row.tuning_views):,.0f} with the {row.tuning_views} views of tuning, each encoded by itself"
         )
         measured = {
-            runs.of(_run_text(cell.measured.run)): cell.measured.run.summary.costs.images_encoded_mean
+            runs.of(_run_text(cell.measured.run)): cell.measured.run.summary
             for cell in cells
             if cell.row == row and cell.measured is not None
         }
-        for mark, images in measured.items():
-            if images:
-                text += f"; {mark} encoded {digits(images, 4)} images, {images * view / row.frames:,.0f} GFLOPs"
+        for mark, run in measured.items():
+            if images := run.costs.images_encoded_mean:
+                text += f"; {mark} encoded {digits(images, 4)} images, {gflops(run.images_gflops)} GFLOPs"
         notes.append(Note(text))
     return tuple(notes)
 

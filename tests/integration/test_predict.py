@@ -138,7 +138,7 @@ def test_that_scores_depend_on_the_files_name_is_said_beneath_them(predict, vide
 
 def test_a_seed_that_is_named_twice_is_refused(predict, video_folder):
     status, said = predict("a.mp4", "--labels", LABELS, "--seeds", "1", "2", "1")
-    assert (status, said.err) == (1, "zar predict: --seeds 1 2 1: names a seed twice\n")
+    assert (status, said.err) == (2, "zar: zar predict: --seeds 1 2 1: names a seed twice\n")
 
 
 @pytest.mark.slow

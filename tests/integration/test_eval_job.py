@@ -148,7 +148,7 @@ def test_one_poison_video_costs_exactly_one_failed_video(evaluate, make_video, t
     # What failed is no speed, and what passes before the first video is told apart.
     assert ran.summary.throughput.videos == 7
     stages = [
-        ran.printed.index(said) for said in ("starting Ray", "loading ", "starting workers, first block", "7/8 videos")
+        ran.printed.index(said) for said in ("starting Ray", "loading ", "starting workers, first block", "8/8 videos")
     ]
     assert stages == sorted(stages)
 

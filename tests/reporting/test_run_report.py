@@ -135,7 +135,8 @@ def test_videos_with_a_warning_are_listed_with_it(tmp_path, monkeypatch, warned)
     ]
     place = table.column_names.index("warning")
     pq.write_table(
-        table.set_column(place, table.schema.field("warning"), pa.array(said, pa.string())), folder / "predictions.parquet"
+        table.set_column(place, table.schema.field("warning"), pa.array(said, pa.string())),
+        folder / "predictions.parquet",
     )
     record = json.loads((folder / "run.json").read_text())
     record["study"]["whole"]["warned"] = warned

@@ -103,7 +103,7 @@ function labels(result, tuned) {
 function dependence({ seed, seeds }, tuned) {
   if (seeds.length > 1) return `Means ± standard deviations over the seeds ${seeds.join(", ")}.`;
   if (!tuned) return null;
-  const way = "several seeds, under More options, show by how much";
+  const way = "several seeds show by how much";
   return `Scores after tuning depend on the views, which are drawn by the file’s name and the seed (${seed}); ${way}.`;
 }
 

@@ -443,7 +443,7 @@ def test_a_model_of_the_tables_shapes_fills_the_cell_whatever_it_is_called(outpu
     mine = measured(output, "zar-table1", "ZAR + K400 pretrain", "HMDB51")
     assert mine.value == pytest.approx(54)
     assert mine.change is not None
-    assert mine.change.top1.value == pytest.approx(0.04)
+    assert mine.change.effect.value == pytest.approx(0.04)
     shown = reported("zar-table1", output, "terminal")
     assert re.search(r"^ZAR \+ K400 pretrain +HMDB51 +54\.2 ± 0\.8 +54\.0 +-0\.2 +r1 t1 d", shown, re.MULTILINE)
     assert "t1  ZAR + K400 pretrain, HMDB51: +4.0 [-6.0, +14.0] points, p 0.267" in shown

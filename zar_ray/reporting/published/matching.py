@@ -210,7 +210,7 @@ def _find_of_method(run: FinishedRun, method: str, column: Column, *, before: bo
 
 def _of_case(case: CaseMetrics, metric: str, before: bool) -> _Found | None:
     estimate = case.estimates("before" if before else "after").get(metric)
-    change = None if before or case.headline is None else case.headline.change
+    change = None if before else case.change
     return None if estimate is None else _Found(estimate.value, None, (case,), change)
 
 

@@ -113,9 +113,9 @@ def _values(cell: Cell) -> dict[str, object]:
         "measured": fixed(measured.value if measured else None, decimals),
         "measured_std": fixed(measured.std if measured else None, decimals),
         "difference": fixed(cell.difference, decimals, "+"),
-        "change": change and percent(change.top1.value, "+"),
-        "change_low": change and percent(change.top1.low, "+"),
-        "change_high": change and percent(change.top1.high, "+"),
+        "change": change and percent(change.effect.value, "+"),
+        "change_low": change and percent(change.effect.low, "+"),
+        "change_high": change and percent(change.effect.high, "+"),
         "change_p": change and p_value(change.p_value),
         "run": measured.run.place if measured else None,
         "protocol_differences": "; ".join(measured.differences) if measured else None,
@@ -158,7 +158,7 @@ def table_blocks(
         if measured is not None:
             see = [runs.of(_run_text(measured.run))]
             if (change := measured.change) is not None:
-                text = f"{interval(change.top1, '+')} points, p {p_value(change.p_value)}"
+                text = f"{interval(change.effect, '+')} points, p {p_value(change.p_value)}"
                 see.append(changes.of(f"{row.label}, {column.name}: {text}"))
             see += [differences.of(text) for text in measured.differences]
             value = _with_std(measured.value, measured.std, decimals, plus_minus)

@@ -32,10 +32,11 @@ from rich.table import Table
 from zar_ray.commands.parsing import verb
 from zar_ray.data.probing import Failure, in_processes, usable_cpus
 from zar_ray.data.synthetic import write_video
-from zar_ray.errors import VideoError, reason_of
+from zar_ray.errors import TrackingError, VideoError, reason_of
 from zar_ray.models.options import ModelOptions
 from zar_ray.options.layers import zar_home
 from zar_ray.provenance import package_version
+from zar_ray.tracking.store import absolute_uri, default_uri, sqlite_path
 from zar_ray.video.options import Decoder
 from zar_ray.video.reading import VideoInfo, open_video
 
@@ -227,12 +228,15 @@ def _weights() -> list[Check]:
 
 def _mlflow(uri: str | None) -> Check:
     way_out = "runs finish without; `zar report mlflow RUN` sends them later"
-    uri = uri or "sqlite:///" + str(Path("runs").absolute() / "mlflow.db")
+    try:
+        uri = default_uri("runs") if uri is None else absolute_uri(uri)
+    except TrackingError as error:
+        return Check("mlflow store", "warning", str(error))
     scheme = uri.partition(":")[0] if ":" in uri else "a path"
     if scheme in ("http", "https"):
-        problem = _in_time(lambda: _reach(f"{uri.rstrip('/')}/health", "GET"))
-    elif scheme == "sqlite":
-        problem = _sqlite_problem(Path(uri.removeprefix("sqlite:///")))
+        problem = _in_time(lambda: _reach(f"{uri}/health", "GET"))
+    elif (file := sqlite_path(uri)) is not None:
+        problem = _sqlite_problem(file)
     else:
         return Check("mlflow store", "warning", f"{uri}: {scheme} is not tried here, only http(s) and sqlite are")
     if problem is None:
@@ -241,14 +245,14 @@ def _mlflow(uri: str | None) -> Check:
 
 
 def _sqlite_problem(file: Path) -> str | None:
-    folder = next(one for one in file.absolute().parents if one.exists())
+    folder = next(one for one in file.parents if one.exists())
     if not folder.is_dir():
         return f"{folder} is not a folder"
     if not os.access(folder, os.W_OK):
         return f"{folder} is not writable"
     if file.exists():
         try:
-            address = f"{file.absolute().as_uri()}?mode=ro"
+            address = f"{file.as_uri()}?mode=ro"
             with contextlib.closing(sqlite3.connect(address, uri=True, timeout=1.0)) as store:
                 store.execute("select name from sqlite_master limit 1").fetchall()
         except sqlite3.Error as error:

@@ -10,12 +10,10 @@ import contextlib
 import os
 import platform
 import shutil
-import socket
 import sqlite3
 import tempfile
 import threading
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -87,7 +85,7 @@ def diagnose(mlflow_uri: str | None = None, ray_address: str | None = None) -> l
 
     Args:
         mlflow_uri: A tracking store to try; by default a SQLite file below the working folder, as runs make it.
-        ray_address: A cluster to try; by default ``$RAY_ADDRESS``.
+        ray_address: A cluster to try; by default ``$RAY_ADDRESS``, or the one that `ray start` left running.
 
     Returns:
         The checks in the order they are best read in.
@@ -261,23 +259,16 @@ def _sqlite_problem(file: Path) -> str | None:
 
 
 def _ray(address: str | None) -> Check:
-    named = address or os.environ.get("RAY_ADDRESS")
-    if named in (None, "", "auto", "local"):
-        where = {"auto": "joins the cluster of `ray start` on this machine", "local": "starts one of its own"}
-        return Check("ray cluster", "ok", where.get(named or "", "none named: joins one on this machine or starts one"))
-    parts = urllib.parse.urlsplit(named if "://" in named else f"ray://{named}")
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = parts.hostname, None
-    # Ray's own defaults: its client, its dashboard (jobs), its head node.
-    port = port or {"ray": 10001, "http": 8265, "https": 443}.get(parts.scheme if "://" in named else "", 6379)
-    if not host:
-        return Check("ray cluster", "warning", f"{named}: is not an address such as 10.0.0.1:6379; unset RAY_ADDRESS")
-    problem = _in_time(lambda: _connect(host, port))
-    if problem is None:
-        return Check("ray cluster", "ok", f"{named} answers")
-    return Check("ray cluster", "missing", f"{named}: {problem}; start it with `ray start --head` or unset RAY_ADDRESS")
+    from zar_ray.cluster import LOCAL, problem_of, usual_place
+
+    place, shown = (address, address) if address else usual_place()
+    found = [f"{shown}: {problem}"] if (problem := problem_of(place)) is not None else []
+    left = shown != place
+    if found and left and (problem := problem_of(LOCAL)) is not None:
+        found.append(problem)
+    if found:
+        return Check("ray cluster", "warning" if left and len(found) == 1 else "missing", "; ".join(found))
+    return Check("ray cluster", "ok", "starts one of its own" if place == LOCAL else f"{shown} answers")
 
 
 def _home() -> Check:
@@ -302,14 +293,6 @@ def _reach(url: str, method: str) -> str | None:
         return f"it answers {error.code} {error.reason}"
     except (OSError, ValueError) as error:
         return reason_of(getattr(error, "reason", error))
-    return None
-
-
-def _connect(host: str, port: int) -> str | None:
-    try:
-        socket.create_connection((host, port), timeout=_NETWORK_SECONDS).close()
-    except OSError as error:
-        return reason_of(error)
     return None
 
 

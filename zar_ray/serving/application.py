@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.serve import Application
 
-from zar_ray.cluster import total_gpus
+from zar_ray.cluster import require_usual_place, total_gpus
 from zar_ray.data.classes import known_class_lists
 from zar_ray.errors import ConfigError, ZarError
 from zar_ray.models.loading import load_model
@@ -103,6 +103,9 @@ def build(config: ServiceOptions) -> Application:
             raise ConfigError(f"{root}: is not a folder; name one whose videos are to be served")
     require_served(load_model(config, "cpu"), config)
     if _is_serve_run() and not ray.is_initialized():
+        # An address on its command line is Ray's affair.
+        if not any(word.startswith(("-a", "--address")) for word in sys.argv):
+            require_usual_place()
         prepare_environment(config)
     gpus = 1 if ray.is_initialized() and total_gpus() > 0 else 0
     limits = config.limits

@@ -132,14 +132,14 @@ def problem_of(place: str) -> str | None:
     if place == LOCAL:
         return _sockets_problem()
     if scheme in ("http", "https"):
-        return f"takes jobs: `ray job submit --address {place} -- python jobs/eval.py ...`; otherwise {_WAY_OUT}"
+        return f"takes jobs, with `ray job submit --address {place} -- python jobs/eval.py ...`; otherwise {_WAY_OUT}"
     if sign and scheme != "ray":
         return None  # an installed package's own
     try:
         found = named if sign else canonicalize_bootstrap_address(place)
         parts = urlsplit(f"//{found}")
         if not parts.hostname or not parts.port:
-            raise ValueError("it names no port")
+            raise ValueError("it names no host or no port")
         socket.create_connection((parts.hostname, parts.port), _CONNECT_SECONDS).close()
     except OSError as error:
         return f"nothing answers there ({reason_of(error)}); {_WAY_OUT}"

@@ -481,6 +481,15 @@ def test_texts_that_are_not_utf_8_are_refused(served, part, charset):
     assert "UTF-8" in problem(client.post("/v1/classify", content=body, headers=headers), 400, "bad-request")
 
 
+@pytest.mark.parametrize("content", [bytes(2**21), b"\xff\xd8", b"clip.mp4", b""])
+def test_a_video_without_a_file_name_is_told_so(served, content):
+    client, backend = served()
+    body = b'--b\r\nContent-Disposition: form-data; name="video"\r\nContent-Type: video/mp4\r\n\r\n' + content + b"\r\n--b--\r\n"
+    answer = client.post("/v1/classify", content=body, headers={"content-type": "multipart/form-data; boundary=b"})
+    assert "no filename" in problem(answer, 422, "invalid-parameters")
+    assert not backend.seen
+
+
 def test_the_texts_of_a_form_are_bounded_together(served, video):
     client, backend = served()
     fields = {"candidate_labels": list(LABELS), **{f"field{number}": "x" * 2**19 for number in range(3)}}

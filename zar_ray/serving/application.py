@@ -95,17 +95,19 @@ def build(config: ServiceOptions) -> Application:
         ConfigError: A method or a label set is not there, or a folder that requests are to be served from; or the
             model cannot do what requests may ask.
         ModelError: The model cannot be loaded.
+        RunError: `serve run` would wait for a cluster that is not there.
     """
+    joins_later = _is_serve_run() and not ray.is_initialized()
+    # An address on the command line is Ray's affair.
+    if joins_later and not any(word.startswith(("-a", "--address")) for word in sys.argv):
+        require_usual_place()
     require_methods(config)
     label_sets_of(config)
     for root in (*config.roots, *([config.samples] if config.samples else [])):
         if not root.is_dir():
             raise ConfigError(f"{root}: is not a folder; name one whose videos are to be served")
     require_served(load_model(config, "cpu"), config)
-    if _is_serve_run() and not ray.is_initialized():
-        # An address on its command line is Ray's affair.
-        if not any(word.startswith(("-a", "--address")) for word in sys.argv):
-            require_usual_place()
+    if joins_later:
         prepare_environment(config)
     gpus = 1 if ray.is_initialized() and total_gpus() > 0 else 0
     limits = config.limits

@@ -17,7 +17,7 @@ import grpc
 import pytest
 
 from zar_ray import cluster
-from zar_ray.cluster import LOCAL, connected, problem_of, require_usual_place
+from zar_ray.cluster import LOCAL, connected, place_to_join, problem_of
 from zar_ray.errors import RunError
 
 SECONDS = 10
@@ -126,7 +126,9 @@ def test_a_dead_address_is_told_soon(form, said, how, joined, monkeypatch):
         monkeypatch.setenv("RAY_ADDRESS", named)
     message = refused(named if how == "option" else None)
     assert message.startswith(f"Ray: {named}: {said}")
-    assert message.endswith("start it with `ray start --head`, or name another, or `local`, with --address or RAY_ADDRESS")
+    assert message.endswith(
+        "start it with `ray start --head`, or name another, or `local`, with --address or RAY_ADDRESS"
+    )
     assert joined == []
 
 
@@ -141,7 +143,7 @@ def test_a_stale_address_file_is_told_and_passed_over(place, joined, capsys):
     assert said.endswith("; a Ray of its own is started\n")
     assert said.count("\n") == 1
     with pytest.raises(RunError, match=f"{file} names {dead}: nothing answers there"):
-        require_usual_place()
+        place_to_join(fall_back=False)
     assert refused("auto").startswith("Ray: auto: nothing answers there")
     # An empty one is none, and what is named goes before it.
     file.write_text("")
@@ -199,9 +201,3 @@ def test_what_takes_connections_and_is_no_head_is_given_up(answers, joined, monk
     with head(method="Another") as address:
         assert "takes connections, and does not answer as a Ray head does" in refused(address)
     assert joined == []
-
-
-def test_an_address_file_that_cannot_be_read_is_named(place, joined):
-    file = leave_behind(place, "")
-    file.write_bytes(b"\xff\xfe")
-    assert refused().startswith(f"{file}: cannot be read")

@@ -50,18 +50,12 @@ def connected(address: str | None = None) -> Iterator[None]:
         return
     # Its C++ core writes to the terminal what Ray Data does on purpose; a worker's end is told by its videos' rows.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    place, shown = (address, address) if address else usual_place()
-    problem = problem_of(place)
-    if problem is not None and shown != place:
-        print(f"zar: {shown}: {problem}; a Ray of its own is started", file=sys.stderr)
-        place, shown, problem = LOCAL, LOCAL, problem_of(LOCAL)
-    if problem is not None:
-        raise RunError(f"Ray: {shown}: {problem}")
     try:
+        place = place_to_join(address)
         with _native_stderr_silenced():
             _join_or_start(place)
     except (OSError, ValueError, RuntimeError) as error:
-        raise RunError(f"Ray: cannot join {shown} ({reason_of(error)}); see `zar doctor`") from error
+        raise RunError(f"Ray: cannot join {address or 'a cluster'} ({reason_of(error)}); see `zar doctor`") from error
     try:
         yield
     finally:
@@ -92,32 +86,28 @@ def _join_or_start(place: str) -> None:
 
 
 def usual_place() -> tuple[str, str]:
-    """The address of the cluster that is used if none is given, or ``local``; and, to be shown, what names it.
-
-    Raises:
-        RunError: The file of a cluster that `ray start` left running cannot be read.
-    """
+    """The address of the cluster that is used if none is given, or ``local``; and, to be shown, what names it."""
     if named := os.environ.get("RAY_ADDRESS"):
         return named, named
     # Ray's own "auto" takes any cluster on this machine, also one that another program holds for itself, and that ends
     # with it: whoever has joined it then ends without a word.
-    file = get_ray_address_file(None)
-    try:
-        left = read_ray_address()
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file}: cannot be read ({reason_of(error)}); delete it, or set RAY_ADDRESS=local") from error
-    return (left, f"{file} names {left}") if left else (LOCAL, LOCAL)
+    left = read_ray_address()
+    return (left, f"{get_ray_address_file(None)} names {left}") if left else (LOCAL, LOCAL)
 
 
-def require_usual_place() -> None:
-    """Refuses a cluster for which `serve run`, which joins it by itself, would wait in silence.
+def place_to_join(address: str | None = None, fall_back: bool = True) -> str:
+    """The address that is joined, or ``local``; with `fall_back` also where a cluster that was left running is gone.
 
     Raises:
-        RunError: It cannot be joined, or none can be started.
+        RunError: The cluster cannot be joined, or none can be started.
     """
-    place, shown = usual_place()
-    if (problem := problem_of(place)) is not None:
+    place, shown = (address, address) if address else usual_place()
+    if (problem := problem_of(place)) is None:
+        return place
+    if shown == place or not fall_back:
         raise RunError(f"Ray: {shown}: {problem}")
+    print(f"zar: {shown}: {problem}; a Ray of its own is started", file=sys.stderr)
+    return place_to_join(LOCAL)
 
 
 def problem_of(place: str) -> str | None:
@@ -130,7 +120,12 @@ def problem_of(place: str) -> str | None:
     """
     scheme, sign, named = place.rpartition("://")
     if place == LOCAL:
-        return _sockets_problem()
+        folder = get_default_ray_temp_dir()
+        try:
+            validate_socket_filepath(f"{folder}/session_2000-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
+        except OSError:
+            return f"{folder} is too long a path for Ray's sockets; set RAY_TMPDIR to a shorter one, such as /tmp"
+        return None
     if scheme in ("http", "https"):
         return f"takes jobs, with `ray job submit --address {place} -- python jobs/eval.py ...`; otherwise {_WAY_OUT}"
     if sign and scheme != "ray":
@@ -149,32 +144,20 @@ def problem_of(place: str) -> str | None:
 
 
 def _head_problem(address: str) -> str | None:
-    """Asks what every driver asks first; how the answer is proven, by tokens or TLS, is Ray's affair."""
+    """Asks what every driver asks first; how one proves who one is, by tokens or TLS, is Ray's affair."""
     import grpc
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 
-    channel = init_grpc_channel(address, GLOBAL_GRPC_OPTIONS)
-    try:
-        channel.unary_unary(_FIRST_CALL)(b"", timeout=_ANSWER_SECONDS)
-    except grpc.RpcError as error:
-        silent = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
-        if error.code() in silent:
-            return f"takes connections, and does not answer as a Ray head does; {_WAY_OUT}"
-    finally:
-        channel.close()
+    silent = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
+    with init_grpc_channel(address, GLOBAL_GRPC_OPTIONS) as channel:
+        try:
+            channel.unary_unary(_FIRST_CALL)(b"", timeout=_ANSWER_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() in silent:
+                return f"takes connections, and does not answer as a Ray head does; {_WAY_OUT}"
     if not find_node_ids():
         return "is a cluster without a node on this machine; submit a job, run on a node, or name ray://HOST:10001"
-    return None
-
-
-def _sockets_problem() -> str | None:
-    folder = get_default_ray_temp_dir()
-    session = f"session_2000-01-01_00-00-00_000000_{os.getpid()}"
-    try:
-        validate_socket_filepath(f"{folder}/{session}/sockets/plasma_store")
-    except OSError:
-        return f"{folder} is too long a path for Ray's sockets; set RAY_TMPDIR to a shorter one, such as /tmp"
     return None
 
 

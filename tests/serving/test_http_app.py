@@ -484,7 +484,8 @@ def test_texts_that_are_not_utf_8_are_refused(served, part, charset):
 @pytest.mark.parametrize("content", [bytes(2**21), b"\xff\xd8", b"clip.mp4", b""])
 def test_a_video_without_a_file_name_is_told_so(served, content):
     client, backend = served()
-    body = b'--b\r\nContent-Disposition: form-data; name="video"\r\nContent-Type: video/mp4\r\n\r\n' + content + b"\r\n--b--\r\n"
+    head = b'--b\r\nContent-Disposition: form-data; name="video"\r\nContent-Type: video/mp4\r\n\r\n'
+    body = head + content + b"\r\n--b--\r\n"
     answer = client.post("/v1/classify", content=body, headers={"content-type": "multipart/form-data; boundary=b"})
     assert "no filename" in problem(answer, 422, "invalid-parameters")
     assert not backend.seen

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.serve import Application
 
-from zar_ray.cluster import require_usual_place, total_gpus
+from zar_ray.cluster import place_to_join, total_gpus
 from zar_ray.data.classes import known_class_lists
 from zar_ray.errors import ConfigError, ZarError
 from zar_ray.models.loading import load_model
@@ -100,7 +100,7 @@ def build(config: ServiceOptions) -> Application:
     joins_later = _is_serve_run() and not ray.is_initialized()
     # An address on the command line is Ray's affair.
     if joins_later and not any(word.startswith(("-a", "--address")) for word in sys.argv):
-        require_usual_place()
+        place_to_join(fall_back=False)
     require_methods(config)
     label_sets_of(config)
     for root in (*config.roots, *([config.samples] if config.samples else [])):

@@ -66,7 +66,7 @@ class _Parser(MultiPartParser):
         if self._current_part.field_name == "video" and self._current_part.file is None:
             raise RequestError(
                 "invalid-parameters",
-                'video: its part has no filename, and is a text by that; send it as a file, as curl does with -F "video=@FILE"',
+                "video: its part has no filename, which makes it a text; send a file, as curl does with -F video=@FILE",
             )
 
 

@@ -149,6 +149,11 @@ def quiet_and_quick() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+def driver_uri(uri: str) -> str:
+    """The URI as MLflow is given it: for ``sqlite:`` it makes a folder first, called as in the URI, escapes and all."""
+    return re.sub("^sqlite:", "sqlite+pysqlite:", uri)
+
+
 def client_of(uri: str, make: bool = False) -> MlflowClient:
     """MLflow's client of a store; that of a database is tried first, see `_open_database`.
 
@@ -161,10 +166,10 @@ def client_of(uri: str, make: bool = False) -> MlflowClient:
     path = sqlite_path(uri)
     if path is not None and not make and not path.exists():
         raise FileNotFoundError("no such file")
-    with contextlib.nullcontext() if path is None else _opened_by_one(path, uri):
+    with contextlib.nullcontext() if path is None else _opened_by_one(path):
         if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
             _open_database(uri)
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return MlflowClient(tracking_uri=driver_uri(uri), registry_uri=driver_uri(uri))
 
 
 def experiment_of(client: MlflowClient, uri: str, root: str) -> str:
@@ -305,28 +310,23 @@ def _sqlite_uri(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _opened_by_one(path: Path, uri: str) -> Iterator[None]:
+def _opened_by_one(path: Path) -> Iterator[None]:
     """Lets one process at a time open a database, which is there by then: MLflow makes its tables without a lock.
 
     The lock is the folder's own, so that no file is left behind, and ends with the process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.resolve().parent, os.O_RDONLY)
+    path = path.resolve()
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
         # Some network file systems lock no folders.
         with contextlib.suppress(OSError):
             fcntl.flock(folder, fcntl.LOCK_EX)
         if not path.exists():
-            _make_database(path.resolve())
+            _make_database(path)
         yield
     finally:
         os.close(folder)
-        # MLflow makes the folder by its name in the URI, escapes and all.
-        misnamed = Path(uri.removeprefix("sqlite:///")).parent
-        if misnamed != path.parent:
-            with contextlib.suppress(OSError):
-                for empty in (misnamed, *misnamed.parents):
-                    empty.rmdir()
 
 
 def _make_database(path: Path) -> None:
@@ -338,7 +338,7 @@ def _make_database(path: Path) -> None:
     from mlflow import MlflowClient
 
     memory = f"file:zar-{uuid.uuid4().hex}?mode=memory&cache=shared"
-    uri = f"sqlite:///{memory}&uri=true"
+    uri = driver_uri(f"sqlite:///{memory}&uri=true")
     MlflowClient(tracking_uri=uri, registry_uri=uri)
     with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
         whole = Path(folder) / path.name

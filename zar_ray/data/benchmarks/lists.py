@@ -70,8 +70,8 @@ def read_list(place: str, labels: str) -> VideoList:
             raise ManifestError(f'{at}: must be a path and a label\'s number, not "{line}"')
         if _ANOTHER_NUMBER.search(match["path"]):
             raise ManifestError(
-                f'{at}: "{line}" has several numbers after the path, and a list has one label a video; where the number '
-                "is the name's own, write the name with its extension"
+                f'{at}: "{line}" has several numbers after the path, and a list has one label a video; names that end '
+                "in a number need their extension"
             )
         label = int(match["label"])
         if not 0 <= label < len(names):

@@ -262,13 +262,15 @@ def _ray(address: str | None) -> Check:
     from zar_ray.cluster import LOCAL, problem_of, usual_place
 
     place, shown = (address, address) if address else usual_place()
-    found = [f"{shown}: {problem}"] if (problem := problem_of(place)) is not None else []
-    left = shown != place
-    if found and left and (problem := problem_of(LOCAL)) is not None:
-        found.append(problem)
-    if found:
-        return Check("ray cluster", "warning" if left and len(found) == 1 else "missing", "; ".join(found))
-    return Check("ray cluster", "ok", "starts one of its own" if place == LOCAL else f"{shown} answers")
+    problem, alone = problem_of(place), problem_of(LOCAL)
+    if problem is None:
+        return Check("ray cluster", "ok", "starts one of its own" if place == LOCAL else f"{shown} answers")
+    if shown == place:
+        return Check("ray cluster", "missing", f"{shown}: {problem}")
+    # One that was left running: without it one is started.
+    return Check(
+        "ray cluster", "missing" if alone else "warning", "; ".join(filter(None, (f"{shown}: {problem}", alone)))
+    )
 
 
 def _home() -> Check:

@@ -39,7 +39,7 @@ RESULTS_TAG = "zar.results"
 METRICS_A_BATCH = 1000
 CONTINUES = "the same command, when it can be reached, logs it"
 
-_SQLITE = re.compile(r"sqlite(?:\+pysqlite)?:///(?P<path>[^?]*)(?P<query>\?.*)?", re.DOTALL)
+_SQLITE = re.compile(r"sqlite(?:\+pysqlite)?:///([^?]*)")
 
 # Only where the user has not set them: by default MLflow tries for minutes before it says that a server is not there.
 _SETTINGS = {
@@ -98,19 +98,19 @@ def absolute_uri(uri: str) -> str:
     Raises:
         TrackingError: What follows a question mark is no query, but the rest of a file's name.
     """
-    found = _SQLITE.fullmatch(uri)
-    if found is None:
+    path = sqlite_path(uri)
+    if path is None:
         return uri.rstrip("/")
-    query = found["query"] or ""
-    if query and not re.fullmatch(r"\?(\w+=[^/&]*&?)+", query):
+    _, sign, query = uri.partition("?")
+    if sign and not re.fullmatch(r"(\w+=[^/&]*&?)+", query):
         raise TrackingError(f"{uri}: write % and ? in a file's name as %25 and %3F")
-    return _sqlite_uri(Path(unquote(found["path"])).expanduser().absolute()) + query
+    return _sqlite_uri(path.expanduser().absolute()) + sign + query
 
 
 def sqlite_path(uri: str) -> Path | None:
     """The database file that a URI names; None where it names a store of another kind."""
-    found = _SQLITE.fullmatch(uri)
-    return None if found is None else Path(unquote(found["path"]))
+    found = _SQLITE.match(uri)
+    return None if found is None else Path(unquote(found[1]))
 
 
 @contextlib.contextmanager

@@ -128,7 +128,7 @@ def test_a_list_alone_becomes_a_dataset_that_eval_finds(
     monkeypatch.setenv("ZAR_HOME", str(tmp_path / "home"))
     put_video(tmp_path / "videos" / "run" / "a b.mp4")
     put_video(tmp_path / "videos" / "jump" / "c.mkv")
-    write(tmp_path / "mine.txt", "a b.mp4 1", "deep/c.mp4,0", "gone.mp4\t1")
+    write(tmp_path / "mine.txt", "a b.mp4 1", "deep/c.mp4, 0", "gone.mp4\t1")
     write(tmp_path / "names.csv", "id,name", '0,"jump, high"', "1,run")
     words = ["--list", str(tmp_path / "mine.txt"), "--labels", str(tmp_path / "names.csv"), "--workers", "1"]
     assert main(["data", "index", *words, "--root", str(tmp_path / "videos")]) == 0

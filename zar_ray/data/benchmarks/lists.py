@@ -14,7 +14,7 @@ from zar_ray.data.protocols import SplitSpec
 from zar_ray.data.text_files import csv_rows, read_lines
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 
-_ENTRY = re.compile(r"(?P<path>.*\S)(?:\s+|\s*,\s*)(?P<label>-?\d{1,9})")
+_ENTRY = re.compile(r"(?P<path>.*[^\s,])(?:\s+|\s*,\s*)(?P<label>-?\d{1,9})")
 _ANOTHER_NUMBER = re.compile(r"[\s,;|]-?[\d.]+$")
 _OFFICIAL = ("train", "val", "test")
 

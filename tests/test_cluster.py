@@ -30,6 +30,8 @@ def place(monkeypatch) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="zar-", dir="/tmp") as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
         monkeypatch.setattr("ray._private.services.find_gcs_addresses", frozenset)
+        # What a head on this machine is reached by, which here listens on loopback alone.
+        monkeypatch.setattr("ray._private.services.get_node_ip_address", lambda: "127.0.0.1")
         monkeypatch.setattr(cluster, "find_node_ids", lambda: {"a node's"})
         yield Path(folder)
 

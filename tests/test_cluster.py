@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import tempfile
@@ -29,7 +30,7 @@ def place(monkeypatch) -> Iterator[Path]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with tempfile.TemporaryDirectory(prefix="zar-", dir="/tmp") as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
-        monkeypatch.setattr("ray._private.services.find_gcs_addresses", frozenset)
+        monkeypatch.setattr("ray._private.services.find_gcs_addresses", functools.cache(frozenset))
         # What a head on this machine is reached by, which here listens on loopback alone.
         monkeypatch.setattr("ray._private.services.get_node_ip_address", lambda: "127.0.0.1")
         monkeypatch.setattr(cluster, "find_node_ids", lambda: {"a node's"})
@@ -178,7 +179,7 @@ def test_a_folder_that_ray_can_use_is_not_refused(place, monkeypatch):
 
 
 def test_a_live_head_is_joined_however_slow(place, joined, capsys, monkeypatch):
-    with head(delay=2.0) as alive:
+    with head(delay=0.7) as alive:
         leave_behind(place, alive)
         with connected():
             pass

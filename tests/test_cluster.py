@@ -18,7 +18,8 @@ import grpc
 import pytest
 
 from zar_ray import cluster
-from zar_ray.cluster import LOCAL, connected, place_to_join, problem_of
+from zar_ray.cluster import LOCAL, connected, problem_of, require_cluster
+from zar_ray.commands.main import main
 from zar_ray.errors import RunError
 
 SECONDS = 10
@@ -146,13 +147,20 @@ def test_a_stale_address_file_is_told_and_passed_over(place, joined, capsys):
     assert said.endswith("; a Ray of its own is started\n")
     assert said.count("\n") == 1
     with pytest.raises(RunError, match=f"{file} names {dead}: nothing answers there"):
-        place_to_join(fall_back=False)
+        require_cluster(fall_back=False)
     assert refused("auto").startswith("Ray: auto: nothing answers there")
     # An empty one is none, and what is named goes before it.
     file.write_text("")
     with connected():
         pass
     assert (joined, capsys.readouterr().err) == ([LOCAL, LOCAL], "")
+
+
+@pytest.mark.parametrize("words", [["eval", "--dataset", "/nowhere"], ["ablate"], ["train"]])
+def test_commands_tell_it_before_they_read_anything(words, monkeypatch, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert main(words) == 1
+    assert capsys.readouterr().err.startswith("zar: Ray: 127.0.0.1:1: nothing answers there")
 
 
 @pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])

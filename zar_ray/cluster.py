@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -106,8 +107,20 @@ def place_to_join(address: str | None = None, fall_back: bool = True) -> str:
         return place
     if shown == place or not fall_back:
         raise RunError(f"Ray: {shown}: {problem}")
-    print(f"zar: {shown}: {problem}; a Ray of its own is started", file=sys.stderr)
+    _tell(f"zar: {shown}: {problem}; a Ray of its own is started")
     return place_to_join(LOCAL)
+
+
+def require_cluster(address: str | None = None, fall_back: bool = True) -> None:
+    """Refuses early, before data and models are read, a cluster that could not be joined; see `place_to_join`."""
+    if not ray.is_initialized():
+        place_to_join(address, fall_back)
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Once, however often a command looks."""
+    print(line, file=sys.stderr)
 
 
 def problem_of(place: str) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.serve import Application
 
-from zar_ray.cluster import place_to_join, total_gpus
+from zar_ray.cluster import require_cluster, total_gpus
 from zar_ray.data.classes import known_class_lists
 from zar_ray.errors import ConfigError, ZarError
 from zar_ray.models.loading import load_model
@@ -97,17 +97,16 @@ def build(config: ServiceOptions) -> Application:
         ModelError: The model cannot be loaded.
         RunError: `serve run` would wait for a cluster that is not there.
     """
-    joins_later = _is_serve_run() and not ray.is_initialized()
     # An address on the command line is Ray's affair.
-    if joins_later and not any(word.startswith(("-a", "--address")) for word in sys.argv):
-        place_to_join(fall_back=False)
+    if _is_serve_run() and not any(word.startswith(("-a", "--address")) for word in sys.argv):
+        require_cluster(fall_back=False)
     require_methods(config)
     label_sets_of(config)
     for root in (*config.roots, *([config.samples] if config.samples else [])):
         if not root.is_dir():
             raise ConfigError(f"{root}: is not a folder; name one whose videos are to be served")
     require_served(load_model(config, "cpu"), config)
-    if joins_later:
+    if _is_serve_run() and not ray.is_initialized():
         prepare_environment(config)
     gpus = 1 if ray.is_initialized() and total_gpus() > 0 else 0
     limits = config.limits

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -163,7 +163,7 @@ def _head_problem(address: str) -> str | None:
     from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 
     silent = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
-    with init_grpc_channel(address, GLOBAL_GRPC_OPTIONS) as channel:
+    with closing(init_grpc_channel(address, GLOBAL_GRPC_OPTIONS)) as channel:
         try:
             channel.unary_unary(_FIRST_CALL)(b"", timeout=_ANSWER_SECONDS)
         except grpc.RpcError as error:

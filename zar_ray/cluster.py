@@ -18,6 +18,7 @@ from ray._private.services import canonicalize_bootstrap_address, find_node_ids
 from ray._private.utils import read_ray_address, validate_socket_filepath
 
 from zar_ray.errors import RunError, reason_of
+from zar_ray.terminal import native_stderr_silenced
 
 LOCAL = "local"
 """The address of a cluster of one's own, which is started."""
@@ -53,7 +54,7 @@ def connected(address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         place = place_to_join(address)
-        with _native_stderr_silenced():
+        with native_stderr_silenced():
             _join_or_start(place)
     except (OSError, ValueError, RuntimeError) as error:
         raise RunError(f"Ray: cannot join {address or 'a cluster'} ({reason_of(error)}); see `zar doctor`") from error
@@ -61,20 +62,6 @@ def connected(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _native_stderr_silenced() -> Iterator[None]:
-    """Keeps what native code writes to the terminal while Ray starts (its log level) from it; errors are raised."""
-    sys.stderr.flush()
-    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
-        os.close(nowhere)
 
 
 def _join_or_start(place: str) -> None:

@@ -26,6 +26,7 @@ import av.error
 import numpy as np
 
 from zar_ray.errors import ConfigError, VideoError
+from zar_ray.terminal import native_stderr_silenced
 from zar_ray.video.inspection import Inspection, VideoInfo, inspect_video
 from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.options import Decoder
@@ -277,7 +278,8 @@ class DecordReader(VideoReader):
         # the smallest tolerance there is: an error at the first frame that would be a repeated one
         tolerance: Any = 1e-9
         try:
-            return decord.VideoReader(self._inspection.path, ctx=decord.cpu(0), num_threads=1, fault_tol=tolerance)
+            with native_stderr_silenced():  # it also writes what it raises
+                return decord.VideoReader(self._inspection.path, ctx=decord.cpu(0), num_threads=1, fault_tol=tolerance)
         except (decord.DECORDError, RuntimeError, AssertionError, UnicodeEncodeError) as error:
             raise DecordError(f"decord cannot open it: {_decord_reason(error)}", stage="open") from error
 

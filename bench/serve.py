@@ -39,6 +39,7 @@ from service import cpu_of, make_checkpoint, make_video, memory_of, started_serv
 
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.predict import rank_labels
+from zar_ray.adaptation.rankings import RankedLabel
 from zar_ray.client import ServiceError
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, ZarError
@@ -47,7 +48,7 @@ from zar_ray.models.loading import load_model
 from zar_ray.options.base import Options
 from zar_ray.serving.backend import Query
 from zar_ray.serving.methods import ServiceOptions, adaptation_options
-from zar_ray.serving.schema import Classification, RankedLabel
+from zar_ray.serving.schema import Classification
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.plans import plan_video
 
@@ -269,7 +270,7 @@ class DirectSide:
     def scores(self) -> dict[str, float]:
         """The scores of all labels after adaptation."""
         logits, *_ = self._run()
-        return {one.label: one.score for one in rank_labels(logits, self._labels, len(self._labels))}
+        return {one.label: one.score for one in rank_labels([logits], self._labels, len(self._labels))}
 
     def _run(self) -> tuple[torch.Tensor, float, float]:
         started = time.perf_counter()

@@ -24,6 +24,7 @@ from zar_ray.results.record import (
     Costs,
     Estimate,
     FailureGroup,
+    ModelCost,
     PairedComparison,
     ProtocolAverage,
     RunSummary,
@@ -59,6 +60,11 @@ def make_accuracy(top1: float, reach: float = 0.1) -> Accuracy:
     )
 
 
+def make_change(value: float) -> PairedComparison:
+    """A paired change of top-1."""
+    return PairedComparison(Estimate(value, value - 0.1, value + 0.1), 9, 4, 0.267)
+
+
 def make_case(
     method: str,
     top1: float | None,
@@ -74,7 +80,7 @@ def make_case(
     if top1 is not None:
         change = None
         if method != "zero_shot":
-            change = PairedComparison(Estimate(top1 - before, top1 - before - 0.1, top1 - before + 0.1), 9, 4, 0.267)
+            change = make_change(top1 - before)
         scores = Scores(videos, make_accuracy(top1 if change is None else before), make_accuracy(top1), change)
     return CaseMetrics(
         case_id=f"{method}-{split}",
@@ -230,6 +236,12 @@ def _scores(summaries: Sequence[RunSummary], method: str) -> dict[str, Score]:
     return scores
 
 
+def make_model_cost(architecture: str | None = "ViT-B-16-quickgelu", input_size: int = 224) -> ModelCost:
+    """What is known of a model; by default of OpenAI's ViT-B/16."""
+    parameters = 149_620_737 if architecture else 3_900_000
+    return ModelCost(architecture, input_size, parameters, 16, 281.0, 17.5625, {})
+
+
 # folders
 
 
@@ -378,6 +390,8 @@ def _rows(
             decision = Decision(torch.from_numpy(before), torch.from_numpy(before if method == "zero_shot" else after))
             kept = features and not place and not prefix
             measured = {"seconds_encode": 0.02, "seconds_adapt": 0.003, "images_encoded": 235, "bytes_shipped": 9000}
+            own = (16, 0.0125) if method == "zero_shot" else (224, 0.25)
+            measured |= dict(zip(("images", "seconds_case"), own, strict=True))
             rows.append(
                 ResultRow.from_decision(
                     video_id,

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
-from ray._private.utils import read_ray_address
+from ray._common.utils import get_default_ray_temp_dir, get_ray_address_file
+from ray._private.services import canonicalize_bootstrap_address, find_node_ids
+from ray._private.utils import read_ray_address, validate_socket_filepath
 
-from zar_ray.errors import RunError
+from zar_ray.errors import RunError, reason_of
+from zar_ray.terminal import native_stderr_silenced
+
+LOCAL = "local"
+"""The address of a cluster of one's own, which is started."""
+
+# Ray itself tries a port where nothing is for a quarter of an hour, in silence.
+_CONNECT_SECONDS = 5.0
+# A head that has much to do is slow, not gone.
+_ANSWER_SECONDS = 20.0
+_FIRST_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"
+_WAY_OUT = "start it with `ray start --head`, or name another, or `local`, with --address or RAY_ADDRESS"
 
 
 def inside_job() -> bool:
@@ -29,56 +45,120 @@ def connected(address: str | None = None) -> Iterator[None]:
             in a job), a cluster that `ray start` left running on this machine, else a local one.
 
     Raises:
-        RunError: The named cluster cannot be reached.
+        RunError: The named cluster cannot be joined; said within seconds.
     """
     if ray.is_initialized():
         yield
         return
     # Its C++ core writes to the terminal what Ray Data does on purpose; a worker's end is told by its videos' rows.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    address = address or os.environ.get("RAY_ADDRESS")
     try:
-        with _native_stderr_silenced():
-            _join_or_start(address)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = address or "a local cluster"
-        raise RunError(f"Ray: cannot join {where} ({' '.join(str(error).split())}); see `zar doctor`") from error
+        place = place_to_join(address)
+        with native_stderr_silenced():
+            _join_or_start(place)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RunError(f"Ray: cannot join {address or 'a cluster'} ({reason_of(error)}); see `zar doctor`") from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-@contextmanager
-def _native_stderr_silenced() -> Iterator[None]:
-    """Keeps what native code writes to the terminal while Ray starts (its log level) from it; errors are raised."""
-    sys.stderr.flush()
-    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
-        os.close(nowhere)
-
-
-def _join_or_start(address: str | None) -> None:
+def _join_or_start(place: str) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if place == LOCAL:
+        # On loopback: a laptop's evaluation opens no port to its network.
+        ray.init(address=LOCAL, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    else:
+        ray.init(address=place, **quiet)
+
+
+def usual_place() -> tuple[str, str]:
+    """The address of the cluster that is used if none is given, or ``local``; and, to be shown, what names it."""
+    if named := os.environ.get("RAY_ADDRESS"):
+        return named, named
     # Ray's own "auto" takes any cluster on this machine, also one that another program holds for itself, and that ends
     # with it: whoever has joined it then ends without a word.
-    place = address or read_ray_address()
-    if place is not None and place != "local":
+    left = read_ray_address()
+    return (left, f"{get_ray_address_file(None)} names {left}") if left else (LOCAL, LOCAL)
+
+
+def place_to_join(address: str | None = None, fall_back: bool = True) -> str:
+    """The address that is joined, or ``local``; with `fall_back` also where a cluster that was left running is gone.
+
+    Raises:
+        RunError: The cluster cannot be joined, or none can be started.
+    """
+    place, shown = (address, address) if address else usual_place()
+    if (problem := problem_of(place)) is None:
+        return place
+    if shown == place or not fall_back:
+        raise RunError(f"Ray: {shown}: {problem}")
+    _tell(f"zar: {shown}: {problem}; a Ray of its own is started")
+    return place_to_join(LOCAL)
+
+
+def require_cluster(address: str | None = None, fall_back: bool = True) -> None:
+    """Refuses early, before data and models are read, a cluster that could not be joined; see `place_to_join`."""
+    if not ray.is_initialized():
+        place_to_join(address, fall_back)
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Once, however often a command looks."""
+    print(line, file=sys.stderr)
+
+
+def problem_of(place: str) -> str | None:
+    """Why a cluster cannot be joined or started, with a way out; None where nothing stands in the way.
+
+    A port that nobody has is found out at once, one that does not answer within `_ANSWER_SECONDS`.
+
+    Args:
+        place: ``HOST:PORT`` of a head node, ``ray://HOST:PORT``, ``auto`` or ``local``.
+    """
+    scheme, sign, named = place.rpartition("://")
+    if place == LOCAL:
+        folder = get_default_ray_temp_dir()
         try:
-            ray.init(address=place, **quiet)
-        except ConnectionError:
-            if address is not None:
-                raise
-            # one that was left running was not stopped in order
-        else:
-            return
-    # On loopback: a laptop's evaluation opens no port to its network.
-    ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+            validate_socket_filepath(f"{folder}/session_2000-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
+        except OSError:
+            return f"{folder} is too long a path for Ray's sockets; set RAY_TMPDIR to a shorter one, such as /tmp"
+        return None
+    if scheme in ("http", "https"):
+        return f"takes jobs, with `ray job submit --address {place} -- python jobs/eval.py ...`; otherwise {_WAY_OUT}"
+    if sign and scheme != "ray":
+        return None  # an installed package's own
+    try:
+        found = named if sign else canonicalize_bootstrap_address(place)
+        parts = urlsplit(f"//{found}")
+        if not parts.hostname or not parts.port:
+            raise ValueError("it names no host or no port")
+        socket.create_connection((parts.hostname, parts.port), _CONNECT_SECONDS).close()
+    except OSError as error:
+        return f"nothing answers there ({reason_of(error)}); {_WAY_OUT}"
+    except ValueError as error:
+        return f"is no address such as 10.0.0.1:6379 or ray://10.0.0.1:10001 ({reason_of(error)}); {_WAY_OUT}"
+    return None if sign else _head_problem(str(found))
+
+
+def _head_problem(address: str) -> str | None:
+    """Asks what every driver asks first; how one proves who one is, by tokens or TLS, is Ray's affair."""
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+
+    silent = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
+    with closing(init_grpc_channel(address, GLOBAL_GRPC_OPTIONS)) as channel:
+        try:
+            channel.unary_unary(_FIRST_CALL)(b"", timeout=_ANSWER_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() in silent:
+                return f"takes connections, and does not answer as a Ray head does; {_WAY_OUT}"
+    if not find_node_ids():
+        return "is a cluster without a node on this machine; submit a job, run on a node, or name ray://HOST:10001"
+    return None
 
 
 def total_cpus() -> float:

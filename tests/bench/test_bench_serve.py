@@ -16,9 +16,9 @@ import uvicorn
 from rich.console import Console
 from serving_backends import LocalBackend, local_app
 
+from zar_ray.adaptation.rankings import RankedLabel
 from zar_ray.client import ServiceError
 from zar_ray.serving.methods import ServiceOptions
-from zar_ray.serving.schema import RankedLabel
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import numpy as np
 import uvicorn
 from PIL import Image, ImageDraw
 
+from zar_ray.adaptation.rankings import RankedLabel
 from zar_ray.serving.backend import Query, VideoSource
 from zar_ray.serving.http_app import build_app
 from zar_ray.serving.methods import ServiceOptions, served_methods
@@ -25,7 +26,6 @@ from zar_ray.serving.schema import (
     Classification,
     ExplainedFrame,
     Explanation,
-    RankedLabel,
     ServedModel,
     Timings,
     VideoFacts,

@@ -188,6 +188,28 @@ def test_a_model_without_maps_and_a_method_without_tuning_are_shown_as_such(open
     assert_clean(opened)
 
 
+def test_several_seeds_are_asked_for_and_their_spread_is_shown(opened, clip, backend):
+    from playwright.sync_api import expect
+
+    page, sent = opened.page, len(backend.asked)
+    fill(page, clip, "a.mp4")
+    classify(page)
+    expect(page.get_by_text("drawn by the file’s name and the seed (0)")).to_be_visible()
+    page.get_by_text("More options").click()
+    page.get_by_label("Seed of the views").fill("4, x")
+    page.get_by_role("button", name="Classify").click()
+    expect(page.get_by_text("Whole numbers, please")).to_be_visible()
+    page.get_by_label("Seed of the views").fill("4, 0 9")
+    classify(page)
+    expect(page.get_by_text("Means ± standard deviations over the seeds 4, 0, 9.")).to_be_visible()
+    assert "±" in page.locator(".answer strong").inner_text()
+    assert [query.seed for _, query, _ in backend.asked[sent + 1 :]] == [4, 0, 9]
+    page.get_by_label("Window by window").check()
+    page.get_by_role("button", name="Classify").click()
+    expect(page.get_by_text("One seed, please: windows take no more.")).to_be_visible()
+    assert_clean(opened)
+
+
 def test_a_methods_own_options_are_learnt_from_the_service(opened, clip, backend):
     from playwright.sync_api import expect
 

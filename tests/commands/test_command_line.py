@@ -101,6 +101,8 @@ def test_a_wrong_key_in_a_file_names_the_file_and_the_key(tmp_path):
     assert "views.frame" in message
     file.write_text("- a\n- b\n")
     assert "must hold options" in complaint("--config", str(file))
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
+    assert f"{file}: is a Git LFS pointer" in complaint("--config", str(file))
 
 
 def test_naming_weights_on_the_command_line_drops_the_files_checkpoint(tmp_path):

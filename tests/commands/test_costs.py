@@ -1,5 +1,7 @@
 """`zar cost`: models side by side, from their shapes."""
 
+import shutil
+
 import pytest
 
 from zar_ray.commands.cost import COLUMNS, cost_row
@@ -22,6 +24,16 @@ def test_what_a_published_recipe_trains_is_counted(rows):
     assert (rows["ezclip"].recipe, rows["ezclip"].trained) == ("ezclip", 5_204_736)
     plain = rows["ViT-B-16-quickgelu"]
     assert (plain.recipe, plain.trained) == ("k400_zar", plain.cost.parameters - 49408 * 512)
+
+
+def test_a_model_is_known_by_its_towers_and_not_by_its_name(rows, tiny_checkpoint, tmp_path):
+    architectures = {model: row.cost.architecture for model, row in rows.items()}
+    # A system that adds something is no plain CLIP.
+    assert architectures == {"ViT-B-16-quickgelu": "ViT-B-16-quickgelu", "ezclip": None, "a5": None}
+    assert rows["ViT-B-16-quickgelu"].cost.input_size == 224
+    called = shutil.copy(tiny_checkpoint, tmp_path / "ViT-B-16.safetensors")
+    tiny = cost_row(str(called), NAMES, EvalConfig(), length=50).cost
+    assert (tiny.architecture, tiny.input_size) == (None, 32)
 
 
 def test_the_cost_of_tuning_stands_beside_a_views(rows):

@@ -1,5 +1,6 @@
 import http.server
 import os
+import shutil
 import socket
 import sqlite3
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from zar_ray.commands.doctor import PACKAGES, Check, diagnose
+from zar_ray.tracking import default_uri
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
@@ -20,13 +22,17 @@ def by_name(checks: list[Check]) -> dict[str, Check]:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of this test's own for everything, no cluster, and no network beyond this machine."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ZAR_HOME", str(tmp_path / "home"))
+    work = tmp_path / "what? 100%25 #1"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("ZAR_HOME", str(work / "home"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # No other test's Ray is seen.
+    monkeypatch.setenv("RAY_TMPDIR", f"/tmp/zar-{os.getpid()}")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{closed_port()}")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
-    return tmp_path
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(work / "hub"))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(work / "hub"), raising=False)
+    return work
 
 
 def closed_port() -> int:
@@ -67,7 +73,7 @@ def test_a_machine_without_a_network_gets_a_whole_report(machine: Path) -> None:
     assert weights.status == "warning"
     assert "--checkpoint" in weights.detail
     assert found["mlflow store"].status == "ok"
-    assert str(machine / "runs" / "mlflow.db") in found["mlflow store"].detail
+    assert found["mlflow store"].detail == default_uri(str(machine / "runs"))
     assert not (machine / "runs").exists()  # looking must not make anything
     assert found["ray cluster"].status == "ok"
     assert found["zar home"].status == "ok"
@@ -90,11 +96,33 @@ def test_what_cannot_be_reached_is_named_with_a_way_out(machine: Path, monkeypat
     assert "ZAR_HOME" in found["zar home"].detail
 
 
+def test_a_stale_address_file_and_a_long_folder_are_seen(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(f"/tmp/zar-{os.getpid()}-".ljust(90, "x"))
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    (folder / "ray").mkdir(parents=True)
+    address = f"127.0.0.1:{closed_port()}"
+    (folder / "ray" / "ray_current_cluster").write_text(address)
+    started = time.monotonic()
+    try:
+        found = by_name(diagnose(mlflow_uri="sqlite:///what?/mlflow.db"))
+    finally:
+        shutil.rmtree(folder)
+    assert time.monotonic() - started < 30
+    ray = found["ray cluster"]
+    assert ray.status == "missing"
+    assert ray.detail.startswith(f"{folder}/ray/ray_current_cluster names {address}: nothing answers there")
+    assert "too long a path for Ray's sockets; set RAY_TMPDIR" in ray.detail
+    assert "\n" not in ray.detail
+    assert found["mlflow store"].status == "warning"
+    assert "%3F" in found["mlflow store"].detail
+
+
 def test_what_can_be_reached_is_ok(machine: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server)
-    found = by_name(diagnose(mlflow_uri=server, ray_address=server.removeprefix("http://")))
+    monkeypatch.setattr("zar_ray.cluster.problem_of", lambda place: None)
+    found = by_name(diagnose(mlflow_uri=server, ray_address="10.0.0.1:6379"))
     assert found["mlflow store"] == Check("mlflow store", "ok", server)
-    assert found["ray cluster"].status == "ok"
+    assert found["ray cluster"] == Check("ray cluster", "ok", "10.0.0.1:6379 answers")
     # This hub answers, but does not have the file.
     assert found["weights ViT-B-16-quickgelu"].status == "warning"
     assert "404" in found["weights ViT-B-16-quickgelu"].detail

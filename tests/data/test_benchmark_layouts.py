@@ -23,6 +23,9 @@ Put = Callable[[Path], Path]
 PARTS = {0: "unused", 1: "train", 2: "test"}
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1"
+
+
 def write(path: Path, *lines: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -108,9 +111,11 @@ def test_hmdb51_mistakes_are_named(tmp_path: Path) -> None:
     file = write(tmp_path / "kick_test_split1.txt", "a.avi 2")
     with pytest.raises(ManifestError, match=r"no brush_hair_test_split1\.txt below it"):
         listed("hmdb51", tmp_path)
-    write(file, "a.avi 3")
-    with pytest.raises(ManifestError, match=r"kick_test_split1\.txt, line 1: must be a file name and 0, 1 or 2"):
-        listed("hmdb51", tmp_path)
+    for line in ("a.avi 3", "a.avi 1 0", "a.avi 1  2", POINTER):
+        write(file, line)
+        what = "is a Git LFS pointer" if line is POINTER else "line 1: must be a file name and 0, 1 or 2"
+        with pytest.raises(ManifestError, match=rf"kick_test_split1\.txt(, |: ){what}"):
+            listed("hmdb51", tmp_path)
     file.unlink()
     write(tmp_path / "kiss_ball_test_split1.txt", "a.avi 1")
     with pytest.raises(ManifestError, match=r'"kiss_ball" is no class of HMDB51; did you mean "kick ball"\?$'):
@@ -143,6 +148,9 @@ def test_ucf101(tmp_path: Path, put_video: Put) -> None:
     rows = {row.video_id: row for row in manifest.rows()}
     one = rows["UCF-101/HandstandPushups/v_HandStandPushups_g02_c01.avi"]
     assert (one.class_name, one.memberships, one.error) == ("HandstandPushups", ("test2", "train1", "train3"), None)
+    # A group's number is its class's own, so the class tells groups apart.
+    assert len({row.group for row in rows.values()}) == 6
+    assert one.group == "HandStandPushups g02"
     assert manifest.class_names == class_list("ucf101")
     splits = load_benchmark("ucf101").evaluations(manifest)
     assert [len(s) for s in splits] == [2, 2, 2]
@@ -247,7 +255,10 @@ def test_kinetics_mistakes_are_named(tmp_path: Path) -> None:
     touch(tmp_path / "a.mp4")
     with pytest.raises(ManifestError, match=r"no CSV with the columns .* and no class folder of Kinetics-400 below it"):
         listed("k400", tmp_path)
-    csv = write(tmp_path / "labels.csv", HEADER, "yoga,aaaaaaaaaaa,0,10,,0")
+    csv = write(tmp_path / "labels.csv", POINTER)
+    with pytest.raises(ManifestError, match=r"labels\.csv: is a Git LFS pointer"):
+        listed("k400", tmp_path)
+    write(csv, HEADER, "yoga,aaaaaaaaaaa,0,10,,0")
     with pytest.raises(ManifestError, match=r"labels\.csv, line 2: no split \(train, val or test\)"):
         listed("k400", tmp_path)
     write(csv, HEADER, "yogaa,aaaaaaaaaaa,0,10,val,0")
@@ -304,6 +315,9 @@ def test_ssv2_mistakes_are_named(tmp_path: Path) -> None:
         listed("ssv2", tmp_path)
     write(file, json.dumps([{"id": "1"}]))
     with pytest.raises(ManifestError, match=r"validation\.json, video 1: has no template"):
+        listed("ssv2", tmp_path)
+    write(file, POINTER)
+    with pytest.raises(ManifestError, match=r"validation\.json: is a Git LFS pointer"):
         listed("ssv2", tmp_path)
     write(file, "{}")
     with pytest.raises(ManifestError, match=r"validation\.json: must hold a JSON list"):

@@ -184,6 +184,32 @@ def test_a_csv_becomes_a_manifest(tmp_path: Path, put_video: Put) -> None:
     assert (missing.label_id, missing.split, missing.error, missing.size) == (1, "val", "no such file", None)
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "group"),
+    [
+        ("v_PlayingGuitar_g07_c03.avi", "", "PlayingGuitar g07"),
+        ("train/x/v_PlayingGuitar_g07_c04.mp4", "", "PlayingGuitar g07"),
+        ("-_-aBcDeFgH_000010_000020.mp4", "", "-_-aBcDeFgH"),
+        ("y/-_-aBcDeFgH_000110_000120.webm", "", "-_-aBcDeFgH"),
+        ("v_PlayingGuitar_g07_c05.avi", "session 3", "session 3"),
+        ("holiday_000010.mp4", "", None),
+        ("holiday.mp4", " film ", "film"),
+    ],
+)
+def test_a_videos_group_is_what_its_list_says_or_else_its_name(
+    tmp_path: Path, name: str, said: str, group: str | None
+) -> None:
+    csv = tmp_path / "list.csv"
+    csv.write_text(f"path,group\n{name},{said}\n")
+    (video,) = list_csv(csv).videos
+    assert video.group == group
+    if not said:
+        touched = tmp_path / "folder" / name
+        touched.parent.mkdir(parents=True)
+        touched.touch()
+        assert [one.group for one in list_folder(tmp_path / "folder").videos] == [group]
+
+
 def test_a_csv_with_a_root_of_its_own(tmp_path: Path) -> None:
     csv = tmp_path / "list.csv"
     csv.write_text("label,path\nrun,sub/../x/1.mp4\n")

@@ -128,7 +128,7 @@ def test_a_list_alone_becomes_a_dataset_that_eval_finds(
     monkeypatch.setenv("ZAR_HOME", str(tmp_path / "home"))
     put_video(tmp_path / "videos" / "run" / "a b.mp4")
     put_video(tmp_path / "videos" / "jump" / "c.mkv")
-    write(tmp_path / "mine.txt", "a b.mp4 1", "deep/c.mp4,0", "gone.mp4\t1")
+    write(tmp_path / "mine.txt", "a b.mp4 1", "deep/c.mp4, 0", "gone.mp4\t1")
     write(tmp_path / "names.csv", "id,name", '0,"jump, high"', "1,run")
     words = ["--list", str(tmp_path / "mine.txt"), "--labels", str(tmp_path / "names.csv"), "--workers", "1"]
     assert main(["data", "index", *words, "--root", str(tmp_path / "videos")]) == 0
@@ -186,6 +186,9 @@ def test_a_published_list_adds_to_official_annotations(tmp_path: Path) -> None:
     assert report.sources == ("train.csv", "zs1.txt")
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1"
+
+
 @pytest.mark.parametrize(
     ("lines", "labels", "complaint"),
     [
@@ -193,6 +196,15 @@ def test_a_published_list_adds_to_official_annotations(tmp_path: Path) -> None:
         (["a.mp4 1"], ["x"], "list.txt, line 1: has label 1, and "),
         ([f"a.mp4 {'9' * 5000}"], ["x"], "list.txt, line 1: must be a path and a label's number"),
         (["a.mp4 -1"], ["x"], "line 1: has label -1"),
+        (["a 1.mp4 0", "a.mp4 1 0"], ["x", "y"], 'line 2: "a.mp4 1 0" has several numbers after the path'),
+        (["a.mp4,1,0"], ["x", "y"], "has several numbers after the path"),
+        (["a.mp4\t1, 0"], ["x", "y"], "has several numbers after the path"),
+        (["a.mp4 0;1 0"], ["x", "y"], "has several numbers after the path"),
+        (["a.mp4 0.5 0"], ["x", "y"], "has several numbers after the path"),
+        (["frames/a 300 0"], ["x", "y"], "has several numbers after the path"),
+        ([POINTER, "a.mp4 0"], ["x"], "list.txt: is a Git LFS pointer"),
+        (["<!DOCTYPE html>"], ["x"], "list.txt: is a web page"),
+        (["a.mp4 0"], [POINTER, "oid sha256:1"], "names.txt: is a Git LFS pointer"),
         ([], ["x"], "list.txt: lists no videos"),
         (["a.mp4 0"], ["x", "x"], 'names.txt: "x" is both class name 1 and class name 2'),
         (["a.mp4 0"], [], "names.txt: no class names"),

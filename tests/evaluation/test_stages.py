@@ -52,6 +52,7 @@ def test_nothing_of_a_block_is_kept_once_it_is_gone(begin, tiny_checkpoint, deco
     run = begin("run", tiny_checkpoint)
     block = DecodeStage(run.spec)(run.todo.slice(0, 3))
     assert block.schema.equals(DECODED_SCHEMA)
+    assert block["group"].equals(run.todo.slice(0, 3)["group"])
     assert all(block["error"].is_null().to_pylist())
     del block
     gc.collect()

@@ -145,6 +145,12 @@ def test_one_poison_video_costs_exactly_one_failed_video(evaluate, make_video, t
     assert failed[0].error_stage == "worker"
     assert "with this video alone" in failed[0].error
     assert len(ran.rows) == 8
+    # What failed is no speed, and what passes before the first video is told apart.
+    assert ran.summary.throughput.videos == 7
+    stages = [
+        ran.printed.index(said) for said in ("starting Ray", "loading ", "starting workers, first block", "8/8 videos")
+    ]
+    assert stages == sorted(stages)
 
 
 def test_a_decoder_that_hangs_is_killed_and_named(evaluate, make_video, tmp_path):

@@ -125,7 +125,7 @@ def test_class_texts_that_have_changed_are_noticed(evaluate, video_folder, tmp_p
         maps_of(place(ran), [])
 
 
-def test_a_video_that_failed_aborts_or_is_gone_is_named(evaluate, make_video, tmp_path, shared):
+def test_a_video_that_failed_is_damaged_or_gone_is_named(evaluate, make_video, tmp_path, shared):
     kept = make_video(tmp_path / "videos" / "a" / "0.mp4")
     (tmp_path / "videos" / "b").mkdir()
     (tmp_path / "videos" / "b" / "1.mp4").write_text("no video")
@@ -133,7 +133,7 @@ def test_a_video_that_failed_aborts_or_is_gone_is_named(evaluate, make_video, tm
     with pytest.raises(RunError, match=r"^b/1.mp4: failed in this run"):
         maps_of(place(ran), ["b/1.mp4"])
     shutil.copyfile(shared / "videos" / "hard" / "aborts_decord.avi", kept)
-    with pytest.raises(RunError, match=r"a/0\.mp4: its decoder was killed by SIGABRT"):
+    with pytest.raises(RunError, match=r"a/0\.mp4: 58 frames of 128×96"):
         maps_of(place(ran), ["a/0.mp4"])
     kept.unlink()
     with pytest.raises(RunError, match=r"a/0\.mp4: "):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from zar_ray.options.base import meaning
 from zar_ray.reporting import comparison as module
 from zar_ray.reporting.comparison_views import report_comparison, write_comparison
 from zar_ray.reporting.run_data import StudyData
-from zar_ray.results.statistics import holm
+from zar_ray.results.statistics import detectable_difference, holm
 from zar_ray.study.options import EvalConfig
 
 
@@ -75,7 +76,8 @@ def test_the_table_fits_a_terminal_and_names_what_changed(runs):
     assert "Gained videos are right here and wrong in A" in text
     assert "C: zar.lr 0.005 -> 0.01" in text
     assert "videos gained: v" in text
-    assert "235" in text
+    assert re.search(r"zero_shot +16 +0\.01 +0\.0125", text), "each method has its own cost"
+    assert re.search(r"zar +224 +0\.01 +0\.25", text)
     markdown = shown(compare_runs(runs), "markdown")
     assert "| run | method |" in markdown
 
@@ -87,6 +89,9 @@ def test_csv_has_a_line_a_case(runs):
     ]
     assert lines[0]["difference"] == lines[0]["unpaired"] == ""
     assert float(lines[3]["difference"]) == pytest.approx(float(lines[3]["value"]) - float(lines[1]["value"]), abs=1e-5)
+    assert [(line["images"], line["seconds_case"]) for line in lines] == [("16", "0.0125"), ("224", "0.25")] * 3
+    least = detectable_difference(24, (int(lines[3]["gained"]) + int(lines[3]["lost"]) + 2) / 26)
+    assert float(lines[3]["detectable"]) == pytest.approx(least)
     assert int(lines[3]["gained"]) - int(lines[3]["lost"]) == round(24 * float(lines[3]["difference"]))
 
 

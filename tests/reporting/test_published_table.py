@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Sequence
 
 import pytest
-from finished_runs import make_case, make_record, make_summary_of, write_record
+from finished_runs import make_case, make_change, make_model_cost, make_record, make_summary_of, write_record
 from rich.console import Console
 
 from zar_ray.commands.parsing import parse, parse_run
@@ -20,12 +20,13 @@ from zar_ray.data.datasets import load_benchmark
 from zar_ray.data.options import ShotsConfig
 from zar_ray.errors import ConfigError, RunError
 from zar_ray.evaluation.planning import at_one_short_side
+from zar_ray.models.systems.registry import known_systems
 from zar_ray.options.layers import validate
 from zar_ray.reporting.blocks import Form, show
 from zar_ray.reporting.published.matching import Measured, fill_command, training_commands
 from zar_ray.reporting.published.tables import known_tables, load_table, read_table
 from zar_ray.reporting.published.view import Cell, compare, report_table, table_blocks
-from zar_ray.results.record import Costs, ProtocolAverage
+from zar_ray.results.record import Costs, ModelCost, PairedComparison, ProtocolAverage
 from zar_ray.results.study_record import find_runs
 from zar_ray.study.axes import axes_of
 from zar_ray.study.options import AblateConfig, EvalConfig
@@ -34,6 +35,7 @@ from zar_ray.study.sweeps import load_sweep, place_settings
 from zar_ray.training.options import TrainConfig
 from zar_ray.video.transforms import Preprocessing
 
+OWN = make_model_cost()
 TABLES = ("actionclip", "ezclip", "zar-table1", "zar-table2", "zar-table3", "zar-table4", "zar-table5")
 
 
@@ -53,6 +55,8 @@ def write_run(tmp_path):
         videos: int | None = None,
         random_weights: bool = False,
         model: str = "ViT-B-16-quickgelu",
+        cost: ModelCost | None = OWN,
+        change: PairedComparison | None = None,
         **options,
     ) -> None:
         nonlocal count
@@ -73,7 +77,7 @@ def write_run(tmp_path):
             kind, std = ("harmonic", None) if harmonic else ("mean", 0.005)
             splits = tuple(spec.name for spec in specs)
             averages = tuple(
-                ProtocolAverage(method, metric, kind, number, std, splits)
+                ProtocolAverage(method, metric, kind, number, std, splits, change if metric == "top1" else None)
                 for metric, number in (("top1", value), ("top1_before", before), ("top5", value + 0.1))
             )
         folder = tmp_path / "runs" / name
@@ -87,6 +91,7 @@ def write_run(tmp_path):
             seed=config.seed,
             costs=Costs(None, None, 235.0, 70.0, None, None),
             averages=averages,
+            model_cost=cost,
         )
         values = config.model_dump(mode="json")
         write_record(folder, make_record(summary, [values]), values)
@@ -194,6 +199,32 @@ def test_a_mistake_in_a_file_is_one_line(repository, tmp_path, old, new, message
         read_table(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_tables_and_documents_agree_with_the_registry_on_what_runs(repository):
+    def plain(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", text.lower())
+
+    texts = {
+        name: (repository / name).read_text("utf-8") for name in ("README.md", "docs/models.md", "docs/published.md")
+    }
+    (said,) = [
+        line for line in texts["docs/published.md"].split("\n- ") if "run here with weights of their own" in line
+    ]
+    reasons = {}
+    for system in known_systems():
+        (line,) = [line for line in texts["README.md"].splitlines() if f"| `--model {system}`" in line]
+        cost = re.search(rf"^\| {system} \|.* (\S+) \|$", texts["docs/models.md"], re.MULTILINE)
+        assert ("ZAR is refused" in line) == (cost is not None and cost[1] == "refused")
+        assert re.search(rf"^\| `{system}` \| .*`conf/train/{system}\.yaml`", texts["docs/models.md"], re.MULTILINE)
+        assert system in plain(said)
+        reasons[system] = f"(--model {system}, docs/models.md), but this table takes no runs of it"
+    seen = set()
+    for row in (row for name in TABLES for row in load_table(name).rows if row.without_run):
+        system = next((one for one in reasons if plain(row.method).startswith(one)), None)
+        seen.add(system)
+        assert str(row.without_run).endswith(reasons.get(system, "not a CLIP model, so not planned here")), row.method
+    assert seen == {None, *reasons}
 
 
 def test_an_unknown_table_is_refused_with_the_nearest_name(output):
@@ -385,10 +416,51 @@ def test_trained_weights_fill_the_trained_row_alone_and_say_what_is_taken_for_gr
     assert cell(output, "zar-table1", "Vanilla CLIP B/16", "HMDB51").measured is None
 
 
-@pytest.mark.parametrize("checkpoint", [None, "/w/ViT-B-32.pt"])
-def test_another_architecture_measures_nothing(output, write_run, checkpoint):
-    write_run("mine", "hmdb51", [0.4] * 3, model="ViT-B-32-quickgelu", checkpoint=checkpoint)
+@pytest.mark.parametrize("called", ["tiny", "ViT-B-16", "k400-clip"])
+@pytest.mark.parametrize(
+    ("cost", "why"),
+    [
+        (make_model_cost(None, 48), "an architecture of its own, 3.9 M parameters, 48 pixels"),
+        (make_model_cost("ViT-B-32-quickgelu"), "ViT-B-32-quickgelu, 149.6 M parameters, 224 pixels"),
+        (make_model_cost("ViT-B-16", 96), "ViT-B-16, 149.6 M parameters, 96 pixels"),
+        (None, "is no ViT-B-16 of 224 pixels (what it is is not known)"),
+    ],
+)
+def test_another_architecture_measures_nothing_whatever_it_is_called_and_it_is_said_why(
+    output, write_run, called, cost, why
+):
+    write_run("mine", "hmdb51", [0.4] * 3, model=called, checkpoint=f"/w/{called}.safetensors", cost=cost)
     assert all(one.measured is None for name in TABLES for one in compare(load_table(name), find_runs(output).runs))
+    skipped = " ".join(reported("zar-table1", output, "terminal").partition("Skipped")[2].split())
+    assert "mine: fills no cell, as" in skipped
+    assert why in skipped
+    # Who evaluates something else has not asked.
+    assert "fills no cell" not in reported("zar-table2", output, "terminal")
+
+
+def test_a_model_of_the_tables_shapes_fills_the_cell_whatever_it_is_called(output, write_run):
+    write_run("mine", "hmdb51", [0.54], split="2", before=0.5, checkpoint="/w/demo-tiny.safetensors", model="demo-tiny")
+    mine = measured(output, "zar-table1", "ZAR + K400 pretrain", "HMDB51")
+    assert mine.value == pytest.approx(54)
+    assert mine.change is not None
+    assert mine.change.effect.value == pytest.approx(0.04)
+    shown = reported("zar-table1", output, "terminal")
+    assert re.search(r"^ZAR \+ K400 pretrain +HMDB51 +54\.2 ± 0\.8 +54\.0 +-0\.2 +r1 t1 d", shown, re.MULTILINE)
+    assert "t1  ZAR + K400 pretrain, HMDB51: +4.0 [-6.0, +14.0] points, p 0.267" in shown
+    rows = list(csv.DictReader(io.StringIO(reported("zar-table1", output, "csv"))))
+    row = next(one for one in rows if (one["method"], one["dataset"]) == ("ZAR + K400 pretrain", "hmdb51"))
+    assert [row[name] for name in ("change", "change_low", "change_high", "change_p")] == [
+        *("+4.0", "-6.0", "+14.0"),
+        "0.267",
+    ]
+
+
+def test_a_mean_over_splits_has_its_own_change(output, write_run):
+    write_run("mine", "hmdb51", [0.43, 0.44, 0.45], change=make_change(0.01))
+    assert measured(output, "zar-table1", "ZAR", "HMDB51").change == make_change(0.01)
+    # The decision before adaptation, which stands for vanilla CLIP's, changed nothing.
+    assert measured(output, "zar-table1", "Vanilla CLIP B/16", "HMDB51").change is None
+    assert "ZAR, HMDB51: +1.0 [-9.0, +11.0] points, p 0.267" in reported("zar-table1", output, "terminal")
 
 
 def test_the_nearest_run_wins_then_the_newest(output, write_run):

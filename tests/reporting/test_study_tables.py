@@ -66,7 +66,7 @@ def test_replicates_become_their_mean_and_deviation(models):
     assert "0.024" in output
     assert "reference" in output
     assert "against the first cell on the same videos" in output
-    assert "p adj. is the exact p of exchanging both at random, video by video, after Holm's correction" in output
+    assert "p adj. is the exact p of exchanging both at random after Holm's correction" in output
     # Without replicates it is the interval over the videos.
     single = printed(print_study, make_record({(("model", one),): cell(0.42) for one in ("small", "large")}))
     assert "42.0 [32.0, 52.0]" in single

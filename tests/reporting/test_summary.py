@@ -53,7 +53,7 @@ def test_averages_are_numbers_by_their_kind(make_protocol):
 
 def test_methods_have_the_same_numbers_but_for_the_change(make_summary):
     zero_shot, zar = (case.numbers() for case in make_summary().cases)
-    change = {"top1_change", "top1_change_low", "top1_change_high", "gained", "lost", "mcnemar_p"}
+    change = {"top1_change", "top1_change_low", "top1_change_high", "gained", "lost", "change_p", "detectable"}
     assert zar.keys() - zero_shot.keys() == change
     assert zero_shot.keys() <= zar.keys()
     assert zar["top1_before"] == zero_shot["top1"]

@@ -47,7 +47,7 @@ def test_the_table_shows_before_after_change_and_chance_within_the_width(make_su
     scores = summary.cases[1].headline
     for estimate in (scores.before.top1, scores.after.top1, scores.after.top5, scores.after.mean_class):
         assert f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]" in output
-    assert f"{100 * scores.change.top1.value:+.1f} [" in output
+    assert f"{100 * scores.change.difference:+.1f} [" in output
     assert f"{scores.change.gained} gained, {scores.change.lost} lost" in output
     assert re.search(r"McNemar p (< 0\.001|\d\.\d{3})", output)
     assert "chance 12.5 %" in output
@@ -61,6 +61,8 @@ def test_counts_failures_speed_costs_and_places_are_beneath(make_summary):
     output = printed(print_summary, make_summary(resumed=7, warned=1))
     assert "60: 56 finished, 4 failed, 2 without a label" in output
     assert "1 with a warning; 7 were there from an earlier session" in output
+    assert "warned   `zar report run /somewhere/runs/demo_zar_seed0` lists videos and warnings" in output
+    assert "warned" not in printed(print_summary, make_summary())
     assert "4 at decode: v0.mp4: the file ends in frame 0; v1.mp4: the file ends in frame 1; " in output
     assert "and 1 more" in output
     assert "4.8 videos/s" in output
@@ -110,7 +112,7 @@ def test_square_brackets_in_reasons_are_text_not_markup(make_summary):
 def test_no_value_prints_as_minus_zero(make_summary):
     summary = make_summary()
     change = summary.cases[1].headline.change
-    tiny = replace(change, top1=replace(change.top1, value=-0.0001, low=-0.0004, high=-0.00001))
+    tiny = replace(change, effect=replace(change.effect, value=-0.0001, low=-0.0004, high=-0.00001))
     case = replace(summary.cases[1], failures_wrong=replace(summary.cases[1].headline, change=tiny))
     assert "+0.0 [+0.0, +0.0]" in printed(print_summary, replace(summary, cases=(case,)))
 

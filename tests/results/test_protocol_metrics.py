@@ -11,18 +11,18 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.special import log_softmax
 from scipy.stats import bootstrap
 from sklearn.metrics import average_precision_score
 
 from zar_ray.adaptation.base import Decision
 from zar_ray.errors import RunError
-from zar_ray.results.metrics import (
-    case_metrics,
-    multi_label_metrics,
-    protocol_averages,
-    video_counts,
-)
+from zar_ray.results.averages import average_change, multi_label_change, multi_label_metrics, protocol_averages
+from zar_ray.results.case_rows import CaseRows
+from zar_ray.results.metrics import case_metrics, video_counts
+from zar_ray.results.record import Estimate
 from zar_ray.results.rows import ResultRow, to_table
+from zar_ray.results.statistics import paired_comparison
 
 CASE = "zar-0a1b2c"
 
@@ -60,7 +60,7 @@ def measured(made, method: str = "zar"):
             failed(i, label_id=int(label)) if broken[i] else decided(i, before[i], after[i], label_id=int(label))
             for i, label in enumerate(labels)
         ]
-        cases.append(case_metrics(to_table(rows), CASE, method, before.shape[1], split=f"s{number}", resamples=20))
+        cases.append(case_metrics(to_table(rows), CASE, method, before.shape[1], split=f"s{number}"))
     return cases
 
 
@@ -197,7 +197,7 @@ def test_map_is_that_of_scikit_learn_and_of_the_definition(drawn):
         return
     labelled, present = right.any(axis=1), right.any(axis=0)
     for estimate, logits in ((found.map_before, scores[0]), (found.map_after, scores[1])):
-        ranked = np.where(broken[:, None], np.float32(-1e6), logits)[labelled]
+        ranked = np.where(broken[:, None], -1e6, log_softmax(logits.astype(np.float64), axis=1))[labelled]
         columns = [(right[labelled, k], ranked[:, k]) for k in np.flatnonzero(present)]
         assert estimate.value == pytest.approx(np.mean([average_precision_score(*one) for one in columns]))
         assert estimate.value == pytest.approx(np.mean([average_precision_by_hand(*one) for one in columns]))
@@ -264,11 +264,11 @@ def test_the_order_of_rows_changes_nothing():
 
 
 def test_failed_videos_rank_last():
-    scores = np.array([[-50.0, -60.0], [-70.0, -80.0]])
+    scores = np.array([[0.0, -10.0, 0.0], [-20.0, -30.0, 0.0]])
     rows = [decided(i, scores[i], scores[i], labels=(i,)) for i in range(2)]
-    lowest = decided(2, np.full(2, -90.0), np.full(2, -90.0), labels=(0, 1))
-    whole = multi_label_metrics_of(to_table([*rows, lowest]), CASE, "zar", 2)
-    lost = multi_label_metrics_of(to_table([*rows, failed(2, labels=(0, 1))]), CASE, "zar", 2)
+    lowest = decided(2, np.array([0.0, 0.0, 50.0]), np.array([0.0, 0.0, 50.0]), labels=(0, 1))
+    whole = multi_label_metrics_of(to_table([*rows, lowest]), CASE, "zar", 3)
+    lost = multi_label_metrics_of(to_table([*rows, failed(2, labels=(0, 1))]), CASE, "zar", 3)
     assert lost.map_after.value == whole.map_after.value == pytest.approx(((1 + 2 / 3) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
     assert (lost.finished, lost.failed, lost.labelled) == (2, 1, 3)
 
@@ -295,6 +295,43 @@ def test_a_method_that_changes_nothing_has_one_map():
     rows = multi_label_rows(rng.random((20, 4)) < 0.4, np.zeros(20, bool), np.stack([scores, scores]))
     found = multi_label_metrics_of(to_table(rows), CASE, "zero_shot", 4)
     assert found.map_before == found.map_after
+    assert found.map_change is None
+
+
+def test_map_is_of_one_kind_of_score_whatever_the_number_of_views():
+    # Of several evaluation views a decision's logits are log probabilities, of one the model's own.
+    rng = np.random.default_rng(3)
+    right = rng.random((60, 6)) < 0.3
+    scores = 8 * rng.normal(size=(2, 60, 6)) + 20 * rng.normal(size=(2, 60, 1)) + 10 * right
+    found = [
+        multi_label_metrics_of(to_table(multi_label_rows(right, np.zeros(60, bool), one)), CASE, "zar", 6).map_after
+        for one in (scores, log_softmax(scores, axis=2))
+    ]
+    assert found[0].value == pytest.approx(found[1].value)
+    assert abs(found[0].value - multi_label_metrics(right, scores[1]).value) > 0.01
+
+
+def test_maps_change_is_paired_and_tested():
+    rng = np.random.default_rng(4)
+    right = rng.random((120, 8)) < 0.2
+    right[~right.any(axis=1), 0] = True
+    before = rng.normal(size=(120, 8)) + right
+    alone = np.arange(120)
+    better = multi_label_change(right, before, before + 0.5 * right, alone)
+    gain = multi_label_metrics(right, before + 0.5 * right).value - multi_label_metrics(right, before).value
+    assert better.difference == pytest.approx(gain)
+    assert 0 < better.effect.low < better.difference < better.effect.high
+    assert better.p_value == pytest.approx(1 / 201)
+    noise = multi_label_change(right, before, before + 0.3 * rng.normal(size=before.shape), alone)
+    assert noise.effect.low < 0 < noise.effect.high
+    assert noise.p_value > 0.05
+    # Paired: far narrower than the interval of either.
+    one = multi_label_metrics(right, before)
+    assert noise.effect.high - noise.effect.low < 0.7 * (one.high - one.low)
+    copied = multi_label_change(
+        *(np.repeat(x, 4, axis=0) for x in (right, before, before + 0.5 * right)), alone.repeat(4)
+    )
+    assert copied.effect.high - copied.effect.low == pytest.approx(better.effect.high - better.effect.low, rel=0.4)
 
 
 def test_map_is_averaged_over_splits_too():
@@ -334,7 +371,7 @@ def test_charades_takes_seconds_not_minutes():
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_draw_is_scored_as_scikit_learn_does_with_weights(seed):
-    from zar_ray.results.metrics import _weighted_map
+    from zar_ray.results.averages import _weighted_map
 
     rng = np.random.default_rng(seed)
     right, scores = rng.random((15, 3)) < 0.4, np.round(rng.normal(size=(15, 3)), 1)
@@ -348,3 +385,80 @@ def test_a_draw_is_scored_as_scikit_learn_does_with_weights(seed):
             for k in there
         ]
         assert found == pytest.approx(np.mean(expected))
+
+
+# --- what adaptation changes in an average ----------------------------------------------------------------------
+
+
+def split_rows(before: np.ndarray, after: np.ndarray, names: np.ndarray) -> CaseRows:
+    """Rows of videos of class 0 with these decisions, right where true."""
+    scores = np.eye(2)[np.stack([1 - before, 1 - after]).astype(int)] + [[[0.0, 1e-3]], [[0.0, 0.0]]]
+    rows = [decided(name, *scores[:, i], label_id=0) for i, name in enumerate(names)]
+    return CaseRows.of(to_table(rows), CASE, 2)
+
+
+def some_splits(rng: np.random.Generator, sizes, shares=(0.5, 0.6)) -> list[CaseRows]:
+    return [
+        split_rows(*(rng.random(size) < share for share in shares), np.array([f"s{place}v{i}" for i in range(size)]))
+        for place, size in enumerate(sizes)
+    ]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1), st.lists(st.integers(1, 40), min_size=2, max_size=2), st.sampled_from([0.0, 0.3, 1.0])
+)
+def test_the_change_is_the_averages_difference_and_lies_in_its_interval(seed, sizes, share):
+    splits = some_splits(np.random.default_rng(seed), sizes, (share, 0.6))
+    shares = np.array([[(one.before == 2).mean(), (one.after == 2).mean()] for one in splits])
+    with np.errstate(divide="ignore"):
+        expected = {"mean": shares.mean(axis=0), "harmonic": 2 / (1 / shares).sum(axis=0)}
+    for kind, (before, after) in expected.items():
+        found = average_change(splits, kind)
+        assert found.difference == pytest.approx(after - before)
+        assert found.effect.low <= found.difference <= found.effect.high
+        assert 0 < found.p_value <= 1
+
+
+def test_the_change_of_a_mean_of_equal_splits_is_that_of_all_their_videos():
+    rng = np.random.default_rng(0)
+    splits = some_splits(rng, (200, 200, 200), (0.5, 0.58))
+    together = paired_comparison(
+        *(np.concatenate([getattr(one, at) == 2 for one in splits]) for at in ("before", "after"))
+    )
+    found = average_change(splits, "mean")
+    assert found.difference == pytest.approx(together.difference)
+    assert (found.effect.low, found.effect.high) == pytest.approx((together.effect.low, together.effect.high), abs=0.01)
+    assert found.p_value == pytest.approx(together.p_value, abs=0.02)
+    assert found.detectable == pytest.approx(together.detectable, rel=0.15)
+
+
+def test_videos_that_recur_in_splits_are_drawn_together():
+    (one,) = some_splits(np.random.default_rng(1), (150,))
+    alone, thrice = average_change([one], "mean"), average_change([one] * 3, "mean")
+    assert thrice.difference == pytest.approx(alone.difference)
+    width = alone.effect.high - alone.effect.low
+    assert thrice.effect.high - thrice.effect.low == pytest.approx(width, rel=0.1)
+    apart = some_splits(np.random.default_rng(2), (150,) * 3)
+    assert average_change(apart, "mean").effect.high - average_change(apart, "mean").effect.low < 0.7 * width
+    # Where nothing changes, that is not proof of no change.
+    still = split_rows(one.before == 2, one.before == 2, one.source)
+    assert average_change([still] * 2, "harmonic").effect.low < 0 < average_change([still] * 2, "harmonic").effect.high
+
+
+def test_an_average_has_its_change_and_mlflow_its_numbers():
+    splits = some_splits(np.random.default_rng(5), (60, 80), (0.4, 0.7))
+    tables = {f"s{place}": one.table for place, one in enumerate(splits)}
+    cases = [case_metrics(table, CASE, "zar", 2, split=split) for split, table in tables.items()]
+    (top1,) = [one for one in protocol_averages(cases, "mean", tables) if one.change is not None]
+    assert top1.metric == "top1"
+    assert isinstance(top1.change.effect, Estimate)
+    assert top1.change.difference == pytest.approx(
+        np.mean([case.headline.after.top1.value - case.headline.before.top1.value for case in cases])
+    )
+    assert {
+        "top1_mean_change",
+        "top1_mean_change_low",
+        "top1_mean_change_high",
+        "top1_mean_change_p",
+    } < top1.numbers().keys()

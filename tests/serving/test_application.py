@@ -84,6 +84,17 @@ def test_a_model_that_is_not_there_is_one_line(monkeypatch):
         app({"checkpoint": "/nowhere/gone.safetensors"})
 
 
+def test_a_cluster_that_is_not_there_is_one_line_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/anywhere/bin/serve", "run"])
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(SystemExit, match=r"zar: Ray: 127\.0\.0\.1:1: nothing answers there .*RAY_ADDRESS$"):
+        app({"checkpoint": "/nowhere/gone.safetensors"})
+    # One that is named to `serve run` itself is not known here.
+    monkeypatch.setattr(sys, "argv", ["/anywhere/bin/serve", "run", "--address", "10.0.0.1:6379"])
+    with pytest.raises(SystemExit, match="no such checkpoint file"):
+        app({"checkpoint": "/nowhere/gone.safetensors"})
+
+
 def test_all_three_are_bound(tiny_checkpoint):
     bound = build(ServiceOptions(checkpoint=tiny_checkpoint))
     assert bound._bound_deployment.name == "ingress"

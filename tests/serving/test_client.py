@@ -191,6 +191,13 @@ class TestClassify:
             ("video", video.name, video.read_bytes()),
         ]
 
+    def test_several_seeds_are_a_list(self, server, client, video):
+        server.answers += [fine(), fine()]
+        client.classify(video, ["zumba"], seeds=(3, 0))
+        assert form(server.requests[0])[1:3] == [("seeds", None, b"3"), ("seeds", None, b"0")]
+        client.classify("there/a.mp4", ["zumba"], seeds=[0, 1], on_server=True)
+        assert json.loads(server.requests[1].body)["seeds"] == [0, 1]
+
     def test_what_is_not_given_is_the_service_s(self, server, client, video):
         server.answers.append(fine())
         client.classify(str(video), label_set="ucf101")

@@ -89,6 +89,7 @@ WORST = {
     "a large number": raw_json('{"path":"a","candidate_labels":["a"],"seed":' + "9" * TEXT + "}"),
     "a long fraction": raw_json('{"path":"a","candidate_labels":["a"],"window":0.' + "9" * TEXT + "}"),
     "a large number in a form": field("seed", "9" * TEXT),
+    "seeds in JSON": as_json(candidate_labels=["a"], seeds=list(range(TEXT // 8))),
     "an array in options": as_json(candidate_labels=["a"], options={"betas": [0.5] * (TEXT // 5)}),
     "options": as_json(candidate_labels=["a"], options={f"o{number}": 1 for number in range(TEXT // 12)}),
     "an option's name": as_json(candidate_labels=["a"], options={"steps" * (TEXT // 6): 1}),

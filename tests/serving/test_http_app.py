@@ -64,6 +64,40 @@ def test_answers_are_those_of_zar_predict(served, video, tiny_checkpoint, method
     assert answer["explanation"] is None
 
 
+@pytest.mark.parametrize("method", ["zar", "zero_shot"])
+def test_several_seeds_give_means_and_spread_and_are_each_a_question(served, video, method):
+    client, backend = served()
+    alone = [post(client, video, method=method, seed=seed, top_k="4").json() for seed in ("7", "2")]
+    answer = post(client, video, method=method, seeds=["7", "2"], top_k="3", explain="true").json()
+    assert (answer["seed"], answer["seeds"], alone[0]["seeds"]) == (7, [7, 2], [])
+    assert post(client, video, method=method, seeds="7", top_k="4").json()["after"] == alone[0]["after"]
+    for when in ("before", "after"):
+        scores = [{one["label"]: one["score"] for one in of_one[when]} for of_one in alone]
+        assert len(answer[when]) == 3
+        for one in answer[when]:
+            first, second = (of_one[one["label"]] for of_one in scores)
+            assert one["score"] == pytest.approx((first + second) / 2, abs=1e-6)
+            assert one["std"] == pytest.approx(abs(first - second) / 2**0.5, abs=1e-6)
+    assert (answer["after"][0]["std"] > 0) == (method == "zar")
+    assert answer["images_encoded"] == sum(one["images_encoded"] for one in alone)
+    assert answer["views"] == alone[0]["views"]
+    # What is of the first seed is made once.
+    assert answer["explanation"] is not None
+    assert [(query.seed, query.explain) for _, query in backend.seen[2:4]] == [(7, True), (2, False)]
+
+
+def test_a_stream_of_windows_takes_one_seed(served, video):
+    client, backend = served()
+    with video.open("rb") as stream:
+        data = {"candidate_labels": LABELS, "seeds": ["0", "1"]}
+        answer = client.post("/v1/classify:stream", files={"video": (video.name, stream)}, data=data)
+    assert (
+        problem(answer, 422, "invalid-parameters")
+        == "seeds: are distinct ones, in the place of seed, and of whole videos only"
+    )
+    assert backend.seen == []
+
+
 def test_an_explanation_shows_frames_and_what_tuning_changed(served, video):
     client, _ = served()
     answer = post(client, video, explain="true").json()
@@ -115,6 +149,11 @@ def test_defaults_label_sets_and_labels_in_one_field(served, video, tmp_path):
         ({"steps": "many"}, "steps"),
         ({"seed": "-1"}, "seed"),
         ({"seed": ["1", "2"]}, "seed: is there 2 times"),
+        ({"seeds": ["1", "-2"]}, "seeds"),
+        ({"seeds": ["1", "2"], "seed": "3"}, "seeds: are distinct ones, in the place of seed"),
+        ({"seeds": ["1", "2", "1"]}, "seeds: are distinct ones"),
+        ({"seeds": ["0", "1", "2", "3", "4", "5"]}, "seeds: 6 are more than the 5 that a request may have"),
+        ({"seeds": [str(n) for n in range(101)]}, "seeds: Tuple should have at most 100 items"),
         ({"top_k": "0"}, "top_k"),
         ({"hypothesis_template": "no place"}, "must hold {} once"),
         ({"temperature": "1"}, "temperature"),
@@ -440,6 +479,16 @@ def test_texts_that_are_not_utf_8_are_refused(served, part, charset):
     body = b"--b\r\nContent-Disposition: form-data; " + part + b"\r\n--b--\r\n"
     headers = {"content-type": f"multipart/form-data; boundary=b{charset}"}
     assert "UTF-8" in problem(client.post("/v1/classify", content=body, headers=headers), 400, "bad-request")
+
+
+@pytest.mark.parametrize("content", [bytes(2**21), b"\xff\xd8", b"clip.mp4", b""])
+def test_a_video_without_a_file_name_is_told_so(served, content):
+    client, backend = served()
+    head = b'--b\r\nContent-Disposition: form-data; name="video"\r\nContent-Type: video/mp4\r\n\r\n'
+    body = head + content + b"\r\n--b--\r\n"
+    answer = client.post("/v1/classify", content=body, headers={"content-type": "multipart/form-data; boundary=b"})
+    assert "no filename" in problem(answer, 422, "invalid-parameters")
+    assert not backend.seen
 
 
 def test_the_texts_of_a_form_are_bounded_together(served, video):

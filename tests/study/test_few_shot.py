@@ -274,7 +274,7 @@ def test_a_dry_run_says_what_would_be_done(config, bench, capsys, tmp_path):
     assert main(["train", *words, "--data-root", str(tmp_path / "data"), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "few-shot, HMDB51, 2 shots, seeds 1, 2" in said
-    assert "2 shots: 102 videos of 51 classes a seed" in said
+    assert "102 videos a seed: 2 of each of 51 classes" in said
     assert "tiny-2shot-seed2.safetensors (trained already)" in said
     assert "tiny-2shot-seed1.safetensors" in said
     assert len(bench.trained) == 1

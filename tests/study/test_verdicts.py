@@ -15,14 +15,14 @@ from zar_ray.study.tables import Group, verdict
 
 def said(*right: np.ndarray) -> str:
     """The verdict on settings called s0 (the reference), s1, ..."""
-    comparisons = [paired_comparison(right[0], one, 0) for one in right[1:]]
+    comparisons = [paired_comparison(right[0], one) for one in right[1:]]
     adjusted = holm([one.p_value for one in comparisons])
     family = []
     for number, one in enumerate(right):
         comparison, p = (comparisons[number - 1], adjusted[number - 1]) if number else (None, None)
         row = TableRow({"setting": f"s{number}"}, "zar", (0,), {}, None, comparison, p, None, None, None, None, 200)
-        family.append((SimpleNamespace(right=np.atleast_2d(one)), row))
-    return verdict(family, 0)
+        family.append((SimpleNamespace(right=np.atleast_2d(one), sources=None), row))
+    return verdict(family)
 
 
 def first(count: int, of: int = 200) -> np.ndarray:

@@ -15,7 +15,7 @@ from zar_ray.tracking.store import client_of
 def empty_store(tmp_path_factory) -> Path:
     """The file of a store without runs."""
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    client_of(f"sqlite:///{file}").search_experiments()
+    client_of(f"sqlite:///{file}", make=True).search_experiments()
     return file
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zar_ray.results.study_record import StudyRecord
-from zar_ray.tracking import log_run_folder
+from zar_ray.tracking import default_uri, log_run_folder
 from zar_ray.tracking.folder_run import MlflowReceipt
 
 
@@ -28,7 +28,7 @@ class LoggedStore:
 
     @property
     def uri(self) -> str:
-        return f"sqlite:///{self.root}/mlflow.db"
+        return default_uri(str(self.root))
 
     @property
     def client(self):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 
 from zar_ray.errors import ConfigError, VideoError, VideoTooLargeError
 from zar_ray.video import inspection, reading
-from zar_ray.video.inspection import Deadline, inspect_video
+from zar_ray.video.inspection import inspect_video
 from zar_ray.video.limits import DecodeLimits
-from zar_ray.video.reading import has_decord, open_video, probe_video
+from zar_ray.video.reading import DecordError, DecordReader, has_decord, open_video, probe_video
+from zar_ray.video.streams import Deadline
 
 needs_decord = pytest.mark.skipif(not has_decord(), reason="decord has no wheel for this platform")
 
@@ -441,6 +443,25 @@ def test_files_are_closed_whatever_happens(samples, hurt_middle, tmp_path, decod
         read(text, decoder)
     assert open_files(text) == 0
     assert all(error.tb is not None for error in (abandoned, failed, refused))
+
+
+def test_what_decord_cannot_open_is_raised_and_not_written(samples, tmp_path, capfd):
+    """As of files that its own, older FFmpeg refuses; here of one that goes away."""
+    pytest.importorskip("decord")
+    path = tmp_path / "gone.avi"
+    path.write_bytes(Path(samples["h264 avi"].path).read_bytes())
+    inspection = inspect_video(path)
+    path.unlink()
+
+    def refusal(_: int) -> str:
+        with pytest.raises(DecordError, match="cannot open it") as caught:
+            DecordReader(inspection)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert len(set(threads.map(refusal, range(64)))) == 1
+    os.write(2, b"the terminal is back")
+    assert capfd.readouterr() == ("", "the terminal is back")
 
 
 @pytest.mark.process

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.options import PredictConfig
-from zar_ray.adaptation.rankings import RankedLabel, Ranking
+from zar_ray.adaptation.rankings import RankedLabel, Ranking, mean_ranking
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel
@@ -23,7 +24,8 @@ def predict(
 ) -> Iterator[Ranking]:
     """Ranks labels for each file, before and after adaptation, each file for itself.
 
-    The views are planned by the file's name and the seed: the same file gives the same numbers in any folder.
+    The views are planned by the file's name and the seed: the same file gives the same numbers in any folder, and
+    others under another name. Several seeds tell how much that is.
 
     Args:
         model: The model.
@@ -34,27 +36,34 @@ def predict(
     Yields:
         One ranking a file and method, in the order given; a file that cannot be used yields its error.
     """
-    adapter = VideoAdapter(model, prompts_of([labels], options), options.method, options)
+    seeds = options.seeds or (options.seed,)
+    prompts = prompts_of([labels], options)
+    # One each, as what streams have seen is of one seed.
+    adapters = [VideoAdapter(model, prompts, options.method, options) for _ in seeds]
     needs_views = any(get_method(name).needs_views for name in options.method)
     pixels, seconds = model.preprocessing, options.decode_timeout
     for path in options.videos:
         name = Path(path).name
-        request = DecodeRequest(name, options.views, options.seed, pixels, needs_views, options.decoder)
+        request = DecodeRequest(name, options.views, seeds[0], pixels, needs_views, options.decoder)
+        cases, warning = [], None
         try:
-            decoded = decoder.decode(path, request, seconds)
-            prediction = adapter(decoded.frames, decoded.plan, name)
+            for seed, adapter in zip(seeds, adapters, strict=True):
+                decoded = decoder.decode(path, replace(request, seed=seed), seconds)
+                cases.append(adapter(decoded.frames, decoded.plan, name).cases)
+                warning = decoded.warning
         except VideoError as error:
             for method in options.method:
                 yield Ranking(path, method, (), (), error=str(error))
             continue
-        for case in prediction.cases:
-            before = rank_labels(case.decision.logits_before, labels, options.top_k)
-            after = rank_labels(case.decision.logits_after, labels, options.top_k)
-            yield Ranking(path, case.method, before, after, warning=decoded.warning)
+        for of_seeds in zip(*cases, strict=True):
+            before, after = (
+                rank_labels([getattr(case.decision, name) for case in of_seeds], labels, options.top_k)
+                for name in ("logits_before", "logits_after")
+            )
+            yield Ranking(path, of_seeds[0].method, before, after, seeds, warning)
 
 
-def rank_labels(logits: torch.Tensor, labels: tuple[str, ...], top_k: int) -> tuple[RankedLabel, ...]:
-    """The first `top_k` labels by falling softmax probability of float32 (K,) logits; equal ones in their order."""
-    scores = logits.double().softmax(dim=-1)
-    order = torch.argsort(scores, descending=True, stable=True)[:top_k]
-    return tuple(RankedLabel(labels[index], float(scores[index])) for index in order.tolist())
+def rank_labels(logits: Sequence[torch.Tensor], labels: tuple[str, ...], top_k: int) -> tuple[RankedLabel, ...]:
+    """The first `top_k` labels by falling mean of the softmax probabilities of float32 (K,) logits, one a seed."""
+    scores = [dict(zip(labels, one.double().softmax(dim=-1).tolist(), strict=True)) for one in logits]
+    return mean_ranking(scores, top_k)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 
 @dataclass(frozen=True)
 class RankedLabel:
-    """A label with its softmax probability over all given labels."""
+    """A label with its softmax probability over all given labels.
+
+    Attributes:
+        score: It; of several seeds their mean.
+        std: Standard deviation between the seeds, n - 1 in its denominator; None with one.
+    """
 
     label: str
     score: float
+    std: float | None = None
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,7 @@ class Ranking:
         method: The method.
         before: Labels by falling score before adaptation.
         after: Labels by falling score after adaptation.
+        seeds: The seeds of the view plans; the scores are the means over them.
         warning: What was odd about the file.
         error: Why there is no ranking; then `before` and `after` are empty.
     """
@@ -30,5 +39,13 @@ class Ranking:
     method: str
     before: tuple[RankedLabel, ...]
     after: tuple[RankedLabel, ...]
+    seeds: tuple[int, ...] = ()
     warning: str | None = None
     error: str | None = None
+
+
+def mean_ranking(of_seeds: Sequence[Mapping[str, float]], top_k: int) -> tuple[RankedLabel, ...]:
+    """The first `top_k` labels by falling mean score, from all labels' scores a seed; equal ones in order."""
+    scores = {label: [of_one[label] for of_one in of_seeds] for label in of_seeds[0]}
+    ranked = [RankedLabel(label, fmean(of), stdev(of) if len(of) > 1 else None) for label, of in scores.items()]
+    return tuple(sorted(ranked, key=lambda one: -one.score)[:top_k])

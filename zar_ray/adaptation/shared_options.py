@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import tyro
 from pydantic import Field, field_serializer
 
@@ -29,6 +31,9 @@ class PredictOptions(SharedOptions):
     videos: tyro.conf.Positional[tuple[str, ...]] = operational((), "Video files.")
     labels: str | None = option(None, 'The candidate classes: "a,b,c", or a file with one a line.')
     method: tuple[str, ...] = option(("zar",), "Test-time methods to run.", min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = option(
+        (), "Look with each of these seeds of the view plans, and show the mean and spread of the scores."
+    )
     top_k: int = operational(5, "How many labels to show a video.", ge=1)
     json_lines: bool = operational(False, "Print one JSON object a video and method instead of tables.")
     server: str | None = operational(

@@ -74,6 +74,7 @@ class Asked(TypedDict, total=False):
         steps: Tuning steps.
         options: The method's own options, such as ``{"confidence": 0.5}``.
         seed: Seed of the views.
+        seeds: In its place several, over which the scores become means; of whole videos only.
         explain: Also return frames, and what in them speaks for the top label.
         on_server: The video is a path on the server, beneath one of its roots; nothing is sent.
     """
@@ -85,6 +86,7 @@ class Asked(TypedDict, total=False):
     steps: int | None
     options: Mapping[str, Any] | None
     seed: int | None
+    seeds: list[int] | tuple[int, ...] | None
     explain: bool
     on_server: bool
 

@@ -10,12 +10,10 @@ import contextlib
 import os
 import platform
 import shutil
-import socket
 import sqlite3
 import tempfile
 import threading
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -32,10 +30,11 @@ from rich.table import Table
 from zar_ray.commands.parsing import verb
 from zar_ray.data.probing import Failure, in_processes, usable_cpus
 from zar_ray.data.synthetic import write_video
-from zar_ray.errors import VideoError, reason_of
+from zar_ray.errors import TrackingError, VideoError, reason_of
 from zar_ray.models.options import ModelOptions
 from zar_ray.options.layers import zar_home
 from zar_ray.provenance import package_version
+from zar_ray.tracking.store import absolute_uri, default_uri, sqlite_path
 from zar_ray.video.options import Decoder
 from zar_ray.video.reading import VideoInfo, open_video
 
@@ -86,7 +85,7 @@ def diagnose(mlflow_uri: str | None = None, ray_address: str | None = None) -> l
 
     Args:
         mlflow_uri: A tracking store to try; by default a SQLite file below the working folder, as runs make it.
-        ray_address: A cluster to try; by default ``$RAY_ADDRESS``.
+        ray_address: A cluster to try; by default ``$RAY_ADDRESS``, or the one that `ray start` left running.
 
     Returns:
         The checks in the order they are best read in.
@@ -227,12 +226,15 @@ def _weights() -> list[Check]:
 
 def _mlflow(uri: str | None) -> Check:
     way_out = "runs finish without; `zar report mlflow RUN` sends them later"
-    uri = uri or "sqlite:///" + str(Path("runs").absolute() / "mlflow.db")
+    try:
+        uri = default_uri("runs") if uri is None else absolute_uri(uri)
+    except TrackingError as error:
+        return Check("mlflow store", "warning", str(error))
     scheme = uri.partition(":")[0] if ":" in uri else "a path"
     if scheme in ("http", "https"):
-        problem = _in_time(lambda: _reach(f"{uri.rstrip('/')}/health", "GET"))
-    elif scheme == "sqlite":
-        problem = _sqlite_problem(Path(uri.removeprefix("sqlite:///")))
+        problem = _in_time(lambda: _reach(f"{uri}/health", "GET"))
+    elif (file := sqlite_path(uri)) is not None:
+        problem = _sqlite_problem(file)
     else:
         return Check("mlflow store", "warning", f"{uri}: {scheme} is not tried here, only http(s) and sqlite are")
     if problem is None:
@@ -241,14 +243,14 @@ def _mlflow(uri: str | None) -> Check:
 
 
 def _sqlite_problem(file: Path) -> str | None:
-    folder = next(one for one in file.absolute().parents if one.exists())
+    folder = next(one for one in file.parents if one.exists())
     if not folder.is_dir():
         return f"{folder} is not a folder"
     if not os.access(folder, os.W_OK):
         return f"{folder} is not writable"
     if file.exists():
         try:
-            address = f"{file.absolute().as_uri()}?mode=ro"
+            address = f"{file.as_uri()}?mode=ro"
             with contextlib.closing(sqlite3.connect(address, uri=True, timeout=1.0)) as store:
                 store.execute("select name from sqlite_master limit 1").fetchall()
         except sqlite3.Error as error:
@@ -257,23 +259,18 @@ def _sqlite_problem(file: Path) -> str | None:
 
 
 def _ray(address: str | None) -> Check:
-    named = address or os.environ.get("RAY_ADDRESS")
-    if named in (None, "", "auto", "local"):
-        where = {"auto": "joins the cluster of `ray start` on this machine", "local": "starts one of its own"}
-        return Check("ray cluster", "ok", where.get(named or "", "none named: joins one on this machine or starts one"))
-    parts = urllib.parse.urlsplit(named if "://" in named else f"ray://{named}")
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = parts.hostname, None
-    # Ray's own defaults: its client, its dashboard (jobs), its head node.
-    port = port or {"ray": 10001, "http": 8265, "https": 443}.get(parts.scheme if "://" in named else "", 6379)
-    if not host:
-        return Check("ray cluster", "warning", f"{named}: is not an address such as 10.0.0.1:6379; unset RAY_ADDRESS")
-    problem = _in_time(lambda: _connect(host, port))
+    from zar_ray.cluster import LOCAL, problem_of, usual_place
+
+    place, shown = (address, address) if address else usual_place()
+    problem, alone = problem_of(place), problem_of(LOCAL)
     if problem is None:
-        return Check("ray cluster", "ok", f"{named} answers")
-    return Check("ray cluster", "missing", f"{named}: {problem}; start it with `ray start --head` or unset RAY_ADDRESS")
+        return Check("ray cluster", "ok", "starts one of its own" if place == LOCAL else f"{shown} answers")
+    if shown == place:
+        return Check("ray cluster", "missing", f"{shown}: {problem}")
+    # One that was left running: without it one is started.
+    return Check(
+        "ray cluster", "missing" if alone else "warning", "; ".join(filter(None, (f"{shown}: {problem}", alone)))
+    )
 
 
 def _home() -> Check:
@@ -298,14 +295,6 @@ def _reach(url: str, method: str) -> str | None:
         return f"it answers {error.code} {error.reason}"
     except (OSError, ValueError) as error:
         return reason_of(getattr(error, "reason", error))
-    return None
-
-
-def _connect(host: str, port: int) -> str | None:
-    try:
-        socket.create_connection((host, port), timeout=_NETWORK_SECONDS).close()
-    except OSError as error:
-        return reason_of(error)
     return None
 
 

@@ -29,6 +29,10 @@ def _run_study(kind: type[EvalConfig], argv: Sequence[str], prog: str) -> int:
     options = invocation.options
     if invocation.show_config:
         return show_options(options)
+    from zar_ray.cluster import require_cluster
+
+    if not invocation.dry_run:
+        require_cluster(options.address)
     from zar_ray.study.demo import ensure_demo
     from zar_ray.study.plan import describe, plan_study
     from zar_ray.study.run import run_study

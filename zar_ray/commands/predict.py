@@ -11,7 +11,7 @@ import tyro
 from pydantic import model_validator
 from rich.console import Console
 
-from zar_ray.adaptation.rankings import RankedLabel, Ranking
+from zar_ray.adaptation.rankings import Ranking
 from zar_ray.adaptation.shared_options import PredictOptions
 from zar_ray.client import Client, ServiceError
 from zar_ray.commands.parsing import command, glance, parse_run, show_options
@@ -24,7 +24,7 @@ from zar_ray.serving.schema import ServedMethod
 from zar_ray.untrusted import parse_json
 
 # What a request to a service can say, besides methods' own options; all else that decides about numbers is its own.
-ASKED = {"videos", "labels", "method", "template", "seed", "top_k", "json_lines", "server", "token"}
+ASKED = {"videos", "labels", "method", "template", "seed", "seeds", "top_k", "json_lines", "server", "token"}
 # What a service says of a file, which costs that file alone.
 _FILE_PROBLEMS = {"unusable-video", "video-too-large", "body-too-large", "internal-error", "timeout"}
 
@@ -87,6 +87,8 @@ def _require_question(options: PredictOptions) -> None:
         raise ConfigError("zar predict: give the video files to look at")
     if options.labels is None:
         raise ConfigError('zar predict: give the candidate classes with --labels "a,b,c" or a file with one a line')
+    if len(set(options.seeds)) < len(options.seeds):
+        raise ConfigError(f"zar predict: --seeds {' '.join(map(str, options.seeds))}: names a seed twice")
 
 
 def _split_own(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, list[str]]]]:
@@ -185,7 +187,8 @@ def _served(
                     method=method,
                     top_k=options.top_k,
                     options=of_methods.get(method) or None,
-                    seed=options.seed,
+                    seed=None if options.seeds else options.seed,
+                    seeds=options.seeds or None,
                 )
             except OSError as error:
                 missing = isinstance(error, FileNotFoundError)
@@ -196,8 +199,5 @@ def _served(
                     raise
                 yield Ranking(video, method, (), (), error=error.detail)
             else:
-                before, after = (
-                    tuple(RankedLabel(one.label, one.score) for one in ranked)
-                    for ranked in (answer.before, answer.after)
-                )
-                yield Ranking(video, method, before, after, warning=answer.video.warning)
+                seeds = answer.seeds or (answer.seed,)
+                yield Ranking(video, method, answer.before, answer.after, seeds, answer.video.warning)

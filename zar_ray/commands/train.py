@@ -16,6 +16,10 @@ def train_command(argv: Sequence[str]) -> int:
     invocation = parse_run(TrainConfig, argv, "zar train")
     if invocation.show_config:
         return show_options(invocation.options)
+    from zar_ray.cluster import require_cluster
+
+    if not invocation.dry_run:
+        require_cluster(invocation.options.address)
     from zar_ray.study import few_shot
     from zar_ray.training import job
 

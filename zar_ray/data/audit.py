@@ -14,11 +14,11 @@ from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from zar_ray.data.benchmarks.layout import YOUTUBE, Files
+from zar_ray.data.benchmarks.layout import Files
 from zar_ray.data.benchmarks.lists import VideoList, read_labels, read_list, read_lists
 from zar_ray.data.classes import class_list, name_key
 from zar_ray.data.datasets import known_benchmarks, load_benchmark
-from zar_ray.data.listing import Listing
+from zar_ray.data.listing import UCF101, YOUTUBE, Listing, source_of
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
 from zar_ray.data.options import AuditConfig
 from zar_ray.data.protocols import Benchmark, SplitSpec
@@ -29,7 +29,6 @@ from zar_ray.storage import is_uri
 Level = Literal["ok", "note", "warning", "wrong"]
 
 _HMDB = re.compile(r"(?P<title>.*)_[fulh]_(?:nm|cm)_np\d_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+")
-_UCF = re.compile(r"v_(?P<name>\w+?)_(?P<group>g\d+)_c\d+")
 _SHOWN = 5
 
 
@@ -248,8 +247,8 @@ def check_overlap(subject: Listing, train: Listing) -> list[Finding]:
     text = f"{subject.name}: {len(common):,} of {total:,} videos are also in {train.name}"
     fine = f"{subject.name}: none of {total:,} videos is in {train.name}"
     findings = [_finding("overlap", "wrong", common, total, text, fine)]
-    sources = {source for video in train.videos if (source := _source(video.video_id)) is not None}
-    near = [path for path in tested if _source(path) in sources and identity(path) not in trained]
+    sources = {source for video in train.videos if (source := source_of(video.video_id)) is not None}
+    near = [path for path in tested if source_of(path) in sources and identity(path) not in trained]
     if near:
         text = f"{subject.name}: {len(near):,} of {total:,} videos are other parts of source videos in {train.name}"
         findings.append(_finding("sources", "warning", near, total, text))
@@ -331,13 +330,13 @@ def check_shared_classes(names: Sequence[str], trained: Sequence[str], renamed: 
 def identity(path: str) -> str:
     """What tells a video from others: the file's name where a benchmark's names are unique, else the whole path."""
     stem = PurePosixPath(path).stem
-    unique = any(pattern.fullmatch(stem) for pattern in (_HMDB, _UCF, YOUTUBE))
+    unique = any(pattern.fullmatch(stem) for pattern in (_HMDB, UCF101, YOUTUBE))
     return stem if unique else str(PurePosixPath(path))
 
 
 def _carried(video: VideoRow, class_keys: Collection[str], endings: Mapping[str, str]) -> str | None:
     """The class that a path carries: in HMDB51's and UCF101's file names, else in a folder."""
-    if match := _UCF.fullmatch(video.stem):
+    if match := UCF101.fullmatch(video.stem):
         return match["name"]
     if match := _HMDB.fullmatch(video.stem):
         title = f"_{match['title']}"
@@ -358,15 +357,6 @@ def _exchanged(wrong: Counter[tuple[str, str]], agreeing: Counter[str], names: S
         if 0 <= one < other and back and not right & {name_key(said), name_key(label)}:
             found.append(f'labels {one} "{names[one]}" and {other} "{names[other]}" are exchanged in the label map')
     return found
-
-
-def _source(path: str) -> str | None:
-    """The recording that a video is a part of, where its name says so."""
-    stem = PurePosixPath(path).stem
-    if match := _UCF.fullmatch(stem):
-        return f"{match['name']} {match['group']}"
-    match = YOUTUBE.fullmatch(stem)
-    return match["id"] if match else None
 
 
 def _finding(

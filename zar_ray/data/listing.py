@@ -13,9 +13,10 @@ the model reads does not depend on the file system that a dataset was unpacked o
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 from zar_ray.data.classes import distinct_names, tidy_name
 from zar_ray.data.manifest import VideoRow
@@ -27,6 +28,9 @@ VIDEO_EXTENSIONS = frozenset(
 )
 SPLIT_FOLDERS = frozenset({"train", "val", "test"})
 NO_SPLIT = "all"
+# A part of a YouTube video; ids differ by case and punctuation alone.
+YOUTUBE = re.compile(r"(?P<id>.{11})_(?P<start>\d{6})_(?P<end>\d{6})")
+UCF101 = re.compile(r"v_(?P<name>\w+?)_(?P<group>g\d+)_c\d+")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,15 @@ class Listing:
     root: str = ""
     name: str = ""
     ignored: int = 0
+
+
+def source_of(path: str) -> str | None:
+    """The recording that a video is a part of, where its name says so."""
+    stem = PurePosixPath(path).stem
+    if match := UCF101.fullmatch(stem):
+        return f"{match['name']} {match['group']}"
+    match = YOUTUBE.fullmatch(stem)
+    return match["id"] if match else None
 
 
 def list_folder(root: str | Path, class_names: Sequence[str] | None = None) -> Listing:
@@ -70,9 +83,10 @@ def list_folder(root: str | Path, class_names: Sequence[str] | None = None) -> L
 
 
 def list_csv(file: str | Path, root: str | Path | None = None, class_names: Sequence[str] | None = None) -> Listing:
-    """Reads a list of videos: UTF-8, comma-separated, with the header ``path,label`` or ``path,label,split``.
+    """Reads a list of videos: UTF-8, comma-separated, with the columns ``path``, ``label``, ``split``, ``group``.
 
-    An empty label means an unlabelled video, an empty split "all".  A file that is not there stays in, and becomes a
+    All but the first may lack. An empty label means an unlabelled video, an empty split "all", an empty group what
+    `source_of` finds in the name.  A file that is not there stays in, and becomes a
     row with its error.
 
     Args:
@@ -90,7 +104,7 @@ def list_csv(file: str | Path, root: str | Path | None = None, class_names: Sequ
     videos: list[VideoRow] = []
     lines: dict[str, str] = {}
     known = None if class_names is None else distinct_names(map(tidy_name, class_names), str(file))
-    for at, cells in csv_rows(place, ("path",), ("label", "split")):
+    for at, cells in csv_rows(place, ("path",), ("label", "split", "group")):
         if not cells["path"]:
             raise ManifestError(f"{at}: the path is empty")
         path = os.path.normpath(top / cells["path"])
@@ -102,7 +116,8 @@ def list_csv(file: str | Path, root: str | Path | None = None, class_names: Sequ
             raise ManifestError(f'{at}: label "{label}" is not among the class names{suggestion(label, known)}')
         inside = Path(path).is_relative_to(top)
         video_id = Path(path).relative_to(top).as_posix() if inside else Path(path).as_posix()
-        videos.append(VideoRow(video_id, path, class_name=label, split=cells.get("split") or NO_SPLIT))
+        split, group = cells.get("split") or NO_SPLIT, cells.get("group") or None
+        videos.append(VideoRow(video_id, path, class_name=label, split=split, group=group))
     if not videos:
         raise ManifestError(f"{file}: lists no videos")
     return _listing(videos, class_names, top, place.stem, 0, str(file))
@@ -151,7 +166,8 @@ def _unreadable(error: OSError) -> None:
 def _listing(
     videos: Iterable[VideoRow], class_names: Sequence[str] | None, root: Path, name: str, ignored: int, shown: str
 ) -> Listing:
-    ordered = tuple(sorted(videos, key=lambda video: video.video_id))
+    sources = (replace(video, group=video.group or source_of(video.video_id)) for video in videos)
+    ordered = tuple(sorted(sources, key=lambda video: video.video_id))
     found = sorted({video.class_name for video in ordered if video.class_name is not None})
     if class_names is None:
         names = tuple(found)

@@ -34,7 +34,8 @@ _ABSOLUTE = re.compile(r"/|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]+://")
 _REMAKE = 'make one with "zar data index FOLDER"'
 # What the numbers of a run depend on.  Paths are left out, so that a dataset copied elsewhere is the same dataset; an
 # error counts by its presence, since its words may change with a library's version.
-_IDENTITY = ("video_id", "label_id", "class_name", "split", "frames", "width", "height", "size", "splits", "labels")
+_SIZES = ("frames", "width", "height", "size")
+_IDENTITY = ("video_id", "label_id", "class_name", "split", *_SIZES, "splits", "labels", "group")
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class VideoRow:
         label_id: Position of the class name among the manifest's, from 0; None for an unlabelled video.
         class_name: The label's text; None for an unlabelled video.
         split: Which part of the dataset, "all" where there is one part.
-        frames: Number of frames, as the decoder counts them.
+        frames: Number of frames that are shown.
         fps: Frames a second.
-        width: Width in pixels as displayed, after rotation.
-        height: Height in pixels as displayed, after rotation.
+        width: Width of the upright picture in stored pixels, of the first one where it changes.
+        height: Its height.
         duration: Seconds.
         size: Bytes of the file.
         decoder: The decoder that opened it: "decord" or "pyav".
@@ -58,6 +59,8 @@ class VideoRow:
         splits: All splits that the video is in, where that is not `split` alone: several official splits, or lists.
         labels: The class names of a video that may show several; it then has no `label_id` and no `class_name`. None
             in a dataset whose videos have one class.
+        group: What it was cut from, or has in common with other videos of the same group, such as a film, a YouTube
+            video or a person: decisions about these say less than about as many others. None where nothing is known.
     """
 
     video_id: Name
@@ -75,6 +78,7 @@ class VideoRow:
     error: Text = None
     splits: Texts = None
     labels: Texts = None
+    group: Text = None
 
     @property
     def stem(self) -> str:
@@ -264,7 +268,7 @@ def _checked(table: pa.Table, class_names: tuple[str, ...], place: str) -> pa.Ta
     if class_names:
         distinct_names(class_names, place)
     table = _with_schema(table, place)
-    for name in ("video_id", "path", "split"):
+    for name in ("video_id", "path", "split", "group"):
         if len(table.filter(pc.field(name) == "")):
             raise ManifestError(f"{place}: has rows with an empty {name}")
     ids = table["video_id"]

@@ -88,7 +88,7 @@ class IndexConfig(Options):
     source: tyro.conf.Positional[str | None] = Field(
         default=None,
         description="A benchmark's name (see `zar data list`), a folder with a sub-folder a class, or a CSV of"
-        " path,label[,split]; none with --list alone.",
+        " path,label[,split][,group]; none with --list alone.",
     )
     output: Path | None = Field(
         default=None,

@@ -27,6 +27,7 @@ from zar_ray.data.listing import Listing
 from zar_ray.data.manifest import Manifest
 from zar_ray.data.text_files import storable
 from zar_ray.errors import ConfigError, ManifestError, VideoError
+from zar_ray.video.inspection import VideoInfo
 from zar_ray.video.limits import DecodeLimits, address_space, confine, lacks_memory
 from zar_ray.video.options import Decoder
 from zar_ray.video.reading import has_decord, probe_video
@@ -76,6 +77,13 @@ def probe_listing(
             workers,
             progress=lambda done, _: bar.update(task, completed=done),
         )
+    stretched = sum(isinstance(answer, VideoInfo) and answer.pixel_aspect != 1 for answer in answers)
+    if console is not None and stretched:
+        console.print(
+            f"{place}: {_counted(stretched, 'video')} with pixels that are not square; pictures are taken as they are "
+            "stored, as the methods' own code takes them",
+            markup=False,
+        )
     label_ids = {name: index for index, name in enumerate(listing.class_names)}
     rows = []
     for video, answer in zip(listing.videos, answers, strict=True):
@@ -91,7 +99,8 @@ def probe_listing(
         elif isinstance(answer, Failure):
             row = replace(row, error=answer.message)
         else:
-            row = replace(row, **vars(answer))
+            known = {name: value for name, value in vars(answer).items() if name != "pixel_aspect"}
+            row = replace(row, **known)
         rows.append(row)
     return Manifest.of(rows, listing.class_names, listing.root, listing.name)
 

@@ -5,17 +5,29 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
 from zar_ray.errors import ManifestError, suggestion
+from zar_ray.untrusted import stand_in
+
+
+class StandInError(ManifestError):
+    """Something else lies in a file's place."""
 
 
 def csv_header(path: Path) -> tuple[str, ...]:
-    """The first row of a CSV, in lower case; empty where the file is no CSV."""
+    """The first row of a CSV, in lower case; empty where the file is no CSV.
+
+    Raises:
+        StandInError: Something else lies in its place.
+    """
     try:
         with _opened(path) as stream:
             return tuple(cell.strip().lower() for cell in next(csv.reader(stream), ()))
+    except StandInError:
+        raise
     except (ManifestError, csv.Error):
         return ()
 
@@ -87,9 +99,12 @@ def storable(text: str) -> str:
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
     try:
-        # utf-8-sig: spreadsheets begin UTF-8 files with a byte order mark.
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            yield stream
+        with path.open("rb") as file:
+            if (instead := stand_in(file.peek(512))) is not None:
+                raise StandInError(f"{path}: {instead}")
+            # utf-8-sig: spreadsheets begin UTF-8 files with a byte order mark.
+            with TextIOWrapper(file, newline="", encoding="utf-8-sig") as stream:
+                yield stream
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:

@@ -30,8 +30,8 @@ from zar_ray.models.options import Precision
 from zar_ray.options.base import fingerprint
 from zar_ray.provenance import package_version
 from zar_ray.storage import Storage
-from zar_ray.video.inspection import reason_of
 from zar_ray.video.options import Decoder
+from zar_ray.video.streams import reason_of
 
 if TYPE_CHECKING:
     from zar_ray.video.plans import ViewPlan
@@ -98,8 +98,8 @@ class VideoFacts(NamedTuple):
         decoder: What gave the pixels, ``decord`` or ``pyav``.
         warning: What is wrong with the video although it could be read.
         frames: N, its frames.
-        width: Width as displayed, in pixels.
-        height: Height as displayed.
+        width: Width of the upright picture in pixels.
+        height: Its height.
     """
 
     decoder: str

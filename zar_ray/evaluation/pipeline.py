@@ -44,8 +44,8 @@ class Evaluated:
         table: The whole result table, one row a (video, case).
         models: The models that ran, with their settings and cases.
         resumed: Videos that an earlier session had finished.
-        evaluated: Videos that this session evaluated.
-        seconds: Wall seconds of this session's pipeline, without its start-up.
+        evaluated: Videos that this session decided about in every case.
+        seconds: Wall seconds of this session's pass over the videos, without starting Ray and checking the models.
     """
 
     table: pa.Table
@@ -98,7 +98,9 @@ def evaluate(
     own = asked[0].settings[0]
     streams = stream_methods(one for model in asked for one in model.settings)
     check_methods(own, streams)
+    console.print("starting Ray, or joining it ...")
     with connected(own.address):
+        console.print(f"loading {', '.join(one.label for one in asked)} ...", highlight=False)
         resources = Resources.of_cluster(own, one_worker=bool(streams))
         models = tuple(
             preflight.check_model(one.label, number, planning.asked_settings(one, workload), resources)
@@ -119,7 +121,9 @@ def evaluate(
         seconds = time.monotonic() - started
         table = folder.results()
         check_counts(workload.expected_rows(spec.cases), table)
-        return Evaluated(table, models, len(workload.manifest) - len(todo), len(todo), seconds)
+        failed = table.filter(table["error"].is_valid())["video_id"].unique()
+        evaluated = todo.filter(~pc.field("video_id").isin(failed))
+        return Evaluated(table, models, len(workload.manifest) - len(todo), len(evaluated), seconds)
 
 
 def run_blocks(

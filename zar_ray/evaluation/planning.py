@@ -16,6 +16,7 @@ from zar_ray.errors import ConfigError
 from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.evaluation.spec import JobSpec, ModelViews
 from zar_ray.evaluation.workload import Workload
+from zar_ray.models.architecture import model_name
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.cost import image_gflops, parameter_count, step_gflops, view_gflops, weightless
 from zar_ray.models.loading import load_model
@@ -154,7 +155,7 @@ def _remarks(model: ClipModel, settings: Sequence[Setting], tuned: bool) -> tupl
 def count_costs(model: ClipModel, settings: Sequence[Setting]) -> tuple[ModelCost, ...]:
     """Counts what a model of this shape holds and computes for a video, under each setting whose methods can use it."""
     shape = weightless(model.architecture, model.name, model.preprocessing)
-    parameters, of_image = parameter_count(shape), image_gflops(shape)
+    architecture, parameters, of_image = model_name(model.architecture), parameter_count(shape), image_gflops(shape)
     of_view = cache(partial(view_gflops, shape))
     of_step = cache(partial(step_gflops, shape))
     costs = []
@@ -164,6 +165,8 @@ def count_costs(model: ClipModel, settings: Sequence[Setting]) -> tuple[ModelCos
         steps = {method: options.context_steps(method) for method in options.method}
         costs.append(
             ModelCost(
+                architecture=architecture,
+                input_size=model.preprocessing.input_size,
                 parameters=parameters,
                 view_frames=options.views.eval_frames,
                 view_gflops=of_view(options.views.eval_frames),

@@ -1,4 +1,7 @@
-"""How far a run is: a live bar on a terminal, a line now and then in a log."""
+"""How far a run is: a live bar on a terminal, a line now and then in a log.
+
+Rates count from the first block that comes back, as workers start before it, and videos with a decision alone.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,15 @@ from types import TracebackType
 
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from zar_ray.evaluation.spec import FeatureUse
 
 # A log that someone reads afterwards wants a line often enough to see life, seldom enough to be read.
 _SECONDS_BETWEEN_LINES = 10.0
+
+# What passes before a worker has its first block.
+_STARTING = "starting workers, first block"
 
 # Oddities of the feature store that are shown one by one.
 _NOTES = 10
@@ -35,24 +41,26 @@ class VideoProgress:
 
     def __init__(self, console: Console, total: int, done: int = 0) -> None:
         self._console = console
-        self._before = done
         self._failed = 0
+        self._timed = 0  # videos with a decision after the first block
         self._features: Counter[FeatureUse] = Counter()
         self._notes = 0
-        self._started = self._last_line = time.monotonic()
+        self._started: float | None = None  # when the first block came back
+        self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("videos"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[speed]}"),
             console=console,
             disable=not console.is_terminal,
         )
-        self._bar.add_task("evaluating", total=total, completed=done)
+        self._bar.add_task(_STARTING, start=False, total=total, completed=done, speed="")
 
     def __enter__(self) -> VideoProgress:
+        self._console.print(f"{_STARTING} ...")
         self._bar.start()
         return self
 
@@ -68,15 +76,22 @@ class VideoProgress:
         """Adds finished videos, of which some failed."""
         (task,) = self._bar.tasks
         self._failed += failed
-        about = f"evaluating ({self._failed} failed)" if self._failed else "evaluating"
-        self._bar.update(task.id, advance=videos, description=about)
-        now, left = time.monotonic(), task.remaining or 0
-        if not self._console.is_terminal and (now - self._last_line >= _SECONDS_BETWEEN_LINES or not left):
+        now, speed = time.monotonic(), ""
+        if self._started is not None:
+            self._timed += videos - failed
+            rate = self._timed / max(now - self._started, 1e-9)
+            left = (task.remaining or 0) - videos
+            speed = f"{rate:.2f}/s, about {left / rate:.0f} s left" if rate else ""
+        elif videos > failed:
+            self._started = now
+            self._bar.start_task(task.id)
+        about = _STARTING if self._started is None else "evaluating"
+        about += f" ({self._failed} failed)" if self._failed else ""
+        self._bar.update(task.id, advance=videos, description=about, speed=speed)
+        if not self._console.is_terminal and (now - self._last_line >= _SECONDS_BETWEEN_LINES or not task.remaining):
             self._last_line = now
-            rate = (task.completed - self._before) / (now - self._started)
-            seconds = left / rate if rate else 0
             done = f"{task.completed:.0f}/{task.total:.0f}"
-            self._console.print(f"{about} {done} videos, {rate:.2f}/s, about {seconds:.0f} s left")
+            self._console.print(f"{about}: {done} videos{f', {speed}' if speed else ''}")
 
     def count(self, status: pa.Table) -> None:
         """Adds the videos of some rows of `STATUS_SCHEMA`, and what they say of the feature store.

@@ -52,6 +52,7 @@ INPUT = pa.struct(
 DECODED_SCHEMA = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
+        pa.field("group", pa.string()),
         CLASS_SETS,
         RIGHT_IDS,
         MODELS,
@@ -210,11 +211,12 @@ def attempt(stage: str, work: Callable[[], _T]) -> _T | Failure:
 
 
 def labels_of(spec: JobSpec, video: dict[str, Any], case: Case) -> dict[str, Any]:
-    """What is right for a video under a case."""
+    """What is right for a video under a case, and what other videos share with it."""
     ids = tuple(video["right_ids"][video["class_sets"].index(case.class_set)])
+    known: dict[str, Any] = {"group": video["group"]}
     if spec.multi_label:
-        return {"labels": ids}
-    return {"label_id": ids[0], "label": spec.class_sets[case.class_set][ids[0]]} if ids else {}
+        return {**known, "labels": ids}
+    return {**known, "label_id": ids[0], "label": spec.class_sets[case.class_set][ids[0]]} if ids else known
 
 
 def failed_rows(

@@ -1,7 +1,7 @@
 """How much a model computes and holds, counted on weightless copies by PyTorch's own counter.
 
 The unit is 1e9 multiplications with addition, which papers print as GFLOPs: 281 for the 16 frames that CLIP ViT-B/16
-takes of a view.
+takes of a view. It is counted of all tokens of all blocks, although of the last block zar-ray computes what is read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.learned_context import parse_context
 from zar_ray.models.options import ClassPosition
 from zar_ray.models.text import PromptedClasses
-from zar_ray.models.vision import unfit_vision
 from zar_ray.video.transforms import Preprocessing
 
 _OPERATIONS = 2e9  # that the counter finds in a GFLOP of the papers'
@@ -64,12 +63,10 @@ def view_gflops(model: ClipModel, frames: int) -> float:
 
 
 def image_gflops(model: ClipModel) -> float:
-    """What an image takes of `ClipModel.encode_images`, which computes of the last block what is read."""
+    """What an image takes of the image tower, counted as in `view_gflops`."""
     # Frames of a view may see each other: then a view is the least that can be encoded.
     frames = model.view_frames or 1
     pixels = _pixels(model, frames)
-    if unfit_vision(model.clip.visual) is None:
-        return counted(lambda: model.encode_images(pixels)) / frames
     with torch.no_grad():
         return counted(lambda: model.clip.visual(pixels)) / frames
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from zar_ray.errors import ConfigError, reason_of
 from zar_ray.options.base import Options
-from zar_ray.untrusted import require_plain
+from zar_ray.untrusted import require_plain, stand_in
 
 _T = TypeVar("_T", bound="Options")
 
@@ -47,6 +47,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({reason_of(error)})") from error
+    if (instead := stand_in(text.encode())) is not None:
+        raise ConfigError(f"{path}: {instead}")
     content = parse_yaml(text, str(path))
     if content is None:
         return {}

@@ -55,7 +55,7 @@ class Paired:
     Attributes:
         method: The first run's method that it is held against.
         comparison: The difference; gained are right only in this run, lost only in the first.
-        adjusted: McNemar's p, adjusted by Holm's rule for the number of tests in the comparison. Where no video changed
+        adjusted: Its p, adjusted by Holm's rule for the number of tests in the comparison. Where no video changed
             there is no test, and it is 1.
         classes: Every class that has videos, the most gained first: before is the first run, after this one.
     """
@@ -240,19 +240,19 @@ def _data(run: ComparedRun) -> RunData:
     return run.data
 
 
-def _labelled(data: RunData, case: CaseMetrics) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """A case's labelled videos by id, the names of their labels, and which are right; failed ones are not."""
+def _labelled(data: RunData, case: CaseMetrics) -> tuple[list[str], np.ndarray, CaseRows]:
+    """A case's labelled videos by id, the names of their labels, and their rows."""
     names = data.split(case.split).class_names
     rows = CaseRows.of(data.rows(case).sort_by("video_id"), case.case_id, len(names))
     rows = rows.select(rows.label >= 0)
-    return rows.table["video_id"].to_pylist(), np.array(names)[rows.label], rows.after == RIGHT
+    return rows.table["video_id"].to_pylist(), np.array(names)[rows.label], rows
 
 
 def _pair(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> Paired:
     """Two cases on the same videos."""
     if first.split(base.split).multi_label or other.split(case.split).multi_label:
         raise _UnpairedError("a video may show several classes, so it is not right or wrong as a whole")
-    (ids, labels, before), (others, other_labels, after) = _labelled(first, base), _labelled(other, case)
+    (ids, labels, rows), (others, other_labels, other_rows) = _labelled(first, base), _labelled(other, case)
     if not ids or not others:
         raise _UnpairedError("no video has a label")
     if ids != others:
@@ -264,7 +264,8 @@ def _pair(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) 
         raise _UnpairedError(
             f"not of the same labels: {len(differing):,} videos have another one, such as {ids[differing[0]]}"
         )
-    comparison = paired_comparison(before, after)
+    before, after = rows.after == RIGHT, other_rows.after == RIGHT  # of failed videos neither is
+    comparison = paired_comparison(before, after, rows.source)
     return Paired(
         method=base.method,
         videos=len(ids),

@@ -14,7 +14,7 @@ from zar_ray.reporting.blocks import Block, Form, lines_block, show
 from zar_ray.reporting.comparison import ComparedRun, Comparison, Line, Paired
 from zar_ray.reporting.numbers import MAIN, METRICS, counted, digits, interval, p_value, percent, with_deviation
 from zar_ray.reporting.pages import Content, Figure, Group, Page, Picture, Section, Text, render, write_file
-from zar_ray.reporting.summary_tables import INTERVALS, RANDOM_WEIGHTS
+from zar_ray.reporting.summary_tables import GROUPED, INTERVALS, RANDOM_WEIGHTS
 from zar_ray.results.record import ClassAccuracy
 
 _SHOWN = 5
@@ -57,7 +57,7 @@ def write_comparison(comparison: Comparison, output: str) -> str:
 
 def _values(line: Line) -> dict[str, object]:
     summary, case, paired = line.run.finished.summary, line.case, line.paired
-    costs, after, found = summary.costs, line.after, None if paired is None else paired.comparison
+    after, found = line.after, None if paired is None else paired.comparison
     return {
         "run": line.run.name,
         "place": line.run.finished.place,
@@ -73,14 +73,15 @@ def _values(line: Line) -> dict[str, object]:
         "before": line.before and line.before.value,
         "videos": case.videos,
         "failed": case.failed,
-        "images_encoded": costs.images_encoded_mean,
-        "seconds_decode": costs.seconds_decode_mean,
-        "seconds_encode": costs.seconds_encode_mean,
+        "images": case.images,
+        "seconds_decode": summary.costs.seconds_decode_mean,
+        "seconds_case": case.seconds,
         "seconds_adapt": case.seconds_adapt,
         "against": paired and paired.method,
         "difference": found and found.difference,
-        "difference_low": found and found.top1.low,
-        "difference_high": found and found.top1.high,
+        "difference_low": found and found.effect.low,
+        "difference_high": found and found.effect.high,
+        "detectable": found and found.detectable,
         "gained": found and found.gained,
         "lost": found and found.lost,
         "p_value": found and found.p_value,
@@ -160,41 +161,46 @@ def _averages(run: ComparedRun) -> list[tuple[str, ...]]:
         if metric in MAIN:
             before = found.get((method, f"{metric}_before")) if method in adapting else None
             of = "harmonic mean" if one.kind == "harmonic" else "mean"
-            shown = ("" if each is None else with_deviation(each.value, each.std, "+/-") for each in (before, one))
+            shown = ["" if each is None else with_deviation(each.value, each.std, "+/-") for each in (before, one)]
+            if one.change is not None:
+                shown[1] += f" ({interval(one.change.effect, '+')}, p {p_value(one.change.p_value)})"
             rows.append((run.mark, of, method, METRICS[metric], *shown))
     return rows
 
 
 def _differences(comparison: Comparison) -> Block:
-    columns = ["run", "split", "method", "against", "points", "gained", "lost", "McNemar p", "Holm"]
+    columns = ["run", "split", "method", "against", "points", "can show", "gained", "lost", "p", "Holm"]
     rows, notes = [], []
     for line in comparison.lines:
         key = (line.run.mark, line.case.split, line.case.method)
         if line.paired is not None:
             found = line.paired.comparison
-            points = interval(found.top1, "+")
+            points, least = interval(found.effect, "+"), percent(found.detectable) or "none"
             counts = (str(found.gained), str(found.lost))
             p_values = (p_value(found.p_value), p_value(line.paired.adjusted))
-            rows.append((*key, line.paired.method, points, *counts, *p_values))
+            rows.append((*key, line.paired.method, points, least, *counts, *p_values))
         elif line.unpaired is not None:
             split = f", split {line.case.split}" if _several_splits(comparison) else ""
             notes.append(f"{line.run.mark}{split}, {line.case.method}: not paired, {line.unpaired}.")
     if rows:
         notes.append("Gained videos are right here and wrong in A; failed videos are wrong.")
+        notes.append("Can show: the smallest difference, in points, that so many videos show in 4 of 5 runs.")
+        grouped = any(line.paired is not None and line.case.groups for line in comparison.lines)
+        notes.append(f"{GROUPED}." if grouped else "p is McNemar's exact one.")
         notes.append("Holm: the p value adjusted for the number of lines in which a video changed.")
     return _block(comparison, "Against run A", columns, rows, notes)
 
 
 def _costs(comparison: Comparison) -> Block:
-    columns = ["run", "split", "method", "images", "decode s", "encode s", "adapt s", "videos/s"]
+    columns = ["run", "split", "method", "images", "decode s", "encode, adapt s", "adapt s"]
     rows = []
     for line in comparison.lines:
-        summary = line.run.finished.summary
-        costs, speed = summary.costs, summary.throughput.videos_per_second
-        seconds = (costs.seconds_decode_mean, costs.seconds_encode_mean, line.case.seconds_adapt)
-        key = (line.run.mark, line.case.split, line.case.method)
-        rows.append((*key, digits(costs.images_encoded_mean, 4), *map(digits, (*seconds, speed))))
-    notes = ["Images and seconds are means a video; a run's methods share decoding and encoding."]
+        decode, case = line.run.finished.summary.costs.seconds_decode_mean, line.case
+        key = (line.run.mark, case.split, case.method)
+        rows.append((*key, digits(case.images, 4), *map(digits, (decode, case.seconds, case.seconds_adapt))))
+    notes = [
+        "Means a video, as if the method ran alone; decoding is of the run, for all of its methods and views together."
+    ]
     return _block(comparison, "Cost of a video", columns, rows, notes)
 
 

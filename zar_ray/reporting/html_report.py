@@ -35,9 +35,9 @@ from zar_ray.reporting.pages import (
 from zar_ray.reporting.published.tables import known_tables, load_table
 from zar_ray.reporting.published.view import Marks, compare
 from zar_ray.reporting.run_data import RunData, RunSplit, StudyData
-from zar_ray.reporting.summary_tables import summary_facts
+from zar_ray.reporting.summary_tables import p_of, summary_facts
 from zar_ray.results.folder import CONFIG
-from zar_ray.results.record import CaseMetrics, RunSummary
+from zar_ray.results.record import CaseMetrics, PairedComparison, RunSummary
 from zar_ray.video.sandbox import DecoderProcess
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ REPORT = "report.html"
 """The report's file in the run's folder."""
 
 _ATTENTION = "Where the model looks"
-_FAILURES_SHOWN = 50
+_LISTED = 50
 
 CELLS_SHOWN = 8
 """So many of a run's cells get sections of their own."""
@@ -100,7 +100,9 @@ def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Pa
     if len(data.cells) > 1:
         title += f": {first.cell.label}"
     groups.append(Group(title, (maps, *(_video_map(first, split) for split in data.splits))))
-    groups.append(Group("The run", (_failures(data), _timings(data), _repetition(data), _versions(data))))
+    groups.append(
+        Group("The run", (_failures(data), _warnings(data), _timings(data), _repetition(data), _versions(data)))
+    )
     return Page(
         title=record.whole.name,
         subtitle=study_tables.study_heading(record),
@@ -147,20 +149,24 @@ def _tiles(data: RunData, shown: Sequence[CaseMetrics]) -> tuple[Tile, ...]:
         spread = "" if after.std is None else f", ± {percent(after.std)}"
         tiles = [Tile(name, f"{percent(after.value)} %", f"{which} of {len(after.splits)} splits{spread}")]
         if before is not None and case.adapts:
-            rise = f"{percent(after.value - before.value, '+')} points"
-            tiles.append(Tile("before adaptation", f"{percent(before.value)} %", f"{rise} by it"))
-        return (*tiles, counts)
+            tiles.append(Tile("before adaptation", f"{percent(before.value)} %", f"{which} of the same splits"))
+        return (*tiles, *_change_tile(after.change, "p"), counts)
     before = case.estimates("before").get(metric)
     if found is None or before is None:
         return (Tile("accuracy", "none", "no video has a label"), counts)
     tiles = [Tile(name, f"{percent(found.value)} %", f"95 % interval {ends(found)}")]
     if case.adapts:
         tiles.append(Tile("before adaptation", f"{percent(before.value)} %", f"95 % interval {ends(before)}"))
-    if scores is not None and (change := scores.change) is not None:
-        how = f"{ends(change.top1, '+')}, McNemar p {p_value(change.p_value)}"
-        tiles.append(Tile("change, points", percent(change.top1.value, "+"), how))
+    tiles += _change_tile(case.change, p_of(case))
     chance = () if scores is None else (Tile("chance", f"{percent(case.chance)} %", f"1 of {case.classes} classes"),)
     return (*tiles, *chance, counts)
+
+
+def _change_tile(change: PairedComparison | None, test: str) -> list[Tile]:
+    if change is None:
+        return []
+    how = f"{ends(change.effect, '+')}, {test} {p_value(change.p_value)}"
+    return [Tile("change, points", percent(change.difference, "+"), how)]
 
 
 def _study_tiles(data: StudyData) -> tuple[Tile, ...]:
@@ -187,7 +193,7 @@ def _facts(data: StudyData) -> list[tuple[str, str]]:
         ("views", "; ".join(frames)),
         ("seed", f"{seeds}; zar report compare puts runs with other seeds beside it"),
         *(("pass", note) for note in study_tables.pass_notes(record)),
-        *((name, without_password(value)) for name, value in summary_facts(summary)),
+        *((name, without_password(value)) for name, value in summary_facts(summary, record.cells[0].label)),
     ]
 
 
@@ -219,7 +225,7 @@ def _published(data: StudyData) -> Section:
         values = (printed, fixed(cell.measured.value, decimals), fixed(cell.difference, 2, "+"))
         rows.append((cell.table.name, cell.row.label, cell.column.name, number, *values))
     if not rows:
-        why = "No published table that comes with zar-ray has a result of this dataset, method and kind of weights."
+        why = "No published table that comes with zar-ray has a result of this dataset, method and kind of model."
         return why_empty("Beside published results", why)
     columns = ("table", "row", "benchmark", "differs", "published", "measured", "points")
     lead = Text("What differs from the published protocol stands below the table: numbers compare with that in mind.")
@@ -288,25 +294,29 @@ def _labels(data: RunData, split: RunSplit) -> dict[str, str]:
 
 def _failures(data: StudyData) -> Section:
     """Which videos failed, where and why."""
-    failed = data.table.filter(data.table["error"].is_valid()).sort_by("video_id")
-    by_video: dict[str, tuple[str, str]] = {}
-    columns = (failed[name].to_pylist() for name in ("video_id", "error_stage", "error"))
-    for video, stage, error in zip(*columns, strict=True):
-        by_video.setdefault(video, (stage or "unknown", error))
-    if not by_video:
+    failed = data.table.filter(data.table["error"].is_valid())
+    if not len(failed):
         return Section("Failures", (Text("No video failed."),))
-    stages = [stage for stage, _ in by_video.values()]
-    counts = sorted(((stages.count(stage), stage) for stage in set(stages)), reverse=True)
-    said = ", ".join(f"{count} at stage {stage}" for count, stage in counts)
-    rows = sorted((stage, video, error) for video, (stage, error) in by_video.items())
-    content: list[Content] = [
-        Text(f"{len(rows)} of {data.whole.videos} videos failed: {said}. They count as wrong."),
-        Block(None, ("stage", "video", "reason"), rows[:_FAILURES_SHOWN], words=3),
-    ]
-    if len(rows) > _FAILURES_SHOWN:
-        more = len(rows) - _FAILURES_SHOWN
-        content.append(Text(f"... and {more:,} more; {data.whole.results} has all.", weak=True))
-    return Section("Failures", content)
+    said = ", ".join(f"{group.videos} at stage {group.stage}" for group in data.whole.failures)
+    lead = Text(f"{data.whole.failed} of {data.whole.videos} videos failed: {said}. They count as wrong.")
+    columns = {"stage": "error_stage", "video": "video_id", "reason": "error"}
+    return Section("Failures", (lead, *_listed(data, failed, columns)))
+
+
+def _warnings(data: StudyData) -> Section:
+    """Which videos were used although something is odd about them."""
+    warned = data.table.filter(data.table["warning"].is_valid())
+    lead = Text(f"{data.whole.warned} of {data.whole.videos} videos were used with a warning; they count like others.")
+    return Section("Warnings", (lead, *_listed(data, warned, {"video": "video_id", "warning": "warning"})))
+
+
+def _listed(data: StudyData, table: pa.Table, columns: Mapping[str, str]) -> list[Content]:
+    """The first of some rows by their `columns`, whose headings are the keys, each once; and where the others are."""
+    rows = sorted({tuple(str(row[name]) for name in columns.values()) for row in table.to_pylist()})
+    content: list[Content] = [Block(None, tuple(columns), rows[:_LISTED], words=len(columns))] if rows else []
+    if len(rows) > _LISTED:
+        content.append(Text(f"... and {len(rows) - _LISTED:,} more; {data.whole.results} has all.", weak=True))
+    return content
 
 
 def _timings(data: StudyData) -> Section:

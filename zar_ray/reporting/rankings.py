@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zar_ray.adaptation.rankings import Ranking
-from zar_ray.reporting.numbers import percent
+from zar_ray.reporting.numbers import plus_minus, with_deviation
 from zar_ray.reporting.summary_tables import RANDOM_WEIGHTS
 
 
@@ -31,6 +31,7 @@ def print_rankings(
 
 def print_ranking(ranking: Ranking, console: Console, *, random_weights: bool) -> None:
     """Prints the ranked labels of one file; one list where adaptation changes no score, two otherwise."""
+    signs = plus_minus(console.encoding)
     console.print(Text.assemble((ranking.video, "bold"), f"  {ranking.method}"), soft_wrap=True)
     if random_weights:
         console.print(Text(f"  {RANDOM_WEIGHTS}", style="yellow"), soft_wrap=True)
@@ -40,7 +41,8 @@ def print_ranking(ranking: Ranking, console: Console, *, random_weights: bool) -
         console.print(Text(f"  failed: {ranking.error}", style="red"), soft_wrap=True)
         return
     before, after = (
-        [(one.label, f"{percent(one.score)} %") for one in ranked] for ranked in (ranking.before, ranking.after)
+        [(one.label, f"{with_deviation(one.score, one.std, signs)} %") for one in ranked]
+        for ranked in (ranking.before, ranking.after)
     )
     adapts = ranking.before != ranking.after
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=adapts)
@@ -50,3 +52,9 @@ def print_ranking(ranking: Ranking, console: Console, *, random_weights: bool) -
         cells = (f"  {place}", *first, *second) if adapts else (f"  {place}", *second)
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
+    seeds = ", ".join(map(str, ranking.seeds))
+    if len(ranking.seeds) > 1:
+        console.print(Text(f"  mean {signs} standard deviation over the seeds {seeds}", style="dim"))
+    elif adapts and seeds:
+        of = f"  after: of the views that are drawn by the file's name and the seed ({seeds})"
+        console.print(Text(f"{of}; --seeds 0 1 2 shows how much that is", style="dim"), soft_wrap=True)

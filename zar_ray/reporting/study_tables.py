@@ -13,6 +13,7 @@ from rich.text import Text
 from zar_ray.reporting import numbers
 from zar_ray.reporting.blocks import Block, csv_block, markdown_block, markdown_text, print_block
 from zar_ray.reporting.summary_tables import (
+    GROUPED,
     INTERVALS,
     RANDOM_WEIGHTS,
     data_heading,
@@ -47,7 +48,7 @@ def print_study(record: StudyRecord, console: Console) -> None:
     console.print()
     for line in pass_notes(record):
         console.print(Text(line), soft_wrap=True)
-    for name, value in summary_facts(record.whole):
+    for name, value in summary_facts(record.whole, record.cells[0].label):
         console.print(Text.assemble((f"{name:<9}", "bold"), value), soft_wrap=True)
 
 
@@ -59,7 +60,7 @@ def study_markdown(record: StudyRecord) -> str:
     for block in study_blocks(record):
         lines += markdown_block(block)
     lines += [f"- {markdown_text(line)}" for line in pass_notes(record)]
-    facts = summary_facts(record.whole)
+    facts = summary_facts(record.whole, record.cells[0].label)
     lines += [f"- **{name}**: {markdown_text(value)}" for name, value in facts if name != "MLflow"]
     return "\n".join(lines) + "\n"
 
@@ -182,7 +183,7 @@ def _scores(record: StudyRecord, table: StudyTable, plus_minus: str) -> tuple[tu
             cells.append(_score(row.average, plus_minus))
         if paired:
             one = row.comparison
-            change = "reference" if one is None else numbers.interval(one.top1, "+")
+            change = "reference" if one is None else numbers.interval(one.effect, "+")
             cells += [change, numbers.p_value(row.p_adjusted)]
         rows.append(tuple(cells))
     return tuple(columns), rows
@@ -215,11 +216,12 @@ def _notes(record: StudyRecord, table: StudyTable, plus_minus: str) -> list[str]
     paired = any(row.comparison is not None for row in table.rows)
     if paired or any(score.std is None and score.low is not None for score in scores):
         notes.append(INTERVALS)
+        if any(case.groups for case in record.whole.cases):
+            notes.append(f"{GROUPED}.")
     if paired:
-        test = "the exact p of exchanging both at random, video by video," if repeated else "McNemar's exact p"
         notes.append(
-            f"Change is against {table.reference or 'the first'} on the same videos; p adj. is {test} after Holm's "
-            "correction over this table."
+            f"Change is against {table.reference or 'the first'} on the same videos; p adj. is the exact p of "
+            "exchanging both at random after Holm's correction over this table."
         )
     if record.whole.failed and scores:
         how = "ranked last" if table.metric == "map" else "counted as wrong"

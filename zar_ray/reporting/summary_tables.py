@@ -22,6 +22,7 @@ from zar_ray.reporting.numbers import (
     size,
     with_deviation,
 )
+from zar_ray.reporting.verdicts import verdicts
 from zar_ray.results.record import (
     CaseMetrics,
     ClassAccuracy,
@@ -35,6 +36,7 @@ from zar_ray.results.record import (
 
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: the model is untrained, so the numbers say nothing about the method"
 INTERVALS = "Intervals hold with 95 %."
+GROUPED = "In intervals and tests, videos of one source stand or fall together"
 
 _ACCURACIES = ("top1", "top5", "mean_class")
 _REASON_LENGTH = 160
@@ -83,6 +85,7 @@ def _average_block(averages: Sequence[ProtocolAverage], adapting: set[str], plus
     else:
         title = f"mean {plus_minus} std over {len(first.splits)} splits"
     by_method: dict[str, dict[str, str]] = {}
+    changes = {one.method: one.change for one in averages if one.change is not None}
     for one in averages:
         by_method.setdefault(one.method, {})[one.metric] = with_deviation(one.value, one.std, plus_minus)
     known = {one.metric for one in averages}
@@ -92,6 +95,9 @@ def _average_block(averages: Sequence[ProtocolAverage], adapting: set[str], plus
         after = _picked(shown, metrics)
         if method in adapting:
             rows += [(method, "before", *_picked(shown, metrics, "_before")), ("", "after", *after)]
+            if (change := changes.get(method)) is not None:
+                cells = [interval(change.effect, "+"), f"p {p_value(change.p_value)}"]
+                rows.append(("", "change", *cells, *[""] * (len(metrics) - 2)))
         else:
             rows.append((method, "", *after))
     return Block(title, ("method", "", *(f"{METRICS[name]} %" for name in metrics)), rows)
@@ -115,14 +121,26 @@ def _case_rows(case: CaseMetrics, columns: int) -> list[tuple[str, ...]]:
     if not case.adapts:
         return [(case.method, "", *after)]
     rows = [(case.method, "before", *before), ("", "after", *after)]
-    if case.headline is not None and (change := case.headline.change) is not None:
-        counts = f"{change.gained} gained, {change.lost} lost"
-        rows.append(("", "change", interval(change.top1, "+"), counts, f"McNemar p {p_value(change.p_value)}"))
+    if (change := case.change) is not None:
+        shown, test = interval(change.effect, "+"), f"{p_of(case)} {p_value(change.p_value)}"
+        if case.headline is None:
+            rows.append(("", "change", f"{shown}, {test}"))
+        else:
+            rows.append(("", "change", shown, f"{change.gained} gained, {change.lost} lost", test))
     return rows
 
 
+def p_of(case: CaseMetrics) -> str:
+    """What the test of a case's change is called."""
+    return "p" if case.groups or case.headline is None else "McNemar p"
+
+
 def _interval_notes(cases: Sequence[CaseMetrics]) -> list[str]:
-    return [INTERVALS] if any(case.estimates("after") for case in cases) else []
+    if not any(case.estimates("after") for case in cases):
+        return []
+    groups = {case.split: (case.labelled, case.groups) for case in cases if case.groups}
+    shown = ", ".join(f"{count} of {labelled} videos" for labelled, count in groups.values())
+    return [INTERVALS, *([f"{GROUPED} (sources: {shown})."] if groups else [])]
 
 
 def _failure_notes(cases: Sequence[CaseMetrics]) -> list[str]:
@@ -147,8 +165,8 @@ def _videos(scores: Scores | None) -> int:
     return 0 if scores is None else scores.videos
 
 
-def summary_facts(summary: RunSummary) -> list[tuple[str, str]]:
-    """Counts, failures, speed, costs and places, each under a name."""
+def summary_facts(summary: RunSummary, cell: str = "") -> list[tuple[str, str]]:
+    """Counts, failures, speed, costs, places and verdicts, which are of a cell of this label, each under a name."""
     counts = f"{summary.videos}: {summary.finished} finished, {summary.failed} failed"
     if summary.unlabelled:
         counts += f", {summary.unlabelled} without a label (in no accuracy)"
@@ -157,6 +175,8 @@ def summary_facts(summary: RunSummary) -> list[tuple[str, str]]:
     if summary.resumed:
         counts += f"; {summary.resumed} were there from an earlier session"
     facts = [("videos", counts)]
+    if summary.warned:
+        facts.append(("warned", f"`zar report run {summary.run_file.rpartition('/')[0]}` lists videos and warnings"))
     facts += [("failed", _failures(group)) for group in summary.failures]
     if summary.order_dependent:
         names = ", ".join(summary.order_dependent)
@@ -172,7 +192,7 @@ def summary_facts(summary: RunSummary) -> list[tuple[str, str]]:
         facts.append(("size", _model_cost(summary.model_cost)))
         facts.append(("compute", _compute(summary.model_cost, summary)))
     facts += [("results", summary.results), ("run", summary.run_file), ("MLflow", _mlflow(summary))]
-    return facts
+    return facts + [("verdict", f"{cell}: {said}" if cell else said) for said in verdicts(summary)]
 
 
 def _failures(group: FailureGroup) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from zar_ray.errors import RunError
@@ -25,6 +26,7 @@ class CaseRows:
         before: int (N,), where the decision before adaptation ranks the right class: `RIGHT`, `AMONG_FIVE` or `MISSED`.
         after: The same after adaptation.
         finished: bool (N,), whether there is a decision.
+        source: str (N,), see `sources_of`.
     """
 
     table: pa.Table
@@ -32,6 +34,7 @@ class CaseRows:
     before: np.ndarray
     after: np.ndarray
     finished: np.ndarray
+    source: np.ndarray
 
     @classmethod
     def of(cls, table: pa.Table, case_id: str, classes: int) -> CaseRows:
@@ -48,12 +51,18 @@ class CaseRows:
             first, among = (table[f"{name}_{when}"].fill_null(False).to_numpy() for name in ("correct", "correct5"))
             return np.where(first, RIGHT, np.where(among, AMONG_FIVE, MISSED))
 
-        return cls(table, label, rank("before"), rank("after"), table["error"].is_null().to_numpy())
+        finished = table["error"].is_null().to_numpy()
+        return cls(table, label, rank("before"), rank("after"), finished, sources_of(table))
 
     def select(self, chosen: np.ndarray) -> CaseRows:
         """Those of the rows where `chosen`, bool (N,), is true."""
-        arrays = (self.label, self.before, self.after, self.finished)
+        arrays = (self.label, self.before, self.after, self.finished, self.source)
         return CaseRows(self.table.filter(pa.array(chosen, pa.bool_())), *(one[chosen] for one in arrays))
+
+
+def sources_of(table: pa.Table) -> np.ndarray:
+    """What each video was cut from, str (N,): its group, or itself."""
+    return np.asarray(pc.call_function("coalesce", [table["group"], table["video_id"]]).to_numpy(), str)
 
 
 def firsts(lists: pa.ChunkedArray) -> np.ndarray:

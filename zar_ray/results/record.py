@@ -51,21 +51,24 @@ class PairedComparison:
     """Two decisions about the same videos.
 
     Attributes:
-        top1: Share that is right after minus share that is right before, with its paired interval.
-        gained: Videos that are right only after.
-        lost: Videos that are right only before.
-        p_value: McNemar's exact two-sided p: how likely so uneven a split of gained and lost would be by chance alone.
+        effect: The score after minus the score before, with its paired interval.
+        gained: Decisions that are right only after; None of an average, and of mean average precision.
+        lost: Decisions that are right only before.
+        p_value: Two-sided p of exchanging before and after at random, video by video, or source by source. Of single
+            decisions that is McNemar's exact one.
+        detectable: The smallest difference that such a test finds with a chance of 80 %; None where it finds none.
     """
 
-    top1: Estimate
-    gained: int
-    lost: int
+    effect: Estimate
+    gained: int | None
+    lost: int | None
     p_value: float
+    detectable: float | None = None
 
     @property
     def difference(self) -> float:
         """The difference alone."""
-        return self.top1.value
+        return self.effect.value
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,18 @@ class CaseMetrics:
         entropy_after: The same after adaptation.
         seconds_adapt: Mean wall seconds of adaptation a video; None when not measured.
         split: The protocol's split that the case is of.
+        images: Mean distinct images a video that the method looks at or encodes itself; None when not measured.
+        seconds: Mean wall seconds a video of encoding these and of adapting, as if the method ran alone.
+        changed: Decisions that are other classes after adaptation than before.
+        confidence_before: Mean probability of the class that is decided for before adaptation; None when nothing
+            finished.
+        confidence_after: The same after adaptation.
+        groups: How many sources the labelled videos are of, where some share one: these are drawn, and exchanged,
+            together.
         map_before: Mean average precision before adaptation, of a multi-label split, failed videos with the lowest
             scores; its intervals are over videos. None elsewhere, as the accuracies are None there.
         map_after: The same after adaptation.
+        map_change: After against before; None too for a method that leaves every score as it was.
     """
 
     case_id: str
@@ -122,8 +134,15 @@ class CaseMetrics:
     entropy_after: float | None
     seconds_adapt: float | None
     split: str = "all"
+    images: float | None = None
+    seconds: float | None = None
+    changed: int = 0
+    confidence_before: float | None = None
+    confidence_after: float | None = None
+    groups: int | None = None
     map_before: Estimate | None = None
     map_after: Estimate | None = None
+    map_change: PairedComparison | None = None
 
     @property
     def headline(self) -> Scores | None:
@@ -131,11 +150,14 @@ class CaseMetrics:
         return self.failures_wrong
 
     @property
+    def change(self) -> PairedComparison | None:
+        """The headline's change, or that of mean average precision."""
+        return self.map_change if self.headline is None else self.headline.change
+
+    @property
     def adapts(self) -> bool:
         """Whether the method changed any score; zero-shot changes none."""
-        if self.headline is not None:
-            return self.headline.change is not None
-        return (self.map_before, self.entropy_before) != (self.map_after, self.entropy_after)
+        return self.change is not None or (self.headline is None and self.entropy_before != self.entropy_after)
 
     def estimates(self, when: Literal["before", "after"]) -> dict[str, Estimate]:
         """Its results before or after adaptation by their metrics' names, the one that it is compared by first.
@@ -151,9 +173,9 @@ class CaseMetrics:
         """The case as flat numbers for MLflow; docs/mlflow.md lists the names.  What is unknown is left out."""
         values = {**vars(self), "map_after": None, **self.estimates("after")}
         values |= {f"{name}_before": estimate for name, estimate in self.estimates("before").items()}
-        if self.failures_wrong is not None and (change := self.failures_wrong.change) is not None:
-            values |= {"top1_change": change.top1, "mcnemar_p": change.p_value}
-            values |= {"gained": change.gained, "lost": change.lost}
+        if (change := self.change) is not None:
+            values |= {f"{next(iter(self.estimates('after')))}_change": change.effect, "change_p": change.p_value}
+            values |= {"gained": change.gained, "lost": change.lost, "detectable": change.detectable}
         if self.failures_excluded is not None:
             accuracy = vars(self.failures_excluded.after)
             values |= {f"{name}_without_failures": estimate.value for name, estimate in accuracy.items()}
@@ -225,16 +247,21 @@ class Costs:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What a model holds and computes, counted; a GFLOP is 1e9 multiplications with addition, as in papers.
+    """What a model is, holds and computes, whatever it is called; a GFLOP is 1e9 multiplications with addition.
 
     Attributes:
+        architecture: The model of open_clip's that has the same towers, setting by setting, and nothing besides; None
+            where none has.
+        input_size: Pixels along a side of what it reads.
         view_frames: T, frames of an evaluation view.
         view_gflops: What an evaluation view takes, as published: all of the image tower, and a head over frames.
-        image_gflops: What an image takes of the encoder here, which computes of the last block what is read.
+        image_gflops: What an image of it takes of the image tower, counted alike.
         tuning_gflops: What a video takes of the text tower besides, by method; of methods that tune a context, under
             the largest class set.
     """
 
+    architecture: str | None
+    input_size: int
     parameters: int
     view_frames: int
     view_gflops: float
@@ -247,8 +274,8 @@ class Throughput:
     """How fast this session worked.
 
     Attributes:
-        videos: Videos it processed, failed ones included; resumed ones are not among them.
-        seconds: Wall seconds from the first video's start to the last one's end.
+        videos: Videos it decided about in every case; neither failed ones, which may cost nothing, nor resumed ones.
+        seconds: Wall seconds of its pass over the videos, with what failed ones took and the workers' start.
     """
 
     videos: int
@@ -256,7 +283,7 @@ class Throughput:
 
     @property
     def videos_per_second(self) -> float | None:
-        """Videos a second; None when nothing was processed."""
+        """Videos a second; None when none was decided about."""
         return self.videos / self.seconds if self.videos and self.seconds > 0 else None
 
 
@@ -301,6 +328,7 @@ class ProtocolAverage:
         value: The average of the splits' headline numbers, a fraction.
         std: Standard deviation between the splits, dividing by their number as NumPy's default does; None for a
             harmonic mean.
+        change: Of top-1 after adaptation, this average against that of the decisions before it.
     """
 
     method: str
@@ -309,11 +337,15 @@ class ProtocolAverage:
     value: float
     std: float | None
     splits: tuple[str, ...]
+    change: PairedComparison | None = None
 
     def numbers(self) -> dict[str, float]:
         """The average as flat numbers for MLflow; docs/mlflow.md lists the names."""
-        numbers = {f"{self.metric}_{self.kind}": self.value}
-        return numbers if self.std is None else {**numbers, f"{self.metric}_std": self.std}
+        name = f"{self.metric}_{self.kind}"
+        values: dict[str, object] = {name: self.value, f"{self.metric}_std": self.std}
+        if self.change is not None:
+            values |= {f"{name}_change": self.change.effect, f"{name}_change_p": self.change.p_value}
+        return flat_numbers(values)
 
 
 @dataclass(frozen=True)
@@ -326,7 +358,7 @@ class RunSummary:
         model_fingerprint: A short hash of its weights.
         random_weights: Whether the weights are untrained; every output then says so.
         seed: Seed of the view plans.
-        classes: Candidate classes, K.
+        classes: Candidate classes, K; of several splits, distinct ones in all, which no video chooses among.
         videos: Videos of the run; finished + failed.
         finished: Videos with a decision in every case.
         failed: Videos without a decision in at least one case.

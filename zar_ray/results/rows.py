@@ -42,6 +42,7 @@ class ResultRow:
         setting: What the run calls the setting; of a case that several settings have in common, the first of them.
         label_id: Index of the right class among the run's class names; None when the video has no label.
         label: Its name.
+        group: What other videos of its dataset share with it, see `zar_ray.data.manifest.VideoRow`.
         labels: Indices of all right classes, in a protocol where a video may show several; then the row has no
             `label_id`, and `scores_before` and `scores_after`.
         top5_before: Class ids by falling score before adaptation, min(5, K) of them; equal scores by rising id.
@@ -88,6 +89,7 @@ class ResultRow:
     setting: Text = None
     label_id: Number = None
     label: Text = None
+    group: Text = None
     labels: Numbers = None
     top5_before: Numbers = None
     top5_after: Numbers = None

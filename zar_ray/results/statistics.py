@@ -1,4 +1,4 @@
-"""Intervals and tests for shares of right videos; docs/metrics.md says how they are made and why so."""
+"""Intervals and tests for shares of right videos; docs/metrics.md says how they are made, and how often they hold."""
 
 from __future__ import annotations
 
@@ -6,36 +6,31 @@ from collections.abc import Sequence
 from statistics import stdev
 
 import numpy as np
-from scipy.stats import binom, binomtest
+from scipy.optimize import root_scalar
+from scipy.stats import binom, norm
 
 from zar_ray.results.record import Estimate, PairedComparison
-
-RESAMPLES = 5000
-"""Bootstrap draws: enough for the ends of an interval to move by a few hundredths of its width from seed to seed."""
 
 TAIL = 0.025
 """Share of a distribution beyond either end of an interval."""
 
+POWER = 0.8
+"""The chance with which a difference is to be found that so many videos are said to show."""
 
-def paired_comparison(
-    before: np.ndarray, after: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
-) -> PairedComparison:
+_Z = float(norm.isf(TAIL))
+
+
+def paired_comparison(before: np.ndarray, after: np.ndarray, sources: np.ndarray | None = None) -> PairedComparison:
     """Compares two decisions about the same videos, each made once or several times.
 
-    The interval is the percentile bootstrap interval over videos, paired: redrawing videos draws how many of them
-    gained, lost or stayed from a multinomial distribution, which costs the same for any number of videos and is what
-    `scipy.stats.bootstrap` would redraw them for.  Where every draw would be the same, the bound is Clopper and
-    Pearson's exact one.
-
-    A video that is decided about several times counts with its mean, and is redrawn as a whole.  The p value is then
-    the exact one of the test that exchanges before and after at random, video by video; of single decisions that is
-    McNemar's exact test.
+    The p value is the exact one of the test that exchanges before and after at random, source by source; of single
+    decisions about videos of their own it is McNemar's.
 
     Args:
         before: ``(N,)`` bool, N at least 1: whether each video is right before; or ``(R, N)``, in each of R replicates.
         after: Of the same shape: the same videos after, in the same order.
-        seed: Seed of the bootstrap.
-        resamples: Bootstrap draws.
+        sources: ``(N,)``, equal for videos that are of one source; by default each is of its own. All decisions about
+            the videos of a source stand or fall together, see `design_effect`.
 
     Raises:
         ValueError: There is no video, or the arrays are not of the same videos.
@@ -45,31 +40,75 @@ def paired_comparison(
         raise ValueError(
             f"before and after are of shapes {before.shape} and {after.shape}, not of the same N > 0 videos"
         )
-    replicates, videos = before.shape
-    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
-    changes, counts = np.unique((after.astype(int) - before).sum(axis=0), return_counts=True)
-    if len(changes) > 1:
-        drawn = np.random.default_rng(seed).multinomial(videos, counts / videos, size=resamples) @ changes
-        estimate = quantile_estimate((gained - lost) / before.size, drawn / before.size)
-        return PairedComparison(estimate, gained, lost, _exchange_p(changes, counts))
-    change = float(changes[0]) / replicates
-    # Every draw is the same: at worst the rest of the exact bound changed the other way.
-    reach = share_estimate(0, videos).high
-    low, high = (change - reach, change + reach) if not change else sorted((change, change * (1 - 2 * reach)))
-    return PairedComparison(Estimate(change, low, high), gained, lost, _exchange_p(changes, counts))
+    changes = after.astype(int) - before
+    gained, lost = int((changes > 0).sum()), int((changes < 0).sum())
+    shared = design_effect(changes, sources, lowest=-1)
+    effective = before.size / shared
+    return PairedComparison(
+        effect=change_estimate(gained / shared, lost / shared, effective),
+        gained=gained,
+        lost=lost,
+        p_value=_exchange_p(*np.unique(_of_sources(changes, sources)[0], return_counts=True)),
+        detectable=detectable_difference(effective, ((gained + lost) / shared + 2) / (effective + 2)),
+    )
+
+
+def change_estimate(gained: float, lost: float, videos: float) -> Estimate:
+    """By how much the share of right ones among independent videos rose; none of these need be whole numbers.
+
+    Its interval is Bonett and Price's adjusted one (Journal of Educational and Behavioral Statistics 37, 2012), which
+    counts one more gained and one more lost.
+    """
+    counted = videos + 2
+    centre = (gained - lost) / counted
+    reach = _Z * float(np.sqrt(((gained + lost + 2) / counted - centre**2) / counted))
+    return Estimate((gained - lost) / videos, max(centre - reach, -1.0), min(centre + reach, 1.0))
+
+
+def _of_sources(outcomes: np.ndarray, sources: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The sums of outcomes ``(R, N)`` over each source, int (C,), and how many outcomes that are."""
+    if sources is None:
+        return outcomes.sum(axis=0), np.full(outcomes.shape[1], len(outcomes))
+    _, codes, counts = np.unique(sources, return_inverse=True, return_counts=True)
+    return np.bincount(codes, outcomes.sum(axis=0)).astype(int), counts * len(outcomes)
+
+
+def design_effect(outcomes: np.ndarray, sources: np.ndarray | None = None, lowest: int = 0) -> float:
+    """By how much outcomes of the same sources say less than as many of sources of their own.
+
+    Outcomes divided by it count as independent ones (Rao and Scott, Biometrics 48, 1992). Two sources of mean size are
+    added, with the lowest and the highest outcomes alone, so that there is a variance where all outcomes are the same:
+    each source then counts as one.
+
+    Args:
+        outcomes: int or bool ``(R, N)``: R outcomes of each of N videos, from `lowest` to 1.
+        sources: ``(N,)``, equal for videos of one source; by default each is of its own.
+        lowest: The least that an outcome can be.
+
+    Returns:
+        At least 1, and 1 of single outcomes of sources of their own.
+    """
+    totals, sizes = _of_sources(outcomes, sources)
+    size = sizes.mean()
+    if size == 1:
+        return 1.0
+    squares = (outcomes.astype(int) ** 2).sum() + size * (lowest**2 + 1)
+    wide, many = np.append(totals, [lowest * size, size]), np.append(sizes, [size, size])
+    mean = wide.sum() / many.sum()
+    return max(1.0, float(((wide - mean * many) ** 2).sum() / (squares - many.sum() * mean**2)))
 
 
 def _exchange_p(changes: np.ndarray, counts: np.ndarray) -> float:
-    """Exact two-sided p of the sum of some changes, if the sign of each video's were a coin's.
+    """Exact two-sided p of the sum of some changes, if the sign of each source's were a coin's.
 
-    There are C distinct changes of videos, int (C,), and `counts`, int (C,), say how many videos have each.
+    There are C distinct changes of sources, int (C,), and `counts`, int (C,), say how many sources have each.
     """
     sizes = {int(size): int(counts[np.abs(changes) == size].sum()) for size in np.unique(np.abs(changes)) if size}
     if not sizes:
         return 1.0
     chances = np.ones(1)
     for size, number in sizes.items():
-        # A video's sign moves the sum by twice its size.
+        # A source's sign moves the sum by twice its size.
         steps = np.zeros(number * size + 1)
         steps[::size] = binom.pmf(np.arange(number + 1), number, 0.5)
         chances = np.convolve(chances, steps)
@@ -77,6 +116,24 @@ def _exchange_p(changes: np.ndarray, counts: np.ndarray) -> float:
     reach = abs(float(changes @ counts)) / 2
     beyond = np.abs(np.arange(len(chances)) - middle) >= reach - 1e-9
     return min(1.0, float(chances[beyond].sum()))
+
+
+def detectable_difference(videos: float, flips: float) -> float | None:
+    """The smallest difference that McNemar's exact test finds with a chance of `POWER`; None where it finds none.
+
+    Of so many videos, a share `flips` is decided otherwise; where the difference is larger, all of it and nothing else
+    is.
+    """
+
+    def lacking(difference: float) -> float:
+        share = max(flips, difference)
+        least, most = binom.interval(1 - 1e-6, round(videos), share)
+        flipped = np.arange(least, most + 1)
+        needed = binom.isf(TAIL, flipped, 0.5)  # with more than so many of them gained, p is at most 0.05
+        found = binom.sf(needed, flipped, (1 + difference / share) / 2)
+        return POWER - float(binom.pmf(flipped, round(videos), share) @ found)
+
+    return None if lacking(1.0) > 0 else float(root_scalar(lacking, bracket=(0.0, 1.0), xtol=1e-5).root)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -94,35 +151,46 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def share_estimate(right: int, videos: int) -> Estimate:
-    """The share of right ones among some videos with its bootstrap interval; Clopper and Pearson's of all or none."""
-    if right in (0, videos):
-        exact = binomtest(right, videos).proportion_ci(1 - 2 * TAIL, method="exact")
-        return Estimate(right / videos, float(exact.low), float(exact.high))
-    low, high = binom.ppf([TAIL, 1 - TAIL], videos, right / videos) / videos
-    return Estimate(right / videos, float(low), float(high))
+def share_estimate(right: float, videos: float) -> Estimate:
+    """The share of right ones among independent videos; neither need be whole numbers.
 
-
-def replicated_share(right: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """The share of right decisions, with its interval over videos; a video's replicates are redrawn together.
-
-    `right` is bool ``(R, N)``: R decisions about each of N videos, both at least 1.
+    Its interval is Wilson's score interval (Journal of the American Statistical Association 22, 1927).
     """
-    replicates, videos = right.shape
-    if replicates == 1 or right.all() or not right.any():
-        return share_estimate(int(right.all(axis=0).sum()), videos)
-    hits, counts = np.unique(right.sum(axis=0), return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(videos, counts / videos, size=resamples) @ hits
-    return quantile_estimate(float(right.mean()), drawn / right.size)
+    share, spread = right / videos, _Z**2 / videos
+    centre = (share + spread / 2) / (1 + spread)
+    reach = float(np.sqrt(spread * share * (1 - share) + spread**2 / 4)) / (1 + spread)
+    # Rounding must not put the share itself outside.
+    return Estimate(share, min(max(centre - reach, 0.0), share), max(min(centre + reach, 1.0), share))
+
+
+def share_of(right: np.ndarray, sources: np.ndarray | None = None) -> Estimate:
+    """The share of right decisions with its interval.
+
+    `right` is bool ``(N,)``, or ``(R, N)``: R decisions about each of N videos, both at least 1; of `sources` see
+    `design_effect`.
+    """
+    right = np.atleast_2d(right)
+    effect = design_effect(right, sources)
+    return share_estimate(float(right.sum()) / effect, right.size / effect)
+
+
+def mean_class_share(label: np.ndarray, right: np.ndarray, sources: np.ndarray | None = None) -> Estimate:
+    """The mean over the classes that have videos of their shares of right ones, with Wilson's interval.
+
+    So many videos count as would give a single share the variance that this mean has where all classes are as hard;
+    where they differ, the interval is wider than need be.
+
+    Args:
+        label: int (N,), the videos' classes.
+        right: bool (N,), whether they are right.
+        sources: ``(N,)``, equal for videos of one source, see `design_effect`.
+    """
+    _, codes, videos = np.unique(label, return_inverse=True, return_counts=True)
+    share = (np.bincount(codes, right) / videos).mean()
+    effective = len(videos) ** 2 / (1 / videos).sum() / design_effect(right[None], sources)
+    return share_estimate(float(share * effective), float(effective))
 
 
 def sample_deviation(values: Sequence[float]) -> float | None:
     """Standard deviation between replicates of a measurement, n - 1 in its denominator; None of a single one."""
     return stdev(values) if len(values) > 1 else None
-
-
-def quantile_estimate(value: float, drawn: np.ndarray) -> Estimate:
-    """A measured value with the quantiles of its bootstrap draws; the interval is widened to hold the value."""
-    low, high = np.quantile(drawn, [TAIL, 1 - TAIL])
-    # Where rare classes drop out of draws, the mean over classes shifts and can leave the measured value outside.
-    return Estimate(value, min(float(low), value), max(float(high), value))

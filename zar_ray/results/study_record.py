@@ -120,7 +120,7 @@ class TableRow:
             values |= {"accuracy": main.value}
             values |= {f"accuracy_{end}": getattr(main, end) for end in ("low", "high", "std")}
         if (one := self.comparison) is not None:
-            values |= {"difference": one.top1, "difference_p": one.p_value}
+            values |= {"difference": one.effect, "difference_p": one.p_value}
             values |= {"difference_gained": one.gained, "difference_lost": one.lost}
         return flat_numbers(values)
 

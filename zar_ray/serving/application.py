@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.serve import Application
 
-from zar_ray.cluster import total_gpus
+from zar_ray.cluster import require_cluster, total_gpus
 from zar_ray.data.classes import known_class_lists
 from zar_ray.errors import ConfigError, ZarError
 from zar_ray.models.loading import load_model
@@ -95,7 +95,11 @@ def build(config: ServiceOptions) -> Application:
         ConfigError: A method or a label set is not there, or a folder that requests are to be served from; or the
             model cannot do what requests may ask.
         ModelError: The model cannot be loaded.
+        RunError: `serve run` would wait for a cluster that is not there.
     """
+    # An address on the command line is Ray's affair.
+    if _is_serve_run() and not any(word.startswith(("-a", "--address")) for word in sys.argv):
+        require_cluster(fall_back=False)
     require_methods(config)
     label_sets_of(config)
     for root in (*config.roots, *([config.samples] if config.samples else [])):

@@ -37,6 +37,7 @@ class Query:
         method: The method.
         options: Those of its own options that are not the service's, as JSON values.
         seed: Seed of the views.
+        seeds: All that are asked for, the first of them `seed` (`zar_ray.serving.seeds`).
         template: The prompt; None for the service's.
         top_k: Labels to return.
         explain: Whether frames and relevance maps are wanted.
@@ -52,6 +53,7 @@ class Query:
     top_k: int = 5
     explain: bool = False
     received: float = 0.0
+    seeds: tuple[int, ...] = ()
 
     @property
     def shared(self) -> tuple[object, ...]:

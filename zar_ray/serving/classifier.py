@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from functools import lru_cache, partial
 
 import numpy as np
-import torch
 
 import zar_ray
 from zar_ray.adaptation.adapter import CasePrediction, PlannedVideo, VideoAdapter, VideoPrediction
@@ -28,7 +27,6 @@ from zar_ray.serving.methods import ServiceOptions, adaptation_options
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import (
     Classification,
-    RankedLabel,
     ServedModel,
     Timings,
     VideoFacts,
@@ -167,8 +165,8 @@ class Classifier:
             seed=query.seed,
             steps=0 if decision.losses is None else len(decision.losses),
             candidates=len(query.labels),
-            before=_labels(decision.logits_before, query),
-            after=_labels(decision.logits_after, query),
+            before=rank_labels([decision.logits_before], query.labels, query.top_k),
+            after=rank_labels([decision.logits_after], query.labels, query.top_k),
             entropy_before=float(entropy(decision.logits_before)),
             entropy_after=float(entropy(decision.logits_after)),
             views=_views(outcome.plan, case, job.decoded.first_frame),
@@ -203,10 +201,6 @@ def require_served(model: ClipModel, config: ServiceOptions) -> None:
             VideoAdapter(model, prompts, (name,), options, classes_of=texts)
         except (ConfigError, ModelError) as error:
             raise ConfigError(f"methods: leave {name} out: {error}") from None
-
-
-def _labels(logits: torch.Tensor, query: Query) -> tuple[RankedLabel, ...]:
-    return tuple(RankedLabel(**asdict(one)) for one in rank_labels(logits, query.labels, query.top_k))
 
 
 def _views(plan: ViewPlan, case: CasePrediction, first_frame: int) -> tuple[ViewEntropy, ...]:

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import zar_ray
 from zar_ray.errors import ConfigError
 from zar_ray.options.layers import one_line
+from zar_ray.serving import seeds
 from zar_ray.serving.access import refusal
 from zar_ray.serving.admission import Admission
 from zar_ray.serving.backend import Backend, Query, VideoSource
@@ -61,7 +62,6 @@ _PAGE_POLICY = (
     " connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
 _FORM, _JSON = "multipart/form-data", "application/json"
-_LISTS = ("candidate_labels",)
 _SAMPLES_SHOWN = 24
 _MOST_FIELDS = 64
 _LONGEST_DETAIL = 1000
@@ -141,7 +141,7 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
     )
     async def classify(request: Request) -> Response:
         async with asked(request, ClassifyParameters, PathRequest) as (video, query, _):
-            result = await backend.classify(video, query)
+            result = await seeds.classify(backend, video, query)
         measures.classified(result)
         return Response(result.model_dump_json(), media_type=_JSON)
 
@@ -335,8 +335,10 @@ def _values(fields: dict[str, list[str]], limits: LimitConfig) -> dict[str, Any]
     """A form's fields as JSON would have them."""
     values: dict[str, Any] = {}
     for name, texts in fields.items():
-        if name in _LISTS:
+        if name == "candidate_labels":
             values[name] = split_labels(texts, limits)
+        elif name == "seeds":
+            values[name] = texts
         elif len(texts) > 1:
             raise RequestError("invalid-parameters", f"{name[:80]}: is there {len(texts)} times")
         elif name == "options":

@@ -64,6 +64,7 @@ def request_body(methods: Sequence[ServedMethod], form: type[BaseModel], on_serv
                     "schema": of_form,
                     "encoding": {
                         "candidate_labels": {"style": "form", "explode": True},
+                        "seeds": {"style": "form", "explode": True},
                         "options": {"contentType": "application/json"},
                     },
                 },

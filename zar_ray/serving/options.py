@@ -32,6 +32,7 @@ class LimitConfig(Options):
     labels: int = Field(default=1000, ge=1, description="Candidate labels of a request.")
     label_length: int = Field(default=200, ge=1, description="Characters of a label, and of a template.")
     steps: int = Field(default=10, ge=1, description="Steps that a request may ask for.")
+    seeds: int = Field(default=5, ge=1, le=100, description="Seeds of a request, each a classification of its own.")
     windows: int = Field(default=200, ge=1, description="Windows of a video that is classified window by window.")
     streams: int = Field(default=4, ge=1, description="Such videos at a time, beside `concurrent`; a decoder's, too.")
     stream_seconds: float = Field(default=600.0, gt=0, description="Seconds after which no further window is begun.")

@@ -19,7 +19,7 @@ from zar_ray.errors import ConfigError, suggestion
 from zar_ray.serving.backend import Query
 from zar_ray.serving.options import LimitConfig, ServeConfig
 from zar_ray.serving.problems import RequestError
-from zar_ray.serving.schema import ClassifyParameters, ServedMethod
+from zar_ray.serving.schema import ClassifyParameters, ServedMethod, WindowParameters
 
 _LABELS_IN_A_FIELD = ","
 _MOST_VALUES = 1000
@@ -64,6 +64,7 @@ def query_of(
         RequestError: A parameter does not fit (``invalid-parameters``).
     """
     limits = config.limits
+    seeds = _seeds(parameters, limits) or (config.seed if parameters.seed is None else parameters.seed,)
     method = parameters.method if parameters.method is not None else config.methods[0]
     if method not in methods:
         raise _unfit("method", f'"{_shown(method)}" is not served here{suggestion(method, methods)}')
@@ -72,7 +73,8 @@ def query_of(
         labels=_labels(parameters, label_sets, limits),
         method=method,
         options=_own_options(parameters, methods[method], limits),
-        seed=parameters.seed if parameters.seed is not None else config.seed,
+        seed=seeds[0],
+        seeds=seeds,
         template=_template(parameters.hypothesis_template, limits),
         top_k=parameters.top_k,
         explain=parameters.explain,
@@ -186,6 +188,16 @@ def _labels(
             raise _unfit("candidate_labels", f'"{_shown(label)}" is there twice')
         labels[label] = None
     return tuple(labels)
+
+
+def _seeds(parameters: ClassifyParameters, limits: LimitConfig) -> tuple[int, ...]:
+    seeds = parameters.seeds or ()
+    if len(seeds) > limits.seeds:
+        raise _unfit("seeds", f"{len(seeds)} are more than the {limits.seeds} that a request may have")
+    several = len(set(seeds)) == len(seeds) and parameters.seed is None
+    if seeds and (not several or isinstance(parameters, WindowParameters)):
+        raise _unfit("seeds", "are distinct ones, in the place of seed, and of whole videos only")
+    return seeds
 
 
 def _template(template: str | None, limits: LimitConfig) -> str | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from zar_ray.adaptation.rankings import RankedLabel
 
 
 class _Message(BaseModel):
@@ -33,6 +35,9 @@ class ClassifyParameters(_Message):
         description="Options of the method's own, see /v1/methods; what is left out is the service's.",
     )
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1, description="Seed of the views.")
+    seeds: tuple[Annotated[int, Field(ge=0, le=2**63 - 1)], ...] | None = Field(
+        default=None, min_length=1, max_length=100, fail_fast=True, description="Several, over which scores are means."
+    )
     explain: bool = Field(default=False, description="Also return frames, and what in them speaks for the top label.")
 
 
@@ -59,13 +64,6 @@ class WindowedPathRequest(PathRequest, WindowParameters):
     """A long video that lies on the server."""
 
 
-class RankedLabel(_Message):
-    """A label with its softmax probability over all candidates."""
-
-    label: str
-    score: float
-
-
 class ServedModel(_Message):
     """The model that answered."""
 
@@ -87,6 +85,9 @@ class VideoFacts(_Message):
     height: int
     duration: float
     decoder: str
+    pixel_aspect: float = Field(
+        1.0, description="How wide a pixel is shown for its height; pictures are not stretched."
+    )
     warning: str | None = Field(description="What is wrong with the file although it could be read.")
     frames_decoded: int = Field(description="Distinct frames that were used.")
     evaluation_frames: tuple[int, ...] = Field(description="Frames of the view that is classified.")
@@ -138,7 +139,8 @@ class Classification(_Message):
     request_id: str
     model: ServedModel
     method: str
-    seed: int
+    seed: int = Field(description="With the video's name it decides which views are drawn, and so the scores.")
+    seeds: tuple[int, ...] = Field(default=(), description="Where several were asked for; views are the first one's.")
     steps: int = Field(description="Tuning steps; 0 where the method tunes nothing.")
     candidates: int = Field(description="Labels that were chosen among.")
     before: tuple[RankedLabel, ...] = Field(description="Labels by falling score before tuning.")

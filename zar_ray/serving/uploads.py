@@ -43,7 +43,7 @@ class Form:
 
 
 class _Parser(MultiPartParser):
-    """Bounds all texts together, and takes them for nothing but UTF-8."""
+    """Bounds all texts together, takes them for nothing but UTF-8, and a video for nothing but a file."""
 
     _texts = 0
 
@@ -63,6 +63,11 @@ class _Parser(MultiPartParser):
         self._charset = "utf-8"
         (self._current_part.content_disposition or b"").decode()
         super().on_headers_finished()
+        if self._current_part.field_name == "video" and self._current_part.file is None:
+            raise RequestError(
+                "invalid-parameters",
+                "video: its part has no filename, which makes it a text; send a file, as curl does with -F video=@FILE",
+            )
 
 
 def announced_size(request: Request, limits: LimitConfig) -> int:

@@ -11,6 +11,7 @@ from zar_ray.evaluation.streams import stream_methods
 from zar_ray.reporting.figures import confusion_picture
 from zar_ray.reporting.summary_tables import per_class_csv
 from zar_ray.results import metrics
+from zar_ray.results.averages import protocol_averages
 from zar_ray.results.case_rows import class_accuracies, confusion_matrix
 from zar_ray.results.folder import PREDICTIONS, SUMMARY, RunFolder
 from zar_ray.results.record import RunSummary, SplitSummary, Throughput
@@ -69,9 +70,10 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
     workload, folder, (model,) = study.workload, study.folder, part.models
     dataset = protocol_name(str(options.dataset), options.protocol)
     average = load_benchmark(dataset).average if dataset in known_benchmarks() else "mean"
+    tables = {split.name: rows_of(split, part.table) for split in workload.splits}
     cases = tuple(
         metrics.case_metrics(
-            rows_of(split, part.table),
+            tables[split.name],
             case.case_id,
             case.method,
             len(split.class_names),
@@ -102,7 +104,7 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
         splits=tuple(
             SplitSummary(split.name, len(split.class_names), len(split), split.notes) for split in workload.splits
         ),
-        averages=metrics.protocol_averages(cases, average) if len(workload.splits) > 1 else (),
+        averages=protocol_averages(cases, average, tables, options.seed) if len(workload.splits) > 1 else (),
         order_dependent=stream_methods([options]),
         model_cost=next(iter(model.costs), None),
     )

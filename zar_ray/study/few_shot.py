@@ -100,7 +100,7 @@ def describe(config: TrainConfig) -> str:
         [
             f"experiment  {_heading(plan)}",
             *(
-                f"training    {shots} shots: {len(videos)} videos of {len(videos.class_names)} classes a seed"
+                f"training    {len(videos)} videos a seed: {shots} of each of {len(videos.class_names)} classes"
                 for shots, videos in drawn.items()
             ),
             f"evaluation  {evaluated}, methods {', '.join(config.method)}",

@@ -19,8 +19,8 @@ from zar_ray.results.case_rows import RIGHT, CaseRows
 from zar_ray.results.statistics import (
     holm,
     paired_comparison,
-    replicated_share,
     sample_deviation,
+    share_of,
 )
 from zar_ray.results.study_record import REPLICATES, Cell, Score, StudyTable, TableRow
 from zar_ray.study.axes import label_of
@@ -56,11 +56,16 @@ class Group:
     @cached_property
     def right(self) -> np.ndarray:
         """Bool (R, N): whether each labelled decision is right, of each (video, class set) once, in the same order."""
-        return self._right()
+        return self._decisions()[0]
 
-    def _right(self, split: EvaluationSplit | None = None) -> np.ndarray:
-        """The same of all videos or of one split's."""
-        workload, replicates = self.study.workload, []
+    @cached_property
+    def sources(self) -> np.ndarray:
+        """Str (N,): what the videos of these decisions were cut from."""
+        return self._decisions()[1]
+
+    def _decisions(self, split: EvaluationSplit | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Both, of all videos or of one split's."""
+        workload, replicates, sources = self.study.workload, [], np.empty(0, str)
         for part in self.parts:
             cases = part.cases if split is None else workload.cases_of(split, part.cases)
             table = part.table if split is None else rows_of(split, part.table)
@@ -69,8 +74,10 @@ class Group:
                 for case in cases
                 if case.method == self.method
             ]
-            replicates.append(np.concatenate([(one.after == RIGHT)[one.label >= 0] for one in rows]))
-        return np.stack(replicates)
+            labelled = [one.select(one.label >= 0) for one in rows]
+            replicates.append(np.concatenate([one.after == RIGHT for one in labelled]))
+            sources = np.concatenate([one.source for one in labelled])
+        return np.stack(replicates), sources
 
     def scores(self) -> dict[str, Score]:
         """Its score on each split that has labels."""
@@ -92,7 +99,7 @@ class Group:
         deviation = sample_deviation(values)
         if cases[0].map_after is not None:
             return Score(fmean(values), std=deviation, replicates=values)
-        share = replicated_share(self._right(split), summaries[0].seed)
+        share = share_of(*self._decisions(split))
         return Score(share.value, share.low, share.high, deviation, values)
 
     def average(self, scores: Mapping[str, Score]) -> Score | None:
@@ -195,7 +202,7 @@ def tables_of(study: Study, cells: Sequence[Cell], parts: Sequence[Evaluated]) -
 
 def _table(study: Study, placed: PlacedSweep | None, members: Sequence[_Member], reference: str | None) -> StudyTable:
     """Rows with their comparisons; those against one reference are one family of tests."""
-    seed, multi_label = study.options.seed, study.workload.multi_label
+    multi_label = study.workload.multi_label
     # A multi-label video is neither right nor wrong.
     decisions = 0 if multi_label else members[0].group.right.shape[1]
     comparable = decisions > 0 and reference is not None
@@ -210,7 +217,7 @@ def _table(study: Study, placed: PlacedSweep | None, members: Sequence[_Member],
             id(members[n].group): members[n].group for n in family if members[n].group is not members[n].reference
         }
         base = members[family[0]].reference
-        found = {key: paired_comparison(base.right, group.right, seed) for key, group in distinct.items()}
+        found = {key: paired_comparison(base.right, group.right, base.sources) for key, group in distinct.items()}
         adjusted = dict(zip(found, holm([one.p_value for one in found.values()]), strict=True))
         for number in family:
             key = id(members[number].group)
@@ -219,7 +226,7 @@ def _table(study: Study, placed: PlacedSweep | None, members: Sequence[_Member],
         told = [first.method] if "setting" not in first.labels else []
         told = told or [label for axis, label in first.labels.items() if axis != "setting"]
         whose = f"{', '.join(told)}: " if told and len(families) > 1 else ""
-        verdicts.append(whose + verdict([(members[number].group, rows[number]) for number in family], seed))
+        verdicts.append(whose + verdict([(members[number].group, rows[number]) for number in family]))
     axes = tuple(axis for axis in study.axes.names if axis != "setting")
     plural = {"model": "models", "share": "shares of the second checkpoint", "seed": "seeds", "shots": "shots"}
     return StudyTable(
@@ -235,7 +242,7 @@ def _table(study: Study, placed: PlacedSweep | None, members: Sequence[_Member],
     )
 
 
-def verdict(family: Sequence[tuple[Group, TableRow]], seed: int) -> str:
+def verdict(family: Sequence[tuple[Group, TableRow]]) -> str:
     """Names a winner only where it beats the reference and every other row beyond doubt."""
     better = [one for one in family if _differs(one[1], +1)]
     worse = [one for one in family if _differs(one[1], -1)]
@@ -245,7 +252,7 @@ def verdict(family: Sequence[tuple[Group, TableRow]], seed: int) -> str:
         return f"nothing is better than the reference; worse beyond doubt: {_listed(worse)}."
     best, row = max(better, key=lambda one: one[0].right.sum())
     rivals = {id(group): (group, _named(one)) for group, one in family if group is not best}
-    against = {key: paired_comparison(group.right, best.right, seed) for key, (group, _) in rivals.items()}
+    against = {key: paired_comparison(group.right, best.right, best.sources) for key, (group, _) in rivals.items()}
     adjusted = dict(zip(against, holm([one.p_value for one in against.values()]), strict=True))
     beaten = {key for key, one in against.items() if adjusted[key] < _LEVEL and one.difference > 0}
     equal = [label for key, (_, label) in rivals.items() if key not in beaten]

@@ -81,7 +81,7 @@ class FolderRun:
     @cached_property
     def client(self) -> MlflowClient:
         """MLflow's client of the store."""
-        return store.client_of(self.uri)
+        return store.client_of(self.uri, make=True)
 
     def find(self, results: str | None = None) -> MlflowReceipt | None:
         """The folder's run, if the store has it, whatever it holds; with `results` only one that holds these.

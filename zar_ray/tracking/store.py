@@ -11,7 +11,9 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +39,7 @@ RESULTS_TAG = "zar.results"
 METRICS_A_BATCH = 1000
 CONTINUES = "the same command, when it can be reached, logs it"
 
-_SQLITE = "sqlite:///"
+_SQLITE = re.compile(r"sqlite(?:\+pysqlite)?:///([^?]*)")
 
 # Only where the user has not set them: by default MLflow tries for minutes before it says that a server is not there.
 _SETTINGS = {
@@ -65,7 +67,7 @@ _MOST_RUNS = 50_000
 _EXPERIMENT_NOTE = (
     "Evaluations by zar-ray: a run each, and below it (+) a run a method, of each split, model, setting or seed."
     " Compare those: their parameters and metrics have the same names. `top1_change` is what adaptation changed, with"
-    " its 95 % interval in `top1_change_low` and `top1_change_high`, and `mcnemar_p`. Accuracies are fractions in"
+    " its 95 % interval in `top1_change_low` and `top1_change_high`, and `change_p`. Accuracies are fractions in"
     " [0, 1]. A run's description is its result table."
 )
 _EXPERIMENT_TAGS = {
@@ -91,11 +93,24 @@ def default_uri(root: str) -> str:
 
 
 def absolute_uri(uri: str) -> str:
-    """The URI with a relative SQLite path made absolute: a receipt must mean the same in another folder."""
-    path = _sqlite_path(uri)
-    if path is not None:
-        return _sqlite_uri(path.expanduser().absolute()) + "".join(uri.partition("?")[1:])
-    return uri.rstrip("/")
+    """The URI with a relative SQLite path made absolute: a receipt must mean the same in another folder.
+
+    Raises:
+        TrackingError: What follows a question mark is no query, but the rest of a file's name.
+    """
+    path = sqlite_path(uri)
+    if path is None:
+        return uri.rstrip("/")
+    _, sign, query = uri.partition("?")
+    if sign and not re.fullmatch(r"(\w+=[^/&]*&?)+", query):
+        raise TrackingError(f"{uri}: write % and ? in a file's name as %25 and %3F")
+    return _sqlite_uri(path.expanduser().absolute()) + sign + query
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The database file that a URI names; None where it names a store of another kind."""
+    found = _SQLITE.match(uri)
+    return None if found is None else Path(unquote(found[1]))
 
 
 @contextlib.contextmanager
@@ -134,16 +149,27 @@ def quiet_and_quick() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def client_of(uri: str) -> MlflowClient:
-    """MLflow's client of a store; that of a database is tried first, see `_open_database`."""
+def driver_uri(uri: str) -> str:
+    """The URI as MLflow is given it: for ``sqlite:`` it makes a folder first, called as in the URI, escapes and all."""
+    return re.sub("^sqlite:", "sqlite+pysqlite:", uri)
+
+
+def client_of(uri: str, make: bool = False) -> MlflowClient:
+    """MLflow's client of a store; that of a database is tried first, see `_open_database`.
+
+    Raises:
+        FileNotFoundError: There is no such SQLite file, and none is to be made.
+    """
     from mlflow import MlflowClient
     from mlflow.store.db.db_types import DATABASE_ENGINES
 
-    path = _sqlite_path(uri)
-    with contextlib.nullcontext() if path is None else _made_by_one(path, uri):
+    path = sqlite_path(uri)
+    if path is not None and not make and not path.exists():
+        raise FileNotFoundError("no such file")
+    with contextlib.nullcontext() if path is None else _opened_by_one(path):
         if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
             _open_database(uri)
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return MlflowClient(tracking_uri=driver_uri(uri), registry_uri=driver_uri(uri))
 
 
 def experiment_of(client: MlflowClient, uri: str, root: str) -> str:
@@ -168,7 +194,7 @@ def experiment_of(client: MlflowClient, uri: str, root: str) -> str:
 
 
 def _artifact_location(uri: str, root: str) -> str | None:
-    path = _sqlite_path(uri)
+    path = sqlite_path(uri)
     if path is not None:
         return (path.parent / "mlflow-artifacts").as_uri()
     if uri.startswith(("http://", "https://")) or not is_uri(uri):
@@ -280,32 +306,50 @@ def _open_database(uri: str) -> None:
 
 def _sqlite_uri(path: Path) -> str:
     """The URI of a database file; what would begin a query or an escape in it is escaped."""
-    return f"{_SQLITE}{path}".replace("%", "%25").replace("?", "%3F")
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    """The database file that a URI names; None where it names a store of another kind."""
-    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0])) if uri.startswith(_SQLITE) else None
+    return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
 
 
 @contextlib.contextmanager
-def _made_by_one(path: Path, uri: str) -> Iterator[None]:
-    """Lets one process at a time open a database: MLflow makes and migrates its tables without a lock.
+def _opened_by_one(path: Path) -> Iterator[None]:
+    """Lets one process at a time open a database, which is there by then: MLflow makes its tables without a lock.
 
     The lock is the folder's own, so that no file is left behind, and ends with the process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.resolve()
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         # Some network file systems lock no folders.
         with contextlib.suppress(OSError):
             fcntl.flock(folder, fcntl.LOCK_EX)
+        if not path.exists():
+            _make_database(path)
         yield
     finally:
         os.close(folder)
-        # MLflow makes the folder by its name in the URI, escapes and all.
-        misnamed = Path(uri.removeprefix(_SQLITE)).parent
-        if misnamed != path.parent:
-            with contextlib.suppress(OSError):
-                for empty in (misnamed, *misnamed.parents):
-                    empty.rmdir()
+
+
+def _make_database(path: Path) -> None:
+    """Makes a store in memory and puts it whole into its place, unless another process has done so meanwhile.
+
+    MLflow makes the tables in dozens of steps, and a file that is left between two of them, or that another program
+    begins with then, is broken for good.
+    """
+    from mlflow import MlflowClient
+
+    memory = f"file:zar-{uuid.uuid4().hex}?mode=memory&cache=shared"
+    uri = driver_uri(f"sqlite:///{memory}&uri=true")
+    MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
+        whole = Path(folder) / path.name
+        with (
+            contextlib.closing(sqlite3.connect(memory, uri=True)) as made,
+            contextlib.closing(sqlite3.connect(whole)) as copy,
+        ):
+            made.backup(copy)
+        try:
+            os.link(whole, path)
+        except OSError:
+            # Another process was first, or the file system has no links.
+            if not path.exists():
+                whole.replace(path)

@@ -203,7 +203,8 @@ class TrainingTracker:
         with store.opened(self.uri, "log the machine's figures to MLflow", store.CONTINUES):
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._kept.uri)
+            uri = store.driver_uri(self._kept.uri)
+            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=uri)
             self._monitor.start()
 
     def _unwatch(self) -> None:

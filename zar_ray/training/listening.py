@@ -122,10 +122,11 @@ class _TrainingBar(Bar):
         self._steps = steps
         self._batch_size = batch_size
         self._next_line = 0.0  # when it is due
-        self._task = self.add_task("training", total=steps)
+        self._task = self.add_task("starting workers, first step", start=False, total=steps)
 
     def show(self, progress: Progress) -> None:
         """Shows how far training is."""
+        self.start_task(self._task)
         facts = f"loss {progress.loss:.3f}  {progress.accuracy:.1%} right"
         self.update(self._task, completed=progress.step, description=facts)
         now = time.monotonic()

@@ -11,10 +11,10 @@ from typing import Protocol
 import numpy as np
 
 from zar_ray.errors import VideoError
-from zar_ray.video.inspection import Deadline
 from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.options import Decoder
 from zar_ray.video.reading import DecordError, VideoInfo, open_video
+from zar_ray.video.streams import Deadline
 from zar_ray.video.transforms import Interpolation, resize_frame, resized_size
 
 # A picture stands still while no colour value leaves this distance of the stretch's first frame (of 255): above what

@@ -26,18 +26,11 @@ import av.error
 import numpy as np
 
 from zar_ray.errors import ConfigError, VideoError
-from zar_ray.video.inspection import (
-    Deadline,
-    Inspection,
-    VideoInfo,
-    held_back,
-    inspect_video,
-    open_stream,
-    packets,
-    reason_of,
-)
+from zar_ray.terminal import native_stderr_silenced
+from zar_ray.video.inspection import Inspection, VideoInfo, inspect_video
 from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.options import Decoder
+from zar_ray.video.streams import Deadline, decode_all, reason_of
 
 # Containers with an index. In others (MPEG-TS) decord's rewind after counting misses the first frames, which shifts
 # all indices.
@@ -152,16 +145,18 @@ def has_decord() -> bool:
 class PyavReader(VideoReader):
     """Reads with PyAV, which opens all that FFmpeg knows and holds one frame at a time.
 
-    Frames are placed by their presentation times, so that one the decoder does not give leaves the others in place.
-    Up to a tenth of the video may be missing, as in files whose end is cut off: the frame before stands in (at the
-    start, the first one), and the warning says so. Data that the decoder refuses before the last tenth are an error:
-    they spoil what follows.
+    Frames are placed by the packets that they were in, so that one the decoder does not give leaves the others in
+    place. Where the file says that a frame repeats the one before, it does. Of others up to a tenth of the video may be
+    missing, as in files whose end is cut off: the frame before stands in (at the start, the first one), and the warning
+    says so. Data that the decoder refuses before the last tenth are an error: they spoil what follows. All frames are
+    given in the size of the first; where it changes on the way, the warning says so.
     """
 
     def _read(self, wanted: list[int], deadline: Deadline) -> Generator[np.ndarray]:
         count = self.info.frames
         substitutes: list[int] = []
         damaged: list[int] = []
+        resized: tuple[int, int, int] | None = None
         missing = 0
         last: tuple[int, av.VideoFrame] | None = None
         remaining = iter(wanted)
@@ -176,6 +171,8 @@ class PyavReader(VideoReader):
                     yield self._picture(last[1] if last else frame)
                     next_wanted = next(remaining, None)
                 last = (index, frame)
+                if resized is None and (frame.width, frame.height) != self._stored_size:
+                    resized = index, frame.width, frame.height
                 if next_wanted == index:
                     if frame.is_corrupt:
                         damaged.append(index)
@@ -200,6 +197,12 @@ class PyavReader(VideoReader):
                 self._notes.append(
                     f"damaged frames: {len(damaged)} of the {len(wanted)} read, from frame {damaged[0]} of {count} on"
                 )
+            if resized:
+                index, width, height = resized
+                self._notes.append(
+                    f"the picture's size changes: from frame {index} of {count} on {width}×{height} pixels are stored; "
+                    "all frames are brought to the size of the first"
+                )
 
     @property
     def _spare(self) -> int:
@@ -208,38 +211,34 @@ class PyavReader(VideoReader):
         return max(count // 10, 1 if count > 1 else 0)
 
     def _placed(self, deadline: Deadline) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Every frame that the decoder gives, with its index."""
-        last = -1
-        with open_stream(self._inspection.path) as (container, stream):
-            for number, packet in enumerate(packets(container, stream)):
-                deadline.check()
-                try:
-                    frames = packet.decode()
-                except av.error.FFmpegError as error:
-                    if number < self.info.frames - self._spare:
-                        raise VideoError(
-                            f"decoding fails near frame {number} of {self.info.frames}: {reason_of(error)}"
-                        ) from error
-                    continue
-                for frame in frames:
-                    last = self._position(frame, last)
-                    yield last, frame
-            for frame in held_back(stream):
-                deadline.check()
-                last = self._position(frame, last)
+        """Every frame that the decoder gives or that repeats one, with its index."""
+        shown, last, frame = self._inspection.shown, -1, None
+        for number, found in decode_all(self._inspection.path, deadline):
+            if isinstance(found, av.error.FFmpegError):
+                near = number * shown.frames // shown.packets
+                if near < shown.frames - self._spare:
+                    raise VideoError(f"decoding fails near frame {near} of {shown.frames}: {reason_of(found)}")
+                continue
+            for following in found:
+                # by its packet's number, or else the one after the last
+                index = max(shown.positions.get(following.pts or 0, -1), last + 1)
+                yield from self._repeated(frame, last + 1, index)
+                last, frame = index, following
                 yield last, frame
+        yield from self._repeated(frame, last + 1, shown.frames)
 
-    def _position(self, frame: av.VideoFrame, last: int) -> int:
-        """A frame's index by its presentation time, or else the one after the `last`."""
-        index = self._inspection.positions.get(frame.pts, -1) if frame.pts is not None else -1
-        return max(index, last + 1)
+    def _repeated(self, frame: av.VideoFrame | None, start: int, end: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        repeats = self._inspection.shown.repeats
+        return ((index, frame) for index in range(start, end) if frame is not None and index in repeats)
+
+    @property
+    def _stored_size(self) -> tuple[int, int]:
+        """Width and height of the first picture as it is stored, which may lie on its side."""
+        width, height = self.info.width, self.info.height
+        return (height, width) if self._inspection.quarter_turns % 2 else (width, height)
 
     def _picture(self, frame: av.VideoFrame) -> np.ndarray:
-        turns = self._inspection.quarter_turns
-        width, height = self.info.width, self.info.height
-        if turns % 2:
-            width, height = height, width
-        # a stream may change its size on the way; all frames are given in the first one's
+        turns, (width, height) = self._inspection.quarter_turns, self._stored_size
         pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
         return np.rot90(pixels, turns) if turns else pixels
 
@@ -261,6 +260,8 @@ class DecordReader(VideoReader):
         self._reader = None
         if inspection.container not in _DECORD_CONTAINERS:
             raise DecordError(f"decord loses frames of {inspection.container} files; PyAV reads them", stage="open")
+        if inspection.shown.repeats:
+            raise DecordError("decord leaves out frames that repeat the one before; PyAV reads them", stage="open")
         reader = self._open()
         if len(reader) != self.info.frames:
             raise DecordError(f"decord counts {len(reader)} frames, {self.info.frames} are shown", stage="open")
@@ -277,7 +278,8 @@ class DecordReader(VideoReader):
         # the smallest tolerance there is: an error at the first frame that would be a repeated one
         tolerance: Any = 1e-9
         try:
-            return decord.VideoReader(self._inspection.path, ctx=decord.cpu(0), num_threads=1, fault_tol=tolerance)
+            with native_stderr_silenced():  # it also writes what it raises
+                return decord.VideoReader(self._inspection.path, ctx=decord.cpu(0), num_threads=1, fault_tol=tolerance)
         except (decord.DECORDError, RuntimeError, AssertionError, UnicodeEncodeError) as error:
             raise DecordError(f"decord cannot open it: {_decord_reason(error)}", stage="open") from error
 

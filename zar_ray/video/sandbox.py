@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 
 from zar_ray.errors import DecoderClosedError, DecoderStartError, VideoError
-from zar_ray.video.inspection import reason_of
 from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.sandbox_process import DecodedViews, DecodeJob, DecodeRequest, Finished, Signal
+from zar_ray.video.streams import reason_of
 from zar_ray.video.windows import WindowCut
 
 _START_SECONDS = 300.0  # importing the decoders from a busy network file system is slow, not broken

@@ -24,11 +24,11 @@ import numpy as np
 
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.video.decoding import decode_video
-from zar_ray.video.inspection import Deadline
 from zar_ray.video.limits import DecodeLimits, address_space, confine, lacks_memory
 from zar_ray.video.options import Decoder, ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video
 from zar_ray.video.reading import VideoInfo, has_decord, open_video
+from zar_ray.video.streams import Deadline
 from zar_ray.video.transforms import Preprocessing, resize_frame
 from zar_ray.video.windows import WindowCut, WindowSchedule, WindowSpan, cut_windows
 

@@ -6,22 +6,19 @@ extension, and what is missing is counted by split and class.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from zar_ray.data.classes import by_key, name_key
-from zar_ray.data.listing import Listing, existing_folder, walk
+from zar_ray.data.listing import YOUTUBE, Listing, existing_folder, source_of, walk
 from zar_ray.data.manifest import VideoRow
 from zar_ray.data.text_files import read_lines
 from zar_ray.errors import ManifestError, suggestion
 
 UNLABELLED = "(no label)"
 _SHOWN = 10  # classes with missing videos that a split shows
-# A part of a YouTube video; ids differ by case and punctuation alone.
-YOUTUBE = re.compile(r"(?P<id>.{11})_(?P<start>\d{6})_(?P<end>\d{6})")
 
 
 class Files:
@@ -159,7 +156,8 @@ def to_listing(
         if video_id in rows:
             raise ManifestError(f'{files.root}: the annotations of {name} have "{video_id}" twice')
         kept = None if splits == (video.split,) else splits
-        rows[video_id] = replace(video, video_id=video_id, path=str(files.root / video_id), splits=kept)
+        path, group = str(files.root / video_id), source_of(video.video_id)
+        rows[video_id] = replace(video, video_id=video_id, path=path, splits=kept, group=group)
     doubtful = (f"{shared:,} entries share a file with another one; they count as missing",) if shared else ()
     report = LayoutReport(
         sources=annotations.sources,

@@ -14,7 +14,8 @@ from zar_ray.data.protocols import SplitSpec
 from zar_ray.data.text_files import csv_rows, read_lines
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 
-_ENTRY = re.compile(r"(?P<path>.*\S)(?:\s+|\s*,\s*)(?P<label>-?\d{1,9})")
+_ENTRY = re.compile(r"(?P<path>.*[^\s,])(?:\s+|\s*,\s*)(?P<label>-?\d{1,9})")
+_ANOTHER_NUMBER = re.compile(r"[\s,;|]-?[\d.]+$")
 _OFFICIAL = ("train", "val", "test")
 
 
@@ -58,7 +59,8 @@ def read_list(place: str, labels: str) -> VideoList:
     """Reads a list of ``path label`` lines (a space, a tab or a comma between them); labels as for `read_labels`.
 
     Raises:
-        ManifestError: A file cannot be read, or a line is of another form or has a label without a name.
+        ManifestError: A file cannot be read, or a line is of another form, or has a label without a name or several
+            numbers after its path.
     """
     names = read_labels(labels)
     videos = []
@@ -66,6 +68,11 @@ def read_list(place: str, labels: str) -> VideoList:
         match = _ENTRY.fullmatch(line)
         if match is None:
             raise ManifestError(f'{at}: must be a path and a label\'s number, not "{line}"')
+        if _ANOTHER_NUMBER.search(match["path"]):
+            raise ManifestError(
+                f'{at}: "{line}" has several numbers after the path, and a list has one label a video; names that end '
+                "in a number need their extension"
+            )
         label = int(match["label"])
         if not 0 <= label < len(names):
             raise ManifestError(

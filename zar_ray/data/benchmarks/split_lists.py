@@ -36,7 +36,7 @@ def annotate_hmdb51(files: Files, classes: ClassNames) -> Annotations:
         seen[name, split] = str(path)
         for place, line in read_lines(path):
             video, _, part = line.rpartition(" ")
-            if not video.strip() or part not in _PARTS:
+            if not video.strip() or part not in _PARTS or video.strip().endswith((" 0", " 1", " 2")):
                 raise ManifestError(f'{place}: must be a file name and 0, 1 or 2, not "{line}"')
             members.setdefault((name, video.strip()), {})[split] = _PARTS[part]
     splits = sorted({split for _, split in seen})

@@ -8,6 +8,7 @@ from typing import Any
 
 from zar_ray.data.benchmarks.layout import Annotations, ClassNames, Files, check_classes
 from zar_ray.data.manifest import VideoRow
+from zar_ray.data.text_files import read_text
 from zar_ray.errors import ManifestError
 from zar_ray.untrusted import parse_json
 
@@ -53,8 +54,8 @@ def annotate(files: Files, classes: ClassNames) -> Annotations:
 
 def _read(path: Path, kind: type) -> Any:
     try:
-        content = parse_json(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+        content = parse_json(read_text(path))
+    except ValueError as error:
         raise ManifestError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, kind):
         raise ManifestError(f"{path}: must hold a JSON {'list' if kind is list else 'object'}")

@@ -26,6 +26,7 @@ from zar_ray.evaluation.spec import (
 from zar_ray.results.folder import write_part
 from zar_ray.results.rows import to_table
 from zar_ray.video.decoding import Resize, decode_video
+from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import resized_size
 
@@ -45,12 +46,13 @@ class DecodeStage:
         return pa.Table.from_pylist([self.decode(row) for row in block.to_pylist()], schema=DECODED_SCHEMA)
 
     def largest(self, videos: pa.Table) -> int:
-        """Bytes that the frames of the largest of some manifest rows take at most."""
+        """Bytes that the frames of the largest of some manifest rows take at most; what takes more is refused."""
         ways = {model.resize: model.frames_named for model in self.spec.models}
         columns = [videos[name].to_pylist() for name in ("frames", "height", "width")]
+        most = DecodeLimits().decoded_bytes
         return max(
             sum(
-                min(frames, named) * prod(resized_size(height, width, way.short_side)) * 3
+                min(most, min(frames, named) * prod(resized_size(height, width, way.short_side)) * 3)
                 for way, named in ways.items()
             )
             for frames, height, width in zip(*columns, strict=True)
@@ -60,7 +62,7 @@ class DecodeStage:
         """One manifest row as a row of `DECODED_SCHEMA`; a video that cannot be decoded has its error there."""
         known = VideoInfo(row["frames"], row["fps"], row["width"], row["height"], row["duration"], row["decoder"])
         video: dict[str, Any] = {
-            **{name: row[name] for name in ("video_id", "class_sets", "right_ids", MODELS.name)},
+            **{name: row[name] for name in ("video_id", "group", "class_sets", "right_ids", MODELS.name)},
             **{name: row[name] for name in ("frames", "width", "height", "decoder")},
             POSITION.name: row.get(POSITION.name),
         }

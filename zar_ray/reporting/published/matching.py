@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from zar_ray.errors import ConfigError
 from zar_ray.options.layers import conf_dir, leaves, merge
 from zar_ray.reporting.numbers import counted
 from zar_ray.reporting.published.tables import Column, PublishedTable, Recipe, Row, default_options
-from zar_ray.results.record import CaseMetrics
+from zar_ray.results.record import CaseMetrics, PairedComparison
 from zar_ray.results.study_record import FinishedRun
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import Preprocessing, short_side_for
@@ -27,7 +26,6 @@ from zar_ray.video.transforms import Preprocessing, short_side_for
 _benchmark = functools.cache(load_benchmark)
 
 _QUICKGELU = "-quickgelu"
-_ARCHITECTURE = re.compile(r"ViT-|RN\d")
 _HALVES = {"base_top1": "base", "novel_top1": "novel"}
 
 # What a method without adaptation has of a run that adapts: the decision before it.
@@ -48,12 +46,14 @@ class Measured:
     Attributes:
         value: In per cent.
         std: Standard deviation between splits in points; None for a single split or a harmonic mean.
+        change: What adaptation changed on the same videos; None where nothing adapts, or where it is not known.
         differences: How the run departs from the published protocol, a phrase each.
     """
 
     run: FinishedRun
     value: float
     std: float | None
+    change: PairedComparison | None
     differences: tuple[str, ...]
 
 
@@ -64,6 +64,7 @@ class _Found:
     value: float
     std: float | None
     cases: tuple[CaseMetrics, ...]
+    change: PairedComparison | None
 
 
 def measure(table: PublishedTable, row: Row, column: Column, runs: Sequence[FinishedRun]) -> Measured | None:
@@ -78,6 +79,23 @@ def measure(table: PublishedTable, row: Row, column: Column, runs: Sequence[Fini
     if not measured:
         return None
     return min(measured, key=_distance)
+
+
+def why_another_model(table: PublishedTable, run: FinishedRun) -> str | None:
+    """Why a run of one of a table's benchmarks fills no cell: its model is another one, whatever it is called.
+
+    None where the model is the table's, by its towers and what it reads, and of runs of other benchmarks.
+    """
+    summary, cost = run.summary, run.summary.model_cost
+    if not any(summary.dataset in (column.benchmark, *column.near) for column in table.columns):
+        return None
+    wanted, what = (table.model, table.input_size), "what it is is not known"
+    if cost is not None:
+        if (_family(cost.architecture or ""), cost.input_size) == wanted:
+            return None
+        kind = cost.architecture or "an architecture of its own"
+        what = f"{kind}, {cost.parameters / 1e6:,.1f} M parameters, {cost.input_size} pixels"
+    return f"{run.name}: fills no cell, as {summary.model} is no {wanted[0]} of {wanted[1]} pixels ({what})"
 
 
 def _distance(one: Measured) -> tuple[bool, bool, int, float]:
@@ -145,6 +163,8 @@ def _measured(table: PublishedTable, row: Row, recipe: Recipe, column: Column, r
     summary, config = run.summary, run.config
     if summary.dataset != column.benchmark and summary.dataset not in column.near:
         return None
+    if why_another_model(table, run) is not None:
+        return None
     if table.varies is not None:
         expected = leaves(recipe.expected())
         if leaves(config).get(table.varies) != expected[table.varies]:
@@ -160,7 +180,8 @@ def _measured(table: PublishedTable, row: Row, recipe: Recipe, column: Column, r
     ]
     if recipe.seeds > 1:
         differences.append(f"seed {summary.seed} instead of the mean of {recipe.seeds} seeds")
-    return Measured(run, 100 * found.value, None if found.std is None else 100 * found.std, tuple(differences))
+    std = None if found.std is None else 100 * found.std
+    return Measured(run, 100 * found.value, std, found.change, tuple(differences))
 
 
 def _find(run: FinishedRun, method: str, column: Column) -> _Found | None:
@@ -180,7 +201,8 @@ def _find_of_method(run: FinishedRun, method: str, column: Column, *, before: bo
     name = f"{metric}_before" if before else metric
     for average in run.summary.averages:
         if (average.method, average.metric, average.kind) == (method, name, kind):
-            return _Found(average.value, average.std, tuple(case for case in cases if case.split in average.splits))
+            own = tuple(case for case in cases if case.split in average.splits)
+            return _Found(average.value, average.std, own, average.change)
     if kind == "mean" and len(cases) == 1:
         return _of_case(cases[0], metric, before)
     return None
@@ -188,17 +210,15 @@ def _find_of_method(run: FinishedRun, method: str, column: Column, *, before: bo
 
 def _of_case(case: CaseMetrics, metric: str, before: bool) -> _Found | None:
     estimate = case.estimates("before" if before else "after").get(metric)
-    return None if estimate is None else _Found(estimate.value, None, (case,))
+    change = None if before else case.change
+    return None if estimate is None else _Found(estimate.value, None, (case,), change)
 
 
 def _weights_difference(
     table: PublishedTable, row: Row, recipe: Recipe, column: Column, run: FinishedRun
 ) -> list[str] | None:
-    """What is different in a run's weights; None where they are another row's or another architecture's."""
+    """What is different in a run's weights; None where they are another row's."""
     kind = _weights_of(run, table.model)
-    name = run.summary.model
-    if _family(name) != table.model and (kind != "trained" or _ARCHITECTURE.match(name)):
-        return None
     if recipe.training is None:
         differences: dict[str, list[str]] = {
             "clip": [],

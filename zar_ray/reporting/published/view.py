@@ -1,7 +1,7 @@
 """Published numbers beside the user's own runs, for a terminal, as Markdown and as CSV: `zar report table`.
 
 What a reader must know stands below the table under a mark: ``r1`` a run, ``d1`` what differs from the published
-protocol, ``c1`` the command that fills an empty cell, ``n1`` a note on a published number.
+protocol, ``t1`` what tuning changed, ``c1`` the command that fills an empty cell, ``n1`` a note on a published number.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from zar_ray.reporting.blocks import Block, Form, Note, lines_block, show
-from zar_ray.reporting.numbers import digits, fixed, plus_minus
-from zar_ray.reporting.published.matching import Measured, fill_command, measure, training_commands
+from zar_ray.reporting.numbers import digits, fixed, gflops, interval, p_value, percent, plus_minus
+from zar_ray.reporting.published import matching
+from zar_ray.reporting.published.matching import Measured, fill_command, training_commands
 from zar_ray.reporting.published.tables import Column, PublishedTable, Result, Row, load_table
 from zar_ray.results.study_record import FinishedRun, find_runs
 
@@ -49,7 +50,7 @@ class Cell:
 def compare(table: PublishedTable, runs: Sequence[FinishedRun], output: str | None = None) -> tuple[Cell, ...]:
     """Puts finished runs, of anything, beside a table's results, row by row; of `output` see `Cell`."""
     return tuple(
-        Cell(table, row, column, result, measure(table, row, column, runs), output)
+        Cell(table, row, column, result, matching.measure(table, row, column, runs), output)
         for row, column, result in table.cells()
     )
 
@@ -78,20 +79,23 @@ def report_table(
     """
     table = load_table(name)
     found = find_runs(output)
-    cells = compare(table, (*found.runs, *more), told_output)
+    runs = (*found.runs, *more)
+    cells = compare(table, runs, told_output)
+    skipped = [*found.broken, *filter(None, (matching.why_another_model(table, run) for run in runs))]
     if form == "csv":
         # What several things go into is joined by "; ".
         show([lines_block([_values(cell) for cell in cells])], form, console)
-        for line in found.broken:
+        for line in skipped:
             # Standard output holds the CSV alone.
             Console(stderr=True, highlight=False).print(Text(f"skipped: {line}"), soft_wrap=True)
     else:
         signs = plus_minus(console.encoding) if form == "terminal" else "±"
-        show(table_blocks(table, cells, found.broken, signs), form, console)
+        show(table_blocks(table, cells, skipped, signs), form, console)
 
 
 def _values(cell: Cell) -> dict[str, object]:
     table, row, column, measured, decimals = cell.table, cell.row, cell.column, cell.measured, cell.row.decimals
+    change = measured and measured.change
     return {
         "table": table.name,
         "method": row.method,
@@ -109,6 +113,10 @@ def _values(cell: Cell) -> dict[str, object]:
         "measured": fixed(measured.value if measured else None, decimals),
         "measured_std": fixed(measured.std if measured else None, decimals),
         "difference": fixed(cell.difference, decimals, "+"),
+        "change": change and percent(change.effect.value, "+"),
+        "change_low": change and percent(change.effect.low, "+"),
+        "change_high": change and percent(change.effect.high, "+"),
+        "change_p": change and p_value(change.p_value),
         "run": measured.run.place if measured else None,
         "protocol_differences": "; ".join(measured.differences) if measured else None,
         "notes": "; ".join(note.text for note in table.notes if note.is_about(row, column)),
@@ -134,13 +142,13 @@ class Marks:
 
 
 def table_blocks(
-    table: PublishedTable, cells: Sequence[Cell], broken: Sequence[str] = (), plus_minus: str = "±"
+    table: PublishedTable, cells: Sequence[Cell], skipped: Sequence[str] = (), plus_minus: str = "±"
 ) -> list[Block]:
     """A comparison's table, and under it what its marks stand for and what else a reader must know.
 
-    Of `broken` runs it is said, a line each, why they could not be read.
+    Of `skipped` runs it is said, a line each, why they cannot be read or fill nothing.
     """
-    runs, differences, empty, notes = (Marks(letter) for letter in "rdcn")
+    runs, changes, differences, empty, notes = (Marks(letter) for letter in "rtdcn")
     rows, label, commands = [], None, set()
     for cell in cells:
         row, column, measured, decimals = cell.row, cell.column, cell.measured, cell.row.decimals
@@ -148,7 +156,11 @@ def table_blocks(
         published = _with_std(cell.published.value, cell.published.std, decimals, plus_minus)
         value = ""
         if measured is not None:
-            see = [runs.of(_run_text(measured.run)), *(differences.of(text) for text in measured.differences)]
+            see = [runs.of(_run_text(measured.run))]
+            if (change := measured.change) is not None:
+                text = f"{interval(change.effect, '+')} points, p {p_value(change.p_value)}"
+                see.append(changes.of(f"{row.label}, {column.name}: {text}"))
+            see += [differences.of(text) for text in measured.differences]
             value = _with_std(measured.value, measured.std, decimals, plus_minus)
         else:
             command = cell.command
@@ -162,12 +174,13 @@ def table_blocks(
     general = tuple(Note(note.text) for note in table.notes if note.general)
     below = {
         "Runs": runs.notes(),
+        "What tuning changed on the same videos": changes.notes(),
         "What differs from the published protocol": differences.notes(),
         "Empty cells, and what fills them": empty.notes(commands),
         "Weights that these commands name": _weights(table, cells),
         "Cost of the image encoder a video": _costs(table, cells, runs),
         "Notes on the published numbers": (*notes.notes(), *general),
-        "Skipped": tuple(map(Note, broken)),
+        "Skipped": tuple(map(Note, skipped)),
     }
     first = Block(table.title, _COLUMNS, rows, words=2, words_behind=1)
     return [first, *(Block(title, (), (), lines) for title, lines in below.items() if lines)]
@@ -192,20 +205,20 @@ def _costs(table: PublishedTable, cells: Sequence[Cell], runs: Marks) -> tuple[N
     notes = []
     for row in table.rows:
         view = row.view_gflops
-        if view is None or row.tuning_views is None or row.frames is None:
+        if view is None or row.tuning_views is None:
             continue
         text = (
             f"{row.label}: {view:,.0f} GFLOPs as published, for the evaluation view alone; "
             f"{view * (1 + row.tuning_views):,.0f} with the {row.tuning_views} views of tuning, each encoded by itself"
         )
         measured = {
-            runs.of(_run_text(cell.measured.run)): cell.measured.run.summary.costs.images_encoded_mean
+            runs.of(_run_text(cell.measured.run)): cell.measured.run.summary
             for cell in cells
             if cell.row == row and cell.measured is not None
         }
-        for mark, images in measured.items():
-            if images:
-                text += f"; {mark} encoded {digits(images, 4)} images, {images * view / row.frames:,.0f} GFLOPs"
+        for mark, run in measured.items():
+            if images := run.costs.images_encoded_mean:
+                text += f"; {mark} encoded {digits(images, 4)} images, {gflops(run.images_gflops)} GFLOPs"
         notes.append(Note(text))
     return tuple(notes)
 

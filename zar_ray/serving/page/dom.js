@@ -34,9 +34,10 @@ export function byId(id) {
 // Between a number and its unit, which must not end up on two lines.
 const GLUE = "\u00a0";
 
-/** A probability as people read it. */
-export function percent(score) {
-  return `${(100 * score).toFixed(1)}${GLUE}%`;
+/** A probability as people read it, with its deviation where there is one. */
+export function percent(score, std = null) {
+  const spread = std === null ? "" : `${GLUE}±${GLUE}${(100 * std).toFixed(1)}`;
+  return `${(100 * score).toFixed(1)}${spread}${GLUE}%`;
 }
 
 /** A difference of two probabilities, in points, with its sign. */

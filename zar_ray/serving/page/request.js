@@ -38,6 +38,7 @@ function number(id) {
 export function readForm() {
   const windowed = byId("windowed").checked;
   const labelSet = text("label-set");
+  const seeds = byId("seed").value.split(/[\s,]+/).filter(Boolean).map(Number);
   const parameters = {
     candidate_labels: labelSet ? null : parseLabels(byId("labels").value),
     label_set: labelSet,
@@ -45,7 +46,8 @@ export function readForm() {
     method: text("method"),
     top_k: number("top-k"),
     options: readOptions(),
-    seed: number("seed"),
+    seed: seeds.length === 1 ? seeds[0] : null,
+    seeds: seeds.length > 1 ? seeds : null,
     explain: byId("explain").checked,
   };
   if (windowed) Object.assign(parameters, { window: number("window"), stride: number("stride") });
@@ -58,7 +60,10 @@ const CHECKED = ["window", "stride", "template", "seed", "top-k"];
 function mistake(input) {
   const { validity } = input;
   if (validity.valid) return null;
-  if (validity.patternMismatch) return "Put {} where the label goes, as in: a video of a {}.";
+  if (validity.patternMismatch) {
+    const what = { seed: "Whole numbers, please, as in: 0 1 2." };
+    return what[input.id] ?? "Put {} where the label goes, as in: a video of a {}.";
+  }
   if (validity.stepMismatch) return "A whole number, please.";
   if (validity.badInput || validity.valueMissing) return "A number, please.";
   if (input.max === "") return `At least ${input.min}, please.`;
@@ -75,6 +80,7 @@ export function mistakes({ file, path, parameters, windowed }) {
     const message = !windowed && ["window", "stride"].includes(id) ? null : mistake(byId(id));
     if (message) found.push([id, message]);
   }
+  if (windowed && parameters.seeds) found.push(["seed", "One seed, please: windows take no more."]);
   return found;
 }
 

@@ -44,7 +44,7 @@ function answer(result, title, tuned) {
     html(
       "p",
       {},
-      html("strong", { class: "number" }, percent(best.score)),
+      html("strong", { class: "number" }, percent(best.score, best.std)),
       tuned && [" after tuning; ", sentence(first, best)],
       ` Chosen among ${result.candidates} ${result.candidates === 1 ? "label" : "labels"}.`,
     ),
@@ -61,18 +61,19 @@ function sentence(first, best) {
 }
 
 function labels(result, tuned) {
-  const before = new Map(result.before.map(({ label, score }) => [label, score]));
-  const after = new Map(result.after.map(({ label, score }) => [label, score]));
+  const before = new Map(result.before.map((one) => [one.label, one]));
+  const after = new Map(result.after.map((one) => [one.label, one]));
   // Labels that tuning pushed out of the first few are shown too, below those.
   const all = [...new Set([...after.keys(), ...before.keys()])];
   // One scale for both columns; of many labels even the best may score little, so it does not end at 100 %.
-  const top = Math.max(...before.values(), ...after.values());
+  const top = Math.max(...[...before.values(), ...after.values()].map(({ score }) => score));
   const head = tuned ? ["Label", "Before tuning", "After tuning"] : ["Label", "Score"];
   // The roles are the elements' own; some browsers forget them where the style sheet lays the rows out anew.
   const rows = all.map((label) => {
     const cells = [html("th", { scope: "row", role: "rowheader" }, html("bdi", {}, label))];
     if (tuned) cells.push(score(before.get(label), top, "before"));
-    const change = tuned && before.has(label) && after.has(label) ? after.get(label) - before.get(label) : null;
+    const both = tuned && before.has(label) && after.has(label);
+    const change = both ? after.get(label).score - before.get(label).score : null;
     cells.push(score(after.get(label), top, "after", change));
     return html("tr", { role: "row" }, cells);
   });
@@ -94,24 +95,33 @@ function labels(result, tuned) {
       html("span", { class: "number" }, result.entropy_after.toFixed(3)),
       tuned ? " after." : ".",
     ),
+    html("p", { class: "soft small" }, dependence(result, tuned)),
   );
+}
+
+/** What of the scores is the draw of the views. */
+function dependence({ seed, seeds }, tuned) {
+  if (seeds.length > 1) return `Means ± standard deviations over the seeds ${seeds.join(", ")}.`;
+  if (!tuned) return null;
+  const way = "several seeds show by how much";
+  return `Scores after tuning depend on the views, which are drawn by the file’s name and the seed (${seed}); ${way}.`;
 }
 
 function columnHead(name) {
   return html("th", { scope: "col", role: "columnheader" }, name);
 }
 
-function score(value, top, kind, change = null) {
-  if (value === undefined) return html("td", { class: "soft small", role: "cell" }, "lower");
+function score(ranked, top, kind, change = null) {
+  if (ranked === undefined) return html("td", { class: "soft small", role: "cell" }, "lower");
   return html(
     "td",
     { role: "cell" },
-    html("span", { class: "number" }, percent(value)),
+    html("span", { class: "number" }, percent(ranked.score, ranked.std)),
     change !== null && html("span", { class: "change soft number" }, ` ${points(change)}`),
     html(
       "span",
       { class: "bar", "aria-hidden": "true" },
-      html("span", { class: `fill ${kind}`, style: { width: `${(100 * value) / top}%` } }),
+      html("span", { class: `fill ${kind}`, style: { width: `${(100 * ranked.score) / top}%` } }),
     ),
   );
 }
@@ -200,13 +210,14 @@ function timings(spent) {
 
 function details(result) {
   const { model, video } = result;
+  const seeds = result.seeds.length > 1 ? `seeds ${result.seeds.join(", ")}` : `seed ${result.seed}`;
   return section(
     "Details",
     facts([
       ["Model", model.name],
       ["Weights", html("code", {}, model.fingerprint)],
       ["Input", `${model.input_size} × ${model.input_size} pixels`],
-      ["Method", `${result.method}, ${result.steps} ${result.steps === 1 ? "step" : "steps"}, seed ${result.seed}`],
+      ["Method", `${result.method}, ${result.steps} ${result.steps === 1 ? "step" : "steps"}, ${seeds}`],
       ["Images encoded", String(result.images_encoded)],
       ["Video", `${video.width} × ${video.height}, ${video.fps.toFixed(2)} frames/s, ${clock(video.duration)}`],
       ["Decoder", video.decoder],

@@ -36,3 +36,19 @@ def test_another_programs_own_cluster_is_left_alone(ray_cluster):
     assert done.returncode == 0, done.stderr
     (address,) = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("address ")]
     assert address != ray.get_runtime_context().gcs_address
+
+
+def test_a_live_cluster_that_is_named_is_joined(ray_cluster):
+    import ray
+
+    alive = ray.get_runtime_context().gcs_address
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, "RAY_ADDRESS": alive},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == f"address {alive}"

@@ -20,7 +20,7 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
 from zar_ray.errors import ConfigError, ModelError, reason_of, suggestion
 from zar_ray.models.formats import count_layers
-from zar_ray.models.systems.base import EVALUATION_SCALE, SYSTEM
+from zar_ray.models.systems.base import EVALUATION_SCALE, SYSTEM, System
 from zar_ray.models.systems.registry import find_system, known_parts, known_systems
 from zar_ray.options.layers import conf_dir, read_yaml
 
@@ -58,6 +58,11 @@ def named_architecture(name: str) -> dict[str, Any]:
     return config
 
 
+def system_architecture(system: System) -> dict[str, Any]:
+    """The architecture that a published system starts from: its CLIP's, with what it adds."""
+    return {**named_architecture(system.clip), **system.additions, SYSTEM: system.name}
+
+
 def load_architecture(name: str) -> Architecture:
     """An architecture by its name in conf/models or a system's, or by its file.
 
@@ -69,7 +74,7 @@ def load_architecture(name: str) -> Architecture:
     """
     system = find_system(name)
     if system is not None:
-        return {**named_architecture(system.clip), **system.additions, SYSTEM: system.name}
+        return system_architecture(system)
     shipped = {path.stem: path for path in (conf_dir() / "models").glob("*.yaml")}
     path = shipped.get(name, Path(name))
     if not path.is_file():

@@ -175,11 +175,6 @@ def one_by_one(rule: Callable[[VideoFeatures, PromptedClasses, Any, Shared], Dec
     return lambda videos, *told: decisions(videos, lambda video: rule(video, *told))
 
 
-def as_stream(open_stream: Callable[[PromptedClasses, Any, Shared], Stream]) -> Rule:
-    """Makes a method's rule of a stream, which begins and ends with the videos given."""
-    return lambda videos, *told: decisions(videos, open_stream(*told).decide)
-
-
 def decisions(videos: Sequence[VideoFeatures], decide: Callable[[VideoFeatures], Decision]) -> list[Outcome]:
     """What `decide` says of each video, in order, or the error that it raised."""
     outcomes: list[Outcome] = []

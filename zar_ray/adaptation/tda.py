@@ -18,8 +18,8 @@ from zar_ray.adaptation.base import (
     Method,
     Shared,
     VideoFeatures,
-    as_stream,
     averaged,
+    decisions,
     entropy,
     require_finite,
 )
@@ -125,7 +125,7 @@ class TdaStream:
 METHOD = Method(
     "tda",
     "caches of the videos seen before",
-    as_stream(TdaStream),
+    lambda videos, *told: decisions(videos, TdaStream(*told).decide),
     options=TdaConfig,
     updates="cache",
     is_stream=lambda _: True,

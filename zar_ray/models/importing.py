@@ -80,13 +80,6 @@ class ImportPlan:
             )
         target = free_path(output, ".safetensors")
         tensors = {name: self.checkpoint.tensors[name] for name in self.used}
-        if self.base is not None:
-            state = self.base.clip.state_dict()
-            tensors |= {name: state[name] for name in self.from_base}
-        clip = clip_with(self.architecture, tensors, place)
-        save_checkpoint(clip, self.architecture, self.preprocessing, target, self._notes())
-
-    def _notes(self) -> dict[str, Any]:
         with self.checkpoint.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         source: dict[str, Any] = {
@@ -96,12 +89,16 @@ class ImportPlan:
             "epoch": self.checkpoint.epoch,
         }
         if self.base is not None:
+            state = self.base.clip.state_dict()
+            tensors |= {name: state[name] for name in self.from_base}
             source["base"] = {
                 "name": self.base.name,
                 "fingerprint": self.base.fingerprint,
                 "tensors": list(self.from_base),
             }
-        return {"name": self.name, "imported": source}
+        clip = clip_with(self.architecture, tensors, place)
+        notes = {"name": self.name, "imported": source}
+        save_checkpoint(clip, self.architecture, self.preprocessing, target, notes)
 
 
 def plan_import(

@@ -115,20 +115,17 @@ class SampleReader:
         video, config = self._videos[sample.video], self._config
         rng = generator(config.seed, "sample", sample.epoch, video.video_id)
         if config.cache_frames:
-            kept = self._kept(sample.video)
+            if sample.video not in self._cache:
+                count = video.frames or 1
+                chosen = np.unique(segment_frames(0, count, min(config.cache_frames, count), count))
+                self._cache[sample.video] = self._decode(video, chosen)
+            kept = self._cache[sample.video]
             frames = kept[frames_drawn(len(kept), config.frames, rng)]
         else:
             chosen = frames_drawn(video.frames or 1, config.frames, rng)
             distinct, rows = np.unique(chosen, return_inverse=True)
             frames = self._decode(video, distinct)[rows]
         return augment(frames, config.augment, self._preprocessing.input_size, rng)
-
-    def _kept(self, number: int) -> np.ndarray:
-        if number not in self._cache:
-            count = self._videos[number].frames or 1
-            chosen = np.unique(segment_frames(0, count, min(self._config.cache_frames, count), count))
-            self._cache[number] = self._decode(self._videos[number], chosen)
-        return self._cache[number]
 
     def _decode(self, video: VideoRow, frames: np.ndarray) -> np.ndarray:
         config, pixels = self._config, self._preprocessing

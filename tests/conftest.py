@@ -68,7 +68,6 @@ LONGEST = (
     "test_serve_run.py",
     "test_study_job.py",
     "test_service_page.py",
-    "test_kill_and_resume.py",
     "test_extending_package.py",
     "test_sweeps_job.py",
     "test_published_systems.py",

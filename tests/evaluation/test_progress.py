@@ -47,6 +47,11 @@ def test_rates_begin_with_the_first_block_and_say_what_passes_before_it():
     ]
 
 
+def test_blocks_that_come_together_have_no_rate_yet():
+    said = log([(60, 8, 0), (0.01, 4, 0)], total=12).splitlines()
+    assert said[-1] == "evaluating: 12/12 videos"
+
+
 def test_failed_videos_and_earlier_ones_are_no_speed():
     said = log([(1, 50, 50), (30, 4, 0), (10, 8, 4)], total=112, done=38).splitlines()
     assert said[-1] == "evaluating (54 failed): 100/112 videos, 0.40/s, about 30 s left"
@@ -68,7 +73,7 @@ def test_a_bar_says_the_same():
 
 @given(
     start=st.floats(0.01, 1e4),
-    seconds=st.floats(0.1, 1e3),
+    seconds=st.floats(1.01, 1e3),
     blocks=st.lists(st.integers(0, 8), min_size=1, max_size=6),
 )
 def test_no_start_up_moves_a_rate(start, seconds, blocks):

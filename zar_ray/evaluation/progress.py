@@ -21,6 +21,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 # What passes before a worker has its first block.
 _STARTING = "starting workers, first block"
 
+# Seconds from the first block after which there is a rate: those that several workers began with come together.
+_TELLING = 1.0
+
 # Oddities of the feature store that are shown one by one.
 _NOTES = 10
 _USES: dict[FeatureUse, str] = {
@@ -79,9 +82,9 @@ class VideoProgress:
         now, speed = time.monotonic(), ""
         if self._started is not None:
             self._timed += videos - failed
-            rate = self._timed / max(now - self._started, 1e-9)
-            left = (task.remaining or 0) - videos
-            speed = f"{rate:.2f}/s, about {left / rate:.0f} s left" if rate else ""
+            passed, left = now - self._started, (task.remaining or 0) - videos
+            if self._timed and passed >= _TELLING:
+                speed = f"{self._timed / passed:.2f}/s, about {left * passed / self._timed:.0f} s left"
         elif videos > failed:
             self._started = now
             self._bar.start_task(task.id)

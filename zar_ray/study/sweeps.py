@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from zar_ray.adaptation.options import method_groups
 from zar_ray.errors import ConfigError, suggestion
-from zar_ray.options.base import Options, fingerprint, meaning
+from zar_ray.options.base import Options, fingerprint, meaning, option
 from zar_ray.options.layers import conf_dir, leaves, merge, read_yaml, validate
 from zar_ray.study.options import EvalConfig
 
@@ -39,7 +39,7 @@ class Sweep(Options):
     name: str = Field(min_length=1, description="What `zar ablate --sweep` calls it; the file's name.")
     title: str = Field(min_length=1, description="Its heading.")
     varies: tuple[str, ...] = Field(min_length=1, description="The dotted options that its settings give.")
-    about: str | None = Field(default=None, description="What to know when reading its results.")
+    about: str | None = option(None, "What to know when reading its results.")
     settings: tuple[SweepSetting, ...] = Field(min_length=1, description="The settings, in the order they are shown.")
 
     @model_validator(mode="before")

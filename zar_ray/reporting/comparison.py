@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from zar_ray.errors import ConfigError, RunError, ZarError
+from zar_ray.errors import ConfigError, RunError, ZarError, suggestion
 from zar_ray.options.layers import leaves
 from zar_ray.reporting.numbers import METRICS
 from zar_ray.reporting.run_data import RunData, StudyData
@@ -154,8 +154,11 @@ def _read(place: str, lookup: Lookup | None, known: dict[str, list[ComparedRun]]
         known[run] = _cells(run, lookup)
     if named is None:
         return known[run]
-    one = known[run][0].finished.study.run(named["label"])
-    return [known[run][one.number]]
+    labels = [one.finished.cell.label for one in known[run]]
+    if named["label"] not in labels:
+        place, near = known[run][0].finished.study.place, suggestion(named["label"], labels)
+        raise RunError(f'{place}: has no cell "{named["label"]}"{near}')
+    return [known[run][labels.index(named["label"])]]
 
 
 def _cells(run: str, lookup: Lookup | None) -> list[ComparedRun]:

@@ -53,8 +53,15 @@ class Sweep(Options):
             raise ValueError("give either a grid, or settings with what varies")
         if not isinstance(grid, Mapping) or not all(isinstance(of_one, list) and of_one for of_one in grid.values()):
             raise ValueError("a grid is a list of values by dotted option, as zar.lr: [0.001, 0.01]")
-        combined = (tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
-        settings = [{"label": ", ".join(map(_words, one)), "options": _nested(one)} for one in combined]
+        settings = []
+        for combined in itertools.product(*grid.values()):
+            words, options = [], {}
+            for dotted, value in zip(grid, combined, strict=True):
+                words.append(f"{dotted.rpartition('.')[2].replace('_', ' ')} {_shown(value)}")
+                for name in reversed(dotted.split(".")):
+                    value = {name: value}
+                options = merge(options, value)
+            settings.append({"label": ", ".join(words), "options": options})
         rest = {name: value for name, value in values.items() if name != "grid"}
         return {**rest, "varies": tuple(grid), "settings": settings}
 
@@ -74,20 +81,6 @@ class Sweep(Options):
                 if name not in self.varies:
                     raise ValueError(f"{setting.label}: gives {name}, which is not among what varies")
         return self
-
-
-def _nested(values: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for dotted, value in values:
-        for name in reversed(dotted.split(".")):
-            value = {name: value}
-        options = merge(options, value)
-    return options
-
-
-def _words(option: tuple[str, Any]) -> str:
-    name, value = option
-    return f"{name.rpartition('.')[2].replace('_', ' ')} {_shown(value)}"
 
 
 def _shown(value: object) -> str:

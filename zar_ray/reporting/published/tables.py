@@ -7,6 +7,7 @@ It also says what in this project measures a row, so that a run can stand beside
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -107,12 +108,7 @@ class Row(Options):
     @property
     def view_gflops(self) -> float | None:
         """The published cost as a number: GFLOPs of all evaluated views; None where none is published."""
-        if self.gflops is None:
-            return None
-        product = 1.0
-        for factor in self.gflops.split("x"):
-            product *= float(factor)
-        return product
+        return None if self.gflops is None else prod(map(float, self.gflops.split("x")))
 
     @property
     def decimals(self) -> int:
@@ -199,7 +195,7 @@ def default_options(over: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 def known_tables() -> tuple[str, ...]:
     """The names of the shipped tables, in alphabetical order."""
-    return tuple(sorted(path.stem for path in _folder().glob("*.yaml")))
+    return tuple(sorted(path.stem for path in (conf_dir() / "published").glob("*.yaml")))
 
 
 def load_table(name: str) -> PublishedTable:
@@ -210,7 +206,7 @@ def load_table(name: str) -> PublishedTable:
     """
     if name not in known_tables():
         raise ConfigError(f'no published table "{name}"{suggestion(name, known_tables())}')
-    return read_table(_folder() / f"{name}.yaml")
+    return read_table(conf_dir() / "published" / f"{name}.yaml")
 
 
 def read_table(path: Path) -> PublishedTable:
@@ -223,7 +219,3 @@ def read_table(path: Path) -> PublishedTable:
     if table.name != path.stem:
         raise ConfigError(f"{path}: is named {table.name} inside; the name must be the file's")
     return table
-
-
-def _folder() -> Path:
-    return conf_dir() / "published"

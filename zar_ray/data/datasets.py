@@ -196,7 +196,7 @@ def parse_class_names(text: str) -> tuple[str, ...]:
     In a list a name that holds a comma stands in "double quotes"; in a file a line is a name as it is.
 
     Raises:
-        ConfigError: A name is empty or occurs twice.
+        ConfigError: The text is no such list, or a name is empty or occurs twice.
         ManifestError: The file cannot be read.
     """
     path = Path(text).expanduser()
@@ -206,17 +206,6 @@ def parse_class_names(text: str) -> tuple[str, ...]:
         return distinct_names(map(tidy_name, lines), text, "line", ConfigError)
     if "," not in text and path.suffix in (".txt", ".csv", ".lst"):
         raise ConfigError(f"{text}: no such file of class names")
-    return split_class_names(text)
-
-
-def split_class_names(text: str) -> tuple[str, ...]:
-    """Class names in label-id order, from ``a,b,c``; a name that holds a comma stands in "double quotes".
-
-    Looks at no file, so it is also for texts of strangers.
-
-    Raises:
-        ConfigError: The text is no such list, or a name is empty or occurs twice.
-    """
     try:
         names = next(csv.reader([text], skipinitialspace=True, strict=True), [])
     except csv.Error as error:

@@ -251,12 +251,8 @@ def verdict(family: Sequence[tuple[Group, TableRow]]) -> str:
 
 
 def _differs(row: TableRow, sign: int) -> bool:
-    return (
-        row.comparison is not None
-        and row.p_adjusted is not None
-        and row.p_adjusted < _LEVEL
-        and sign * row.comparison.difference > 0
-    )
+    found, p_value = row.comparison, row.p_adjusted
+    return found is not None and p_value is not None and p_value < _LEVEL and sign * found.difference > 0
 
 
 def _named(row: TableRow) -> str:

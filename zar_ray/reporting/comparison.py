@@ -133,17 +133,13 @@ def compare_runs(places: Sequence[str], meaningful: Collection[str], lookup: Loo
     lines = [Line(first, case) for case in first.finished.summary.cases]
     for run in runs[1:]:
         lines += [_line(first, run, case) for case in run.finished.summary.cases]
-    return Comparison(runs, _adjusted(lines))
-
-
-def _adjusted(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """The lines with p values adjusted for the number of tests; where no video changed, nothing is tested."""
+    # Where no video changed, nothing is tested.
     tests = [line.paired for line in lines if line.paired is not None and (line.paired.gained or line.paired.lost)]
     adjusted = dict(zip(map(id, tests), holm([one.comparison.p_value for one in tests]), strict=True))
-    return tuple(
-        replace(line, paired=replace(line.paired, adjusted=adjusted.get(id(line.paired), 1.0))) if line.paired else line
-        for line in lines
-    )
+    for number, line in enumerate(lines):
+        if line.paired is not None:
+            lines[number] = replace(line, paired=replace(line.paired, adjusted=adjusted.get(id(line.paired), 1.0)))
+    return Comparison(runs, tuple(lines))
 
 
 def _read(place: str, lookup: Lookup | None, known: dict[str, list[ComparedRun]]) -> list[ComparedRun]:

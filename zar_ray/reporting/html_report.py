@@ -175,7 +175,11 @@ def _counts(summary: RunSummary) -> Tile:
 def _facts(data: StudyData) -> list[tuple[str, str]]:
     record, summary = data.record, data.record.whole
     protocol = f"{len(data.splits)} splits: {', '.join(one.name for one in data.splits)}"
-    models = {_model(cell): None for cell in data.cells}
+    models = {}
+    for cell in data.cells:
+        own, config = cell.summary, cell.config
+        weights = "untrained" if own.random_weights else str(config.get("checkpoint") or config.get("pretrained"))
+        models[f"{own.model}, weights {weights} (fingerprint {own.model_fingerprint})"] = None
     views = [dict(cell.config["views"]) for cell in data.cells]
     frames = {f"{one['frames']} frames; the evaluation view {one['eval_frames']}": None for one in views}
     seeds = ", ".join({str(cell.summary.seed): None for cell in data.cells})
@@ -189,12 +193,6 @@ def _facts(data: StudyData) -> list[tuple[str, str]]:
         *(("pass", note) for note in study_tables.pass_notes(record)),
         *((name, without_password(value)) for name, value in summary_facts(summary, record.cells[0].label)),
     ]
-
-
-def _model(cell: RunData) -> str:
-    summary, config = cell.summary, cell.config
-    weights = "untrained" if summary.random_weights else str(config.get("checkpoint") or config.get("pretrained"))
-    return f"{summary.model}, weights {weights} (fingerprint {summary.model_fingerprint})"
 
 
 def _results(data: StudyData) -> Section:

@@ -206,7 +206,13 @@ def _settings(options: EvalConfig) -> tuple[tuple[SettingChoice, ...], tuple[Pla
     if options.seeds and (of_seed := next((one.name for one in loaded if "seed" in one.varies), None)):
         raise ConfigError(f"--seeds: sweep {of_seed} varies the seed already; leave one of them out")
     distinct, sweeps = place_settings(loaded, options)
-    labels = _labels(sweeps)
+    # What each setting is called first; with several sweeps, beside the sweep's name where two share a label.
+    labels: dict[int, str] = {}
+    for placed in sweeps:
+        for setting, place in zip(placed.sweep.settings, placed.places, strict=True):
+            if place not in labels:
+                taken = setting.label in labels.values()
+                labels[place] = f"{placed.sweep.name} {setting.label}" if taken else setting.label
     settings = tuple(
         SettingChoice(
             {"setting": labels.get(place, DEFAULT), "seed": str(seed)},
@@ -217,14 +223,3 @@ def _settings(options: EvalConfig) -> tuple[tuple[SettingChoice, ...], tuple[Pla
         for seed in (seeds if options.seeds else (one.seed,))
     )
     return settings, sweeps
-
-
-def _labels(sweeps: Sequence[PlacedSweep]) -> dict[int, str]:
-    """What each setting is called first; with several sweeps, beside the sweep's name where two share a label."""
-    labels: dict[int, str] = {}
-    for placed in sweeps:
-        for setting, place in zip(placed.sweep.settings, placed.places, strict=True):
-            if place not in labels:
-                taken = setting.label in labels.values()
-                labels[place] = f"{placed.sweep.name} {setting.label}" if taken else setting.label
-    return labels

@@ -185,7 +185,8 @@ def make_table(
     methods = list(dict.fromkeys(case.method for case in cells[0].summary.cases))
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for place, cell in enumerate(cells):
-        groups.setdefault(tuple(cell.without_replicates().items()), []).append(place)
+        labels = {axis: label for axis, label in cell.coordinates.items() if axis not in REPLICATES}
+        groups.setdefault(tuple(labels.items()), []).append(place)
     rows = []
     for method in methods:
         of_method = []
@@ -321,7 +322,7 @@ def write_finished_run(
             case_metrics(table, f"{prefix}{one}", one, len(names), multi_label=multi_label, resamples=100)
             for one in methods
         ]
-        fields = {name: getattr(counts, name) for name in ("finished", "failed", "unlabelled", "warned")}
+        fields = {name: counts[name] for name in ("finished", "failed", "unlabelled", "warned")}
         summaries[coordinates] = make_summary_of(
             cases,
             folder,

@@ -12,7 +12,6 @@ from zar_ray.data.datasets import (
     open_dataset,
     parse_class_names,
     resolve_dataset,
-    split_class_names,
 )
 from zar_ray.data.manifest import Manifest, VideoRow, write_manifest
 from zar_ray.errors import ConfigError, ManifestError, ZarError
@@ -215,10 +214,8 @@ def test_wrong_lines_of_a_class_file_are_named(tmp_path: Path) -> None:
 def test_a_list_of_names_may_be_longer_than_a_files_name():
     names = tuple(f"action number {number}" for number in range(400))
     assert parse_class_names(",".join(names)) == names
-    assert split_class_names(",".join(names)) == names
 
 
-def test_a_strangers_list_is_never_read_from_a_file(tmp_path):
-    (tmp_path / "a,b").write_text("secret\n")
-    assert parse_class_names(str(tmp_path / "a,b")) == ("secret",)
-    assert split_class_names(str(tmp_path / "a,b")) == (str(tmp_path / "a"), "b")
+def test_what_could_be_a_list_and_is_a_files_name_is_that_file(tmp_path):
+    (tmp_path / "a,b").write_text("one, and the other\n")
+    assert parse_class_names(str(tmp_path / "a,b")) == ("one, and the other",)

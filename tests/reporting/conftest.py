@@ -49,7 +49,6 @@ def make_summary():
                     )
                 )
         table = to_table(rows)
-        counts = video_counts(table)
         values = {
             "name": "demo_zar_seed0",
             "dataset": "demo",
@@ -59,11 +58,7 @@ def make_summary():
             "random_weights": False,
             "seed": 0,
             "classes": classes,
-            "videos": counts.videos,
-            "finished": counts.finished,
-            "failed": counts.failed,
-            "unlabelled": counts.unlabelled,
-            "warned": counts.warned,
+            **video_counts(table),
             "resumed": 0,
             "cases": tuple(case_metrics(table, one, one, classes) for one in ("zero_shot", "zar")),
             "failures": failure_groups(table),

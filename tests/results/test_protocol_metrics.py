@@ -286,7 +286,7 @@ def test_videos_that_show_nothing_or_are_unlabelled_change_nothing():
     assert among.videos == alone.videos + 4
     assert among.labelled == alone.labelled
     counts = video_counts(to_table([*rows, *more]))
-    assert counts.unlabelled == 4 + (~right.any(axis=1)).sum()
+    assert counts["unlabelled"] == 4 + (~right.any(axis=1)).sum()
 
 
 def test_a_method_that_changes_nothing_has_one_map():

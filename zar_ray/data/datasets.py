@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,38 +196,21 @@ def parse_class_names(text: str) -> tuple[str, ...]:
     In a list a name that holds a comma stands in "double quotes"; in a file a line is a name as it is.
 
     Raises:
-        ConfigError: A name is empty or occurs twice.
+        ConfigError: The text is no such list, or a name is empty or occurs twice.
         ManifestError: The file cannot be read.
     """
     path = Path(text).expanduser()
-    if _is_file(path):
+    # A list of names may be too long for a file's name, or hold what no name may: then there is no such file.
+    if os.path.isfile(path):  # noqa: PTH113
         lines = read_text(path).rstrip().splitlines()
         return distinct_names(map(tidy_name, lines), text, "line", ConfigError)
     if "," not in text and path.suffix in (".txt", ".csv", ".lst"):
         raise ConfigError(f"{text}: no such file of class names")
-    return split_class_names(text)
-
-
-def split_class_names(text: str) -> tuple[str, ...]:
-    """Class names in label-id order, from ``a,b,c``; a name that holds a comma stands in "double quotes".
-
-    Looks at no file, so it is also for texts of strangers.
-
-    Raises:
-        ConfigError: The text is no such list, or a name is empty or occurs twice.
-    """
     try:
         names = next(csv.reader([text], skipinitialspace=True, strict=True), [])
     except csv.Error as error:
         raise ConfigError(f"class names {text}: cannot be read as a list ({error})") from error
     return distinct_names(map(tidy_name, names), "class names", "name", ConfigError)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a list of names is too long for a file's name, or holds what no name may
-        return False
 
 
 def is_bare(dataset: str) -> bool:

@@ -278,7 +278,32 @@ def _checked(table: pa.Table, class_names: tuple[str, ...], place: str) -> pa.Ta
     for path in table["path"].to_pylist():
         if not _ABSOLUTE.match(path):
             raise ManifestError(f'{place}: path "{path}" is not absolute')
-    _check_rows(table, class_names, place)
+    # The first row with values that contradict each other, where null counts as no contradiction.
+    names = pa.array(class_names, pa.string())
+    unknown = sorted(_flat(table["labels"]) - set(class_names), key=str)
+    if unknown:
+        raise ManifestError(f'{place}: has the label "{unknown[0]}", which is not among its class names')
+    looked_up = table.append_column("members", pc.call_function("list_value_length", [table["splits"]]))
+    looked_up = looked_up.append_column(
+        "named", pc.call_function("index_in", [table["class_name"]], pc.SetLookupOptions(names))
+    )
+    label, name, named = pc.field("label_id"), pc.field("class_name"), pc.field("named")
+    frames, width, height = (
+        pc.field(column).is_null() | (pc.field(column) < 1) for column in ("frames", "width", "height")
+    )
+    for wrong, complaint in (
+        (label.is_null() != name.is_null(), "label_id and class_name must both be there or both be empty"),
+        ((label < 0) | (label >= len(class_names)), f"label_id is not one of the {len(class_names)} classes"),
+        (pc.field("labels").is_valid() & label.is_valid(), "has both a label_id and several labels"),
+        (pc.field("members") == 0, "has a list of splits with none in it"),
+        (name.is_valid() & (named.is_null() | (named != label)), "class_name is not the name of its label_id"),
+        (
+            pc.field("error").is_null() & (frames | width | height),
+            "has no error, so frames, width and height must be there and positive",
+        ),
+    ):
+        if len(rows := looked_up.filter(wrong)):
+            raise ManifestError(f'{place}: video "{rows["video_id"][0]}": {complaint}')
     return table
 
 
@@ -319,35 +344,6 @@ def _same_kind(have: pa.DataType, want: pa.DataType) -> bool:
     if pa.types.is_integer(want):
         return pa.types.is_integer(have)
     return pa.types.is_floating(have)
-
-
-def _check_rows(table: pa.Table, class_names: tuple[str, ...], place: str) -> None:
-    """Raises for the first row with values that contradict each other (where null counts as no contradiction)."""
-    names = pa.array(class_names, pa.string())
-    unknown = sorted(_flat(table["labels"]) - set(class_names), key=str)
-    if unknown:
-        raise ManifestError(f'{place}: has the label "{unknown[0]}", which is not among its class names')
-    table = table.append_column("members", pc.call_function("list_value_length", [table["splits"]]))
-    table = table.append_column(
-        "named", pc.call_function("index_in", [table["class_name"]], pc.SetLookupOptions(names))
-    )
-    label, name, named = pc.field("label_id"), pc.field("class_name"), pc.field("named")
-    frames, width, height = (
-        pc.field(column).is_null() | (pc.field(column) < 1) for column in ("frames", "width", "height")
-    )
-    for wrong, complaint in (
-        (label.is_null() != name.is_null(), "label_id and class_name must both be there or both be empty"),
-        ((label < 0) | (label >= len(class_names)), f"label_id is not one of the {len(class_names)} classes"),
-        (pc.field("labels").is_valid() & label.is_valid(), "has both a label_id and several labels"),
-        (pc.field("members") == 0, "has a list of splits with none in it"),
-        (name.is_valid() & (named.is_null() | (named != label)), "class_name is not the name of its label_id"),
-        (
-            pc.field("error").is_null() & (frames | width | height),
-            "has no error, so frames, width and height must be there and positive",
-        ),
-    ):
-        if len(rows := table.filter(wrong)):
-            raise ManifestError(f'{place}: video "{rows["video_id"][0]}": {complaint}')
 
 
 def _flat(lists: pa.ChunkedArray) -> set[str]:

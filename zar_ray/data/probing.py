@@ -87,20 +87,22 @@ def probe_listing(
     label_ids = {name: index for index, name in enumerate(listing.class_names)}
     rows = []
     for video, answer in zip(listing.videos, answers, strict=True):
+        size = None
+        with contextlib.suppress(OSError):
+            size = Path(video.path).stat().st_size
         row = replace(
             video,
             video_id=storable(video.video_id),
             path=storable(video.path),
             label_id=None if video.class_name is None else label_ids[video.class_name],
-            size=_size(video.path),
+            size=size,
         )
         if row.path != video.path:
             row = replace(row, error="the file's name is not UTF-8; rename it")
         elif isinstance(answer, Failure):
             row = replace(row, error=answer.message)
         else:
-            known = {name: value for name, value in vars(answer).items() if name != "pixel_aspect"}
-            row = replace(row, **known)
+            row = replace(row, **{name: value for name, value in vars(answer).items() if name != "pixel_aspect"})
         rows.append(row)
     return Manifest.of(rows, listing.class_names, listing.root, listing.name)
 
@@ -249,13 +251,6 @@ def _answer(work: Callable[[Any], _T], item: Any) -> _T | Failure:
         if lacks_memory(error):
             return Failure(f"takes more memory than the limit of {_MEMORY} bytes")
         return Failure(reason if isinstance(error, VideoError) else f"{type(error).__name__}: {reason}")
-
-
-def _size(path: str) -> int | None:
-    try:
-        return Path(path).stat().st_size
-    except OSError:
-        return None
 
 
 def _counted(number: int, noun: str) -> str:

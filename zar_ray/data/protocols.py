@@ -17,7 +17,7 @@ from zar_ray.data.classes import by_key, class_list, classes_of, name_key
 from zar_ray.data.listing import NO_SPLIT
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.errors import ConfigError, ManifestError, suggestion
-from zar_ray.options.base import Options
+from zar_ray.options.base import Options, option
 from zar_ray.options.layers import zar_home
 from zar_ray.storage import is_uri
 
@@ -26,25 +26,17 @@ class SplitSpec(Options):
     """One split of a protocol, as a benchmark's file says it."""
 
     name: str = Field(min_length=1, description="What `--split` calls it.")
-    classes: str | None = Field(
-        default=None,
-        description="Its class names: a file of conf/classes, without .txt; by default the manifest's own.",
+    classes: str | None = option(
+        None, "Its class names: a file of conf/classes, without .txt; by default the manifest's own."
     )
-    without: str | None = Field(
-        default=None, description="A class list whose names are left out, exactly as they are written."
+    without: str | None = option(None, "A class list whose names are left out, exactly as they are written.")
+    videos: tuple[str, ...] = option((), "The manifest's splits its videos come from; none means all.")
+    otherwise: tuple[str, ...] = option(
+        (), "The manifest's splits to take where it has no video of any split's `videos`."
     )
-    videos: tuple[str, ...] = Field(
-        default=(), description="The manifest's splits its videos come from; none means all."
-    )
-    otherwise: tuple[str, ...] = Field(
-        default=(),
-        description="The manifest's splits to take where it has no video of any split's `videos`.",
-    )
-    train: tuple[str, ...] = Field(
-        default=(), description="The manifest's splits that few-shot training videos come from."
-    )
-    count: int | None = Field(default=None, ge=1, description="How many videos the official or published split has.")
-    about: bool = Field(default=False, description="`count` is a round figure, as links rot; it is no error to differ.")
+    train: tuple[str, ...] = option((), "The manifest's splits that few-shot training videos come from.")
+    count: int | None = option(None, "How many videos the official or published split has.", ge=1)
+    about: bool = option(False, "`count` is a round figure, as links rot; it is no error to differ.")
 
     def class_names(self, own: Sequence[str] = ()) -> tuple[str, ...]:
         """The names in label-id order; those of a split without a list are the manifest's `own`.
@@ -66,29 +58,24 @@ class Benchmark(Options):
 
     name: str = Field(min_length=1, description="What `--dataset` calls it; the file's name.")
     title: str = Field(min_length=1, description="What tables call it.")
-    classes: int | None = Field(default=None, ge=1, description="How many classes the dataset has.")
-    split: str | None = Field(
-        default=None, description="The manifest's split that is evaluated by default, where the manifest has splits."
+    classes: int | None = option(None, "How many classes the dataset has.", ge=1)
+    split: str | None = option(
+        None, "The manifest's split that is evaluated by default, where the manifest has splits."
     )
-    data: str | None = Field(
-        default=None, description="The dataset that `zar data index` finds; several benchmarks may share one."
+    data: str | None = option(None, "The dataset that `zar data index` finds; several benchmarks may share one.")
+    average: Literal["mean", "harmonic"] = option("mean", "What is reported over the splits.")
+    videos: int | None = option(None, "How many videos its splits have together.", ge=1)
+    manifest: str = option("{data_root}/{data}/manifest.parquet", "Where its manifest lies.")
+    make: str = option(
+        "zar data index {data} --root FOLDER --output {manifest}", "The command that makes its manifest, for messages."
     )
-    average: Literal["mean", "harmonic"] = Field(default="mean", description="What is reported over the splits.")
-    videos: int | None = Field(default=None, ge=1, description="How many videos its splits have together.")
-    manifest: str = Field(default="{data_root}/{data}/manifest.parquet", description="Where its manifest lies.")
-    make: str = Field(
-        default="zar data index {data} --root FOLDER --output {manifest}",
-        description="The command that makes its manifest, for messages.",
+    splits: tuple[SplitSpec, ...] = option((), "The protocol: what is evaluated, split by split.")
+    multi_label: bool = option(False, "Whether a video may show several classes.")
+    legacy_swaps: tuple[tuple[str, str], ...] = option(
+        (), "Pairs of class names that published label files exchange by mistake."
     )
-    splits: tuple[SplitSpec, ...] = Field(default=(), description="The protocol: what is evaluated, split by split.")
-    multi_label: bool = Field(default=False, description="Whether a video may show several classes.")
-    legacy_swaps: tuple[tuple[str, str], ...] = Field(
-        default=(), description="Pairs of class names that published label files exchange by mistake."
-    )
-    renamed: dict[str, str] = Field(
-        default={}, description="Class names that Kinetics-400 has too, with its words for them."
-    )
-    options: dict[str, Any] = Field(default={}, description="Defaults of `zar eval` for it, dotted ones nested.")
+    renamed: dict[str, str] = option({}, "Class names that Kinetics-400 has too, with its words for them.")
+    options: dict[str, Any] = option({}, "Defaults of `zar eval` for it, dotted ones nested.")
 
     def manifest_path(self, data_root: str | Path | None = None) -> str:
         """Where the manifest lies; `data_root` is by default ZAR_HOME/datasets."""

@@ -204,41 +204,41 @@ def _describe(spec: SyntheticSpec) -> str:
 
 def _write(folder: Path, final: Path, spec: SyntheticSpec, workers: int | None, progress: Progress | None) -> None:
     train, unseen = combinations(spec)
-    plan: tuple[tuple[str, Split, tuple[str, ...], int], ...] = (
-        (TRAINING_MANIFEST, "train", train, spec.train_videos),
-        (TRAINING_MANIFEST, "val", train, spec.val_videos),
-        (UNSEEN_MANIFEST, "test", unseen, spec.test_videos),
-        (UNSEEN_MANIFEST, "shifted", unseen, spec.test_videos),
+    plan: tuple[tuple[Split, tuple[str, ...], int], ...] = (
+        ("train", train, spec.train_videos),
+        ("val", train, spec.val_videos),
+        ("test", unseen, spec.test_videos),
+        ("shifted", unseen, spec.test_videos),
     )
-    tasks = [_Task(split, name, n) for _, split, names, videos in plan for name in names for n in range(videos)]
+    tasks = [_Task(split, name, n) for split, names, videos in plan for name in names for n in range(videos)]
     for place in sorted({(folder / task.video_id).parent for task in tasks}):
         place.mkdir(parents=True)
     answers = in_processes(tasks, partial(_draw_file, folder, spec), workers, _DRAWING_SECONDS, progress)
     failed = next((answer for answer in answers if isinstance(answer, Failure)), None)
     if failed is not None:
         raise ManifestError(f"{folder}: a process that drew videos failed ({failed.message})")
+    rows = []
+    for task in tasks:
+        frames, fps = _length(task, spec)
+        rows.append(
+            VideoRow(
+                video_id=task.video_id,
+                path=str(final / task.video_id),
+                label_id=(unseen if task.class_name in unseen else train).index(task.class_name),
+                class_name=task.class_name,
+                split=task.split,
+                frames=frames,
+                fps=float(fps),
+                width=WIDTH,
+                height=HEIGHT,
+                duration=frames / fps,
+                size=(folder / task.video_id).stat().st_size,
+            )
+        )
     for manifest, names in ((TRAINING_MANIFEST, train), (UNSEEN_MANIFEST, unseen)):
-        splits = {split for of, split, _, _ in plan if of == manifest}
-        rows = [_row(task, folder, final, spec, names.index(task.class_name)) for task in tasks if task.split in splits]
-        write_manifest(Manifest.of(rows, names, final, "demo"), folder / manifest)
+        own = [row for row in rows if row.class_name in names]
+        write_manifest(Manifest.of(own, names, final, "demo"), folder / manifest)
     (folder / _SPEC_FILE).write_text(_describe(spec), encoding="utf-8")
-
-
-def _row(task: _Task, folder: Path, final: Path, spec: SyntheticSpec, label_id: int) -> VideoRow:
-    frames, fps = _length(task, spec)
-    return VideoRow(
-        video_id=task.video_id,
-        path=str(final / task.video_id),
-        label_id=label_id,
-        class_name=task.class_name,
-        split=task.split,
-        frames=frames,
-        fps=float(fps),
-        width=WIDTH,
-        height=HEIGHT,
-        duration=frames / fps,
-        size=(folder / task.video_id).stat().st_size,
-    )
 
 
 def _draw_file(root: Path, spec: SyntheticSpec, task: _Task) -> None:

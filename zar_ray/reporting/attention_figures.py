@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -36,7 +35,7 @@ def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> page.Figure:
     """
     count = min(frames_shown, len(maps.frames))
     shown = (2 * np.arange(count) + 1) * len(maps.frames) // (2 * count)
-    rows = [(label, _relative(one)[shown]) for label, one in _rows(maps)]
+    rows = [(label, one[shown] / (one.mean() or 1.0)) for label, one in _rows(maps)]
     scale = Normalize(0, max(1.0, float(np.percentile(np.stack([one for _, one in rows]), _TOP_PERCENTILE))))
 
     height = 1 + len(rows)
@@ -49,7 +48,13 @@ def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> page.Figure:
     for row, (label, one) in enumerate(rows, start=1):
         axes[row, 0].set_ylabel(label, fontsize=7, parse_math=False)
         for column, number in enumerate(shown):
-            _overlay(axes[row, column], maps.frames[number], one[column], scale)
+            frame = maps.frames[number]
+            side = (0, frame.shape[1], frame.shape[0], 0)
+            # Without its own colours the frame does not mix with the scale's.
+            axes[row, column].imshow(frame.mean(axis=-1), cmap="gray", vmin=0, vmax=255, extent=side)
+            axes[row, column].imshow(
+                one[column], cmap=_COLOURS, norm=scale, alpha=_OPACITY, extent=side, interpolation="nearest"
+            )
     for one in axes.flat:
         one.set(xticks=[], yticks=[])
     bar = figure.colorbar(ScalarMappable(scale, _COLOURS), ax=axes, shrink=0.6, extend="max")
@@ -75,18 +80,6 @@ def _rows(maps: VideoMaps) -> Iterator[tuple[str, np.ndarray]]:
         named = textwrap.fill(f"{one.role}: {shortened(one.name, _NAME_LENGTH)}", 24)
         yield f"{named}\nbefore tuning", one.before
         yield f"{named}\nafter tuning", one.after
-
-
-def _relative(values: np.ndarray) -> np.ndarray:
-    mean = values.mean()
-    return values / mean if mean else values
-
-
-def _overlay(axes: Axes, frame: np.ndarray, values: np.ndarray, scale: Normalize) -> None:
-    side = (0, frame.shape[1], frame.shape[0], 0)
-    # Without its own colours the frame does not mix with the scale's.
-    axes.imshow(frame.mean(axis=-1), cmap="gray", vmin=0, vmax=255, extent=side)
-    axes.imshow(values, cmap=_COLOURS, norm=scale, alpha=_OPACITY, extent=side, interpolation="nearest")
 
 
 def _finding(one: ClassMaps) -> str:

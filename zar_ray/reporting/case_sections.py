@@ -39,18 +39,20 @@ def case_sections(data: RunData, case: CaseMetrics, samples: int, decoder: Decod
     Of the videos most helped, and of those most hurt, `samples` are shown, with pictures that `decoder` reads.
     """
     split, rows = data.split(case.split), data.rows(case)
-    decided = None if split.multi_label else _decided(rows, case, len(split.class_names))
     titles = ("Accuracy by class", "Mistakes", "Calibration", "Videos most helped and most hurt")
-    if decided is None:
+    if split.multi_label:
+        decided = None
         whys = (
             f"{_SEVERAL}: it has mean average precision above in place of accuracies.",
             f"{_SEVERAL} to be taken for another.",
             f"{_SEVERAL} whose probability could be held against how often it is right.",
             f"{_SEVERAL} that a video could gain or lose.",
         )
-        by_class, mistakes, calibration, videos = (why_empty(t, why) for t, why in zip(titles, whys, strict=True))
-    elif not len(decided.label):
-        by_class, mistakes, calibration, videos = (why_empty(title, _NO_LABELS) for title in titles)
+    else:
+        found = CaseRows.of(rows, case.case_id, len(split.class_names))
+        decided, whys = found.select(found.finished & (found.label >= 0)), (_NO_LABELS,) * 4
+    if decided is None or not len(decided.label):
+        by_class, mistakes, calibration, videos = map(why_empty, titles, whys)
     else:
         by_class = Section(titles[0], _by_class(class_accuracies(rows, case.case_id, split.class_names), case.adapts))
         matrix = confusion_matrix(rows, case.case_id, len(split.class_names))
@@ -109,12 +111,6 @@ def _mistakes(matrix: np.ndarray, names: Sequence[str]) -> list[Content]:
     table = [(right, taken, str(count), str(videos), percent(count / videos)) for right, taken, count, videos in rows]
     columns = ("right class", "predicted", "videos", "of", "%")
     return [*content, Block(None, columns, table, words=2, folded=f"Table of the {len(rows)} most frequent mistakes")]
-
-
-def _decided(rows: pa.Table, case: CaseMetrics, classes: int) -> CaseRows:
-    """The labelled videos of a case that finished."""
-    found = CaseRows.of(rows, case.case_id, classes)
-    return found.select(found.finished & (found.label >= 0))
 
 
 def _calibration(decided: CaseRows, changes: bool) -> list[Content]:
@@ -216,12 +212,9 @@ def _thumbnails(video: VideoRow, config: Mapping[str, Any], decoder: DecoderProc
     frames = decoder.decode(video.path, request, config["decode_timeout"]).frames
     count = min(_THUMBNAILS, len(frames))
     shown = frames[(2 * np.arange(count) + 1) * len(frames) // (2 * count)]
-    return tuple(
-        _picture(frame, f"{video.video_id}, picture {number} of {count}") for number, frame in enumerate(shown, start=1)
-    )
-
-
-def _picture(frame: np.ndarray, alt: str) -> Picture:
-    file = io.BytesIO()
-    Image.fromarray(frame).save(file, format="JPEG", quality=80)
-    return Picture.of(file.getvalue(), "image/jpeg", alt)
+    pictures = []
+    for number, frame in enumerate(shown, start=1):
+        file = io.BytesIO()
+        Image.fromarray(frame).save(file, format="JPEG", quality=80)
+        pictures.append(Picture.of(file.getvalue(), "image/jpeg", f"{video.video_id}, picture {number} of {count}"))
+    return tuple(pictures)

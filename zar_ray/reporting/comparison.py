@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from zar_ray.errors import ConfigError, RunError, ZarError
+from zar_ray.errors import ConfigError, RunError, ZarError, suggestion
 from zar_ray.options.layers import leaves
 from zar_ray.reporting.numbers import METRICS
 from zar_ray.reporting.run_data import RunData, StudyData
@@ -133,17 +133,13 @@ def compare_runs(places: Sequence[str], meaningful: Collection[str], lookup: Loo
     lines = [Line(first, case) for case in first.finished.summary.cases]
     for run in runs[1:]:
         lines += [_line(first, run, case) for case in run.finished.summary.cases]
-    return Comparison(runs, _adjusted(lines))
-
-
-def _adjusted(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """The lines with p values adjusted for the number of tests; where no video changed, nothing is tested."""
+    # Where no video changed, nothing is tested.
     tests = [line.paired for line in lines if line.paired is not None and (line.paired.gained or line.paired.lost)]
     adjusted = dict(zip(map(id, tests), holm([one.comparison.p_value for one in tests]), strict=True))
-    return tuple(
-        replace(line, paired=replace(line.paired, adjusted=adjusted.get(id(line.paired), 1.0))) if line.paired else line
-        for line in lines
-    )
+    for number, line in enumerate(lines):
+        if line.paired is not None:
+            lines[number] = replace(line, paired=replace(line.paired, adjusted=adjusted.get(id(line.paired), 1.0)))
+    return Comparison(runs, tuple(lines))
 
 
 def _read(place: str, lookup: Lookup | None, known: dict[str, list[ComparedRun]]) -> list[ComparedRun]:
@@ -154,8 +150,11 @@ def _read(place: str, lookup: Lookup | None, known: dict[str, list[ComparedRun]]
         known[run] = _cells(run, lookup)
     if named is None:
         return known[run]
-    one = known[run][0].finished.study.run(named["label"])
-    return [known[run][one.number]]
+    labels = [one.finished.cell.label for one in known[run]]
+    if named["label"] not in labels:
+        place, near = known[run][0].finished.study.place, suggestion(named["label"], labels)
+        raise RunError(f'{place}: has no cell "{named["label"]}"{near}')
+    return [known[run][labels.index(named["label"])]]
 
 
 def _cells(run: str, lookup: Lookup | None) -> list[ComparedRun]:

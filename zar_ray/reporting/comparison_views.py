@@ -15,7 +15,6 @@ from zar_ray.reporting.comparison import ComparedRun, Comparison, Line, Paired
 from zar_ray.reporting.numbers import MAIN, METRICS, counted, digits, interval, p_value, percent, with_deviation
 from zar_ray.reporting.pages import Content, Figure, Group, Page, Picture, Section, Text, render, write_file
 from zar_ray.reporting.summary_tables import GROUPED, INTERVALS, RANDOM_WEIGHTS
-from zar_ray.results.record import ClassAccuracy
 
 _SHOWN = 5
 """Classes and videos that are named where room is short; the page has all."""
@@ -228,20 +227,16 @@ def _pair_title(line: Line, paired: Paired) -> str:
 def _flip_notes(paired: Paired) -> list[str]:
     gains = [one for one in paired.classes if one.change > 0][:_SHOWN]
     losses = [one for one in reversed(paired.classes) if one.change < 0][:_SHOWN]
-    notes = [
-        f"classes {what}: {', '.join(map(_class_text, some))}"
-        for what, some in (("gained", gains), ("lost", losses))
-        if some
-    ]
+    notes = []
+    for what, classes in (("gained", gains), ("lost", losses)):
+        if classes:
+            said = (f"{one.label} {percent(one.change, '+')} (of {one.videos})" for one in classes)
+            notes.append(f"classes {what}: {', '.join(said)}")
     for what, videos in (("gained", paired.gained), ("lost", paired.lost)):
         if videos:
             more = f" and {len(videos) - _SHOWN} more" if len(videos) > _SHOWN else ""
             notes.append(f"videos {what}: {', '.join(videos[:_SHOWN])}{more}")
     return notes
-
-
-def _class_text(one: ClassAccuracy) -> str:
-    return f"{one.label} {percent(one.change, '+')} (of {one.videos})"
 
 
 def _flips(paired: Paired) -> list[Content]:

@@ -64,38 +64,33 @@ ALL_CLASSES = 40
 Form = Literal["svg", "png"]
 
 
-class _Chart:
-    """A figure that ends up as a picture."""
-
-    def __init__(self, width: float, height: float) -> None:
-        self.figure = Figure(figsize=(width, height), layout="constrained")
-        self.axes: Axes = self.figure.add_subplot()
-
-    def file(self, form: Form, dpi: int = 150) -> bytes:
-        file = io.BytesIO()
-        # No date, so that the same numbers make the same file.
-        about = dict.fromkeys(("Date", "Creator", "Format", "Type")) if form == "svg" else None
-        self.figure.savefig(file, format=form, metadata=about, dpi=dpi)
-        return file.getvalue()
-
-    def picture(self, alt: str, *, narrow: bool = False) -> Picture:
-        return Picture.of(self.file("svg"), "image/svg+xml", alt, narrow=narrow)
-
-
 @contextmanager
-def _chart(width: float = _WIDTH, height: float = 3.2) -> Iterator[_Chart]:
+def _chart(width: float = _WIDTH, height: float = 3.2) -> Iterator[tuple[Figure, Axes]]:
     with mpl.rc_context(_STYLE):
-        yield _Chart(width, height)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def _file(figure: Figure, form: Form, dpi: int = 150) -> bytes:
+    file = io.BytesIO()
+    # No date, so that the same numbers make the same file.
+    about = dict.fromkeys(("Date", "Creator", "Format", "Type")) if form == "svg" else None
+    figure.savefig(file, format=form, metadata=about, dpi=dpi)
+    return file.getvalue()
+
+
+def _picture(figure: Figure, alt: str, *, narrow: bool = False) -> Picture:
+    return Picture.of(_file(figure, "svg"), "image/svg+xml", alt, narrow=narrow)
 
 
 def class_chart(classes: Sequence[ClassAccuracy], *, adapts: bool) -> Picture:
     """Top-1 of classes that have videos, before as a hollow and after as a full dot, in order from the top."""
-    with _chart(height=1.0 + 0.26 * len(classes)) as chart:
-        axes, places = chart.axes, np.arange(len(classes))
+    with _chart(height=1.0 + 0.26 * len(classes)) as (figure, axes):
+        places = np.arange(len(classes))
         after = np.array([100 * (one.top1_after or 0.0) for one in classes])
+        before = np.array([100 * (one.top1_before or 0.0) for one in classes])
         axes.grid(axis="x")
         if adapts:
-            before = np.array([100 * (one.top1_before or 0.0) for one in classes])
             axes.hlines(places, before, after, color=_GREY, linewidth=1.2)
             axes.plot(before, places, "o", markersize=7.5, mfc="white", mec=_BEFORE, mew=1.6, label="before")
         axes.plot(after, places, "o", markersize=5, color=_AFTER, label="after" if adapts else "top-1")
@@ -104,13 +99,9 @@ def class_chart(classes: Sequence[ClassAccuracy], *, adapts: bool) -> Picture:
         axes.tick_params(axis="y", length=0)
         if adapts:
             axes.legend(**_ABOVE)
-        shown = "; ".join(f"{one.label} {_from_to(one, adapts)}" for one in classes)
-        return chart.picture(f"Top-1 by class. {shown}.")
-
-
-def _from_to(one: ClassAccuracy, adapts: bool) -> str:
-    after = f"{100 * (one.top1_after or 0.0):.0f} %"
-    return f"{100 * (one.top1_before or 0.0):.0f} to {after}" if adapts else after
+        values = (f"{before[n]:.0f} to {after[n]:.0f} %" if adapts else f"{after[n]:.0f} %" for n in places)
+        shown = "; ".join(f"{one.label} {value}" for one, value in zip(classes, values, strict=True))
+        return _picture(figure, f"Top-1 by class. {shown}.")
 
 
 def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Form = "png") -> bytes:
@@ -136,8 +127,7 @@ def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Form
     shares = np.divide(shown, totals[:, None], out=np.full(shown.shape, np.nan), where=totals[:, None] > 0)
 
     side = 3.0 + 0.24 * len(columns)
-    with _chart(side + 0.8, side) as chart:
-        axes = chart.axes
+    with _chart(side + 0.8, side) as (figure, axes):
         image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
         axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
         axes.set_yticks(range(len(names)), names, fontsize=7)
@@ -151,8 +141,8 @@ def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Form
                 if count:
                     colour = "white" if shares[row, column] > 0.5 else "black"
                     axes.text(column, row, str(count), ha="center", va="center", fontsize=6, color=colour)
-        chart.figure.colorbar(image, ax=axes, shrink=0.6)
-        return chart.file(form, dpi=110)
+        figure.colorbar(image, ax=axes, shrink=0.6)
+        return _file(figure, form, dpi=110)
 
 
 def most_confused(matrix: np.ndarray, count: int) -> np.ndarray:
@@ -178,8 +168,8 @@ def confusions_chart(mistakes: Sequence[tuple[str, str, int, int]]) -> Picture:
     Args:
         mistakes: The right class, the predicted one, how many videos, of how many of the right class.
     """
-    with _chart(height=0.8 + 0.26 * len(mistakes)) as chart:
-        axes, places = chart.axes, np.arange(len(mistakes))
+    with _chart(height=0.8 + 0.26 * len(mistakes)) as (figure, axes):
+        places = np.arange(len(mistakes))
         axes.barh(places, [count for *_, count, _ in mistakes], height=0.62, color=_AFTER)
         names = [f"{shortened(right)} → {shortened(taken)}" for right, taken, *_ in mistakes]
         axes.set_yticks(places, names)
@@ -189,7 +179,7 @@ def confusions_chart(mistakes: Sequence[tuple[str, str, int, int]]) -> Picture:
         axes.set(xlim=(0, 1.15 * most), ylim=(len(mistakes) - 0.4, -0.6), xlabel="videos")
         axes.tick_params(axis="y", length=0)
         said = "; ".join(f"{right} as {taken} {count} of {videos}" for right, taken, count, videos in mistakes)
-        return chart.picture(f"The most frequent mistakes, right class as predicted class. {said}.")
+        return _picture(figure, f"The most frequent mistakes, right class as predicted class. {said}.")
 
 
 class Calibration(NamedTuple):
@@ -226,8 +216,7 @@ def calibrate(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> Ca
 
 def reliability_chart(curves: Mapping[str, Calibration]) -> Picture:
     """Accuracy against confidence, such as before and after; the diagonal is a confidence that tells the truth."""
-    with _chart(4.6, 4.2) as chart:
-        axes = chart.axes
+    with _chart(4.6, 4.2) as (figure, axes):
         axes.grid()
         axes.plot([0, 1], [0, 1], color=_GREY, linestyle=(0, (4, 3)), linewidth=1)
         most = max(int(one.videos.max()) for one in curves.values())
@@ -243,13 +232,13 @@ def reliability_chart(curves: Mapping[str, Calibration]) -> Picture:
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="confidence in the best class", ylabel="share right")
         axes.set_aspect("equal")
         axes.legend(**_ABOVE)
-        return chart.picture(f"Reliability diagram: share right against confidence, {', '.join(said)}.", narrow=True)
+        return _picture(figure, f"Reliability diagram: share right against confidence, {', '.join(said)}.", narrow=True)
 
 
 def entropy_chart(measured: Mapping[str, np.ndarray], classes: int) -> Picture:
     """How sure decisions, such as those before and after, are: videos by the evaluation view's entropy, in nats."""
-    with _chart(height=2.8) as chart:
-        axes, most = chart.axes, math.log(classes)
+    with _chart(height=2.8) as (figure, axes):
+        most = math.log(classes)
         edges: list[float] = np.linspace(0, most, 31).tolist()
         axes.grid(axis="y")
         said = []
@@ -265,7 +254,7 @@ def entropy_chart(measured: Mapping[str, np.ndarray], classes: int) -> Picture:
             said.append(f"mean {name} {values.mean():.2f}")
         axes.set(xlim=(0, most), xlabel=f"entropy (nats); {most:.2f} = all {classes} classes alike", ylabel="videos")
         axes.legend(**_ABOVE)
-        return chart.picture(f"Histogram of the decisions' entropy: {', '.join(said)} nats.")
+        return _picture(figure, f"Histogram of the decisions' entropy: {', '.join(said)} nats.")
 
 
 class EmbeddingMap(NamedTuple):
@@ -304,8 +293,7 @@ def map_chart(found: EmbeddingMap, labels: Sequence[str | None]) -> Picture:
     shown = len(names) if len(names) <= _CLASSES_ON_MAP else len(_COLOURS)
     chosen: list[str] = sorted(names[np.argsort(-counts, kind="stable")[:shown]].tolist())
     of_video = np.array([one or "" for one in labels], object)
-    with _chart(height=4.6 + 0.2 * math.ceil((len(chosen) + 1) / _MAP_COLUMNS)) as chart:
-        axes = chart.axes
+    with _chart(height=4.6 + 0.2 * math.ceil((len(chosen) + 1) / _MAP_COLUMNS)) as (figure, axes):
         size = 34 if len(of_video) <= 300 else 14
         rest = ~np.isin(of_video, chosen)
         if rest.any():
@@ -327,7 +315,7 @@ def map_chart(found: EmbeddingMap, labels: Sequence[str | None]) -> Picture:
         axes.spines[:].set_visible(False)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=_MAP_COLUMNS, handletextpad=0.2)
         said = ", ".join(chosen) or "none"
-        return chart.picture(f"Map of {len(of_video)} videos' features by t-SNE; coloured classes: {said}.")
+        return _picture(figure, f"Map of {len(of_video)} videos' features by t-SNE; coloured classes: {said}.")
 
 
 def progress_chart(seconds: np.ndarray, failed: np.ndarray) -> Picture:
@@ -337,8 +325,7 @@ def progress_chart(seconds: np.ndarray, failed: np.ndarray) -> Picture:
         seconds: (N,) when each video's rows were made, rising, from the first.
         failed: bool (N,).
     """
-    with _chart(height=2.6) as chart:
-        axes = chart.axes
+    with _chart(height=2.6) as (figure, axes):
         scale, unit = (60.0, "minutes") if seconds[-1] > 180 else (1.0, "seconds")
         done = np.arange(1, len(seconds) + 1)
         axes.grid()
@@ -349,7 +336,7 @@ def progress_chart(seconds: np.ndarray, failed: np.ndarray) -> Picture:
         axes.set(xlabel=f"{unit} after the first result", ylabel="videos", ylim=(0, None))
         span = f"{seconds[-1] / scale:.1f} {unit}"
         alt = f"{len(seconds)} videos with a result within {span}, {int(failed.sum())} failed."
-        return chart.picture(alt)
+        return _picture(figure, alt)
 
 
 class PlottedRun(NamedTuple):
@@ -369,8 +356,7 @@ def runs_chart(groups: Mapping[str, Sequence[PlottedRun]], metric: str, form: Fo
         form: What kind of file.
     """
     lines = sum(len(runs) for runs in groups.values())
-    with _chart(height=1.1 + 0.36 * lines + 0.3 * len(groups)) as chart:
-        axes = chart.axes
+    with _chart(height=1.1 + 0.36 * lines + 0.3 * len(groups)) as (figure, axes):
         axes.grid(axis="x")
         place, places, names = 0.0, [], []
         for title, runs in groups.items():
@@ -390,4 +376,4 @@ def runs_chart(groups: Mapping[str, Sequence[PlottedRun]], metric: str, form: Fo
         handles, labels = axes.get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
         axes.legend(once.values(), once, **_ABOVE)
-        return chart.file(form)
+        return _file(figure, form)

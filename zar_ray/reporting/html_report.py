@@ -37,7 +37,7 @@ from zar_ray.reporting.published.view import Marks, compare
 from zar_ray.reporting.run_data import RunData, RunSplit, StudyData
 from zar_ray.reporting.summary_tables import p_of, summary_facts
 from zar_ray.results.folder import CONFIG
-from zar_ray.results.record import CaseMetrics, PairedComparison, RunSummary
+from zar_ray.results.record import CaseMetrics, RunSummary
 from zar_ray.video.sandbox import DecoderProcess
 
 if TYPE_CHECKING:
@@ -103,11 +103,14 @@ def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Pa
     groups.append(
         Group("The run", (_failures(data), _warnings(data), _timings(data), _repetition(data), _versions(data)))
     )
+    tiles = (Tile("cells", str(len(record.cells)), study_tables.ranges_of(record)), _counts(data.record.whole))
+    if len(data.cells) == 1:
+        tiles = _tiles(first)
     return Page(
         title=record.whole.name,
         subtitle=study_tables.study_heading(record),
         warning=study_tables.random_weights(record),
-        tiles=_tiles(first, shown_cases(first)) if len(data.cells) == 1 else _study_tiles(data),
+        tiles=tiles,
         facts=_facts(data),
         groups=groups,
     )
@@ -133,45 +136,36 @@ def shown_cases(data: RunData) -> tuple[CaseMetrics, ...]:
     return tuple(shown)
 
 
-def _tiles(data: RunData, shown: Sequence[CaseMetrics]) -> tuple[Tile, ...]:
+def _tiles(data: RunData) -> tuple[Tile, ...]:
     """The headline: of a protocol's averages, or of the first case that adapts."""
-    summary = data.summary
+    summary, shown = data.summary, shown_cases(data)
     counts = _counts(summary)
     if not shown:
         return (counts,)
-    case, scores = shown[0], shown[0].headline
-    metric, found = next(iter(case.estimates("after").items()), ("top1", None))
-    name = f"{METRICS[metric]}, {case.method}"
+    case = shown[0]
+    metric, after = next(iter(case.estimates("after").items()), ("top1", None))
+    before, chance = case.estimates("before").get(metric), ()
     averages = {one.metric: one for one in summary.averages if one.method == case.method}
     if metric in averages:
         after, before = averages[metric], averages.get(f"{metric}_before")
         which = "harmonic mean" if after.kind == "harmonic" else "mean"
         spread = "" if after.std is None else f", ± {percent(after.std)}"
-        tiles = [Tile(name, f"{percent(after.value)} %", f"{which} of {len(after.splits)} splits{spread}")]
-        if before is not None and case.adapts:
-            tiles.append(Tile("before adaptation", f"{percent(before.value)} %", f"{which} of the same splits"))
-        return (*tiles, *_change_tile(after.change, "p"), counts)
-    before = case.estimates("before").get(metric)
-    if found is None or before is None:
+        of_after, of_before = f"{which} of {len(after.splits)} splits{spread}", f"{which} of the same splits"
+        change, test = after.change, "p"
+    elif after is None or before is None:
         return (Tile("accuracy", "none", "no video has a label"), counts)
-    tiles = [Tile(name, f"{percent(found.value)} %", f"95 % interval {ends(found)}")]
-    if case.adapts:
-        tiles.append(Tile("before adaptation", f"{percent(before.value)} %", f"95 % interval {ends(before)}"))
-    tiles += _change_tile(case.change, p_of(case))
-    chance = () if scores is None else (Tile("chance", f"{percent(case.chance)} %", f"1 of {case.classes} classes"),)
+    else:
+        of_after, of_before = (f"95 % interval {ends(one)}" for one in (after, before))
+        change, test = case.change, p_of(case)
+        if case.headline is not None:
+            chance = (Tile("chance", f"{percent(case.chance)} %", f"1 of {case.classes} classes"),)
+    tiles = [Tile(f"{METRICS[metric]}, {case.method}", f"{percent(after.value)} %", of_after)]
+    if before is not None and case.adapts:
+        tiles.append(Tile("before adaptation", f"{percent(before.value)} %", of_before))
+    if change is not None:
+        how = f"{ends(change.effect, '+')}, {test} {p_value(change.p_value)}"
+        tiles.append(Tile("change, points", percent(change.difference, "+"), how))
     return (*tiles, *chance, counts)
-
-
-def _change_tile(change: PairedComparison | None, test: str) -> list[Tile]:
-    if change is None:
-        return []
-    how = f"{ends(change.effect, '+')}, {test} {p_value(change.p_value)}"
-    return [Tile("change, points", percent(change.difference, "+"), how)]
-
-
-def _study_tiles(data: StudyData) -> tuple[Tile, ...]:
-    record = data.record
-    return (Tile("cells", str(len(record.cells)), study_tables.ranges_of(record)), _counts(data.whole))
 
 
 def _counts(summary: RunSummary) -> Tile:
@@ -179,9 +173,13 @@ def _counts(summary: RunSummary) -> Tile:
 
 
 def _facts(data: StudyData) -> list[tuple[str, str]]:
-    record, summary = data.record, data.whole
+    record, summary = data.record, data.record.whole
     protocol = f"{len(data.splits)} splits: {', '.join(one.name for one in data.splits)}"
-    models = {_model(cell): None for cell in data.cells}
+    models = {}
+    for cell in data.cells:
+        own, config = cell.summary, cell.config
+        weights = "untrained" if own.random_weights else str(config.get("checkpoint") or config.get("pretrained"))
+        models[f"{own.model}, weights {weights} (fingerprint {own.model_fingerprint})"] = None
     views = [dict(cell.config["views"]) for cell in data.cells]
     frames = {f"{one['frames']} frames; the evaluation view {one['eval_frames']}": None for one in views}
     seeds = ", ".join({str(cell.summary.seed): None for cell in data.cells})
@@ -195,12 +193,6 @@ def _facts(data: StudyData) -> list[tuple[str, str]]:
         *(("pass", note) for note in study_tables.pass_notes(record)),
         *((name, without_password(value)) for name, value in summary_facts(summary, record.cells[0].label)),
     ]
-
-
-def _model(cell: RunData) -> str:
-    summary, config = cell.summary, cell.config
-    weights = "untrained" if summary.random_weights else str(config.get("checkpoint") or config.get("pretrained"))
-    return f"{summary.model}, weights {weights} (fingerprint {summary.model_fingerprint})"
 
 
 def _results(data: StudyData) -> Section:
@@ -297,8 +289,9 @@ def _failures(data: StudyData) -> Section:
     failed = data.table.filter(data.table["error"].is_valid())
     if not len(failed):
         return Section("Failures", (Text("No video failed."),))
-    said = ", ".join(f"{group.videos} at stage {group.stage}" for group in data.whole.failures)
-    lead = Text(f"{data.whole.failed} of {data.whole.videos} videos failed: {said}. They count as wrong.")
+    whole = data.record.whole
+    said = ", ".join(f"{group.videos} at stage {group.stage}" for group in whole.failures)
+    lead = Text(f"{whole.failed} of {whole.videos} videos failed: {said}. They count as wrong.")
     columns = {"stage": "error_stage", "video": "video_id", "reason": "error"}
     return Section("Failures", (lead, *_listed(data, failed, columns)))
 
@@ -306,7 +299,8 @@ def _failures(data: StudyData) -> Section:
 def _warnings(data: StudyData) -> Section:
     """Which videos were used although something is odd about them."""
     warned = data.table.filter(data.table["warning"].is_valid())
-    lead = Text(f"{data.whole.warned} of {data.whole.videos} videos were used with a warning; they count like others.")
+    whole = data.record.whole
+    lead = Text(f"{whole.warned} of {whole.videos} videos were used with a warning; they count like others.")
     return Section("Warnings", (lead, *_listed(data, warned, {"video": "video_id", "warning": "warning"})))
 
 
@@ -315,7 +309,7 @@ def _listed(data: StudyData, table: pa.Table, columns: Mapping[str, str]) -> lis
     rows = sorted({tuple(str(row[name]) for name in columns.values()) for row in table.to_pylist()})
     content: list[Content] = [Block(None, tuple(columns), rows[:_LISTED], words=len(columns))] if rows else []
     if len(rows) > _LISTED:
-        content.append(Text(f"... and {len(rows) - _LISTED:,} more; {data.whole.results} has all.", weak=True))
+        content.append(Text(f"... and {len(rows) - _LISTED:,} more; {data.record.whole.results} has all.", weak=True))
     return content
 
 
@@ -352,19 +346,19 @@ def _progress(data: StudyData) -> list[Content]:
         return [Text("Throughput over time needs two videos.", weak=True)]
     seconds = by_video["recorded_at_max"].to_numpy()
     picture = figures.progress_chart(seconds - seconds[0], by_video["failed_max"].to_numpy())
-    speed = data.whole.throughput.videos_per_second
+    whole, speed = data.record.whole, data.record.whole.throughput.videos_per_second
     caption = "Videos with a result over time; rows are written a block at a time."
     if speed is not None:
         caption += f" The last session did {digits(speed)} videos a second."
-    if data.whole.resumed:
-        caption += f" {data.whole.resumed} videos are of earlier sessions, so the time between sessions shows."
+    if whole.resumed:
+        caption += f" {whole.resumed} videos are of earlier sessions, so the time between sessions shows."
     return [Figure(picture, caption)]
 
 
 def _repetition(data: StudyData) -> Section:
     """The command that does the run again, and its options."""
     config = without_password(data.storage.path(CONFIG))
-    command = shlex.join(["zar", "eval", "--config", config, "--name", f"{data.whole.name}-again"])
+    command = shlex.join(["zar", "eval", "--config", config, "--name", f"{data.record.whole.name}-again"])
     shown = without_password(yaml.safe_dump(dict(data.config), sort_keys=False, allow_unicode=True))
     return Section(
         "Repeating the run",

@@ -69,8 +69,8 @@ def _split_row(split: str, videos: Sequence[VideoRow]) -> tuple[str, ...]:
     of_split = [row for row in videos if split in row.memberships]
     counts = (
         len(of_split),
-        sum(bool(_labels(row)) for row in of_split),
-        len({label for row in of_split for label in _labels(row)}),
+        sum(bool(row.label_names) for row in of_split),
+        len({label for row in of_split for label in row.label_names}),
         sum(row.error is not None for row in of_split),
     )
     return (split, *map(str, counts), f"{sum(row.duration or 0.0 for row in of_split) / 3600:.2f}")
@@ -79,15 +79,8 @@ def _split_row(split: str, videos: Sequence[VideoRow]) -> tuple[str, ...]:
 def _video_row(row: VideoRow) -> tuple[str, ...]:
     return (
         row.video_id,
-        ", ".join(_labels(row)) or "-",
+        ", ".join(row.label_names) or "-",
         "-" if row.frames is None else str(row.frames),
         "-" if row.width is None else f"{row.width}x{row.height}",
         "-" if row.fps is None else digits(row.fps, 4),
     )
-
-
-def _labels(row: VideoRow) -> tuple[str, ...]:
-    """A video's class names: one, several or none."""
-    if row.labels is not None:
-        return row.labels
-    return (row.class_name,) if row.class_name is not None else ()

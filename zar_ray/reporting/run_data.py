@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from zar_ray.data.datasets import known_benchmarks, load_benchmark
-from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
+from zar_ray.data.manifest import VideoRow, read_manifest
 from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.errors import RunError, ZarError
 from zar_ray.options.base import fingerprint
 from zar_ray.results.folder import IDENTITY, MANIFEST, PREDICTIONS
-from zar_ray.results.record import CaseMetrics, RunSummary
+from zar_ray.results.record import CaseMetrics
 from zar_ray.results.study_record import FinishedRun, FinishedStudy
 from zar_ray.storage import Storage
 from zar_ray.untrusted import parse_json
@@ -65,24 +65,14 @@ class StudyData(FinishedStudy):
             raise RunError(f"{storage.path(PREDICTIONS)}: is not Parquet ({' '.join(str(error).split())})") from None
         return cls(**vars(study), storage=storage, table=table, splits=_splits(storage, study, table))
 
-    @property
-    def whole(self) -> RunSummary:
-        """What its whole pass found."""
-        return self.record.whole
-
     @cached_property
-    def manifest(self) -> Manifest:
-        """The run's videos.
+    def videos(self) -> Mapping[str, VideoRow]:
+        """The rows of the run's manifest by video id.
 
         Raises:
             ManifestError: It cannot be read.
         """
-        return read_manifest(self.storage.path(MANIFEST))
-
-    @cached_property
-    def videos(self) -> Mapping[str, VideoRow]:
-        """The manifest's rows by video id."""
-        return {row.video_id: row for row in self.manifest.rows()}
+        return {row.video_id: row for row in read_manifest(self.storage.path(MANIFEST)).rows()}
 
     @cached_property
     def cells(self) -> tuple[RunData, ...]:
@@ -137,12 +127,11 @@ def _splits(storage: Storage, study: FinishedStudy, table: pa.Table) -> tuple[Ru
             f"{storage.path(IDENTITY)}: is not the identity of a run ({' '.join(str(error).split())})"
         ) from None
     multi_label = bool(len(table["labels"].drop_null()))
-    if len(splits) == 1:
-        return tuple(RunSplit(name, names, None, multi_label) for name, names in classes.items())
-    return tuple(
-        RunSplit(name, names, _videos_of(storage, study, name, splits[name]["videos"]), multi_label)
-        for name, names in classes.items()
-    )
+    found = []
+    for name, names in classes.items():
+        ids = None if len(splits) == 1 else _videos_of(storage, study, name, splits[name]["videos"])
+        found.append(RunSplit(name, names, ids, multi_label))
+    return tuple(found)
 
 
 def _videos_of(storage: Storage, study: FinishedStudy, split: str, expected: str) -> frozenset[str]:

@@ -31,7 +31,6 @@ from zar_ray.results.record import (
     ProtocolAverage,
     RunSummary,
     Scores,
-    SplitSummary,
 )
 
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: the model is untrained, so the numbers say nothing about the method"
@@ -45,11 +44,7 @@ _REASON_LENGTH = 160
 def data_heading(summary: RunSummary) -> str:
     """What was evaluated."""
     split = f", split {summary.split}" if summary.split else ""
-    if len(summary.splits) > 1:
-        what = f"{len(summary.splits)} splits"
-    else:
-        chance = summary.cases[0].chance if summary.cases else 1 / summary.classes
-        what = f"{summary.classes} classes (chance {percent(chance)} %)"
+    what = f"{len(summary.splits)} splits" if len(summary.splits) > 1 else _choices(summary.cases, summary.classes)
     return f"{summary.dataset}{split}: {counted(summary.videos, 'video')}, {what}"
 
 
@@ -65,7 +60,8 @@ def summary_blocks(summary: RunSummary, plus_minus: str = "±") -> list[Block]:
         notes = [*_failure_notes(cases), *split.notes]
         if split is summary.splits[-1]:
             notes += _interval_notes(summary.cases)
-        blocks.append(Block(_split_heading(split, cases), *_table(cases), notes))
+        title = f"split {split.name}: {counted(split.videos, 'video')}, {_choices(cases, split.classes)}"
+        blocks.append(Block(title, *_table(cases), notes))
     of_kind: dict[tuple[str, tuple[str, ...]], list[ProtocolAverage]] = {}
     for average in summary.averages:
         of_kind.setdefault((average.kind, average.splits), []).append(average)
@@ -73,9 +69,8 @@ def summary_blocks(summary: RunSummary, plus_minus: str = "±") -> list[Block]:
     return blocks + [_average_block(averages, adapting, plus_minus) for averages in of_kind.values()]
 
 
-def _split_heading(split: SplitSummary, cases: Sequence[CaseMetrics]) -> str:
-    chance = cases[0].chance if cases else 1 / split.classes
-    return f"split {split.name}: {counted(split.videos, 'video')}, {split.classes} classes (chance {percent(chance)} %)"
+def _choices(cases: Sequence[CaseMetrics], classes: int) -> str:
+    return f"{classes} classes (chance {percent(cases[0].chance if cases else 1 / classes)} %)"
 
 
 def _average_block(averages: Sequence[ProtocolAverage], adapting: set[str], plus_minus: str) -> Block:
@@ -189,8 +184,10 @@ def summary_facts(summary: RunSummary, cell: str = "") -> list[tuple[str, str]]:
     if costs:
         facts.append(("a video", costs))
     if summary.model_cost is not None:
-        facts.append(("size", _model_cost(summary.model_cost)))
-        facts.append(("compute", _compute(summary.model_cost, summary)))
+        cost = summary.model_cost
+        view = f"{gflops(cost.view_gflops)} GFLOPs an evaluation view of {counted(cost.view_frames, 'frame')}"
+        facts.append(("size", f"{cost.parameters / 1e6:,.1f} M parameters, {view} (as papers count)"))
+        facts.append(("compute", _compute(cost, summary)))
     facts += [("results", summary.results), ("run", summary.run_file), ("MLflow", _mlflow(summary))]
     return facts + [("verdict", f"{cell}: {said}" if cell else said) for said in verdicts(summary)]
 
@@ -211,14 +208,6 @@ def _costs(summary: RunSummary) -> str:
     if costs.images_encoded_mean is not None:
         parts.append(f"{digits(costs.images_encoded_mean, 4)} images encoded")
     return ", ".join(parts)
-
-
-def _model_cost(cost: ModelCost) -> str:
-    frames = counted(cost.view_frames, "frame")
-    return (
-        f"{cost.parameters / 1e6:,.1f} M parameters, {gflops(cost.view_gflops)} GFLOPs an evaluation view of {frames}"
-        " (as papers count)"
-    )
 
 
 def _compute(cost: ModelCost, summary: RunSummary) -> str:

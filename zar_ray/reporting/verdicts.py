@@ -13,30 +13,24 @@ _WITHOUT = "zero_shot"
 
 def verdicts(summary: RunSummary) -> list[str]:
     """A sentence on each method that adapts, in the order they first come."""
-    adapting = dict.fromkeys(case.method for case in summary.cases if case.adapts)
-    return [_verdict(summary, method) for method in adapting]
-
-
-def _verdict(summary: RunSummary, method: str) -> str:
-    cases, without = (
-        [case for case in summary.cases if case.method == one and case.finished] for one in (method, _WITHOUT)
-    )
-    main = (one.change for one in summary.averages if one.method == method and one.metric in MAIN)
-    change = next(main, None) or (cases[0].change if len(cases) == 1 else None)
-    said = _decisions(cases) if change is None else _effect(change, summary.videos - summary.unlabelled)
-    return f"{method}: {said}{_costs(cases, without)}"
+    said = []
+    for method in dict.fromkeys(case.method for case in summary.cases if case.adapts):
+        cases, without = (
+            [case for case in summary.cases if case.method == one and case.finished] for one in (method, _WITHOUT)
+        )
+        main = (one.change for one in summary.averages if one.method == method and one.metric in MAIN)
+        change = next(main, None) or (cases[0].change if len(cases) == 1 else None)
+        found = _decisions(cases) if change is None else _effect(change, summary.videos - summary.unlabelled)
+        said.append(f"{method}: {found}{_costs(cases, without)}")
+    return said
 
 
 def _effect(change: PairedComparison, videos: int) -> str:
     found = "no evidence of a gain"
     if change.p_value < _LEVEL:
         found = "a gain" if change.difference > 0 else "a loss"
-    return f"{found} ({percent(change.difference, '+')} points, {ends(change.effect, '+')}; {shows(change, videos)})"
-
-
-def shows(change: PairedComparison, videos: int) -> str:
-    """The smallest difference that so many videos can show, in words."""
-    return f"{counted(videos, 'video')} can show {percent(change.detectable) or 'no difference'}"
+    least = f"{counted(videos, 'video')} can show {percent(change.detectable) or 'no difference'}"
+    return f"{found} ({percent(change.difference, '+')} points, {ends(change.effect, '+')}; {least})"
 
 
 def _decisions(cases: Sequence[CaseMetrics]) -> str:

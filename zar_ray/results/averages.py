@@ -56,7 +56,10 @@ def protocol_averages(
             continue
         if kind == "harmonic" and len(splits) != 2:
             raise ValueError(f"a harmonic mean is of two splits, not of {len(splits)}")
-        measured = [_headline_values(case) for case in splits]
+        measured = []
+        for case in splits:
+            before = {f"{name}_before": one for name, one in case.estimates("before").items()}
+            measured.append({name: one.value for name, one in {**case.estimates("after"), **before}.items()})
         names = tuple(case.split for case in splits)
         for metric in measured[0]:
             if all(metric in one for one in measured):
@@ -69,12 +72,6 @@ def protocol_averages(
                     change = average_change([one.select(one.label >= 0) for one in rows], kind, seed)
                 averages.append(ProtocolAverage(method, metric, kind, float(value), std, names, change))
     return tuple(averages)
-
-
-def _headline_values(case: CaseMetrics) -> dict[str, float]:
-    """The values that a protocol averages, as fractions; none without a labelled video."""
-    after, before = case.estimates("after"), case.estimates("before")
-    return {name: one.value for name, one in {**after, **{f"{name}_before": before[name] for name in before}}.items()}
 
 
 def average_change(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Set
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,25 +21,8 @@ from scipy.special import log_softmax
 from zar_ray.errors import RunError
 from zar_ray.results.averages import MAP_RESAMPLES, multi_label_change, multi_label_metrics
 from zar_ray.results.case_rows import AMONG_FIVE, RIGHT, CaseRows, check_labels, firsts, sources_of
-from zar_ray.results.record import (
-    Accuracy,
-    CaseMetrics,
-    Costs,
-    FailureGroup,
-    Scores,
-)
+from zar_ray.results.record import Accuracy, CaseMetrics, Costs, FailureGroup, Scores
 from zar_ray.results.statistics import mean_class_share, paired_comparison, share_of
-
-
-@dataclass(frozen=True)
-class VideoCounts:
-    """How many videos a table accounts for; a video with a failed case is failed."""
-
-    videos: int
-    finished: int
-    failed: int
-    unlabelled: int
-    warned: int
 
 
 def check_counts(expected: Set[tuple[str, str]], table: pa.Table) -> None:
@@ -55,31 +37,33 @@ def check_counts(expected: Set[tuple[str, str]], table: pa.Table) -> None:
         "not in the manifest": sorted(found.keys() - expected),
         "more than once": sorted(key for key, count in found.items() if count > 1),
     }
-    parts = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in wrong.items() if keys]
+    parts = []
+    for what, keys in wrong.items():
+        if keys:
+            shown = [f"{video} [{case}]" for video, case in keys[:3]] + ["..."] * (len(keys) > 3)
+            parts.append(f"{len(keys)} {what} ({', '.join(shown)})")
     if parts:
         raise RunError(f"the result table does not match the run's videos: {'; '.join(parts)}")
 
 
-def _some(keys: list[tuple[str, str]]) -> str:
-    shown = ", ".join(f"{video} [{case}]" for video, case in keys[:3])
-    return shown if len(keys) <= 3 else f"{shown}, ..."
+def video_counts(table: pa.Table) -> dict[str, Any]:
+    """How many videos a table accounts for, whatever the number of cases, by the names that `RunSummary` has for them.
 
-
-def video_counts(table: pa.Table) -> VideoCounts:
-    """Counts videos, whatever the number of cases."""
+    A video with a failed case is failed.
+    """
 
     def videos(rows: pa.Table) -> int:
         return len(rows["video_id"].unique())
 
     total, failed = videos(table), videos(table.filter(table["error"].is_valid()))
     unlabelled = table["label_id"].is_null().to_numpy() & (_lists(table["labels"])[0] == 0)
-    return VideoCounts(
-        videos=total,
-        finished=total - failed,
-        failed=failed,
-        unlabelled=videos(table.filter(pa.array(unlabelled, pa.bool_()))),
-        warned=videos(table.filter(table["warning"].is_valid())),
-    )
+    return {
+        "videos": total,
+        "finished": total - failed,
+        "failed": failed,
+        "unlabelled": videos(table.filter(pa.array(unlabelled, pa.bool_()))),
+        "warned": videos(table.filter(table["warning"].is_valid())),
+    }
 
 
 def failure_groups(table: pa.Table, examples: int = 3) -> tuple[FailureGroup, ...]:
@@ -184,7 +168,11 @@ def _shared(sources: np.ndarray) -> int | None:
 
 def _average_precisions(table: pa.Table, classes: int, seed: int, resamples: int) -> dict[str, Any]:
     """What is measured where a video may show several classes."""
-    right = _right_classes(table, classes)
+    counts, labels = _lists(table["labels"])
+    rows = np.repeat(np.arange(len(counts)), counts)
+    check_labels(table["video_id"].take(pa.array(rows)), labels, classes)
+    right = np.zeros((len(counts), classes), bool)  # which classes each video shows
+    right[rows, labels] = True
     labelled = right.any(axis=1)
     right, ranked = right[labelled], table.filter(pa.array(labelled, pa.bool_()))
     before, after = (_all_scores(ranked, when, classes) for when in ("before", "after"))
@@ -208,16 +196,6 @@ def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """How long each list is, 0 for null, and all their values after one another."""
     lists = column.combine_chunks()
     return lists.value_lengths().fill_null(0).to_numpy(), lists.flatten().to_numpy()
-
-
-def _right_classes(table: pa.Table, classes: int) -> np.ndarray:
-    """``(videos, K)`` bool: which classes each video shows."""
-    counts, labels = _lists(table["labels"])
-    rows = np.repeat(np.arange(len(counts)), counts)
-    check_labels(table["video_id"].take(pa.array(rows)), labels, classes)
-    right = np.zeros((len(counts), classes), bool)
-    right[rows, labels] = True
-    return right
 
 
 def _all_scores(table: pa.Table, when: str, classes: int) -> np.ndarray:
@@ -257,12 +235,8 @@ def _scores(rows: CaseRows) -> Scores | None:
             mean_class=mean_class_share(rows.label, right, rows.source),
         )
 
-    adapts = _adapts(rows.table)
+    # Zero-shot leaves all scores as they were.
+    pairs = ([rows.table[f"{name}_{when}"] for when in ("before", "after")] for name in ("top5_scores", "top5"))
+    adapts = any(not before.combine_chunks().equals(after.combine_chunks()) for before, after in pairs)
     change = paired_comparison(rows.before == RIGHT, rows.after == RIGHT, rows.source) if adapts else None
     return Scores(len(rows.label), accuracy(rows.before), accuracy(rows.after), change)
-
-
-def _adapts(table: pa.Table) -> bool:
-    """Whether any video's scores differ after adaptation; zero-shot leaves all of them as they were."""
-    pairs = (("top5_scores_before", "top5_scores_after"), ("top5_before", "top5_after"))
-    return any(not table[before].combine_chunks().equals(table[after].combine_chunks()) for before, after in pairs)

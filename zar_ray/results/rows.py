@@ -133,32 +133,24 @@ class ResultRow:
         Raises:
             VideoError: The logits are not finite (stage ``adapt``): no ranking of them would mean anything.
         """
-        top5_before, scores_before, entropy_before = _ranking(decision.logits_before, "before")
-        top5_after, scores_after, entropy_after = _ranking(decision.logits_after, "after")
+        label_id, ranked = facts.get("label_id"), {}
+        for when, logits in (("before", decision.logits_before), ("after", decision.logits_after)):
+            top5, scores, entropy = _ranking(logits, when)
+            ranked |= {f"top5_{when}": top5, f"top5_scores_{when}": scores, f"entropy_{when}": entropy}
+            if label_id is not None:
+                ranked |= {f"correct_{when}": top5[0] == label_id, f"correct5_{when}": label_id in top5}
+            if facts.get("labels") is not None:
+                ranked[f"scores_{when}"] = tuple(logits.tolist())
         entropies = None if decision.view_entropies is None else tuple(decision.view_entropies.detach().cpu().tolist())
         selected = None if decision.selected is None else tuple(decision.selected.detach().cpu().tolist())
-        label_id = facts.get("label_id")
-        labelled = label_id is not None
-        several = facts.get("labels") is not None
         return cls(
             video_id=video_id,
             case_id=case_id,
             method=method,
-            top5_before=top5_before,
-            top5_after=top5_after,
-            top5_scores_before=scores_before,
-            top5_scores_after=scores_after,
-            correct_before=top5_before[0] == label_id if labelled else None,
-            correct_after=top5_after[0] == label_id if labelled else None,
-            correct5_before=label_id in top5_before if labelled else None,
-            correct5_after=label_id in top5_after if labelled else None,
-            scores_before=tuple(decision.logits_before.tolist()) if several else None,
-            scores_after=tuple(decision.logits_after.tolist()) if several else None,
-            entropy_before=entropy_before,
-            entropy_after=entropy_after,
             view_entropies=entropies,
             selected_views=selected,
             views=len(entropies or ()),
+            **ranked,
             **facts,
         )
 

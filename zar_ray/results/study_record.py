@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSelector, FileSystem, FileType
 from pydantic import TypeAdapter, ValidationError
 
-from zar_ray.errors import RunError, suggestion
+from zar_ray.errors import RunError
 from zar_ray.results.folder import SUMMARY
 from zar_ray.results.record import PairedComparison, RunSummary, flat_numbers
 from zar_ray.storage import Storage
@@ -23,6 +23,13 @@ from zar_ray.untrusted import parse_json
 
 REPLICATES = ("seed", "training seed")
 """Axes whose cells repeat a measurement: tables have their mean and spread, and no row of their own."""
+
+
+def label_of(coordinates: Mapping[str, str]) -> str:
+    """Labels by axis in a line; models and settings need no word in front."""
+    return ", ".join(
+        label if axis in ("model", "setting") else f"{axis} {label}" for axis, label in coordinates.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -45,13 +52,7 @@ class Cell:
     @property
     def label(self) -> str:
         """All its coordinates in a line; empty in a study of one cell."""
-        return ", ".join(
-            label if axis in ("model", "setting") else f"{axis} {label}" for axis, label in self.coordinates.items()
-        )
-
-    def without_replicates(self) -> dict[str, str]:
-        """Its coordinates on the axes that tables have rows for."""
-        return {axis: label for axis, label in self.coordinates.items() if axis not in REPLICATES}
+        return label_of(self.coordinates)
 
 
 @dataclass(frozen=True)
@@ -245,17 +246,6 @@ class FinishedStudy:
         """Its cells."""
         return tuple(FinishedRun(self, number) for number in range(len(self.record.cells)))
 
-    def run(self, label: str) -> FinishedRun:
-        """The cell of a label.
-
-        Raises:
-            RunError: There is none.
-        """
-        labels = [cell.label for cell in self.record.cells]
-        if label not in labels:
-            raise RunError(f'{self.place}: has no cell "{label}"{suggestion(label, labels)}')
-        return self.runs[labels.index(label)]
-
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
@@ -290,11 +280,6 @@ class FinishedRun:
         """Its resolved options, as plain JSON values."""
         return self.cell.config
 
-    @property
-    def finished(self) -> datetime:
-        """When the study ended."""
-        return self.study.finished
-
 
 @dataclass(frozen=True)
 class FoundRuns:
@@ -318,17 +303,6 @@ def find_runs(output: str) -> FoundRuns:
         RunError: The folder cannot be listed.
     """
     storage = Storage(output)
-    runs, broken = [], []
-    for name, info in _run_files(storage):
-        folder = storage.child(name) if name else storage
-        try:
-            runs += FinishedStudy.parse(folder.read(SUMMARY), folder.path(), info.mtime).runs
-        except RunError as error:
-            broken.append(str(error))
-    return FoundRuns(tuple(runs), tuple(broken))
-
-
-def _run_files(storage: Storage) -> list[tuple[str, FileInfo]]:
     try:
         files, root = FileSystem.from_uri(storage.location)
         listed = files.get_file_info(FileSelector(root, allow_not_found=True))
@@ -336,4 +310,12 @@ def _run_files(storage: Storage) -> list[tuple[str, FileInfo]]:
         infos = files.get_file_info([f"{root}/{name}/{SUMMARY}" if name else f"{root}/{SUMMARY}" for name in names])
     except OSError as error:
         raise RunError(f"{storage.path()}: cannot be listed ({' '.join(str(error).split())})") from error
-    return [(name, info) for name, info in zip(names, infos, strict=True) if info.is_file]
+    runs, broken = [], []
+    for name, info in zip(names, infos, strict=True):
+        if info.is_file:
+            folder = storage.child(name) if name else storage
+            try:
+                runs += FinishedStudy.parse(folder.read(SUMMARY), folder.path(), info.mtime).runs
+            except RunError as error:
+                broken.append(str(error))
+    return FoundRuns(tuple(runs), tuple(broken))

@@ -12,6 +12,7 @@ from typing import Any
 
 from zar_ray.errors import ConfigError, ModelError, RunError
 from zar_ray.models.merging import merge_checkpoints
+from zar_ray.results.study_record import label_of
 from zar_ray.storage import Storage
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.sweeps import DEFAULT, PlacedSweep, load_sweep, place_settings
@@ -35,13 +36,6 @@ class Mixture:
     second: Path
     share: float
     name: str
-
-
-def label_of(coordinates: Mapping[str, str]) -> str:
-    """Labels by axis in a line; models and settings need no word in front."""
-    return ", ".join(
-        label if axis in ("model", "setting") else f"{axis} {label}" for axis, label in coordinates.items()
-    )
 
 
 def place_of(mixture: Mixture, output: str) -> Path:
@@ -151,24 +145,17 @@ def _models(options: EvalConfig) -> tuple[ModelChoice, ...]:
         raise ConfigError(f"--model {given}: names a model twice")
     if options.checkpoint is not None:
         raise ConfigError(f"--checkpoint {options.checkpoint}: is one model more; name its file among --model {given}")
-    labels = [Path(one).stem if _is_file(one) else one for one in options.models]
-    # Two files of one name in different folders are told by their paths.
-    labels = [label if labels.count(label) == 1 else one for label, one in zip(labels, options.models, strict=True)]
-    return tuple(
-        ModelChoice({"model": label}, _named(one, options)) for label, one in zip(labels, options.models, strict=True)
-    )
-
-
-def _is_file(model: str) -> bool:
-    return Path(model).suffix in WEIGHTS
-
-
-def _named(model: str, options: EvalConfig) -> dict[str, Any]:
-    if _is_file(model):
-        default = EvalConfig.model_fields["model"].default
-        return {"checkpoint": Path(model).expanduser().absolute(), "model": default, "models": ()}
-    name, _, tag = model.partition(":")
-    return {"model": name, "pretrained": tag or options.pretrained, "models": ()}
+    files = [Path(one) if Path(one).suffix in WEIGHTS else None for one in options.models]
+    labels = [file.stem if file else one for one, file in zip(options.models, files, strict=True)]
+    choices = []
+    for one, file, label in zip(options.models, files, labels, strict=True):
+        name, _, tag = one.partition(":")
+        update: dict[str, Any] = {"model": name, "pretrained": tag or options.pretrained}
+        if file is not None:
+            update = {"model": EvalConfig.model_fields["model"].default, "checkpoint": file.expanduser().absolute()}
+        # Two files of one name in different folders are told by their paths.
+        choices.append(ModelChoice({"model": label if labels.count(label) == 1 else one}, {**update, "models": ()}))
+    return tuple(choices)
 
 
 def _mixed(options: EvalConfig, models: tuple[ModelChoice, ...]) -> tuple[ModelChoice, ...]:
@@ -219,7 +206,13 @@ def _settings(options: EvalConfig) -> tuple[tuple[SettingChoice, ...], tuple[Pla
     if options.seeds and (of_seed := next((one.name for one in loaded if "seed" in one.varies), None)):
         raise ConfigError(f"--seeds: sweep {of_seed} varies the seed already; leave one of them out")
     distinct, sweeps = place_settings(loaded, options)
-    labels = _labels(sweeps)
+    # What each setting is called first; with several sweeps, beside the sweep's name where two share a label.
+    labels: dict[int, str] = {}
+    for placed in sweeps:
+        for setting, place in zip(placed.sweep.settings, placed.places, strict=True):
+            if place not in labels:
+                taken = setting.label in labels.values()
+                labels[place] = f"{placed.sweep.name} {setting.label}" if taken else setting.label
     settings = tuple(
         SettingChoice(
             {"setting": labels.get(place, DEFAULT), "seed": str(seed)},
@@ -230,14 +223,3 @@ def _settings(options: EvalConfig) -> tuple[tuple[SettingChoice, ...], tuple[Pla
         for seed in (seeds if options.seeds else (one.seed,))
     )
     return settings, sweeps
-
-
-def _labels(sweeps: Sequence[PlacedSweep]) -> dict[int, str]:
-    """What each setting is called first; with several sweeps, beside the sweep's name where two share a label."""
-    labels: dict[int, str] = {}
-    for placed in sweeps:
-        for setting, place in zip(placed.sweep.settings, placed.places, strict=True):
-            if place not in labels:
-                taken = setting.label in labels.values()
-                labels[place] = f"{placed.sweep.name} {setting.label}" if taken else setting.label
-    return labels

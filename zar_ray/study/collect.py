@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
 from zar_ray.evaluation.pipeline import Evaluated
@@ -45,23 +45,18 @@ def collect(study: Study, evaluated: Evaluated) -> StudyRecord:
     sides = {one.options.views.short_side for one in evaluated.models[0].settings}
     raised = sides != {one.options.views.short_side for one in axes.settings}
     return StudyRecord(
-        whole=_whole(study, cells[0].summary, evaluated),
+        whole=replace(
+            cells[0].summary,
+            name=str(study.options.name),
+            failures=metrics.failure_groups(evaluated.table),
+            order_dependent=stream_methods(one.options for model in evaluated.models for one in model.settings),
+            **metrics.video_counts(evaluated.table),
+        ),
         axes=names,
         cells=tuple(cells),
         tables=tables_of(study, cells, parts),
         short_side=evaluated.models[0].settings[0].options.views.short_side if raised else None,
         seconds=evaluated.seconds,
-    )
-
-
-def _whole(study: Study, first: RunSummary, evaluated: Evaluated) -> RunSummary:
-    """The first cell's summary, with what is counted of the whole pass."""
-    return replace(
-        first,
-        name=str(study.options.name),
-        failures=metrics.failure_groups(evaluated.table),
-        order_dependent=stream_methods(one.options for model in evaluated.models for one in model.settings),
-        **asdict(metrics.video_counts(evaluated.table)),
     )
 
 
@@ -93,7 +88,7 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
         random_weights=model.random_weights,
         seed=options.seed,
         classes=len({name for names in workload.class_sets for name in names}),
-        **asdict(metrics.video_counts(part.table)),
+        **metrics.video_counts(part.table),
         resumed=part.resumed,
         cases=cases,
         failures=metrics.failure_groups(part.table),

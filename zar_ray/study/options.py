@@ -9,7 +9,7 @@ from pydantic import Field, field_serializer
 
 from zar_ray.data.options import DatasetOptions
 from zar_ray.evaluation.options import EvaluationOptions
-from zar_ray.options.base import FolderName, Fraction, operational, without_password
+from zar_ray.options.base import FolderName, Fraction, operational, option, without_password
 
 
 class EvalConfig(EvaluationOptions, DatasetOptions):
@@ -53,4 +53,4 @@ class EvalConfig(EvaluationOptions, DatasetOptions):
 class AblateConfig(EvalConfig):
     """Options of `zar ablate` and jobs/ablate.py: those of `zar eval`, with something to vary."""
 
-    method: tuple[str, ...] = Field(default=("zar",), min_length=1, description="Test-time methods to run.")
+    method: tuple[str, ...] = option(("zar",), "Test-time methods to run.", min_length=1)

@@ -42,22 +42,16 @@ class Study:
         """Where its results go."""
         return RunFolder(Storage(f"{self.options.output}/{self.options.name}"))
 
-    def cell_options(self, model: int, setting: int) -> EvalConfig:
-        """The options of one cell: an evaluation of it alone would be given these."""
-        choice = self.axes.models[model]
-        update = dict(choice.update)
-        if choice.mixture is not None:
-            update["checkpoint"] = place_of(choice.mixture, self.options.output)
-        alone = {"models": (), "seeds": (), "sweep": (), "alphas": (), "interpolate_with": None}
-        return self.axes.settings[setting].options.model_copy(update={**alone, **update})
-
     def asked(self) -> tuple[AskedModel, ...]:
-        """Each model with its options under every setting."""
-        places = range(len(self.axes.settings))
-        return tuple(
-            AskedModel(one.label, tuple(self.cell_options(number, place) for place in places))
-            for number, one in enumerate(self.axes.models)
-        )
+        """Each model with its options under every setting: what an evaluation of one cell alone would be given."""
+        asked = []
+        for one in self.axes.models:
+            update = {"models": (), "seeds": (), "sweep": (), "alphas": (), "interpolate_with": None, **one.update}
+            if one.mixture is not None:
+                update["checkpoint"] = place_of(one.mixture, self.options.output)
+            cells = (setting.options.model_copy(update=update) for setting in self.axes.settings)
+            asked.append(AskedModel(one.label, tuple(cells)))
+        return tuple(asked)
 
 
 def plan_study(options: EvalConfig, console: Console, models: Sequence[ModelChoice] = ()) -> Study:

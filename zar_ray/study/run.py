@@ -8,7 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from zar_ray.errors import RunError, TrackingError
-from zar_ray.evaluation.pipeline import Evaluated, evaluate
+from zar_ray.evaluation.pipeline import evaluate
 from zar_ray.provenance import provenance
 from zar_ray.reporting.study_tables import print_study, study_csv, study_markdown
 from zar_ray.results.folder import CELLS, SUMMARY, RunFolder
@@ -18,7 +18,7 @@ from zar_ray.storage import is_uri
 from zar_ray.study.axes import ModelChoice, place_of, write_mixture
 from zar_ray.study.collect import collect, write_class_files
 from zar_ray.study.options import EvalConfig
-from zar_ray.study.plan import Study, describe, plan_study
+from zar_ray.study.plan import describe, plan_study
 from zar_ray.tracking import log_run_folder
 
 
@@ -43,19 +43,6 @@ def run_study(options: EvalConfig, console: Console, models: Sequence[ModelChoic
     labels = [one.label for one in study.axes.settings]
     evaluated = evaluate(study.workload, study.asked(), labels, folder, console)
     console.print("computing accuracies and their intervals ...")
-    record = _conclude(study, evaluated, folder)
-    print_study(record, console)
-    whole, allowed = record.whole, study.options.max_failed
-    if whole.failed > allowed * whole.videos:
-        raise RunError(
-            f"{whole.failed} of {whole.videos} videos failed, more than the {allowed:.1%} that "
-            f"--max-failed allows; {whole.results} says why for each"
-        )
-    return record
-
-
-def _conclude(study: Study, evaluated: Evaluated, folder: RunFolder) -> StudyRecord:
-    """Writes and logs what a study found."""
     record = collect(study, evaluated)
     about = {"config": study.options.model_dump(mode="json"), "provenance": provenance()}
     folder.finish(evaluated.table, {"study": record.to_json(), **about})
@@ -64,6 +51,13 @@ def _conclude(study: Study, evaluated: Evaluated, folder: RunFolder) -> StudyRec
         folder.storage.write(CELLS, study_csv(record).encode())
     record = replace(record, whole=replace(record.whole, mlflow=_log(folder, study.options)))
     folder.write_json(SUMMARY, {"study": record.to_json(), **about})
+    print_study(record, console)
+    whole, allowed = record.whole, study.options.max_failed
+    if whole.failed > allowed * whole.videos:
+        raise RunError(
+            f"{whole.failed} of {whole.videos} videos failed, more than the {allowed:.1%} that "
+            f"--max-failed allows; {whole.results} says why for each"
+        )
     return record
 
 

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from zar_ray.adaptation.options import method_groups
 from zar_ray.errors import ConfigError, suggestion
-from zar_ray.options.base import Options, fingerprint, meaning
+from zar_ray.options.base import Options, fingerprint, meaning, option
 from zar_ray.options.layers import conf_dir, leaves, merge, read_yaml, validate
 from zar_ray.study.options import EvalConfig
 
@@ -39,7 +39,7 @@ class Sweep(Options):
     name: str = Field(min_length=1, description="What `zar ablate --sweep` calls it; the file's name.")
     title: str = Field(min_length=1, description="Its heading.")
     varies: tuple[str, ...] = Field(min_length=1, description="The dotted options that its settings give.")
-    about: str | None = Field(default=None, description="What to know when reading its results.")
+    about: str | None = option(None, "What to know when reading its results.")
     settings: tuple[SweepSetting, ...] = Field(min_length=1, description="The settings, in the order they are shown.")
 
     @model_validator(mode="before")
@@ -53,8 +53,15 @@ class Sweep(Options):
             raise ValueError("give either a grid, or settings with what varies")
         if not isinstance(grid, Mapping) or not all(isinstance(of_one, list) and of_one for of_one in grid.values()):
             raise ValueError("a grid is a list of values by dotted option, as zar.lr: [0.001, 0.01]")
-        combined = (tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
-        settings = [{"label": ", ".join(map(_words, one)), "options": _nested(one)} for one in combined]
+        settings = []
+        for combined in itertools.product(*grid.values()):
+            words, options = [], {}
+            for dotted, value in zip(grid, combined, strict=True):
+                words.append(f"{dotted.rpartition('.')[2].replace('_', ' ')} {_shown(value)}")
+                for name in reversed(dotted.split(".")):
+                    value = {name: value}
+                options = merge(options, value)
+            settings.append({"label": ", ".join(words), "options": options})
         rest = {name: value for name, value in values.items() if name != "grid"}
         return {**rest, "varies": tuple(grid), "settings": settings}
 
@@ -74,20 +81,6 @@ class Sweep(Options):
                 if name not in self.varies:
                     raise ValueError(f"{setting.label}: gives {name}, which is not among what varies")
         return self
-
-
-def _nested(values: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for dotted, value in values:
-        for name in reversed(dotted.split(".")):
-            value = {name: value}
-        options = merge(options, value)
-    return options
-
-
-def _words(option: tuple[str, Any]) -> str:
-    name, value = option
-    return f"{name.rpartition('.')[2].replace('_', ' ')} {_shown(value)}"
 
 
 def _shown(value: object) -> str:

@@ -16,14 +16,8 @@ from zar_ray.adaptation.methods import get_method
 from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.evaluation.pipeline import Evaluated
 from zar_ray.results.case_rows import RIGHT, CaseRows
-from zar_ray.results.statistics import (
-    holm,
-    paired_comparison,
-    sample_deviation,
-    share_of,
-)
-from zar_ray.results.study_record import REPLICATES, Cell, Score, StudyTable, TableRow
-from zar_ray.study.axes import label_of
+from zar_ray.results.statistics import holm, paired_comparison, sample_deviation, share_of
+from zar_ray.results.study_record import REPLICATES, Cell, Score, StudyTable, TableRow, label_of
 from zar_ray.study.plan import Study
 from zar_ray.study.sweeps import DEFAULT, PlacedSweep
 
@@ -85,12 +79,9 @@ class Group:
         return {split: score for split, score in found.items() if score is not None}
 
     def _score(self, split: EvaluationSplit) -> Score | None:
-        summaries = [cell.summary for cell in self.cells]
-        cases = [
-            case for one in summaries for case in one.cases if (case.method, case.split) == (self.method, split.name)
-        ]
-        main = [case.map_after or (case.headline.after.top1 if case.headline else None) for case in cases]
-        known = [one for one in main if one is not None]
+        every = [case for cell in self.cells for case in cell.summary.cases]
+        cases = [case for case in every if (case.method, case.split) == (self.method, split.name)]
+        known = [next(iter(found.values())) for case in cases if (found := case.estimates("after"))]
         if not known:
             return None
         values = tuple(one.value for one in known)
@@ -165,7 +156,7 @@ def tables_of(study: Study, cells: Sequence[Cell], parts: Sequence[Evaluated]) -
     models: dict[str, dict[str, str]] = {}
     places: dict[tuple[str, int], list[int]] = {}
     for place, cell in enumerate(cells):
-        labels = {axis: label for axis, label in cell.without_replicates().items() if axis != "setting"}
+        labels = {axis: one for axis, one in cell.coordinates.items() if axis not in (*REPLICATES, "setting")}
         model = label_of(labels)
         models.setdefault(model, labels)
         places.setdefault((model, axes.settings[place % len(axes.settings)].place), []).append(place)
@@ -207,21 +198,18 @@ def _table(study: Study, placed: PlacedSweep | None, members: Sequence[_Member],
     decisions = 0 if multi_label else members[0].group.right.shape[1]
     comparable = decisions > 0 and reference is not None
     rows = [one.group.row(one.labels) for one in members]
-    families: dict[int, list[int]] = {}
+    families: dict[Group, list[int]] = {}
     for number, one in enumerate(members if comparable else ()):
-        families.setdefault(id(one.reference), []).append(number)
+        families.setdefault(one.reference, []).append(number)
     verdicts = []
-    for family in families.values():
+    for base, family in families.items():
         # Two of a sweep's settings may be the same.
-        distinct = {
-            id(members[n].group): members[n].group for n in family if members[n].group is not members[n].reference
-        }
-        base = members[family[0]].reference
-        found = {key: paired_comparison(base.right, group.right, base.sources) for key, group in distinct.items()}
+        others = dict.fromkeys(members[number].group for number in family)
+        found = {one: paired_comparison(base.right, one.right, base.sources) for one in others if one is not base}
         adjusted = dict(zip(found, holm([one.p_value for one in found.values()]), strict=True))
         for number in family:
-            key = id(members[number].group)
-            rows[number] = replace(rows[number], comparison=found.get(key), p_adjusted=adjusted.get(key))
+            own = members[number].group
+            rows[number] = replace(rows[number], comparison=found.get(own), p_adjusted=adjusted.get(own))
         first = rows[family[0]]
         told = [first.method] if "setting" not in first.labels else []
         told = told or [label for axis, label in first.labels.items() if axis != "setting"]
@@ -263,12 +251,8 @@ def verdict(family: Sequence[tuple[Group, TableRow]]) -> str:
 
 
 def _differs(row: TableRow, sign: int) -> bool:
-    return (
-        row.comparison is not None
-        and row.p_adjusted is not None
-        and row.p_adjusted < _LEVEL
-        and sign * row.comparison.difference > 0
-    )
+    found, p_value = row.comparison, row.p_adjusted
+    return found is not None and p_value is not None and p_value < _LEVEL and sign * found.difference > 0
 
 
 def _named(row: TableRow) -> str:

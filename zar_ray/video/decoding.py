@@ -104,7 +104,13 @@ def decode_video(
             info = reader.info
             limits.check_duration(info.duration)
             if expected is not None:
-                _check_expected(info, expected)
+                here, there = ((one.frames, one.width, one.height) for one in (info, expected))
+                if here != there:
+                    raise VideoError(
+                        f"{info.frames} frames of {info.width}×{info.height}, but the manifest has {expected.frames} "
+                        f"of {expected.width}×{expected.height}; index the data set again",
+                        stage="open",
+                    )
             plan = plan_of(info)
             ways = (Resize(plan.short_side, interpolation), *also)
             sizes = [resized_size(info.height, info.width, way.short_side) for way in ways]
@@ -126,15 +132,6 @@ def decode_video(
             raise
     # after the handler, so that nothing of the first attempt is held any more
     return decode("pyav")
-
-
-def _check_expected(info: VideoInfo, expected: VideoInfo) -> None:
-    if (info.frames, info.width, info.height) != (expected.frames, expected.width, expected.height):
-        raise VideoError(
-            f"{info.frames} frames of {info.width}×{info.height}, but the manifest has {expected.frames} of "
-            f"{expected.width}×{expected.height}; index the data set again",
-            stage="open",
-        )
 
 
 def _still_stretch(frames: np.ndarray, indices: np.ndarray, info: VideoInfo) -> str | None:

@@ -109,15 +109,13 @@ def annotate_charades(files: Files, classes: ClassNames) -> Annotations:
             stem = row["id"]
             if stem in videos:
                 raise ManifestError(f"{place}: video {stem} is listed before, in {videos[stem].split}")
-            actions = [text for text in row["actions"].split(";") if text.strip()]
-            ids = sorted({_action(text, len(classes.names), place) for text in actions})
-            names = tuple(classes.names[i] for i in ids)
+            ids = set()
+            for text in filter(None, map(str.strip, row["actions"].split(";"))):
+                match = _ACTION.fullmatch(text)
+                if match is None or int(match[1]) >= len(classes.names):
+                    last = len(classes.names) - 1
+                    raise ManifestError(f'{place}: "{text}" is not one of the actions c000 to c{last:03d}')
+                ids.add(int(match[1]))
+            names = tuple(classes.names[i] for i in sorted(ids))
             videos[stem] = VideoRow(f"{stem}.mp4", "", split=split, labels=names)
     return Annotations(tuple(videos.values()), sources=tuple(path.name for path, _ in tables))
-
-
-def _action(text: str, count: int, place: str) -> int:
-    match = _ACTION.fullmatch(text.strip())
-    if match is None or int(match[1]) >= count:
-        raise ManifestError(f'{place}: "{text.strip()}" is not one of the actions c000 to c{count - 1:03d}')
-    return int(match[1])

@@ -142,7 +142,11 @@ def merge_lists(
             label = said if said in known else spelled.get(name_key(said))
             if label is None:
                 raise ManifestError(f'{at}: class "{said}" of {one.labels_place} is no class of {name}')
-            video = videos.get(entry.stem) or _new(entry.video_id, label)
+            video = videos.get(entry.stem)
+            if video is None:
+                official = [part for part in PurePosixPath(entry.video_id).parts[:-1] if part in _OFFICIAL][:1]
+                path, split = entry.video_id.lstrip("/"), official[0] if official else "all"
+                video = VideoRow(path, "", class_name=label, split=split, splits=tuple(official))
             if label not in video.label_names:
                 raise ManifestError(
                     f'{at}: calls the video "{label}", which is "{", ".join(video.label_names)}" elsewhere; '
@@ -151,12 +155,6 @@ def merge_lists(
             videos[entry.stem] = replace(video, splits=tuple(dict.fromkeys((*video.memberships, one.split))))
     sources = tuple(Path(one.place).name for one in lists)
     return replace(annotations, videos=tuple(videos.values()), sources=(*annotations.sources, *sources))
-
-
-def _new(path: str, label: str) -> VideoRow:
-    official = next((part for part in PurePosixPath(path).parts[:-1] if part in _OFFICIAL), None)
-    splits = (official,) if official else ()
-    return VideoRow(path.lstrip("/"), "", class_name=label, split=official or "all", splits=splits)
 
 
 def _split_and_file(text: str, specs: Sequence[SplitSpec]) -> tuple[str | None, str]:

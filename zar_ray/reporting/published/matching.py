@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -75,10 +75,13 @@ def measure(table: PublishedTable, row: Row, column: Column, runs: Sequence[Fini
     """
     if row.run is None:
         return None
-    measured = [one for run in runs if (one := _measured(table, row, row.run, column, run)) is not None]
-    if not measured:
-        return None
-    return min(measured, key=_distance)
+    measured = [one for run in runs if (one := _measured(table, row.run, column, run)) is not None]
+
+    def distance(one: Measured) -> tuple[bool, bool, int, float]:
+        summary, limit = one.run.summary, one.run.config.get("limit")
+        return (summary.random_weights, limit is not None, len(one.differences), -one.run.study.finished.timestamp())
+
+    return min(measured, key=distance, default=None)
 
 
 def why_another_model(table: PublishedTable, run: FinishedRun) -> str | None:
@@ -96,11 +99,6 @@ def why_another_model(table: PublishedTable, run: FinishedRun) -> str | None:
         kind = cost.architecture or "an architecture of its own"
         what = f"{kind}, {cost.parameters / 1e6:,.1f} M parameters, {cost.input_size} pixels"
     return f"{run.name}: fills no cell, as {summary.model} is no {wanted[0]} of {wanted[1]} pixels ({what})"
-
-
-def _distance(one: Measured) -> tuple[bool, bool, int, float]:
-    summary, limit = one.run.summary, one.run.config.get("limit")
-    return (summary.random_weights, limit is not None, len(one.differences), -one.run.finished.timestamp())
 
 
 def fill_command(table: PublishedTable, row: Row, column: Column, output: str | None = None) -> str | None:
@@ -159,7 +157,7 @@ def training_commands(table: PublishedTable, row: Row, column: Column) -> tuple[
     )
 
 
-def _measured(table: PublishedTable, row: Row, recipe: Recipe, column: Column, run: FinishedRun) -> Measured | None:
+def _measured(table: PublishedTable, recipe: Recipe, column: Column, run: FinishedRun) -> Measured | None:
     summary, config = run.summary, run.config
     if summary.dataset != column.benchmark and summary.dataset not in column.near:
         return None
@@ -169,8 +167,10 @@ def _measured(table: PublishedTable, row: Row, recipe: Recipe, column: Column, r
         expected = leaves(recipe.expected())
         if leaves(config).get(table.varies) != expected[table.varies]:
             return None
-    weights = _weights_difference(table, row, recipe, column, run)
-    found = _find(run, recipe.method, column)
+    weights = _weights_difference(table, recipe, column, run)
+    found = _find(run, recipe.method, column, before=False)
+    if found is None and recipe.method == _NO_ADAPTATION:
+        found = _find(run, _ADAPTED, column, before=True)
     if weights is None or found is None:
         return None
     differences = [
@@ -184,14 +184,7 @@ def _measured(table: PublishedTable, row: Row, recipe: Recipe, column: Column, r
     return Measured(run, 100 * found.value, std, found.change, tuple(differences))
 
 
-def _find(run: FinishedRun, method: str, column: Column) -> _Found | None:
-    found = _find_of_method(run, method, column, before=False)
-    if found is None and method == _NO_ADAPTATION:
-        return _find_of_method(run, _ADAPTED, column, before=True)
-    return found
-
-
-def _find_of_method(run: FinishedRun, method: str, column: Column, *, before: bool) -> _Found | None:
+def _find(run: FinishedRun, method: str, column: Column, *, before: bool) -> _Found | None:
     cases = tuple(case for case in run.summary.cases if case.method == method)
     metric = {"mAP": "map", "top5": "top5"}.get(column.metric, "top1")
     split = column.split or _HALVES.get(column.metric)
@@ -214,54 +207,31 @@ def _of_case(case: CaseMetrics, metric: str, before: bool) -> _Found | None:
     return None if estimate is None else _Found(estimate.value, None, (case,), change)
 
 
-def _weights_difference(
-    table: PublishedTable, row: Row, recipe: Recipe, column: Column, run: FinishedRun
-) -> list[str] | None:
+def _weights_difference(table: PublishedTable, recipe: Recipe, column: Column, run: FinishedRun) -> list[str] | None:
     """What is different in a run's weights; None where they are another row's."""
-    kind = _weights_of(run, table.model)
+    random, tag = run.summary.random_weights, run.config.get("pretrained")
+    file = None if run.config.get("checkpoint") is None else PurePath(run.config["checkpoint"]).name
+    # A file that bears the model's name is held to have OpenAI's own weights, any other one to be trained further.
+    trained = file is not None and not random and _family(PurePath(file).stem) != table.model
     if recipe.training is None:
-        differences: dict[str, list[str]] = {
-            "clip": [],
-            "copy": [f"{_file(run)} taken for OpenAI's weights"],
-            "random": ["random weights"],
-            "tag": [f"{run.config.get('pretrained')} weights instead of OpenAI's"],
-        }
-        return differences.get(kind)
+        if random:
+            return ["random weights"]
+        if file is not None:
+            return None if trained else [f"{file} taken for OpenAI's weights"]
+        return [] if tag == "openai" else [f"{tag} weights instead of OpenAI's"]
     training = table.trainings[recipe.training].name
-    if kind == "trained":
-        return [f"{_file(run)} taken for weights with {training}"]
-    untrained = [
-        other
-        for other in table.rows
-        if other.run is not None
-        and other.run.method == recipe.method
-        and other.run.training is None
-        and column.name in other.results
-    ]
-    if untrained:
+    if trained:
+        return [f"{file} taken for weights with {training}"]
+    recipes = (other.run for other in table.rows if column.name in other.results)
+    if any(other is not None and (other.method, other.training) == (recipe.method, None) for other in recipes):
         return None
-    if kind == "random":
+    if random:
         return ["random weights"]
-    if kind == "tag":
-        return [f"{run.config.get('pretrained')} weights without {training}"]
-    return [f"weights without {training}"]
-
-
-def _weights_of(run: FinishedRun, model: str) -> Literal["clip", "copy", "random", "tag", "trained"]:
-    """OpenAI's own weights, a file that bears their name, untrained ones, those of another tag, or any other file."""
-    if run.summary.random_weights:
-        return "random"
-    if run.config.get("checkpoint") is not None:
-        return "copy" if _family(PurePath(_file(run)).stem) == model else "trained"
-    return "clip" if run.config.get("pretrained") == "openai" else "tag"
+    return [f"weights without {training}" if file or tag == "openai" else f"{tag} weights without {training}"]
 
 
 def _family(model: str) -> str:
     return model.removesuffix(_QUICKGELU)
-
-
-def _file(run: FinishedRun) -> str:
-    return PurePath(str(run.config.get("checkpoint"))).name
 
 
 def _protocol_differences(column: Column, run: FinishedRun, config: Mapping[str, Any], found: _Found) -> list[str]:

@@ -7,6 +7,7 @@ It also says what in this project measures a row, so that a run can stand beside
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,7 +16,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.datasets import known_benchmarks
 from zar_ray.errors import ConfigError, suggestion
-from zar_ray.options.base import Options
+from zar_ray.options.base import Options, option
 from zar_ray.options.layers import conf_dir, leaves, merge, read_yaml, validate
 
 Metric = Literal["top1", "top5", "mAP", "base_top1", "novel_top1", "hm"]
@@ -25,7 +26,7 @@ class Result(Options):
     """A printed value."""
 
     value: float = Field(description="In per cent.")
-    std: float | None = Field(default=None, description="Standard deviation in points, where one is printed.")
+    std: float | None = option(None, "Standard deviation in points, where one is printed.")
 
 
 def _result(value: object) -> object:
@@ -40,12 +41,10 @@ class Column(Options):
     dataset: str = Field(description="The dataset, as papers call it.")
     metric: Metric = Field(description="base_top1, novel_top1 and hm are base to novel's.")
     benchmark: str = Field(description="The benchmark of `zar eval --dataset` that has the published protocol.")
-    split: str | None = Field(default=None, description="The one split that the result is of; by default all.")
-    near: dict[str, str] = Field(
-        default={}, description="Benchmarks whose runs are shown all the same, with what differs in them."
-    )
-    right_labels: str | None = Field(
-        default=None, description="What a run without --legacy-labels does differently from the published one."
+    split: str | None = option(None, "The one split that the result is of; by default all.")
+    near: dict[str, str] = option({}, "Benchmarks whose runs are shown all the same, with what differs in them.")
+    right_labels: str | None = option(
+        None, "What a run without --legacy-labels does differently from the published one."
     )
 
 
@@ -62,11 +61,11 @@ class Recipe(Options):
     """What in this project measures a row."""
 
     method: str = Field(min_length=1, description="The test-time method.")
-    training: str | None = Field(default=None, description="One of the table's trainings; none for CLIP's own weights.")
-    options: dict[str, Any] = Field(
-        default={}, description="Options of `zar eval` that the row has and that are no defaults, nested ones nested."
+    training: str | None = option(None, "One of the table's trainings; none for CLIP's own weights.")
+    options: dict[str, Any] = option(
+        {}, "Options of `zar eval` that the row has and that are no defaults, nested ones nested."
     )
-    seeds: int = Field(default=1, ge=1, description="Over how many seeds the published result is an average.")
+    seeds: int = option(1, "Over how many seeds the published result is an average.", ge=1)
 
     def expected(self) -> dict[str, Any]:
         """The options that methods read as the published protocol has them, as plain JSON values."""
@@ -78,17 +77,17 @@ class Row(Options):
 
     method: str = Field(min_length=1, description="The method, as it was published.")
     setting: str = Field(min_length=1, description="What was evaluated, or the setting that an ablation varies.")
-    label: str = Field(default="", description="What tables call the row; by default the method.")
-    frames: int | None = Field(default=None, ge=1, description="Frames of the evaluated view.")
-    views: str | None = Field(default=None, description="Evaluated views as temporal x spatial.")
-    pretraining: str | None = Field(default=None, description="What the weights were trained on.")
-    gflops: str | None = Field(default=None, description="Published cost a video, as GFLOPs of a view x views.")
-    tuning_views: int | None = Field(
-        default=None, ge=1, description="Views that test-time tuning encodes besides, which gflops do not count."
+    label: str = option("", "What tables call the row; by default the method.")
+    frames: int | None = option(None, "Frames of the evaluated view.", ge=1)
+    views: str | None = option(None, "Evaluated views as temporal x spatial.")
+    pretraining: str | None = option(None, "What the weights were trained on.")
+    gflops: str | None = option(None, "Published cost a video, as GFLOPs of a view x views.")
+    tuning_views: int | None = option(
+        None, "Views that test-time tuning encodes besides, which gflops do not count.", ge=1
     )
     source: str = Field(min_length=1, description="Where the values stand.")
-    run: Recipe | None = Field(default=None, description="What measures the row here.")
-    without_run: str | None = Field(default=None, description="Why nothing here measures it.")
+    run: Recipe | None = option(None, "What measures the row here.")
+    without_run: str | None = option(None, "Why nothing here measures it.")
     results: dict[str, Annotated[Result, BeforeValidator(_result)]] = Field(
         min_length=1, description="Results by the column's name."
     )
@@ -109,12 +108,7 @@ class Row(Options):
     @property
     def view_gflops(self) -> float | None:
         """The published cost as a number: GFLOPs of all evaluated views; None where none is published."""
-        if self.gflops is None:
-            return None
-        product = 1.0
-        for factor in self.gflops.split("x"):
-            product *= float(factor)
-        return product
+        return None if self.gflops is None else prod(map(float, self.gflops.split("x")))
 
     @property
     def decimals(self) -> int:
@@ -126,8 +120,8 @@ class Note(Options):
     """Something to know about published values; an erratum or what a paper leaves open."""
 
     text: str = Field(min_length=1, description="The note.")
-    rows: tuple[str, ...] = Field(default=(), description="Labels of the rows it is about; none means all.")
-    columns: tuple[str, ...] = Field(default=(), description="Names of the columns it is about; none means all.")
+    rows: tuple[str, ...] = option((), "Labels of the rows it is about; none means all.")
+    columns: tuple[str, ...] = option((), "Names of the columns it is about; none means all.")
 
     @property
     def general(self) -> bool:
@@ -146,11 +140,11 @@ class PublishedTable(Options):
     title: str = Field(min_length=1, description="Its heading.")
     model: str = Field(min_length=1, description="The open_clip name of the architecture, without -quickgelu.")
     input_size: int = Field(ge=1, description="Pixels along a side of what the model reads.")
-    varies: str | None = Field(default=None, description="The dotted option that an ablation varies.")
+    varies: str | None = option(None, "The dotted option that an ablation varies.")
     columns: tuple[Column, ...] = Field(min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)
-    trainings: dict[str, Training] = Field(default={}, description="Trainings that rows name.")
-    notes: tuple[Note, ...] = Field(default=(), description="Errata and open questions.")
+    trainings: dict[str, Training] = option({}, "Trainings that rows name.")
+    notes: tuple[Note, ...] = option((), "Errata and open questions.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -201,7 +195,7 @@ def default_options(over: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 def known_tables() -> tuple[str, ...]:
     """The names of the shipped tables, in alphabetical order."""
-    return tuple(sorted(path.stem for path in _folder().glob("*.yaml")))
+    return tuple(sorted(path.stem for path in (conf_dir() / "published").glob("*.yaml")))
 
 
 def load_table(name: str) -> PublishedTable:
@@ -212,7 +206,7 @@ def load_table(name: str) -> PublishedTable:
     """
     if name not in known_tables():
         raise ConfigError(f'no published table "{name}"{suggestion(name, known_tables())}')
-    return read_table(_folder() / f"{name}.yaml")
+    return read_table(conf_dir() / "published" / f"{name}.yaml")
 
 
 def read_table(path: Path) -> PublishedTable:
@@ -225,7 +219,3 @@ def read_table(path: Path) -> PublishedTable:
     if table.name != path.stem:
         raise ConfigError(f"{path}: is named {table.name} inside; the name must be the file's")
     return table
-
-
-def _folder() -> Path:
-    return conf_dir() / "published"

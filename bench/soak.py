@@ -49,8 +49,8 @@ _PROBE = "whole video"
 _PROBE_PAUSE = 0.2
 _CALM_SECONDS = 2.0
 _SAMPLE_SECONDS = 2.0
-# What a killed process may take to be gone; until then its port takes connections.
-_DYING_SECONDS = 0.5
+# What a killed process may take to be gone on a busy machine; until then its port takes connections.
+_DYING_SECONDS = 2.0
 _GIVEN_BACK_SECONDS = 15.0
 # Of fewer requests a process's growth says nothing.
 _ENOUGH = 500

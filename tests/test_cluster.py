@@ -29,6 +29,7 @@ SECONDS = 10
 def place(monkeypatch) -> Iterator[Path]:
     """A folder of Ray's own that is empty; no address is named, and no other test's Ray is seen."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     with tempfile.TemporaryDirectory(prefix="zar-", dir="/tmp") as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
         monkeypatch.setattr("ray._private.services.find_gcs_addresses", functools.cache(frozenset))

@@ -211,7 +211,7 @@ class TestCounts:
         ("target", "code", "kind", "began"),
         [
             ("proxy", "internal-error", WHOLE, 19),
-            ("proxy", "unanswered", WHOLE, 20.6),
+            ("proxy", "unanswered", WHOLE, 22.1),
             ("proxy", "replica-lost", WHOLE, 19),
             ("ingress", "unanswered", WHOLE, 19),
             ("ingress", "refused", WHOLE, 19),
@@ -222,7 +222,7 @@ class TestCounts:
         ],
     )
     def test_what_it_does_not_explain_is_a_line(self, bench, kinds, outcome, target, code, kind, began):
-        wrong, lost = bench.check([outcome(code, began, 21, kind, "broken")], [bench.Kill(target, 20.0, 3.0)], kinds)
+        wrong, lost = bench.check([outcome(code, began, 22.5, kind, "broken")], [bench.Kill(target, 20.0, 3.0)], kinds)
         assert len(wrong) == 1
         assert not lost
 

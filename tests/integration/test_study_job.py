@@ -89,8 +89,8 @@ def study(make_video, tiny_checkpoint, larger_checkpoint, tmp_path) -> dict:
     }
 
 
-def killed_in_the_middle(study: dict, parts: Path, log: Path, processes_below) -> set[int]:
-    """Runs the study in a process of its own, and kills that amid it; gives the processes that it had started."""
+def killed_in_the_middle(study: dict, parts: Path, log: Path, processes_below) -> None:
+    """Runs the study in a process of its own, kills that amid it, and waits for all that it had started."""
     command = [sys.executable, "-c", DRIVER, json.dumps(study), str(Path(deadly_stages.__file__).parent)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     # For how long Ray's agents try to tell its server, which is gone as well, that their node is.
@@ -105,10 +105,14 @@ def killed_in_the_middle(study: dict, parts: Path, log: Path, processes_below) -
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < limit, log.read_text()
                 time.sleep(0.01)
-            return set(processes_below(process.pid))
+            started = processes_below(process.pid)
         finally:
             process.kill()
             process.wait()
+    limit = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in started) and time.monotonic() < limit:
+        time.sleep(0.2)
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()], "a killed driver left processes behind"
 
 
 def test_axes_multiply_into_one_job(ray_cluster, evaluate, study, tmp_path, same_results, monkeypatch, processes_below):
@@ -116,7 +120,7 @@ def test_axes_multiply_into_one_job(ray_cluster, evaluate, study, tmp_path, same
 
     folder = RunFolder(Storage(f"{study['output']}/study"))
     parts = Path(folder.storage.path("parts"))
-    started = killed_in_the_middle({**study, "address": "local"}, parts, tmp_path / "log", processes_below)
+    killed_in_the_middle({**study, "address": "local"}, parts, tmp_path / "log", processes_below)
     finished = {row["video_id"] for row in folder.results().select(["video_id"]).to_pylist()}
     assert 0 < len(finished) < VIDEOS
     before = Counter((tmp_path / "decoded.txt").read_text().split())
@@ -198,8 +202,3 @@ def test_axes_multiply_into_one_job(ray_cluster, evaluate, study, tmp_path, same
     assert again.whole.resumed == VIDEOS
     assert again.tables == record.tables
     assert (tmp_path / "decoded.txt").read_text() == decoded
-
-    limit = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in started) and time.monotonic() < limit:
-        time.sleep(0.2)
-    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()], "a killed driver left processes behind"

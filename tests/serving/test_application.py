@@ -87,6 +87,8 @@ def test_a_model_that_is_not_there_is_one_line(monkeypatch):
 def test_a_cluster_that_is_not_there_is_one_line_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/anywhere/bin/serve", "run"])
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    # It may run in the tests' own process.
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(SystemExit, match=r"zar: Ray: 127\.0\.0\.1:1: nothing answers there .*RAY_ADDRESS$"):
         app({"checkpoint": "/nowhere/gone.safetensors"})
     # One that is named to `serve run` itself is not known here.

@@ -225,4 +225,4 @@ def test_plans_windows_and_training_name_the_same_frames(tmp_path):
         numbers = next(found for path, found in files.items() if path.name == Path(row.path).name)
         assert row.frames == len(numbers)
         reader.read(Sample(0, number))
-        assert [hard_videos.number_of(frame) for frame in reader._kept(number)] == numbers
+        assert [hard_videos.number_of(frame) for frame in reader._cache[number]] == numbers

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import av.error
 import hard_videos
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from zar_ray.data.listing import list_folder
@@ -88,7 +89,10 @@ def test_fields_are_not_counted_as_frames_a_second(tmp_path, suffix):
 def test_hidden_pictures_are_no_frames(tmp_path, hidden, kind):
     codec, gop, suffix = kind
     shown = [number not in hidden for number in range(20)]
-    path = hard_videos.write_hidden(tmp_path / f"hidden{suffix}", shown, codec, gop)
+    try:
+        path = hard_videos.write_hidden(tmp_path / f"hidden{suffix}", shown, codec, gop)
+    except av.error.InvalidDataError:  # the container's writer refuses some of these packets
+        reject()
     assert_read_as(path, [number for number in range(20) if shown[number]])
 
 

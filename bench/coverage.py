@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from zar_ray.results.averages import average_change
 from zar_ray.results.case_rows import MISSED, RIGHT, CaseRows
@@ -88,7 +89,7 @@ def change_of_mean(rng: np.random.Generator, n: int, p: float) -> tuple[Estimate
     splits = []
     for videos in np.array_split(np.arange(n), 3):
         before, after = (np.where(rng.random(len(videos)) < one, RIGHT, MISSED) for one in (0.5, p))
-        splits.append(CaseRows(None, videos, before, after, videos >= 0, videos.astype(str)))  # type: ignore
+        splits.append(CaseRows(pa.table({}), videos, before, after, videos >= 0, videos.astype(str)))
     return average_change(splits, "mean", int(rng.integers(2**31)), 200).effect, p - 0.5
 
 

@@ -36,3 +36,10 @@ def test_what_the_user_says_stays(environment):
     prepare_environment(ServeConfig())
     assert {name: environment[name] for name in said} == said
     assert environment["RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"] == "0"
+
+
+def test_no_replica_waits_for_a_proxy_that_is_gone(environment):
+    """For by default a second or more, in which it answers nobody; bench/recovery.py measures it."""
+    prepare_environment(ServeConfig())
+    assert environment["RAY_core_worker_rpc_server_reconnect_timeout_base_s"] == "0"
+    assert int(environment["RAY_grpc_client_check_connection_status_interval_milliseconds"]) <= 100

@@ -156,8 +156,8 @@ def _refused_name(error: Exception, path: Path) -> str | None:
 def _pickled(path: Path) -> IO[bytes]:
     if not zipfile.is_zipfile(path):
         return path.open("rb")
-    archive = zipfile.ZipFile(path)
-    return archive.open(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    with zipfile.ZipFile(path) as archive:  # whose entry stays open for itself
+        return archive.open(next(name for name in archive.namelist() if name.endswith("data.pkl")))
 
 
 def _names_in(file: IO[bytes]) -> Iterator[str]:

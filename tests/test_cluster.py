@@ -188,6 +188,8 @@ def test_a_folder_that_ray_can_use_is_not_refused(place, monkeypatch):
 
 
 def test_a_live_head_is_joined_however_slow(place, joined, capsys, monkeypatch):
+    # Longer than one waits for what does not even greet.
+    monkeypatch.setattr(cluster, "_GREETING_SECONDS", 0.4)
     with head(delay=0.7) as alive:
         leave_behind(place, alive)
         with connected():
@@ -207,7 +209,6 @@ def test_a_live_head_is_joined_however_slow(place, joined, capsys, monkeypatch):
 
 @pytest.mark.parametrize("answers", [False, True])
 def test_what_takes_connections_and_is_no_head_is_given_up(answers, joined, monkeypatch):
-    monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 1.0)
     with listening(answers) as address:
         assert "takes connections, and does not answer as a Ray head does" in refused(address)
     with head(method="Another") as address:

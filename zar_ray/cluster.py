@@ -25,7 +25,8 @@ LOCAL = "local"
 
 # Ray itself tries a port where nothing is for a quarter of an hour, in silence.
 _CONNECT_SECONDS = 5.0
-# A head that has much to do is slow, not gone.
+# A head that has much to do is slow, not gone, but its gRPC server greets all the same.
+_GREETING_SECONDS = 3.0
 _ANSWER_SECONDS = 20.0
 _FIRST_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 _WAY_OUT = "start it with `ray start --head`, or name another, or `local`, with --address or RAY_ADDRESS"
@@ -113,7 +114,8 @@ def _tell(line: str) -> None:
 def problem_of(place: str) -> str | None:
     """Why a cluster cannot be joined or started, with a way out; None where nothing stands in the way.
 
-    A port that nobody has is found out at once, one that does not answer within `_ANSWER_SECONDS`.
+    A port that nobody has is found out at once, one that takes connections and says nothing within seconds; a head
+    has `_ANSWER_SECONDS`.
 
     Args:
         place: ``HOST:PORT`` of a head node, ``ray://HOST:PORT``, ``auto`` or ``local``.
@@ -151,11 +153,14 @@ def _head_problem(address: str) -> str | None:
 
     silent = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
     with closing(init_grpc_channel(address, GLOBAL_GRPC_OPTIONS)) as channel:
+        greeted = grpc.channel_ready_future(channel)
+        call = channel.unary_unary(_FIRST_CALL).future(b"", timeout=_ANSWER_SECONDS)
         try:
-            channel.unary_unary(_FIRST_CALL)(b"", timeout=_ANSWER_SECONDS)
-        except grpc.RpcError as error:
-            if error.code() in silent:
-                return f"takes connections, and does not answer as a Ray head does; {_WAY_OUT}"
+            error = call.exception(timeout=_GREETING_SECONDS)
+        except grpc.FutureTimeoutError:
+            error = call.exception() if greeted.done() else grpc.FutureTimeoutError()
+        if isinstance(error, grpc.FutureTimeoutError) or (error is not None and error.code() in silent):
+            return f"takes connections, and does not answer as a Ray head does; {_WAY_OUT}"
     if not find_node_ids():
         return "is a cluster without a node on this machine; submit a job, run on a node, or name ray://HOST:10001"
     return None

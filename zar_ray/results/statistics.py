@@ -76,9 +76,9 @@ def _of_sources(outcomes: np.ndarray, sources: np.ndarray | None) -> tuple[np.nd
 def design_effect(outcomes: np.ndarray, sources: np.ndarray | None = None, lowest: int = 0) -> float:
     """By how much outcomes of the same sources say less than as many of sources of their own.
 
-    Outcomes divided by it count as independent ones (Rao and Scott, Biometrics 48, 1992). Two sources of mean size are
-    added, with the lowest and the highest outcomes alone, so that there is a variance where all outcomes are the same:
-    each source then counts as one.
+    Outcomes divided by it count as independent ones (Rao and Scott, Biometrics 48, 1992). A source of mean size is
+    added, one half of it with the lowest outcomes alone and one with the highest, so that there is a variance where all
+    outcomes are the same: each source then counts as one.
 
     Args:
         outcomes: int or bool ``(R, N)``: R outcomes of each of N videos, from `lowest` to 1.
@@ -92,10 +92,11 @@ def design_effect(outcomes: np.ndarray, sources: np.ndarray | None = None, lowes
     size = sizes.mean()
     if size == 1:
         return 1.0
-    squares = (outcomes.astype(int) ** 2).sum() + size * (lowest**2 + 1)
+    squares = (outcomes.astype(int) ** 2).sum() + size * (lowest**2 + 1) / 2
     wide, many = np.append(totals, [lowest * size, size]), np.append(sizes, [size, size])
-    mean = wide.sum() / many.sum()
-    return max(1.0, float(((wide - mean * many) ** 2).sum() / (squares - many.sum() * mean**2)))
+    weights = np.append(np.ones(len(totals)), [0.5, 0.5])
+    mean = weights @ wide / (weights @ many)
+    return max(1.0, float(weights @ (wide - mean * many) ** 2 / (squares - weights @ many * mean**2)))
 
 
 def _exchange_p(changes: np.ndarray, counts: np.ndarray) -> float:

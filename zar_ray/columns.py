@@ -14,7 +14,6 @@ Name = Annotated[str, pa.string()]
 Text = Annotated[str | None, pa.string()]
 Texts = Annotated[tuple[str, ...] | None, pa.list_(pa.string())]
 Number = Annotated[int | None, pa.int32()]
-Numbers = Annotated[tuple[int, ...] | None, pa.list_(pa.int32())]
 Bytes = Annotated[int | None, pa.int64()]
 Real = Annotated[float | None, pa.float64()]
 

@@ -12,6 +12,8 @@ from zar_ray.data.datasets import list_dataset
 from zar_ray.data.manifest import write_manifest
 from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ManifestError, RunError
+from zar_ray.evaluation import pipeline
+from zar_ray.results.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -69,8 +71,20 @@ def test_results_do_not_depend_on_workers_batches_or_order(evaluate, make_video,
     write_manifest(manifest, tmp_path / "in-order.parquet")
     write_manifest(shuffled, tmp_path / "shuffled.parquet")
     one = evaluate(tmp_path / "in-order.parquet", here=True, name="one", num_workers=1, batch_size=8, encoder_batch=7)
+    # What is put together beside the run is what was written, and a storage that fails then costs nothing.
+    compacted, compact = [], RunFolder.compact
+    monkeypatch.setattr(pipeline, "PARTS_AT_ONCE", 2)
+
+    def compact_or_fail(folder: RunFolder) -> None:
+        compacted.append(compact(folder))
+        if len(compacted) == 2:
+            raise RunError("the storage is full")
+
+    monkeypatch.setattr(RunFolder, "compact", compact_or_fail)
     two = evaluate(tmp_path / "shuffled.parquet", name="two", num_workers=2, batch_size=1)
     same_results(one.table, two.table)
+    assert len(compacted) == 4
+    assert two.printed.count("the storage is full; small files of rows stay for now") == 1
     workers = [len({row.worker for row in ran.rows}) for ran in (one, two)]
     assert workers == [1, 2], "the second worker had nothing to do, so nothing was compared"
 

@@ -73,6 +73,37 @@ def test_a_kill_between_table_and_parts_counts_no_row_twice(folder, monkeypatch)
     assert folder.results().num_rows == 2
 
 
+@pytest.mark.parametrize("finished", [0, 3])
+def test_parts_are_put_into_one_and_say_the_same(folder, finished, monkeypatch):
+    """Whatever was there before, however many at once, and where it is cut off between writing and deleting."""
+    monkeypatch.setattr("zar_ray.results.folder.PARTS_AT_ONCE", 4)
+    for number in range(finished):
+        folder.add(rows(f"v{number}"))
+    folder.finish(folder.results(), {})
+    for number in range(2, 13):
+        folder.add(rows(f"v{number}", error="broken" if number % 3 == 0 else None))
+    before = folder.results()
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "delete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            folder.compact()
+    assert len(folder.storage.names(PARTS)) == 11 + 3
+    assert folder.results().equals(before)
+    folder.compact()
+    assert len(folder.storage.names(PARTS)) == 3 + 3
+    assert folder.results().equals(before)
+    folder.compact()
+    assert len(folder.storage.names(PARTS)) == 3 + 3
+    folder.finish(folder.results(), {})
+    assert (folder.storage.names(PARTS), folder.results().equals(before)) == ([], True)
+
+
+def test_lists_have_room_for_more_values_than_32_bits_count():
+    """Features of 4.2 million videos; as many values would take 4 GB here."""
+    assert any(pa.types.is_large_list(column.type) for column in RESULT_SCHEMA)
+    assert not any(pa.types.is_list(column.type) for column in RESULT_SCHEMA)
+
+
 def test_forgetting_failures_keeps_the_rest(folder):
     folder.add(rows("good"))
     folder.add(rows("bad", error="broken"))

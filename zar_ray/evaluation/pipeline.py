@@ -12,6 +12,7 @@ import logging
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -23,6 +24,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources
 from rich.console import Console
 
 from zar_ray.cluster import connected
+from zar_ray.errors import RunError, reason_of
 from zar_ray.evaluation import planning, preflight, recovery
 from zar_ray.evaluation.planning import AskedModel, PlannedModel
 from zar_ray.evaluation.progress import VideoProgress
@@ -32,7 +34,7 @@ from zar_ray.evaluation.stages.decode import DecodeStage, decode_block
 from zar_ray.evaluation.streams import check_methods, stream_methods
 from zar_ray.evaluation.workload import Workload
 from zar_ray.results.case import Case
-from zar_ray.results.folder import RunFolder
+from zar_ray.results.folder import PARTS_AT_ONCE, RunFolder
 from zar_ray.results.metrics import check_counts
 
 
@@ -116,7 +118,9 @@ def evaluate(
                     store.prepare()
             decode, told = DecodeStage(spec), (spec, tuple(model.settings for model in models), resources.threads)
             with VideoProgress(console, len(workload.manifest), len(workload.manifest) - len(todo)) as progress:
-                run = partial(run_blocks, decode=decode, told=told, resources=resources, progress=progress)
+                run = partial(
+                    run_blocks, decode=decode, told=told, resources=resources, folder=folder, progress=progress
+                )
                 recovery.run_videos(todo, spec, folder, ledger, own.batch_size, run, progress)
         seconds = time.monotonic() - started
         table = folder.results()
@@ -134,11 +138,13 @@ def run_blocks(
     decode: DecodeStage,
     told: tuple[Any, ...],
     resources: Resources,
+    folder: RunFolder,
     progress: VideoProgress,
 ) -> None:
     """Runs both stages over blocks of `block_size` videos; a block whose worker dies is dropped, not fatal.
 
-    What `AdaptStage` is made of is `told` to each worker of the model pool.
+    What `AdaptStage` is made of is `told` to each worker of the model pool. Each block adds a part to the folder, and
+    many parts are put into one beside the run.
     """
     if not len(videos):
         return
@@ -150,13 +156,24 @@ def run_blocks(
     context.max_errored_blocks, context.enable_progress_bars = -1, False
     context.execution_options.preserve_order = in_order
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=in_flight)
-    with DataContext.current(context):
+    with DataContext.current(context), ThreadPoolExecutor(1) as beside:
         stages = _stages(videos, decode, told, resources, block_size, retries)
-        for batch in stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        batches = stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for number, batch in enumerate(batches, start=1):
             progress.count(cast(pa.Table, batch))
+            if number % PARTS_AT_ONCE == 0:
+                beside.submit(_compact, folder, progress)
     # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
     # workers keep their CPUs, and a second pass could wait for them for ever.
     gc.collect()
+
+
+def _compact(folder: RunFolder, progress: VideoProgress) -> None:
+    try:
+        folder.compact()
+    except RunError as error:
+        # Parts are as good as what they are put into, which the next ones try again.
+        progress.say(f"{reason_of(error)}; small files of rows stay for now")
 
 
 def _stages(

@@ -15,7 +15,8 @@ from __future__ import annotations
 import io
 import json
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -35,6 +36,13 @@ PREDICTIONS = "predictions.parquet"
 SUMMARY = "run.json"
 CELLS = "study.csv"
 PARTS = "parts"
+
+PARTS_AT_ONCE = 512
+"""Parts that are read together, and after which a run puts them into one."""
+
+# An object store answers each request after a while, and many at a time.
+_REQUESTS = 16
+_COMPACTED = ".compacted.parquet"
 
 
 def differences(before: Any, now: Any, at: str = "") -> list[str]:
@@ -70,21 +78,22 @@ class Ledger:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._seen: set[str] = set()
-        self._cases: dict[str, set[str]] = {}
+        self._cases: dict[str, frozenset[str]] = {}
+        # Most videos have the same cases: one set for all of these.
+        self._sets: dict[frozenset[str], frozenset[str]] = {}
 
     def refresh(self) -> None:
         """Takes in the rows that were added since."""
-        for name in self._folder.row_files():
-            if name in self._seen:
-                continue
-            self._seen.add(name)
-            table = self._folder.rows_of(name, ["video_id", "case_id"])
+        names = [name for name in self._folder.row_files() if name not in self._seen]
+        self._seen.update(names)
+        for table in self._folder.tables(names, ["video_id", "case_id"]):
             for video, case in zip(table["video_id"].to_pylist(), table["case_id"].to_pylist(), strict=True):
-                self._cases.setdefault(video, set()).add(case)
+                cases = self._cases.get(video, frozenset()) | {case}
+                self._cases[video] = self._sets.setdefault(cases, cases)
 
     def lacks(self, video: str, cases: Collection[Case]) -> list[int]:
         """The models that lack a row of a video for some of the cases that it is of, in order."""
-        done = self._cases.get(video, set())
+        done = self._cases.get(video, frozenset())
         return sorted({case.model for case in cases if case.case_id not in done})
 
 
@@ -135,8 +144,29 @@ class RunFolder:
 
     def results(self) -> pa.Table:
         """All finished rows, one a (video, case), sorted by both; see `deduplicate` for which row stands."""
-        tables = [self.rows_of(name, RESULT_SCHEMA.names) for name in self.row_files()]
+        tables = list(self.tables(self.row_files(), RESULT_SCHEMA.names))
         return deduplicate(pa.concat_tables(tables) if tables else RESULT_SCHEMA.empty_table())
+
+    def tables(self, names: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
+        """Some columns of files of rows, the rows of many files in one piece: thousands of small ones take memory."""
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            for first in range(0, len(names), PARTS_AT_ONCE):
+                some = pool.map(lambda name: self.rows_of(name, columns), names[first : first + PARTS_AT_ONCE])
+                yield pa.concat_tables(some).combine_chunks()
+
+    def compact(self) -> None:
+        """Puts the parts that workers have written so far into one, while nobody else reads them.
+
+        A kill meanwhile leaves rows twice, which count once.
+        """
+        names = [name for name in self.row_files() if name != PREDICTIONS and not name.endswith(_COMPACTED)]
+        for table in self.tables(names, RESULT_SCHEMA.names):
+            self.storage.write(f"{PARTS}/{uuid.uuid4().hex}{_COMPACTED}", _parquet(table))
+        self._delete(names)
+
+    def _delete(self, names: Sequence[str]) -> None:
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            list(pool.map(self.storage.delete, names))
 
     def rows_of(self, name: str, columns: list[str]) -> pa.Table:
         """Some columns of one of them."""
@@ -166,10 +196,9 @@ class RunFolder:
         self.write_json(SUMMARY, summary)
 
     def _rewrite(self, table: pa.Table) -> None:
-        parts = self.storage.names(PARTS)
+        parts = [name for name in self.row_files() if name != PREDICTIONS]
         self.storage.write(PREDICTIONS, _parquet(table))
-        for name in parts:
-            self.storage.delete(f"{PARTS}/{name}")
+        self._delete(parts)
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file."""

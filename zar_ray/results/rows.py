@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from zar_ray.columns import Bytes, Name, Number, Numbers, Real, Text, rows_to_table, schema_of, table_to_rows
+from zar_ray.columns import Bytes, Name, Number, Real, Text, rows_to_table, schema_of, table_to_rows
 from zar_ray.errors import VideoError
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 
     from zar_ray.adaptation.base import Decision
 
-# What a column holds; unknown is null: labels of unlabelled videos, all of the decision of failed ones.
+# What a column holds; unknown is null: labels of unlabelled videos, all of the decision of failed ones. Lists are large
+# ones: four million videos have more than 2^31 values of a feature.
 Nats = Annotated[float | None, pa.float32()]
 Flag = Annotated[bool | None, pa.bool_()]
-Values = Annotated[tuple[float, ...] | None, pa.list_(pa.float32())]
-Feature = Annotated[tuple[float, ...] | None, pa.list_(pa.float16())]
+Numbers = Annotated[tuple[int, ...] | None, pa.large_list(pa.int32())]
+Values = Annotated[tuple[float, ...] | None, pa.large_list(pa.float32())]
+Feature = Annotated[tuple[float, ...] | None, pa.large_list(pa.float16())]
 
 
 @dataclass(frozen=True)
@@ -203,14 +206,15 @@ def deduplicate(table: pa.Table) -> pa.Table:
     """
     table = table.select(RESULT_SCHEMA.names).cast(RESULT_SCHEMA)
     keys = ["video_id", "case_id"]
-    rest = [f.name for f in RESULT_SCHEMA if not pa.types.is_list(f.type) and f.name not in {*keys, "recorded_at"}]
-    table = table.append_column("failed", table["error"].is_valid()).sort_by(
-        [
-            *((name, "ascending") for name in [*keys, "failed"]),
-            ("recorded_at", "descending"),
-            *((name, "ascending") for name in rest),
-        ]
+    flat = table.select([one.name for one in RESULT_SCHEMA if not pa.types.is_large_list(one.type)])
+    flat = flat.append_column("failed", table["error"].is_valid())
+    rest = [name for name in flat.column_names if name not in {*keys, "failed", "recorded_at"}]
+    rising = [(name, "ascending") for name in [*keys, "failed"]]
+    order = pc.sort_indices(
+        flat, sort_keys=[*rising, ("recorded_at", "descending"), *((name, "ascending") for name in rest)]
     )
-    codes = np.stack([table[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in keys])
+    of_keys = [table[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in keys]
+    codes = np.stack(of_keys)[:, order.to_numpy()]
     first = np.append(True, (codes[:, 1:] != codes[:, :-1]).any(axis=0))[: table.num_rows]
-    return table.filter(pa.array(first)).select(RESULT_SCHEMA.names).combine_chunks()
+    # The lists are most of the memory: they are copied once.
+    return table.take(order.filter(pa.array(first))).combine_chunks()

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
@@ -86,7 +87,8 @@ def made_up(first: int, videos: int) -> pa.Table:
     # A feature stands in the row of the first case alone.
     index = RESULT_SCHEMA.get_field_index("video_feature")
     second = pa.array(np.arange(count) % len(CASES) > 0)
-    column = pa.compute.if_else(second, pa.scalar(None, table.schema.field(index).type), table.column(index))
+    nothing = pa.scalar(None, table.schema.field(index).type)
+    column = pc.call_function("if_else", [second, nothing, table.column(index)])
     return table.set_column(index, RESULT_SCHEMA.field(index), column)
 
 

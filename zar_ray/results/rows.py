@@ -210,9 +210,8 @@ def deduplicate(table: pa.Table) -> pa.Table:
     flat = flat.append_column("failed", table["error"].is_valid())
     rest = [name for name in flat.column_names if name not in {*keys, "failed", "recorded_at"}]
     rising = [(name, "ascending") for name in [*keys, "failed"]]
-    order = pc.sort_indices(
-        flat, sort_keys=[*rising, ("recorded_at", "descending"), *((name, "ascending") for name in rest)]
-    )
+    by = [*rising, ("recorded_at", "descending"), *((name, "ascending") for name in rest)]
+    order = pc.call_function("sort_indices", [flat], pc.SortOptions(by))
     of_keys = [table[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in keys]
     codes = np.stack(of_keys)[:, order.to_numpy()]
     first = np.append(True, (codes[:, 1:] != codes[:, :-1]).any(axis=0))[: table.num_rows]

@@ -152,14 +152,15 @@ def _head_problem(address: str) -> str | None:
     from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 
     silent = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
-    with closing(init_grpc_channel(address, GLOBAL_GRPC_OPTIONS)) as channel:
+    channel: Any = init_grpc_channel(address, GLOBAL_GRPC_OPTIONS)
+    with closing(channel):
         greeted = grpc.channel_ready_future(channel)
-        call = channel.unary_unary(_FIRST_CALL).future(b"", timeout=_ANSWER_SECONDS)
+        call: Any = channel.unary_unary(_FIRST_CALL).future(b"", timeout=_ANSWER_SECONDS)
         try:
             error = call.exception(timeout=_GREETING_SECONDS)
         except grpc.FutureTimeoutError:
             error = call.exception() if greeted.done() else grpc.FutureTimeoutError()
-        if isinstance(error, grpc.FutureTimeoutError) or (error is not None and error.code() in silent):
+        if isinstance(error, grpc.FutureTimeoutError) or (isinstance(error, grpc.RpcError) and error.code() in silent):
             return f"takes connections, and does not answer as a Ray head does; {_WAY_OUT}"
     if not find_node_ids():
         return "is a cluster without a node on this machine; submit a job, run on a node, or name ray://HOST:10001"

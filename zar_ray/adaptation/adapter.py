@@ -20,6 +20,7 @@ from zar_ray.adaptation.options import AdaptationOptions, Setting
 from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import ModelError, VideoError
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.devices import require_compiler
 from zar_ray.models.options import ClassPosition
 from zar_ray.models.packing import ImageSet, encode_packed
 from zar_ray.models.text import PromptedClasses
@@ -188,7 +189,7 @@ class VideoAdapter:
     Raises:
         ConfigError: A method is unknown, the prompts cannot be used, or not by a method, or the model reads views of
             another number of frames.
-        ModelError: A method cannot serve the model.
+        ModelError: A method cannot serve the model, or its encoder is to be compiled where nothing can be.
     """
 
     def __init__(
@@ -205,6 +206,7 @@ class VideoAdapter:
         self.model = model
         self.options = options
         if options.compile:
+            require_compiler(model.device)
             model.compile_image_encoder()
         self.methods = tuple(get_method(name) for name in methods)
         chosen = options.model_copy(update={"method": tuple(methods)})

@@ -104,14 +104,15 @@ class Meter:
         """float64 (steps done, len(HISTORY)), on the CPU."""
         if not self._steps:
             return self._earlier
-        return torch.cat([self._earlier, torch.stack(self._steps).double().cpu()])
+        # On the CPU first: Apple's GPUs have no float64.
+        return torch.cat([self._earlier, torch.stack(self._steps).cpu().double()])
 
     def send(self) -> None:
         """Sends the means over the steps since the last time, if there were any."""
         new = self._steps[self._sent :]
         if self._listener is None or not new:
             return
-        loss, accuracy, _, norm = torch.stack(new).double().mean(dim=0).tolist()
+        loss, accuracy, _, norm = torch.stack(new).cpu().double().mean(dim=0).tolist()
         seconds = max(time.monotonic() - self._since, 1e-9)
         device = new[-1].device
         self._listener.put(
@@ -134,10 +135,8 @@ def _gpu_utilisation(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     try:
-        import pynvml
-    except ModuleNotFoundError:  # there is none for this system
-        return None
-    try:
         return torch.cuda.utilization(device) / 100
-    except (RuntimeError, pynvml.NVMLError):  # no driver that answers, or a part of a GPU, which has no figure
+    # No package that could ask (pynvml, or amdsmi for AMD's), no driver that answers, or a part of a GPU, which has no
+    # figure; each package has an exception of its own.
+    except Exception:  # noqa: BLE001
         return None

@@ -64,7 +64,11 @@ def unusable_gpu() -> str | None:
     ways = ["choose --device cpu"]
     if own is not None and driver_cuda < int(own.partition(".")[0]):
         wheels = _OLDER_WHEELS.get(driver_cuda)
-        ways = ["install a newer driver", *([f"PyTorch's wheels {wheels} (docs/installation.md)"] if wheels else []), *ways]
+        ways = [
+            "install a newer driver",
+            *([f"PyTorch's wheels {wheels} (docs/installation.md)"] if wheels else []),
+            *ways,
+        ]
     elif own is None:
         ways = ["install PyTorch's wheels for CUDA (docs/installation.md)", *ways]
     return f"{gpu}, and PyTorch, built {built}, cannot use it ({reason}); {', or '.join(ways)}"

@@ -7,7 +7,7 @@ from torch import nn
 
 
 def give_gradients(module: nn.Module) -> None:
-    """Has gradients pass the recurrent layers of a frozen model: in evaluation mode cuDNN's LSTM, GRU and RNN have none.
+    """Has gradients pass a frozen model's recurrent layers: in evaluation mode cuDNN's LSTM, GRU and RNN have none.
 
     Where a gradient is wanted such a layer runs as PyTorch's own kernels do it; otherwise, and in training mode, as
     ever. In training mode cuDNN would drop what the layer's `dropout` says.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import shutil
 import sys
 
 import numpy as np
@@ -247,8 +247,6 @@ def test_on_a_gpu_other_things_are_needed(monkeypatch):
         require_compiler(torch.device("cuda"))
 
 
-@pytest.mark.skipif(not __import__("shutil").which("g++"), reason="there is no compiler on this machine")
-@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler on this machine")
 def test_with_a_compiler_it_is_passed():
-    code = "import torch; from zar_ray.models.devices import require_compiler; require_compiler(torch.device('cpu'))"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    require_compiler(torch.device("cpu"))

@@ -1,5 +1,8 @@
 """What a training's first process measures of itself."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -36,19 +39,24 @@ def test_history_goes_on_from_earlier_sessions():
     assert later.history()[3].tolist() == pytest.approx([9.0, 1.0, 0.2, 1.0])
 
 
+class AmdSmiException(Exception):  # noqa: N818  as AMD's package calls it
+    pass
+
+
 @pytest.mark.parametrize(
     "error",
     [
         # PyTorch for AMD's GPUs, without the package that asks them, with one that finds no library, and with its own.
         ModuleNotFoundError("amdsmi does not seem to be installed or it can't be imported."),
         RuntimeError("amdsmi driver can't be loaded, requires >=ROCm6.0 installation"),
-        type("AmdSmiException", (Exception,), {})("busy"),
+        AmdSmiException("busy"),
     ],
 )
 def test_a_gpu_of_amd_without_its_package_costs_no_training(monkeypatch, error):
     def refuse(device):
         raise error
 
+    monkeypatch.setitem(sys.modules, "amdsmi", SimpleNamespace(AmdSmiException=AmdSmiException))
     monkeypatch.setattr(torch.cuda, "utilization", refuse)
     assert _gpu_utilisation(torch.device("cuda")) is None
 

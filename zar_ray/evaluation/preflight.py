@@ -132,7 +132,7 @@ def check_model(label: str, number: int, settings: Sequence[Setting], resources:
         ZarError: It cannot be loaded; the message is the loader's own.
         RunError: The task that loads it died.
     """
-    load = ray.remote(num_cpus=resources.worker_cpus, num_gpus=resources.worker_gpus, max_retries=1)(plan_model)
+    load: Any = ray.remote(num_cpus=resources.worker_cpus, num_gpus=resources.worker_gpus, max_retries=1)(plan_model)
     try:
         return ray.get(load.remote(label, number, settings, resources.device))
     except RayTaskError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -134,9 +135,11 @@ class Meter:
 def _gpu_utilisation(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
+    # What PyTorch asks: NVIDIA's package or AMD's.
+    own = (("pynvml", "NVMLError"), ("amdsmi", "AmdSmiException"))
+    refusals = tuple(getattr(sys.modules[package], name) for package, name in own if package in sys.modules)
     try:
         return torch.cuda.utilization(device) / 100
-    # No package that could ask (pynvml, or amdsmi for AMD's), no driver that answers, or a part of a GPU, which has no
-    # figure; each package has an exception of its own.
-    except Exception:  # noqa: BLE001
+    # The package is not there, no driver answers, or it is a part of a GPU, which has no figure.
+    except (ModuleNotFoundError, RuntimeError, *refusals):
         return None

@@ -7,16 +7,14 @@ from contextlib import contextmanager, nullcontext
 from itertools import product
 
 import torch
-from torch.backends import _FP32Precision
 
-# PyTorch's switches of float32, those that others inherit from first.
-_SWITCHES = tuple(
-    _FP32Precision(*place)
-    for place in (
-        *product(("generic", "cuda", "mkldnn"), ("all",)),
-        *product(("cuda", "mkldnn"), ("matmul", "conv", "rnn")),
-    )
+# PyTorch's switches of float32, by backend and operation: those that others inherit from first. They are set by
+# the calls behind `torch.backends`: passes are many, and its own of mkldnn sets another one (PyTorch 2.15).
+_SWITCHES = (
+    *product(("generic", "cuda", "mkldnn"), ("all",)),
+    *product(("cuda", "mkldnn"), ("matmul", "conv", "rnn")),
 )
+_read, _write = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
 
 
 @contextmanager
@@ -29,36 +27,35 @@ def exact_float32() -> Iterator[None]:
     PyTorch's older switches are set beside the new ones: where the two disagree it raises as soon as it is asked, as
     its compiler does. Both are put back at the end, whatever they were.
     """
-    own = _own_settings()
+    cudnn_tf32 = _cudnn_tf32()
+    own = []
     for switch in _SWITCHES:
-        switch.fp32_precision = "ieee"
-    products, cudnn_tf32 = torch.get_float32_matmul_precision(), _cudnn_tf32()
-    torch._C._set_cudnn_allow_tf32(False)
-    torch.set_float32_matmul_precision("highest")
+        own.append(_read(*switch))
+        _write(*switch, "none")  # one that says "none" would show what it inherits
+    for switch in _SWITCHES:
+        _write(*switch, "ieee")
+    if cudnn_tf32 is None:  # now all are exact, so that it can be read where it says so too
+        cudnn_tf32 = _cudnn_tf32() is None
+    products = torch._C._get_float32_matmul_precision()
+    if cudnn_tf32:
+        torch._C._set_cudnn_allow_tf32(False)
+    if products != "highest":
+        torch._C._set_float32_matmul_precision("highest")
     try:
         yield
     finally:
         torch._C._set_cudnn_allow_tf32(cudnn_tf32)
-        torch.set_float32_matmul_precision(products)
+        torch._C._set_float32_matmul_precision(products)
         for switch, value in zip(_SWITCHES, own, strict=True):
-            switch.fp32_precision = value
+            _write(*switch, value)
 
 
-def _own_settings() -> list[str]:
-    """What each switch says itself, and clears it: one that says "none" would show what it inherits."""
-    own = []
-    for switch in _SWITCHES:
-        own.append(switch.fp32_precision)
-        switch.fp32_precision = "none"
-    return own
-
-
-def _cudnn_tf32() -> bool:
-    """The older switch of cuDNN; it cannot be read where it contradicts the new ones, which are all exact here."""
+def _cudnn_tf32() -> bool | None:
+    """The older switch of cuDNN; None where it cannot be read, as it contradicts the new ones."""
     try:
         return torch._C._get_cudnn_allow_tf32()
     except RuntimeError:
-        return True
+        return None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from zar_ray.errors import RunError
 from zar_ray.evaluation.preflight import check_devices
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the nodes have a GPU")
 def test_a_task_on_each_node_says_what_its_pytorch_can_use(ray_cluster):
     with connected():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
@@ -10,6 +11,8 @@ from zar_ray.errors import ModelError, reason_of
 
 # PyTorch's wheels for a driver of an older CUDA, by the names of their indexes.
 _OLDER_WHEELS = {12: "cu126, cu128 or cu129"}
+# Headers would be compiled ahead, which takes most of half a minute and pays with the second function alone.
+_IN_A_SECOND: dict[str, Any] = {"cpp_cache_precompile_headers": False}
 _HIDDEN = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that leave no GPU
 
 
@@ -115,7 +118,7 @@ def require_compiler(device: torch.device) -> None:
     problem = None
     with fresh_cache():
         try:
-            torch.compile(_trivial, dynamic=False)(torch.ones(8, device=device))
+            torch.compile(_trivial, dynamic=False, options=_IN_A_SECOND)(torch.ones(8, device=device))
         except Exception as error:  # noqa: BLE001  a compiler, its libraries or the GPU fail in any way
             problem = reason_of(error).partition(" Set TORCHDYNAMO")[0]
     if problem is not None:

@@ -247,6 +247,7 @@ def test_on_a_gpu_other_things_are_needed(monkeypatch):
         require_compiler(torch.device("cuda"))
 
 
+@pytest.mark.slow  # it compiles
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler on this machine")
 def test_with_a_compiler_it_is_passed():
     require_compiler(torch.device("cpu"))

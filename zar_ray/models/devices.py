@@ -108,7 +108,7 @@ def require_compiler(device: torch.device) -> None:
     """Compiles a trivial function, as ``--compile`` has the image encoder compiled, before any video depends on it.
 
     On the CPU that takes a C++ compiler, on a GPU a C compiler and Triton, and for both Python's headers. Nothing that
-    was compiled before is used, so that it is tried indeed: about a second, beside the imports that the encoder needs.
+    was compiled before is used, so that it is tried indeed; on a CPU that takes up to a quarter of a minute.
 
     Raises:
         ModelError: It cannot be compiled.

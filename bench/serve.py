@@ -274,7 +274,8 @@ class DirectSide:
 
     def _run(self) -> tuple[torch.Tensor, float, float]:
         started = time.perf_counter()
-        decoded = decode_video(self._video, self._plan_of, self._preprocessing.interpolation, self.options.decoder)
+        way, options = self._preprocessing.interpolation, self.options
+        decoded = decode_video(self._video, self._plan_of, way, options.decoder, resizer=options.resize)
         plan = self._plan_of(decoded.info)
         between = time.perf_counter()
         prediction = self._adapter(decoded.frames, plan)

@@ -84,8 +84,8 @@ def test_a_file_that_is_not_the_manifests_is_an_error(samples, change):
 
 def test_the_manifests_decoder_may_be_another(samples):
     path = samples["long group"].path
-    decoded = decode_video(path, default_plan, expected=probe_video(path, "pyav"))
-    assert decoded.info.decoder == ("decord" if has_decord() else "pyav")
+    other = probe_video(path, "decord" if has_decord() else "pyav")
+    assert decode_video(path, default_plan, expected=other).info.decoder == "pyav"
 
 
 def test_time_runs_out(samples):
@@ -96,14 +96,9 @@ def test_time_runs_out(samples):
 
 
 @pytest.mark.skipif(not has_decord(), reason="decord has no wheel for this platform")
-def test_where_decord_gives_up_pyav_reads_from_the_start(hurt_tail):
-    """The pixels are all of one decoder, and that one is recorded."""
-    decoded = decode_video(hurt_tail, all_frames, expected=probe_video(hurt_tail))
-    expected = decode_video(hurt_tail, all_frames, decoder="pyav")
-    assert probe_video(hurt_tail).decoder == "decord"
+def test_where_decord_gives_up_pyav_reads(hurt_tail):
+    decoded = decode_video(hurt_tail, all_frames)
     assert decoded.info.decoder == "pyav"
-    assert np.array_equal(decoded.frames, expected.frames)
-    assert decoded.warning == expected.warning
     assert "cannot be decoded" in str(decoded.warning)
     with pytest.raises(VideoError, match="decord gives up"):
         decode_video(hurt_tail, all_frames, decoder="decord")

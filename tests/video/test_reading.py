@@ -40,7 +40,7 @@ def test_every_kind_gives_every_frame_under_its_index(sample, number_of):
     assert [number_of(frame) for frame in frames] == list(range(sample.frames))
     assert {(frame.shape, frame.dtype) for frame in frames} == {((sample.height, sample.width, 3), np.dtype("uint8"))}
     assert warning is None
-    assert info.decoder == (sample.decoder if has_decord() else "pyav")
+    assert info.decoder == "pyav"
     assert info == probe_video(sample.path)
     assert info.duration > 0
     assert info.fps > 0
@@ -50,8 +50,9 @@ def test_both_decoders_give_the_same_pixels_for_any_indices(sample):
     """Whatever decodes a file, its frames are the same; also where indices jump over key frames to the last one."""
     everything, info, _ = read(sample.path, "pyav")
     last = info.frames - 1
-    for indices in ([last], sorted({0, last}), sorted({0, last // 3, last // 2, last})):
-        for decoder in ("auto", "pyav"):
+    by_decord = ["decord"] if has_decord() and sample.decoder == "decord" else []
+    for indices in ([last], sorted({0, last}), sorted({0, last // 3, last // 2, last}), range(1, info.frames, 3)):
+        for decoder in ("auto", "pyav", *by_decord):
             frames, _, _ = read(sample.path, decoder, indices)
             assert len(frames) == len(indices)
             for index, frame in zip(indices, frames, strict=True):
@@ -89,7 +90,7 @@ def test_rotation_is_undone(tmp_path, write_video, rotation):
     # a player turns the picture counter-clockwise by the angle
     stored = np.ascontiguousarray(np.rot90(upright, -rotation // 90))
     path = write_video(tmp_path / "turned.mp4", [stored] * 3, rotation=rotation, options={"crf": "5"})
-    results = [read(path, decoder) for decoder in ("auto", "pyav")]
+    results = [read(path, decoder) for decoder in ("decord" if has_decord() else "auto", "pyav")]
     for frames, info, _ in results:
         assert (info.height, info.width) == (64, 96)
         assert len(frames) == 3
@@ -367,11 +368,42 @@ def test_decord_repeats_no_frame_for_one_it_does_not_give(headless_groups):
             read(headless_groups, "decord", indices)
 
 
-def test_large_videos_are_not_left_to_decord(samples, monkeypatch):
-    """decord decodes ahead as far as it gets; a video that would not fit is read frame by frame."""
-    sample = samples["long group"]
-    monkeypatch.setattr(reading, "_DECORD_BYTES", 3 * sample.frames * sample.width * sample.height - 1)
-    assert probe_video(sample.path).decoder == "pyav"
+def test_frames_that_no_other_needs_are_left_out_of_h264_alone(samples, monkeypatch):
+    """What is asked for is the same, whichever frames are wanted; fewer are decoded only where that is exact."""
+    given = {}
+    for name in ("long group", "open groups", "matroska", "variable rate", "hevc of ten bits", "vp9", "av1", "mpeg"):
+        path = samples[name].path
+        everything, info, _ = read(path)
+        seen = []
+        decode = reading.decode_all
+
+        def counting(*args, decode=decode, seen=seen):
+            for number, found in decode(*args):
+                seen.extend(found)
+                yield number, found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(reading, "decode_all", counting)
+            for step in (2, 5, 7):
+                indices = range(info.frames % step, info.frames, step)
+                frames, _, warning = read(path, indices=indices)
+                assert warning is None
+                assert all(np.array_equal(frame, everything[i]) for i, frame in zip(indices, frames, strict=True))
+            given[name] = len(seen) / (3 * info.frames)
+    assert {name for name, share in given.items() if share < 0.75} == {
+        *("long group", "open groups", "matroska", "variable rate")
+    }
+
+
+def test_the_damage_of_a_file_counts_whichever_of_its_frames_are_wanted(headless_groups, hurt_tail):
+    """Where a wanted frame is not given, all are decoded, so that stand-ins and warnings are those of a whole read."""
+    for path in (headless_groups, hurt_tail):
+        everything, info, _ = read(path)
+        for step in (2, 3, 4):
+            indices = range(0, info.frames, step)
+            frames, _, warning = read(path, indices=indices)
+            assert all(np.array_equal(frame, everything[i]) for i, frame in zip(indices, frames, strict=True))
+            assert f"of the {len(indices)} read" in str(warning)
 
 
 def test_without_decord(samples, monkeypatch):

@@ -30,7 +30,7 @@ from zar_ray.models.options import Precision
 from zar_ray.options.base import fingerprint
 from zar_ray.provenance import package_version
 from zar_ray.storage import Storage
-from zar_ray.video.options import Decoder
+from zar_ray.video.options import Decoder, Resizer
 from zar_ray.video.streams import reason_of
 
 if TYPE_CHECKING:
@@ -44,11 +44,14 @@ _HEADER = b"zar_ray.features"
 _DIGITS = 32
 
 
-def feature_space(model: str, precision: Precision, decoder: Decoder, preprocessing: Preprocessing) -> dict[str, Any]:
+def feature_space(
+    model: str, precision: Precision, decoder: Decoder, preprocessing: Preprocessing, resizer: Resizer = "pil"
+) -> dict[str, Any]:
     """All that an image's features depend on in this environment, besides the video and the image, as JSON values.
 
     The short side that a checkpoint was trained with is not part of it: every image names its own. Of the model it is a
-    hash of the weights that counts, of the decoder the run's choice.
+    hash of the weights that counts, of the decoder and of whose
+    kernel resizes the run's choice.
     """
     return {
         "model": model,
@@ -60,6 +63,7 @@ def feature_space(model: str, precision: Precision, decoder: Decoder, preprocess
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
         "interpolation": preprocessing.interpolation,
+        "resize": resizer if resizer == "pil" else f"torch {package_version('torch')}",
         "layout": LAYOUT,
     }
 

@@ -204,6 +204,7 @@ def job_spec(
         storage=storage,
         decoder=own.decoder,
         decode_timeout=own.decode_timeout,
+        resizer=own.resize,
         features=getattr(own, "features", None),
         streams=streams,
     )

@@ -23,7 +23,7 @@ from zar_ray.results.case import Case
 from zar_ray.results.rows import ResultRow
 from zar_ray.storage import Storage
 from zar_ray.video.decoding import Resize
-from zar_ray.video.options import Decoder, ViewConfig
+from zar_ray.video.options import Decoder, Resizer, ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video, unite
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import Preprocessing, short_side_for
@@ -150,6 +150,7 @@ class JobSpec:
         storage: The run's folder, which workers add finished rows to.
         decoder: Which decoder is asked for.
         decode_timeout: Seconds a video may take to decode.
+        resizer: Whose kernel resizes.
         features: Where image features are kept, if they are.
         streams: The stream methods, for whose sake videos come one by one, in order, to one worker.
     """
@@ -163,6 +164,7 @@ class JobSpec:
     storage: Storage
     decoder: Decoder
     decode_timeout: float
+    resizer: Resizer = "pil"
     features: str | None = None
     streams: tuple[str, ...] = ()
 
@@ -171,7 +173,7 @@ class JobSpec:
         if self.features is None:
             return None
         views = self.models[model]
-        space = feature_space(views.fingerprint, views.precision, self.decoder, views.preprocessing)
+        space = feature_space(views.fingerprint, views.precision, self.decoder, views.preprocessing, self.resizer)
         return FeatureStore(Storage(self.features), space)
 
     def cases_of(self, models: Sequence[int], class_sets: Sequence[int] | None = None) -> list[Case]:

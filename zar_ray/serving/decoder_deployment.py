@@ -37,7 +37,7 @@ class DecoderDeployment:
         log_to_serve()
         self._config = config
         self._model = model
-        self._process = DecoderProcess(config.limits.decoding)
+        self._process = DecoderProcess(config.limits.decoding, resizer=config.resize)
         self._streams = 0
         self._idle: list[DecoderProcess] = []  # of streams that have ended
         # Of the streams' own, so that whole videos never wait for a thread.
@@ -68,7 +68,11 @@ class DecoderDeployment:
         if self._streams >= limits.streams:
             yield RequestError("overloaded", "all streams of a decoder are taken; try again", limits.retry_after)
             return
-        process = self._idle.pop() if self._idle else DecoderProcess(limits.decoding, BACKGROUND)
+        process = (
+            self._idle.pop()
+            if self._idle
+            else DecoderProcess(limits.decoding, BACKGROUND, resizer=self._config.resize)
+        )
         self._streams += 1
         seconds, until, number = self._config.decode_timeout, started + limits.stream_seconds, 0
         cut = WindowCut(windows.window, windows.stride)

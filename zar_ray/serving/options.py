@@ -11,7 +11,7 @@ from zar_ray.data.options import NameStyle
 from zar_ray.models.options import ClassPosition, ModelOptions
 from zar_ray.options.base import Options
 from zar_ray.video.limits import DecodeLimits
-from zar_ray.video.options import DecodeOptions, ViewConfig
+from zar_ray.video.options import DecodeOptions, Resizer, ViewConfig
 
 _MIB = 2**20
 _GIB = 2**30
@@ -55,6 +55,9 @@ class ServeConfig(ModelOptions, DecodeOptions):
     """
 
     decode_timeout: float = Field(default=30.0, gt=0, description="Seconds a video may take to decode.")
+    resize: Resizer = Field(
+        default="torch", description="torch: PyTorch's kernel, several times faster; pil: as benchmarks resize."
+    )
     methods: tuple[str, ...] = Field(
         default=("zar", "zero_shot"), min_length=1, description="Methods that requests may choose; the first is used."
     )

@@ -137,7 +137,7 @@ class SampleReader:
 
         way, decoder, seconds = pixels.interpolation, config.decoder, config.decode_timeout
         try:
-            return decode_video(video.path, choose, way, decoder, timeout=seconds).frames
+            return decode_video(video.path, choose, way, decoder, timeout=seconds, resizer=config.resize).frames
         except VideoError as error:
             raise RunError(f"{video.path}: {error}; leave the video out, or index the videos again") from error
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from zar_ray.errors import VideoError
 from zar_ray.video.limits import DecodeLimits
-from zar_ray.video.options import Decoder
-from zar_ray.video.reading import DecordError, VideoInfo, open_video
+from zar_ray.video.options import Decoder, Resizer
+from zar_ray.video.reading import VideoInfo, open_video
 from zar_ray.video.streams import Deadline
 from zar_ray.video.transforms import Interpolation, resize_frame, resized_size
 
@@ -74,11 +74,9 @@ def decode_video(
     timeout: float | None = None,
     also: Sequence[Resize] = (),
     limits: DecodeLimits | None = None,
+    resizer: Resizer = "pil",
 ) -> DecodedVideo:
     """Decodes and resizes the frames that a plan names.
-
-    With decoder ``auto``, a video on which decord gives up is read again from the start with PyAV; no result mixes
-    the two.
 
     Args:
         path: The file.
@@ -89,6 +87,7 @@ def decode_video(
         timeout: Seconds it may take.
         also: Further ways to resize the same frames, which are decoded once all the same.
         limits: What the video may be and take.
+        resizer: Whose kernel resizes.
 
     Raises:
         VideoError: The file cannot be opened or is not the expected one (stage ``open``); a frame cannot be decoded
@@ -98,40 +97,30 @@ def decode_video(
     """
     started = time.monotonic()
     deadline, limits = Deadline(timeout), limits or DecodeLimits()
-
-    def decode(which: Decoder) -> DecodedVideo:
-        with open_video(path, which, deadline, limits) as reader:
-            info = reader.info
-            limits.check_duration(info.duration)
-            if expected is not None:
-                here, there = ((one.frames, one.width, one.height) for one in (info, expected))
-                if here != there:
-                    raise VideoError(
-                        f"{info.frames} frames of {info.width}×{info.height}, but the manifest has {expected.frames} "
-                        f"of {expected.width}×{expected.height}; index the data set again",
-                        stage="open",
-                    )
-            plan = plan_of(info)
-            ways = (Resize(plan.short_side, interpolation), *also)
-            sizes = [resized_size(info.height, info.width, way.short_side) for way in ways]
-            for height, width in sizes:
-                limits.check_frames(len(plan.frames), width, height)
-            resized = [np.empty((len(plan.frames), *size, 3), dtype=np.uint8) for size in sizes]
-            for row, frame in enumerate(reader.read(plan.frames, deadline)):
-                deadline.check()
-                for way, frames in zip(ways, resized, strict=True):
-                    frames[row] = resize_frame(frame, way.short_side, way.interpolation)
-            notes = (reader.warning, _still_stretch(resized[0], plan.frames, info))
-        warning = "; ".join(note for note in notes if note) or None
-        return DecodedVideo(resized[0], info, warning, time.monotonic() - started, tuple(resized[1:]))
-
-    try:
-        return decode(decoder)
-    except DecordError:
-        if decoder != "auto":
-            raise
-    # after the handler, so that nothing of the first attempt is held any more
-    return decode("pyav")
+    with open_video(path, decoder, deadline, limits) as reader:
+        info = reader.info
+        limits.check_duration(info.duration)
+        if expected is not None:
+            here, there = ((one.frames, one.width, one.height) for one in (info, expected))
+            if here != there:
+                raise VideoError(
+                    f"{info.frames} frames of {info.width}×{info.height}, but the manifest has {expected.frames} "
+                    f"of {expected.width}×{expected.height}; index the data set again",
+                    stage="open",
+                )
+        plan = plan_of(info)
+        ways = (Resize(plan.short_side, interpolation), *also)
+        sizes = [resized_size(info.height, info.width, way.short_side) for way in ways]
+        for height, width in sizes:
+            limits.check_frames(len(plan.frames), width, height)
+        resized = [np.empty((len(plan.frames), *size, 3), dtype=np.uint8) for size in sizes]
+        for row, frame in enumerate(reader.read(plan.frames, deadline)):
+            deadline.check()
+            for way, frames in zip(ways, resized, strict=True):
+                frames[row] = resize_frame(frame, way.short_side, way.interpolation, resizer)
+        notes = (reader.warning, _still_stretch(resized[0], plan.frames, info))
+    warning = "; ".join(note for note in notes if note) or None
+    return DecodedVideo(resized[0], info, warning, time.monotonic() - started, tuple(resized[1:]))
 
 
 def _still_stretch(frames: np.ndarray, indices: np.ndarray, info: VideoInfo) -> str | None:

@@ -68,6 +68,7 @@ class Inspection:
 
     Attributes:
         path: The file, absolute.
+        codec: FFmpeg's name of its codec, such as ``h264``.
         container: Its format, by FFmpeg's name, such as ``mov`` or ``matroska``; ``odd mov`` for a file that other
             readers may take for something else: it does not begin as such files do, has several video streams, or
             promises more frames than anybody has.
@@ -79,6 +80,7 @@ class Inspection:
     """
 
     path: str
+    codec: str
     container: str
     info: VideoInfo
     shown: Shown
@@ -139,6 +141,7 @@ def inspect_video(
         plain = _is_plain(absolute, container, stream) and not counter.changes_size
         return Inspection(
             path=absolute,
+            codec=counter.codec,
             container=format_name if plain else f"odd {format_name}",
             info=VideoInfo(shown.frames, fps, width, height, duration, "pyav", aspect),
             shown=shown,

@@ -1,8 +1,8 @@
 """Reading videos: frames of a file, upright RGB, by their index in presentation order, by either of two decoders.
 
-decord comes first. PyAV reads what decord cannot: other codecs (AV1), other containers (GIF, MPEG-TS), damaged files,
-videos so large that decord's decoding ahead would fill the memory, and everything on platforms without decord. Both
-give the same frames under the same indices, and the one that gave them is recorded.
+PyAV reads all that FFmpeg knows, and in the least time, as it converts the frames alone that are asked for. decord is
+there where it is named; it refuses what it would not read exactly. Both give the same frames under the same indices,
+and the one that gave them is recorded.
 
 Both decode from the first frame on and never seek. Seeking was measured to miss: decord gives UCF101's XviD files a
 wrong last frame. It would also save little: a view plan spreads its frames over the whole video, and a key frame
@@ -15,7 +15,8 @@ import importlib.util
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Container, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -24,6 +25,7 @@ from typing import Any
 import av
 import av.error
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.terminal import native_stderr_silenced
@@ -35,8 +37,9 @@ from zar_ray.video.streams import Deadline, decode_all, reason_of
 # Containers with an index. In others (MPEG-TS) decord's rewind after counting misses the first frames, which shifts
 # all indices.
 _DECORD_CONTAINERS = {"mov", "matroska", "avi"}
-# decord may decode all frames ahead of their use; a worker's memory should not depend on how far it gets.
-_DECORD_BYTES = 256 * 2**20
+# Codecs whose decoder leaves out the frames, and those alone, from which no other is predicted. With HEVC a layer above
+# may still want them, and VP9's carry statistics on.
+_LEAVING_OUT = {"h264"}
 
 
 class DecordError(VideoError):
@@ -111,7 +114,7 @@ def open_video(
     deadline: Deadline | None = None,
     limits: DecodeLimits | None = None,
 ) -> Iterator[VideoReader]:
-    """Opens a video for reading and closes it however the block ends; ``auto`` takes decord where it suits the file.
+    """Opens a video for reading and closes it however the block ends; ``auto`` is PyAV.
 
     Opening looks at all of a file's packets; the deadline says when to give up.
 
@@ -122,15 +125,7 @@ def open_video(
     if decoder == "decord" and not has_decord():
         raise ConfigError("decord is not installed here; use --decoder auto or --decoder pyav")
     inspection = inspect_video(path, deadline, limits)
-    info, reader = inspection.info, None
-    fits = 3 * info.frames * info.width * info.height <= _DECORD_BYTES
-    if decoder == "decord" or (decoder == "auto" and has_decord() and fits):
-        try:
-            reader = DecordReader(inspection)
-        except DecordError:
-            if decoder == "decord":
-                raise
-    reader = reader or PyavReader(inspection)
+    reader = DecordReader(inspection) if decoder == "decord" else PyavReader(inspection)
     try:
         yield reader
     finally:
@@ -152,25 +147,26 @@ class PyavReader(VideoReader):
     given in the size of the first; where it changes on the way, the warning says so.
     """
 
+    def __init__(self, inspection: Inspection) -> None:
+        super().__init__(inspection)
+        # one for all frames: it keeps the tables of the conversion
+        self._reformatter = VideoReformatter()
+
     def _read(self, wanted: list[int], deadline: Deadline) -> Generator[np.ndarray]:
         count = self.info.frames
         substitutes: list[int] = []
         damaged: list[int] = []
         resized: tuple[int, int, int] | None = None
-        missing = 0
-        last: tuple[int, av.VideoFrame] | None = None
+        last: av.VideoFrame | None = None
         remaining = iter(wanted)
         next_wanted = next(remaining, None)
         try:
-            for index, frame in self._placed(deadline):
-                missing += index - (last[0] + 1 if last else 0)
-                if missing > self._spare:
-                    raise VideoError(f"{missing} of the first {index} frames cannot be decoded")
+            for index, frame in self._enough(wanted, deadline):
                 while next_wanted is not None and next_wanted < index:
                     substitutes.append(next_wanted)
-                    yield self._picture(last[1] if last else frame)
+                    yield self._picture(last or frame)
                     next_wanted = next(remaining, None)
-                last = (index, frame)
+                last = frame
                 if resized is None and (frame.width, frame.height) != self._stored_size:
                     resized = index, frame.width, frame.height
                 if next_wanted == index:
@@ -180,12 +176,9 @@ class PyavReader(VideoReader):
                     next_wanted = next(remaining, None)
                 if next_wanted is None:
                     return
-            missing += count - (last[0] + 1 if last else 0)
-            if last is None or missing > self._spare:
-                raise VideoError(f"{missing} of {count} frames cannot be decoded")
-            while next_wanted is not None:
+            while next_wanted is not None and last is not None:
                 substitutes.append(next_wanted)
-                yield self._picture(last[1])
+                yield self._picture(last)
                 next_wanted = next(remaining, None)
         finally:
             if substitutes:
@@ -210,10 +203,41 @@ class PyavReader(VideoReader):
         count = self.info.frames
         return max(count // 10, 1 if count > 1 else 0)
 
-    def _placed(self, deadline: Deadline) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _enough(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, av.VideoFrame]]:
+        """The wanted frames and most others, with their indices; where one of the wanted is missing, all that are there.
+
+        Raises:
+            VideoError: More are missing than may be.
+        """
+        shown, pending, last = self._inspection.shown, deque(wanted), -1
+        if self._inspection.codec in _LEAVING_OUT and len(shown.positions) == shown.packets:
+            asked_for = set(wanted)
+            needless = {number for number, index in shown.positions.items() if index not in asked_for}
+            for index, frame in self._placed(deadline, needless):
+                if pending[0] < index:
+                    break  # the file is damaged: how much of it counts
+                if pending[0] == index:
+                    pending.popleft()
+                last = index
+                yield index, frame
+                if not pending:
+                    return
+        before, missing = -1, 0
+        for index, frame in self._placed(deadline):
+            missing += index - before - 1
+            if missing > self._spare:
+                raise VideoError(f"{missing} of the first {index} frames cannot be decoded")
+            before = index
+            if index > last:
+                yield index, frame
+        missing += shown.frames - before - 1
+        if before < 0 or missing > self._spare:
+            raise VideoError(f"{missing} of {shown.frames} frames cannot be decoded")
+
+    def _placed(self, deadline: Deadline, needless: Container[int] = ()) -> Iterator[tuple[int, av.VideoFrame]]:
         """Every frame that the decoder gives or that repeats one, with its index."""
         shown, last, frame = self._inspection.shown, -1, None
-        for number, found in decode_all(self._inspection.path, deadline):
+        for number, found in decode_all(self._inspection.path, deadline, needless):
             if isinstance(found, av.error.FFmpegError):
                 near = number * shown.frames // shown.packets
                 if near < shown.frames - self._spare:
@@ -239,7 +263,7 @@ class PyavReader(VideoReader):
 
     def _picture(self, frame: av.VideoFrame) -> np.ndarray:
         turns, (width, height) = self._inspection.quarter_turns, self._stored_size
-        pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+        pixels = self._reformatter.reformat(frame, width, height, "rgb24").to_ndarray()
         return np.rot90(pixels, turns) if turns else pixels
 
 

@@ -28,7 +28,8 @@ import numpy as np
 
 from zar_ray.errors import DecoderClosedError, DecoderStartError, VideoError
 from zar_ray.video.limits import DecodeLimits
-from zar_ray.video.sandbox_process import DecodedViews, DecodeJob, DecodeRequest, Finished, Signal
+from zar_ray.video.options import Resizer
+from zar_ray.video.sandbox_process import DecodedViews, DecodeJob, DecodeRequest, Finished, Orders, Signal
 from zar_ray.video.streams import reason_of
 from zar_ray.video.windows import WindowCut
 
@@ -62,15 +63,23 @@ class DecoderProcess:
         limits: What a video and its decoding may take; by default what commands grant.
         program: The process's Python code; tests put other decoders into it.
         idle: Whether the process starts no sooner than the first video comes.
+        resizer: Whose kernel resizes.
     """
 
-    def __init__(self, limits: DecodeLimits | None = None, program: str = PROGRAM, *, idle: bool = False) -> None:
-        self._limits = limits or DecodeLimits()
+    def __init__(
+        self,
+        limits: DecodeLimits | None = None,
+        program: str = PROGRAM,
+        *,
+        idle: bool = False,
+        resizer: Resizer = "pil",
+    ) -> None:
+        self._orders = Orders(limits or DecodeLimits(), resizer)
         self._program = program
         self._turn = threading.Lock()  # who talks with the child
         self._guard = threading.Lock()  # of the two below
         self._closed = False
-        self._child: _Child | None = None if idle else _Child(self._limits, program)
+        self._child: _Child | None = None if idle else _Child(self._orders, program)
 
     def __enter__(self) -> DecoderProcess:
         return self
@@ -216,7 +225,7 @@ class DecoderProcess:
             if not self._closed:
                 # the next video tries again
                 with contextlib.suppress(OSError):
-                    self._child = _Child(self._limits, self._program)
+                    self._child = _Child(self._orders, self._program)
 
     def _failure(self, error: VideoError) -> VideoError:
         """What a process without an answer means; once it has been closed, that is why there is none."""
@@ -228,7 +237,7 @@ class DecoderProcess:
 class _Child:
     """One process, and this side of the connection to it."""
 
-    def __init__(self, limits: DecodeLimits, program: str) -> None:
+    def __init__(self, orders: Orders, program: str) -> None:
         ours, theirs = socket.socketpair()
         ear, self._lifeline = os.pipe()
         try:
@@ -257,7 +266,7 @@ class _Child:
         self._start_until = time.monotonic() + _START_SECONDS
         self.started = False
         self._ended = False
-        self.tell(limits)
+        self.tell(orders)
 
     def wait_for_start(self) -> None:
         if not self.started:

@@ -25,15 +25,28 @@ import numpy as np
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.limits import DecodeLimits, address_space, confine, lacks_memory
-from zar_ray.video.options import Decoder, ViewConfig
+from zar_ray.video.options import Decoder, Resizer, ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video
-from zar_ray.video.reading import VideoInfo, has_decord, open_video
+from zar_ray.video.reading import VideoInfo, open_video
 from zar_ray.video.streams import Deadline
 from zar_ray.video.transforms import Preprocessing, resize_frame
 from zar_ray.video.windows import WindowCut, WindowSchedule, WindowSpan, cut_windows
 
 _AHEAD = 2  # windows that lie finished before one of them is taken
 _LATER = np.empty(0, np.uint8)  # frames whose file follows
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a process is told when it starts.
+
+    Attributes:
+        limits: What a video and its decoding may take.
+        resizer: Whose kernel resizes all its videos' frames.
+    """
+
+    limits: DecodeLimits
+    resizer: Resizer
 
 
 @dataclass(frozen=True)
@@ -46,8 +59,7 @@ class DecodeRequest:
         seed: Their seed.
         preprocessing: The model's input size and resize.
         needs_views: Whether the method looks at other views than the evaluation view.
-        decoder: What is to read it. With ``auto``, windows are read by PyAV, which gives the same frames: whether
-            decord has read a file right shows only at its end, when windows have long been delivered.
+        decoder: What is to read it.
         expected: What the video must be, where that is known; looked at for whole videos.
     """
 
@@ -184,15 +196,14 @@ class _WindowDeadline(Deadline):
 class _Worker:
     """Does one job after another until the parent hangs up."""
 
-    def __init__(self, connection: Connection, limits: DecodeLimits) -> None:
+    def __init__(self, connection: Connection, orders: Orders) -> None:
         self._connection = connection
-        self._limits = limits
-        if has_decord():
-            # now, so that no video pays for it; a decord that does not load is a matter of `open_video`
-            with contextlib.suppress(ImportError, OSError, RuntimeError):
-                import decord  # noqa: F401
+        self._limits, self._resizer = orders.limits, orders.resizer
+        if self._resizer == "torch":
+            # now, so that neither a video's time nor its memory pays for it
+            import zar_ray.video.torch_resize  # noqa: F401
         self._at_start = address_space()
-        confine(limits.memory)
+        confine(self._limits.memory)
 
     def serve(self) -> None:
         with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -231,6 +242,7 @@ class _Worker:
             expected=request.expected,
             timeout=timeout,
             limits=self._limits,
+            resizer=self._resizer,
         )
         plan = request.plan(decoded.info)
         answer = DecodedViews(_LATER, plan, decoded.info, decoded.warning, decoded.seconds)
@@ -239,8 +251,7 @@ class _Worker:
     def _decode_windows(self, request: DecodeRequest, path: str, timeout: float, windows: WindowCut) -> None:
         started = time.monotonic()
         deadline = _WindowDeadline(timeout, self._connection)
-        decoder = "pyav" if request.decoder == "auto" else request.decoder
-        with open_video(path, decoder, deadline, self._limits) as reader:
+        with open_video(path, request.decoder, deadline, self._limits) as reader:
             info = reader.info
             self._limits.check_duration(info.duration)
             spans = cut_windows(info.frames, info.fps, windows, self._limits.windows)
@@ -251,7 +262,8 @@ class _Worker:
             pictures = reader.read(schedule.frames, deadline)
             due = 0
             for row, picture in enumerate(pictures):
-                held[row] = resize_frame(picture, plans[0].short_side, request.preprocessing.interpolation)
+                way = request.preprocessing.interpolation
+                held[row] = resize_frame(picture, plans[0].short_side, way, self._resizer)
                 if row == len(schedule.frames) - 1:
                     # a reader says what was wrong once it has ended, in time for the last window
                     next(pictures, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -114,15 +114,20 @@ def decode_packet(packet: av.Packet, number: int) -> list[av.VideoFrame]:
     return packet.decode() if packet.size else []
 
 
-def decode_all(path: str, deadline: Deadline) -> Iterator[tuple[int, list[av.VideoFrame] | av.error.FFmpegError]]:
+def decode_all(
+    path: str, deadline: Deadline, needless: Container[int] = ()
+) -> Iterator[tuple[int, list[av.VideoFrame] | av.error.FFmpegError]]:
     """What a decoder makes of each packet, by the packet's number; and after the last, what it has kept until then.
 
-    Frames come in the order in which they are shown, their times as `decode_packet` gives them.
+    Frames come in the order in which they are shown, their times as `decode_packet` gives them. Of packets that are
+    `needless`, those from which no other frame is predicted are not decoded.
     """
     number = -1
     with open_stream(path) as (container, stream):
         for number, packet in enumerate(packets(container, stream)):
             deadline.check()
+            if needless:
+                stream.codec_context.skip_frame = "NONREF" if number in needless else "DEFAULT"
             try:
                 found = decode_packet(packet, number)
             except av.error.FFmpegError as error:

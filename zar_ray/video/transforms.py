@@ -2,7 +2,7 @@
 
 The rules are CLIP's own (`_transform` in openai/CLIP), split at the point where frames leave the CPU: frames are
 resized here, as uint8, and every crop is cut and normalised on the encoder's device (`zar_ray.video.pixels`). Processes
-that only decode never load PyTorch, which takes seconds and 250 MB of each.
+that only decode never load PyTorch, which takes seconds and 300 MB of each, unless its kernel is to resize.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from zar_ray.errors import ConfigError
-from zar_ray.video.options import ViewConfig
+from zar_ray.video.options import Resizer, ViewConfig
 
 Interpolation = Literal["bicubic", "bilinear"]
 
@@ -75,11 +75,18 @@ def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     return short_side, short_side * width // height
 
 
-def resize_frame(frame: np.ndarray, short_side: int, interpolation: Interpolation = "bicubic") -> np.ndarray:
-    """Resizes a frame, uint8 (H, W, 3), with PIL's antialiased filters to `resized_size(H, W, short_side)` pixels."""
+def resize_frame(
+    frame: np.ndarray, short_side: int, interpolation: Interpolation = "bicubic", resizer: Resizer = "pil"
+) -> np.ndarray:
+    """Resizes a frame, uint8 (H, W, 3), antialiased, to `resized_size(H, W, short_side)` pixels."""
     height, width = resized_size(frame.shape[0], frame.shape[1], short_side)
     if (height, width) == frame.shape[:2]:
         return frame
+    if resizer == "torch":
+        # here, so that whoever resizes with PIL does not load PyTorch
+        from zar_ray.video.torch_resize import resize_antialiased
+
+        return resize_antialiased(frame, height, width, interpolation)
     return np.asarray(Image.fromarray(frame).resize((width, height), _FILTERS[interpolation]))
 
 

@@ -134,6 +134,7 @@ class DecodeStage:
             expected=known,
             timeout=self.spec.decode_timeout,
             also=others,
+            resizer=self.spec.resizer,
         )
         video |= {"decoder": decoded.info.decoder, "warning": decoded.warning}
         return [

@@ -64,7 +64,9 @@ def test_the_kernel_is_torchvisions(height, width, short_side, mode, seed, turns
 @pytest.mark.parametrize("mode", MODES)
 def test_few_values_differ_from_pils_and_by_little(mode):
     differ = []
-    for seed, (height, width, side) in enumerate([(256, 340, 224), (240, 320, 224), (240, 426, 256), (1080, 1920, 224)]):
+    for seed, (height, width, side) in enumerate(
+        [(256, 340, 224), (240, 320, 224), (240, 426, 256), (1080, 1920, 224)]
+    ):
         frame = clouds(height, width, seed)
         by_pil, by_torch = (resize_frame(frame, side, mode, way).astype(int) for way in ("pil", "torch"))
         assert np.abs(by_pil - by_torch).max() <= 2

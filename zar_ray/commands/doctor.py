@@ -95,6 +95,7 @@ def diagnose(mlflow_uri: str | None = None, ray_address: str | None = None) -> l
         ("hardware", _hardware),
         ("gpus", _gpus),
         ("decoders", _decoders),
+        ("supply", _supply),
         ("weights", _weights),
         ("mlflow", lambda: [_mlflow(mlflow_uri)]),
         ("ray", lambda: [_ray(ray_address)]),
@@ -166,6 +167,22 @@ def _gpus() -> list[Check]:
         return [Check("gpus", "ok", "none; models run on the CPUs")]
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return [Check(f"gpu {n}", "ok", f"{gpu.name}, {_gib(gpu.total_memory)}") for n, gpu in enumerate(gpus)]
+
+
+def _supply() -> list[Check]:
+    """Whether the CPUs can decode for the GPUs, by default options."""
+    import torch
+
+    from zar_ray.evaluation.supply import supply
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    found = supply(gpus, usable_cpus())
+    if found is None:
+        return []
+    usual = f"for ViT-B/16 and 10-s videos, {1000 * found.decode_seconds:.0f} ms of a core each"
+    if found.warning is not None:
+        return [Check("supply", "warning", f"{usual}: {found.warning}")]
+    return [Check("supply", "ok", f"{usual}: the GPUs want about {found.wanted:.0f} cores, there are {found.cores}")]
 
 
 def _decoders() -> list[Check]:

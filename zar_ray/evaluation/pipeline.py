@@ -25,7 +25,7 @@ from rich.console import Console
 
 from zar_ray.cluster import connected
 from zar_ray.errors import RunError, reason_of
-from zar_ray.evaluation import planning, preflight, recovery
+from zar_ray.evaluation import planning, preflight, recovery, supply
 from zar_ray.evaluation.planning import AskedModel, PlannedModel
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.resources import Resources
@@ -117,6 +117,8 @@ def evaluate(
             for number in range(len(models)):
                 if (store := spec.feature_store(number)) is not None:
                     store.prepare()
+            if (warning := supply.warning_for_run(models, resources, todo)) is not None:
+                console.print(warning, highlight=False)
             placed = tuple(planning.on_device(model.settings, resources.device) for model in models)
             decode, told = DecodeStage(spec), (spec, placed, resources.threads)
             with VideoProgress(console, len(workload.manifest), len(workload.manifest) - len(todo)) as progress:

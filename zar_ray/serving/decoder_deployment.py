@@ -69,9 +69,7 @@ class DecoderDeployment:
             yield RequestError("overloaded", "all streams of a decoder are taken; try again", limits.retry_after)
             return
         process = (
-            self._idle.pop()
-            if self._idle
-            else DecoderProcess(limits.decoding, BACKGROUND, resizer=self._config.resize)
+            self._idle.pop() if self._idle else DecoderProcess(limits.decoding, BACKGROUND, resizer=self._config.resize)
         )
         self._streams += 1
         seconds, until, number = self._config.decode_timeout, started + limits.stream_seconds, 0

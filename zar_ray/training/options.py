@@ -170,7 +170,11 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     )
     num_workers: int = operational(1, "Training processes; each takes its share of every batch.", ge=1)
     gpus_per_worker: float | None = operational(None, "GPUs a process; by default 1 if there are any.", ge=0)
-    decode_threads: int = operational(2, "Threads that decode ahead in each process, without decode workers.", ge=1)
+    decode_threads: int | None = operational(
+        None,
+        "Threads that decode ahead in each process, without decode workers; by default its CPUs beside a GPU, else 2.",
+        ge=1,
+    )
     decode_workers: int = operational(
         0, "Processes of one CPU each that decode ahead for each training process, on any node; 0 for threads.", ge=0
     )

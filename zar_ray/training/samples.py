@@ -146,6 +146,12 @@ Submit = Callable[[Sample], "Future[np.ndarray]"]
 """Begins to decode a sample; what comes of it is uint8 (T, R, R, 3)."""
 
 
+def threads_ahead(config: TrainConfig, device: torch.device) -> int:
+    """Threads that decode for a process: those asked for, or all its CPUs beside a GPU, which two would not feed."""
+    beside_gpu = torch.get_num_threads() if device.type == "cuda" else 0
+    return config.decode_threads or max(2, beside_gpu)
+
+
 @contextmanager
 def decoder_threads(reader: SampleReader, threads: int) -> Iterator[Submit]:
     """Threads of this process: decoding leaves Python's lock, so that a few keep up with a small model."""

@@ -20,7 +20,7 @@ from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.errors import ManifestError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.training.options import TrainConfig
-from zar_ray.training.samples import in_order
+from zar_ray.training.samples import in_order, threads_ahead
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video
@@ -97,7 +97,7 @@ def validate(
     counts = torch.zeros(3, dtype=torch.int64)
     share = videos.videos[rank::workers]
     groups = [share[start : start + _VIDEOS_A_PASS] for start in range(0, len(share), _VIDEOS_A_PASS)]
-    with ThreadPoolExecutor(config.decode_threads, thread_name_prefix="validate") as pool:
+    with ThreadPoolExecutor(threads_ahead(config, model.device), thread_name_prefix="validate") as pool:
 
         def begin(group: Sequence[VideoRow]) -> list[Future[PlannedVideo | None]]:
             return [pool.submit(_plan_and_decode, video, adapter, config) for video in group]

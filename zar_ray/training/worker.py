@@ -134,7 +134,7 @@ class _Worker:
         if config.decode_workers:
             decoders = samples.decoder_processes(reader, config.decode_workers)
         else:
-            decoders = samples.decoder_threads(reader, config.decode_threads)
+            decoders = samples.decoder_threads(reader, samples.threads_ahead(config, self.device))
         with decoders as submit:
             batches = samples.decoded_batches(own, submit)
             for step in steps:

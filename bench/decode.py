@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -185,9 +186,8 @@ def measure(path: Path, rounds: int) -> dict[str, Any]:
         except VideoError:
             pass
     for resizer in ("pil", "torch"):
-        row[f"resize {resizer}"] = least_cpu(
-            lambda: [resize_frame(one, 224, resizer=resizer) for one in expected], rounds
-        )
+        resize = partial(resize_frame, short_side=224, resizer=resizer)
+        row[f"resize {resizer}"] = least_cpu(lambda resize=resize: [resize(one) for one in expected], rounds)
     resized = decode_video(path, plan).frames
     row["crop"] = least_cpu(lambda: [np.ascontiguousarray(resized[:, :, x : x + 224]) for x in _lefts(resized)], rounds)
     row["ship"] = least_cpu(resized.tobytes, rounds)

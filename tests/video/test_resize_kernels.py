@@ -32,7 +32,7 @@ def clouds(height: int, width: int, seed: int) -> np.ndarray:
     picture = np.zeros((height, width, 3))
     for channel in range(3):
         for _ in range(4):
-            fy, fx, phase = rng.uniform(0, 0.2, 2).tolist() + [rng.uniform(0, 6)]
+            fy, fx, phase = (*rng.uniform(0, 0.2, 2), rng.uniform(0, 6))
             picture[..., channel] += np.sin(fy * y + fx * x + phase)
     picture = 128 + 30 * picture + rng.normal(0, 3, picture.shape)
     picture[height // 3 : height // 2, width // 4 : width // 2] = rng.uniform(0, 255, 3)

@@ -204,7 +204,7 @@ class PyavReader(VideoReader):
         return max(count // 10, 1 if count > 1 else 0)
 
     def _enough(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, av.VideoFrame]]:
-        """The wanted frames and most others, with their indices; where one of the wanted is missing, all that are there.
+        """The wanted frames and most others, with their indices; all that are there, where a wanted one is missing.
 
         Raises:
             VideoError: More are missing than may be.

@@ -12,7 +12,7 @@ from zar_ray.errors import VideoError
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
-from zar_ray.video.reading import DecordError, has_decord, open_video, probe_video
+from zar_ray.video.reading import has_decord, open_video, probe_video
 from zar_ray.video.transforms import Preprocessing, crop_boxes, resize_frame
 
 GOOD = {
@@ -46,13 +46,8 @@ def test_good_files(shared, name):
     assert (decoded.info.frames, decoded.info.height, decoded.info.width) == GOOD[name]
     assert decoded.info.decoder == "pyav"
     assert (decoded.warning is not None) == damaged
-    if not has_decord():
-        return
-    try:
+    if has_decord():
         assert np.array_equal(decode_video(path, plan, decoder="decord", timeout=60).frames, decoded.frames)
-        assert not damaged
-    except DecordError:
-        assert damaged
     with open_video(path) as reader:
         everything = [resize_frame(frame, 224) for frame in reader.read(range(reader.info.frames))]
     named = plan(decoded.info).frames

@@ -30,9 +30,10 @@ from zar_ray.video.transforms import Preprocessing
 
 SPACE = {
     **{"model": "weights", "precision": "fp32", "decoder": "auto", "decord": "0.6.0", "pyav": "18.1.0"},
-    **{"input_size": 224, "mean": [0.5, 0.25, 0.125], "std": [0.1, 0.2, 0.3], "interpolation": "bicubic", "layout": 1},
+    **{"input_size": 224, "mean": [0.5, 0.25, 0.125], "std": [0.1, 0.2, 0.3], "interpolation": "bicubic"},
+    **{"resize": "pil", "layout": 1},
 }
-KEY = "b7e3ae1d3651"
+KEY = "57d2d40997e5"
 FACTS = VideoFacts("decord", "the end is cut off", 95, 320, 240)
 VIDEO = "ab" * 16
 KEYS = tuple(ImageKey(frame, 224, 0, left, 224) for frame in (0, 3, 94) for left in (0, 37, 74))
@@ -160,6 +161,7 @@ OTHER_SPACES = [
     {"mean": [0.5, 0.25, 0.126]},
     {"std": [0.1, 0.2, 0.4]},
     {"interpolation": "bilinear"},
+    {"resize": "torch 2.15.0"},
     {"layout": 2},
 ]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from zar_ray.evaluation.feature_store import feature_space
@@ -59,6 +60,17 @@ def test_the_kernel_is_torchvisions(height, width, short_side, mode, seed, turns
     assert ours.dtype == np.uint8
     assert ours.flags.c_contiguous or ours.shape[:2] == frame.shape[:2]
     assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 5, 64])
+@pytest.mark.parametrize("turns", range(4))
+def test_padded_and_turned_rows_are_pils_pixels(padding, turns):
+    padded = clouds(61, 83 + padding, 1)
+    frame = np.rot90(padded[:, :83], turns)
+    expected = Image.fromarray(np.ascontiguousarray(frame)).resize(
+        resized_size(*frame.shape[:2], 40)[::-1], Image.Resampling.BICUBIC
+    )
+    assert np.array_equal(resize_frame(frame, 40), np.asarray(expected))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -122,12 +122,13 @@ def decode_all(
     Frames come in the order in which they are shown, their times as `decode_packet` gives them. Of packets that are
     `needless`, those from which no other frame is predicted are not decoded.
     """
-    number = -1
+    number, left_out = -1, False
     with open_stream(path) as (container, stream):
         for number, packet in enumerate(packets(container, stream)):
             deadline.check()
-            if needless:
-                stream.codec_context.skip_frame = "NONREF" if number in needless else "DEFAULT"
+            if (number in needless) != left_out:
+                left_out = not left_out
+                stream.codec_context.skip_frame = "NONREF" if left_out else "DEFAULT"
             try:
                 found = decode_packet(packet, number)
             except av.error.FFmpegError as error:

@@ -87,7 +87,16 @@ def resize_frame(
         from zar_ray.video.torch_resize import resize_antialiased
 
         return resize_antialiased(frame, height, width, interpolation)
-    return np.asarray(Image.fromarray(frame).resize((width, height), _FILTERS[interpolation]))
+    return np.asarray(_picture(frame).resize((width, height), _FILTERS[interpolation]))
+
+
+def _picture(frame: np.ndarray) -> Image.Image:
+    """PIL's copy of a frame; `Image.fromarray` copies padded rows, as decoders leave them, once more."""
+    (height, width, _), (row, *within) = frame.shape, frame.strides
+    if within != [3, 1] or row < 3 * width:
+        return Image.fromarray(frame)
+    flat = np.lib.stride_tricks.as_strided(frame, ((height - 1) * row + 3 * width,), (1,), writeable=False)
+    return Image.frombuffer("RGB", (width, height), flat, "raw", "RGB", row, 1)
 
 
 def crop_boxes(height: int, width: int, size: int, crops: int) -> tuple[tuple[str, CropBox], ...]:

@@ -39,5 +39,5 @@ class DecodeOptions(Options):
     """How files become frames."""
 
     decoder: Decoder = option("auto", "auto: PyAV, which reads the most files in the least time; recorded a video.")
-    resize: Resizer = option("pil", "torch: PyTorch's kernel, several times faster; 0.2 % of values differ, by 1 or 2.")
+    resize: Resizer = option("pil", "torch: PyTorch's faster kernel, with two values of a thousand other than pil's.")
     decode_timeout: float = operational(120.0, "Seconds a video may take to decode before it fails.", gt=0)

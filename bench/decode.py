@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import av
+import av.error
 import numpy as np
 import tyro
 from pydantic import Field
@@ -185,9 +186,7 @@ def measure(path: Path, rounds: int) -> dict[str, Any]:
         ways.insert(0, ("decord", "pil"))
     row["whole"] = {}
     for decoder, resizer in ways:
-        call = lambda decoder=decoder, resizer=resizer: decode_video(  # noqa: E731
-            path, plan, decoder=decoder, resizer=resizer
-        )
+        call = partial(decode_video, path, plan, decoder=decoder, resizer=resizer)
         try:
             call()
             row["whole"][f"{decoder}, {resizer}"] = least_cpu(call, rounds)
@@ -220,7 +219,7 @@ def generate(folder: Path, options: DecodeBenchOptions) -> Iterator[Path]:
         path = folder / f"{name}.{'webm' if name == 'vp9' else 'mp4'}"
         try:
             with av.open(str(path), "w") as container:
-                stream = container.add_stream(codec, rate=30, options=how)
+                stream: Any = container.add_stream(codec, rate=30, options=how)
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
                 for number in range(options.frames):
                     part = scene[number * 2 : number * 2 + height, number * 3 : number * 3 + width] + np.roll(
@@ -229,13 +228,13 @@ def generate(folder: Path, options: DecodeBenchOptions) -> Iterator[Path]:
                     frame = av.VideoFrame.from_ndarray(np.clip(part, 0, 255).astype(np.uint8), format="rgb24")
                     container.mux(stream.encode(frame))
                 container.mux(stream.encode(None))
-        except (av.FFmpegError, ValueError) as error:
+        except (av.error.FFmpegError, ValueError) as error:
             print(f"bench: {name}: cannot be written here ({error})", file=sys.stderr)
             continue
         yield path
 
 
-def cores(cpu: float, images: int, gflops: float, gpu: str) -> float:
+def cores(cpu: float, images: float, gflops: float, gpu: str) -> float:
     """Cores that one GPU wants, of the CPU milliseconds of a video and its images."""
     return cpu / (1000 * images * gflops * 2e9 / (PEAKS[gpu] * 1e12 * SHARE))
 

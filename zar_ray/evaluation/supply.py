@@ -114,9 +114,9 @@ def warning_for_run(models: Sequence[PlannedModel], resources: Resources, videos
     own = models[0].settings[0].options
     if not gpus or not len(known):
         return None
-    middle = {name: pc.mean(known[name]).as_py() for name in ("frames", "width", "height", "duration")}
+    middle = {name: np.mean(known[name].to_numpy()) for name in ("frames", "width", "height", "duration")}
     frames, width, height = (max(1, round(middle[name])) for name in ("frames", "width", "height"))
-    video = VideoInfo(frames, 0.0, width, height, middle["duration"] or 0.0, "pyav")
+    video = VideoInfo(frames, 0.0, width, height, float(middle["duration"]), "pyav")
     plans = [(model.settings[0].options.views, model.preprocessing, model.costs[0].image_gflops) for model in models]
     needs_views = any(model.views().needs_views for model in models)
     found = supply(gpus, resources.decoders, own, plans, video, needs_views)

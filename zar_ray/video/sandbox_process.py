@@ -198,7 +198,8 @@ class _Worker:
 
     def __init__(self, connection: Connection, orders: Orders) -> None:
         self._connection = connection
-        self._limits, self._resizer = orders.limits, orders.resizer
+        self._limits = orders.limits
+        self._resizer: Resizer = orders.resizer
         if self._resizer == "torch":
             # now, so that neither a video's time nor its memory pays for it
             import zar_ray.video.torch_resize  # noqa: F401

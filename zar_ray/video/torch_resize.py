@@ -22,6 +22,6 @@ def resize_antialiased(frame: np.ndarray, height: int, width: int, interpolation
         uint8 (height, width, 3), contiguous.
     """
     # PyTorch takes no negative strides, which turned frames have, and warns of memory that it may not write to.
-    pixels = torch.from_numpy(np.require(frame, requirements="CW")).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.require(frame, requirements=["C", "W"])).permute(2, 0, 1)
     resized = functional.interpolate(pixels[None], (height, width), mode=interpolation, antialias=True)[0]
     return resized.permute(1, 2, 0).contiguous().numpy()

@@ -41,7 +41,8 @@ class Process:
 
     made: ClassVar[list] = []
 
-    def __init__(self, limits, program):
+    def __init__(self, limits, program, resizer):
+        assert resizer == ServeConfig().resize
         self.program, self.closed, self.left = program, threading.Event(), threading.Event()
         self.taken = 0
         self.made.append(self)

@@ -86,7 +86,7 @@ def run(video_folder, monkeypatch, tmp_path):
         monkeypatch.setattr(ray.train, "get_context", lambda: group)
         monkeypatch.setattr(ray.train, "get_checkpoint", lambda: checkpoint)
         monkeypatch.setattr(ray.train, "report", report)
-        monkeypatch.setattr(ray.train.torch, "prepare_model", lambda model: model)
+        monkeypatch.setattr(ray.train.torch, "prepare_model", lambda model, **_: model)
         monkeypatch.setattr("zar_ray.training.worker.ray.get", lambda job: job)
         train_worker({"job": job})
         return states

@@ -262,7 +262,7 @@ class TestMemoryRunsOut:
     )
     def test_where_parts_would_give_other_numbers_it_is_refused(self, run, room, options, message):
         room(2)
-        with pytest.raises(RunError, match=f"out of memory with {message}") as caught:
+        with pytest.raises(RunError, match=f"out of memory with a micro-batch of 4, {message}") as caught:
             run(**options)
         assert "--grad-checkpointing takes less and changes no number" in str(caught.value)
 

@@ -109,10 +109,10 @@ def encode_crops(video: VideoFeatures, model: ClipModel, options: TptConfig, sha
     side, numbers = model.preprocessing.input_size, range(1, options.views)
 
     def encode(first: int, most: int) -> list[torch.Tensor]:
-        draws = (
-            Draws(shared.seed, pixels.video_id, "tpt", one) for one in numbers[first : first + most // len(rows) or 1]
-        )
+        taken = numbers[first : first + max(1, most // len(rows))]
+        draws = (Draws(shared.seed, pixels.video_id, "tpt", number) for number in taken)
         views = torch.cat([random_view(frames, options, side, one) for one in draws])
+        # A view may be more than a pass.
         encoded = [model.encode_images(normalise(one, model.preprocessing)) for one in views.split(most)]
         return list(torch.cat(encoded).split(len(rows)))
 

@@ -22,6 +22,7 @@ FULL = [
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to ..."),
     RuntimeError("MPS backend out of memory (MPS allocated: 17.91 GB, other allocations: 1.2 GB)"),
+    RuntimeError("Invalid buffer size: 74.51 GiB"),  # of MPS
     RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"),
 ]
 LOST = [

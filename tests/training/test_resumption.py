@@ -243,6 +243,20 @@ class TestMemoryRunsOut:
         assert passes == [2] * 3 + [1] * 8
         assert torch.allclose(cut.history, whole.history, rtol=1e-4, atol=1e-5)
 
+    def test_others_wait_for_one_exchange_a_step_whatever_it_tried(self, run, room, monkeypatch):
+        """Each call is one that all processes must make: one more or less, and they would wait for ever."""
+        exchanged = []
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: exchanged.append(values.clone()))
+        options = {"rank": 1, "workers": 2, "steps": 2, "average_from": None}
+        run(**options)
+        whole = exchanged.copy()
+        exchanged.clear()
+        passes = room(1)
+        run(**options)
+        assert set(passes) == {1}
+        assert [one.shape for one in exchanged] == [one.shape for one in whole]
+        assert torch.allclose(exchanged[0], whole[0], atol=1e-5)
+
     def test_what_is_dropped_by_positions_is_the_same_in_parts(self, regularised, room):
         options = {"steps": 2, "attention_dropout": 0.0, "average_from": None}
         whole = regularised(**options)[2]

@@ -19,7 +19,9 @@ from zar_ray.errors import DeviceLostError, reason_of
 _T = TypeVar("_T")
 
 # PyTorch has a class of its own for a full GPU; its allocators of the host, of MPS and of libraries say it in words.
-_FULL = re.compile(r"out of memory|allocate memory|not enough memory|ALLOC(ATION)?_FAILED", re.IGNORECASE)
+_FULL = re.compile(
+    r"out of memory|allocate memory|not enough memory|ALLOC(ATION)?_FAILED|invalid buffer size", re.IGNORECASE
+)
 
 # Errors of CUDA, and of HIP, that stay (CUDA Runtime API, "Data types used by CUDA Runtime", cudaError).
 _STAYS = re.compile(

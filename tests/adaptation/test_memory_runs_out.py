@@ -143,7 +143,7 @@ def few_moving(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["memo", "tent"])
 def test_a_towers_gradients_are_the_same_in_smaller_passes(limited, make_pixels, few_moving, kind):
-    classes, video, shared = PromptedClasses(limited, NAMES), make_pixels(4), Shared(encoder_batch=4)
+    classes, video, shared = PromptedClasses(limited, NAMES), make_pixels(4), Shared(encoder_batch=3)
 
     def decide():
         if kind == "memo":
@@ -153,11 +153,11 @@ def test_a_towers_gradients_are_the_same_in_smaller_passes(limited, make_pixels,
     expected = decide()
     passes = few_moving(1)
     found = decide()
-    assert passes[:2] == [4, 4]
+    assert passes[:2] == [3, 3]
     assert torch.allclose(found.logits_after, expected.logits_after, atol=1e-3)
     assert torch.allclose(found.losses, expected.losses, atol=1e-4)
-    assert limited.moving_passes.of(4) in (1, 2)
-    assert limited.image_passes.of(4) == 4, "what passes without gradients is another matter"
+    assert limited.moving_passes.of(3) == 1
+    assert limited.image_passes.of(3) == 3, "what passes without gradients is another matter"
 
 
 @pytest.mark.parametrize(

@@ -269,9 +269,9 @@ class TestMemoryRunsOut:
         [
             (
                 {"loss": "matching", "augment": AugmentConfig()},
-                "a micro-batch of 4, whose videos --loss matching compares",
+                "whose videos --loss matching compares",
             ),
-            ({"attention_dropout": 0.1}, "a micro-batch of 4, for all of which --attention-dropout and --head-dropout"),
+            ({"attention_dropout": 0.1}, "for all of which --attention-dropout and --head-dropout"),
         ],
     )
     def test_where_parts_would_give_other_numbers_it_is_refused(self, run, room, options, message):

@@ -65,8 +65,7 @@ def few_texts(monkeypatch):
     return make
 
 
-@pytest.mark.parametrize(("videos", "room"), [(7, 3), (8, 1), (5, 4)])
-@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize(("videos", "room", "steps"), [(7, 3, 1), (5, 1, 2), (4, 3, 2)])
 def test_fewer_videos_are_tuned_to_together(limited, make_pixels, few_texts, videos, room, steps):
     classes, update = PromptedClasses(limited, NAMES), ZarConfig(steps=steps)
     given = [make_pixels(seed) for seed in range(videos)]

@@ -43,10 +43,14 @@ ADAPTED = {
 }
 
 
+@pytest.fixture(scope="module")
+def manifest(video_folder):
+    return probe_listing(list_dataset(video_folder))
+
+
 @pytest.fixture
-def run(video_folder, monkeypatch, tmp_path):
+def run(video_folder, manifest, monkeypatch, tmp_path):
     """Trains in this process, as one of so many workers, from a state or from the beginning; returns states by step."""
-    manifest = probe_listing(list_dataset(video_folder))
 
     def train(start=None, rank=0, workers=1, validation=None, architecture=ARCHITECTURE, **options):
         given = {"augment": AugmentConfig(mixup=0.8, cutmix=1.0, flip=0.5, label_smoothing=0.1), **options}
@@ -205,8 +209,9 @@ class TestMemoryRunsOut:
 
         return make
 
-    @pytest.mark.parametrize("trains", ["both", "context", "image"])
-    @pytest.mark.parametrize(("micro_batch", "fits", "expected"), [(8, 3, 2), (4, 1, 1)])
+    @pytest.mark.parametrize(
+        ("trains", "micro_batch", "fits", "expected"), [("both", 8, 3, 2), ("context", 4, 1, 1), ("image", 8, 7, 4)]
+    )
     def test_it_takes_the_steps_that_it_would_have_taken(self, run, room, caplog, trains, micro_batch, fits, expected):
         options = {"trains": trains, "micro_batch": micro_batch, "steps": 2, "average_from": None}
         whole = run(**options)[2]

@@ -73,12 +73,13 @@ class MovingTower:
         """
         embeddings = torch.zeros_like(like)
         with torch.no_grad():
-            for part, found in self.model.image_passes.each(
-                rows, self.images_a_pass, lambda part: self.encode(cut(part))
+            passes = self.model.image_passes
+            for part, found in passes.each(
+                rows.tolist(), self.images_a_pass, lambda part: self.encode(cut(np.array(part)))
             ):
                 if found is None:
                     raise _no_room()
-                embeddings[torch.from_numpy(part).to(embeddings.device)] = found
+                embeddings[list(part)] = found
         return embeddings
 
     def set_gradients(self, cut: Cut, rows: np.ndarray, of_embeddings: torch.Tensor) -> None:

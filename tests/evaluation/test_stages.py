@@ -175,7 +175,7 @@ def test_a_surprise_costs_its_video_and_not_its_block():
 
 
 @pytest.mark.parametrize("place", ["encode_images", "view_features", "embedding_part"])
-def test_a_block_whose_device_is_lost_has_no_rows(begin, tiny_checkpoint, place):
+def test_a_block_whose_device_is_lost_has_no_rows(begin, tiny_checkpoint, caplog, place):
     run = begin("run", tiny_checkpoint, **METHODS)
     block, stage = DecodeStage(run.spec)(run.todo.slice(0, 3)), run.adapt()
     (replica,) = stage.replicas
@@ -187,6 +187,7 @@ def test_a_block_whose_device_is_lost_has_no_rows(begin, tiny_checkpoint, place)
     with pytest.raises(DeviceLostError):
         stage(block)
     assert not run.rows
+    assert "tried by itself" not in caplog.text, "nothing is tried again here"
     delattr(replica.adapter.model, place)
     assert stage(block)["failed"].to_pylist() == [False] * 3
 

@@ -19,7 +19,8 @@ from measure import PeakMemory, Stopwatch, count_flops, keep_freed_memory, machi
 from torch.nn.functional import cross_entropy
 
 from zar_ray.data.class_texts import prompts_of
-from zar_ray.models.loading import load_model, pick_device
+from zar_ray.models.devices import pick_device
+from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
 from zar_ray.training.network import VideoTextModel
 from zar_ray.training.options import TrainConfig

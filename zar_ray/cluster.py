@@ -152,14 +152,15 @@ def _head_problem(address: str) -> str | None:
     from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 
     silent = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
-    with closing(init_grpc_channel(address, GLOBAL_GRPC_OPTIONS)) as channel:
+    channel: Any = init_grpc_channel(address, GLOBAL_GRPC_OPTIONS)
+    with closing(channel):
         greeted = grpc.channel_ready_future(channel)
-        call = channel.unary_unary(_FIRST_CALL).future(b"", timeout=_ANSWER_SECONDS)
+        call: Any = channel.unary_unary(_FIRST_CALL).future(b"", timeout=_ANSWER_SECONDS)
         try:
             error = call.exception(timeout=_GREETING_SECONDS)
         except grpc.FutureTimeoutError:
             error = call.exception() if greeted.done() else grpc.FutureTimeoutError()
-        if isinstance(error, grpc.FutureTimeoutError) or (error is not None and error.code() in silent):
+        if isinstance(error, grpc.FutureTimeoutError) or (isinstance(error, grpc.RpcError) and error.code() in silent):
             return f"takes connections, and does not answer as a Ray head does; {_WAY_OUT}"
     if not find_node_ids():
         return "is a cluster without a node on this machine; submit a job, run on a node, or name ray://HOST:10001"
@@ -174,3 +175,41 @@ def total_cpus() -> float:
 def total_gpus() -> float:
     """GPUs of the joined cluster."""
     return float(ray.cluster_resources().get("GPU", 0.0))
+
+
+def gpus_per_worker(device: str, asked: float | None) -> float:
+    """GPUs that each worker on a device reserves: as many as are asked for, by default one where there are any.
+
+    On the CPU it is none. Ray counts Apple's GPU, too, which is used where the device says so.
+
+    Raises:
+        RunError: The device and what is asked for do not fit together, or the cluster has not so many.
+    """
+    there = total_gpus()
+    if device == "cpu":
+        if asked:
+            raise RunError(f"--gpus-per-worker {asked:g} --device cpu: the CPU needs no GPU; leave one of them away")
+        return 0.0
+    wanted = device != "auto" or sys.platform != "darwin"
+    gpus = float(there > 0 and wanted) if asked is None else asked
+    if gpus > there:
+        raise RunError(f"--gpus-per-worker {gpus:g}: the cluster has {there:g} GPUs")
+    if not gpus and device.startswith("cuda"):
+        given = "the cluster has no GPUs" if asked is None else "--gpus-per-worker 0 leaves a worker none"
+        raise RunError(f"--device {device}: {given}; choose --device cpu")
+    return gpus
+
+
+def worker_device(device: str, gpus: float) -> str:
+    """The device that a worker is told, which has reserved so many GPUs: ``auto`` is what it has reserved.
+
+    Ray (2.60) hides no GPU from a worker that has reserved none, so that all would take the first one.
+    """
+    if device != "auto":
+        return device
+    return "cuda" if gpus else "cpu"
+
+
+def reserved_gpus() -> float:
+    """GPUs that this process holds of the joined cluster's; none where it is no worker of one."""
+    return float(len(ray.get_gpu_ids())) if ray.is_initialized() else 0.0

@@ -4,7 +4,6 @@ import torch
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.clip import ClipModel
-from zar_ray.models.precision import exact_float32
 from zar_ray.video.transforms import Preprocessing
 
 TEXTS = (
@@ -80,18 +79,3 @@ def test_another_vocabulary_is_refused(architecture):
     architecture["text_cfg"]["vocab_size"] = 1000
     with pytest.raises(ModelError, match="vocabulary has 1000 tokens"):
         ClipModel(build_clip(architecture), "odd", Preprocessing(32), architecture)
-
-
-@pytest.fixture
-def tf32():
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
-    yield matmul
-    matmul.fp32_precision = before
-
-
-def test_exact_float32_is_put_back(tf32):
-    with exact_float32():
-        assert tf32.fp32_precision == "ieee"
-        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
-    assert tf32.fp32_precision == "tf32"

@@ -11,7 +11,8 @@ from zar_ray.errors import ModelError
 from zar_ray.models import loading
 from zar_ray.models.architecture import build_clip, named_architecture
 from zar_ray.models.checkpoints import save_checkpoint
-from zar_ray.models.loading import hub_problem, load_model, pick_device
+from zar_ray.models.devices import pick_device
+from zar_ray.models.loading import hub_problem, load_model
 from zar_ray.models.options import ModelOptions
 from zar_ray.video.transforms import Preprocessing
 

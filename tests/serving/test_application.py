@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from zar_ray.commands import demo_service
-from zar_ray.errors import ConfigError
+from zar_ray.errors import ConfigError, RunError
 from zar_ray.serving import application
 from zar_ray.serving.application import app, build, options_of
 from zar_ray.serving.decoder_deployment import DecoderDeployment
@@ -100,3 +100,85 @@ def test_a_cluster_that_is_not_there_is_one_line_before_anything_is_loaded(monke
 def test_all_three_are_bound(tiny_checkpoint):
     bound = build(ServiceOptions(checkpoint=tiny_checkpoint))
     assert bound._bound_deployment.name == "ingress"
+
+
+@pytest.fixture
+def cluster_of(monkeypatch):
+    """A cluster of so many GPUs, joined already or once Ray is started; what is done, in its order."""
+    done = []
+
+    def make(gpus, joined=True, problem=None):
+        state = {"joined": joined}
+
+        def join(**given):
+            done.append(("ray.init", given))
+            state["joined"] = True
+
+        def look(asked, device):
+            done.append(("look", asked, device))
+            if problem:
+                raise RunError(problem)
+
+        def resources():
+            assert state["joined"], "Ray was asked for its GPUs before it was there"
+            return {"GPU": gpus}
+
+        monkeypatch.setattr("ray.is_initialized", lambda: state["joined"])
+        monkeypatch.setattr("ray.init", join)
+        monkeypatch.setattr("ray.cluster_resources", resources)
+        monkeypatch.setattr(application, "check_devices", look)
+        monkeypatch.setattr(application, "require_cluster", lambda fall_back: None)
+        monkeypatch.setattr(application, "prepare_environment", lambda config: done.append("environment"))
+        return done
+
+    return make
+
+
+def gpus_of_model(bound) -> float:
+    (model,) = (
+        one
+        for one in bound._bound_deployment.init_args
+        if getattr(one, "_bound_deployment", None) and one._bound_deployment.name == "model"
+    )
+    return model._bound_deployment.ray_actor_options["num_gpus"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "reserved", "told"),
+    [(8, "auto", 1, "cuda"), (8, "cuda", 1, "cuda"), (8, "cpu", 0, "cpu"), (0, "auto", 0, "cpu")],
+)
+def test_a_model_replica_reserves_a_gpu_where_it_uses_one(cluster_of, tiny_checkpoint, gpus, device, reserved, told):
+    done = cluster_of(gpus)
+    assert gpus_of_model(build(ServiceOptions(checkpoint=tiny_checkpoint, device=device))) == reserved
+    assert done == [("look", reserved, told)]
+
+
+@pytest.mark.parametrize("words", [[], ["--address", "10.0.0.1:6379"]])
+def test_serve_run_asks_the_ray_that_it_will_use(cluster_of, tiny_checkpoint, monkeypatch, words):
+    """Before, the application was built without any, and all replicas shared the first GPU."""
+    import click
+
+    done = cluster_of(4, joined=False)
+    monkeypatch.setattr(sys, "argv", ["/anywhere/bin/serve", "run", *words])
+    address = words[-1] if words else None
+    command = click.Command("run")
+    with click.Context(command) as context:
+        context.params.update(
+            address=address, runtime_env=None, runtime_env_json='{"env_vars": {"A": "1"}}', working_dir=None
+        )
+        assert gpus_of_model(app({"checkpoint": str(tiny_checkpoint)})) == 1
+    joined = ("ray.init", {"address": address, "namespace": "serve", "runtime_env": {"env_vars": {"A": "1"}}})
+    assert done == ["environment", joined, ("look", 1, "cuda")]
+
+
+def test_a_driver_that_cannot_be_used_ends_serve_run_in_one_line(cluster_of, tiny_checkpoint, monkeypatch):
+    cluster_of(4, joined=False, problem="node a: device cuda: its driver is too old; choose --device cpu")
+    monkeypatch.setattr(sys, "argv", ["/anywhere/bin/serve", "run"])
+    with pytest.raises(SystemExit, match=r"^zar: node a: device cuda: its driver is too old; choose --device cpu$"):
+        app({"checkpoint": str(tiny_checkpoint)})
+
+
+def test_a_gpu_that_no_node_has_is_refused(cluster_of, tiny_checkpoint):
+    cluster_of(0)
+    with pytest.raises(RunError, match="--device cuda: the cluster has no GPUs; choose --device cpu"):
+        build(ServiceOptions(checkpoint=tiny_checkpoint, device="cuda"))

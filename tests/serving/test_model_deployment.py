@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from zar_ray.errors import DeviceLostError
+from zar_ray.errors import ConfigError, DeviceLostError
 from zar_ray.serving import model_deployment
 from zar_ray.serving.methods import ServiceOptions
 from zar_ray.serving.model_deployment import ModelDeployment
@@ -162,3 +162,22 @@ def test_a_device_that_is_lost_while_nothing_is_asked_is_noticed(replica, monkey
         with pytest.raises(DeviceLostError, match="cuda:0: answers nothing any more"):
             asyncio.run(one.check_health())
     assert alive == [True], "a lost device is not asked again"
+
+
+@pytest.mark.parametrize(
+    ("reserved", "asked", "told"),
+    [(1, "auto", "cuda"), (0, "auto", "cpu"), (1, "cuda", "cuda"), (1, "cpu", "cpu"), (0, "cpu", "cpu")],
+)
+def test_a_replica_runs_on_what_ray_has_reserved_for_it(replica, monkeypatch, reserved, asked, told):
+    """Ray hides no GPU from a replica that has reserved none: all would take the first one."""
+    seen = []
+    monkeypatch.setattr(model_deployment, "reserved_gpus", lambda: reserved)
+    monkeypatch.setattr(model_deployment, "Classifier", lambda config: seen.append(config.device) or Classifier(config))
+    replica(device=asked)
+    assert seen == [told]
+
+
+def test_a_replica_without_a_gpu_that_is_to_use_one_says_so(replica, monkeypatch):
+    monkeypatch.setattr(model_deployment, "reserved_gpus", lambda: 0)
+    with pytest.raises(ConfigError, match=r"^device cuda: the model has num_gpus: 0; give it a GPU, or device: cpu$"):
+        replica(device="cuda")

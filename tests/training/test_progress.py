@@ -1,7 +1,13 @@
 """What a training's first process measures of itself."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from zar_ray.training.progress import HISTORY, Meter, TrainingState, _gpu_utilisation
 
@@ -31,3 +37,51 @@ def test_history_goes_on_from_earlier_sessions():
     assert len(later.history()) == 4
     assert torch.equal(later.history()[:3], first)
     assert later.history()[3].tolist() == pytest.approx([9.0, 1.0, 0.2, 1.0])
+
+
+class AmdSmiException(Exception):  # noqa: N818  as AMD's package calls it
+    pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        # PyTorch for AMD's GPUs, without the package that asks them, with one that finds no library, and with its own.
+        ModuleNotFoundError("amdsmi does not seem to be installed or it can't be imported."),
+        RuntimeError("amdsmi driver can't be loaded, requires >=ROCm6.0 installation"),
+        AmdSmiException("busy"),
+    ],
+)
+def test_a_gpu_of_amd_without_its_package_costs_no_training(monkeypatch, error):
+    def refuse(device):
+        raise error
+
+    monkeypatch.setitem(sys.modules, "amdsmi", SimpleNamespace(AmdSmiException=AmdSmiException))
+    monkeypatch.setattr(torch.cuda, "utilization", refuse)
+    assert _gpu_utilisation(torch.device("cuda")) is None
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device without float64, as Apple's GPUs: what is there is tagged by being fake."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        for one in tree_leaves(result):
+            if isinstance(one, torch.Tensor) and one.device.type == "cuda":
+                assert one.dtype != torch.float64, f"{function} makes float64 on the device"
+        return result
+
+
+def test_the_history_needs_no_float64_of_the_device():
+    sent = []
+    with FakeTensorMode(allow_non_fake_inputs=True), NoFloat64():
+        meter = Meter(TrainingState().history, batch_size=4, workers=1, listener=None)
+        means, norm = torch.ones(2, device="cuda"), torch.ones((), device="cuda")
+        meter.add(means, 0.1, norm)
+        history = meter.history()
+        assert (history.device.type, history.dtype, history.shape) == ("cpu", torch.float64, (1, len(HISTORY)))
+        assert meter._steps[0].device.type == "cuda"
+        # The means that are sent; the numbers of fake tensors cannot be read.
+        meter._listener = type("Queue", (), {"put": sent.append})()
+        with pytest.raises(DataDependentOutputException):
+            meter.send()

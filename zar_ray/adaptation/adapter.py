@@ -21,6 +21,7 @@ from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import ModelError, NoRoomError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.device_faults import watched, within_memory
+from zar_ray.models.devices import require_compiler
 from zar_ray.models.fitting import MORE_MEMORY
 from zar_ray.models.options import ClassPosition
 from zar_ray.models.packing import ImageSet, encode_packed
@@ -190,7 +191,7 @@ class VideoAdapter:
     Raises:
         ConfigError: A method is unknown, the prompts cannot be used, or not by a method, or the model reads views of
             another number of frames.
-        ModelError: A method cannot serve the model.
+        ModelError: A method cannot serve the model, or its encoder is to be compiled where nothing can be.
     """
 
     def __init__(
@@ -207,6 +208,7 @@ class VideoAdapter:
         self.model = model
         self.options = options
         if options.compile:
+            require_compiler(model.device)
             model.compile_image_encoder()
         self.methods = tuple(get_method(name) for name in methods)
         chosen = options.model_copy(update={"method": tuple(methods)})

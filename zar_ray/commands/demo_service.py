@@ -23,7 +23,8 @@ def demo(args: dict[str, Any]) -> Application:
     Raises:
         ZarError: The demo cannot be made, or an option does not fit.
     """
-    ensure_demo(EvalConfig(dataset="demo", checkpoint=checkpoint_file()), Console())
+    device = args.get("device", "auto")
+    ensure_demo(EvalConfig(dataset="demo", checkpoint=checkpoint_file(), device=device), Console())
     classes = read_manifest(videos_folder() / "manifest.parquet").class_names
     of_demo = {
         "checkpoint": str(checkpoint_file()),

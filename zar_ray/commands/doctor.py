@@ -158,10 +158,11 @@ def _memory_limit() -> int | None:
 def _gpus() -> list[Check]:
     import torch
 
+    from zar_ray.models.devices import unusable_gpu
+
+    if (problem := unusable_gpu()) is not None:
+        return [Check("gpus", "warning", problem)]
     if not torch.cuda.is_available():
-        if Path("/dev/nvidia0").exists():
-            reason = "no CUDA in this build of PyTorch" if torch.version.cuda is None else "CUDA does not start"
-            return [Check("gpus", "warning", f"there is a GPU, but {reason}; models run on the CPUs")]
         return [Check("gpus", "ok", "none; models run on the CPUs")]
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return [Check(f"gpu {n}", "ok", f"{gpu.name}, {_gib(gpu.total_memory)}") for n, gpu in enumerate(gpus)]

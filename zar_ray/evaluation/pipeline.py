@@ -107,6 +107,7 @@ def evaluate(
     with connected(own.address):
         console.print(f"loading {', '.join(one.label for one in asked)} ...", highlight=False)
         resources = Resources.of_cluster(own, one_worker=bool(streams))
+        preflight.check_devices(resources.worker_gpus, resources.device, own.compile)
         models = tuple(
             preflight.check_model(one.label, number, planning.asked_settings(one, workload), resources)
             for number, one in enumerate(asked)
@@ -119,7 +120,8 @@ def evaluate(
             for number in range(len(models)):
                 if (store := spec.feature_store(number)) is not None:
                     store.prepare()
-            decode, told = DecodeStage(spec), (spec, tuple(model.settings for model in models), resources.threads)
+            placed = tuple(planning.on_device(model.settings, resources.device) for model in models)
+            decode, told = DecodeStage(spec), (spec, placed, resources.threads)
             with VideoProgress(console, len(workload.manifest), len(workload.manifest) - len(todo)) as progress:
                 run = partial(
                     run_blocks, decode=decode, told=told, resources=resources, folder=folder, progress=progress

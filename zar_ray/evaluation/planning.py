@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
 from typing import Any
@@ -101,13 +101,19 @@ def asked_settings(asked: AskedModel, workload: Workload) -> tuple[Setting, ...]
     return tuple(Setting(one, prompts_of(workload.class_sets, one)) for one in asked.settings)
 
 
-def plan_model(label: str, number: int, settings: Sequence[Setting]) -> PlannedModel:
+def on_device(settings: Sequence[Setting], device: str) -> tuple[Setting, ...]:
+    """The same settings for workers on a device."""
+    return tuple(replace(one, options=one.options.model_copy(update={"device": device})) for one in settings)
+
+
+def plan_model(label: str, number: int, settings: Sequence[Setting], device: str | None = None) -> PlannedModel:
     """Loads a model once, before a pool of workers does, and settles what it decides.
 
     Args:
         label: What tables call it.
         number: Which of the run's models it is.
         settings: Its settings as they are asked for.
+        device: Where workers will have it; by default as the settings say.
 
     Raises:
         ConfigError: The model cannot read the prompts, a method cannot use them, features are to be kept of a model
@@ -115,7 +121,7 @@ def plan_model(label: str, number: int, settings: Sequence[Setting]) -> PlannedM
         ModelError: The model cannot be loaded, or a method cannot serve it.
     """
     own = settings[0].options
-    model = load_model(own)
+    model = load_model(own, device)
     if getattr(own, "features", None) is not None and not model.frame_independent:
         raise ConfigError(
             f"--features: {model.name} encodes a view as a whole, so an image has no features of its own; leave it away"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zar_ray.cluster import total_cpus, total_gpus
+from zar_ray.cluster import gpus_per_worker, total_cpus, total_gpus, worker_device
 from zar_ray.errors import RunError
 from zar_ray.evaluation.options import EvaluationOptions
 
@@ -20,6 +20,7 @@ class Resources:
         worker_cpus: CPUs that each reserves; a fraction keeps one free for decoding on a small machine.
         worker_gpus: GPUs that each reserves.
         threads: CPU threads that each may use.
+        device: The device of each; ``auto`` is settled, as a worker without GPUs sees them all the same.
     """
 
     decoders: int
@@ -28,6 +29,7 @@ class Resources:
     worker_cpus: float
     worker_gpus: float
     threads: int
+    device: str
 
     @classmethod
     def of_cluster(cls, options: EvaluationOptions, one_worker: bool = False) -> Resources:
@@ -39,9 +41,7 @@ class Resources:
             RunError: The cluster lacks what the options ask for.
         """
         cpus, gpus = total_cpus(), total_gpus()
-        worker_gpus = options.gpus_per_worker if options.gpus_per_worker is not None else (1.0 if gpus else 0.0)
-        if worker_gpus > gpus:
-            raise RunError(f"--gpus-per-worker {worker_gpus:g}: the cluster has {gpus:g} GPUs")
+        worker_gpus = gpus_per_worker(options.device, options.gpus_per_worker)
         workers = 1 if one_worker else options.num_workers
         workers = workers or int(gpus / worker_gpus if worker_gpus else max(1, cpus // 2))
         if worker_gpus * workers > gpus:
@@ -49,4 +49,5 @@ class Resources:
         worker_cpus = round(min(0.99, (cpus - 1) / workers) if cpus > 1 else 0.4 / workers, 4)
         decoders = options.decode_workers or max(1, int(cpus - worker_cpus * workers))
         threads = 1 if worker_gpus else max(1, int(cpus // workers))
-        return cls(decoders, 1.0 if cpus > 1 else 0.5, workers, worker_cpus, worker_gpus, threads)
+        device = worker_device(options.device, worker_gpus)
+        return cls(decoders, 1.0 if cpus > 1 else 0.5, workers, worker_cpus, worker_gpus, threads, device)

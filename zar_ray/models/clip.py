@@ -22,6 +22,7 @@ from zar_ray.models.fitting import Fitting
 from zar_ray.models.options import Precision
 from zar_ray.models.parts import FUSION, VECTOR, following_head, frames_of, text_frame_of
 from zar_ray.models.precision import exact_float32, full_precision
+from zar_ray.models.recurrent import give_gradients
 from zar_ray.models.systems.base import EVALUATION_SCALE
 from zar_ray.models.systems.registry import known_parts, system_of
 from zar_ray.models.vision import VisionTower, unfit_vision
@@ -81,6 +82,7 @@ class ClipModel(nn.Module):
                 f" {clip_tokenizer().vocab_size}"
             )
         self.clip: Any = clip.requires_grad_(False)  # Any: its attributes bear no types
+        give_gradients(clip)
         self.name = name
         self.preprocessing = preprocessing
         self.architecture = architecture

@@ -28,6 +28,7 @@ from zar_ray.models.architecture import (
 )
 from zar_ray.models.checkpoints import Checkpoint, clip_with, read_checkpoint
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.devices import pick_device
 from zar_ray.models.formats import TOKEN_EMBEDDING
 from zar_ray.models.options import ModelOptions
 from zar_ray.models.systems.base import SYSTEM, System
@@ -56,7 +57,7 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
 
     Raises:
         ModelError: The weights cannot be found, fetched, read or used; no model has that name; or the device is not
-            there.
+            there or cannot be used.
     """
     target = pick_device(options.device if device is None else device)
     system = find_system(options.model)
@@ -98,23 +99,6 @@ def load_source(source: str | os.PathLike[str]) -> ClipModel:
     if tag == RANDOM:
         raise ModelError(f"{source}: random weights are of no use here; name trained ones")
     return load_model(ModelOptions(model=name, pretrained=tag, device="cpu"))
-
-
-def pick_device(device: torch.device | str) -> torch.device:
-    """The device an option means; ``auto`` is the first GPU where there is one, else the CPU.
-
-    Raises:
-        ModelError: The device is unknown or not there.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        picked = torch.device(device)
-    except RuntimeError:
-        raise ModelError(f'device "{device}" is unknown; use auto, cpu or cuda') from None
-    if picked.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device cuda: there is no GPU that PyTorch can use; choose --device cpu")
-    return picked
 
 
 def cached_weights(model: str, tag: str) -> Path | None:

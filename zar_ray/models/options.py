@@ -29,5 +29,5 @@ class ModelOptions(ContextOption):
         " published system's (docs/checkpoints.md).",
     )
     precision: Precision = option("fp32", "The image encoder's precision; text and tuning stay float32.")
-    device: str = operational("auto", "Device of a worker: auto, cpu or cuda.")
+    device: str = operational("auto", "Device of a worker: auto (a GPU where there is one), cpu or cuda.")
     encoder_batch: int = operational(64, "Images a pass of the image encoder, of as many videos as it takes.", ge=1)

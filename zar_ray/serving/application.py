@@ -8,12 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import ray
+from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 from ray.serve import Application
+from ray.serve._private.constants import SERVE_NAMESPACE
 
-from zar_ray.cluster import require_cluster, total_gpus
+from zar_ray.cluster import gpus_per_worker, require_cluster, worker_device
 from zar_ray.data.classes import known_class_lists
 from zar_ray.errors import ConfigError, ZarError
+from zar_ray.evaluation.preflight import check_devices
 from zar_ray.models.loading import load_model
 from zar_ray.options.layers import merge, parse_yaml, read_yaml, validate
 from zar_ray.serving.classifier import require_served
@@ -95,7 +99,7 @@ def build(config: ServiceOptions) -> Application:
         ConfigError: A method or a label set is not there, or a folder that requests are to be served from; or the
             model cannot do what requests may ask.
         ModelError: The model cannot be loaded.
-        RunError: `serve run` would wait for a cluster that is not there.
+        RunError: `serve run` would wait for a cluster that is not there; or a replica cannot run on the device.
     """
     # An address on the command line is Ray's affair.
     if _is_serve_run() and not any(word.startswith(("-a", "--address")) for word in sys.argv):
@@ -108,7 +112,10 @@ def build(config: ServiceOptions) -> Application:
     require_served(load_model(config, "cpu"), config)
     if _is_serve_run() and not ray.is_initialized():
         prepare_environment(config)
-    gpus = 1 if ray.is_initialized() and total_gpus() > 0 else 0
+        _join_as_serve_run()
+    gpus = gpus_per_worker(config.device, None) if ray.is_initialized() else 0.0
+    if ray.is_initialized():
+        check_devices(gpus, worker_device(config.device, gpus))
     limits = config.limits
     model = ModelDeployment.options(
         max_ongoing_requests=2 * config.batch + limits.streams, ray_actor_options={"num_cpus": 1, "num_gpus": gpus}
@@ -122,6 +129,19 @@ def build(config: ServiceOptions) -> Application:
     return IngressDeployment.options(max_ongoing_requests=waiting, ray_actor_options={"num_cpus": 0}).bind(
         light, served_methods(config), decoder, model
     )
+
+
+def _join_as_serve_run() -> None:
+    """Joins or starts the Ray that `serve run` would after building: what the application asks for depends on its GPUs.
+
+    `serve run` goes on with it.
+    """
+    context = click.get_current_context(silent=True)
+    given = {} if context is None else context.params
+    runtime_env = parse_runtime_env_args(
+        **{name: given.get(name) for name in ("runtime_env", "runtime_env_json", "working_dir")}
+    )
+    ray.init(address=given.get("address"), namespace=SERVE_NAMESPACE, runtime_env=runtime_env)
 
 
 def _absolute(source: str) -> str:

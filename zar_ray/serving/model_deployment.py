@@ -10,8 +10,9 @@ from contextvars import Context
 import torch
 from ray import serve
 
+from zar_ray.cluster import reserved_gpus, worker_device
 from zar_ray.data.probing import usable_cpus
-from zar_ray.errors import DeviceLostError
+from zar_ray.errors import ConfigError, DeviceLostError
 from zar_ray.models.device_faults import answers
 from zar_ray.serving.backend import DecodingNeeds, Job
 from zar_ray.serving.classifier import Classifier
@@ -38,7 +39,11 @@ class ModelDeployment:
     def __init__(self, config: ServiceOptions) -> None:
         log_to_serve()
         torch.set_num_threads(config.threads or usable_cpus())
-        self._classifier = Classifier(config)
+        # Ray's own options, which say how many GPUs it reserves, may come after the application was built.
+        gpus = reserved_gpus()
+        if config.device.startswith("cuda") and not gpus:
+            raise ConfigError(f"device {config.device}: the model has num_gpus: 0; give it a GPU, or device: cpu")
+        self._classifier = Classifier(config.model_copy(update={"device": worker_device(config.device, gpus)}))
         self._classifier.warm_up()
         self._config = config
         on_cpu = self._classifier.model.device.type == "cpu"

@@ -53,5 +53,6 @@ def ensure_demo(options: EvalConfig, console: Console) -> None:
     console.print("training a tiny CLIP on the training classes (about two minutes on two cores)")
     path, videos = conf_dir() / "train" / "demo.yaml", str(folder / TRAINING_MANIFEST)
     places = {"dataset": videos, "validation": videos, "output": str(checkpoint_file()), "mlflow": False}
-    config = validate(TrainConfig, {**read_yaml(path), **places, "address": options.address}, str(path))
+    told = {name: getattr(options, name) for name in ("address", "device", "gpus_per_worker")}
+    config = validate(TrainConfig, {**read_yaml(path), **places, **told}, str(path))
     run_training(config, console)

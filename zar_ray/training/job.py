@@ -16,11 +16,12 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 from rich.console import Console
 
-from zar_ray.cluster import connected, inside_job, total_gpus
+from zar_ray.cluster import connected, gpus_per_worker, inside_job, total_gpus, worker_device
 from zar_ray.data.class_texts import is_context_file, prompts_of
 from zar_ray.data.datasets import open_dataset, resolve_dataset
 from zar_ray.data.manifest import Manifest
 from zar_ray.errors import ConfigError, ManifestError, RunError, ZarError
+from zar_ray.evaluation.preflight import check_devices
 from zar_ray.models.architecture import load_architecture
 from zar_ray.models.systems.registry import find_system
 from zar_ray.options.base import fingerprint, meaning
@@ -87,11 +88,14 @@ def run_training(config: TrainConfig, console: Console, parent: str | None = Non
         )
     with connected(config.address):
         cpus = cpus_per_worker(config.num_workers, config.decode_workers, spare=int(config.validation_async))
+        gpus = gpus_per_process(config)
+        config = config.model_copy(update={"device": worker_device(config.device, gpus)})
+        check_devices(gpus, config.device)
         queue = Queue(actor_options={"num_cpus": 0})
         job = TrainingJob(config, tuple(videos.rows()), prompts, architecture, cpus, validation, queue)
         with tracked(job, folder.storage, console, parent) as tracker:
             with shown(job, tracker, console) as raised:
-                result = _fit(job, name, storage, console)
+                result = _fit(job, gpus, name, storage, console)
             seconds = time.monotonic() - started
             trained = finished(result, job, folder, raised[0] if raised else None)
             run_id = log_end(tracker, trained, config, console)
@@ -213,13 +217,31 @@ def cpus_per_worker(workers: int, decoders: int = 0, spare: int = 0) -> int:
     return fitting[-1]
 
 
-def _fit(job: TrainingJob, name: str, storage: Storage, console: Console) -> ray.train.Result:
+def gpus_per_process(config: TrainConfig) -> float:
+    """GPUs that each process of a training reserves.
+
+    Raises:
+        RunError: The joined cluster has too few, or processes would share one: NCCL, by which they exchange
+            gradients, refuses that.
+    """
+    gpus = gpus_per_worker(config.device, config.gpus_per_worker)
+    asked = f"--num-workers {config.num_workers} of {gpus:g} GPUs each"
+    if config.num_workers > 1 and 0 < gpus <= 0.5:
+        raise RunError(
+            f"{asked}: several processes would share a GPU, which NCCL refuses; give each a whole one, or train in one"
+            " process"
+        )
+    if gpus * config.num_workers > (there := total_gpus()):
+        raise RunError(f"{asked}: the cluster has {there:g} GPUs")
+    return gpus
+
+
+def _fit(job: TrainingJob, gpus: float, name: str, storage: Storage, console: Console) -> ray.train.Result:
     """Runs a training; where a process died, it goes on from the last checkpoint in the storage.
 
     Ray Train's own restarts would repeat a mistake, a video that cannot be decoded say, as often as a death.
     """
     config, restarts = job.config, 0
-    gpus = config.gpus_per_worker if config.gpus_per_worker is not None else float(bool(total_gpus()))
     evaluation = ray.train.ValidationConfig(
         partial(evaluate_checkpoint, job, storage.child(name).child("validation")), ray_remote_kwargs={"num_cpus": 0}
     )

@@ -119,8 +119,7 @@ class VideoTextModel(nn.Module):
     def train(self, mode: bool = True) -> VideoTextModel:
         """Sets what drops to training or to evaluation; everything else stays in evaluation mode, see the class."""
         super().train(False)
-        # Recurrent layers drop nothing here, and cuDNN's have gradients in training only.
-        for module in (*self._dropping, *(one for one in self.modules() if isinstance(one, nn.RNNBase))):
+        for module in self._dropping:
             module.train(mode)
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -104,14 +105,15 @@ class Meter:
         """float64 (steps done, len(HISTORY)), on the CPU."""
         if not self._steps:
             return self._earlier
-        return torch.cat([self._earlier, torch.stack(self._steps).double().cpu()])
+        # On the CPU first: Apple's GPUs have no float64.
+        return torch.cat([self._earlier, torch.stack(self._steps).cpu().double()])
 
     def send(self) -> None:
         """Sends the means over the steps since the last time, if there were any."""
         new = self._steps[self._sent :]
         if self._listener is None or not new:
             return
-        loss, accuracy, _, norm = torch.stack(new).double().mean(dim=0).tolist()
+        loss, accuracy, _, norm = torch.stack(new).cpu().double().mean(dim=0).tolist()
         seconds = max(time.monotonic() - self._since, 1e-9)
         device = new[-1].device
         self._listener.put(
@@ -133,11 +135,11 @@ class Meter:
 def _gpu_utilisation(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
-    try:
-        import pynvml
-    except ModuleNotFoundError:  # there is none for this system
-        return None
+    # What PyTorch asks: NVIDIA's package or AMD's.
+    own = (("pynvml", "NVMLError"), ("amdsmi", "AmdSmiException"))
+    refusals = tuple(getattr(sys.modules[package], name) for package, name in own if package in sys.modules)
     try:
         return torch.cuda.utilization(device) / 100
-    except (RuntimeError, pynvml.NVMLError):  # no driver that answers, or a part of a GPU, which has no figure
+    # The package is not there, no driver answers, or it is a part of a GPU, which has no figure.
+    except (ModuleNotFoundError, RuntimeError, *refusals):
         return None

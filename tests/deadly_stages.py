@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zar_ray.evaluation.stages.adapt import AdaptStage
 from zar_ray.evaluation.stages.decode import DecodeStage
 
@@ -56,6 +58,11 @@ class DeadlyAdapt(AdaptStage):
                 note(Path(self.spec.storage.path("adapted.txt")), video_id)
         if "slow-model" in names:
             time.sleep(1)
+        for video_id in ids:
+            mark = Path(self.spec.storage.path(f"{Path(video_id).name}.lost"))
+            if "loses-device" in video_id and not ("once" in video_id and mark.exists()):
+                mark.touch()
+                replica.adapter.model.encode_images = _lost
         if "counted" in names:
             _note_images(replica.adapter.model, Path(self.spec.storage.path("encoded.txt")))
         return super().predict(replica, videos)
@@ -71,3 +78,8 @@ def _note_images(model: Any, place: Path) -> None:
         return encode(pixels)
 
     model.encode_images = noted
+
+
+def _lost(pixels: Any) -> Any:
+    """What every call says from then on, of whatever block."""
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")

@@ -57,12 +57,20 @@ class VideoTooLargeError(VideoError):
     """A video that is, or would become, larger than it may be."""
 
 
+class NoRoomError(VideoError):
+    """A video for which there was not enough memory, be the passes over it as small as they can."""
+
+
 class DecoderStartError(VideoError):
     """The process that should decode a video cannot be started, which is not the file's fault."""
 
 
 class DecoderClosedError(VideoError):
     """The process that should decode a video has been closed."""
+
+
+class DeviceLostError(RuntimeError):
+    """The device answers nothing any more: no video's fault, and nothing that this process could go on with."""
 
 
 def suggestion(value: str, known: Iterable[str]) -> str:

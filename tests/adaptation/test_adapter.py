@@ -8,7 +8,7 @@ from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, make_cases
 from zar_ray.adaptation.options import AdaptationOptions, Setting
 from zar_ray.adaptation.zar import ZarConfig
 from zar_ray.data.class_texts import prompts_of
-from zar_ray.errors import ConfigError, VideoError
+from zar_ray.errors import ConfigError, NoRoomError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.pixels import crop_and_normalise
@@ -142,7 +142,7 @@ def test_running_out_of_memory_is_the_videos_failure(tiny_model, plan, frames, e
 
     model = Full(tiny_model.clip, "full", PREPROCESSING, tiny_model.architecture)
     with pytest.raises(
-        VideoError, match=r"out of memory encoding \d+ images, 7 a pass; lower --encoder-batch"
+        NoRoomError, match="out of memory encoding one image by itself; leave the process more"
     ) as caught:
         VideoAdapter(model, PROMPTS, ("zar",), OPTIONS)(frames, plan)
     assert caught.value.stage == "encode"

@@ -72,7 +72,7 @@ def larger_checkpoint(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def workload(video_folder) -> Workload:
     """Twelve videos of three classes."""
     manifest = probe_listing(list_dataset(video_folder))

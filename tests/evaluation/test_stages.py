@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from zar_ray.adaptation.adapter import PlannedVideo
-from zar_ray.errors import VideoError
+from zar_ray.errors import DeviceLostError, VideoError
 from zar_ray.evaluation.spec import DECODED_SCHEMA, MODELS, STATUS_SCHEMA, Failure
 from zar_ray.evaluation.stages import decode
 from zar_ray.evaluation.stages.adapt import AdaptStage, Arrived, Replica
@@ -171,3 +172,44 @@ def test_a_surprise_costs_its_video_and_not_its_block():
     outcomes = stage.predict(replica, [arrived(1), Arrived({}, given), arrived(2), arrived(3), arrived(4)])
     assert outcomes == [1, given, Failure("KeyError: 'two'", "adapt"), Failure("cannot", "encode"), 4]
     assert stage.predict(replica, [arrived(1), arrived(4)]) == [1, 4]
+
+
+@pytest.mark.parametrize("place", ["encode_images", "view_features", "embedding_part"])
+def test_a_block_whose_device_is_lost_has_no_rows(begin, tiny_checkpoint, caplog, place):
+    run = begin("run", tiny_checkpoint, **METHODS)
+    block, stage = DecodeStage(run.spec)(run.todo.slice(0, 3)), run.adapt()
+    (replica,) = stage.replicas
+
+    def lost(*_):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    setattr(replica.adapter.model, place, lost)
+    with pytest.raises(DeviceLostError):
+        stage(block)
+    assert not run.rows
+    assert "tried by itself" not in caplog.text, "nothing is tried again here"
+    delattr(replica.adapter.model, place)
+    assert stage(block)["failed"].to_pylist() == [False] * 3
+
+
+def test_memory_for_single_images_is_enough(begin, tiny_checkpoint, caplog):
+    whole, small = begin("whole", tiny_checkpoint, **METHODS), begin("small", tiny_checkpoint, **METHODS)
+    whole.evaluate(whole.todo.slice(0, 3))
+    stage = small.adapt()
+    model = stage.replicas[0].adapter.model
+    encode = model.encode_images
+
+    def limited(pixels):
+        if len(pixels) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(pixels)
+
+    model.encode_images = limited
+    for start in range(3):
+        stage(DecodeStage(small.spec)(small.todo.slice(0, 1)))
+        assert len(small.rows) == len(METHODS["method"]) * (start + 1)
+    expected = results(whole, "tiny")
+    for key, (error, scores, *_) in results(small, "tiny").items():
+        assert error is None
+        assert scores == pytest.approx(expected[key][1], abs=1e-3)
+    assert len([line for line in caplog.messages if "out of memory" in line]) == 1

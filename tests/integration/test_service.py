@@ -16,6 +16,7 @@ from statistics import median
 import psutil
 import pytest
 import requests
+import torch
 
 from zar_ray.adaptation.options import PredictConfig
 from zar_ray.adaptation.predict import predict
@@ -24,6 +25,7 @@ from zar_ray.models.loading import load_model
 pytestmark = pytest.mark.slow
 
 LABELS = ["riding a horse", "walking the dog", "cooking an egg", "playing chess"]
+LOSES = "loses the device"
 TOKEN = "let me in"
 BODY_BYTES = 24 * 2**20
 # Less than a decoder can do with `slow_video`, and more than streams of others come to.
@@ -116,6 +118,12 @@ class Service:
 
 
 @pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
 def roots(tmp_path_factory, make_video):
     folder = tmp_path_factory.mktemp("served")
     make_video(folder / "root" / "in" / "a.mp4", frames=20)
@@ -125,10 +133,22 @@ def roots(tmp_path_factory, make_video):
 
 
 @pytest.fixture(scope="module")
-def service(ray_cluster, tiny_checkpoint, roots):
+def service(ray_cluster, tiny_checkpoint, roots, monkeypatch_module):
     from ray import serve
 
+    from zar_ray.serving import application
     from zar_ray.serving.application import build, options_of
+
+    class Replica(application.ModelDeployment.func_or_class):
+        """Loses its device at a label, for good as a real one does."""
+
+        def _answer(self, jobs):
+            if any(LOSES in job.query.labels for job in jobs):
+                self._classifier.model.encode_images = lost
+            return super()._answer(jobs)
+
+    def lost(pixels):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
@@ -151,6 +171,9 @@ def service(ray_cluster, tiny_checkpoint, roots):
         },
     }
     serve.start(http_options={"host": "127.0.0.1", "port": port})
+    monkeypatch_module.setattr(
+        application, "ModelDeployment", application.ModelDeployment.options(func_or_class=Replica)
+    )
     try:
         serve.run(build(options_of(options)), name="zar", route_prefix="/")
         yield Service(port)
@@ -459,6 +482,17 @@ def test_a_replica_killed_under_load_loses_what_it_held_and_no_more(service, vid
     assert len(lost) <= 4, "more than the four that could be in flight"
     assert service.ask(video).status_code == 200
     assert service.replica(deployment).pid != replica.pid
+
+
+def test_a_replica_whose_device_is_lost_is_replaced(service, video):
+    before = service.replica("model").pid
+    problem(service.ask(video, candidate_labels=[*LABELS, LOSES]), 503, "replica-lost")
+    limit = time.monotonic() + 60
+    while (answer := service.ask(video)).status_code != 200:
+        problem(answer, 503, "replica-lost")
+        assert time.monotonic() < limit
+        time.sleep(0.2)
+    assert any(one.pid != before for one in service.processes("ServeReplica:zar:model"))
 
 
 def test_a_model_that_hangs_is_a_timeout(service, video):

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 VIDEOS, STEPS = 24, 24
 
 
-# Mixing and smoothing lie within micro-batches: without DDP, or on the wrong shares, one process and two would part.
+# Mixing and smoothing lie within micro-batches: on the wrong shares, or without an exchange, one and two would part.
 AUGMENT = {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "flip": 0.5, "colour_jitter": 0.8, "grey": 0.2}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 
 import pytest
@@ -9,6 +10,16 @@ from fastapi.testclient import TestClient
 from serving_backends import LocalBackend, local_app
 
 from zar_ray.serving.methods import ServiceOptions
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_before():
+    """`log_to_serve` is for the whole life of a process, and pytest's own handlers are among those that it takes."""
+    loggers = [logging.getLogger(name) for name in ("zar_ray.serving", "zar_ray.models")]
+    before = [list(one.handlers) for one in loggers]
+    yield
+    for one, handlers in zip(loggers, before, strict=True):
+        one.handlers[:] = handlers
 
 
 @pytest.fixture(scope="module")

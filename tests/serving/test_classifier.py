@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from zar_ray.errors import ConfigError
+from zar_ray.errors import ConfigError, DeviceLostError
+from zar_ray.models.fitting import Fitting
 from zar_ray.models.text import PromptedClasses
 from zar_ray.serving.backend import Job, Query
 from zar_ray.serving.classifier import Classifier
@@ -66,6 +68,46 @@ def test_what_goes_wrong_costs_its_own_answer(classifier, monkeypatch):
     assert first.request_id == "request-1"
     assert isinstance(second, RequestError)
     assert (second.code, "secret" in second.detail) == ("internal-error", False)
+
+
+def test_memory_that_does_not_suffice_is_halved_or_said(classifier, monkeypatch, caplog):
+    jobs = [job(classifier, number) for number in range(2)]
+    expected, encode, room = classifier.answer(jobs), classifier.model.encode_images, [10]
+
+    def limited(pixels):
+        if len(pixels) > room[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(pixels)
+
+    monkeypatch.setattr(classifier.model, "encode_images", limited)
+    monkeypatch.setattr(classifier.model, "image_passes", Fitting("images a pass"))
+    for _ in range(2):
+        assert [scores(answer) for answer in classifier.answer(jobs)] == [scores(answer) for answer in expected]
+    assert [line for line in caplog.messages if "out of memory" in line] == [
+        "out of memory with 64 images a pass: goes on with 8"
+    ]
+    room[0] = 0
+    assert {answer.code for answer in classifier.answer(jobs)} == {"overloaded"}
+    room[0] = 10**6
+    monkeypatch.setattr("zar_ray.serving.classifier.explain", lambda *_: limited(range(10**7)))
+    (answer,) = classifier.answer([job(classifier, 1, explain=True)])
+    assert answer.explanation is None
+    assert "not enough memory" in answer.explanation_missing
+
+
+def test_a_lost_device_is_no_questions_failure(classifier, monkeypatch):
+    def lost(pixels):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    for place in ("encode_images", "explain"):
+        with monkeypatch.context() as patch:
+            if place == "explain":
+                patch.setattr("zar_ray.serving.classifier.explain", lambda *_: lost(None))
+            else:
+                patch.setattr(classifier.model, place, lost)
+            with pytest.raises(DeviceLostError, match="device-side assert"):
+                classifier.answer([job(classifier, 1, explain=True), job(classifier, 2)])
+    assert classifier.answer([job(classifier, 1)])[0].request_id == "request-1"
 
 
 def test_labels_that_the_model_cannot_tell_apart_are_named(classifier):

@@ -6,8 +6,9 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from zar_ray.errors import ConfigError
+from zar_ray.errors import ConfigError, DeviceLostError
 from zar_ray.serving import model_deployment
 from zar_ray.serving.methods import ServiceOptions
 from zar_ray.serving.model_deployment import ModelDeployment
@@ -127,6 +128,40 @@ def test_answers_are_logged_by_their_request_and_loudly_where_they_failed_or_are
     levels = {record.args[0]: record.levelname for record in caplog.records if record.name == "zar_ray.serving"}
     assert levels == {"id-a": "WARNING", "id-b": "INFO", "id-c": "WARNING"}
     assert "secret" not in caplog.text
+
+
+def test_a_replica_whose_device_is_lost_answers_so_and_asks_to_be_replaced(replica, caplog):
+    one, lost = replica(), DeviceLostError("cuda:0: answers nothing any more (CUDA error: an illegal ...)")
+    one._classifier.model.device = torch.device("cpu")
+
+    def answer(jobs):
+        raise lost
+
+    async def ask():
+        await one.check_health()
+        waiting = one._classifier.answer
+        one._classifier.answer = answer
+        held = await asyncio.gather(*(one.classify(job(name)) for name in ("a", "w0", "b")))
+        with pytest.raises(DeviceLostError):
+            await one.check_health()
+        one._classifier.answer = waiting
+        return [*held, await one.classify(job("later"))]
+
+    answers = asyncio.run(ask())
+    assert {(one.code, one.status, one.retry_after) for one in answers} == {("replica-lost", 503, 5)}
+    assert one._classifier.calls == []
+    assert "this replica is to be replaced: cuda:0: answers nothing" in caplog.text
+
+
+def test_a_device_that_is_lost_while_nothing_is_asked_is_noticed(replica, monkeypatch):
+    one, alive = replica(), [True, False, True]
+    one._classifier.model.device = torch.device("cuda", 0)
+    monkeypatch.setattr(model_deployment, "answers", lambda device: alive.pop(0))
+    asyncio.run(one.check_health())
+    for _ in range(3):
+        with pytest.raises(DeviceLostError, match="cuda:0: answers nothing any more"):
+            asyncio.run(one.check_health())
+    assert alive == [True], "a lost device is not asked again"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ import torch
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.data.datasets import list_dataset
 from zar_ray.data.probing import probe_listing
+from zar_ray.errors import RunError
+from zar_ray.training.network import VideoTextModel
 from zar_ray.training.options import AugmentConfig, RandAugmentConfig, TrainConfig
 from zar_ray.training.progress import TrainingState
 from zar_ray.training.worker import TrainingJob, train_worker
@@ -41,10 +43,14 @@ ADAPTED = {
 }
 
 
+@pytest.fixture(scope="module")
+def manifest(video_folder):
+    return probe_listing(list_dataset(video_folder))
+
+
 @pytest.fixture
-def run(video_folder, monkeypatch, tmp_path):
+def run(video_folder, manifest, monkeypatch, tmp_path):
     """Trains in this process, as one of so many workers, from a state or from the beginning; returns states by step."""
-    manifest = probe_listing(list_dataset(video_folder))
 
     def train(start=None, rank=0, workers=1, validation=None, architecture=ARCHITECTURE, **options):
         given = {"augment": AugmentConfig(mixup=0.8, cutmix=1.0, flip=0.5, label_smoothing=0.1), **options}
@@ -86,7 +92,7 @@ def run(video_folder, monkeypatch, tmp_path):
         monkeypatch.setattr(ray.train, "get_context", lambda: group)
         monkeypatch.setattr(ray.train, "get_checkpoint", lambda: checkpoint)
         monkeypatch.setattr(ray.train, "report", report)
-        monkeypatch.setattr(ray.train.torch, "prepare_model", lambda model: model)
+        monkeypatch.setattr(ray.train.torch, "prepare_model", lambda model, **_: model)
         monkeypatch.setattr("zar_ray.training.worker.ray.get", lambda job: job)
         train_worker({"job": job})
         return states
@@ -149,13 +155,14 @@ def test_two_workers_drop_what_one_that_accumulates_drops(regularised, monkeypat
         gradients.append([parameter.grad.clone() for parameter in parameters if parameter.grad is not None])
 
     monkeypatch.setattr(torch.optim.AdamW, "step", note)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: None)  # of the figures that are shown
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: None)
     for rank, workers in ((0, 1), (0, 2), (1, 2)):
         regularised(rank=rank, workers=workers, steps=1)
     alone, first, second = gradients
     assert len(alone) > 50
+    # of each process its share, as nothing was exchanged
     for whole, one, other in zip(alone, first, second, strict=True):
-        assert torch.allclose((one + other) / 2, whole, atol=1e-6)
+        assert torch.allclose(one + other, whole, atol=1e-6)
     assert not all(torch.allclose(one, other, atol=1e-3) for one, other in zip(first, second, strict=True))
 
 
@@ -169,3 +176,121 @@ def test_an_evaluation_in_between_drops_nothing_and_changes_nothing(regularised)
 
     assert same(regularised(validation=validation)[7], regularised()[7])
     assert seen == [set()] * 5
+
+
+class TestMemoryRunsOut:
+    @pytest.fixture
+    def room(self, monkeypatch):
+        """Room for so many videos a pass; gives the passes that fitted."""
+
+        def make(room, error=None):
+            forward, passes = VideoTextModel.forward, []
+
+            def limited(self, pixels, *texts):
+                found = forward(self, pixels, *texts)
+                logits = found[0] if isinstance(found, tuple) else found
+                if len(pixels) <= room:
+                    passes.append(len(pixels))
+                elif len(passes) % 2:
+
+                    def full(_):
+                        for one in self.parameters():  # as where some layers had added theirs by then
+                            if one.grad is not None:
+                                one.grad.add_(1e3)
+                        raise error or torch.OutOfMemoryError("CUDA out of memory")
+
+                    logits.register_hook(full)
+                else:
+                    raise error or torch.OutOfMemoryError("CUDA out of memory")
+                return found
+
+            monkeypatch.setattr(VideoTextModel, "forward", limited)
+            return passes
+
+        return make
+
+    @pytest.mark.parametrize(
+        ("trains", "micro_batch", "fits", "expected"), [("both", 8, 3, 2), ("context", 4, 1, 1), ("image", 8, 7, 4)]
+    )
+    def test_it_takes_the_steps_that_it_would_have_taken(self, run, room, caplog, trains, micro_batch, fits, expected):
+        options = {"trains": trains, "micro_batch": micro_batch, "steps": 2, "average_from": None}
+        whole = run(**options)[2]
+        passes = room(fits)
+        cut = run(**options)[2]
+        assert torch.allclose(cut.history, whole.history, rtol=1e-4, atol=1e-5)
+        for name, value in whole.network.items():
+            assert torch.allclose(cut.network[name], value, atol=1e-5) or name.endswith("in_proj_bias"), name
+        assert set(passes) == {expected}
+        assert caplog.messages == [
+            f"out of memory with {micro_batch} videos of a micro-batch at once: goes on with {expected}"
+        ]
+
+    def test_memory_that_runs_out_amid_a_step_costs_none_of_its_gradients(self, run, monkeypatch):
+        whole = run(steps=1, average_from=None, micro_batch=2)[1]
+        forward, passes = VideoTextModel.forward, []
+
+        def limited(self, pixels):
+            passes.append(len(pixels))
+            found = forward(self, pixels)
+            if len(passes) == 3:
+
+                def full(_):
+                    for one in self.parameters():
+                        if one.grad is not None:
+                            one.grad.add_(1e3)
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+
+                found.register_hook(full)
+            return found
+
+        monkeypatch.setattr(VideoTextModel, "forward", limited)
+        cut = run(steps=1, average_from=None, micro_batch=2)[1]
+        assert passes == [2] * 3 + [1] * 8
+        assert torch.allclose(cut.history, whole.history, rtol=1e-4, atol=1e-5)
+
+    def test_others_wait_for_one_exchange_a_step_whatever_it_tried(self, run, room, monkeypatch):
+        """Each call is one that all processes must make: one more or less, and they would wait for ever."""
+        exchanged = []
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: exchanged.append(values.clone()))
+        options = {"rank": 1, "workers": 2, "steps": 2, "average_from": None}
+        run(**options)
+        whole = exchanged.copy()
+        exchanged.clear()
+        passes = room(1)
+        run(**options)
+        assert set(passes) == {1}
+        assert [one.shape for one in exchanged] == [one.shape for one in whole]
+        assert torch.allclose(exchanged[0], whole[0], atol=1e-5)
+
+    def test_what_is_dropped_by_positions_is_the_same_in_parts(self, regularised, room):
+        options = {"steps": 2, "attention_dropout": 0.0, "average_from": None}
+        whole = regularised(**options)[2]
+        assert set(room(2) or [2]) == {2}
+        cut = regularised(**options)[2]
+        assert torch.allclose(cut.history, whole.history, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (
+                {"loss": "matching", "augment": AugmentConfig()},
+                "whose videos --loss matching compares",
+            ),
+            ({"attention_dropout": 0.1}, "for all of which --attention-dropout and --head-dropout"),
+        ],
+    )
+    def test_where_parts_would_give_other_numbers_it_is_refused(self, run, room, options, message):
+        room(2)
+        with pytest.raises(RunError, match=f"out of memory with a micro-batch of 4, {message}") as caught:
+            run(**options)
+        assert "--grad-checkpointing takes less and changes no number" in str(caught.value)
+
+    def test_a_single_video_that_does_not_fit_ends_it_in_one_line(self, run, room):
+        room(0)
+        with pytest.raises(RunError, match="out of memory with one video at a time; --grad-checkpointing"):
+            run()
+
+    def test_a_lost_device_ends_the_process(self, run, room):
+        room(0, torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+        with pytest.raises(torch.AcceleratorError):
+            run()

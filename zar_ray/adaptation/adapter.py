@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from zar_ray.adaptation.base import Decision, Fusion, Shared, Stream, VideoFeatures, VideoPixels, decisions
+from zar_ray.adaptation.base import Decision, Fusion, Outcome, Shared, Stream, VideoFeatures, VideoPixels, decisions
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.memory import PeakMemory
 from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.options import AdaptationOptions, Setting
 from zar_ray.data.class_texts import ClassPrompts
-from zar_ray.errors import ModelError, VideoError
+from zar_ray.errors import ModelError, NoRoomError, VideoError
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.device_faults import watched, within_memory
 from zar_ray.models.devices import require_compiler
+from zar_ray.models.fitting import MORE_MEMORY
 from zar_ray.models.options import ClassPosition
 from zar_ray.models.packing import ImageSet, encode_packed
 from zar_ray.models.text import PromptedClasses
@@ -276,7 +278,14 @@ class VideoAdapter:
         Returns:
             A prediction a video, in order; an error in place of one for which the encoder ran out of memory (stage
             ``encode``) or a method could not decide (``adapt``). The others do not notice.
+
+        Raises:
+            DeviceLostError: The model's device is lost.
         """
+        with watched(self.model.device):
+            return self._predict(videos)
+
+    def _predict(self, videos: Sequence[PlannedVideo]) -> list[VideoPrediction | VideoError]:
         if not any(method.needs_views for method in self.methods):
             videos = [video.evaluation_only() for video in videos]
         if not self.model.frame_independent:
@@ -309,16 +318,13 @@ class VideoAdapter:
             chosen = [one for one in videos if one.video.class_sets is None or case.class_set in one.video.class_sets]
             if not chosen:
                 continue
-            method, (own, shared) = get_method(case.method), self._told(case)
-            level = method.fusion(own)
+            method = get_method(case.method)
             self._memory.begin()
             started = time.perf_counter()
-            # Averaging frames to views is the method's work; cases that share it find it done.
-            given = [one.under(case.setting, level, method.needs_pixels) for one in chosen]
-            if case.case_id in self._streams:
-                outcomes = decisions(given, self._streams[case.case_id].decide)
-            else:
-                outcomes = method.adapt(given, self._classes[case.setting][case.class_set], own, shared)
+            outcomes = within_memory(partial(self._outcomes, case, chosen))
+            if outcomes is None:
+                what = f"out of memory in {method.name} over {len(self._classes[case.setting][case.class_set])} classes"
+                outcomes = [NoRoomError(f"{what}; {MORE_MEMORY}", stage="adapt") for _ in chosen]
             seconds = (time.perf_counter() - started) / len(chosen)
             peaks = [peak for peak in (encode_peak, self._memory.peak()) if peak is not None]
             for one, outcome in zip(chosen, outcomes, strict=True):
@@ -337,6 +343,15 @@ class VideoAdapter:
                 )
                 one.said.append((case.setting, prediction))
         return [one.prediction() for one in videos]
+
+    def _outcomes(self, case: Case, videos: Sequence[_Encoded]) -> list[Outcome]:
+        """What one case says of each video."""
+        method, (own, shared) = get_method(case.method), self._told(case)
+        # Averaging frames to views is the method's work; cases that share it find it done.
+        given = [one.under(case.setting, method.fusion(own), method.needs_pixels) for one in videos]
+        if case.case_id in self._streams:
+            return decisions(given, self._streams[case.case_id].decide)
+        return method.adapt(given, self._classes[case.setting][case.class_set], own, shared)
 
 
 @dataclass(frozen=True, eq=False)

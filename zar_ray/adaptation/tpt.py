@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 import torch
@@ -18,8 +19,9 @@ from torchvision.transforms.v2 import functional
 from zar_ray.adaptation.augmix import Draws, augmix
 from zar_ray.adaptation.base import Decision, Method, Outcome, Shared, VideoFeatures
 from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch
-from zar_ray.errors import VideoError
+from zar_ray.errors import NoRoomError, VideoError
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.fitting import MORE_MEMORY
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
 from zar_ray.video.pixels import normalise
@@ -71,9 +73,6 @@ def adapt_tpt(
     for number, video in enumerate(videos):
         try:
             crops = encode_crops(video, classes.model, options, shared)
-        except (torch.OutOfMemoryError, MemoryError):
-            outcomes[number] = VideoError("out of memory encoding TPT's crops; lower --encoder-batch", stage="adapt")
-            continue
         except VideoError as error:
             outcomes[number] = error
             continue
@@ -101,21 +100,30 @@ def encode_crops(video: VideoFeatures, model: ClipModel, options: TptConfig, sha
         float32 (views - 1, T, D), not normalised.
 
     Raises:
-        VideoError: There are no pixels (stage ``adapt``).
+        VideoError: There are no pixels, or not enough memory for one crop (stage ``adapt``).
     """
     pixels = video.require_pixels()
     plan = pixels.plan
     rows = plan.images[plan.evaluation.reshape(-1, plan.evaluation.shape[-1])[0], 0]
     frames = pixels.frames_on(model.device, rows).permute(0, 3, 1, 2)
-    draws = [Draws(shared.seed, pixels.video_id, "tpt", number) for number in range(1, options.views)]
-    at_once = max(1, shared.encoder_batch // len(rows))
-    embeddings = [pixels.embeddings[:0]]
-    for first in range(0, len(draws), at_once):
-        side = model.preprocessing.input_size
-        views = torch.cat([random_view(frames, options, side, one) for one in draws[first : first + at_once]])
-        passes = views.split(shared.encoder_batch)  # a view may be more than a pass
-        embeddings += [model.encode_images(normalise(one, model.preprocessing)) for one in passes]
-    return torch.cat(embeddings).unflatten(0, (len(draws), len(rows)))
+    side, numbers = model.preprocessing.input_size, range(1, options.views)
+
+    def encode(first: int, most: int) -> list[torch.Tensor]:
+        taken = numbers[first : first + max(1, most // len(rows))]
+        draws = (Draws(shared.seed, pixels.video_id, "tpt", number) for number in taken)
+        views = torch.cat([random_view(frames, options, side, one) for one in draws])
+        # A view may be more than a pass.
+        encoded = [model.encode_images(normalise(one, model.preprocessing)) for one in views.split(most)]
+        return list(torch.cat(encoded).split(len(rows)))
+
+    embeddings: list[torch.Tensor] = []
+    while len(embeddings) < len(numbers):
+        left = len(rows) * (len(numbers) - len(embeddings))
+        made = model.image_passes.once(min(shared.encoder_batch, left), partial(encode, len(embeddings)))
+        if made is None:
+            raise NoRoomError(f"out of memory encoding one of TPT's crops by itself; {MORE_MEMORY}", stage="adapt")
+        embeddings += made
+    return torch.stack(embeddings) if embeddings else pixels.embeddings[:0].unflatten(0, (0, len(rows)))
 
 
 def random_view(frames: torch.Tensor, options: TptConfig, size: int, draws: Draws) -> torch.Tensor:

@@ -6,7 +6,7 @@ to: what a method did to one video cannot reach another one or another method, w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from torch.func import functional_call
 
 from zar_ray.adaptation.base import Decision, VideoFeatures, averaged, entropy, require_finite
 from zar_ray.adaptation.fusion import video_features
-from zar_ray.errors import VideoError
+from zar_ray.errors import NoRoomError, VideoError
 from zar_ray.models.clip import PRODUCTS, ClipModel
+from zar_ray.models.fitting import MORE_MEMORY
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.video.pixels import crop_and_normalise
@@ -66,24 +67,46 @@ class MovingTower:
 
         Returns:
             float32 (I, D), as `like`, one row an image of the video, not normalised; zeros for the others.
+
+        Raises:
+            NoRoomError: See `decide_by_moving`.
         """
         embeddings = torch.zeros_like(like)
         with torch.no_grad():
-            for part in self._passes(rows):
-                embeddings[torch.from_numpy(part).to(embeddings.device)] = self.encode(cut(part))
+            passes = self.model.image_passes
+            for part, found in passes.each(
+                rows.tolist(), self.images_a_pass, lambda part: self.encode(cut(np.array(part)))
+            ):
+                if found is None:
+                    raise _no_room()
+                embeddings[list(part)] = found
         return embeddings
 
-    def add_gradients(self, cut: Cut, rows: np.ndarray, of_embeddings: torch.Tensor) -> None:
+    def set_gradients(self, cut: Cut, rows: np.ndarray, of_embeddings: torch.Tensor) -> None:
         """Adds up the weights' gradients, a pass at a time, so that no graph is larger than a pass.
 
         A loss depends on the images of `rows`, and its gradient with respect to all embeddings (I, D) is given.
-        """
-        for part in self._passes(rows):
-            with torch.enable_grad(), exact_float32():
-                self.encode(cut(part)).backward(of_embeddings[torch.from_numpy(part).to(of_embeddings.device)])
 
-    def _passes(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        return (rows[first : first + self.images_a_pass] for first in range(0, len(rows), self.images_a_pass))
+        Raises:
+            NoRoomError: See `decide_by_moving`.
+        """
+
+        def add_up(most: int) -> bool:
+            # Where memory ran out, the pass had added to some gradients, and not to others.
+            for weight in self.weights.values():
+                weight.grad = None
+            for first in range(0, len(rows), most):
+                part = rows[first : first + most]
+                with torch.enable_grad(), exact_float32():
+                    self.encode(cut(part)).backward(of_embeddings[torch.from_numpy(part).to(of_embeddings.device)])
+            return True
+
+        if not self.model.moving_passes.once(min(self.images_a_pass, len(rows)), add_up):
+            raise _no_room()
+
+
+def _no_room() -> NoRoomError:
+    return NoRoomError(f"out of memory moving the weights by one image at a time; {MORE_MEMORY}", stage="adapt")
 
 
 def decide_by_moving(
@@ -110,8 +133,8 @@ def decide_by_moving(
         moved: Whether the weights are other than the model's already, so that its embeddings are not theirs.
 
     Raises:
-        VideoError: There are no pixels or no views, logits are not finite, or there is not enough memory (stage
-            ``adapt``); the weights may have moved.
+        VideoError: There are no pixels or no views, logits are not finite, or there is not enough memory for one image
+            (stage ``adapt``); the weights may have moved.
     """
     pixels = video.require_pixels()
     if not len(video.views):
@@ -128,24 +151,20 @@ def decide_by_moving(
     require_finite(entropies, "of the views")
 
     encoded, losses = 0, []
-    try:
-        for _ in range(steps):
-            embeddings = tower.embed(cut, rows, pixels.embeddings) if moved else pixels.embeddings
-            encoded += len(rows) * (2 if moved else 1)
-            with torch.enable_grad(), exact_float32():
-                leaf = embeddings.detach().clone().requires_grad_()
-                loss = loss_of(classes.initial_logits(video_features(leaf, plan, fuse).views))
-                require_finite(loss, "during adaptation")
-                (of_embeddings,) = torch.autograd.grad(loss, leaf)
-            optimiser.zero_grad()
-            tower.add_gradients(cut, rows, of_embeddings)
-            optimiser.step()
-            losses.append(loss.detach())
-            moved = True
-        shown = np.unique(plan.evaluation)
-        evaluation = video_features(tower.embed(cut, shown, pixels.embeddings), plan, fuse).evaluation
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise VideoError("out of memory moving the weights; lower --encoder-batch", stage="adapt") from error
+    for _ in range(steps):
+        embeddings = tower.embed(cut, rows, pixels.embeddings) if moved else pixels.embeddings
+        encoded += len(rows) * (2 if moved else 1)
+        with torch.enable_grad(), exact_float32():
+            leaf = embeddings.detach().clone().requires_grad_()
+            loss = loss_of(classes.initial_logits(video_features(leaf, plan, fuse).views))
+            require_finite(loss, "during adaptation")
+            (of_embeddings,) = torch.autograd.grad(loss, leaf)
+        tower.set_gradients(cut, rows, of_embeddings)
+        optimiser.step()
+        losses.append(loss.detach())
+        moved = True
+    shown = np.unique(plan.evaluation)
+    evaluation = video_features(tower.embed(cut, shown, pixels.embeddings), plan, fuse).evaluation
     after = averaged(classes.initial_logits(evaluation))
     require_finite(after, "after adaptation")
     return Decision(

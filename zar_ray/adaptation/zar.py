@@ -26,8 +26,9 @@ from zar_ray.adaptation.base import (
     doubt,
     entropy,
 )
-from zar_ray.errors import VideoError
+from zar_ray.errors import NoRoomError, VideoError
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.fitting import MORE_MEMORY
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
@@ -111,11 +112,18 @@ def adapt_zar_batch(videos: Sequence[VideoFeatures], classes: PromptedClasses, o
     """Tunes a fresh context for each video, with any numbers of views, and classifies each under its own.
 
     Returns:
-        A decision a video, in order; an error in place of one that has no views or logits that are not finite.
+        A decision a video, in order; an error in place of one that has no views, logits that are not finite, or not
+        enough memory, as few videos as may pass together.
     """
-    at_once = max(1, _TOKENS_AT_ONCE // classes.tokens)
-    parts = (videos[first : first + at_once] for first in range(0, len(videos), at_once))
-    return [outcome for part in parts for outcome in _adapt_together(part, classes, options)]
+    made = classes.model.text_passes.each(
+        videos, _TOKENS_AT_ONCE, lambda part: _adapt_together(part, classes, options), classes.tokens
+    )
+    alone = (
+        f"out of memory tuning the context of one video over {len(classes)} classes; {MORE_MEMORY}, or fewer classes"
+    )
+    return [
+        outcome for _, outcomes in made for outcome in ([NoRoomError(alone, "adapt")] if outcomes is None else outcomes)
+    ]
 
 
 def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: ZarConfig) -> list[Outcome]:

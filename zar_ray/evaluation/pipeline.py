@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +25,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources
 from rich.console import Console
 
 from zar_ray.cluster import connected
-from zar_ray.errors import RunError, reason_of
+from zar_ray.errors import DeviceLostError, RunError, reason_of
 from zar_ray.evaluation import planning, preflight, recovery, supply
 from zar_ray.evaluation.planning import AskedModel, PlannedModel
 from zar_ray.evaluation.progress import VideoProgress
@@ -36,6 +37,8 @@ from zar_ray.evaluation.workload import Workload
 from zar_ray.results.case import Case
 from zar_ray.results.folder import PARTS_AT_ONCE, RunFolder
 from zar_ray.results.metrics import check_counts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +137,28 @@ def evaluate(
         return Evaluated(table, models, len(workload.manifest) - len(todo), len(evaluated), seconds)
 
 
+class ModelWorker:
+    """What a process of the model pool runs; it ends with its device, so that Ray starts another one in its place.
+
+    Args:
+        stage: `AdaptStage`, which is made here.
+        told: What it is made of.
+    """
+
+    def __init__(self, stage: Callable[..., AdaptStage], *told: Any) -> None:
+        self._stage = stage(*told)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """See `AdaptStage`; the block is tried again where its device is lost, as after any death."""
+        try:
+            return self._stage(block)
+        except DeviceLostError:
+            logger.critical("this process ends, as its device is lost", exc_info=True)
+            logging.shutdown()
+            # Whatever would be cleaned up would wait for the device.
+            os._exit(1)
+
+
 def run_blocks(
     videos: pa.Table,
     block_size: int,
@@ -201,8 +226,8 @@ def _stages(
                 max_retries=retries,
             )
             .map_batches(
-                AdaptStage,
-                fn_constructor_args=told,
+                ModelWorker,
+                fn_constructor_args=(AdaptStage, *told),
                 batch_size=block_size,
                 batch_format="pyarrow",
                 zero_copy_batch=True,

@@ -33,7 +33,7 @@ _STREAMED_AT_ONCE = 512
 # A video whose process died in company and then again alone: nothing else can be learnt about it from here.
 _KILLER = Failure(
     "its worker process died each time, the last time with this video alone: "
-    "a crash in the decoder or the model, or the process was killed (out of memory?)",
+    "a crash in the decoder or the model, a lost device, or the process was killed (out of memory?)",
     "worker",
 )
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
-from zar_ray.errors import VideoError
+from zar_ray.errors import DeviceLostError, VideoError
 from zar_ray.evaluation.feature_store import FeatureStore, feature_space
 from zar_ray.evaluation.workload import CLASS_SETS, RIGHT_IDS
 from zar_ray.models.options import Precision
@@ -200,6 +200,9 @@ def attempt(stage: str, work: Callable[[], _T]) -> _T | Failure:
     """Does something with one video, and turns what goes wrong into a failure, here and nowhere else in the job.
 
     Even what nobody foresaw must cost one video and not the job; it is logged with its traceback.
+
+    Raises:
+        DeviceLostError: The work was on a device that is lost, with which all videos would fail.
     """
     try:
         return work()
@@ -207,6 +210,8 @@ def attempt(stage: str, work: Callable[[], _T]) -> _T | Failure:
         return Failure(str(error), error.stage)
     except MemoryError:
         return Failure("out of memory", stage)
+    except DeviceLostError:
+        raise
     except Exception as error:
         logger.exception("unforeseen failure while in stage %s", stage)
         return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}", stage)

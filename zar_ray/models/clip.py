@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from zar_ray.data.options import CONTEXT
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import Architecture
+from zar_ray.models.fitting import Fitting
 from zar_ray.models.options import Precision
 from zar_ray.models.parts import FUSION, VECTOR, following_head, frames_of, text_frame_of
 from zar_ray.models.precision import exact_float32, full_precision
@@ -56,6 +57,11 @@ class ClipModel(nn.Module):
         precision: Of the image encoder alone: under ``bf16`` and ``fp16`` it runs in mixed precision.
         random_weights: Whether the weights are untrained.
 
+    Attributes:
+        image_passes: How many images pass the encoder at once.
+        moving_passes: How many do so where the encoder's weights move, with all that their gradients need.
+        text_passes: How many tokens pass the text tower at once, with all that gradients need.
+
     Raises:
         ModelError: The text tower does not read CLIP's tokens.
     """
@@ -82,6 +88,9 @@ class ClipModel(nn.Module):
         self.architecture = architecture
         self.precision: Precision = precision
         self.random_weights = random_weights
+        self.image_passes = Fitting("images a pass of the image encoder", "--encoder-batch {}")
+        self.moving_passes = Fitting("images a pass of the moving image encoder", "--encoder-batch {}")
+        self.text_passes = Fitting("tokens a pass of the text tower")
         self._compiled = False
         self._ready: tuple[list[tuple[int, int]], Callable[[torch.Tensor], torch.Tensor]] | None = None
         self.eval()

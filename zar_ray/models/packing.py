@@ -15,8 +15,9 @@ from operator import itemgetter
 import numpy as np
 import torch
 
-from zar_ray.errors import VideoError
+from zar_ray.errors import NoRoomError, VideoError
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.fitting import MORE_MEMORY
 from zar_ray.video.pixels import cut_crops, normalise
 from zar_ray.video.transforms import CropBox
 
@@ -42,47 +43,49 @@ def encode_packed(model: ClipModel, sets: Sequence[ImageSet], images_a_pass: int
     Args:
         model: The model, on its device.
         sets: The videos' images, at least one each.
-        images_a_pass: Images that a pass of the encoder takes; the last pass takes what is left. Of a model that is
-            not `frame_independent` as many whole views as that is, one at least, and the sets are of whole views
+        images_a_pass: Images that a pass of the encoder takes, fewer where they do not fit
+            (`ClipModel.image_passes`); the last pass takes what is left. Of a model that is not `frame_independent` as
+            many whole views as that is, one at least, and the sets are of whole views
             (`zar_ray.video.plans.by_view`).
 
     Returns:
         float32 (I, D) a set, in order, on the model's device, not normalised; an error (stage ``encode``) in place of
-        a set that was in a pass for which there was not enough memory.
+        a set of which there was not enough memory for a single image, or view.
     """
-    if not model.frame_independent and model.view_frames is not None:
-        images_a_pass = max(1, images_a_pass // model.view_frames) * model.view_frames
+    whole = 1 if model.frame_independent else model.view_frames or 1
     parts: list[list[torch.Tensor]] = [[] for _ in sets]
-    failures: dict[int, VideoError] = {}
+    failed: set[int] = set()
     frames = _Frames(sets, model.device)
-    every = [(number, row) for number, one in enumerate(sets) for row in range(len(one.images))]
-    for first in range(0, len(every), images_a_pass):
-        # Of each set in the pass the rows that are.
+    # What passes as a whole, by its set and first row.
+    every = [(number, row) for number, one in enumerate(sets) for row in range(0, len(one.images), whole)]
+
+    def encode(taken: Sequence[tuple[int, int]]) -> dict[int, torch.Tensor]:
         wanted = {
-            number: [row for _, row in rows]
-            for number, rows in groupby(every[first : first + images_a_pass], key=itemgetter(0))
-            if number not in failures
+            number: [row for _, first in of_set for row in range(first, first + whole)]
+            for number, of_set in groupby(taken, key=itemgetter(0))
+            if number not in failed
         }
         if not wanted:
+            return {}
+        lengths = [len(rows) for rows in wanted.values()]
+        return dict(zip(wanted, _encode(model, sets, wanted, frames).split(lengths), strict=True))
+
+    for taken, embeddings in model.image_passes.each(every, images_a_pass, encode, whole):
+        if embeddings is None:
+            failed.add(taken[0][0])
             continue
-        try:
-            embeddings = _encode(model, sets, wanted, frames)
-        except (RuntimeError, MemoryError) as error:
-            # PyTorch has a class of its own for a full GPU, but not for a full host.
-            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
-                raise
-            for number in wanted:
-                what = f"{len(sets[number].images)} images, {images_a_pass} a pass"
-                failure = VideoError(f"out of memory encoding {what}; lower --encoder-batch", stage="encode")
-                failure.__cause__ = error
-                failures[number] = failure
-            continue
-        for number, part in zip(wanted, embeddings.split([len(rows) for rows in wanted.values()]), strict=True):
+        for number, part in embeddings.items():
             parts[number].append(part)
     if model.device.type == "cuda":
         # Until here passes were only queued, so that frames travel meanwhile; the time is this stage's, though.
         torch.cuda.synchronize(model.device)
-    return [failures.get(number) or torch.cat(parts[number]) for number in range(len(sets))]
+    what = "one image" if whole == 1 else f"one view of {whole} images"
+    return [
+        NoRoomError(f"out of memory encoding {what} by itself; {MORE_MEMORY}", stage="encode")
+        if number in failed
+        else torch.cat(parts[number])
+        for number in range(len(sets))
+    ]
 
 
 def _encode(

@@ -17,8 +17,9 @@ from zar_ray.adaptation.base import entropy
 from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.predict import rank_labels
 from zar_ray.data.class_texts import prompts_of
-from zar_ray.errors import ConfigError, ModelError, VideoError
+from zar_ray.errors import ConfigError, DeviceLostError, ModelError, NoRoomError, VideoError
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.device_faults import watched, within_memory
 from zar_ray.models.loading import load_model
 from zar_ray.models.text import PromptedClasses
 from zar_ray.serving.backend import DecodingNeeds, Job, Query
@@ -104,6 +105,9 @@ class Classifier:
         Returns:
             An answer a question, in order; an error in place of one that cannot be answered, which leaves the others
             alone.
+
+        Raises:
+            DeviceLostError: The device is lost, and no question can be answered any more.
         """
         groups: dict[tuple[object, ...], list[int]] = {}
         for number, job in enumerate(jobs):
@@ -117,7 +121,10 @@ class Classifier:
     def _answer_safely(self, jobs: Sequence[Job]) -> list[Classification | RequestError]:
         """Answers together; if that breaks in a way nobody foresaw, each by itself, so that it costs one answer."""
         try:
-            return self._answer_alike(jobs)
+            with watched(self.model.device):
+                return self._answer_alike(jobs)
+        except DeviceLostError:
+            raise
         except Exception:
             logger.exception("questions %s failed", ", ".join(job.query.request_id for job in jobs))
         if len(jobs) == 1:
@@ -147,7 +154,8 @@ class Classifier:
         explanation, missing, started = None, None, time.perf_counter()
         if query.explain:
             try:
-                explanation = explain(job, outcome, case, adapter.class_sets[0], adapter.options)
+                explanation = within_memory(lambda: explain(job, outcome, case, adapter.class_sets[0], adapter.options))
+                missing = "there was not enough memory for the maps; try again" if explanation is None else None
             except ModelError as error:
                 missing = str(error)
         decision = case.decision
@@ -232,6 +240,6 @@ def _facts(job: Job, plan: ViewPlan) -> VideoFacts:
 
 
 def _unanswered(error: VideoError) -> RequestError:
-    # Of the encoder, which takes so many images at a time, only memory that others use can be short.
-    code = "overloaded" if error.stage == "encode" else "unusable-video"
+    # A smaller pass was tried; only memory that others use can be short.
+    code = "overloaded" if isinstance(error, NoRoomError) else "unusable-video"
     return RequestError(code, str(error))

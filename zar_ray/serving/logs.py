@@ -18,8 +18,10 @@ def log_to_serve() -> None:
     """Ray Serve's log files take the service's lines too; without this they would go nowhere."""
     logger.setLevel(logging.INFO)
     for handler in logging.getLogger("ray.serve").handlers:
-        if handler not in logger.handlers:
-            logger.addHandler(handler)
+        # Models say what fits into memory.
+        for one in (logger, logging.getLogger("zar_ray.models")):
+            if handler not in one.handlers:
+                one.addHandler(handler)
 
 
 def log_stage(request_id: str, stage: str, seconds: float, limit: float, outcome: object = None) -> None:

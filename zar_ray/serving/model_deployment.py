@@ -12,7 +12,8 @@ from ray import serve
 
 from zar_ray.cluster import reserved_gpus, worker_device
 from zar_ray.data.probing import usable_cpus
-from zar_ray.errors import ConfigError
+from zar_ray.errors import ConfigError, DeviceLostError
+from zar_ray.models.device_faults import answers
 from zar_ray.serving.backend import DecodingNeeds, Job
 from zar_ray.serving.classifier import Classifier
 from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_stage, log_to_serve, logger
@@ -50,11 +51,26 @@ class ModelDeployment:
         self._windows: deque[tuple[Job, asyncio.Future[_Answer]]] = deque()
         self._turns = ((self._videos, config.batch), (self._windows, 1 if on_cpu else max(1, config.batch // 2)))
         self._work: asyncio.Task[None] | None = None
+        self._lost: DeviceLostError | None = None
+
+    async def check_health(self) -> None:
+        """Ray Serve replaces a replica of which this raises three times, a second apart.
+
+        Raises:
+            DeviceLostError: The device is lost; it is asked where nothing is computed.
+        """
+        device, idle = self._classifier.model.device, self._work is None or self._work.done()
+        if self._lost is None and idle and not await asyncio.to_thread(answers, device):
+            self._lost = DeviceLostError(f"{device}: answers nothing any more")
+        if self._lost is not None:
+            raise self._lost
 
     async def classify(self, job: Job | RequestError) -> _Answer:
         """Answers about one decoded video or window; what is wrong with one comes through as it is."""
         if isinstance(job, RequestError):
             return job
+        if self._lost is not None:
+            return _device_lost()
         started, answer = time.monotonic(), asyncio.get_running_loop().create_future()
         (self._videos if job.decoded.span is None else self._windows).append((job, answer))
         if self._work is None or self._work.done():
@@ -83,6 +99,10 @@ class ModelDeployment:
     def _answer(self, jobs: list[Job]) -> list[_Answer]:
         try:
             return self._classifier.answer(jobs)
+        except DeviceLostError as error:
+            self._lost = error
+            logger.critical("this replica is to be replaced: %s", error)
+            return [_device_lost() for _ in jobs]
         except Exception:  # noqa: BLE001  they wait for an answer, whatever it is
             logger.exception("questions %s failed", ", ".join(job.query.request_id for job in jobs))
             return [RequestError("internal-error", "the service failed; its log says why") for _ in jobs]
@@ -94,3 +114,7 @@ class ModelDeployment:
     async def decoding_needs(self) -> DecodingNeeds:
         """What decoders must know to plan the model's views."""
         return self._classifier.decoding_needs
+
+
+def _device_lost() -> RequestError:
+    return RequestError("replica-lost", "the device that worked on the request is lost, and is replaced; try again")

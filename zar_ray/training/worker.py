@@ -6,8 +6,8 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,13 +18,14 @@ import torch
 import torch.distributed
 from ray.util.queue import Queue
 from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from zar_ray.data.class_texts import ClassPrompts, read_context_file
 from zar_ray.data.manifest import VideoRow
+from zar_ray.errors import RunError
 from zar_ray.models.architecture import Architecture, build_clip
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.fitting import Fitting
 from zar_ray.models.loading import load_model
 from zar_ray.training import samples
 from zar_ray.training.augmentation import mix
@@ -39,6 +40,10 @@ from zar_ray.video.transforms import Preprocessing, imagenet_preprocessing
 
 NOT_VALIDATED = -1.0
 """What a checkpoint without an evaluation reports as its top-1, so that one with any is better."""
+
+_LESS_MEMORY = "--grad-checkpointing takes less and changes no number; or leave the process more"
+
+_Decoded = tuple[samples.MicroBatch, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,15 @@ def initial_network(job: TrainingJob) -> VideoTextModel:
     return VideoTextModel(model, job.prompts, config)
 
 
+def whole_micro_batches(config: TrainConfig) -> str | None:
+    """Why a micro-batch cannot pass in parts that add up to the same numbers; None where it can."""
+    if config.loss == "matching":
+        return "whose videos --loss matching compares with each other"
+    if config.attention_dropout or config.head_dropout:
+        return "for all of which --attention-dropout and --head-dropout draw together"
+    return None
+
+
 def train_worker(arguments: dict[str, Any]) -> None:
     """Trains to the last step, from the last checkpoint of the same run where there is one."""
     job: TrainingJob = ray.get(arguments["job"])
@@ -116,12 +130,14 @@ class _Worker:
         self.network = initial_network(job)
         if state.step:
             self.network.load_trained_state(state.network, f"checkpoint of step {state.step}")
-        self.parallel = ray.train.torch.prepare_model(self.network)
-        self.device = next(self.parallel.parameters()).device
+        # In place; see `_exchange_gradients` for what it would do to them besides.
+        ray.train.torch.prepare_model(self.network, parallel_strategy=None)
+        self.device = next(self.network.parameters()).device
         self.optimiser = optimiser(self.network.trained(), self.network.rule, self.config)
         if state.step:
             self.optimiser.load_state_dict(dict(state.optimiser))
         self.schedule = job.schedule
+        self.passes = Fitting("videos of a micro-batch at once")
         self.state = replace(state, network={}, optimiser={})  # which are loaded, and not to be kept twice
         listener = job.progress if self.rank == 0 else None
         self.meter = Meter(state.history, self.config.batch_size, self.workers, listener)
@@ -141,17 +157,19 @@ class _Worker:
                 self._step(step, batches)
                 self._after(step + 1)
 
-    def _step(self, step: int, batches: Iterator[tuple[samples.MicroBatch, torch.Tensor]]) -> None:
-        config, means = self.config, []
-        turns = config.batch_size // config.micro_batch // self.workers
+    def _step(self, step: int, batches: Iterator[_Decoded]) -> None:
+        config = self.config
         rate = learning_rate(step, self.schedule, config)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group[MULTIPLE]
-        for turn in range(turns):
-            waiting = time.monotonic()
-            which, pixels = next(batches)
-            self.meter.waited += time.monotonic() - waiting
-            means.append(self._backward(which, pixels, turns, last=turn == turns - 1))
+        taken: list[_Decoded] = []
+        whole = whole_micro_batches(config)
+        least = config.micro_batch if whole else 1
+        means = self.passes.once(config.micro_batch, partial(self._accumulate, batches, taken), least)
+        if means is None:
+            what = f"a micro-batch of {least}, {whole}" if whole else "one video at a time"
+            raise RunError(f"out of memory with {what}; {_LESS_MEMORY}")
+        self._exchange_gradients()
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         if config.clip_grad is not None:
@@ -159,9 +177,24 @@ class _Worker:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.network.bound_logit_scale()
-        self.meter.add(torch.stack(means).mean(dim=0), rate, norm)
+        self.meter.add(means, rate, norm)
 
-    def _backward(self, which: samples.MicroBatch, decoded: torch.Tensor, turns: int, last: bool) -> torch.Tensor:
+    def _accumulate(self, batches: Iterator[_Decoded], taken: list[_Decoded], at_once: int) -> torch.Tensor:
+        """Adds up this process's share of a step's gradient, from the start; returns what `_backward` does, (2,).
+
+        Micro-batches are taken as they are decoded, and those `taken` before memory ran out once more.
+        """
+        self.optimiser.zero_grad(set_to_none=True)
+        turns, means = self.config.batch_size // self.config.micro_batch // self.workers, []
+        for turn in range(turns):
+            if turn == len(taken):
+                waiting = time.monotonic()
+                taken.append(next(batches))
+                self.meter.waited += time.monotonic() - waiting
+            means.append(self._backward(*taken[turn], turns, at_once))
+        return torch.stack(means).mean(dim=0)
+
+    def _backward(self, which: samples.MicroBatch, decoded: torch.Tensor, turns: int, at_once: int) -> torch.Tensor:
         """Adds one micro-batch's share of the gradient; returns its loss, and the share of it that was right, (2,)."""
         config = self.config
         if self.device.type == "cuda":
@@ -172,26 +205,43 @@ class _Worker:
         labels = torch.tensor(classes, device=self.device)
         # Whatever draws within the model draws the same after a resumption, and whoever takes the micro-batch.
         key = which.step, which.number
-        torch.manual_seed(int(samples.generator(config.seed, "model", *key).integers(2**62)))
-        # Gradients are exchanged once a step, with the last micro-batch.
-        alone = last or self.workers == 1
-        with nullcontext() if alone else cast(DistributedDataParallel, self.parallel).no_sync():
-            mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-            if config.loss == "matching":
-                texts = self.network.draw_texts(classes, samples.generator(config.seed, "texts", *key))
-                with mixed:
-                    similarities, frames = self.parallel(pixels, texts)
-                loss = matching_loss(similarities, frames, labels, config.motion_loss)
-                right = labels[similarities.argmax(dim=1)] == labels
-            else:
-                rng = samples.generator(config.seed, "mix", *key)
-                pixels, targets = mix(pixels, labels, len(self.job.prompts.names), config.augment, rng)
-                with mixed:
-                    logits = self.parallel(pixels)
-                loss = cross_entropy(logits.float(), targets)
-                right = logits.argmax(dim=1) == targets.argmax(dim=1)
+        draws = int(samples.generator(config.seed, "model", *key).integers(2**62))
+        mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+        if config.loss == "matching":
+            texts = self.network.draw_texts(classes, samples.generator(config.seed, "texts", *key))
+            torch.manual_seed(draws)
+            with mixed:
+                similarities, frames = self.network(pixels, texts)
+            loss = matching_loss(similarities, frames, labels, config.motion_loss)
             (loss / turns).backward()
-        return torch.stack([loss.detach(), right.float().mean()])
+            return torch.stack([loss.detach(), (labels[similarities.argmax(dim=1)] == labels).float().mean()])
+        rng = samples.generator(config.seed, "mix", *key)
+        pixels, targets = mix(pixels, labels, len(self.job.prompts.names), config.augment, rng)
+        means = torch.zeros(2, device=self.device)
+        for part, wanted in zip(pixels.split(at_once), targets.split(at_once), strict=True):
+            torch.manual_seed(draws)
+            with mixed:
+                logits = self.network(part)
+            share = len(part) / len(pixels)
+            loss = share * cross_entropy(logits.float(), wanted)
+            (loss / turns).backward()
+            right = logits.argmax(dim=1) == wanted.argmax(dim=1)
+            means += torch.stack([loss.detach(), share * right.float().mean()])
+        return means
+
+    def _exchange_gradients(self) -> None:
+        """Averages the gradients of all processes, once a step and after each has its own.
+
+        Not while they are computed, as DistributedDataParallel does: a process that runs out of memory begins anew,
+        and the others must be able to wait for it.
+        """
+        if self.workers == 1:
+            return
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        whole = torch.cat([one.flatten() for one in gradients]) / self.workers
+        torch.distributed.all_reduce(whole)
+        for one, mean in zip(gradients, whole.split([one.numel() for one in gradients]), strict=True):
+            one.copy_(mean.view_as(one))
 
     def _after(self, step: int) -> None:
         """What may follow a step: averaging, evaluation, a checkpoint."""

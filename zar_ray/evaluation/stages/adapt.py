@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, VideoPrediction
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.options import Setting
-from zar_ray.errors import RunError, VideoError
+from zar_ray.errors import DeviceLostError, RunError, VideoError
 from zar_ray.evaluation.feature_store import Stored, VideoFacts, image_keys
 from zar_ray.evaluation.spec import (
     MODELS,
@@ -30,6 +30,7 @@ from zar_ray.evaluation.spec import (
     worker_name,
 )
 from zar_ray.evaluation.streams import StreamState
+from zar_ray.models.device_faults import watched
 from zar_ray.models.loading import load_model
 from zar_ray.results.case import Case
 from zar_ray.results.folder import write_part
@@ -78,7 +79,15 @@ class AdaptStage:
                     replica.adapter.restore_streams(state.tensors)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """`DECODED_SCHEMA` to `STATUS_SCHEMA`; the result rows of the block are one part of the run by then."""
+        """`DECODED_SCHEMA` to `STATUS_SCHEMA`; the result rows of the block are one part of the run by then.
+
+        Raises:
+            DeviceLostError: A device is lost, and the process of no more use; the block has no rows.
+        """
+        with watched(self.replicas[0].adapter.model.device):
+            return self._adapted(block)
+
+    def _adapted(self, block: pa.Table) -> pa.Table:
         rows = block.drop_columns(["inputs"]).to_pylist()
         if self.spec.streams:
             self._follow(rows)
@@ -130,6 +139,8 @@ class AdaptStage:
                 predicted = (replica.predict_one(one) for one in planned)
             else:
                 predicted = iter(replica.adapter.predict(planned))
+        except DeviceLostError:
+            raise
         except Exception:
             logger.exception("a block of %d videos failed; each is tried by itself", len(planned))
             predicted = (replica.predict_one(one) for one in planned)
@@ -196,7 +207,7 @@ class Replica:
 
         if isinstance(outcome, Failure):
             return failed(outcome)
-        finished = attempt("adapt", lambda: self._finished(video, outcome))
+        finished = attempt("adapt", watched(self.adapter.model.device)(lambda: self._finished(video, outcome)))
         if isinstance(finished, Failure):
             return failed(finished)
         for setting, error in outcome.failures.items():

@@ -185,12 +185,13 @@ def _compare(place: Path, names: Sequence[str], size: Size) -> dict[str, float]:
 
     expected = _decisions(place, names, "cpu", 64)
     found = _decisions(place, names, size.device, 7 if size.dry else 64)
+    if not all(torch.isfinite(one.logits_after).all() for one in found):
+        raise WrongError(f"{' and '.join(names)}: logits are not finite")
+    pairs = list(zip(found, expected, strict=True))
     return {
         part: max(
             float((getattr(one, f"logits_{part}") - getattr(other, f"logits_{part}")).abs().max())
-            if torch.isfinite(one.logits_after).all()
-            else float("nan")
-            for one, other in zip(found, expected, strict=True)
+            for one, other in pairs
         )
         for part in _TOLERANCES
     }

@@ -202,8 +202,10 @@ class Replica:
         else:
             pixels = np.frombuffer(own["pixels"].as_buffer(), np.uint8).reshape(own["shape"].as_py())
             if self.adapter.model.device.type == "cuda":
-                # From here they can travel beside the GPU's work; copying them takes as long as their journey.
-                pixels = torch.from_numpy(pixels.copy()).pin_memory()
+                # Where a GPU reads them by itself, beside its work; copying them there takes longer than their journey.
+                pinned = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+                pinned.numpy()[...] = pixels
+                pixels = pinned
         return PlannedVideo(plan, pixels, embeddings, tuple(row["class_sets"]), tuple(further), row["video_id"])
 
     def predict_one(self, video: PlannedVideo) -> VideoPrediction | Failure | VideoError:

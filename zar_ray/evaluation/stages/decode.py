@@ -30,9 +30,6 @@ from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import resized_size
 
-# What Linux adds to at most to a process's niceness, of which it keeps 19; more than that changes nothing.
-_GIVE_WAY = 19
-
 
 class DecodeStage:
     """Makes of manifest rows the frames that their models' plans name, resized, each once.
@@ -168,10 +165,5 @@ class DecodeStage:
 
 
 def decode_block(block: pa.Table, stage: DecodeStage) -> pa.Table:
-    """A stage's work as a task: of an object that can be called Ray Data would make a pool of actors.
-
-    Its process gives way to the model pool's, whose threads wait for each other: where cores do not suffice for both,
-    each moment that one of them is kept from running costs all of them.
-    """
-    os.nice(_GIVE_WAY)
+    """A stage's work as a function: of an object that can be called Ray Data would make a pool of actors."""
     return stage(block)

@@ -26,8 +26,8 @@ from typing import Any, Literal
 
 import gpu_steps
 
-ENGINE = ("torch", "open_clip", "pydantic", "numpy", "yaml", "safetensors", "tyro", "rich")
-DECODING = ("av", "PIL", "numpy", "pydantic")
+ENGINE = ("torch", "torchvision", "open_clip", "pydantic", "numpy", "pyarrow", "yaml", "safetensors", "tyro", "rich")
+DECODING = ("av", "PIL", "numpy", "pydantic", "yaml")
 
 
 @dataclass(frozen=True)

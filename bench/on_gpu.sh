@@ -13,5 +13,7 @@ if ls "$bench"/carried/*.whl >/dev/null 2>&1; then
     done
 fi
 PYTHONPATH="$bench/..:$bench${carried:+:$carried}${PYTHONPATH:+:$PYTHONPATH}"
-export PYTHONPATH
+# Nothing is taken from the folder that this is called from.
+PYTHONSAFEPATH=1
+export PYTHONPATH PYTHONSAFEPATH
 "$python" "$bench/on_gpu.py" "$@"

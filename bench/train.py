@@ -58,7 +58,8 @@ def measure_step(options: TrainConfig, videos: int, classes: int) -> StepFacts:
         classes: Class texts, which every micro-batch reads.
     """
     device = pick_device(options.device)
-    model = load_model(ModelOptions(model=options.model, pretrained="random"), device)
+    named = {"model": options.model, "checkpoint": options.checkpoint, "pretrained": "random"}
+    model = load_model(ModelOptions.model_validate(named), device)
     (prompts,) = prompts_of([[f"class number {number}" for number in range(classes)]], options)
     network = VideoTextModel(model, prompts, options)
     size = model.preprocessing.input_size

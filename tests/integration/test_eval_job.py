@@ -147,6 +147,13 @@ def test_bad_files_and_surprises_cost_one_row_each(evaluate, video_folder, make_
     assert zar.failures_excluded.videos == 3
 
 
+def test_a_worker_has_the_next_block_while_it_works_on_one(evaluate, make_video, tmp_path):
+    for number in range(2):
+        make_video(tmp_path / "pairs" / "a" / f"meets-another-{number}.mp4", seed=number)
+    ran = evaluate(tmp_path / "pairs", method=["zero_shot"], batch_size=1, class_names="a,b", num_workers=1)
+    assert [row.error for row in ran.rows] == [None, None]
+
+
 @pytest.mark.parametrize("where", ["kills-decoder", "kills-model", "loses-device"])
 def test_one_poison_video_costs_exactly_one_failed_video(evaluate, make_video, tmp_path, where):
     root = tmp_path / "poison"

@@ -179,7 +179,7 @@ def run_blocks(
         return
     in_order = bool(decode.spec.streams)
     # Decoding would otherwise run ahead until the object store is full, and memory grow with the number of videos.
-    # A block may be in each decoder and each worker, and two wait ahead of each worker.
+    # A block may be in each decoder, two in each worker, and one waits ahead of each worker.
     in_flight = (resources.decoders + 3 * resources.workers) * block_size * decode.largest(videos)
     context = DataContext.get_current().copy()
     context.max_errored_blocks, context.enable_progress_bars = -1, False
@@ -208,7 +208,9 @@ def _compact(folder: RunFolder, progress: VideoProgress) -> None:
 def _stages(
     videos: pa.Table, decode: DecodeStage, told: tuple[Any, ...], resources: Resources, block_size: int, retries: int
 ) -> Dataset:
-    in_order = bool(decode.spec.streams)
+    # While a worker predicts a block it takes the next one over and writes the one before. Not in a stream, whose order
+    # that would break; nor where a block is not tried again, as none may be in a worker that dies of another.
+    at_once = 1 if decode.spec.streams or not retries else 2
     with warnings.catch_warnings():
         # Ray 2.60 has no other way to bound retries than the arguments that 2.64 will take away (pyproject.toml
         # keeps Ray below that).
@@ -231,15 +233,17 @@ def _stages(
                 batch_size=block_size,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
-                # Where a task is not tried again, none may wait in a worker that dies of the one before.
                 compute=ActorPoolStrategy(
-                    size=resources.workers, max_tasks_in_flight_per_actor=1 if in_order or not retries else None
+                    size=resources.workers,
+                    max_tasks_in_flight_per_actor=2 * at_once - 1,
+                    max_concurrent_calls_per_actor=at_once,
+                    enable_true_multi_threading=True,
                 ),
                 num_cpus=resources.worker_cpus,
                 num_gpus=resources.worker_gpus,
                 # A worker that dies comes back, and the block it held is tried again a bounded number of times; not in
                 # a stream, where blocks behind it may have arrived meanwhile.
                 max_restarts=-1,
-                max_task_retries=0 if in_order else retries,
+                max_task_retries=0 if decode.spec.streams else retries,
             )
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,24 @@ class Arrived:
     planned: PlannedVideo | Failure
 
 
+@dataclass(frozen=True, eq=False)
+class Decided:
+    """What a model says of a video, away from its device.
+
+    Attributes:
+        prediction: The prediction.
+        seen: (D,), where the run saw the video in the embedding space; the report draws it.
+    """
+
+    prediction: VideoPrediction
+    seen: tuple[float, ...]
+
+
 class AdaptStage:
     """One worker of the model pool: holds a replica of each model, predicts, and writes the rows.
+
+    It may be called with a block while it works on another: one block at a time is predicted, and meanwhile the pixels
+    of the next are taken over and the rows of the one before are written. In a run with streams it may not.
 
     Args:
         spec: The run.
@@ -70,6 +87,7 @@ class AdaptStage:
         torch.set_num_threads(threads)
         self.spec = spec
         self.replicas = [Replica(spec, number, of_one) for number, of_one in enumerate(settings)]
+        self._turn = Lock()
         self._position, self._begun = 0, False
         if self.spec.streams:
             state = StreamState.read(self.spec.storage)
@@ -96,7 +114,9 @@ class AdaptStage:
         for replica in self.replicas:
             own = [index for index, row in enumerate(rows) if replica.number in row[MODELS.name]]
             videos = [replica.arrive(rows[index], block["inputs"][index]) for index in own]
-            for video, outcome in zip(videos, self.predict(replica, videos), strict=True):
+            with self._turn:
+                outcomes = [replica.leave(outcome) for outcome in self.predict(replica, videos)]
+            for video, outcome in zip(videos, outcomes, strict=True):
                 results += replica.rows(video, outcome)
                 if note := replica.keep(video, outcome):
                     notes.setdefault(video.row["video_id"], []).append(note)
@@ -177,7 +197,7 @@ class Replica:
         self.store = spec.feature_store(number)
 
     def arrive(self, row: dict[str, Any], inputs: pa.ListScalar) -> Arrived:
-        """A decoded video as this model takes it; pixels are read in place, where they arrived."""
+        """A decoded video as this model takes it; on a CPU pixels are read in place, where they arrived."""
         if row["error"] is not None:
             return Arrived(row, Failure(row["error"], row["error_stage"]))
         return Arrived(row, attempt("adapt", lambda: self._planned(row, inputs)))
@@ -192,13 +212,33 @@ class Replica:
             embeddings = torch.from_numpy(values.reshape(-1, own["dimensions"].as_py()).copy())
         else:
             pixels = np.frombuffer(own["pixels"].as_buffer(), np.uint8).reshape(own["shape"].as_py())
+            if self.adapter.model.device.type == "cuda":
+                # Where a GPU reads them by itself, beside its work; copying them there takes longer than their journey.
+                pinned = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+                pinned.numpy()[...] = pixels
+                pixels = pinned
         return PlannedVideo(plan, pixels, embeddings, tuple(row["class_sets"]), tuple(further), row["video_id"])
 
     def predict_one(self, video: PlannedVideo) -> VideoPrediction | Failure | VideoError:
         """One video by itself; what nobody foresaw is its failure."""
         return attempt("adapt", lambda: self.adapter.predict([video])[0])
 
-    def rows(self, video: Arrived, outcome: VideoPrediction | Failure) -> list[ResultRow]:
+    def leave(self, outcome: VideoPrediction | Failure) -> Decided | Failure:
+        """Ends a video's work on the device, and with what is set there for all threads of a process.
+
+        The next block's begins; what is left to do of this one must neither wait for it nor disturb it.
+        """
+        return outcome if isinstance(outcome, Failure) else attempt("adapt", lambda: self._leave(outcome))
+
+    def _leave(self, outcome: VideoPrediction) -> Decided:
+        model = self.adapter.model
+        features = model.embedding_part(
+            video_features(outcome.embeddings, outcome.plan, model.view_features).evaluation
+        )
+        seen = normalize(features.reshape(-1, features.shape[-1]).mean(dim=0), dim=0)
+        return Decided(replace(outcome, embeddings=outcome.embeddings.cpu()), tuple(seen.tolist()))
+
+    def rows(self, video: Arrived, outcome: Decided | Failure) -> list[ResultRow]:
         """A video's result rows under this model, one a case that it is of."""
         own = [case for case in self.cases.values() if case.class_set in video.row["class_sets"]]
 
@@ -210,23 +250,17 @@ class Replica:
         finished = attempt("adapt", watched(self.adapter.model.device)(lambda: self._finished(video, outcome)))
         if isinstance(finished, Failure):
             return failed(finished)
-        for setting, error in outcome.failures.items():
+        for setting, error in outcome.prediction.failures.items():
             cases = [case for case in own if case.setting == setting]
             finished += failed(Failure(str(error), error.stage), cases)
         return finished
 
-    def _finished(self, video: Arrived, outcome: VideoPrediction) -> list[ResultRow]:
+    def _finished(self, video: Arrived, decided: Decided) -> list[ResultRow]:
         """The rows of the cases that have a decision."""
-        row, planned = video.row, video.planned
+        row, planned, outcome = video.row, video.planned, decided.prediction
         assert isinstance(planned, PlannedVideo)
         carried = planned.frames if planned.frames is not None else planned.embeddings
         assert carried is not None
-        # Where the run saw the video in the embedding space; the report draws it.
-        model = self.adapter.model
-        features = model.embedding_part(
-            video_features(outcome.embeddings, outcome.plan, model.view_features).evaluation
-        )
-        seen = tuple(normalize(features.reshape(-1, features.shape[-1]).mean(dim=0), dim=0).tolist())
         return [
             ResultRow.from_decision(
                 row["video_id"],
@@ -236,7 +270,7 @@ class Replica:
                 model=self.spec.labels[self.number],
                 setting=self.spec.settings[self.cases[one.case_id].setting],
                 **labels_of(self.spec, row, self.cases[one.case_id]),
-                video_feature=seen if number == 0 else None,
+                video_feature=decided.seen if number == 0 else None,
                 images=one.images,
                 images_encoded=outcome.images_encoded,
                 frames=row["frames"],
@@ -254,7 +288,7 @@ class Replica:
             for number, one in enumerate(outcome.cases)
         ]
 
-    def keep(self, video: Arrived, outcome: VideoPrediction | Failure) -> str | None:
+    def keep(self, video: Arrived, outcome: Decided | Failure) -> str | None:
         """Stores a video's features where they are wanted; says why that could not be done.
 
         The video has its result all the same: a store that fails costs time later, not now.
@@ -264,8 +298,8 @@ class Replica:
             return None
         facts = VideoFacts(row["decoder"], row["warning"], row["frames"], row["width"], row["height"])
         try:
-            embeddings = outcome.embeddings.cpu().numpy()
-            self.store.write(row["content"], Stored(image_keys(outcome.plan), embeddings, facts))
+            made = outcome.prediction
+            self.store.write(row["content"], Stored(image_keys(made.plan), made.embeddings.numpy(), facts))
         except RunError as error:
             return f"features not stored ({error})"
         return None

@@ -67,6 +67,7 @@ def test_the_demo_has_the_classes_it_promises():
     assert {len(name.split()) for name in (*train, *unseen)} == {3}
 
 
+@pytest.mark.process
 def test_manifests_say_what_the_files_are(written):
     train, unseen = combinations(SMALL)
     for name, classes, splits, videos in (
@@ -100,6 +101,7 @@ def test_manifests_say_what_the_files_are(written):
         assert len({row.frames for row in manifest.rows()}) > 2
 
 
+@pytest.mark.process
 def test_what_is_read_is_what_was_drawn(written):
     combination = combinations(SMALL)[1][0]
     drawn = draw("test", combination, 0, SMALL)
@@ -132,11 +134,13 @@ def test_a_moving_shape_leaves_a_trail():
     assert np.mean(widths) > 40
 
 
+@pytest.mark.process
 def test_the_same_spec_gives_the_same_bytes_with_any_number_of_workers(written, tmp_path):
     write_synthetic(tmp_path / "demo", SMALL, workers=1)
     assert contents(tmp_path / "demo") == contents(written)
 
 
+@pytest.mark.process
 def test_a_data_set_that_is_there_is_used_and_another_is_written_anew(tmp_path):
     folder = tmp_path / "demo"
     spec = replace(SMALL, train_videos=1, val_videos=1, test_videos=1)

@@ -226,11 +226,11 @@ def test_damage_is_said_with_its_file_and_mended_by_the_next_write(store, entry,
     assert store.read(VIDEO, KEYS) is None
 
 
-@pytest.mark.parametrize("bits_at", [lambda position: 1 << position % 8, lambda _: 0xFF], ids=["one bit", "all bits"])
-def test_a_changed_byte_anywhere_is_found(store, entry, bits_at):
+def test_a_changed_byte_anywhere_is_found(store, entry):
     content = entry.read_bytes()
     for position in range(len(content)):
-        changed = bytes([content[position] ^ bits_at(position)])
+        # One of its bits or, now and then, all of them.
+        changed = bytes([content[position] ^ (0xFF if position % 9 == 0 else 1 << position % 8)])
         entry.write_bytes(content[:position] + changed + content[position + 1 :])
         assert_damaged(store)
     entry.write_bytes(content)

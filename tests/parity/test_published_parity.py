@@ -103,6 +103,7 @@ def make(tmp_path, write_fixture, golden):
 @pytest.mark.parametrize(
     ("system", "count"), [("actionclip", 43), ("ezclip", 16), ("a5", 33), ("vitaclip", 14), ("xclip", 14)]
 )
+@pytest.mark.usefixtures("made_once")
 def test_every_array_is_within_tolerance(make, system, count):
     checks = check_fixtures(make(system))
     assert missed(checks) == []

@@ -53,6 +53,13 @@ def titles(read):
     return [title for level, title in read.headings if level == 3]
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Charts are made and not drawn, which takes most of a report's time: for what is said beside them."""
+    empty = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **_: file.write(empty))
+
+
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory, make_video):
     root = tmp_path_factory.mktemp("files")
@@ -111,6 +118,7 @@ def test_the_file_goes_where_it_is_told_and_the_same_run_makes_the_same_file(tmp
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mine.html"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_missing_videos_weights_and_features_are_said(tmp_path, monkeypatch):
     folder = write_finished_run(tmp_path / "mine", features=False)
 
@@ -125,6 +133,7 @@ def test_missing_videos_weights_and_features_are_said(tmp_path, monkeypatch):
     assert f"No pictures: there is no {folder}/nowhere/v" in read.text
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("warned", [0, 22])
 def test_videos_with_a_warning_are_listed_with_it(tmp_path, monkeypatch, warned):
     monkeypatch.setattr(html_report, "_LISTED", 10)
@@ -147,6 +156,7 @@ def test_videos_with_a_warning_are_listed_with_it(tmp_path, monkeypatch, warned)
     assert f"{warned} of 24 videos were used with a warning" in section
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_passwords_of_the_options_are_not_shown(tmp_path):
     folder = write_finished_run(tmp_path / "mine", mlflow_uri="https://me:secret@host:5000")
     read = report(folder)
@@ -154,16 +164,19 @@ def test_passwords_of_the_options_are_not_shown(tmp_path):
     assert "mlflow_uri: https://me:***@host:5000" in read.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_few_videos_have_no_map(tmp_path):
     read = report(write_finished_run(tmp_path / "mine", videos=5, failures=1))
     assert "4 videos are too few for a map; 5 are needed." in read.sections["Map of the videos"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_random_weights_are_said_before_any_number(tmp_path):
     read = report(write_finished_run(tmp_path / "mine", random_weights=True))
     assert 0 < read.text.index("RANDOM WEIGHTS") < read.text.index("top-1")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_labels_the_sections_about_labels_say_so(tmp_path):
     read = report(write_finished_run(tmp_path / "mine", labelled=False))
     assert titles(read) == SECTIONS
@@ -172,6 +185,7 @@ def test_without_labels_the_sections_about_labels_say_so(tmp_path):
     assert "mean" in read.sections["Entropy"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_classes_a_video_have_average_precision(tmp_path):
     read = report(write_finished_run(tmp_path / "mine", multi_label=True, failures=1))
     assert titles(read) == SECTIONS
@@ -181,6 +195,7 @@ def test_several_classes_a_video_have_average_precision(tmp_path):
     assert "none has a colour" in read.sections["Map of the videos"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_method_that_adapts_nothing_is_shown_alone(tmp_path):
     read = report(write_finished_run(tmp_path / "mine", methods=("zero_shot",)))
     assert titles(read) == SECTIONS
@@ -195,6 +210,7 @@ def test_all_failed(tmp_path):
     assert "No video finished." in read.sections["Entropy"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_many_classes_have_their_largest_mistakes_in_words(tmp_path):
     names = tuple(f"class {number}" for number in range(60))
     read = report(write_finished_run(tmp_path / "mine", videos=120, classes=names))
@@ -221,6 +237,7 @@ def settings(count: int):
     return {(("setting", f"lr {rate:g}"),): {"zar": {"lr": rate}} for rate in rates}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_of_several_cells_has_its_tables_and_the_sections_of_each(tmp_path):
     folder = write_finished_run(tmp_path / "study", cells=settings(2))
     read = report(folder)
@@ -238,6 +255,7 @@ def test_a_study_of_several_cells_has_its_tables_and_the_sections_of_each(tmp_pa
     assert "Below are the first" not in read.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_of_many_cells_the_first_are_shown_one_by_one(tmp_path, monkeypatch):
     assert html_report.CELLS_SHOWN == 8
     monkeypatch.setattr(html_report, "CELLS_SHOWN", 2)

@@ -233,7 +233,7 @@ def test_the_interval_is_that_of_the_percentile_bootstrap_around_the_value():
             np.mean([average_precision_score(right[chosen, k], scores[chosen, k]) for k in np.flatnonzero(there)])
         )
 
-    by_scipy = bootstrap((np.arange(80),), statistic, method="percentile", vectorized=False, n_resamples=800, rng=1)
+    by_scipy = bootstrap((np.arange(80),), statistic, method="percentile", vectorized=False, n_resamples=300, rng=1)
     found = multi_label_metrics(right, scores, resamples=3000)
     assert found.value == pytest.approx(statistic(np.arange(80)))
     moved = found.value - by_scipy.bootstrap_distribution.mean()

@@ -152,6 +152,7 @@ def test_still_videos_and_short_rests_are_not(tmp_path, picture_of, write_video,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads a process's peak memory from /proc")
+@pytest.mark.process
 def test_full_frames_do_not_pile_up(tmp_path, write_video):
     """120 frames of 1080p are 750 MB; a worker that decodes them holds a few at a time."""
     path = write_video(tmp_path / "large.mp4", LargePictures(), options={"preset": "ultrafast", "crf": "30"})

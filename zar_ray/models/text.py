@@ -18,7 +18,7 @@ from zar_ray.models.learned_context import LearnedContext, parse_context
 from zar_ray.models.options import ClassPosition
 from zar_ray.models.parts import own_context_of, text_frame_of
 from zar_ray.models.precision import exact_float32
-from zar_ray.models.prompt_passes import FullPass, SharedPrefixPass, unfit_text
+from zar_ray.models.prompt_passes import FullPass, SharedPrefixPass, Trail, unfit_text
 
 _TEXTS_A_PASS = 256
 _OTHER_TEXTS = ', or one text a class in a single template such as "a video of a {}."'
@@ -200,11 +200,9 @@ class PromptedClasses:
             return normalize(torch.stack([one.mean(dim=0) for one in of_texts]), dim=-1)
 
     @cached_property
-    def _initial_graph(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The untuned context (1, L, W), and its text features (1, K, D) with the graph that leads back to it."""
-        with torch.enable_grad():
-            context = self.initial_context[None].clone().requires_grad_()
-            return context, self.features(context)
+    def _trail(self) -> Trail:
+        """What the untuned context's pass leaves behind for gradients."""
+        return self._run.trail(self.initial_context)
 
     def features(self, contexts: torch.Tensor) -> torch.Tensor:
         """Text features of contexts (L, W) or (B, L, W): float32 (K, D) or (B, K, D), L2-normalised, differentiable.
@@ -218,21 +216,17 @@ class PromptedClasses:
         return normalize(self._run(contexts), dim=-1)
 
     def initial_gradients(self, gradients: torch.Tensor) -> torch.Tensor:
-        """Takes gradients from the text features of the untuned context back to it, through the one graph kept.
+        """Takes gradients from the text features of the untuned context back to it, along the one trail kept.
 
         Those of B losses with respect to `initial_features`, float32 (B, K, D), become those with respect to
         `initial_context`, (B, L, W).
         """
-        context, features = self._initial_graph
+        trail = self._trail
         with exact_float32():
-            if self._run.batches_gradients and len(gradients) > 1:
-                (found,) = torch.autograd.grad(
-                    features, context, gradients[:, None], retain_graph=True, is_grads_batched=True
-                )
-                return found[:, 0]
-            return torch.cat(
-                [torch.autograd.grad(features, context, one[None], retain_graph=True)[0] for one in gradients]
-            )
+            # Through the normalisation: a gradient's part along the feature changes its length alone.
+            features, lengths = self.initial_features, trail.embeddings.norm(dim=-1, keepdim=True)
+            along = (gradients * features).sum(dim=-1, keepdim=True)
+            return trail.follow(torch.addcmul(gradients, along, features, value=-1) / lengths)
 
     def logits(self, video_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
         """exp(logit_scale) · cosine, float32 (..., V, K) of normalised (..., V, D) and (..., K, D); or (K,) of (D,)."""

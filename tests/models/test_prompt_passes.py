@@ -96,7 +96,9 @@ def test_the_trail_of_the_untuned_context_is_left_once(model, monkeypatch):
     runs = []
     run = SharedPrefixPass._run
     monkeypatch.setattr(
-        SharedPrefixPass, "_run", lambda self, contexts, steps: runs.append(len(contexts)) or run(self, contexts, steps)
+        SharedPrefixPass,
+        "_run",
+        lambda self, contexts, record: runs.append(len(contexts)) or run(self, contexts, record),
     )
     _ = classes.initial_features
     for _ in range(5):

@@ -74,13 +74,13 @@ class Norm:
         """The same, with the means of `x` and the reciprocals of its deviations."""
         return torch.native_layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
-    def pull(self, gradients: torch.Tensor, x: torch.Tensor, statistics: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Takes B gradients (B, tokens, W) of what was normalised to those of one `x` (1, tokens, W), without `factor`.
+    def pull(
+        self, gradients: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor
+    ) -> torch.Tensor:
+        """Takes gradients of what was normalised to those of `x`, all (B, tokens, W) in one piece, without `factor`.
 
         The factor is left out: what follows this norm divides by it.
         """
-        count = len(gradients)
-        x, mean, deviation = (one.expand(count, -1, -1).contiguous() for one in (x, *statistics))
         return torch.ops.aten.native_layer_norm_backward(
             gradients, x, self.weight.shape, mean, deviation, self._own_weight, self.bias, [True, False, False]
         )[0]

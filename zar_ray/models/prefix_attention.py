@@ -55,6 +55,21 @@ class _Group:
     real: torch.Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Routes:
+    """What `PrefixAttention.pull` with B gradients takes in every layer.
+
+    Attributes:
+        outcomes: int64, where the groups' outcomes are; None where the ends alone asked.
+        sources: int64, where the gradients of what was projected come from.
+        rows: The room that they are made in.
+    """
+
+    outcomes: torch.Tensor | None
+    sources: torch.Tensor
+    rows: torch.Tensor
+
+
 class PrefixAttention:
     """Attention in one kind of layer: of all tokens, or of the ends of text alone.
 
@@ -62,7 +77,7 @@ class PrefixAttention:
         prefix: Tokens of the prefix, P.
         lengths: Own tokens of each prompt, in the order in which they are packed: by their groups.
         heads: Heads.
-        like: A tensor of the type and on the device of all.
+        like: A tensor (…, W) of the type and on the device of all.
         padded: Whether prompts of several lengths share a group.
         ends: Whether the last token of each prompt alone asks.
 
@@ -74,7 +89,7 @@ class PrefixAttention:
         self, prefix: int, lengths: Sequence[int], heads: int, like: torch.Tensor, *, padded: bool, ends: bool
     ) -> None:
         self._prefix, self._heads, self._only_ends = prefix, heads, ends
-        self._parts = parts = 2 if ends else 3
+        self._parts, self._size = (parts := 2 if ends else 3), like.shape[-1] // heads
         self.tokens = prefix + sum(lengths)
         # The prefix is sequence 0, except where it asks nothing.
         own = torch.tensor([prefix, *lengths])
@@ -182,10 +197,7 @@ class PrefixAttention:
             rows = group.rows
             own = part.view(parts, count, rows, heads, group.length, size)
             keys, values = torch.cat([of_prefix.expand(-1, -1, rows, -1, -1, -1), own[-2:]], dim=-2)
-            if query is None:
-                asking = own[0]
-            else:
-                asking = query[:, first : first + rows].unflatten(-1, (heads, 1, size))
+            asking = own[0] if query is None else query[:, first : first + rows].unflatten(-1, (heads, 1, size))
             scores = asking @ keys.mT
             probabilities = torch.add(group.mask, scores, alpha=size**-0.5).softmax(dim=-1)
             outcome = probabilities @ values
@@ -199,74 +211,69 @@ class PrefixAttention:
         outcomes = found[0] if len(found) == 1 else torch.cat(found)
         return outcomes.index_select(0, back).view(count, self.tokens, width)
 
-    def routes(self, count: int) -> tuple[torch.Tensor | None, torch.Tensor]:
+    def routes(self, count: int, like: torch.Tensor) -> Routes:
         """For `pull` with B gradients: where those of outcomes go, and where those of what was projected come from."""
         turns = torch.arange(count, device=self._pull.device)
         by_row, by_turn, rest = self._pull
         sources = (torch.addcmul(rest, by_turn, turns[:, None, None, None]) + by_row * count).flatten()
+        rows = like.new_empty(self._gradient_rows * count, self._size)
         if self._only_ends:
-            return None, sources
+            return Routes(None, sources, rows)
         heads = torch.arange(self._heads, device=turns.device)[:, None, None]
         step = self.tokens * self._heads
         parts = [
             ((group.places * self._heads)[:, None, :, None] + heads + turns * step).flatten() for group in self._groups
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts), sources
+        return Routes(parts[0] if len(parts) == 1 else torch.cat(parts), sources, rows)
 
-    def pull(
-        self, held: Held, gradients: torch.Tensor, routes: tuple[torch.Tensor | None, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def pull(self, held: Held, gradients: torch.Tensor, routes: Routes) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Takes B gradients of what was found, (B, T, W) or of the ends (B, K, W), to what was projected.
 
         Returns:
             (B, T, 3·W), or with `ends` (B, T, 2·W), and that of the queries, (B, K, W).
         """
         count, _, width = gradients.shape
-        heads, prefix, to_groups, sources = self._heads, self._prefix, *routes
-        size = width // heads
-        if to_groups is None:
+        heads, prefix, size, rows = self._heads, self._prefix, self._size, routes.rows
+        if routes.outcomes is None:
             # (K, heads, B, size): a sequence asks once
             outcomes = gradients.unflatten(-1, (heads, size)).permute(1, 2, 0, 3).reshape(-1, size)
+            of_queries = torch.empty_like(outcomes)
         else:
-            outcomes = gradients.reshape(-1, size).index_select(0, to_groups)
-        rows = gradients.new_empty(self._gradient_rows * count, size)
-        of_queries = torch.empty_like(outcomes) if to_groups is None else rows
-        sums: list[torch.Tensor] = []
+            outcomes = gradients.reshape(-1, size).index_select(0, routes.outcomes)
+            of_queries = None
+        sums: list[list[torch.Tensor]] = [[], []]
         first = asked = 0
         for group, (query, key, value, probabilities) in zip(self._groups, held, strict=True):
             queries, whole, batch = probabilities.shape[-2], prefix + group.length, group.rows * heads
             query, key, value, p = (one.flatten(0, 1) for one in (query, key, value, probabilities))
             many = batch * queries * count
             outcome = outcomes[asked : asked + many]
-            own_queries = of_queries[asked : asked + many] if to_groups is None else rows[first : first + many]
+            if of_queries is None:
+                of_query = rows[first : first + many]
+                first += many
+            else:
+                of_query = of_queries[asked : asked + many]
             asked += many
-            first += 0 if to_groups is None else many
             many = batch * whole * count
-            of_keys, of_values = rows[first : first + many], rows[first + many : first + 2 * many]
+            of_keys, of_values = rows[first : first + 2 * many].view(2, many, size)
             first += 2 * many
 
             wide = outcome.view(batch, queries, count * size)
             torch.bmm(p.mT, wide, out=of_values.view(batch, whole, count * size))
             of_scores = torch.bmm(outcome.view(batch, queries * count, size), value.mT)
-            of_scores = of_scores.view(batch, queries, count, whole)
-            p = p[:, :, None]
-            of_scores = of_scores.mul_(p)
-            of_scores = of_scores.addcmul_(of_scores.sum(dim=-1, keepdim=True), p, value=-1)
-            torch.bmm(
-                of_scores.view(batch, queries * count, whole), key, out=own_queries.view(batch, queries * count, size)
-            )
-            torch.bmm(
-                of_scores.view(batch, queries, count * whole).mT, query, out=of_keys.view(batch, count * whole, size)
-            )
-            sums.append(of_keys.view(group.rows, heads, count, whole, size)[:, :, :, :prefix])
-            sums.append(of_values.view(group.rows, heads, whole, count, size)[:, :, :prefix])
-        behind = rows[first:].view(2, heads, prefix * count, size)
-        for number, target in enumerate(behind):
-            parts = sums[number::2]
-            torch.sum(parts[0], dim=0, out=target.view(parts[0].shape[1:]))
+            p = p[:, :, None].expand(-1, -1, count, -1).contiguous().view_as(of_scores)
+            of_scores = torch.ops.aten._softmax_backward_data(of_scores, p, -1, p.dtype)
+            torch.bmm(of_scores, key, out=of_query.view(batch, queries * count, size))
+            of_scores = of_scores.view(batch, queries, count * whole)
+            torch.bmm(of_scores.mT, query, out=of_keys.view(batch, count * whole, size))
+            sums[0].append(of_keys.view(group.rows, heads, count, whole, size)[:, :, :, :prefix])
+            sums[1].append(of_values.view(group.rows, heads, whole, count, size)[:, :, :prefix])
+        for parts, behind in zip(sums, rows[first:].view(2, -1), strict=True):
+            target = behind.view(parts[0].shape[1:])
+            torch.sum(parts[0], dim=0, out=target)
             for other in parts[1:]:
-                target += other.sum(dim=0).view(target.shape)
-        pulled = rows.index_select(0, sources).view(count, self.tokens, self._parts * width)
-        if to_groups is not None:
+                target += other.sum(dim=0)
+        pulled = rows.index_select(0, routes.sources).view(count, self.tokens, self._parts * width)
+        if of_queries is None:
             return pulled, None
         return pulled, of_queries.view(-1, heads, count, size).permute(2, 0, 1, 3).reshape(count, -1, width)

@@ -11,7 +11,7 @@ context: what its pass leaves behind for gradients is a *trail*, which each can 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -160,111 +160,146 @@ class SharedPrefixPass:
 
     def trail(self, context: torch.Tensor) -> Trail:
         """Runs one context (L, W), and keeps what the gradients of any number of losses need."""
-        steps: list[_Step] = []
+        record = _Record()
         with torch.no_grad():
-            embeddings = self._run(context[None], steps)[0]
-        places = {one.data_ptr(): one.untyped_storage().nbytes() for step in steps for one in step.tensors()}
-        return Trail(embeddings, sum(places.values()), lambda gradients: self._follow(gradients, steps))
+            embeddings = self._run(context[None], record)[0]
+            record.seal()
+        return Trail(embeddings, record.bytes, lambda gradients: self._follow(gradients, record))
 
-    def _run(self, contexts: torch.Tensor, steps: list[_Step] | None) -> torch.Tensor:
+    def _run(self, contexts: torch.Tensor, record: _Record | None) -> torch.Tensor:
         count = len(contexts)
         with full_precision(contexts.device):
             tokens = [self._start, contexts + self._context_positions, self._names]
             x = torch.cat([part.expand(count, *part.shape[-2:]) for part in tokens], dim=1)
             layouts = self._attention.layout(count), self._attention_of_ends.layout(count)
             for layer, block in enumerate(self._blocks):
-                step = None
-                if steps is not None:
-                    step = _Step()
-                    steps.append(step)
                 x = with_layer_prompts(x, self._layer_prompts, layer, 1)
-                x = self._block(block, x, layouts, step, last=layer == len(self._blocks) - 1)
-            normed, *statistics = self._norm.with_statistics(x)
-            if steps is not None:
-                steps.append(_Step(x=x, statistics=statistics))
-            return (normed @ self._projection)[:, self._rank]
+                x = self._block(block, x, layouts, record, last=layer == len(self._blocks) - 1)
+            return (_normed(self._norm, x, record) @ self._projection)[:, self._rank]
 
-    def _block(self, block: Block, x: torch.Tensor, layouts: Any, step: _Step | None, last: bool) -> torch.Tensor:
-        normed, *statistics = block.norm_1.with_statistics(x)
-        held = None if step is None else step.held
+    def _block(self, block: Block, x: torch.Tensor, layouts: Any, record: _Record | None, last: bool) -> torch.Tensor:
+        normed = _normed(block.norm_1, x, record)
+        held: Held | None = None if record is None else []
         if last:
             width = x.shape[-1]
             of_ends = F.linear(normed[:, self._ends], block.project_weight[:width], block.project_bias[:width])
             others = F.linear(normed, block.project_weight[width:], block.project_bias[width:])
-            heads = self._attention_of_ends(others, layouts[1], of_ends, held)
+            heads, x = self._attention_of_ends(others, layouts[1], of_ends, held), x[:, self._ends]
         else:
             projected = F.linear(normed, block.project_weight, block.project_bias)
             heads = self._attention(projected, layouts[0], held=held)
-        attended = (x[:, self._ends] if last else x) + F.linear(heads, block.out_weight, block.out_bias)
+        attended = x + F.linear(heads, block.out_weight, block.out_bias)
         middle = attended if block.adapter is None else block.adapter(attended)
-        if step is None:
+        if record is None or held is None:
             return block.transformed(middle)
-        normed, *step.middle_statistics = block.norm_2.with_statistics(middle)
-        step.x, step.statistics, step.attended, step.middle = x, statistics, attended, middle
-        step.wide = F.linear(normed, block.widen_weight, block.widen_bias)
-        return block.narrowed(middle, step.wide)
+        wide = F.linear(_normed(block.norm_2, middle, record), block.widen_weight, block.widen_bias)
+        record.layers.append(_Layer(held, None if block.adapter is None else attended, wide))
+        return block.narrowed(middle, wide)
 
-    def _follow(self, gradients: torch.Tensor, steps: list[_Step]) -> torch.Tensor:
-        count, (*layers, end) = len(gradients), steps
+    def _follow(self, gradients: torch.Tensor, record: _Record) -> torch.Tensor:
+        count, last = len(gradients), len(self._blocks) - 1
         with torch.no_grad(), full_precision(gradients.device):
-            of_all, of_ends = self._attention.routes(count), self._attention_of_ends.routes(count)
+            of_all, of_ends = (one.routes(count, gradients) for one in (self._attention, self._attention_of_ends))
+            (means, deviations), (end_means, end_deviations) = (
+                _tiled(one, count).unflatten(0, (2, -1)) for one in record.statistics
+            )
+            middle, end = _tiled(record.inputs[-1], count)
             gradient = gradients[:, self._order] @ self._projection.mT
-            gradient = self._norm.pull(gradient, end.x, end.statistics)
-            for layer in reversed(range(len(layers))):
-                block, step, last = self._blocks[layer], layers[layer], layer == len(layers) - 1
-                gradient = _pull_mlp(block, step, gradient)
-                heads = gradient @ block.out_weight
-                if last:
-                    pulled, of_query = self._attention_of_ends.pull(step.held, heads, of_ends)
+            gradient = self._norm.pull(gradient, end, end_means[1], end_deviations[1])
+            for layer in reversed(range(len(self._blocks))):
+                block, left = self._blocks[layer], record.layers[layer]
+                if layer == last:
+                    x = _tiled(record.inputs[layer], count)[0]
+                    gradient = _pull_mlp(block, left, gradient, middle, end_means[0], end_deviations[0])
+                else:
+                    x, middle = _tiled(record.inputs[layer], count)
+                    statistics = means[2 * layer + 1], deviations[2 * layer + 1]
+                    gradient = _pull_mlp(block, left, gradient, middle, *statistics)
+                heads, statistics = gradient @ block.out_weight, (means[2 * layer], deviations[2 * layer])
+                if layer == last:
+                    pulled, of_query = self._attention_of_ends.pull(left.held, heads, of_ends)
+                    assert of_query is not None
                     width = gradient.shape[-1]
                     pulled = pulled @ block.project_weight[width:]
-                    assert of_query is not None
                     pulled.index_add_(1, self._ends, of_query @ block.project_weight[:width])
-                    pulled = block.norm_1.pull(pulled, step.x, step.statistics)
-                    gradient = pulled.index_add_(1, self._ends, gradient)
+                    gradient = block.norm_1.pull(pulled, x, *statistics).index_add_(1, self._ends, gradient)
                 else:
-                    pulled, _ = self._attention.pull(step.held, heads, of_all)
-                    gradient += block.norm_1.pull(pulled @ block.project_weight, step.x, step.statistics)
+                    pulled, _ = self._attention.pull(left.held, heads, of_all)
+                    gradient = block.norm_1.pull(pulled @ block.project_weight, x, *statistics).add_(gradient)
                 if self._layer_prompts is not None and 0 < layer < len(self._layer_prompts):
                     gradient[:, 1 : self._prefix] = 0  # the layer's own vectors stood there
             return gradient[:, 1 : self._prefix].clone()
 
 
-@dataclass(eq=False)
-class _Step:
-    """What a block of one context's pass leaves behind; of the last norm, what it read alone.
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """What a block of one context's pass leaves behind.
 
     Attributes:
-        x: What the block read, (1, tokens, W).
-        statistics: Its means and reciprocal deviations.
         held: The attention's.
-        attended: After the attention, before an adapter.
-        middle: After it, what the MLP read.
-        middle_statistics: Its means and reciprocal deviations.
-        wide: What the activation read.
+        attended: What an adapter read, (1, tokens, W); None without one.
+        wide: What the activation read, (1, tokens, 4·W).
     """
 
-    x: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    statistics: list[torch.Tensor] = field(default_factory=list)
-    held: Held = field(default_factory=list)
-    attended: torch.Tensor | None = None
-    middle: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    middle_statistics: list[torch.Tensor] = field(default_factory=list)
-    wide: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def tensors(self) -> list[torch.Tensor]:
-        several = [*self.statistics, *self.middle_statistics, *(one for group in self.held for one in group)]
-        return [self.x, self.middle, self.wide, *several, *([] if self.attended is None else [self.attended])]
+    held: Held
+    attended: torch.Tensor | None
+    wide: torch.Tensor
 
 
-def _pull_mlp(block: Block, step: _Step, gradient: torch.Tensor) -> torch.Tensor:
+class _Record:
+    """What one context's pass leaves behind.
+
+    Attributes:
+        layers: Of each block.
+        inputs: What each norm read, (1, tokens, W); once sealed, that of the two norms of each block but the last
+            together, of the last one's first norm, and of the norms of the ends alone.
+        statistics: Each norm's means and reciprocal deviations; once sealed, (2·N, tokens, 1) of all norms of all
+            tokens, the means first, and of the two norms of the ends alone.
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[_Layer] = []
+        self.inputs: list[torch.Tensor] = []
+        self.statistics: list[torch.Tensor] = []
+
+    def seal(self) -> None:
+        """Puts together what is taken together on the way back."""
+        *of_all, middle, end = self.inputs
+        pairs = [torch.cat(of_all[first : first + 2]) for first in range(0, len(of_all), 2)]
+        self.inputs = [*pairs, torch.cat([middle, end])]
+        means, deviations = self.statistics[::2], self.statistics[1::2]
+        self.statistics = [torch.cat([*means[:-2], *deviations[:-2]]), torch.cat([*means[-2:], *deviations[-2:]])]
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors; none shares its memory with another."""
+        held = [one for layer in self.layers for group in layer.held for one in group]
+        others = [one for layer in self.layers for one in (layer.wide, layer.attended) if one is not None]
+        return sum(one.untyped_storage().nbytes() for one in (*self.inputs, *self.statistics, *held, *others))
+
+
+def _normed(norm: Norm, x: torch.Tensor, record: _Record | None) -> torch.Tensor:
+    if record is None:
+        return norm(x)
+    normed, *statistics = norm.with_statistics(x)
+    record.inputs.append(x)
+    record.statistics += statistics
+    return normed
+
+
+def _tiled(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """(N, tokens, …) to (N, B, tokens, …), as many times each, in memory of its own where B is more than 1."""
+    return tensor[:, None].expand(-1, count, -1, -1).contiguous()
+
+
+def _pull_mlp(
+    block: Block, left: _Layer, gradient: torch.Tensor, middle: torch.Tensor, *statistics: torch.Tensor
+) -> torch.Tensor:
     """Takes gradients (B, tokens, W) of a block's outcome to those of what its attention gave."""
-    wide = gradient @ block.narrow_weight
-    wide = block.pull_activation(wide, step.wide)
-    gradient = block.norm_2.pull(wide @ block.widen_weight, step.middle, step.middle_statistics).add_(gradient)
-    if block.adapter is None:
+    wide = block.pull_activation(gradient @ block.narrow_weight, left.wide)
+    gradient = block.norm_2.pull(wide @ block.widen_weight, middle, *statistics).add_(gradient)
+    if block.adapter is None or left.attended is None:
         return gradient
-    assert step.attended is not None
     with torch.enable_grad():
-        leaf = step.attended.expand_as(gradient).clone().requires_grad_()
+        leaf = left.attended.expand_as(gradient).clone().requires_grad_()
         return torch.autograd.grad(block.adapter(leaf), leaf, gradient)[0]

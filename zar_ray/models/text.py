@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import normalize
 
 from zar_ray.data.class_texts import ClassPrompts, ContextFile
@@ -204,6 +206,19 @@ class PromptedClasses:
         """What the untuned context's pass leaves behind for gradients."""
         return self._run.trail(self.initial_context)
 
+    def forget_trail(self) -> None:
+        """Lets go of what `initial_gradients` needs; it is made again when it is asked for."""
+        self.__dict__.pop("_trail", None)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all tensors that are held besides the model's."""
+        trail = self.__dict__.get("_trail")
+        known = {one.untyped_storage().data_ptr() for one in self.model.state_dict().values()}
+        storages = [one.untyped_storage() for one in _tensors_in(vars(self))]
+        sizes = {one.data_ptr(): one.nbytes() for one in storages if one.data_ptr() not in known}
+        return sum(sizes.values()) + (0 if trail is None else trail.bytes)
+
     def features(self, contexts: torch.Tensor) -> torch.Tensor:
         """Text features of contexts (L, W) or (B, L, W): float32 (K, D) or (B, K, D), L2-normalised, differentiable.
 
@@ -376,3 +391,16 @@ def _why_fixed(
 
 def _spaced(text: str) -> str:
     return " ".join(text.replace("_", " ").split())
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors that an object of this package's models holds, those of modules aside."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors_in(tuple(value.values()))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors_in(one)
+    elif not isinstance(value, nn.Module) and type(value).__module__.startswith("zar_ray.models."):
+        yield from _tensors_in(vars(value))

@@ -97,9 +97,12 @@ class PrefixAttention:
         keys = [group_of(length, padded) for length in own.tolist()]
         first = 1 if ends else 0
         self._groups: list[_Group] = []
-        # Where a token's outcome is found: the group's first row, rows of the whole group, and the row in it.
+        # Of A contexts, what a token finds in the one number a is in the row back[0]·A + back[1]·a + back[2].
         back = torch.zeros(3, self.tokens, heads, dtype=torch.int64)
-        # Where a token's gradients are found: see `_pull_index`.
+        # Of B gradients, that of a token by the one number b is in the row pull[0]·B + pull[1]·b + pull[2]: each group
+        # has its queries' (rows, heads, length, B), its keys' (rows, heads, B, prefix + length), its values' (rows,
+        # heads, prefix + length, B), and at the end are the prefix's keys (heads, B, prefix) and values (heads, prefix,
+        # B).
         pull = torch.zeros(3, self.tokens, parts, heads, dtype=torch.int64)
         outcomes = gradients = 0
         head = torch.arange(heads)
@@ -127,7 +130,7 @@ class PrefixAttention:
             pull[0, token, -1] = gradients + of_head * whole + prefix + place[:, None]
             pull[1, token, -1] = 1
             gradients += rows * heads * whole
-        # Keys and values of the prefix: the sums over all sequences, behind everything else.
+        # Every sequence has the prefix's keys and values, whose gradients are summed.
         place = torch.arange(prefix)[:, None]
         pull[:, :prefix, -2:] = 0
         pull[0, :prefix, -2] = gradients + head * prefix

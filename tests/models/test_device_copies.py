@@ -8,7 +8,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zar_ray.adaptation.fusion import video_features
-from zar_ray.models.clip import ClipModel
 from zar_ray.models.cost import weightless
 from zar_ray.models.packing import ImageSet, encode_packed, images_at_once
 from zar_ray.video.options import ViewConfig
@@ -45,7 +44,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize(("frames", "views"), [(300, ViewConfig()), (95, ViewConfig()), (300, ViewConfig(crops=1))])
 def test_a_video_is_sent_in_one_copy_of_frames_and_one_of_indices_a_pass(frames, views):
-    """64 images a pass: a ten-second video of 48 views took 61 to 64 copies that the host waited for."""
+    """64 images a pass: a ten-second video of 48 views and 441 images took 45 copies, and takes 9."""
     model = weightless(TINY, "tiny", PIXELS)
     plan = plan_views("a.mp4", frames, 256, 340, views, PIXELS, 0)
     pixels = np.zeros((len(plan.frames), plan.height, plan.width, 3), dtype=np.uint8)
@@ -61,7 +60,6 @@ def test_a_video_is_sent_in_one_copy_of_frames_and_one_of_indices_a_pass(frames,
 
 def test_a_block_looks_at_the_weights_once(model, monkeypatch):
     looks = []
-    look = ClipModel._vision_tower
     monkeypatch.setattr("zar_ray.models.clip.unfit_vision", lambda visual: looks.append(1))
     images = torch.randn(2, 3, 32, 32)
     with model.unchanged():
@@ -69,7 +67,6 @@ def test_a_block_looks_at_the_weights_once(model, monkeypatch):
     assert len(looks) == 1
     assert torch.equal(inside[0], model.encode_images(images))
     assert len(looks) == 2
-    assert look is ClipModel._vision_tower
 
 
 def test_weights_that_change_after_a_block_are_seen(model):
@@ -102,7 +99,7 @@ def test_the_scale_of_logits_is_read_once_until_it_changes(model):
 def test_indices_of_all_shapes_arrive_as_they_were():
     arrays = [np.arange(6).reshape(2, 3), np.empty((0, 2), dtype=np.int64), np.array(7), np.arange(4)[::-1]]
     for one, sent in zip(arrays, to_device(arrays, torch.device("cpu")), strict=True):
-        assert torch.equal(sent, torch.from_numpy(np.ascontiguousarray(one)))
+        assert torch.equal(sent, torch.from_numpy(np.array(one, order="C")))
     for one, sent in zip(arrays, to_device(arrays, torch.device("meta")), strict=True):
         assert tuple(sent.shape) == one.shape
 

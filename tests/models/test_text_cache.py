@@ -56,7 +56,7 @@ def test_what_is_counted_is_what_is_there(model):
         gc.collect()
         measured = sum(size for place, size in storages().items() if place not in before)
         assert classes.held_bytes == pytest.approx(measured, rel=0.1)
-        assert classes.held_bytes > 5 * (classes.forget_trail() or classes.held_bytes)
+        assert classes.held_bytes > 2 * (classes.forget_trail() or classes.held_bytes)
 
 
 def test_the_trail_pays_from_the_second_time_on(model):
@@ -93,10 +93,9 @@ def test_a_set_larger_than_the_bound_is_answered_and_not_kept(model):
     large = use(cache, *LABELS, *tuple("pqrstuvw"))
     assert large.initial_features.shape[0] == len(LABELS) + 8
     assert len(cache) == 1
-    assert cache(prompts("a", "b"), "end") is kept
-    # the trail alone may be too large
-    cache.settle()
-    assert not has_trail(kept)
+    assert use(cache, "a", "b") is kept
+    assert not has_trail(kept)  # it alone is too large
+    assert len(cache) == 1
     nothing = cache_of(model, 0)
     use(nothing, "a", "b")
     assert len(nothing) == 0

@@ -1,7 +1,7 @@
 """ZAR: tunes the context on a video's own confident views, then classifies it (DESIGN.md, "ZAR, exactly", 6 to 10).
 
 Contexts are independent of each other, so B videos are one problem with one more axis. The first step of every video
-starts from the same context, whose text features and graph `PromptedClasses` keeps: with one step, a video costs one
+starts from the same context, whose text features and trail `PromptedClasses` keeps: with one step, a video costs one
 backward and one forward pass of the text tower.
 """
 

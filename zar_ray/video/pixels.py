@@ -55,7 +55,7 @@ def plan_crops(sets: Sequence[tuple[np.ndarray, Sequence[CropBox]]], device: tor
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
     """Integers of any shapes as int64 tensors on a device, in one copy, which a GPU's queue does not wait for."""
     if device.type == "cpu" or not arrays:
-        return [torch.from_numpy(np.ascontiguousarray(one, dtype=np.int64)) for one in arrays]
+        return [torch.from_numpy(np.array(one, dtype=np.int64, order="C")) for one in arrays]
     flat = torch.from_numpy(np.concatenate([np.ravel(one).astype(np.int64) for one in arrays]))
     sent = flat.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else flat.to(device)
     parts = sent.split([one.size for one in arrays])

@@ -30,8 +30,8 @@ _PLACEHOLDER = "x"  # a token whose place a learned vector takes
 class PromptedClasses:
     """K class names under one model, each the prompt ``CONTEXT NAME.`` with L context vectors in front, or texts.
 
-    Underscores become spaces. The text features of the untuned context, and what leads back from them, are computed once
-    for all videos. The text tower is run by `SharedPrefixPass` where it can be; a warning says where it cannot.
+    Underscores become spaces. The text features of the untuned context, and what leads back from them, are computed
+    once for all videos. The text tower is run by `SharedPrefixPass` where it can be; a warning says where it cannot.
 
     With `texts` a class may have several prompts. Its untuned feature is then the L2-normalised mean of their
     L2-normalised features, the ensemble of the CLIP paper (Radford et al., ICML 2021, section 3.1.4). With `average`

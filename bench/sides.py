@@ -19,7 +19,7 @@ from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
 from zar_ray.models.clip import ClipModel, clip_tokenizer
-from zar_ray.models.packing import ImageSet, encode_packed
+from zar_ray.models.packing import ImageSet, encode_packed, images_at_once
 
 _T = TypeVar("_T")
 
@@ -137,7 +137,8 @@ class OurSide:
                     features.append(video_features(prediction.embeddings, prediction.plan))
             else:
                 sets = [ImageSet(one.frames, one.plan.images, one.plan.boxes) for one in planned]  # type: ignore[arg-type]
-                embeddings = map(_or_raise, encode_packed(self.model, sets, self.options.encoder_batch))
+                at_once = images_at_once(self.options.encoder_batch, self.model.device)
+                embeddings = map(_or_raise, encode_packed(self.model, sets, at_once))
                 features = [video_features(of, one.plan) for of, one in zip(embeddings, planned, strict=True)]
             seconds = watch.lap()
         passes = len(decisions) * self.classes.tokens

@@ -90,13 +90,15 @@ def test_each_token_is_run_once_and_nothing_is_padded(model):
     assert classes.tokens == 1 + 4 + sum(own)
 
 
-def test_the_graph_of_the_untuned_context_is_built_once(model, monkeypatch):
-    """With one step a video costs no forward pass with a graph: the kept one serves all."""
+def test_the_trail_of_the_untuned_context_is_left_once(model, monkeypatch):
+    """With one step a video costs no forward pass for its gradient: the one kept serves all."""
     classes = PromptedClasses(model, ["run", "jump"])
     runs = []
-    run = SharedPrefixPass.__call__
+    run = SharedPrefixPass._run
     monkeypatch.setattr(
-        SharedPrefixPass, "__call__", lambda self, contexts: runs.append(len(contexts)) or run(self, contexts)
+        SharedPrefixPass,
+        "_run",
+        lambda self, contexts, record: runs.append(len(contexts)) or run(self, contexts, record),
     )
     _ = classes.initial_features
     for _ in range(5):

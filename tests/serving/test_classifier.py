@@ -22,7 +22,7 @@ LABELS = ("riding a horse", "walking the dog", "cooking an egg")
 
 @pytest.fixture(scope="module")
 def classifier(tiny_checkpoint):
-    return Classifier(ServiceOptions(checkpoint=tiny_checkpoint, device="cpu", text_cache=2))
+    return Classifier(ServiceOptions(checkpoint=tiny_checkpoint, device="cpu"))
 
 
 def job(classifier, number, labels=LABELS, method="zar", **query):

@@ -27,8 +27,8 @@ def fit(monkeypatch, tmp_path, capsys):
 
         monkeypatch.setattr(training_job, "TorchTrainer", lambda *_, **__: SimpleNamespace(fit=ended))
         monkeypatch.setattr(training_job.ray, "put", lambda job: job)
-        job = SimpleNamespace(config=TrainConfig(gpus_per_worker=0.0), threads=1, validation=None)
-        assert training_job._fit(job, "it", Storage(str(tmp_path)), Console(width=200)) == "trained"
+        job = SimpleNamespace(config=TrainConfig(), threads=1, validation=None)
+        assert training_job._fit(job, 0.0, "it", Storage(str(tmp_path)), Console(width=200)) == "trained"
         return capsys.readouterr().out
 
     return run

@@ -24,7 +24,7 @@ from zar_ray.models.device_faults import watched, within_memory
 from zar_ray.models.devices import require_compiler
 from zar_ray.models.fitting import MORE_MEMORY
 from zar_ray.models.options import ClassPosition
-from zar_ray.models.packing import ImageSet, encode_packed
+from zar_ray.models.packing import ImageSet, encode_packed, images_at_once
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import fingerprint, meaning
 from zar_ray.results.case import Case
@@ -242,7 +242,7 @@ class VideoAdapter:
     def _told(self, case: Case) -> tuple[Any, Shared]:
         """What a case's method is told: its own options, and what all are."""
         options = self._settings[case.setting].options
-        return options.own(case.method), Shared(options.seed, options.encoder_batch)
+        return options.own(case.method), Shared(options.seed, images_at_once(options.encoder_batch, self.model.device))
 
     def stream_state(self) -> dict[str, torch.Tensor]:
         """What stream methods remember of the videos so far: tensors on the CPU, named ``CASE_ID/NAME``."""
@@ -300,7 +300,9 @@ class VideoAdapter:
         """The videos with embeddings, or why there are none."""
         started = time.perf_counter()
         sets = [ImageSet(one.frames, one.plan.images, one.plan.boxes) for one in videos if one.frames is not None]
-        made = iter(encode_packed(self.model, sets, self.options.encoder_batch))
+        at_once = images_at_once(self.options.encoder_batch, self.model.device)
+        with self.model.unchanged():
+            made = iter(encode_packed(self.model, sets, at_once))
         embeddings = [
             next(made) if video.embeddings is None else video.embeddings.to(self.model.device) for video in videos
         ]

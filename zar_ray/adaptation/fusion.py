@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import Fusion, VideoFeatures
+from zar_ray.video.pixels import to_device
 
 # What each level makes of frames (..., T, D): their mean, L2-normalised; every image a view of its own, in the order of
 # views and, within one, of frames; or the mean of the normalised embeddings, not normalised again, which gives a view
@@ -40,7 +41,6 @@ def video_features(
             their mean, L2-normalised, see `ClipModel.view_features`.
         fusion: Where the frames of a view become one.
     """
-    rows = torch.from_numpy(plan.views).to(image_embeddings.device)
-    evaluation = torch.from_numpy(plan.evaluation).to(image_embeddings.device)
+    rows, evaluation = to_device([plan.views, plan.evaluation], image_embeddings.device)
     fuse = of_view if of_view is not None and fusion == "embedding" else _LEVELS[fusion]
     return VideoFeatures(views=fuse(image_embeddings[rows]), evaluation=fuse(image_embeddings[evaluation]))

@@ -1,16 +1,17 @@
 """ZAR: tunes the context on a video's own confident views, then classifies it (DESIGN.md, "ZAR, exactly", 6 to 10).
 
 Contexts are independent of each other, so B videos are one problem with one more axis. The first step of every video
-starts from the same context, whose text features and graph `PromptedClasses` keeps: with one step, a video costs one
+starts from the same context, whose text features and trail `PromptedClasses` keeps: with one step, a video costs one
 backward and one forward pass of the text tower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -32,6 +33,7 @@ from zar_ray.models.fitting import MORE_MEMORY
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
+from zar_ray.video.pixels import to_device
 
 # Bounds the memory of a pass of the text tower with its graph: about 5 GB in a tower of 12 layers and width 512.
 _TOKENS_AT_ONCE = 16_384
@@ -98,13 +100,14 @@ class _Batch:
         logits, device = classes.logits(views, classes.initial_features), views.device
         chosen = [count_confident(count, options.confidence) for count in counts]
         places = torch.arange(views.shape[1], device=device)
-        missing = places >= torch.tensor(counts, device=device)[:, None]
+        here, taken = to_device([np.array(counts), np.array(chosen)], device)
+        missing = places >= here[:, None]
         entropies = entropy(logits).masked_fill(missing, float("inf"))
         doubts = entropies if options.selection == "entropy" else doubt(logits, options.selection)
         order = doubts.masked_fill(missing, float("inf")).argsort(dim=1, stable=True)
         most = max(chosen)
         rows = order[:, :most, None].expand(-1, -1, views.shape[2])
-        absent = places[:most, None] >= torch.tensor(chosen, device=device)[:, None, None]
+        absent = places[:most, None] >= taken[:, None, None]
         return cls(counts, evaluation, logits, entropies, order, chosen, views.gather(1, rows), absent)
 
 
@@ -141,12 +144,13 @@ def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, o
         else:
             logits = classes.logits(batch.views, text)
             after = _decisions([one[:count] for one, count in zip(logits, batch.chosen, strict=True)])
-    # What is not finite in one video stays in its rows.
-    fine = {
-        when: torch.isfinite(logits).flatten(1).all(dim=1).tolist()
-        for when, logits in (("before adaptation", before), ("of the views", batch.logits), ("after adaptation", after))
-    }
     before, entropies, order = _decisions(before), batch.entropies.cpu(), batch.order.cpu()
+    # What is not finite in one video stays in its rows; of logits that are not, the entropy is no number.
+    fine = {
+        "before adaptation": torch.isfinite(before).all(dim=1).tolist(),
+        "of the views": (~torch.isnan(entropies)).all(dim=1).tolist(),
+        "after adaptation": torch.isfinite(after).all(dim=1).tolist(),
+    }
     losses = torch.stack([step.losses for step in steps]).cpu()
     for row, (number, count) in enumerate(zip(with_views, batch.counts, strict=True)):
         wrong = next((when for when, of_videos in fine.items() if not of_videos[row]), None)
@@ -163,8 +167,10 @@ def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, o
     return outcomes
 
 
-def _decisions(logits: Iterable[torch.Tensor]) -> torch.Tensor:
+def _decisions(logits: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
     """(B, K), on the CPU, of the views (n, K) that each of B videos is classified by."""
+    if isinstance(logits, torch.Tensor) and logits.shape[1] == 1:
+        return logits[:, 0].cpu()
     return torch.stack([averaged(one) for one in logits]).cpu()
 
 
@@ -195,7 +201,12 @@ def tuning_steps(
     contexts = classes.initial_context.expand(count, -1, -1).clone().requires_grad_()
     # AdamW works element by element: one tensor of all contexts is tuned as each would be alone.
     optimiser = torch.optim.AdamW(
-        [contexts], lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay
+        [contexts],
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        fused=True,
     )
     for step in range(options.steps):
         with torch.enable_grad(), exact_float32():

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zar_ray.commands.parsing import verb
-from zar_ray.data.probing import Failure, in_processes, usable_cpus
+from zar_ray.data.probing import Failure, in_processes, usable_cpus, usable_memory
 from zar_ray.data.synthetic import write_video
 from zar_ray.errors import TrackingError, VideoError, reason_of
 from zar_ray.models.options import ModelOptions
@@ -140,20 +140,11 @@ def _versions() -> list[Check]:
 def _hardware() -> list[Check]:
     cpus, everyone = usable_cpus(), os.cpu_count()
     memory = psutil.virtual_memory().total
-    limit = min(memory, _memory_limit() or memory)
+    limit = usable_memory()
     return [
         Check("cpus", "ok", f"{cpus}" if cpus == everyone else f"{cpus} of {everyone} may be used"),
         Check("memory", "ok", _gib(memory) if limit == memory else f"{_gib(limit)} of {_gib(memory)} may be used"),
     ]
-
-
-def _memory_limit() -> int | None:
-    """The container's limit in bytes, if there is one."""
-    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError):
-            text = Path(place).read_text(encoding="ascii").strip()
-            return int(text) if text.isdigit() else None
-    return None
 
 
 def _gpus() -> list[Check]:

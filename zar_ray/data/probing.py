@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
@@ -188,6 +189,16 @@ def in_processes(
 def usable_cpus() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def usable_memory() -> int:
+    """Bytes of the machine's memory, or of the part that this container may use."""
+    memory = psutil.virtual_memory().total
+    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError):
+            text = Path(place).read_text(encoding="ascii").strip()
+            return min(memory, int(text)) if text.isdigit() else memory
+    return memory
 
 
 class _Worker:

@@ -24,7 +24,7 @@ from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import RunError, VideoError, suggestion
 from zar_ray.models.attention import attention_rollout, class_relevance, require_attention
 from zar_ray.models.loading import load_model
-from zar_ray.models.packing import ImageSet, encode_packed
+from zar_ray.models.packing import ImageSet, encode_packed, images_at_once
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.layers import validate
 from zar_ray.results.rows import ResultRow, to_rows
@@ -159,9 +159,8 @@ class _Explaining:
         decoded = self._decoded(self.videos[video_id])
         plan = decoded.plan
         frames = torch.from_numpy(decoded.frames).to(self.model.device)
-        (embeddings,) = encode_packed(
-            self.model, [ImageSet(decoded.frames, plan.images, plan.boxes)], self.options.encoder_batch
-        )
+        at_once = images_at_once(self.options.encoder_batch, self.model.device)
+        (embeddings,) = encode_packed(self.model, [ImageSet(decoded.frames, plan.images, plan.boxes)], at_once)
         if isinstance(embeddings, VideoError):
             raise RunError(f"{video_id}: {embeddings}")
         update = self.options.zar

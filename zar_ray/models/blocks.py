@@ -61,6 +61,7 @@ class Norm:
     """A layer norm with a module's weights, `factor` times its outputs; in the residual stream's own precision."""
 
     def __init__(self, norm: Any, factor: float = 1.0) -> None:
+        self._own_weight = norm.weight
         self.weight = norm.weight if factor == 1.0 else norm.weight * factor
         self.bias = norm.bias if factor == 1.0 else norm.bias * factor
         self.eps = norm.eps
@@ -68,6 +69,21 @@ class Norm:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Normalises over the last axis."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def with_statistics(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same, with the means of `x` and the reciprocals of its deviations."""
+        return torch.native_layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def pull(
+        self, gradients: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor
+    ) -> torch.Tensor:
+        """Takes gradients of what was normalised to those of `x`, all (B, tokens, W) in one piece, without `factor`.
+
+        The factor is left out: what follows this norm divides by it.
+        """
+        return torch.ops.aten.native_layer_norm_backward(
+            gradients, x, self.weight.shape, mean, deviation, self._own_weight, self.bias, [True, False, False]
+        )[0]
 
 
 class Block:
@@ -129,8 +145,21 @@ class Block:
     def transformed(self, x: torch.Tensor) -> torch.Tensor:
         """The residual stream (..., W) after the MLP."""
         wide = F.linear(self.norm_2(x).to(self.widen_weight.dtype), self.widen_weight, self.widen_bias)
+        # in place is safe without a graph only: silu's backward pass reads its input
+        return self.narrowed(x, wide, inplace=not wide.requires_grad)
+
+    def narrowed(self, x: torch.Tensor, wide: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+        """The residual stream with what the MLP makes of its wide tensor (..., 4·W), which it may write to."""
         if not self.quick:
             return x + F.linear(F.gelu(wide), self.narrow_weight, self.narrow_bias)
-        # in place is safe without a graph only: silu's backward pass reads its input
-        narrowed = F.linear(F.silu(wide, inplace=not wide.requires_grad), self.narrow_weight, self.narrow_bias)
+        narrowed = F.linear(F.silu(wide, inplace=inplace), self.narrow_weight, self.narrow_bias)
         return torch.add(x, narrowed, alpha=1 / _QUICK_GELU)
+
+    def pull_activation(self, gradients: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
+        """Takes B gradients (B, tokens, 4·W) of the activation to those of one wide tensor (1, tokens, 4·W).
+
+        QuickGELU's factor and its reciprocal cancel each other with that of the norm in front, see `Norm.pull`.
+        """
+        if self.quick:
+            return torch.ops.aten.silu_backward(gradients, wide.expand_as(gradients))
+        return torch.ops.aten.gelu_backward(gradients, wide.expand_as(gradients))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -92,6 +93,8 @@ class ClipModel(nn.Module):
         self.moving_passes = Fitting("images a pass of the moving image encoder", "--encoder-batch {}")
         self.text_passes = Fitting("tokens a pass of the text tower")
         self._compiled = False
+        self._held: tuple[bool, Callable[[torch.Tensor], torch.Tensor] | None] = (False, None)
+        self._scale: tuple[tuple[int, int], float] | None = None
         self._ready: tuple[list[tuple[int, int]], Callable[[torch.Tensor], torch.Tensor]] | None = None
         self.eval()
 
@@ -124,7 +127,14 @@ class ClipModel(nn.Module):
     def logit_scale(self) -> float:
         """What cosines are multiplied by to give logits: exp of the learnt parameter, or what the architecture says."""
         scale = self.architecture.get(EVALUATION_SCALE)
-        return float(self.clip.logit_scale.detach().exp()) if scale is None else float(scale)
+        if scale is not None:
+            return float(scale)
+        # Read once until it moves or changes: from a GPU each time would be a wait.
+        learnt = self.clip.logit_scale.detach()
+        state = learnt.data_ptr(), learnt._version
+        if self._scale is None or self._scale[0] != state:
+            self._scale = (state, float(learnt.exp()))
+        return self._scale[1]
 
     @property
     def context(self) -> str:
@@ -238,8 +248,9 @@ class ClipModel(nn.Module):
         """
         dtype = PRODUCTS[self.precision]
         with torch.inference_mode(), exact_float32():
-            if unfit_vision(self.clip.visual) is None:
-                embeddings = self._vision_tower()(pixels)
+            tower = self._vision_tower()
+            if tower is not None:
+                embeddings = tower(pixels)
             else:
                 with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
                     embeddings = self.clip.visual(pixels.to(self.dtype))
@@ -253,12 +264,27 @@ class ClipModel(nn.Module):
         """
         self._compiled, self._ready = True, None
 
-    def _vision_tower(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The image tower made ready, once until its weights move or change."""
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Inside, the image tower stays as it is: whether it has changed is looked at once, and not at every pass."""
+        self._held = False, None
+        try:
+            self._held = True, self._vision_tower()
+            yield
+        finally:
+            self._held = False, None
+
+    def _vision_tower(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """The image tower made ready, once until its weights move or change; None where it runs as it is."""
+        known, tower = self._held
+        if known:
+            return tower
+        if unfit_vision(self.clip.visual) is not None:
+            return None
         weights = [(weight.data_ptr(), weight._version) for weight in self.clip.visual.parameters()]
         if self._ready is None or self._ready[0] != weights:
-            tower = VisionTower(self.clip.visual, PRODUCTS[self.precision] or self.dtype)
-            self._ready = (weights, torch.compile(tower) if self._compiled else tower)
+            made = VisionTower(self.clip.visual, PRODUCTS[self.precision] or self.dtype)
+            self._ready = (weights, torch.compile(made) if self._compiled else made)
         return self._ready[1]
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:

@@ -30,4 +30,8 @@ class ModelOptions(ContextOption):
     )
     precision: Precision = option("fp32", "The image encoder's precision; text and tuning stay float32.")
     device: str = operational("auto", "Device of a worker: auto (a GPU where there is one), cpu or cuda.")
-    encoder_batch: int = operational(64, "Images a pass of the image encoder, of as many videos as it takes.", ge=1)
+    encoder_batch: int | None = operational(
+        None,
+        "Images a pass of the image encoder, of as many videos as it takes; by default 64, and 256 on a GPU.",
+        ge=1,
+    )

@@ -18,7 +18,7 @@ import torch
 from zar_ray.errors import NoRoomError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.fitting import MORE_MEMORY
-from zar_ray.video.pixels import cut_crops, normalise
+from zar_ray.video.pixels import normalise, plan_crops
 from zar_ray.video.transforms import CropBox
 
 
@@ -35,6 +35,11 @@ class ImageSet:
     frames: np.ndarray | torch.Tensor
     images: np.ndarray
     boxes: tuple[CropBox, ...]
+
+
+def images_at_once(wanted: int | None, device: torch.device) -> int:
+    """How many images a pass of the encoder takes: so many as are wanted, by default what suits the device."""
+    return wanted or (256 if device.type == "cuda" else 64)
 
 
 def encode_packed(model: ClipModel, sets: Sequence[ImageSet], images_a_pass: int) -> list[torch.Tensor | VideoError]:
@@ -91,9 +96,9 @@ def encode_packed(model: ClipModel, sets: Sequence[ImageSet], images_a_pass: int
 def _encode(
     model: ClipModel, sets: Sequence[ImageSet], pieces: Mapping[int, Sequence[int]], frames: _Frames
 ) -> torch.Tensor:
-    crops = [
-        cut_crops(frames[number], sets[number].images[rows], sets[number].boxes) for number, rows in pieces.items()
-    ]
+    wanted = [(sets[number].images[rows], sets[number].boxes) for number, rows in pieces.items()]
+    plans = plan_crops(wanted, model.device)
+    crops = [plan.cut(frames[number]) for number, plan in zip(pieces, plans, strict=True)]
     return model.encode_images(normalise(torch.cat(crops), model.preprocessing))
 
 

@@ -4,21 +4,40 @@
 
 `SharedPrefixPass` computes start and context once for all classes, which a causal tower allows, and each class's own
 tokens against their keys and values. `FullPass` runs whole prompts, for towers and prompts of another shape. They
-give equal features and gradients, and both take several contexts, one a video, at once.
+give equal features and gradients, and both take several contexts, one a video, at once. All videos start from the same
+context: what its pass leaves behind for gradients is a *trail*, which each can `follow` for those of many losses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from zar_ray.models.blocks import Block, Norm, unfit_block
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.deep_prompts import has_other_hooks, with_layer_prompts
 from zar_ray.models.parts import DEEP_PROMPTS
 from zar_ray.models.precision import full_precision
+from zar_ray.models.prefix_attention import Held, PrefixAttention, group_of
+
+
+@dataclass(frozen=True, eq=False)
+class Trail:
+    """What one context's pass has left behind.
+
+    Attributes:
+        embeddings: (K, D), its text embeddings, not normalised.
+        bytes: What is held for `follow`, weights aside.
+        follow: Takes gradients (B, K, D) of these embeddings to those of the context, (B, L, W).
+    """
+
+    embeddings: torch.Tensor
+    bytes: int
+    follow: Callable[[torch.Tensor], torch.Tensor]
 
 
 class FullPass:
@@ -33,14 +52,11 @@ class FullPass:
 
     Attributes:
         tokens: Tokens that one context runs through the tower.
-        batches_gradients: Whether one graph gives the gradients of several videos in one backward pass.
     """
-
-    batches_gradients = False
 
     def __init__(self, model: ClipModel, embeddings: torch.Tensor, places: torch.Tensor, ends: torch.Tensor) -> None:
         length = int(ends.max()) + 1 if model.sees_backwards_only else embeddings.shape[1]
-        self._encode = model.encode_embedded_text
+        self._encode, self._weights = model.encode_embedded_text, tuple(model.clip.parameters())
         self._embeddings = embeddings[:, :length]
         self._rows = torch.arange(len(embeddings), device=embeddings.device)[:, None]
         self._places, self._ends = places.to(embeddings.device), ends.to(embeddings.device)
@@ -52,6 +68,25 @@ class FullPass:
         prompts = self._embeddings.expand(count, -1, -1, -1).clone()
         prompts[:, self._rows, self._places] = contexts[:, None].expand(-1, classes, -1, -1)
         return self._encode(prompts.flatten(0, 1), self._ends.repeat(count)).unflatten(0, (count, classes))
+
+    def trail(self, context: torch.Tensor) -> Trail:
+        """Runs one context (L, W), and keeps autograd's graph."""
+        leaf, kept = context.detach()[None].clone().requires_grad_(), {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach()  # the tensor itself would hold the graph that holds it
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            embeddings = self(leaf)
+
+        def follow(gradients: torch.Tensor) -> torch.Tensor:
+            parts = [torch.autograd.grad(embeddings, leaf, one[None], retain_graph=True)[0] for one in gradients]
+            return torch.cat(parts)
+
+        own = {weight.untyped_storage().data_ptr() for weight in self._weights}
+        return Trail(embeddings.detach()[0], sum(size for place, size in kept.items() if place not in own), follow)
 
 
 def unfit_text(tower: Any) -> str | None:
@@ -69,9 +104,9 @@ def unfit_text(tower: Any) -> str | None:
 class SharedPrefixPass:
     """Runs the start token and the context once, and of each class its own tokens only, up to its end of text.
 
-    Classes of equally many tokens lie together, so nothing is padded, and all tokens pass the norms and the MLPs as
-    one matrix. In the last block only what the ends of text need is computed. Where the tower has prompt vectors in
-    its layers (`zar_ray.models.deep_prompts`), they take the context's places there.
+    All tokens pass the norms and the MLPs as one matrix, and nothing is padded there; see `PrefixAttention` for what
+    they find in each other. In the last block only what the ends of text need is computed. Where the tower has prompt
+    vectors in its layers (`zar_ray.models.deep_prompts`), they take the context's places there.
 
     Args:
         tower: open_clip's text tower, a `CLIP` or the ``text`` of a `CustomTextCLIP`, which `unfit_text` has nothing
@@ -80,12 +115,20 @@ class SharedPrefixPass:
             1 to L.
         context_length: L.
         ends: int64 (K,), where each prompt's end of text is; after the context.
+        padded: Whether classes of several lengths share attention's products, which takes fewer and larger ones; by
+            default on a GPU alone.
     """
 
-    batches_gradients = True
-
-    def __init__(self, tower: Any, embeddings: torch.Tensor, context_length: int, ends: torch.Tensor) -> None:
+    def __init__(
+        self,
+        tower: Any,
+        embeddings: torch.Tensor,
+        context_length: int,
+        ends: torch.Tensor,
+        padded: bool | None = None,
+    ) -> None:
         positions, device = tower.positional_embedding, embeddings.device
+        padded = device.type == "cuda" if padded is None else padded
         self._prefix = prefix = 1 + context_length
         self._start = embeddings[0, :1] + positions[:1]
         self._context_positions = positions[1:prefix]
@@ -94,104 +137,169 @@ class SharedPrefixPass:
         self._layer_prompts: torch.Tensor | None = getattr(tower, DEEP_PROMPTS, None)
 
         # Where the ends are, on the CPU as a rule: no wait for a GPU, and sizes are known where weights are not.
-        lengths = ends - prefix + 1
-        rows: list[torch.Tensor] = []
-        names: list[torch.Tensor] = []
-        last_tokens: list[torch.Tensor] = []
-        self._groups: list[_Group] = []
-        first = prefix
-        for length in lengths.unique().tolist():
-            members = (lengths == length).nonzero().flatten().to(device)
-            group = _Group(first, len(members), length, _causal_mask(prefix, length, embeddings))
-            self._groups.append(group)
-            rows.append(members)
-            names.append(
-                (embeddings[members, prefix : prefix + length] + positions[prefix : prefix + length]).flatten(0, 1)
-            )
-            last_tokens.append(first + torch.arange(1, len(members) + 1, device=device) * length - 1)
-            first = group.end
-        self._names = torch.cat(names)
-        self._ends = torch.cat(last_tokens)
-        self._rank = torch.cat(rows).argsort()
-        self._prefix_mask = _causal_mask(0, prefix, embeddings)
-        self.tokens = first
+        lengths = ends.cpu() - prefix + 1
+        order = torch.tensor([group_of(length, padded) for length in lengths.tolist()]).argsort(stable=True)
+        lengths = lengths[order]
+        owner = torch.arange(len(order)).repeat_interleave(lengths)
+        places = prefix + torch.arange(len(owner)) - (lengths.cumsum(0) - lengths)[owner]
+        packed = order[owner].to(device), places.to(device)
+        self._names = embeddings[packed] + positions[packed[1]]
+        self._order, self._rank = order.to(device), order.argsort().to(device)
+        self._ends = (prefix - 1 + lengths.cumsum(0)).to(device)
+        self.tokens = prefix + len(owner)
+
+        def attention(ends: bool) -> PrefixAttention:
+            heads = self._blocks[0].heads
+            return PrefixAttention(prefix, lengths.tolist(), heads, embeddings, padded=padded, ends=ends)
+
+        self._attention, self._attention_of_ends = attention(ends=False), attention(ends=True)
 
     def __call__(self, contexts: torch.Tensor) -> torch.Tensor:
         """See `FullPass`."""
+        return self._run(contexts, None)
+
+    def trail(self, context: torch.Tensor) -> Trail:
+        """Runs one context (L, W), and keeps what the gradients of any number of losses need."""
+        record = _Record()
+        with torch.no_grad():
+            embeddings = self._run(context[None], record)[0]
+            record.seal()
+        return Trail(embeddings, record.bytes, lambda gradients: self._follow(gradients, record))
+
+    def _run(self, contexts: torch.Tensor, record: _Record | None) -> torch.Tensor:
         count = len(contexts)
         with full_precision(contexts.device):
             tokens = [self._start, contexts + self._context_positions, self._names]
             x = torch.cat([part.expand(count, *part.shape[-2:]) for part in tokens], dim=1)
-            for layer, block in enumerate(self._blocks[:-1]):
-                x = block(with_layer_prompts(x, self._layer_prompts, layer, 1), self._attention)
-            x = with_layer_prompts(x, self._layer_prompts, len(self._blocks) - 1, 1)
-            x = self._blocks[-1](x, self._attention_of_ends, read=self._ends)
-            return (self._norm(x) @ self._projection)[:, self._rank]
+            layouts = self._attention.layout(count), self._attention_of_ends.layout(count)
+            for layer, block in enumerate(self._blocks):
+                x = with_layer_prompts(x, self._layer_prompts, layer, 1)
+                x = self._block(block, x, layouts, record, last=layer == len(self._blocks) - 1)
+            return (_normed(self._norm, x, record) @ self._projection)[:, self._rank]
 
-    def _attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """All tokens: three (B, tokens, heads, W / heads) to (B, tokens, W)."""
-        query_0, key_0, value_0 = (tensor[:, None, : self._prefix] for tensor in (query, key, value))
-        heads = [_attend(query_0, key_0, value_0, self._prefix_mask)]
-        for group in self._groups:
-            keys, values = self._seen_by(group, key, value)
-            heads.append(_attend(group.of(query), keys, values, group.mask))
-        return torch.cat(heads, dim=1)
+    def _block(self, block: Block, x: torch.Tensor, layouts: Any, record: _Record | None, last: bool) -> torch.Tensor:
+        normed = _normed(block.norm_1, x, record)
+        held: Held | None = None if record is None else []
+        if last:
+            width = x.shape[-1]
+            of_ends = F.linear(normed[:, self._ends], block.project_weight[:width], block.project_bias[:width])
+            others = F.linear(normed, block.project_weight[width:], block.project_bias[width:])
+            heads, x = self._attention_of_ends(others, layouts[1], of_ends, held), x[:, self._ends]
+        else:
+            projected = F.linear(normed, block.project_weight, block.project_bias)
+            heads = self._attention(projected, layouts[0], held=held)
+        attended = x + F.linear(heads, block.out_weight, block.out_bias)
+        middle = attended if block.adapter is None else block.adapter(attended)
+        if record is None or held is None:
+            return block.transformed(middle)
+        wide = F.linear(_normed(block.norm_2, middle, record), block.widen_weight, block.widen_bias)
+        record.layers.append(_Layer(held, None if block.adapter is None else attended, wide))
+        return block.narrowed(middle, wide)
 
-    def _attention_of_ends(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The ends of text, in the groups' order: (B, K, heads, W / heads) and two of all tokens to (B, K, W)."""
-        heads = []
-        queries = query[:, :, None].split([group.classes for group in self._groups], dim=1)
-        for group, of_group in zip(self._groups, queries, strict=True):
-            keys, values = self._seen_by(group, key, value)
-            heads.append(_attend(of_group, keys, values, group.mask[-1:]))
-        return torch.cat(heads, dim=1)
-
-    def _seen_by(self, group: _Group, *tensors: torch.Tensor) -> list[torch.Tensor]:
-        """For each class of a group the prefix and its own tokens: (B, classes, prefix + length, heads, W / heads)."""
-        prefix = self._prefix
-        return [
-            torch.cat([tensor[:, None, :prefix].expand(-1, group.classes, -1, -1, -1), group.of(tensor)], dim=2)
-            for tensor in tensors
-        ]
+    def _follow(self, gradients: torch.Tensor, record: _Record) -> torch.Tensor:
+        count, last = len(gradients), len(self._blocks) - 1
+        with torch.no_grad(), full_precision(gradients.device):
+            of_all, of_ends = (one.routes(count, gradients) for one in (self._attention, self._attention_of_ends))
+            (means, deviations), (end_means, end_deviations) = (
+                _tiled(one, count).unflatten(0, (2, -1)) for one in record.statistics
+            )
+            middle, end = _tiled(record.inputs[-1], count)
+            gradient = gradients[:, self._order] @ self._projection.mT
+            gradient = self._norm.pull(gradient, end, end_means[1], end_deviations[1])
+            for layer in reversed(range(len(self._blocks))):
+                block, left = self._blocks[layer], record.layers[layer]
+                if layer == last:
+                    x = _tiled(record.inputs[layer], count)[0]
+                    gradient = _pull_mlp(block, left, gradient, middle, end_means[0], end_deviations[0])
+                else:
+                    x, middle = _tiled(record.inputs[layer], count)
+                    statistics = means[2 * layer + 1], deviations[2 * layer + 1]
+                    gradient = _pull_mlp(block, left, gradient, middle, *statistics)
+                heads, statistics = gradient @ block.out_weight, (means[2 * layer], deviations[2 * layer])
+                if layer == last:
+                    pulled, of_query = self._attention_of_ends.pull(left.held, heads, of_ends)
+                    assert of_query is not None
+                    width = gradient.shape[-1]
+                    pulled = pulled @ block.project_weight[width:]
+                    pulled.index_add_(1, self._ends, of_query @ block.project_weight[:width])
+                    gradient = block.norm_1.pull(pulled, x, *statistics).index_add_(1, self._ends, gradient)
+                else:
+                    pulled, _ = self._attention.pull(left.held, heads, of_all)
+                    gradient = block.norm_1.pull(pulled @ block.project_weight, x, *statistics).add_(gradient)
+                if self._layer_prompts is not None and 0 < layer < len(self._layer_prompts):
+                    gradient[:, 1 : self._prefix] = 0  # the layer's own vectors stood there
+            return gradient[:, 1 : self._prefix].clone()
 
 
 @dataclass(frozen=True, eq=False)
-class _Group:
-    """Classes of equally many own tokens.
+class _Layer:
+    """What a block of one context's pass leaves behind.
 
     Attributes:
-        first: Place of the first of these tokens among all.
-        classes: How many classes.
-        length: Own tokens of each.
-        mask: (length, prefix + length), what they see.
+        held: The attention's.
+        attended: What an adapter read, (1, tokens, W); None without one.
+        wide: What the activation read, (1, tokens, 4·W).
     """
 
-    first: int
-    classes: int
-    length: int
-    mask: torch.Tensor
+    held: Held
+    attended: torch.Tensor | None
+    wide: torch.Tensor
+
+
+class _Record:
+    """What one context's pass leaves behind.
+
+    Attributes:
+        layers: Of each block.
+        inputs: What each norm read, (1, tokens, W); once sealed, that of the two norms of each block but the last
+            together, of the last one's first norm, and of the norms of the ends alone.
+        statistics: Each norm's means and reciprocal deviations; once sealed, (2·N, tokens, 1) of all norms of all
+            tokens, the means first, and of the two norms of the ends alone.
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[_Layer] = []
+        self.inputs: list[torch.Tensor] = []
+        self.statistics: list[torch.Tensor] = []
+
+    def seal(self) -> None:
+        """Puts together what is taken together on the way back."""
+        *of_all, middle, end = self.inputs
+        pairs = [torch.cat(of_all[first : first + 2]) for first in range(0, len(of_all), 2)]
+        self.inputs = [*pairs, torch.cat([middle, end])]
+        means, deviations = self.statistics[::2], self.statistics[1::2]
+        self.statistics = [torch.cat([*means[:-2], *deviations[:-2]]), torch.cat([*means[-2:], *deviations[-2:]])]
 
     @property
-    def end(self) -> int:
-        """The place after the last of these tokens."""
-        return self.first + self.classes * self.length
-
-    def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """(B, tokens, heads, W / heads) to the group's (B, classes, length, heads, W / heads)."""
-        return tensor[:, self.first : self.end].unflatten(1, (self.classes, self.length))
+    def bytes(self) -> int:
+        """Of all tensors; none shares its memory with another."""
+        held = [one for layer in self.layers for group in layer.held for one in group]
+        others = [one for layer in self.layers for one in (layer.wide, layer.attended) if one is not None]
+        return sum(one.untyped_storage().nbytes() for one in (*self.inputs, *self.statistics, *held, *others))
 
 
-def _causal_mask(before: int, length: int, like: torch.Tensor) -> torch.Tensor:
-    """(length, before + length): `length` tokens see all those before them and themselves."""
-    return torch.full((length, before + length), float("-inf"), dtype=like.dtype, device=like.device).triu(before + 1)
+def _normed(norm: Norm, x: torch.Tensor, record: _Record | None) -> torch.Tensor:
+    if record is None:
+        return norm(x)
+    normed, *statistics = norm.with_statistics(x)
+    record.inputs.append(x)
+    record.statistics += statistics
+    return normed
 
 
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Attention within each class, written out: sequences of a few tokens are too short for fused kernels.
+def _tiled(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """(N, tokens, …) to (N, B, tokens, …), as many times each, in memory of its own where B is more than 1."""
+    return tensor[:, None].expand(-1, count, -1, -1).contiguous()
 
-    Queries (B, C, q, heads, d), keys and values (B, C, k, heads, d), and a mask (q, k) that is added to the scores,
-    give (B, C·q, heads·d).
-    """
-    scores = torch.einsum("bcqhd,bckhd->bchqk", query, key) * query.shape[-1] ** -0.5 + mask
-    heads = torch.einsum("bchqk,bckhd->bcqhd", scores.softmax(dim=-1), value)
-    return heads.flatten(3).flatten(1, 2)
+
+def _pull_mlp(
+    block: Block, left: _Layer, gradient: torch.Tensor, middle: torch.Tensor, *statistics: torch.Tensor
+) -> torch.Tensor:
+    """Takes gradients (B, tokens, W) of a block's outcome to those of what its attention gave."""
+    wide = block.pull_activation(gradient @ block.narrow_weight, left.wide)
+    gradient = block.norm_2.pull(wide @ block.widen_weight, middle, *statistics).add_(gradient)
+    if block.adapter is None or left.attended is None:
+        return gradient
+    with torch.enable_grad():
+        leaf = left.attended.expand_as(gradient).clone().requires_grad_()
+        return torch.autograd.grad(block.adapter(leaf), leaf, gradient)[0]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import normalize
 
 from zar_ray.data.class_texts import ClassPrompts, ContextFile
@@ -18,7 +20,7 @@ from zar_ray.models.learned_context import LearnedContext, parse_context
 from zar_ray.models.options import ClassPosition
 from zar_ray.models.parts import own_context_of, text_frame_of
 from zar_ray.models.precision import exact_float32
-from zar_ray.models.prompt_passes import FullPass, SharedPrefixPass, unfit_text
+from zar_ray.models.prompt_passes import FullPass, SharedPrefixPass, Trail, unfit_text
 
 _TEXTS_A_PASS = 256
 _OTHER_TEXTS = ', or one text a class in a single template such as "a video of a {}."'
@@ -28,8 +30,8 @@ _PLACEHOLDER = "x"  # a token whose place a learned vector takes
 class PromptedClasses:
     """K class names under one model, each the prompt ``CONTEXT NAME.`` with L context vectors in front, or texts.
 
-    Underscores become spaces. The text features of the untuned context, and the graph behind them, are computed once
-    for all videos. The text tower is run by `SharedPrefixPass` where it can be; a warning says where it cannot.
+    Underscores become spaces. The text features of the untuned context, and what leads back from them, are computed
+    once for all videos. The text tower is run by `SharedPrefixPass` where it can be; a warning says where it cannot.
 
     With `texts` a class may have several prompts. Its untuned feature is then the L2-normalised mean of their
     L2-normalised features, the ensemble of the CLIP paper (Radford et al., ICML 2021, section 3.1.4). With `average`
@@ -200,11 +202,22 @@ class PromptedClasses:
             return normalize(torch.stack([one.mean(dim=0) for one in of_texts]), dim=-1)
 
     @cached_property
-    def _initial_graph(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The untuned context (1, L, W), and its text features (1, K, D) with the graph that leads back to it."""
-        with torch.enable_grad():
-            context = self.initial_context[None].clone().requires_grad_()
-            return context, self.features(context)
+    def _trail(self) -> Trail:
+        """What the untuned context's pass leaves behind for gradients."""
+        return self._run.trail(self.initial_context)
+
+    def forget_trail(self) -> None:
+        """Lets go of what `initial_gradients` needs; it is made again when it is asked for."""
+        self.__dict__.pop("_trail", None)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all tensors that are held besides the model's."""
+        trail = self.__dict__.get("_trail")
+        known = {one.untyped_storage().data_ptr() for one in self.model.state_dict().values()}
+        storages = [one.untyped_storage() for one in _tensors_in(vars(self))]
+        sizes = {one.data_ptr(): one.nbytes() for one in storages if one.data_ptr() not in known}
+        return sum(sizes.values()) + (0 if trail is None else trail.bytes)
 
     def features(self, contexts: torch.Tensor) -> torch.Tensor:
         """Text features of contexts (L, W) or (B, L, W): float32 (K, D) or (B, K, D), L2-normalised, differentiable.
@@ -218,21 +231,17 @@ class PromptedClasses:
         return normalize(self._run(contexts), dim=-1)
 
     def initial_gradients(self, gradients: torch.Tensor) -> torch.Tensor:
-        """Takes gradients from the text features of the untuned context back to it, through the one graph kept.
+        """Takes gradients from the text features of the untuned context back to it, along the one trail kept.
 
         Those of B losses with respect to `initial_features`, float32 (B, K, D), become those with respect to
         `initial_context`, (B, L, W).
         """
-        context, features = self._initial_graph
+        trail = self._trail
         with exact_float32():
-            if self._run.batches_gradients and len(gradients) > 1:
-                (found,) = torch.autograd.grad(
-                    features, context, gradients[:, None], retain_graph=True, is_grads_batched=True
-                )
-                return found[:, 0]
-            return torch.cat(
-                [torch.autograd.grad(features, context, one[None], retain_graph=True)[0] for one in gradients]
-            )
+            # Through the normalisation: a gradient's part along the feature changes its length alone.
+            features, lengths = self.initial_features, trail.embeddings.norm(dim=-1, keepdim=True)
+            along = (gradients * features).sum(dim=-1, keepdim=True)
+            return trail.follow(torch.addcmul(gradients, along, features, value=-1) / lengths)
 
     def logits(self, video_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
         """exp(logit_scale) · cosine, float32 (..., V, K) of normalised (..., V, D) and (..., K, D); or (K,) of (D,)."""
@@ -382,3 +391,16 @@ def _why_fixed(
 
 def _spaced(text: str) -> str:
     return " ".join(text.replace("_", " ").split())
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors that an object of this package's models holds, those of modules aside."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors_in(tuple(value.values()))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors_in(one)
+    elif not isinstance(value, nn.Module) and type(value).__module__.startswith("zar_ray.models."):
+        yield from _tensors_in(vars(value))

@@ -22,6 +22,7 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.device_faults import watched, within_memory
 from zar_ray.models.loading import load_model
 from zar_ray.models.text import PromptedClasses
+from zar_ray.models.text_cache import TextCache
 from zar_ray.serving.backend import DecodingNeeds, Job, Query
 from zar_ray.serving.explaining import explain
 from zar_ray.serving.methods import ServiceOptions, adaptation_options
@@ -57,7 +58,7 @@ class Classifier:
         self.config = config
         self.model = load_model(config)
         # A request's label set is most often one of the last requests'.
-        self._texts = lru_cache(config.text_cache)(partial(PromptedClasses.of, self.model))
+        self._texts = TextCache(self.model, config.text_memory)
         self._lock = threading.Lock()
 
     @property
@@ -116,6 +117,7 @@ class Classifier:
         with self._lock:
             for numbers in groups.values():
                 answers.update(zip(numbers, self._answer_safely([jobs[number] for number in numbers]), strict=True))
+                self._texts.settle()
         return [answers[number] for number in range(len(jobs))]
 
     def _answer_safely(self, jobs: Sequence[Job]) -> list[Classification | RequestError]:

@@ -3,11 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from zar_ray.video.transforms import CropBox, Preprocessing
+
+
+@dataclass(frozen=True, eq=False)
+class CropPlan:
+    """Where some crops of resized frames come from and go to, on the frames' device.
+
+    Attributes:
+        pieces: Of each box, the rows of the frames, int64 (m,), and the crops' places among all.
+        count: n, all crops.
+        size: R.
+    """
+
+    pieces: tuple[tuple[CropBox, torch.Tensor, torch.Tensor], ...]
+    count: int
+    size: int
+
+    def cut(self, frames: torch.Tensor) -> torch.Tensor:
+        """Cuts the crops out of frames, uint8 (F, h, w, 3): uint8 (n, R, R, 3)."""
+        crops = torch.empty((self.count, self.size, self.size, 3), dtype=torch.uint8, device=frames.device)
+        for box, rows, places in self.pieces:
+            crops[places] = frames[:, box.top : box.top + box.size, box.left : box.left + box.size][rows]
+        return crops
+
+
+def plan_crops(sets: Sequence[tuple[np.ndarray, Sequence[CropBox]]], device: torch.device) -> list[CropPlan]:
+    """A plan of each set's crops, its images and boxes as `cut_crops` takes them; all go to a device in one copy."""
+    found: list[tuple[int, CropBox, np.ndarray, np.ndarray]] = []
+    every = [np.asarray(images, dtype=np.int64).reshape(-1, 2) for images, _ in sets]
+    for number, (pairs, (_, boxes)) in enumerate(zip(every, sets, strict=True)):
+        for box in np.unique(pairs[:, 1]):
+            places = np.flatnonzero(pairs[:, 1] == box)
+            found.append((number, boxes[box], pairs[places, 0], places))
+    sent = iter(to_device([part for _, _, *both in found for part in both], device))
+    pieces: list[list[tuple[CropBox, torch.Tensor, torch.Tensor]]] = [[] for _ in sets]
+    for number, box, *_ in found:
+        pieces[number].append((box, next(sent), next(sent)))
+    return [
+        CropPlan(tuple(of_set), len(pairs), boxes[0].size)
+        for of_set, pairs, (_, boxes) in zip(pieces, every, sets, strict=True)
+    ]
+
+
+def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """Integers of any shapes as int64 tensors on a device, in one copy, which a GPU's queue does not wait for."""
+    if device.type == "cpu" or not arrays:
+        return [torch.from_numpy(np.array(one, dtype=np.int64, order="C")) for one in arrays]
+    flat = torch.from_numpy(np.concatenate([np.ravel(one).astype(np.int64) for one in arrays]))
+    sent = flat.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else flat.to(device)
+    parts = sent.split([one.size for one in arrays])
+    return [part.view(one.shape) for part, one in zip(parts, arrays, strict=True)]
 
 
 def cut_crops(frames: torch.Tensor, images: np.ndarray, boxes: Sequence[CropBox]) -> torch.Tensor:
@@ -21,16 +73,8 @@ def cut_crops(frames: torch.Tensor, images: np.ndarray, boxes: Sequence[CropBox]
     Returns:
         uint8 (n, R, R, 3).
     """
-    pairs = np.asarray(images, dtype=np.int64).reshape(-1, 2)
-    size = boxes[0].size
-    crops = torch.empty((len(pairs), size, size, 3), dtype=torch.uint8, device=frames.device)
-    for number in np.unique(pairs[:, 1]):
-        box = boxes[number]
-        places = np.flatnonzero(pairs[:, 1] == number)
-        rows = torch.from_numpy(pairs[places, 0]).to(frames.device)
-        window = frames[:, box.top : box.top + box.size, box.left : box.left + box.size]
-        crops[torch.from_numpy(places).to(frames.device)] = window[rows]
-    return crops
+    (plan,) = plan_crops([(images, boxes)], frames.device)
+    return plan.cut(frames)
 
 
 def normalise(crops: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
@@ -49,9 +93,17 @@ def normalise(crops: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor
     size = preprocessing.input_size
     if tuple(crops.shape[1:]) != (size, size, 3):
         raise ValueError(f"crops of {tuple(crops.shape[1:])} for a model of {size}×{size} pixels")
-    mean = torch.tensor(preprocessing.mean, dtype=torch.float32, device=crops.device)
-    std = torch.tensor(preprocessing.std, dtype=torch.float32, device=crops.device)
+    mean, std = _moments(preprocessing.mean, preprocessing.std, crops.device)
     return crops.to(torch.float32).div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=32)
+def _moments(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # Kept on the device: each copy from a list would be a wait for a GPU.
+    with torch.inference_mode(False):
+        return tuple(torch.tensor(one, dtype=torch.float32, device=device) for one in (mean, std))
 
 
 def crop_and_normalise(

@@ -200,7 +200,8 @@ class Replica:
         """A decoded video as this model takes it; on a CPU pixels are read in place, where they arrived."""
         if row["error"] is not None:
             return Arrived(row, Failure(row["error"], row["error_stage"]))
-        return Arrived(row, attempt("adapt", lambda: self._planned(row, inputs)))
+        planned = watched(self.adapter.model.device)(lambda: self._planned(row, inputs))
+        return Arrived(row, attempt("adapt", planned))
 
     def _planned(self, row: dict[str, Any], inputs: pa.ListScalar) -> PlannedVideo:
         info = VideoInfo(row["frames"], 0.0, row["width"], row["height"], 0.0, row["decoder"])
@@ -228,7 +229,9 @@ class Replica:
 
         The next block's begins; what is left to do of this one must neither wait for it nor disturb it.
         """
-        return outcome if isinstance(outcome, Failure) else attempt("adapt", lambda: self._leave(outcome))
+        if isinstance(outcome, Failure):
+            return outcome
+        return attempt("adapt", watched(self.adapter.model.device)(lambda: self._leave(outcome)))
 
     def _leave(self, outcome: VideoPrediction) -> Decided:
         model = self.adapter.model
@@ -247,7 +250,7 @@ class Replica:
 
         if isinstance(outcome, Failure):
             return failed(outcome)
-        finished = attempt("adapt", watched(self.adapter.model.device)(lambda: self._finished(video, outcome)))
+        finished = attempt("adapt", lambda: self._finished(video, outcome))
         if isinstance(finished, Failure):
             return failed(finished)
         for setting, error in outcome.prediction.failures.items():

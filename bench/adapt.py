@@ -30,6 +30,7 @@ from zar_ray.errors import ConfigError, ZarError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.models.options import Precision
+from zar_ray.models.packing import images_at_once
 from zar_ray.options.base import Options
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -163,7 +164,7 @@ def _reference(model: ClipModel, names: Sequence[str], engine: AdaptationOptions
         engine.context or model.context,
         model.preprocessing,
         engine.zar,
-        engine.encoder_batch,
+        images_at_once(engine.encoder_batch, model.device),
         autocast,
         fused,
     )

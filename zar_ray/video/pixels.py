@@ -103,7 +103,8 @@ def _moments(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     # Kept on the device: each copy from a list would be a wait for a GPU.
     with torch.inference_mode(False):
-        return tuple(torch.tensor(one, dtype=torch.float32, device=device) for one in (mean, std))
+        told = {"dtype": torch.float32, "device": device}
+        return torch.tensor(mean, **told), torch.tensor(std, **told)
 
 
 def crop_and_normalise(

@@ -204,7 +204,7 @@ class VideoAdapter:
         further: Sequence[Setting] = (),
         classes_of: Callable[[ClassPrompts, ClassPosition], PromptedClasses] | None = None,
     ) -> None:
-        classes_of = cache(classes_of or partial(PromptedClasses.of, model))
+        classes_of = cache(partial(PromptedClasses.of, model) if classes_of is None else classes_of)
         self.model = model
         self.options = options
         if options.compile:

@@ -218,7 +218,7 @@ def tuning_steps(
             else:
                 losses = lose(classes.logits(views, classes.features(contexts)), absent)
                 (gradients,) = torch.autograd.grad(losses.sum(), contexts)
-        contexts.grad = gradients
+        contexts.grad = gradients.contiguous()  # the fused step reads it as it lies
         optimiser.step()
         yield TuningStep(losses.detach(), gradients, contexts.detach().clone())
 

@@ -103,7 +103,9 @@ def _moments(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     # Kept on the device: each copy from a list would be a wait for a GPU.
     with torch.inference_mode(False):
-        return tuple(torch.tensor(one, dtype=torch.float32, device=device) for one in (mean, std))
+        return torch.tensor(mean, dtype=torch.float32, device=device), torch.tensor(
+            std, dtype=torch.float32, device=device
+        )
 
 
 def crop_and_normalise(

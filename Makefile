@@ -45,7 +45,7 @@ test: $(READY) ## run all tests
 	$(BIN)/python -m pytest $(AT_ONCE) $(shell $(PYTHON) -c "print(min($(CORES), 7) + 1)")
 
 .PHONY: test-fast
-test-fast: $(READY) ## run the tests that start no process of their own: no Ray, no server, no browser, no training
+test-fast: $(READY) ## run the tests that start no process of their own and do not take long: no Ray, no server, no browser, no training
 	$(BIN)/python -m pytest -m 'not slow and not process' $(AT_ONCE) $(shell $(PYTHON) -c "print(min($(CORES), 8))")
 
 .PHONY: lint

@@ -15,6 +15,8 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model
 from zar_ray.models.text import PromptedClasses
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("red circle", "green square", "blue_bar", "yellow star moving left", "dot")
 
 

@@ -10,6 +10,8 @@ from zar_ray.data.classes import class_list
 from zar_ray.models.systems.registry import known_systems
 from zar_ray.study.options import EvalConfig
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("cooking an egg", "playing chess")
 
 

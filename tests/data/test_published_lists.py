@@ -15,6 +15,8 @@ from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
 from zar_ray.errors import ConfigError, ManifestError
 from zar_ray.options.layers import zar_home
 
+pytestmark = pytest.mark.slow
+
 Put = Callable[[Path], Path]
 COUNTS = {
     **{f"hmdb_splits/val{n}.txt": ("hmdb51", 1530) for n in (1, 2, 3)},

@@ -11,6 +11,8 @@ import pytest
 from zar_ray.models.architecture import build_clip
 from zar_ray.parity.run import check_fixtures
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent.parent / "golden"
 DERIVED = {"module.prompt_learner.token_prefix": [7, 1, 64], "module.prompt_learner.token_suffix": [7, 68, 64]}
 POSITIONS = [77, 64]  # of the table that every head is saved with

@@ -14,6 +14,8 @@ from zar_ray.errors import TrackingError
 from zar_ray.reporting import html_report
 from zar_ray.tracking import attach_report, logged_runs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def runs(tmp_path, empty_store) -> LoggedStore:

@@ -204,7 +204,8 @@ class PromptedClasses:
     @cached_property
     def _trail(self) -> Trail:
         """What the untuned context's pass leaves behind for gradients."""
-        return self._run.trail(self.initial_context)
+        context = self.initial_context  # where there is none to be tuned, this says so
+        return self._run.trail(context)
 
     def forget_trail(self) -> None:
         """Lets go of what `initial_gradients` needs; it is made again when it is asked for."""

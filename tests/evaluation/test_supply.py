@@ -120,6 +120,7 @@ def test_a_run_says_so_where_its_cluster_has_gpus(monkeypatch):
 def test_the_doctor_says_so_where_there_are_gpus(monkeypatch):
     assert doctor._supply() == []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(supply, "decode_seconds", lambda *_: 0.278)
     monkeypatch.setattr(doctor, "usable_cpus", lambda: 32)
@@ -130,6 +131,18 @@ def test_the_doctor_says_so_where_there_are_gpus(monkeypatch):
     (enough,) = doctor._supply()
     assert enough.status == "ok"
     assert "there are 192" in enough.detail
+
+
+def test_gpus_whose_driver_is_too_old_are_no_fault_of_the_supply(monkeypatch):
+    """PyTorch counts by NVML the GPUs that it cannot use, and raises when it is asked for their names."""
+
+    def refuse(index):
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12080).")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", refuse)
+    assert doctor._supply() == []
 
 
 def test_a_trainings_threads_are_its_cpus_beside_a_gpu(monkeypatch):

@@ -166,8 +166,9 @@ def _supply() -> list[Check]:
 
     from zar_ray.evaluation.supply import supply
 
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    found = supply(gpus, usable_cpus())
+    # What PyTorch cannot use it counts all the same, by NVML.
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = supply([torch.cuda.get_device_name(index) for index in range(count)], usable_cpus())
     if found is None:
         return []
     usual = f"for ViT-B/16 and 10-s videos, {1000 * found.decode_seconds:.0f} ms of a core each"

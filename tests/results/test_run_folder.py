@@ -87,15 +87,29 @@ def test_parts_are_put_into_one_and_say_the_same(folder, finished, monkeypatch):
         patched.setattr(Storage, "delete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             folder.compact()
-    assert len(folder.storage.names(PARTS)) == 11 + 3
+    assert len(folder.storage.names(PARTS)) == 11 + 1
     assert folder.results().equals(before)
     folder.compact()
-    assert len(folder.storage.names(PARTS)) == 3 + 3
+    assert len(folder.storage.names(PARTS)) == 1 + 3
     assert folder.results().equals(before)
     folder.compact()
-    assert len(folder.storage.names(PARTS)) == 3 + 3
+    assert len(folder.storage.names(PARTS)) == 1 + 3
     folder.finish(folder.results(), {})
     assert (folder.storage.names(PARTS), folder.results().equals(before)) == ([], True)
+
+
+def test_a_damaged_part_has_no_others_written_again_at_every_try(folder, monkeypatch):
+    """A run puts parts together every so many blocks, and a damaged one stays where it is."""
+    monkeypatch.setattr("zar_ray.results.folder.PARTS_AT_ONCE", 2)
+    for number in range(7):
+        folder.add(rows(f"v{number}"))
+    damaged = folder.row_files()[-1]
+    folder.storage.write(damaged, b"PAR1" * 10)
+    for _ in range(3):
+        with pytest.raises(RunError, match="is damaged"):
+            folder.compact()
+    others = [name for name in folder.row_files() if name != damaged]
+    assert sum(len(folder.rows_of(name, ["video_id"])) for name in others) == 6
 
 
 def test_lists_have_room_for_more_values_than_32_bits_count():

@@ -160,9 +160,12 @@ class RunFolder:
         A kill meanwhile leaves rows twice, which count once.
         """
         names = [name for name in self.row_files() if name != PREDICTIONS and not name.endswith(_COMPACTED)]
-        for table in self.tables(names, RESULT_SCHEMA.names):
-            self.storage.write(f"{PARTS}/{uuid.uuid4().hex}{_COMPACTED}", _parquet(table))
-        self._delete(names)
+        for first in range(0, len(names), PARTS_AT_ONCE):
+            some = names[first : first + PARTS_AT_ONCE]
+            for table in self.tables(some, RESULT_SCHEMA.names):
+                self.storage.write(f"{PARTS}/{uuid.uuid4().hex}{_COMPACTED}", _parquet(table))
+            # Before the next ones, which may be damaged: what is tried again would write these once more.
+            self._delete(some)
 
     def _delete(self, names: Sequence[str]) -> None:
         with ThreadPoolExecutor(_REQUESTS) as pool:

@@ -56,6 +56,17 @@ def test_each_distinct_image_is_encoded_once(tiny_model, plan, frames):
     assert prediction.encode_seconds > 0
 
 
+def test_a_compiler_is_tried_once_a_model_however_many_adapters_it_has(tiny_model, monkeypatch):
+    """`zar predict --seeds` makes one a seed; each trial takes seconds."""
+    tried = []
+    monkeypatch.setattr("zar_ray.adaptation.adapter.require_compiler", tried.append)
+    model, options = Counting(tiny_model), OPTIONS.model_copy(update={"compile": True})
+    for _ in range(3):
+        VideoAdapter(model, PROMPTS, ("zero_shot",), options)
+    assert tried == [model.device]
+    assert model.compiled
+
+
 @pytest.mark.parametrize("crops", [1, 3, 5, 9])
 def test_images_encoded_are_the_plans_distinct_ones_whatever_the_crops(tiny_model, crops):
     options = OPTIONS.model_copy(update={"views": ViewConfig(frames=4, eval_frames=5, crops=crops)})

@@ -10,10 +10,10 @@ import yaml
 
 from zar_ray.adaptation.options import PredictConfig
 from zar_ray.commands.main import main
-from zar_ray.commands.parsing import parse, parse_run
+from zar_ray.commands.parsing import command, parse, parse_run
 from zar_ray.data.datasets import known_benchmarks, load_benchmark
 from zar_ray.data.options import AuditConfig, IndexConfig, ShotsConfig
-from zar_ray.errors import ConfigError
+from zar_ray.errors import ConfigError, DeviceLostError
 from zar_ray.options.base import fingerprint, meaning
 from zar_ray.options.layers import merge
 from zar_ray.study.options import EvalConfig
@@ -191,6 +191,17 @@ def test_a_command_ends_with_a_line_and_a_status(words, status, said, tmp_path, 
 
 
 @pytest.mark.process
+def test_a_lost_device_is_one_line_too(capsys):
+    @command
+    def predict(argv):
+        raise DeviceLostError("cuda: answers nothing any more (an illegal memory access was encountered)")
+
+    assert predict([]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "zar: cuda: answers nothing any more (an illegal memory access was encountered)"
+    ]
+
+
 def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "zar_ray.commands.main", "eval", "--lmit", "3"],

@@ -43,6 +43,17 @@ def test_a_lost_device_is_answered_by_new_processes(fit):
     assert "a training process failed (CUDA error: an illegal memory access was encountered)" in said
 
 
+@pytest.mark.parametrize(("ours", "starts"), [("DeviceLostError", 1), ("ModelError", 0)])
+def test_a_device_that_is_lost_in_an_evaluation_on_the_way_is_no_mistake(fit, ours, starts):
+    """Its adapter says so by an exception of this package, which Ray shows by its traceback."""
+    shown = Exception(f"Traceback (most recent call last):\n  File ...\nzar_ray.errors.{ours}: cuda: answers nothing")
+    if starts:
+        assert "a training process failed (cuda: answers nothing); going on" in fit(shown)
+        return
+    with pytest.raises(RunError, match="training stopped: cuda: answers nothing; the same"):
+        fit(shown)
+
+
 def test_not_for_ever_and_not_for_what_a_new_process_would_meet_again(fit):
     with pytest.raises(RunError, match=r"training stopped: CUDA error: an illegal .* the same command continues it"):
         fit(LOST, LOST, LOST, LOST)

@@ -207,7 +207,7 @@ class VideoAdapter:
         classes_of = cache(partial(PromptedClasses.of, model) if classes_of is None else classes_of)
         self.model = model
         self.options = options
-        if options.compile:
+        if options.compile and not model.compiled:
             require_compiler(model.device)
             model.compile_image_encoder()
         self.methods = tuple(get_method(name) for name in methods)

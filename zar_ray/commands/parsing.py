@@ -28,7 +28,7 @@ import yaml
 from pydantic import BaseModel
 
 from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
-from zar_ray.errors import ConfigError, ZarError
+from zar_ray.errors import ConfigError, DeviceLostError, ZarError
 from zar_ray.options.base import Options
 from zar_ray.options.layers import merge, read_yaml, validate
 
@@ -234,7 +234,7 @@ def command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]
     def run(argv: Sequence[str]) -> int:
         try:
             return function(argv)
-        except ZarError as error:
+        except (ZarError, DeviceLostError) as error:
             return fail(error)
         except KeyboardInterrupt:
             print("zar: interrupted; what is finished is kept, and the same command continues it", file=sys.stderr)

@@ -62,6 +62,7 @@ class ClipModel(nn.Module):
         image_passes: How many images pass the encoder at once.
         moving_passes: How many do so where the encoder's weights move, with all that their gradients need.
         text_passes: How many tokens pass the text tower at once, with all that gradients need.
+        compiled: Whether `torch.compile` compiles the image encoder.
 
     Raises:
         ModelError: The text tower does not read CLIP's tokens.
@@ -92,7 +93,7 @@ class ClipModel(nn.Module):
         self.image_passes = Fitting("images a pass of the image encoder", "--encoder-batch {}")
         self.moving_passes = Fitting("images a pass of the moving image encoder", "--encoder-batch {}")
         self.text_passes = Fitting("tokens a pass of the text tower")
-        self._compiled = False
+        self.compiled = False
         self._held: tuple[bool, Callable[[torch.Tensor], torch.Tensor] | None] = (False, None)
         self._scale: tuple[tuple[int, int], float] | None = None
         self._ready: tuple[list[tuple[int, int]], Callable[[torch.Tensor], torch.Tensor]] | None = None
@@ -262,7 +263,7 @@ class ClipModel(nn.Module):
 
         An image tower that `VisionTower` cannot stand for stays as it is.
         """
-        self._compiled, self._ready = True, None
+        self.compiled, self._ready = True, None
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -284,7 +285,7 @@ class ClipModel(nn.Module):
         weights = [(weight.data_ptr(), weight._version) for weight in self.clip.visual.parameters()]
         if self._ready is None or self._ready[0] != weights:
             made = VisionTower(self.clip.visual, PRODUCTS[self.precision] or self.dtype)
-            self._ready = (weights, torch.compile(made) if self._compiled else made)
+            self._ready = (weights, torch.compile(made) if self.compiled else made)
         return self._ready[1]
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:

@@ -17,6 +17,7 @@ import torch
 
 from zar_ray.errors import NoRoomError, VideoError
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.device_faults import within_memory
 from zar_ray.models.fitting import MORE_MEMORY
 from zar_ray.video.pixels import normalise, plan_crops
 from zar_ray.video.transforms import CropBox
@@ -132,6 +133,7 @@ class _Frames:
             tensor = torch.as_tensor(self._sets[number].frames)
         if self._stream is None or tensor.device.type != "cpu":
             return tensor.to(self._device), None
+        pinned = within_memory(tensor.pin_memory)
         with torch.cuda.stream(self._stream):
-            sent = tensor.pin_memory().to(self._device, non_blocking=True)
+            sent = (tensor if pinned is None else pinned).to(self._device, non_blocking=True)
             return sent, self._stream.record_event()

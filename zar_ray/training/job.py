@@ -20,7 +20,7 @@ from zar_ray.cluster import connected, gpus_per_worker, inside_job, total_gpus, 
 from zar_ray.data.class_texts import is_context_file, prompts_of
 from zar_ray.data.datasets import open_dataset, resolve_dataset
 from zar_ray.data.manifest import Manifest
-from zar_ray.errors import ConfigError, ManifestError, RunError, ZarError
+from zar_ray.errors import ConfigError, DeviceLostError, ManifestError, RunError, ZarError
 from zar_ray.evaluation.preflight import check_devices
 from zar_ray.models.architecture import load_architecture
 from zar_ray.models.systems.registry import find_system
@@ -38,9 +38,10 @@ from zar_ray.training.worker import TrainingJob, train_worker
 # Where a process dies, training goes on from the last checkpoint so many times.
 _MAX_RESTARTS = 3
 
-# How Ray shows an exception: by its traceback. One of ours is a mistake that another start would only repeat.
+# How Ray shows an exception: by its traceback. One of ours is a mistake that another start would only repeat, but for a
+# lost device.
 _TRACEBACK = "Traceback (most recent call last)"
-_OURS = re.compile(r"^zar_ray\.errors\.\w+: ", re.MULTILINE)
+_OURS = re.compile(r"^zar_ray\.errors\.(\w+): ", re.MULTILINE)
 
 
 def run_training(config: TrainConfig, console: Console, parent: str | None = None) -> TrainResult:
@@ -264,7 +265,7 @@ def _fit(job: TrainingJob, gpus: float, name: str, storage: Storage, console: Co
             return trainer.fit()
         except (ray.train.TrainingFailedError, RayError) as error:
             causes = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else [error]
-            mistakes = [cause for cause in causes if isinstance(cause, ZarError) or _OURS.search(str(cause))]
+            mistakes = [cause for cause in causes if _is_mistake(cause)]
             if mistakes or restarts == _MAX_RESTARTS or not isinstance(error, ray.train.WorkerGroupError):
                 reason = _one_line((mistakes or causes)[0])
                 raise RunError(f"training stopped: {reason}; the same command continues it") from error
@@ -272,6 +273,10 @@ def _fit(job: TrainingJob, gpus: float, name: str, storage: Storage, console: Co
             # The others raise, as they cannot reach a process that died; which is noticed first is chance.
             reason = _one_line(causes[0])
             console.print(f"a training process failed ({reason}); going on from the last checkpoint", markup=False)
+
+
+def _is_mistake(error: BaseException) -> bool:
+    return isinstance(error, ZarError) or bool(set(_OURS.findall(str(error))) - {DeviceLostError.__name__})
 
 
 def _one_line(error: BaseException) -> str:

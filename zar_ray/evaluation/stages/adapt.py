@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from threading import Lock
 from typing import Any
@@ -31,7 +32,7 @@ from zar_ray.evaluation.spec import (
     worker_name,
 )
 from zar_ray.evaluation.streams import StreamState
-from zar_ray.models.device_faults import watched
+from zar_ray.models.device_faults import watched, within_memory
 from zar_ray.models.loading import load_model
 from zar_ray.results.case import Case
 from zar_ray.results.folder import write_part
@@ -215,9 +216,10 @@ class Replica:
             pixels = np.frombuffer(own["pixels"].as_buffer(), np.uint8).reshape(own["shape"].as_py())
             if self.adapter.model.device.type == "cuda":
                 # Where a GPU reads them by itself, beside its work; copying them there takes longer than their journey.
-                pinned = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
-                pinned.numpy()[...] = pixels
-                pixels = pinned
+                pinned = within_memory(partial(torch.empty, pixels.shape, dtype=torch.uint8, pin_memory=True))
+                if pinned is not None:
+                    pinned.numpy()[...] = pixels
+                    pixels = pinned
         return PlannedVideo(plan, pixels, embeddings, tuple(row["class_sets"]), tuple(further), row["video_id"])
 
     def predict_one(self, video: PlannedVideo) -> VideoPrediction | Failure | VideoError:

@@ -124,6 +124,8 @@ def decode_all(
     """
     number, left_out = -1, False
     with open_stream(path) as (container, stream):
+        if needless:
+            stream.codec_context.options = {"err_detect": "explode"}
         for number, packet in enumerate(packets(container, stream)):
             deadline.check()
             if (number in needless) != left_out:

@@ -59,6 +59,27 @@ def test_both_decoders_give_the_same_pixels_for_any_indices(sample):
                 assert np.array_equal(frame, everything[index])
 
 
+def test_a_damaged_file_shows_the_same_whichever_frames_are_wanted(tmp_path, write_video):
+    """What FFmpeg puts in the place of damage it takes from other frames, be these needless ones."""
+    rng, path, hurt = np.random.default_rng(0), tmp_path / "hurt.mkv", 0
+    scene = rng.integers(0, 255, (128, 192, 3), dtype=np.uint8)
+    moving = [np.ascontiguousarray(scene[2 * n % 64 :][:64, 3 * n % 96 :][:, :96]) for n in range(60)]
+    whole = write_video(path, moving, options={"x264-params": "keyint=12:bframes=1:refs=8", "crf": "30"}).read_bytes()
+    for _ in range(20):
+        content = bytearray(whole)
+        content[int(rng.integers(len(whole) // 5, len(whole)))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content)
+        try:
+            everything, info, _ = read(path, "pyav")
+        except VideoError:  # damage that spoils what follows
+            continue
+        hurt += 1
+        for indices in (range(0, info.frames, 2), range(1, info.frames, 3), range(2, info.frames, 17)):
+            for index, frame in zip(indices, read(path, "pyav", indices)[0], strict=True):
+                assert np.array_equal(frame, everything[index])
+    assert hurt > 9
+
+
 @needs_decord
 def test_a_decoder_that_is_asked_for_is_used_or_refused(sample):
     assert read(sample.path, "pyav")[1].decoder == "pyav"

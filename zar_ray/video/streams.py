@@ -120,7 +120,8 @@ def decode_all(
     """What a decoder makes of each packet, by the packet's number; and after the last, what it has kept until then.
 
     Frames come in the order in which they are shown, their times as `decode_packet` gives them. Of packets that are
-    `needless`, those from which no other frame is predicted are not decoded.
+    `needless`, those from which no other frame is predicted are not decoded; damage is then an error each time, and not
+    concealed.
     """
     number, left_out = -1, False
     with open_stream(path) as (container, stream):

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from zar_ray.options.base import Options, operational, option
 
-Decoder = Literal["auto", "decord", "pyav"]
+Decoder = Literal["auto", "decord", "pyav", "torchcodec", "torchcodec-nvdec"]
 Resizer = Literal["pil", "torch"]
 
 

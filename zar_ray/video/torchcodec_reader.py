@@ -6,11 +6,13 @@ It loads PyTorch, so this module is imported where torchcodec is asked for, and 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.video.inspection import Inspection
@@ -64,13 +66,15 @@ class TorchcodecReader(VideoReader):
         self.info = replace(inspection.info, decoder=decoder)
         self._on_gpu = decoder == "torchcodec-nvdec"
         self._decoder = None
+        refusal = None
         if inspection.container not in _CONTAINERS:
-            kind = inspection.container
-            raise VideoError(f"torchcodec is given mp4, mov, mkv and webm files, not {kind}; PyAV reads it", "open")
-        if inspection.shown.repeats:
-            raise VideoError("torchcodec leaves out frames that repeat the one before; PyAV reads them", "open")
-        if not inspection.shown.times:
-            raise VideoError("torchcodec goes by times of frames, which the file does not tell; PyAV reads it", "open")
+            refusal = f"is given mp4, mov, mkv and webm files, not {inspection.container}"
+        elif inspection.shown.repeats:
+            refusal = "leaves out frames that repeat the one before"
+        elif not inspection.shown.times:
+            refusal = "goes by the times of frames, which the file does not tell"
+        if refusal is not None:
+            raise VideoError(f"torchcodec {refusal}; PyAV reads it", "open")
         if not self._on_gpu:
             self._decoder = self._open()
 
@@ -81,13 +85,14 @@ class TorchcodecReader(VideoReader):
 
     def _open(self) -> Any:
         make, times = load_torchcodec(), self._inspection.shown.times
-        ends = (*times[1:], times[-1] + 1)
+        steps = np.diff(times, append=times[-1] + 1).tolist()
+        keys = [1] + [0] * len(times)
         frames = [
-            {"pts": start, "duration": end - start, "key_frame": int(start == times[0])}
-            for start, end in zip(times, ends, strict=True)
+            {"pts": time, "duration": step, "key_frame": key}
+            for time, step, key in zip(times, steps, keys, strict=False)
         ]
-        if self._on_gpu:
-            _require_gpu()
+        if self._on_gpu and not torch.cuda.is_available():
+            raise ConfigError("torchcodec-nvdec wants a GPU that PyTorch can use; use --decoder torchcodec")
         try:
             decoder = make(
                 self._inspection.path,
@@ -127,13 +132,7 @@ class TorchcodecReader(VideoReader):
         return pixels
 
 
-def _require_gpu() -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ConfigError("torchcodec-nvdec wants a GPU that PyTorch can use, not found here; use --decoder torchcodec")
-
-
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return " ".join(lines[0].split()) if lines else type(error).__name__
+    """Without "function, file:line, " before it."""
+    lines = re.sub(r"^\w+, \S+:\d+, ", "", str(error).strip()).splitlines()
+    return lines[0].strip() if lines else type(error).__name__

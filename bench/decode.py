@@ -29,7 +29,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zar_ray.errors import ZarError
+from zar_ray.errors import VideoError, ZarError
 from zar_ray.evaluation.supply import PEAKS
 from zar_ray.options.base import Options
 from zar_ray.video.decoding import decode_video

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from zar_ray.data import probing
 from zar_ray.data.listing import list_folder
-from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.evaluation.feature_store import feature_space
 from zar_ray.video.options import ViewConfig
@@ -227,7 +227,7 @@ def test_what_is_missing_is_said_once_and_with_the_way_out(tmp_path, stand_in, s
     (tmp_path / "files" / "a" / "1.mp4").write_bytes(path.read_bytes())
     sys.modules["torchcodec"].__dict__["ffmpeg_major_version"] = None
     assert "finds no FFmpeg" in message(lambda: probe_video(path, "torchcodec"))
-    assert "finds no FFmpeg" in message(lambda: probe_listing(list_folder(tmp_path / "files"), "torchcodec"))
+    assert "finds no FFmpeg" in message(lambda: probing.probe_listing(list_folder(tmp_path / "files"), "torchcodec"))
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     assert "install zar-ray[torchcodec]" in message(lambda: probe_video(path, "torchcodec"))
     broken = tmp_path / "broken" / "torchcodec"
@@ -268,9 +268,19 @@ def test_a_decoding_process_loads_it_once(itself, samples):
 
 
 @pytest.mark.process
-def test_probing_processes_load_it_once(itself, samples, tmp_path):
+def test_probing_processes_load_it_once(itself, samples, tmp_path, monkeypatch):
+    """Each as it starts; else it would be replaced after its first file, for the memory that it has taken."""
+    started = []
+
+    class Counted(probing._Worker):
+        def __init__(self, *args):
+            started.append(self)
+            super().__init__(*args)
+
+    monkeypatch.setattr(probing, "_Worker", Counted)
+    (tmp_path / "a").mkdir()
     for number in range(3):
-        (tmp_path / "a").mkdir(exist_ok=True)
         (tmp_path / "a" / f"{number}.mp4").write_bytes(samples["one frame"].path.read_bytes())
-    rows = list(probe_listing(list_folder(tmp_path), "torchcodec", workers=1).rows())
+    rows = list(probing.probe_listing(list_folder(tmp_path), "torchcodec", workers=1).rows())
     assert [row.decoder for row in rows] == ["torchcodec"] * 3
+    assert len(started) == 1

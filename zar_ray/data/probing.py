@@ -27,7 +27,7 @@ from rich.progress import Progress as ProgressBar
 from zar_ray.data.listing import Listing
 from zar_ray.data.manifest import Manifest
 from zar_ray.data.text_files import storable
-from zar_ray.errors import ManifestError, VideoError
+from zar_ray.errors import ConfigError, ManifestError, VideoError
 from zar_ray.video.inspection import VideoInfo
 from zar_ray.video.limits import DecodeLimits, address_space, confine, lacks_memory
 from zar_ray.video.options import Decoder
@@ -265,7 +265,7 @@ def _answer(work: Callable[[Any], _T], item: Any) -> _T | Failure:
         reason = " ".join(str(error).split())
         if lacks_memory(error):
             return Failure(f"takes more memory than the limit of {_MEMORY} bytes")
-        return Failure(reason if isinstance(error, VideoError) else f"{type(error).__name__}: {reason}")
+        return Failure(reason if isinstance(error, (VideoError, ConfigError)) else f"{type(error).__name__}: {reason}")
 
 
 def _counted(number: int, noun: str) -> str:

@@ -31,8 +31,8 @@ def load_torchcodec() -> Any:
         ConfigError: The package or FFmpeg is missing, or they do not suit each other or PyTorch.
     """
     try:
-        import torchcodec
-        from torchcodec.decoders import VideoDecoder
+        import torchcodec  # type: ignore[import-not-found]
+        from torchcodec.decoders import VideoDecoder  # type: ignore[import-not-found]
     except ModuleNotFoundError as error:
         raise ConfigError(
             "torchcodec is not installed here; install zar-ray[torchcodec], or use --decoder pyav"

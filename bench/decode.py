@@ -29,7 +29,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zar_ray.errors import VideoError
+from zar_ray.errors import VideoError, ZarError
 from zar_ray.evaluation.supply import PEAKS
 from zar_ray.options.base import Options
 from zar_ray.video.decoding import decode_video
@@ -132,6 +132,7 @@ def readers() -> dict[str, Read]:
         found[f"PyAV {kind} {threads}"] = by_pyav(kind, threads)
     if importlib.util.find_spec("torchcodec") is not None:
         found["torchcodec"] = by_torchcodec
+        found["zar-ray, torchcodec"] = by_reader("torchcodec")
     if (program := shutil.which("ffmpeg")) is not None:
         found["ffmpeg command"] = by_command(program)
     return found
@@ -179,7 +180,7 @@ def measure(path: Path, rounds: int) -> dict[str, Any]:
         try:
             row["found"][name] = placed(read(path, views.frames), expected)
             row["read"][name] = least_cpu(lambda read=read: read(path, views.frames), rounds)
-        except (VideoError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        except (ZarError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
             row["found"][name] = " ".join(str(error).split())[:60]
     ways: list[tuple[Decoder, Resizer]] = [("auto", "pil"), ("auto", "torch")]
     if has_decord():

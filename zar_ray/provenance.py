@@ -10,7 +10,10 @@ from pathlib import Path
 
 import zar_ray
 
-_PACKAGES = ("ray", "torch", "torchvision", "open_clip_torch", "decord", "av", "mlflow", "pyarrow", "pydantic", "numpy")
+_PACKAGES = (
+    *("ray", "torch", "torchvision", "open_clip_torch", "decord", "av", "torchcodec"),
+    *("mlflow", "pyarrow", "pydantic", "numpy"),
+)
 
 
 def package_version(name: str) -> str | None:

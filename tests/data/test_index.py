@@ -270,6 +270,6 @@ def test_a_decoder_that_is_not_installed_is_one_error_and_not_one_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touch(tmp_path, "a/1.mp4")
-    monkeypatch.setattr("zar_ray.data.probing.has_decord", lambda: False)
+    monkeypatch.setattr("zar_ray.video.reading.has_decord", lambda: False)
     with pytest.raises(ConfigError, match="decord is not installed here; use --decoder auto or --decoder pyav"):
         probe_listing(list_dataset(tmp_path), "decord")

@@ -41,8 +41,8 @@ class Process:
 
     made: ClassVar[list] = []
 
-    def __init__(self, limits, program, resizer):
-        assert resizer == ServeConfig().resize
+    def __init__(self, limits, program, resizer, decoder):
+        assert (resizer, decoder) == (ServeConfig().resize, ServeConfig().decoder)
         self.program, self.closed, self.left = program, threading.Event(), threading.Event()
         self.taken = 0
         self.made.append(self)

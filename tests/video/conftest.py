@@ -215,3 +215,17 @@ def hurt_middle(whole_file, tmp_path) -> Path:
     path = tmp_path / "middle.mp4"
     path.write_bytes(data)
     return path
+
+
+@pytest.fixture
+def headless_groups(tmp_path, samples) -> Path:
+    """A file that begins, as recordings do, in the middle of a group: what precedes its key frame cannot be decoded."""
+    path = tmp_path / "recording.mkv"
+    with av.open(str(samples["matroska"].path)) as source, av.open(str(path), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        for number, packet in enumerate(source.demux(stream)):
+            if packet.dts is not None and number >= 5:
+                packet.stream = copy
+                target.mux(packet)
+    return path

@@ -356,22 +356,6 @@ def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path, samples, numbe
     assert warning is None
 
 
-@pytest.fixture
-def headless_groups(tmp_path, samples) -> Path:
-    """A file that begins, as recordings do, in the middle of a group: what precedes its key frame cannot be decoded."""
-    import av
-
-    path = tmp_path / "recording.mkv"
-    with av.open(str(samples["matroska"].path)) as source, av.open(str(path), "w") as target:
-        stream = source.streams.video[0]
-        copy = target.add_stream_from_template(stream)
-        for number, packet in enumerate(source.demux(stream)):
-            if packet.dts is not None and number >= 5:
-                packet.stream = copy
-                target.mux(packet)
-    return path
-
-
 def test_frames_keep_their_places_where_the_decoder_gives_none(headless_groups, number_of):
     frames, info, warning = read(headless_groups, "pyav")
     assert info.frames == 95

@@ -184,19 +184,22 @@ def _decoders() -> list[Check]:
         frames = np.empty((_TRIAL_FRAMES, 48, 64, 3), np.uint8)
         frames[:] = 20 * np.arange(1, _TRIAL_FRAMES + 1)[:, None, None, None]
         write_video(video, frames, fps=25)
-        return [_decoder("decord", video), _decoder("pyav", video)]
+        named: list[Decoder] = ["decord", "pyav"]
+        if package_version("torchcodec") is not None:
+            named.append("torchcodec")
+        return [_decoder(decoder, video) for decoder in named]
 
 
 def _decoder(decoder: Decoder, video: Path) -> Check:
     name = f"decoder {decoder}"
-    version = package_version("decord" if decoder == "decord" else "av")
+    version = package_version("av" if decoder == "pyav" else decoder)
     if version is None and decoder == "decord":
         return Check(name, "warning", "not installed (it has wheels for Linux x86-64 only); PyAV reads everything")
     # In a process of its own: a decoder that does not suit this machine may crash.
     (answer,) = in_processes([str(video)], partial(_read_all, decoder=decoder), workers=1, timeout=30.0)
     if isinstance(answer, Failure):
-        way_out = "; use --decoder pyav" if decoder == "decord" else ""
-        return Check(name, "warning" if decoder == "decord" else "missing", f"{version}: {answer.message}{way_out}")
+        way_out = "" if decoder == "pyav" or "--decoder" in answer.message else "; use --decoder pyav"
+        return Check(name, "missing" if decoder == "pyav" else "warning", f"{version}: {answer.message}{way_out}")
     return Check(name, "ok", f"{version}, reads H.264")
 
 

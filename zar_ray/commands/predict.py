@@ -72,7 +72,7 @@ def predict_command(argv: Sequence[str]) -> int:
         return 0
     console = Console(highlight=False)
     # It starts while the model is loaded.
-    with DecoderProcess(resizer=options.resize) as decoder:
+    with DecoderProcess(resizer=options.resize, decoder=options.decoder) as decoder:
         model = load_model(options)
         if (remark := remark_on_words(model, options)) is not None and not options.json_lines:
             console.print(f"{model.name}: {remark}", highlight=False)

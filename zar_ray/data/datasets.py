@@ -22,6 +22,7 @@ from zar_ray.errors import ConfigError, ManifestError, suggestion
 from zar_ray.options.layers import conf_dir, read_yaml, validate
 from zar_ray.storage import is_uri
 from zar_ray.video.options import Decoder
+from zar_ray.video.reading import require_decoder
 
 _MANIFEST = "manifest.parquet"
 _BASE_TO_NOVEL = "base2novel"
@@ -125,7 +126,9 @@ def open_dataset(
 
     Raises:
         ManifestError: It cannot be read, or does not fit together.
+        ConfigError: The decoder, by which videos are read later, cannot be loaded here.
     """
+    require_decoder(decoder)
     if not is_uri(source.path) and (Path(source.path).is_dir() or source.path.lower().endswith(".csv")):
         manifest = probe_listing(list_dataset(source.path), decoder, workers, console, source.path)
     else:

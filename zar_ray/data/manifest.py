@@ -54,7 +54,7 @@ class VideoRow:
         height: Its height.
         duration: Seconds.
         size: Bytes of the file.
-        decoder: The decoder that opened it: "decord" or "pyav".
+        decoder: The decoder that opened it, such as "pyav".
         error: Why the video cannot be used; then the fields that could not be found out are None.
         splits: All splits that the video is in, where that is not `split` alone: several official splits, or lists.
         labels: The class names of a video that may show several; it then has no `label_id` and no `class_name`. None

@@ -31,7 +31,7 @@ from zar_ray.errors import ConfigError, ManifestError, VideoError
 from zar_ray.video.inspection import VideoInfo
 from zar_ray.video.limits import DecodeLimits, address_space, confine, lacks_memory
 from zar_ray.video.options import Decoder
-from zar_ray.video.reading import has_decord, probe_video
+from zar_ray.video.reading import probe_video, require_decoder
 
 Progress = Callable[[int, int], None]
 _T = TypeVar("_T")
@@ -62,10 +62,9 @@ def probe_listing(
     Without `workers` there is one process a CPU; `place` says on the console where the videos are.
 
     Raises:
-        ConfigError: decord is asked for and not installed; every file would fail for the same reason.
+        ConfigError: The decoder cannot be loaded; every file would fail for the same reason.
     """
-    if decoder == "decord" and not has_decord():
-        raise ConfigError("decord is not installed here; use --decoder auto or --decoder pyav")
+    require_decoder(decoder)
     if console is not None:
         videos, classes = _counted(len(listing.videos), "video"), _counted(len(listing.class_names), "class")
         others = f"; {_counted(listing.ignored, 'other file')} ignored" if listing.ignored else ""
@@ -77,6 +76,7 @@ def probe_listing(
             partial(probe_video, decoder=decoder),
             workers,
             progress=lambda done, _: bar.update(task, completed=done),
+            prepare=partial(require_decoder, decoder),
         )
     stretched = sum(isinstance(answer, VideoInfo) and answer.pixel_aspect != 1 for answer in answers)
     if console is not None and stretched:
@@ -114,6 +114,7 @@ def in_processes(
     workers: int | None = None,
     timeout: float = _PROBE_TIMEOUT,
     progress: Progress | None = None,
+    prepare: Callable[[], object] | None = None,
 ) -> list[_T | Failure]:
     """What work on each item gives, done in parallel processes, which end with this one however it ends.
 
@@ -126,6 +127,7 @@ def in_processes(
         workers: Processes; by default one a CPU that this process may use, and fewer for a few items.
         timeout: Seconds an item may take.
         progress: Called as ``progress(done, all)`` after every item.
+        prepare: Called in each process before its memory is limited, for what is loaded once; it should not raise.
 
     Raises:
         ManifestError: The processes cannot be started.
@@ -145,7 +147,7 @@ def in_processes(
         while len(found) < len(items):
             busy = sum(worker.task is not None for worker in pool)
             while len(pool) < min(most, busy + len(waiting)):
-                pool.append(_Worker(work))
+                pool.append(_Worker(work, prepare))
             patience = min(worker.deadline for worker in pool) - time.monotonic()
             ready = wait([worker.connection for worker in pool], max(patience, 0.0))
             for worker in tuple(pool):
@@ -204,11 +206,11 @@ def usable_memory() -> int:
 class _Worker:
     """A process and the number of the item it has, which is None until the process says that it has started."""
 
-    def __init__(self, work: Callable[[Any], Any]) -> None:
+    def __init__(self, work: Callable[[Any], Any], prepare: Callable[[], object] | None) -> None:
         # spawn: a process forked from one with threads (Ray's, PyTorch's) may hang.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, work, prepare), daemon=True)
         self.process.start()
         theirs.close()
         self.task: int | None = None
@@ -238,7 +240,7 @@ class _Worker:
         self.process.join()
 
 
-def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
+def _serve(connection: Connection, work: Callable[[Any], Any], prepare: Callable[[], object] | None) -> None:
     """The process: says that it has started, then answers one item after another until its owner hangs up."""
     # Ctrl-C reaches the whole process group; the owner ends its processes itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -246,6 +248,8 @@ def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
     # Decoding libraries write to the terminal by themselves; what is wrong with a file goes back as its answer.
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 2)
+    if prepare is not None:
+        prepare()
     at_start = address_space()
     confine(_MEMORY)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -261,7 +265,7 @@ def _answer(work: Callable[[Any], _T], item: Any) -> _T | Failure:
         reason = " ".join(str(error).split())
         if lacks_memory(error):
             return Failure(f"takes more memory than the limit of {_MEMORY} bytes")
-        return Failure(reason if isinstance(error, VideoError) else f"{type(error).__name__}: {reason}")
+        return Failure(reason if isinstance(error, (VideoError, ConfigError)) else f"{type(error).__name__}: {reason}")
 
 
 def _counted(number: int, noun: str) -> str:

@@ -56,7 +56,7 @@ def feature_space(
     return {
         "model": model,
         "precision": precision,
-        "decoder": decoder,
+        "decoder": f"{decoder} {package_version('torchcodec')}" if decoder.startswith("torchcodec") else decoder,
         "decord": package_version("decord") or "none",
         "pyav": package_version("av") or "none",
         "input_size": preprocessing.input_size,
@@ -99,7 +99,7 @@ class VideoFacts(NamedTuple):
     """What a result row says of a video that only decoding it tells.
 
     Attributes:
-        decoder: What gave the pixels, ``decord`` or ``pyav``.
+        decoder: What gave the pixels, such as ``pyav``.
         warning: What is wrong with the video although it could be read.
         frames: N, its frames.
         width: Width of the upright picture in pixels.

@@ -90,7 +90,8 @@ def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Pa
     record, first = data.record, data.cells[0]
     groups = [Group("Results", (_results(data), _published(data)))]
     maps = why_empty(_ATTENTION, "Attention maps were not asked for.")
-    with DecoderProcess(idle=True, resizer=first.config.get("resize", "pil")) as decoder:
+    resizer, decoding = first.config.get("resize", "pil"), first.config.get("decoder", "auto")
+    with DecoderProcess(idle=True, resizer=resizer, decoder=decoding) as decoder:
         for cell in data.cells[:CELLS_SHOWN]:
             for case in shown_cases(cell):
                 groups.append(Group(_title(cell, case), case_sections(cell, case, samples, decoder)))

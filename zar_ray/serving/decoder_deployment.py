@@ -19,7 +19,7 @@ from zar_ray.serving.logs import CHECK_SECONDS, QUIET, log_stage, log_to_serve, 
 from zar_ray.serving.options import ServeConfig
 from zar_ray.serving.problems import RequestError, refusal_of
 from zar_ray.serving.schema import WindowParameters, WindowResult
-from zar_ray.video.sandbox import BACKGROUND, DecoderProcess
+from zar_ray.video.sandbox import BACKGROUND, PROGRAM, DecoderProcess
 from zar_ray.video.sandbox_process import DecodedViews, DecodeRequest
 from zar_ray.video.windows import WindowCut
 
@@ -37,7 +37,7 @@ class DecoderDeployment:
         log_to_serve()
         self._config = config
         self._model = model
-        self._process = DecoderProcess(config.limits.decoding, resizer=config.resize)
+        self._process = self._new_process(PROGRAM)
         self._streams = 0
         self._idle: list[DecoderProcess] = []  # of streams that have ended
         # Of the streams' own, so that whole videos never wait for a thread.
@@ -68,9 +68,7 @@ class DecoderDeployment:
         if self._streams >= limits.streams:
             yield RequestError("overloaded", "all streams of a decoder are taken; try again", limits.retry_after)
             return
-        process = (
-            self._idle.pop() if self._idle else DecoderProcess(limits.decoding, BACKGROUND, resizer=self._config.resize)
-        )
+        process = self._idle.pop() if self._idle else self._new_process(BACKGROUND)
         self._streams += 1
         seconds, until, number = self._config.decode_timeout, started + limits.stream_seconds, 0
         cut = WindowCut(windows.window, windows.stride)
@@ -113,6 +111,10 @@ class DecoderDeployment:
             else:
                 # Not awaited: Ray may cancel more than once.
                 loop.run_in_executor(None, _leave, process, found)
+
+    def _new_process(self, program: str) -> DecoderProcess:
+        config = self._config
+        return DecoderProcess(config.limits.decoding, program, resizer=config.resize, decoder=config.decoder)
 
     def _request(self, video: VideoSource, query: Query) -> DecodeRequest:
         config, needs = self._config, self._needs

@@ -40,6 +40,8 @@ class Shown:
             frames are counted as they come.
         repeats: Indices of the frames that repeat the one before, which no decoder gives.
         span: Seconds from the first to the last frame, by the times of decoding; None where there are none.
+        times: When the frames are shown, in ticks, ascending; empty where the container does not say reliably.
+        tick: Seconds of a tick.
     """
 
     packets: int
@@ -47,6 +49,8 @@ class Shown:
     positions: dict[int, int]
     repeats: frozenset[int] = frozenset()
     span: float | None = None
+    times: tuple[int, ...] = ()
+    tick: float = 0.0
 
 
 class PacketCounter:
@@ -127,8 +131,10 @@ class PacketCounter:
         repeats = {rank for n, rank in without.items() if n not in failed and self._packets[n][2] < _TINY}
         decoded_at = [time for time in (self._packets[number][1] for number in shown) if time is not None]
         ticks = decoded_at[-1] - decoded_at[0] if len(decoded_at) == len(shown) > 1 else None
-        span = float(ticks * self._stream.time_base) if ticks and self._stream.time_base else None
-        return Shown(len(self._packets), len(shown), positions, frozenset(repeats), span)
+        tick = float(self._stream.time_base or 0)
+        shown_at = tuple(sorted(time for time in times.values() if time is not None)) if reliable and tick else ()
+        span = ticks * tick if ticks and tick else None
+        return Shown(len(self._packets), len(shown), positions, frozenset(repeats), span, shown_at, tick)
 
     def _is_hidden(self, content: bytes) -> bool:
         """Whether a VP8 or VP9 picture is only there for others to be predicted from, as its first byte says."""

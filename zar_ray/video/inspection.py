@@ -48,7 +48,7 @@ class VideoInfo:
         width: Width of the upright picture in pixels as they are stored, of the first picture where the size changes.
         height: Its height.
         duration: Seconds.
-        decoder: What reads it, ``decord`` or ``pyav``.
+        decoder: What reads it, such as ``pyav``.
         pixel_aspect: How wide a player shows a pixel of the upright picture for its height; 1 also where nothing is
             said. Pictures are not stretched by it.
     """

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from zar_ray.options.base import Options, operational, option
 
-Decoder = Literal["auto", "decord", "pyav"]
+Decoder = Literal["auto", "decord", "pyav", "torchcodec", "torchcodec-nvdec"]
 Resizer = Literal["pil", "torch"]
 
 
@@ -38,6 +38,6 @@ class ViewConfig(Options):
 class DecodeOptions(Options):
     """How files become frames."""
 
-    decoder: Decoder = option("auto", "auto: PyAV, which reads the most files in the least time; recorded a video.")
+    decoder: Decoder = option("auto", "auto: PyAV, which reads most files; recorded a video. torchcodec is an extra.")
     resize: Resizer = option("pil", "torch: PyTorch's faster kernel, with two values of a thousand other than pil's.")
     decode_timeout: float = operational(120.0, "Seconds a video may take to decode before it fails.", gt=0)

@@ -1,10 +1,10 @@
-"""Reading videos: frames of a file, upright RGB, by their index in presentation order, by either of two decoders.
+"""Reading videos: frames of a file, upright RGB, by their index in presentation order, by one of several decoders.
 
 PyAV reads all that FFmpeg knows, and in the least time, as it converts the frames alone that are asked for. decord is
-there where it is named; it refuses what it would not read exactly. Both give the same frames under the same indices,
-and the one that gave them is recorded.
+there where it is named, and so is torchcodec, an optional package (`zar_ray.video.torchcodec_reader`); they refuse what
+they would not read exactly. All give the same frames under the same indices, and the one that gave them is recorded.
 
-Both decode from the first frame on and never seek. Seeking was measured to miss: decord gives UCF101's XviD files a
+All decode from the first frame on and never seek. Seeking was measured to miss: decord gives UCF101's XviD files a
 wrong last frame. It would also save little: a view plan spreads its frames over the whole video, and a key frame
 comes every few seconds only.
 """
@@ -40,6 +40,7 @@ _DECORD_CONTAINERS = {"mov", "matroska", "avi"}
 # Codecs whose decoder leaves out the frames, and those alone, from which no other is predicted. With HEVC a layer above
 # may still want them, and VP9's carry statistics on.
 _LEAVING_OUT = {"h264"}
+_BY_TORCHCODEC = ("torchcodec", "torchcodec-nvdec")
 
 
 class DecordError(VideoError):
@@ -120,16 +121,34 @@ def open_video(
 
     Raises:
         VideoError: The file is no video that can be read, or is beyond the limits (stage ``open``).
-        ConfigError: The decoder is not installed.
+        ConfigError: The decoder is not installed, or cannot be loaded.
     """
-    if decoder == "decord" and not has_decord():
-        raise ConfigError("decord is not installed here; use --decoder auto or --decoder pyav")
+    require_decoder(decoder)
     inspection = inspect_video(path, deadline, limits)
-    reader = DecordReader(inspection) if decoder == "decord" else PyavReader(inspection)
+    if decoder in _BY_TORCHCODEC:
+        from zar_ray.video.torchcodec_reader import TorchcodecReader
+
+        reader = TorchcodecReader(inspection, decoder)
+    else:
+        reader = DecordReader(inspection) if decoder == "decord" else PyavReader(inspection)
     try:
         yield reader
     finally:
         reader.close()
+
+
+def require_decoder(decoder: Decoder) -> None:
+    """Loads what a decoder needs besides PyAV: before memory is limited, and before the first video's time runs.
+
+    Raises:
+        ConfigError: It is not installed, or cannot be loaded.
+    """
+    if decoder == "decord" and not has_decord():
+        raise ConfigError("decord is not installed here; use --decoder auto or --decoder pyav")
+    if decoder in _BY_TORCHCODEC:
+        from zar_ray.video.torchcodec_reader import load_torchcodec
+
+        load_torchcodec()
 
 
 def has_decord() -> bool:

@@ -28,7 +28,7 @@ import numpy as np
 
 from zar_ray.errors import DecoderClosedError, DecoderStartError, VideoError
 from zar_ray.video.limits import DecodeLimits
-from zar_ray.video.options import Resizer
+from zar_ray.video.options import Decoder, Resizer
 from zar_ray.video.sandbox_process import DecodedViews, DecodeJob, DecodeRequest, Finished, Orders, Signal
 from zar_ray.video.streams import reason_of
 from zar_ray.video.windows import WindowCut
@@ -64,6 +64,7 @@ class DecoderProcess:
         program: The process's Python code; tests put other decoders into it.
         idle: Whether the process starts no sooner than the first video comes.
         resizer: Whose kernel resizes.
+        decoder: What requests will name, to be loaded before the first.
     """
 
     def __init__(
@@ -73,8 +74,9 @@ class DecoderProcess:
         *,
         idle: bool = False,
         resizer: Resizer = "pil",
+        decoder: Decoder = "auto",
     ) -> None:
-        self._orders = Orders(limits or DecodeLimits(), resizer)
+        self._orders = Orders(limits or DecodeLimits(), resizer, decoder)
         self._program = program
         self._turn = threading.Lock()  # who talks with the child
         self._guard = threading.Lock()  # of the two below

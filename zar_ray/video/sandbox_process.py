@@ -27,7 +27,7 @@ from zar_ray.video.decoding import decode_video
 from zar_ray.video.limits import DecodeLimits, address_space, confine, lacks_memory
 from zar_ray.video.options import Decoder, Resizer, ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video
-from zar_ray.video.reading import VideoInfo, open_video
+from zar_ray.video.reading import VideoInfo, open_video, require_decoder
 from zar_ray.video.streams import Deadline
 from zar_ray.video.transforms import Preprocessing, resize_frame
 from zar_ray.video.windows import WindowCut, WindowSchedule, WindowSpan, cut_windows
@@ -43,10 +43,12 @@ class Orders:
     Attributes:
         limits: What a video and its decoding may take.
         resizer: Whose kernel resizes all its videos' frames.
+        decoder: What is to be loaded before the first; a request names its own.
     """
 
     limits: DecodeLimits
     resizer: Resizer
+    decoder: Decoder
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,8 @@ class _Worker:
         if self._resizer == "torch":
             # now, so that neither a video's time nor its memory pays for it
             import zar_ray.video.torch_resize  # noqa: F401
+        with contextlib.suppress(ConfigError):  # the first video's answer says so
+            require_decoder(orders.decoder)
         self._at_start = address_space()
         confine(self._limits.memory)
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import runpy
-import socket
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -180,24 +176,6 @@ def shared(repository) -> Path:
     return folder
 
 
-@contextmanager
-def _worker_forks(folder: Path) -> Iterator[None]:
-    """Has a Ray that is started within it fork its workers from one that has loaded PyTorch.
-
-    Others, as those of commands that tests run, start theirs as anywhere else.
-    """
-    folder.mkdir(exist_ok=True)
-    place = str(folder / "forks")
-    with socket.socket(socket.AF_UNIX) as listening, pytest.MonkeyPatch.context() as patch:
-        listening.bind(place)
-        listening.listen(64)
-        # It ends with this process.
-        command = [sys.executable, str(STARTUP / "worker_forks.py")]
-        subprocess.Popen(command, stdin=listening.fileno(), start_new_session=True)
-        patch.setenv("ZAR_TESTS_WORKER_FORKS", place)
-        yield
-
-
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory):
     """One local Ray of two CPUs for all tests; on loopback, in a folder of its own."""
@@ -219,16 +197,15 @@ def ray_cluster(tmp_path_factory):
     logging.getLogger("ray.data").propagate = False
     # A socket's path may have 107 characters, which pytest's own folders use up.
     folder = Path("/tmp") / f"zar-ray-tests-{os.getpid()}"
-    with _worker_forks(folder):
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(folder),
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=str(folder),
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
     yield
     ray.shutdown()
     pipeline.DecodeStage, pipeline.AdaptStage = before

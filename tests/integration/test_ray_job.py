@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 import urllib.request
 import zipfile
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ def cluster(repository, tmp_path_factory, processes_below):
     """A head node of its own, on loopback, started from the checkout as a user would; ended by its process id."""
     home = tmp_path_factory.mktemp("home")
     folder = Path("/tmp") / f"zar-ray-head-{os.getpid()}"
-    dashboard = free_port()
+    dashboard, metrics = free_port(), free_port()
     # The virtual environment's python must be the one that jobs find.
     scripts = str(Path(sys.executable).parent)
     environment = {
@@ -42,13 +44,14 @@ def cluster(repository, tmp_path_factory, processes_below):
         "ZAR_HOME": str(home / "zar"),
         "PATH": f"{scripts}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "disabled",
+        "RAY_metrics_report_interval_ms": "500",
     }
     environment.pop("RAY_ADDRESS", None)
     command = [
         *(f"{scripts}/ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", f"--port={free_port()}", f"--ray-client-server-port={free_port()}"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0"),
-        f"--temp-dir={folder}",
+        *(f"--metrics-export-port={metrics}", f"--temp-dir={folder}"),
     ]
     log = home / "head.log"
     with log.open("wb") as output:
@@ -66,7 +69,7 @@ def cluster(repository, tmp_path_factory, processes_below):
                 if head.poll() is not None or time.monotonic() > limit:
                     pytest.fail(f"the head node did not start: {log.read_text()[-2000:]}")
                 time.sleep(0.2)
-        yield address, environment
+        yield address, {**environment, "METRICS": f"http://127.0.0.1:{metrics}/metrics"}
     finally:
         # Asked nicely, the head node waits half a minute for its own processes.
         started = [head.pid, *processes_below(head.pid)]
@@ -105,6 +108,30 @@ def test_submitted_from_the_checkout_where_the_package_is_installed(cluster, vid
     assert (home / "runs" / "mlflow.db").is_file()
     assert str(run) in said
     assert not (repository / "mlflow.db").exists()
+
+
+def told(cluster) -> dict[str, float]:
+    """What the node's metrics port has of this package's counts, by measure and by outcome or stage."""
+    with urllib.request.urlopen(cluster[1]["METRICS"], timeout=10) as answer:
+        lines = re.findall(r"^(ray_zar_\w+){(.*)} (\S+)$", answer.read().decode(), re.MULTILINE)
+    counts: defaultdict[str, float] = defaultdict(float)
+    for name, labels, value in lines:
+        (of,) = re.findall(r'(?:outcome|stage)="(\w+)"', labels) or [""]
+        counts[f"{name} {of}"] += float(value)
+    return counts
+
+
+def test_its_nodes_metrics_port_tells_of_the_job_before(cluster):
+    expected = {
+        "ray_zar_videos_total finished": 3,
+        **{f"ray_zar_stage_seconds_count {stage}": 3 for stage in ("decode", "encode", "adapt")},
+    }
+    limit = time.monotonic() + 20
+    while not expected.items() <= (counts := told(cluster)).items() and time.monotonic() < limit:
+        time.sleep(0.5)
+    assert expected.items() <= counts.items(), counts
+    assert "ray_zar_videos_total failed" not in counts
+    assert counts["ray_zar_stage_seconds_sum adapt"] > 0
 
 
 def test_submitted_with_the_checkout_as_working_dir_from_another_folder(

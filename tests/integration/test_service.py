@@ -202,7 +202,7 @@ def problem(response, status, code):
 
 def test_answers_are_those_of_zar_predict(service, video, tiny_checkpoint, decoder):
     answer = service.ask(video, seed="3", explain="true").json()
-    options = PredictConfig(checkpoint=tiny_checkpoint, videos=(str(video),), seed=3, device="cpu")
+    options = PredictConfig(checkpoint=tiny_checkpoint, videos=(str(video),), seed=3, device="cpu", resize="torch")
     (local,) = predict(load_model(options), tuple(LABELS), options, decoder)
     for ours, theirs in ((answer["before"], local.before), (answer["after"], local.after)):
         assert [one["label"] for one in ours] == [one.label for one in theirs]
@@ -474,7 +474,7 @@ def test_a_replica_killed_under_load_loses_what_it_held_and_no_more(service, vid
     *_, (name, ended) = events
     # On a busy machine a model may be killed between two windows; the next one goes to its successor.
     between = deployment == "model" and (name, ended) == ("end", {"windows": 79})
-    assert between or (name, ended["code"]) == ("error", "replica-lost")
+    assert between or (name, ended.get("code")) == ("error", "replica-lost"), (name, ended)
     lost = [answer for answer in answers if answer.status_code != 200]
     for answer in lost:
         problem(answer, 503, "replica-lost")

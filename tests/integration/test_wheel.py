@@ -1,4 +1,4 @@
-"""The wheel is enough: conf/ travels in it, and `zar` works outside the checkout."""
+"""The wheel is enough: conf/ travels in it, and `zar` works outside the checkout, and a job in the image's folder."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ import sys
 import zipfile
 
 import pytest
+from image_steps import copy_as_the_image_does
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def installed(repository, tmp_path_factory):
-    """The wheel's content in a folder of its own; the dependencies are those of this environment."""
+    """The wheel's content in a folder of its own; the dependencies are those of this environment.
+
+    It is built of what deploy/Dockerfile copies, as the image's is.
+    """
     folder = tmp_path_factory.mktemp("wheel")
+    source = copy_as_the_image_does(repository, tmp_path_factory.mktemp("image"))
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(repository)], check=True, timeout=180)
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(source)], check=True, timeout=180)
     (wheel,) = folder.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel)], check=True, timeout=60)
-    return wheel, folder / "site"
+    return wheel, folder / "site", source
 
 
 def run(site, where, *words):
     return subprocess.run(
-        [sys.executable, "-m", "zar_ray.commands.main", *words],
+        [sys.executable, *words],
         cwd=where,
         env={**os.environ, "PYTHONPATH": str(site), "ZAR_HOME": str(where / "zar")},
         capture_output=True,
@@ -35,7 +40,7 @@ def run(site, where, *words):
 
 
 def test_the_wheel_holds_the_package_and_its_configuration_and_nothing_else(installed, repository):
-    wheel, _ = installed
+    wheel, *_ = installed
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"zar_ray"}
     for file in (repository / "conf").rglob("*.yaml"):
@@ -43,7 +48,7 @@ def test_the_wheel_holds_the_package_and_its_configuration_and_nothing_else(inst
 
 
 def test_an_evaluation_runs_outside_the_checkout(installed, video_folder, tiny_checkpoint, tmp_path):
-    _, site = installed
+    _, site, image = installed
     where = subprocess.run(
         [sys.executable, "-c", "import zar_ray; print(zar_ray.__file__)"],
         cwd=tmp_path,
@@ -53,9 +58,17 @@ def test_an_evaluation_runs_outside_the_checkout(installed, video_folder, tiny_c
         check=True,
     )
     assert where.stdout.startswith(str(site))
-    assert "no manifest at" in run(site, tmp_path, "eval", "--dataset", "k600").stderr
+    assert "no manifest at" in run(site, tmp_path, "-m", "zar_ray.commands.main", "eval", "--dataset", "k600").stderr
     done = run(
-        *(site, tmp_path, "eval", "--dataset", str(video_folder), "--checkpoint", str(tiny_checkpoint)),
+        *(
+            site,
+            tmp_path,
+            str(image / "jobs/eval.py"),
+            "--dataset",
+            str(video_folder),
+            "--checkpoint",
+            str(tiny_checkpoint),
+        ),
         *("--address", "local", "--limit", "2", "--views.frames", "2", "--method", "zar", "--no-mlflow"),
     )
     assert done.returncode == 0, done.stderr

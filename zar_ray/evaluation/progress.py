@@ -13,6 +13,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from zar_ray.cluster_measures import tell
 from zar_ray.evaluation.spec import FeatureUse
 
 # A log that someone reads afterwards wants a line often enough to see life, seldom enough to be read.
@@ -64,6 +65,7 @@ class VideoProgress:
 
     def __enter__(self) -> VideoProgress:
         self._console.print(f"{_STARTING} ...")
+        tell("zar_videos_left", self._bar.tasks[0].remaining)
         self._bar.start()
         return self
 
@@ -79,6 +81,8 @@ class VideoProgress:
         """Adds finished videos, of which some failed."""
         (task,) = self._bar.tasks
         self._failed += failed
+        tell("zar_videos", videos - failed, outcome="finished")
+        tell("zar_videos", failed, outcome="failed")
         now, speed = time.monotonic(), ""
         if self._started is not None:
             self._timed += videos - failed
@@ -91,6 +95,7 @@ class VideoProgress:
         about = _STARTING if self._started is None else "evaluating"
         about += f" ({self._failed} failed)" if self._failed else ""
         self._bar.update(task.id, advance=videos, description=about, speed=speed)
+        tell("zar_videos_left", task.remaining)
         if not self._console.is_terminal and (now - self._last_line >= _SECONDS_BETWEEN_LINES or not task.remaining):
             self._last_line = now
             done = f"{task.completed:.0f}/{task.total:.0f}"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from zar_ray.cluster_measures import SECONDS, tell
 from zar_ray.serving.admission import Admission
 from zar_ray.serving.schema import Classification
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-
 
 class Measures:
-    """The measures of one ingress replica.
+    """The measures of one ingress replica; the cluster's Prometheus is told of requests and stages, too.
 
     Behind several replicas an answer holds those of whichever was asked; the label `replica` tells them apart.
 
@@ -30,7 +29,7 @@ class Measures:
             "zar_stage_seconds",
             "Wall seconds of a stage.",
             ("replica", "stage"),
-            buckets=_SECONDS,
+            buckets=SECONDS,
             registry=self._registry,
         )
         self._images = Counter(
@@ -53,13 +52,18 @@ class Measures:
             seconds: Wall seconds from its arrival to its answer.
         """
         self._requests.labels(self._replica, route, str(status), code).inc()
-        self._seconds.labels(self._replica, "request").observe(seconds)
+        tell("zar_requests", 1, route=route, status=str(status), code=code)
+        self._took("request", seconds)
 
     def classified(self, result: Classification) -> None:
         """Counts what a classification cost."""
         self._images.labels(self._replica).inc(result.images_encoded)
         for stage, seconds in result.timings.model_dump(exclude={"total"}).items():
-            self._seconds.labels(self._replica, stage).observe(seconds)
+            self._took(stage, seconds)
+
+    def _took(self, stage: str, seconds: float) -> None:
+        self._seconds.labels(self._replica, stage).observe(seconds)
+        tell("zar_stage_seconds", seconds, part="service", stage=stage)
 
     def text(self) -> bytes:
         """The measures in Prometheus' format."""

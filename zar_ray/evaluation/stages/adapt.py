@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, VideoPrediction
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.options import Setting
+from zar_ray.cluster_measures import tell
 from zar_ray.errors import DeviceLostError, RunError, VideoError
 from zar_ray.evaluation.feature_store import Stored, VideoFacts, image_keys
 from zar_ray.evaluation.spec import (
@@ -108,6 +109,8 @@ class AdaptStage:
 
     def _adapted(self, block: pa.Table) -> pa.Table:
         rows = block.drop_columns(["inputs"]).to_pylist()
+        for row in rows:
+            tell("zar_stage_seconds", row["seconds_decode"], part="job", stage="decode")
         if self.spec.streams:
             self._follow(rows)
         results: list[ResultRow] = []
@@ -121,6 +124,7 @@ class AdaptStage:
                 results += replica.rows(video, outcome)
                 if note := replica.keep(video, outcome):
                     notes.setdefault(video.row["video_id"], []).append(note)
+                self._tell(outcome)
         write_part(self.spec.storage, to_table(results))
         if self.spec.streams:
             # After the rows: what is continued does the videos after this position, and rows may be made twice.
@@ -137,6 +141,13 @@ class AdaptStage:
             for row in rows
         ]
         return pa.Table.from_pylist(status, schema=STATUS_SCHEMA)
+
+    def _tell(self, outcome: Decided | Failure) -> None:
+        """Tells Prometheus what a video took under one model."""
+        if isinstance(outcome, Decided):
+            tell("zar_stage_seconds", outcome.prediction.encode_seconds, part="job", stage="encode")
+            for one in outcome.prediction.cases:
+                tell("zar_stage_seconds", one.seconds, part="job", stage="adapt")
 
     def _follow(self, rows: list[dict[str, Any]]) -> None:
         """Checks that videos come in the order of the stream."""

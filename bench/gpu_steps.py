@@ -7,6 +7,7 @@ that it has noted. This module loads nothing but Python's own; each step loads w
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -145,7 +146,9 @@ def machine(size: Size, note: Note) -> None:
 
 def stated_peak(name: str) -> float | None:
     """What the maker of the GPU of that name states of bf16 products, FLOP a second; None of an unknown one."""
-    return next((peak for beginning, peak in _STATED_PEAKS.items() if name.startswith(beginning)), None)
+    # An L40 is no L4.
+    peaks = (peak for beginning, peak in _STATED_PEAKS.items() if re.match(rf"{beginning}(?![A-Z0-9])", name))
+    return next(peaks, None)
 
 
 def _compiler() -> str | None:

@@ -147,6 +147,9 @@ def test_wrong_numbers_are_found(on_gpu, monkeypatch):
         ("NVIDIA H100 PCIe", 7.56e14),
         ("NVIDIA L4", 1.21e14),
         ("NVIDIA L40S", 3.62e14),
+        ("NVIDIA L40", None),
+        ("NVIDIA A10G", None),
+        ("NVIDIA A100-SXM4-80GB", 3.12e14),
     ],
 )
 def test_stated_peaks_are_the_named_gpus(on_gpu, name, peak):

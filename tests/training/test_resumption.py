@@ -248,6 +248,17 @@ class TestMemoryRunsOut:
         assert passes == [2] * 3 + [1] * 8
         assert torch.allclose(cut.history, whole.history, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+    def test_memory_that_is_lacking_to_decode_is_no_matter_of_the_models_passes(self, run, monkeypatch, error):
+        def broken(self, *_):
+            raise error
+
+        monkeypatch.setattr("zar_ray.training.samples.SampleReader.read", broken)
+        with pytest.raises(
+            RunError, match=r"^out of memory while videos were decoded; decode fewer"
+        ):
+            run(steps=1, average_from=None)
+
     def test_others_wait_for_one_exchange_a_step_whatever_it_tried(self, run, room, monkeypatch):
         """Each call is one that all processes must make: one more or less, and they would wait for ever."""
         exchanged = []

@@ -25,6 +25,7 @@ from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import RunError
 from zar_ray.models.architecture import Architecture, build_clip
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.device_faults import is_out_of_memory
 from zar_ray.models.fitting import Fitting
 from zar_ray.models.loading import load_model
 from zar_ray.training import samples
@@ -120,6 +121,19 @@ def train_worker(arguments: dict[str, Any]) -> None:
         raise
 
 
+def _next(batches: Iterator[_Decoded]) -> _Decoded:
+    """The next micro-batch; where there was no memory to decode it, no smaller pass of the model would help."""
+    try:
+        return next(batches)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(
+            "out of memory while videos were decoded; decode fewer ahead with --decode-threads or --decode-workers, or"
+            " leave the process more"
+        ) from error
+
+
 class _Worker:
     """One process's part of a training, which goes on from a state."""
 
@@ -189,7 +203,7 @@ class _Worker:
         for turn in range(turns):
             if turn == len(taken):
                 waiting = time.monotonic()
-                taken.append(next(batches))
+                taken.append(_next(batches))
                 self.meter.waited += time.monotonic() - waiting
             means.append(self._backward(*taken[turn], turns, at_once))
         return torch.stack(means).mean(dim=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 
 import numpy as np
@@ -245,9 +244,3 @@ def test_on_a_gpu_other_things_are_needed(monkeypatch):
         ModelError, match=r"for cuda here \(Failed to find C compiler\. Please .*a C compiler and Triton"
     ):
         require_compiler(torch.device("cuda"))
-
-
-@pytest.mark.slow  # it compiles
-@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler on this machine")
-def test_with_a_compiler_it_is_passed():
-    require_compiler(torch.device("cpu"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import torch
 
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.devices import require_compiler
 from zar_ray.models.vision import VisionTower, unfit_vision
 from zar_ray.video.transforms import Preprocessing
 
@@ -85,7 +87,9 @@ def test_towers_of_another_shape_are_told_apart(architecture, option, reason):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler on this machine")
 def test_compiled_or_not_makes_no_difference(clip, architecture, pixels):
+    require_compiler(torch.device("cpu"))
     eager = ClipModel(clip, "tiny", Preprocessing(32), architecture)
     compiled = ClipModel(clip, "tiny", Preprocessing(32), architecture)
     compiled.compile_image_encoder()

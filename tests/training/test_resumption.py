@@ -254,9 +254,7 @@ class TestMemoryRunsOut:
             raise error
 
         monkeypatch.setattr("zar_ray.training.samples.SampleReader.read", broken)
-        with pytest.raises(
-            RunError, match=r"^out of memory while videos were decoded; decode fewer"
-        ):
+        with pytest.raises(RunError, match=r"^out of memory while videos were decoded; decode fewer"):
             run(steps=1, average_from=None)
 
     def test_others_wait_for_one_exchange_a_step_whatever_it_tried(self, run, room, monkeypatch):

@@ -79,9 +79,9 @@ class Job:
         return [int(line) for line in (self.record / "nodes").read_text().split()]
 
     def when(self, ready) -> None:
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 120
         while not ready():
-            assert time.monotonic() < limit
+            assert time.monotonic() < limit, self.calls()
             time.sleep(0.02)
 
 

@@ -13,6 +13,7 @@ from zar_ray.data.manifest import write_manifest
 from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ManifestError, RunError
 from zar_ray.evaluation import pipeline
+from zar_ray.evaluation.resources import Resources
 from zar_ray.results.folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -147,7 +148,8 @@ def test_bad_files_and_surprises_cost_one_row_each(evaluate, video_folder, make_
     assert zar.failures_excluded.videos == 3
 
 
-def test_a_worker_has_the_next_block_while_it_works_on_one(evaluate, make_video, tmp_path):
+def test_a_worker_beside_a_gpu_has_the_next_block_while_it_works_on_one(evaluate, make_video, tmp_path, monkeypatch):
+    monkeypatch.setattr(Resources, "blocks_at_once", 2)
     for number in range(2):
         make_video(tmp_path / "pairs" / "a" / f"meets-another-{number}.mp4", seed=number)
     ran = evaluate(tmp_path / "pairs", method=["zero_shot"], batch_size=1, class_names="a,b", num_workers=1)

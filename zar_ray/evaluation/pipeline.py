@@ -179,7 +179,7 @@ def run_blocks(
         return
     in_order = bool(decode.spec.streams)
     # Decoding would otherwise run ahead until the object store is full, and memory grow with the number of videos.
-    # A block may be in each decoder, two in each worker, and one waits ahead of each worker.
+    # A block may be in each decoder, up to two in each worker, and one waits ahead of each worker.
     in_flight = (resources.decoders + 3 * resources.workers) * block_size * decode.largest(videos)
     context = DataContext.get_current().copy()
     context.max_errored_blocks, context.enable_progress_bars = -1, False
@@ -208,9 +208,10 @@ def _compact(folder: RunFolder, progress: VideoProgress) -> None:
 def _stages(
     videos: pa.Table, decode: DecodeStage, told: tuple[Any, ...], resources: Resources, block_size: int, retries: int
 ) -> Dataset:
-    # While a worker predicts a block it takes the next one over and writes the one before. Not in a stream, whose order
-    # that would break; nor where a block is not tried again, as none may be in a worker that dies of another.
-    at_once = 1 if decode.spec.streams or not retries else 2
+    # Not in a stream, whose order that would break; nor where a block is not tried again, as none may be in a worker
+    # that dies of another.
+    alone = bool(decode.spec.streams) or not retries
+    at_once = 1 if alone else resources.blocks_at_once
     with warnings.catch_warnings():
         # Ray 2.60 has no other way to bound retries than the arguments that 2.64 will take away (pyproject.toml
         # keeps Ray below that).
@@ -235,7 +236,7 @@ def _stages(
                 zero_copy_batch=True,
                 compute=ActorPoolStrategy(
                     size=resources.workers,
-                    max_tasks_in_flight_per_actor=2 * at_once - 1,
+                    max_tasks_in_flight_per_actor=1 if alone else at_once + 1,
                     max_concurrent_calls_per_actor=at_once,
                     enable_true_multi_threading=True,
                 ),

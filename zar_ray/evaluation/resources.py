@@ -31,6 +31,14 @@ class Resources:
     threads: int
     device: str
 
+    @property
+    def blocks_at_once(self) -> int:
+        """Blocks that a worker has in hand: beside a GPU the next one is taken over, and the one before written.
+
+        On a CPU both would take cores from the block that is predicted.
+        """
+        return 2 if self.worker_gpus else 1
+
     @classmethod
     def of_cluster(cls, options: EvaluationOptions, one_worker: bool = False) -> Resources:
         """Works both out from what the joined cluster has and what the options ask for.

@@ -49,3 +49,14 @@ def test_only_schemes_make_uris():
     assert is_uri("s3://bucket/runs")
     assert not is_uri("runs")
     assert not is_uri("/data/a:b")
+
+
+def test_what_cannot_be_deleted_is_one_line(tmp_path):
+    (tmp_path / "run" / "parts").mkdir(parents=True)
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(RunError, match=r"/run/parts: cannot be deleted \(.+\)$"):
+        Storage(str(tmp_path / "run")).delete("parts")
+    with pytest.raises(RunError, match=r"/file: cannot be deleted \(.+\)$"):
+        Storage(str(tmp_path / "file")).delete_folder()
+    assert (tmp_path / "run" / "parts").is_dir()
+    assert (tmp_path / "file").read_bytes() == b"x"

@@ -102,11 +102,25 @@ class Storage:
             raise RunError(f"{self.path(name)}: cannot be written ({' '.join(str(error).split())})") from error
 
     def delete(self, name: str) -> None:
-        """Deletes a file if it is there."""
-        if self.exists(name):
-            self._fs.delete_file(self._at(name))
+        """Deletes a file if it is there.
+
+        Raises:
+            RunError: It cannot be deleted.
+        """
+        try:
+            if self.exists(name):
+                self._fs.delete_file(self._at(name))
+        except OSError as error:
+            raise RunError(f"{self.path(name)}: cannot be deleted ({' '.join(str(error).split())})") from error
 
     def delete_folder(self) -> None:
-        """Deletes this folder with all that is in it, if it is there."""
-        if self.exists():
-            self._fs.delete_dir(self._root)
+        """Deletes this folder with all that is in it, if it is there.
+
+        Raises:
+            RunError: It cannot be deleted.
+        """
+        try:
+            if self.exists():
+                self._fs.delete_dir(self._root)
+        except OSError as error:
+            raise RunError(f"{self.path()}: cannot be deleted ({' '.join(str(error).split())})") from error

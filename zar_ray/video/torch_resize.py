@@ -1,4 +1,4 @@
-"""Resizing with PyTorch's kernel; the one module for decoding processes that loads PyTorch, where that is asked for."""
+"""Resizing with PyTorch's kernel; loaded by decoding processes where it is asked for, as PyTorch takes memory."""
 
 from __future__ import annotations
 

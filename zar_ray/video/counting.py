@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 import av
 import av.error
@@ -131,10 +132,11 @@ class PacketCounter:
         repeats = {rank for n, rank in without.items() if n not in failed and self._packets[n][2] < _TINY}
         decoded_at = [time for time in (self._packets[number][1] for number in shown) if time is not None]
         ticks = decoded_at[-1] - decoded_at[0] if len(decoded_at) == len(shown) > 1 else None
-        tick = float(self._stream.time_base or 0)
+        tick = self._stream.time_base or Fraction(0)
         shown_at = tuple(sorted(time for time in times.values() if time is not None)) if reliable and tick else ()
-        span = ticks * tick if ticks and tick else None
-        return Shown(len(self._packets), len(shown), positions, frozenset(repeats), span, shown_at, tick)
+        # exact until here: 99 frames of 1/25 s are 25 a second, not 24.999999999999996
+        span = float(ticks * tick) if ticks and tick else None
+        return Shown(len(self._packets), len(shown), positions, frozenset(repeats), span, shown_at, float(tick))
 
     def _is_hidden(self, content: bytes) -> bool:
         """Whether a VP8 or VP9 picture is only there for others to be predicted from, as its first byte says."""

@@ -489,7 +489,7 @@ def decode_for(path: str, seconds: float) -> tuple[int, float, float]:
         decode_video(
             path,
             lambda info, name=name: plan_video(name, info, ViewConfig(), preprocessing, 0, needs_views=True),
-            preprocessing.interpolation,
+            preprocessing.scaling,
         )
         videos += 1
     return videos, time.monotonic() - started, time.process_time() - cpu

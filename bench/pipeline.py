@@ -122,7 +122,7 @@ def run_loop(config: EvalConfig, done: Any, answer: Any) -> None:
         videos = []
         for row in rows[first : first + config.batch_size]:
             planned = _plan_of(row.video_id, plan_video, config, model.preprocessing)
-            decoded = decode_video(row.path, planned, model.preprocessing.interpolation)
+            decoded = decode_video(row.path, planned, model.preprocessing.scaling)
             videos.append(PlannedVideo(planned(decoded.info), decoded.frames))
         between = time.perf_counter()
         adapter.predict(videos)

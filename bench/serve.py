@@ -274,7 +274,7 @@ class DirectSide:
 
     def _run(self) -> tuple[torch.Tensor, float, float]:
         started = time.perf_counter()
-        way, options = self._preprocessing.interpolation, self.options
+        way, options = self._preprocessing.scaling, self.options
         decoded = decode_video(self._video, self._plan_of, way, options.decoder, resizer=options.resize)
         plan = self._plan_of(decoded.info)
         between = time.perf_counter()

@@ -18,8 +18,9 @@ from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
-from zar_ray.models.clip import ClipModel, clip_tokenizer
+from zar_ray.models.clip import ClipModel
 from zar_ray.models.packing import ImageSet, encode_packed, images_at_once
+from zar_ray.models.tokens import clip_tokenizer
 
 _T = TypeVar("_T")
 

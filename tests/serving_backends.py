@@ -69,7 +69,7 @@ class LocalBackend:
             needs_views=query.method in self.classifier.decoding_needs.methods_with_views,
         )
         try:
-            decoded = decode_video(path, plan_of, preprocessing.interpolation)
+            decoded = decode_video(path, plan_of, preprocessing.scaling)
         except VideoError as error:
             raise refusal_of(error) from None
         plan = plan_of(decoded.info)

@@ -158,10 +158,11 @@ class TestClasses:
             # start, vectors, name, end: as CoOp puts them together
             ids = model.tokenize([f"{name.replace('_', ' ')}."])
             end = int(ids.argmax())
+            whole = torch.cat([ids[:, :1], torch.ones(1, length, dtype=torch.int64), ids[:, 1 : end + 1]], dim=1)
             own = tower.token_embedding(ids)[0, : end + 1]
             states = torch.cat([own[:1], vectors, own[1:]])[None]
             with torch.no_grad():
-                expected = model.encode_embedded_text(states, torch.tensor([end + length]))[0]
+                expected = model.encode_embedded_text(states, whole)[0]
             assert torch.allclose(feature, torch.nn.functional.normalize(expected, dim=0), atol=1e-5)
 
     def test_another_model_is_refused(self, model, architecture, words):

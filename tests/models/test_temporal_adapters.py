@@ -55,7 +55,7 @@ def test_the_shared_prefix_gives_what_whole_prompts_give(adapted):
     length = len(classes.initial_context)
     places = torch.arange(1, 1 + length).expand(len(NAMES), -1)
     shared = SharedPrefixPass(adapted.text_tower, embeddings, length, ends)
-    full = FullPass(adapted, embeddings, places, ends)
+    full = FullPass(adapted, embeddings, places, classes.token_ids)
     contexts = classes.initial_context.expand(2, -1, -1).clone()
     contexts[1] += 0.05
     gradients = []

@@ -6,7 +6,7 @@ import pytest
 
 from zar_ray.errors import ConfigError
 from zar_ray.evaluation.planning import at_one_short_side, varied_options
-from zar_ray.models.clip import clip_tokenizer
+from zar_ray.models.tokens import clip_tokenizer
 from zar_ray.reporting.published.tables import load_table
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.sweeps import known_sweeps, load_sweep, place_settings

@@ -16,7 +16,7 @@ from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
 from zar_ray.video.reading import VideoInfo, has_decord, open_video, probe_video
-from zar_ray.video.transforms import Preprocessing, resize_frame
+from zar_ray.video.transforms import Preprocessing, Scaling, resize_frame
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ def test_every_kind_is_decoded_by_the_default_plan(sample, number_of):
 def test_frames_are_resized_one_by_one(samples, interpolation):
     path = samples["open groups"].path
     wanted = np.array([0, 7, 50, 99])
-    decoded = decode_video(path, lambda _: Frames(wanted, 33), interpolation)
+    decoded = decode_video(path, lambda _: Frames(wanted, 33), Scaling(interpolation))
     with open_video(path) as reader:
         for row, frame in enumerate(reader.read(wanted)):
-            assert np.array_equal(decoded.frames[row], resize_frame(frame, 33, interpolation))
+            assert np.array_equal(decoded.frames[row], resize_frame(frame, 33, Scaling(interpolation)))
 
 
 @pytest.mark.parametrize("change", [{"frames": 99}, {"width": 63}, {"height": 50}])

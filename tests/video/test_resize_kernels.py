@@ -21,7 +21,7 @@ from zar_ray.video.options import DecodeOptions, ViewConfig
 from zar_ray.video.plans import plan_video
 from zar_ray.video.sandbox import DecoderProcess
 from zar_ray.video.sandbox_process import DecodeRequest
-from zar_ray.video.transforms import Preprocessing, resize_frame, resized_size
+from zar_ray.video.transforms import Preprocessing, Scaling, resize_frame, resized_size
 
 MODES = {"bicubic": functional.InterpolationMode.BICUBIC, "bilinear": functional.InterpolationMode.BILINEAR}
 
@@ -54,7 +54,7 @@ def test_the_kernel_is_torchvisions(height, width, short_side, mode, seed, turns
     padded = clouds(height, width + 5, seed)[:, :width]
     frame = np.rot90(padded, turns)
     size = resized_size(*frame.shape[:2], short_side)
-    ours = resize_frame(frame, short_side, mode, "torch")
+    ours = resize_frame(frame, short_side, Scaling(mode), "torch")
     pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
     theirs = functional.resize(pixels, list(size), interpolation=MODES[mode], antialias=True).permute(1, 2, 0).numpy()
     assert ours.dtype == np.uint8
@@ -80,7 +80,7 @@ def test_few_values_differ_from_pils_and_by_little(mode):
         [(256, 340, 224), (240, 320, 224), (240, 426, 256), (1080, 1920, 224)]
     ):
         frame = clouds(height, width, seed)
-        by_pil, by_torch = (resize_frame(frame, side, mode, way).astype(int) for way in ("pil", "torch"))
+        by_pil, by_torch = (resize_frame(frame, side, Scaling(mode), way).astype(int) for way in ("pil", "torch"))
         assert np.abs(by_pil - by_torch).max() <= 2
         differ.append((by_pil != by_torch).mean())
     assert 0 < np.mean(differ) < 0.01
@@ -126,11 +126,11 @@ def test_decoding_processes_resize_as_they_were_told(samples):
 def test_pytorch_is_loaded_where_its_kernel_is_asked_for_and_nowhere_else():
     script = (
         "import sys, numpy as np, zar_ray.video.sandbox, zar_ray.evaluation.stages.decode\n"
-        "from zar_ray.video.transforms import resize_frame\n"
+        "from zar_ray.video.transforms import Scaling, resize_frame\n"
         "frame = np.zeros((20, 30, 3), np.uint8)\n"
         "resize_frame(frame, 10)\n"
         "print('torch' in sys.modules)\n"
-        "resize_frame(frame, 10, 'bicubic', 'torch')\n"
+        "resize_frame(frame, 10, Scaling('bicubic'), 'torch')\n"
         "print('torch' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -53,6 +53,7 @@ def feature_space(
     hash of the weights that counts, of the decoder and of whose
     kernel resizes the run's choice.
     """
+    shape = preprocessing.resize_mode, preprocessing.fill
     return {
         "model": model,
         "precision": precision,
@@ -63,6 +64,7 @@ def feature_space(
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
         "interpolation": preprocessing.interpolation,
+        **({} if shape == ("shortest", 0) else {"resize_mode": shape[0], "fill": shape[1]}),
         "resize": resizer if resizer == "pil" else f"torch {package_version('torch')}",
         "layout": LAYOUT,
     }

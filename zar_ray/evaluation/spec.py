@@ -123,7 +123,7 @@ class ModelViews:
     @property
     def resize(self) -> Resize:
         """How frames become its pixels; all settings share it."""
-        return Resize(short_side_for(self.of_settings[0][0], self.preprocessing), self.preprocessing.interpolation)
+        return Resize(short_side_for(self.of_settings[0][0], self.preprocessing), self.preprocessing.scaling)
 
     @property
     def frames_named(self) -> int:

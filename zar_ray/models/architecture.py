@@ -17,9 +17,12 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from torch import nn
 
 from zar_ray.errors import ConfigError, ModelError, reason_of, suggestion
 from zar_ray.models.formats import count_layers
+from zar_ray.models.hub import hub_file
+from zar_ray.models.model_folders import find_folder, is_self_described
 from zar_ray.models.systems.base import EVALUATION_SCALE, SYSTEM, System
 from zar_ray.models.systems.registry import find_system, known_parts, known_systems
 from zar_ray.options.layers import conf_dir, read_yaml
@@ -29,25 +32,32 @@ Architecture = Mapping[str, Any]
 QUICKGELU_SUFFIX = "-quickgelu"
 HEAD_WIDTH = 64  # of every CLIP that OpenAI published
 
-
-# What a text tower may not be: the context vectors need a causal transformer over CLIP's own tokens that ends in the
-# end-of-text token, which these options change.
-_FOREIGN_TEXT = (
-    "hf_model_name",
-    "hf_tokenizer_name",
-    "tokenizer_kwargs",
-    "tokenizer_mode",
-    "no_causal_mask",
-    "embed_cls",
-)
+# Settings of open_clip's towers that change embeddings, and that no tensor tells.
+_SILENT = {
+    "text_cfg": (
+        "act_kwargs",
+        "eos_id",
+        "hf_pooler_type",
+        "no_causal_mask",
+        "norm_kwargs",
+        "pad_id",
+        "pool_type",
+        "tokenizer_kwargs",
+        "tokenizer_mode",
+    ),
+    "vision_cfg": ("act_kwargs", "attentional_pool", "final_ln_after_pool", "norm_kwargs", "pool_type", "timm_pool"),
+}
 
 
 def named_architecture(name: str) -> dict[str, Any]:
-    """The architecture of an open_clip model name, such as ``ViT-B-16-quickgelu``.
+    """The architecture of an open_clip model name, such as ``ViT-B-16-quickgelu``, or of one that describes itself.
 
     Raises:
         ModelError: open_clip knows no such model; the message suggests the nearest name, published systems' included.
+            Or see `zar_ray.models.model_folders.find_folder`.
     """
+    if is_self_described(name):
+        return find_folder(name).architecture
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         system = find_system(name)
@@ -162,26 +172,30 @@ def require_layers(architecture: Architecture, tensors: Mapping[str, torch.Tenso
         raise ModelError(f"{place}: claims to have {claimed} layers, and holds {len(tensors)} tensors; it is damaged")
 
 
-def build_clip(architecture: Architecture) -> open_clip.CLIP:
+def told_by_no_tensor(architecture: Architecture) -> dict[str, object]:
+    """Settings of the towers that change embeddings, that differ from open_clip's defaults, and no tensor tells."""
+    settings, usual = _settings(architecture), _settings({"vision_cfg": {}, "text_cfg": {}})
+    names = [f"{tower}.{name}" for tower, own in _SILENT.items() for name in own]
+    return {name: settings[name] for name in names if name in settings and settings[name] != usual.get(name)}
+
+
+def build_clip(architecture: Architecture) -> open_clip.CLIP | open_clip.CustomTextCLIP:
     """Builds a CLIP with freshly initialised weights (torch's default generator), float32, on the CPU.
 
+    Of CoCa both towers are built, and not its decoder, which writes captions.
+
     Raises:
-        ModelError: The mapping is not such a config, or its text tower is not CLIP's causal transformer.
+        ModelError: The mapping is not such a config, or what it names of Hugging Face's cannot be had.
     """
     config = copy.deepcopy(dict(architecture))
     # open_clip builds the same towers under other attribute names then
     config.pop("custom_text", None)
+    config.pop("multimodal_cfg", None)
+    for tower in ("vision_cfg", "text_cfg"):
+        if isinstance(config.get(tower), dict):
+            config[tower].pop("output_tokens", None)
     text = config.get("text_cfg")
-    foreign = [key for key in _FOREIGN_TEXT if isinstance(text, Mapping) and text.get(key)]
-    if "multimodal_cfg" in config:
-        foreign.append("multimodal_cfg")
-    if isinstance(text, Mapping) and text.get("pool_type", "argmax") != "argmax":
-        foreign.append("pool_type")
-    if foreign:
-        raise ModelError(
-            f"this model's text tower is not CLIP's causal transformer ({', '.join(foreign)}), which prompt tuning"
-            " needs; choose a CLIP such as ViT-B-16-quickgelu"
-        )
+    text = text if isinstance(text, dict) else {}
     system = config.get(SYSTEM)
     if system is not None and find_system(system) is None:
         raise ModelError(f'this model is of the system "{system}", which is not here; install the package that has it')
@@ -189,13 +203,27 @@ def build_clip(architecture: Architecture) -> open_clip.CLIP:
     added = {word: config.pop(word) for word in parts if word in config}
     for word in (SYSTEM, EVALUATION_SCALE):  # they build nothing
         config.pop(word, None)
+    if (encoder := text.get("hf_model_name")) and not Path(encoder).is_dir():
+        text["hf_model_name"] = str(hub_file(encoder, ("config.json",), f"its text tower {encoder}").parent)
     try:
-        clip = open_clip.CLIP(**config)
+        if encoder:
+            text["hf_model_pretrained"] = False
+            clip = open_clip.CustomTextCLIP(**config)
+        else:
+            clip = open_clip.CLIP(**config)
+            _add_class_token(clip, text)
         for word, settings in added.items():
             parts[word](clip, **settings)
     except Exception as error:  # PyTorch raises many kinds
         raise ModelError(f"not an open_clip model config: {reason_of(error)}") from error
     return clip
+
+
+def _add_class_token(clip: Any, text: Mapping[str, Any]) -> None:
+    """The class token of CoCa's text tower, which open_clip's CLIP leaves out where it takes that tower apart."""
+    if text.get("embed_cls"):
+        clip.cls_emb = nn.Parameter(torch.randn(clip.positional_embedding.shape[1]) * 0.01)
+        clip.pad_id = text.get("pad_id", 0)
 
 
 def _infer_vit(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:

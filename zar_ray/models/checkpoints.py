@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 
 from zar_ray.errors import ModelError, reason_of
 from zar_ray.models.architecture import Architecture, build_clip, infer_architecture
-from zar_ray.models.clip import clip_tokenizer
 from zar_ray.models.formats import FROM_SIZES, OPENAI_MARKS, TOKEN_EMBEDDING, SavedWeights, as_float32, openai_layout
 from zar_ray.models.systems.base import SYSTEM
 from zar_ray.models.systems.registry import find_system, recognise
+from zar_ray.models.tokens import clip_tokenizer
 from zar_ray.models.unpickling import read_pickled
 from zar_ray.untrusted import parse_json, stand_in
 from zar_ray.video.transforms import Preprocessing
@@ -135,6 +135,8 @@ def clip_with(architecture: Architecture, tensors: Mapping[str, torch.Tensor], p
     Raises:
         ModelError: The architecture is none, or a tensor is missing, unknown or of another shape.
     """
+    if "multimodal_cfg" in architecture:  # the decoder of CoCa writes captions, and is not built
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("text_decoder.")}
     with torch.device("meta"):
         _fitting(build_clip(architecture), tensors, place)
     clip = build_clip(architecture)
@@ -157,9 +159,14 @@ def load_weights(clip: open_clip.CLIP, tensors: Mapping[str, torch.Tensor], plac
 def _fitting(clip: open_clip.CLIP, tensors: Mapping[str, torch.Tensor], place: str) -> dict[str, torch.Tensor]:
     wanted = clip.state_dict()
     given = dict(tensors)
-    scale = given.get("logit_scale")
-    if scale is not None and scale.numel() == 1:  # some save it as one number, some as a vector of one
-        given["logit_scale"] = scale.reshape(wanted["logit_scale"].shape)
+    for name in ("logit_scale", "logit_bias"):
+        value = given.get(name)
+        if value is not None and name in wanted and value.numel() == 1:  # one number, or a vector of one
+            given[name] = value.reshape(wanted[name].shape)
+    if "logit_bias" in wanted and "logit_bias" not in given and "logit_scale" in given:  # as open_clip: it had none
+        given["logit_bias"] = torch.zeros_like(given["logit_scale"]).reshape(wanted["logit_bias"].shape)
+    # older versions of transformers saved a buffer of 0, 1, 2, …
+    given = {name: tensor for name, tensor in given.items() if name in wanted or not name.endswith(".position_ids")}
     wrong = [
         f"{name} is {shape_of(given[name])} and should be {shape_of(wanted[name])}"
         for name in wanted
@@ -213,7 +220,7 @@ def _foreign(content: object, path: Path) -> Checkpoint:
     left_out |= {saved.given.get(name, name): why for name, why in converted.left_out.items()}
     tensors = dict(converted.tensors)
     if TOKEN_EMBEDDING not in tensors and "ln_final.weight" in tensors:  # one of CLIP's vocabulary, of no values
-        shape = (clip_tokenizer().vocab_size, len(tensors["ln_final.weight"]))
+        shape = (clip_tokenizer().size, len(tensors["ln_final.weight"]))
         tensors[TOKEN_EMBEDDING] = torch.empty(shape, device="meta")
     clip = infer_architecture(tensors, str(path))
     return Checkpoint(

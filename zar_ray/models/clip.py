@@ -7,18 +7,17 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 from torch.nn.functional import normalize
 
 from zar_ray.data.options import CONTEXT
 from zar_ray.errors import ConfigError, ModelError
-from zar_ray.models.architecture import Architecture
+from zar_ray.models.architecture import Architecture, told_by_no_tensor
 from zar_ray.models.fitting import Fitting
 from zar_ray.models.options import Precision
 from zar_ray.models.parts import FUSION, VECTOR, following_head, frames_of, text_frame_of
@@ -26,6 +25,8 @@ from zar_ray.models.precision import exact_float32, full_precision
 from zar_ray.models.recurrent import give_gradients
 from zar_ray.models.systems.base import EVALUATION_SCALE
 from zar_ray.models.systems.registry import known_parts, system_of
+from zar_ray.models.text_towers import TextTower, tower_of
+from zar_ray.models.tokens import CONTEXT_LENGTH, tokenizer_of
 from zar_ray.models.vision import VisionTower, unfit_vision
 from zar_ray.video.transforms import Preprocessing
 
@@ -38,12 +39,6 @@ _SHOWN_TEXT = 80  # characters of a text that a message repeats
 def shortened(text: str) -> str:
     """A text as messages repeat it."""
     return text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}…"
-
-
-@lru_cache(maxsize=1)
-def clip_tokenizer() -> SimpleTokenizer:
-    """CLIP's byte-pair tokenizer of 49,408 tokens; it lower-cases and mends text as the official one does."""
-    return SimpleTokenizer()
 
 
 class ClipModel(nn.Module):
@@ -65,7 +60,7 @@ class ClipModel(nn.Module):
         compiled: Whether `torch.compile` compiles the image encoder.
 
     Raises:
-        ModelError: The text tower does not read CLIP's tokens.
+        ModelError: The text tower has another vocabulary than the model's tokenizer, or that cannot be had.
     """
 
     def __init__(
@@ -78,11 +73,12 @@ class ClipModel(nn.Module):
         random_weights: bool = False,
     ) -> None:
         super().__init__()
-        if clip.vocab_size != clip_tokenizer().vocab_size:
-            raise ModelError(
-                f"{name}: its vocabulary has {clip.vocab_size} tokens, and CLIP's tokenizer makes"
-                f" {clip_tokenizer().vocab_size}"
-            )
+        text = architecture.get("text_cfg") or {}
+        self.tokenizer = tokenizer_of(text)
+        known = self.tokenizer.size
+        # Of others than CLIP's own, towers have places for more tokens than there are.
+        if clip.vocab_size < known or (clip.vocab_size > known and not text.get("hf_tokenizer_name")):
+            raise ModelError(f"{name}: its vocabulary has {clip.vocab_size} tokens, and its tokenizer makes {known}")
         self.clip: Any = clip.requires_grad_(False)  # Any: its attributes bear no types
         give_gradients(clip)
         self.name = name
@@ -115,14 +111,15 @@ class ClipModel(nn.Module):
         return getattr(self.clip, "text", self.clip)
 
     @property
-    def context_length(self) -> int:
-        """Tokens the text tower reads, 77 in OpenAI's models."""
-        return self.text_tower.positional_embedding.shape[0]
+    def text(self) -> TextTower:
+        """The text tower, as it runs over vectors."""
+        said = (self.architecture.get("text_cfg") or {}).get("context_length", CONTEXT_LENGTH)
+        return tower_of(self.text_tower, said)
 
     @property
-    def sees_backwards_only(self) -> bool:
-        """Whether the text tower is causal: no token's state depends on a later one's."""
-        return self.text_tower.attn_mask is not None
+    def context_length(self) -> int:
+        """Tokens the text tower reads, 77 in OpenAI's models."""
+        return self.text.context_length
 
     @property
     def logit_scale(self) -> float:
@@ -136,6 +133,11 @@ class ClipModel(nn.Module):
         if self._scale is None or self._scale[0] != state:
             self._scale = (state, float(learnt.exp()))
         return self._scale[1]
+
+    @property
+    def logit_bias(self) -> torch.Tensor | None:
+        """What is added to all logits, of one number; None of most models. It changes no softmax."""
+        return getattr(self.clip, "logit_bias", None)
 
     @property
     def context(self) -> str:
@@ -224,11 +226,12 @@ class ClipModel(nn.Module):
         That is the weights in float32, activation, heads and preprocessing, but not the file they came from,
         the device or the precision.
         """
-        text_block, visual = self.text_tower.transformer.resblocks[0], getattr(self.clip.visual, "transformer", None)
-        blocks = [text_block] if visual is None else [text_block, visual.resblocks[0]]
+        towers = (self.text_tower.transformer, getattr(self.clip.visual, "transformer", None))
+        blocks = [tower.resblocks[0] for tower in towers if hasattr(tower, "resblocks")]
         settings = [(type(block.mlp.gelu).__name__, block.attn.num_heads) for block in blocks]
         words = (*known_parts(), EVALUATION_SCALE)
         added = {word: self.architecture[word] for word in words if word in self.architecture}
+        added |= told_by_no_tensor(self.architecture)
         told = [json.dumps(added, sort_keys=True)] if added else []
         digest = hashlib.sha256(repr((settings, self.preprocessing, *told)).encode())
         for name, tensor in sorted(self.clip.state_dict().items()):
@@ -289,15 +292,15 @@ class ClipModel(nn.Module):
         return self._ready[1]
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
-        """Turns texts into CLIP's token ids: start of text, the text, end of text, zeros.
+        """Turns texts into token ids: start of text, the text, end of text, and what fills up.
 
         Returns:
-            int64 (K, context_length) on the CPU. The end of text is each row's largest id.
+            int64 (K, context_length) on the CPU.
 
         Raises:
             ConfigError: A text has more tokens than the model reads; the message repeats it.
         """
-        return self.frame_tokens(texts, [clip_tokenizer().encode(text) for text in texts])
+        return self.frame_tokens(texts, [self.tokenizer.encode(text) for text in texts])
 
     def frame_tokens(self, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """Puts start and end of text around the token ids of K texts, and learnt vectors where the model has such.
@@ -308,40 +311,36 @@ class ClipModel(nn.Module):
         Raises:
             ConfigError: A text has more tokens than the model reads; the message repeats it.
         """
-        tokenizer, frame = clip_tokenizer(), text_frame_of(self.text_tower)
-        start, end, rest = tokenizer.sot_token_id, tokenizer.eot_token_id, 0 if frame is None else VECTOR
+        tokenizer, frame = self.tokenizer, text_frame_of(self.text_tower)
+        rest, room = tokenizer.pad if frame is None else VECTOR, self.context_length - (tokenizer.last is not None)
         ids = torch.full((len(texts), self.context_length), rest, dtype=torch.int64)
+        if tokenizer.last is not None:
+            ids[:, -1] = tokenizer.last
         for row, text, inner in zip(ids, texts, tokens, strict=True):
-            whole = [start, *inner, end] if frame is None else frame.around(start, inner, end)
-            if len(whole) > self.context_length:
+            whole = tokenizer.framed(inner) if frame is None else frame.around(tokenizer.start, inner, tokenizer.end)
+            if len(whole) > room:
                 raise ConfigError(
-                    f'"{shortened(text)}" is {len(whole)} tokens long and the model reads {self.context_length};'
+                    f'"{shortened(text)}" is {len(whole)} tokens long and the model reads {room};'
                     " shorten the class name"
                 )
-            row[: len(whole)] = torch.tensor(whole)
+            row[: len(whole)] = torch.tensor(whole, dtype=torch.int64)
         return ids
 
     def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings, float32 (K, n, W), without positions, of the ids of `tokenize` or the first n of them."""
-        tower, frame = self.text_tower, text_frame_of(self.text_tower)
-        ids = ids.to(self.device)
-        return tower.token_embedding(ids) if frame is None else frame.embedded(tower, ids)
+        return self.text.embed(ids.to(self.device))
 
-    def encode_embedded_text(self, embeddings: torch.Tensor, end_positions: torch.Tensor) -> torch.Tensor:
+    def encode_embedded_text(self, embeddings: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Embeds texts that are already sequences of vectors; always in full precision, whatever `precision` says.
 
-        In a causal tower nothing after the end of text matters: n may be any length up to `context_length` that holds
-        every end of text, with equal results. A tower that sees ahead needs all its positions.
+        Args:
+            embeddings: float32 (K, n, W), without positions.
+            ids: int64 (K, n), the texts' tokens, which say where they end; of a vector that stands for no token, any
+                that is neither the end of text nor fills up. n is any length of which the tower needs no more, see
+                `TextTower.needed`, with equal results.
 
         Returns:
-            float32 (K, D), not normalised, differentiable with respect to `embeddings`, float32 (K, n, W) without
-            positions; each text's end-of-text token is at its place of `end_positions`, int64 (K,).
+            float32 (K, D), not normalised, differentiable with respect to `embeddings`.
         """
-        tower, length = self.text_tower, embeddings.shape[1]
-        mask = tower.attn_mask[:length, :length].to(embeddings.dtype) if self.sees_backwards_only else None
         with full_precision(self.device):
-            states = tower.transformer(embeddings + tower.positional_embedding[:length], attn_mask=mask)
-            rows = torch.arange(len(states), device=states.device)
-            ends = tower.ln_final(states[rows, end_positions.to(states.device)])
-            projection = tower.text_projection
-            return projection(ends) if isinstance(projection, nn.Module) else ends @ projection
+            return self.text(embeddings, ids)

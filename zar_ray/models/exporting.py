@@ -78,7 +78,8 @@ def export_checkpoint(
                 "mean": list(pixels.mean),
                 "std": list(pixels.std),
                 "interpolation": pixels.interpolation,
-                "resize_mode": "shortest",
+                "resize_mode": pixels.resize_mode,
+                "fill_color": pixels.fill,
             },
         }
         with appearing(target) as unfinished:
@@ -119,7 +120,7 @@ def _export_openai(model: ClipModel, tensors: dict[str, torch.Tensor], target: P
 def _lost(model: ClipModel, kind: Literal["folder", "file"]) -> tuple[str, ...]:
     """The preprocessing that goes unsaid: only a folder's configuration tells of any, and not of the short side."""
     ours, size = model.preprocessing, model.preprocessing.input_size
-    silent = ("mean", "std", "interpolation") if kind == "file" else ()
+    silent = ("mean", "std", "interpolation", "resize_mode") if kind == "file" else ()
     lost = [
         f"{name} {getattr(ours, name)}" for name in silent if getattr(ours, name) != getattr(Preprocessing(size), name)
     ]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import urllib.error
-import urllib.request
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,8 @@ from zar_ray.models.checkpoints import Checkpoint, clip_with, read_checkpoint
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.devices import pick_device
 from zar_ray.models.formats import TOKEN_EMBEDDING
+from zar_ray.models.hub import hub_problem
+from zar_ray.models.model_folders import config_beside, find_folder, is_self_described, preprocessing_of
 from zar_ray.models.options import ModelOptions
 from zar_ray.models.systems.base import SYSTEM, System
 from zar_ray.models.systems.registry import find_system, known_parts
@@ -37,9 +37,8 @@ from zar_ray.video.transforms import Preprocessing
 
 RANDOM = "random"
 RANDOM_SEED = 0
-REACH_SECONDS = 10.0
 
-_DEFAULT_MODEL = ModelOptions.model_fields["model"].default
+_DEFAULT_MODEL, _DEFAULT_TAG = (ModelOptions.model_fields[name].default for name in ("model", "pretrained"))
 
 
 def load_model(options: ModelOptions, device: torch.device | str | None = None) -> ClipModel:
@@ -55,6 +54,9 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
     adds: a checkpoint's own, or new weights where the checkpoint or the tag is a plain CLIP, as training starts from.
     Of a system that adds nothing that its checkpoints must have, the plain CLIP is taken as it is.
 
+    A `model` that describes itself, ``local-dir:PATH`` or ``hf-hub:ORG/NAME``, brings its own weights, unless a
+    `checkpoint` or random ones are asked for.
+
     Raises:
         ModelError: The weights cannot be found, fetched, read or used; no model has that name; or the device is not
             there or cannot be used.
@@ -68,6 +70,8 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
         options = options.model_copy(update={"model": system.clip})
     if options.checkpoint is not None:
         model = _from_file(options)
+    elif is_self_described(options.model) and options.pretrained != RANDOM:
+        model = _from_folder(options)
     elif options.pretrained is None:
         raise ModelError(
             f"{options.model}: no weights are named; give --checkpoint FILE, or --pretrained TAG"
@@ -91,6 +95,8 @@ def load_source(source: str | os.PathLike[str]) -> ClipModel:
     name, colon, tag = str(source).rpartition(":")
     if Path(source).is_file():
         return load_model(ModelOptions(checkpoint=Path(source), device="cpu"))
+    if is_self_described(str(source)):
+        return load_model(ModelOptions(model=str(source), device="cpu"))
     if not colon or "/" in name:
         raise ModelError(
             f"{source}: no such checkpoint file; open_clip's weights are named NAME:TAG, such as"
@@ -109,40 +115,31 @@ def cached_weights(model: str, tag: str) -> Path | None:
     return next((Path(file) for file in found if isinstance(file, str)), None)
 
 
-def hub_problem(seconds: float = REACH_SECONDS) -> str | None:
-    """Why weights cannot be downloaded now; None where the model hub answers.
-
-    Asked before a download, because the hub's own client tries again for most of a minute.
-    """
-    if hub.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    try:
-        request = urllib.request.Request(hub.ENDPOINT, method="HEAD")
-        urllib.request.urlopen(request, timeout=seconds).close()
-    except urllib.error.HTTPError:
-        return None  # an answer is an answer
-    except (OSError, ValueError) as error:
-        return f"{hub.ENDPOINT} does not answer: {reason_of(getattr(error, 'reason', error))}"
-    return None
-
-
-def describe_checkpoint(checkpoint: Checkpoint, model: str | None = None) -> tuple[str, Architecture, Preprocessing]:
+def describe_checkpoint(
+    checkpoint: Checkpoint, model: str | None = None, tag: str | None = None
+) -> tuple[str, Architecture, Preprocessing]:
     """Name, architecture and preprocessing of a checkpoint; a warning says what had to be assumed.
 
-    A file that does not tell has the architecture of the open_clip name `model`; with None OpenAI's, by its sizes.
+    A file that does not tell has the architecture of the open_clip name `model`; with None what an
+    ``open_clip_config.json`` beside it says, else OpenAI's, by its sizes. What it expects of pixels is what such a
+    config says, else what the weights of that name share, or those that are called `tag`.
 
     Raises:
-        ModelError: The architecture is unknown, not a CLIP's, or reads other pictures than square ones.
+        ModelError: The architecture is unknown, not a CLIP's, or reads other pictures than square ones; or nothing
+            says what it expects of pixels.
     """
     place = str(checkpoint.path)
     if checkpoint.architecture is not None and checkpoint.preprocessing is not None:
         require_layers(checkpoint.architecture, checkpoint.tensors, place)
         name = str(checkpoint.notes.get("name", checkpoint.path.stem))
         return name, checkpoint.architecture, checkpoint.preprocessing
+    beside = config_beside(checkpoint.path)
     if model is not None:
         architecture = named_architecture(model)
         if checkpoint.origin == "openai":
             architecture["quick_gelu"] = True
+    elif beside is not None:
+        architecture = beside[0]
     else:
         architecture = infer_architecture(checkpoint.tensors, place)
         if checkpoint.origin != "openai":
@@ -151,15 +148,21 @@ def describe_checkpoint(checkpoint: Checkpoint, model: str | None = None) -> tup
                 " open_clip's were), name its architecture, such as --model ViT-B-16, or its features are wrong",
                 stacklevel=4,
             )
-    name = model_name(architecture) or checkpoint.path.stem
-    return name, architecture, Preprocessing(input_size=_input_size(architecture, place))
+    name, size = model_name(architecture) or checkpoint.path.stem, _input_size(architecture, place)
+    if beside is not None and beside[1] is not None:
+        return name, architecture, preprocessing_of(beside[1], size, place)
+    if model is None or checkpoint.origin == "openai":
+        return name, architecture, Preprocessing(input_size=size)
+    return name, architecture, _pixels_by_name(model, tag, size, place)
 
 
 def _from_file(options: ModelOptions) -> ClipModel:
     checkpoint = read_checkpoint(options.checkpoint)  # type: ignore[arg-type] # load_model saw that it is given
     place = str(checkpoint.path)
     name, architecture, preprocessing = describe_checkpoint(
-        checkpoint, options.model if options.model != _DEFAULT_MODEL else None
+        checkpoint,
+        options.model if options.model != _DEFAULT_MODEL else None,
+        options.pretrained if options.pretrained != _DEFAULT_TAG else None,
     )
     tensors = checkpoint.tensors
     if find_system(checkpoint.origin) is not None and TOKEN_EMBEDDING not in tensors:
@@ -218,8 +221,41 @@ def _untrained(options: ModelOptions) -> ClipModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         clip = build_clip(architecture)
-    preprocessing = Preprocessing(input_size=_input_size(architecture, options.model))
+    size = _input_size(architecture, options.model)
+    preprocessing = _pixels_by_name(options.model, None, size, options.model, strict=False)
     return ClipModel(clip, options.model, preprocessing, architecture, options.precision, random_weights=True)
+
+
+def _from_folder(options: ModelOptions) -> ClipModel:
+    if options.pretrained not in (None, _DEFAULT_TAG):
+        raise ModelError(
+            f"--pretrained {options.pretrained}: {options.model} brings its own weights; leave --pretrained away"
+        )
+    found = find_folder(options.model)
+    size = _input_size(found.architecture, options.model)
+    preprocessing = preprocessing_of(found.pixels or {}, size, options.model)
+    clip = clip_with(found.architecture, read_checkpoint(found.weights()).tensors, options.model)
+    return ClipModel(clip, found.name, preprocessing, found.architecture, options.precision)
+
+
+def _pixels_by_name(model: str, tag: str | None, size: int, place: str, strict: bool = True) -> Preprocessing:
+    """What weights of a name expect of pixels, or those that are called `tag`; CLIP's where there are none.
+
+    Where not all expect the same, `strict` asks which it is.
+    """
+    if is_self_described(model):
+        return preprocessing_of(find_folder(model).pixels or {}, size, model)
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    of_tags = {one: preprocessing_of(open_clip.get_pretrained_cfg(model, one), size, model) for one in tags}
+    if tag in of_tags:
+        return of_tags[tag]
+    distinct = dict.fromkeys(of_tags.values())
+    if len(distinct) > 1 and strict:
+        raise ModelError(
+            f"{place}: weights of {model} differ in what they expect of pixels, and this file does not say; name those"
+            f" that are like it with --pretrained ({', '.join(tags)}), or put their open_clip_config.json beside it"
+        )
+    return next(iter(distinct), Preprocessing(size))
 
 
 def _from_tag(options: ModelOptions, tag: str) -> ClipModel:
@@ -230,23 +266,14 @@ def _from_tag(options: ModelOptions, tag: str) -> ClipModel:
     if not config:
         tags = open_clip.list_pretrained_tags_by_model(options.model)
         raise ModelError(f'{options.model} has no weights called "{tag}"{suggestion(tag, [*tags, RANDOM])}')
-    if config.get("resize_mode", "shortest") != "shortest":
-        raise ModelError(
-            f"{options.model} {tag}: was trained on pictures squeezed into a square, and zar-ray crops; choose other"
-            f" weights ({_tags(_DEFAULT_MODEL)} for {_DEFAULT_MODEL})"
-        )
     # The activation is the weights' own. open_clip only warns when name and weights differ, and goes by the name.
     quick_gelu = bool(config.get("quick_gelu"))
     architecture["quick_gelu"] = quick_gelu
     name = options.model.removesuffix(QUICKGELU_SUFFIX) + (QUICKGELU_SUFFIX if quick_gelu else "")
-    preprocessing = Preprocessing(
-        input_size=_input_size(architecture, options.model),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        interpolation=config.get("interpolation", "bicubic"),
-    )
+    place = f"{options.model} {tag}"
+    preprocessing = preprocessing_of(config, _input_size(architecture, options.model), place)
     weights = read_checkpoint(_weights_file(options.model, tag, config)).tensors
-    clip = clip_with(architecture, weights, f"{options.model} {tag}")
+    clip = clip_with(architecture, weights, place)
     return ClipModel(clip, name, preprocessing, architecture, options.precision)
 
 

@@ -43,9 +43,9 @@ class TextFrame:
     prefix: int
     postfix: int
 
-    def around(self, start: int, tokens: Sequence[int], end: int) -> list[int]:
+    def around(self, start: Sequence[int], tokens: Sequence[int], end: Sequence[int]) -> list[int]:
         """Token ids of a text from its start to its end, with `VECTOR` where a learnt vector stands."""
-        return [start, *[VECTOR] * self.prefix, *tokens, *[VECTOR] * self.postfix, end]
+        return [*start, *[VECTOR] * self.prefix, *tokens, *[VECTOR] * self.postfix, *end]
 
     def embedded(self, tower: Any, ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings (K, n, W) of ids (K, n), with the text tower's learnt vectors in their places."""
@@ -82,7 +82,10 @@ def own_context_of(tower: Any) -> torch.Tensor | None:
 
 def embedding_width(clip: Any) -> int:
     """D, the width of an open_clip CLIP's embeddings."""
-    projection = getattr(clip, "text", clip).text_projection
+    tower = getattr(clip, "text", clip)
+    projection = getattr(tower, "text_projection", None)
+    if projection is None:  # of its text tower's own width, or Hugging Face's
+        return getattr(tower, "output_dim", None) or tower.ln_final.weight.shape[0]
     return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
 
 

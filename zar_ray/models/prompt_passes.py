@@ -41,25 +41,25 @@ class Trail:
 
 
 class FullPass:
-    """Runs each prompt from its start to the longest end of text, or all of the tower's positions if it sees ahead.
+    """Runs each prompt from its start to the longest end of text, or as many positions as the tower needs.
 
     Args:
         model: Whose text tower it is.
         embeddings: (K, n, W), token embeddings of the prompts without positions, n the tower's positions; what
             stands in the context's places does not matter.
         places: int64 (K, L), where each prompt's context vectors stand.
-        ends: int64 (K,), where each prompt's end of text is.
+        ids: int64 (K, n), the prompts' tokens, which say where each ends.
 
     Attributes:
         tokens: Tokens that one context runs through the tower.
     """
 
-    def __init__(self, model: ClipModel, embeddings: torch.Tensor, places: torch.Tensor, ends: torch.Tensor) -> None:
-        length = int(ends.max()) + 1 if model.sees_backwards_only else embeddings.shape[1]
+    def __init__(self, model: ClipModel, embeddings: torch.Tensor, places: torch.Tensor, ids: torch.Tensor) -> None:
+        length = model.text.needed(ids)
         self._encode, self._weights = model.encode_embedded_text, tuple(model.clip.parameters())
         self._embeddings = embeddings[:, :length]
         self._rows = torch.arange(len(embeddings), device=embeddings.device)[:, None]
-        self._places, self._ends = places.to(embeddings.device), ends.to(embeddings.device)
+        self._places, self._ids = places.to(embeddings.device), ids[:, :length].to(embeddings.device)
         self.tokens = len(embeddings) * length
 
     def __call__(self, contexts: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,7 @@ class FullPass:
         count, classes = len(contexts), len(self._embeddings)
         prompts = self._embeddings.expand(count, -1, -1, -1).clone()
         prompts[:, self._rows, self._places] = contexts[:, None].expand(-1, classes, -1, -1)
-        return self._encode(prompts.flatten(0, 1), self._ends.repeat(count)).unflatten(0, (count, classes))
+        return self._encode(prompts.flatten(0, 1), self._ids.repeat(count, 1)).unflatten(0, (count, classes))
 
     def trail(self, context: torch.Tensor) -> Trail:
         """Runs one context (L, W), and keeps autograd's graph."""
@@ -91,8 +91,12 @@ class FullPass:
 
 def unfit_text(tower: Any) -> str | None:
     """Why `SharedPrefixPass` cannot stand for a text tower; None where it can."""
+    if not hasattr(tower, "token_embedding"):
+        return "its text tower is none of open_clip's"
     if tower.attn_mask is None:
         return "its text tower is not causal"
+    if getattr(tower, "cls_emb", None) is not None:
+        return "its text tower gathers a text in a class token"
     if not isinstance(tower.text_projection, torch.Tensor):
         return "its text tower ends in no plain projection"
     if has_other_hooks(tower.transformer.modules()):

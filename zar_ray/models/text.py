@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from zar_ray.data.class_texts import ClassPrompts, ContextFile
 from zar_ray.data.options import CONTEXT, PromptOptions, TextAverage
 from zar_ray.errors import ConfigError, ModelError
-from zar_ray.models.clip import ClipModel, clip_tokenizer, shortened
+from zar_ray.models.clip import ClipModel, shortened
 from zar_ray.models.learned_context import LearnedContext, parse_context
 from zar_ray.models.options import ClassPosition
 from zar_ray.models.parts import own_context_of, text_frame_of
@@ -92,22 +92,23 @@ class PromptedClasses:
             texts = [(name,) for name in class_names] if texts is None else texts
         vectors = _learned_vectors(model, context, position, texts)
         context = model.context if context is None else context
-        words = _spaced(str(context)) if vectors is None else " ".join([_PLACEHOLDER] * len(vectors))
+        tokenizer = model.tokenizer
+        words = "" if vectors is not None else _spaced(str(context))
+        own_ids = tokenizer.encode(words) if vectors is None else tokenizer.encode(_PLACEHOLDER)[:1] * len(vectors)
         self.model = model
         self.class_names = tuple(class_names)
-        context_ids = model.tokenize([words])
-        length = int(context_ids.argmax(dim=1)) - 1
+        first, length = len(tokenizer.start), len(own_ids)
         if texts is None:
             if length < 1:
                 raise ConfigError(f'context "{context}" has no words')
             names = [_spaced(name) for name in class_names]
             before = {"end": length, "front": 0, "middle": length // 2}[position]
             self._counts = [1] * len(names)
-            self.token_ids = _prompt_tokens(model, words, names, before)
+            self.token_ids = _prompt_tokens(model, words, own_ids, names, before)
             # The context's tokens behind the name stand further on, by the name's length.
-            lengths = torch.tensor([len(clip_tokenizer().encode(name)) for name in names])
+            lengths = torch.tensor([len(tokenizer.encode(name)) for name in names])
             own = torch.arange(length)
-            places = 1 + own + lengths[:, None] * (own >= before)
+            places = first + own + lengths[:, None] * (own >= before)
         elif position != "end":
             raise ConfigError(
                 f'class position "{position}" goes without a template and class texts; write where the name stands into'
@@ -116,7 +117,7 @@ class PromptedClasses:
         else:
             self._counts = [len(own) for own in texts]
             self.token_ids = _text_tokens(model, self.class_names, texts)
-            places = torch.arange(1, 1 + length).expand(len(self.token_ids), -1)
+            places = torch.arange(first, first + length).expand(len(self.token_ids), -1)
         self._check_distinct()
         self._by_probabilities = average == "probabilities" and max(self._counts) > 1
         if self._by_probabilities and len(set(self._counts)) > 1:
@@ -125,7 +126,8 @@ class PromptedClasses:
                 f" {min(self._counts)} and another {max(self._counts)}"
             )
 
-        strays = (self.token_ids.gather(1, places) != context_ids[:, 1 : 1 + length]).any(dim=1)
+        read = self.token_ids.gather(1, places.clamp(max=model.context_length - 1))
+        strays = (read != torch.tensor(own_ids, dtype=torch.int64)).any(dim=1)
         if texts is None and strays.any():
             raise ConfigError(f'context "{context}": its words must stand for themselves in front of every class name')
         self._fixed = None if texts is None else _why_fixed(self.class_names, texts, words, strays)
@@ -140,14 +142,14 @@ class PromptedClasses:
             embeddings = model.embed_tokens(self.token_ids)
             start = embeddings[0, places[0].to(embeddings.device)] if vectors is None else vectors
             self._start = start.detach().to(embeddings, copy=True)
-            ends, reason = self.token_ids.argmax(dim=1), why_full_pass(model, position)
-            if reason is None:
+            ends, reason = model.text.ends(self.token_ids), why_full_pass(model, position)
+            if reason is None and ends is not None:
                 self._run = SharedPrefixPass(model.text_tower, embeddings, places.shape[1], ends)
             else:
                 warnings.warn(
                     f"{model.name}: {reason}; every prompt is run as a whole, which takes longer", stacklevel=2
                 )
-                self._run = FullPass(model, embeddings, places, ends)
+                self._run = FullPass(model, embeddings, places, self.token_ids)
 
     @classmethod
     def of(cls, model: ClipModel, prompts: ClassPrompts, position: ClassPosition = "end") -> PromptedClasses:
@@ -245,9 +247,13 @@ class PromptedClasses:
             return trail.follow(torch.addcmul(gradients, along, features, value=-1) / lengths)
 
     def logits(self, video_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-        """exp(logit_scale) · cosine, float32 (..., V, K) of normalised (..., V, D) and (..., K, D); or (K,) of (D,)."""
+        """exp(logit_scale) · cosine, and the model's bias, of normalised features.
+
+        They are float32 (..., V, K) of (..., V, D) and (..., K, D), or (K,) of (D,).
+        """
         with exact_float32():
-            return self.model.logit_scale * video_features @ text_features.mT
+            logits = self.model.logit_scale * video_features @ text_features.mT
+            return logits if self.model.logit_bias is None else logits + self.model.logit_bias
 
     def initial_logits(self, video_features: torch.Tensor) -> torch.Tensor:
         """Logits, float32 (..., K), of videos (..., D), see `ClipModel.view_features`, under the untuned prompts.
@@ -294,9 +300,8 @@ def encode_tokens(model: ClipModel, token_ids: torch.Tensor) -> torch.Tensor:
     """float32 (N, D): the embeddings of texts (N, context_length), not normalised, differentiable in the weights."""
     parts = []
     for ids in token_ids.split(_TEXTS_A_PASS):
-        ends = ids.argmax(dim=1)
-        length = int(ends.max()) + 1 if model.sees_backwards_only else ids.shape[1]
-        parts.append(model.encode_embedded_text(model.embed_tokens(ids[:, :length]), ends))
+        needed = ids[:, : model.text.needed(ids)]
+        parts.append(model.encode_embedded_text(model.embed_tokens(needed), needed))
     return torch.cat(parts)
 
 
@@ -318,6 +323,8 @@ def why_full_pass(model: ClipModel, position: ClassPosition = "end") -> str | No
     """Why prompts of a model must run through the text tower as a whole; None where classes can share a prefix."""
     if position != "end":
         return "class names stand before context vectors"
+    if len(model.tokenizer.start) != 1:
+        return f"its texts start with {len(model.tokenizer.start)} tokens"
     return unfit_text(model.text_tower)
 
 
@@ -348,14 +355,22 @@ def _learned_vectors(
     return context.vectors
 
 
-def _prompt_tokens(model: ClipModel, words: str, names: Sequence[str], before: int) -> torch.Tensor:
-    """int64 (K, context_length): the prompts, with `before` of the context's tokens in front of the name."""
-    encode = clip_tokenizer().encode
-    context = encode(words)
+def _prompt_tokens(
+    model: ClipModel, words: str, context: Sequence[int], names: Sequence[str], before: int
+) -> torch.Tensor:
+    """int64 (K, context_length): the prompts, with `before` of the context's tokens in front of the name.
+
+    Where the context has no words, its tokens stand in.
+    """
+    encode = model.tokenizer.encode
+    texts = [f"{words} {name}.".lstrip() for name in names]
     if before == len(context):
-        return model.tokenize([f"{words} {name}." for name in names])
-    tokens = [[*context[:before], *encode(name), *context[before:], *encode(".")] for name in names]
-    return model.frame_tokens([f"{name} {words}." for name in names], tokens)
+        tokens = [encode(text) if words else [*context, *encode(text)] for text in texts]
+    else:
+        # What a full stop becomes behind a word, which some tokenizers leave out.
+        stop = encode(f"{_PLACEHOLDER}.")[len(encode(_PLACEHOLDER)) :]
+        tokens = [[*context[:before], *encode(name), *context[before:], *stop] for name in names]
+    return model.frame_tokens(texts, tokens)
 
 
 def _text_tokens(model: ClipModel, class_names: Sequence[str], texts: Sequence[Sequence[str]]) -> torch.Tensor:
@@ -367,8 +382,8 @@ def _text_tokens(model: ClipModel, class_names: Sequence[str], texts: Sequence[S
         for text in map(_spaced, own):
             if not text:
                 raise ConfigError(f'a text of class "{name}" is empty; write one or take it out')
-            tokens.append(clip_tokenizer().encode(text))
-            if (length := len(tokens[-1]) + 2) > model.context_length:
+            tokens.append(model.tokenizer.encode(text))
+            if (length := len(model.tokenizer.framed(tokens[-1]))) > model.context_length:
                 raise ConfigError(
                     f'"{shortened(text)}", a text of class "{name}", is {length} tokens long and the model reads'
                     f" {model.context_length}; shorten it"

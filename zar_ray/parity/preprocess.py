@@ -68,7 +68,7 @@ def _find(fixture: Fixture, file: str) -> Path:
 def _read(path: Path, order: np.ndarray, preprocessing: Preprocessing) -> _Pixels:
     size = preprocessing.input_size
     distinct, rows = np.unique(order, return_inverse=True)
-    decoded = decode_video(path, lambda _: _Wanted(distinct, size), preprocessing.interpolation)
+    decoded = decode_video(path, lambda _: _Wanted(distinct, size), preprocessing.scaling)
     # Evaluations see resized frames only; the full ones come from the decoder that gave those.
     with open_video(path, "pyav" if decoded.info.decoder == "pyav" else "decord") as reader:
         raw = np.stack(list(reader.read(distinct)))[rows]

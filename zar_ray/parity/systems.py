@@ -37,7 +37,7 @@ def vificlip(fixture: Fixture) -> Evidence:
     model, left_out = imported(content, fixture.weights("base_clip"))
     names, start = fixture.class_names, fixture.fact(str, "config", "trainer", "CTX_INIT")
     ids, bare = model.tokenize([f"{start} {name}." for name in names]), model.tokenize(names)
-    rounded = model.encode_embedded_text(model.embed_tokens(ids).half().float(), ids.argmax(dim=1))
+    rounded = model.encode_embedded_text(model.embed_tokens(ids).half().float(), ids)
     arrays = _evaluated(fixture, model, ids, _encoded(model, ids))
     video = arrays["video_features"]
     arrays |= {
@@ -207,14 +207,14 @@ def _template_tokens(model: ClipModel, names: Sequence[str]) -> torch.Tensor:
 
 def _encoded(model: ClipModel, ids: torch.Tensor) -> torch.Tensor:
     """(N, D): texts' embeddings, not normalised."""
-    return model.encode_embedded_text(model.embed_tokens(ids), ids.argmax(dim=1))
+    return model.encode_embedded_text(model.embed_tokens(ids), ids)
 
 
 def _in_context(model: ClipModel, ids: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
     """(K, D): texts with a context, (L, W) or one a class, in the place of their first words."""
     embeddings, own = model.embed_tokens(ids), context.expand(len(ids), -1, -1)
     whole = torch.cat([embeddings[:, :1], own, embeddings[:, 1 + own.shape[1] :]], dim=1)
-    return model.encode_embedded_text(whole, ids.argmax(dim=1))
+    return model.encode_embedded_text(whole, ids)
 
 
 def _scores(scale: float | torch.Tensor, videos: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:

@@ -264,7 +264,7 @@ def _starting_context(model: ClipModel, prompts: ClassPrompts, config: TrainConf
         return parse_context(file.content, file.path) if isinstance(file, ContextFile) else None
     if isinstance(prompts.context, ContextFile):
         raise ConfigError(f"--context-vectors and --context {prompts.context.path}: give one of them")
-    width = model.text_tower.token_embedding.weight.shape[1]
+    width = model.text.width
     generator = torch.Generator().manual_seed(config.seed)
     vectors = torch.randn(config.context_vectors, width, generator=generator) * _RANDOM_DEVIATION
     return LearnedContext(vectors, RANDOM, model.name, model.fingerprint, place="--context-vectors")

@@ -135,7 +135,7 @@ class SampleReader:
                 raise VideoError(f"has {info.frames} frames, and the manifest says {video.frames}", stage="open")
             return FrameChoice(frames, pixels.short_side or pixels.input_size)
 
-        way, decoder, seconds = pixels.interpolation, config.decoder, config.decode_timeout
+        way, decoder, seconds = pixels.scaling, config.decoder, config.decode_timeout
         try:
             return decode_video(video.path, choose, way, decoder, timeout=seconds, resizer=config.resize).frames
         except VideoError as error:

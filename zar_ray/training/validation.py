@@ -130,7 +130,7 @@ def _plan_and_decode(video: VideoRow, adapter: VideoAdapter, config: TrainConfig
         found = decode_video(
             video.path,
             plan_of,
-            pixels.interpolation,
+            pixels.scaling,
             config.decoder,
             timeout=config.decode_timeout,
             resizer=config.resize,

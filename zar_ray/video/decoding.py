@@ -15,7 +15,7 @@ from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.options import Decoder, Resizer
 from zar_ray.video.reading import VideoInfo, open_video
 from zar_ray.video.streams import Deadline
-from zar_ray.video.transforms import Interpolation, resize_frame, resized_size
+from zar_ray.video.transforms import CLIP_SCALING, Scaling, resize_frame, resized_size
 
 # A picture stands still while no colour value leaves this distance of the stretch's first frame (of 255): above what
 # coding leaves of a repeated picture, below anything that moves.
@@ -59,16 +59,16 @@ class DecodedVideo:
 
 @dataclass(frozen=True)
 class Resize:
-    """How frames are resized: their short side in pixels, and the filter."""
+    """How frames are resized: their short side in pixels, and whatever the size."""
 
     short_side: int
-    interpolation: Interpolation
+    scaling: Scaling
 
 
 def decode_video(
     path: str | os.PathLike[str],
     plan_of: Callable[[VideoInfo], FramePlan],
-    interpolation: Interpolation = "bicubic",
+    scaling: Scaling = CLIP_SCALING,
     decoder: Decoder = "auto",
     expected: VideoInfo | None = None,
     timeout: float | None = None,
@@ -81,7 +81,7 @@ def decode_video(
     Args:
         path: The file.
         plan_of: Makes the plan once the video's frames and size are known.
-        interpolation: Filter of the resize.
+        scaling: How frames come to the plan's size.
         decoder: What reads it.
         expected: What the manifest says; the video must have these frames and this size.
         timeout: Seconds it may take.
@@ -109,15 +109,15 @@ def decode_video(
                     stage="open",
                 )
         plan = plan_of(info)
-        ways = (Resize(plan.short_side, interpolation), *also)
-        sizes = [resized_size(info.height, info.width, way.short_side) for way in ways]
+        ways = (Resize(plan.short_side, scaling), *also)
+        sizes = [resized_size(info.height, info.width, way.short_side, way.scaling.mode) for way in ways]
         for height, width in sizes:
             limits.check_frames(len(plan.frames), width, height)
         resized = [np.empty((len(plan.frames), *size, 3), dtype=np.uint8) for size in sizes]
         for row, frame in enumerate(reader.read(plan.frames, deadline)):
             deadline.check()
             for way, frames in zip(ways, resized, strict=True):
-                frames[row] = resize_frame(frame, way.short_side, way.interpolation, resizer)
+                frames[row] = resize_frame(frame, way.short_side, way.scaling, resizer)
         notes = (reader.warning, _still_stretch(resized[0], plan.frames, info))
     warning = "; ".join(note for note in notes if note) or None
     return DecodedVideo(resized[0], info, warning, time.monotonic() - started, tuple(resized[1:]))

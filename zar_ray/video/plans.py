@@ -112,7 +112,7 @@ def plan_views(
     if min(info_frames, height, width) < 1:
         raise VideoError(f"{info_frames} frames of {width}×{height} cannot be sampled", stage="plan")
     short_side = short_side_for(views, preprocessing)
-    resized = resized_size(height, width, short_side)
+    resized = resized_size(height, width, short_side, preprocessing.resize_mode)
     crops = crop_boxes(*resized, preprocessing.input_size, views.crops)
     moments, spots = (int(number) for number in views.eval_views.split("x"))
     eval_crops = [box for _, box in crop_boxes(*resized, preprocessing.input_size, spots)]

@@ -242,7 +242,7 @@ class _Worker:
         decoded = decode_video(
             path,
             request.plan,
-            request.preprocessing.interpolation,
+            request.preprocessing.scaling,
             decoder=request.decoder,
             expected=request.expected,
             timeout=timeout,
@@ -267,7 +267,7 @@ class _Worker:
             pictures = reader.read(schedule.frames, deadline)
             due = 0
             for row, picture in enumerate(pictures):
-                way = request.preprocessing.interpolation
+                way = request.preprocessing.scaling
                 held[row] = resize_frame(picture, plans[0].short_side, way, self._resizer)
                 if row == len(schedule.frames) - 1:
                     # a reader says what was wrong once it has ended, in time for the last window

@@ -17,6 +17,7 @@ from zar_ray.errors import ConfigError
 from zar_ray.video.options import Resizer, ViewConfig
 
 Interpolation = Literal["bicubic", "bilinear"]
+ResizeMode = Literal["shortest", "squash", "longest"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -24,6 +25,25 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How frames are brought to the size that a plan names, a side of so many pixels.
+
+    Attributes:
+        interpolation: The filter, always antialiased.
+        mode: ``shortest`` brings the short side to it and keeps the frame's shape; ``squash`` makes a square of the
+            frame, whatever its shape; ``longest`` brings the long side to it, and fills up to a square.
+        fill: What ``longest`` fills with, the value of all channels, 0 to 255.
+    """
+
+    interpolation: Interpolation = "bicubic"
+    mode: ResizeMode = "shortest"
+    fill: int = 0
+
+
+CLIP_SCALING = Scaling()
 
 
 @dataclass(frozen=True)
@@ -36,6 +56,8 @@ class Preprocessing:
         std: Standard deviation per RGB channel, of values in [0, 1].
         interpolation: Filter of the resize, always antialiased.
         short_side: Short side of the resized frames the checkpoint was trained with; None: `input_size`.
+        resize_mode: What becomes of a frame's shape, see `Scaling`.
+        fill: What ``longest`` fills with.
     """
 
     input_size: int
@@ -43,6 +65,13 @@ class Preprocessing:
     std: tuple[float, float, float] = CLIP_STD
     interpolation: Interpolation = "bicubic"
     short_side: int | None = None
+    resize_mode: ResizeMode = "shortest"
+    fill: int = 0
+
+    @property
+    def scaling(self) -> Scaling:
+        """How frames are resized, whatever the size."""
+        return Scaling(self.interpolation, self.resize_mode, self.fill)
 
 
 def enlarged_preprocessing(input_size: int) -> Preprocessing:
@@ -64,22 +93,42 @@ class CropBox:
     size: int
 
 
-def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+def resized_size(height: int, width: int, short_side: int, mode: ResizeMode = "shortest") -> tuple[int, int]:
     """Size of a frame after its short side was brought to `short_side`; the long side truncates.
 
     Returns:
-        (height, width); 256×340 with short side 224 gives 224×297, as torchvision's `Resize` does.
+        (height, width); 256×340 with short side 224 gives 224×297, as torchvision's `Resize` does. All other modes
+        give squares.
     """
+    if mode != "shortest":
+        return short_side, short_side
     if width <= height:
         return short_side * height // width, short_side
     return short_side, short_side * width // height
 
 
 def resize_frame(
-    frame: np.ndarray, short_side: int, interpolation: Interpolation = "bicubic", resizer: Resizer = "pil"
+    frame: np.ndarray, short_side: int, scaling: Scaling = CLIP_SCALING, resizer: Resizer = "pil"
 ) -> np.ndarray:
-    """Resizes a frame, uint8 (H, W, 3), antialiased, to `resized_size(H, W, short_side)` pixels."""
-    height, width = resized_size(frame.shape[0], frame.shape[1], short_side)
+    """Resizes a frame, uint8 (H, W, 3), antialiased, to `resized_size(H, W, short_side, mode)` pixels."""
+    height, width = resized_size(frame.shape[0], frame.shape[1], short_side, scaling.mode)
+    if scaling.mode == "longest":
+        return _filled_up(frame, short_side, scaling, resizer)
+    return _resized(frame, height, width, scaling.interpolation, resizer)
+
+
+def _filled_up(frame: np.ndarray, side: int, scaling: Scaling, resizer: Resizer) -> np.ndarray:
+    # Both sides round to even, as timm's ResizeKeepRatio does; what is odd of the rest goes to the right and below.
+    ratio = max(frame.shape[:2]) / side
+    height, width = (max(1, round(length / ratio)) for length in frame.shape[:2])
+    square = np.full((side, side, 3), scaling.fill, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    inner = _resized(frame, height, width, scaling.interpolation, resizer)
+    square[top : top + height, left : left + width] = inner
+    return square
+
+
+def _resized(frame: np.ndarray, height: int, width: int, interpolation: Interpolation, resizer: Resizer) -> np.ndarray:
     if (height, width) == frame.shape[:2]:
         return frame
     if resizer == "torch":
@@ -142,7 +191,7 @@ def short_side_for(views: ViewConfig, preprocessing: Preprocessing) -> int:
     """The one short side of a run, in pixels (DESIGN.md, "ZAR, exactly", 4).
 
     The option, if given; else what the checkpoint was trained with, if that leaves room around a crop; else R, or
-    8R/7 for 5 and 9 crops, which need room on both axes.
+    8R/7 for 5 and 9 crops, which need room on both axes, and for 3 of a square, which has no longer axis.
 
     Raises:
         ConfigError: The short side is smaller than the model's input.
@@ -154,7 +203,8 @@ def short_side_for(views: ViewConfig, preprocessing: Preprocessing) -> int:
         side, whose = preprocessing.short_side, "the checkpoint's short side"
     else:
         crops = max(views.crops, int(views.eval_views.rpartition("x")[2]))
-        side, whose = ((16 * size + 7) // 14 if crops >= 5 else size), ""
+        roomy = crops >= 5 or (crops > 1 and preprocessing.resize_mode != "shortest")
+        side, whose = ((16 * size + 7) // 14 if roomy else size), ""
     if side < size:
         raise ConfigError(f"{whose} is {side}, less than the model's input of {size} pixels; make it at least {size}")
     return side

@@ -52,7 +52,7 @@ class DecodeStage:
         most = DecodeLimits().decoded_bytes
         return max(
             sum(
-                min(most, min(frames, named) * prod(resized_size(height, width, way.short_side)) * 3)
+                min(most, min(frames, named) * prod(resized_size(height, width, way.short_side, way.scaling.mode)) * 3)
                 for way, named in ways.items()
             )
             for frames, height, width in zip(*columns, strict=True)
@@ -129,7 +129,7 @@ class DecodeStage:
         decoded = decode_video(
             path,
             lambda info: planner.plans(video["video_id"], info)[0],
-            first.interpolation,
+            first.scaling,
             decoder=self.spec.decoder,
             expected=known,
             timeout=self.spec.decode_timeout,

@@ -48,8 +48,9 @@ def kind_of(name):
 
 
 TOWERS = ("vision_cfg", "text_cfg")
-KINDS = {kind_of(name): name for name in sorted({name for name, _ in PAIRS}, reverse=True)}
-NAMES = sorted(KINDS.values())
+KIND_OF = {name: kind_of(name) for name in sorted({name for name, _ in PAIRS}, reverse=True)}
+CHOSEN = {kind: name for name, kind in KIND_OF.items()}
+NAMES = sorted(CHOSEN.values())
 TEXTS = ["a video of a red circle.", "jump", "Riding a horse, twice!", "x"]
 FAMILIES = {
     "CLIP": "ViT-B-16",
@@ -167,7 +168,7 @@ def test_all_can_be_classified_and_tuned(kits, monkeypatch):
         assert torch.allclose(features, classes.initial_features, atol=1e-6)
         assert torch.autograd.grad(features[0, 0], context)[0].abs().max() > 0, name
         tuned.append(name)
-    tuned_pairs = sum(KINDS[kind_of(name)] in tuned for name, _ in PAIRS)
+    tuned_pairs = sum(CHOSEN[KIND_OF[name]] in tuned for name, _ in PAIRS)
     assert (len(PAIRS), tuned_pairs, refused) == (196, 196, {})
 
 

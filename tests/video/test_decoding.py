@@ -116,7 +116,7 @@ def test_frames_beyond_the_limit_are_refused_before_they_are_made(samples):
     limits = DecodeLimits(decoded_bytes=size)
     assert decode_video(path, all_frames, limits=limits).frames.nbytes == size
     with pytest.raises(VideoTooLargeError, match=f"100 frames of 44×33 .* the limit is {size} bytes") as caught:
-        decode_video(path, all_frames, limits=limits, also=[Resize(33, "bicubic")])
+        decode_video(path, all_frames, limits=limits, also=[Resize(33, Scaling())])
     assert caught.value.stage == "plan"
 
 

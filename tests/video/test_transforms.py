@@ -14,7 +14,15 @@ from torchvision import transforms
 from zar_ray.errors import ConfigError
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.pixels import crop_and_normalise
-from zar_ray.video.transforms import CropBox, Preprocessing, crop_boxes, resize_frame, resized_size, short_side_for
+from zar_ray.video.transforms import (
+    CropBox,
+    Preprocessing,
+    Scaling,
+    crop_boxes,
+    resize_frame,
+    resized_size,
+    short_side_for,
+)
 
 thoroughly = settings(max_examples=100, deadline=None)
 
@@ -44,7 +52,7 @@ def test_resize_is_torchvisions_on_pil(size, interpolation):
     frame = noise(*size)
     resize = transforms.Resize(96, transforms.InterpolationMode(interpolation))
     expected = np.asarray(resize(Image.fromarray(frame)))
-    assert np.array_equal(resize_frame(frame, 96, interpolation), expected)
+    assert np.array_equal(resize_frame(frame, 96, Scaling(interpolation)), expected)
 
 
 @thoroughly

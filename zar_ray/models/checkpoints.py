@@ -212,7 +212,7 @@ def _foreign(content: object, path: Path) -> Checkpoint:
         found = recognise(saved)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: its tensors are named as a known system's and have other shapes") from error
-    left_out = {saved.given[name]: FROM_SIZES for name in saved.derived}
+    left_out = {saved.given[name]: FROM_SIZES for name in saved.derived} | dict(saved.others)
     if found is None:
         origin = "openai" if set(OPENAI_MARKS) <= set(saved.derived) else "clip"
         return Checkpoint(path, origin, saved.tensors, left_out=left_out, epoch=saved.epoch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from zar_ray.models.formats import OPENAI_MARKS
 from zar_ray.models.loading import load_source
 from zar_ray.models.systems.base import SYSTEM
 from zar_ray.models.systems.registry import known_parts
+from zar_ray.models.tokens import TOKENIZER_FILES
 from zar_ray.video.transforms import Preprocessing
 
 ExportFormat = Literal["open_clip", "openai"]
@@ -85,6 +87,7 @@ def export_checkpoint(
         with appearing(target) as unfinished:
             unfinished.mkdir()
             save_file(tensors, unfinished / HF_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+            _copy_tokenizer(model, unfinished)
             (unfinished / HF_CONFIG_NAME).write_text(json.dumps(config, indent=2), encoding="utf-8")
         return Export(target, f'open_clip.create_model_and_transforms("local-dir:{target}")', _lost(model, "folder"))
     name = model_name(model.architecture)
@@ -96,6 +99,14 @@ def export_checkpoint(
     with appearing(target) as unfinished:
         save_file(tensors, unfinished, metadata={"format": "pt"})
     return Export(target, f'open_clip.create_model("{name}", pretrained="{target}")', _lost(model, "file"))
+
+
+def _copy_tokenizer(model: ClipModel, folder: Path) -> None:
+    """Puts the files of a model's own tokenizer beside its weights, where open_clip looks for them."""
+    source = Path(str(model.architecture["text_cfg"].get("hf_tokenizer_name", "")))
+    for pattern in TOKENIZER_FILES if source.name and source.is_dir() else ():
+        for file in source.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
 
 
 def _export_openai(model: ClipModel, tensors: dict[str, torch.Tensor], target: Path, source: str) -> Export:

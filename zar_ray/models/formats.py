@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from zar_ray.errors import ModelError
+from zar_ray.models.layouts import from_hugging_face, one_model, without_wrappers
 
 TOKEN_EMBEDDING = "token_embedding.weight"
 
@@ -40,6 +41,7 @@ class SavedWeights:
         given: For each of these names, and of those left out, the one in the file.
         derived: Names of what follows from the sizes.
         epoch: The epoch written down beside the weights, as the system counts; None where there is none.
+        others: Names in the file of tensors of another model, with why they are left out.
     """
 
     place: str
@@ -48,6 +50,7 @@ class SavedWeights:
     given: Mapping[str, str]
     derived: tuple[str, ...]
     epoch: int | None
+    others: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, content: object, place: str) -> SavedWeights:
@@ -64,15 +67,17 @@ class SavedWeights:
         if not saved:
             wrappers = ", ".join(_WRAPPERS)
             raise ModelError(f"{place}: holds no state dict: no tensors by name at its top or under {wrappers}")
+        names, others = one_model(without_wrappers({name: name for name in saved}), place)
         whole = content if isinstance(content, Mapping) else {}
         epoch = whole.get("epoch")
         return cls(
             place,
             whole,
-            openai_layout(saved),
-            {short: name for name, short in _without_prefixes(saved).items()},
-            tuple(short for short in _without_prefixes(saved).values() if _is_derived(short)),
+            openai_layout({short: saved[name] for name, short in names.items()}),
+            {short: name for name, short in _without_prefixes(names).items()},
+            tuple(short for short in _without_prefixes(names).values() if _is_derived(short)),
             epoch if isinstance(epoch, int) else None,
+            others,
         )
 
     def class_buffers(self) -> dict[str, str]:
@@ -97,8 +102,9 @@ class Converted:
 
 def openai_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """OpenAI's layout, in float32: without wrappers' prefixes, buffers that follow from the sizes, and marks."""
-    names = _without_prefixes(tensors)
-    return {short: as_float32(tensors[name]) for name, short in names.items() if not _is_derived(short)}
+    names = _without_prefixes({name: name for name in tensors})
+    plain = {short: as_float32(tensors[name]) for name, short in names.items() if not _is_derived(short)}
+    return from_hugging_face(plain)
 
 
 def as_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -118,11 +124,9 @@ def count_layers(tensors: Mapping[str, object], prefix: str) -> int:
     return len({name[len(prefix) :].split(".", 1)[0] for name in tensors if name.startswith(prefix)})
 
 
-def _without_prefixes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def _without_prefixes(names: Mapping[str, str]) -> dict[str, str]:
     """For each name the same without what wrapping modules put before it."""
-    names = {name: name for name in tensors}
-    while names and all(name.startswith("module.") for name in names.values()):  # saved under DistributedDataParallel
-        names = {name: short.removeprefix("module.") for name, short in names.items()}
+    names = without_wrappers(names)
     if f"text.{TOKEN_EMBEDDING}" in names.values():  # open_clip's CustomTextCLIP
         names = {name: short.removeprefix("text.") for name, short in names.items()}
     return names

@@ -29,6 +29,7 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.devices import pick_device
 from zar_ray.models.formats import TOKEN_EMBEDDING
 from zar_ray.models.hub import hub_problem
+from zar_ray.models.layouts import require_both_towers
 from zar_ray.models.model_folders import config_beside, find_folder, is_self_described, preprocessing_of
 from zar_ray.models.options import ModelOptions
 from zar_ray.models.systems.base import SYSTEM, System
@@ -159,6 +160,7 @@ def describe_checkpoint(
 def _from_file(options: ModelOptions) -> ClipModel:
     checkpoint = read_checkpoint(options.checkpoint)  # type: ignore[arg-type] # load_model saw that it is given
     place = str(checkpoint.path)
+    require_both_towers(checkpoint.tensors, place)
     name, architecture, preprocessing = describe_checkpoint(
         checkpoint,
         options.model if options.model != _DEFAULT_MODEL else None,

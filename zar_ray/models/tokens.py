@@ -20,7 +20,7 @@ from zar_ray.models.hub import hub_folder
 CONTEXT_LENGTH = 77  # of OpenAI's models, and of whatever says nothing else
 
 TOKENIZER_SIGNS = ("tokenizer.json", "tokenizer_config.json")
-_FILES = ("config.json", "tokenizer*", "special_tokens*", "added_tokens*", "vocab*", "merges*", "*.model")
+TOKENIZER_FILES = ("config.json", "tokenizer*", "special_tokens*", "added_tokens*", "vocab*", "merges*", "*.model")
 _PROBES = ("a", "x", "video")  # words that any tokenizer has tokens for
 
 
@@ -75,10 +75,14 @@ def _of_clip(tokenizer: SimpleTokenizer) -> Tokenizer:
 
 @lru_cache(maxsize=8)
 def _of_hugging_face(name: str, mode: str | None, settings: tuple[tuple[str, Any], ...]) -> Tokenizer:
-    folder = Path(name) if Path(name).is_dir() else hub_folder(name, TOKENIZER_SIGNS, _FILES, f"the tokenizer {name}")
+    folder = (
+        Path(name)
+        if Path(name).is_dir()
+        else hub_folder(name, TOKENIZER_SIGNS, TOKENIZER_FILES, f"the tokenizer {name}")
+    )
     try:
         found: Any = HFTokenizer(str(folder), tokenizer_mode=mode, **dict(settings))
-    except (ImportError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # transformers raises many kinds, of files that are not whole too
         raise ModelError(f"the tokenizer {name} cannot be loaded ({reason_of(error)})") from error
     inner = found.tokenizer
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "checkpoint export": "Write a checkpoint for open_clip, or in OpenAI's layout.",
     "checkpoint merge": "Average the weights of checkpoints.",
     "checkpoint parity": "Hold this code against reference vectors of official implementations.",
+    "models": "List what can be loaded by name, searchable.",
     "cost": "Say what models hold, train and compute, and what ZAR's tuning adds.",
     "doctor": "Say what works on this machine and what does not.",
 }

@@ -105,7 +105,7 @@ def require_both_towers(tensors: Mapping[str, torch.Tensor], place: str) -> None
     if image and not any(name.endswith(_TOKENS) or name.startswith(("text", "ln_final")) for name in tensors):
         raise ModelError(
             f"{place}: holds an image tower alone, and classes are read by a text tower; give the whole model's"
-            " weights, or put it into the CLIP that it was trained from: zar checkpoint import FILE --base FILE or NAME:TAG"
+            " weights, or put it into the CLIP that it was trained from: zar checkpoint import FILE --base FILE"
         )
 
 

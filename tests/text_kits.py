@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import open_clip
+import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import M2M100Config, PreTrainedTokenizerFast, RobertaConfig, XLMRobertaConfig
 
@@ -77,3 +81,70 @@ def _saved(made: Tokenizer, folder: Path, special: dict[str, str]) -> tuple[str,
     fast = PreTrainedTokenizerFast(tokenizer_object=made, **special)
     fast.save_pretrained(folder)
     return str(folder), len(fast)
+
+
+# Models of the kinds that came after CLIP, as folders of open_clip's: towers of a layer or two, weights made up.
+TINY_MODELS = {
+    "SigLIP2": {
+        "embed_dim": 64,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none"},
+        "text_cfg": {
+            **{
+                "context_length": 64,
+                "hf_tokenizer_name": "timm/ViT-B-16-SigLIP2",
+                "width": 16,
+                "heads": 2,
+                "layers": 1,
+            },
+            **{"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-06}},
+            **{"tokenizer_kwargs": {"clean": "canonicalize"}, "act_kwargs": {"approximate": "tanh"}},
+        },
+    },
+    "PE-Core": {
+        "embed_dim": 24,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": None},
+        "text_cfg": {"context_length": 32, "width": 16, "heads": 2, "layers": 2, "vocab_size": 49408},
+    },
+    "MobileCLIP": {
+        "embed_dim": 24,
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": 160,
+            "timm_model_name": "test_convnext",
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+        },
+        "text_cfg": {"width": 16, "heads": 2, "layers": 2, "no_causal_mask": True, "vocab_size": 49408},
+    },
+}
+_HALF, _NONE = ([0.5] * 3, [0.5] * 3), ([0.0] * 3, [1.0] * 3)
+_PIXELS = {
+    "SigLIP2": (_HALF, "bicubic", "squash"),
+    "PE-Core": (_HALF, "bilinear", "squash"),
+    "MobileCLIP": (_NONE, "bilinear", "shortest"),
+}
+
+
+def tiny_model(kind: str, folder: Path) -> Path:
+    """The folder of a small model of a kind, which needs no network."""
+    folder.mkdir(parents=True)
+    config = json.loads(json.dumps(TINY_MODELS[kind]))
+    text = config["text_cfg"]
+    if "hf_tokenizer_name" in text:
+        text["vocab_size"] = tiny_tokenizer(text["hf_tokenizer_name"], folder)[1]
+    torch.manual_seed(5)
+    model = open_clip.CustomTextCLIP(**{name: value for name, value in config.items() if name != "custom_text"})
+    with torch.no_grad():
+        for parameter in model.text.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn(parameter.shape) * 0.2)
+    weights = {name: one.contiguous() for name, one in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    (mean, std), interpolation, mode = _PIXELS[kind]
+    pixels = {"mean": mean, "std": std, "interpolation": interpolation, "resize_mode": mode}
+    content = json.dumps({"model_cfg": config, "preprocess_cfg": pixels})
+    (folder / "open_clip_config.json").write_text(content, encoding="utf-8")
+    return folder

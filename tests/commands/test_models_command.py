@@ -1,0 +1,44 @@
+"""`zar models`: what can be loaded by name."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+
+from zar_ray.commands.main import main
+from zar_ray.models.catalogue import known_models
+from zar_ray.models.systems.registry import known_systems
+
+
+def test_every_pair_and_every_system_is_there():
+    found = {(one.model, one.tag) for one in known_models()}
+    assert found == {*open_clip.list_pretrained(), *((name, "-") for name in known_systems())}
+    assert {one.model for one in known_models() if one.tuned.startswith("no")} == {"a5", "xclip"}
+
+
+@pytest.mark.parametrize("words", [("siglip2", "384"), ("SQUASH", "dfn"), ("openai", "rn50"), ("causal", "336")])
+def test_all_words_are_looked_for_in_all_cells(words, capsys):
+    assert main(["models", *words]) == 0
+    said = capsys.readouterr().out
+    found = known_models(words)
+    assert found
+    for one in found:
+        assert all(word.casefold() in one.words for word in words)
+        assert f"{one.model} " in said
+    assert said.count("\n") == len(found) + 3
+    assert f"{len(found)} of {len(known_models())}" in said
+
+
+def test_sizes_are_counted_of_few(capsys):
+    assert main(["models", "PE-Core-T"]) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("PE-Core-T"))
+    parameters, per_image = row.split()[3:5]
+    assert float(parameters) > 1
+    assert float(per_image) > 0.1
+
+
+def test_what_is_not_there_is_one_line(capsys):
+    assert main(["models", "siglip9", "squash"]) == 2
+    assert capsys.readouterr().err == (
+        "zar: zar models: nothing has siglip9 and squash; leave a word away, or all of them\n"
+    )

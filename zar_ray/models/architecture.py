@@ -28,6 +28,7 @@ from zar_ray.models.systems.registry import find_system, known_parts, known_syst
 from zar_ray.options.layers import conf_dir, read_yaml
 
 Architecture = Mapping[str, Any]
+AnyClip = open_clip.CLIP | open_clip.CustomTextCLIP
 
 QUICKGELU_SUFFIX = "-quickgelu"
 HEAD_WIDTH = 64  # of every CLIP that OpenAI published
@@ -179,7 +180,7 @@ def told_by_no_tensor(architecture: Architecture) -> dict[str, object]:
     return {name: settings[name] for name in names if name in settings and settings[name] != usual.get(name)}
 
 
-def build_clip(architecture: Architecture) -> open_clip.CLIP | open_clip.CustomTextCLIP:
+def build_clip(architecture: Architecture) -> AnyClip:
     """Builds a CLIP with freshly initialised weights (torch's default generator), float32, on the CPU.
 
     Of CoCa both towers are built, and not its decoder, which writes captions.

@@ -16,13 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from zar_ray.errors import ModelError, reason_of
-from zar_ray.models.architecture import Architecture, build_clip, infer_architecture
+from zar_ray.models.architecture import AnyClip, Architecture, build_clip, infer_architecture
 from zar_ray.models.formats import FROM_SIZES, OPENAI_MARKS, TOKEN_EMBEDDING, SavedWeights, as_float32, openai_layout
 from zar_ray.models.systems.base import SYSTEM
 from zar_ray.models.systems.registry import find_system, recognise
@@ -127,7 +126,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return _foreign(read_pickled(path), path)
 
 
-def clip_with(architecture: Architecture, tensors: Mapping[str, torch.Tensor], place: str) -> open_clip.CLIP:
+def clip_with(architecture: Architecture, tensors: Mapping[str, torch.Tensor], place: str) -> AnyClip:
     """Builds a CLIP with a state dict in OpenAI's layout, which comes from `place`; every tensor must fit.
 
     What a file says of sizes costs nothing before its tensors have shown to be of these.
@@ -144,7 +143,7 @@ def clip_with(architecture: Architecture, tensors: Mapping[str, torch.Tensor], p
     return clip
 
 
-def load_weights(clip: open_clip.CLIP, tensors: Mapping[str, torch.Tensor], place: str) -> None:
+def load_weights(clip: AnyClip, tensors: Mapping[str, torch.Tensor], place: str) -> None:
     """Puts a state dict in OpenAI's layout, which comes from `place`, into a model; every tensor must fit.
 
     Raises:
@@ -156,7 +155,7 @@ def load_weights(clip: open_clip.CLIP, tensors: Mapping[str, torch.Tensor], plac
         raise ModelError(f"{place}: its tensors cannot be read as weights ({reason_of(error)})") from error
 
 
-def _fitting(clip: open_clip.CLIP, tensors: Mapping[str, torch.Tensor], place: str) -> dict[str, torch.Tensor]:
+def _fitting(clip: AnyClip, tensors: Mapping[str, torch.Tensor], place: str) -> dict[str, torch.Tensor]:
     wanted = clip.state_dict()
     given = dict(tensors)
     for name in ("logit_scale", "logit_bias"):

@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-import open_clip
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
 from zar_ray.data.options import CONTEXT
 from zar_ray.errors import ConfigError, ModelError
-from zar_ray.models.architecture import Architecture, told_by_no_tensor
+from zar_ray.models.architecture import AnyClip, Architecture, told_by_no_tensor
 from zar_ray.models.fitting import Fitting
 from zar_ray.models.options import Precision
 from zar_ray.models.parts import FUSION, VECTOR, following_head, frames_of, text_frame_of
@@ -65,7 +64,7 @@ class ClipModel(nn.Module):
 
     def __init__(
         self,
-        clip: open_clip.CLIP | open_clip.CustomTextCLIP,
+        clip: AnyClip,
         name: str,
         preprocessing: Preprocessing,
         architecture: Architecture,
@@ -227,7 +226,7 @@ class ClipModel(nn.Module):
         the device or the precision.
         """
         towers = (self.text_tower.transformer, getattr(self.clip.visual, "transformer", None))
-        blocks = [tower.resblocks[0] for tower in towers if hasattr(tower, "resblocks")]
+        blocks = [tower.resblocks[0] for tower in towers if tower is not None and hasattr(tower, "resblocks")]
         settings = [(type(block.mlp.gelu).__name__, block.attn.num_heads) for block in blocks]
         words = (*known_parts(), EVALUATION_SCALE)
         added = {word: self.architecture[word] for word in words if word in self.architecture}

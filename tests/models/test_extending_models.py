@@ -119,7 +119,7 @@ def test_it_is_a_model_by_its_name(example, started, plain):
     before = load_model(ModelOptions(checkpoint=plain, device="cpu"))
     assert started.fingerprint != before.fingerprint
     assert load_architecture("framewise")["frame_weights"] == {"inner": 128}
-    with pytest.raises(ModelError, match='no model is called "framewize", see zar models; did you mean "framewise"'):
+    with pytest.raises(ModelError, match='no model is called "framewize"; did you mean "framewise"'):
         load_model(ModelOptions(model="framewize", device="cpu"))
 
 

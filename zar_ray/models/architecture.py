@@ -65,7 +65,8 @@ def named_architecture(name: str) -> dict[str, Any]:
         if system is not None:
             raise ModelError(f'"{name}" is a published system, and a plain CLIP is to be named here, as {system.clip}')
         known = [*open_clip.list_models(), *known_systems()]
-        raise ModelError(f'no model is called "{name}", see zar models{suggestion(name, known)}')
+        near = suggestion(name, known) or "; zar models lists all"
+        raise ModelError(f'no model is called "{name}"{near}')
     return config
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from zar_ray.commands.parsing import command, parse_run, show_options
 from zar_ray.commands.report import write_run_report
 from zar_ray.errors import ConfigError
+from zar_ray.storage import folder_of
 from zar_ray.study.options import AblateConfig, EvalConfig
 
 
@@ -47,5 +48,5 @@ def _run_study(kind: type[EvalConfig], argv: Sequence[str], prog: str) -> int:
     ensure_demo(options, console)
     record = run_study(options, console)
     if options.report:
-        write_run_report(record.whole.run_file.rpartition("/")[0], mlflow_uri=options.mlflow_uri)
+        write_run_report(folder_of(record.whole.run_file), mlflow_uri=options.mlflow_uri)
     return 0

@@ -22,7 +22,7 @@ from zar_ray.results.folder import SUMMARY
 from zar_ray.results.record import CaseMetrics, ClassAccuracy, Estimate, PairedComparison
 from zar_ray.results.statistics import holm, paired_comparison
 from zar_ray.results.study_record import FinishedRun, FinishedStudy
-from zar_ray.storage import Storage
+from zar_ray.storage import Storage, folder_of
 
 Lookup = Callable[[str], FinishedStudy]
 """Reads a study of MLflow by its run id."""
@@ -161,7 +161,7 @@ def _cells(run: str, lookup: Lookup | None) -> list[ComparedRun]:
     if lookup is None or Storage(run).exists():
         return [ComparedRun("", one.name, one, one) for one in StudyData.read(run).cells]
     study = lookup(run)
-    folder = study.record.whole.run_file.rpartition("/")[0]
+    folder = folder_of(study.record.whole.run_file)
     try:
         data = StudyData.read(folder)
         if [cell.summary.cases for cell in data.record.cells] != [c.summary.cases for c in study.record.cells]:

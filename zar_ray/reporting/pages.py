@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import zar_ray
 from zar_ray.reporting.blocks import Block
-from zar_ray.storage import Storage, is_uri
+from zar_ray.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,6 @@ def write_file(content: bytes, output: str) -> str:
     Raises:
         RunError: It cannot be written.
     """
-    place = output if is_uri(output) else Storage(output).location
-    folder, _, name = place.rpartition("/")
-    Storage(folder or "/").write(name, content)
-    return place
+    folder, name = Storage.of_file(output)
+    folder.write(name, content)
+    return folder.path(name)

@@ -32,6 +32,7 @@ from zar_ray.results.record import (
     RunSummary,
     Scores,
 )
+from zar_ray.storage import folder_of
 
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: the model is untrained, so the numbers say nothing about the method"
 INTERVALS = "Intervals hold with 95 %."
@@ -171,7 +172,7 @@ def summary_facts(summary: RunSummary, cell: str = "") -> list[tuple[str, str]]:
         counts += f"; {summary.resumed} were there from an earlier session"
     facts = [("videos", counts)]
     if summary.warned:
-        facts.append(("warned", f"`zar report run {summary.run_file.rpartition('/')[0]}` lists videos and warnings"))
+        facts.append(("warned", f"`zar report run {folder_of(summary.run_file)}` lists videos and warnings"))
     facts += [("failed", _failures(group)) for group in summary.failures]
     if summary.order_dependent:
         names = ", ".join(summary.order_dependent)

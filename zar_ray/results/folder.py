@@ -16,7 +16,6 @@ import io
 import json
 import uuid
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -40,8 +39,6 @@ PARTS = "parts"
 PARTS_AT_ONCE = 512
 """Parts that are read together, and after which a run puts them into one."""
 
-# An object store answers each request after a while, and many at a time.
-_REQUESTS = 16
 _COMPACTED = ".compacted.parquet"
 
 
@@ -149,10 +146,10 @@ class RunFolder:
 
     def tables(self, names: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
         """Some columns of files of rows, the rows of many files in one piece: thousands of small ones take memory."""
-        with ThreadPoolExecutor(_REQUESTS) as pool:
-            for first in range(0, len(names), PARTS_AT_ONCE):
-                some = pool.map(lambda name: self.rows_of(name, columns), names[first : first + PARTS_AT_ONCE])
-                yield pa.concat_tables(some).combine_chunks()
+        for first in range(0, len(names), PARTS_AT_ONCE):
+            some = names[first : first + PARTS_AT_ONCE]
+            contents = zip(some, self.storage.read_many(some), strict=True)
+            yield pa.concat_tables(self._rows(*one, columns) for one in contents).combine_chunks()
 
     def compact(self) -> None:
         """Puts the parts that workers have written so far into one, while nobody else reads them.
@@ -165,17 +162,16 @@ class RunFolder:
             for table in self.tables(some, RESULT_SCHEMA.names):
                 self.storage.write(f"{PARTS}/{uuid.uuid4().hex}{_COMPACTED}", _parquet(table))
             # Before the next ones, which may be damaged: what is tried again would write these once more.
-            self._delete(some)
-
-    def _delete(self, names: Sequence[str]) -> None:
-        with ThreadPoolExecutor(_REQUESTS) as pool:
-            list(pool.map(self.storage.delete, names))
+            self.storage.delete_many(some)
 
     def rows_of(self, name: str, columns: list[str]) -> pa.Table:
         """Some columns of one of them."""
+        return self._rows(name, self.storage.read(name), columns)
+
+    def _rows(self, name: str, content: bytes, columns: list[str]) -> pa.Table:
         schema = pa.schema([RESULT_SCHEMA.field(column) for column in columns])
         try:
-            return pq.read_table(io.BytesIO(self.storage.read(name)), columns=columns, schema=schema)
+            return pq.read_table(io.BytesIO(content), columns=columns, schema=schema)
         except (OSError, ValueError, pa.ArrowException) as error:
             at = self.storage.path(name)
             raise RunError(f"{at}: is damaged ({reason_of(error)}); delete it, and the same command goes on") from error
@@ -201,7 +197,7 @@ class RunFolder:
     def _rewrite(self, table: pa.Table) -> None:
         parts = [name for name in self.row_files() if name != PREDICTIONS]
         self.storage.write(PREDICTIONS, _parquet(table))
-        self._delete(parts)
+        self.storage.delete_many(parts)
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pyarrow.fs import FileSelector, FileSystem, FileType
 from pydantic import TypeAdapter, ValidationError
 
 from zar_ray.errors import RunError
@@ -303,19 +302,15 @@ def find_runs(output: str) -> FoundRuns:
         RunError: The folder cannot be listed.
     """
     storage = Storage(output)
-    try:
-        files, root = FileSystem.from_uri(storage.location)
-        listed = files.get_file_info(FileSelector(root, allow_not_found=True))
-        names = ["", *sorted(info.base_name for info in listed if info.type == FileType.Directory)]
-        infos = files.get_file_info([f"{root}/{name}/{SUMMARY}" if name else f"{root}/{SUMMARY}" for name in names])
-    except OSError as error:
-        raise RunError(f"{storage.path()}: cannot be listed ({' '.join(str(error).split())})") from error
+    names = ["", *storage.folders()]
+    states = storage.states([f"{name}/{SUMMARY}" if name else SUMMARY for name in names])
     runs, broken = [], []
-    for name, info in zip(names, infos, strict=True):
-        if info.is_file:
-            folder = storage.child(name) if name else storage
+    for name, state in zip(names, states, strict=True):
+        if state is not None:
+            folder = storage.child(name)
+            written = datetime.fromtimestamp(state.mtime_ns / 1e9, UTC)
             try:
-                runs += FinishedStudy.parse(folder.read(SUMMARY), folder.path(), info.mtime).runs
+                runs += FinishedStudy.parse(folder.read(SUMMARY), folder.path(), written).runs
             except RunError as error:
                 broken.append(str(error))
     return FoundRuns(tuple(runs), tuple(broken))

@@ -172,7 +172,7 @@ def plan_experiment(config: TrainConfig) -> Experiment:
         training = _training(config, folder, shots, seed)
         assert training.output is not None
         place = str(training.dataset)
-        there = not config.overwrite and folder.exists(place.rpartition("/")[2])
+        there = not config.overwrite and folder.exists(Storage.of_file(place)[1])
         if there and read_manifest(place).fingerprint() != drawn.fingerprint():
             raise RunError(
                 f"{place}: the videos drawn with seed {seed} were others, so the benchmark's manifest has "
@@ -223,7 +223,7 @@ def _training(config: TrainConfig, folder: Storage, shots: int, seed: int) -> Tr
         "shots": (shots,),
         "output": config.output.with_name(f"{config.output.stem}-{name}{config.output.suffix}"),
         "storage": folder.path("training"),
-        "name": f"{folder.location.rpartition('/')[2]}-{name}",
+        "name": f"{folder.name}-{name}",
         "overwrite": False,
         "mlflow_uri": _mlflow_uri(config, folder),
     }
@@ -232,7 +232,7 @@ def _training(config: TrainConfig, folder: Storage, shots: int, seed: int) -> Tr
 
 def _mlflow_uri(config: TrainConfig, folder: Storage) -> str | None:
     """One store for the trainings and the study; by default beside the experiment's folder."""
-    return config.mlflow_uri or (default_uri(folder.location.rpartition("/")[0]) if folder.is_local else None)
+    return config.mlflow_uri or (default_uri(folder.parent.location) if folder.is_local else None)
 
 
 def _evaluation(config: TrainConfig, benchmark: Benchmark, split: str | None, folder: Storage) -> EvalConfig:

@@ -40,7 +40,7 @@ class Study:
     @property
     def folder(self) -> RunFolder:
         """Where its results go."""
-        return RunFolder(Storage(f"{self.options.output}/{self.options.name}"))
+        return RunFolder(Storage(self.options.output).child(self.options.name or ""))
 
     def asked(self) -> tuple[AskedModel, ...]:
         """Each model with its options under every setting: what an evaluation of one cell alone would be given."""
@@ -179,4 +179,4 @@ def describe(study: Study) -> str:
         lines.append(f"seeds     {', '.join(map(str, options.seeds))}")
     if cells > 1:
         lines.append(f"cells     {cells}")
-    return "\n".join([*lines, f"results   {options.output}/{options.name}"])
+    return "\n".join([*lines, f"results   {study.folder.storage.location}"])

@@ -74,7 +74,7 @@ class FolderRun:
 
     def __init__(self, folder: Storage, uri: str | None) -> None:
         self._folder = folder
-        self._root = folder.location.rpartition("/")[0]
+        self._root = folder.parent.location
         self.uri = store.absolute_uri(uri) if uri else store.default_uri(self._root)
         self.shown = without_password(self.uri)
 

@@ -82,7 +82,7 @@ class TrainingTracker:
         kept = FolderRun(folder, uri)
         with store.opened(kept.shown, "log the training to MLflow", store.CONTINUES):
             continued = kept.find()
-            receipt = continued or kept.keep(kept.create(folder.location.rpartition("/")[2], tags))
+            receipt = continued or kept.keep(kept.create(folder.name, tags))
             tracker = cls(kept, receipt)
             if continued is not None:
                 tracker._reopen(tags)

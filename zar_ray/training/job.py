@@ -246,6 +246,7 @@ def _fit(job: TrainingJob, gpus: float, name: str, storage: Storage, console: Co
     evaluation = ray.train.ValidationConfig(
         partial(evaluate_checkpoint, job, storage.child(name).child("validation")), ray_remote_kwargs={"num_cpus": 0}
     )
+    files, place = storage.arrow
     kept = ray.train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="validation_top1")
     scaling = ScalingConfig(
         num_workers=config.num_workers,
@@ -258,7 +259,9 @@ def _fit(job: TrainingJob, gpus: float, name: str, storage: Storage, console: Co
             # By reference: Ray Train's controller would load PyTorch and the models to read it.
             train_loop_config={"job": ray.put(job)},
             scaling_config=scaling,
-            run_config=ray.train.RunConfig(name=name, storage_path=storage.location, checkpoint_config=kept),
+            run_config=ray.train.RunConfig(
+                name=name, storage_path=place, storage_filesystem=files, checkpoint_config=kept
+            ),
             validation_config=evaluation if job.validation is not None and config.validation_async else None,
         )
         try:

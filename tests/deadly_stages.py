@@ -35,12 +35,13 @@ class DeadlyDecode(DecodeStage):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().decode(row)
 
-    def read(self, path: str, *args: Any) -> list[dict[str, Any]]:
+    def read(self, file: Any, *args: Any) -> list[dict[str, Any]]:
+        path = str(file)
         if "hangs-decoder" in path:
             time.sleep(600)
         if "surprises-decoder" in path:
             raise KeyError("nobody foresaw this")
-        inputs = super().read(path, *args)
+        inputs = super().read(file, *args)
         if "counted" in path and inputs:
             note(Path(path).parents[2] / "decoded.txt", path)
         return inputs

@@ -1,14 +1,20 @@
 """A URI names the object of the same name, whatever signs are in it, and never shows or takes a credential."""
 
+import os
 import re
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow.fs import PyFileSystem
 
 from zar_ray import file_systems
-from zar_ray.errors import RunError
+from zar_ray.data.listing import list_folder
+from zar_ray.errors import RunError, VideoError
 from zar_ray.file_systems import Location
+from zar_ray.storage import Storage
+from zar_ray.video.files import VideoFile
 
 _ODD = st.text(st.sampled_from("ab ä%#?&=+:@'\"é日/\\.~"), min_size=1, max_size=12)
 _NAMES = _ODD.filter(lambda name: "//" not in name and name.strip("/") == name)
@@ -99,6 +105,25 @@ def test_azure_is_asked_for_the_account_that_is_named(monkeypatch):
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT")
     with pytest.raises(RunError, match=re.escape("az://videos: cannot be used (set AZURE_STORAGE_ACCOUNT)")):
         Location.parse("az://videos").open()
+
+
+def test_what_fsspec_reads_is_listed_and_read_like_any_store(monkeypatch):
+    memory = MemoryFileSystem()
+    monkeypatch.setattr(file_systems, "_hf_system", lambda: PyFileSystem(file_systems._Fsspec(memory)))
+    for name, content in (("walk/a #1.mp4", b"abcdef"), ("run/b.mp4", b"xyz"), (".git/c.mp4", b"")):
+        memory.pipe_file(f"/datasets/me/videos/{name}", content)
+    folder = Storage("hf://datasets/me/videos")
+    assert [(one.name, one.size) for one in folder.walk()][1:] == [("run/b.mp4", 3), ("walk/a #1.mp4", 6)]
+    assert folder.read_range("walk/a #1.mp4", 2, 3) == b"cde"
+    found = [(row.video_id, row.path, row.class_name) for row in list_folder(folder.location).videos]
+    assert found == [
+        ("run/b.mp4", "hf://datasets/me/videos/run/b.mp4", "run"),
+        ("walk/a #1.mp4", "hf://datasets/me/videos/walk/a #1.mp4", "walk"),
+    ]
+    with VideoFile(found[1][1]) as file, open(file, "rb") as stream:  # noqa: PTH123
+        assert stream.read() == b"abcdef"
+    with VideoFile("hf://datasets/me/videos/none.mp4") as file, pytest.raises(VideoError, match="no such file"):
+        os.fspath(file)
 
 
 def test_google_and_hugging_face_are_there():

@@ -78,7 +78,7 @@ class Location:
         if _SAME.get(scheme, scheme) == "http":
             if _SIGNED.search(rest):
                 raise RunError(f"{hidden}: is signed, which makes it a credential; name the store or a host instead")
-            return cls(scheme, rest)
+            return cls(scheme, rest.rstrip("/"))
         found = _OPTIONS.match(rest)
         path, options = (found[1], found[2]) if found else (rest, "")
         path = path.rstrip("/") or ("/" if scheme == "file" else "")

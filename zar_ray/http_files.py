@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
@@ -13,7 +13,6 @@ HOSTS = "ZAR_HTTP_HOSTS"
 """The environment variable with the hosts that may be asked, as ``HOST`` or ``HOST:PORT``, separated by commas."""
 
 _SECONDS = (10.0, 60.0)  # to connect, and between two bytes
-_BLOCK = 2**23
 
 
 def is_allowed(url: str) -> bool:
@@ -40,6 +39,10 @@ class HttpFiles(AbstractFileSystem):
         super().__init__()
         self._session = _Session()
 
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path
+
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Size and whether ranges can be asked for; of the answer to a GET's head, as some hosts know no HEAD."""
         with self._get(path, stream=True) as answer:
@@ -59,8 +62,8 @@ class HttpFiles(AbstractFileSystem):
         if mode != "rb":
             raise PermissionError("http:// is for reading alone")
         about = self.info(path)
-        cache = "readahead" if about["ranges"] else "all"
-        return _HttpFile(self, path, "rb", _BLOCK, cache_type=cache, size=about["size"])
+        cache = "none" if about["ranges"] else "all"
+        return _HttpFile(self, path, "rb", cache_type=cache, size=about["size"])
 
     def _get(self, path: str, stream: bool = False, headers: dict[str, str] | None = None) -> requests.Response:
         plain = {"Accept-Encoding": "identity", **(headers or {})}
@@ -73,6 +76,7 @@ class HttpFiles(AbstractFileSystem):
 
 class _HttpFile(AbstractBufferedFile):
     def _fetch_range(self, start: int, end: int) -> bytes:
+        end = min(end, self.size)
         content = self.fs.fetch(self.path, start, end)
         if len(content) != end - start:
             raise OSError(f"{len(content)} of {end - start} bytes came")
@@ -84,6 +88,6 @@ class _Session(requests.Session):
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         target = super().get_redirect_target(resp)
-        if target is not None and not is_allowed(requests.compat.urljoin(resp.url, target)):
+        if target is not None and not is_allowed(urljoin(resp.url, target)):
             raise PermissionError(f"the host sends on to another one, which {HOSTS} does not name")
         return target

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 from pyarrow import NativeFile
@@ -21,7 +21,7 @@ from zar_ray.errors import RunError, StorageError
 from zar_ray.file_systems import Location, is_uri
 from zar_ray.retries import reason_without_secrets, retried
 
-__all__ = ["FileState", "Storage", "folder_of", "is_uri"]
+__all__ = ["FileState", "Storage", "folder_of", "is_uri", "suffix_of"]
 
 _T = TypeVar("_T")
 
@@ -34,6 +34,11 @@ _BUFFER = 2**16
 def folder_of(location: str) -> str:
     """The folder that a file lies in, as a location."""
     return str(Location.parse(location).parent)
+
+
+def suffix_of(location: str) -> str:
+    """What a file's name ends with, in lower case, such as ``.csv``."""
+    return PurePosixPath(Location.parse(location).name).suffix.lower()
 
 
 class FileState(NamedTuple):
@@ -137,8 +142,8 @@ class Storage:
         folders = [info.base_name for info in top if info.type == FileType.Directory]
         below = self._side_by_side(lambda name: self._listed(name, recursive=True), folders)
         every = (info for found in (top, *below) for info in found if info.is_file)
-        root = self._root.rstrip("/")
-        return sorted(_state(info.path[len(root) + 1 :], info) for info in every)
+        start = f"{self._root.strip('/')}/".removeprefix("/")  # fsspec's paths may begin with a slash
+        return sorted(_state(info.path.lstrip("/").removeprefix(start), info) for info in every)
 
     def states(self, names: Sequence[str]) -> list[FileState | None]:
         """The states of files, looked at side by side; None for one that is not there."""
@@ -153,8 +158,9 @@ class Storage:
         """
         info = self._info(name)
         if not info.is_file:
-            what = "no such file" if info.type == FileType.NotFound else "is a folder"
-            raise RunError(f"{self.path(name)}: {what}") from FileNotFoundError(what)
+            if info.type == FileType.NotFound:
+                raise RunError(f"{self.path(name)}: no such file") from FileNotFoundError(self.path(name))
+            raise RunError(f"{self.path(name)}: is a folder")
         return _state(name, info)
 
     def read(self, name: str) -> bytes:

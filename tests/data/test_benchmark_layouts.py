@@ -434,8 +434,8 @@ def test_broken_files_of_a_benchmark_are_told_apart_from_missing_ones(tmp_path: 
     write(tmp_path / "val.csv", HEADER, "yoga,aaaaaaaaaaa,0,10,val,0", "yoga,bbbbbbbbbbb,0,10,val,0")
     touch(tmp_path / "aaaaaaaaaaa.mp4")
     console = Console(file=io.StringIO(), width=200)
-    request = IndexConfig(source="k400", output=tmp_path / "m.parquet", root=tmp_path, workers=1)
-    assert run_index(request, console) == tmp_path / "m.parquet"
+    request = IndexConfig(source="k400", output=str(tmp_path / "m.parquet"), root=str(tmp_path), workers=1)
+    assert run_index(request, console) == str(tmp_path / "m.parquet")
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "val: 2 videos, 1 missing (kept, with an error each)\n  yoga: 1 missing\n" in said
     assert "m.parquet: 2 videos, 400 classes, 2 broken\n  aaaaaaaaaaa.mp4: " in said

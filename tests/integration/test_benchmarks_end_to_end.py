@@ -32,7 +32,7 @@ def benchmark(tmp_path, make_video, evaluate):
             path.with_suffix(".mp4").rename(path)
 
         present = getattr(miniatures, data)(root, put)
-        request = IndexConfig(source=data, root=root, data_root=tmp_path, workers=1, available_only=True)
+        request = IndexConfig(source=data, root=str(root), data_root=tmp_path, workers=1, available_only=True)
         run_index(request, Console(file=io.StringIO()))
         return present, evaluate(dataset, data_root=tmp_path, **options)
 

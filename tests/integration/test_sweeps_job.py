@@ -104,7 +104,9 @@ def test_tables_of_the_paper_are_filled_from_one_sweep(ablate, make_video, tmp_p
         path.with_suffix(".mp4").rename(path)
 
     miniatures.hmdb51(tmp_path / "hmdb51", put)
-    request = IndexConfig(source="hmdb51", root=tmp_path / "hmdb51", data_root=tmp_path, workers=1, available_only=True)
+    request = IndexConfig(
+        source="hmdb51", root=str(tmp_path / "hmdb51"), data_root=tmp_path, workers=1, available_only=True
+    )
     run_index(request, Console(file=io.StringIO()))
     swept = ablate("hmdb51", *TABLES, here=True, data_root=tmp_path, mlflow=True)
     assert "±" in swept.printed

@@ -296,7 +296,7 @@ def test_the_command_trains_evaluates_and_logs(ray_cluster, tiny_checkpoint, mak
             folder = name.replace(" ", "_")
             put(root / "hmdb51_org" / folder / f"film_{folder}_u_nm_np1_fr_med_0.avi", number)
     run_index(
-        IndexConfig(source="hmdb51", root=root, data_root=tmp_path, workers=1, available_only=True),
+        IndexConfig(source="hmdb51", root=str(root), data_root=tmp_path, workers=1, available_only=True),
         Console(file=io.StringIO()),
     )
     words = ["--dataset", "hmdb51", "--protocol", "few_shot", "--shots", "1", "--seeds", "1"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -14,7 +13,9 @@ from zar_ray.adaptation.options import PredictConfig
 from zar_ray.adaptation.rankings import RankedLabel, Ranking, mean_ranking
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
+from zar_ray.file_systems import Location
 from zar_ray.models.clip import ClipModel
+from zar_ray.video.files import VideoFile
 from zar_ray.video.sandbox import DecoderProcess
 from zar_ray.video.sandbox_process import DecodeRequest
 
@@ -43,14 +44,15 @@ def predict(
     needs_views = any(get_method(name).needs_views for name in options.method)
     pixels, seconds = model.preprocessing, options.decode_timeout
     for path in options.videos:
-        name = Path(path).name
+        name = Location.parse(path).name
         request = DecodeRequest(name, options.views, seeds[0], pixels, needs_views, options.decoder)
         cases, warning = [], None
         try:
-            for seed, adapter in zip(seeds, adapters, strict=True):
-                decoded = decoder.decode(path, replace(request, seed=seed), seconds)
-                cases.append(adapter(decoded.frames, decoded.plan, name).cases)
-                warning = decoded.warning
+            with VideoFile(path) as file:
+                for seed, adapter in zip(seeds, adapters, strict=True):
+                    decoded = decoder.decode(file, replace(request, seed=seed), seconds)
+                    cases.append(adapter(decoded.frames, decoded.plan, name).cases)
+                    warning = decoded.warning
         except VideoError as error:
             for method in options.method:
                 yield Ranking(path, method, (), (), error=str(error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import PurePath
 from typing import Annotated, Literal
 
 import tyro
@@ -12,6 +11,7 @@ from rich.console import Console
 from zar_ray.commands.parsing import verb
 from zar_ray.errors import TrackingError
 from zar_ray.options.base import meaning
+from zar_ray.storage import suffix_of
 from zar_ray.study.options import EvalConfig
 
 
@@ -52,7 +52,7 @@ def write_run_report(
     from zar_ray.reporting.html_report import REPORT, TABLES, write_report, write_tables
     from zar_ray.tracking import attach_report
 
-    if output is not None and PurePath(output).suffix.lower() in TABLES:
+    if output is not None and suffix_of(output) in TABLES:
         print(f"tables   {write_tables(run, output)}")
         return 0
     place, page = write_report(run, output, samples, attention=attention)

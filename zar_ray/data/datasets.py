@@ -19,8 +19,9 @@ from zar_ray.data.probing import probe_listing
 from zar_ray.data.protocols import Benchmark, EvaluationSplit, datasets_folder, whole_split
 from zar_ray.data.text_files import read_text
 from zar_ray.errors import ConfigError, ManifestError, suggestion
+from zar_ray.file_systems import Location
 from zar_ray.options.layers import conf_dir, read_yaml, validate
-from zar_ray.storage import is_uri
+from zar_ray.storage import is_uri, suffix_of
 from zar_ray.video.options import Decoder
 from zar_ray.video.reading import require_decoder
 
@@ -100,7 +101,7 @@ def resolve_dataset(dataset: str, data_root: str | Path | None = None) -> Datase
         benchmark = load_benchmark(dataset)
         return DatasetSource(dataset, benchmark.existing_manifest(data_root), benchmark)
     if is_uri(dataset):
-        return DatasetSource(_stem(dataset), dataset)
+        return DatasetSource(_stem(Location.parse(dataset).path), dataset)
     path = Path(dataset).expanduser().absolute()
     own = default_manifest(dataset, data_root)
     if is_bare(dataset) and own.is_file() and not path.exists():
@@ -129,7 +130,8 @@ def open_dataset(
         ConfigError: The decoder, by which videos are read later, cannot be loaded here.
     """
     require_decoder(decoder)
-    if not is_uri(source.path) and (Path(source.path).is_dir() or source.path.lower().endswith(".csv")):
+    kind = suffix_of(source.path)
+    if kind == ".csv" or (kind != ".parquet" if is_uri(source.path) else Path(source.path).is_dir()):
         manifest = probe_listing(list_dataset(source.path), decoder, workers, console, source.path)
     else:
         manifest = read_manifest(source.path)
@@ -139,19 +141,19 @@ def open_dataset(
 def list_dataset(
     place: str | Path, root: str | Path | None = None, class_names: Sequence[str] | None = None
 ) -> Listing:
-    """The videos of a folder or of a CSV that lists them; see `list_folder` and `list_csv`.
+    """The videos of a folder or of a CSV that lists them, or of their URIs; see `list_folder` and `list_csv`.
 
     Raises:
         ManifestError: The folder or the CSV cannot be used.
     """
-    path = Path(place).expanduser()
-    if path.is_file() and path.suffix.lower() == ".csv":
-        return list_csv(path, root, class_names)
+    path, remote = Path(place).expanduser(), is_uri(str(place))
+    if (remote or path.is_file()) and suffix_of(str(place)) == ".csv":
+        return list_csv(place, root, class_names)
     if path.is_file():
         raise ManifestError(f"{place}: is neither a folder of videos nor a list of them (.csv)")
     if root is not None:
         raise ManifestError(f"{place}: a root goes with a CSV; a folder's paths start from the folder")
-    return list_folder(path, class_names)
+    return list_folder(str(place) if remote else path, class_names)
 
 
 def choose_splits(

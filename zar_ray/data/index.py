@@ -25,12 +25,14 @@ from zar_ray.data.manifest import Manifest, write_manifest
 from zar_ray.data.options import IndexConfig
 from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ConfigError, ManifestError, suggestion
+from zar_ray.file_systems import Location
+from zar_ray.storage import is_uri, suffix_of
 from zar_ray.untrusted import folder_name
 
 _SHOWN = 10
 
 
-def run_index(options: IndexConfig, console: Console) -> Path:
+def run_index(options: IndexConfig, console: Console) -> str:
     """Makes and writes a manifest, and says where it is; progress and the report go to the console.
 
     Raises:
@@ -46,8 +48,8 @@ def run_index(options: IndexConfig, console: Console) -> Path:
     if options.name is not None:
         manifest = dataclasses.replace(manifest, name=options.name)
     write_manifest(manifest, target)
-    _say(manifest, Path(target), report, benchmark, console)
-    return Path(target)
+    _say(manifest, str(target), report, benchmark, console)
+    return str(target)
 
 
 def _found(options: IndexConfig) -> tuple[Listing, LayoutReport | None, Benchmark | None, str | Path]:
@@ -90,14 +92,15 @@ def _found(options: IndexConfig) -> tuple[Listing, LayoutReport | None, Benchmar
     for option in ("annotations", "labels", "available_only"):
         _refuse(options, option, f'"{source}" is no benchmark{near}')
     classes = parse_class_names(options.class_names) if options.class_names is not None else None
-    place = Path(source)
     try:
         listing = list_dataset(source, root, classes)
     except ManifestError as error:
-        if is_bare(source) and not place.exists():
+        if is_bare(source) and not Path(source).exists():
             raise ManifestError(f"{error}, nor a benchmark{near}") from error
         raise
-    return listing, None, None, options.output or (place if place.is_dir() else place.parent) / "manifest.parquet"
+    place = Location.parse(source)
+    beside = Path(source).is_file() or (is_uri(source) and suffix_of(source) == ".csv")
+    return listing, None, None, options.output or str((place.parent if beside else place) / "manifest.parquet")
 
 
 def _refuse(options: IndexConfig, option: str, why: str) -> None:
@@ -106,7 +109,7 @@ def _refuse(options: IndexConfig, option: str, why: str) -> None:
 
 
 def _say(
-    manifest: Manifest, target: Path, report: LayoutReport | None, benchmark: Benchmark | None, console: Console
+    manifest: Manifest, target: str, report: LayoutReport | None, benchmark: Benchmark | None, console: Console
 ) -> None:
     if report is not None:
         for line in report.lines():

@@ -14,20 +14,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from zar_ray.data.classes import distinct_names, tidy_name
 from zar_ray.data.manifest import VideoRow
+from zar_ray.data.shard_listing import is_note, rows_of_shard
 from zar_ray.data.text_files import csv_rows
-from zar_ray.errors import ManifestError, suggestion
+from zar_ray.errors import ManifestError, RunError, StorageError, suggestion
+from zar_ray.file_systems import Location
+from zar_ray.storage import Storage, folder_of, is_uri
+from zar_ray.video.shards import SUFFIX, read_shard
 
 VIDEO_EXTENSIONS = frozenset(
     ".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .wmv .flv .gif .ts .3gp".split()  # noqa: SIM905
 )
 SPLIT_FOLDERS = frozenset({"train", "val", "test"})
 NO_SPLIT = "all"
+_SHARDS_AT_ONCE = 8
 # A part of a YouTube video; ids differ by case and punctuation alone.
 YOUTUBE = re.compile(r"(?P<id>.{11})_(?P<start>\d{6})_(?P<end>\d{6})")
 UCF101 = re.compile(r"v_(?P<name>\w+?)_(?P<group>g\d+)_c\d+")
@@ -57,40 +63,82 @@ def source_of(path: str) -> str | None:
 
 
 def list_folder(root: str | Path, class_names: Sequence[str] | None = None) -> Listing:
-    """Finds the videos below a folder, by their extension; hidden files and folders are passed over.
+    """Finds the videos below a folder or a URI, by their extension, also in tar files; hidden ones are passed over.
 
-    Class names are by default the class folders' in alphabetical order; a folder without a video is no class.
+    Class names are by default the class folders' in alphabetical order; a folder without a video is no class. Videos in
+    a tar file may be labelled there, see `zar_ray.data.shard_listing`; else a folder in it, or one that it lies in, is
+    their class.
 
     Raises:
         ManifestError: The folder is missing, holds no video, or has a class that is not in `class_names`.
     """
-    top = existing_folder(root)
-    paths, others = walk(top)
-    ignored = len(others)
-    if not paths:
+    top, files = _files(root)
+    videos = [VideoRow(name, path, size=size) for name, path, size in files if _suffix(name) in VIDEO_EXTENSIONS]
+    shards = [(name, path) for name, path, _ in files if _suffix(name) == SUFFIX]
+    ignored = len(files) - len(videos)
+    for rows in _shards(shards, class_names):
+        ignored -= bool(rows)
+        videos += rows
+    if not videos:
         others = f"; {ignored} other file{'s' * (ignored != 1)} ignored" if ignored else ""
-        kinds = " ".join(sorted(VIDEO_EXTENSIONS))
+        kinds = " ".join([*sorted(VIDEO_EXTENSIONS), SUFFIX])
         raise ManifestError(f"{root}: holds no videos (looked below it for {kinds}{others})")
-    parts = [path.relative_to(top).parts for path in paths]
-    split_layout = {p[0] if len(p) > 1 else "" for p in parts} <= SPLIT_FOLDERS
-    videos = []
-    for path, names in zip(paths, parts, strict=True):
-        split = names[0] if split_layout else NO_SPLIT
-        folders = names[1:-1] if split_layout else names[:-1]
-        label = tidy_name(folders[0]) if folders else None
-        videos.append(VideoRow("/".join(names), str(path), class_name=label, split=split))
-    return _listing(videos, class_names, top, top.name or "videos", ignored, str(root))
+    folders = [_folders(video) for video in videos]
+    split_layout = {(outside + inside)[0] if outside + inside else "" for outside, inside in folders} <= SPLIT_FOLDERS
+    placed = []
+    for video, (outside, inside) in zip(videos, folders, strict=True):
+        split, *below = outside + inside if split_layout else (NO_SPLIT, *outside, *inside)
+        # What lies nearest to the video says more: a tar file's own folders before those that it lies in.
+        nearest = below[max(0, len(below) - len(inside)) :] or below
+        label = video.class_name or (tidy_name(nearest[0]) if nearest and not video.error else None)
+        placed.append(replace(video, class_name=label, split=split))
+    return _listing(placed, class_names, top, Location.parse(top).name or "videos", ignored, str(root))
+
+
+def _files(root: str | Path) -> tuple[str, list[tuple[str, str, int | None]]]:
+    """A folder's absolute place, and the name below it, the place and, at a URI, the bytes of each file in it."""
+    if not is_uri(str(root)):
+        top = existing_folder(root)
+        paths = [path for kind in walk(top) for path in kind]
+        return str(top), [("/".join(path.relative_to(top).parts), str(path), None) for path in paths]
+    try:
+        folder = Storage(str(root))
+        found = [one for one in folder.walk() if not any(part.startswith(".") for part in one.name.split("/"))]
+    except StorageError:
+        raise
+    except RunError as error:
+        raise ManifestError(str(error)) from error
+    return folder.location, [(one.name, folder.path(one.name), one.size) for one in found]
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _shards(shards: Sequence[tuple[str, str]], class_names: Sequence[str] | None) -> Iterator[list[VideoRow]]:
+    """The videos in each tar file, several of which are read at a time."""
+    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+        read = pool.map(lambda one: read_shard(one[1], is_note), shards)
+        for (name, path), shard in zip(shards, read, strict=True):
+            yield rows_of_shard(name, path, shard, VIDEO_EXTENSIONS, class_names)
+
+
+def _folders(video: VideoRow) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The folders that a video or its tar file lies in, and those within the tar file."""
+    inside = PurePosixPath(video.member).parts[:-1] if video.member else ()
+    parts = tuple(video.video_id.split("/"))
+    return parts[: len(parts) - len(inside) - (2 if video.member else 1)], inside
 
 
 def list_csv(file: str | Path, root: str | Path | None = None, class_names: Sequence[str] | None = None) -> Listing:
-    """Reads a list of videos: UTF-8, comma-separated, with the columns ``path``, ``label``, ``split``, ``group``.
+    """Reads a list: UTF-8, comma-separated, with the columns ``path``, ``label``, ``split``, ``group``, ``member``.
 
     All but the first may lack. An empty label means an unlabelled video, an empty split "all", an empty group what
-    `source_of` finds in the name.  A file that is not there stays in, and becomes a
-    row with its error.
+    `source_of` finds in the name; a member is the video's name in the tar file that the path then is. A path may be a
+    URI. A file that is not there stays in, and becomes a row with its error.
 
     Args:
-        file: The CSV.
+        file: The CSV, or its URI.
         root: Folder that relative paths start from; by default the CSV's.  Video ids are relative to it; a video
             outside it has its absolute path for an id.
         class_names: The classes in label-id order; by default the labels in alphabetical order.
@@ -99,28 +147,48 @@ def list_csv(file: str | Path, root: str | Path | None = None, class_names: Sequ
         ManifestError: The CSV cannot be read, names a video twice or has a label that is not in `class_names`; the
             message names the line.
     """
-    place = Path(file).expanduser()
-    top = (Path(root).expanduser() if root is not None else place.parent).absolute()
+    place = str(file) if is_uri(str(file)) else str(Path(file).expanduser())
+    top = _root(root) if root is not None else folder_of(place)
     videos: list[VideoRow] = []
-    lines: dict[str, str] = {}
+    lines: dict[tuple[str, str | None], str] = {}
     known = None if class_names is None else distinct_names(map(tidy_name, class_names), str(file))
-    for at, cells in csv_rows(place, ("path",), ("label", "split", "group")):
+    for at, cells in csv_rows(place, ("path",), ("label", "split", "group", "member")):
         if not cells["path"]:
             raise ManifestError(f"{at}: the path is empty")
-        path = os.path.normpath(top / cells["path"])
-        if path in lines:
-            raise ManifestError(f"{at}: {cells['path']} is already in {lines[path]}")
-        lines[path] = at
+        video_id, path = _in(top, cells["path"], at)
+        member = cells.get("member") or None
+        if (path, member) in lines:
+            named = cells["path"] if member is None else f"{cells['path']}, {member},"
+            raise ManifestError(f"{at}: {named} is already in {lines[path, member]}")
+        lines[path, member] = at
         label = tidy_name(cells.get("label", "")) or None
         if known is not None and label is not None and label not in known:
             raise ManifestError(f'{at}: label "{label}" is not among the class names{suggestion(label, known)}')
-        inside = Path(path).is_relative_to(top)
-        video_id = Path(path).relative_to(top).as_posix() if inside else Path(path).as_posix()
         split, group = cells.get("split") or NO_SPLIT, cells.get("group") or None
-        videos.append(VideoRow(video_id, path, class_name=label, split=split, group=group))
+        video_id = video_id if member is None else f"{video_id}/{member.removeprefix('./')}"
+        videos.append(VideoRow(video_id, path, class_name=label, split=split, group=group, member=member))
     if not videos:
         raise ManifestError(f"{file}: lists no videos")
-    return _listing(videos, class_names, top, place.stem, 0, str(file))
+    return _listing(videos, class_names, top, PurePosixPath(Location.parse(place).name).stem, 0, str(file))
+
+
+def _root(root: str | Path) -> str:
+    return str(root) if is_uri(str(root)) else str(Path(root).expanduser().absolute())
+
+
+def _in(top: str, cell: str, at: str) -> tuple[str, str]:
+    """A listed video's id and place, where relative paths start from `top`; outside it the place is the id."""
+    try:
+        if not is_uri(top) and not is_uri(cell):
+            path = os.path.normpath(Path(top) / cell)
+            inside = Path(path).is_relative_to(top)
+            return Path(path).relative_to(top).as_posix() if inside else Path(path).as_posix(), path
+        folder = Location.parse(top)
+        place = Location.parse(cell) if is_uri(cell) or cell.startswith("/") else folder / os.path.normpath(cell)
+    except RunError as error:
+        raise ManifestError(f"{at}: {error}") from None
+    inside = place.scheme == folder.scheme and place.path.startswith(f"{folder.path}/")
+    return place.path[len(folder.path) + 1 :] if inside else str(place), str(place)
 
 
 def walk(top: Path) -> tuple[list[Path], list[Path]]:
@@ -164,7 +232,7 @@ def _unreadable(error: OSError) -> None:
 
 
 def _listing(
-    videos: Iterable[VideoRow], class_names: Sequence[str] | None, root: Path, name: str, ignored: int, shown: str
+    videos: Iterable[VideoRow], class_names: Sequence[str] | None, root: str, name: str, ignored: int, shown: str
 ) -> Listing:
     sources = (replace(video, group=video.group or source_of(video.video_id)) for video in videos)
     ordered = tuple(sorted(sources, key=lambda video: video.video_id))
@@ -176,4 +244,4 @@ def _listing(
         for label in found:
             if label not in names:
                 raise ManifestError(f'{shown}: class "{label}" is not among the class names{suggestion(label, names)}')
-    return Listing(ordered, names, str(root), name, ignored)
+    return Listing(ordered, names, root, name, ignored)

@@ -25,6 +25,7 @@ from zar_ray.errors import ManifestError, RunError, suggestion
 from zar_ray.options.base import fingerprint
 from zar_ray.storage import Storage, is_uri
 from zar_ray.untrusted import parse_json, stand_in
+from zar_ray.video.files import VideoFile
 
 _METADATA_KEY = b"zar_ray.manifest"
 _FORMAT = 1
@@ -44,7 +45,7 @@ class VideoRow:
 
     Attributes:
         video_id: The path relative to the dataset's root, with forward slashes.
-        path: The file's absolute path.
+        path: The file's absolute path, or its URI.
         label_id: Position of the class name among the manifest's, from 0; None for an unlabelled video.
         class_name: The label's text; None for an unlabelled video.
         split: Which part of the dataset, "all" where there is one part.
@@ -61,6 +62,8 @@ class VideoRow:
             in a dataset whose videos have one class.
         group: What it was cut from, or has in common with other videos of the same group, such as a film, a YouTube
             video or a person: decisions about these say less than about as many others. None where nothing is known.
+        member: The video's name in a tar file, which `path` then is; None where `path` is the video itself.
+        offset: Where it begins in the tar file, in bytes; None where that is to be searched for.
     """
 
     video_id: Name
@@ -79,6 +82,12 @@ class VideoRow:
     splits: Texts = None
     labels: Texts = None
     group: Text = None
+    member: Text = None
+    offset: Bytes = None
+
+    def file(self) -> VideoFile:
+        """The video as decoders open it; to be closed, as what it fetches takes room."""
+        return VideoFile(self.path, self.member, self.offset, self.size)
 
     @property
     def stem(self) -> str:
@@ -353,9 +362,8 @@ def _flat(lists: pa.ChunkedArray) -> set[str]:
 
 def _place(path: str | Path) -> tuple[Storage, str]:
     """The folder of a path or URI, and the file's name in it."""
-    folder, _, name = _absolute(path).rpartition("/")
     try:
-        return Storage(folder or "/"), name
+        return Storage.of_file(str(path))
     except RunError as error:
         raise ManifestError(f"{path}: no such kind of place ({_first_line(error)})") from error
 

@@ -79,16 +79,16 @@ class IndexConfig(Options):
 
     source: tyro.conf.Positional[str | None] = option(
         None,
-        "A benchmark's name (see `zar data list`), a folder with a sub-folder a class, or a CSV of"
-        " path,label[,split][,group]; none with --list alone.",
+        "A benchmark's name (see `zar data list`), a folder or URI with a sub-folder a class or with tar files, or a"
+        " CSV of path,label[,split][,group][,member]; none with --list alone.",
     )
-    output: Path | None = option(
+    output: str | None = option(
         None,
-        "The manifest to write; by default where --dataset looks for the benchmark's or the list's, else"
+        "The manifest to write, also at a URI; by default where --dataset looks for the benchmark's or the list's, else"
         " manifest.parquet in the folder, or beside the CSV.",
     )
-    root: Path | None = option(
-        None, "Folder of the videos of a benchmark or a list; with a CSV the folder its paths start from."
+    root: str | None = option(
+        None, "Folder of the videos of a benchmark or a list; with a CSV the folder or URI its paths start from."
     )
     annotations: Path | None = option(
         None, "Folder of a benchmark's official annotations, where that is not below --root."

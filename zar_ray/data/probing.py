@@ -25,9 +25,12 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
 from zar_ray.data.listing import Listing
-from zar_ray.data.manifest import Manifest
+from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.data.text_files import storable
-from zar_ray.errors import ConfigError, ManifestError, VideoError
+from zar_ray.errors import ConfigError, ManifestError, StorageError, VideoError
+from zar_ray.retries import patience_seconds
+from zar_ray.storage import is_uri
+from zar_ray.video.files import VideoFile
 from zar_ray.video.inspection import VideoInfo
 from zar_ray.video.limits import DecodeLimits, address_space, confine, lacks_memory
 from zar_ray.video.options import Decoder
@@ -71,14 +74,18 @@ def probe_listing(
         console.print(f"{place}: opening {videos}, {classes}{others}", markup=False)
     with ProgressBar(console=console, transient=True, disable=console is None or not console.is_terminal) as bar:
         task = bar.add_task("opening videos", total=len(listing.videos))
+        whole = [video for video in listing.videos if video.error is None]
+        remote = any(is_uri(video.path) for video in listing.videos)
         answers = in_processes(
-            [video.path for video in listing.videos],
-            partial(probe_video, decoder=decoder),
+            [video.file() for video in whole],
+            partial(_probe, decoder=decoder),
             workers,
+            # What is fetched may be waited for.
+            _PROBE_TIMEOUT + 2 * patience_seconds() if remote else _PROBE_TIMEOUT,
             progress=lambda done, _: bar.update(task, completed=done),
             prepare=partial(require_decoder, decoder),
         )
-    stretched = sum(isinstance(answer, VideoInfo) and answer.pixel_aspect != 1 for answer in answers)
+    stretched = sum(isinstance(answer, _Probed) and answer.info.pixel_aspect != 1 for answer in answers)
     if console is not None and stretched:
         console.print(
             f"{place}: {_counted(stretched, 'video')} with pixels that are not square; pictures are taken as they are "
@@ -86,26 +93,49 @@ def probe_listing(
             markup=False,
         )
     label_ids = {name: index for index, name in enumerate(listing.class_names)}
-    rows = []
-    for video, answer in zip(listing.videos, answers, strict=True):
-        size = None
-        with contextlib.suppress(OSError):
-            size = Path(video.path).stat().st_size
+    rows, left = [], iter(answers)
+    for video in listing.videos:
+        answer = Failure(video.error) if video.error is not None else next(left)
         row = replace(
             video,
             video_id=storable(video.video_id),
             path=storable(video.path),
+            member=None if video.member is None else storable(video.member),
             label_id=None if video.class_name is None else label_ids[video.class_name],
-            size=size,
+            size=_size(video) if isinstance(answer, Failure) else answer.size,
         )
-        if row.path != video.path:
+        if (row.path, row.member) != (video.path, video.member):
             row = replace(row, error="the file's name is not UTF-8; rename it")
         elif isinstance(answer, Failure):
             row = replace(row, error=answer.message)
         else:
-            row = replace(row, **{name: value for name, value in vars(answer).items() if name != "pixel_aspect"})
+            found = {name: value for name, value in vars(answer.info).items() if name != "pixel_aspect"}
+            row = replace(row, offset=answer.offset, **found)
         rows.append(row)
     return Manifest.of(rows, listing.class_names, listing.root, listing.name)
+
+
+@dataclass(frozen=True)
+class _Probed:
+    """What is known of a video that was opened, its bytes, and where it begins in a tar file."""
+
+    info: VideoInfo
+    size: int
+    offset: int | None
+
+
+def _probe(file: VideoFile, decoder: Decoder) -> _Probed:
+    with file:
+        info = probe_video(file, decoder)
+        return _Probed(info, os.stat(file).st_size, file.offset)  # noqa: PTH116  of what was fetched, where it was
+
+
+def _size(video: VideoRow) -> int | None:
+    """Bytes of a video that could not be opened, where they are known all the same."""
+    if video.size is None and video.member is None:
+        with contextlib.suppress(OSError):
+            return Path(video.path).stat().st_size
+    return video.size
 
 
 def in_processes(
@@ -131,6 +161,7 @@ def in_processes(
 
     Raises:
         ManifestError: The processes cannot be started.
+        StorageError: A store does not answer, which is no item's fault.
     """
     found: dict[int, _T | Failure] = {}
     waiting = deque(range(len(items)))
@@ -165,6 +196,8 @@ def in_processes(
                         else:
                             finish(task, Failure(f"crashes its decoder ({reason})"))
                         continue
+                    if isinstance(answer, StorageError):
+                        raise answer
                     if task is not None:
                         finish(task, answer)
                     if waiting:
@@ -258,9 +291,11 @@ def _serve(connection: Connection, work: Callable[[Any], Any], prepare: Callable
             connection.send(_answer(work, connection.recv()))
 
 
-def _answer(work: Callable[[Any], _T], item: Any) -> _T | Failure:
+def _answer(work: Callable[[Any], _T], item: Any) -> _T | Failure | StorageError:
     try:
         return work(item)
+    except StorageError as error:
+        return error
     except Exception as error:  # noqa: BLE001  whatever a decoder throws is this file's error, reported in its row
         reason = " ".join(str(error).split())
         if lacks_memory(error):

@@ -9,7 +9,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
-from zar_ray.errors import ManifestError, suggestion
+from zar_ray.errors import ManifestError, RunError, StorageError, suggestion
+from zar_ray.storage import Storage, is_uri
 from zar_ray.untrusted import stand_in
 
 
@@ -17,7 +18,7 @@ class StandInError(ManifestError):
     """Something else lies in a file's place."""
 
 
-def csv_header(path: Path) -> tuple[str, ...]:
+def csv_header(path: Path | str) -> tuple[str, ...]:
     """The first row of a CSV, in lower case; empty where the file is no CSV.
 
     Raises:
@@ -33,7 +34,7 @@ def csv_header(path: Path) -> tuple[str, ...]:
 
 
 def csv_rows(
-    path: Path, needed: Sequence[str], optional: Sequence[str] | None = None
+    path: Path | str, needed: Sequence[str], optional: Sequence[str] | None = None
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields (place for messages, cell by column) of each row of a CSV with a header, blank ones left out.
 
@@ -68,7 +69,9 @@ def csv_rows(
             raise ManifestError(f"{path}, line {reader.line_num}: is not a CSV ({error})") from error
 
 
-def _check_header(path: Path, header: Sequence[str], needed: Sequence[str], optional: Sequence[str] | None) -> None:
+def _check_header(
+    path: Path | str, header: Sequence[str], needed: Sequence[str], optional: Sequence[str] | None
+) -> None:
     if any(name not in header for name in needed):
         raise ManifestError(f'{path}: must begin with a header that has the columns "{",".join(needed)}"')
     for name in header:
@@ -78,14 +81,14 @@ def _check_header(path: Path, header: Sequence[str], needed: Sequence[str], opti
             raise ManifestError(f'{path}: column "{name}" occurs more than once')
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+def read_lines(path: Path | str) -> Iterator[tuple[str, str]]:
     """Yields (place for messages, line) of each line that is not blank; raises what `read_text` does."""
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             yield f"{path}, line {number}", line.strip()
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path | str) -> str:
     """All of a UTF-8 file, or a ManifestError."""
     with _opened(path) as stream:
         return stream.read()
@@ -97,9 +100,10 @@ def storable(text: str) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
+def _opened(path: Path | str) -> Iterator[TextIO]:
     try:
-        with path.open("rb") as file:
+        folder, name = Storage.of_file(str(path))
+        with folder.opened(name) if is_uri(str(path)) else Path(path).open("rb") as file:
             if (instead := stand_in(file.peek(512))) is not None:
                 raise StandInError(f"{path}: {instead}")
             # utf-8-sig: spreadsheets begin UTF-8 files with a byte order mark.
@@ -107,6 +111,10 @@ def _opened(path: Path) -> Iterator[TextIO]:
                 yield stream
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such file") from None
+    except StorageError:
+        raise
+    except RunError as error:
+        raise ManifestError(str(error)) from error
     except UnicodeDecodeError as error:
         raise ManifestError(
             f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"

@@ -30,6 +30,7 @@ from zar_ray.models.options import Precision
 from zar_ray.options.base import fingerprint
 from zar_ray.provenance import package_version
 from zar_ray.storage import Storage
+from zar_ray.video.files import VideoFile
 from zar_ray.video.options import Decoder, Resizer
 from zar_ray.video.streams import reason_of
 
@@ -172,15 +173,17 @@ class FeatureStore:
         text = json.dumps(self.space, indent=2, ensure_ascii=False) + "\n"
         self.storage.write(f"{self.key}/space.json", text.encode())
 
-    def content(self, path: str | os.PathLike[str]) -> VideoContent:
+    def content(self, video: VideoFile | str | os.PathLike[str]) -> VideoContent:
         """Hashes a file's bytes, unless it has the size and modification time of its last hash.
+
+        A video in a tar file has the hash of its own bytes, and so the features of the same video on a disk.
 
         Raises:
             VideoError: The file cannot be read (stage ``open``).
             RunError: The store cannot be written.
         """
-        absolute = str(Path(path).absolute())
-        place = _hash(os.fsencode(absolute)).hexdigest()
+        file = video if isinstance(video, VideoFile) else VideoFile(video)
+        place = _hash(os.fsencode(str(file))).hexdigest()
         place = f"hashes/{place[:2]}/{place}.json"
         try:
             known = json.loads(self._read(place) or b"{}")
@@ -188,12 +191,12 @@ class FeatureStore:
             known = {}
         before = known.pop("hash", None)
         try:
-            with Path(absolute).open("rb") as stream:
-                state = _state(absolute, stream)
-                if known == state:
-                    return VideoContent(before, stale=False)
+            state = file.state()
+            if known == state:
+                return VideoContent(before, stale=False)
+            with Path(file).open("rb") as stream:
                 digest = hashlib.file_digest(stream, _hash).hexdigest()
-                settled = _state(absolute, stream) == state
+            settled = file.state() == state
         except OSError as error:
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
             what = "no such file" if missing else f"cannot be read: {reason_of(error)}"
@@ -290,9 +293,3 @@ class FeatureStore:
 
 def _hash(content: bytes = b"") -> hashlib.blake2b:
     return hashlib.blake2b(content, digest_size=_DIGITS // 2)
-
-
-def _state(path: str, file: io.BufferedReader) -> dict[str, Any]:
-    """What tells whether an open file is still the same."""
-    status = os.fstat(file.fileno())
-    return {"path": path, "size": status.st_size, "mtime_ns": status.st_mtime_ns}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
@@ -14,11 +16,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from zar_ray.adaptation.options import Setting
 from zar_ray.data.manifest import Manifest
-from zar_ray.errors import RunError, ZarError, reason_of
+from zar_ray.errors import RunError, StorageError, VideoError, ZarError, reason_of
 from zar_ray.evaluation.planning import AskedModel, PlannedModel, plan_model
 from zar_ray.evaluation.resources import Resources
 from zar_ray.models.devices import pick_device, require_compiler
-from zar_ray.storage import Storage
+from zar_ray.storage import Storage, is_uri
+from zar_ray.video.files import VideoFile
 
 # How many videos to look for one that is there.
 _LOOKED_AT = 100
@@ -31,9 +34,13 @@ def _see(paths: list[str], storage: Storage, token: str) -> list[str]:
     unseen = []
     for path in paths:
         try:
-            Path(path).open("rb").close()
-        except OSError:
-            unseen.append(f"{path}: not there or not readable")
+            folder, name = Storage.of_file(path)
+            folder.opened(name).close()
+        except StorageError as error:
+            unseen.append(str(error))
+        except RunError as error:
+            why = f" ({error})" if is_uri(path) else ""
+            unseen.append(f"{path}: not there or not readable{why}")
     if not storage.exists(token):
         unseen.append(f"{storage.path()}: is not the driver's folder; the output must be on storage all nodes share")
     return unseen
@@ -43,7 +50,7 @@ def check_nodes(paths: list[str], storage: Storage) -> None:
     """Has a task on every node look for files, and for a token that the driver has put into the output.
 
     Args:
-        paths: Local files that every node must read, such as the manifest, a video and a checkpoint.
+        paths: Files that every node must read, such as the manifest, a video and a checkpoint.
         storage: The run's folder.
 
     Raises:
@@ -121,8 +128,21 @@ def _raise_first(problems: list[str]) -> None:
 def needed_files(manifest: Manifest, asked: Sequence[AskedModel]) -> list[str]:
     """The checkpoints and one video; one that this process sees, where it sees any, as a lost file fails by itself."""
     paths = manifest.table.filter(pc.field("error").is_null())["path"].to_pylist()
-    video = next((path for path in paths[:_LOOKED_AT] if Path(path).is_file()), paths[0] if paths else None)
+    seen = (path for path in paths[:_LOOKED_AT] if is_uri(path) or Path(path).is_file())
+    video = next(seen, paths[0] if paths else None)
     return [str(path) for path in (video, *(one.settings[0].checkpoint for one in asked)) if path is not None]
+
+
+def check_stores(lost: pa.Table) -> None:
+    """Asks the stores of videos whose blocks were lost, one video of each bucket or host, whether they answer.
+
+    Raises:
+        StorageError: One does not, so that no video is to blame.
+    """
+    remote = [path for path in lost["path"].to_pylist() if is_uri(path)]
+    for path in {"/".join(path.split("/", 3)[:3]): path for path in remote}.values():
+        with contextlib.suppress(VideoError):
+            VideoFile(path).state()
 
 
 def check_model(label: str, number: int, settings: Sequence[Setting], resources: Resources) -> PlannedModel:

@@ -20,6 +20,7 @@ from zar_ray.data.manifest import write_manifest
 from zar_ray.errors import RunError, reason_of
 from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.evaluation.planning import PlannedModel, identity
+from zar_ray.evaluation.preflight import check_stores
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.spec import MODELS, POSITION, Failure, JobSpec, failed_rows
 from zar_ray.evaluation.streams import StreamState
@@ -105,6 +106,7 @@ def run_videos(
 
     Raises:
         RunError: Ray stopped; what is finished is kept.
+        StorageError: The store of videos that were lost does not answer.
     """
     _fail(todo.filter(pc.field("error").is_valid()), spec, folder, progress)
     whole = todo.filter(pc.field("error").is_null())
@@ -115,11 +117,14 @@ def run_videos(
         run(whole, batch_size, 1)
         lost = lacking(whole, spec, ledger)
         if len(lost):
+            check_stores(lost)
             progress.say(f"{len(lost)} videos were lost with their worker process; each is tried again alone")
             run(lost, 1, 0)
     except RayError as error:
         raise RunError(f"Ray stopped the run ({reason_of(error)}); the same command continues it") from error
-    _fail(lacking(whole, spec, ledger), spec, folder, progress)
+    lost = lacking(whole, spec, ledger)
+    check_stores(lost)
+    _fail(lost, spec, folder, progress)
 
 
 def _run_in_order(

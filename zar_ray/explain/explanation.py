@@ -221,9 +221,10 @@ class _Explaining:
             expected=known,
         )
         try:
-            return self.decoder.decode(video.path, request, options.decode_timeout)
+            with video.file() as file:
+                return self.decoder.decode(file, request, options.decode_timeout)
         except VideoError as error:
-            raise RunError(f"{video.path}: {error}") from error
+            raise RunError(f"{video.file()}: {error}") from error
 
     def _remarks(self, row: ResultRow, logits: torch.Tensor) -> list[str]:
         views = self.options.views.eval_views

@@ -21,12 +21,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from zar_ray.errors import ModelError, reason_of
+from zar_ray.local_copies import copied, path_of
 from zar_ray.models.architecture import AnyClip, Architecture, build_clip, infer_architecture
 from zar_ray.models.formats import FROM_SIZES, OPENAI_MARKS, TOKEN_EMBEDDING, SavedWeights, as_float32, openai_layout
 from zar_ray.models.systems.base import SYSTEM
 from zar_ray.models.systems.registry import find_system, recognise
 from zar_ray.models.tokens import clip_tokenizer
 from zar_ray.models.unpickling import read_pickled
+from zar_ray.options.places import AnyFile, file_of
 from zar_ray.untrusted import parse_json, stand_in
 from zar_ray.video.transforms import Preprocessing
 
@@ -53,7 +55,7 @@ class Checkpoint:
         epoch: The epoch written down beside the weights, if any.
     """
 
-    path: Path
+    path: AnyFile
     origin: str
     tensors: dict[str, torch.Tensor]
     architecture: dict[str, Any] | None = None
@@ -111,19 +113,37 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         ModelError: There is no such file, it is damaged, holds something other than weights, or those of a model that
             is not here.
     """
-    path = Path(path)
+    path = file_of(path)
     if not path.is_file():
         raise ModelError(f"{path}: no such checkpoint file")
     try:
-        with path.open("rb") as file:
-            instead = stand_in(file.read(512))
-    except OSError as error:
+        with _here(path) as local:
+            with local.open("rb") as file:
+                instead = stand_in(file.read(512))
+            if instead is not None:
+                raise ModelError(f"{path}: {instead}")
+            if path.suffix == ".safetensors":
+                return _read_safetensors(local, path)
+            return _foreign(_read_pickled(local, path), path)
+    except (OSError, EOFError) as error:
         raise ModelError(f"{path}: cannot be read as a checkpoint ({reason_of(error)})") from error
-    if instead is not None:
-        raise ModelError(f"{path}: {instead}")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _foreign(read_pickled(path), path)
+
+
+@contextmanager
+def _here(path: AnyFile) -> Iterator[Path]:
+    """A checkpoint's file, fetched for the block where it is elsewhere."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with path.open() as source, copied(source, 0, source.seek(0, os.SEEK_END)) as local:
+        yield Path(path_of(local))
+
+
+def _read_pickled(local: Path, path: AnyFile) -> object:
+    try:
+        return read_pickled(local)
+    except ModelError as error:
+        raise ModelError(str(error).replace(str(local), str(path))) from error
 
 
 def clip_with(architecture: Architecture, tensors: Mapping[str, torch.Tensor], place: str) -> AnyClip:
@@ -179,9 +199,9 @@ def _fitting(clip: AnyClip, tensors: Mapping[str, torch.Tensor], place: str) -> 
     return given
 
 
-def _read_safetensors(path: Path) -> Checkpoint:
+def _read_safetensors(local: Path, path: AnyFile) -> Checkpoint:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(local, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except Exception as error:  # of Rust's library, or PyTorch's own
@@ -204,7 +224,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
     return Checkpoint(path, "zar-ray", openai_layout(tensors), architecture, preprocessing, notes)
 
 
-def _foreign(content: object, path: Path) -> Checkpoint:
+def _foreign(content: object, path: AnyFile) -> Checkpoint:
     """What other code saved. The published systems build on OpenAI's CLIP, so their files tell everything."""
     saved = SavedWeights.of(content, str(path))
     try:

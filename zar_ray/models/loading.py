@@ -34,6 +34,7 @@ from zar_ray.models.model_folders import config_beside, find_folder, is_self_des
 from zar_ray.models.options import ModelOptions
 from zar_ray.models.systems.base import SYSTEM, System
 from zar_ray.models.systems.registry import find_system, known_parts
+from zar_ray.options.places import file_of
 from zar_ray.video.transforms import Preprocessing
 
 RANDOM = "random"
@@ -94,8 +95,9 @@ def load_source(source: str | os.PathLike[str]) -> ClipModel:
         ModelError: There is no such file or tag, it cannot be loaded, or the weights are random.
     """
     name, colon, tag = str(source).rpartition(":")
-    if Path(source).is_file():
-        return load_model(ModelOptions(checkpoint=Path(source), device="cpu"))
+    file = file_of(source)
+    if file.is_file():
+        return load_model(ModelOptions.model_validate({"checkpoint": file, "device": "cpu"}))
     if is_self_described(str(source)):
         return load_model(ModelOptions(model=str(source), device="cpu"))
     if not colon or "/" in name:

@@ -16,6 +16,7 @@ from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS
 from zar_ray.errors import ModelError, reason_of
 from zar_ray.models.hub import hub_file
 from zar_ray.models.tokens import TOKENIZER_SIGNS
+from zar_ray.options.places import AnyFile
 from zar_ray.untrusted import parse_json
 from zar_ray.video.transforms import CLIP_MEAN, CLIP_STD, Preprocessing
 
@@ -105,13 +106,13 @@ def find_folder(name: str) -> ModelFolder:
     return ModelFolder(name, folder, {**model, "text_cfg": text}, pixels)
 
 
-def config_beside(weights: Path) -> tuple[dict[str, Any], Mapping[str, Any] | None] | None:
+def config_beside(weights: AnyFile) -> tuple[dict[str, Any], Mapping[str, Any] | None] | None:
     """The architecture, and what is expected of pixels, that a config beside a file of weights tells; None without.
 
     Raises:
         ModelError: It cannot be read.
     """
-    config = weights.parent / HF_CONFIG_NAME
+    config = weights.with_name(HF_CONFIG_NAME)
     return _read_config(config) if config.is_file() else None
 
 
@@ -138,7 +139,7 @@ def _three(values: Any) -> tuple[float, ...]:
     return tuple(map(float, values)) if isinstance(values, list | tuple) else (float(values),) * 3
 
 
-def _read_config(file: Path) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+def _read_config(file: AnyFile) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
         model, pixels = content["model_cfg"], content.get("preprocess_cfg")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from zar_ray.data.options import ContextOption
 from zar_ray.options.base import operational, option
+from zar_ray.options.places import FilePlace
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -23,9 +23,9 @@ class ModelOptions(ContextOption):
     pretrained: str | None = option(
         "openai", 'An open_clip tag, downloaded on first use; "random" for untrained weights (every output says so).'
     )
-    checkpoint: Path | None = option(
+    checkpoint: FilePlace | None = option(
         None,
-        "A local checkpoint (.safetensors or .pt) instead of a tag: zar-ray's, OpenAI's, open_clip's or a"
+        "A checkpoint (.safetensors or .pt), also at a URI, instead of a tag: zar-ray's, OpenAI's, open_clip's or a"
         " published system's (docs/checkpoints.md).",
     )
     precision: Precision = option("fp32", "The image encoder's precision; text and tuning stay float32.")

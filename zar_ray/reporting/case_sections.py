@@ -20,6 +20,7 @@ from zar_ray.reporting.pages import Card, Cards, Content, Figure, Picture, Secti
 from zar_ray.reporting.run_data import RunData, RunSplit
 from zar_ray.results.case_rows import RIGHT, CaseRows, class_accuracies, confusion_matrix, firsts
 from zar_ray.results.record import CaseMetrics, ClassAccuracy
+from zar_ray.storage import is_uri
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.sandbox import DecoderProcess
 from zar_ray.video.sandbox_process import DecodeRequest
@@ -204,12 +205,13 @@ def _card(data: RunData, split: RunSplit, decided: CaseRows, row: int, decoder: 
 
 def _thumbnails(video: VideoRow, config: Mapping[str, Any], decoder: DecoderProcess) -> tuple[Picture, ...]:
     """Some frames of a video's evaluation view, evenly spread."""
-    if not Path(video.path).is_file():
+    if not is_uri(video.path) and not Path(video.path).is_file():
         raise VideoError(f"there is no {video.path}", stage="open")
     views = ViewConfig(eval_frames=config["views"]["eval_frames"], short_side=_THUMBNAIL_SIDE)
     pixels = Preprocessing(_THUMBNAIL_SIDE)
     request = DecodeRequest(video.video_id, views, 0, pixels, needs_views=False, decoder=config["decoder"])
-    frames = decoder.decode(video.path, request, config["decode_timeout"]).frames
+    with video.file() as file:
+        frames = decoder.decode(file, request, config["decode_timeout"]).frames
     count = min(_THUMBNAILS, len(frames))
     shown = frames[(2 * np.arange(count) + 1) * len(frames) // (2 * count)]
     pictures = []

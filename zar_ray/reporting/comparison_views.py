@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import PurePath
 
 from rich.console import Console
 
@@ -15,6 +14,7 @@ from zar_ray.reporting.comparison import ComparedRun, Comparison, Line, Paired
 from zar_ray.reporting.numbers import MAIN, METRICS, counted, digits, interval, p_value, percent, with_deviation
 from zar_ray.reporting.pages import Content, Figure, Group, Page, Picture, Section, Text, render, write_file
 from zar_ray.reporting.summary_tables import GROUPED, INTERVALS, RANDOM_WEIGHTS
+from zar_ray.storage import suffix_of
 
 _SHOWN = 5
 """Classes and videos that are named where room is short; the page has all."""
@@ -42,7 +42,7 @@ def write_comparison(comparison: Comparison, output: str) -> str:
         ConfigError: It is to be another kind of file, or no run has an accuracy to plot.
         RunError: The file cannot be written.
     """
-    kind = PurePath(output).suffix.lower()
+    kind = suffix_of(output)
     if kind == ".html":
         return write_file(render(comparison_page(comparison)).encode(), output)
     if kind not in (".png", ".svg"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +37,7 @@ from zar_ray.reporting.run_data import RunData, RunSplit, StudyData
 from zar_ray.reporting.summary_tables import p_of, summary_facts
 from zar_ray.results.folder import CONFIG
 from zar_ray.results.record import CaseMetrics, RunSummary
+from zar_ray.storage import suffix_of
 from zar_ray.video.sandbox import DecoderProcess
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def write_tables(run: str, output: str) -> str:
         RunError: The run's folder holds no finished run, or the file cannot be written.
     """
     record = StudyData.read(run).record
-    form = TABLES[PurePath(output).suffix.lower()]
+    form = TABLES[suffix_of(output)]
     content = study_tables.study_csv(record) if form == "csv" else written(study_tables.study_blocks(record), form)
     return write_file(content.encode(), output)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from zar_ray.errors import ConfigError, ModelError, RunError
 from zar_ray.models.merging import merge_checkpoints
+from zar_ray.options.places import file_of
 from zar_ray.results.study_record import label_of
 from zar_ray.storage import Storage
 from zar_ray.study.options import EvalConfig
@@ -145,7 +146,7 @@ def _models(options: EvalConfig) -> tuple[ModelChoice, ...]:
         raise ConfigError(f"--model {given}: names a model twice")
     if options.checkpoint is not None:
         raise ConfigError(f"--checkpoint {options.checkpoint}: is one model more; name its file among --model {given}")
-    files = [Path(one) if Path(one).suffix in WEIGHTS else None for one in options.models]
+    files = [file if (file := file_of(one)).suffix in WEIGHTS else None for one in options.models]
     labels = [file.stem if file else one for one, file in zip(options.models, files, strict=True)]
     choices = []
     for one, file, label in zip(options.models, files, labels, strict=True):

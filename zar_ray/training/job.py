@@ -7,7 +7,6 @@ import re
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import ray.train
 from ray.exceptions import RayError
@@ -26,6 +25,7 @@ from zar_ray.models.architecture import load_architecture
 from zar_ray.models.systems.registry import find_system
 from zar_ray.options.base import fingerprint, meaning
 from zar_ray.options.layers import zar_home
+from zar_ray.options.places import AnyFile
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
 from zar_ray.training.listening import log_end, shown, tracked
@@ -191,7 +191,7 @@ def accumulation(config: TrainConfig) -> str:
     return f"{config.batch_size} = {workers} x {turns} accumulated x {config.micro_batch} at once"
 
 
-def _file_hash(path: Path) -> str:
+def _file_hash(path: AnyFile) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:12]
@@ -246,7 +246,8 @@ def _fit(job: TrainingJob, gpus: float, name: str, storage: Storage, console: Co
     evaluation = ray.train.ValidationConfig(
         partial(evaluate_checkpoint, job, storage.child(name).child("validation")), ray_remote_kwargs={"num_cpus": 0}
     )
-    files, place = storage.arrow
+    # A URI as it stands Ray Train would read otherwise.
+    files, place = (None, storage.location) if storage.is_local else storage.arrow
     kept = ray.train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="validation_top1")
     scaling = ScalingConfig(
         num_workers=config.num_workers,

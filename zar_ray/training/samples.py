@@ -137,9 +137,10 @@ class SampleReader:
 
         way, decoder, seconds = pixels.scaling, config.decoder, config.decode_timeout
         try:
-            return decode_video(video.path, choose, way, decoder, timeout=seconds, resizer=config.resize).frames
+            with video.file() as file:
+                return decode_video(file, choose, way, decoder, timeout=seconds, resizer=config.resize).frames
         except VideoError as error:
-            raise RunError(f"{video.path}: {error}; leave the video out, or index the videos again") from error
+            raise RunError(f"{video.file()}: {error}; leave the video out, or index the videos again") from error
 
 
 Submit = Callable[[Sample], "Future[np.ndarray]"]

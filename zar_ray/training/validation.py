@@ -127,14 +127,15 @@ def _plan_and_decode(video: VideoRow, adapter: VideoAdapter, config: TrainConfig
     if video.error is not None:
         return None
     try:
-        found = decode_video(
-            video.path,
-            plan_of,
-            pixels.scaling,
-            config.decoder,
-            timeout=config.decode_timeout,
-            resizer=config.resize,
-        )
+        with video.file() as file:
+            found = decode_video(
+                file,
+                plan_of,
+                pixels.scaling,
+                config.decoder,
+                timeout=config.decode_timeout,
+                resizer=config.resize,
+            )
     except VideoError:
         return None
     return PlannedVideo(plan_of(found.info), found.frames)

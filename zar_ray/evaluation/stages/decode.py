@@ -26,6 +26,7 @@ from zar_ray.evaluation.spec import (
 from zar_ray.results.folder import write_part
 from zar_ray.results.rows import to_table
 from zar_ray.video.decoding import Resize, decode_video
+from zar_ray.video.files import VideoFile
 from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import resized_size
@@ -67,12 +68,18 @@ class DecodeStage:
             POSITION.name: row.get(POSITION.name),
         }
 
+        file = VideoFile(row["path"], row["member"], row["offset"], row["size"])
+
         def inputs() -> list[dict[str, Any]]:
-            stored = self._look_up(row["path"], known, video)
-            return [*stored, *self.read(row["path"], known, video, stored)]
+            stored = self._look_up(file, known, video)
+            if not (ways := self._ways(video, stored)):
+                return stored
+            os.fspath(file)  # fetching it has time of its own
+            with self._last_resort(video):
+                return [*stored, *self.read(file, known, video, ways)]
 
         started = time.perf_counter()
-        with self._last_resort(video):
+        with file:
             found = attempt("decode", inputs)
         if isinstance(found, Failure):
             video |= {"error": found.message, "error_stage": found.stage}
@@ -81,14 +88,14 @@ class DecodeStage:
         video["seconds_decode"] = time.perf_counter() - started
         return video
 
-    def _look_up(self, path: str, known: VideoInfo, video: dict[str, Any]) -> list[dict[str, Any]]:
+    def _look_up(self, file: VideoFile, known: VideoInfo, video: dict[str, Any]) -> list[dict[str, Any]]:
         """Inputs of the models whose features are stored; notes what becomes of the others'."""
         found, uses, notes = [], [], []
         for number in video[MODELS.name]:
             store = self.stores[number]
             if store is None:
                 continue
-            content = store.content(path)
+            content = store.content(file)
             video["content"] = content.hash
             why = "the file has changed since its features were stored" if content.stale else None
             try:
@@ -112,22 +119,24 @@ class DecodeStage:
         video |= {"feature_uses": uses, "feature_notes": notes}
         return found
 
-    def read(
-        self, path: str, known: VideoInfo, video: dict[str, Any], stored: list[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """Inputs of the models that are still without: the file is opened once, for each way of resizing."""
+    def _ways(self, video: dict[str, Any], stored: list[dict[str, Any]]) -> dict[Resize, list[int]]:
+        """The models that are still without inputs, by how their frames are resized."""
         served = {number for one in stored for number in one["models"]}
         ways: dict[Resize, list[int]] = {}
         for number in video[MODELS.name]:
             if number not in served:
                 ways.setdefault(self.spec.models[number].resize, []).append(number)
-        if not ways:
-            return []
+        return ways
+
+    def read(
+        self, file: VideoFile, known: VideoInfo, video: dict[str, Any], ways: dict[Resize, list[int]]
+    ) -> list[dict[str, Any]]:
+        """Inputs of models, by how their frames are resized: the file is opened once."""
         # Which frames are named depends on the views and the seed, which all models have in common.
         first, *others = ways
         planner = self.spec.models[ways[first][0]]
         decoded = decode_video(
-            path,
+            file,
             lambda info: planner.plans(video["video_id"], info)[0],
             first.scaling,
             decoder=self.spec.decoder,

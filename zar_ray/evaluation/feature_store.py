@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zar_ray.errors import RunError, VideoError
+from zar_ray.errors import RunError, StorageError, VideoError
 from zar_ray.models.options import Precision
 from zar_ray.options.base import fingerprint
 from zar_ray.provenance import package_version
@@ -282,6 +282,8 @@ class FeatureStore:
         """What `_write` wrote there, None if there is nothing."""
         try:
             content = self.storage.read(place)
+        except StorageError:
+            raise
         except RunError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return None

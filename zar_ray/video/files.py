@@ -109,7 +109,7 @@ class VideoFile(os.PathLike[str]):
                 else:
                     member = self._found()
                     start, left = member.offset, member.size
-                    source.seek(start - BLOCK)
+                    source.seek(max(0, start - BLOCK))
                     if not header_fits(source.read(BLOCK), member.name, member.size):
                         raise VideoError("the tar file has changed; index the data set again", stage="open")
                 return copied(source, start, left)

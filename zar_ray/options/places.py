@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path, PurePosixPath
-from typing import IO, Annotated
+from typing import Annotated
 
 import tyro
 from pydantic import PlainSerializer, PlainValidator
@@ -55,7 +56,7 @@ class RemoteFile(str):
         folder, name = Storage.of_file(self)
         return folder.read(name).decode(encoding)
 
-    def open(self, mode: str = "rb") -> IO[bytes]:
+    def open(self, mode: str = "rb") -> io.BufferedReader:
         """Opens it for reading bytes."""
         assert mode == "rb"
         folder, name = Storage.of_file(self)

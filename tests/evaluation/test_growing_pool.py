@@ -1,0 +1,104 @@
+"""A job on real raylets whose GPU nodes come one after the other, and whose first one is lost for good.
+
+Their GPUs are numbers that Ray counts; what is placed by them computes on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from zar_ray.results.folder import RunFolder
+from zar_ray.results.rows import to_rows
+from zar_ray.storage import Storage
+
+# Nodes are added by the main thread, as Ray asks; the evaluation runs beside it.
+JOB = """
+import json, os, sys, threading, time
+import ray
+from ray.cluster_utils import Cluster
+from rich.console import Console
+from zar_ray.evaluation import capacity, pipeline
+from zar_ray.study.options import EvalConfig
+from zar_ray.study.run import run_study
+
+class SlowAdapt(pipeline.AdaptStage):
+    def __call__(self, block):
+        with open(sys.argv[2], "a") as file:
+            file.write(f"{os.getpid()}\\n")
+        time.sleep(1.2)
+        return super().__call__(block)
+
+def wait_until(met, seconds=120):
+    limit = time.monotonic() + seconds
+    while not met():
+        assert evaluation.is_alive() and time.monotonic() < limit, "what was waited for did not come"
+        time.sleep(0.1)
+
+def workers():
+    return len(set(open(sys.argv[2]).read().split())) if os.path.exists(sys.argv[2]) else 0
+
+class Console(Console):
+    def print(self, *said, **how):
+        lines.append(str(said[0]))
+        super().print(*said, **how)
+
+lines = []
+node = {"node_ip_address": "127.0.0.1", "object_store_memory": 100 * 2**20}
+head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False, "temp_dir": sys.argv[3]}
+cluster = Cluster(initialize_head=True, head_node_args=node | head)
+ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+capacity.worker_device = lambda device, gpus: "cpu"
+pipeline.AdaptStage = SlowAdapt
+
+def evaluate():
+    run_study(EvalConfig.model_validate(json.loads(sys.argv[1])), Console(width=200))
+
+evaluation = threading.Thread(target=evaluate, daemon=True)
+evaluation.start()
+try:
+    wait_until(lambda: any("waiting for 1 GPU (0 of the cluster's 0 free)" in line for line in lines))
+    first = cluster.add_node(num_cpus=1, num_gpus=1, **node)
+    wait_until(lambda: workers() == 1)
+    cluster.add_node(num_cpus=1, num_gpus=1, **node)
+    began = time.monotonic()
+    wait_until(lambda: workers() == 2, 60)
+    print(f"computed after {time.monotonic() - began:.0f} s", flush=True)
+    cluster.remove_node(first, allow_graceful=False)
+    evaluation.join(120)
+    print("hangs" if evaluation.is_alive() else "ended", flush=True)
+finally:
+    ray.shutdown()
+    cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_computes_and_one_that_is_lost_is_not_waited_for(
+    video_folder, tiny_checkpoint, tmp_path, finished_run
+):
+    options = {
+        "dataset": str(video_folder),
+        "checkpoint": str(tiny_checkpoint),
+        "output": str(tmp_path),
+        "name": "grown",
+        "mlflow": False,
+        "views": {"frames": 4, "eval_frames": 4},
+        "batch_size": 1,
+        "wait_for_gpus": 90,
+    }
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # A socket's path may have 107 characters, which pytest's own folders use up.
+    with tempfile.TemporaryDirectory(prefix="zar-pool-", dir="/tmp") as folder:
+        command = [sys.executable, "-c", JOB, json.dumps(options), str(tmp_path / "blocks.txt"), folder]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert "ended" in ran.stdout, ran.stdout + ran.stderr
+    grown, alone = (RunFolder(Storage(str(path))).results() for path in (tmp_path / "grown", finished_run))
+    for ours, undisturbed in zip(to_rows(grown), to_rows(alone), strict=True):
+        assert (ours.video_id, ours.case_id, ours.error) == (undisturbed.video_id, undisturbed.case_id, None)
+        assert ours.top5_scores_after == pytest.approx(undisturbed.top5_scores_after, abs=1e-5)

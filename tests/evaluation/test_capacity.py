@@ -137,9 +137,7 @@ def test_a_gpu_node_that_comes_is_waited_for(monkeypatch, options, autoscaler, w
 @pytest.mark.parametrize(("options", "autoscaler", "after"), [({"wait_for_gpus": 45}, False, 45), ({}, True, 600)])
 def test_a_wait_in_vain_ends_in_one_line(monkeypatch, options, autoscaler, after):
     cluster = Cluster(monkeypatch, (4, 0), autoscaler=autoscaler)
-    with pytest.raises(
-        RunError, match=r"^1 GPU \(0 of the cluster's 0 free\); .*: waited for in vain for"
-    ) as caught:
+    with pytest.raises(RunError, match=r"^1 GPU \(0 of the cluster's 0 free\); .*: waited for in vain for") as caught:
         cluster.room(**options)
     assert "\n" not in str(caught.value)
     assert after <= cluster.now < after + 5

@@ -27,11 +27,13 @@ from zar_ray.evaluation import capacity, pipeline
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.run import run_study
 
+BEGUN = sys.argv[2]
+
 class SlowAdapt(pipeline.AdaptStage):
     def __call__(self, block):
-        with open(sys.argv[2], "a") as file:
+        with open(BEGUN, "a") as file:
             file.write(f"{os.getpid()}\\n")
-        time.sleep(1.2)
+        time.sleep(5)  # two blocks at a time
         return super().__call__(block)
 
 def wait_until(met, seconds=120):
@@ -41,11 +43,11 @@ def wait_until(met, seconds=120):
         time.sleep(0.1)
 
 def workers():
-    return len(set(open(sys.argv[2]).read().split())) if os.path.exists(sys.argv[2]) else 0
+    return len(set(open(BEGUN).read().split())) if os.path.exists(BEGUN) else 0
 
 class Console(Console):
     def print(self, *said, **how):
-        lines.append(str(said[0]))
+        lines.append(" ".join(map(str, said)))
         super().print(*said, **how)
 
 lines = []

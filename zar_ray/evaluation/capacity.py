@@ -10,7 +10,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
+from typing import Any, TypeVar
 
 import ray
 from ray.autoscaler.v2.utils import is_autoscaler_v2
@@ -23,6 +25,8 @@ from zar_ray.cluster import gpus_per_worker, total_gpus, worker_device
 from zar_ray.errors import RunError
 from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.evaluation.resources import Resources, Wanted
+
+_T = TypeVar("_T")
 
 # What is free is had within this, without a word.
 _AT_ONCE = 3.0
@@ -51,7 +55,7 @@ def room_for(options: EvaluationOptions, console: Console, one_worker: bool = Fa
     Raises:
         RunError: The cluster lacks what the options ask for, or it was waited for in vain.
     """
-    autoscaler, limit = is_autoscaler_v2(), options.wait_for_gpus
+    autoscaler, limit = _on_cluster(is_autoscaler_v2), options.wait_for_gpus
     gpus = _gpus_of_a_replica(options, may_come=autoscaler or bool(limit))
     wanted = Wanted.of(options, worker_device(options.device, gpus), gpus, one_worker)
     resources = Resources.of_cluster(wanted)
@@ -62,8 +66,9 @@ def room_for(options: EvaluationOptions, console: Console, one_worker: bool = Fa
     # A GPU that nobody asked for by name is no condition.
     by_itself = options.device == "auto" and options.gpus_per_worker is None and options.wait_for_gpus is None
     spare = by_itself and gpus > total_gpus()
-    if not _is_free(resources, limit, console.print, give_up=spare):
-        console.print("Ray's autoscaler knows no node with a GPU: computing on CPUs", highlight=False)
+    say = partial(console.print, highlight=False, markup=False)
+    if not _is_free(resources, limit, say, give_up=spare):
+        say("Ray's autoscaler knows no node with a GPU: computing on CPUs")
         return room_for(options.model_copy(update={"device": "cpu"}), console, one_worker)
     return Resources.of_cluster(wanted)
 
@@ -94,7 +99,7 @@ def _is_free(resources: Resources, limit: float | None, say: Callable[[str], Non
         told = began - _BETWEEN_LINES
         while not group.wait(_AT_ONCE):
             now = time.monotonic()
-            if give_up and _beyond_autoscaler():
+            if give_up and _on_cluster(_beyond_autoscaler):
                 return False
             if limit is not None and now - began >= limit:
                 raise RunError(f"{_missing(bundles)}: waited for in vain for {now - began:.0f} s")
@@ -119,10 +124,9 @@ def _missing(bundles: list[dict[str, float]]) -> str:
         unit, label = (1e9, "GB of memory") if name == "memory" else (1, name)
         free_now, at_most = (f"{of.get(name, 0.0) / unit:.3g}" for of in (free, there))
         parts.append(f"{amount / unit:.3g} {label} ({free_now} of the cluster's {at_most} free)")
-    own = ray.get_runtime_context().get_job_id()
-    others = [job for job in ray._private.state.jobs() if not job["IsDead"] and job["JobID"] != own]
+    others = _on_cluster(_other_jobs)
     if any(there.get(name, 0.0) < amount for name, amount in wanted.items()):
-        who = "Ray's autoscaler is asked for nodes" if is_autoscaler_v2() else "a node with them has to join"
+        who = "Ray's autoscaler is asked for nodes" if _on_cluster(is_autoscaler_v2) else "a node with them has to join"
     elif others:
         first, more = others[0], f" and {len(others) - 1} more" if len(others) > 1 else ""
         running = f" ({first['Entrypoint'][:_ENTRYPOINT]})" if first["Entrypoint"] else ""
@@ -130,6 +134,16 @@ def _missing(bundles: list[dict[str, float]]) -> str:
     else:
         who = "`ray status` shows what holds them"
     return f"{' and '.join(parts)}; {who}"
+
+
+def _on_cluster(look: Callable[[], _T]) -> _T:
+    """Asks Ray's server; a driver that has joined through ray:// has no connection to it, and asks in a task."""
+    return ray.get(ray.remote(num_cpus=0)(look).remote()) if ray.util.client.ray.is_connected() else look()
+
+
+def _other_jobs() -> list[dict[str, Any]]:
+    own = ray.get_runtime_context().get_job_id()
+    return [job for job in ray._private.state.jobs() if not job["IsDead"] and job["JobID"] != own]
 
 
 def _beyond_autoscaler() -> bool:

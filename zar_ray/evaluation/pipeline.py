@@ -107,7 +107,7 @@ def evaluate(
     with connected(own.address):
         console.print(f"loading {', '.join(one.label for one in asked)} ...", highlight=False)
         resources = capacity.room_for(own, console, one_worker=bool(streams))
-        resources = preflight.without_unfit_nodes(resources, own.compile, console.print)
+        resources = preflight.without_unfit_nodes(resources, own.compile, partial(console.print, markup=False))
         console.print(resources.described, highlight=False)
         models = tuple(
             preflight.check_model(one.label, number, planning.asked_settings(one, workload), resources)

@@ -31,7 +31,7 @@ class Cluster:
         monkeypatch.setattr(ray, "cluster_resources", self.total)
         monkeypatch.setattr(ray, "available_resources", self.free)
         monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "mine"))
-        monkeypatch.setattr(ray._private.state, "jobs", lambda: [{"JobID": "mine", "IsDead": False}, *jobs])
+        monkeypatch.setattr(capacity, "jobs", lambda: [{"JobID": "mine", "IsDead": False}, *jobs])
         self.said = io.StringIO()
 
     def described(self):

@@ -51,7 +51,7 @@ class Console(Console):
         super().print(*said, **how)
 
 lines = []
-node = {"node_ip_address": "127.0.0.1", "object_store_memory": 100 * 2**20, "temp_dir": sys.argv[3]}
+node = {"object_store_memory": 100 * 2**20, "temp_dir": sys.argv[3]}
 head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False}
 cluster = Cluster(initialize_head=True, head_node_args=node | head)
 ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)

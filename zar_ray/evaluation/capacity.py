@@ -15,10 +15,13 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import ray
+from ray._private.state import jobs
+from ray._private.worker import global_worker
 from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.core.generated import autoscaler_pb2
 from ray.data import Dataset, ExecutionResources
 from ray.util import placement_group, remove_placement_group
+from ray.util.client import ray as client
 from rich.console import Console
 
 from zar_ray.cluster import gpus_per_worker, total_gpus, worker_device
@@ -138,18 +141,19 @@ def _missing(bundles: list[dict[str, float]]) -> str:
 
 def _on_cluster(look: Callable[[], _T]) -> _T:
     """Asks Ray's server; a driver that has joined through ray:// has no connection to it, and asks in a task."""
-    return ray.get(ray.remote(num_cpus=0)(look).remote()) if ray.util.client.ray.is_connected() else look()
+    return ray.get(ray.remote(num_cpus=0)(look).remote()) if client.is_connected() else look()
 
 
 def _other_jobs() -> list[dict[str, Any]]:
     own = ray.get_runtime_context().get_job_id()
-    return [job for job in ray._private.state.jobs() if not job["IsDead"] and job["JobID"] != own]
+    return [job for job in jobs() if not job["IsDead"] and job["JobID"] != own]
 
 
 def _beyond_autoscaler() -> bool:
     """Whether Ray's autoscaler says that no kind of node that it knows has a GPU as it is waited for."""
-    client = ray._private.worker.global_worker.gcs_client
-    state = GetClusterStatusReply.FromString(client.get_cluster_status()).autoscaling_state
+    messages: Any = autoscaler_pb2
+    worker: Any = global_worker
+    state = messages.GetClusterStatusReply.FromString(worker.gcs_client.get_cluster_status()).autoscaling_state
     groups = state.infeasible_gang_resource_requests
     asked = [
         one

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from types import SimpleNamespace
 
 import pytest
 import torch
 from ray.exceptions import GetTimeoutError, RayTaskError
+from rich.console import Console
 
 from zar_ray import cluster
 from zar_ray.cluster import gpus_per_worker, reserved_gpus, worker_device
 from zar_ray.errors import ModelError, RunError
-from zar_ray.evaluation import preflight
+from zar_ray.evaluation import capacity, preflight
 from zar_ray.evaluation.options import EvaluationOptions
-from zar_ray.evaluation.preflight import check_devices
-from zar_ray.evaluation.resources import Resources
+from zar_ray.evaluation.preflight import check_devices, without_unfit_nodes
+from zar_ray.evaluation.resources import Resources, Wanted
 from zar_ray.training import job as training_job
 from zar_ray.training.job import gpus_per_process
 from zar_ray.training.options import TrainConfig
@@ -25,30 +27,40 @@ def there(monkeypatch):
     """A cluster of so many CPUs and GPUs."""
 
     def make(cpus=16.0, gpus=0.0, platform="linux"):
-        monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
+        there = {"CPU": cpus, "GPU": gpus, "memory": 4e9}
+        node = {"NodeID": "n", "NodeManagerHostname": "h", "Alive": True, "Resources": there}
+        monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: there)
+        monkeypatch.setattr(cluster.ray, "nodes", lambda: [node])
+        monkeypatch.setattr(capacity, "is_autoscaler_v2", lambda: False)
+        monkeypatch.setattr(capacity, "placement_group", lambda _: SimpleNamespace(wait=lambda _: True))
+        monkeypatch.setattr(capacity, "remove_placement_group", lambda _: None)
         monkeypatch.setattr(cluster.sys, "platform", platform)
 
     return make
+
+
+def room(options):
+    return capacity.room_for(options, Console(file=io.StringIO()))
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(16, 8), (2, 1), (1, 1), (208, 8)])
 @pytest.mark.parametrize("said", [{"device": "cpu"}, {"gpus_per_worker": 0.0}, {"device": "cpu", "gpus_per_worker": 0}])
 def test_the_cpu_of_a_gpu_machine_is_shared_as_a_cpu_machines(there, cpus, gpus, said):
     there(cpus)
-    alone = Resources.of_cluster(EvaluationOptions())
+    alone = room(EvaluationOptions())
     assert (alone.device, alone.worker_gpus) == ("cpu", 0.0)
     there(cpus, gpus)
-    assert Resources.of_cluster(EvaluationOptions(**said)) == alone
-    assert Resources.of_cluster(EvaluationOptions(**said, num_workers=3)).worker_gpus == 0
+    assert room(EvaluationOptions(**said)) == alone
+    assert room(EvaluationOptions(**said, num_workers=3)).worker_gpus == 0
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_a_worker_that_has_a_gpu_must_use_it(there, device):
     """``auto`` is settled: where its PyTorch cannot, the worker must not fall back on its one thread."""
     there(16, 4)
-    planned = Resources.of_cluster(EvaluationOptions(device=device))
+    planned = room(EvaluationOptions(device=device))
     assert (planned.device, planned.workers, planned.worker_gpus, planned.threads) == ("cuda", 4, 1.0, 1)
-    half = Resources.of_cluster(EvaluationOptions(device=device, gpus_per_worker=0.5))
+    half = room(EvaluationOptions(device=device, gpus_per_worker=0.5))
     assert (half.device, half.workers) == ("cuda", 8)
 
 
@@ -67,7 +79,7 @@ def test_what_does_not_fit_is_one_line(there, gpus, device, asked, said):
     there(16, gpus)
     for refuse in (
         lambda: gpus_per_worker(device, asked),
-        lambda: Resources.of_cluster(EvaluationOptions(device=device, gpus_per_worker=asked)),
+        lambda: room(EvaluationOptions(device=device, gpus_per_worker=asked)),
         lambda: gpus_per_process(TrainConfig(device=device, gpus_per_worker=asked)),
     ):
         with pytest.raises(RunError, match=said):
@@ -201,6 +213,25 @@ def test_the_first_node_that_cannot_is_named(monkeypatch, problem, compiles, sai
     assert "\n" not in str(caught.value)
     assert nodes.asked == ["a", "b", "c"]
     assert nodes.reserved == [1.0 if compiles else 0], "a compiled function takes memory of a GPU"
+
+
+@pytest.mark.parametrize("bad", ["b", "bc"])
+def test_a_node_that_cannot_is_left_out_where_others_can(monkeypatch, bad):
+    unfit = dict.fromkeys(bad, (GPU_NODE, "driver"))
+    Nodes(monkeypatch, head=(HEAD, "driver"), a=(GPU_NODE, None), **unfit)
+    resources, said = Resources.of_cluster(Wanted("cuda", 1.0)), []
+    rest = without_unfit_nodes(resources, False, said.append)
+    assert (rest.workers, rest.wanted.left_out, rest.decoders) == (2, set(bad), resources.decoders)
+    assert said == [f"node {name}: device cuda: its driver is too old; no replica is put there" for name in sorted(bad)]
+    too_few = Resources.of_cluster(Wanted("cuda", 1.0, least=3))
+    with pytest.raises(RunError, match="node b: device cuda: its driver is too old"):
+        without_unfit_nodes(too_few, False, said.append)
+
+
+def test_where_no_node_can_the_run_ends(monkeypatch):
+    Nodes(monkeypatch, head=(HEAD, None), a=(GPU_NODE, "driver"), b=(GPU_NODE, "driver"))
+    with pytest.raises(RunError, match=r"node a: device cuda: its driver is too old \(and 1 more\)"):
+        without_unfit_nodes(Resources.of_cluster(Wanted("cuda", 1.0)), False, print)
 
 
 def test_on_cpus_every_node_must_compile_and_nothing_else(monkeypatch):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.options.base import operational
 
@@ -16,8 +20,31 @@ class EvaluationOptions(AdaptationOptions):
         None,
         "Folder or URI to keep image features in; runs whose images are all there neither decode nor encode.",
     )
-    num_workers: int | None = operational(None, "Model replicas; by default one a GPU, or one a two CPUs.", ge=1)
+    num_workers: tuple[Annotated[int, Field(ge=1)], ...] = operational(
+        (),
+        "Model replicas: so many, or MIN and MAX of a cluster whose nodes come and go; by default what is there (one a"
+        " GPU, or one a two CPUs), growing to what comes.",
+        max_length=2,
+    )
     decode_workers: int | None = operational(None, "Decoding processes at once; by default what the CPUs allow.", ge=1)
     gpus_per_worker: float | None = operational(None, "GPUs a replica; by default 1 if there are any.", ge=0)
+    wait_for_gpus: float | None = operational(
+        None,
+        "Seconds to wait for GPUs or CPUs that the cluster has not; by default 600 where Ray's autoscaler may bring"
+        " them, else none.",
+        ge=0,
+    )
     batch_size: int = operational(8, "Videos a worker is handed, and adapts to, at a time.", ge=1)
     address: str | None = operational(None, "Ray cluster to use; by default the one at hand, else a local one.")
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _as_range(cls, given: object) -> object:
+        return (given,) if isinstance(given, int) else given
+
+    @field_validator("num_workers")
+    @classmethod
+    def _in_order(cls, given: tuple[int, ...]) -> tuple[int, ...]:
+        if len(given) == 2 and given[0] > given[1]:
+            raise ValueError(f"MIN {given[0]} is above MAX {given[1]}")
+        return given

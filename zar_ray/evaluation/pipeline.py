@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
+import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,24 +21,24 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources, TaskPoolStrategy
+from ray.data import DataContext, Dataset
+from ray.data.context import AutoscalingConfig
 from rich.console import Console
 
 from zar_ray.cluster import connected
-from zar_ray.errors import DeviceLostError, RunError, reason_of
-from zar_ray.evaluation import planning, preflight, recovery, supply
+from zar_ray.errors import RunError, reason_of
+from zar_ray.evaluation import capacity, planning, preflight, recovery, supply
 from zar_ray.evaluation.planning import AskedModel, PlannedModel
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.resources import Resources
 from zar_ray.evaluation.stages.adapt import AdaptStage
 from zar_ray.evaluation.stages.decode import DecodeStage, decode_block
+from zar_ray.evaluation.stages.model_worker import ModelWorker
 from zar_ray.evaluation.streams import check_methods, stream_methods
 from zar_ray.evaluation.workload import Workload
 from zar_ray.results.case import Case
 from zar_ray.results.folder import PARTS_AT_ONCE, RunFolder
 from zar_ray.results.metrics import check_counts
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +106,9 @@ def evaluate(
     console.print("starting Ray, or joining it ...")
     with connected(own.address):
         console.print(f"loading {', '.join(one.label for one in asked)} ...", highlight=False)
-        resources = Resources.of_cluster(own, one_worker=bool(streams))
-        preflight.check_devices(resources.worker_gpus, resources.device, own.compile)
+        resources = capacity.room_for(own, console, one_worker=bool(streams))
+        resources = preflight.without_unfit_nodes(resources, own.compile, partial(console.print, markup=False))
+        console.print(resources.described, highlight=False)
         models = tuple(
             preflight.check_model(one.label, number, planning.asked_settings(one, workload), resources)
             for number, one in enumerate(asked)
@@ -137,28 +138,6 @@ def evaluate(
         return Evaluated(table, models, len(workload.manifest) - len(todo), len(evaluated), seconds)
 
 
-class ModelWorker:
-    """What a process of the model pool runs; it ends with its device, so that Ray starts another one in its place.
-
-    Args:
-        stage: `AdaptStage`, which is made here.
-        told: What it is made of.
-    """
-
-    def __init__(self, stage: Callable[..., AdaptStage], *told: Any) -> None:
-        self._stage = stage(*told)
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """See `AdaptStage`; the block is tried again where its device is lost, as after any death."""
-        try:
-            return self._stage(block)
-        except DeviceLostError:
-            logger.critical("this process ends, as its device is lost", exc_info=True)
-            logging.shutdown()
-            # Whatever would be cleaned up would wait for the device.
-            os._exit(1)
-
-
 def run_blocks(
     videos: pa.Table,
     block_size: int,
@@ -178,18 +157,23 @@ def run_blocks(
     if not len(videos):
         return
     in_order = bool(decode.spec.streams)
-    # Decoding would otherwise run ahead until the object store is full, and memory grow with the number of videos.
-    # A block may be in each decoder, up to two in each worker, and one waits ahead of each worker.
-    in_flight = (resources.decoders + 3 * resources.workers) * block_size * decode.largest(videos)
+    followed = capacity.Followed(resources, block_size * decode.largest(videos), progress.say)
     context = DataContext.get_current().copy()
     context.max_errored_blocks, context.enable_progress_bars = -1, False
+    # A node that joins and cannot load the model ends no run; and the pool follows what the cluster has, not how busy
+    # it is: it grows at once while blocks are left, and keeps its replicas, which take long to make.
+    context.max_consecutive_actor_init_deaths = -1
+    context.autoscaling_config = AutoscalingConfig(
+        actor_pool_util_upscaling_threshold=0.01, actor_pool_util_downscaling_threshold=-1.0
+    )
     context.execution_options.preserve_order = in_order
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=in_flight)
+    context.execution_options.resource_limits = followed.limits
     with DataContext.current(context), ThreadPoolExecutor(1) as beside:
         stages = _stages(videos, decode, told, resources, block_size, retries)
         batches = stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         for number, batch in enumerate(batches, start=1):
             progress.count(cast(pa.Table, batch))
+            followed.look(stages)
             if number % PARTS_AT_ONCE == 0:
                 beside.submit(_compact, folder, progress)
     # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
@@ -224,7 +208,7 @@ def _stages(
                 batch_size=block_size,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
-                compute=TaskPoolStrategy(size=resources.decoders),
+                compute=resources.decode_pool(),
                 num_cpus=resources.decoder_cpus,
                 max_retries=retries,
             )
@@ -234,17 +218,11 @@ def _stages(
                 batch_size=block_size,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
-                compute=ActorPoolStrategy(
-                    size=resources.workers,
-                    max_tasks_in_flight_per_actor=1 if alone else at_once + 1,
-                    max_concurrent_calls_per_actor=at_once,
-                    enable_true_multi_threading=True,
-                ),
-                num_cpus=resources.worker_cpus,
-                num_gpus=resources.worker_gpus,
-                # A worker that dies comes back, and the block it held is tried again a bounded number of times; not in
-                # a stream, where blocks behind it may have arrived meanwhile.
+                compute=resources.model_pool(math.ceil(len(videos) / block_size), at_once, waiting=0 if alone else 1),
+                **resources.replica_options(),
+                # A worker that dies comes back where there is room for it, which may be never: the blocks that it held
+                # do not wait for that, and are a later pass's.
                 max_restarts=-1,
-                max_task_retries=0 if decode.spec.streams else retries,
+                max_task_retries=0,
             )
         )

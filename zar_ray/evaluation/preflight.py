@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,10 @@ def check_nodes(paths: list[str], storage: Storage) -> None:
     token = f"preflight-{uuid.uuid4().hex}"
     storage.write(token, b"seen")
     try:
-        problems = _on_every_node(ray.remote(num_cpus=0, max_retries=1)(_see), (paths, storage, token))
+        found = _on_every_node(ray.remote(num_cpus=0, max_retries=1)(_see), (paths, storage, token))
     finally:
         storage.delete(token)
-    _raise_first(problems)
+    _raise_first([problem for problems in found.values() for problem in problems])
 
 
 def check_devices(gpus: float, device: str, compiles: bool = False) -> None:
@@ -79,11 +80,35 @@ def check_devices(gpus: float, device: str, compiles: bool = False) -> None:
     Raises:
         RunError: Some nodes cannot; one line names the first, why, and how many more there are.
     """
+    _raise_first(list(_unfit_nodes(gpus, device, compiles).values()))
+
+
+def without_unfit_nodes(resources: Resources, compiles: bool, say: Callable[[str], None]) -> Resources:
+    """Leaves out the nodes on which `check_devices` would fail, where others suffice; each is told in a line.
+
+    Raises:
+        RunError: Without them there are too few replicas; the message is that of `check_devices`.
+    """
+    unfit = _unfit_nodes(resources.worker_gpus, resources.device, compiles)
+    if not unfit:
+        return resources
+    rest = Resources.of_cluster(replace(resources.wanted, left_out=frozenset(unfit)))
+    if not rest.enough:
+        _raise_first(list(unfit.values()))
+    for problem in unfit.values():
+        say(f"{problem}; no replica is put there")
+    return rest
+
+
+def _unfit_nodes(gpus: float, device: str, compiles: bool) -> dict[str, str]:
+    """What is wrong with which nodes, by their ids."""
     if device == "cpu" and not compiles:
-        return
+        return {}
     look = ray.remote(num_cpus=0, num_gpus=gpus if compiles else 0, max_calls=1, max_retries=1)(_try_device)
     wanted = {"GPU": gpus} if gpus else {"CPU": 1e-9}
-    _raise_first(_on_every_node(look, (device, compiles), wanted, _COMPILE_SECONDS if compiles else _LOOK_SECONDS))
+    seconds = _COMPILE_SECONDS if compiles else _LOOK_SECONDS
+    found = _on_every_node(look, (device, compiles), wanted, seconds)
+    return {node: problems[0] for node, problems in found.items() if problems}
 
 
 def _try_device(device: str, compiles: bool) -> list[str]:
@@ -99,8 +124,8 @@ def _try_device(device: str, compiles: bool) -> list[str]:
 
 def _on_every_node(
     task: Any, arguments: tuple[Any, ...], wanted: Mapping[str, float] | None = None, seconds: float = _LOOK_SECONDS
-) -> list[str]:
-    """Runs a task on every node that has so much of each resource; the lines that they return, with their nodes."""
+) -> dict[str, list[str]]:
+    """Runs a task on every node that has so much of each resource; by nodes' ids the lines that they return."""
     nodes = [
         node
         for node in ray.nodes()
@@ -108,15 +133,16 @@ def _on_every_node(
     ]
     places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     tasks = [task.options(scheduling_strategy=place).remote(*arguments) for place in places]
-    problems: list[str] = []
-    for host, begun in zip((node["NodeManagerHostname"] for node in nodes), tasks, strict=True):
+    found: dict[str, list[str]] = {}
+    for node, begun in zip(nodes, tasks, strict=True):
         try:
-            problems += [f"node {host}: {line}" for line in ray.get(begun, timeout=seconds)]
+            problems = ray.get(begun, timeout=seconds)
         except GetTimeoutError:
-            problems.append(f"node {host}: has not answered for {seconds:g} s; it hangs, or others hold what it has")
+            problems = [f"has not answered for {seconds:g} s; it hangs, or others hold what it has"]
         except RayError as error:
-            problems.append(f"node {host}: cannot run zar-ray ({_reason(error)})")
-    return problems
+            problems = [f"cannot run zar-ray ({_reason(error)})"]
+        found[node["NodeID"]] = [f"node {node['NodeManagerHostname']}: {line}" for line in problems]
+    return found
 
 
 def _raise_first(problems: list[str]) -> None:
@@ -152,7 +178,7 @@ def check_model(label: str, number: int, settings: Sequence[Setting], resources:
         ZarError: It cannot be loaded; the message is the loader's own.
         RunError: The task that loads it died.
     """
-    load: Any = ray.remote(num_cpus=resources.worker_cpus, num_gpus=resources.worker_gpus, max_retries=1)(plan_model)
+    load: Any = ray.remote(max_retries=1, **resources.replica_options())(plan_model)
     try:
         return ray.get(load.remote(label, number, settings, resources.device))
     except RayTaskError as error:

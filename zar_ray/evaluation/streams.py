@@ -39,8 +39,9 @@ def check_methods(options: EvaluationOptions, streams: tuple[str, ...]) -> None:
     """
     if streams:
         of = f"{' and '.join(streams)} depend{'s' if len(streams) == 1 else ''} on the videos before"
-        if (options.num_workers or 1) > 1:
-            raise ConfigError(f"--num-workers {options.num_workers}: {of}, on one worker; leave it out, or the method")
+        if max(options.num_workers, default=1) > 1:
+            asked = " ".join(map(str, options.num_workers))
+            raise ConfigError(f"--num-workers {asked}: {of}, on one worker; leave it out, or the method")
         if options.retry_failed:
             raise ConfigError(f"--retry-failed: {of}, so a failed video cannot be done later; --overwrite the run")
     from_pixels = [name for name in options.method if get_method(name).needs_pixels]

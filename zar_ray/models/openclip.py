@@ -84,11 +84,11 @@ def _lightly() -> Iterator[None]:
         _forget_stand_in()
 
 
-def _load_when_made(module: ModuleType, name: str) -> None:
+def _load_when_made(module: str, name: str) -> None:
     """Has a kind of tower be loaded, with the library that it is of, where a model is built that has it."""
 
     def make(*args: Any, **kwargs: Any) -> torch.nn.Module:
-        made = getattr(importlib.reload(module), name)
+        made = getattr(importlib.reload(sys.modules[module]), name)
         setattr(open_clip.model, name, made)
         return made(*args, **kwargs)
 
@@ -100,8 +100,8 @@ if "open_clip" in sys.modules:  # and whatever it loads
 else:
     with _lightly():
         import open_clip
-    _load_when_made(open_clip.timm_model, "TimmModel")
-    _load_when_made(open_clip.hf_model, "HFTextEncoder")
+    _load_when_made("open_clip.timm_model", "TimmModel")
+    _load_when_made("open_clip.hf_model", "HFTextEncoder")
 
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME  # noqa: E402
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg  # noqa: E402

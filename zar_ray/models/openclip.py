@@ -88,7 +88,9 @@ def _load_when_made(module: str, name: str) -> None:
     """Has a kind of tower be loaded, with the library that it is of, where a model is built that has it."""
 
     def make(*args: Any, **kwargs: Any) -> torch.nn.Module:
-        made = getattr(importlib.reload(sys.modules[module]), name)
+        # What its library makes at its start is to last, and the model may be built without content.
+        with torch.device("cpu"):
+            made = getattr(importlib.reload(sys.modules[module]), name)
         setattr(open_clip.model, name, made)
         return made(*args, **kwargs)
 

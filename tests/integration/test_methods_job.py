@@ -23,7 +23,7 @@ def of_method(table, method):
 
 
 def test_every_cell_of_five_methods_is_that_of_its_own_run(evaluate, video_folder, same_results):
-    together = evaluate(video_folder, name="together", method=METHODS, num_workers=2, batch_size=3, **OPTIONS)
+    together = evaluate(video_folder, here=True, name="together", method=METHODS, batch_size=3, **OPTIONS)
     assert together.summary.failed == 0
     assert together.summary.order_dependent == ()
     for method in METHODS:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torchvision.transforms.v2 import functional
+
+from zar_ray.video.pixels import transforms
 
 _CHAINS, _LONGEST_CHAIN = 3, 3
 _HASH_BITS = 64
@@ -81,15 +82,16 @@ def _shift(size: int, draws: Draws) -> int:
 
 def _affine(pixels: torch.Tensor, **moved: Any) -> torch.Tensor:
     still: dict[str, Any] = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
+    functional = transforms()
     return functional.affine(pixels, **still | moved, interpolation=functional.InterpolationMode.BILINEAR)
 
 
 _DISTORTIONS: tuple[Callable[[torch.Tensor, Draws], torch.Tensor], ...] = (
-    lambda pixels, draws: functional.autocontrast(pixels),
-    lambda pixels, draws: functional.equalize(pixels),
-    lambda pixels, draws: functional.posterize(pixels, bits=4 - int(4 * _level(draws))),
+    lambda pixels, draws: transforms().autocontrast(pixels),
+    lambda pixels, draws: transforms().equalize(pixels),
+    lambda pixels, draws: transforms().posterize(pixels, bits=4 - int(4 * _level(draws))),
     lambda pixels, draws: _affine(pixels, angle=_signed(int(30 * _level(draws)), draws)),
-    lambda pixels, draws: functional.solarize(pixels, threshold=256 - int(256 * _level(draws))),
+    lambda pixels, draws: transforms().solarize(pixels, threshold=256 - int(256 * _level(draws))),
     lambda pixels, draws: _affine(pixels, shear=[_shear(draws), 0.0]),
     lambda pixels, draws: _affine(pixels, shear=[0.0, _shear(draws)]),
     lambda pixels, draws: _affine(pixels, translate=[_shift(pixels.shape[-1], draws), 0]),

@@ -14,7 +14,6 @@ from typing import Self
 
 import torch
 from pydantic import model_validator
-from torchvision.transforms.v2 import functional
 
 from zar_ray.adaptation.augmix import Draws, augmix
 from zar_ray.adaptation.base import Decision, Method, Outcome, Shared, VideoFeatures
@@ -24,7 +23,7 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.fitting import MORE_MEMORY
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
-from zar_ray.video.pixels import normalise
+from zar_ray.video.pixels import normalise, transforms
 
 _TRIES = 10  # at a crop that fits, as torchvision's RandomResizedCrop
 
@@ -133,6 +132,7 @@ def random_view(frames: torch.Tensor, options: TptConfig, size: int, draws: Draw
         uint8, or under AugMix float32 in [0, 255]: (T, R, R, 3), R pixels being the `size` of the model's input.
     """
     box = random_crop(frames.shape[-2], frames.shape[-1], options, draws)
+    functional = transforms()
     cut = functional.resized_crop(frames, *box, [size, size], antialias=True)
     if draws.uniform() < options.flip:
         cut = functional.horizontal_flip(cut)

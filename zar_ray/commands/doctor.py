@@ -214,8 +214,9 @@ def _read_all(path: str, decoder: Decoder) -> VideoInfo:
 
 
 def _weights() -> list[Check]:
-    import open_clip
     from huggingface_hub import constants, try_to_load_from_cache
+
+    from zar_ray.models.openclip import open_clip
 
     default = ModelOptions.model_validate({})
     name = f"weights {default.model}"

@@ -14,15 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from torch import nn
 
 from zar_ray.errors import ConfigError, ModelError, reason_of, suggestion
 from zar_ray.models.formats import count_layers
 from zar_ray.models.hub import hub_file
 from zar_ray.models.model_folders import find_folder, is_self_described
+from zar_ray.models.openclip import CLIPTextCfg, CLIPVisionCfg, open_clip
 from zar_ray.models.systems.base import EVALUATION_SCALE, SYSTEM, System
 from zar_ray.models.systems.registry import find_system, known_parts, known_systems
 from zar_ray.options.layers import conf_dir, read_yaml

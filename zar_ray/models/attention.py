@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
 from torch.nn import functional as F
 
 from zar_ray.errors import ModelError
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.openclip import ResidualAttentionBlock
 from zar_ray.models.precision import exact_float32, full_precision
 from zar_ray.models.vision import unfit_pooling
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU, ResidualAttentionBlock
 from torch import nn
 from torch.nn import functional as F
+
+from zar_ray.models.openclip import LayerNorm, LayerNormFp32, QuickGELU, ResidualAttentionBlock
 
 _QUICK_GELU = 1.702
 

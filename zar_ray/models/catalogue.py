@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import open_clip
-
 from zar_ray.models.architecture import named_architecture, system_architecture
 from zar_ray.models.cost import weightless
 from zar_ray.models.loading import cached_weights
 from zar_ray.models.model_folders import preprocessing_of
+from zar_ray.models.openclip import open_clip
 from zar_ray.models.parts import text_frame_of
 from zar_ray.models.systems.registry import find_system, known_systems
 from zar_ray.video.transforms import Preprocessing

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from safetensors.torch import save_file
 
 from zar_ray.errors import ModelError
@@ -19,6 +18,7 @@ from zar_ray.models.checkpoints import appearing, free_path
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.formats import OPENAI_MARKS
 from zar_ray.models.loading import load_source
+from zar_ray.models.openclip import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from zar_ray.models.systems.base import SYSTEM
 from zar_ray.models.systems.registry import known_parts
 from zar_ray.models.tokens import TOKENIZER_FILES

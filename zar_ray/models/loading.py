@@ -7,12 +7,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from huggingface_hub import constants as hub
 from huggingface_hub import try_to_load_from_cache
-from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
-from open_clip.pretrained import download_pretrained
 
 from zar_ray.errors import ModelError, reason_of, suggestion
 from zar_ray.models.architecture import (
@@ -31,6 +28,7 @@ from zar_ray.models.formats import TOKEN_EMBEDDING
 from zar_ray.models.hub import hub_problem
 from zar_ray.models.layouts import require_both_towers
 from zar_ray.models.model_folders import config_beside, find_folder, is_self_described, preprocessing_of
+from zar_ray.models.openclip import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME, download_pretrained, open_clip
 from zar_ray.models.options import ModelOptions
 from zar_ray.models.systems.base import SYSTEM, System
 from zar_ray.models.systems.registry import find_system, known_parts

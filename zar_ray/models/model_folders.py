@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
-
 from zar_ray.errors import ModelError, reason_of
 from zar_ray.models.hub import hub_file
+from zar_ray.models.openclip import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from zar_ray.models.tokens import TOKENIZER_SIGNS
 from zar_ray.options.places import AnyFile
 from zar_ray.untrusted import parse_json

@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from open_clip.transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
 from zar_ray.errors import ModelError
+from zar_ray.models.openclip import VisionTransformer
 
 FUSION = "fusion"  # the CLIP's module that makes a view's embedding of its frames', in the place of their mean
 VIEW_FRAMES = "view_frames"  # where an image tower whose frames see each other says how many a view has

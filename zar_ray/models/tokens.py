@@ -12,10 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-
 from zar_ray.errors import ModelError, reason_of
 from zar_ray.models.hub import hub_folder
+from zar_ray.models.openclip import HFTokenizer, SimpleTokenizer
 
 CONTEXT_LENGTH = 77  # of OpenAI's models, and of whatever says nothing else
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from open_clip.transformer import LayerNorm, LayerNormFp32, VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
 from zar_ray.models.blocks import Block, Norm, unfit_block
 from zar_ray.models.deep_prompts import has_other_hooks, with_first_prompts, with_layer_prompts
+from zar_ray.models.openclip import LayerNorm, LayerNormFp32, VisionTransformer
 from zar_ray.models.parts import DEEP_PROMPTS, frames_of
 
 

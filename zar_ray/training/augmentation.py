@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch.nn.functional import one_hot
-from torchvision.transforms.v2 import functional
 
 from zar_ray.training.options import AugmentConfig, RandAugmentConfig
+from zar_ray.video.pixels import transforms
 
 # How far the colour jitter goes; hue in turns of the colour circle.
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 0.4, 0.4, 0.2, 0.1
@@ -55,6 +55,7 @@ def augment(frames: np.ndarray, options: AugmentConfig, size: int, rng: np.rando
     top, left, height, width = draw_box(frames.shape[1], frames.shape[2], options, size, rng)
     # A copy: frames may be read-only, and kept ones must not stay in memory for the sake of a crop.
     window = np.array(frames[:, top : top + height, left : left + width])
+    functional = transforms()
     pixels = functional.resize(torch.from_numpy(window).permute(0, 3, 1, 2), [size, size], antialias=True)
     if options.flip and rng.random() < options.flip:
         pixels = functional.horizontal_flip(pixels)
@@ -87,6 +88,7 @@ def draw_box(
 
 def _jittered(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """uint8 (T, 3, R, R) under one draw of brightness, contrast, saturation and hue, in an order drawn too."""
+    functional = transforms()
     operations = (
         (functional.adjust_brightness, rng.uniform(1 - _BRIGHTNESS, 1 + _BRIGHTNESS)),
         (functional.adjust_contrast, rng.uniform(1 - _CONTRAST, 1 + _CONTRAST)),

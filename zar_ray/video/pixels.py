@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 
 from zar_ray.video.transforms import CropBox, Preprocessing
+
+
+def transforms() -> Any:
+    """What torchvision does to tensors; PyTorch's compiler comes with it, so that it is loaded when first used."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,10 +19,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from open_clip.transformer import QuickGELU, Transformer
 from torch import nn
 
 from zar_ray.models.formats import NOT_READ, Converted, SavedWeights, count_layers, openai_layout
+from zar_ray.models.openclip import QuickGELU, Transformer
 from zar_ray.models.parts import FUSION, TEXT_FRAME, TextFrame, embedding_width, is_of_head
 from zar_ray.models.systems.base import EVALUATION_SCALE, System, TrainingRule
 from zar_ray.video.transforms import Preprocessing

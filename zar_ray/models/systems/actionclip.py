@@ -23,11 +23,11 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import nn
 
 from zar_ray.errors import ModelError
 from zar_ray.models.formats import NOT_READ, Converted, SavedWeights, count_layers, openai_layout, tensors_in
+from zar_ray.models.openclip import LayerNorm, QuickGELU, Transformer
 from zar_ray.models.parts import FUSION, embedding_width, is_of_head
 from zar_ray.models.systems.base import EVALUATION_SCALE, System, TrainingRule
 from zar_ray.video.transforms import enlarged_preprocessing

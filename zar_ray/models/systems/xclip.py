@@ -22,10 +22,10 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import nn
 
 from zar_ray.models.formats import Converted, SavedWeights, count_layers
+from zar_ray.models.openclip import LayerNorm, QuickGELU, Transformer
 from zar_ray.models.parts import FUSION, VIEW_FRAMES, ApartAttention, drop_last, is_of_head, require_class_token
 from zar_ray.models.systems.base import System, TrainingRule
 from zar_ray.video.transforms import imagenet_preprocessing

@@ -186,6 +186,11 @@ def decisions(videos: Sequence[VideoFeatures], decide: Callable[[VideoFeatures],
     return outcomes
 
 
+def with_plain_view(video: VideoFeatures) -> torch.Tensor:
+    """float32 (1 + V, D): a video's views, with its evaluation view, the first of several, in front."""
+    return torch.cat([torch.atleast_2d(video.evaluation)[:1], video.views])
+
+
 def entropy(logits: torch.Tensor) -> torch.Tensor:
     """Entropy of the softmax over the last axis of finite logits, in nats, computed in log space."""
     log_p = logits.log_softmax(dim=-1)

@@ -200,11 +200,16 @@ class ClipModel(nn.Module):
 
         Videos are float32 (..., D + P·D), see `view_features`, and texts (K, D), not normalised.
         """
+        with full_precision(self.device):
+            return (self.followed_texts(features, texts) @ self.embedding_part(features)[..., None])[..., 0]
+
+    def followed_texts(self, features: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """Texts (K, D), not normalised, as videos (..., D + P·D) have them: float32 (..., K, D), L2-normalised."""
         head = following_head(self.clip)
         with full_precision(self.device):
             flat = features.reshape(-1, features.shape[-1])
             own = normalize(head.text_embeddings(texts, flat[:, head.width :]), dim=-1)
-            return (own @ flat[:, : head.width, None])[..., 0].reshape(*features.shape[:-1], len(texts))
+            return own.reshape(*features.shape[:-1], *own.shape[1:])
 
     def fuse(self, frames: torch.Tensor) -> torch.Tensor:
         """One embedding, float32 (..., D), of a view's frames (..., T, D), neither normalised; differentiable.

@@ -271,6 +271,16 @@ class PromptedClasses:
         by_text = by_text.unflatten(-1, (len(self), -1))
         return by_text.log_softmax(dim=-2).logsumexp(dim=-1) - math.log(by_text.shape[-1])
 
+    def texts_for(self, video_features: torch.Tensor) -> torch.Tensor:
+        """The untuned text features as videos (V, D) have them: (K, D), or (V, K, D) where texts follow the video.
+
+        They are float32 and L2-normalised; of several texts a class, the mean of these.
+        """
+        if not self.model.texts_follow_videos:
+            return self.initial_features
+        own = self.model.followed_texts(video_features, self._embeddings_of_texts)
+        return normalize(torch.stack([one.mean(dim=-2) for one in own.split(self._counts, dim=-2)], dim=-2), dim=-1)
+
     @cached_property
     def _embeddings_of_texts(self) -> torch.Tensor:
         with torch.no_grad():

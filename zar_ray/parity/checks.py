@@ -79,14 +79,17 @@ class ArrayCheck:
     note: str = ""
 
 
-def hold(name: str, reference: object, ours: object) -> ArrayCheck:
-    """Holds a value against its reference, either None where it is missing; the check's name settles the tolerance."""
+def hold(name: str, reference: object, ours: object, tolerance: Tolerance | None = None) -> ArrayCheck:
+    """Holds a value against its reference, either None where it is missing.
+
+    Where no tolerance is given the check's name settles it.
+    """
     if reference is None:
         return miss(name, "listed, but not among the arrays")
     if ours is None:
         return miss(name, "not compared: nothing here makes it")
     if isinstance(ours, float | np.ndarray | torch.Tensor):
-        return compare(name, reference, ours, tolerance_of(name))
+        return compare(name, reference, ours, tolerance_of(name) if tolerance is None else tolerance)
     if ours == reference:
         return ArrayCheck(name, 0.0, 0.0, True)
     return ArrayCheck(name, math.inf, 0.0, False, f"{_short(ours)} instead of {_short(reference)}")

@@ -20,6 +20,8 @@ from zar_ray.models.importing import plan_import
 from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
 from zar_ray.options.layers import merge
+from zar_ray.parity.checks import Tolerance
+from zar_ray.parity.formulas import evaluate_formula
 from zar_ray.parity.recipe import recipe_digest, recipe_input, recipe_state_dict
 from zar_ray.untrusted import parse_json
 
@@ -140,12 +142,37 @@ class Fixture:
         """The recipe's input, float32, or another of that name."""
         return torch.from_numpy(recipe_input(self.fact(tuple[int, ...], f"{which}_shape"), self.fact(int, "seed")))
 
+    def made(self, name: str) -> torch.Tensor:
+        """An input that the fixture gives a formula for, float32.
+
+        Raises:
+            ConfigError: It gives none, or one that cannot be read.
+        """
+        formula = self.fact(str, "inputs", name, "formula")
+        config = self.fact(dict[str, Any], "config")
+        sizes = {key: value for key, value in config.items() if isinstance(value, int)}
+        place = f"{self.folder / DESCRIPTION}: inputs.{name}"
+        return torch.from_numpy(evaluate_formula(formula, {**sizes, "seed": self.fact(int, "seed")}, place))
+
+    def tolerance(self, name: str) -> Tolerance | None:
+        """What the fixture itself allows of an array; None where it does not say."""
+        said = self.fact(dict[str, Any], "arrays", default={}).get(name)
+        allowed = said.get("tolerance") if isinstance(said, dict) else None
+        return Tolerance(float(allowed)) if isinstance(allowed, int | float) else None
+
+    def compares(self, name: str) -> bool:
+        """Whether an array is to be compared: not where the fixture gives no tolerance on purpose."""
+        said = self.fact(dict[str, Any], "arrays", default={}).get(name)
+        return not (isinstance(said, dict) and "tolerance" in said and said["tolerance"] is None)
+
     def digests(self) -> dict[str, tuple[object, object]]:
         """Of the weights and the input, each with the one that the recipe gives here; None where nothing is listed."""
         pairs: dict[str, tuple[object, object]] = {}
         for part, expected in self.fact(dict[str, str], "digest", default={}).items():
             made: dict[str, torch.Tensor] | None = None
-            if part in _INPUT_NAMES:
+            if part in self.fact(dict[str, Any], "inputs", default={}):
+                made = {part: self.made(part)}
+            elif part in _INPUT_NAMES:
                 made = {_INPUT_NAMES[part]: self.input(part)}
             elif self._shapes(part) is not None:
                 made = self.weights(part)

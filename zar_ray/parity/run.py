@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zar_ray.errors import ConfigError
-from zar_ray.parity import systems
+from zar_ray.parity import methods, systems
 from zar_ray.parity.checks import ArrayCheck, hold, miss
 from zar_ray.parity.fixture import DESCRIPTION, Evidence, Fixture, read_fixture
 from zar_ray.parity.preprocess import preprocess
@@ -27,6 +27,10 @@ SYSTEMS: dict[str, Callable[[Fixture], Evidence]] = {
     "a5": systems.a5,
     "vitaclip": systems.vitaclip,
     "xclip": systems.xclip,
+    "zero": methods.zero,
+    "mta": methods.mta,
+    "vte": methods.vte,
+    "tps": methods.tps,
 }
 
 
@@ -64,10 +68,13 @@ def _check(fixture: Fixture) -> list[ArrayCheck]:
     held, evidence = fixture.digests(), SYSTEMS[fixture.system](fixture)
     held |= evidence.facts
     for name in (*fixture.fact(dict[str, object], "arrays", default={}), *fixture.arrays):
-        held[name] = fixture.arrays.get(name), evidence.arrays.get(name)
+        if fixture.compares(name):
+            held[name] = fixture.arrays.get(name), evidence.arrays.get(name)
     if not held:
         return [miss(fixture.name, "it holds nothing to compare")]
-    return [hold(f"{fixture.name}/{name}", theirs, ours) for name, (theirs, ours) in held.items()]
+    return [
+        hold(f"{fixture.name}/{name}", theirs, ours, fixture.tolerance(name)) for name, (theirs, ours) in held.items()
+    ]
 
 
 def _unsupported(fixture: Fixture) -> str:

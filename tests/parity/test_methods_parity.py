@@ -1,0 +1,67 @@
+"""Test-time methods on the numbers that their official code gave (tests/golden)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zar_ray.errors import ConfigError
+from zar_ray.parity.formulas import evaluate_formula
+from zar_ray.parity.recipe import recipe_tensor
+from zar_ray.parity.run import check_fixtures
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+FACTS = json.loads((GOLDEN / "methods.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    with np.load(GOLDEN / "methods.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture
+def make(tmp_path_factory, write_fixture, vectors):
+    def write(system, **changed):
+        own = {name.partition("/")[2]: value for name, value in vectors.items() if name.startswith(f"{system}/")}
+        facts = {name: value for name, value in FACTS[system].items() if name not in ("source", "tolerances")}
+        arrays = {name: {"what": "…", "tolerance": allowed} for name, allowed in FACTS[system]["tolerances"].items()}
+        description = {"system": system, **facts, "arrays": arrays}
+        return write_fixture(tmp_path_factory.mktemp("one") / system, description, own | changed)
+
+    return write
+
+
+@pytest.mark.parametrize("system", FACTS)
+def test_every_array_is_within_its_tolerance(make, system):
+    checks = check_fixtures(make(system))
+    assert [check.name for check in checks if not check.ok] == []
+    compared = [one for one in FACTS[system]["tolerances"].values() if one is not None]
+    assert len(checks) == len(compared) + len(FACTS[system]["digest"])
+
+
+@pytest.mark.parametrize("system", FACTS)
+def test_each_array_that_is_off_is_found(make, vectors, system):
+    for name, allowed in FACTS[system]["tolerances"].items():
+        if allowed is None:
+            continue
+        value = vectors[f"{system}/{name}"]
+        wrong = value + np.asarray(max(3 * allowed, 1 if value.dtype.kind == "i" else 0), value.dtype)
+        missed = [check.name for check in check_fixtures(make(system, **{name: wrong})) if not check.ok]
+        assert missed == [f"{system}/{name}"]
+
+
+def test_formulas_are_arithmetic_of_the_recipes_tensors():
+    made = evaluate_formula("golden_tensor('a', (V, 2), seed)[1] + float32(0.5) * 3", {"V": 2, "seed": 9}, "here")
+    assert np.array_equal(made, recipe_tensor("a", (2, 2), 9)[1] + np.float32(0.5) * 3)
+
+
+@pytest.mark.parametrize(
+    "formula", ["open('x')", "golden_tensor.__class__", "V.real", "golden_tensor('a', (W,), 1)", "1 +", "[1]", "2 ** 9"]
+)
+def test_what_is_no_formula_is_refused(formula):
+    with pytest.raises(ConfigError, match="here: its formula cannot be read"):
+        evaluate_formula(formula, {"V": 2}, "here")

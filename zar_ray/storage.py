@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
@@ -18,6 +20,20 @@ _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 def is_uri(location: str) -> bool:
     """Whether a location names a file system of its own, rather than a local path."""
     return bool(_URI.match(location))
+
+
+class FileState(NamedTuple):
+    """What tells whether a file is still the same.
+
+    Attributes:
+        name: Its name in the folder that was listed.
+        size: Bytes.
+        mtime_ns: When it was last written, in nanoseconds; 0 where the store does not say.
+    """
+
+    name: str
+    size: int
+    mtime_ns: int
 
 
 class Storage:
@@ -41,6 +57,12 @@ class Storage:
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return (type(self), (self.location,))
 
+    @classmethod
+    def of_file(cls, location: str) -> tuple[Storage, str]:
+        """The folder that a file lies in, and the file's name."""
+        folder, _, name = (location if is_uri(location) else str(Path(location).absolute())).rpartition("/")
+        return cls(folder or "/"), name
+
     def path(self, name: str = "") -> str:
         """The full location of a file or folder in here, as a user can name it."""
         return f"{self.location}/{name}" if name else self.location
@@ -60,6 +82,50 @@ class Storage:
         """The finished files directly in a folder, sorted; empty if there is no such folder."""
         found = self._fs.get_file_info(FileSelector(self._at(folder), allow_not_found=True))
         return sorted(info.base_name for info in found if info.is_file and not info.base_name.startswith("."))
+
+    def folders(self, folder: str = "") -> list[str]:
+        """The folders directly in a folder, sorted; empty if there is no such folder."""
+        found = self._fs.get_file_info(FileSelector(self._at(folder), allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == FileType.Directory)
+
+    def walk(self) -> list[FileState]:
+        """All files at any depth, sorted by name.
+
+        Raises:
+            RunError: They cannot be listed.
+        """
+        try:
+            found = self._fs.get_file_info(FileSelector(self._root, allow_not_found=True, recursive=True))
+        except OSError as error:
+            raise RunError(f"{self.path()}: cannot be listed ({' '.join(str(error).split())})") from error
+        start = len(self._root) + 1
+        return sorted(FileState(info.path[start:], info.size, info.mtime_ns or 0) for info in found if info.is_file)
+
+    def state(self, name: str) -> FileState:
+        """A file's size and when it was written.
+
+        Raises:
+            RunError: It is not there, its cause a FileNotFoundError; or that cannot be found out.
+        """
+        try:
+            info = self._fs.get_file_info(self._at(name))
+        except OSError as error:
+            raise RunError(f"{self.path(name)}: cannot be looked at ({' '.join(str(error).split())})") from error
+        if not info.is_file:
+            raise RunError(f"{self.path(name)}: no such file") from FileNotFoundError(name)
+        return FileState(name, info.size, info.mtime_ns or 0)
+
+    def read_range(self, name: str, start: int, count: int) -> bytes:
+        """So many bytes of a file from `start` on; fewer where it ends before.
+
+        Raises:
+            RunError: It cannot be read.
+        """
+        try:
+            with self._fs.open_input_file(self._at(name)) as file:
+                return file.read_at(count, start)
+        except OSError as error:
+            raise RunError(f"{self.path(name)}: cannot be read ({' '.join(str(error).split())})") from error
 
     def read(self, name: str) -> bytes:
         """The whole content of a file.
@@ -108,10 +174,16 @@ class Storage:
             RunError: It cannot be deleted.
         """
         try:
-            if self.exists(name):
-                self._fs.delete_file(self._at(name))
+            self._fs.delete_file(self._at(name))
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise RunError(f"{self.path(name)}: cannot be deleted ({' '.join(str(error).split())})") from error
+
+    def delete_many(self, names: Sequence[str]) -> None:
+        """Deletes files, those that are there; raises what `delete` does."""
+        for name in names:
+            self.delete(name)
 
     def delete_folder(self) -> None:
         """Deletes this folder with all that is in it, if it is there.

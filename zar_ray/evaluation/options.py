@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zar_ray.adaptation.options import AdaptationOptions
-from zar_ray.options.base import operational
+from zar_ray.options.base import Bytes, operational
 
 
 class EvaluationOptions(AdaptationOptions):
@@ -15,6 +15,9 @@ class EvaluationOptions(AdaptationOptions):
     features: str | None = operational(
         None,
         "Folder or URI to keep image features in; runs whose images are all there neither decode nor encode.",
+    )
+    features_max_bytes: Bytes | None = operational(
+        None, "Bytes, or 500GB, that the folder of --features may have: what was not used for longest is deleted."
     )
     num_workers: int | None = operational(None, "Model replicas; by default one a GPU, or one a two CPUs.", ge=1)
     decode_workers: int | None = operational(None, "Decoding processes at once; by default what the CPUs allow.", ge=1)

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from zar_ray.errors import ModelError, reason_of
 from zar_ray.models.architecture import AnyClip, Architecture, build_clip, infer_architecture
+from zar_ray.models.fetching import on_this_node
 from zar_ray.models.formats import FROM_SIZES, OPENAI_MARKS, TOKEN_EMBEDDING, SavedWeights, as_float32, openai_layout
 from zar_ray.models.systems.base import SYSTEM
 from zar_ray.models.systems.registry import find_system, recognise
@@ -105,7 +106,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Its system is told by its keys. Weights may lie under ``state_dict``, ``model_state_dict`` or ``model`` and bear
     the prefix ``module.``; half precision becomes float32. PyTorch files are read with ``weights_only=True``; of a
-    TorchScript archive only the tensors are read, none of its code is run.
+    TorchScript archive only the tensors are read, none of its code is run. Of what lies on a shared file system a node
+    makes one copy, see `zar_ray.models.fetching`.
 
     Raises:
         ModelError: There is no such file, it is damaged, holds something other than weights, or those of a model that
@@ -115,15 +117,24 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if not path.is_file():
         raise ModelError(f"{path}: no such checkpoint file")
     try:
-        with path.open("rb") as file:
+        here = on_this_node(path)
+        with here.open("rb") as file:
             instead = stand_in(file.read(512))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read as a checkpoint ({reason_of(error)})") from error
     if instead is not None:
         raise ModelError(f"{path}: {instead}")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _foreign(read_pickled(path), path)
+        return _read_safetensors(here, path)
+    return _foreign(_unpickled(here, path), path)
+
+
+def _unpickled(here: Path, path: Path) -> object:
+    try:
+        return read_pickled(here)
+    except ModelError as error:
+        # What the user named, and not the copy.
+        raise ModelError(str(error).replace(str(here), str(path))) from error
 
 
 def clip_with(architecture: Architecture, tensors: Mapping[str, torch.Tensor], place: str) -> AnyClip:
@@ -179,9 +190,9 @@ def _fitting(clip: AnyClip, tensors: Mapping[str, torch.Tensor], place: str) -> 
     return given
 
 
-def _read_safetensors(path: Path) -> Checkpoint:
+def _read_safetensors(here: Path, path: Path) -> Checkpoint:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(here, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except Exception as error:  # of Rust's library, or PyTorch's own

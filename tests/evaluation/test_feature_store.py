@@ -1,12 +1,11 @@
 """Stored features are what was written, or they are not used; whatever happens to the store's files."""
 
+import hashlib
 import json
-import multiprocessing
 import os
 import pickle
 import re
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 
 from zar_ray.errors import RunError, VideoError
 from zar_ray.evaluation.feature_store import (
-    DamagedError,
     FeatureStore,
     ImageKey,
     Stored,
@@ -23,6 +21,7 @@ from zar_ray.evaluation.feature_store import (
     feature_space,
     image_keys,
 )
+from zar_ray.evaluation.packs import RECORD, DamagedError
 from zar_ray.storage import Storage
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
@@ -44,7 +43,7 @@ def some_embeddings(count=9, dimensions=8, seed=0):
 
 
 def store_at(folder, space=SPACE):
-    return FeatureStore(Storage(str(folder)), space)
+    return FeatureStore(Storage(str(folder)), space, "tiny")
 
 
 @pytest.fixture
@@ -54,13 +53,14 @@ def store(tmp_path):
 
 @pytest.fixture
 def entry(store, tmp_path):
-    """The one stored video's file."""
+    """The one pack that is stored, of one video."""
     write(store, KEYS, some_embeddings())
-    return tmp_path / "store" / KEY / VIDEO[:2] / f"{VIDEO}.features"
+    (pack,) = (tmp_path / "store" / KEY).glob("*.pack")
+    return pack
 
 
-def write(store, keys, embeddings, facts=FACTS, video=VIDEO):
-    store.write(video, Stored(tuple(keys), embeddings, facts))
+def write(store, keys, embeddings, facts=FACTS, video=VIDEO, file=None):
+    store.write([(video, file, Stored(tuple(keys), embeddings, facts))])
 
 
 def assert_stored(found, embeddings, facts=FACTS):
@@ -70,9 +70,9 @@ def assert_stored(found, embeddings, facts=FACTS):
     assert found.embeddings.tobytes() == embeddings.tobytes()
 
 
-def assert_damaged(store, video=VIDEO):
-    with pytest.raises(DamagedError, match=video) as caught:
-        store.read(video, KEYS)
+def assert_damaged(store, what):
+    with pytest.raises(DamagedError, match=re.escape(what)) as caught:
+        store.read(VIDEO, KEYS)
     assert "\n" not in str(caught.value)
 
 
@@ -176,10 +176,10 @@ def test_another_space_does_not_see_the_entry(store, entry, tmp_path, change):
     other = store_at(tmp_path / "store", {**SPACE, **change})
     assert other.read(VIDEO, KEYS) is None
     # nor does it take a file that was moved to where its own would be
-    moved = tmp_path / "store" / other.key / VIDEO[:2] / entry.name
+    moved = tmp_path / "store" / other.key / entry.name
     moved.parent.mkdir(parents=True)
     moved.write_bytes(entry.read_bytes())
-    assert_damaged(other)
+    assert_damaged(other, str(moved))
     assert_stored(store.read(VIDEO, KEYS), some_embeddings())
 
 
@@ -191,120 +191,160 @@ def test_the_space_of_a_run_is_the_same_everywhere_and_names_the_decoders(tmp_pa
 
 
 def test_a_space_describes_itself(store, tmp_path):
-    write(store, KEYS, some_embeddings())
-    written = tmp_path / "store" / KEY / "space.json"
-    assert json.loads(written.read_text()) == SPACE
-    written.unlink()
     store.prepare()
-    assert json.loads(written.read_text()) == SPACE
-
-
-def test_an_entry_of_another_video_is_not_taken(store, entry):
-    other = "ac" * 16
-    target = entry.parent.parent / "ac" / f"{other}.features"
-    target.parent.mkdir()
-    target.write_bytes(entry.read_bytes())
-    assert_damaged(store, other)
+    written = tmp_path / "store" / KEY / "space.json"
+    assert json.loads(written.read_text()) == {**SPACE, "called": "tiny"}
 
 
 DAMAGE = {
-    "empty": lambda entry: entry.write_bytes(b""),
-    "cut off": lambda entry: entry.write_bytes(entry.read_bytes()[:-1]),
-    "cut in the middle": lambda entry: entry.write_bytes(entry.read_bytes()[:900]),
-    "not Parquet": lambda entry: entry.write_text("features\n" * 99),
-    "zeros": lambda entry: entry.write_bytes(bytes(len(entry.read_bytes()))),
+    "empty": lambda content: b"",
+    "cut off": lambda content: content[:-1],
+    "cut in the middle": lambda content: content[:900],
+    "longer": lambda content: content + b"x",
+    "not a pack": lambda content: b"features\n" * 99,
+    "zeros": lambda content: bytes(len(content)),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_said_with_its_file_and_mended_by_the_next_write(store, entry, damage):
-    DAMAGE[damage](entry)
-    with pytest.raises(DamagedError, match=re.escape(str(entry))):
-        store.read(VIDEO, KEYS)
-    write(store, KEYS[:2], some_embeddings(2))
-    assert_stored(store.read(VIDEO, KEYS[:2]), some_embeddings(2))
+def test_a_pack_that_is_damaged_is_as_if_it_were_not_there_and_is_said(store, entry, damage):
+    entry.write_bytes(DAMAGE[damage](entry.read_bytes()))
     assert store.read(VIDEO, KEYS) is None
+    (line,) = store.pin()
+    assert str(entry) in line
+    assert "\n" not in line
+    mend = store_at(store.storage.location)
+    write(mend, KEYS[:2], some_embeddings(2))
+    assert_stored(mend.read(VIDEO, KEYS[:2]), some_embeddings(2))
+    assert mend.read(VIDEO, KEYS) is None
 
 
 def test_a_changed_byte_anywhere_is_found(store, entry):
     content = entry.read_bytes()
-    for position in range(len(content)):
+    for position in (*range(0, len(content), 17), *range(len(content) - RECORD.itemsize, len(content))):
         # One of its bits or, now and then, all of them.
         changed = bytes([content[position] ^ (0xFF if position % 9 == 0 else 1 << position % 8)])
         entry.write_bytes(content[:position] + changed + content[position + 1 :])
-        assert_damaged(store)
+        fresh = store_at(store.storage.location)
+        if position < len(content) - RECORD.itemsize:
+            assert_damaged(fresh, str(entry))
+        else:
+            assert fresh.read(VIDEO, KEYS) is None
     entry.write_bytes(content)
     assert_stored(store.read(VIDEO, KEYS), some_embeddings())
+
+
+def test_damage_after_the_index_was_read_is_found(store, entry):
+    store.pin()
+    entry.write_bytes(entry.read_bytes()[:500])
+    assert_damaged(store, str(entry))
+
+
+def keep(store, video):
+    """Stores a file's features, as a run does; returns its content."""
+    content = store.content(str(video))
+    write(store, KEYS, some_embeddings(), video=content.hash, file=content.file)
+    return content
 
 
 def test_a_file_is_hashed_anew_only_when_it_changed(store, tmp_path, monkeypatch):
     video = tmp_path / "a.mp4"
     video.write_bytes(b"one")
     os.utime(video, ns=(0, 1_000_000_001))
-    first = store.content(video)
-    assert (len(first.hash), first.stale) == (32, False)
+    first = keep(store, video)
+    assert (len(first.hash), first.stale, first.known) == (32, False, False)
 
     def fail(*_):
         raise AssertionError("the file is read")
 
     with monkeypatch.context() as patched:
         patched.setattr("hashlib.file_digest", fail)
-        assert store.content(video) == first
+        assert store.content(str(video)) == first._replace(known=True)
         monkeypatch.chdir(tmp_path)
-        assert store.content("a.mp4") == first
+        assert store.content("a.mp4") == first._replace(known=True)
         os.utime(video, ns=(0, 1_000_000_002))
         with pytest.raises(AssertionError, match="is read"):
-            store.content(video)
-    assert store.content(video) == first
+            store.content(str(video))
+    assert store.content(str(video)).hash == first.hash
 
     video.write_bytes(b"two")
     os.utime(video, ns=(0, 1_000_000_003))
-    second = store.content(video).hash
+    second = keep(store, video).hash
     assert second != first.hash
     video.write_bytes(b"longer")
     os.utime(video, ns=(0, 1_000_000_003))
-    assert store.content(video).hash not in (first.hash, second)
+    assert store.content(str(video)).hash not in (first.hash, second)
+
+
+def test_a_file_that_is_written_to_while_it_is_hashed_has_no_state(store, tmp_path, monkeypatch):
+    video = tmp_path / "a.mp4"
+    video.write_bytes(b"one")
+    real = hashlib.file_digest
+
+    def slow(stream, kind):
+        found = real(stream, kind)
+        video.write_bytes(b"three")
+        return found
+
+    monkeypatch.setattr("hashlib.file_digest", slow)
+    assert store.content(str(video)).file is None
+
+
+def test_files_that_features_are_stored_of_are_told_by_their_names(store, tmp_path):
+    paths = [tmp_path / f"{name}.mp4" for name in "abc"]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    keep(store, paths[1])
+    assert store.has(map(str, paths)).tolist() == [False, True, False]
+    assert store.has([]).tolist() == []
 
 
 def test_the_same_bytes_elsewhere_are_the_same_video(store, tmp_path):
     for name, content in (("a.mp4", b"one"), ("b.mp4", b"one"), (os.fsdecode(b"\xff.mp4"), b"one"), ("c.mp4", b"two")):
         (tmp_path / name).write_bytes(content)
-    hashes = [store.content(path).hash for path in sorted(tmp_path.glob("*.mp4"))]
+    hashes = [store.content(str(path)).hash for path in sorted(tmp_path.glob("*.mp4"))]
     assert len(hashes) == 4
     assert len(set(hashes)) == 2
 
 
-def test_a_changed_file_with_stored_features_is_stale_once(store, tmp_path):
+def test_a_changed_file_with_stored_features_is_stale_until_they_are_computed(store, tmp_path):
     video = tmp_path / "a.mp4"
     video.write_bytes(b"one")
-    write(store, KEYS, some_embeddings(), video=store.content(video).hash)
+    keep(store, video)
     video.write_bytes(b"other")
-    changed = store.content(video)
+    changed = store.content(str(video))
     assert changed.stale
     assert store.read(changed.hash, KEYS) is None
-    assert not store.content(video).stale
-    video.write_bytes(b"yet another")
-    assert not store.content(video).stale
+    keep(store, video)
+    assert not store.content(str(video)).stale
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"size": 3}', None])
-def test_a_damaged_hash_is_taken_anew(store, tmp_path, damage):
-    video = tmp_path / "a.mp4"
-    video.write_bytes(b"one")
-    content = store.content(video)
-    [cached] = (tmp_path / "store" / "hashes").glob("*/*.json")
-    good = cached.read_text()
-    cached.write_text(good.replace(content.hash, "../../x") if damage is None else damage)
-    assert store.content(video) == content
-    assert cached.read_text() == good
+def test_a_copy_that_was_hashed_once_is_not_read_again(store, tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"one")
+    keep(store, tmp_path / "a")
+    copy = store.content(str(tmp_path / "b"))
+    assert not copy.known
+    assert store.read(copy.hash, KEYS) is not None
+    store.write([(copy.hash, copy.file, None)])
+    monkeypatch.setattr("hashlib.file_digest", None)
+    assert store.content(str(tmp_path / "b")) == copy._replace(known=True)
+    assert store.read(copy.hash, KEYS) is not None
+
+
+def test_what_another_store_has_hashed_is_not_read_again(store, tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"one")
+    first = store_at(tmp_path / "store", {**SPACE, "model": "other"}).content(str(tmp_path / "a"))
+    monkeypatch.setattr("hashlib.file_digest", None)
+    assert store.content(str(tmp_path / "a"), first) == first
 
 
 def test_a_video_that_cannot_be_read_is_its_own_failure(store, tmp_path):
     with pytest.raises(VideoError, match="no such file") as caught:
-        store.content(tmp_path / "gone.mp4")
+        store.content(str(tmp_path / "gone.mp4"))
     assert caught.value.stage == "open"
     with pytest.raises(VideoError, match="cannot be read: Is a directory"):
-        store.content(tmp_path)
+        store.content(str(tmp_path))
 
 
 def test_a_store_that_cannot_be_written_is_one_line(tmp_path):
@@ -314,22 +354,3 @@ def test_a_store_that_cannot_be_written_is_one_line(tmp_path):
         with pytest.raises(RunError, match="cannot be written") as caught:
             attempt()
         assert "\n" not in str(caught.value)
-
-
-@pytest.mark.process
-def test_workers_that_write_at_once_leave_a_readable_entry(store, tmp_path):
-    embeddings = some_embeddings()
-    rounds, parts = 10, [slice(0, 3), slice(3, 6)]
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(write, store, KEYS[part], embeddings[part]) for _ in range(rounds) for part in parts]
-        while not all(job.done() for job in jobs):
-            store.read(VIDEO, KEYS[:6])
-    for job in jobs:
-        job.result()
-    found = [store.read(VIDEO, KEYS[part]) for part in parts]
-    # one writer may have lost the other's images, but its own are there, and all that is there is right
-    assert any(found)
-    for one, part in zip(found, parts, strict=True):
-        if one is not None:
-            assert_stored(one, embeddings[part])
-    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import torch
 from zar_ray.adaptation.adapter import PlannedVideo
 from zar_ray.errors import DeviceLostError, VideoError
 from zar_ray.evaluation.spec import DECODED_SCHEMA, MODELS, STATUS_SCHEMA, Failure
-from zar_ray.evaluation.stages import decode
+from zar_ray.evaluation.stages import adapt, decode
 from zar_ray.evaluation.stages.adapt import AdaptStage, Arrived, Replica
 from zar_ray.evaluation.stages.decode import DecodeStage
 
@@ -190,6 +191,15 @@ def test_a_block_whose_device_is_lost_has_no_rows(begin, tiny_checkpoint, caplog
     assert "tried by itself" not in caplog.text, "nothing is tried again here"
     delattr(replica.adapter.model, place)
     assert stage(block)["failed"].to_pylist() == [False] * 3
+
+
+def test_a_worker_tells_once_how_long_it_took_to_load_its_models(begin, tiny_checkpoint, monkeypatch):
+    real, run = adapt.load_model, begin("run", tiny_checkpoint)
+    monkeypatch.setattr(adapt, "load_model", lambda options: time.sleep(0.2) or real(options))
+    block, stage = DecodeStage(run.spec)(run.todo.slice(0, 3)), run.adapt()
+    first, *others = stage(block)["seconds_load"].to_pylist() + stage(block)["seconds_load"].to_pylist()
+    assert 0.2 < first < 60
+    assert others == [None] * 5
 
 
 def test_memory_for_single_images_is_enough(begin, tiny_checkpoint, caplog):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from zar_ray.evaluation import progress
 from zar_ray.evaluation.progress import VideoProgress
+from zar_ray.evaluation.spec import STATUS_SCHEMA
 
 
 class Clock:
@@ -84,3 +86,15 @@ def test_no_start_up_moves_a_rate(start, seconds, blocks):
     assert ("/s" in said) == (finished > 0)
     if finished:
         assert f"{finished / (seconds * len(blocks)):.2f}/s, about 0 s left" in said
+
+
+def test_what_workers_tell_of_their_loads_is_kept_and_listeners_hear_all_rows():
+    heard = []
+    with VideoProgress(Console(file=io.StringIO()), 6, listener=heard.append) as shown:
+        for load in (2.5, None, 4.0):
+            rows = [
+                {"video_id": name, "failed": False, "seconds_load": own} for name, own in (("a", load), ("b", None))
+            ]
+            shown.count(pa.Table.from_pylist(rows, schema=STATUS_SCHEMA))
+    assert shown.loads == [2.5, 4.0]
+    assert [len(status) for status in heard] == [2, 2, 2]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 
 from zar_ray.errors import RunError
+from zar_ray.evaluation.packs import RECORD
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +36,10 @@ def test_features_are_computed_once(evaluate, folder, tmp_path, same_results, ma
         assert 0 < row.bytes_shipped < before.bytes_shipped
 
     # damaged and outdated features are computed anew, and it is said
-    damaged, *_ = sorted(store.glob("*/??/*.features"))
-    damaged.write_bytes(damaged.read_bytes()[:-100])
+    (damaged,) = store.glob("*/*.pack")
+    content = bytearray(damaged.read_bytes())
+    content[np.frombuffer(content[-4 * RECORD.itemsize :], RECORD)["offset"][-1] + 5] ^= 1
+    damaged.write_bytes(content)
     make_video(folder / "blue bar" / "3.mp4", frames=33, seed=77)
     mended = evaluate(folder, here=True, name="mended", features=str(store))
     assert (

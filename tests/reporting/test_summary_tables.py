@@ -98,6 +98,21 @@ def test_runs_with_little_in_them_are_shown_too(make_summary, counts):
         assert not re.search(r"\bnan\b|None", output)
 
 
+@pytest.mark.parametrize(
+    ("loads", "said"),
+    [
+        ([2.5], "2.5 s to load the models (1 worker)"),
+        ([1, 4.5, 2], "2.5 s to load the models (3 workers, the slowest 4.5"),
+    ],
+)
+def test_how_long_workers_took_to_load_the_models_is_said(make_summary, loads, said):
+    summary = make_summary(throughput=Throughput.of(3, 9.0, loads))
+    for output in (printed(print_summary, summary, width=120), markdown(summary)):
+        assert said in output
+    assert summary.numbers()["seconds_load_most"] == max(loads)
+    assert "load the models" not in printed(print_summary, make_summary(throughput=Throughput.of(3, 9.0, ())))
+
+
 def test_a_log_that_knows_only_ascii_gets_it_too(make_summary):
     assert "zero_shot" in printed(print_summary, make_summary(), encoding="ascii")
 

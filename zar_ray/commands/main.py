@@ -27,6 +27,8 @@ COMMANDS = {
     "report compare": "Compare finished runs, video by video where they are of the same videos.",
     "report mlflow": "Send a finished run to MLflow.",
     "report table": "Show a published table beside your own finished runs.",
+    "features show": "Show what a folder of image features holds.",
+    "features prune": "Delete image features that were not used for long, and put small files together.",
     "checkpoint import": "Make a zar-ray checkpoint of another system's file, and account for its tensors.",
     "checkpoint export": "Write a checkpoint for open_clip, or in OpenAI's layout.",
     "checkpoint merge": "Average the weights of checkpoints.",

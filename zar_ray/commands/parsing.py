@@ -44,6 +44,7 @@ _ABOUT = (
 _BOX = re.compile(r"[╭╮╰╯│─]+")
 _NOISE = re.compile(
     r"Error parsing \S+: \d+ validation errors? for \S+ |\[type=[^\]]*\]|For further information visit \S+"
+    r"|typing\.Annotated\[.*\]: "
     r"|^Invalid choice (?=invalid)|no type matching .*? could be instantiated from (?=\[)|Got errors: .* - "
 )
 

@@ -1,13 +1,11 @@
 """Image features kept between runs, so that a run whose images are stored neither decodes nor encodes.
 
-DIR/
-hashes/HH/PATHHASH.json      a video file's content hash, with the size and time it was taken at
-SPACEKEY/space.json          what the features in this folder depend on
-SPACEKEY/HH/HASH.features    the features of one video, one row an image: a checksum, then a Parquet file
+DIR/SPACEKEY/space.json      what the features in this folder depend on
+DIR/SPACEKEY/*.pack          the features of many videos each, see `zar_ray.evaluation.packs`
 
-Files are replaced whole (`zar_ray.storage.Storage.write`): of two workers that write one video at once, the later
-may lose the earlier one's additions, which costs encoding them again, but a reader always finds a finished file.
-Nothing is trusted that is read: a file that is not exactly what was written is reported as damaged.
+Each entry is a Parquet file of one video, one row an image. Nothing that is there is ever changed: what several workers
+or runs write of one video adds up when it is read, the newest first. Nothing is trusted that is read: what is not
+exactly what was written is reported as damaged, and costs encoding it again.
 """
 
 from __future__ import annotations
@@ -16,8 +14,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zar_ray.errors import RunError, StorageError, VideoError
+from zar_ray.errors import VideoError
+from zar_ray.evaluation.packs import RECORD, DamagedError, Entry, GoneError, Index, Packs, PackWriter, digest, words
 from zar_ray.models.options import Precision
 from zar_ray.options.base import fingerprint
 from zar_ray.provenance import package_version
@@ -39,10 +39,18 @@ if TYPE_CHECKING:
     from zar_ray.video.transforms import Preprocessing
 
 # To be raised whenever the same space, video and image would no longer mean the same features.
-LAYOUT = 2
+LAYOUT = 3
+
+AnyVideo = VideoFile | str | os.PathLike[str]
+
+SPACE = "space.json"
+"""File in a space's folder that describes it."""
 
 _HEADER = b"zar_ray.features"
-_DIGITS = 32
+_LOOK_AGAIN = 60.0  # seconds before a process lists a store again because packs have gone
+
+# By a space's folder, what this process has read of it since it was pinned, and when.
+_newer: dict[str, tuple[float, Index]] = {}
 
 
 def feature_space(
@@ -116,25 +124,44 @@ class VideoFacts(NamedTuple):
     height: int
 
 
+class HashedFile(NamedTuple):
+    """A file, and what tells whether it has changed.
+
+    Attributes:
+        path: Hash of its absolute path or URI, 32 hexadecimal digits.
+        size: Its bytes.
+        mtime_ns: When it was written to.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
 class VideoContent(NamedTuple):
     """What a video file holds now.
 
     Attributes:
         hash: Hash of its bytes, 32 hexadecimal digits.
         stale: Whether features are stored of what the file held before, which no longer count for it.
+        file: The file as it was hashed; None if it was written to meanwhile, and the hash is of no content.
+        known: Whether the store knew.
     """
 
     hash: str
     stale: bool
+    file: HashedFile | None
+    known: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """Features of a video's images: I keys, float32 (I, D) as they were written, and the facts."""
+    """Features of a video's images: I keys, float32 (I, D) as they were written, and the facts; from which packs."""
 
     keys: tuple[ImageKey, ...]
     embeddings: np.ndarray
     facts: VideoFacts
+    packs: tuple[str, ...] = ()
 
     def only(self, rows: Sequence[int]) -> Stored:
         """Some of the images, in another order."""
@@ -152,17 +179,30 @@ class Stored:
         return Stored(new.keys + kept.keys, np.concatenate([new.embeddings, kept.embeddings]), facts)
 
 
-class DamagedError(Exception):
-    """A file that cannot be used, and that the next write replaces; the message names it, in one line."""
-
-
 class FeatureStore:
-    """The features of one `feature_space`, in a folder that many processes and runs share, and that may hold others."""
+    """The features of one `feature_space`, in a folder that many processes and runs share, and that may hold others.
 
-    def __init__(self, storage: Storage, space: Mapping[str, Any]) -> None:
+    Lookups see what is there now, or, after `pin`, what was there then; a store that is sent to another process takes
+    what is pinned along, in memory that processes of a node share.
+
+    Args:
+        storage: The folder.
+        space: The space.
+        model: What people call its model.
+    """
+
+    def __init__(self, storage: Storage, space: Mapping[str, Any], model: str = "") -> None:
         self.storage = storage
         self.space = space
+        self.model = model
         self.key = fingerprint(space)
+        self.packs = Packs(storage.child(self.key))
+        self._pinned: tuple[float, Index] | None = None
+        self._seen: Index | None = None
+        self._writer = PackWriter(self.packs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": None}
 
     def prepare(self) -> None:
         """Writes the space's description; called before the work starts, it shows a folder that cannot be written.
@@ -170,40 +210,51 @@ class FeatureStore:
         Raises:
             RunError: The folder cannot be written.
         """
-        text = json.dumps(self.space, indent=2, ensure_ascii=False) + "\n"
-        self.storage.write(f"{self.key}/space.json", text.encode())
+        text = json.dumps({**self.space, "called": self.model}, indent=2, ensure_ascii=False) + "\n"
+        self.packs.storage.write(SPACE, text.encode())
 
-    def content(self, video: VideoFile | str | os.PathLike[str]) -> VideoContent:
-        """Hashes a file's bytes, unless it has the size and modification time of its last hash.
+    def pin(self) -> list[str]:
+        """Reads the index of what is stored, which lookups go by from now on.
+
+        Returns:
+            A line on each pack that is damaged.
+
+        Raises:
+            RunError: The folder cannot be listed.
+        """
+        now = time.time()
+        index, damaged = self.packs.index()
+        self._pinned = (now, index)
+        return damaged
+
+    def content(self, video: AnyVideo, hashed: VideoContent | None = None) -> VideoContent:
+        """Hashes a file's bytes, unless it is as it was at a hash that is stored.
 
         A video in a tar file has the hash of its own bytes, and so the features of the same video on a disk.
 
+        Args:
+            video: The file.
+            hashed: What another store has just said of it.
+
         Raises:
             VideoError: The file cannot be read (stage ``open``).
-            RunError: The store cannot be written.
         """
-        file = video if isinstance(video, VideoFile) else VideoFile(video)
-        place = _hash(os.fsencode(str(file))).hexdigest()
-        place = f"hashes/{place[:2]}/{place}.json"
-        try:
-            known = json.loads(self._read(place) or b"{}")
-        except DamagedError:
-            known = {}
-        before = known.pop("hash", None)
-        try:
-            state = file.state()
-            if known == state:
-                return VideoContent(before, stale=False)
-            with Path(file).open("rb") as stream:
-                digest = hashlib.file_digest(stream, _hash).hexdigest()
-            settled = file.state() == state
-        except OSError as error:
-            missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-            what = "no such file" if missing else f"cannot be read: {reason_of(error)}"
-            raise VideoError(what, stage="open") from error
-        if settled:  # else it was written to meanwhile, and the hash may be of neither content
-            self._write(place, json.dumps({**state, "hash": digest}).encode())
-        return VideoContent(digest, stale=before not in (None, digest) and self.storage.exists(self._place(before)))
+        file = _file(video)
+        index, place = self._index(), _place(file)
+        _, known = next(index.newest_first("path", place), (None, None))
+        before = None if known is None else known["video"].tobytes().hex()
+        state = file_state(file)
+        if known is not None and before is not None and (known["size"], known["mtime_ns"]) == state[1:]:
+            return VideoContent(before, False, state, True)
+        if hashed is None:
+            found = _hash_of(file)
+            hashed = VideoContent(found, False, state if file_state(file) == state else None, False)
+        return hashed._replace(stale=before not in (None, hashed.hash), known=False)
+
+    def has(self, videos: Iterable[AnyVideo]) -> np.ndarray:
+        """Which files something is stored of, by their places alone: bool, one a file."""
+        places = b"".join(_place(_file(video)) for video in videos)
+        return self._index().has("path", np.frombuffer(places, "<u8").reshape(-1, 2))
 
     def read(self, video_hash: str, keys: Sequence[ImageKey]) -> Stored | None:
         """Looks a video's images up.
@@ -218,27 +269,69 @@ class FeatureStore:
         Raises:
             DamagedError: What is stored of the video is not what was written for it and this space.
         """
-        stored = self._load(video_hash)
-        row_of = {key: row for row, key in enumerate(stored.keys)} if stored else {}
-        if stored is None or not row_of.keys() >= set(keys):
-            return None
-        return stored.only([row_of[key] for key in keys])
+        try:
+            return self._read(self._index(), video_hash, keys)
+        except GoneError:
+            # Merged with others, or deleted, since the index was read.
+            try:
+                return self._read(self._index(again=True), video_hash, keys)
+            except GoneError:
+                return None
 
-    def write(self, video_hash: str, new: Stored) -> None:
-        """Adds a video's images, each once, to those that are stored.
+    def _read(self, index: Index, video_hash: str, keys: Sequence[ImageKey]) -> Stored | None:
+        found, damaged, packs = None, None, []
+        for pack, record in index.newest_first("video", bytes.fromhex(video_hash)):
+            if not record["length"]:
+                continue
+            try:
+                entry = self._decoded(self.packs.entry(pack, record), video_hash, pack)
+            except DamagedError as error:
+                damaged = error
+                continue
+            found = entry if found is None else entry.updated(found)
+            packs.append(f"{self.key}/{pack}")
+            row_of = {key: row for row, key in enumerate(found.keys)}
+            if row_of.keys() >= set(keys):
+                return replace(found.only([row_of[key] for key in keys]), packs=tuple(packs))
+        if damaged is not None:
+            raise damaged
+        return None
 
-        What is stored counts no more if it is damaged, or was decoded otherwise than the new facts say: no video's
-        features mix two decoders. An image that is stored already is replaced. The video keeps an earlier warning if it
-        has no new one.
+    def write(self, videos: Sequence[tuple[str, HashedFile | None, Stored | None]]) -> None:
+        """Adds images to those that are stored; each may be stored already, and then the new one is read.
+
+        What is stored counts no more if it was decoded otherwise than the new facts say: no video's features mix two
+        decoders. A video keeps an earlier warning if it has no new one.
+
+        Args:
+            videos: Of each the hash of its content, its file, and its images; None to say only what the file holds.
 
         Raises:
             RunError: The store cannot be written.
         """
-        try:
-            old = self._load(video_hash)
-        except DamagedError:
-            old = None
-        entry = new if old is None else old.updated(new)
+        if videos:
+            self._writer.add([self._entry(*video) for video in videos])
+
+    def merge(self, limit: float) -> int:
+        """Puts small packs together, up to so many bytes; see `Packs.merge`."""
+        return self.packs.merge(self._folded, limit)
+
+    def _folded(self, entries: Sequence[bytes]) -> bytes:
+        """One entry of several of a video, the oldest first."""
+        first, *others = (self._decoded(entry) for entry in entries)
+        for other in others:
+            first = first.updated(other)
+        header = json.loads(pq.read_schema(pa.BufferReader(entries[0])).metadata[_HEADER])
+        return self._encoded(header["video"], first)
+
+    def _entry(self, video_hash: str, file: HashedFile | None, new: Stored | None) -> Entry:
+        record = np.zeros(1, RECORD)[0]
+        record["video"], record["stamp"] = words(bytes.fromhex(video_hash)), time.time_ns()
+        if file is not None:
+            record["path"], record["size"], record["mtime_ns"] = words(bytes.fromhex(file.path)), *file[1:]
+        return Entry(record, b"" if new is None else self._encoded(video_hash, new))
+
+    def _encoded(self, video_hash: str, entry: Stored) -> bytes:
         header = {"space": self.key, "video": video_hash, "facts": entry.facts}
         keys = np.array(entry.keys, np.int32).reshape(-1, len(ImageKey._fields))
         table = pa.table(
@@ -251,19 +344,14 @@ class FeatureStore:
         buffer = io.BytesIO()
         # Floats compress only with their bytes apart; those of a bfloat16 encoder are half zeros.
         pq.write_table(table, buffer, compression="zstd", use_dictionary=False, use_byte_stream_split=True)
-        self._write(self._place(video_hash), buffer.getvalue())
-        if not self.storage.exists(f"{self.key}/space.json"):
-            self.prepare()
+        return buffer.getvalue()
 
-    def _load(self, video_hash: str) -> Stored | None:
-        """The whole entry of a video, None if there is none."""
-        place = self._place(video_hash)
-        if (content := self._read(place)) is None:
-            return None
+    def _decoded(self, content: bytes, video_hash: str | None = None, pack: str = "") -> Stored:
+        """What `_encoded` made, of this video and in this space."""
         table = pq.read_table(pa.BufferReader(content), use_threads=False)
         header = json.loads(table.schema.metadata[_HEADER])
-        if (header["space"], header["video"]) != (self.key, video_hash):
-            raise DamagedError(f"{self.storage.path(place)}: damaged (belongs to another video or space)")
+        if header["space"] != self.key or video_hash not in (None, header["video"]):
+            raise DamagedError(f"{self.packs.storage.path(pack)}: damaged (belongs to another video or space)")
         *keys, embeddings = table.columns
         values = embeddings.combine_chunks().flatten().to_numpy()
         return Stored(
@@ -272,26 +360,42 @@ class FeatureStore:
             VideoFacts(*header["facts"]),
         )
 
-    def _place(self, video_hash: str) -> str:
-        return f"{self.key}/{video_hash[:2]}/{video_hash}.features"
-
-    def _write(self, place: str, content: bytes) -> None:
-        self.storage.write(place, _hash(content).hexdigest().encode() + content)
-
-    def _read(self, place: str) -> bytes | None:
-        """What `_write` wrote there, None if there is nothing."""
-        try:
-            content = self.storage.read(place)
-        except StorageError:
-            raise
-        except RunError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise DamagedError(str(error)) from error
-        if content[:_DIGITS] != _hash(content[_DIGITS:]).hexdigest().encode():
-            raise DamagedError(f"{self.storage.path(place)}: damaged (the checksum does not match)")
-        return content[_DIGITS:]
+    def _index(self, again: bool = False) -> Index:
+        if self._pinned is None:
+            self._seen, _ = self.packs.index(self._seen)
+            return self._seen
+        place, now = self.packs.storage.path(), time.time()
+        newest = max(_newer.get(place, self._pinned), self._pinned, key=lambda one: one[0])
+        if again and (newest is self._pinned or now - newest[0] >= _LOOK_AGAIN):
+            _newer[place] = newest = (now, self.packs.index(newest[1])[0])
+        return newest[1]
 
 
-def _hash(content: bytes = b"") -> hashlib.blake2b:
-    return hashlib.blake2b(content, digest_size=_DIGITS // 2)
+def file_state(video: AnyVideo) -> HashedFile:
+    """A file as it is now.
+
+    Raises:
+        VideoError: There is none that could be read (stage ``open``).
+        StorageError: The store that it is in does not answer.
+    """
+    file = _file(video)
+    state = file.state()
+    return HashedFile(_place(file).hex(), state["size"], state["mtime_ns"])
+
+
+def _file(video: AnyVideo) -> VideoFile:
+    return video if isinstance(video, VideoFile) else VideoFile(video)
+
+
+def _hash_of(file: VideoFile) -> str:
+    try:
+        with Path(file).open("rb") as stream:
+            return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        what = "no such file" if missing else f"cannot be read: {reason_of(error)}"
+        raise VideoError(what, stage="open") from error
+
+
+def _place(file: VideoFile) -> bytes:
+    return digest(os.fsencode(str(file)))

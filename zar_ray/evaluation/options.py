@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from zar_ray.adaptation.options import AdaptationOptions
-from zar_ray.options.base import operational
+from zar_ray.options.base import Bytes, operational
 
 
 class EvaluationOptions(AdaptationOptions):
@@ -19,6 +19,9 @@ class EvaluationOptions(AdaptationOptions):
     features: str | None = operational(
         None,
         "Folder or URI to keep image features in; runs whose images are all there neither decode nor encode.",
+    )
+    features_max_bytes: Bytes | None = operational(
+        None, "Bytes, or 500GB, that the folder of --features may have: what was not used for longest is deleted."
     )
     num_workers: tuple[Annotated[int, Field(ge=1)], ...] = operational(
         (),

@@ -26,8 +26,8 @@ from ray.data.context import AutoscalingConfig
 from rich.console import Console
 
 from zar_ray.cluster import connected
-from zar_ray.errors import RunError, reason_of
 from zar_ray.evaluation import capacity, planning, preflight, recovery, supply
+from zar_ray.evaluation.feature_folder import FeatureKeeping
 from zar_ray.evaluation.planning import AskedModel, PlannedModel
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.resources import Resources
@@ -51,6 +51,7 @@ class Evaluated:
         resumed: Videos that an earlier session had finished.
         evaluated: Videos that this session decided about in every case.
         seconds: Wall seconds of this session's pass over the videos, without starting Ray and checking the models.
+        loads: Wall seconds that each of this session's workers took to load the models.
     """
 
     table: pa.Table
@@ -58,6 +59,7 @@ class Evaluated:
     resumed: int
     evaluated: int
     seconds: float
+    loads: tuple[float, ...] = ()
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -115,27 +117,27 @@ def evaluate(
         )
         spec = planning.job_spec(workload, models, settings, folder.storage, streams)
         ledger, todo = recovery.open_run(workload, models, spec, folder, own, console)
-        started = time.monotonic()
+        started, loads = time.monotonic(), ()
         if len(todo):
             preflight.check_nodes(preflight.needed_files(workload.manifest, asked), folder.storage)
-            for number in range(len(models)):
-                if (store := spec.feature_store(number)) is not None:
-                    store.prepare()
-            if (warning := supply.warning_for_run(models, resources, todo)) is not None:
-                console.print(warning, highlight=False)
             placed = tuple(planning.on_device(model.settings, resources.device) for model in models)
             decode, told = DecodeStage(spec), (spec, placed, resources.threads)
-            with VideoProgress(console, len(workload.manifest), len(workload.manifest) - len(todo)) as progress:
+            features = FeatureKeeping(decode.stores, own.features_max_bytes, console.print)
+            if (warning := supply.warning_for_run(models, resources, features.unstored(todo))) is not None:
+                console.print(warning, highlight=False)
+            total, done = len(workload.manifest), len(workload.manifest) - len(todo)
+            with features, VideoProgress(console, total, done, features.see) as progress:
                 run = partial(
                     run_blocks, decode=decode, told=told, resources=resources, folder=folder, progress=progress
                 )
                 recovery.run_videos(todo, spec, folder, ledger, own.batch_size, run, progress)
+            loads = tuple(progress.loads)
         seconds = time.monotonic() - started
         table = folder.results()
         check_counts(workload.expected_rows(spec.cases), table)
         failed = table.filter(table["error"].is_valid())["video_id"].unique()
         evaluated = todo.filter(~pc.field("video_id").isin(failed))
-        return Evaluated(table, models, len(workload.manifest) - len(todo), len(evaluated), seconds)
+        return Evaluated(table, models, len(workload.manifest) - len(todo), len(evaluated), seconds, loads)
 
 
 def run_blocks(
@@ -175,18 +177,10 @@ def run_blocks(
             progress.count(cast(pa.Table, batch))
             followed.look(stages)
             if number % PARTS_AT_ONCE == 0:
-                beside.submit(_compact, folder, progress)
+                beside.submit(recovery.put_together, folder, progress)
     # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
     # workers keep their CPUs, and a second pass could wait for them for ever.
     gc.collect()
-
-
-def _compact(folder: RunFolder, progress: VideoProgress) -> None:
-    try:
-        folder.compact()
-    except RunError as error:
-        # Parts are as good as what they are put into, which the next ones try again.
-        progress.say(f"{reason_of(error)}; small files of rows stay for now")
 
 
 def _stages(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from zar_ray.cluster_measures import tell
-from zar_ray.evaluation.spec import FeatureUse
+from zar_ray.evaluation.spec import SECONDS_LOAD, FeatureUse
 
 # A log that someone reads afterwards wants a line often enough to see life, seldom enough to be read.
 _SECONDS_BETWEEN_LINES = 10.0
@@ -41,14 +42,22 @@ class VideoProgress:
         console: Where it shows.
         total: Videos of the whole run.
         done: Videos that an earlier session finished.
+        listener: Is told of all rows of `STATUS_SCHEMA` that are counted.
+
+    Attributes:
+        loads: Seconds that each worker which has finished a block took to load the models.
     """
 
-    def __init__(self, console: Console, total: int, done: int = 0) -> None:
+    def __init__(
+        self, console: Console, total: int, done: int = 0, listener: Callable[[pa.Table], None] | None = None
+    ) -> None:
         self._console = console
+        self._listener = listener
         self._failed = 0
         self._timed = 0  # videos with a decision after the first block
         self._features: Counter[FeatureUse] = Counter()
         self._notes = 0
+        self.loads: list[float] = []
         self._started: float | None = None  # when the first block came back
         self._last_line = time.monotonic()
         self._bar = Progress(
@@ -106,8 +115,11 @@ class VideoProgress:
 
         The first oddities are shown at once.
         """
+        if self._listener is not None:
+            self._listener(status)
         rows = status.to_pylist()
         self.advance(len(rows), failed=sum(row["failed"] for row in rows))
+        self.loads += [row[SECONDS_LOAD.name] for row in rows if row[SECONDS_LOAD.name] is not None]
         for row in rows:
             if not row["failed"]:
                 self._features.update(row["feature_uses"] or ())

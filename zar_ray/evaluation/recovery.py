@@ -127,6 +127,15 @@ def run_videos(
     _fail(lost, spec, folder, progress)
 
 
+def put_together(folder: RunFolder, progress: VideoProgress) -> None:
+    """Puts the folder's small files of rows together, beside the run."""
+    try:
+        folder.compact()
+    except RunError as error:
+        # Parts are as good as what they are put into, which the next ones try again.
+        progress.say(f"{reason_of(error)}; small files of rows stay for now")
+
+
 def _run_in_order(
     videos: pa.Table, spec: JobSpec, folder: RunFolder, ledger: Ledger, run: RunBlocks, progress: VideoProgress
 ) -> None:

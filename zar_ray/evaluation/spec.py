@@ -37,6 +37,9 @@ POSITION = pa.field("position", pa.int64())
 # Which of the run's models still lack a row of a video.
 MODELS = pa.field("models", pa.list_(pa.int32()), nullable=False)
 
+# Packs of stored features that were read for a video, as SPACEKEY/NAME.
+FEATURE_PACKS = pa.field("feature_packs", pa.list_(pa.string()))
+
 # What some of a video's models look at: frames resized as they want them, or stored features of one's images.
 INPUT = pa.struct(
     [
@@ -46,6 +49,17 @@ INPUT = pa.struct(
         pa.field("embeddings", pa.large_binary()),
         pa.field("dimensions", pa.int32()),
     ]
+)
+
+# What a video's file holds, and the models whose stores are to be told.
+CONTENT = pa.field(
+    "content",
+    pa.struct(
+        [
+            *(("hash", pa.string()), ("path", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64())),
+            ("models", pa.list_(pa.int32())),
+        ]
+    ),
 )
 
 # Between the stages: one row a video, with its distinct resized frames and what is known of it.
@@ -61,9 +75,10 @@ DECODED_SCHEMA = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("decoder", pa.string()),
         pa.field("inputs", pa.list_(INPUT)),
-        pa.field("content", pa.string()),
+        CONTENT,
         pa.field("feature_uses", pa.list_(pa.string())),
         pa.field("feature_notes", pa.list_(pa.string())),
+        FEATURE_PACKS,
         pa.field("seconds_decode", pa.float64()),
         pa.field("warning", pa.string()),
         pa.field("error", pa.string()),
@@ -72,6 +87,9 @@ DECODED_SCHEMA = pa.schema(
     ]
 )
 
+# With a worker's first block: how long it took to load the models.
+SECONDS_LOAD = pa.field("seconds_load", pa.float64())
+
 # After them: what the driver counts; the results themselves are in the run folder by then.
 STATUS_SCHEMA = pa.schema(
     [
@@ -79,6 +97,8 @@ STATUS_SCHEMA = pa.schema(
         pa.field("failed", pa.bool_(), nullable=False),
         pa.field("feature_uses", pa.list_(pa.string())),
         pa.field("feature_notes", pa.list_(pa.string())),
+        FEATURE_PACKS,
+        SECONDS_LOAD,
     ]
 )
 
@@ -174,7 +194,7 @@ class JobSpec:
             return None
         views = self.models[model]
         space = feature_space(views.fingerprint, views.precision, self.decoder, views.preprocessing, self.resizer)
-        return FeatureStore(Storage(self.features), space)
+        return FeatureStore(Storage(self.features), space, self.labels[model])
 
     def cases_of(self, models: Sequence[int], class_sets: Sequence[int] | None = None) -> list[Case]:
         """The cases of some models, and of some class sets where they are given."""

@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from zar_ray.errors import ModelError, reason_of
-from zar_ray.local_copies import copied, path_of
 from zar_ray.models.architecture import AnyClip, Architecture, build_clip, infer_architecture
+from zar_ray.models.fetching import on_this_node
 from zar_ray.models.formats import FROM_SIZES, OPENAI_MARKS, TOKEN_EMBEDDING, SavedWeights, as_float32, openai_layout
 from zar_ray.models.systems.base import SYSTEM
 from zar_ray.models.systems.registry import find_system, recognise
@@ -107,7 +107,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Its system is told by its keys. Weights may lie under ``state_dict``, ``model_state_dict`` or ``model`` and bear
     the prefix ``module.``; half precision becomes float32. PyTorch files are read with ``weights_only=True``; of a
-    TorchScript archive only the tensors are read, none of its code is run.
+    TorchScript archive only the tensors are read, none of its code is run. Of what lies on a shared file system a node
+    makes one copy, see `zar_ray.models.fetching`.
 
     Raises:
         ModelError: There is no such file, it is damaged, holds something other than weights, or those of a model that
@@ -117,33 +118,24 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if not path.is_file():
         raise ModelError(f"{path}: no such checkpoint file")
     try:
-        with _here(path) as local:
-            with local.open("rb") as file:
-                instead = stand_in(file.read(512))
-            if instead is not None:
-                raise ModelError(f"{path}: {instead}")
-            if path.suffix == ".safetensors":
-                return _read_safetensors(local, path)
-            return _foreign(_read_pickled(local, path), path)
-    except (OSError, EOFError) as error:
+        here = on_this_node(path if isinstance(path, Path) else str(path))
+        with here.open("rb") as file:
+            instead = stand_in(file.read(512))
+    except OSError as error:
         raise ModelError(f"{path}: cannot be read as a checkpoint ({reason_of(error)})") from error
+    if instead is not None:
+        raise ModelError(f"{path}: {instead}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(here, path)
+    return _foreign(_unpickled(here, path), path)
 
 
-@contextmanager
-def _here(path: AnyFile) -> Iterator[Path]:
-    """A checkpoint's file, fetched for the block where it is elsewhere."""
-    if isinstance(path, Path):
-        yield path
-        return
-    with path.open() as source, copied(source, 0, source.seek(0, os.SEEK_END)) as local:
-        yield Path(path_of(local))
-
-
-def _read_pickled(local: Path, path: AnyFile) -> object:
+def _unpickled(here: Path, path: AnyFile) -> object:
     try:
-        return read_pickled(local)
+        return read_pickled(here)
     except ModelError as error:
-        raise ModelError(str(error).replace(str(local), str(path))) from error
+        # What the user named, and not the copy.
+        raise ModelError(str(error).replace(str(here), str(path))) from error
 
 
 def clip_with(architecture: Architecture, tensors: Mapping[str, torch.Tensor], place: str) -> AnyClip:
@@ -199,9 +191,9 @@ def _fitting(clip: AnyClip, tensors: Mapping[str, torch.Tensor], place: str) -> 
     return given
 
 
-def _read_safetensors(local: Path, path: AnyFile) -> Checkpoint:
+def _read_safetensors(here: Path, path: AnyFile) -> Checkpoint:
     try:
-        with safe_open(local, framework="pt") as file:
+        with safe_open(here, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except Exception as error:  # of Rust's library, or PyTorch's own

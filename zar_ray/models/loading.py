@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -24,6 +25,7 @@ from zar_ray.models.architecture import (
 from zar_ray.models.checkpoints import Checkpoint, clip_with, read_checkpoint
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.devices import pick_device
+from zar_ray.models.fetching import one_at_a_time
 from zar_ray.models.formats import TOKEN_EMBEDDING
 from zar_ray.models.hub import hub_problem
 from zar_ray.models.layouts import require_both_towers
@@ -280,9 +282,12 @@ def _from_tag(options: ModelOptions, tag: str) -> ClipModel:
 
 
 def _weights_file(model: str, tag: str, config: dict[str, Any]) -> Path:
-    cached = cached_weights(model, tag)
-    if cached is not None:
-        return cached
+    # A node's workers all begin at once; one downloads, and the others find it in the cache.
+    with contextlib.nullcontext() if cached_weights(model, tag) is not None else one_at_a_time(f"{model} {tag}"):
+        return cached_weights(model, tag) or _downloaded(model, tag, config)
+
+
+def _downloaded(model: str, tag: str, config: dict[str, Any]) -> Path:
     problem = hub_problem()
     if problem is None:
         try:

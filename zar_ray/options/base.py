@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
@@ -38,6 +39,51 @@ Fraction = Annotated[
         str_from_instance=lambda value: [f"{value:g}"],
     ),
 ]
+
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+@dataclass(frozen=True, eq=False)
+class _Unit:
+    """Reads whole numbers with a unit behind them, from files and from the command line."""
+
+    what: str
+    units: dict[str, int]
+
+    def __call__(self, value: object) -> Any:
+        if not isinstance(value, str):
+            return value
+        match = _QUANTITY.fullmatch(value)
+        known = {"": 1, **{unit.casefold(): factor for unit, factor in self.units.items()}}
+        if match is None or match[2].casefold() not in known:
+            raise ValueError(f"{value!r} is no number of {self.what}; units are {', '.join(self.units)}")
+        return int(float(match[1]) * known[match[2].casefold()])
+
+    def on_command_line(self) -> Any:
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=self.what.upper(),
+            instance_from_str=lambda words: self(words[0]),
+            is_instance=lambda value: isinstance(value, int),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+
+_BYTES = _Unit(
+    "bytes",
+    {
+        "B": 1,
+        **{f"{prefix}B": 1000**power for power, prefix in enumerate("kMGTP", 1)},
+        **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGTP", 1)},
+    },
+)
+_SECONDS = _Unit("seconds", {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800})
+
+Bytes = Annotated[int, Field(ge=0), BeforeValidator(_BYTES), _BYTES.on_command_line()]
+"""Bytes, as a number or as ``500GB`` or ``2TiB``."""
+
+Seconds = Annotated[int, Field(ge=0), BeforeValidator(_SECONDS), _SECONDS.on_command_line()]
+"""Seconds, as a number or as ``12h``, ``30d`` or ``2w``."""
 
 FolderName = Annotated[str, AfterValidator(folder_name)]
 """A name that becomes a folder's, below one that another option names."""

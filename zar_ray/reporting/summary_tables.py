@@ -181,6 +181,11 @@ def summary_facts(summary: RunSummary, cell: str = "") -> list[tuple[str, str]]:
     if speed is not None:
         done = counted(summary.throughput.videos, "video")
         facts.append(("speed", f"{digits(speed)} videos/s ({done} in {summary.throughput.seconds:.1f} s)"))
+    told = summary.throughput
+    if told.load_seconds is not None:
+        workers = counted(told.loads, "worker")
+        workers += f", the slowest {digits(told.load_seconds_most)} s" if told.loads > 1 else ""
+        facts.append(("load", f"{digits(told.load_seconds)} s to load the models ({workers})"))
     costs = _costs(summary)
     if costs:
         facts.append(("a video", costs))

@@ -6,7 +6,7 @@ Every share (accuracy, interval, chance) is a fraction in [0, 1]; only what is p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -276,10 +276,23 @@ class Throughput:
     Attributes:
         videos: Videos it decided about in every case; neither failed ones, which may cost nothing, nor resumed ones.
         seconds: Wall seconds of its pass over the videos, with what failed ones took and the workers' start.
+        loads: Workers that told how long they took to load the models.
+        load_seconds: Wall seconds that they took on average; None where none told.
+        load_seconds_most: What the slowest took.
     """
 
     videos: int
     seconds: float
+    loads: int = 0
+    load_seconds: float | None = None
+    load_seconds_most: float | None = None
+
+    @classmethod
+    def of(cls, videos: int, seconds: float, loads: Sequence[float]) -> Throughput:
+        """Such a session's, by the seconds of each worker's load."""
+        if not loads:
+            return cls(videos, seconds)
+        return cls(videos, seconds, len(loads), sum(loads) / len(loads), max(loads))
 
     @property
     def videos_per_second(self) -> float | None:
@@ -413,6 +426,8 @@ class RunSummary:
             **vars(self.costs),
             "seconds": self.throughput.seconds,
             "videos_per_second": self.throughput.videos_per_second,
+            "seconds_load": self.throughput.load_seconds,
+            "seconds_load_most": self.throughput.load_seconds_most,
             "gflops_images": self.images_gflops,
         }
         if (cost := self.model_cost) is not None:

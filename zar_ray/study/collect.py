@@ -93,7 +93,7 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
         cases=cases,
         failures=metrics.failure_groups(part.table),
         costs=metrics.costs(part.table),
-        throughput=Throughput(part.evaluated, part.seconds),
+        throughput=Throughput.of(part.evaluated, part.seconds, part.loads),
         results=folder.storage.path(PREDICTIONS),
         run_file=folder.storage.path(SUMMARY),
         splits=tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,10 +21,13 @@ from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.options import Setting
 from zar_ray.cluster_measures import tell
 from zar_ray.errors import DeviceLostError, RunError, VideoError
-from zar_ray.evaluation.feature_store import Stored, VideoFacts, image_keys
+from zar_ray.evaluation.feature_store import HashedFile, Stored, VideoFacts, image_keys
 from zar_ray.evaluation.spec import (
+    CONTENT,
+    FEATURE_PACKS,
     MODELS,
     POSITION,
+    SECONDS_LOAD,
     STATUS_SCHEMA,
     Failure,
     JobSpec,
@@ -88,7 +92,9 @@ class AdaptStage:
     def __init__(self, spec: JobSpec, settings: tuple[tuple[Setting, ...], ...], threads: int) -> None:
         torch.set_num_threads(threads)
         self.spec = spec
+        started = time.perf_counter()
         self.replicas = [Replica(spec, number, of_one) for number, of_one in enumerate(settings)]
+        self._untold_load: float | None = time.perf_counter() - started
         self._turn = Lock()
         self._position, self._begun = 0, False
         if self.spec.streams:
@@ -122,23 +128,27 @@ class AdaptStage:
                 outcomes = [replica.leave(outcome) for outcome in self.predict(replica, videos)]
             for video, outcome in zip(videos, outcomes, strict=True):
                 results += replica.rows(video, outcome)
-                if note := replica.keep(video, outcome):
-                    notes.setdefault(video.row["video_id"], []).append(note)
                 self._tell(outcome)
+            if videos and (note := replica.keep(videos, outcomes)):
+                notes.setdefault(videos[0].row["video_id"], []).append(note)
         write_part(self.spec.storage, to_table(results))
         if self.spec.streams:
             # After the rows: what is continued does the videos after this position, and rows may be made twice.
             tensors = dict(chain.from_iterable(one.adapter.stream_state().items() for one in self.replicas))
             StreamState(self._position, tensors).write(self.spec.storage)
         failed = {result.video_id for result in results if result.error is not None}
+        with self._turn:
+            load, self._untold_load = self._untold_load, None
         status = [
             {
                 "video_id": row["video_id"],
                 "failed": row["video_id"] in failed,
                 "feature_uses": row["feature_uses"],
                 "feature_notes": [*(row["feature_notes"] or ()), *notes.get(row["video_id"], ())],
+                FEATURE_PACKS.name: row[FEATURE_PACKS.name],
+                SECONDS_LOAD.name: load if number == 0 else None,
             }
-            for row in rows
+            for number, row in enumerate(rows)
         ]
         return pa.Table.from_pylist(status, schema=STATUS_SCHEMA)
 
@@ -304,18 +314,27 @@ class Replica:
             for number, one in enumerate(outcome.cases)
         ]
 
-    def keep(self, video: Arrived, outcome: Decided | Failure) -> str | None:
-        """Stores a video's features where they are wanted; says why that could not be done.
+    def keep(self, videos: Sequence[Arrived], outcomes: Sequence[Decided | Failure]) -> str | None:
+        """Stores the features of a block's videos, and what files they are in; says why that could not be done.
 
-        The video has its result all the same: a store that fails costs time later, not now.
+        The videos have their results all the same: a store that fails costs time later, not now.
         """
-        row, decoded = video.row, isinstance(video.planned, PlannedVideo) and video.planned.frames is not None
-        if self.store is None or row["content"] is None or isinstance(outcome, Failure) or not decoded:
+        if self.store is None:
             return None
-        facts = VideoFacts(row["decoder"], row["warning"], row["frames"], row["width"], row["height"])
+        kept = [self._kept(*one) for one in zip(videos, outcomes, strict=True)]
         try:
-            made = outcome.prediction
-            self.store.write(row["content"], Stored(image_keys(made.plan), made.embeddings.numpy(), facts))
+            self.store.write([one for one in kept if one is not None])
         except RunError as error:
-            return f"features not stored ({error})"
+            return f"features of its block not stored ({error})"
         return None
+
+    def _kept(self, video: Arrived, outcome: Decided | Failure) -> tuple[str, HashedFile, Stored | None] | None:
+        row, content = video.row, video.row[CONTENT.name]
+        if content is None or self.number not in content["models"] or isinstance(outcome, Failure):
+            return None
+        file = HashedFile(content["path"], content["size"], content["mtime_ns"])
+        if isinstance(video.planned, PlannedVideo) and video.planned.frames is None:
+            return content["hash"], file, None
+        facts = VideoFacts(row["decoder"], row["warning"], row["frames"], row["width"], row["height"])
+        made = outcome.prediction
+        return content["hash"], file, Stored(image_keys(made.plan), made.embeddings.numpy(), facts)

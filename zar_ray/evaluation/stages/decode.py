@@ -12,9 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from zar_ray.evaluation.feature_store import DamagedError, image_keys
+from zar_ray.evaluation.feature_store import file_state, image_keys
+from zar_ray.evaluation.packs import DamagedError
 from zar_ray.evaluation.spec import (
+    CONTENT,
     DECODED_SCHEMA,
+    FEATURE_PACKS,
     MODELS,
     POSITION,
     Failure,
@@ -76,7 +79,12 @@ class DecodeStage:
                 return stored
             os.fspath(file)  # fetching it has time of its own
             with self._last_resort(video):
-                return [*stored, *self.read(file, known, video, ways)]
+                read = self.read(file, known, video, ways)
+            if (content := video.get(CONTENT.name)) is not None and read:
+                now = file_state(file)
+                # Features of what it holds now must not be stored for what it held when it was hashed.
+                video[CONTENT.name] = content if now._asdict().items() <= content.items() else None
+            return [*stored, *read]
 
         started = time.perf_counter()
         with file:
@@ -90,13 +98,13 @@ class DecodeStage:
 
     def _look_up(self, file: VideoFile, known: VideoInfo, video: dict[str, Any]) -> list[dict[str, Any]]:
         """Inputs of the models whose features are stored; notes what becomes of the others'."""
-        found, uses, notes = [], [], []
+        found, uses, notes, packs = [], [], [], []
+        content, untold = None, []
         for number in video[MODELS.name]:
             store = self.stores[number]
             if store is None:
                 continue
-            content = store.content(file)
-            video["content"] = content.hash
+            content = store.content(file, content)
             why = "the file has changed since its features were stored" if content.stale else None
             try:
                 plan, *_ = self.spec.models[number].plans(video["video_id"], known)
@@ -106,17 +114,21 @@ class DecodeStage:
             if stored is None:
                 uses.append("computed" if why is None else "replaced")
                 notes += [] if why is None else [f"features computed anew ({why})"]
+                untold.append(number)
                 continue
             facts = stored.facts
             if (facts.frames, facts.width, facts.height) != (known.frames, known.width, known.height):
                 # Decoding says what does not fit.
-                video["content"] = None
                 continue
             video |= {"decoder": facts.decoder, "warning": facts.warning}
             uses.append("read")
+            packs += stored.packs
+            untold += [] if content.known else [number]
             embeddings = stored.embeddings
             found.append({"models": [number], "embeddings": embeddings.tobytes(), "dimensions": embeddings.shape[1]})
-        video |= {"feature_uses": uses, "feature_notes": notes}
+        video |= {"feature_uses": uses, "feature_notes": notes, FEATURE_PACKS.name: packs}
+        if content is not None and content.file is not None:
+            video[CONTENT.name] = {"hash": content.hash, **content.file._asdict(), "models": untold}
         return found
 
     def _ways(self, video: dict[str, Any], stored: list[dict[str, Any]]) -> dict[Resize, list[int]]:

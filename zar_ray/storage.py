@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
-from pyarrow import ArrowInvalid
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow import ArrowInvalid, NativeFile
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
 from zar_ray.errors import RunError
+
+REQUESTS = 16
+"""Requests at a time: an object store answers each after a while, and many at once."""
 
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -58,8 +65,13 @@ class Storage:
 
     def names(self, folder: str = "") -> list[str]:
         """The finished files directly in a folder, sorted; empty if there is no such folder."""
+        return list(self.sizes(folder))
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """The bytes of the finished files directly in a folder by their names, sorted; see `names`."""
         found = self._fs.get_file_info(FileSelector(self._at(folder), allow_not_found=True))
-        return sorted(info.base_name for info in found if info.is_file and not info.base_name.startswith("."))
+        files = [info for info in found if info.is_file and not info.base_name.startswith(".")]
+        return {info.base_name: info.size for info in sorted(files, key=lambda info: info.base_name)}
 
     def read(self, name: str) -> bytes:
         """The whole content of a file.
@@ -72,6 +84,37 @@ class Storage:
                 return stream.read()
         except OSError as error:
             raise RunError(f"{self.path(name)}: cannot be read ({' '.join(str(error).split())})") from error
+
+    def opened(self, name: str) -> NativeFile:
+        """A file whose parts are read when they are asked for.
+
+        Raises:
+            OSError: It is not there, or cannot be read.
+        """
+        return self._fs.open_input_file(self._at(name))
+
+    @contextmanager
+    def filling(self, name: str) -> Iterator[Path]:
+        """A local file to fill; where the block ends well it becomes the file of that name, whole or not at all.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        target = Path(self._at(name)) if self.is_local else None
+        try:
+            if target is not None:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".", dir=target and target.parent) as scratch:
+                file = Path(scratch) / "file"
+                yield file
+                if target is None:
+                    copy_files(str(file), self._at(name), LocalFileSystem(), self._fs)
+                    return
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+                file.replace(target)
+        except OSError as error:
+            raise RunError(f"{self.path(name)}: cannot be written ({' '.join(str(error).split())})") from error
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file so that a reader, or a kill at any moment, sees all of it or nothing.
@@ -108,10 +151,16 @@ class Storage:
             RunError: It cannot be deleted.
         """
         try:
-            if self.exists(name):
-                self._fs.delete_file(self._at(name))
+            self._fs.delete_file(self._at(name))
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise RunError(f"{self.path(name)}: cannot be deleted ({' '.join(str(error).split())})") from error
+
+    def delete_many(self, names: Iterable[str]) -> None:
+        """Deletes files that are there, many at a time; see `delete`."""
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            list(pool.map(self.delete, names))
 
     def delete_folder(self) -> None:
         """Deletes this folder with all that is in it, if it is there.

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from zar_ray.data.manifest import Manifest
 from zar_ray.data.protocols import EvaluationSplit
@@ -66,17 +68,24 @@ class Workload:
             RIGHT_IDS, pa.array(right_ids, RIGHT_IDS.type)
         )
 
-    def expected_rows(self, cases: Sequence[Case]) -> set[tuple[str, str]]:
-        """The (video id, case id) pairs that a finished run's table holds, each once."""
-        return {
-            (video, case.case_id)
-            for split, class_set in zip(self.splits, self.sets_of_splits, strict=True)
-            for case in cases
-            if case.class_set == class_set
-            for video in split.video_ids
-        }
+    def expected_rows(self, cases: Sequence[Case]) -> dict[str, pa.Array]:
+        """The videos that a finished run's table has a row of, each once, by case id."""
+        of_sets: dict[int, list[pa.Array]] = {}
+        for split, class_set in zip(self.splits, self.sets_of_splits, strict=True):
+            of_sets.setdefault(class_set, []).append(pa.array(split.video_ids, pa.string()))
+        videos = {class_set: pa.concat_arrays(ids).unique() for class_set, ids in of_sets.items()}
+        return {case.case_id: videos[case.class_set] for case in cases if case.class_set in videos}
 
     def cases_of(self, split: EvaluationSplit, cases: Iterable[Case]) -> tuple[Case, ...]:
         """The cases that classify a split's videos, in order."""
         class_set = self.sets_of_splits[self.splits.index(split)]
         return tuple(case for case in cases if case.class_set == class_set)
+
+
+def of_class_set(videos: pa.Table, class_set: int) -> np.ndarray:
+    """Bool (N,): which rows of `Workload.table` are classified among a class set."""
+    column = videos[CLASS_SETS.name].combine_chunks()
+    inside = np.zeros(len(column), bool)
+    parents = pc.call_function("list_parent_indices", [column]).to_numpy()
+    inside[parents[column.flatten().to_numpy() == class_set]] = True
+    return inside

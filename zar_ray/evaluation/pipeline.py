@@ -37,7 +37,6 @@ from zar_ray.evaluation.workload import Workload
 from zar_ray.results.case import Case
 from zar_ray.results.folder import PARTS_AT_ONCE, RunFolder
 from zar_ray.results.metrics import check_counts
-from zar_ray.results.rows import KEYS
 from zar_ray.results.stored_rows import StoredRows
 
 logger = logging.getLogger(__name__)
@@ -132,7 +131,7 @@ def evaluate(
                 recovery.run_videos(todo, spec, folder, ledger, own.batch_size, run, progress)
         seconds = time.monotonic() - started
         rows = folder.gather()
-        check_counts(workload.expected_rows(spec.cases), rows.read(KEYS))
+        check_counts(workload.expected_rows(spec.cases), rows.read(["video_id", "case_id"]))
         failed = rows.read(["video_id", "error"], pc.field("error").is_valid())["video_id"].unique()
         evaluated = todo.filter(~pc.field("video_id").isin(failed))
         return Evaluated(rows, models, len(workload.manifest) - len(todo), len(evaluated), seconds)

@@ -61,9 +61,10 @@ class StoredRows:
             needed = list(dict.fromkeys([*columns, "case_id"]))
             conditions.append(pc.field("case_id").isin(pa.array(self.cases, pa.string())))
         try:
-            with self.storage.opened(PREDICTIONS) as file, ThreadPoolExecutor(_AHEAD) as pool:
+            with self.storage.opened(PREDICTIONS) as file:
                 known = pq.read_metadata(file)
-                read = partial(_group, file, known, needed, conditions)
+            with ThreadPoolExecutor(_AHEAD) as pool:
+                read = partial(self._group, known, needed, conditions)
                 for table in _ahead(pool, read, range(known.num_row_groups)):
                     yield table.select(list(columns))
         except FileNotFoundError:
@@ -72,16 +73,16 @@ class StoredRows:
             at = self.storage.path(PREDICTIONS)
             raise RunError(f"{at}: is damaged ({reason_of(error)}); delete it, and the same command goes on") from error
 
-
-def _group(
-    file: pa.NativeFile, known: pq.FileMetaData, columns: list[str], conditions: Sequence[pc.Expression], number: int
-) -> pa.Table:
-    """The rows of one row group that all conditions hold for."""
-    # A reader of its own: they share the open file, whose reads are independent of each other.
-    table = as_results(pq.ParquetFile(file, metadata=known, pre_buffer=True).read_row_group(number, columns), columns)
-    for condition in conditions:
-        table = table.filter(condition)
-    return table
+    def _group(
+        self, known: pq.FileMetaData, columns: list[str], conditions: Sequence[pc.Expression], number: int
+    ) -> pa.Table:
+        """The rows of one row group that all conditions hold for."""
+        with self.storage.opened(PREDICTIONS) as file:
+            reader = pq.ParquetFile(file, metadata=known, pre_buffer=True)
+            table = as_results(reader.read_row_group(number, columns), columns)
+        for condition in conditions:
+            table = table.filter(condition)
+        return table
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:

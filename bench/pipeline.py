@@ -174,7 +174,7 @@ def run_job(config: EvalConfig, done: Any, answer: Any) -> None:
     asked = [pipeline.AskedModel("tiny", (config,))]
     evaluated = pipeline.evaluate(workload, asked, ["default"], folder, Console(file=io.StringIO()))
     ray.shutdown()
-    times = {row.video_id: row.recorded_at for row in to_rows(evaluated.table) if row.error is None}
+    times = {row.video_id: row.recorded_at for row in to_rows(folder.results()) if row.error is None}
     stages: dict[str, float] = {}
     for file in laps.glob("*.laps"):
         for line in file.read_text().splitlines():

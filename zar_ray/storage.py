@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 from pyarrow import NativeFile
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
 from zar_ray.errors import RunError, StorageError
 from zar_ray.file_systems import Location, is_uri
@@ -194,6 +196,30 @@ class Storage:
     def read_many(self, names: Sequence[str]) -> Iterator[bytes]:
         """The contents of files in order, read side by side; raises what `read` does."""
         yield from self._side_by_side(self.read, names)
+
+    @contextmanager
+    def filling(self, name: str) -> Iterator[Path]:
+        """A local file to fill; where the block ends well it becomes the file of that name, whole or not at all.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        target = Path(self._at(name)) if self.is_local else None
+        try:
+            if target is not None:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".", dir=target and target.parent) as scratch:
+                file = Path(scratch) / "file"
+                yield file
+                if target is None:
+                    place = self._at(name)
+                    self._tried(lambda: copy_files(str(file), place, LocalFileSystem(), self._fs), name, "written")
+                    return
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+                file.replace(target)
+        except OSError as error:
+            raise RunError(f"{self.path(name)}: cannot be written ({' '.join(str(error).split())})") from error
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file so that a reader, or a kill at any moment, sees all of it or nothing.

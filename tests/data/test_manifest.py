@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from zar_ray.data.manifest import MANIFEST_SCHEMA, Manifest, VideoRow, read_manifest, write_manifest
 from zar_ray.errors import ManifestError
+from zar_ray.options.base import fingerprint
 
 GOOD = VideoRow("a/1.mp4", "/data/a/1.mp4", 0, "a", "test", 10, 25.0, 32, 24, 0.4, 100, "decord")
 CLASSES = ("a", "b")
@@ -331,3 +332,46 @@ def test_what_lies_there_instead_of_a_manifest_is_said(tmp_path: Path) -> None:
 def _written(folder: Path) -> Path:
     write_manifest(numbered(3), folder / "m.parquet")
     return folder / "m.parquet"
+
+
+def test_a_fingerprint_hashed_bit_by_bit_is_that_of_the_whole(monkeypatch):
+    """Whatever is hashed at a time: runs know their data by it."""
+    made = Manifest.of(
+        [
+            VideoRow(
+                f'ä{n}/𝄞"{n}.mp4',
+                f"/data/{n}.mp4",
+                *((None, None) if n == 1 else (n % 2, "ab"[n % 2])),
+                splits=("x", "y") if n == 2 else None,
+                error="broken" if n == 3 else None,
+                **dict.fromkeys(("frames", "width", "height", "size"), None if n == 3 else 7 + n),
+            )
+            for n in range(5)
+        ],
+        ("a", "b"),
+        "/data",
+        "d",
+    )
+    names = (
+        "video_id",
+        "label_id",
+        "class_name",
+        "split",
+        "frames",
+        "width",
+        "height",
+        "size",
+        "splits",
+        "labels",
+        "group",
+    )
+    table = made.table.sort_by("video_id")
+    columns = {name: table[name].to_pylist() for name in names}
+    failed = table["error"].is_valid().to_pylist()
+    whole = fingerprint({"class_names": ("a", "b"), "columns": columns, "failed": failed})
+    for at_once in (1, 2, 5, 9):
+        monkeypatch.setattr("zar_ray.data.manifest._HASHED_AT_ONCE", at_once)
+        assert made.fingerprint() == whole
+    assert Manifest.of([], ("a",), "/", "d").fingerprint() == fingerprint(
+        {"class_names": ["a"], "columns": {name: [] for name in names}, "failed": []}
+    )

@@ -37,7 +37,7 @@ def compare_runs(places, lookup=None):
 
 
 def right(folder, method="zar"):
-    table = StudyData.read(folder).table.to_pylist()
+    table = StudyData.read(folder).stored.read(["video_id", "method", "correct_after"]).to_pylist()
     return {row["video_id"]: bool(row["correct_after"]) for row in table if row["method"] == method}
 
 

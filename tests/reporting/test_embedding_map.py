@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from zar_ray.reporting import figures as module
-from zar_ray.reporting.figures import LEAST_VIDEOS, embedding_map
+from zar_ray.reporting.figures import LEAST_VIDEOS, embedding_map, spread
 
 
 def clusters(each: int, dimensions: int = 16) -> np.ndarray:
@@ -34,8 +33,6 @@ def test_few_videos_have_a_smaller_perplexity():
     assert found.perplexity < LEAST_VIDEOS
 
 
-def test_of_many_videos_some_are_taken_evenly(monkeypatch):
-    monkeypatch.setattr(module, "MOST_VIDEOS", 7)
-    found = embedding_map(clusters(5))
-    assert found.chosen.tolist() == [0, 2, 5, 7, 9, 12, 14]
-    assert len(found.points) == 7
+def test_of_many_videos_some_are_taken_evenly():
+    assert spread(15, 7).tolist() == [0, 2, 5, 7, 9, 12, 14]
+    assert [spread(count, 7).tolist() for count in (0, 1, 7)] == [[], [0], list(range(7))]

@@ -226,7 +226,7 @@ def test_what_is_no_finished_run_is_refused_and_nothing_written(tmp_path):
         write_report(str(folder))
     folder = write_finished_run(tmp_path / "other")
     (folder / "predictions.parquet").write_bytes(b"no")
-    with pytest.raises(RunError, match="is not Parquet"):
+    with pytest.raises(RunError, match="is damaged"):
         write_report(str(folder))
     assert not list(tmp_path.glob("*/report.html"))
 

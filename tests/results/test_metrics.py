@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import tracemalloc
 import warnings
@@ -328,14 +327,14 @@ def both_cases(*rows: ResultRow) -> list[ResultRow]:
 
 def test_a_table_that_holds_every_video_once_a_case_passes():
     check_counts(
-        set(itertools.product(["0", "1"], [CASE, "zero_shot"])), to_table(both_cases(row(0, 0, 0, 0), failed(1, 0)))
+        dict.fromkeys([CASE, "zero_shot"], pa.array(["0", "1"])), to_table(both_cases(row(0, 0, 0, 0), failed(1, 0)))
     )
 
 
 def test_missing_strange_and_repeated_rows_are_named():
     rows = [row("a", 0, 0, 0), row("a", 0, 0, 0), row("x", 0, 0, 0)]
     with pytest.raises(RunError) as caught:
-        check_counts({(video, CASE) for video in ("a", "b1", "b2", "b3", "b4")}, to_table(rows))
+        check_counts({CASE: pa.array(["b4", "a", "b2", "b3", "b1"])}, to_table(rows))
     message = str(caught.value)
     assert "4 missing (b1 [zar], b2 [zar], b3 [zar], ...)" in message
     assert "1 not in the manifest (x [zar])" in message
@@ -345,7 +344,7 @@ def test_missing_strange_and_repeated_rows_are_named():
 
 def test_a_video_missing_in_one_case_is_missing():
     with pytest.raises(RunError, match=r"1 missing \(0 \[zero_shot\]\)"):
-        check_counts({("0", CASE), ("0", "zero_shot")}, to_table([row(0, 0, 0, 0)]))
+        check_counts({CASE: pa.array(["0"]), "zero_shot": pa.array(["0"])}, to_table([row(0, 0, 0, 0)]))
 
 
 def test_videos_are_counted_once_whatever_the_cases():

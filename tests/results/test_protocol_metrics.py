@@ -442,7 +442,7 @@ def test_videos_that_recur_in_splits_are_drawn_together():
     apart = some_splits(np.random.default_rng(2), (150,) * 3)
     assert average_change(apart, "mean").effect.high - average_change(apart, "mean").effect.low < 0.7 * width
     # Where nothing changes, that is not proof of no change.
-    still = split_rows(one.before == 2, one.before == 2, one.source)
+    still = split_rows(one.before == 2, one.before == 2, one.source.to_numpy())
     assert average_change([still] * 2, "harmonic").effect.low < 0 < average_change([still] * 2, "harmonic").effect.high
 
 
@@ -450,7 +450,8 @@ def test_an_average_has_its_change_and_mlflow_its_numbers():
     splits = some_splits(np.random.default_rng(5), (60, 80), (0.4, 0.7))
     tables = {f"s{place}": one.table for place, one in enumerate(splits)}
     cases = [case_metrics(table, CASE, "zar", 2, split=split) for split, table in tables.items()]
-    (top1,) = [one for one in protocol_averages(cases, "mean", tables) if one.change is not None]
+    rows = {f"s{place}": one for place, one in enumerate(splits)}
+    (top1,) = [one for one in protocol_averages(cases, "mean", lambda case: rows[case.split]) if one.change is not None]
     assert top1.metric == "top1"
     assert isinstance(top1.change.effect, Estimate)
     assert top1.change.difference == pytest.approx(

@@ -6,7 +6,7 @@ import pytest
 
 from zar_ray.errors import RunError
 from zar_ray.results.case import Case
-from zar_ray.results.folder import PARTS, Ledger, RunFolder, differences, write_part
+from zar_ray.results.folder import PARTS, Ledger, RunFolder, differences
 from zar_ray.results.rows import RESULT_SCHEMA, ResultRow, to_rows, to_table
 from zar_ray.results.study_record import FinishedStudy
 from zar_ray.storage import Storage
@@ -56,7 +56,7 @@ def test_a_folder_of_other_files_is_left_alone(folder, tmp_path):
 def test_finishing_puts_parts_into_one_table_that_later_parts_add_to(folder):
     folder.add(rows("v2"))
     folder.add(rows("v1"))
-    folder.finish(folder.results(), {"ok": True})
+    folder.gather()
     assert folder.storage.names(PARTS) == []
     folder.add(rows("v3"))
     assert [row.video_id for row in to_rows(folder.results())] == ["v1", "v2", "v3"]
@@ -68,7 +68,7 @@ def test_a_kill_between_table_and_parts_counts_no_row_twice(folder, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(Storage, "delete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            folder.finish(folder.results(), {})
+            folder.gather()
     assert len(folder.storage.names(PARTS)) == 2
     assert folder.results().num_rows == 2
 
@@ -79,7 +79,7 @@ def test_parts_are_put_into_one_and_say_the_same(folder, finished, monkeypatch):
     monkeypatch.setattr("zar_ray.results.folder.PARTS_AT_ONCE", 4)
     for number in range(finished):
         folder.add(rows(f"v{number}"))
-    folder.finish(folder.results(), {})
+    folder.gather()
     for number in range(2, 13):
         folder.add(rows(f"v{number}", error="broken" if number % 3 == 0 else None))
     before = folder.results()
@@ -94,7 +94,7 @@ def test_parts_are_put_into_one_and_say_the_same(folder, finished, monkeypatch):
     assert folder.results().equals(before)
     folder.compact()
     assert len(folder.storage.names(PARTS)) == 1 + 3
-    folder.finish(folder.results(), {})
+    folder.gather()
     assert (folder.storage.names(PARTS), folder.results().equals(before)) == ([], True)
 
 
@@ -103,7 +103,7 @@ def test_a_damaged_part_has_no_others_written_again_at_every_try(folder, monkeyp
     monkeypatch.setattr("zar_ray.results.folder.PARTS_AT_ONCE", 2)
     for number in range(7):
         folder.add(rows(f"v{number}"))
-    damaged = folder.row_files()[-1]
+    damaged = list(folder.row_files())[-1]
     folder.storage.write(damaged, b"PAR1" * 10)
     for _ in range(3):
         with pytest.raises(RunError, match="is damaged"):
@@ -139,7 +139,9 @@ def test_rows_of_a_run_before_a_column_came_are_read(tmp_path):
     """A run folder of an earlier version is continued: what it did not measure is unknown."""
     storage = Storage(str(tmp_path / "run"))
     old = to_table([ResultRow("v", "zar-1", "zar", seconds_adapt=0.5)]).drop_columns(["seconds_case", "peak_memory"])
-    write_part(storage, old)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(old, buffer)
+    storage.write(f"{PARTS}/old.parquet", buffer.getvalue().to_pybytes())
     (row,) = to_rows(RunFolder(storage).results())
     assert (row.seconds_adapt, row.seconds_case, row.peak_memory) == (0.5, None, None)
 
@@ -155,16 +157,18 @@ def test_what_is_still_lacking_is_told_from_two_columns_of_each_file_once(folder
     for row in made[:4]:  # all of the first video, and the first model's of the second
         folder.add(to_table([row]))
     read = []
-    original = pq.read_table
-    monkeypatch.setattr(pq, "read_table", lambda *a, **k: read.append(k["columns"]) or original(*a, **k))
+    original = pq.ParquetFile.read
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda file, columns: read.append(columns) or original(file, columns))
+    videos = pa.chunked_array([["v0.mp4"], ["v1.mp4", "v2.mp4"]])
     ledger = Ledger(folder)
     ledger.refresh()
     assert read == [["video_id", "case_id"]] * 4
-    assert [ledger.lacks(video, cases) for video in ("v0.mp4", "v1.mp4", "v2.mp4")] == [[], [1], [0, 1]]
+    found = [ledger.has(case.case_id, videos).tolist() for case in cases]
+    assert found == [[True, True, False], [True, False, False], [True, False, False]]
     folder.add(to_table(made[4:]))
     ledger.refresh()
     assert len(read) == 5
-    assert ledger.lacks("v1.mp4", cases) == []
+    assert ledger.has("zero_shot-b", videos).tolist() == [True, True, False]
 
 
 def test_an_identity_that_is_damaged_is_one_line(folder):

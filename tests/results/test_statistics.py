@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.signal import fftconvolve
 from scipy.stats import binom, binomtest
 from statsmodels.stats.contingency_tables import mcnemar
 
@@ -199,3 +200,18 @@ def test_which_deviation_is_which():
     values = (0.1, 0.2, 0.6)
     assert sample_deviation(values) == pytest.approx(np.std(values, ddof=1))
     assert sample_deviation((0.5,)) is None
+
+
+def test_the_work_of_an_exact_p_does_not_grow_with_the_square_of_the_sources():
+    """Twenty thousand videos of their own and ten thousand pairs, against all sums by Fourier transform."""
+    rng, alone, pairs = np.random.default_rng(0), 20_000, 10_000
+    gains = np.concatenate([rng.random(alone) < 0.505, np.repeat(rng.random(pairs) < 0.505, 2)])
+    sources = np.concatenate([np.arange(alone), np.repeat(alone + np.arange(pairs), 2)])
+    twos = np.zeros(2 * pairs + 1)
+    twos[::2] = binom.pmf(np.arange(pairs + 1), pairs, 0.5)
+    chances = fftconvolve(binom.pmf(np.arange(alone + 1), alone, 0.5), twos)
+    reach = abs(gains.sum() - len(gains) / 2)
+    expected = chances[np.abs(np.arange(len(chances)) - len(gains) / 2) >= reach - 1e-9].sum()
+    found = paired_comparison(~gains, gains, sources)
+    assert 1e-6 < expected < 0.9
+    assert found.p_value == pytest.approx(expected, rel=1e-6)

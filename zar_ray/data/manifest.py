@@ -7,9 +7,9 @@ everything about a dataset.  A video that could not be opened stays in with its 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,16 +22,16 @@ import pyarrow.parquet as pq
 from zar_ray.columns import Bytes, Name, Number, Real, Text, Texts, rows_to_table, schema_of, table_to_rows
 from zar_ray.data.classes import distinct_names
 from zar_ray.errors import ManifestError, RunError, suggestion
-from zar_ray.options.base import fingerprint
 from zar_ray.storage import Storage, is_uri
 from zar_ray.untrusted import parse_json, stand_in
 from zar_ray.video.files import VideoFile
 
 _METADATA_KEY = b"zar_ray.manifest"
 _FORMAT = 1
+_HASHED_AT_ONCE = 2**14
 # A manifest's texts repeat much, but not without end.
 _ROWS_AT_ONCE, _SPARE_BYTES, _MOST_TIMES = 1024, 2**28, 100
-_ABSOLUTE = re.compile(r"/|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]+://")
+_ABSOLUTE = r"^(/|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]+://)"
 _REMAKE = 'make one with "zar data index FOLDER"'
 # What the numbers of a run depend on.  Paths are left out, so that a dataset copied elsewhere is the same dataset; an
 # error counts by its presence, since its words may change with a library's version.
@@ -162,7 +162,7 @@ class Manifest:
         if split is not None:
             if split not in self.splits:
                 raise ManifestError(f'{self.name}: no split "{split}"{suggestion(split, self.splits)}')
-            table = table.filter(pa.array([split in row.memberships for row in self.rows()], pa.bool_()))
+            table = table.filter(pa.array(self.members([split])))
         if limit is not None and limit < table.num_rows:
             if limit < 1:
                 raise ManifestError(f"{self.name}: a limit of {limit} videos leaves nothing; it must be at least 1")
@@ -176,21 +176,53 @@ class Manifest:
         Raises:
             ManifestError: There is no video of one of the ids.
         """
-        wanted = set(video_ids)
-        if absent := wanted.difference(self.table["video_id"].to_pylist()):
-            raise ManifestError(f'{self.name}: no video "{min(absent)}"')
-        kept = self.table.filter(pc.field("video_id").isin(pa.array(sorted(wanted), pa.string())))
-        return dataclasses.replace(self, table=kept)
+        wanted = pa.array(list(video_ids), pa.string())
+        there = pc.call_function("is_in", [wanted], pc.SetLookupOptions(self.table["video_id"]))
+        if len(absent := wanted.filter(pc.call_function("invert", [there]))):
+            raise ManifestError(f'{self.name}: no video "{min(absent.to_pylist())}"')
+        return dataclasses.replace(self, table=self.table.filter(pc.field("video_id").isin(wanted)))
+
+    def members(self, splits: Iterable[str]) -> np.ndarray:
+        """Bool (N,): which videos are in any of some splits."""
+        wanted = pc.SetLookupOptions(pa.array(list(splits), pa.string()))
+        lists = self.table["splits"].combine_chunks()
+        alone = pc.call_function("is_in", [self.table["split"]], wanted).to_numpy()
+        inside = alone & lists.is_null().to_numpy(zero_copy_only=False)
+        listed = pc.call_function("is_in", [lists.flatten()], wanted).to_numpy(zero_copy_only=False)
+        inside[pc.call_function("list_parent_indices", [lists]).to_numpy()[listed]] = True
+        return inside
 
     def fingerprint(self) -> str:
         """A short hash (12 hexadecimal digits) of what results depend on.
 
         It is the same for any order of the rows and wherever the files lie.
         """
+        digest = hashlib.sha256()
+        for piece in self._identity():
+            digest.update(piece.encode())
+        return digest.hexdigest()[:12]
+
+    def _identity(self) -> Iterator[str]:
+        """The JSON that `zar_ray.options.base.fingerprint` would hash, bit by bit: whole it would take gigabytes."""
         table = self.table.sort_by("video_id")
-        columns = {name: table[name].to_pylist() for name in _IDENTITY}
-        failed = table["error"].is_valid().to_pylist()
-        return fingerprint({"class_names": self.class_names, "columns": columns, "failed": failed})
+        yield f'{{"class_names":{_json(self.class_names)},"columns":{{'
+        for number, name in enumerate(sorted(_IDENTITY)):
+            yield f'{"," * bool(number)}"{name}":'
+            yield from _list_json(table[name])
+        yield '},"failed":'
+        yield from _list_json(table["error"].is_valid())
+        yield "}"
+
+
+def _json(values: object) -> str:
+    return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
+
+
+def _list_json(column: pa.ChunkedArray) -> Iterator[str]:
+    yield "["
+    for start in range(0, len(column), _HASHED_AT_ONCE):
+        yield "," * bool(start) + _json(column.slice(start, _HASHED_AT_ONCE).to_pylist())[1:-1]
+    yield "]"
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -284,9 +316,9 @@ def _checked(table: pa.Table, class_names: tuple[str, ...], place: str) -> pa.Ta
     if len(counts := ids.value_counts()) < len(ids):
         twice = next(c["values"].as_py() for c in counts if c["counts"].as_py() > 1)
         raise ManifestError(f'{place}: video id "{twice}" occurs more than once')
-    for path in table["path"].to_pylist():
-        if not _ABSOLUTE.match(path):
-            raise ManifestError(f'{place}: path "{path}" is not absolute')
+    absolute = pc.call_function("match_substring_regex", [table["path"]], pc.MatchSubstringOptions(_ABSOLUTE))
+    if len(relative := table["path"].filter(pc.call_function("invert", [absolute]))):
+        raise ManifestError(f'{place}: path "{relative[0]}" is not absolute')
     # The first row with values that contradict each other, where null counts as no contradiction.
     names = pa.array(class_names, pa.string())
     unknown = sorted(_flat(table["labels"]) - set(class_names), key=str)

@@ -11,15 +11,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 from pydantic import Field
 
 from zar_ray.data.classes import by_key, class_list, classes_of, name_key
 from zar_ray.data.listing import NO_SPLIT
-from zar_ray.data.manifest import Manifest, VideoRow
+from zar_ray.data.manifest import Manifest
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 from zar_ray.options.base import Options, option
 from zar_ray.options.layers import zar_home
 from zar_ray.storage import is_uri
+
+_ROWS_AT_ONCE = 2**14
 
 
 class SplitSpec(Options):
@@ -128,8 +131,7 @@ class Benchmark(Options):
         named = [spec.name for spec in self.splits]
         if split is not None and split not in named:
             raise ConfigError(f'{self.name}: no split "{split}"{suggestion(split, named)}')
-        rows = tuple(manifest.rows())
-        there = {member for row in rows for member in row.memberships}
+        there = set(manifest.splits)
         # Where lists were imported for some splits, the others are not to be filled with whatever else is there.
         alone = there.isdisjoint(member for spec in self.splits for member in spec.videos)
         found = []
@@ -141,8 +143,8 @@ class Benchmark(Options):
                         f"{self.name}, split {spec.name}: the manifest has no videos of {' or '.join(spec.videos)}, "
                         f'only of {", ".join(sorted(there)) or "nothing"}; make one with "{self.make_command()}"'
                     )
-                members = [row for row in rows if not spec.videos or not wanted.isdisjoint(row.memberships)]
-                found.append(_evaluation(self, spec, members, manifest.class_names, legacy_labels))
+                table = manifest.table.filter(pa.array(manifest.members(wanted))) if spec.videos else manifest.table
+                found.append(_evaluation(self, spec, table, manifest.class_names, legacy_labels))
         return tuple(found)
 
     def eval_options(self) -> dict[str, Any]:
@@ -238,34 +240,42 @@ def whole_split(manifest: Manifest, split: str | None = None) -> EvaluationSplit
 
 
 def _evaluation(
-    benchmark: Benchmark, spec: SplitSpec, rows: Sequence[VideoRow], own: Sequence[str], legacy_labels: bool
+    benchmark: Benchmark, spec: SplitSpec, table: pa.Table, own: Sequence[str], legacy_labels: bool
 ) -> EvaluationSplit:
     names = spec.class_names(own)
     exact = {n: index for index, n in enumerate(names)}
     alike = {name_key(n): index for index, n in enumerate(names)} if spec.classes is not None else {}
     position = {label: exact.get(label, alike.get(name_key(label))) for label in own}
-    taken = []
+    video_ids: list[str] = []
+    labels: list[tuple[int, ...]] = []
     unlabelled = 0
-    for row in rows:
-        ids = tuple(sorted({number for label in row.label_names if (number := position[label]) is not None}))
-        known = row.labels is not None or row.class_name is not None
-        unlabelled += not known
-        if ids or (not row.label_names and ((known and benchmark.multi_label) or spec.classes is None)):
-            taken.append((row.video_id, ids))
-    if not taken:
+    # A million videos have few distinct labels: these are made once.
+    made: dict[tuple[str, ...], tuple[int, ...]] = {}
+    table = table.select(["video_id", "class_name", "labels"]).sort_by("video_id")
+    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        for video_id, name, several in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            names_of_video = tuple(several) if several is not None else () if name is None else (name,)
+            if (ids := made.get(names_of_video)) is None:
+                ids = tuple(sorted({number for one in names_of_video if (number := position[one]) is not None}))
+                made[names_of_video] = ids
+            known = several is not None or name is not None
+            unlabelled += not known
+            if ids or (not names_of_video and ((known and benchmark.multi_label) or spec.classes is None)):
+                video_ids.append(video_id)
+                labels.append(ids)
+    if not video_ids:
         raise ManifestError(
             f"{benchmark.name}, split {spec.name}: the manifest has no video of its {len(names)} classes; make one "
             f'with "{benchmark.make_command()}"'
         )
-    taken.sort()
     exchanged = dict(benchmark.legacy_swaps) | {b: a for a, b in benchmark.legacy_swaps}
     swapped = frozenset(i for i, n in enumerate(names) if exchanged.get(n) in names)
     return EvaluationSplit(
         benchmark=benchmark.name,
         name=spec.name,
         class_names=tuple(exchanged[n] if legacy_labels and i in swapped else n for i, n in enumerate(names)),
-        video_ids=tuple(video_id for video_id, _ in taken),
-        labels=tuple(ids for _, ids in taken),
+        video_ids=tuple(video_ids),
+        labels=tuple(labels),
         multi_label=benchmark.multi_label,
         expected=spec.count,
         approximate=spec.about,

@@ -39,6 +39,7 @@ from zar_ray.evaluation.workload import Workload
 from zar_ray.results.case import Case
 from zar_ray.results.folder import PARTS_AT_ONCE, RunFolder
 from zar_ray.results.metrics import check_counts
+from zar_ray.results.stored_rows import StoredRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class Evaluated:
     """A finished run.
 
     Attributes:
-        table: The whole result table, one row a (video, case).
+        rows: The result table, one row a (video, case), in the run's folder.
         models: The models that ran, with their settings and cases.
         resumed: Videos that an earlier session had finished.
         evaluated: Videos that this session decided about in every case.
@@ -54,7 +55,7 @@ class Evaluated:
         loads: Wall seconds that each of this session's workers took to load the models.
     """
 
-    table: pa.Table
+    rows: StoredRows
     models: tuple[PlannedModel, ...]
     resumed: int
     evaluated: int
@@ -70,14 +71,13 @@ class Evaluated:
         """What an evaluation of one model under one setting would be."""
         planned = self.models[model]
         cases = planned.of_settings[setting]
-        wanted = pa.array([case.case_id for case in cases], pa.string())
         alone = replace(
             planned,
             costs=planned.costs[setting : setting + 1],
             settings=(planned.settings[setting],),
             of_settings=(cases,),
         )
-        return replace(self, table=self.table.filter(pc.field("case_id").isin(wanted)), models=(alone,))
+        return replace(self, rows=self.rows.of(case.case_id for case in cases), models=(alone,))
 
 
 def evaluate(
@@ -133,11 +133,11 @@ def evaluate(
                 recovery.run_videos(todo, spec, folder, ledger, own.batch_size, run, progress)
             loads = tuple(progress.loads)
         seconds = time.monotonic() - started
-        table = folder.results()
-        check_counts(workload.expected_rows(spec.cases), table)
-        failed = table.filter(table["error"].is_valid())["video_id"].unique()
+        rows = folder.gather()
+        check_counts(workload.expected_rows(spec.cases), rows.read(["video_id", "case_id"]))
+        failed = rows.read(["video_id", "error"], pc.field("error").is_valid())["video_id"].unique()
         evaluated = todo.filter(~pc.field("video_id").isin(failed))
-        return Evaluated(table, models, len(workload.manifest) - len(todo), len(evaluated), seconds, loads)
+        return Evaluated(rows, models, len(workload.manifest) - len(todo), len(evaluated), seconds, loads)
 
 
 def run_blocks(

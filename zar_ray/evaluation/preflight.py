@@ -153,8 +153,8 @@ def _raise_first(problems: list[str]) -> None:
 
 def needed_files(manifest: Manifest, asked: Sequence[AskedModel]) -> list[str]:
     """The checkpoints and one video; one that this process sees, where it sees any, as a lost file fails by itself."""
-    paths = manifest.table.filter(pc.field("error").is_null())["path"].to_pylist()
-    seen = (path for path in paths[:_LOOKED_AT] if is_uri(path) or Path(path).is_file())
+    paths = manifest.table.filter(pc.field("error").is_null())["path"].slice(0, _LOOKED_AT).to_pylist()
+    seen = (path for path in paths if is_uri(path) or Path(path).is_file())
     video = next(seen, paths[0] if paths else None)
     return [str(path) for path in (video, *(one.settings[0].checkpoint for one in asked)) if path is not None]
 

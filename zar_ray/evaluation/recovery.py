@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import chain
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
@@ -24,7 +25,7 @@ from zar_ray.evaluation.preflight import check_stores
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.spec import MODELS, POSITION, Failure, JobSpec, failed_rows
 from zar_ray.evaluation.streams import StreamState
-from zar_ray.evaluation.workload import CLASS_SETS, Workload
+from zar_ray.evaluation.workload import Workload, of_class_set
 from zar_ray.results.folder import CONFIG, MANIFEST, Ledger, RunFolder
 from zar_ray.results.rows import to_table
 
@@ -83,14 +84,15 @@ def open_run(
 def lacking(videos: pa.Table, spec: JobSpec, ledger: Ledger) -> pa.Table:
     """The videos that lack a row, finished or failed, for some case that they are of; with the `MODELS` that do."""
     ledger.refresh()
-    every = range(len(spec.models))
-    of_sets = {sets: spec.cases_of(every, sets) for sets in set(map(tuple, videos[CLASS_SETS.name].to_pylist()))}
-    wanted = zip(videos["video_id"].to_pylist(), videos[CLASS_SETS.name].to_pylist(), strict=True)
-    models = [ledger.lacks(video, of_sets[tuple(sets)]) for video, sets in wanted]
+    lacks = np.zeros((len(videos), len(spec.models)), bool)
+    for case in spec.cases:
+        lacks[:, case.model] |= of_class_set(videos, case.class_set) & ~ledger.has(case.case_id, videos["video_id"])
+    videos, lacks = videos.filter(pa.array(lacks.any(axis=1))), lacks[lacks.any(axis=1)]
     if MODELS.name in videos.column_names:
         videos = videos.drop_columns([MODELS.name])
-    named = videos.append_column(MODELS, pa.array(models, MODELS.type))
-    return named.filter(pa.array([bool(of_video) for of_video in models], pa.bool_()))
+    ends, models = np.append(0, lacks.sum(axis=1).cumsum()), np.nonzero(lacks)[1]
+    column = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(models, pa.int32()))
+    return videos.append_column(MODELS, column.cast(MODELS.type))
 
 
 def run_videos(

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from zar_ray.data.manifest import Manifest
 from zar_ray.data.protocols import EvaluationSplit
@@ -40,9 +43,8 @@ class Workload:
     def of(cls, manifest: Manifest, splits: Sequence[EvaluationSplit]) -> Workload:
         """Takes the videos that any split has out of a manifest."""
         class_sets = tuple(dict.fromkeys(split.class_names for split in splits))
-        wanted = {video for split in splits for video in split.video_ids}
         return cls(
-            manifest.keep(wanted),
+            manifest.keep(chain.from_iterable(split.video_ids for split in splits)),
             tuple(splits),
             class_sets,
             tuple(class_sets.index(split.class_names) for split in splits),
@@ -55,28 +57,42 @@ class Workload:
 
     def table(self) -> pa.Table:
         """The manifest's table with `CLASS_SETS`, in ascending order, and `RIGHT_IDS`, the right label ids in each."""
-        right: dict[str, dict[int, tuple[int, ...]]] = {}
+        ids = self.manifest.table["video_id"]
+        # Of each video and class set, which of the labels of all splits after one another.
+        place = np.full((len(ids), len(self.class_sets)), -1)
+        before = 0
         for split, class_set in zip(self.splits, self.sets_of_splits, strict=True):
-            for video, ids in zip(split.video_ids, split.labels, strict=True):
-                right.setdefault(video, {})[class_set] = ids
-        ids = self.manifest.table["video_id"].to_pylist()
-        sets = [sorted(right[video]) for video in ids]
-        right_ids = [[list(right[video][one]) for one in sorted(right[video])] for video in ids]
-        return self.manifest.table.append_column(CLASS_SETS, pa.array(sets, CLASS_SETS.type)).append_column(
-            RIGHT_IDS, pa.array(right_ids, RIGHT_IDS.type)
+            looked_up = pc.SetLookupOptions(pa.array(split.video_ids, pa.string()))
+            found = pc.call_function("index_in", [ids], looked_up).fill_null(-1).to_numpy()
+            place[found >= 0, class_set] = before + found[found >= 0]
+            before += len(split)
+        labels = pa.array(list(chain.from_iterable(split.labels for split in self.splits)), RIGHT_IDS.type.value_type)
+        rows, sets = np.nonzero(place >= 0)
+        ends = pa.array(np.append(0, (place >= 0).sum(axis=1).cumsum()), pa.int32())
+        sets_of = pa.ListArray.from_arrays(ends, pa.array(sets, pa.int32()))
+        right = pa.ListArray.from_arrays(ends, labels.take(pa.array(place[rows, sets])))
+        return self.manifest.table.append_column(CLASS_SETS, sets_of.cast(CLASS_SETS.type)).append_column(
+            RIGHT_IDS, right.cast(RIGHT_IDS.type)
         )
 
-    def expected_rows(self, cases: Sequence[Case]) -> set[tuple[str, str]]:
-        """The (video id, case id) pairs that a finished run's table holds, each once."""
-        return {
-            (video, case.case_id)
-            for split, class_set in zip(self.splits, self.sets_of_splits, strict=True)
-            for case in cases
-            if case.class_set == class_set
-            for video in split.video_ids
-        }
+    def expected_rows(self, cases: Sequence[Case]) -> dict[str, pa.Array]:
+        """The videos that a finished run's table has a row of, each once, by case id."""
+        of_sets: dict[int, list[pa.Array]] = {}
+        for split, class_set in zip(self.splits, self.sets_of_splits, strict=True):
+            of_sets.setdefault(class_set, []).append(pa.array(split.video_ids, pa.string()))
+        videos = {class_set: pa.concat_arrays(ids).unique() for class_set, ids in of_sets.items()}
+        return {case.case_id: videos[case.class_set] for case in cases if case.class_set in videos}
 
     def cases_of(self, split: EvaluationSplit, cases: Iterable[Case]) -> tuple[Case, ...]:
         """The cases that classify a split's videos, in order."""
         class_set = self.sets_of_splits[self.splits.index(split)]
         return tuple(case for case in cases if case.class_set == class_set)
+
+
+def of_class_set(videos: pa.Table, class_set: int) -> np.ndarray:
+    """Bool (N,): which rows of `Workload.table` are classified among a class set."""
+    column = videos[CLASS_SETS.name].combine_chunks()
+    inside = np.zeros(len(column), bool)
+    parents = pc.call_function("list_parent_indices", [column]).to_numpy()
+    inside[parents[column.flatten().to_numpy() == class_set]] = True
+    return inside

@@ -18,7 +18,7 @@ from zar_ray.reporting.blocks import Block
 from zar_ray.reporting.numbers import percent
 from zar_ray.reporting.pages import Card, Cards, Content, Figure, Picture, Section, Text, why_empty
 from zar_ray.reporting.run_data import RunData, RunSplit
-from zar_ray.results.case_rows import RIGHT, CaseRows, class_accuracies, confusion_matrix, firsts
+from zar_ray.results.case_rows import CASE_COLUMNS, RIGHT, CaseRows, class_accuracies, confusion_matrix, firsts
 from zar_ray.results.record import CaseMetrics, ClassAccuracy
 from zar_ray.storage import is_uri
 from zar_ray.video.options import ViewConfig
@@ -26,6 +26,8 @@ from zar_ray.video.sandbox import DecoderProcess
 from zar_ray.video.sandbox_process import DecodeRequest
 from zar_ray.video.transforms import Preprocessing
 
+_OF_BOTH = tuple(f"{name}_{when}" for when in ("before", "after") for name in ("top5", "top5_scores", "entropy"))
+_COLUMNS = (*CASE_COLUMNS, *_OF_BOTH)
 _CLASSES_SHOWN = 30
 _MISTAKES_SHOWN = 20
 _THUMBNAILS = 4
@@ -39,7 +41,7 @@ def case_sections(data: RunData, case: CaseMetrics, samples: int, decoder: Decod
 
     Of the videos most helped, and of those most hurt, `samples` are shown, with pictures that `decoder` reads.
     """
-    split, rows = data.split(case.split), data.rows(case)
+    split, rows = data.split(case.split), data.rows(case, _COLUMNS)
     titles = ("Accuracy by class", "Mistakes", "Calibration", "Videos most helped and most hurt")
     if split.multi_label:
         decided = None
@@ -156,14 +158,15 @@ def _entropy(rows: pa.Table, changes: bool, classes: int) -> list[Content]:
 
 def _gains(decided: CaseRows) -> np.ndarray:
     """How much likelier the right class became in each video; a class outside the best five counts as 0."""
-    gains = np.zeros(len(decided.label))
-    for row, label in enumerate(decided.label.tolist()):
-        before, after = (
-            dict(zip(*(decided.table[f"{name}_{when}"][row].as_py() for name in ("top5", "top5_scores")), strict=True))
-            for when in ("before", "after")
+    likely = {}
+    for when in ("before", "after"):
+        # All rows of a case have as many.
+        best, scores = (
+            decided.table[f"{name}_{when}"].combine_chunks().flatten().to_numpy().reshape(len(decided.label), -1)
+            for name in ("top5", "top5_scores")
         )
-        gains[row] = after.get(label, 0.0) - before.get(label, 0.0)
-    return gains
+        likely[when] = np.where(best == decided.label[:, None], scores.astype(np.float64), 0.0).sum(axis=1)
+    return likely["after"] - likely["before"]
 
 
 def _helped_and_hurt(
@@ -181,7 +184,7 @@ def _helped_and_hurt(
     content: list[Content] = [Text(intro)]
     for title, flipped, sign in (("Most helped", gained, 1), ("Most hurt", lost, -1)):
         order = np.lexsort((-sign * gains, ~flipped))
-        chosen = [int(one) for one in order if flipped[one] or sign * gains[one] > 0][:samples]
+        chosen = order[(flipped | (sign * gains > 0))[order]][:samples].tolist()
         if chosen:
             content.append(Cards(title, [_card(data, split, decided, one, decoder) for one in chosen]))
         else:
@@ -197,7 +200,7 @@ def _card(data: RunData, split: RunSplit, decided: CaseRows, row: int, decoder: 
         said.append(f"{when} {split.class_names[best]} {percent(score)} %")
     text = f"Right: {label}; {', '.join(said)}."
     try:
-        pictures = _thumbnails(data.study.videos[video_id], data.config, decoder)
+        pictures = _thumbnails(data.study.videos([video_id])[video_id], data.config, decoder)
     except ZarError as error:
         return Card(video_id, f"{text} No pictures: {error}.", ())
     return Card(video_id, text, pictures)

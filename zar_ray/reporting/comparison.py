@@ -5,19 +5,20 @@ A run is one cell of a study: another run's, or another cell of the same.
 
 from __future__ import annotations
 
-import itertools
 import re
 import string
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from zar_ray.errors import ConfigError, RunError, ZarError, suggestion
 from zar_ray.options.layers import leaves
 from zar_ray.reporting.numbers import METRICS
 from zar_ray.reporting.run_data import RunData, StudyData
-from zar_ray.results.case_rows import RIGHT, CaseRows, class_accuracies
+from zar_ray.results.case_rows import CASE_COLUMNS, CLASS_COLUMNS, RIGHT, CaseRows, class_accuracies
 from zar_ray.results.folder import SUMMARY
 from zar_ray.results.record import CaseMetrics, ClassAccuracy, Estimate, PairedComparison
 from zar_ray.results.statistics import holm, paired_comparison
@@ -239,49 +240,59 @@ def _data(run: ComparedRun) -> RunData:
     return run.data
 
 
-def _labelled(data: RunData, case: CaseMetrics) -> tuple[list[str], np.ndarray, CaseRows]:
-    """A case's labelled videos by id, the names of their labels, and their rows."""
+def _labelled(data: RunData, case: CaseMetrics) -> tuple[np.ndarray, CaseRows]:
+    """The names of a run's classes, and a case's labelled videos by id."""
     names = data.split(case.split).class_names
-    rows = CaseRows.of(data.rows(case).sort_by("video_id"), case.case_id, len(names))
-    rows = rows.select(rows.label >= 0)
-    return rows.table["video_id"].to_pylist(), np.array(names)[rows.label], rows
+    rows = CaseRows.of(data.rows(case, CASE_COLUMNS).sort_by("video_id"), case.case_id, len(names))
+    return np.array(names), rows.select(rows.label >= 0)
 
 
 def _pair(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> Paired:
     """Two cases on the same videos."""
     if first.split(base.split).multi_label or other.split(case.split).multi_label:
         raise _UnpairedError("a video may show several classes, so it is not right or wrong as a whole")
-    (ids, labels, rows), (others, other_labels, other_rows) = _labelled(first, base), _labelled(other, case)
-    if not ids or not others:
+    (names, rows), (other_names, other_rows) = _labelled(first, base), _labelled(other, case)
+    ids, others = rows.table["video_id"], other_rows.table["video_id"]
+    if not len(ids) or not len(others):
         raise _UnpairedError("no video has a label")
-    if ids != others:
-        alone, more = len(set(ids).difference(others)), len(set(others).difference(ids))
+    if not ids.equals(others):
+        alone, more = _lacking(others, ids), _lacking(ids, others)
         raise _UnpairedError(
             f"not of the same videos: {alone:,} are in the first run alone, {more:,} in this one alone"
         )
-    if differing := np.flatnonzero(labels != other_labels).tolist():
+    # Numbers for names: those of a million videos would take hundreds of megabytes.
+    same = names[:, None] == other_names
+    if len(differing := np.flatnonzero(~same[rows.label, other_rows.label])):
         raise _UnpairedError(
-            f"not of the same labels: {len(differing):,} videos have another one, such as {ids[differing[0]]}"
+            f"not of the same labels: {len(differing):,} videos have another one, such as {ids[int(differing[0])]}"
         )
     before, after = rows.after == RIGHT, other_rows.after == RIGHT  # of failed videos neither is
-    comparison = paired_comparison(before, after, rows.source)
+    comparison = paired_comparison(before, after, rows.sources)
     return Paired(
         method=base.method,
         videos=len(ids),
         comparison=comparison,
         adjusted=comparison.p_value,
-        gained=tuple(itertools.compress(ids, after & ~before)),
-        lost=tuple(itertools.compress(ids, before & ~after)),
+        gained=tuple(ids.filter(pa.array(after & ~before)).to_pylist()),
+        lost=tuple(ids.filter(pa.array(before & ~after)).to_pylist()),
         classes=_class_changes(first, base, other, case),
     )
 
 
+def _lacking(there: pa.ChunkedArray, videos: pa.ChunkedArray) -> int:
+    """How many videos are not there."""
+    found = pc.call_function("is_in", [videos], pc.SetLookupOptions(there))
+    return len(videos) - int(found.to_numpy().sum())
+
+
 def _class_changes(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> tuple[ClassAccuracy, ...]:
     """Every class that has videos, in the first run as before and in the other as after."""
-    before, after = (
-        {each.label: each for each in class_accuracies(data.rows(one), one.case_id, data.split(one.split).class_names)}
-        for data, one in ((first, base), (other, case))
-    )
+
+    def by_label(data: RunData, one: CaseMetrics) -> dict[str, ClassAccuracy]:
+        rows, names = data.rows(one, CLASS_COLUMNS), data.split(one.split).class_names
+        return {each.label: each for each in class_accuracies(rows, one.case_id, names)}
+
+    before, after = by_label(first, base), by_label(other, case)
     changes = [
         replace(one, top1_before=one.top1_after, top1_after=after[label].top1_after)
         for label, one in before.items()

@@ -17,6 +17,7 @@ from zar_ray.reporting.summary_tables import GROUPED, INTERVALS, RANDOM_WEIGHTS
 from zar_ray.storage import suffix_of
 
 _SHOWN = 5
+_LISTED = 1000
 """Classes and videos that are named where room is short; the page has all."""
 
 
@@ -251,7 +252,8 @@ def _flips(paired: Paired) -> list[Content]:
     for what, videos in (("gained", paired.gained), ("lost", paired.lost)):
         count = f"{counted(len(videos), 'video')} {what}"
         if videos:
-            content.append(Block(None, ("video",), [(video,) for video in videos], folded=count))
+            first = f", the first {_LISTED:,}" if len(videos) > _LISTED else ""
+            content.append(Block(None, ("video",), [(one,) for one in videos[:_LISTED]], folded=f"{count}{first}"))
         else:
             content.append(Text(f"{count}.", weak=True))
     return content

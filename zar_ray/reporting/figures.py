@@ -52,6 +52,9 @@ _PERPLEXITY = 30.0
 BINS = 10
 """Bins of confidence, of equal width."""
 
+# Of a line over videos: no picture has as many pixels.
+_POINTS = 2000
+
 MOST_VIDEOS = 2000
 """More on a map would take minutes and overlap in print; so many are taken, evenly spread over the videos by id."""
 
@@ -261,27 +264,28 @@ class EmbeddingMap(NamedTuple):
     """Where t-SNE puts the videos.
 
     Attributes:
-        chosen: int (M,), the rows of the features that were drawn, ascending.
-        points: float (M, 2), their places.
+        points: float (N, 2), their places.
         perplexity: About how many neighbours each video was held against.
     """
 
-    chosen: np.ndarray
     points: np.ndarray
     perplexity: float
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """Places of at most so many things, evenly spread over all `count` of them: int, ascending."""
+    return np.unique(np.linspace(0, max(count - 1, 0), min(count, most)).round().astype(np.int64))
 
 
 def embedding_map(features: np.ndarray, seed: int = 0) -> EmbeddingMap:
     """Lays features out on a plane so that near ones stay near (t-SNE; van der Maaten and Hinton, JMLR 2008).
 
-    The features are (N, D), L2-normalised, N at least `LEAST_VIDEOS`.
+    The features are (N, D), L2-normalised, N at least `LEAST_VIDEOS` and at most `MOST_VIDEOS`.
     """
-    count = len(features)
-    chosen = np.unique(np.linspace(0, count - 1, min(count, MOST_VIDEOS)).round().astype(np.int64))
     # A video has at most all others for neighbours, and van der Maaten advises to stay well below that.
-    perplexity = min(_PERPLEXITY, (len(chosen) - 1) / 3)
+    perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
     layout = TSNE(perplexity=perplexity, init="random", random_state=seed)
-    return EmbeddingMap(chosen, layout.fit_transform(features[chosen].astype(np.float32)), perplexity)
+    return EmbeddingMap(layout.fit_transform(features.astype(np.float32)), perplexity)
 
 
 def map_chart(found: EmbeddingMap, labels: Sequence[str | None]) -> Picture:
@@ -329,9 +333,12 @@ def progress_chart(seconds: np.ndarray, failed: np.ndarray) -> Picture:
         scale, unit = (60.0, "minutes") if seconds[-1] > 180 else (1.0, "seconds")
         done = np.arange(1, len(seconds) + 1)
         axes.grid()
-        axes.step(seconds / scale, done, where="post", color=_AFTER, linewidth=1.5)
+        shown = spread(len(seconds), _POINTS)
+        axes.step(seconds[shown] / scale, done[shown], where="post", color=_AFTER, linewidth=1.5)
         if failed.any():
-            axes.plot(seconds[failed] / scale, done[failed], "x", color="#D55E00", mew=1.6, label="failed")
+            marked = np.flatnonzero(failed)
+            marked = marked[spread(len(marked), _POINTS)]
+            axes.plot(seconds[marked] / scale, done[marked], "x", color="#D55E00", mew=1.6, label="failed")
             axes.legend(loc="upper left")
         axes.set(xlabel=f"{unit} after the first result", ylabel="videos", ylim=(0, None))
         span = f"{seconds[-1] / scale:.1f} {unit}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from zar_ray.errors import ZarError
@@ -37,6 +38,7 @@ from zar_ray.reporting.run_data import RunData, RunSplit, StudyData
 from zar_ray.reporting.summary_tables import p_of, summary_facts
 from zar_ray.results.folder import CONFIG
 from zar_ray.results.record import CaseMetrics, RunSummary
+from zar_ray.results.rows import RESULT_SCHEMA
 from zar_ray.storage import suffix_of
 from zar_ray.video.sandbox import DecoderProcess
 
@@ -228,10 +230,10 @@ def _published(data: StudyData) -> Section:
 
 def _attention_maps(data: RunData, samples: int, decoder: DecoderProcess) -> Section:
     """Where the model looks in some videos, evenly spread over those that finished: the paper's figure 2."""
-    ids: list[str] = sorted(data.table.filter(data.table["error"].is_null())["video_id"].unique().to_pylist())
-    if not ids:
+    ids = _finished(data)
+    if not len(ids):
         return why_empty(_ATTENTION, "No video finished.")
-    chosen = [ids[int(place)] for place in np.unique(np.linspace(0, len(ids) - 1, min(samples, len(ids))).round())]
+    chosen = ids.take(pa.array(figures.spread(len(ids), samples))).to_pylist()
     try:
         return Section(_ATTENTION, [attention_figure(maps) for maps in maps_of(data, chosen, decoder)])
     except ZarError as error:
@@ -244,28 +246,36 @@ def maps_of(data: RunData, video_ids: Sequence[str], decoder: DecoderProcess) ->
     from zar_ray.explain.explanation import explain_videos
 
     class_sets = tuple(dict.fromkeys(split.class_names for split in data.splits))
-    return explain_videos(data, class_sets, data.table, data.study.videos, video_ids, decoder)
+    results = data.stored.read(RESULT_SCHEMA.names, _among(video_ids))
+    return explain_videos(data, class_sets, results, data.study.videos(video_ids), video_ids, decoder)
+
+
+def _finished(data: RunData) -> pa.Array:
+    """The ids of the videos that have a decision in some case, sorted."""
+    return data.stored.read(["video_id", "error"], pc.field("error").is_null())["video_id"].unique().sort()
+
+
+def _among(video_ids: Sequence[str] | pa.Array) -> pc.Expression:
+    return pc.field("video_id").isin(pa.array(video_ids, pa.string()))
 
 
 def _video_map(data: RunData, split: RunSplit) -> Section:
     """How near the videos of a split are to each other in the embedding space: the paper's figure 6."""
     title = "Map of the videos" if len(data.splits) == 1 else f"Map of the videos of split {split.name}"
-    if not len(data.table["video_feature"].drop_null()):
-        return why_empty(title, "The run keeps no features of its videos.")
-    kept = data.table.filter(data.table["video_feature"].is_valid()).sort_by("video_id")
+    ids = _finished(data)
     if split.video_ids is not None:
-        inside = [video in split.video_ids for video in kept["video_id"].to_pylist()]
-        kept = kept.filter(pa.array(inside, pa.bool_()))
+        ids = ids.filter(pc.call_function("is_in", [ids], pc.SetLookupOptions(pa.array(sorted(split.video_ids)))))
+    chosen = ids.take(pa.array(figures.spread(len(ids), figures.MOST_VIDEOS)))
+    kept = data.stored.read(["video_id", "video_feature"], _among(chosen) & pc.field("video_feature").is_valid())
+    if len(ids) and not len(kept):
+        return why_empty(title, "The run keeps no features of its videos.")
     if kept.num_rows < figures.LEAST_VIDEOS:
         return why_empty(title, f"{kept.num_rows} videos are too few for a map; {figures.LEAST_VIDEOS} are needed.")
-    column = kept["video_feature"].combine_chunks()
-    features = column.flatten().to_numpy().reshape(kept.num_rows, -1)
-    found = figures.embedding_map(features)
-    labels = _labels(data, split)
-    ids = kept["video_id"].to_pylist()
-    names = [labels.get(ids[int(row)]) for row in found.chosen]
+    found = figures.embedding_map(kept["video_feature"].combine_chunks().flatten().to_numpy().reshape(len(kept), -1))
+    labels = _labels(data, split, kept["video_id"])
+    names = [labels.get(video) for video in kept["video_id"].to_pylist()]
     several = " A video may show several classes, so none has a colour." if split.multi_label else ""
-    part = f" {len(found.chosen):,} of {len(ids):,} videos, evenly spread." if len(ids) > figures.MOST_VIDEOS else ""
+    part = f" {len(kept):,} of {len(ids):,} videos, evenly spread." if len(ids) > figures.MOST_VIDEOS else ""
     caption = (
         "What the image encoder makes of each video's evaluation view, before any adaptation, laid out by t-SNE "
         f"(perplexity {found.perplexity:.3g}, seed 0).{part}{several} Near videos look alike to the model; distances "
@@ -274,32 +284,32 @@ def _video_map(data: RunData, split: RunSplit) -> Section:
     return Section(title, (Figure(figures.map_chart(found, names), caption),))
 
 
-def _labels(data: RunData, split: RunSplit) -> dict[str, str]:
-    """The right class of each video that has one."""
+def _labels(data: RunData, split: RunSplit, video_ids: pa.ChunkedArray) -> dict[str, str]:
+    """The right class of each of some videos that has one."""
     case = next((one for one in data.summary.cases if data.split(one.split) is split), None)
     if case is None or split.multi_label:
         return {}
-    rows = data.rows(case)
-    rows = rows.filter(rows["label_id"].is_valid())
+    rows = data.rows(case, ["video_id", "label_id"])
+    rows = rows.filter(_among(video_ids.combine_chunks()) & pc.field("label_id").is_valid())
     ids = zip(rows["video_id"].to_pylist(), rows["label_id"].to_pylist(), strict=True)
     return {video: split.class_names[label] for video, label in ids}
 
 
 def _failures(data: StudyData) -> Section:
     """Which videos failed, where and why."""
-    failed = data.table.filter(data.table["error"].is_valid())
+    columns = {"stage": "error_stage", "video": "video_id", "reason": "error"}
+    failed = data.stored.read(list(columns.values()), pc.field("error").is_valid())
     if not len(failed):
         return Section("Failures", (Text("No video failed."),))
     whole = data.record.whole
     said = ", ".join(f"{group.videos} at stage {group.stage}" for group in whole.failures)
     lead = Text(f"{whole.failed} of {whole.videos} videos failed: {said}. They count as wrong.")
-    columns = {"stage": "error_stage", "video": "video_id", "reason": "error"}
     return Section("Failures", (lead, *_listed(data, failed, columns)))
 
 
 def _warnings(data: StudyData) -> Section:
     """Which videos were used although something is odd about them."""
-    warned = data.table.filter(data.table["warning"].is_valid())
+    warned = data.stored.read(["video_id", "warning"], pc.field("warning").is_valid())
     whole = data.record.whole
     lead = Text(f"{whole.warned} of {whole.videos} videos were used with a warning; they count like others.")
     return Section("Warnings", (lead, *_listed(data, warned, {"video": "video_id", "warning": "warning"})))
@@ -307,8 +317,10 @@ def _warnings(data: StudyData) -> Section:
 
 def _listed(data: StudyData, table: pa.Table, columns: Mapping[str, str]) -> list[Content]:
     """The first of some rows by their `columns`, whose headings are the keys, each once; and where the others are."""
-    rows = sorted({tuple(str(row[name]) for name in columns.values()) for row in table.to_pylist()})
-    content: list[Content] = [Block(None, tuple(columns), rows[:_LISTED], words=len(columns))] if rows else []
+    names = list(columns.values())
+    rows = table.group_by(names).aggregate([]).sort_by([(name, "ascending") for name in names])
+    first = [tuple(str(row[name]) for name in names) for row in rows.slice(0, _LISTED).to_pylist()]
+    content: list[Content] = [Block(None, tuple(columns), first, words=len(columns))] if first else []
     if len(rows) > _LISTED:
         content.append(Text(f"... and {len(rows) - _LISTED:,} more; {data.record.whole.results} has all.", weak=True))
     return content
@@ -316,12 +328,13 @@ def _listed(data: StudyData, table: pa.Table, columns: Mapping[str, str]) -> lis
 
 def _timings(data: StudyData) -> Section:
     """What the stages took, and how the run went on over time."""
-    table = data.table
+    timed = ("video_id", "method", "seconds_decode", "seconds_encode", "seconds_adapt", "recorded_at", "error")
+    table = data.stored.read(timed)
     rows = []
     of_video = table.group_by("video_id").aggregate([("seconds_decode", "max"), ("seconds_encode", "max")])
     measured = [("decoding", of_video["seconds_decode_max"]), ("encoding", of_video["seconds_encode_max"])]
-    for method in dict.fromkeys(table["method"].to_pylist()):
-        of_method = table.filter(pa.array([one == method for one in table["method"].to_pylist()], pa.bool_()))
+    for method in table["method"].unique().to_pylist():
+        of_method = table.filter(pc.field("method") == method)
         measured.append((f"adaptation, {method}", of_method["seconds_adapt"]))
     for stage, column in measured:
         values = column.drop_null().to_numpy()
@@ -336,11 +349,11 @@ def _timings(data: StudyData) -> Section:
             Block(None, columns, rows, words=1),
             Text("Wall time a video in its worker; of several videos done together, each has its share.", weak=True),
         ]
-    return Section("Time and throughput", [*content, *_progress(data)])
+    return Section("Time and throughput", [*content, *_progress(data, table)])
 
 
-def _progress(data: StudyData) -> list[Content]:
-    ended = data.table.append_column("failed", data.table["error"].is_valid())
+def _progress(data: StudyData, table: pa.Table) -> list[Content]:
+    ended = table.append_column("failed", table["error"].is_valid())
     by_video = ended.group_by("video_id").aggregate([("recorded_at", "max"), ("failed", "max")])
     by_video = by_video.sort_by("recorded_at_max")
     if by_video.num_rows < 2:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from zar_ray.data.datasets import known_benchmarks, load_benchmark
-from zar_ray.data.manifest import VideoRow, read_manifest
+from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
 from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.errors import RunError, ZarError
 from zar_ray.options.base import fingerprint
-from zar_ray.results.folder import IDENTITY, MANIFEST, PREDICTIONS
+from zar_ray.results.folder import IDENTITY, MANIFEST
 from zar_ray.results.record import CaseMetrics
+from zar_ray.results.stored_rows import StoredRows
 from zar_ray.results.study_record import FinishedRun, FinishedStudy
 from zar_ray.storage import Storage
 from zar_ray.untrusted import parse_json
@@ -43,10 +42,10 @@ class RunSplit:
 
 @dataclass(frozen=True, eq=False)
 class StudyData(FinishedStudy):
-    """A finished study with all that its folder holds; of predictions, one row a (video, case)."""
+    """A finished study with all that its folder holds; of predictions, one row a (video, case), what is asked for."""
 
     storage: Storage
-    table: pa.Table
+    stored: StoredRows
     splits: tuple[RunSplit, ...]
 
     @classmethod
@@ -59,20 +58,20 @@ class StudyData(FinishedStudy):
         """
         storage = Storage(run)
         study = FinishedStudy.open(storage)
-        try:
-            table = pq.read_table(io.BytesIO(storage.read(PREDICTIONS)))
-        except pa.ArrowInvalid as error:
-            raise RunError(f"{storage.path(PREDICTIONS)}: is not Parquet ({' '.join(str(error).split())})") from None
-        return cls(**vars(study), storage=storage, table=table, splits=_splits(storage, study, table))
+        stored = StoredRows(storage)
+        return cls(**vars(study), storage=storage, stored=stored, splits=_splits(storage, study, stored))
 
-    @cached_property
-    def videos(self) -> Mapping[str, VideoRow]:
-        """The rows of the run's manifest by video id.
+    def videos(self, video_ids: Sequence[str]) -> dict[str, VideoRow]:
+        """The rows of some videos in the run's manifest.
 
         Raises:
-            ManifestError: It cannot be read.
+            ManifestError: It cannot be read, or lacks one of them.
         """
-        return {row.video_id: row for row in read_manifest(self.storage.path(MANIFEST)).rows()}
+        return {row.video_id: row for row in self._manifest.keep(video_ids).rows()}
+
+    @cached_property
+    def _manifest(self) -> Manifest:
+        return read_manifest(self.storage.path(MANIFEST))
 
     @cached_property
     def cells(self) -> tuple[RunData, ...]:
@@ -92,10 +91,9 @@ class RunData(FinishedRun):
         return self.study.splits
 
     @cached_property
-    def table(self) -> pa.Table:
+    def stored(self) -> StoredRows:
         """Its predictions, one row a (video, case)."""
-        ids = list(dict.fromkeys(case.case_id for case in self.summary.cases))
-        return self.study.table.filter(pc.field("case_id").isin(pa.array(ids, pa.string())))
+        return self.study.stored.of(dict.fromkeys(case.case_id for case in self.summary.cases))
 
     def split(self, name: str) -> RunSplit:
         """The split of this name; a run of one split has it by any name.
@@ -110,14 +108,14 @@ class RunData(FinishedRun):
             raise RunError(f"{self.study.place}: its metrics name a split {name} that its identity lacks")
         return found
 
-    def rows(self, case: CaseMetrics) -> pa.Table:
-        """The predictions of one case, over the videos of its split."""
-        rows = self.table.filter(pc.field("case_id") == case.case_id)
+    def rows(self, case: CaseMetrics, columns: Sequence[str]) -> pa.Table:
+        """Some columns, ``video_id`` among them, of the predictions of one case, over the videos of its split."""
         ids = self.split(case.split).video_ids
-        return rows if ids is None else rows.filter(pc.field("video_id").isin(pa.array(sorted(ids), pa.string())))
+        inside = None if ids is None else pc.field("video_id").isin(pa.array(sorted(ids), pa.string()))
+        return self.stored.of([case.case_id]).read(columns, inside)
 
 
-def _splits(storage: Storage, study: FinishedStudy, table: pa.Table) -> tuple[RunSplit, ...]:
+def _splits(storage: Storage, study: FinishedStudy, stored: StoredRows) -> tuple[RunSplit, ...]:
     """The run's splits; names from its identity, and of several splits the videos from its protocol."""
     try:
         splits: dict[str, Any] = parse_json(storage.read(IDENTITY))["splits"]
@@ -126,7 +124,7 @@ def _splits(storage: Storage, study: FinishedStudy, table: pa.Table) -> tuple[Ru
         raise RunError(
             f"{storage.path(IDENTITY)}: is not the identity of a run ({' '.join(str(error).split())})"
         ) from None
-    multi_label = bool(len(table["labels"].drop_null()))
+    multi_label = any(len(table) for table in stored.pieces(["labels"], pc.field("labels").is_valid()))
     found = []
     for name, names in classes.items():
         ids = None if len(splits) == 1 else _videos_of(storage, study, name, splits[name]["videos"])

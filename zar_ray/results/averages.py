@@ -5,7 +5,7 @@ Sources are drawn anew, each with all of its videos in all splits; docs/metrics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import harmonic_mean
 from typing import Literal
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score
 
-from zar_ray.results.case_rows import RIGHT, CaseRows
+from zar_ray.results.case_rows import RIGHT, CaseRows, codes_of
 from zar_ray.results.record import CaseMetrics, Estimate, PairedComparison, ProtocolAverage
 from zar_ray.results.statistics import POWER, TAIL
 
@@ -28,7 +28,7 @@ MAP_RESAMPLES = 200
 def protocol_averages(
     cases: Sequence[CaseMetrics],
     kind: Literal["mean", "harmonic"],
-    tables: Mapping[str, pa.Table] | None = None,
+    rows: Callable[[CaseMetrics], CaseRows] | None = None,
     seed: int = 0,
 ) -> tuple[ProtocolAverage, ...]:
     """What a protocol reports over its splits, by method in the order they first come.
@@ -37,7 +37,7 @@ def protocol_averages(
         cases: One case a split and method.
         kind: ``mean`` with the standard deviation between the splits, or ``harmonic`` mean of two splits, which is 0
             where either is.
-        tables: Each split's result table, which changes of top-1 are made from.
+        rows: Gives a case's rows, which changes of top-1 are made from.
         seed: Seed of their draws.
 
     Returns:
@@ -67,9 +67,9 @@ def protocol_averages(
                 harmonic = kind == "harmonic"
                 value, std = (harmonic_mean(values), None) if harmonic else (np.mean(values), float(np.std(values)))
                 change = None
-                if metric == "top1" and tables is not None and any(case.adapts for case in splits):
-                    rows = [CaseRows.of(tables[one.split], one.case_id, one.classes) for one in splits]
-                    change = average_change([one.select(one.label >= 0) for one in rows], kind, seed)
+                if metric == "top1" and rows is not None and any(case.adapts for case in splits):
+                    every = [rows(case) for case in splits]
+                    change = average_change([one.select(one.label >= 0) for one in every], kind, seed)
                 averages.append(ProtocolAverage(method, metric, kind, float(value), std, names, change))
     return tuple(averages)
 
@@ -90,9 +90,9 @@ def average_change(
     """
     pairs = [np.concatenate([(one.before == RIGHT, one.after == RIGHT), np.eye(2)], axis=1) for one in splits]
     before, after = np.concatenate(pairs, axis=1)
-    more = ["\0gains", "\0loses"]  # no source has such a name
-    sources = np.concatenate([[*one.source, *more] for one in splits])
-    added = np.isin(sources, more)
+    more = pa.chunked_array([["\0gains", "\0loses"]], pa.string())  # no source has such a name
+    sources = codes_of([text for one in splits for text in (one.source, more)])
+    added = np.concatenate([np.arange(one.shape[1]) >= one.shape[1] - 2 for one in pairs])
     split_of = np.repeat(np.eye(len(splits)), [one.shape[1] for one in pairs], axis=0)
     split_of[added] /= len(splits)
 

@@ -13,6 +13,15 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from zar_ray.errors import RunError
 from zar_ray.results.record import ClassAccuracy
 
+CASE_COLUMNS = (
+    *("video_id", "case_id", "label_id", "group", "error"),
+    *("correct_before", "correct_after", "correct5_before", "correct5_after"),
+)
+"""Columns that `CaseRows` is made of."""
+
+CLASS_COLUMNS = (*CASE_COLUMNS, "top5_after")
+"""Columns that `class_accuracies` and `confusion_matrix` are made of."""
+
 RIGHT, AMONG_FIVE, MISSED = 2, 1, 0
 """Where a decision ranks the right class: first, among the best five, or below."""
 
@@ -26,7 +35,7 @@ class CaseRows:
         before: int (N,), where the decision before adaptation ranks the right class: `RIGHT`, `AMONG_FIVE` or `MISSED`.
         after: The same after adaptation.
         finished: bool (N,), whether there is a decision.
-        source: str (N,), see `sources_of`.
+        source: Text (N,), see `sources_of`.
     """
 
     table: pa.Table
@@ -34,16 +43,16 @@ class CaseRows:
     before: np.ndarray
     after: np.ndarray
     finished: np.ndarray
-    source: np.ndarray
+    source: pa.ChunkedArray
 
     @classmethod
     def of(cls, table: pa.Table, case_id: str, classes: int) -> CaseRows:
-        """Takes a case's rows out of a result table.
+        """Takes a case's rows out of a result table, or of its `CASE_COLUMNS`.
 
         Raises:
             RunError: A label is not among the K classes.
         """
-        table = table.filter(pa.array(table["case_id"].to_numpy() == case_id, pa.bool_()))
+        table = table.filter(pc.field("case_id") == case_id)
         label = table["label_id"].fill_null(-1).to_numpy()
         check_labels(table["video_id"], label, classes)
 
@@ -56,13 +65,34 @@ class CaseRows:
 
     def select(self, chosen: np.ndarray) -> CaseRows:
         """Those of the rows where `chosen`, bool (N,), is true."""
-        arrays = (self.label, self.before, self.after, self.finished, self.source)
-        return CaseRows(self.table.filter(pa.array(chosen, pa.bool_())), *(one[chosen] for one in arrays))
+        mask = pa.array(chosen, pa.bool_())
+        return CaseRows(
+            self.table.filter(mask),
+            self.label[chosen],
+            self.before[chosen],
+            self.after[chosen],
+            self.finished[chosen],
+            self.source.filter(mask),
+        )
+
+    @property
+    def sources(self) -> np.ndarray:
+        """Int (N,), equal for videos of one source, and in the sources' order."""
+        return codes_of([self.source])
 
 
-def sources_of(table: pa.Table) -> np.ndarray:
-    """What each video was cut from, str (N,): its group, or itself."""
-    return np.asarray(pc.call_function("coalesce", [table["group"], table["video_id"]]).to_numpy(), str)
+def sources_of(table: pa.Table) -> pa.ChunkedArray:
+    """What each video was cut from, text (N,): its group, or itself."""
+    return pc.call_function("coalesce", [table["group"], table["video_id"]])
+
+
+def codes_of(sources: Sequence[pa.ChunkedArray]) -> np.ndarray:
+    """Texts after one another as numbers, int (N,), which are equal, less or greater where the texts are."""
+    column = pa.chunked_array([chunk for one in sources for chunk in one.chunks], pa.string()).combine_chunks()
+    encoded = column.dictionary_encode()
+    ranks = np.empty(len(encoded.dictionary), np.int64)
+    ranks[pc.call_function("array_sort_indices", [encoded.dictionary]).to_numpy()] = np.arange(len(ranks))
+    return ranks[encoded.indices.to_numpy()]
 
 
 def firsts(lists: pa.ChunkedArray) -> np.ndarray:

@@ -14,24 +14,28 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from zar_ray.errors import RunError, reason_of
-from zar_ray.results.case import Case
-from zar_ray.results.rows import RESULT_SCHEMA, deduplicate
-from zar_ray.storage import Storage
+from zar_ray.results.rows import KEYS, RESULT_SCHEMA
+from zar_ray.results.sorting import bounds_of, in_order
+from zar_ray.results.stored_rows import PREDICTIONS, StoredRows, as_results, write_rows
+from zar_ray.storage import REQUESTS, Storage
 from zar_ray.untrusted import parse_json
 
 IDENTITY = "identity.json"
 CONFIG = "config.yaml"
 MANIFEST = "manifest.parquet"
-PREDICTIONS = "predictions.parquet"
 SUMMARY = "run.json"
 CELLS = "study.csv"
 PARTS = "parts"
@@ -39,6 +43,11 @@ PARTS = "parts"
 PARTS_AT_ONCE = 512
 """Parts that are read together, and after which a run puts them into one."""
 
+# Rows are sorted by so many bytes of files at a time, and read from several files by twice that; in memory they take a
+# few times as much. With more than so many ranges of rows open at once, a process may run out of files.
+_RANGE_BYTES = 2**25
+_PIECE_BYTES = 2 * _RANGE_BYTES
+_MOST_RANGES = 256
 _COMPACTED = ".compacted.parquet"
 
 
@@ -64,34 +73,45 @@ def write_part(storage: Storage, table: pa.Table) -> None:
 
 
 def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
+    buffer = pa.BufferOutputStream()
+    write_rows(buffer, [table])
+    return buffer.getvalue().to_pybytes()
+
+
+def _bundles(files: Mapping[str, int], most: int) -> Iterator[list[str]]:
+    """The files in bundles of so many bytes together and `PARTS_AT_ONCE` at most; the gathered rows by themselves."""
+    names: list[str] = []
+    size = 0
+    for name, bytes_ in files.items():
+        if names and (size + bytes_ > most or len(names) == PARTS_AT_ONCE or names == [PREDICTIONS]):
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += bytes_
+    if names:
+        yield names
 
 
 class Ledger:
-    """Which cases of which videos have a row, finished or failed; each file of rows is looked at once."""
+    """Which videos have a row, finished or failed, of which case; each file of rows is looked at once."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._seen: set[str] = set()
-        self._cases: dict[str, frozenset[str]] = {}
-        # Most videos have the same cases: one set for all of these.
-        self._sets: dict[frozenset[str], frozenset[str]] = {}
+        self._videos: dict[str, list[pa.Array]] = {}  # by case
 
     def refresh(self) -> None:
         """Takes in the rows that were added since."""
-        names = [name for name in self._folder.row_files() if name not in self._seen]
-        self._seen.update(names)
-        for table in self._folder.tables(names, ["video_id", "case_id"]):
-            for video, case in zip(table["video_id"].to_pylist(), table["case_id"].to_pylist(), strict=True):
-                cases = self._cases.get(video, frozenset()) | {case}
-                self._cases[video] = self._sets.setdefault(cases, cases)
+        files = {name: size for name, size in self._folder.row_files().items() if name not in self._seen}
+        self._seen.update(files)
+        for table in self._folder.tables(files, KEYS):
+            for case in table["case_id"].unique().to_pylist():
+                self._videos.setdefault(case, []).extend(table.filter(pc.field("case_id") == case)["video_id"].chunks)
 
-    def lacks(self, video: str, cases: Collection[Case]) -> list[int]:
-        """The models that lack a row of a video for some of the cases that it is of, in order."""
-        done = self._cases.get(video, frozenset())
-        return sorted({case.model for case in cases if case.case_id not in done})
+    def has(self, case_id: str, videos: pa.ChunkedArray) -> np.ndarray:
+        """Bool (N,): which of some videos have a row of a case."""
+        known = pa.chunked_array(self._videos.get(case_id, []), pa.string())
+        return pc.call_function("is_in", [videos], pc.SetLookupOptions(known)).to_numpy()
 
 
 class RunFolder:
@@ -134,44 +154,67 @@ class RunFolder:
         self.storage.write(IDENTITY, json.dumps(identity, indent=2, ensure_ascii=False).encode())
         return False
 
-    def row_files(self) -> list[str]:
-        """The files that hold rows."""
-        parts = [f"{PARTS}/{name}" for name in self.storage.names(PARTS) if name.endswith(".parquet")]
-        return [*([PREDICTIONS] if self.storage.exists(PREDICTIONS) else []), *parts]
+    def row_files(self) -> dict[str, int]:
+        """The files that hold rows, and how many bytes each has."""
+        whole = {name: size for name, size in self.storage.sizes().items() if name == PREDICTIONS}
+        parts = {f"{PARTS}/{name}": size for name, size in self.storage.sizes(PARTS).items()}
+        return whole | {name: size for name, size in parts.items() if name.endswith(".parquet")}
+
+    def gather(self) -> StoredRows:
+        """Puts all finished rows into one file, in place of those that they were in.
+
+        A kill between two steps loses nothing: rows that are in both that file and a part count once.
+        """
+        if list(self.row_files()) != [PREDICTIONS]:
+            self._rewrite()
+        return StoredRows(self.storage)
 
     def results(self) -> pa.Table:
         """All finished rows, one a (video, case), sorted by both; see `deduplicate` for which row stands."""
-        tables = list(self.tables(self.row_files(), RESULT_SCHEMA.names))
-        return deduplicate(pa.concat_tables(tables) if tables else RESULT_SCHEMA.empty_table())
+        return pa.concat_tables([RESULT_SCHEMA.empty_table(), *self._in_order()]).combine_chunks()
 
-    def tables(self, names: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
-        """Some columns of files of rows, the rows of many files in one piece: thousands of small ones take memory."""
-        for first in range(0, len(names), PARTS_AT_ONCE):
-            some = names[first : first + PARTS_AT_ONCE]
-            contents = zip(some, self.storage.read_many(some), strict=True)
-            yield pa.concat_tables(self._rows(*one, columns) for one in contents).combine_chunks()
+    def _in_order(self) -> Iterator[pa.Table]:
+        files = self.row_files()
+        ranges = min(_MOST_RANGES, -(-sum(files.values()) // _RANGE_BYTES))
+        with tempfile.TemporaryDirectory(prefix="zar-rows-") as scratch:
+            ids = (table["video_id"] for table in self.tables(files, ["video_id"])) if ranges > 1 else ()
+            yield from in_order(self.tables(files, RESULT_SCHEMA.names), bounds_of(ids, ranges), Path(scratch))
+
+    def tables(self, files: Mapping[str, int], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Some columns of files of rows, a piece of bounded size at a time.
+
+        The rows of many files are one piece: thousands of small tables take memory.
+        """
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            for names in _bundles(files, _PIECE_BYTES):
+                if names == [PREDICTIONS]:
+                    yield from StoredRows(self.storage).pieces(columns)
+                else:
+                    yield pa.concat_tables(pool.map(lambda name: self.rows_of(name, columns), names)).combine_chunks()
 
     def compact(self) -> None:
-        """Puts the parts that workers have written so far into one, while nobody else reads them.
+        """Puts the parts that workers have written so far into larger ones, while nobody else reads them.
 
         A kill meanwhile leaves rows twice, which count once.
         """
-        names = [name for name in self.row_files() if name != PREDICTIONS and not name.endswith(_COMPACTED)]
-        for first in range(0, len(names), PARTS_AT_ONCE):
-            some = names[first : first + PARTS_AT_ONCE]
-            for table in self.tables(some, RESULT_SCHEMA.names):
+        small = {
+            name: size
+            for name, size in self.row_files().items()
+            if name != PREDICTIONS and not name.endswith(_COMPACTED) and size < _RANGE_BYTES / 2
+        }
+        for names in _bundles(small, _RANGE_BYTES):
+            for table in self.tables({name: small[name] for name in names}, RESULT_SCHEMA.names):
                 self.storage.write(f"{PARTS}/{uuid.uuid4().hex}{_COMPACTED}", _parquet(table))
             # Before the next ones, which may be damaged: what is tried again would write these once more.
-            self.storage.delete_many(some)
+            self.storage.delete_many(names)
 
-    def rows_of(self, name: str, columns: list[str]) -> pa.Table:
+    def rows_of(self, name: str, columns: Sequence[str]) -> pa.Table:
         """Some columns of one of them."""
-        return self._rows(name, self.storage.read(name), columns)
-
-    def _rows(self, name: str, content: bytes, columns: list[str]) -> pa.Table:
-        schema = pa.schema([RESULT_SCHEMA.field(column) for column in columns])
         try:
-            return pq.read_table(io.BytesIO(content), columns=columns, schema=schema)
+            # A small part is a request as a whole, and several by its columns.
+            by_columns = name.endswith(_COMPACTED)
+            with self.storage.opened(name) if by_columns else io.BytesIO(self.storage.read(name)) as file:
+                return as_results(pq.ParquetFile(file, pre_buffer=True).read(list(columns)), columns)
         except (OSError, ValueError, pa.ArrowException) as error:
             at = self.storage.path(name)
             raise RunError(f"{at}: is damaged ({reason_of(error)}); delete it, and the same command goes on") from error
@@ -182,21 +225,18 @@ class RunFolder:
 
     def forget_failed(self) -> None:
         """Drops all rows of videos that have a failed one, so that they are done again."""
-        table = self.results()
-        failed = table.filter(pc.field("error").is_valid())["video_id"].to_pylist()
-        self._rewrite(table.filter(~pc.field("video_id").isin(pa.array(failed, pa.string()))))
+        failed = self.gather().read(["video_id", "error"], pc.field("error").is_valid())["video_id"].unique()
+        if len(failed):
+            self._rewrite(without=failed)
 
-    def finish(self, table: pa.Table, summary: dict[str, Any]) -> None:
-        """Writes the whole table in place of the parts it was made of, and the summary.
-
-        A kill between two steps loses nothing: rows that are in both the table and a part count once.
-        """
-        self._rewrite(table)
-        self.write_json(SUMMARY, summary)
-
-    def _rewrite(self, table: pa.Table) -> None:
+    def _rewrite(self, without: pa.Array | None = None) -> None:
+        """Writes all rows into one file and deletes the others; `without` those of some videos."""
         parts = [name for name in self.row_files() if name != PREDICTIONS]
-        self.storage.write(PREDICTIONS, _parquet(table))
+        tables = self._in_order()
+        if without is not None:
+            tables = (table.filter(~pc.field("video_id").isin(without)) for table in tables)
+        with self.storage.filling(PREDICTIONS) as file:
+            write_rows(file, tables)
         self.storage.delete_many(parts)
 
     def write_json(self, name: str, content: Any) -> None:

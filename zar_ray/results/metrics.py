@@ -10,40 +10,80 @@ How the numbers are made (docs/metrics.md says it for readers):
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Set
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.special import log_softmax
 
 from zar_ray.errors import RunError
 from zar_ray.results.averages import MAP_RESAMPLES, multi_label_change, multi_label_metrics
-from zar_ray.results.case_rows import AMONG_FIVE, RIGHT, CaseRows, check_labels, firsts, sources_of
+from zar_ray.results.case_rows import (
+    AMONG_FIVE,
+    CASE_COLUMNS,
+    RIGHT,
+    CaseRows,
+    check_labels,
+    codes_of,
+    firsts,
+    sources_of,
+)
 from zar_ray.results.record import Accuracy, CaseMetrics, Costs, FailureGroup, Scores
 from zar_ray.results.statistics import mean_class_share, paired_comparison, share_of
 
+COUNT_COLUMNS = ("video_id", "error", "error_stage", "label_id", "labels", "warning")
+"""Columns that `video_counts` and `failure_groups` are made of."""
 
-def check_counts(expected: Set[tuple[str, str]], table: pa.Table) -> None:
+_MEASURED = ("bytes_shipped", "images_encoded", "frames_decoded", "seconds_decode", "seconds_encode")
+COST_COLUMNS = ("video_id", *_MEASURED)
+"""Columns that `costs` are made of."""
+
+_DECIDED = tuple(f"{name}_{when}" for when in ("before", "after") for name in ("top5", "top5_scores", "entropy"))
+_METRIC_COLUMNS = (*CASE_COLUMNS, *_DECIDED, "labels", "seconds_adapt", "images", "seconds_case")
+
+
+def check_counts(expected: Mapping[str, pa.Array], table: pa.Table) -> None:
     """Checks that the table holds each expected (video id, case id) pair exactly once, and nothing else.
+
+    Args:
+        expected: The videos that each case has rows of, by case id.
+        table: A result table, or its `KEYS`.
 
     Raises:
         RunError: Rows are missing, too many or repeated; the message names the first of each.
     """
-    found = Counter(zip(table["video_id"].to_pylist(), table["case_id"].to_pylist(), strict=True))
-    wrong = {
-        "missing": sorted(expected - found.keys()),
-        "not in the manifest": sorted(found.keys() - expected),
-        "more than once": sorted(key for key, count in found.items() if count > 1),
-    }
+    wrong: dict[str, list[pa.Table]] = {"missing": [], "not in the manifest": [], "more than once": []}
+    for case in dict.fromkeys([*expected, *table["case_id"].unique().to_pylist()]):
+        found = table.filter(pc.field("case_id") == case)["video_id"].value_counts()
+        videos, counts = found.field("values"), found.field("counts")
+        wanted = expected.get(case, pa.array([], pa.string()))
+        known = pc.call_function("is_in", [videos], pc.SetLookupOptions(wanted))
+        there = pc.call_function("is_in", [wanted], pc.SetLookupOptions(videos))
+        for keys, of_case in zip(
+            wrong.values(),
+            (
+                wanted.filter(pa.array(~_flags(there))),
+                videos.filter(pa.array(~_flags(known))),
+                videos.filter(pa.array(counts.to_numpy() > 1)),
+            ),
+            strict=True,
+        ):
+            keys.append(pa.table({"video": of_case, "case": pa.array([case] * len(of_case), pa.string())}))
     parts = []
-    for what, keys in wrong.items():
-        if keys:
-            shown = [f"{video} [{case}]" for video, case in keys[:3]] + ["..."] * (len(keys) > 3)
+    for what, tables in wrong.items():
+        keys = pa.concat_tables(tables) if tables else pa.table({})
+        if len(keys):
+            first = keys.sort_by([("video", "ascending"), ("case", "ascending")]).slice(0, 3).to_pylist()
+            shown = [f"{one['video']} [{one['case']}]" for one in first] + ["..."] * (len(keys) > 3)
             parts.append(f"{len(keys)} {what} ({', '.join(shown)})")
     if parts:
         raise RunError(f"the result table does not match the run's videos: {'; '.join(parts)}")
+
+
+def _flags(values: pa.BooleanArray) -> np.ndarray:
+    return values.to_numpy(zero_copy_only=False)
 
 
 def video_counts(table: pa.Table) -> dict[str, Any]:
@@ -68,22 +108,31 @@ def video_counts(table: pa.Table) -> dict[str, Any]:
 
 def failure_groups(table: pa.Table, examples: int = 3) -> tuple[FailureGroup, ...]:
     """Failed videos by stage, the commonest stage first, each with its first `examples` by video id."""
-    failed = table.filter(table["error"].is_valid()).select(["error_stage", "video_id", "error"]).to_pylist()
-    stages: dict[str, dict[str, str]] = {}
-    for row in sorted(failed, key=lambda row: (row["video_id"], row["error"])):
-        stages.setdefault(row["error_stage"] or "unknown", {}).setdefault(row["video_id"], row["error"])
-    groups = (FailureGroup(s, len(videos), tuple(videos.items())[:examples]) for s, videos in stages.items())
+    failed = table.filter(table["error"].is_valid()).select(["error_stage", "video_id", "error"])
+    stages = failed["error_stage"].fill_null("unknown")
+    failed = failed.set_column(0, "error_stage", stages).sort_by([(name, "ascending") for name in failed.column_names])
+    # In order, and so on one thread: the first error of a video that fails in several cases stands for it.
+    distinct = failed.group_by(["error_stage", "video_id"], use_threads=False).aggregate([("error", "first")])
+    groups = []
+    for stage in distinct["error_stage"].unique().to_pylist():
+        videos = distinct.filter(pc.field("error_stage") == stage).select(["video_id", "error_first"])
+        first = videos.slice(0, examples).to_pylist()
+        groups.append(FailureGroup(stage, len(videos), tuple((one["video_id"], one["error_first"]) for one in first)))
     return tuple(sorted(groups, key=lambda group: (-group.videos, group.stage)))
 
 
 def costs(table: pa.Table) -> Costs:
     """What a video costs, over the videos where it was measured (a video's cases share these)."""
-    names = ["bytes_shipped", "images_encoded", "frames_decoded", "seconds_decode", "seconds_encode"]
-    by_video = table.group_by("video_id").aggregate([(name, "max") for name in names])
+    by_video = table.group_by("video_id").aggregate([(name, "max") for name in _MEASURED])
 
     shipped = by_video["bytes_shipped_max"].drop_null().to_numpy()
-    means = {f"{name}_mean": _mean(by_video, f"{name}_max") for name in names}
+    means = {f"{name}_mean": _mean(by_video, f"{name}_max") for name in _MEASURED}
     return Costs(**means, bytes_shipped_max=int(shipped.max()) if len(shipped) else None)
+
+
+def columns_of_case(multi_label: bool) -> tuple[str, ...]:
+    """Columns that `case_metrics` are made of."""
+    return (*_METRIC_COLUMNS, *(("scores_before", "scores_after") if multi_label else ()))
 
 
 def case_metrics(
@@ -100,8 +149,9 @@ def case_metrics(
     """Computes all numbers of one case.
 
     Args:
-        table: A result table with one row per (video, case). Of a multi-label split, its ``labels`` hold each video's
-            right label ids, and ``scores_before`` and ``scores_after`` all K logits of the case's finished rows.
+        table: A result table with one row per (video, case), or its `columns_of_case`. Of a multi-label split, its
+            ``labels`` hold each video's right label ids, and ``scores_before`` and ``scores_after`` all K logits of the
+            case's finished rows.
         case_id: The case; its rows may be none.
         method: The case's method.
         classes: Candidate classes, K, at least 1.
@@ -115,7 +165,7 @@ def case_metrics(
     Raises:
         RunError: A label is not among the K classes, or a finished row of a multi-label split lacks its scores.
     """
-    table = table.filter(pa.array(table["case_id"].to_numpy() == case_id, pa.bool_())).sort_by("video_id")
+    table = table.filter(pc.field("case_id") == case_id).sort_by("video_id")
     finished = table["error"].is_null().to_numpy()
     if multi_label:
         measured = _average_precisions(table, classes, seed, resamples)
@@ -153,7 +203,7 @@ def _accuracies(rows: CaseRows, classes: int) -> dict[str, Any]:
     same = len(labelled.label) == len(finished.label)
     return {
         "labelled": len(labelled.label),
-        "groups": _shared(labelled.source),
+        "groups": _shared(labelled.sources),
         "chance": 1 / classes,
         "failures_wrong": failures_wrong,
         "failures_excluded": failures_wrong if same else _scores(finished),
@@ -176,7 +226,7 @@ def _average_precisions(table: pa.Table, classes: int, seed: int, resamples: int
     labelled = right.any(axis=1)
     right, ranked = right[labelled], table.filter(pa.array(labelled, pa.bool_()))
     before, after = (_all_scores(ranked, when, classes) for when in ("before", "after"))
-    sources = sources_of(ranked)
+    sources = codes_of([sources_of(ranked)])
     told: dict[str, Any] = {"sources": sources, "seed": seed, "resamples": resamples}
     map_before = multi_label_metrics(right, before, **told)
     same = np.array_equal(before, after)
@@ -227,16 +277,18 @@ def _scores(rows: CaseRows) -> Scores | None:
     if not len(rows.label):
         return None
 
+    sources = rows.sources
+
     def accuracy(rank: np.ndarray) -> Accuracy:
         right = rank == RIGHT
         return Accuracy(
-            top1=share_of(right, rows.source),
-            top5=share_of(rank >= AMONG_FIVE, rows.source),
-            mean_class=mean_class_share(rows.label, right, rows.source),
+            top1=share_of(right, sources),
+            top5=share_of(rank >= AMONG_FIVE, sources),
+            mean_class=mean_class_share(rows.label, right, sources),
         )
 
     # Zero-shot leaves all scores as they were.
     pairs = ([rows.table[f"{name}_{when}"] for when in ("before", "after")] for name in ("top5_scores", "top5"))
     adapts = any(not before.combine_chunks().equals(after.combine_chunks()) for before, after in pairs)
-    change = paired_comparison(rows.before == RIGHT, rows.after == RIGHT, rows.source) if adapts else None
+    change = paired_comparison(rows.before == RIGHT, rows.after == RIGHT, sources) if adapts else None
     return Scores(len(rows.label), accuracy(rows.before), accuracy(rows.after), change)

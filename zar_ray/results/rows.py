@@ -175,6 +175,12 @@ class ResultRow:
 RESULT_SCHEMA = schema_of(ResultRow)
 """Columns of the result table: the attributes of `ResultRow`."""
 
+KEYS = ("video_id", "case_id")
+"""Columns that tell a row from all others."""
+
+FLAT_COLUMNS = tuple(field.name for field in RESULT_SCHEMA if not pa.types.is_large_list(field.type))
+"""Columns without lists, which are most of a table's bytes."""
+
 
 def _ranking(logits: torch.Tensor, when: str) -> tuple[tuple[int, ...], tuple[float, ...], float]:
     """The top min(5, K) class ids, their probabilities, and the entropy in nats of all K."""
@@ -205,14 +211,12 @@ def deduplicate(table: pa.Table) -> pa.Table:
     instant the order of their values decides.  The choice therefore does not depend on the order of `table`.
     """
     table = table.select(RESULT_SCHEMA.names).cast(RESULT_SCHEMA)
-    keys = ["video_id", "case_id"]
-    flat = table.select([one.name for one in RESULT_SCHEMA if not pa.types.is_large_list(one.type)])
-    flat = flat.append_column("failed", table["error"].is_valid())
-    rest = [name for name in flat.column_names if name not in {*keys, "failed", "recorded_at"}]
-    rising = [(name, "ascending") for name in [*keys, "failed"]]
+    flat = table.select(FLAT_COLUMNS).append_column("failed", table["error"].is_valid())
+    rest = [name for name in flat.column_names if name not in {*KEYS, "failed", "recorded_at"}]
+    rising = [(name, "ascending") for name in [*KEYS, "failed"]]
     by = [*rising, ("recorded_at", "descending"), *((name, "ascending") for name in rest)]
     order = pc.call_function("sort_indices", [flat], pc.SortOptions(by))
-    of_keys = [table[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in keys]
+    of_keys = [table[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in KEYS]
     codes = np.stack(of_keys)[:, order.to_numpy()]
     first = np.append(True, (codes[:, 1:] != codes[:, :-1]).any(axis=0))[: table.num_rows]
     # The lists are most of the memory: they are copied once.

@@ -109,9 +109,11 @@ def _exchange_p(changes: np.ndarray, counts: np.ndarray) -> float:
         return 1.0
     chances = np.ones(1)
     for size, number in sizes.items():
-        # A source's sign moves the sum by twice its size.
-        steps = np.zeros(number * size + 1)
-        steps[::size] = binom.pmf(np.arange(number + 1), number, 0.5)
+        # A source's sign moves the sum by twice its size. What is forty deviations away, on either side, is less than
+        # the least float64, and with it the work would grow with the square of the sources.
+        rare = max(0, int(number / 2 - 20 * np.sqrt(number)))
+        steps = np.zeros((number - 2 * rare) * size + 1)
+        steps[::size] = binom.pmf(np.arange(rare, number - rare + 1), number, 0.5)
         chances = np.convolve(chances, steps)
     middle = (len(chances) - 1) / 2
     reach = abs(float(changes @ counts)) / 2

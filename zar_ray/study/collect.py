@@ -12,9 +12,10 @@ from zar_ray.reporting.figures import confusion_picture
 from zar_ray.reporting.summary_tables import per_class_csv
 from zar_ray.results import metrics
 from zar_ray.results.averages import protocol_averages
-from zar_ray.results.case_rows import class_accuracies, confusion_matrix
-from zar_ray.results.folder import PREDICTIONS, SUMMARY, RunFolder
-from zar_ray.results.record import RunSummary, SplitSummary, Throughput
+from zar_ray.results.case_rows import CASE_COLUMNS, CLASS_COLUMNS, CaseRows, class_accuracies, confusion_matrix
+from zar_ray.results.folder import SUMMARY, RunFolder
+from zar_ray.results.record import CaseMetrics, RunSummary, SplitSummary, Throughput
+from zar_ray.results.stored_rows import PREDICTIONS
 from zar_ray.results.study_record import Cell, StudyRecord
 from zar_ray.study.axes import plain_name
 from zar_ray.study.options import EvalConfig
@@ -44,13 +45,14 @@ def collect(study: Study, evaluated: Evaluated) -> StudyRecord:
             parts.append(part)
     sides = {one.options.views.short_side for one in evaluated.models[0].settings}
     raised = sides != {one.options.views.short_side for one in axes.settings}
+    counted = evaluated.rows.read(metrics.COUNT_COLUMNS)
     return StudyRecord(
         whole=replace(
             cells[0].summary,
             name=str(study.options.name),
-            failures=metrics.failure_groups(evaluated.table),
+            failures=metrics.failure_groups(counted),
             order_dependent=stream_methods(one.options for model in evaluated.models for one in model.settings),
-            **metrics.video_counts(evaluated.table),
+            **metrics.video_counts(counted),
         ),
         axes=names,
         cells=tuple(cells),
@@ -65,10 +67,11 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
     workload, folder, (model,) = study.workload, study.folder, part.models
     dataset = protocol_name(str(options.dataset), options.protocol)
     average = load_benchmark(dataset).average if dataset in known_benchmarks() else "mean"
-    tables = {split.name: rows_of(split, part.table) for split in workload.splits}
+    counted = part.rows.read(metrics.COUNT_COLUMNS)
+    splits = {split.name: split for split in workload.splits}
     cases = tuple(
         metrics.case_metrics(
-            tables[split.name],
+            rows_of(split, part, case.case_id, metrics.columns_of_case(split.multi_label)),
             case.case_id,
             case.method,
             len(split.class_names),
@@ -79,6 +82,11 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
         for split in workload.splits
         for case in workload.cases_of(split, part.cases)
     )
+
+    def of_case(case: CaseMetrics) -> CaseRows:
+        table = rows_of(splits[case.split], part, case.case_id, CASE_COLUMNS)
+        return CaseRows.of(table, case.case_id, case.classes)
+
     return RunSummary(
         name=str(options.name),
         dataset=dataset,
@@ -88,18 +96,18 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
         random_weights=model.random_weights,
         seed=options.seed,
         classes=len({name for names in workload.class_sets for name in names}),
-        **metrics.video_counts(part.table),
+        **metrics.video_counts(counted),
         resumed=part.resumed,
         cases=cases,
-        failures=metrics.failure_groups(part.table),
-        costs=metrics.costs(part.table),
+        failures=metrics.failure_groups(counted),
+        costs=metrics.costs(part.rows.read(metrics.COST_COLUMNS)),
         throughput=Throughput.of(part.evaluated, part.seconds, part.loads),
         results=folder.storage.path(PREDICTIONS),
         run_file=folder.storage.path(SUMMARY),
         splits=tuple(
             SplitSummary(split.name, len(split.class_names), len(split), split.notes) for split in workload.splits
         ),
-        averages=protocol_averages(cases, average, tables, options.seed) if len(workload.splits) > 1 else (),
+        averages=protocol_averages(cases, average, of_case, options.seed) if len(workload.splits) > 1 else (),
         order_dependent=stream_methods([options]),
         model_cost=next(iter(model.costs), None),
     )
@@ -112,11 +120,11 @@ def write_class_files(study: Study, evaluated: Evaluated, folder: RunFolder) -> 
         for split in study.workload.splits:
             if split.multi_label:
                 continue
-            rows = rows_of(split, part.table)
             for case in study.workload.cases_of(split, part.cases):
                 words = [plain_name(model.label)] if len(study.axes.models) > 1 else []
                 words += [split.name] if len(study.workload.splits) > 1 else []
                 name = "_".join([*words, case.method])
+                rows = rows_of(split, part, case.case_id, CLASS_COLUMNS)
                 classes = class_accuracies(rows, case.case_id, split.class_names)
                 if any(one.videos for one in classes):
                     matrix = confusion_matrix(rows, case.case_id, len(split.class_names))

@@ -153,7 +153,7 @@ def run_name(options: EvalConfig, dataset: str, axes: Axes) -> str:
 def describe(study: Study) -> str:
     """What would run, in a few lines."""
     options, workload, axes = study.options, study.workload, study.axes
-    broken = workload.manifest.table["error"].is_valid().to_pylist().count(True)
+    broken = len(workload.manifest) - workload.manifest.table["error"].null_count
     shown = f"{options.dataset}{f', {options.protocol}' if options.protocol != 'standard' else ''}"
     splits = [f"{split.name}: {len(split)} videos, {len(split.class_names)} classes" for split in workload.splits]
     if len(splits) == 1:

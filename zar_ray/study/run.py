@@ -45,7 +45,7 @@ def run_study(options: EvalConfig, console: Console, models: Sequence[ModelChoic
     console.print("computing accuracies and their intervals ...")
     record = collect(study, evaluated)
     about = {"config": study.options.model_dump(mode="json"), "provenance": provenance()}
-    folder.finish(evaluated.table, {"study": record.to_json(), **about})
+    folder.write_json(SUMMARY, {"study": record.to_json(), **about})
     write_class_files(study, evaluated, folder)
     if record.tables:
         folder.storage.write(CELLS, study_csv(record).encode())

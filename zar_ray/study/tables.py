@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from zar_ray.adaptation.methods import get_method
 from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.evaluation.pipeline import Evaluated
-from zar_ray.results.case_rows import RIGHT, CaseRows
+from zar_ray.results.case_rows import CASE_COLUMNS, RIGHT, CaseRows, codes_of
 from zar_ray.results.statistics import holm, paired_comparison, sample_deviation, share_of
 from zar_ray.results.study_record import REPLICATES, Cell, Score, StudyTable, TableRow, label_of
 from zar_ray.study.plan import Study
@@ -24,9 +24,10 @@ from zar_ray.study.sweeps import DEFAULT, PlacedSweep
 _LEVEL = 0.05
 
 
-def rows_of(split: EvaluationSplit, table: pa.Table) -> pa.Table:
-    """The rows of a split's videos."""
-    return table.filter(pc.field("video_id").isin(pa.array(split.video_ids, pa.string())))
+def rows_of(split: EvaluationSplit | None, part: Evaluated, case_id: str, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a case's rows, ``video_id`` among them: of a split's videos, or of all."""
+    videos = None if split is None else pc.field("video_id").isin(pa.array(split.video_ids, pa.string()))
+    return part.rows.of([case_id]).read(columns, videos)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,23 +55,26 @@ class Group:
 
     @cached_property
     def sources(self) -> np.ndarray:
-        """Str (N,): what the videos of these decisions were cut from."""
+        """Int (N,): equal where the videos of these decisions were cut from the same."""
         return self._decisions()[1]
 
     def _decisions(self, split: EvaluationSplit | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Both, of all videos or of one split's."""
-        workload, replicates, sources = self.study.workload, [], np.empty(0, str)
+        workload, replicates, sources = self.study.workload, [], np.empty(0, int)
         for part in self.parts:
             cases = part.cases if split is None else workload.cases_of(split, part.cases)
-            table = part.table if split is None else rows_of(split, part.table)
             rows = [
-                CaseRows.of(table, case.case_id, len(workload.class_sets[case.class_set]))
+                CaseRows.of(
+                    rows_of(split, part, case.case_id, CASE_COLUMNS),
+                    case.case_id,
+                    len(workload.class_sets[case.class_set]),
+                )
                 for case in cases
                 if case.method == self.method
             ]
             labelled = [one.select(one.label >= 0) for one in rows]
             replicates.append(np.concatenate([one.after == RIGHT for one in labelled]))
-            sources = np.concatenate([one.source for one in labelled])
+            sources = codes_of([one.source for one in labelled])
         return np.stack(replicates), sources
 
     def scores(self) -> dict[str, Score]:
@@ -112,8 +116,8 @@ class Group:
 
     def row(self, labels: dict[str, str]) -> TableRow:
         """Its row, before it is held against others."""
-        of_method = pc.field("method") == self.method
-        rows = pa.concat_tables([part.table.filter(of_method) for part in self.parts])
+        columns = ("method", "error", "images", "seconds_case", "peak_memory")
+        rows = pa.concat_tables([part.rows.read(columns, pc.field("method") == self.method) for part in self.parts])
         measured = [("images", "mean"), ("seconds_case", "mean"), ("peak_memory", "max")]
         (costs,) = rows.group_by([]).aggregate(measured).to_pylist()
         scores, images = self.scores(), costs["images_mean"]

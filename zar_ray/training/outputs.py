@@ -17,7 +17,7 @@ from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.evaluation.pipeline import evaluate
 from zar_ray.evaluation.planning import AskedModel
 from zar_ray.evaluation.workload import Workload
-from zar_ray.results.case_rows import RIGHT, CaseRows
+from zar_ray.results.case_rows import CASE_COLUMNS, RIGHT, CaseRows
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
 from zar_ray.training.messages import Validated
@@ -80,7 +80,7 @@ def evaluate_checkpoint(job: TrainingJob, runs: Storage, checkpoint: Checkpoint,
         silent = Console(file=io.StringIO())
         evaluated = evaluate(Workload.of(manifest, [split]), [model], ["validation"], folder_of_run, silent)
     (case,) = evaluated.cases
-    rows = CaseRows.of(evaluated.table, case.case_id, len(split.class_names))
+    rows = CaseRows.of(evaluated.rows.read(CASE_COLUMNS), case.case_id, len(split.class_names))
     counted = rows.select((rows.label >= 0) & rows.finished)
     correct, videos = int((counted.after == RIGHT).sum()), len(counted.label)
     found = Validated(state.step, job.epochs(state.step), correct, videos, int((~rows.finished).sum()))

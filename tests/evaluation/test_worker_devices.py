@@ -136,7 +136,7 @@ def test_a_training_reserves_what_it_was_told(monkeypatch, gpus, wanted):
 
     monkeypatch.setattr(training_job, "TorchTrainer", Trainer)
     monkeypatch.setattr(training_job.ray, "put", lambda job: job)
-    storage = SimpleNamespace(location="/nowhere", child=lambda name: storage)
+    storage = SimpleNamespace(location="/nowhere", is_local=True, child=lambda name: storage)
     job = SimpleNamespace(config=TrainConfig(), threads=3, validation=None)
     assert training_job._fit(job, gpus, "name", storage, None) == "result"
     assert made["scaling"].use_gpu == (gpus > 0)

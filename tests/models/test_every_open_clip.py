@@ -12,8 +12,8 @@ from functools import cache
 
 import numpy as np
 import open_clip
-import open_clip.timm_model
 import pytest
+import timm
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -79,7 +79,7 @@ def kits(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_timm(monkeypatch):
-    make = open_clip.timm_model.timm.create_model
+    make = timm.create_model
 
     def create(name, **asked):
         wanted = {"num_classes", "global_pool"}
@@ -87,7 +87,7 @@ def small_timm(monkeypatch):
         size = 64
         return make("vit_tiny_patch16_224", depth=1, embed_dim=24, num_heads=2, img_size=size, **kept)
 
-    monkeypatch.setattr(open_clip.timm_model.timm, "create_model", create)
+    monkeypatch.setattr(timm, "create_model", create)
 
 
 def cut(name, kits):

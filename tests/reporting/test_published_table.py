@@ -519,7 +519,7 @@ def test_one_runs_folder_and_a_uri_and_nothing_at_all_can_be_given(output, write
     assert len(find_runs(f"{output}/good").runs) == 1
     assert len(find_runs(f"file://{output}").runs) == 1
     assert find_runs(str(tmp_path / "nowhere")).runs == ()
-    with pytest.raises(RunError, match="cannot be used"):
+    with pytest.raises(RunError, match="no such kind of place"):
         find_runs("gopher://here")
 
 

@@ -242,7 +242,7 @@ def test_a_learned_context_is_evaluated_with_its_base_model(config, bench):
         ({"split": "base", "protocol": "base_to_novel"}, ConfigError, "--split base: --protocol base_to_novel trains"),
         ({"shots": (5,)}, ManifestError, "51 of 51 classes have fewer than 5 usable videos in train1"),
         ({"output": None}, ConfigError, r"--output FILE\.safetensors"),
-        ({"method": ("zero",)}, ConfigError, "zero"),
+        ({"method": ("nil",)}, ConfigError, "nil"),
         ({"method": ("zar", "zar")}, ConfigError, "names one twice"),
     ],
 )

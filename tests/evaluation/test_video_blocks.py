@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 
 from zar_ray.evaluation import blocks
 from zar_ray.evaluation.blocks import block_size, cut_into_blocks, deal, expected_costs
+from zar_ray.evaluation.spec import ModelViews
 from zar_ray.evaluation.stages.adapt import AdaptStage
 from zar_ray.evaluation.stages.decode import DecodeStage
+from zar_ray.video.options import ViewConfig
+from zar_ray.video.reading import VideoInfo
+from zar_ray.video.transforms import Preprocessing
 
 COUNTS = st.none() | st.integers(0, 3000)
 
@@ -145,6 +149,21 @@ def test_a_pass_over_what_was_lost_and_a_stream_are_not_cut_otherwise(monkeypatc
     assert {len(block) for block in deal(some, 1, resources, 1000, alone=True).blocks} == {1}
     stream = deal(some, 1, resources, 1000, stream=True)
     assert [block["frames"].to_pylist() for block in stream.blocks] == [[n] for n in range(1, 1001)]
+
+
+@given(
+    frames=st.integers(1, 10**7),
+    views=st.integers(1, 6),
+    crops=st.sampled_from([1, 3, 5, 9]),
+    length=st.integers(1, 32),
+)
+def test_what_is_adapted_to_is_bounded_however_long_a_video_is(frames, views, crops, length):
+    """So that one video of a block never holds up its neighbours there; decoding it has its own time limit."""
+    config = ViewConfig(frames=length, eval_frames=length, views_per_rate=views, crops=crops)
+    model = ModelViews("weights", "fp32", Preprocessing(32), ((config, 0),), needs_views=True)
+    (plan,) = model.plans("video", VideoInfo(frames, 25.0, 340, 256, frames / 25, "pyav"))
+    assert len(plan.frames) <= min(frames, model.frames_named) == min(frames, length * (1 + 4 * views))
+    assert len(plan.images) <= length * (1 + 4 * views * crops)
 
 
 def test_a_block_of_several_batches_gives_the_rows_of_its_batches_in_one_part(begin, tiny_checkpoint, monkeypatch):

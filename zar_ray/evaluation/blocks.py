@@ -32,7 +32,8 @@ _MOST_FOR_START = 64
 # Else neither the first blocks nor the last ones could be smaller.
 _BLOCKS_A_WORKER = 8
 
-_STORE_SHARE = 0.4  # of the cluster's object store, which also holds what is not released yet
+STORE_SHARE = 0.4
+"""Of the object store for blocks in work; it also holds what is not released yet."""
 
 
 def expected_costs(videos: pa.Table) -> np.ndarray:
@@ -81,7 +82,7 @@ def deal(
     size = batch_size
     if not (alone or stream):
         store = ray.cluster_resources().get("object_store_memory", 0.0)
-        fitting = _STORE_SHARE * store / (at_once * max(1, largest))
+        fitting = STORE_SHARE * store / (at_once * max(1, largest))
         size = block_size(batch_size, len(videos), resources.workers, fitting, gpus=bool(resources.worker_gpus))
     blocks = cut_into_blocks(videos, size, resources.workers, first=batch_size, in_order=stream)
     return Dealt(blocks, at_once * size * largest)

@@ -32,6 +32,7 @@ class PlanBenchOptions(Options):
     demo: bool = Field(default=False, description="The demo's 192 videos in place of them, which `zar eval` has made.")
     workers: tuple[int, ...] = Field(default=(1, 2, 4), description="Model replicas.")
     sample: int = Field(default=20, ge=1, description="Videos that the forecast measures.")
+    folder: Path | None = Field(default=None, description="Where the videos are drawn, or lie from an earlier time.")
 
 
 def forecast_of(values: dict[str, Any], answer: Any) -> None:
@@ -43,15 +44,19 @@ def forecast_of(values: dict[str, Any], answer: Any) -> None:
 
 
 def seconds_of(values: dict[str, Any], answer: Any) -> None:
-    """Answers with the seconds of the real job, on a Ray of its own."""
+    """Answers with the seconds of the real job, on a Ray of its own, in all and until the first row."""
     import ray
 
+    from zar_ray.results.folder import RunFolder
+    from zar_ray.storage import Storage
     from zar_ray.study.run import run_study
 
     ray.init(address="local", include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     record = run_study(EvalConfig.model_validate(values), Console(file=io.StringIO()))
     ray.shutdown()
-    answer.put(record.whole.throughput.seconds)
+    rows = RunFolder(Storage(record.whole.run_file.rpartition("/")[0])).results()["recorded_at"].to_pylist()
+    seconds = record.whole.throughput.seconds
+    answer.put((seconds, seconds - (max(rows) - min(rows))))
 
 
 def apart(target: Any, values: dict[str, Any]) -> Any:
@@ -75,16 +80,17 @@ def main() -> int:
     """Compares one number of replicas after the other; returns the exit status."""
     options = tyro.cli(PlanBenchOptions, prog="plan.py")
     with tempfile.TemporaryDirectory() as folder:
+        drawn = options.folder or Path(folder)
         if options.demo:
             from zar_ray.study.demo import checkpoint_file
 
             own = EvalConfig(dataset="demo", checkpoint=checkpoint_file(), mlflow=False)
         else:
-            own = make_inputs(Path(folder), PipelineOptions(videos=options.videos))
+            own = make_inputs(drawn, PipelineOptions(videos=options.videos))
         for workers in options.workers:
             values = {**own.model_dump(mode="json"), "num_workers": workers, "output": str(Path(folder) / str(workers))}
             found = apart(forecast_of, {**values, "sample": options.sample})
-            real = apart(seconds_of, values)
+            real, first = apart(seconds_of, values)
             told, sample = found["asked"], found["sample"]
             line = {
                 "workers": workers,
@@ -92,6 +98,7 @@ def main() -> int:
                 "measured": round(real, 1),
                 "off": f"{told['seconds'] / real - 1:+.1%}",
                 "start": round(told["start_seconds"], 1),
+                "measured start": round(first, 1),
                 "short": told["short"],
                 **{name: round(sample[name], 4) for name in _SHOWN},
             }

@@ -148,6 +148,7 @@ def test_a_sample_stands_for_all_and_leaves_out_what_cannot_be_opened():
 @pytest.fixture
 def quick_start(monkeypatch):
     monkeypatch.setattr(sampling, "_start_of", lambda module: 0.5)
+    monkeypatch.setattr(sampling, "usable_cpus", lambda: 2)
 
 
 @pytest.mark.parametrize("method", [("zero_shot", "zar"), ("tda",)])

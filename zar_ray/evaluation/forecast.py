@@ -16,8 +16,11 @@ from zar_ray.evaluation.supply import PEAK_SHARE, peak_of
 DRIVER_SECONDS = 0.010
 """CPU of the driver for a block (bench/blocks.py)."""
 
-_STEADY = 5.0  # seconds of Ray Data and its pools besides the processes' own start, as they were measured
-_CROWDED = 1.15  # CPU that work takes on a machine whose cores are all busy, by that of the same work alone
+# As bench/plan.py measured them: seconds of Ray Data and its pools besides the processes' own start, and the CPU that
+# work takes in the job, with objects passed on and processes that take turns, by that of the stages alone.
+_STEADY = 7.0
+_IN_THE_JOB = 1.3
+
 _FLOAT32 = 15.0  # a GPU's peak in bf16 by that in float32, in which texts are tuned
 _NODE_GPUS, _NODE_CORES = 8, 128
 _PART_REQUESTS = 3  # of a block's part: written, read to be put into one with others, deleted
@@ -152,22 +155,21 @@ def forecast(sample: Sample, cluster: Cluster, videos: int, batch_size: int, *, 
     fitting = STORE_SHARE * cluster.memory / (blocks_at_once * max(1, sample.largest))
     size = 1 if stream else block_size(batch_size, videos, workers, fitting, gpus=on_gpus)
     driver = DRIVER_SECONDS / size
-    busy = sample.decode_cpu + driver + (0.0 if on_gpus else sample.adapt_cpu)
-    crowded = _CROWDED if not on_gpus and workers * sample.threads + cluster.decoders > cluster.cores else 1.0
+    busy = _IN_THE_JOB * (sample.decode_cpu + (0.0 if on_gpus else sample.adapt_cpu)) + driver
     # On one machine nothing is shipped; else as if any node's decoders fed any node's workers.
     shipped = sample.bytes_shipped * (cluster.nodes - 1) / cluster.nodes
     rates = {
         "GPUs" if on_gpus else "workers": workers / one,
-        "CPU cores": cluster.cores / (busy * crowded),
-        "decoders": cluster.decoders / sample.decode_cpu,
+        "CPU cores": cluster.cores / busy,
+        "decoders": cluster.decoders / (_IN_THE_JOB * sample.decode_cpu),
         "driver": 1 / driver,
         "network": cluster.nodes * cluster.bandwidth / max(1.0, (sample.bytes_read or 0.0) + shipped),
         "storage": cluster.requests / (_VIDEO_REQUESTS + _PART_REQUESTS / size),
     }
     short = min(rates, key=lambda name: rates[name])
-    starting = workers * sample.adapt_start + cluster.decoders * sample.decode_start
+    starting = _IN_THE_JOB * (workers * sample.adapt_start + cluster.decoders * sample.decode_start)
     first = batch_size * (sample.decode_cpu + one)
-    start = _STEADY + max(starting / cluster.cores, sample.adapt_start) * crowded + first
+    start = _STEADY + max(starting / cluster.cores, sample.adapt_start) + first
     seconds = start + videos / rates[short]
     hours = seconds / 3600
     price = None if cluster.price is None else cluster.price * hours * (cluster.gpus or cluster.cores)

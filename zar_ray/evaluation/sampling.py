@@ -5,11 +5,13 @@ Nothing of it is kept: rows go into a folder that is deleted, and a store of fea
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from zar_ray.data.probing import usable_cpus
 from zar_ray.errors import RunError
 from zar_ray.evaluation import planning
 from zar_ray.evaluation.blocks import expected_costs
@@ -45,9 +48,9 @@ class Sample:
     Attributes:
         videos: How many were measured.
         failed: How many more could not be done.
-        decode_cpu: CPU seconds of decoding one.
-        adapt_cpu: CPU seconds of adapting to one.
-        adapt_seconds: Wall seconds of it, on `device` with `threads` CPU threads.
+        decode_cpu: CPU seconds of decoding one, while this machine's other cores were busy, which makes all slower.
+        adapt_cpu: CPU seconds of adapting to one, likewise.
+        adapt_seconds: Wall seconds of it with nothing beside it, on `device` with `threads` CPU threads.
         device: What predicted: ``cpu``, or a GPU's name.
         threads: CPU threads it had.
         encoder_operations: Of the image encoders, a multiplication and an addition being two.
@@ -123,13 +126,17 @@ def measure(
             adapt, loading, _ = _timed(lambda: AdaptStage(spec, placed, threads))
             if not streams:
                 adapt(decode(videos.slice(0, 1)))  # libraries are loaded, and what all videos share is computed
+            batches = [videos.slice(first, own.batch_size) for first in range(0, len(videos), own.batch_size)]
             blocks, decoding, adapting, waiting = [], 0.0, 0.0, 0.0
-            for first in range(0, len(videos), own.batch_size):
-                block, cpu, _ = _timed(lambda first=first: decode(videos.slice(first, own.batch_size)))
-                blocks.append(block)
-                decoding += cpu
-                _, cpu, seconds = _timed(lambda block=block: adapt(block))
-                adapting, waiting = adapting + cpu, waiting + seconds
+            with _busy(usable_cpus() - 1):
+                for batch in batches:
+                    block, cpu, _ = _timed(lambda batch=batch: decode(batch))
+                    blocks.append(block)
+                    decoding += cpu
+                    _, cpu, seconds = _timed(lambda block=block: adapt(block))
+                    adapting, waiting = adapting + cpu, waiting + seconds
+            if not streams:  # which have seen these videos
+                waiting = sum(_timed(lambda block=block: adapt(block))[2] for block in blocks)
         finally:
             torch.set_num_threads(before)
         rows = folder.results()
@@ -152,7 +159,7 @@ def measure(
         tuning_operations=tuning,
         bytes_read=_mean_size(some.manifest.table["path"].to_pylist()),
         bytes_shipped=sum(block["inputs"].nbytes for block in blocks) / len(videos),
-        bytes_written=sum(parts) / (len(videos) + (not streams)),
+        bytes_written=sum(parts) / (len(videos) if streams else 2 * len(videos) + 1),
         largest=decode.largest(workload.manifest.table.filter(pc.field("error").is_null())),
         decode_start=_start_of(_STAGES[0]),
         adapt_start=_start_of(_STAGES[1]) + loading,
@@ -164,6 +171,23 @@ def _timed(work: Callable[[], _T]) -> tuple[_T, float, float]:
     cpu, wall = time.process_time(), time.perf_counter()
     found = work()
     return found, time.process_time() - cpu, time.perf_counter() - wall
+
+
+@contextmanager
+def _busy(cores: int) -> Iterator[None]:
+    """Keeps so many cores busy with matrix products, as in a run: cores share caches, and often arithmetic."""
+    code = "import numpy as np; a = np.ones((256, 256), 'f4'); print(flush=True)\nwhile True: a @ a"
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    others = [subprocess.Popen([sys.executable, "-c", code], env=alone, stdout=subprocess.PIPE) for _ in range(cores)]
+    try:
+        for other in others:
+            assert other.stdout is not None
+            other.stdout.readline()
+        yield
+    finally:
+        for other in others:
+            with other:
+                other.kill()
 
 
 def _start_of(module: str) -> float:

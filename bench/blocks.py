@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -105,7 +105,7 @@ def main() -> int:
             rows, first, cpu = [], 0.0, 0.0
             for batch in stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 first, cpu = first or time.time(), cpu or time.process_time()
-                rows += batch.to_pylist()
+                rows += cast(pa.Table, batch).to_pylist()
         spent = time.process_time() - cpu
         ends: dict[str, float] = {}
         for row in rows:

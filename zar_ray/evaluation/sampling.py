@@ -202,7 +202,9 @@ def _operations(done: pa.Table, models: Sequence[PlannedModel], labels: Sequence
     encoder = tuning = 0.0
     for label, model in zip(labels, models, strict=True):
         of_model = done.filter(pc.field("model") == label).group_by("video_id").aggregate([("images_encoded", "max")])
-        encoder += (pc.sum(of_model["images_encoded_max"]).as_py() or 0) * model.costs[0].image_gflops * _OPERATIONS
+        encoder += (
+            sum(filter(None, of_model["images_encoded_max"].to_pylist())) * model.costs[0].image_gflops * _OPERATIONS
+        )
         tuning += sum(sum(cost.tuning_gflops.values()) for cost in model.costs) * _OPERATIONS
     return encoder, tuning
 

@@ -172,7 +172,7 @@ def run_job(config: EvalConfig, done: Any, answer: Any) -> None:
     pipeline.VideoProgress.advance = counted
     workload = Workload.of(manifest, [whole_split(manifest)])
     asked = [pipeline.AskedModel("tiny", (config,))]
-    evaluated = pipeline.evaluate(workload, asked, ["default"], folder, Console(file=io.StringIO()))
+    pipeline.evaluate(workload, asked, ["default"], folder, Console(file=io.StringIO()))
     ray.shutdown()
     times = {row.video_id: row.recorded_at for row in to_rows(folder.results()) if row.error is None}
     stages: dict[str, float] = {}

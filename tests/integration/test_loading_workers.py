@@ -13,7 +13,7 @@ from rich.console import Console
 
 from zar_ray.evaluation import pipeline
 from zar_ray.evaluation.progress import VideoProgress
-from zar_ray.evaluation.resources import Resources
+from zar_ray.evaluation.resources import Resources, Wanted
 from zar_ray.evaluation.spec import STATUS_SCHEMA
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ def test_the_first_videos_do_not_wait_for_all_replicas(ray_cluster, tmp_path, mo
             return pa.Table.from_pylist(rows, schema=status)
 
     monkeypatch.setattr(pipeline, "AdaptStage", Loading)
-    resources = Resources(1, 0.5, 2, 0.4, 0.0, 1, "cpu")
+    resources = Resources(Wanted("cpu"), 1, 0.5, 2, 0.4, 0, 1)
     loaded_by_then = []
     videos = pa.table({"video_id": [str(number) for number in range(12)]})
     with VideoProgress(

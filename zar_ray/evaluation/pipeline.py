@@ -1,6 +1,6 @@
 """The evaluation job, from a manifest to a run folder with its result table, read from top to bottom.
 
-    manifest ──► small blocks ──► decode and resize (CPU pool) ──► encode and adapt (model pool) ──► result parts
+    manifest ──► blocks ──► decode and resize (CPU pool) ──► encode and adapt (model pool) ──► result parts
 
 What a kill leaves behind is a run folder with finished rows; the same call picks up from there.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from rich.console import Console
 
 from zar_ray.cluster import connected
 from zar_ray.evaluation import capacity, planning, preflight, recovery, supply
+from zar_ray.evaluation.blocks import deal
 from zar_ray.evaluation.feature_folder import FeatureKeeping
 from zar_ray.evaluation.planning import AskedModel, PlannedModel
 from zar_ray.evaluation.progress import VideoProgress
@@ -142,7 +142,7 @@ def evaluate(
 
 def run_blocks(
     videos: pa.Table,
-    block_size: int,
+    batch_size: int,
     retries: int,
     *,
     decode: DecodeStage,
@@ -151,7 +151,7 @@ def run_blocks(
     folder: RunFolder,
     progress: VideoProgress,
 ) -> None:
-    """Runs both stages over blocks of `block_size` videos; a block whose worker dies is dropped, not fatal.
+    """Runs both stages, of which the second takes `batch_size` videos at a time; a block whose worker dies is dropped.
 
     What `AdaptStage` is made of is `told` to each worker of the model pool. Each block adds a part to the folder, and
     many parts are put into one beside the run.
@@ -159,9 +159,11 @@ def run_blocks(
     if not len(videos):
         return
     in_order = bool(decode.spec.streams)
-    followed = capacity.Followed(resources, block_size * decode.largest(videos), progress.say)
+    dealt = deal(videos, batch_size, resources, decode.largest(videos), alone=not retries, stream=in_order)
+    followed = capacity.Followed(resources, dealt.block_bytes, progress.say)
     context = DataContext.get_current().copy()
     context.max_errored_blocks, context.enable_progress_bars = -1, False
+    context.target_max_block_size = None  # a block stays whole between the stages
     # A node that joins and cannot load the model ends no run; and the pool follows what the cluster has, not how busy
     # it is: it grows at once while blocks are left, and keeps its replicas, which take long to make.
     context.max_consecutive_actor_init_deaths = -1
@@ -171,7 +173,7 @@ def run_blocks(
     context.execution_options.preserve_order = in_order
     context.execution_options.resource_limits = followed.limits
     with DataContext.current(context), ThreadPoolExecutor(1) as beside:
-        stages = _stages(videos, decode, told, resources, block_size, retries)
+        stages = _stages(dealt.blocks, decode, told, resources, retries)
         batches = stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         for number, batch in enumerate(batches, start=1):
             progress.count(cast(pa.Table, batch))
@@ -184,7 +186,7 @@ def run_blocks(
 
 
 def _stages(
-    videos: pa.Table, decode: DecodeStage, told: tuple[Any, ...], resources: Resources, block_size: int, retries: int
+    blocks: list[pa.Table], decode: DecodeStage, told: tuple[Any, ...], resources: Resources, retries: int
 ) -> Dataset:
     # Not in a stream, whose order that would break; nor where a block is not tried again, as none may be in a worker
     # that dies of another.
@@ -195,24 +197,22 @@ def _stages(
         # keeps Ray below that).
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         return (
-            ray.data.from_arrow(videos)
-            .repartition(target_num_rows_per_block=block_size)
+            ray.data.from_blocks(blocks)
             .map_batches(
                 partial(decode_block, stage=decode),
-                batch_size=block_size,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
                 compute=resources.decode_pool(),
                 num_cpus=resources.decoder_cpus,
                 max_retries=retries,
             )
-            .map_batches(
+            # Beside a GPU `map_batches` itself wants a number of rows, to which it would put small blocks together.
+            .map_batches_internal(
                 ModelWorker,
                 fn_constructor_args=(AdaptStage, *told),
-                batch_size=block_size,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
-                compute=resources.model_pool(math.ceil(len(videos) / block_size), at_once, waiting=0 if alone else 1),
+                compute=resources.model_pool(len(blocks), at_once, waiting=0 if alone else 1),
                 **resources.replica_options(),
                 # A worker that dies comes back where there is room for it, which may be never: the blocks that it held
                 # do not wait for that, and are a later pass's.

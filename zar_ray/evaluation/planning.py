@@ -207,6 +207,7 @@ def job_spec(
         resizer=own.resize,
         features=getattr(own, "features", None),
         streams=streams,
+        batch_size=own.batch_size,
     )
 
 

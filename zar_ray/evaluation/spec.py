@@ -173,6 +173,7 @@ class JobSpec:
         resizer: Whose kernel resizes.
         features: Where image features are kept, if they are.
         streams: The stream methods, for whose sake videos come one by one, in order, to one worker.
+        batch_size: Videos that are adapted to at a time.
     """
 
     models: tuple[ModelViews, ...]
@@ -187,6 +188,7 @@ class JobSpec:
     resizer: Resizer = "pil"
     features: str | None = None
     streams: tuple[str, ...] = ()
+    batch_size: int = 8
 
     def feature_store(self, model: int) -> FeatureStore | None:
         """Where a model's features are kept, if they are."""

@@ -28,7 +28,9 @@ PEAKS = {
     **{"B300": 2250.0, "B200": 2250.0, "GH200": 989.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "V100": 125.0},
     **{"L40S": 362.0, "L40": 181.0, "L4": 121.0, "A10G": 70.0, "A10": 125.0, "A40": 150.0, "T4": 65.0},
 }
-_SHARE = 0.5  # of the peak that an image encoder is taken to reach: what it needs is said rather too high than too low
+PEAK_SHARE = 0.5
+"""Of the peak that an image encoder is taken to reach: what it needs is said rather too high than too low."""
+
 _VIT_B16 = 17.6  # GFLOPs an image, as papers count them
 _OPERATIONS = 2e9  # in such a GFLOP
 _SIZE, _FRAMES, _FPS = (256, 340), 60, 30
@@ -104,7 +106,7 @@ def supply(
         operations += len(plan.images) * gflops * _OPERATIONS
     views, pixels, _ = plans[0]
     decode = decode_seconds(options or DecodeOptions(), views, pixels, video, needs_views)
-    return Supply(len(gpus), gpus[0], cores, decode, operations / (peak * 1e12 * _SHARE))
+    return Supply(len(gpus), gpus[0], cores, decode, operations / (peak * 1e12 * PEAK_SHARE))
 
 
 def warning_for_run(models: Sequence[PlannedModel], resources: Resources, videos: pa.Table) -> str | None:

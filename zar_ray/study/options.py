@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from pydantic import Field, field_serializer
 
 from zar_ray.data.options import DatasetOptions
@@ -54,3 +55,23 @@ class AblateConfig(EvalConfig):
     """Options of `zar ablate` and jobs/ablate.py: those of `zar eval`, with something to vary."""
 
     method: tuple[str, ...] = option(("zar",), "Test-time methods to run.", min_length=1)
+
+
+class PlanConfig(EvalConfig):
+    """Options of `zar plan`: those of `zar eval`, and the cluster that would run it."""
+
+    sample: int = operational(20, "Videos to measure, spread over what all are expected to cost.", ge=1)
+    gpus: int = operational(0, "GPUs of the cluster; 0 for a run on CPUs.", ge=0)
+    gpu: str = operational("H100", "What GPUs they are; their speed is computed unless this machine has one.")
+    cores: float | None = operational(
+        None, "CPU cores of the cluster; by default 16 a GPU, or this machine's without GPUs.", gt=0
+    )
+    price: float | None = operational(None, "Dollars an hour of a GPU with its share of the rest, or of a core.", ge=0)
+    memory: float | None = operational(
+        None, "GB of Ray's object store in the cluster; by default 30% of 8 GB a core, as Ray takes it.", gt=0
+    )
+    bandwidth: float = operational(
+        1.25, "GB a second of a node's network; a node has 8 GPUs, or 128 cores where there are none.", gt=0
+    )
+    requests: float = operational(3500.0, "Requests a second that the storage serves, S3's promise by default.", gt=0)
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = operational(False, "Print the forecast as JSON alone.")

@@ -76,8 +76,9 @@ class Decided:
 class AdaptStage:
     """One worker of the model pool: holds a replica of each model, predicts, and writes the rows.
 
-    It may be called with a block while it works on another: one block at a time is predicted, and meanwhile the pixels
-    of the next are taken over and the rows of the one before are written. In a run with streams it may not.
+    A block is predicted a batch at a time. It may be called with a block while it works on another: one batch at a time
+    is predicted, and meanwhile the pixels of the next are taken over and the rows of a finished block are written. In a
+    run with streams it may not.
 
     Args:
         spec: The run.
@@ -121,16 +122,18 @@ class AdaptStage:
             self._follow(rows)
         results: list[ResultRow] = []
         notes: dict[str, list[str]] = {}
-        for replica in self.replicas:
-            own = [index for index, row in enumerate(rows) if replica.number in row[MODELS.name]]
-            videos = [replica.arrive(rows[index], block["inputs"][index]) for index in own]
-            with self._turn:
-                outcomes = [replica.leave(outcome) for outcome in self.predict(replica, videos)]
-            for video, outcome in zip(videos, outcomes, strict=True):
-                results += replica.rows(video, outcome)
-                self._tell(outcome)
-            if videos and (note := replica.keep(videos, outcomes)):
-                notes.setdefault(videos[0].row["video_id"], []).append(note)
+        for first in range(0, len(rows), self.spec.batch_size):
+            batch = range(first, min(first + self.spec.batch_size, len(rows)))
+            for replica in self.replicas:
+                own = [index for index in batch if replica.number in rows[index][MODELS.name]]
+                videos = [replica.arrive(rows[index], block["inputs"][index]) for index in own]
+                with self._turn:
+                    outcomes = [replica.leave(outcome) for outcome in self.predict(replica, videos)]
+                for video, outcome in zip(videos, outcomes, strict=True):
+                    results += replica.rows(video, outcome)
+                    self._tell(outcome)
+                if videos and (note := replica.keep(videos, outcomes)):
+                    notes.setdefault(videos[0].row["video_id"], []).append(note)
         write_part(self.spec.storage, to_table(results))
         if self.spec.streams:
             # After the rows: what is continued does the videos after this position, and rows may be made twice.
@@ -171,7 +174,7 @@ class AdaptStage:
             self._position, self._begun = position + 1, True
 
     def predict(self, replica: Replica, videos: list[Arrived]) -> list[VideoPrediction | Failure]:
-        """Predicts a block's videos under one model together; where that breaks unforeseen, each by itself.
+        """Predicts some videos under one model together; where that breaks unforeseen, each by itself.
 
         In a stream one follows the other, and each is seen once.
         """
@@ -184,7 +187,7 @@ class AdaptStage:
         except DeviceLostError:
             raise
         except Exception:
-            logger.exception("a block of %d videos failed; each is tried by itself", len(planned))
+            logger.exception("a batch of %d videos failed; each is tried by itself", len(planned))
             predicted = (replica.predict_one(one) for one in planned)
         outcomes = [video.planned if isinstance(video.planned, Failure) else next(predicted) for video in videos]
         return [Failure(str(one), one.stage) if isinstance(one, VideoError) else one for one in outcomes]

@@ -52,14 +52,15 @@ class DecodeStage:
     def largest(self, videos: pa.Table) -> int:
         """Bytes that the frames of the largest of some manifest rows take at most; what takes more is refused."""
         ways = {model.resize: model.frames_named for model in self.spec.models}
-        columns = [videos[name].to_pylist() for name in ("frames", "height", "width")]
+        # Of a million videos few differ in size, and the longest of a size takes most.
+        sizes = videos.group_by(["height", "width"]).aggregate([("frames", "max")])
         most = DecodeLimits().decoded_bytes
         return max(
             sum(
                 min(most, min(frames, named) * prod(resized_size(height, width, way.short_side, way.scaling.mode)) * 3)
                 for way, named in ways.items()
             )
-            for frames, height, width in zip(*columns, strict=True)
+            for height, width, frames in zip(*(column.to_pylist() for column in sizes.columns), strict=True)
         )
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""What a study would cost: its videos counted, a sample measured, and clusters of many sizes computed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from zar_ray.errors import ConfigError
+from zar_ray.evaluation.forecast import Cluster, Forecast, forecast
+from zar_ray.evaluation.planning import asked_settings, plan_model
+from zar_ray.evaluation.sampling import Sample, measure
+from zar_ray.evaluation.streams import stream_methods
+from zar_ray.evaluation.supply import PEAKS, peak_of
+from zar_ray.study.options import PlanConfig
+from zar_ray.study.plan import plan_study
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
+"""GPUs, or CPU cores, that a run is simulated with."""
+
+_CORES_A_GPU = 16.0
+_MEMORY_A_CORE, _OBJECT_STORE = 8e9, 0.3
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What `zar plan` says.
+
+    Attributes:
+        sample: What was measured.
+        asked: The cluster that was asked about.
+        sizes: The same run on clusters of `SIZES`.
+        stream: Whether methods of the run depend on the videos before, so that it has one worker.
+    """
+
+    sample: Sample
+    asked: Forecast
+    sizes: tuple[Forecast, ...]
+    stream: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, with SI units."""
+        return asdict(self)
+
+
+def cluster_of(options: PlanConfig) -> Cluster:
+    """The cluster that options describe, with what they leave open.
+
+    Raises:
+        ConfigError: A GPU's name is not known.
+    """
+    if options.gpus and peak_of(options.gpu) is None:
+        raise ConfigError(f"--gpu {options.gpu}: its speed is not known; known are {', '.join(PEAKS)}")
+    cores = options.cores or (options.gpus * _CORES_A_GPU if options.gpus else float(psutil.cpu_count() or 1))
+    # As `Resources.of_cluster` shares CPUs out.
+    usual = int(options.gpus / (options.gpus_per_worker or 1.0)) if options.gpus else int(cores) // 2
+    workers = options.num_workers[-1] if options.num_workers else max(1, usual)
+    reserved = round(min(0.99, (cores - 1) / workers), 4) if cores > 1 else 0.4 / workers
+    return Cluster(
+        gpus=options.gpus,
+        gpu=options.gpu if options.gpus else "",
+        cores=cores,
+        workers=workers,
+        decoders=options.decode_workers or max(1, int(cores - reserved * workers)),
+        memory=1e9 * options.memory if options.memory else cores * _MEMORY_A_CORE * _OBJECT_STORE,
+        bandwidth=1e9 * options.bandwidth,
+        requests=options.requests,
+        price=options.price,
+    )
+
+
+def cost_of(options: PlanConfig, console: Console) -> Costs:
+    """Measures a sample of a study's videos here and computes the rest; writes nothing.
+
+    Raises:
+        ZarError: The study could not start either.
+    """
+    cluster = cluster_of(options)
+    study = plan_study(options, console)
+    for one in study.axes.models:
+        if one.mixture is not None:
+            raise ConfigError("--interpolate-with: `zar plan` writes nothing, so no mixture either; leave it out")
+    asked = study.asked()
+    console.print(f"loading {', '.join(one.label for one in asked)} ...", highlight=False)
+    models = tuple(
+        plan_model(one.label, number, asked_settings(one, study.workload)) for number, one in enumerate(asked)
+    )
+    stream = bool(stream_methods(one for model in asked for one in model.settings))
+    threads = 1 if cluster.gpus else max(1, int(cluster.cores // (1 if stream else cluster.workers)))
+    threads = min(threads, psutil.cpu_count() or 1)
+    console.print(f"measuring {min(options.sample, len(study.workload.manifest))} videos ...", highlight=False)
+    labels = [one.label for one in study.axes.settings]
+    sample = measure(study.workload, models, labels, options.sample, threads)
+    videos = len(study.workload.manifest)
+
+    def on(one: Cluster) -> Forecast:
+        return forecast(sample, one, videos, options.batch_size, stream=stream)
+
+    return Costs(sample, on(cluster), tuple(on(cluster.scaled(size)) for size in SIZES), stream)

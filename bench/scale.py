@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import pickle
 import resource
 import shutil
 import subprocess
@@ -128,12 +129,38 @@ def finishing(folder: RunFolder, videos: int) -> None:
     assert not folder.storage.names("parts")
 
 
+def training_videos(_: RunFolder, videos: int) -> None:
+    """What a training makes of its manifest, sends to its processes, and takes of it in an epoch's first steps."""
+    # PyTorch and Ray, which are in no other step's memory.
+    from zar_ray.data.manifest import MANIFEST_SCHEMA, Manifest
+    from zar_ray.training.options import TrainConfig
+    from zar_ray.training.samples import samples_of_step
+    from zar_ray.training.videos import VideoTable, usable_videos
+
+    ids = pc.call_function("binary_join_element_wise", [pa.array(np.arange(videos).astype(str)), ".mp4", "/"])
+    sizes = {"frames": 300, "width": 340, "height": 256, "size": 10**6}
+    columns = {
+        **{"video_id": ids, "path": pc.call_function("binary_join_element_wise", ["/data", ids, "/"])},
+        **{"label_id": np.arange(videos) % CLASSES, "class_name": [f"class {n % CLASSES}" for n in range(videos)]},
+        **{"split": ["all"] * videos, **{name: np.full(videos, size) for name, size in sizes.items()}},
+    }
+    rest = {field.name: pa.nulls(videos, field.type) for field in MANIFEST_SCHEMA if field.name not in columns}
+    manifest = Manifest(pa.table({**columns, **rest}), tuple(f"class {n}" for n in range(CLASSES)), "/data", "made up")
+    usable = usable_videos(manifest)
+    usable.fingerprint()
+    sent = pickle.loads(pickle.dumps(VideoTable.of(usable), protocol=5))
+    assert (
+        len({sent[sample.video] for step in range(40) for sample in samples_of_step(step, videos, TrainConfig())}) > 9
+    )
+
+
 STEPS: dict[str, Callable[[RunFolder, int], None]] = {
     "writing and compacting parts": writing_parts,
     "looking for the rest": looking_for_the_rest,
     "collecting": collecting,
     "collecting, metrics": computing_metrics,
     "collecting, finishing": finishing,
+    "a training's videos": training_videos,
 }
 
 

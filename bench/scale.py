@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import math
+import pickle
 import resource
 import shutil
 import subprocess
@@ -241,6 +242,23 @@ def sampling(place: Path, folder: RunFolder) -> None:
     assert videos == len(planned(place)[0].workload.manifest)
 
 
+def training_videos(place: Path, _: RunFolder) -> None:
+    """What a training makes of its manifest, sends to its processes, and takes of it in an epoch's first steps."""
+    # PyTorch and Ray, which are in no other step's memory; their import is in this one's seconds.
+    from zar_ray.data.manifest import read_manifest
+    from zar_ray.training.options import TrainConfig
+    from zar_ray.training.samples import samples_of_step
+    from zar_ray.training.videos import VideoTable, usable_videos
+
+    manifest = read_manifest(place / "manifest.parquet")
+    videos = len(manifest)
+    usable = usable_videos(manifest)
+    usable.fingerprint()
+    sent = pickle.loads(pickle.dumps(VideoTable.of(usable), protocol=5))
+    samples = [sample for step in range(40) for sample in samples_of_step(step, videos, TrainConfig())]
+    assert [sent[sample.video].label_id for sample in samples] == [sample.video % CLASSES for sample in samples]
+
+
 STEPS: dict[str, Callable[[Path, RunFolder], tuple[float, float] | None]] = {
     "nothing": nothing,
     "start": starting,
@@ -252,6 +270,7 @@ STEPS: dict[str, Callable[[Path, RunFolder], tuple[float, float] | None]] = {
     "report": reporting,
     "comparison": comparing,
     "features, all": sampling,
+    "a training's videos": training_videos,
 }
 
 # Of a million videos: which steps, what of them together, and how much of it.

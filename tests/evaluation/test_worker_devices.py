@@ -18,8 +18,8 @@ from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.evaluation.preflight import check_devices, without_unfit_nodes
 from zar_ray.evaluation.resources import Resources, Wanted
 from zar_ray.training import job as training_job
-from zar_ray.training.job import gpus_per_process
 from zar_ray.training.options import TrainConfig
+from zar_ray.training.workers import WorkerNeeds, gpus_per_process
 
 
 @pytest.fixture
@@ -121,6 +121,7 @@ def test_a_training_that_would_wait_for_gpus_for_ever_is_refused(there):
     with pytest.raises(RunError, match="--num-workers 4 of 1 GPUs each: the cluster has 2 GPUs"):
         gpus_per_process(TrainConfig(num_workers=4))
     assert gpus_per_process(TrainConfig(num_workers=4, device="cpu")) == 0
+    assert gpus_per_process(TrainConfig(num_workers=(2, 4))) == 1
 
 
 @pytest.mark.parametrize(("gpus", "wanted"), [(0.0, {"CPU": 3}), (1.0, {"CPU": 3, "GPU": 1.0})])
@@ -132,13 +133,15 @@ def test_a_training_reserves_what_it_was_told(monkeypatch, gpus, wanted):
             made["scaling"] = scaling_config
 
         def fit(self):
-            return "result"
+            return SimpleNamespace(metrics=None)
 
     monkeypatch.setattr(training_job, "TorchTrainer", Trainer)
     monkeypatch.setattr(training_job.ray, "put", lambda job: job)
     storage = SimpleNamespace(location="/nowhere", is_local=True, child=lambda name: storage)
-    job = SimpleNamespace(config=TrainConfig(), threads=3, validation=None)
-    assert training_job._fit(job, gpus, "name", storage, None) == "result"
+    monkeypatch.setattr(training_job, "workers_with_room", lambda fewest, *_: fewest)
+    monkeypatch.setattr(training_job, "alive_nodes", dict)
+    job = SimpleNamespace(config=TrainConfig(), validation=None)
+    training_job._fit(job, WorkerNeeds(3, gpus, decoders=2), "name", storage, None)
     assert made["scaling"].use_gpu == (gpus > 0)
     assert made["scaling"].resources_per_worker == wanted
 

@@ -19,7 +19,8 @@ from zar_ray.models.options import ModelOptions
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.rows import to_rows
 from zar_ray.storage import Storage
-from zar_ray.training.job import cpus_per_worker, describe, run_training
+from zar_ray.training.job import describe, run_training
+from zar_ray.training.workers import cpus_per_worker
 
 pytestmark = pytest.mark.slow
 
@@ -154,8 +155,13 @@ def test_mistakes_are_named_before_anything_starts(tiny_training, tmp_path, monk
     config = tiny_training()
     with pytest.raises(ConfigError, match="--output"):
         describe(config.model_copy(update={"output": None}))
-    with pytest.raises(ConfigError, match="cannot be shared by --num-workers 4 in micro-batches of 3"):
-        describe(config.model_copy(update={"num_workers": 4}))
+    with pytest.raises(ConfigError, match=r"--output s3:/+b/x\.safetensors: the weights are written to a local file"):
+        describe(config.model_copy(update={"output": Path("s3://b/x.safetensors")}))
+    for workers in (4, (1, 4)):
+        with pytest.raises(ConfigError, match="cannot be shared by --num-workers 4 in micro-batches of 3"):
+            describe(config.model_copy(update={"num_workers": workers}))
+    with pytest.raises(ConfigError, match="--num-workers 2 1: the fewest come first"):
+        describe(config.model_copy(update={"num_workers": (2, 1)}))
     with pytest.raises(ConfigError, match="--register-as"):
         describe(config.model_copy(update={"register_as": "mine"}))
     with pytest.raises(ConfigError, match="fp16"):

@@ -31,7 +31,7 @@ def test_a_training_that_ended_early_is_no_finished_one(tmp_path, step, said):
         state(step).save(tmp_path)
         checkpoint = Checkpoint.from_directory(tmp_path)
     config = TrainConfig(dataset="x", steps=5, output=tmp_path / "out.safetensors")
-    job = TrainingJob(config, (), ClassPrompts(("a", "b"), "a video of a"), None, 1, None, None)
+    job = TrainingJob(config, (), ClassPrompts(("a", "b"), "a video of a"), None, None, None, None)
     result, folder = SimpleNamespace(checkpoint=checkpoint), RunFolder(Storage(str(tmp_path)))
     with pytest.raises(RunError, match=rf"{said}: gone\.mp4: cannot be opened; the same command"):
         finished(result, job, folder, "gone.mp4: cannot be opened")

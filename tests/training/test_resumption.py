@@ -19,7 +19,9 @@ from zar_ray.errors import RunError
 from zar_ray.training.network import VideoTextModel
 from zar_ray.training.options import AugmentConfig, RandAugmentConfig, TrainConfig
 from zar_ray.training.progress import TrainingState
+from zar_ray.training.videos import VideoTable
 from zar_ray.training.worker import TrainingJob, train_worker
+from zar_ray.training.workers import WorkerNeeds
 
 ARCHITECTURE = {
     "embed_dim": 16,
@@ -71,7 +73,7 @@ def run(video_folder, manifest, monkeypatch, tmp_path):
         )
         (prompts,) = prompts_of([manifest.class_names], config)
         progress = SimpleNamespace(put=lambda message: None)
-        job = TrainingJob(config, tuple(manifest.rows()), prompts, architecture, 1, None, progress)
+        job = TrainingJob(config, VideoTable.of(manifest), prompts, architecture, WorkerNeeds(1, 0, 0), None, progress)
         if validation is not None:
             job = replace(job, validation=SimpleNamespace(prompts=prompts))
             monkeypatch.setattr("zar_ray.training.worker.validate", validation)
@@ -94,7 +96,7 @@ def run(video_folder, manifest, monkeypatch, tmp_path):
         monkeypatch.setattr(ray.train, "report", report)
         monkeypatch.setattr(ray.train.torch, "prepare_model", lambda model, **_: model)
         monkeypatch.setattr("zar_ray.training.worker.ray.get", lambda job: job)
-        train_worker({"job": job})
+        train_worker({"job": job, "lacking": 0})
         return states
 
     return train
@@ -147,7 +149,7 @@ def test_what_is_dropped_is_the_same_after_a_resumption(regularised):
     assert not same(regularised(drop_path=0.0, prompt_dropout=0.0, attention_dropout=0.0)[7], whole[7])
 
 
-def test_two_workers_drop_what_one_that_accumulates_drops(regularised, monkeypatch):
+def test_several_workers_drop_what_one_that_accumulates_drops(regularised, monkeypatch):
     gradients = []
 
     def note(optimiser, closure=None):
@@ -156,14 +158,15 @@ def test_two_workers_drop_what_one_that_accumulates_drops(regularised, monkeypat
 
     monkeypatch.setattr(torch.optim.AdamW, "step", note)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: None)
-    for rank, workers in ((0, 1), (0, 2), (1, 2)):
-        regularised(rank=rank, workers=workers, steps=1)
-    alone, first, second = gradients
+    # Four micro-batches, which three cannot share evenly.
+    for rank, workers in ((0, 1), (0, 3), (1, 3), (2, 3)):
+        regularised(rank=rank, workers=workers, steps=1, micro_batch=2)
+    alone, *shares = gradients
     assert len(alone) > 50
     # of each process its share, as nothing was exchanged
-    for whole, one, other in zip(alone, first, second, strict=True):
-        assert torch.allclose(one + other, whole, atol=1e-6)
-    assert not all(torch.allclose(one, other, atol=1e-3) for one, other in zip(first, second, strict=True))
+    for whole, *parts in zip(alone, *shares, strict=True):
+        assert torch.allclose(torch.stack(parts).sum(dim=0), whole, atol=1e-6)
+    assert not all(torch.allclose(one, other, atol=1e-3) for one, other in zip(*shares[:2], strict=True))
 
 
 def test_an_evaluation_in_between_drops_nothing_and_changes_nothing(regularised):
@@ -303,3 +306,14 @@ class TestMemoryRunsOut:
         room(0, torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
         with pytest.raises(torch.AcceleratorError):
             run()
+
+
+def test_it_ends_with_a_checkpoint_where_there_is_room_for_more_workers(run, monkeypatch):
+    options = {"steps": 3, "checkpoint_steps": 100, "average_from": None}
+    whole = run(**options)
+    with monkeypatch.context() as patch:
+        patch.setattr("zar_ray.training.worker.Growth.due", lambda growth: True)
+        grown = run(**options)
+    # Neither the interval's end nor an epoch's.
+    assert (sorted(whole), sorted(grown)) == ([2, 3], [1])
+    assert same(run(grown[1], **options)[3], whole[3])

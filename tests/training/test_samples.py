@@ -1,12 +1,17 @@
 """Which videos and frames a step sees is settled by the seed alone, whatever the workers."""
 
+import pickle
+from concurrent.futures import Future
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zar_ray.data.datasets import list_dataset
+from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.data.probing import probe_listing
+from zar_ray.training import videos
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.samples import (
     Sample,
@@ -16,8 +21,10 @@ from zar_ray.training.samples import (
     frames_drawn,
     generator,
     micro_batches,
+    patience,
     samples_of_step,
 )
+from zar_ray.training.videos import VideoTable, usable_videos
 from zar_ray.video.transforms import Preprocessing
 
 
@@ -35,16 +42,17 @@ def test_every_epoch_sees_every_video_once_and_batches_are_full(videos, batch_si
     assert samples_of_step(first_step, videos, config) == steps[first_step]
 
 
-@given(st.integers(1, 20), st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.integers(0, 4))
-def test_workers_take_whole_micro_batches_and_every_one_once(videos, micro_batch, turns, workers, first_step):
+@given(st.integers(1, 20), st.integers(1, 4), st.integers(1, 12), st.integers(1, 5), st.integers(0, 4))
+def test_workers_take_whole_micro_batches_and_every_one_once(videos, micro_batch, each_step, workers, first_step):
     steps = range(first_step, first_step + 3)
-    config = TrainConfig(batch_size=micro_batch * turns * workers, micro_batch=micro_batch, seed=1)
+    config = TrainConfig(batch_size=micro_batch * each_step, micro_batch=micro_batch, seed=1)
     whole = list(micro_batches(steps, videos, config))
     shares = [list(micro_batches(steps, videos, config, rank, workers)) for rank in range(workers)]
     assert {(one.step, one.number): one for share in shares for one in share} == {
         (one.step, one.number): one for one in whole
     }
-    assert all(len(share) == len(steps) * turns for share in shares)
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= len(steps), "one of a step's more than another at most"
     for step in steps:
         samples = [sample for one in whole if one.step == step for sample in one.samples]
         assert samples == samples_of_step(step, videos, config)
@@ -90,3 +98,46 @@ def test_decoding_ahead_keeps_the_order(video_folder):
     assert [which for which, _ in decoded] == wanted
     for which, pixels in decoded:
         assert np.array_equal(pixels.numpy(), np.stack([source.read(sample) for sample in which.samples]))
+
+
+def test_decode_workers_whose_cpu_is_gone_are_not_waited_for_for_ever():
+    batches = micro_batches(range(3), 9, TrainConfig(batch_size=2, micro_batch=2))
+    with pytest.raises(TimeoutError, match="no video was decoded for 0 s: a decode worker waits for a CPU"):
+        next(decoded_batches(batches, lambda sample: Future(), patience=0.05))
+    assert patience(TrainConfig(decode_workers=2, decode_timeout=30)) == 150
+    assert patience(TrainConfig()) is None
+
+
+def test_a_table_in_rays_store_is_sent_as_a_reference(video_folder, monkeypatch):
+    manifest = probe_listing(list_dataset(video_folder))
+    store = {}
+    monkeypatch.setattr(videos.ray, "put", lambda table: store.setdefault("there", table) and "there")
+    monkeypatch.setattr(videos.ray, "get", store.__getitem__)
+    own = VideoTable.of(manifest)
+    shared = own.shared()
+    assert len(pickle.dumps(shared)) < 300 < len(pickle.dumps(own))
+    for table in (own, pickle.loads(pickle.dumps(own)), pickle.loads(pickle.dumps(shared))):
+        assert [table[number] for number in range(len(table))] == list(manifest.rows())
+    with pytest.raises(IndexError):
+        own[len(own)]
+
+
+def test_videos_of_a_split_keep_their_order_and_have_its_labels(video_folder):
+    manifest = probe_listing(list_dataset(video_folder))
+    rows = list(manifest.rows())
+    chosen = VideoTable.of(manifest).labelled([(rows[7].video_id, 5), (rows[2].video_id, 0)])
+    assert [(row.path, row.label_id) for row in map(chosen.__getitem__, range(2))] == [
+        (rows[7].path, 5),
+        (rows[2].path, 0),
+    ]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=9))
+def test_only_labelled_videos_that_can_be_read_are_trained_on(kinds):
+    made = [
+        VideoRow(str(n), f"/{n}", *((0, "a") if label else (None, None)), frames=1, width=1, height=1, error=error)
+        for n, (label, broken) in enumerate(kinds)
+        for error in ["broken" if broken else None]
+    ]
+    kept = usable_videos(Manifest.of(made, ["a"], "/", "made up"))
+    assert [row.video_id for row in kept.rows()] == [str(n) for n, kind in enumerate(kinds) if kind == (True, False)]

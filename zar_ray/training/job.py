@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -12,10 +16,16 @@ import ray.train
 from ray.exceptions import RayError
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from zar_ray.cluster import connected, gpus_per_worker, inside_job, total_gpus, worker_device
+from zar_ray.cluster import connected, inside_job, worker_device
 from zar_ray.data.class_texts import is_context_file, prompts_of
 from zar_ray.data.datasets import open_dataset, resolve_dataset
 from zar_ray.data.manifest import Manifest
@@ -33,10 +43,12 @@ from zar_ray.training.options import TrainConfig
 from zar_ray.training.outputs import TrainResult, evaluate_checkpoint, finished
 from zar_ray.training.schedule import Schedule
 from zar_ray.training.validation import validation_set
+from zar_ray.training.videos import VideoTable, usable_videos
 from zar_ray.training.worker import TrainingJob, train_worker
+from zar_ray.training.workers import WorkerNeeds, alive_nodes, worker_bounds, worker_needs, workers_with_room
 
-# Where a process dies, training goes on from the last checkpoint so many times.
-_MAX_RESTARTS = 3
+# A path has one slash less than the URI that it was made of.
+_URI_AS_PATH = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")
 
 # How Ray shows an exception: by its traceback. One of ours is a mistake that another start would only repeat, but for a
 # lost device.
@@ -88,15 +100,17 @@ def run_training(config: TrainConfig, console: Console, parent: str | None = Non
             " reaches its peak; --warmup-steps or --warmup-epochs shorten it"
         )
     with connected(config.address):
-        cpus = cpus_per_worker(config.num_workers, config.decode_workers, spare=int(config.validation_async))
-        gpus = gpus_per_process(config)
-        config = config.model_copy(update={"device": worker_device(config.device, gpus)})
-        check_devices(gpus, config.device)
-        queue = Queue(actor_options={"num_cpus": 0})
-        job = TrainingJob(config, tuple(videos.rows()), prompts, architecture, cpus, validation, queue)
+        needs = worker_needs(config)
+        config = config.model_copy(update={"device": worker_device(config.device, needs.gpus)})
+        check_devices(needs.gpus, config.device)
+        # Beside the driver, lest it be lost with another node.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        shared = VideoTable.of(videos).shared()
+        job = TrainingJob(config, shared, prompts, architecture, needs, validation, queue)
         with tracked(job, folder.storage, console, parent) as tracker:
             with shown(job, tracker, console) as raised:
-                result = _fit(job, gpus, name, storage, console)
+                result = _fit(job, needs, name, storage, console)
             seconds = time.monotonic() - started
             trained = finished(result, job, folder, raised[0] if raised else None)
             run_id = log_end(tracker, trained, config, console)
@@ -143,16 +157,21 @@ def settled(config: TrainConfig) -> TrainConfig:
         raise ConfigError("zar train: say what to train on with --dataset")
     if config.output is None or config.output.suffix != ".safetensors":
         raise ConfigError("zar train: name the checkpoint to write with --output FILE.safetensors")
+    if _URI_AS_PATH.match(str(config.output)):
+        raise ConfigError(f"--output {config.output}: the weights are written to a local file; --storage may be a URI")
     if inside_job() and not config.output.is_absolute():
         raise ConfigError(f"--output {config.output}: a Ray job's folder is temporary; give an absolute path")
     if config.precision == "fp16":
         raise ConfigError("--precision fp16: gradients overflow in it; train in bf16 or fp32")
     micro_batch = min(config.micro_batch, config.batch_size)
     shares, rest = divmod(config.batch_size, micro_batch)
-    if rest or shares % config.num_workers:
+    fewest, most = worker_bounds(config)
+    if fewest > most:
+        raise ConfigError(f"--num-workers {fewest} {most}: the fewest come first, and then the most")
+    if rest or shares < most:
         raise ConfigError(
-            f"--batch-size {config.batch_size} cannot be shared by --num-workers {config.num_workers} in micro-batches"
-            f" of {micro_batch}; choose a --batch-size that is a multiple of both together, or another --micro-batch"
+            f"--batch-size {config.batch_size} cannot be shared by --num-workers {most} in micro-batches of"
+            f" {micro_batch}; choose a --batch-size that is a multiple of it, with one a worker at least"
         )
     if config.register_as is not None and not config.mlflow:
         raise ConfigError("--register-as: a model is registered in MLflow; leave out --no-mlflow")
@@ -176,19 +195,21 @@ def training_videos(config: TrainConfig, console: Console | None = None) -> Mani
     """
     manifest = open_dataset(resolve_dataset(str(config.dataset), config.data_root), console, config.decoder)
     manifest = manifest.select(config.split)
-    usable = [row for row in manifest.rows() if row.error is None and row.label_id is not None]
-    if not usable:
+    usable = usable_videos(manifest)
+    if not len(usable):
         raise ManifestError(f"{config.dataset}: has no labelled video that can be read")
     if console is not None and len(usable) < len(manifest):
         console.print(f"{len(manifest) - len(usable)} of {len(manifest)} videos are broken or unlabelled: left out")
-    return Manifest.of(usable, manifest.class_names, manifest.root, manifest.name)
+    return usable
 
 
-def accumulation(config: TrainConfig) -> str:
-    """How a step's batch is shared and added up."""
-    turns = config.batch_size // config.micro_batch // config.num_workers
-    workers = f"{config.num_workers} workers" if config.num_workers > 1 else "1 worker"
-    return f"{config.batch_size} = {workers} x {turns} accumulated x {config.micro_batch} at once"
+def accumulation(config: TrainConfig, workers: int | None = None) -> str:
+    """How a step's batch is shared and added up, by so many processes or the most that are asked for."""
+    workers = workers or worker_bounds(config)[1]
+    turns, more = divmod(config.batch_size // config.micro_batch, workers)
+    added = f"{turns} or {turns + 1}" if more else str(turns)
+    shared = f"{workers} workers" if workers > 1 else "1 worker"
+    return f"{config.batch_size} = {shared} x {added} accumulated x {config.micro_batch} at once"
 
 
 def _file_hash(path: AnyFile) -> str:
@@ -199,84 +220,89 @@ def _file_hash(path: AnyFile) -> str:
         raise ConfigError(f"--checkpoint {path}: cannot be read ({error.strerror or error})") from error
 
 
-def cpus_per_worker(workers: int, decoders: int = 0, spare: int = 0) -> int:
-    """The most CPUs that each worker process can have besides its decoders' one each, none spread over two nodes.
+def _fit(job: TrainingJob, needs: WorkerNeeds, name: str, storage: Storage, console: Console) -> ray.train.Result:
+    """Runs a training; where a process or a node is lost, it goes on from the last checkpoint in the storage.
 
-    So many CPUs as are spare are left to others, on the last node.
-
-    Raises:
-        RunError: The joined cluster has too few CPUs.
+    Ray Train's own restarts would repeat a mistake, a video that cannot be decoded say, as often as a death, and would
+    wait for as many processes as before without a word.
     """
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    nodes[-1] -= spare
-    fitting = [cpus for cpus in range(1, max(nodes) + 1) if sum(node // (cpus + decoders) for node in nodes) >= workers]
-    if not fitting:
-        needed = f", besides {decoders} for its decode workers" if decoders else ""
-        raise RunError(
-            f"--num-workers {workers}: the cluster has {sum(nodes)} CPUs to spare, and each needs one at least{needed}"
-        )
-    return fitting[-1]
-
-
-def gpus_per_process(config: TrainConfig) -> float:
-    """GPUs that each process of a training reserves.
-
-    Raises:
-        RunError: The joined cluster has too few, or processes would share one: NCCL, by which they exchange
-            gradients, refuses that.
-    """
-    gpus = gpus_per_worker(config.device, config.gpus_per_worker)
-    asked = f"--num-workers {config.num_workers} of {gpus:g} GPUs each"
-    if config.num_workers > 1 and 0 < gpus <= 0.5:
-        raise RunError(
-            f"{asked}: several processes would share a GPU, which NCCL refuses; give each a whole one, or train in one"
-            " process"
-        )
-    if gpus * config.num_workers > (there := total_gpus()):
-        raise RunError(f"{asked}: the cluster has {there:g} GPUs")
-    return gpus
-
-
-def _fit(job: TrainingJob, gpus: float, name: str, storage: Storage, console: Console) -> ray.train.Result:
-    """Runs a training; where a process died, it goes on from the last checkpoint in the storage.
-
-    Ray Train's own restarts would repeat a mistake, a video that cannot be decoded say, as often as a death.
-    """
-    config, restarts = job.config, 0
+    config, failures, workers = job.config, 0, 0
+    fewest, most = worker_bounds(config)
     evaluation = ray.train.ValidationConfig(
         partial(evaluate_checkpoint, job, storage.child(name).child("validation")), ray_remote_kwargs={"num_cpus": 0}
     )
     # A URI as it stands Ray Train would read otherwise.
     files, place = (None, storage.location) if storage.is_local else storage.arrow
     kept = ray.train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="validation_top1")
-    scaling = ScalingConfig(
-        num_workers=config.num_workers,
-        use_gpu=gpus > 0,
-        resources_per_worker={"CPU": job.threads, **({"GPU": gpus} if gpus else {})},
-    )
+    none = ray.train.FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
+    # By reference: Ray Train's controller would load PyTorch and the models to read it.
+    told, grew, grown_at, nodes = ray.put(job), False, -1, {}
     while True:
+        before, workers = workers, workers_with_room(fewest, most, needs, console)
+        there = alive_nodes()
+        if lost := [nodes[one] for one in nodes if one not in there]:
+            console.print(f"lost since the last start: node {', '.join(lost)}", markup=False)
+        if before:
+            console.print(f"going on from the last checkpoint: {accumulation(config, workers)}")
+        nodes = there
         trainer = TorchTrainer(
             train_worker,
-            # By reference: Ray Train's controller would load PyTorch and the models to read it.
-            train_loop_config={"job": ray.put(job)},
-            scaling_config=scaling,
+            # Room that proved too little for another process is not looked at again.
+            train_loop_config={"job": told, "lacking": 0 if grew and workers <= before else most - workers},
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=needs.gpus > 0, resources_per_worker=needs.resources
+            ),
             run_config=ray.train.RunConfig(
-                name=name, storage_path=place, storage_filesystem=files, checkpoint_config=kept
+                name=name, storage_path=place, storage_filesystem=files, checkpoint_config=kept, failure_config=none
             ),
             validation_config=evaluation if job.validation is not None and config.validation_async else None,
         )
         try:
-            return trainer.fit()
+            with _interrupted_as_others():
+                result = trainer.fit()
         except (ray.train.TrainingFailedError, RayError) as error:
-            causes = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else [error]
-            mistakes = [cause for cause in causes if _is_mistake(cause)]
-            if mistakes or restarts == _MAX_RESTARTS or not isinstance(error, ray.train.WorkerGroupError):
-                reason = _one_line((mistakes or causes)[0])
+            failures += not isinstance(error, ray.train.PreemptionError)
+            reason, again = _why(error)
+            if not again or failures > config.max_failures:
                 raise RunError(f"training stopped: {reason}; the same command continues it") from error
-            restarts += 1
-            # The others raise, as they cannot reach a process that died; which is noticed first is chance.
-            reason = _one_line(causes[0])
-            console.print(f"a training process failed ({reason}); going on from the last checkpoint", markup=False)
+            console.print(f"a training process failed ({reason})", markup=False)
+            grew = False
+        else:
+            last = result.metrics or {}
+            grew = last.get("grows", False) and last["step"] > grown_at
+            if not grew:
+                return result
+            grown_at = last["step"]
+            console.print("there is room for more training processes")
+
+
+@contextmanager
+def _interrupted_as_others() -> Iterator[None]:
+    """Has Ctrl-C interrupt what goes on in here; Ray Train's own handler, which it leaves behind, ends the process."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+def _why(error: Exception) -> tuple[str, bool]:
+    """What stopped an attempt, in one line, and whether another one may get further."""
+    if isinstance(error, ray.train.ControllerError):
+        # Between the look for room and the start, a node was lost or another job took it.
+        failure = error.controller_failure
+        return _one_line(failure), isinstance(failure, WorkerGroupStartupTimeoutError | WorkerGroupStartupFailedError)
+    if isinstance(error, ray.train.PreemptionError):
+        return "its node is being taken away", True
+    causes = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else [error]
+    if mistakes := [cause for cause in causes if _is_mistake(cause)]:
+        return _one_line(mistakes[0]), False
+    # The others raise, as they cannot reach a process that died; which is noticed first is chance.
+    dead = [cause.health_check_failure for cause in causes if isinstance(cause, WorkerHealthCheckFailedError)]
+    return _one_line((dead or causes)[0]), isinstance(error, ray.train.WorkerGroupError)
 
 
 def _is_mistake(error: BaseException) -> bool:

@@ -12,6 +12,8 @@ from zar_ray.models.options import ModelOptions
 from zar_ray.options.base import FolderName, Options, operational, option, without_password
 from zar_ray.video.options import DecodeOptions
 
+_Count = Annotated[int, Field(ge=1)]
+
 
 class RandAugmentConfig(Options):
     """RandAugment (Cubuk et al., NeurIPS 2020), drawn anew for every frame."""
@@ -168,7 +170,14 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     method: tuple[str, ...] = operational(
         ("zero_shot", "zar"), "Test-time methods that few_shot and base_to_novel evaluate with.", min_length=1
     )
-    num_workers: int = operational(1, "Training processes; each takes its share of every batch.", ge=1)
+    num_workers: _Count | tuple[_Count, _Count] = operational(
+        1,
+        "Training processes, each of which takes its share of every batch; or the fewest and the most: as many as there"
+        " is room for, also after a node was lost or has come.",
+    )
+    max_failures: int = operational(
+        3, "Processes or nodes that may be lost: training goes on from its last checkpoint so often.", ge=0
+    )
     gpus_per_worker: float | None = operational(None, "GPUs a process; by default 1 if there are any.", ge=0)
     decode_threads: int | None = operational(
         None,

@@ -91,13 +91,13 @@ class Meter:
         """Takes in one step; all processes must, in step.
 
         Args:
-            means: float32 (2,), over this process's videos: the loss, and the share that was right.
+            means: float32 (2,), this process's part of the batch's mean loss, and of the share that was right.
             rate: The learning rate.
             norm: float32 (), the gradient's norm, equal in all processes.
         """
         if self._workers > 1:
             torch.distributed.all_reduce(means)
-        self._steps.append(torch.stack([*(means / self._workers), means.new_tensor(rate), norm.to(means)]))
+        self._steps.append(torch.stack([*means, means.new_tensor(rate), norm.to(means)]))
         if len(self._steps) == 1 or time.monotonic() - self._since >= self._SECONDS:
             self.send()
 

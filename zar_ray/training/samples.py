@@ -12,6 +12,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,11 +24,15 @@ from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import RunError, VideoError
 from zar_ray.training.augmentation import augment
 from zar_ray.training.options import TrainConfig
+from zar_ray.training.videos import VideoTable
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.plans import segment_frames
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import Preprocessing
 
+# A decode worker whose node is lost waits for a CPU that there may never be; what takes it longer than so many times
+# what a video may take is told, and new processes are made, for which there is room.
+_STALLED = 5
 # Enough for decoding to go on while a micro-batch is computed, few enough to hold in memory.
 _AHEAD = 4
 
@@ -100,7 +105,9 @@ def frames_drawn(frames: int, count: int, rng: np.random.Generator) -> np.ndarra
 class SampleReader:
     """Decodes samples of the videos as the model and the options want them; light to send to another process."""
 
-    def __init__(self, videos: Sequence[VideoRow], preprocessing: Preprocessing, config: TrainConfig) -> None:
+    def __init__(
+        self, videos: VideoTable | Sequence[VideoRow], preprocessing: Preprocessing, config: TrainConfig
+    ) -> None:
         self._videos = videos
         self._preprocessing = preprocessing
         self._config = config
@@ -145,6 +152,11 @@ class SampleReader:
 
 Submit = Callable[[Sample], "Future[np.ndarray]"]
 """Begins to decode a sample; what comes of it is uint8 (T, R, R, 3)."""
+
+
+def patience(config: TrainConfig) -> float | None:
+    """For how many seconds decode workers are waited for; for ever for threads, which no node takes along."""
+    return _STALLED * config.decode_timeout if config.decode_workers else None
 
 
 def threads_ahead(config: TrainConfig, device: torch.device) -> int:
@@ -198,11 +210,22 @@ def in_order(items: Iterable[_Item], begin: Callable[[_Item], _Begun], ahead: in
     yield from begun
 
 
-def decoded_batches(batches: Iterable[MicroBatch], submit: Submit) -> Iterator[tuple[MicroBatch, torch.Tensor]]:
+def decoded_batches(
+    batches: Iterable[MicroBatch], submit: Submit, patience: float | None = None
+) -> Iterator[tuple[MicroBatch, torch.Tensor]]:
     """Yields micro-batches with their pixels, in order, while the next ones are being decoded.
 
     Yields:
         A micro-batch, and uint8 (B, T, R, R, 3), on the CPU.
+
+    Raises:
+        TimeoutError: A video was waited for longer than `patience`, in seconds.
     """
     for batch, begun in in_order(batches, lambda one: [submit(sample) for sample in one.samples], _AHEAD):
-        yield batch, torch.from_numpy(np.stack([sample.result() for sample in begun]))
+        try:
+            frames = [sample.result(patience) for sample in begun]
+        except FutureTimeoutError as error:
+            if all(sample.done() for sample in begun):
+                raise  # a decoder's own
+            raise TimeoutError(f"no video was decoded for {patience:.0f} s: a decode worker waits for a CPU") from error
+        yield batch, torch.from_numpy(np.stack(frames))

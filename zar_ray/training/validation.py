@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.distributed
@@ -21,6 +20,7 @@ from zar_ray.errors import ManifestError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.samples import in_order, threads_ahead
+from zar_ray.training.videos import VideoTable
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video
@@ -37,7 +37,7 @@ class ValidationSet:
     Broken videos are among them and count as failed; `label_id` is a place among the prompts.
     """
 
-    videos: tuple[VideoRow, ...]
+    videos: VideoTable
     prompts: ClassPrompts
 
 
@@ -72,9 +72,8 @@ def validation_set(config: TrainConfig, console: Console | None = None) -> Valid
     if config.validation is None:
         return None
     manifest, split = validation_split(config, console)
-    rows = {row.video_id: row for row in manifest.rows()}
-    labelled = ((rows[video], ids[0]) for video, ids in zip(split.video_ids, split.labels, strict=True) if ids)
-    videos = tuple(replace(row, label_id=label) for row, label in labelled)
+    labelled = ((video, ids[0]) for video, ids in zip(split.video_ids, split.labels, strict=True) if ids)
+    videos = VideoTable.of(manifest).labelled(labelled)
     return ValidationSet(videos, prompts_of([split.class_names], config)[0])
 
 
@@ -95,19 +94,20 @@ def validate(
     """
     adapter = VideoAdapter(model, [prompts], (_METHOD,), evaluation_options(config))
     counts = torch.zeros(3, dtype=torch.int64)
-    share = videos.videos[rank::workers]
+    share = range(rank, len(videos.videos), workers)
     groups = [share[start : start + _VIDEOS_A_PASS] for start in range(0, len(share), _VIDEOS_A_PASS)]
     with ThreadPoolExecutor(threads_ahead(config, model.device), thread_name_prefix="validate") as pool:
 
-        def begin(group: Sequence[VideoRow]) -> list[Future[PlannedVideo | None]]:
-            return [pool.submit(_plan_and_decode, video, adapter, config) for video in group]
+        def begin(group: range) -> list[Future[PlannedVideo | None]]:
+            return [pool.submit(_plan_and_decode, videos.videos[number], adapter, config) for number in group]
 
         for group, begun in in_order(groups, begin, ahead=1):
-            usable = [(video, one) for video, one in zip(group, map(Future.result, begun), strict=True) if one]
+            usable = [(number, one) for number, one in zip(group, map(Future.result, begun), strict=True) if one]
             predicted = adapter.predict([one for _, one in usable]) if usable else []
-            for (video, _), outcome in zip(usable, predicted, strict=True):
+            for (number, _), outcome in zip(usable, predicted, strict=True):
                 if not isinstance(outcome, VideoError):
-                    counts[0] += int(outcome.cases[0].decision.logits_before.argmax()) == video.label_id
+                    label = videos.videos[number].label_id
+                    counts[0] += int(outcome.cases[0].decision.logits_before.argmax()) == label
                     counts[1] += 1
     counts[2] = len(share) - counts[1]
     if workers > 1:

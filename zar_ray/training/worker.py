@@ -6,6 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,6 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from zar_ray.data.class_texts import ClassPrompts, read_context_file
-from zar_ray.data.manifest import VideoRow
 from zar_ray.errors import RunError
 from zar_ray.models.architecture import Architecture, build_clip
 from zar_ray.models.clip import ClipModel
@@ -36,6 +36,8 @@ from zar_ray.training.options import TrainConfig
 from zar_ray.training.progress import Meter, TrainingState, running_mean
 from zar_ray.training.schedule import MULTIPLE, Schedule, learning_rate, optimiser
 from zar_ray.training.validation import ValidationSet, validate
+from zar_ray.training.videos import VideoTable
+from zar_ray.training.workers import Growth, WorkerNeeds
 from zar_ray.video.pixels import normalise
 from zar_ray.video.transforms import Preprocessing, imagenet_preprocessing
 
@@ -55,16 +57,16 @@ class TrainingJob:
         videos: The videos that can be read, each with a label.
         prompts: The class texts, in label-id order.
         architecture: What to build from scratch; None starts from the options' weights.
-        threads: CPU threads a process.
+        needs: What every process has to itself.
         validation: What to evaluate on during training, if anything.
         progress: Where the first process says how far it is, and any what ended it.
     """
 
     config: TrainConfig
-    videos: tuple[VideoRow, ...]
+    videos: VideoTable
     prompts: ClassPrompts
     architecture: Architecture | None
-    threads: int
+    needs: WorkerNeeds
     validation: ValidationSet | None
     progress: Queue
 
@@ -109,12 +111,16 @@ def whole_micro_batches(config: TrainConfig) -> str | None:
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
-    """Trains to the last step, from the last checkpoint of the same run where there is one."""
+    """Trains to the last step, from the last checkpoint of the same run where there is one.
+
+    Before it where there is room for more processes and some are lacking: then the last checkpoint says ``grows``.
+    """
     job: TrainingJob = ray.get(arguments["job"])
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(job.needs.threads)
     checkpoint = ray.train.get_checkpoint()
     try:
-        _Worker(job, TrainingState() if checkpoint is None else TrainingState.of(checkpoint)).train()
+        state = TrainingState() if checkpoint is None else TrainingState.of(checkpoint)
+        _Worker(job, state, arguments["lacking"]).train()
     except Exception as error:
         # Ray Train takes a process for finished that ends between two of its looks at it, whatever it ended with.
         job.progress.put(" ".join(str(error).split()) or type(error).__name__)
@@ -135,9 +141,9 @@ def _next(batches: Iterator[_Decoded]) -> _Decoded:
 
 
 class _Worker:
-    """One process's part of a training, which goes on from a state."""
+    """One process's part of a training, which goes on from a state; so many processes are lacking."""
 
-    def __init__(self, job: TrainingJob, state: TrainingState) -> None:
+    def __init__(self, job: TrainingJob, state: TrainingState, lacking: int) -> None:
         group = ray.train.get_context()
         self.job, self.config = job, job.config
         self.rank, self.workers = group.get_world_rank(), group.get_world_size()
@@ -155,9 +161,10 @@ class _Worker:
         self.state = replace(state, network={}, optimiser={})  # which are loaded, and not to be kept twice
         listener = job.progress if self.rank == 0 else None
         self.meter = Meter(state.history, self.config.batch_size, self.workers, listener)
+        self.growth = Growth(lacking, job.needs, self.rank, self.workers, self.device)
 
     def train(self) -> None:
-        """Takes all steps that are left."""
+        """Takes all steps that are left, unless there is room for more processes before."""
         config, steps = self.config, range(self.state.step, self.schedule.steps)
         own = samples.micro_batches(steps, len(self.job.videos), config, self.rank, self.workers)
         reader = samples.SampleReader(self.job.videos, self.network.model.preprocessing, config)
@@ -165,11 +172,14 @@ class _Worker:
             decoders = samples.decoder_processes(reader, config.decode_workers)
         else:
             decoders = samples.decoder_threads(reader, samples.threads_ahead(config, self.device))
-        with decoders as submit:
-            batches = samples.decoded_batches(own, submit)
+        with decoders as submit, closing(self.growth):
+            batches = samples.decoded_batches(own, submit, samples.patience(config))
             for step in steps:
                 self._step(step, batches)
-                self._after(step + 1)
+                grows = self.growth.due()
+                self._after(step + 1, grows)
+                if grows:
+                    return
 
     def _step(self, step: int, batches: Iterator[_Decoded]) -> None:
         config = self.config
@@ -199,17 +209,18 @@ class _Worker:
         Micro-batches are taken as they are decoded, and those `taken` before memory ran out once more.
         """
         self.optimiser.zero_grad(set_to_none=True)
-        turns, means = self.config.batch_size // self.config.micro_batch // self.workers, []
-        for turn in range(turns):
+        whole, means = self.config.batch_size // self.config.micro_batch, []
+        # Some take one more than others where a step's micro-batches cannot be shared evenly.
+        for turn in range(len(range(self.rank, whole, self.workers))):
             if turn == len(taken):
                 waiting = time.monotonic()
                 taken.append(_next(batches))
                 self.meter.waited += time.monotonic() - waiting
-            means.append(self._backward(*taken[turn], turns, at_once))
-        return torch.stack(means).mean(dim=0)
+            means.append(self._backward(*taken[turn], whole, at_once))
+        return torch.stack(means).sum(dim=0) / whole
 
-    def _backward(self, which: samples.MicroBatch, decoded: torch.Tensor, turns: int, at_once: int) -> torch.Tensor:
-        """Adds one micro-batch's share of the gradient; returns its loss, and the share of it that was right, (2,)."""
+    def _backward(self, which: samples.MicroBatch, decoded: torch.Tensor, whole: int, at_once: int) -> torch.Tensor:
+        """Adds one of a step's `whole` micro-batches to its gradient; returns its loss and the share right, (2,)."""
         config = self.config
         if self.device.type == "cuda":
             decoded = decoded.pin_memory()
@@ -227,7 +238,7 @@ class _Worker:
             with mixed:
                 similarities, frames = self.network(pixels, texts)
             loss = matching_loss(similarities, frames, labels, config.motion_loss)
-            (loss / turns).backward()
+            (loss / whole).backward()
             return torch.stack([loss.detach(), (labels[similarities.argmax(dim=1)] == labels).float().mean()])
         rng = samples.generator(config.seed, "mix", *key)
         pixels, targets = mix(pixels, labels, len(self.job.prompts.names), config.augment, rng)
@@ -238,13 +249,13 @@ class _Worker:
                 logits = self.network(part)
             share = len(part) / len(pixels)
             loss = share * cross_entropy(logits.float(), wanted)
-            (loss / turns).backward()
+            (loss / whole).backward()
             right = logits.argmax(dim=1) == wanted.argmax(dim=1)
             means += torch.stack([loss.detach(), share * right.float().mean()])
         return means
 
     def _exchange_gradients(self) -> None:
-        """Averages the gradients of all processes, once a step and after each has its own.
+        """Adds up the gradients of all processes, once a step and after each has its own.
 
         Not while they are computed, as DistributedDataParallel does: a process that runs out of memory begins anew,
         and the others must be able to wait for it.
@@ -252,12 +263,12 @@ class _Worker:
         if self.workers == 1:
             return
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        whole = torch.cat([one.flatten() for one in gradients]) / self.workers
+        whole = torch.cat([one.flatten() for one in gradients])
         torch.distributed.all_reduce(whole)
-        for one, mean in zip(gradients, whole.split([one.numel() for one in gradients]), strict=True):
-            one.copy_(mean.view_as(one))
+        for one, summed in zip(gradients, whole.split([one.numel() for one in gradients]), strict=True):
+            one.copy_(summed.view_as(one))
 
-    def _after(self, step: int) -> None:
+    def _after(self, step: int, grows: bool) -> None:
         """What may follow a step: averaging, evaluation, a checkpoint."""
         job, config = self.job, self.config
         over, epoch_over = step == self.schedule.steps, job.ends_epoch(step)
@@ -267,8 +278,9 @@ class _Worker:
             self.state = replace(self.state, averaged=averaged, averaged_epochs=epochs)
         due = job.validation is not None and (over or job.ends_epoch(step, config.validation_epochs))
         top1 = self._validate(step) if due and not config.validation_async else NOT_VALIDATED
-        if due or over or epoch_over or step % config.checkpoint_steps == 0:
-            self._report(step, top1, evaluate=due and config.validation_async)
+        if due or over or epoch_over or grows or step % config.checkpoint_steps == 0:
+            metrics = {"step": step, "validation_top1": top1, "grows": grows and not over}
+            self._report(metrics, evaluate=due and config.validation_async)
 
     def _validate(self, step: int) -> float:
         assert self.job.validation is not None
@@ -287,15 +299,14 @@ class _Worker:
             self.job.progress.put(found)
         return found.top1
 
-    def _report(self, step: int, top1: float, evaluate: bool) -> None:
+    def _report(self, metrics: dict[str, Any], evaluate: bool) -> None:
         """Every process reports; the first one brings the checkpoint, as they are all equal."""
         self.meter.send()
-        metrics = {"step": step, "validation_top1": top1}
         if self.rank != 0:
             ray.train.report(metrics)
             return
         made = {"network": self.network.trained_state(), "optimiser": self.optimiser.state_dict()}
-        state = replace(self.state, step=step, history=self.meter.history(), **made)
+        state = replace(self.state, step=metrics["step"], history=self.meter.history(), **made)
         with tempfile.TemporaryDirectory() as folder:
             state.save(folder)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder), validation=evaluate)

@@ -33,6 +33,15 @@ class RunError(ZarError):
     """A run that cannot start, cannot be resumed or did not end well."""
 
 
+class StorageError(RunError):
+    """A file system that kept failing until there was no more patience with it: the store's fault, and no video's.
+
+    Whatever meets it must let it through: a job that ends with it keeps what is finished, and the same command goes
+    on, while a job that went on would lose every block after it. Raised by `zar_ray.retries.retried` alone; the
+    message names the URI, and no credentials.
+    """
+
+
 class TrackingError(ZarError):
     """A run that could not be logged to MLflow; its own files are not affected."""
 

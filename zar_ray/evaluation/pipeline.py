@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -25,20 +25,24 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources
 from rich.console import Console
 
 from zar_ray.cluster import connected
-from zar_ray.errors import DeviceLostError, RunError, reason_of
+from zar_ray.errors import RunError, reason_of
 from zar_ray.evaluation import planning, preflight, recovery, supply
+from zar_ray.evaluation.attempts import Attempts
 from zar_ray.evaluation.planning import AskedModel, PlannedModel
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.resources import Resources
+from zar_ray.evaluation.run_log import RunLog
 from zar_ray.evaluation.stages.adapt import AdaptStage
 from zar_ray.evaluation.stages.decode import DecodeStage, decode_block
+from zar_ray.evaluation.stages.model_worker import ModelWorker
 from zar_ray.evaluation.streams import check_methods, stream_methods
+from zar_ray.evaluation.watch import ClusterWatch
 from zar_ray.evaluation.workload import Workload
 from zar_ray.results.case import Case
 from zar_ray.results.folder import PARTS_AT_ONCE, RunFolder
 from zar_ray.results.metrics import check_counts
 
-logger = logging.getLogger(__name__)
+_RETRIES = 1  # of a block whose process died, in one pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +128,12 @@ def evaluate(
                 console.print(warning, highlight=False)
             placed = tuple(planning.on_device(model.settings, resources.device) for model in models)
             decode, told = DecodeStage(spec), (spec, placed, resources.threads)
-            with VideoProgress(console, len(workload.manifest), len(workload.manifest) - len(todo)) as progress:
+            videos = len(workload.manifest)
+            with (
+                RunLog(folder.storage) as log,
+                VideoProgress(console, videos, videos - len(todo), log) as progress,
+                ClusterWatch(progress, log, resources),
+            ):
                 run = partial(
                     run_blocks, decode=decode, told=told, resources=resources, folder=folder, progress=progress
                 )
@@ -137,32 +146,10 @@ def evaluate(
         return Evaluated(table, models, len(workload.manifest) - len(todo), len(evaluated), seconds)
 
 
-class ModelWorker:
-    """What a process of the model pool runs; it ends with its device, so that Ray starts another one in its place.
-
-    Args:
-        stage: `AdaptStage`, which is made here.
-        told: What it is made of.
-    """
-
-    def __init__(self, stage: Callable[..., AdaptStage], *told: Any) -> None:
-        self._stage = stage(*told)
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """See `AdaptStage`; the block is tried again where its device is lost, as after any death."""
-        try:
-            return self._stage(block)
-        except DeviceLostError:
-            logger.critical("this process ends, as its device is lost", exc_info=True)
-            logging.shutdown()
-            # Whatever would be cleaned up would wait for the device.
-            os._exit(1)
-
-
 def run_blocks(
     videos: pa.Table,
     block_size: int,
-    retries: int,
+    attempts: Attempts | None,
     *,
     decode: DecodeStage,
     told: tuple[Any, ...],
@@ -170,10 +157,14 @@ def run_blocks(
     folder: RunFolder,
     progress: VideoProgress,
 ) -> None:
-    """Runs both stages over blocks of `block_size` videos; a block whose worker dies is dropped, not fatal.
+    """Runs both stages over blocks of `block_size` videos; a block whose worker dies twice is dropped, not fatal.
 
     What `AdaptStage` is made of is `told` to each worker of the model pool. Each block adds a part to the folder, and
-    many parts are put into one beside the run.
+    many parts are put into one beside the run. With `attempts` no block is in a worker that may die of another, and
+    processes write down there what they have in hand.
+
+    Raises:
+        RunError: A block could not be written; the others are not tried.
     """
     if not len(videos):
         return
@@ -186,12 +177,13 @@ def run_blocks(
     context.execution_options.preserve_order = in_order
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=in_flight)
     with DataContext.current(context), ThreadPoolExecutor(1) as beside:
-        stages = _stages(videos, decode, told, resources, block_size, retries)
-        batches = stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        for number, batch in enumerate(batches, start=1):
-            progress.count(cast(pa.Table, batch))
-            if number % PARTS_AT_ONCE == 0:
-                beside.submit(_compact, folder, progress)
+        stages = _stages(videos, decode, told, resources, block_size, attempts)
+        batches = iter(stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        with closing(cast(Generator[Any], batches)):
+            for number, batch in enumerate(batches, start=1):
+                progress.count(cast(pa.Table, batch))
+                if number % PARTS_AT_ONCE == 0:
+                    beside.submit(_compact, folder, progress)
     # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
     # workers keep their CPUs, and a second pass could wait for them for ever.
     gc.collect()
@@ -206,11 +198,14 @@ def _compact(folder: RunFolder, progress: VideoProgress) -> None:
 
 
 def _stages(
-    videos: pa.Table, decode: DecodeStage, told: tuple[Any, ...], resources: Resources, block_size: int, retries: int
+    videos: pa.Table,
+    decode: DecodeStage,
+    told: tuple[Any, ...],
+    resources: Resources,
+    block_size: int,
+    attempts: Attempts | None,
 ) -> Dataset:
-    # Not in a stream, whose order that would break; nor where a block is not tried again, as none may be in a worker
-    # that dies of another.
-    alone = bool(decode.spec.streams) or not retries
+    alone = attempts is not None
     at_once = 1 if alone else resources.blocks_at_once
     with warnings.catch_warnings():
         # Ray 2.60 has no other way to bound retries than the arguments that 2.64 will take away (pyproject.toml
@@ -220,17 +215,17 @@ def _stages(
             ray.data.from_arrow(videos)
             .repartition(target_num_rows_per_block=block_size)
             .map_batches(
-                partial(decode_block, stage=decode),
+                partial(decode_block, stage=decode, attempts=attempts),
                 batch_size=block_size,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
                 compute=TaskPoolStrategy(size=resources.decoders),
                 num_cpus=resources.decoder_cpus,
-                max_retries=retries,
+                max_retries=_RETRIES,
             )
             .map_batches(
                 ModelWorker,
-                fn_constructor_args=(AdaptStage, *told),
+                fn_constructor_args=(AdaptStage, attempts, *told),
                 batch_size=block_size,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
@@ -245,6 +240,6 @@ def _stages(
                 # A worker that dies comes back, and the block it held is tried again a bounded number of times; not in
                 # a stream, where blocks behind it may have arrived meanwhile.
                 max_restarts=-1,
-                max_task_retries=0 if decode.spec.streams else retries,
+                max_task_retries=0 if decode.spec.streams else _RETRIES,
             )
         )

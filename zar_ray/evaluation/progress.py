@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from zar_ray.cluster_measures import tell
+from zar_ray.evaluation.run_log import RunLog
 from zar_ray.evaluation.spec import FeatureUse
 
 # A log that someone reads afterwards wants a line often enough to see life, seldom enough to be read.
@@ -41,10 +42,16 @@ class VideoProgress:
         console: Where it shows.
         total: Videos of the whole run.
         done: Videos that an earlier session finished.
+        log: The run's log, which gets what is said, too.
+
+    Attributes:
+        last_video: When the last video was finished, or the first one begun to be waited for (`time.monotonic`).
     """
 
-    def __init__(self, console: Console, total: int, done: int = 0) -> None:
+    def __init__(self, console: Console, total: int, done: int = 0, log: RunLog | None = None) -> None:
         self._console = console
+        self._log = log
+        self.last_video = time.monotonic()
         self._failed = 0
         self._timed = 0  # videos with a decision after the first block
         self._features: Counter[FeatureUse] = Counter()
@@ -84,6 +91,7 @@ class VideoProgress:
         tell("zar_videos", videos - failed, outcome="finished")
         tell("zar_videos", failed, outcome="failed")
         now, speed = time.monotonic(), ""
+        self.last_video = now
         if self._started is not None:
             self._timed += videos - failed
             passed, left = now - self._started, (task.remaining or 0) - videos
@@ -117,5 +125,11 @@ class VideoProgress:
                     self.say(f"{row['video_id']}: {note}")
 
     def say(self, line: str) -> None:
-        """Shows a line of its own above the bar."""
-        self._console.print(line)
+        """Shows a line of its own above the bar, and notes it."""
+        self._console.print(line, highlight=False)
+        self.note(line)
+
+    def note(self, line: str) -> None:
+        """Puts a line into the run's log alone."""
+        if self._log is not None:
+            self._log.add(line)

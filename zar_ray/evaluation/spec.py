@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
-from zar_ray.errors import DeviceLostError, VideoError
+from zar_ray.errors import DeviceLostError, StorageError, VideoError
 from zar_ray.evaluation.feature_store import FeatureStore, feature_space
 from zar_ray.evaluation.workload import CLASS_SETS, RIGHT_IDS
 from zar_ray.models.options import Precision
@@ -203,6 +203,7 @@ def attempt(stage: str, work: Callable[[], _T]) -> _T | Failure:
 
     Raises:
         DeviceLostError: The work was on a device that is lost, with which all videos would fail.
+        StorageError: So would they with a storage that keeps failing.
     """
     try:
         return work()
@@ -210,7 +211,7 @@ def attempt(stage: str, work: Callable[[], _T]) -> _T | Failure:
         return Failure(str(error), error.stage)
     except MemoryError:
         return Failure("out of memory", stage)
-    except DeviceLostError:
+    except (DeviceLostError, StorageError):
         raise
     except Exception as error:
         logger.exception("unforeseen failure while in stage %s", stage)

@@ -174,6 +174,7 @@ def run_blocks(
     in_flight = (resources.decoders + 3 * resources.workers) * block_size * decode.largest(videos)
     context = DataContext.get_current().copy()
     context.max_errored_blocks, context.enable_progress_bars = -1, False
+    context.raise_original_map_exception = True  # which `RunLog` tells apart
     context.execution_options.preserve_order = in_order
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=in_flight)
     with DataContext.current(context), ThreadPoolExecutor(1) as beside:

@@ -92,5 +92,5 @@ class RunLog(logging.Handler):
         said = record.getMessage().partition(" Ignoring this exception")[0]
         self.add(f"a block was lost: {said} {type(error).__name__}: {error}")
         if isinstance(error, RunError):
-            # Out of Ray Data's loop, which knows no errors but those that it counts.
-            raise type(error)(f"{error}; {CONTINUES}") from error
+            # Out of Ray Data's loop, which knows no errors but those that it counts, and adds lines of its own to them.
+            raise type(error)(f"{str(error).splitlines()[0]}; {CONTINUES}") from error

@@ -181,7 +181,8 @@ def test_one_poison_video_costs_exactly_one_failed_video(evaluate, make_video, t
 
 def test_a_storage_that_fails_in_the_middle_stops_the_run_at_once(evaluate, make_video, tmp_path):
     for number in range(20):
-        name = "breaks-storage" if number == 4 else f"{number:02}-counted"
+        what = "breaks-storage" if number == 4 else "counted-slow-model" if number > 4 else "counted"
+        name = f"{number:02}-{what}"
         make_video(tmp_path / "many" / "a" / f"{name}.mp4", seed=number)
     options = {"class_names": "a,b", "method": ["zero_shot"], "batch_size": 1, "num_workers": 1, "name": "stopped"}
     with pytest.raises(

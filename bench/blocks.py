@@ -101,7 +101,7 @@ def main() -> int:
         started = time.time()
         with DataContext.current(context):
             blocks = cut_into_blocks(videos, options.size, options.nodes, in_order=options.as_before)
-            stages = pipeline._stages(blocks, Decode(), (options.seconds,), resources, 1)  # type: ignore[arg-type]
+            stages = pipeline._stages(blocks, Decode(), (options.seconds,), resources, None)  # type: ignore[arg-type]
             rows, first, cpu = [], 0.0, 0.0
             for batch in stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 first, cpu = first or time.time(), cpu or time.process_time()

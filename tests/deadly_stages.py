@@ -69,6 +69,11 @@ class DeadlyAdapt(AdaptStage):
                 note(Path(self.spec.storage.path("adapted.txt")), video_id)
         if "slow-model" in names:
             time.sleep(1)
+        if "breaks-storage" in names:
+            # As a disk that is full, or a bucket whose keys have expired.
+            parts = Path(self.spec.storage.path("parts"))
+            parts.rename(parts.with_name("moved"))
+            parts.write_text("no folder any more")
         for video_id in ids:
             mark = Path(self.spec.storage.path(f"{Path(video_id).name}.lost"))
             if "loses-device" in video_id and not ("once" in video_id and mark.exists()):

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,8 +16,10 @@ import ray
 from ray._common.utils import get_default_ray_temp_dir, get_ray_address_file
 from ray._private.services import canonicalize_bootstrap_address, find_node_ids
 from ray._private.utils import read_ray_address, validate_socket_filepath
+from ray.util.client import ray as ray_client
 
 from zar_ray.errors import RunError, reason_of
+from zar_ray.interruption import head_watched, sigterm_interrupts, take_sigterm
 from zar_ray.terminal import native_stderr_silenced
 
 LOCAL = "local"
@@ -53,16 +55,31 @@ def connected(address: str | None = None) -> Iterator[None]:
         return
     # Its C++ core writes to the terminal what Ray Data does on purpose; a worker's end is told by its videos' rows.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        place = place_to_join(address)
-        with native_stderr_silenced():
-            _join_or_start(place)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise RunError(f"Ray: cannot join {address or 'a cluster'} ({reason_of(error)}); see `zar doctor`") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with sigterm_interrupts():
+        try:
+            place = place_to_join(address)
+            with native_stderr_silenced():
+                _join_or_start(place)
+        except (OSError, ValueError, RuntimeError) as error:
+            at = address or "a cluster"
+            raise RunError(f"Ray: cannot join {at} ({reason_of(error)}); see `zar doctor`") from error
+        try:
+            # Ray has set a handler of its own, which ends the process in its core.
+            take_sigterm()
+            with _head_watched():
+                yield
+        finally:
+            ray.shutdown()
+
+
+def _head_watched() -> AbstractContextManager[None]:
+    """See `zar_ray.interruption.head_watched`; a client's server outlives the head as little as anyone."""
+    return nullcontext() if is_client() else head_watched(ray.get_runtime_context().gcs_address)
+
+
+def is_client() -> bool:
+    """Whether this process has joined through ``ray://``, and is none of the cluster's."""
+    return ray_client.is_connected()
 
 
 def _join_or_start(place: str) -> None:

@@ -55,7 +55,7 @@ class Ran:
         return to_rows(self.table)
 
 
-def _run_here(videos, block_size, retries, *, decode, told, resources, folder, progress) -> None:
+def _run_here(videos, block_size, attempts, *, decode, told, resources, folder, progress) -> None:
     if len(videos):
         stage = pipeline.AdaptStage(*told)
         for start in range(0, len(videos), block_size):

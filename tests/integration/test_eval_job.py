@@ -179,6 +179,22 @@ def test_one_poison_video_costs_exactly_one_failed_video(evaluate, make_video, t
     assert stages == sorted(stages)
 
 
+def test_a_storage_that_fails_in_the_middle_stops_the_run_at_once(evaluate, make_video, tmp_path):
+    for number in range(20):
+        what = "breaks-storage" if number == 4 else "counted-slow-model" if number > 4 else "counted"
+        name = f"{number:02}-{what}"
+        make_video(tmp_path / "many" / "a" / f"{name}.mp4", seed=number)
+    options = {"class_names": "a,b", "method": ["zero_shot"], "batch_size": 1, "num_workers": 1, "name": "stopped"}
+    with pytest.raises(
+        RunError, match=r"^\S*/parts/\w+\.parquet: cannot be written \(.*; .*same command continues it$"
+    ):
+        evaluate(tmp_path / "many", **options)
+    run = tmp_path / "runs" / "stopped"
+    assert len((run / "adapted.txt").read_text().split()) < 12, "others were tried after it"
+    assert "cannot be written" in (run / "run.log").read_text()
+    assert len([*(run / "moved").iterdir()]) >= 3, "what was finished is not kept"
+
+
 def test_a_decoder_that_hangs_is_killed_and_named(evaluate, make_video, tmp_path):
     root = tmp_path / "hangs"
     for number in range(3):

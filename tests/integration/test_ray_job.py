@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -158,3 +159,32 @@ def packed_size(repository: Path) -> int:
             if name and (repository / name).is_file():
                 archive.write(repository / name, name)
     return content.tell()
+
+
+def asked(cluster, path: str, body: dict[str, object] | None = None) -> dict[str, str]:
+    """The answer of the cluster's jobs server."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{cluster[0]}/api/jobs/{path}", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_a_job_that_is_stopped_says_that_the_same_command_continues_it(
+    cluster, video_folder, tiny_checkpoint, repository, tmp_path
+):
+    words = evaluation(video_folder, tiny_checkpoint, "--output", str(tmp_path), "--no-mlflow")[2:]
+    words[0] = str(repository / words[0])
+    job = asked(cluster, "", {"entrypoint": f"python {shlex.join(words)}"})["submission_id"]
+
+    def until(path: str, name: str, wanted: str) -> str:
+        limit = time.monotonic() + 120
+        while wanted not in (said := str(asked(cluster, f"{job}{path}")[name])):
+            assert time.monotonic() < limit, said
+            time.sleep(0.1)
+        return said
+
+    until("/logs", "logs", "loading ")
+    asked(cluster, f"{job}/stop", {})
+    until("", "status", "STOPPED")
+    said = until("/logs", "logs", "zar: interrupted; what is finished is kept, and the same command continues it\n")
+    assert "Traceback" not in said

@@ -29,6 +29,7 @@ from pydantic import BaseModel
 
 from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
 from zar_ray.errors import ConfigError, DeviceLostError, ZarError
+from zar_ray.interruption import CONTINUES, Terminated, sigterm_interrupts
 from zar_ray.options.base import Options
 from zar_ray.options.layers import merge, read_yaml, validate
 
@@ -234,12 +235,13 @@ def command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]
 
     def run(argv: Sequence[str]) -> int:
         try:
-            return function(argv)
+            with sigterm_interrupts():
+                return function(argv)
         except (ZarError, DeviceLostError) as error:
             return fail(error)
-        except KeyboardInterrupt:
-            print("zar: interrupted; what is finished is kept, and the same command continues it", file=sys.stderr)
-            return 130
+        except KeyboardInterrupt as told:
+            print(f"zar: interrupted; {CONTINUES}", file=sys.stderr)
+            return 128 + (signal.SIGTERM if isinstance(told, Terminated) else signal.SIGINT)
         except BrokenPipeError:
             if not _output_is_unread():
                 raise

@@ -11,8 +11,9 @@ import gc
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -26,20 +27,25 @@ from rich.console import Console
 
 from zar_ray.cluster import connected
 from zar_ray.evaluation import capacity, planning, preflight, recovery, supply
+from zar_ray.evaluation.attempts import Attempts
 from zar_ray.evaluation.blocks import deal
 from zar_ray.evaluation.feature_folder import FeatureKeeping
 from zar_ray.evaluation.planning import AskedModel, PlannedModel
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.resources import Resources
+from zar_ray.evaluation.run_log import RunLog
 from zar_ray.evaluation.stages.adapt import AdaptStage
 from zar_ray.evaluation.stages.decode import DecodeStage, decode_block
 from zar_ray.evaluation.stages.model_worker import ModelWorker
 from zar_ray.evaluation.streams import check_methods, stream_methods
+from zar_ray.evaluation.watch import ClusterWatch
 from zar_ray.evaluation.workload import Workload
 from zar_ray.results.case import Case
 from zar_ray.results.folder import PARTS_AT_ONCE, RunFolder
 from zar_ray.results.metrics import check_counts
 from zar_ray.results.stored_rows import StoredRows
+
+_RETRIES = 1  # of a block whose process died, in one pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +132,12 @@ def evaluate(
             if (warning := supply.warning_for_run(models, resources, features.unstored(todo))) is not None:
                 console.print(warning, highlight=False)
             total, done = len(workload.manifest), len(workload.manifest) - len(todo)
-            with features, VideoProgress(console, total, done, features.see) as progress:
+            with (
+                RunLog(folder.storage) as log,
+                features,
+                VideoProgress(console, total, done, log, features.see) as progress,
+                ClusterWatch(progress, log, resources),
+            ):
                 run = partial(
                     run_blocks, decode=decode, told=told, resources=resources, folder=folder, progress=progress
                 )
@@ -143,7 +154,7 @@ def evaluate(
 def run_blocks(
     videos: pa.Table,
     batch_size: int,
-    retries: int,
+    attempts: Attempts | None,
     *,
     decode: DecodeStage,
     told: tuple[Any, ...],
@@ -154,12 +165,16 @@ def run_blocks(
     """Runs both stages, of which the second takes `batch_size` videos at a time; a block whose worker dies is dropped.
 
     What `AdaptStage` is made of is `told` to each worker of the model pool. Each block adds a part to the folder, and
-    many parts are put into one beside the run.
+    many parts are put into one beside the run. With `attempts` no block is in a worker that may die of another, and
+    processes write down there what they have in hand.
+
+    Raises:
+        RunError: A block could not be written; the others are not tried.
     """
     if not len(videos):
         return
     in_order = bool(decode.spec.streams)
-    dealt = deal(videos, batch_size, resources, decode.largest(videos), alone=not retries, stream=in_order)
+    dealt = deal(videos, batch_size, resources, decode.largest(videos), alone=attempts is not None, stream=in_order)
     followed = capacity.Followed(resources, dealt.block_bytes, progress.say)
     context = DataContext.get_current().copy()
     context.max_errored_blocks, context.enable_progress_bars = -1, False
@@ -170,27 +185,31 @@ def run_blocks(
     context.autoscaling_config = AutoscalingConfig(
         actor_pool_util_upscaling_threshold=0.01, actor_pool_util_downscaling_threshold=-1.0
     )
+    context.raise_original_map_exception = True  # which `RunLog` tells apart
     context.execution_options.preserve_order = in_order
     context.execution_options.resource_limits = followed.limits
     with DataContext.current(context), ThreadPoolExecutor(1) as beside:
-        stages = _stages(dealt.blocks, decode, told, resources, retries)
-        batches = stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        for number, batch in enumerate(batches, start=1):
-            progress.count(cast(pa.Table, batch))
-            followed.look(stages)
-            if number % PARTS_AT_ONCE == 0:
-                beside.submit(recovery.put_together, folder, progress)
+        stages = _stages(dealt.blocks, decode, told, resources, attempts)
+        batches = iter(stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        with closing(cast(Generator[Any], batches)):
+            for number, batch in enumerate(batches, start=1):
+                progress.count(cast(pa.Table, batch))
+                followed.look(stages)
+                if number % PARTS_AT_ONCE == 0:
+                    beside.submit(recovery.put_together, folder, progress)
     # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
     # workers keep their CPUs, and a second pass could wait for them for ever.
     gc.collect()
 
 
 def _stages(
-    blocks: list[pa.Table], decode: DecodeStage, told: tuple[Any, ...], resources: Resources, retries: int
+    blocks: list[pa.Table],
+    decode: DecodeStage,
+    told: tuple[Any, ...],
+    resources: Resources,
+    attempts: Attempts | None,
 ) -> Dataset:
-    # Not in a stream, whose order that would break; nor where a block is not tried again, as none may be in a worker
-    # that dies of another.
-    alone = bool(decode.spec.streams) or not retries
+    alone = attempts is not None
     at_once = 1 if alone else resources.blocks_at_once
     with warnings.catch_warnings():
         # Ray 2.60 has no other way to bound retries than the arguments that 2.64 will take away (pyproject.toml
@@ -199,17 +218,17 @@ def _stages(
         return (
             ray.data.from_blocks(blocks)
             .map_batches(
-                partial(decode_block, stage=decode),
+                partial(decode_block, stage=decode, attempts=attempts),
                 batch_format="pyarrow",
                 zero_copy_batch=True,
                 compute=resources.decode_pool(),
                 num_cpus=resources.decoder_cpus,
-                max_retries=retries,
+                max_retries=_RETRIES,
             )
             # Beside a GPU `map_batches` itself wants a number of rows, to which it would put small blocks together.
             .map_batches_internal(
                 ModelWorker,
-                fn_constructor_args=(AdaptStage, *told),
+                fn_constructor_args=(AdaptStage, attempts, *told),
                 batch_format="pyarrow",
                 zero_copy_batch=True,
                 compute=resources.model_pool(len(blocks), at_once, waiting=0 if alone else 1),

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from zar_ray.cluster_measures import tell
+from zar_ray.evaluation.run_log import RunLog
 from zar_ray.evaluation.spec import SECONDS_LOAD, FeatureUse
 
 # A log that someone reads afterwards wants a line often enough to see life, seldom enough to be read.
@@ -42,17 +43,25 @@ class VideoProgress:
         console: Where it shows.
         total: Videos of the whole run.
         done: Videos that an earlier session finished.
+        log: The run's log, which gets what is said, too.
         listener: Is told of all rows of `STATUS_SCHEMA` that are counted.
 
     Attributes:
         loads: Seconds that each worker which has finished a block took to load the models.
+        last_video: When the last video was finished, or the first one begun to be waited for (`time.monotonic`).
     """
 
     def __init__(
-        self, console: Console, total: int, done: int = 0, listener: Callable[[pa.Table], None] | None = None
+        self,
+        console: Console,
+        total: int,
+        done: int = 0,
+        log: RunLog | None = None,
+        listener: Callable[[pa.Table], None] | None = None,
     ) -> None:
         self._console = console
-        self._listener = listener
+        self._log, self._listener = log, listener
+        self.last_video = time.monotonic()
         self._failed = 0
         self._timed = 0  # videos with a decision after the first block
         self._features: Counter[FeatureUse] = Counter()
@@ -93,6 +102,7 @@ class VideoProgress:
         tell("zar_videos", videos - failed, outcome="finished")
         tell("zar_videos", failed, outcome="failed")
         now, speed = time.monotonic(), ""
+        self.last_video = now
         if self._started is not None:
             self._timed += videos - failed
             passed, left = now - self._started, (task.remaining or 0) - videos
@@ -129,5 +139,11 @@ class VideoProgress:
                     self.say(f"{row['video_id']}: {note}")
 
     def say(self, line: str) -> None:
-        """Shows a line of its own above the bar."""
-        self._console.print(line)
+        """Shows a line of its own above the bar, and notes it."""
+        self._console.print(line, highlight=False)
+        self.note(line)
+
+    def note(self, line: str) -> None:
+        """Puts a line into the run's log alone."""
+        if self._log is not None:
+            self._log.add(line)

@@ -1,13 +1,15 @@
 """What is still to be done, and what a death costs: at most the video that kills.
 
-A block whose worker died is gone with all its videos: each of them gets a block of its own, so that the others are
-saved and only the one that kills its worker is lost. In a run with stream methods videos go one by one, and the next
-worker goes on from the streams' state.
+A block whose worker died is gone with all its videos: each of them gets a block of its own, and only the one whose
+process dies again and again, alone and on a node that is well, is given up. What was lost with its node is no fault of
+its own. In a run with stream methods videos go one by one, and the next worker goes on from the streams' state.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
@@ -19,29 +21,42 @@ from rich.console import Console
 
 from zar_ray.data.manifest import write_manifest
 from zar_ray.errors import RunError, reason_of
+from zar_ray.evaluation.attempts import Attempts, End, losses
 from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.evaluation.planning import PlannedModel, identity
 from zar_ray.evaluation.preflight import check_stores
 from zar_ray.evaluation.progress import VideoProgress
+from zar_ray.evaluation.run_log import RUN_LOG
 from zar_ray.evaluation.spec import MODELS, POSITION, Failure, JobSpec, failed_rows
 from zar_ray.evaluation.streams import StreamState
 from zar_ray.evaluation.workload import Workload, of_class_set
+from zar_ray.interruption import CONTINUES
 from zar_ray.results.folder import CONFIG, MANIFEST, Ledger, RunFolder
 from zar_ray.results.rows import to_table
 
 # Videos of a pass through a stream's worker.
 _STREAMED_AT_ONCE = 512
 
-# A video whose process died in company and then again alone: nothing else can be learnt about it from here.
+# How often videos that were lost for other reasons than their own are tried again, one by one.
+_PASSES = 5
+
+# Deaths of its process, alone and on a node that is well, after which nothing else can be learnt about a video.
+_DEATHS = 2
 _KILLER = Failure(
-    "its worker process died each time, the last time with this video alone: "
+    "its worker process died each time, the last times with this video alone: "
     "a crash in the decoder or the model, a lost device, or the process was killed (out of memory?)",
     "worker",
 )
+_MEANING: dict[End, str] = {
+    "crashed": "its process died",
+    "node": "its node was gone",
+    "memory": "its node's memory ran out",
+    "unclear": "its block was lost",
+}
 
-# `zar_ray.evaluation.pipeline.run_blocks`: runs videos through both stages, so many a block; and how often a block is
-# tried again whose worker died.
-RunBlocks = Callable[[pa.Table, int, int], None]
+# `zar_ray.evaluation.pipeline.run_blocks`: runs videos through both stages, so many a block; and where processes write
+# down what they have in hand, alone.
+RunBlocks = Callable[[pa.Table, int, Attempts | None], None]
 
 
 def open_run(
@@ -107,26 +122,20 @@ def run_videos(
     """Gives every video that lacks rows its rows, whatever dies on the way.
 
     Raises:
-        RunError: Ray stopped; what is finished is kept.
+        RunError: Ray stopped, or nodes went faster than videos could be tried again; what is finished is kept.
         StorageError: The store of videos that were lost does not answer.
     """
-    _fail(todo.filter(pc.field("error").is_valid()), spec, folder, progress)
+    lost = _LostVideos(spec, folder, ledger, progress)
+    lost.fail(todo.filter(pc.field("error").is_valid()))
     whole = todo.filter(pc.field("error").is_null())
     try:
         if spec.streams:
-            _run_in_order(whole, spec, folder, ledger, run, progress)
+            _run_in_order(whole, lost, run)
             return
-        run(whole, batch_size, 1)
-        lost = lacking(whole, spec, ledger)
-        if len(lost):
-            check_stores(lost)
-            progress.say(f"{len(lost)} videos were lost with their worker process; each is tried again alone")
-            run(lost, 1, 0)
+        run(whole, batch_size, None)
+        _try_alone(lacking(whole, spec, ledger), lost, run)
     except RayError as error:
-        raise RunError(f"Ray stopped the run ({reason_of(error)}); the same command continues it") from error
-    lost = lacking(whole, spec, ledger)
-    check_stores(lost)
-    _fail(lost, spec, folder, progress)
+        raise RunError(f"Ray stopped the run ({reason_of(error)}); {CONTINUES}") from error
 
 
 def put_together(folder: RunFolder, progress: VideoProgress) -> None:
@@ -138,28 +147,107 @@ def put_together(folder: RunFolder, progress: VideoProgress) -> None:
         progress.say(f"{reason_of(error)}; small files of rows stay for now")
 
 
-def _run_in_order(
-    videos: pa.Table, spec: JobSpec, folder: RunFolder, ledger: Ledger, run: RunBlocks, progress: VideoProgress
-) -> None:
+def _try_alone(videos: pa.Table, lost: _LostVideos, run: RunBlocks) -> None:
+    """Tries lost videos one by one, until each has rows or is known to kill."""
+    for again in range(_PASSES):
+        if not len(videos):
+            return
+        check_stores(videos)
+        what = f"{len(videos)} videos were lost with their worker process or node"
+        lost.progress.say(f"{what}{', again' if again else ''}; each is tried again alone")
+        lost.progress.note(f"lost: {', '.join(videos['video_id'].to_pylist())}")
+        attempts = Attempts()
+        run(videos, 1, attempts)
+        videos = lost.convict(videos, attempts)
+    check_stores(videos)
+    lost.give_up(videos)
+
+
+def _run_in_order(videos: pa.Table, lost: _LostVideos, run: RunBlocks) -> None:
     """Runs the videos one by one through one worker; where it dies, the next goes on from the streams' state.
 
     What was decoded behind the video that it died of is lost, so a pass has a bounded number of videos.
     """
-    died_at = -1
+    storage = lost.folder.storage
+    stops: Counter[int] = Counter()
     while len(videos):
-        part = videos.slice(0, _STREAMED_AT_ONCE)
-        run(part, 1, 1)
-        state = StreamState.read(folder.storage)
-        # Videos before it without rows killed their decoder: the streams went on without them.
+        part, attempts = videos.slice(0, _STREAMED_AT_ONCE), Attempts()
+        run(part, 1, attempts)
+        state = StreamState.read(storage)
         passed = pc.field(POSITION.name) < state.position
-        killers = lacking(videos.filter(passed), spec, ledger)
-        videos, whole_part = videos.filter(~passed), state.position > part[POSITION.name][-1].as_py()
-        _fail(killers, spec, folder, progress)
-        if not whole_part and state.position == died_at:
-            _fail(videos.slice(0, 1), spec, folder, progress)
-            videos = videos.slice(1)
-            StreamState(died_at + 1, state.tensors).write(folder.storage)
-        died_at = -1 if whole_part else state.position
+        whole_part = state.position > part[POSITION.name][-1].as_py()
+        # Those before it without rows were lost with their decoder, as the one may be that it stopped at.
+        reached = videos if whole_part else videos.slice(0, len(videos.filter(passed)) + 1)
+        left = lost.convict(reached, attempts)
+        # The streams went on without them, and cannot go back.
+        lost.give_up(left.filter(passed), whatever=True)
+        videos, stuck = videos.filter(~passed), left.filter(~passed)
+        if whole_part:
+            continue
+        stops[state.position] += 1
+        if len(stuck) and stops[state.position] < _PASSES:
+            lost.progress.say(f"the streams' worker was lost at {stuck['video_id'][0]}; the next one goes on there")
+            continue
+        lost.give_up(stuck)
+        videos = videos.slice(1)
+        StreamState(state.position + 1, state.tensors).write(storage)
+
+
+@dataclass(frozen=True)
+class _LostVideos:
+    """What is known of videos that were lost, and what is made of it.
+
+    Attributes:
+        spec: The run.
+        folder: Its folder, which gets the rows of those that are given up.
+        ledger: Which videos have rows.
+        progress: Where it is said and noted.
+        ends: How each video was left so far, by its id.
+    """
+
+    spec: JobSpec
+    folder: RunFolder
+    ledger: Ledger
+    progress: VideoProgress
+    ends: dict[str, Counter[End]] = field(default_factory=dict)
+
+    def convict(self, videos: pa.Table, attempts: Attempts) -> pa.Table:
+        """Fails those of some videos that lack rows after a pass and are known to kill; returns the others."""
+        lost = lacking(videos, self.spec, self.ledger)
+        for video, end, line in losses(lost["video_id"].to_pylist(), attempts.unfinished()):
+            self.ends.setdefault(video, Counter())[end] += 1
+            self.progress.note(line)
+        killers = [video for video, ends in self.ends.items() if ends["crashed"] >= _DEATHS]
+        kills = pc.field("video_id").isin(pa.array(killers, pa.string()))
+        self.fail(lost.filter(kills))
+        return lost.filter(~kills)
+
+    def give_up(self, videos: pa.Table, whatever: bool = False) -> None:
+        """Fails videos that were lost too often.
+
+        Raises:
+            RunError: Some were lost with their nodes alone, each time, which says nothing about them; not where they
+                are given up `whatever` they were lost for.
+        """
+        unlucky = 0
+        for number, video in enumerate(videos["video_id"].to_pylist()):
+            ends = self.ends[video]
+            if set(ends) == {"node"} and not whatever:
+                unlucky += 1
+                continue
+            told = ", ".join(f"{_MEANING[end]} ({times} of {ends.total()} times)" for end, times in ends.items())
+            self.fail(videos.slice(number, 1), Failure(f"given up: {told}; see {RUN_LOG}", "worker"))
+        if unlucky:
+            raise RunError(f"{unlucky} videos were lost {_PASSES} times, each time with their node; {CONTINUES}")
+
+    def fail(self, videos: pa.Table, why: Failure = _KILLER) -> None:
+        """Gives broken videos, and whole ones that are given up, the rows that say so."""
+        if not len(videos):
+            return
+        reasons = [Failure(error, "open") if error is not None else why for error in videos["error"].to_pylist()]
+        rows = zip(videos.to_pylist(), reasons, strict=True)
+        self.folder.add(to_table(chain.from_iterable(failed_rows(self.spec, row, reason) for row, reason in rows)))
+        self.progress.advance(len(videos), failed=len(videos))
 
 
 def unseen(videos: pa.Table, spec: JobSpec, ledger: Ledger, folder: RunFolder) -> pa.Table:
@@ -171,12 +259,3 @@ def unseen(videos: pa.Table, spec: JobSpec, ledger: Ledger, folder: RunFolder) -
     every = pa.array([list(range(len(spec.models)))] * len(left), MODELS.type)
     left = left.append_column(MODELS, every).select([*broken.column_names, POSITION.name])
     return pa.concat_tables([broken.append_column(POSITION, pa.nulls(len(broken), POSITION.type)), left])
-
-
-def _fail(videos: pa.Table, spec: JobSpec, folder: RunFolder, progress: VideoProgress) -> None:
-    """Gives broken videos, and whole ones that kill their processes, the rows that say so."""
-    if len(videos):
-        why = [Failure(error, "open") if error is not None else _KILLER for error in videos["error"].to_pylist()]
-        rows = (failed_rows(spec, row, failure) for row, failure in zip(videos.to_pylist(), why, strict=True))
-        folder.add(to_table(chain.from_iterable(rows)))
-        progress.advance(len(videos), failed=len(videos))

@@ -8,6 +8,7 @@ parts/*.parquet      finished rows, one small file a block, each written whole o
 predictions.parquet  all rows, written when the run ends
 run.json             options, versions, counts, metrics
 study.csv            the tables of a study of several cells
+run.log              why blocks were lost, what became of nodes
 """
 
 from __future__ import annotations

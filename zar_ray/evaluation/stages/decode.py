@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from zar_ray.evaluation.attempts import Attempts, holding
 from zar_ray.evaluation.feature_store import file_state, image_keys
 from zar_ray.evaluation.packs import DamagedError
 from zar_ray.evaluation.spec import (
@@ -175,8 +176,10 @@ class DecodeStage:
 
         def give_up() -> None:
             failure = Failure(f"decoding hung for more than {seconds:.0f} s and was killed", "decode")
-            write_part(self.spec.storage, to_table(failed_rows(self.spec, video, failure, worker_name())))
-            os._exit(70)
+            try:
+                write_part(self.spec.storage, to_table(failed_rows(self.spec, video, failure, worker_name())))
+            finally:
+                os._exit(70)
 
         timer = threading.Timer(seconds, give_up)
         timer.daemon = True
@@ -187,6 +190,7 @@ class DecodeStage:
             timer.cancel()
 
 
-def decode_block(block: pa.Table, stage: DecodeStage) -> pa.Table:
+def decode_block(block: pa.Table, stage: DecodeStage, attempts: Attempts | None = None) -> pa.Table:
     """A stage's work as a function: of an object that can be called Ray Data would make a pool of actors."""
-    return stage(block)
+    with holding(attempts, "decode", block):
+        return stage(block)

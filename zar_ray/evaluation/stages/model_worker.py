@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from zar_ray.errors import DeviceLostError
+from zar_ray.evaluation.attempts import Attempts, holding
 from zar_ray.evaluation.stages.adapt import AdaptStage
 
 logger = logging.getLogger(__name__)
@@ -24,10 +25,12 @@ class ModelWorker:
 
     Args:
         stage: `AdaptStage`, which is made here.
-        told: What it is made of.
+        attempts: Where it writes down what it has in hand.
+        told: What the stage is made of.
     """
 
-    def __init__(self, stage: Callable[..., AdaptStage], *told: Any) -> None:
+    def __init__(self, stage: Callable[..., AdaptStage], attempts: Attempts | None, *told: Any) -> None:
+        self._attempts = attempts
         try:
             self._stage = stage(*told)
         except Exception:
@@ -39,7 +42,8 @@ class ModelWorker:
     def __call__(self, block: pa.Table) -> pa.Table:
         """See `AdaptStage`; where its device is lost the block is tried again by another, as after any death."""
         try:
-            return self._stage(block)
+            with holding(self._attempts, "adapt", block):
+                return self._stage(block)
         except DeviceLostError:
             logger.critical("this process ends, as its device is lost", exc_info=True)
             logging.shutdown()

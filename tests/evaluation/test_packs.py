@@ -363,7 +363,7 @@ def test_videos_whose_features_are_stored_are_not_to_be_decoded(tmp_path):
     Path(paths[1]).write_bytes(b"x")
     content = store.content(paths[1])
     store.write([(content.hash, content.file, features(1, KEYS))])
-    videos = pa.table({"path": paths})
+    videos = pa.table({"path": paths, "member": pa.nulls(3, pa.string())})
     assert FeatureKeeping([store], None, print).unstored(videos)["path"].to_pylist() == [paths[0], paths[2]]
     assert FeatureKeeping([store, None], None, print).unstored(videos) == videos
     assert FeatureKeeping([None], None, print).unstored(videos) == videos

@@ -14,13 +14,20 @@ from zar_ray.parity.recipe import recipe_tensor
 from zar_ray.parity.run import check_fixtures
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-FACTS = json.loads((GOLDEN / "methods.json").read_text())
+FACTS = {
+    system: facts
+    for file in sorted(GOLDEN.glob("methods*.json"))
+    for system, facts in json.loads(file.read_text()).items()
+}
 
 
 @pytest.fixture(scope="module")
 def vectors():
-    with np.load(GOLDEN / "methods.npz") as file:
-        return dict(file)
+    found = {}
+    for path in GOLDEN.glob("methods*.npz"):
+        with np.load(path) as file:
+            found |= dict(file)
+    return found
 
 
 @pytest.fixture

@@ -140,6 +140,8 @@ def _on_every_node(
         except GetTimeoutError:
             problems = [f"has not answered for {seconds:g} s; it hangs, or others hold what it has"]
         except RayError as error:
+            if not any(one["Alive"] and one["NodeID"] == node["NodeID"] for one in ray.nodes()):
+                continue  # it has gone since it was listed
             problems = [f"cannot run zar-ray ({_reason(error)})"]
         found[node["NodeID"]] = [f"node {node['NodeManagerHostname']}: {line}" for line in problems]
     return found

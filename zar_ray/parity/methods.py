@@ -155,3 +155,7 @@ def tps(fixture: Fixture) -> Evidence:
             }
         evidence.arrays.update({f"{case}/{name}": value for name, value in arrays.items()})
     return evidence
+
+
+METHODS = {"zero": zero, "mta": mta, "vte": vte, "tps": tps}
+"""What this code makes of the fixtures here, by the system that they name."""

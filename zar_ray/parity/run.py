@@ -27,10 +27,7 @@ SYSTEMS: dict[str, Callable[[Fixture], Evidence]] = {
     "a5": systems.a5,
     "vitaclip": systems.vitaclip,
     "xclip": systems.xclip,
-    "zero": methods.zero,
-    "mta": methods.mta,
-    "vte": methods.vte,
-    "tps": methods.tps,
+    **methods.METHODS,
 }
 
 

@@ -1,6 +1,6 @@
 """Nodes that go while a run is on them: the table is that of an undisturbed run, and the run says what happened.
 
-On real raylets, each on a machine of its own as far as the network goes (`machines`). The other draws by hand, with
+On real raylets, each on a machine of its own as far as the network goes (`machines`), by hand:
 ``pytest -m stress tests/cluster``.
 """
 
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import pytest
 from evaluations import POISON, VIDEOS
 
-pytestmark = pytest.mark.slow
+# Network namespaces are not to be had everywhere, and a node takes minutes to be missed.
+pytestmark = [pytest.mark.slow, pytest.mark.stress]
 
 IN_THE_LAST_PASS = -1
 LEAVES = 3

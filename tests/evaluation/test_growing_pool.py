@@ -81,6 +81,7 @@ finally:
 
 
 @pytest.mark.slow
+@pytest.mark.stress  # a busy machine may be done with the videos before the second worker has loaded
 def test_a_node_that_joins_computes_and_one_that_is_lost_is_not_waited_for(video_folder, tiny_checkpoint, tmp_path):
     options = {
         "dataset": str(video_folder),

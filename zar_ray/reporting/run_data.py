@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from zar_ray.data.datasets import known_benchmarks, load_benchmark
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
 from zar_ray.data.protocols import EvaluationSplit
-from zar_ray.errors import RunError, ZarError
+from zar_ray.errors import RunError, ZarError, suggestion
 from zar_ray.options.base import fingerprint
 from zar_ray.results.folder import IDENTITY, MANIFEST
 from zar_ray.results.record import CaseMetrics
@@ -65,8 +65,16 @@ class StudyData(FinishedStudy):
         """The rows of some videos in the run's manifest.
 
         Raises:
-            ManifestError: It cannot be read, or lacks one of them.
+            ManifestError: It cannot be read.
+            RunError: It lacks one of them; the message suggests the nearest.
         """
+        known = self._manifest.table["video_id"]
+        wanted = pa.array(video_ids, pa.string())
+        there = pc.call_function("is_in", [wanted], pc.SetLookupOptions(known)).to_pylist()
+        if not all(there):
+            absent = video_ids[there.index(False)]
+            near = suggestion(absent, known.to_pylist())
+            raise RunError(f'{self.storage.path()}: has no video "{absent}"{near}')
         return {row.video_id: row for row in self._manifest.keep(video_ids).rows()}
 
     @cached_property

@@ -1,7 +1,7 @@
 """C-TPT: TPT that also keeps the classes' text features apart, against the over-confidence that it brings.
 
 Yoon et al., "C-TPT: Calibrated Test-Time Prompt Tuning for Vision-Language Models via Text Feature Dispersion", ICLR
-2024, section 4, as the authors' code computes it: the dispersion is the mean distance, not squared, of the unit text
+2024, as the authors' code computes it: the dispersion is the mean distance, not squared, of the unit text
 features from their mean.
 """
 

@@ -1,7 +1,7 @@
 """R-TPT: each confident view becomes certain by itself, and all views decide by how much the others resemble them.
 
 Sheng et al., "R-TPT: Improving Adversarial Robustness of Vision-Language Models through Test-Time Prompt Tuning", CVPR
-2025, section 3, as the authors' code means it. That leaves out of a view's neighbours what has a cosine of 1 or more,
+2025, as the authors' code means it. That leaves out of a view's neighbours what has a cosine of 1 or more,
 meant for the view itself; by rounding about half of the views stay their own neighbours there. Here a view's own cosine
 is left out by its place. Other views that coincide with it (whole-video draws of a crop do) count as any other: a rule
 on cosines would decide about them by rounding, and a still video would have no neighbours at all.

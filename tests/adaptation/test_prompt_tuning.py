@@ -21,7 +21,10 @@ from zar_ray.adaptation.prompt_tuning import update_of
 from zar_ray.adaptation.rtpt import RtptConfig, reliability
 from zar_ray.adaptation.zar import ZarConfig, tuning_steps
 from zar_ray.errors import ConfigError, VideoError
+from zar_ray.evaluation.streams import check_methods
+from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
+from zar_ray.study.options import EvalConfig
 
 NAMES = ("ctpt", "otpt", "rtpt")
 
@@ -242,3 +245,40 @@ def test_several_texts_a_class_have_no_context_to_tune(tiny_model, name):
     classes = PromptedClasses(tiny_model, ["dot", "bar"], texts=[("a dot", "one dot"), ("a bar", "one bar")])
     with pytest.raises(ConfigError, match="tunes one prompt a class"):
         decide(name, video(1), classes)
+
+
+def test_crops_are_tpts_own(classes, make_pixels):
+    method, tpt, videos = get_method("ctpt"), get_method("tpt"), [make_pixels(seed) for seed in (1, 2)]
+    options = method.options(crops=8, weight=0, confidence=0.5)
+    expected = tpt.adapt(videos, classes, tpt.options(views=9, confidence=0.5), Shared())
+    for one, other in zip(method.adapt(videos, classes, options, Shared()), expected, strict=True):
+        assert torch.equal(one.view_entropies, other.view_entropies)
+        assert torch.equal(one.selected, other.selected)
+        assert torch.allclose(one.logits_after, other.logits_after, atol=2e-3)
+        assert one.encoded == other.encoded == 8 * 3
+
+
+def test_crops_are_counted_as_the_views_they_are(classes, make_pixels):
+    one = make_pixels(3)
+    assert len(decide("rtpt", one, classes, crops=5, neighbours=5).view_entropies) == 6
+    with pytest.raises(VideoError, match="by 6 others, and beside the evaluation view there are 5"):
+        decide("rtpt", one, classes, crops=5, neighbours=6)
+    with pytest.raises(VideoError, match="works from pixels"):
+        decide("otpt", video(1), classes, crops=5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_crops_are_refused_where_there_is_nothing_to_cut(tiny_model, name):
+    usual, cropped = EvalConfig(method=(name,), features="x"), EvalConfig(method=(name,), **{name: {"crops": 3}})
+    check_methods(usual, ())
+    for options, further in [(cropped.model_copy(update={"features": "x"}), ()), (usual, (cropped,))]:
+        with pytest.raises(ConfigError, match=f"--features: {name} works from pixels"):
+            check_methods(options, (), further)
+
+    class Joint(ClipModel):
+        frame_independent = False
+
+    joint = Joint(tiny_model.clip, "joint", tiny_model.preprocessing, tiny_model.architecture)
+    method = get_method(name)
+    assert method.unfit(joint, usual.own(name)) is None
+    assert "crops of single frames" in method.unfit(joint, cropped.own(name))

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from zar_ray.adaptation.base import Method
-from zar_ray.adaptation.prompt_tuning import PromptTuningConfig, tune_prompts
+from zar_ray.adaptation.prompt_tuning import PromptTuningConfig, prompt_method, tune_prompts
 from zar_ray.adaptation.zar import Objective, marginal_entropy
 from zar_ray.options.base import option
 
@@ -47,11 +46,9 @@ def objective_of(options: CtptConfig) -> Objective:
     return lose
 
 
-METHOD = Method(
+METHOD = prompt_method(
     "ctpt",
     "prompt tuning with dispersed classes",
-    lambda videos, classes, options, _: tune_prompts(videos, classes, options, objective_of(options)),
-    options=CtptConfig,
-    needs_views=True,
-    updates="context",
+    lambda videos, classes, options, shared: tune_prompts(videos, classes, options, shared, objective_of(options)),
+    CtptConfig,
 )

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from zar_ray.adaptation.base import Method
-from zar_ray.adaptation.prompt_tuning import PromptTuningConfig, tune_prompts
+from zar_ray.adaptation.prompt_tuning import PromptTuningConfig, prompt_method, tune_prompts
 from zar_ray.adaptation.zar import Objective, marginal_entropy
 from zar_ray.models.precision import exact_float32
 from zar_ray.options.base import option
@@ -42,11 +41,9 @@ def objective_of(options: OtptConfig) -> Objective:
     return lambda _, logits, text, absent: marginal_entropy(logits, absent) + options.weight * orthogonality(text)
 
 
-METHOD = Method(
+METHOD = prompt_method(
     "otpt",
     "prompt tuning with orthogonal classes",
-    lambda videos, classes, options, _: tune_prompts(videos, classes, options, objective_of(options)),
-    options=OtptConfig,
-    needs_views=True,
-    updates="context",
+    lambda videos, classes, options, shared: tune_prompts(videos, classes, options, shared, objective_of(options)),
+    OtptConfig,
 )

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
-from zar_ray.adaptation.base import Method, Outcome, Shared, VideoFeatures
-from zar_ray.adaptation.prompt_tuning import PromptTuningConfig, tune_prompts
+from zar_ray.adaptation.base import Outcome, Shared, VideoFeatures
+from zar_ray.adaptation.prompt_tuning import PromptTuningConfig, prompt_method, tune_prompts
 from zar_ray.adaptation.zar import Decide, mean_entropy
 from zar_ray.errors import VideoError
 from zar_ray.models.precision import exact_float32
@@ -69,34 +69,30 @@ def decide_by(classes: PromptedClasses, options: RtptConfig) -> Decide:
 
 
 def adapt_rtpt(
-    videos: Sequence[VideoFeatures], classes: PromptedClasses, options: RtptConfig, _: Shared
+    videos: Sequence[VideoFeatures], classes: PromptedClasses, options: RtptConfig, shared: Shared
 ) -> list[Outcome]:
     """Tunes a fresh context for each video, and decides by all its views.
 
     Returns:
         A decision a video, in order; an error in place of one that has too few views, or see `adapt_zar_batch`.
     """
-    enough = [video for video in videos if len(video.views) >= options.neighbours]
-    decided = iter(tune_prompts(enough, classes, options, objective, decide_by(classes, options)))
-    return [
-        next(decided) if len(video.views) >= options.neighbours else _too_few(len(video.views), options)
-        for video in videos
-    ]
+    others = [options.crops or len(video.views) for video in videos]
+    enough = [video for video, count in zip(videos, others, strict=True) if count >= options.neighbours]
+    decided = iter(tune_prompts(enough, classes, options, shared, objective, decide_by(classes, options)))
+    return [next(decided) if count >= options.neighbours else _too_few(count, options) for count in others]
 
 
 def _too_few(views: int, options: RtptConfig) -> VideoError:
     return VideoError(
         f"R-TPT judges a view by {options.neighbours} others, and beside the evaluation view there are {views}; plan"
-        " more views, or give --rtpt.neighbours",
+        " more views, or lower --rtpt.neighbours",
         stage="adapt",
     )
 
 
-METHOD = Method(
+METHOD = prompt_method(
     "rtpt",
     "prompt tuning, decided by the views that others resemble",
     adapt_rtpt,
-    options=RtptConfig,
-    needs_views=True,
-    updates="context",
+    RtptConfig,
 )

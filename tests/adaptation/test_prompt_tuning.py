@@ -52,7 +52,7 @@ def unit_features(seed, classes, width):
     return normalize(torch.randn(classes, width, generator=torch.Generator().manual_seed(seed)).double(), dim=1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 9999), st.integers(1, 7), st.integers(2, 9))
 def test_the_dispersion_is_the_mean_distance_from_the_mean(seed, classes, width):
     text = unit_features(seed, classes, width)
@@ -61,7 +61,7 @@ def test_the_dispersion_is_the_mean_distance_from_the_mean(seed, classes, width)
     assert torch.equal(dispersion(text.expand(3, -1, -1)), dispersion(text).expand(3))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 9999), st.integers(1, 7), st.integers(2, 9))
 def test_the_closed_form_is_the_reflections_value_and_gradient(seed, classes, width):
     text = unit_features(seed, classes, width).requires_grad_()
@@ -140,7 +140,7 @@ def test_the_steps_of_two_step_runs_are_counted():
     assert [options.context_steps(name) for name in NAMES] == [6, 2, 1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 9999), st.integers(2, 12), st.floats(0.01, 1))
 def test_a_view_counts_by_its_nearest_others(seed, views, temperature):
     features = unit_features(seed, views, 5)

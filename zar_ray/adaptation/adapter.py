@@ -350,7 +350,7 @@ class VideoAdapter:
         """What one case says of each video."""
         method, (own, shared) = get_method(case.method), self._told(case)
         # Averaging frames to views is the method's work; cases that share it find it done.
-        given = [one.under(case.setting, method.fusion(own), method.needs_pixels) for one in videos]
+        given = [one.under(case.setting, method.fusion(own), method.works_from_pixels(own)) for one in videos]
         if case.case_id in self._streams:
             return decisions(given, self._streams[case.case_id].decide)
         return method.adapt(given, self._classes[case.setting][case.class_set], own, shared)

@@ -149,7 +149,8 @@ class Method:
         adapt: The rule itself; of a stream method, a stream of the given videos alone.
         options: The class of its own options, each with a default and a description; None where it has none.
         needs_views: Whether it looks at other views than the evaluation view.
-        needs_pixels: Whether it encodes images itself, so that features alone do not do.
+        needs_pixels: Whether it encodes images itself, so that features alone do not do; a function of its options
+            where these say it.
         updates: What it changes; a context must be one that can be tuned.
         fusion: How the frames of its views become features.
         unfit: Why it cannot serve a model; None where it can.
@@ -162,12 +163,16 @@ class Method:
     adapt: Rule
     options: type[Options] | None = None
     needs_views: bool = False
-    needs_pixels: bool = False
+    needs_pixels: bool | Callable[[Any], bool] = False
     updates: Updates = "nothing"
     fusion: Callable[[Any], Fusion] = lambda options: "embedding"
     unfit: Callable[[ClipModel, Any], str | None] = lambda model, options: None
     is_stream: Callable[[Any], bool] = lambda options: False
     open_stream: Callable[[PromptedClasses, Any, Shared], Stream] | None = None
+
+    def works_from_pixels(self, options: Any) -> bool:
+        """Whether it encodes images itself under its own options."""
+        return self.needs_pixels(options) if callable(self.needs_pixels) else self.needs_pixels
 
 
 def one_by_one(rule: Callable[[VideoFeatures, PromptedClasses, Any, Shared], Decision]) -> Rule:

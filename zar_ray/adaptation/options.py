@@ -38,7 +38,10 @@ class _OwnOptions(Options):
 
     def context_steps(self, method: str) -> int:
         """Steps a video by which a method tunes a context; 0 where it tunes none."""
-        return getattr(self.own(method), "steps", 0) if get_method(method).updates == "context" else 0
+        if get_method(method).updates != "context":
+            return 0
+        own = self.own(method)
+        return getattr(own, "context_steps", getattr(own, "steps", 0))
 
 
 def _described(kind: type[Options]) -> Any:

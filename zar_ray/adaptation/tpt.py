@@ -7,7 +7,7 @@ A view is all frames of the evaluation view under one random crop and flip; a vi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Self
@@ -66,21 +66,37 @@ def adapt_tpt(
     Returns:
         A decision a video, in order, or why there is none; view 0 is the evaluation view.
     """
+    return adapt_on_crops(
+        videos, classes.model, options, shared, lambda given: adapt_zar_batch(given, classes, update_of(options))
+    )
+
+
+def adapt_on_crops(
+    videos: Sequence[VideoFeatures],
+    model: ClipModel,
+    options: TptConfig,
+    shared: Shared,
+    adapt: Callable[[Sequence[VideoFeatures]], list[Outcome]],
+) -> list[Outcome]:
+    """Decides by `adapt`, given videos whose views are the evaluation view and random crops of its frames.
+
+    Returns:
+        A decision a video, in order, with the crops counted; or why there is none.
+    """
     outcomes: dict[int, Outcome] = {}
     augmented: dict[int, VideoFeatures] = {}
     encoded: dict[int, int] = {}
     for number, video in enumerate(videos):
         try:
-            crops = encode_crops(video, classes.model, options, shared)
+            crops = encode_crops(video, model, options, shared)
         except VideoError as error:
             outcomes[number] = error
             continue
         plain = torch.atleast_2d(video.evaluation)[:1]
         encoded[number] = crops.shape[0] * crops.shape[1]
-        views = torch.cat([plain, classes.model.view_features(crops)]) if len(crops) else plain
+        views = torch.cat([plain, model.view_features(crops)]) if len(crops) else plain
         augmented[number] = VideoFeatures(views, video.evaluation)
-    tuned = adapt_zar_batch(list(augmented.values()), classes, update_of(options))
-    for number, outcome in zip(augmented, tuned, strict=True):
+    for number, outcome in zip(augmented, adapt(list(augmented.values())), strict=True):
         outcomes[number] = replace(outcome, encoded=encoded[number]) if isinstance(outcome, Decision) else outcome
     return [outcomes[number] for number in range(len(videos))]
 

@@ -40,6 +40,13 @@ _TOKENS_AT_ONCE = 16_384
 
 Loss = Literal["mean_probability", "mean_entropy"]
 
+Objective = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""Losses (B,) of a step: of its number, from 0, the logits (B, S, K) of the selected views, the text features (B, K, D)
+that gave them, and what is no view, bool (B, S, 1), or None."""
+
+Decide = Callable[[VideoFeatures, torch.Tensor], torch.Tensor]
+"""A video's logits (K,) by the text features (K, D) of its tuned context."""
+
 
 class ZarConfig(Options):
     """ZAR's update (DESIGN.md, "ZAR, exactly", 5 and 7 to 10), and its relatives."""
@@ -111,15 +118,28 @@ class _Batch:
         return cls(counts, evaluation, logits, entropies, order, chosen, views.gather(1, rows), absent)
 
 
-def adapt_zar_batch(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: ZarConfig) -> list[Outcome]:
+def adapt_zar_batch(
+    videos: Sequence[VideoFeatures],
+    classes: PromptedClasses,
+    options: ZarConfig,
+    objective: Objective | None = None,
+    decide: Decide | None = None,
+) -> list[Outcome]:
     """Tunes a fresh context for each video, with any numbers of views, and classifies each under its own.
+
+    Args:
+        videos: The videos.
+        classes: The classes, with a context that can be tuned.
+        options: The update.
+        objective: What a step lowers; by default the options' loss.
+        decide: What decides under the tuned context; by default the options' decision.
 
     Returns:
         A decision a video, in order; an error in place of one that has no views, logits that are not finite, or not
         enough memory, as few videos as may pass together.
     """
     made = classes.model.text_passes.each(
-        videos, _TOKENS_AT_ONCE, lambda part: _adapt_together(part, classes, options), classes.tokens
+        videos, _TOKENS_AT_ONCE, lambda part: _adapt_together(part, classes, options, objective, decide), classes.tokens
     )
     alone = (
         f"out of memory tuning the context of one video over {len(classes)} classes; {MORE_MEMORY}, or fewer classes"
@@ -129,17 +149,27 @@ def adapt_zar_batch(videos: Sequence[VideoFeatures], classes: PromptedClasses, o
     ]
 
 
-def _adapt_together(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: ZarConfig) -> list[Outcome]:
+def _adapt_together(
+    videos: Sequence[VideoFeatures],
+    classes: PromptedClasses,
+    options: ZarConfig,
+    objective: Objective | None,
+    decide: Decide | None,
+) -> list[Outcome]:
     outcomes: list[Outcome] = [VideoError("ZAR needs views, and the plan has none", stage="adapt") for _ in videos]
     with_views = [number for number, video in enumerate(videos) if len(video.views)]
     if not with_views:
         return outcomes
     batch = _Batch.of([videos[number] for number in with_views], classes, options)
     before = classes.logits(batch.evaluation, classes.initial_features)
-    steps = list(tuning_steps(batch.views, classes, options, batch.absent))
+    steps = list(tuning_steps(batch.views, classes, options, batch.absent, objective))
     with torch.no_grad():
         text = classes.features(steps[-1].contexts)
-        if options.decision == "evaluation":
+        if decide is not None:
+            after = torch.stack(
+                [decide(videos[number], own) for number, own in zip(with_views, text, strict=True)]
+            ).cpu()
+        elif options.decision == "evaluation":
             after = _decisions(classes.logits(batch.evaluation, text))
         else:
             logits = classes.logits(batch.views, text)
@@ -190,14 +220,18 @@ class TuningStep:
 
 
 def tuning_steps(
-    views: torch.Tensor, classes: PromptedClasses, options: ZarConfig, absent: torch.Tensor | None = None
+    views: torch.Tensor,
+    classes: PromptedClasses,
+    options: ZarConfig,
+    absent: torch.Tensor | None = None,
+    objective: Objective | None = None,
 ) -> Iterator[TuningStep]:
     """Runs AdamW on a fresh context for each of B videos, one item a step; the classes' own stays as it is.
 
     The selected views are float32 (B, S, D), L2-normalised; `absent`, bool (B, S, 1), says where a video has no such
-    view, with None nowhere.
+    view, with None nowhere. Each step lowers the `objective`, by default the options' loss.
     """
-    count, lose = len(views), LOSSES[options.loss]
+    count, lose = len(views), _by_views(options.loss) if objective is None else objective
     contexts = classes.initial_context.expand(count, -1, -1).clone().requires_grad_()
     # AdamW works element by element: one tensor of all contexts is tuned as each would be alone.
     optimiser = torch.optim.AdamW(
@@ -212,11 +246,12 @@ def tuning_steps(
         with torch.enable_grad(), exact_float32():
             if step == 0:
                 text = classes.initial_features.expand(count, -1, -1).clone().requires_grad_()
-                losses = lose(classes.logits(views, text), absent)
+                losses = lose(step, classes.logits(views, text), text, absent)
                 (of_text,) = torch.autograd.grad(losses.sum(), text)
                 gradients = classes.initial_gradients(of_text)
             else:
-                losses = lose(classes.logits(views, classes.features(contexts)), absent)
+                text = classes.features(contexts)
+                losses = lose(step, classes.logits(views, text), text, absent)
                 (gradients,) = torch.autograd.grad(losses.sum(), contexts)
         contexts.grad = gradients.contiguous()  # the fused step reads it as it lies
         optimiser.step()
@@ -254,6 +289,11 @@ LOSSES: Mapping[Loss, Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor
     "mean_probability": marginal_entropy,
     "mean_entropy": mean_entropy,
 }
+
+
+def _by_views(loss: Loss) -> Objective:
+    """What the views alone say, step by step the same."""
+    return lambda _, logits, text, absent: LOSSES[loss](logits, absent)
 
 
 def _unfit(model: ClipModel, options: ZarConfig) -> str | None:

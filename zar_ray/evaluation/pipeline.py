@@ -109,8 +109,9 @@ def evaluate(
     # Ray Data tells of each of its steps, and of lost blocks with tracebacks; its own log files keep all that.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     own = asked[0].settings[0]
-    streams = stream_methods(one for model in asked for one in model.settings)
-    check_methods(own, streams)
+    all_settings = [one for model in asked for one in model.settings]
+    streams = stream_methods(all_settings)
+    check_methods(own, streams, all_settings)
     console.print("starting Ray, or joining it ...")
     with connected(own.address):
         console.print(f"loading {', '.join(one.label for one in asked)} ...", highlight=False)

@@ -6,7 +6,7 @@ came between its rows and the state: the same video gives the same rows again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,8 +31,10 @@ def stream_methods(runs: Iterable[AdaptationOptions]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def check_methods(options: EvaluationOptions, streams: tuple[str, ...]) -> None:
-    """Refuses operational options that a method does not go with.
+def check_methods(
+    options: EvaluationOptions, streams: tuple[str, ...], settings: Sequence[AdaptationOptions] = ()
+) -> None:
+    """Refuses operational options that a method does not go with, under any of the run's further settings either.
 
     Raises:
         ConfigError: Such an option is given.
@@ -44,7 +46,8 @@ def check_methods(options: EvaluationOptions, streams: tuple[str, ...]) -> None:
             raise ConfigError(f"--num-workers {asked}: {of}, on one worker; leave it out, or the method")
         if options.retry_failed:
             raise ConfigError(f"--retry-failed: {of}, so a failed video cannot be done later; --overwrite the run")
-    from_pixels = [name for name in options.method if get_method(name).needs_pixels]
+    asked = [(name, one.own(name)) for one in (options, *settings) for name in one.method]
+    from_pixels = list(dict.fromkeys(name for name, own in asked if get_method(name).works_from_pixels(own)))
     if options.features is not None and from_pixels:
         raise ConfigError(
             f"--features: {' and '.join(from_pixels)} work{'s' if len(from_pixels) == 1 else ''} from pixels, which"

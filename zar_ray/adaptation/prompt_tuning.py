@@ -1,0 +1,74 @@
+"""What ZAR's relatives with another objective have in common: their options, and ZAR's loop under them.
+
+View 0 is the evaluation view, which takes part in the selection, as the plain picture does in their authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from zar_ray.adaptation.base import Method, Outcome, Rule, Shared, VideoFeatures, with_plain_view
+from zar_ray.adaptation.tpt import TptConfig, adapt_on_crops, unfit_for_tpt
+from zar_ray.adaptation.zar import Decide, Objective, ZarConfig, adapt_zar_batch
+from zar_ray.models.text import PromptedClasses
+from zar_ray.options.base import Options, option
+
+
+class PromptTuningConfig(Options):
+    """The update that TPT's followers share."""
+
+    confidence: float = option(0.1, "Share of views, lowest entropy first, that tune.", gt=0, le=1)
+    steps: int = option(1, "AdamW steps a video.", ge=1)
+    lr: float = option(0.005, "Learning rate of the context.", gt=0)
+    weight_decay: float = option(0.01, "AdamW's weight decay.", ge=0)
+
+    crops: int = option(
+        0,
+        "Tune on so many random crops of the evaluation view's frames, as tpt does on 63; 0: on the run's views.",
+        ge=0,
+    )
+
+    @property
+    def context_steps(self) -> int:
+        """Steps of the optimiser a video."""
+        return self.steps
+
+
+def update_of(options: PromptTuningConfig) -> ZarConfig:
+    """The update as ZAR's options say it."""
+    return ZarConfig(
+        confidence=options.confidence, steps=options.context_steps, lr=options.lr, weight_decay=options.weight_decay
+    )
+
+
+def tune_prompts(
+    videos: Sequence[VideoFeatures],
+    classes: PromptedClasses,
+    options: PromptTuningConfig,
+    shared: Shared,
+    objective: Objective,
+    decide: Decide | None = None,
+) -> list[Outcome]:
+    """Tunes a fresh context for each video on its views, or crops, with the evaluation view in front.
+
+    See `adapt_zar_batch`.
+    """
+    adapt = partial(adapt_zar_batch, classes=classes, options=update_of(options), objective=objective, decide=decide)
+    if options.crops:
+        return adapt_on_crops(videos, classes.model, TptConfig(views=1 + options.crops), shared, adapt)
+    return adapt([VideoFeatures(with_plain_view(video), video.evaluation) for video in videos])
+
+
+def prompt_method(name: str, description: str, adapt: Rule, options: type[PromptTuningConfig]) -> Method:
+    """A method that tunes prompts by `tune_prompts`."""
+    return Method(
+        name,
+        description,
+        adapt,
+        options=options,
+        needs_views=True,
+        needs_pixels=lambda own: own.crops > 0,
+        updates="context",
+        unfit=lambda model, own: unfit_for_tpt(model, TptConfig()) if own.crops else None,
+    )

@@ -12,7 +12,8 @@ from zar_ray.errors import ConfigError, VideoError
 
 
 def test_methods_are_known_by_their_names():
-    assert set(METHODS) == {"zero_shot", "zar", "tpt", "memo", "tent", "tda", "zero", "mta", "vte", "tps"}
+    tuning, training_free = {"zar", "tpt", "memo", "tent", "tps"}, {"zero_shot", "zero", "mta", "vte"}
+    assert set(METHODS) == tuning | training_free | {"tda", "boostadapter", "dmn", "dpe"}
     assert all(get_method(name).name == name for name in METHODS)
     assert not get_method("zero_shot").needs_views
 

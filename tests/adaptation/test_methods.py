@@ -12,7 +12,26 @@ from zar_ray.errors import ConfigError, VideoError
 
 
 def test_methods_are_known_by_their_names():
-    built_in = {"zero_shot", "zar", "tpt", "memo", "tent", "tda", "zero", "mta", "vte", "tps", "ctpt", "otpt", "rtpt"}
+    built_in = set(
+        [
+            "zero_shot",
+            "zar",
+            "tpt",
+            "memo",
+            "tent",
+            "tda",
+            "zero",
+            "mta",
+            "vte",
+            "tps",
+            "ctpt",
+            "otpt",
+            "rtpt",
+            "boostadapter",
+            "dmn",
+            "dpe",
+        ]
+    )
     assert set(METHODS) == built_in
     assert all(get_method(name).name == name for name in METHODS)
     assert not get_method("zero_shot").needs_views

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from zar_ray.errors import ConfigError
+from zar_ray.parity.fixture import read_fixture
 from zar_ray.parity.formulas import evaluate_formula
 from zar_ray.parity.recipe import recipe_tensor
 from zar_ray.parity.run import check_fixtures
@@ -65,6 +66,29 @@ def test_each_array_that_is_off_is_found(make, vectors, system):
 def test_formulas_are_arithmetic_of_the_recipes_tensors():
     made = evaluate_formula("golden_tensor('a', (V, 2), seed)[1] + float32(0.5) * 3", {"V": 2, "seed": 9}, "here")
     assert np.array_equal(made, recipe_tensor("a", (2, 2), 9)[1] + np.float32(0.5) * 3)
+
+
+def test_formulas_take_rows_by_lists_and_by_other_inputs_that_are_drawn():
+    drawn = evaluate_formula("RandomState(seed + 2).randint(0, K, size=N)", {"seed": 9, "K": 3, "N": 5}, "here")
+    assert drawn.dtype == np.int64
+    assert np.array_equal(drawn, np.random.RandomState(11).randint(0, 3, size=5))
+    made = evaluate_formula("golden_tensor('a', (K, 2), 9)[labels][:, None]", {"K": 3, "labels": drawn}, "here")
+    assert np.array_equal(made, recipe_tensor("a", (3, 2), 9)[drawn][:, None])
+
+
+@pytest.mark.parametrize("formula", ["RandomState(1).bytes(9)", "seed.randint(2)", "open('x').randint(2)", "[1][1:2]"])
+def test_nothing_but_integers_is_drawn(formula):
+    with pytest.raises(ConfigError, match="here: its formula cannot be read"):
+        evaluate_formula(formula, {"seed": 1}, "here")
+
+
+def test_inputs_that_lead_to_each_other_cannot_be_read(make, vectors):
+    system = next(name for name, facts in FACTS.items() if "view_embeddings" in facts["inputs"])
+    fixture = read_fixture(make(system))
+    fixture.description["inputs"]["text_embeddings"] = {"formula": "view_embeddings + float32(1)"}
+    fixture.description["inputs"]["view_embeddings"] = {"formula": "text_embeddings + float32(1)"}
+    with pytest.raises(ConfigError, match="its formula cannot be read"):
+        fixture.made("view_embeddings")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
 from zar_ray.options.layers import merge
 from zar_ray.parity.checks import Tolerance
-from zar_ray.parity.formulas import evaluate_formula
+from zar_ray.parity.formulas import evaluate_formula, names_in
 from zar_ray.parity.recipe import recipe_digest, recipe_input, recipe_state_dict
 from zar_ray.untrusted import parse_json
 
@@ -143,16 +143,26 @@ class Fixture:
         return torch.from_numpy(recipe_input(self.fact(tuple[int, ...], f"{which}_shape"), self.fact(int, "seed")))
 
     def made(self, name: str) -> torch.Tensor:
-        """An input that the fixture gives a formula for, float32.
+        """An input that the fixture gives a formula for: float32, or int64 of drawn integers.
 
         Raises:
             ConfigError: It gives none, or one that cannot be read.
         """
+        return torch.from_numpy(self._evaluated(name, frozenset()))
+
+    def _evaluated(self, name: str, above: frozenset[str]) -> np.ndarray:
+        """An input, for those `above` it: one that leads back to itself cannot be read."""
         formula = self.fact(str, "inputs", name, "formula")
-        config = self.fact(dict[str, Any], "config")
-        sizes = {key: value for key, value in config.items() if isinstance(value, int)}
-        place = f"{self.folder / DESCRIPTION}: inputs.{name}"
-        return torch.from_numpy(evaluate_formula(formula, {**sizes, "seed": self.fact(int, "seed")}, place))
+        known: dict[str, int | np.ndarray] = {"seed": self.fact(int, "seed")}
+        for key, value in self.fact(dict[str, Any], "config").items():
+            if isinstance(value, int):
+                known[key] = value
+            elif isinstance(value, list) and all(isinstance(one, int) for one in value):
+                known[key] = np.array(value, dtype=np.int64)
+        below = above | {name}
+        for other in sorted(names_in(formula) & self.fact(dict[str, Any], "inputs").keys() - below):
+            known[other] = self._evaluated(other, below)
+        return evaluate_formula(formula, known, f"{self.folder / DESCRIPTION}: inputs.{name}")
 
     def tolerance(self, name: str) -> Tolerance | None:
         """What the fixture itself allows of an array; None where it does not say."""

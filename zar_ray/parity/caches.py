@@ -1,0 +1,203 @@
+"""Stream methods that keep caches of features: fixtures of a stream of samples whose features are made up."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from zar_ray.adaptation.base import Shared, entropy
+from zar_ray.adaptation.boostadapter import BoostAdapterConfig, BoostAdapterStream
+from zar_ray.adaptation.dmn import DmnConfig, DmnStream
+from zar_ray.adaptation.dpe import DpeConfig, DpeStream
+from zar_ray.options.layers import validate
+from zar_ray.parity.fixture import Evidence, Fixture
+from zar_ray.parity.methods import given
+
+# Data sets on whose pictures the authors run several views; one view, or the plain one, speaks on all others.
+_IMAGENETS = ("I", "A", "V", "R", "S")
+
+
+class _Rows:
+    """Values of each sample by name, to be stacked."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def add(self, **values: Any) -> None:
+        for name, value in values.items():
+            self._rows[name].append(torch.as_tensor(value))
+
+    def stacked(self) -> dict[str, torch.Tensor]:
+        return {name: torch.stack(values) for name, values in self._rows.items()}
+
+
+def boostadapter(fixture: Fixture) -> Evidence:
+    """Both caches and the decisions of each case."""
+    views, classes = given(fixture)
+    evidence = Evidence({"text_features": classes.initial_features, "labels": fixture.made("labels")})
+    for case, setting in fixture.fact(dict[str, dict[str, Any]], "config", "cases").items():
+        several = setting["datasets"] in _IMAGENETS
+        values = {
+            "decision": "selected" if several else "evaluation",
+            "confidence": fixture.fact(float, "config", "share_of_views"),
+            "lent": fixture.fact(float, "config", "boosting_share"),
+            "lent_capacity": setting["delta"],
+            **_of_cache("positive", setting["positive"]),
+            **_of_cache("negative", setting["negative"]),
+            "negative_entropy": _between(setting["negative"]["entropy_threshold"]),
+            "negative_mask": _between(setting["negative"]["mask_threshold"]),
+        }
+        options = validate(BoostAdapterConfig, values, f"{fixture.folder}: {case}")
+        stream, rows = BoostAdapterStream(classes, options, Shared()), _Rows()
+        for number, sample in enumerate(views, 1):
+            logits = classes.initial_logits(sample)
+            found = stream.see(sample, logits, sample[0], logits[0])
+            rows.add(
+                clip_logits=found.logits,
+                entropy=found.doubt,
+                entropy_share=found.share,
+                prediction_before=found.logits.argmax(),
+                boosting_views=found.lent,
+                boosting_entropies=found.entropies[found.lent],
+                boosting_classes=logits[found.lent].argmax(dim=-1),
+                positive_logits=found.positive,
+                negative_logits=found.negative,
+                output=found.after,
+                boosted_counts=found.counts,
+            )
+            positive = _held(stream.positive.keys, stream.positive.doubts)
+            negative = _held(stream.negative.keys, stream.negative.entropies)
+            negative["probabilities"] = stream.negative.probabilities
+            for name, held in (("positive", positive), ("negative", negative)):
+                _put(evidence, f"{case}/{name}_cache_{number}", held)
+        _put(evidence, case, rows.stacked())
+    return evidence
+
+
+def dmn(fixture: Fixture) -> Evidence:
+    """The memory and the decisions with each size of it."""
+    views, classes = given(fixture)
+    texts = classes.initial_features
+    evidence = Evidence({"text_features": texts, "labels": fixture.made("labels")})
+    for case, size in fixture.fact(dict[str, int], "config", "memory_sizes").items():
+        options = DmnConfig(
+            confidence=fixture.fact(float, "config", "selection_p"),
+            capacity=size,
+            sharpness=fixture.fact(float, "config", "beta"),
+        )
+        stream, rows, dynamic = DmnStream(classes, options, Shared()), _Rows(), _Rows()
+        snapshots = _numbers(fixture.arrays, rf"{re.escape(case)}/memory_(\d+)/counts")
+        for number, sample in enumerate(views, 1):
+            logits = classes.initial_logits(sample)
+            found = stream.see(sample[0], logits, texts)
+            rows.add(
+                plain_probabilities=logits[0].softmax(dim=-1),
+                view_entropies=found.entropies,
+                selected=found.selected,
+                mean_probabilities=found.probabilities,
+                pseudo_labels=found.probabilities.argmax(),
+                entropies=found.doubt,
+            )
+            dynamic.add(dynamic_probabilities=found.logits.softmax(dim=-1))
+            if number in snapshots:
+                dynamic.add(class_features=found.class_features)
+                memory = stream.memory
+                held = {"features": memory.features, "entropies": memory.doubts, "counts": memory.counts}
+                _put(evidence, f"{case}/memory_{number}", held)
+        evidence.arrays.update(rows.stacked())
+        _put(evidence, case, dynamic.stacked())
+        plain = evidence.arrays["plain_probabilities"]
+        of_memory = evidence.arrays[f"{case}/dynamic_probabilities"]
+        for weight in _numbers(fixture.arrays, rf"{re.escape(case)}/output_weight_(\d+)"):
+            evidence.arrays[f"{case}/output_weight_{weight}"] = plain + weight * of_memory
+    return evidence
+
+
+def dpe(fixture: Fixture) -> Evidence:
+    """Prototypes, cache and decisions of each case."""
+    views, classes = given(fixture)
+    evidence = Evidence({"text_features": classes.initial_features, "labels": fixture.made("labels")})
+    optimiser = fixture.fact(str, "config", "optimizer", default="")
+    eps = re.search(r"\beps\s*=?\s*([0-9.]+(?:e[-+]?\d+)?)", optimiser)
+    for case, setting in fixture.fact(dict[str, dict[str, Any]], "config", "cases").items():
+        dataset, rates = setting["dataset"], setting["learning_rate"]
+        values = {
+            "tuned_on": "selected" if dataset in _IMAGENETS else "evaluation",
+            "decision": "selected" if dataset == "A" else "evaluation",
+            "confidence": fixture.fact(float, "config", "share_of_views"),
+            **_of_cache("", setting["positive"]),
+            "text_lr": rates["text"],
+            "image_lr": rates["image"],
+            "alignment": rates["align"],
+            "temperature": fixture.fact(float, "config", "alignment_temperature"),
+            "sure_below": fixture.fact(float, "config", "global_update_below"),
+            **({"eps": eps[1]} if eps else {}),
+        }
+        options = validate(DpeConfig, values, f"{fixture.folder}: {case}")
+        stream, rows = DpeStream(classes, options, Shared()), _Rows()
+        for number, sample in enumerate(views, 1):
+            found = stream.see(sample, sample[:1])
+            rows.add(
+                selected=found.selected,
+                mean_logits=found.logits,
+                marginal_entropy=found.marginal,
+                entropy_share=found.share,
+                prediction_before=found.logits.argmax(),
+                cache_logits_in_the_loss=found.of_cache,
+                entropy_loss=found.loss,
+                alignment_loss=found.alignment,
+                output=found.after,
+                entropy_of_the_output=entropy(found.after),
+                updates_of_the_global_prototypes=stream.updates,
+            )
+            held = _held(stream.cache.keys, stream.cache.doubts)
+            after = {
+                "global_text_prototypes": stream.texts,
+                "text_gradient": found.gradients[0],
+                "text_residual": found.residuals[0],
+                "image_gradient": found.gradients[1],
+                "image_residual": found.residuals[1],
+                "cached_classes": found.cached,
+                "image_prototypes": found.prototypes,
+                **{f"cache_{name}": value for name, value in held.items()},
+            }
+            _put(evidence, f"{case}/after_{number}", after)
+        _put(evidence, case, rows.stacked())
+    return evidence
+
+
+def _of_cache(name: str, setting: Mapping[str, Any]) -> dict[str, Any]:
+    """A cache's options as a method has them; one that is not enabled has no room."""
+    prefix = f"{name}_" if name else ""
+    return {
+        f"{prefix}capacity": setting["shot_capacity"] if setting.get("enabled", True) else 0,
+        f"{prefix}weight": setting["alpha"],
+        f"{prefix}sharpness": setting["beta"],
+    }
+
+
+def _between(thresholds: Mapping[str, float]) -> tuple[float, float]:
+    return thresholds["lower"], thresholds["upper"]
+
+
+def _held(keys: torch.Tensor, doubts: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A cache as fixtures show it."""
+    held = doubts.isfinite()
+    return {"keys": keys.clone(), "entropies": doubts.masked_fill(~held, -1), "counts": held.sum(dim=1)}
+
+
+def _numbers(names: Iterable[str], pattern: str) -> list[int]:
+    """The numbers in names of a pattern, rising."""
+    return sorted(int(found[1]) for found in (re.fullmatch(pattern, name) for name in names) if found)
+
+
+def _put(evidence: Evidence, case: str, arrays: Mapping[str, torch.Tensor]) -> None:
+    evidence.arrays.update({f"{case}/{name}": value for name, value in arrays.items()})
+
+
+METHODS = {"boostadapter": boostadapter, "dmn": dmn, "dpe": dpe}
+"""What this code makes of the fixtures here, by the system that they name."""

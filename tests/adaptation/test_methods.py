@@ -12,7 +12,8 @@ from zar_ray.errors import ConfigError, VideoError
 
 
 def test_methods_are_known_by_their_names():
-    assert set(METHODS) == {"zero_shot", "zar", "tpt", "memo", "tent", "tda", "zero", "mta", "vte", "tps"}
+    episodic = {"zero_shot", "zar", "tpt", "memo", "tent", "zero", "mta", "vte", "tps"}
+    assert set(METHODS) == episodic | {"tda", "onzeta", "ecalp", "dynaprompt"}
     assert all(get_method(name).name == name for name in METHODS)
     assert not get_method("zero_shot").needs_views
 

@@ -5,7 +5,7 @@ A package offers a method as an entry point of the group `zar_ray.methods`, whos
 
 from __future__ import annotations
 
-from zar_ray.adaptation import memo, mta, tda, tent, tps, tpt, vte, zar, zero, zero_shot
+from zar_ray.adaptation import dynaprompt, ecalp, memo, mta, onzeta, tda, tent, tps, tpt, vte, zar, zero, zero_shot
 from zar_ray.adaptation.base import Method
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.packages import with_offered
@@ -13,7 +13,7 @@ from zar_ray.packages import with_offered
 ENTRY_POINTS = "zar_ray.methods"
 """The group of entry points that packages offer their methods in."""
 
-_BUILT_IN = (zero_shot, zar, tpt, memo, tent, tda, zero, mta, vte, tps)
+_BUILT_IN = (zero_shot, zar, tpt, memo, tent, tda, zero, mta, vte, tps, onzeta, ecalp, dynaprompt)
 
 
 def find_methods() -> dict[str, Method]:

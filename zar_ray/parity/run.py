@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zar_ray.errors import ConfigError
-from zar_ray.parity import methods, systems
+from zar_ray.parity import graphs, methods, systems
 from zar_ray.parity.checks import ArrayCheck, hold, miss
 from zar_ray.parity.fixture import DESCRIPTION, Evidence, Fixture, read_fixture
 from zar_ray.parity.preprocess import preprocess
@@ -28,6 +28,7 @@ SYSTEMS: dict[str, Callable[[Fixture], Evidence]] = {
     "vitaclip": systems.vitaclip,
     "xclip": systems.xclip,
     **methods.METHODS,
+    **graphs.METHODS,
 }
 
 

@@ -30,7 +30,6 @@ class ZarStepConfig(BaseModel):
 
     ctx_init: str
     lr: float
-    optimizer: str = ""
     n_views: int
     steps: int
 
@@ -38,14 +37,7 @@ class ZarStepConfig(BaseModel):
 def zar_steps(fixture: Fixture) -> Evidence:
     """Runs the model, the fusion and the adaptation on a fixture's weights and input."""
     config = fixture.fact(ZarStepConfig, "config")
-    # Methods run on the plain CLIP; no tensor tells its heads.
-    architecture: dict[str, dict[str, int]] = {"vision_cfg": {}, "text_cfg": {}}
-    if heads := fixture.fact(int, "config", "heads_vision", default=0):
-        architecture["vision_cfg"]["head_width"] = fixture.fact(int, "config", "vision_width") // heads
-    if heads := fixture.fact(int, "config", "heads_text", default=0):
-        architecture["text_cfg"]["heads"] = heads
-    model, _ = imported(fixture.weights("base_clip"), architecture=architecture)
-    classes = PromptedClasses(model, fixture.class_names, config.ctx_init)
+    classes = prompted(fixture)
     embeddings = fixture.input()
     if len(embeddings) != config.n_views + 1:
         raise ConfigError(f"{fixture.folder}: its input has {len(embeddings)} rows, not one a view and one to classify")
@@ -73,6 +65,18 @@ def zar_steps(fixture: Fixture) -> Evidence:
     for fraction, count in steps.items():
         evidence.add(_tune(features, classes, _options(fixture, config, fraction, count)), f"p{fraction}")
     return evidence
+
+
+def prompted(fixture: Fixture) -> PromptedClasses:
+    """A fixture's classes under its model and context."""
+    # Methods run on the plain CLIP; no tensor tells its heads.
+    architecture: dict[str, dict[str, int]] = {"vision_cfg": {}, "text_cfg": {}}
+    if heads := fixture.fact(int, "config", "heads_vision", default=0):
+        architecture["vision_cfg"]["head_width"] = fixture.fact(int, "config", "vision_width") // heads
+    if heads := fixture.fact(int, "config", "heads_text", default=0):
+        architecture["text_cfg"]["heads"] = heads
+    model, _ = imported(fixture.weights("base_clip"), architecture=architecture)
+    return PromptedClasses(model, fixture.class_names, fixture.fact(str, "config", "ctx_init"))
 
 
 def _tune(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> dict[str, torch.Tensor]:
@@ -105,10 +109,15 @@ def _decide(features: VideoFeatures, classes: PromptedClasses, options: ZarConfi
 
 def _options(fixture: Fixture, config: ZarStepConfig, fraction: str, steps: int) -> ZarConfig:
     """The method's options; AdamW's settings as the fixture spells them out, where it does not by default."""
-    values: dict[str, Any] = {"confidence": fraction, "steps": steps, "lr": config.lr}
+    return update(fixture, confidence=fraction, steps=steps, lr=config.lr)
+
+
+def update(fixture: Fixture, **values: Any) -> ZarConfig:
+    """ZAR's options of these values, and of AdamW's settings as the fixture spells them out."""
+    spelt = fixture.fact(str, "config", "optimizer", default="")
     for key in ("eps", "weight_decay"):
-        found = re.search(rf"{key}\s*=?\s*{_NUMBER}", config.optimizer)
+        found = re.search(rf"{key}\s*=?\s*{_NUMBER}", spelt)
         values |= {key: found[1]} if found else {}
-    found = re.search(rf"betas\s*=?\s*\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)", config.optimizer)
+    found = re.search(rf"betas\s*=?\s*\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)", spelt)
     values |= {"betas": found.groups()} if found else {}
     return validate(ZarConfig, values, f"{fixture.folder}: optimiser")

@@ -12,27 +12,10 @@ from zar_ray.errors import ConfigError, VideoError
 
 
 def test_methods_are_known_by_their_names():
-    built_in = set(
-        [
-            "zero_shot",
-            "zar",
-            "tpt",
-            "memo",
-            "tent",
-            "tda",
-            "zero",
-            "mta",
-            "vte",
-            "tps",
-            "ctpt",
-            "otpt",
-            "rtpt",
-            "boostadapter",
-            "dmn",
-            "dpe",
-        ]
-    )
-    assert set(METHODS) == built_in
+    training_free = {"zero_shot", "zero", "mta", "vte"}
+    tuned = {"zar", "tpt", "memo", "tent", "tps", "ctpt", "otpt", "rtpt"}
+    streams = {"tda", "boostadapter", "dmn", "dpe", "onzeta", "ecalp", "dynaprompt"}
+    assert set(METHODS) == training_free | tuned | streams
     assert all(get_method(name).name == name for name in METHODS)
     assert not get_method("zero_shot").needs_views
 

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.methods import METHODS
+from zar_ray.adaptation.onzeta import OnzetaConfig
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.models.attention import class_relevance
@@ -39,7 +40,7 @@ def test_it_would_be_noticed():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(tiny_model, make_planned, small_options, method):
-    options = small_options.model_copy(update={"method": (method,)})
+    options = small_options.model_copy(update={"method": (method,), "onzeta": OnzetaConfig(videos=2)})
     with NoFloat64():
         adapter = VideoAdapter(tiny_model, prompts_of([NAMES], options), options.method, options)
         outcomes = adapter.predict([make_planned(3), make_planned(4)])

@@ -10,8 +10,11 @@ from zar_ray.adaptation import (
     ctpt,
     dmn,
     dpe,
+    dynaprompt,
+    ecalp,
     memo,
     mta,
+    onzeta,
     otpt,
     rtpt,
     tda,
@@ -30,7 +33,27 @@ from zar_ray.packages import with_offered
 ENTRY_POINTS = "zar_ray.methods"
 """The group of entry points that packages offer their methods in."""
 
-_BUILT_IN = (zero_shot, zar, tpt, memo, tent, tda, zero, mta, vte, tps, ctpt, otpt, rtpt, boostadapter, dmn, dpe)
+_BUILT_IN = (
+    zero_shot,
+    zar,
+    tpt,
+    memo,
+    tent,
+    tda,
+    zero,
+    mta,
+    vte,
+    tps,
+    ctpt,
+    otpt,
+    rtpt,
+    boostadapter,
+    dmn,
+    dpe,
+    onzeta,
+    ecalp,
+    dynaprompt,
+)
 
 
 def find_methods() -> dict[str, Method]:

@@ -150,19 +150,28 @@ class Fixture:
         """
         return torch.from_numpy(self._evaluated(name, frozenset()))
 
+    def made_by(self, *path: str) -> torch.Tensor:
+        """What a formula elsewhere in the description makes, found by the keys that lead to it, as `made` does."""
+        formula, place = self.fact(str, *path), f"{self.folder / DESCRIPTION}: {'.'.join(path)}"
+        return torch.from_numpy(evaluate_formula(formula, self._known(), place))
+
     def _evaluated(self, name: str, above: frozenset[str]) -> np.ndarray:
         """An input, for those `above` it: one that leads back to itself cannot be read."""
-        formula = self.fact(str, "inputs", name, "formula")
+        formula, known = self.fact(str, "inputs", name, "formula"), self._known()
+        below = above | {name}
+        for other in sorted(names_in(formula) & self.fact(dict[str, Any], "inputs").keys() - below):
+            known[other] = self._evaluated(other, below)
+        return evaluate_formula(formula, known, f"{self.folder / DESCRIPTION}: inputs.{name}")
+
+    def _known(self) -> dict[str, int | np.ndarray]:
+        """What formulas may name: the seed, and sizes and lists of the config."""
         known: dict[str, int | np.ndarray] = {"seed": self.fact(int, "seed")}
         for key, value in self.fact(dict[str, Any], "config").items():
             if isinstance(value, int):
                 known[key] = value
             elif isinstance(value, list) and all(isinstance(one, int) for one in value):
                 known[key] = np.array(value, dtype=np.int64)
-        below = above | {name}
-        for other in sorted(names_in(formula) & self.fact(dict[str, Any], "inputs").keys() - below):
-            known[other] = self._evaluated(other, below)
-        return evaluate_formula(formula, known, f"{self.folder / DESCRIPTION}: inputs.{name}")
+        return known
 
     def tolerance(self, name: str) -> Tolerance | None:
         """What the fixture itself allows of an array; None where it does not say."""

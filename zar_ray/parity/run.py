@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zar_ray.errors import ConfigError
-from zar_ray.parity import caches, methods, prompts, systems
+from zar_ray.parity import caches, graphs, methods, prompts, systems
 from zar_ray.parity.checks import ArrayCheck, hold, miss
 from zar_ray.parity.fixture import DESCRIPTION, Evidence, Fixture, read_fixture
 from zar_ray.parity.preprocess import preprocess
@@ -30,6 +30,7 @@ SYSTEMS: dict[str, Callable[[Fixture], Evidence]] = {
     **methods.METHODS,
     **prompts.METHODS,
     **caches.METHODS,
+    **graphs.METHODS,
 }
 
 

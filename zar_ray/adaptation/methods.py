@@ -34,25 +34,8 @@ ENTRY_POINTS = "zar_ray.methods"
 """The group of entry points that packages offer their methods in."""
 
 _BUILT_IN = (
-    zero_shot,
-    zar,
-    tpt,
-    memo,
-    tent,
-    tda,
-    zero,
-    mta,
-    vte,
-    tps,
-    ctpt,
-    otpt,
-    rtpt,
-    boostadapter,
-    dmn,
-    dpe,
-    onzeta,
-    ecalp,
-    dynaprompt,
+    *(zero_shot, zar, tpt, memo, tent, tda, zero, mta, vte, tps, ctpt, otpt, rtpt),
+    *(boostadapter, dmn, dpe, onzeta, ecalp, dynaprompt),
 )
 
 

@@ -72,7 +72,7 @@ class StudyData(FinishedStudy):
         wanted = pa.array(video_ids, pa.string())
         there = pc.call_function("is_in", [wanted], pc.SetLookupOptions(known)).to_pylist()
         if not all(there):
-            absent = video_ids[there.index(False)]
+            absent = str(wanted[there.index(False)])
             near = suggestion(absent, known.to_pylist())
             raise RunError(f'{self.storage.path()}: has no video "{absent}"{near}')
         return {row.video_id: row for row in self._manifest.keep(video_ids).rows()}

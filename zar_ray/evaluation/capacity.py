@@ -6,6 +6,7 @@ what the run begins with as soon as all of it is free.
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections import Counter
@@ -101,6 +102,8 @@ def _is_free(resources: Resources, limit: float | None, say: Callable[[str], Non
     try:
         told = began - _BETWEEN_LINES
         while not group.wait(_AT_ONCE):
+            # An earlier run of this process may still hold its workers, in reference cycles of what went wrong there.
+            gc.collect()
             now = time.monotonic()
             if give_up and _on_cluster(_beyond_autoscaler):
                 return False

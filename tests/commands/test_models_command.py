@@ -13,7 +13,7 @@ from zar_ray.models.systems.registry import known_systems
 def test_every_pair_and_every_system_is_there():
     found = {(one.model, one.tag) for one in known_models()}
     assert found == {*open_clip.list_pretrained(), *((name, "-") for name in known_systems())}
-    assert {one.model for one in known_models() if one.tuned.startswith("no")} == {"a5", "xclip"}
+    assert {one.model for one in known_models() if one.tuned.startswith("no")} == {"a5", "tcclip", "xclip"}
 
 
 @pytest.mark.parametrize("words", [("siglip2", "384"), ("SQUASH", "dfn"), ("openai", "rn50"), ("causal", "336")])

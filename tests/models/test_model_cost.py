@@ -55,6 +55,7 @@ def test_no_weight_is_held():
         {"temporal_adapters": {"frames": 4}},
         {"view_prompts": {"frames": 4}},
         {"cross_frames": {"frames": 4}},
+        {"video_context": {"frames": 4, "context": 2, "seeds": 0.5, "merged": 3}},
     ],
     ids=lambda parts: next(iter(parts), "clip"),
 )

@@ -40,10 +40,11 @@ SYSTEMS = {
     },
     "vitaclip": {"view_prompts": {"frames": FRAMES}},
     "xclip": {"cross_frames": {"frames": FRAMES}},
+    "tcclip": {"video_context": {"frames": FRAMES, "context": 3, "seeds": 0.5, "merged": 3}},
 }
-WITHOUT_CONTEXT = ("a5", "xclip")
+WITHOUT_CONTEXT = ("a5", "tcclip", "xclip")
 OWN_CONTEXT = ("vificlip with prompts", "vitaclip")
-WHOLE = ("ezclip", "vitaclip", "xclip")
+WHOLE = ("ezclip", "tcclip", "vitaclip", "xclip")
 ANSWERED = [
     (system, method)
     for system in SYSTEMS

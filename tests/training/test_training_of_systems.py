@@ -45,8 +45,9 @@ PARTS = {
     },
     "vitaclip": {"view_prompts": {"frames": FRAMES, "global_prompts": 2, "context": 3}},
     "xclip": {"cross_frames": {"frames": FRAMES}},
+    "tcclip": {"video_context": {"frames": FRAMES, "context": 2, "seeds": 0.5, "merged": 3}},
 }
-CLASSED = ("vitaclip", "xclip")  # trained against the texts of all classes
+CLASSED = ("tcclip", "vitaclip", "xclip")  # trained against the texts of all classes
 MATCHED = [system for system in PARTS if system not in CLASSED]
 DROPPED = {
     "ezclip": {"drop_path": 0.4, "attention_dropout": 0.2, "prompt_dropout": 0.3},
@@ -71,7 +72,7 @@ def network_of(system, model=None, **options):
     ez = system == "ezclip"
     own = {"trains": "all", "template": "actionclip"}
     if system in CLASSED:
-        own = {"trains": "added" if system == "vitaclip" else "image", "loss": "classes"}
+        own = {"trains": {"vitaclip": "added", "tcclip": "both"}.get(system, "image"), "loss": "classes"}
     if system in ("ezclip", "a5"):
         own = {"trains": "added", "motion_loss": float(ez)}
     config = TrainConfig(**{"frames": FRAMES, "loss": "matching", **own, **options})
@@ -109,6 +110,9 @@ def test_gradients_reach_exactly_what_is_trained(pixels, system, grad_checkpoint
     if system == "xclip":
         names = {name for name in names if name.startswith(("visual.", "fusion."))}
         assert sum("message_" in name for name in names) == 2 * 8
+    if system == "tcclip":
+        names -= {"token_embedding.weight"}
+        assert sum(name.endswith("local_global_bias_table") for name in names) == 1
     if system == "vitaclip":
         parts = ("summary_", "local_prompts", "global_prompts", "time_embed", "own_context", "logit_scale")
         names = {name for name in names if any(part in name for part in parts)}

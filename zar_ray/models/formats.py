@@ -6,6 +6,7 @@ systems' own are in `zar_ray.models.systems`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,6 +123,26 @@ def tensors_in(state: object) -> dict[str, torch.Tensor]:
 def count_layers(tensors: Mapping[str, object], prefix: str) -> int:
     """How many different words follow a prefix in the names of tensors, up to the next dot."""
     return len({name[len(prefix) :].split(".", 1)[0] for name in tensors if name.startswith(prefix)})
+
+
+def with_joined_projections(tensors: Mapping[str, torch.Tensor], place: str) -> dict[str, torch.Tensor]:
+    """Tensors with those of queries, keys and values that are apart (``attn.q_proj.weight``) joined as OpenAI's are.
+
+    Raises:
+        ModelError: Some of the three are missing; the message names the `place`.
+    """
+    joined: dict[str, torch.Tensor] = {}
+    apart: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if split := re.fullmatch(r"(.+\.attn\.)([qkv])_proj\.(weight|bias)", name):
+            apart.setdefault(f"{split[1]}in_proj_{split[3]}", {})[split[2]] = tensor
+        else:
+            joined[name] = tensor
+    for name, parts in apart.items():
+        if parts.keys() != set("qkv"):
+            raise ModelError(f"{place}: has queries, keys or values alone for {name}")
+        joined[name] = torch.cat([parts[one] for one in "qkv"])
+    return joined
 
 
 def _without_prefixes(names: Mapping[str, str]) -> dict[str, str]:

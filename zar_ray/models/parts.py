@@ -59,6 +59,10 @@ def following_head(clip: Any) -> Any:
 
     It has a `width`, D, beyond which it gives what texts follow, and `text_embeddings`: of texts (K, D) and that of n
     videos (n, …) it makes the texts as these have them, (n, K, D), not normalised.
+
+    With `framed` it says what is read for a class name or for any text. With `unfinished_texts` it takes from the text
+    tower, in the place of an embedding, what `text_embeddings` goes on with: (K, …), of the states (K, n, W) that the
+    transformer gives, and of the positions (K,) of the texts' ends.
     """
     head = getattr(clip, FUSION, None)
     return head if hasattr(head, "text_embeddings") else None

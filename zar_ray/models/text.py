@@ -18,7 +18,7 @@ from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.clip import ClipModel, shortened
 from zar_ray.models.learned_context import LearnedContext, parse_context
 from zar_ray.models.options import ClassPosition
-from zar_ray.models.parts import own_context_of, text_frame_of
+from zar_ray.models.parts import following_head, own_context_of, text_frame_of
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.prompt_passes import FullPass, SharedPrefixPass, Trail, unfit_text
 
@@ -90,6 +90,9 @@ class PromptedClasses:
                     f"{model.name}: reads class names without a context; leave --context and --class-position away"
                 )
             texts = [(name,) for name in class_names] if texts is None else texts
+            framed = getattr(following_head(model.clip), "framed", None)
+            if framed is not None:
+                texts = [[framed(text) if _spaced(text) else text for text in own] for own in texts]
         vectors = _learned_vectors(model, context, position, texts)
         context = model.context if context is None else context
         tokenizer = model.tokenizer

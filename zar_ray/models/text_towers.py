@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zar_ray.models.parts import text_frame_of
+from zar_ray.models.parts import following_head, text_frame_of
 
 
 class ClipTextTower:
@@ -56,7 +56,10 @@ class ClipTextTower:
         return int(ends.max()) + 1 if self.causal and ends is not None else self.context_length
 
     def __call__(self, embeddings: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Embeds (K, D) texts that are already vectors (K, n, W), `needed` of them; `ids` say where they end."""
+        """Embeds (K, D) texts that are already vectors (K, n, W), `needed` of them; `ids` say where they end.
+
+        Where a head goes on with them they are its `unfinished_texts`, see `zar_ray.models.parts.following_head`.
+        """
         tower, ends = self._tower, self.ends(ids)
         mask = tower.attn_mask
         if self._class_token is not None:
@@ -67,6 +70,9 @@ class ClipTextTower:
         if self._class_token is not None:
             mask = self._without_padding(ids, mask, embeddings.dtype)
         states = tower.transformer(embeddings + tower.positional_embedding[:length], attn_mask=mask)
+        unfinished = getattr(following_head(tower), "unfinished_texts", None)
+        if unfinished is not None:
+            return unfinished(states, ends)
         rows = torch.arange(len(states), device=states.device)
         states = states[:, -1] if ends is None else states[rows, ends.to(states.device)]
         return _projected(tower.ln_final(states), tower.text_projection)

@@ -36,6 +36,7 @@ EXACT = Tolerance()
 # By the array's name without its case; the first that fits.
 TOLERANCES = (
     (r"token_ids\w*|prompt_actiontoken|list_id|text_id|labels|ground_truth|selected", EXACT),
+    (r"source_layer0_groups", EXACT),
     (r"frame_indices|N\d+_T\d+|crop_centre_u8", EXACT),
     (r"ctx_init|ctx_step1", Tolerance(1e-6)),
     (r"ctx_step\d+", Tolerance(1e-4)),
@@ -43,7 +44,7 @@ TOLERANCES = (
     (r"grad_step\d+", Tolerance(1e-5, of_largest=1e-2)),
     (r"text_features_step(?!1$)\d+", Tolerance(1e-4)),
     (r"(view|eval)_logits_step(?!1$)\d+", Tolerance(1e-2)),
-    (r"\w*features\w*|frame_embeddings|frame_patch_tokens|text_prompts", Tolerance(1e-5)),
+    (r"\w*features\w*|frame_embeddings|frame_patch_tokens|text_prompts|context_tokens", Tolerance(1e-5)),
     (r"\w*logits\w*|similarity\w*|view_entropies", Tolerance(1e-4)),
     (r"loss(es)?", Tolerance(1e-5)),
     (r"grad_norms", Tolerance(1e-3, shares=True)),

@@ -27,6 +27,7 @@ SYSTEMS: dict[str, Callable[[Fixture], Evidence]] = {
     "a5": systems.a5,
     "vitaclip": systems.vitaclip,
     "xclip": systems.xclip,
+    "tcclip": systems.tcclip,
     **methods.METHODS,
     **prompts.METHODS,
     **caches.METHODS,

@@ -20,6 +20,7 @@ from zar_ray.models.parts import FUSION, OWN_CONTEXT, following_head
 from zar_ray.models.systems import a5 as a5_system
 from zar_ray.models.systems import ezclip as ezclip_system
 from zar_ray.models.systems import vitaclip as vitaclip_system
+from zar_ray.models.text import PromptedClasses
 from zar_ray.parity.fixture import Evidence, Fixture, imported
 
 _TEMPLATES = "actionclip"  # ActionCLIP's 16
@@ -191,6 +192,39 @@ def xclip(fixture: Fixture) -> Evidence:
     found = model.clip.logit_scale.exp() * model.followed_cosines(features, _encoded(model, ids))
     parameters = _parameters(model, lambda name: f"module.{name.removeprefix(f'{FUSION}.')}")
     return Evidence(arrays | _training_step(fixture, found, [cross_entropy(found, labels)], parameters))
+
+
+def tcclip(fixture: Fixture) -> Evidence:
+    """TC-CLIP: context tokens of a view, and prompts that follow it; its configuration is read as the file's own."""
+    trainer = fixture.fact(dict[str, Any], "config", "trainer")
+    if trainer.get("tome_d", 0) or trainer.get("prompt_generation_layer_level", 0) != fixture.fact(
+        int, "config", "text_layers"
+    ):
+        raise ConfigError(f"{fixture.folder}: tome_d is 0 here, and prompts are made in front of the last text layer")
+    derived = fixture.fact(tuple[str, ...], "checkpoint", "derived_keys_in_model", default=())
+    state = fixture.weights("model", dict.fromkeys(derived, (1,)))
+    content = {"model": state, "max_accuracy": 0.0, "epoch": 0, "config": {"trainer": trainer}}
+    model, left_out = imported(content, fixture.weights("base_clip"))
+    head, ids = following_head(model.clip), PromptedClasses(model, fixture.class_names).token_ids
+    if head is None:
+        raise ConfigError(f"{fixture.folder}: its checkpoint holds no TC-CLIP")
+    groups: list[torch.Tensor] = []
+    first = model.clip.visual.transformer.resblocks[0]
+    hook = first.summary.register_forward_hook(lambda _module, _inputs, output: groups.append(output[1]))
+    frames = _frames(fixture, model)
+    hook.remove()
+    texts, (video, context) = _encoded(model, ids), model.fuse(frames).tensor_split([head.width], dim=1)
+    length = fixture.fact(int, "config", "trainer", "context_length")
+    arrays = {
+        "token_ids": ids[:, :length],
+        "source_layer0_groups": groups[0],
+        "frame_embeddings": frames[..., : head.width],
+        "video_features": video,
+        "context_tokens": context.unflatten(1, (-1, head.width)),
+        "text_features": head.text_embeddings(texts, context),
+        "logits": model.logit_scale * model.followed_cosines(model.view_features(frames), texts),
+    }
+    return Evidence(arrays, {"left_out": (tuple(sorted(derived)), left_out)})
 
 
 def _frames(fixture: Fixture, model: ClipModel, trained: bool = False) -> torch.Tensor:

@@ -12,14 +12,18 @@ from typing import Any
 
 from zar_ray.errors import ConfigError
 from zar_ray.models.formats import Converted, SavedWeights
-from zar_ray.models.systems import a5, actionclip, ezclip, vificlip, vitaclip, xclip
+from zar_ray.models.systems import a5, actionclip, ezclip, tcclip, vificlip, vitaclip, xclip
 from zar_ray.models.systems.base import SYSTEM, System, TrainingRule
 from zar_ray.packages import with_offered
 
 GROUP = "zar_ray.models"
 """The group of entry points that packages offer their systems in."""
 
-_BUILT_IN = (a5.SYSTEM, actionclip.SYSTEM, ezclip.SYSTEM, vificlip.SYSTEM, vitaclip.SYSTEM, xclip.SYSTEM)
+# In the order in which they look at a file: TC-CLIP's have names of ViFi-CLIP's.
+_BUILT_IN = (
+    *(a5.SYSTEM, actionclip.SYSTEM, ezclip.SYSTEM),
+    *(tcclip.SYSTEM, vificlip.SYSTEM, vitaclip.SYSTEM, xclip.SYSTEM),
+)
 
 
 @cache

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from zar_ray.errors import ModelError
-from zar_ray.models.formats import Converted, SavedWeights
+from zar_ray.models.formats import Converted, SavedWeights, with_joined_projections
 from zar_ray.models.parts import OWN_CONTEXT, VIEW_FRAMES, ApartAttention, add_times, require_class_token
 from zar_ray.models.systems.base import System, TrainingRule
 from zar_ray.video.transforms import Preprocessing
@@ -125,20 +125,8 @@ def recognise(saved: SavedWeights) -> Converted | None:
     left_out = saved.class_buffers()
     if _CONTEXT in tensors and tensors[_CONTEXT].ndim == 3:
         left_out[_CONTEXT] = _A_CONTEXT_EACH
-    weights: dict[str, torch.Tensor] = {}
-    apart: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name in left_out or name == _PATCHES:
-            continue
-        ours = _our_name(name)
-        if split := re.fullmatch(r"(.+\.attn\.)([qkv])_proj\.(weight|bias)", ours):
-            apart.setdefault(f"{split[1]}in_proj_{split[3]}", {})[split[2]] = tensor
-        else:
-            weights[ours] = tensor
-    for name, parts in apart.items():
-        if parts.keys() != set("qkv"):
-            raise ModelError(f"{saved.place}: has queries, keys or values alone for {name}")
-        weights[name] = torch.cat([parts[one] for one in "qkv"])
+    named = {_our_name(name): one for name, one in tensors.items() if name not in left_out and name != _PATCHES}
+    weights = with_joined_projections(named, saved.place)
     if _PATCHES in tensors and _POSITIONS in weights:
         # CLIP's patches have no bias; added to each patch's position it does the same.
         weights[_POSITIONS] = weights[_POSITIONS].clone()

@@ -12,6 +12,7 @@ from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.methods import METHODS
 from zar_ray.adaptation.onzeta import OnzetaConfig
 from zar_ray.adaptation.options import AdaptationOptions
+from zar_ray.adaptation.rtpt import RtptConfig
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.models.attention import class_relevance
 from zar_ray.training.augmentation import mix
@@ -40,7 +41,8 @@ def test_it_would_be_noticed():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(tiny_model, make_planned, small_options, method):
-    options = small_options.model_copy(update={"method": (method,), "onzeta": OnzetaConfig(videos=2)})
+    told = {"onzeta": OnzetaConfig(videos=2), "rtpt": RtptConfig(neighbours=1)}
+    options = small_options.model_copy(update={"method": (method,), **told})
     with NoFloat64():
         adapter = VideoAdapter(tiny_model, prompts_of([NAMES], options), options.method, options)
         outcomes = adapter.predict([make_planned(3), make_planned(4)])

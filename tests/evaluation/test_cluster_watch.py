@@ -11,7 +11,7 @@ from rich.console import Console
 from zar_ray.errors import RunError
 from zar_ray.evaluation import progress, watch
 from zar_ray.evaluation.progress import VideoProgress
-from zar_ray.evaluation.resources import Resources
+from zar_ray.evaluation.resources import Resources, Wanted
 from zar_ray.evaluation.run_log import RunLog
 from zar_ray.evaluation.watch import ClusterWatch
 from zar_ray.storage import Storage
@@ -78,7 +78,7 @@ def look(cluster, tmp_path):
     storage = Storage(str(tmp_path))
     log = RunLog(storage)
     shown = VideoProgress(Console(file=said, width=300), 10, 0, log)
-    watched = ClusterWatch(shown, log, Resources(4, 1.0, 2, 0.99, 1.0, 1, "cuda"))
+    watched = ClusterWatch(shown, log, Resources(Wanted("cuda", gpus=1.0), 4, 1.0, 2, 0.99, 0, 1))
     watched._nodes = watch._alive(cluster.listed)
 
     def once(videos: int = 0) -> list[str]:
@@ -135,7 +135,7 @@ def test_a_log_that_cannot_be_written_is_told_once(cluster, tmp_path, monkeypatc
     monkeypatch.setattr(Storage, "write", full)
     said, log = io.StringIO(), RunLog(Storage(str(tmp_path)))
     shown = VideoProgress(Console(file=said, width=300), 10, 0, log)
-    watched = ClusterWatch(shown, log, Resources(4, 1.0, 2, 0.99, 1.0, 1, "cuda"))
+    watched = ClusterWatch(shown, log, Resources(Wanted("cuda", gpus=1.0), 4, 1.0, 2, 0.99, 0, 1))
     for number in range(3):
         log.add(f"line {number}")
         watched._write()

@@ -159,17 +159,17 @@ class TestFolders:
         checks = check_fixtures(folder.parent)
         assert {check.name.partition("/")[0] for check in checks} == set(SYSTEMS)
         assert missed(checks) == []
-        change(folder, describe=lambda content: content.update(system="tcclip"))
+        change(folder, describe=lambda content: content.update(system="froster"))
         (name,) = missed(check_fixtures(folder.parent))
         assert name == "zar_step_pixels"
 
     def test_an_unsupported_system_is_one_line_that_names_those_supported(self, make_fixture, change):
         folder = make_fixture("zar_step")
-        change(folder, describe=lambda content: content.update(system="tcclip"))
+        change(folder, describe=lambda content: content.update(system="froster"))
         with pytest.raises(ConfigError) as caught:
             check_fixtures(folder)
         assert str(caught.value).endswith(
-            f'system "tcclip" is not supported; supported: {", ".join(sorted(run.SYSTEMS))}'
+            f'system "froster" is not supported; supported: {", ".join(sorted(run.SYSTEMS))}'
         )
 
     def test_a_folder_without_fixtures(self, tmp_path):

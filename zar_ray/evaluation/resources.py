@@ -241,7 +241,8 @@ def _on_cpus(wanted: Wanted, nodes: Sequence[Node], planned: Sequence[int]) -> t
     each = min(1.0, *(there / 2 if number else there for there, number in most))
     cpus = min((there - each) / number for there, number in most if number)
     threads = max(1, int(min(node.cpus // of_node for node, of_node in hosts)))
-    return each, memory, _rounded(min(0.99, cpus)), threads
+    # Where nodes differ so much that a share is less than a step, memory alone says how many fit.
+    return each, memory, math.floor(min(0.99, cpus) * _STEPS + 1e-6) / _STEPS, threads
 
 
 def _rounded(share: float) -> float:

@@ -209,7 +209,10 @@ def _decisions(place: Path, names: Sequence[str], device: str, encoder_batch: in
     from zar_ray.data.class_texts import prompts_of
     from zar_ray.models.loading import load_model
 
-    options = AdaptationOptions(checkpoint=place, device=device, method=tuple(names), encoder_batch=encoder_batch)
+    told: dict[str, Any] = {"onzeta": {"videos": 3}}  # which it must know of its stream
+    options = AdaptationOptions(
+        checkpoint=place, device=device, method=tuple(names), encoder_batch=encoder_batch, **told
+    )
     model = load_model(options)
     adapter = VideoAdapter(model, prompts_of([made_up_names(6)], options), options.method, options)
     videos = [make_video(number, 20 + 11 * number, model.preprocessing, seed=3) for number in range(3)]

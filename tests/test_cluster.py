@@ -44,6 +44,7 @@ def joined(monkeypatch) -> list[str]:
     """What would have been joined or started."""
     places: list[str] = []
     monkeypatch.setattr(cluster, "_join_or_start", places.append)
+    monkeypatch.setattr(cluster, "_head_watched", contextlib.nullcontext)
     return places
 
 

@@ -97,13 +97,13 @@ def _too_few(resources: Resources) -> str:
 
 def _is_free(resources: Resources, limit: float | None, say: Callable[[str], None], give_up: bool) -> bool:
     """Waits until what a run begins with is free all at once; False where it may `give_up` and nobody can bring it."""
+    # An earlier run of this process may still hold its workers, in reference cycles of what went wrong there.
+    gc.collect()
     bundles = resources.to_begin_with()
     group, began = placement_group(bundles), time.monotonic()
     try:
         told = began - _BETWEEN_LINES
         while not group.wait(_AT_ONCE):
-            # An earlier run of this process may still hold its workers, in reference cycles of what went wrong there.
-            gc.collect()
             now = time.monotonic()
             if give_up and _on_cluster(_beyond_autoscaler):
                 return False

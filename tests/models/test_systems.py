@@ -34,7 +34,7 @@ def load(checkpoint, name):
 
 
 def test_the_shipped_systems_build_on_a_clip_of_open_clips():
-    assert known_systems() == ("a5", "actionclip", "ezclip", "tcclip", "vificlip", "vitaclip", "xclip")
+    assert known_systems() == ("a5", "actionclip", "ezclip", "openvclip", "tcclip", "vificlip", "vitaclip", "xclip")
     assert {find_system(name).clip for name in known_systems()} == {"ViT-B-16-quickgelu"}
     assert find_system("ViT-B-16-quickgelu") is None
     assert find_system("demo") is None  # an architecture to train from scratch

@@ -272,8 +272,8 @@ class TestRefused:
         ("change", "message"),
         [
             ({"embed_dim": 32}, "texts as wide as embeddings, not 64 and 32"),
-            ({"video_context": USUAL | {"seeds": 1.5}}, "a share of seeds between 0 and 1"),
-            ({"video_context": USUAL | {"merged": 0}}, "sizes of at least 1"),
+            ({"video_context": USUAL | {"seeds": 1.5}}, "it is a share between 0 and 1"),
+            ({"video_context": USUAL | {"merged": 0}}, "it takes 1 or more"),
         ],
     )
     def test_what_does_not_fit(self, change, message):

@@ -32,6 +32,7 @@ def checkpoint_import_command(
     file: Annotated[Path, tyro.conf.Positional],
     base: str | None = None,
     model: str | None = None,
+    settings: tuple[str, ...] = (),
     output: Path | None = None,
 ) -> int:
     """Recognises OpenAI's, open_clip's and the published systems' files by their keys (docs/models.md).
@@ -41,11 +42,13 @@ def checkpoint_import_command(
         base: What gives tensors that the file lacks: a checkpoint file, or an open_clip NAME:TAG such as
             ViT-B-16-quickgelu:openai.
         model: The open_clip name of its architecture, for open_clip's files, which do not tell their activation.
+        settings: NAME=VALUE words for what no tensor tells, such as prefix=4 postfix=4 heads=2 of an A5 file, or
+            vision_heads, text_heads and quick_gelu=false of any; what was assumed is printed.
         output: The .safetensors file to write; by default beside the file, ending in .zar.safetensors.
     """
     from zar_ray.models.importing import default_output, plan_import
 
-    plan = plan_import(file, base, model)
+    plan = plan_import(file, base, model, settings)
     print("\n".join(plan.lines()))
     target = output or default_output(file)
     plan.write(target)

@@ -53,6 +53,7 @@ class Checkpoint:
         notes: What was written down when it was saved.
         left_out: Tensors of the file that are not among `tensors`, and why, by their names in the file.
         epoch: The epoch written down beside the weights, if any.
+        assumed: Names of the architecture's settings that the file does not tell, see `zar_ray.models.settings`.
     """
 
     path: AnyFile
@@ -63,6 +64,7 @@ class Checkpoint:
     notes: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     epoch: int | None = None
+    assumed: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -243,6 +245,7 @@ def _foreign(content: object, path: AnyFile) -> Checkpoint:
         {"name": path.stem},
         left_out,
         saved.epoch,
+        converted.assumed,
     )
 
 

@@ -19,7 +19,7 @@ from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import AnyClip, Architecture, told_by_no_tensor
 from zar_ray.models.fitting import Fitting
 from zar_ray.models.options import Precision
-from zar_ray.models.parts import FUSION, VECTOR, following_head, frames_of, text_frame_of
+from zar_ray.models.parts import FUSION, VECTOR, averages_cosines, following_head, frames_of, text_frame_of
 from zar_ray.models.precision import exact_float32, full_precision
 from zar_ray.models.recurrent import give_gradients
 from zar_ray.models.systems.base import EVALUATION_SCALE
@@ -183,11 +183,12 @@ class ClipModel(nn.Module):
     def view_features(self, frames: torch.Tensor) -> torch.Tensor:
         """What logits take of a view's frames, float32 (..., T, D): `fuse`, (..., D), L2-normalised.
 
-        Where texts follow videos, what they follow is behind it, as it is.
+        Where texts follow videos, what they follow is behind it, as it is. Where a view's cosines are the mean of its
+        frames', it is the mean of L2-normalised embeddings, at most of length 1.
         """
         fused, head = self.fuse(frames), following_head(self.clip)
         if head is None:
-            return normalize(fused, dim=-1)
+            return fused if averages_cosines(self.clip) else normalize(fused, dim=-1)
         return torch.cat([normalize(fused[..., : head.width], dim=-1), fused[..., head.width :]], dim=-1)
 
     def embedding_part(self, features: torch.Tensor) -> torch.Tensor:

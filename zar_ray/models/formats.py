@@ -25,7 +25,7 @@ NOT_READ = "its fusion head does not read it"
 # Besides weights, OpenAI's archives hold these three numbers, and only they do.
 OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
 # Where training scripts keep the weights in what they save.
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 # What a prompt learner, which has this name in CoOp's code and others', makes anew for other classes.
 _CLASS_BUFFERS = tuple(f"prompt_learner.{one}" for one in ("complete_text_embeddings", "token_prefix", "token_suffix"))
 
@@ -92,13 +92,15 @@ class Converted:
 
     Attributes:
         tensors: The weights, those of the CLIP under OpenAI's names. What belongs to no CLIP keeps its own.
-        additions: What the architecture has beside the CLIP's, which the tensors tell.
+        additions: What the architecture has beside the CLIP's.
         left_out: Names of `SavedWeights.tensors` that are not among them, and why.
+        assumed: Names of settings in `additions` that neither the tensors nor anything else in the file tells.
     """
 
     tensors: dict[str, torch.Tensor]
     additions: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
 
 
 def openai_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from zar_ray.models.architecture import Architecture, build_clip
 from zar_ray.models.checkpoints import Checkpoint, clip_with, free_path, read_checkpoint, save_checkpoint, shape_of
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import describe_checkpoint, load_source
+from zar_ray.models.settings import Settings, parsed, told, tower_settings, with_settings
 from zar_ray.video.transforms import Preprocessing
 
 
@@ -31,6 +32,7 @@ class ImportPlan:
         used: Tensors taken from the file, by our names.
         from_base: Tensors that the file lacks and the base has.
         missing: Tensors that neither has.
+        given: Settings that the user gave.
         unknown: Tensors of the file that belong to no CLIP.
         base: The base, if one was given.
         base_name: As it was given.
@@ -43,6 +45,7 @@ class ImportPlan:
     used: tuple[str, ...]
     from_base: tuple[str, ...]
     missing: tuple[str, ...]
+    given: Settings
     unknown: tuple[str, ...]
     base: ClipModel | None
     base_name: str | None
@@ -55,11 +58,22 @@ class ImportPlan:
         notable += [("from the base", name, str(self.base_name)) for name in self.from_base]
         notable += [("missing", name, "neither in the file nor in a base") for name in self.missing]
         width = max((len(name) for _, name, _ in notable), default=0)
+        untold = [name for name in self.checkpoint.assumed if name not in self.given]
+        of_towers = [name for name in tower_settings(self.architecture) if name not in self.given]
+        if self.base is not None and self.checkpoint.architecture is None:
+            of_towers = []  # as the base's
+        assumed = [("assumed", untold, "the file does not say; ")] if untold else []
+        if of_towers and self.checkpoint.origin != "openai":
+            assumed.append(("by convention", of_towers, "no tensor says, as in OpenAI's CLIP; "))
         return [
             f"{self.checkpoint.path}: {self.checkpoint.title}{epoch}",
             f"{len(self.used)} tensors used, {len(unused)} unused, {len(self.missing)} missing,"
             f" {len(self.from_base)} from the base",
             *(f"{what:<13}  {name:<{width}}  {why}" for what, name, why in notable),
+            *(
+                f"{what:<13}  {told(self.architecture, names)}: {why}otherwise: --settings NAME=VALUE"
+                for what, names, why in assumed
+            ),
         ]
 
     def write(self, output: str | os.PathLike[str]) -> None:
@@ -102,26 +116,32 @@ class ImportPlan:
 
 
 def plan_import(
-    path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, model: str | None = None
+    path: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None = None,
+    model: str | None = None,
+    settings: Sequence[str] = (),
 ) -> ImportPlan:
     """Reads a checkpoint of another system and says what becomes of its tensors; writes nothing.
 
     What a file does not tell is the base's, if one is given: tensors, and for a file in OpenAI's layout its sizes,
     activation and preprocessing. The base is a checkpoint file or an open_clip ``NAME:TAG``; `model` is the open_clip
-    name of the architecture, for a file in OpenAI's layout that is not OpenAI's.
+    name of the architecture, for a file in OpenAI's layout that is not OpenAI's. The `settings`, ``NAME=VALUE``, say what
+    no tensor does, see `zar_ray.models.settings`.
 
     Raises:
+        ConfigError: A setting is none of the model's.
         ModelError: A file cannot be read, is zar-ray's own already or of a model that is not here; or the base is of
             another shape.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint, given = read_checkpoint(path), parsed(settings)
     if checkpoint.origin == "zar-ray":
         raise ModelError(f"{path}: is zar-ray's own checkpoint already; use it with --checkpoint {path}")
     base_model = load_source(base) if base is not None else None
     if base_model is not None and checkpoint.architecture is None and model is None:
-        name, architecture, preprocessing = checkpoint.path.stem, base_model.architecture, base_model.preprocessing
+        name, preprocessing = checkpoint.path.stem, base_model.preprocessing
+        architecture: Architecture = with_settings(base_model.architecture, given, str(path))
     else:
-        name, architecture, preprocessing = describe_checkpoint(checkpoint, model)
+        name, architecture, preprocessing = describe_checkpoint(checkpoint, model, settings=given)
     with torch.device("meta"):  # names and shapes are enough
         wanted = build_clip(architecture).state_dict()
     lacking = [key for key in wanted if key not in checkpoint.tensors]
@@ -140,6 +160,7 @@ def plan_import(
         used=tuple(key for key in wanted if key in checkpoint.tensors),
         from_base=tuple(key for key in lacking if key in held),
         missing=tuple(key for key in lacking if key not in held),
+        given=given,
         unknown=tuple(key for key in checkpoint.tensors if key not in wanted),
         base=base_model,
         base_name=str(base) if base is not None else None,

@@ -6,14 +6,16 @@ import contextlib
 import os
 import warnings
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from huggingface_hub import constants as hub
 from huggingface_hub import try_to_load_from_cache
 
-from zar_ray.errors import ModelError, reason_of, suggestion
+from zar_ray.errors import ConfigError, ModelError, reason_of, suggestion
 from zar_ray.models.architecture import (
+    HEAD_WIDTH,
     QUICKGELU_SUFFIX,
     Architecture,
     build_clip,
@@ -32,6 +34,16 @@ from zar_ray.models.layouts import require_both_towers
 from zar_ray.models.model_folders import config_beside, find_folder, is_self_described, preprocessing_of
 from zar_ray.models.openclip import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME, download_pretrained, open_clip
 from zar_ray.models.options import ModelOptions
+from zar_ray.models.settings import (
+    Settings,
+    has_parts,
+    of_parts,
+    of_towers,
+    parsed,
+    told,
+    tower_settings,
+    with_settings,
+)
 from zar_ray.models.systems.base import SYSTEM, System
 from zar_ray.models.systems.registry import find_system, known_parts
 from zar_ray.options.places import file_of
@@ -40,6 +52,7 @@ from zar_ray.video.transforms import Preprocessing
 RANDOM = "random"
 RANDOM_SEED = 0
 
+_NO_SETTINGS: Settings = MappingProxyType({})
 _DEFAULT_MODEL, _DEFAULT_TAG = (ModelOptions.model_fields[name].default for name in ("model", "pretrained"))
 
 
@@ -56,13 +69,18 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
     adds: a checkpoint's own, or new weights where the checkpoint or the tag is a plain CLIP, as training starts from.
     Of a system that adds nothing that its checkpoints must have, the plain CLIP is taken as it is.
 
+    `settings` are what a checkpoint's tensors do not tell, and the sizes of a system's new weights. A warning says what of
+    a system's file was assumed, and none of it where the user said it.
+
     A `model` that describes itself, ``local-dir:PATH`` or ``hf-hub:ORG/NAME``, brings its own weights, unless a
     `checkpoint` or random ones are asked for.
 
     Raises:
+        ConfigError: A setting is none of the model's.
         ModelError: The weights cannot be found, fetched, read or used; no model has that name; or the device is not
             there or cannot be used.
     """
+    settings = parsed(options.settings)
     target = pick_device(options.device if device is None else device)
     system = find_system(options.model)
     if system is None:
@@ -71,7 +89,7 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
     else:
         options = options.model_copy(update={"model": system.clip})
     if options.checkpoint is not None:
-        model = _from_file(options)
+        model = _from_file(options, system, settings)
     elif is_self_described(options.model) and options.pretrained != RANDOM:
         model = _from_folder(options)
     elif options.pretrained is None:
@@ -83,7 +101,12 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
         model = _untrained(options)
     else:
         model = _from_tag(options, options.pretrained)
-    return (model if system is None else _as_system(model, system)).to(target)
+    if options.checkpoint is None and (named := settings if system is None else of_towers(settings)):
+        raise ConfigError(
+            f"--settings {next(iter(named))}: {options.model} says it itself; settings are for a --checkpoint, or for"
+            " what a published system adds (docs/models.md)"
+        )
+    return (model if system is None else _as_system(model, system, of_parts(settings))).to(target)
 
 
 def load_source(source: str | os.PathLike[str]) -> ClipModel:
@@ -119,15 +142,16 @@ def cached_weights(model: str, tag: str) -> Path | None:
 
 
 def describe_checkpoint(
-    checkpoint: Checkpoint, model: str | None = None, tag: str | None = None
+    checkpoint: Checkpoint, model: str | None = None, tag: str | None = None, settings: Settings = _NO_SETTINGS
 ) -> tuple[str, Architecture, Preprocessing]:
-    """Name, architecture and preprocessing of a checkpoint; a warning says what had to be assumed.
+    """Name, architecture and preprocessing of a checkpoint; of one in OpenAI's layout a warning says what was assumed.
 
-    A file that does not tell has the architecture of the open_clip name `model`; with None what an
-    ``open_clip_config.json`` beside it says, else OpenAI's, by its sizes. What it expects of pixels is what such a
-    config says, else what the weights of that name share, or those that are called `tag`.
+    A file that does not tell has the architecture of the open_clip name `model`; with None what a config beside it says,
+    open_clip's or Hugging Face's, else OpenAI's, by its sizes. `settings` come before all of them. What it expects of
+    pixels is what such a config says, else what the weights of that name share, or those that are called `tag`.
 
     Raises:
+        ConfigError: A setting is none of the model's.
         ModelError: The architecture is unknown, not a CLIP's, or reads other pictures than square ones; or nothing
             says what it expects of pixels.
     """
@@ -135,7 +159,7 @@ def describe_checkpoint(
     if checkpoint.architecture is not None and checkpoint.preprocessing is not None:
         require_layers(checkpoint.architecture, checkpoint.tensors, place)
         name = str(checkpoint.notes.get("name", checkpoint.path.stem))
-        return name, checkpoint.architecture, checkpoint.preprocessing
+        return name, with_settings(checkpoint.architecture, settings, place), checkpoint.preprocessing
     beside = config_beside(checkpoint.path)
     if model is not None:
         architecture = named_architecture(model)
@@ -145,12 +169,16 @@ def describe_checkpoint(
         architecture = beside[0]
     else:
         architecture = infer_architecture(checkpoint.tensors, place)
-        if checkpoint.origin != "openai":
+        assumed = [name for name in tower_settings(architecture) if name not in settings]
+        if checkpoint.origin != "openai" and assumed:
             warnings.warn(
-                f"{place}: read as OpenAI's CLIP, with QuickGELU; if it was trained with plain GELU (as most of"
-                " open_clip's were), name its architecture, such as --model ViT-B-16, or its features are wrong",
+                f"{place}: read as OpenAI's CLIP, with QuickGELU and heads of width {HEAD_WIDTH}, which no tensor tells"
+                f" ({told(architecture, assumed)}); if it was trained with plain GELU (as most of open_clip's were), name"
+                " its architecture, such as --model ViT-B-16, or give --settings quick_gelu=false, or its features are"
+                " wrong",
                 stacklevel=4,
             )
+    architecture = with_settings(architecture, settings, place)
     name, size = model_name(architecture) or checkpoint.path.stem, _input_size(architecture, place)
     if beside is not None and beside[1] is not None:
         return name, architecture, preprocessing_of(beside[1], size, place)
@@ -159,14 +187,24 @@ def describe_checkpoint(
     return name, architecture, _pixels_by_name(model, tag, size, place)
 
 
-def _from_file(options: ModelOptions) -> ClipModel:
+def _from_file(options: ModelOptions, system: System | None, settings: Settings) -> ClipModel:
     checkpoint = read_checkpoint(options.checkpoint)  # type: ignore[arg-type] # load_model saw that it is given
     place = str(checkpoint.path)
     require_both_towers(checkpoint.tensors, place)
+    if untold := [name for name in checkpoint.assumed if name not in settings]:
+        assumed = told(checkpoint.architecture or {}, untold)
+        warnings.warn(
+            f"{place}: a {checkpoint.title} file, taken to have {assumed}, which it does not tell; if it was trained"
+            " otherwise, say so with --settings NAME=VALUE, or its features are wrong",
+            stacklevel=3,
+        )
+    # Of a system's new weights the sizes come later.
+    plain = system is not None and not has_parts(checkpoint.architecture or {})
     name, architecture, preprocessing = describe_checkpoint(
         checkpoint,
         options.model if options.model != _DEFAULT_MODEL else None,
         options.pretrained if options.pretrained != _DEFAULT_TAG else None,
+        of_towers(settings) if plain else settings,
     )
     tensors = checkpoint.tensors
     if find_system(checkpoint.origin) is not None and TOKEN_EMBEDDING not in tensors:
@@ -175,8 +213,8 @@ def _from_file(options: ModelOptions) -> ClipModel:
     return ClipModel(clip, name, preprocessing, architecture, options.precision)
 
 
-def _as_system(model: ClipModel, system: System) -> ClipModel:
-    """A model of a published system: itself, or a plain CLIP with new weights for what the system adds."""
+def _as_system(model: ClipModel, system: System, settings: Settings) -> ClipModel:
+    """A model of a published system: itself, or a plain CLIP with new weights for what the system adds, of settings."""
     parts, named = known_parts(), model.architecture.get(SYSTEM, system.name)
     own, wanted = ({word for word in parts if word in one} for one in (model.architecture, system.additions))
     fits = wanted.difference(system.optional) <= own <= wanted.union(system.optional)
@@ -187,20 +225,23 @@ def _as_system(model: ClipModel, system: System) -> ClipModel:
             " checkpoint says what it is"
         )
     if fits:
+        if settings and not own:
+            with_settings({}, settings, f"{system.name} without weights of its own")
         model.architecture = {**model.architecture, SYSTEM: system.name}
         return model
+    additions = with_settings(system.additions, settings, system.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         before = len(model.clip.state_dict())
-        for word in system.additions:
+        for word in additions:
             if word in parts:
-                parts[word](model.clip, **system.additions[word])
+                parts[word](model.clip, **additions[word])
     pixels = model.preprocessing
     return ClipModel(
         model.clip,
         system.name,
         system.preprocessing(pixels.input_size) if system.preprocessing is not None else pixels,
-        {**model.architecture, **system.additions, SYSTEM: system.name},
+        {**model.architecture, **additions, SYSTEM: system.name},
         model.precision,
         random_weights=model.random_weights or len(model.clip.state_dict()) > before,
     )

@@ -2,7 +2,8 @@
 
 Two in the proportion alpha are WiSE-FT's weight-space ensemble (Wortsman et al., "Robust fine-tuning of zero-shot
 models", CVPR 2022, section 3), with the pretrained model first and the fine-tuned one second; Open-VCLIP (Weng et
-al., ICML 2023) does the same for video. Several in equal parts are a uniform soup (Wortsman et al., ICML 2022), or
+al., ICML 2023) does the same for video: what its image tower adds has no weights, so CLIP itself is merged with it, and
+the result has it too. Several in equal parts are a uniform soup (Wortsman et al., ICML 2022), or
 stochastic weight averaging (Izmailov et al., UAI 2018) where they are one run's. The logit scale, a logarithm, is
 averaged like every other parameter; integer buffers, which are counters, are the first checkpoint's.
 """
@@ -19,10 +20,12 @@ from typing import Any
 import torch
 
 from zar_ray.errors import ConfigError, ModelError
-from zar_ray.models.architecture import architecture_difference, difference
+from zar_ray.models.architecture import Architecture, architecture_difference, difference
 from zar_ray.models.checkpoints import free_path, save_checkpoint
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_source
+from zar_ray.models.settings import has_parts
+from zar_ray.models.systems.registry import known_parts
 
 Source = str | os.PathLike[str]
 
@@ -43,7 +46,7 @@ def merge_checkpoints(
         weights: A share for each source, not negative, that together make 1; None: equal ones. By custom the pretrained
             model is the first of two.
         output: The ``.safetensors`` file to write, which must not be there.
-        pixels_of: The source whose preprocessing the result has, and whose system it is of, where they do not all have
+        pixels_of: The source whose preprocessing the result has, and whose system it is of unless one has parts, where they do not all have
             the same, as CLIP and a model that was fine-tuned from it with ImageNet's mean.
 
     Raises:
@@ -66,7 +69,7 @@ def merge_checkpoints(
     for source, share in zip(sources, shares, strict=True):
         model = load_source(source)
         first, leading = first or model, model if leading is None or source == pixels_of else leading
-        if (other := architecture_difference(first.architecture, model.architecture)) is not None:
+        if (other := architecture_difference(*_compared(first, model))) is not None:
             raise ModelError(f"{sources[0]} and {source} cannot be merged: {other}; merge one architecture's")
         if (other := difference(_pixels(first), _pixels(model))) is not None and pixels_of is None:
             raise ModelError(
@@ -80,8 +83,21 @@ def merge_checkpoints(
                 total.setdefault(name, tensor)
         about = {"source": Path(source).name, "name": model.name, "fingerprint": model.fingerprint, "weight": share}
         merged.append(about)
-    assert leading is not None
-    save_checkpoint(total, leading.architecture, leading.preprocessing, target, {"name": target.stem, "merged": merged})
+        first = first if has_parts(first.architecture) else model
+    assert first is not None and leading is not None
+    architecture = (first if has_parts(first.architecture) else leading).architecture
+    save_checkpoint(total, architecture, leading.preprocessing, target, {"name": target.stem, "merged": merged})
+
+
+def _compared(first: ClipModel, other: ClipModel) -> tuple[Architecture, Architecture]:
+    """Two models' architectures, as far as they must agree: a part without weights may be missing in one of them."""
+    one, two = first.architecture, other.architecture
+    same = first.clip.state_dict().keys() == other.clip.state_dict().keys()
+    if not same or has_parts(one) == has_parts(two):
+        return one, two
+    parts = known_parts()
+    one, two = ({word: value for word, value in each.items() if word not in parts} for each in (one, two))
+    return one, two
 
 
 def _pixels(model: ClipModel) -> dict[str, object]:

@@ -28,6 +28,11 @@ class ModelOptions(ContextOption):
         "A checkpoint (.safetensors or .pt), also at a URI, instead of a tag: zar-ray's, OpenAI's, open_clip's or a"
         " published system's (docs/checkpoints.md).",
     )
+    settings: tuple[str, ...] = option(
+        (),
+        "NAME=VALUE words: what a checkpoint's tensors do not tell, such as heads, and sizes of what a published system"
+        " adds anew, such as frames=16 (docs/models.md).",
+    )
     precision: Precision = option("fp32", "The image encoder's precision; text and tuning stay float32.")
     device: str = operational("auto", "Device of a worker: auto (a GPU where there is one), cpu or cuda.")
     encoder_batch: int | None = operational(

@@ -22,6 +22,7 @@ from zar_ray.models.openclip import VisionTransformer
 FUSION = "fusion"  # the CLIP's module that makes a view's embedding of its frames', in the place of their mean
 VIEW_FRAMES = "view_frames"  # where an image tower whose frames see each other says how many a view has
 OWN_CONTEXT = "own_context"  # the text tower's parameter (L, W) that stands where a context's words would
+OWN_POSITION = "own_position"  # where a class name stands among the vectors of that, unless behind them
 DEEP_PROMPTS = "deep_prompts"  # each tower's parameter (d, n, W) of vectors, see `zar_ray.models.deep_prompts`
 TEXT_FRAME = "text_frame"  # where a text tower has the `TextFrame` that its texts stand in
 PROMPT_DROPOUT = "prompt_dropout"  # in an image tower's transformer, whose rate ``--prompt-dropout`` sets in training
@@ -68,6 +69,14 @@ def following_head(clip: Any) -> Any:
     return head if hasattr(head, "text_embeddings") else None
 
 
+def averages_cosines(clip: Any) -> bool:
+    """Whether a view's cosines are the mean of its frames', as the head says by ``averages_cosines``.
+
+    The view's embedding is the mean of L2-normalised ones then, and not normalised itself.
+    """
+    return getattr(getattr(clip, FUSION, None), "averages_cosines", False)
+
+
 def frames_of(visual: Any) -> int | None:
     """T, the frames that an image tower reads together; None where each is by itself."""
     return getattr(visual, VIEW_FRAMES, None)
@@ -82,6 +91,11 @@ def own_context_of(tower: Any) -> torch.Tensor | None:
     """The context (L, W) that a text tower holds, its first layer's prompt vectors or one; None where it has none."""
     deep = getattr(tower, DEEP_PROMPTS, None)
     return getattr(tower, OWN_CONTEXT, None) if deep is None else deep[0]
+
+
+def own_position_of(tower: Any) -> str:
+    """Where class names stand among the vectors of a text tower's own context: ``end``, ``middle`` or ``front``."""
+    return getattr(tower, OWN_POSITION, "end")
 
 
 def embedding_width(clip: Any) -> int:
@@ -121,6 +135,37 @@ def _in_time(visual: Any, name: str, _norm: nn.Module, inputs: tuple[torch.Tenso
     times = getattr(visual, name).flatten(0, -2)
     views = inputs[0].unflatten(0, (-1, len(times)))
     return ((views + times[:, None].to(views.dtype)).flatten(0, 1),)
+
+
+def require_sizes(what: str, least: int = 1, **sizes: int) -> None:
+    """Refuses sizes below the `least`.
+
+    Raises:
+        ModelError: One is; the message names it, and `what` it is of.
+    """
+    for name, size in sizes.items():
+        if size < least:
+            raise ModelError(f"{what}: {name}={size}, and it takes {least} or more")
+
+
+def require_heads(what: str, width: int, heads: int) -> None:
+    """Refuses a number of attention heads that does not divide the width.
+
+    Raises:
+        ModelError: It does not; the message names `what` they are of.
+    """
+    if heads < 1 or width % heads:
+        raise ModelError(f"{what}: {heads} heads do not share a width of {width}; give a divisor of it")
+
+
+def projected_heads(attention: Any, x: torch.Tensor, which: str) -> list[torch.Tensor]:
+    """Queries, keys or values (n, heads, t, W / heads) of tokens (n, t, W), as `which` names them, of "qkv".
+
+    They are those of PyTorch's own attention module.
+    """
+    weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+    found = (F.linear(x, weights[place], biases[place]) for place in map("qkv".index, which))
+    return [one.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for one in found]
 
 
 class ApartAttention(nn.Module):

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.clip import ClipModel, shortened
 from zar_ray.models.learned_context import LearnedContext, parse_context
 from zar_ray.models.options import ClassPosition
-from zar_ray.models.parts import following_head, own_context_of, text_frame_of
+from zar_ray.models.parts import following_head, own_context_of, own_position_of, text_frame_of
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.prompt_passes import FullPass, SharedPrefixPass, Trail, unfit_text
 
@@ -94,6 +94,7 @@ class PromptedClasses:
             if framed is not None:
                 texts = [[framed(text) if _spaced(text) else text for text in own] for own in texts]
         vectors = _learned_vectors(model, context, position, texts)
+        position = _position_of(model, position)
         context = model.context if context is None else context
         tokenizer = model.tokenizer
         words = "" if vectors is not None else _spaced(str(context))
@@ -334,11 +335,16 @@ def remark_on_words(model: ClipModel, options: PromptOptions) -> str | None:
 
 def why_full_pass(model: ClipModel, position: ClassPosition = "end") -> str | None:
     """Why prompts of a model must run through the text tower as a whole; None where classes can share a prefix."""
-    if position != "end":
+    if _position_of(model, position) != "end":
         return "class names stand before context vectors"
     if len(model.tokenizer.start) != 1:
         return f"its texts start with {len(model.tokenizer.start)} tokens"
     return unfit_text(model.text_tower)
+
+
+def _position_of(model: ClipModel, position: ClassPosition) -> ClassPosition:
+    """Where class names stand: where the user says, or where they do among the model's own vectors."""
+    return cast(ClassPosition, own_position_of(model.text_tower)) if position == "end" else position
 
 
 def _learned_vectors(

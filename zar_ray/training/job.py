@@ -32,6 +32,7 @@ from zar_ray.data.manifest import Manifest
 from zar_ray.errors import ConfigError, DeviceLostError, ManifestError, RunError, ZarError
 from zar_ray.evaluation.preflight import check_devices
 from zar_ray.models.architecture import load_architecture
+from zar_ray.models.settings import parsed, takes, with_settings
 from zar_ray.models.systems.registry import find_system
 from zar_ray.options.base import fingerprint, meaning
 from zar_ray.options.layers import zar_home
@@ -73,6 +74,8 @@ def run_training(config: TrainConfig, console: Console, parent: str | None = Non
     videos = training_videos(config, console)
     validation = validation_set(config, console)
     architecture = load_architecture(config.architecture) if config.architecture else None
+    if architecture is not None:
+        architecture = with_settings(architecture, parsed(config.settings), str(config.architecture))
     (prompts,) = prompts_of([videos.class_names], config)
     places = {"checkpoint", "class_texts", *(["context"] if is_context_file(config.context) else [])}
     # What the weights depend on; files by their content.
@@ -181,6 +184,10 @@ def settled(config: TrainConfig) -> TrainConfig:
         if (path := getattr(config, name)) is not None
     }
     system = find_system(config.model)
+    own = parsed(config.settings)
+    if config.checkpoint is None and not config.architecture and takes(system, "frames") and "frames" not in own:
+        # A new model of such a system has the frames that it is trained with.
+        paths["settings"] = (*config.settings, f"frames={config.frames}")
     if system is not None and config.context is None and config.template is None and config.trains != "prompts":
         paths["context"] = system.context
     # Workers have working folders of their own.

@@ -10,8 +10,8 @@ stands at, also where nothing reads it, after the end of text. Positions are add
 mean of what pre-norm layers with learned positions make of the frames (its section 3.3), without the frames themselves.
 
 The text tower holds the table as the parameter ``learned_texts`` (context_length, W), and the architecture bears both
-numbers under the same word; no tensor tells them. The CLIP holds the layers as the module ``fusion``, and the
-architecture their settings under ``frame_layers``.
+numbers under the same word. The CLIP holds the layers as the module ``fusion``, and the architecture their settings
+under ``frame_layers``. No tensor tells the numbers of vectors, or the layers' heads.
 """
 
 from __future__ import annotations
@@ -21,9 +21,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from zar_ray.errors import ModelError
 from zar_ray.models.formats import NOT_READ, Converted, SavedWeights, count_layers, openai_layout
 from zar_ray.models.openclip import QuickGELU, Transformer
-from zar_ray.models.parts import FUSION, TEXT_FRAME, TextFrame, embedding_width, is_of_head
+from zar_ray.models.parts import (
+    FUSION,
+    TEXT_FRAME,
+    TextFrame,
+    embedding_width,
+    is_of_head,
+    require_heads,
+    require_sizes,
+)
 from zar_ray.models.systems.base import EVALUATION_SCALE, System, TrainingRule
 from zar_ray.video.transforms import Preprocessing
 
@@ -33,15 +42,22 @@ PUBLISHED_CLIP, PUBLISHED_TEXTS = "clipmodel.", "embedding.weight"
 """What a published checkpoint calls its CLIP, and its vectors around class names."""
 
 _POSITIONS, _LAYERS = "temporalEmbedding.weight", "temporalModelling."
-_AROUND = 16  # vectors on each side of a name in the published checkpoints
+_AROUND = 16  # vectors on each side of a name in the commands of the official README
 _SCALE = 1 / 0.07  # cosines are divided by this temperature, in training and after it
-_HEADS = 8
+_HEADS = 8  # of the layers, by default there
 _DEVIATION = 0.01  # of new vectors and positions, as in the official code
 
 
 def attach_learned_texts(clip: Any, prefix: int = _AROUND, postfix: int = _AROUND) -> None:
-    """Gives the text tower of an open_clip CLIP new vectors, so many on each side of a name."""
+    """Gives the text tower of an open_clip CLIP new vectors, so many on each side of a name.
+
+    Raises:
+        ModelError: A number is below 0, or no name has room between them.
+    """
     tower = getattr(clip, "text", clip)
+    require_sizes("vectors around class names", least=0, prefix=prefix, postfix=postfix)
+    if (most := len(tower.positional_embedding) - 3) < prefix + postfix:  # start, end, and a name of one token
+        raise ModelError(f"vectors around class names: {prefix} and {postfix} leave no room; {most} are the most")
     vectors = torch.randn_like(tower.positional_embedding) * _DEVIATION
     tower.register_parameter(LEARNED_TEXTS, nn.Parameter(vectors.detach()))
     setattr(tower, TEXT_FRAME, TextFrame(LEARNED_TEXTS, prefix, postfix))
@@ -50,11 +66,11 @@ def attach_learned_texts(clip: Any, prefix: int = _AROUND, postfix: int = _AROUN
 class FrameLayers(nn.Module):
     """So many layers over embeddings of width D of T frames, which it has positions for; it reads no others."""
 
-    def __init__(self, width: int, layers: int, frames: int) -> None:
+    def __init__(self, width: int, layers: int, frames: int, heads: int) -> None:
         super().__init__()
         self.frames = frames
         self.temporalEmbedding = nn.Embedding(frames, width)
-        self.temporalModelling = Transformer(width, layers, _HEADS, act_layer=QuickGELU)
+        self.temporalModelling = Transformer(width, layers, heads, act_layer=QuickGELU)
         nn.init.normal_(self.temporalEmbedding.weight, std=_DEVIATION)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
@@ -62,9 +78,17 @@ class FrameLayers(nn.Module):
         return self.temporalModelling(frames + self.temporalEmbedding.weight).mean(dim=1)
 
 
-def attach_frame_layers(clip: Any, layers: int, frames: int) -> None:
-    """Gives an open_clip CLIP new layers over the T frames of every view."""
-    clip.add_module(FUSION, FrameLayers(embedding_width(clip), layers, frames))
+def attach_frame_layers(clip: Any, layers: int, frames: int, heads: int = _HEADS) -> None:
+    """Gives an open_clip CLIP new layers, of so many heads, over the T frames of every view; with 0 layers none.
+
+    Raises:
+        ModelError: A number is out of range, or heads do not share the width.
+    """
+    require_sizes("layers over frames", frames=frames)
+    require_sizes("layers over frames", least=0, layers=layers)
+    require_heads("layers over frames", embedding_width(clip), heads)
+    if layers:
+        clip.add_module(FUSION, FrameLayers(embedding_width(clip), layers, frames, heads))
 
 
 def is_trained(name: str) -> bool:
@@ -88,9 +112,11 @@ def recognise(saved: SavedWeights) -> Converted | None:
         else:
             weights[f"{FUSION}.{name}" if name == _POSITIONS or name.startswith(_LAYERS) else name] = tensor
     additions: dict[str, Any] = {LEARNED_TEXTS: {"prefix": _AROUND, "postfix": _AROUND}, EVALUATION_SCALE: _SCALE}
+    assumed = ("prefix", "postfix")
     if layers:
-        additions[FRAME_LAYERS] = {"layers": layers, "frames": len(tensors[_POSITIONS])}
-    return Converted(weights, additions, left_out)
+        additions[FRAME_LAYERS] = {"layers": layers, "frames": len(tensors[_POSITIONS]), "heads": _HEADS}
+        assumed += ("heads",)
+    return Converted(weights, additions, left_out, assumed)
 
 
 SYSTEM = System(
@@ -99,7 +125,7 @@ SYSTEM = System(
     parts={LEARNED_TEXTS: attach_learned_texts, FRAME_LAYERS: attach_frame_layers},
     additions={
         LEARNED_TEXTS: {"prefix": _AROUND, "postfix": _AROUND},
-        FRAME_LAYERS: {"layers": 2, "frames": 16},
+        FRAME_LAYERS: {"layers": 2, "frames": 16, "heads": _HEADS},
         EVALUATION_SCALE: _SCALE,
     },
     optional=(FRAME_LAYERS,),

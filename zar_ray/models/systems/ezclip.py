@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from zar_ray.models.blocks import AdaptedBlock
 from zar_ray.models.formats import Converted, SavedWeights
-from zar_ray.models.parts import PROMPT_DROPOUT, VIEW_FRAMES, add_times, drop_last, require_class_token
+from zar_ray.models.parts import PROMPT_DROPOUT, VIEW_FRAMES, add_times, drop_last, require_class_token, require_sizes
 from zar_ray.models.systems.base import EVALUATION_SCALE, System, TrainingRule
 from zar_ray.video.transforms import enlarged_preprocessing
 
@@ -38,6 +38,7 @@ PROMPTS = "T_prompt_embeddings"
 
 _PUBLISHED_SCALE = 100  # of cosines in the official evaluation, whatever was learnt
 _REDUCTION = 4  # from a tower's width to its adapters'
+_FIRST = "visual.transformer.resblocks.0.Adapter.D_fc1.weight"
 
 
 class Adapter(nn.Module):
@@ -61,10 +62,11 @@ def attach_temporal_adapters(clip: Any, frames: int, reduction: int = _REDUCTION
     The image tower, a vision transformer, also gets temporal prompts for views of T frames.
 
     Raises:
-        ModelError: The image tower is not such a transformer.
+        ModelError: The image tower is not such a transformer, or a number is below 1.
     """
     visual, text = clip.visual, getattr(clip, "text", clip)
     require_class_token(clip, "temporal prompts")
+    require_sizes("temporal prompts", frames=frames, reduction=reduction)
     for tower in (visual, text):
         width, blocks = tower.positional_embedding.shape[1], tower.transformer.resblocks
         tower.transformer.resblocks = nn.ModuleList(
@@ -97,11 +99,17 @@ def _see_frames(stack: Any, layer: int, block: Any, inputs: tuple[Any, ...]) -> 
 
 
 def recognise(saved: SavedWeights) -> Converted | None:
-    """EZ-CLIP's own files bear OpenAI's names and the prompts; the number of frames is the prompts'."""
+    """EZ-CLIP's own files bear OpenAI's names and the prompts; the number of frames is the prompts', and how much
+    adapters narrow the width theirs.
+    """
     prompts = saved.tensors.get(f"visual.transformer.{PROMPTS}")
     if prompts is None:
         return None
-    return Converted(saved.tensors, {ADAPTERS: {"frames": prompts.shape[1]}, EVALUATION_SCALE: _PUBLISHED_SCALE})
+    sizes = {"frames": prompts.shape[1]}
+    narrow = saved.tensors.get(_FIRST)
+    if narrow is not None and (reduction := narrow.shape[1] // narrow.shape[0]) != _REDUCTION:
+        sizes["reduction"] = reduction
+    return Converted(saved.tensors, {ADAPTERS: sizes, EVALUATION_SCALE: _PUBLISHED_SCALE})
 
 
 SYSTEM = System(

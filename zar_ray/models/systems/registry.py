@@ -12,7 +12,7 @@ from typing import Any
 
 from zar_ray.errors import ConfigError
 from zar_ray.models.formats import Converted, SavedWeights
-from zar_ray.models.systems import a5, actionclip, ezclip, tcclip, vificlip, vitaclip, xclip
+from zar_ray.models.systems import a5, actionclip, ezclip, openvclip, tcclip, vificlip, vitaclip, xclip
 from zar_ray.models.systems.base import SYSTEM, System, TrainingRule
 from zar_ray.packages import with_offered
 
@@ -21,7 +21,7 @@ GROUP = "zar_ray.models"
 
 # In the order in which they look at a file: TC-CLIP's have names of ViFi-CLIP's.
 _BUILT_IN = (
-    *(a5.SYSTEM, actionclip.SYSTEM, ezclip.SYSTEM),
+    *(a5.SYSTEM, actionclip.SYSTEM, ezclip.SYSTEM, openvclip.SYSTEM),
     *(tcclip.SYSTEM, vificlip.SYSTEM, vitaclip.SYSTEM, xclip.SYSTEM),
 )
 

@@ -36,7 +36,15 @@ from torch.nn import functional as F
 from zar_ray.errors import ModelError
 from zar_ray.models.formats import Converted, SavedWeights, count_layers, with_joined_projections
 from zar_ray.models.openclip import QuickGELU, ResidualAttentionBlock
-from zar_ray.models.parts import FUSION, VIEW_FRAMES, embedding_width, is_of_head, require_class_token
+from zar_ray.models.parts import (
+    FUSION,
+    VIEW_FRAMES,
+    embedding_width,
+    is_of_head,
+    projected_heads,
+    require_class_token,
+    require_sizes,
+)
 from zar_ray.models.precision import full_precision
 from zar_ray.models.systems.base import System, TrainingRule
 from zar_ray.video.transforms import imagenet_preprocessing
@@ -75,8 +83,9 @@ def attach_video_context(
     """
     require_class_token(clip, "context tokens of a view")
     tower, width = _text_tower(clip), embedding_width(clip)
-    if min(frames, context, merged, vectors) < 1 or not 0 < seeds <= 1:
-        raise ModelError("context tokens of a view need sizes of at least 1, and a share of seeds between 0 and 1")
+    require_sizes("context tokens of a view", frames=frames, context=context, merged=merged, vectors=vectors)
+    if not 0 < seeds <= 1:
+        raise ModelError(f"context tokens of a view: seeds={seeds}, and it is a share between 0 and 1")
     visual: Any = clip.visual
     blocks, tokens = visual.transformer.resblocks, visual.positional_embedding.shape[0]
     taken = max(1, int(seeds * (tokens - 1)))
@@ -182,9 +191,9 @@ class ContextBlock(nn.Module):
     ) -> torch.Tensor:
         """(n·T, L + c, W) to (n·T, L + k, W), with c context tokens of the block before; there is no mask."""
         own, context = x[:, : self.tokens], x[:: self.frames, self.tokens :]
-        query, key, value = _projected(self.attn, self.ln_1(own), "qkv")
+        query, key, value = projected_heads(self.attn, self.ln_1(own), "qkv")
         if context.shape[1]:
-            shared = _projected(self.attn, self.ln_1(context), "kv")
+            shared = projected_heads(self.attn, self.ln_1(context), "kv")
             of_view = (one.repeat_interleave(self.frames, dim=0) for one in shared)
             key, value = (torch.cat(pair, dim=2) for pair in zip((key, value), of_view, strict=True))
         bias = self._bias(context.shape[1], query.dtype)
@@ -260,9 +269,9 @@ class VideoPrompts(nn.Module):
 
         # Only the end's state is read of the last block. All but the prompts is the same for all videos.
         last = states[torch.arange(len(states), device=states.device), ends]
-        (query,) = _projected(block.attn, block.ln_1(last)[:, None], "q")  # (K, heads, 1, d)
-        key, value = _projected(block.attn, block.ln_1(states), "kv")  # (K, heads, t, d)
-        new_key, new_value = _projected(block.attn, block.ln_1(prompts), "kv")  # (n, heads, V, d)
+        (query,) = projected_heads(block.attn, block.ln_1(last)[:, None], "q")  # (K, heads, 1, d)
+        key, value = projected_heads(block.attn, block.ln_1(states), "kv")  # (K, heads, t, d)
+        new_key, new_value = projected_heads(block.attn, block.ln_1(prompts), "kv")  # (n, heads, V, d)
         places = torch.arange(states.shape[1], device=states.device)
         hidden = (places > ends[:, None]) | ((places > 0) & (places <= len(self.ctx)))
         own = (query @ key.mT)[:, :, 0].masked_fill(hidden[:, None], float("-inf"))
@@ -273,13 +282,6 @@ class VideoPrompts(nn.Module):
         x = last + block.ls_1(block.attn.out_proj(found.flatten(2)))
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
         return self.tower.ln_final(x) @ self.tower.text_projection
-
-
-def _projected(attention: Any, x: torch.Tensor, which: str) -> list[torch.Tensor]:
-    """Queries, keys or values (n, heads, t, W / heads) of tokens (n, t, W), as `which` names them."""
-    weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-    found = (F.linear(x, weights[place], biases[place]) for place in map("qkv".index, which))
-    return [one.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for one in found]
 
 
 def _text_tower(clip: Any) -> Any:
@@ -336,13 +338,15 @@ def recognise(saved: SavedWeights) -> Converted | None:
         raise ModelError(f"{saved.place}: generates prompts in {layers} layers, and zar-ray does in the last alone")
     left_out = saved.class_buffers()
     named = {_our_name(name): tensor for name, tensor in saved.tensors.items() if name not in left_out}
+    told = _told(saved)
     sizes = {
         **_NEW,
-        **_told(saved),
+        **told,
         "vectors": len(saved.tensors[_CONTEXT]),
         "biased": any(name.endswith(BIAS) for name in named),
     }
-    return Converted(with_joined_projections(named, saved.place), {VIDEO_CONTEXT: sizes}, left_out)
+    assumed = tuple(name for name in _SETTINGS if name not in told)
+    return Converted(with_joined_projections(named, saved.place), {VIDEO_CONTEXT: sizes}, left_out, assumed)
 
 
 def _our_name(name: str) -> str:

@@ -26,7 +26,16 @@ from torch import nn
 
 from zar_ray.errors import ModelError
 from zar_ray.models.formats import Converted, SavedWeights, with_joined_projections
-from zar_ray.models.parts import OWN_CONTEXT, VIEW_FRAMES, ApartAttention, add_times, require_class_token
+from zar_ray.models.options import ClassPosition
+from zar_ray.models.parts import (
+    OWN_CONTEXT,
+    OWN_POSITION,
+    VIEW_FRAMES,
+    ApartAttention,
+    add_times,
+    require_class_token,
+    require_sizes,
+)
 from zar_ray.models.systems.base import System, TrainingRule
 from zar_ray.video.transforms import Preprocessing
 
@@ -50,16 +59,24 @@ _CONTEXT, _TIMES, _PROMPTS = "prompt_learner.ctx", "visual.time_embed", "visual.
 _A_CONTEXT_EACH = "holds a context for each class that it was trained with, and is made for no others"
 
 
-def attach_view_prompts(clip: Any, frames: int, global_prompts: int = 8, context: int | None = 8) -> None:
+def attach_view_prompts(
+    clip: Any, frames: int, global_prompts: int = 8, context: int | None = 8, class_position: ClassPosition = "end"
+) -> None:
     """Gives the image tower of an open_clip CLIP new prompts between frames, and the text tower a new context.
 
-    A view has T frames, and each layer so many global prompts; with a context of None, words stand there.
+    Args:
+        clip: A CLIP with a vision transformer.
+        frames: T, of a view.
+        global_prompts: Of each layer.
+        context: Vectors of the context; with None, words stand there.
+        class_position: Where a class name stands among these: behind all, in front of them, or in their middle.
 
     Raises:
-        ModelError: The image tower is not such a transformer.
+        ModelError: The image tower is not such a transformer, or a number is below 1.
     """
     visual, text = clip.visual, getattr(clip, "text", clip)
     require_class_token(clip, "prompts between frames")
+    require_sizes("prompts between frames", frames=frames, global_prompts=global_prompts, context=context or 1)
     blocks, width = visual.transformer.resblocks, visual.positional_embedding.shape[1]
     setattr(visual, VIEW_FRAMES, frames)
     visual.register_parameter("time_embed", nn.Parameter(torch.zeros(frames, width)))
@@ -77,6 +94,7 @@ def attach_view_prompts(clip: Any, frames: int, global_prompts: int = 8, context
         block.register_forward_hook(partial(_drop, visual))
     if context is not None:
         text.register_parameter(OWN_CONTEXT, _drawn(context, text.positional_embedding.shape[1]))
+        setattr(text, OWN_POSITION, class_position)
 
 
 def is_trained(name: str) -> bool:
@@ -136,7 +154,8 @@ def recognise(saved: SavedWeights) -> Converted | None:
         "global_prompts": tensors[_PROMPTS].shape[1],
         "context": len(weights[OWN_CONTEXT]) if OWN_CONTEXT in weights else None,
     }
-    return Converted(weights, {VIEW_PROMPTS: sizes}, left_out)
+    assumed = ("class_position",) if sizes["context"] else ()
+    return Converted(weights, {VIEW_PROMPTS: sizes}, left_out, assumed)
 
 
 def _our_name(name: str) -> str:

@@ -26,7 +26,15 @@ from torch import nn
 
 from zar_ray.models.formats import Converted, SavedWeights, count_layers
 from zar_ray.models.openclip import LayerNorm, QuickGELU, Transformer
-from zar_ray.models.parts import FUSION, VIEW_FRAMES, ApartAttention, drop_last, is_of_head, require_class_token
+from zar_ray.models.parts import (
+    FUSION,
+    VIEW_FRAMES,
+    ApartAttention,
+    drop_last,
+    is_of_head,
+    require_class_token,
+    require_sizes,
+)
 from zar_ray.models.systems.base import System, TrainingRule
 from zar_ray.video.transforms import imagenet_preprocessing
 
@@ -47,9 +55,10 @@ def attach_cross_frames(clip: Any, frames: int, layers: int = 1, prompt_layers: 
     The head has a transformer of `layers` over frames, and `prompt_layers` in which texts attend to patches.
 
     Raises:
-        ModelError: The image tower is not such a transformer.
+        ModelError: The image tower is not such a transformer, or a number is below 1.
     """
     require_class_token(clip, "messages between frames")
+    require_sizes("messages between frames", frames=frames, layers=layers, prompt_layers=prompt_layers)
     visual: Any = clip.visual
     setattr(visual, VIEW_FRAMES, frames)
     width, projection = visual.positional_embedding.shape[1], cast(torch.Tensor, visual.proj)

@@ -36,14 +36,18 @@ SYSTEMS = {
         {"trains": "added", "lr": 3e-3},
     ),
     "vitaclip": ({"view_prompts": {"frames": 4}}, {"trains": "added", "lr": 3e-3}),
+    "openvclip": (
+        {"neighbour_frames": {"frames": 4}},
+        {"trains": "image", "lr": 3e-3, "interpolated_loss": 0.5, "template": "clip_kinetics"},
+    ),
     "tcclip": (
         {"video_context": {"frames": 4, "context": 3, "seeds": 0.5, "merged": 3}},
         {"trains": "both", "fusion_lr": 2.0, "lr": 3e-3},
     ),
     "xclip": ({"cross_frames": {"frames": 4}}, {"trains": "image", "fusion_lr": 2.0, "lr": 3e-3}),
 }
-TUNED = ("vificlip", "prompted", "actionclip", "ezclip", "vitaclip")
-WHOLE = ("ezclip", "tcclip", "vitaclip", "xclip")
+TUNED = ("vificlip", "prompted", "actionclip", "ezclip", "openvclip", "vitaclip")
+WHOLE = ("ezclip", "openvclip", "tcclip", "vitaclip", "xclip")
 STEPS = 40
 VIEWS = {"frames": 4, "eval_frames": 4, "views_per_rate": 2, "crops": 1}
 

@@ -98,6 +98,108 @@ def test_hugging_faces_clip_gives_its_own_features(tmp_path, layers, width):
     assert ours.logit_scale == pytest.approx(float(theirs.logit_scale.exp()))
 
 
+def hugging_face(folder, act="quick_gelu", heads=(2, 4), eps=1e-5, size=64, patch=16, ratio=4, **config):
+    """A `CLIPModel` of one layer, saved as transformers saves it; its weights attend and are no noise."""
+    towers = [
+        {
+            **{"hidden_size": 64, "intermediate_size": ratio * 64, "num_hidden_layers": 1, "num_attention_heads": count},
+            **{"hidden_act": act, "layer_norm_eps": eps},
+        }
+        for count in heads
+    ]
+    text = {**towers[0], "eos_token_id": 49407}
+    vision = {**towers[1], "image_size": size, "patch_size": patch}
+    torch.manual_seed(3)
+    whole = HuggingFaceClip(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24, **config)).eval()
+    with torch.no_grad():
+        for one in whole.parameters():
+            if one.ndim > 1:
+                one.mul_(8)
+    whole.save_pretrained(folder)
+    return whole
+
+
+def features_agree(ours, theirs, size=64):
+    ids, pixels = ours.tokenize(["a red circle", "jump"]), torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        whole = theirs(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids))
+        texts = ours.encode_embedded_text(ours.embed_tokens(ids), ids)
+    normalize = torch.nn.functional.normalize
+    return torch.allclose(normalize(texts, dim=-1), whole.text_embeds, atol=1e-5) and torch.allclose(
+        normalize(ours.encode_images(pixels), dim=-1), whole.image_embeds, atol=1e-5
+    )
+
+
+class TestHuggingFaceConfig:
+    """`config.json` beside the weights tells what no tensor does."""
+
+    @pytest.mark.parametrize(
+        "sizes",
+        [
+            {},
+            {"act": "gelu", "heads": (1, 2)},
+            {"heads": (8, 1), "size": 70, "patch": 14},
+            {"eps": 1e-3, "size": 64, "patch": 32},
+            {"act": "gelu", "ratio": 2},
+        ],
+    )
+    @pytest.mark.parametrize("asked", ["file", "folder"])
+    def test_heads_activation_and_norms_are_its(self, tmp_path, recwarn, sizes, asked):
+        theirs = hugging_face(tmp_path, **sizes)
+        if asked == "file":
+            ours = load_model(ModelOptions(checkpoint=tmp_path / "model.safetensors", device="cpu"))
+        else:
+            ours = load_model(ModelOptions(model=f"local-dir:{tmp_path}", device="cpu"))
+        assert features_agree(ours, theirs, sizes.get("size", 64))
+        assert ours.preprocessing == Preprocessing(sizes.get("size", 64))
+        assert not [one for one in recwarn.list if "read as OpenAI" in str(one.message)]
+
+    def test_without_it_what_was_assumed_is_said_and_settings_say_otherwise(self, tmp_path):
+        theirs = hugging_face(tmp_path, act="gelu")
+        (tmp_path / "config.json").unlink()
+        said = r"QuickGELU and heads of width 64.*\(quick_gelu=true vision_heads=1 text_heads=1\).*--settings quick_gelu=false"
+        with pytest.warns(UserWarning, match=said):
+            ours = load_model(ModelOptions(checkpoint=tmp_path / "model.safetensors", device="cpu"))
+        assert not features_agree(ours, theirs)
+        words = ("quick_gelu=false", "vision_heads=4", "text_heads=2")
+        ours = load_model(ModelOptions(checkpoint=tmp_path / "model.safetensors", settings=words, device="cpu"))
+        assert features_agree(ours, theirs)
+
+    def test_settings_come_before_it(self, tmp_path):
+        theirs = hugging_face(tmp_path)
+        options = ModelOptions(checkpoint=tmp_path / "model.safetensors", settings=("vision_heads=2",), device="cpu")
+        assert not features_agree(load_model(options), theirs)
+
+    @pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "siglip"}', '{"model_type": "bert"}'])
+    def test_anothers_config_says_nothing(self, tmp_path, content):
+        hugging_face(tmp_path)
+        (tmp_path / "config.json").write_text(content)
+        with pytest.warns(UserWarning, match="read as OpenAI's CLIP"):
+            load_model(ModelOptions(checkpoint=tmp_path / "model.safetensors", device="cpu"))
+        with pytest.raises(ModelError, match=r"has no open_clip_config\.json, nor a config\.json of a CLIPModel"):
+            load_model(ModelOptions(model=f"local-dir:{tmp_path}", device="cpu"))
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (("vision_config", "hidden_act", "gelu_new"), "activations are gelu_new, quick_gelu"),
+            (("text_config", "num_attention_heads", 3), "text_config: num_attention_heads does not divide"),
+            (("vision_config", "patch_size", "x"), "is no config of a CLIPModel"),
+            (("vision_config", "num_hidden_layers", 2), "is missing"),
+            (("vision_config", "image_size", 128), "positional_embedding is 17×64 and should be 65×64"),
+        ],
+    )
+    def test_one_that_does_not_fit_is_one_line(self, tmp_path, change, said):
+        hugging_face(tmp_path)
+        file = tmp_path / "config.json"
+        content = json.loads(file.read_text())
+        content[change[0]][change[1]] = change[2]
+        file.write_text(json.dumps(content))
+        with pytest.raises(ModelError, match=said) as caught:
+            load_model(ModelOptions(checkpoint=tmp_path / "model.safetensors", device="cpu"))
+        assert "\n" not in str(caught.value)
+
+
 @pytest.fixture
 def siglip_folder(tmp_path):
     """A SigLIP2 of one layer as a repository of the hub has it, with its tokenizer."""

@@ -150,7 +150,7 @@ def test_zar_tunes_its_context(openvclip):
     options = AdaptationOptions(views=ViewConfig(frames=4, eval_frames=4, views_per_rate=2, crops=1))
     VideoAdapter(openvclip, prompts_of([NAMES], options), ("zero_shot", "zar"), options)
     with pytest.raises(ConfigError, match="encodes the frames of a view together"):
-        other = AdaptationOptions(views=ViewConfig(frames=4, eval_frames=4), zar={"fusion": "logit"})
+        other = AdaptationOptions(views=ViewConfig(frames=4, eval_frames=4), zar={"fusion": "decision"})
         VideoAdapter(openvclip, prompts_of([NAMES], other), ("zar",), other)
 
 

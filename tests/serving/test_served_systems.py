@@ -40,11 +40,12 @@ SYSTEMS = {
     },
     "vitaclip": {"view_prompts": {"frames": FRAMES}},
     "xclip": {"cross_frames": {"frames": FRAMES}},
+    "openvclip": {"neighbour_frames": {"frames": FRAMES}},
     "tcclip": {"video_context": {"frames": FRAMES, "context": 3, "seeds": 0.5, "merged": 3}},
 }
 WITHOUT_CONTEXT = ("a5", "tcclip", "xclip")
 OWN_CONTEXT = ("vificlip with prompts", "vitaclip")
-WHOLE = ("ezclip", "tcclip", "vitaclip", "xclip")
+WHOLE = ("ezclip", "openvclip", "tcclip", "vitaclip", "xclip")
 ANSWERED = [
     (system, method)
     for system in SYSTEMS

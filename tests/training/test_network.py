@@ -20,6 +20,7 @@ from zar_ray.models.options import ModelOptions
 from zar_ray.models.text import PromptedClasses
 from zar_ray.training.network import MAX_LOGIT_SCALE, VideoTextModel, save_trained
 from zar_ray.training.options import TrainConfig
+from zar_ray.training.worker import weightings
 from zar_ray.video.transforms import Preprocessing
 
 ARCHITECTURE = {
@@ -306,10 +307,72 @@ class TestContext:
         assert torch.allclose(network_of(model, "image", context=str(file))(pixels), network(pixels), atol=1e-5)
 
 
+def test_fixed_texts_are_the_mean_of_a_classs_several(model):
+    config = config_of("image")
+    prompts = class_prompts(NAMES, config.context, template="actionclip")
+    network = VideoTextModel(model, prompts, config)
+    pixels = torch.randn(2, 16, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(network(pixels), evaluated(model, PromptedClasses.of(model, prompts), pixels), atol=1e-4)
+
+
+class TestTowardsTheStart:
+    """Losses under weights between the start's and the network's own, as Open-VCLIP takes them."""
+
+    @pytest.mark.parametrize(("trains", "share"), [("image", 0.0), ("image", 0.35), ("both", 1.0)])
+    def test_gradients_are_those_at_the_mixture(self, model, trains, share):
+        network, start = network_of(model, trains, frames=4, interpolated_loss=0.5), copy.deepcopy(model)
+        pixels, labels = torch.randn(3, 4, 3, 32, 32), torch.tensor([0, 2, 1])
+        with torch.no_grad():
+            for _, parameter in network.trained():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        own = {name: one.clone() for name, one in network.trained_state().items()}
+        with network.towards_start(share):
+            cross_entropy(network(pixels), labels).backward()
+        assert all(torch.equal(network.trained_state()[name], one) for name, one in own.items())
+
+        mixed = copy.deepcopy(start)
+        with torch.no_grad():
+            before, state = start.clip.state_dict(), mixed.clip.state_dict()
+            for name, one in own.items():
+                state[name].copy_(share * before[name] + (1 - share) * one)
+        expected = network_of(mixed, trains, frames=4)
+        cross_entropy(expected(pixels), labels).backward()
+        grads = {name: parameter.grad for name, parameter in expected.trained()}
+        for name, parameter in network.trained():
+            assert torch.allclose(parameter.grad, grads[name], rtol=1e-3, atol=1e-5), name
+
+    def test_they_are_left_as_they_were_by_an_error_too(self, model):
+        network = network_of(model, "image", interpolated_loss=1.0)
+        with torch.no_grad():
+            network.model.clip.visual.proj.add_(1)
+        own = network.model.clip.visual.proj.detach().clone()
+        with pytest.raises(RuntimeError), network.towards_start(1.0):
+            assert torch.allclose(network.model.clip.visual.proj, own - 1, atol=1e-5)
+            raise RuntimeError
+        assert torch.equal(network.model.clip.visual.proj, own)
+        with network.towards_start(None):
+            assert torch.equal(network.model.clip.visual.proj, own)
+
+    def test_shares_are_drawn_every_step_within_their_bounds(self):
+        config = config_of("image", interpolated_loss=0.5, interpolated_share=(0.2, 0.3))
+        drawn = [weightings(step, config) for step in range(50)]
+        assert all(own == (None, 1.0) and 0.2 <= share <= 0.3 and weight == 0.5 for own, (share, weight) in drawn)
+        assert len({share for _, (share, _) in drawn}) == 50
+        assert weightings(7, config) == drawn[7] != weightings(7, config.model_copy(update={"seed": 1}))
+        assert weightings(7, config_of("image")) == [(None, 1.0)]
+
+    def test_what_does_not_go_together_is_refused(self, model):
+        with pytest.raises(ConfigError, match=r"--interpolated-share 0\.6 0\.2: the lower bound comes first"):
+            network_of(model, interpolated_share=(0.6, 0.2))
+        with pytest.raises(ConfigError, match="--interpolated-loss: goes with --loss classes"):
+            network_of(model, loss="matching", interpolated_loss=0.5)
+
+
 class TestRefused:
     """Each in one line that says what to do."""
 
-    @pytest.mark.parametrize("trains", WAYS)
+    @pytest.mark.parametrize("trains", [way for way in WAYS if way != "image"])
     def test_several_texts_a_class(self, model, trains):
         config = config_of(trains)
         prompts = class_prompts(NAMES, config.context, template="actionclip")

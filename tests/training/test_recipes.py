@@ -107,3 +107,12 @@ def test_every_option_that_changes_the_weights_is_part_of_what_a_training_is():
     assert {"drop_path", "attention_dropout", "prompt_dropout", "head_dropout", "template_average"} <= options.keys()
     assert options["augment"]["rand_augment"] == {"operations": 0, "magnitude": 9}
     assert not {"output", "num_workers", "validation"} & options.keys()
+
+
+def test_openvclips_recipe_is_its_scripts():
+    config = recipe("openvclip")
+    assert (config.trains, config.template, config.frames) == ("image", "clip_kinetics", 8)
+    assert (config.interpolated_loss, config.interpolated_share) == (0.5, (0.0, 0.6))
+    assert (config.epochs, config.warmup_epochs, config.average_from, config.batch_size) == (22, 2, 1, 64)
+    assert (config.lr, config.final_lr, config.cosine_from) == (3.33e-6, 0.01, "warmup")
+    assert (config.betas, config.weight_decay, config.decays, config.clip_grad) == ((0.9, 0.999), 0.01, "matrices", 1)

@@ -140,6 +140,17 @@ def test_it_goes_on_to_the_same_bits(run):
                 assert torch.equal(moments[0][number][name], value), (number, name)
 
 
+def test_losses_towards_the_start_add_up_and_go_on_to_the_same_bits(run):
+    between = {"interpolated_loss": 0.5, "interpolated_share": (0.1, 0.9)}
+    first, plain = run(steps=1, **between)[1], run(steps=1)[1]  # at first the start is where it is
+    for ours, theirs in zip(first.optimiser["state"].values(), plain.optimiser["state"].values(), strict=True):
+        assert torch.allclose(ours["exp_avg"], 1.5 * theirs["exp_avg"], rtol=1e-4, atol=1e-9)
+    assert torch.equal(first.history[:, 0], plain.history[:, 0])  # the loss is the network's own
+    whole = run(**between)
+    assert same(run(whole[4], **between)[7], whole[7])
+    assert not same(run(interpolated_loss=0.5, interpolated_share=(0.9, 0.9))[7], whole[7])
+
+
 def test_what_is_dropped_is_the_same_after_a_resumption(regularised):
     whole = regularised()
     torch.manual_seed(99)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 
-from zar_ray.errors import ModelError
+from zar_ray.errors import ModelError, reason_of
 
 # What wrapping modules put before all names: DistributedDataParallel, torch.compile, Lightning.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
@@ -35,6 +36,29 @@ _HUGGING_FACE_BLOCKS = (
     (r"mlp\.fc2\.(\w+)", r"mlp.c_proj.\1"),
     (r"self_attn\.out_proj\.(\w+)", r"attn.out_proj.\1"),
 )
+# What transformers takes where a config says nothing: ViT-B/32's.
+_HUGGING_FACE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "text": {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "vocab_size": 49408,
+        "max_position_embeddings": 77,
+    },
+    "vision": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "image_size": 224,
+        "patch_size": 32,
+    },
+}
 _BLOCK = re.compile(r"(text|vision)_model\.encoder\.layers\.(\d+)\.(.+)")
 _PROJECTION = re.compile(r"self_attn\.([qkv])_proj\.(weight|bias)")
 
@@ -93,6 +117,64 @@ def from_hugging_face(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     for name, of_parts in parts.items():
         converted[name] = torch.cat([of_parts[part] for part in "qkv" if part in of_parts])
     return converted
+
+
+def architecture_of_hugging_face(config: Mapping[str, Any], place: str) -> dict[str, Any] | None:
+    """The architecture, in open_clip's form, that a ``config.json`` of a `CLIPModel` tells; None of other models.
+
+    What it leaves out has the value that transformers gives it.
+
+    Raises:
+        ModelError: It is one that open_clip's towers cannot follow; the message names the `place`.
+    """
+    if config.get("model_type") != "clip":
+        return None
+    text, vision = (_tower(config, name, _HUGGING_FACE_DEFAULTS[name]) for name in ("text", "vision"))
+    try:
+        activations = {str(tower["hidden_act"]) for tower in (text, vision)}
+        if len(activations) > 1 or not activations <= {"quick_gelu", "gelu"}:
+            raise ModelError(
+                f"{place}: its towers' activations are {', '.join(sorted(activations))}, and open_clip's towers share"
+                " quick_gelu or gelu"
+            )
+        for name, tower in (("text", text), ("vision", vision)):
+            if tower["num_attention_heads"] < 1 or tower["hidden_size"] % tower["num_attention_heads"]:
+                raise ModelError(f"{place}: {name}_config: num_attention_heads does not divide hidden_size")
+        return {
+            "embed_dim": int(config.get("projection_dim", 512)),
+            "quick_gelu": activations == {"quick_gelu"},
+            "vision_cfg": {
+                "image_size": int(vision["image_size"]),
+                "patch_size": int(vision["patch_size"]),
+                "head_width": vision["hidden_size"] // vision["num_attention_heads"],
+                **_sizes(vision),
+            },
+            "text_cfg": {
+                "context_length": int(text["max_position_embeddings"]),
+                "vocab_size": int(text["vocab_size"]),
+                "heads": int(text["num_attention_heads"]),
+                **_sizes(text),
+            },
+        }
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ModelError(f"{place}: is no config of a CLIPModel ({reason_of(error)})") from error
+
+
+def _tower(config: Mapping[str, Any], name: str, usual: Mapping[str, Any]) -> dict[str, Any]:
+    # Older versions of transformers wrote some of them under the second name.
+    said = (config.get(f"{name}_config"), config.get(f"{name}_config_dict"))
+    return {**usual} | {key: value for one in said for key, value in (one or {}).items() if key in usual}
+
+
+def _sizes(tower: Mapping[str, Any]) -> dict[str, Any]:
+    width, eps = int(tower["hidden_size"]), float(tower["layer_norm_eps"])
+    ratio = tower["intermediate_size"] / width
+    return {
+        "width": width,
+        "layers": int(tower["num_hidden_layers"]),
+        **({} if ratio == 4 else {"mlp_ratio": ratio}),
+        **({} if eps == 1e-5 else {"norm_kwargs": {"eps": eps}}),
+    }
 
 
 def require_both_towers(tensors: Mapping[str, torch.Tensor], place: str) -> None:

@@ -1,23 +1,27 @@
 """Models that describe themselves in open_clip's way: a folder or a repository of the hub with a config beside weights.
 
 ``local-dir:PATH`` and ``hf-hub:ORG/NAME`` name such a model. The config, ``open_clip_config.json``, has the
-architecture under ``model_cfg`` and what is expected of pixels under ``preprocess_cfg``.
+architecture under ``model_cfg`` and what is expected of pixels under ``preprocess_cfg``. Where it is missing, the
+``config.json`` that Hugging Face's `CLIPModel` is saved with is read, whose pixels are CLIP's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zar_ray.errors import ModelError, reason_of
 from zar_ray.models.hub import hub_file
+from zar_ray.models.layouts import architecture_of_hugging_face
 from zar_ray.models.openclip import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from zar_ray.models.tokens import TOKENIZER_SIGNS
 from zar_ray.options.places import AnyFile
 from zar_ray.untrusted import parse_json
 from zar_ray.video.transforms import CLIP_MEAN, CLIP_STD, Preprocessing
+
+_HUGGING_FACE_CONFIG = "config.json"
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 
@@ -94,9 +98,11 @@ def find_folder(name: str) -> ModelFolder:
     folder = Path(name.removeprefix(LOCAL)).expanduser()
     if not folder.is_dir():
         raise ModelError(f"{name}: no such folder")
-    if not (folder / HF_CONFIG_NAME).is_file():
-        raise ModelError(f"{name}: has no {HF_CONFIG_NAME}, which says what model it is")
-    model, pixels = _read_config(folder / HF_CONFIG_NAME)
+    if (told := _told_by(folder.joinpath)) is None:
+        raise ModelError(
+            f"{name}: has no {HF_CONFIG_NAME}, nor a {_HUGGING_FACE_CONFIG} of a CLIPModel, which says what model it is"
+        )
+    model, pixels = told
     text = dict(model["text_cfg"])
     if text.get("hf_tokenizer_name") and any((folder / one).is_file() for one in TOKENIZER_SIGNS):
         text["hf_tokenizer_name"] = str(folder.resolve())
@@ -108,11 +114,12 @@ def find_folder(name: str) -> ModelFolder:
 def config_beside(weights: AnyFile) -> tuple[dict[str, Any], Mapping[str, Any] | None] | None:
     """The architecture, and what is expected of pixels, that a config beside a file of weights tells; None without.
 
+    Of Hugging Face's it does not tell the latter.
+
     Raises:
         ModelError: It cannot be read.
     """
-    config = weights.with_name(HF_CONFIG_NAME)
-    return _read_config(config) if config.is_file() else None
+    return _told_by(weights.with_name)
 
 
 def preprocessing_of(pixels: Mapping[str, Any], size: int, place: str) -> Preprocessing:
@@ -132,6 +139,21 @@ def preprocessing_of(pixels: Mapping[str, Any], size: int, place: str) -> Prepro
     return Preprocessing(
         size, mean, std, "bilinear" if filter_ == "bilinear" else "bicubic", resize_mode=mode, fill=fill
     )
+
+
+def _told_by(named: Callable[[str], AnyFile]) -> tuple[dict[str, Any], Mapping[str, Any] | None] | None:
+    """What open_clip's config says, or Hugging Face's of a `CLIPModel`, which says nothing of pixels; by their names."""
+    own, other = named(HF_CONFIG_NAME), named(_HUGGING_FACE_CONFIG)
+    if own.is_file():
+        return _read_config(own)
+    if not other.is_file():
+        return None
+    try:
+        content = parse_json(other.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # of whatever else lies there
+        return None
+    model = architecture_of_hugging_face(content, str(other)) if isinstance(content, dict) else None
+    return None if model is None else (model, None)
 
 
 def _three(values: Any) -> tuple[float, ...]:

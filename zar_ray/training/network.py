@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from zar_ray.training.regularisation import attach_regularisation
 # CLIP's own bound on the logit scale (Radford et al., ICML 2021, section 2.5).
 MAX_LOGIT_SCALE = 100.0
 
+_START = "_start_"  # in front of the number of what is trained, as it was
 _OF_IMAGES = ("visual.", f"{FUSION}.")  # parameters of the image tower, and of a head over its frames
 _RANDOM_DEVIATION = 0.02  # of vectors drawn at random, as CoOp's
 
@@ -40,7 +42,8 @@ class VideoTextModel(nn.Module):
 
     - ``both``: the image tower with the fusion head that a model may have, the text tower and the logit scale;
     - ``all``: the same and the token embeddings, as ActionCLIP (Wang et al., 2021);
-    - ``image``: the image tower and the head alone; the texts' features are computed once and kept;
+    - ``image``: the image tower and the head alone; the texts' features, of several texts a class their mean, are computed
+      once and kept;
     - ``text``: the text tower alone;
     - ``prompts``: prompt vectors in the layers of both towers, new ones or those that the model has, see
       `zar_ray.models.deep_prompts`;
@@ -70,7 +73,8 @@ class VideoTextModel(nn.Module):
         super().__init__()
         _check_loss(config)
         for name, own in zip(prompts.names, prompts.texts or (), strict=False):
-            if config.loss == "classes" and len(own) > 1:
+            averaged = config.trains == "image" and not model.texts_follow_videos  # once, as nothing moves them
+            if config.loss == "classes" and len(own) > 1 and not averaged:
                 raise ConfigError(
                     f'training reads one text a class, and "{name}" has {len(own)}; give one template such as'
                     ' "a video of a {}." and one text a class'
@@ -114,6 +118,9 @@ class VideoTextModel(nn.Module):
             raise ModelError(f"{model.name}: is a CLIP that nothing was added to; start from --model {systems}")
         self.register_buffer("_text_features", features, persistent=False)
         self._dropping = attach_regularisation(model, config)
+        if config.interpolated_loss:
+            for number, (_, parameter) in enumerate(self.trained()):
+                self.register_buffer(f"{_START}{number}", parameter.detach().clone(), persistent=False)
         self.train()
 
     def train(self, mode: bool = True) -> VideoTextModel:
@@ -170,6 +177,26 @@ class VideoTextModel(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 yield name.removeprefix("model.clip."), parameter
+
+    @contextmanager
+    def towards_start(self, share: float | None) -> Iterator[None]:
+        """Inside, what is trained is a mean of what it was at the start, with this share, and of itself; None: itself.
+
+        Gradients that are taken inside are kept as they are, as Open-VCLIP's official code does.
+        """
+        if share is None:
+            yield
+            return
+        own = [(parameter, parameter.detach().clone()) for _, parameter in self.trained()]
+        try:
+            with torch.no_grad():
+                for number, (parameter, _) in enumerate(own):
+                    parameter.lerp_(self.get_buffer(f"{_START}{number}"), share)
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in own:
+                    parameter.copy_(value)
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """The tensors of `trained` by their names; not copied."""
@@ -249,8 +276,13 @@ def _check_loss(config: TrainConfig) -> None:
     if config.loss == "matching":
         if config.trains in ("image", "prompts", "context"):
             raise ConfigError(f"--loss matching: goes with --trains both, all, text or added, not {config.trains}")
+        if config.interpolated_loss:
+            raise ConfigError("--interpolated-loss: goes with --loss classes")
         if augment.mixup or augment.cutmix or augment.label_smoothing:
             raise ConfigError("--loss matching: videos of one class are its targets; mix and smooth none")
+    elif config.interpolated_share[0] > config.interpolated_share[1]:
+        low, high = config.interpolated_share
+        raise ConfigError(f"--interpolated-share {low:g} {high:g}: the lower bound comes first")
     elif config.motion_loss:
         raise ConfigError("--motion-loss: goes with --loss matching")
     if config.motion_loss and config.frames < 2:

@@ -85,6 +85,15 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
         " texts, one drawn a video, both ways.",
     )
     motion_loss: float = option(0.0, "Weight beside matching of a loss that rewards frames that differ.", ge=0)
+    interpolated_loss: float = option(
+        0.0,
+        "Weight beside classes of the same loss under weights between the training's start and its own (Open-VCLIP);"
+        " it takes as many passes again.",
+        ge=0,
+    )
+    interpolated_share: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = option(
+        (0.0, 0.6), "Bounds of the start's share in these weights; drawn every step."
+    )
     fusion_lr: float = option(
         1.0, "Learning rate, as a multiple, of a head over frames and of what else a system calls new.", gt=0
     )

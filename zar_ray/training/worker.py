@@ -110,6 +110,18 @@ def whole_micro_batches(config: TrainConfig) -> str | None:
     return None
 
 
+def weightings(step: int, config: TrainConfig) -> list[tuple[float | None, float]]:
+    """The weights of the network that a step's losses are of, by the start's share in them, with each loss's weight.
+
+    The first are its own, None.
+    """
+    own: list[tuple[float | None, float]] = [(None, 1.0)]
+    if not config.interpolated_loss:
+        return own
+    share = samples.generator(config.seed, "interpolation", step).uniform(*config.interpolated_share)
+    return [*own, (float(share), config.interpolated_loss)]
+
+
 def train_worker(arguments: dict[str, Any]) -> None:
     """Trains to the last step, from the last checkpoint of the same run where there is one.
 
@@ -243,15 +255,18 @@ class _Worker:
         rng = samples.generator(config.seed, "mix", *key)
         pixels, targets = mix(pixels, labels, len(self.job.prompts.names), config.augment, rng)
         means = torch.zeros(2, device=self.device)
-        for part, wanted in zip(pixels.split(at_once), targets.split(at_once), strict=True):
-            torch.manual_seed(draws)
-            with mixed:
-                logits = self.network(part)
-            share = len(part) / len(pixels)
-            loss = share * cross_entropy(logits.float(), wanted)
-            (loss / whole).backward()
-            right = logits.argmax(dim=1) == wanted.argmax(dim=1)
-            means += torch.stack([loss.detach(), share * right.float().mean()])
+        for of_start, weight in weightings(which.step, config):
+            with self.network.towards_start(of_start):
+                for part, wanted in zip(pixels.split(at_once), targets.split(at_once), strict=True):
+                    torch.manual_seed(draws)
+                    with mixed:
+                        logits = self.network(part)
+                    share = len(part) / len(pixels)
+                    loss = share * cross_entropy(logits.float(), wanted)
+                    (weight * loss / whole).backward()
+                    if of_start is None:
+                        right = logits.argmax(dim=1) == wanted.argmax(dim=1)
+                        means += torch.stack([loss.detach(), share * right.float().mean()])
         return means
 
     def _exchange_gradients(self) -> None:

@@ -56,7 +56,10 @@ def slowly(model, views, reach):
 
     def norm(x, name):
         centred = x - x.mean(dim=-1, keepdim=True)
-        return centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+        return (
+            centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"]
+            + w[f"{name}.bias"]
+        )
 
     def tokens_of(image):
         rows = [
@@ -69,7 +72,9 @@ def slowly(model, views, reach):
     def attended(frames, block):
         projected = []
         for frame in frames:
-            q, k, v = (norm(frame, f"{block}.ln_1") @ w[f"{block}.attn.in_proj_weight"].T + w[f"{block}.attn.in_proj_bias"]).chunk(3, -1)
+            q, k, v = (
+                norm(frame, f"{block}.ln_1") @ w[f"{block}.attn.in_proj_weight"].T + w[f"{block}.attn.in_proj_bias"]
+            ).chunk(3, -1)
             projected.append((q, k, v))
         out = []
         for t, (query, own_keys, _) in enumerate(projected):
@@ -81,7 +86,11 @@ def slowly(model, views, reach):
                     for other in range(t - reach, t + reach + 1):
                         for place in range(len(own_keys)):
                             inside = 0 <= other < len(frames)
-                            key = projected[other][1][place, part] if inside else torch.zeros(part.stop - part.start).double()
+                            key = (
+                                projected[other][1][place, part]
+                                if inside
+                                else torch.zeros(part.stop - part.start).double()
+                            )
                             scores.append((query[token, part] * key).sum() / (part.stop - part.start) ** 0.5)
                             values.append(projected[other][2][place, part] if inside else torch.zeros_like(key))
                     shares = torch.stack(scores).exp()
@@ -105,7 +114,14 @@ def slowly(model, views, reach):
 
 @pytest.mark.parametrize(
     ("frames", "reach", "patch", "size", "width"),
-    [(1, 1, 16, 32, 64), (4, 1, 14, 28, 128), (8, 1, 32, 64, 64), (13, 1, 16, 16, 64), (4, 2, 32, 32, 128), (3, 3, 16, 32, 64)],
+    [
+        (1, 1, 16, 32, 64),
+        (4, 1, 14, 28, 128),
+        (8, 1, 32, 64, 64),
+        (13, 1, 16, 16, 64),
+        (4, 2, 32, 32, 128),
+        (3, 3, 16, 32, 64),
+    ],
 )
 def test_it_computes_the_formula(frames, reach, patch, size, width):
     model = made({"frames": frames, "reach": reach}, seed=frames, size=size, patch=patch, width=width)
@@ -149,14 +165,14 @@ def test_a_views_logits_are_the_mean_of_its_frames(openvclip):
 def test_zar_tunes_its_context(openvclip):
     options = AdaptationOptions(views=ViewConfig(frames=4, eval_frames=4, views_per_rate=2, crops=1))
     VideoAdapter(openvclip, prompts_of([NAMES], options), ("zero_shot", "zar"), options)
-    with pytest.raises(ConfigError, match="encodes the frames of a view together"):
-        other = AdaptationOptions(views=ViewConfig(frames=4, eval_frames=4), zar={"fusion": "decision"})
+    other = AdaptationOptions(views=ViewConfig(frames=4, eval_frames=4), zar={"fusion": "decision"})
+    with pytest.raises(ModelError, match="encodes the frames of a view together"):
         VideoAdapter(openvclip, prompts_of([NAMES], other), ("zar",), other)
 
 
 @pytest.mark.parametrize("settings", [{"frames": 0}, {"frames": 4, "reach": -1}])
 def test_numbers_out_of_range_are_refused(settings):
-    with pytest.raises(ModelError, match="attention to neighbouring frames: .* and it takes"):
+    with pytest.raises(ModelError, match=r"attention to neighbouring frames: .* and it takes"):
         build_clip(shape() | {"neighbour_frames": settings})
 
 
@@ -212,7 +228,9 @@ class TestFiles:
         assert plan_import(tmp_path / "d.pyth").checkpoint.assumed == ("frames", "reach")
 
     def test_a_plain_clip_under_another_word_is_none(self, tmp_path):
-        torch.save({"state_dict": {f"model.{n}": t for n, t in made(None).clip.state_dict().items()}}, tmp_path / "l.pt")
+        torch.save(
+            {"state_dict": {f"model.{n}": t for n, t in made(None).clip.state_dict().items()}}, tmp_path / "l.pt"
+        )
         with pytest.warns(UserWarning, match="read as OpenAI's CLIP"):
             assert load_model(ModelOptions(checkpoint=tmp_path / "l.pt", device="cpu")).frame_independent
 
@@ -227,8 +245,7 @@ class TestMixtures:
         save_checkpoint(openvclip.clip, tuned, own, tmp_path / "tuned.safetensors")
         return tmp_path / "clip.safetensors", tmp_path / "tuned.safetensors"
 
-    @pytest.mark.parametrize("pixels_of", [0, 1])
-    @pytest.mark.parametrize("turned", [False, True])
+    @pytest.mark.parametrize(("turned", "pixels_of"), [(False, 1), (True, 0)])
     def test_clip_and_what_was_tuned_from_it_are_mixed_and_keep_its_attention(self, tmp_path, files, turned, pixels_of):
         order = files[::-1] if turned else files
         merge_checkpoints(order, (0.3, 0.7), tmp_path / "m.safetensors", pixels_of=files[pixels_of])
@@ -249,6 +266,6 @@ class TestMixtures:
         save_checkpoint(other.clip, other.architecture, Preprocessing(32), tmp_path / "8.safetensors")
         with pytest.raises(ModelError, match="cannot be merged: neighbour_frames is"):
             merge_checkpoints((files[1], tmp_path / "8.safetensors"), None, tmp_path / "m.safetensors")
+        three = (files[0], files[1], tmp_path / "8.safetensors")
         with pytest.raises(ModelError, match="cannot be merged: neighbour_frames is"):
-            three = (files[0], files[1], tmp_path / "8.safetensors")
             merge_checkpoints(three, None, tmp_path / "m.safetensors", pixels_of=files[0])

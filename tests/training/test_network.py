@@ -347,9 +347,14 @@ class TestTowardsTheStart:
         with torch.no_grad():
             network.model.clip.visual.proj.add_(1)
         own = network.model.clip.visual.proj.detach().clone()
-        with pytest.raises(RuntimeError), network.towards_start(1.0):
-            assert torch.allclose(network.model.clip.visual.proj, own - 1, atol=1e-5)
-            raise RuntimeError
+
+        def fail():
+            with network.towards_start(1.0):
+                assert torch.allclose(network.model.clip.visual.proj, own - 1, atol=1e-5)
+                raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            fail()
         assert torch.equal(network.model.clip.visual.proj, own)
         with network.towards_start(None):
             assert torch.equal(network.model.clip.visual.proj, own)

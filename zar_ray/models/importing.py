@@ -125,8 +125,8 @@ def plan_import(
 
     What a file does not tell is the base's, if one is given: tensors, and for a file in OpenAI's layout its sizes,
     activation and preprocessing. The base is a checkpoint file or an open_clip ``NAME:TAG``; `model` is the open_clip
-    name of the architecture, for a file in OpenAI's layout that is not OpenAI's. The `settings`, ``NAME=VALUE``, say what
-    no tensor does, see `zar_ray.models.settings`.
+    name of the architecture, for a file in OpenAI's layout that is not OpenAI's. The `settings`, ``NAME=VALUE``, say
+    what no tensor does, see `zar_ray.models.settings`.
 
     Raises:
         ConfigError: A setting is none of the model's.

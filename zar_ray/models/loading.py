@@ -69,8 +69,8 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
     adds: a checkpoint's own, or new weights where the checkpoint or the tag is a plain CLIP, as training starts from.
     Of a system that adds nothing that its checkpoints must have, the plain CLIP is taken as it is.
 
-    `settings` are what a checkpoint's tensors do not tell, and the sizes of a system's new weights. A warning says what of
-    a system's file was assumed, and none of it where the user said it.
+    `settings` are what a checkpoint's tensors do not tell, and the sizes of a system's new weights. A warning says what
+    of a system's file was assumed, and none of it where the user said it.
 
     A `model` that describes itself, ``local-dir:PATH`` or ``hf-hub:ORG/NAME``, brings its own weights, unless a
     `checkpoint` or random ones are asked for.
@@ -146,8 +146,8 @@ def describe_checkpoint(
 ) -> tuple[str, Architecture, Preprocessing]:
     """Name, architecture and preprocessing of a checkpoint; of one in OpenAI's layout a warning says what was assumed.
 
-    A file that does not tell has the architecture of the open_clip name `model`; with None what a config beside it says,
-    open_clip's or Hugging Face's, else OpenAI's, by its sizes. `settings` come before all of them. What it expects of
+    A file that does not tell has the architecture of the open_clip name `model`; with None what a config beside it
+    says, open_clip's or Hugging Face's, else OpenAI's, by its sizes. `settings` come before all of them. What it expects of
     pixels is what such a config says, else what the weights of that name share, or those that are called `tag`.
 
     Raises:
@@ -173,9 +173,9 @@ def describe_checkpoint(
         if checkpoint.origin != "openai" and assumed:
             warnings.warn(
                 f"{place}: read as OpenAI's CLIP, with QuickGELU and heads of width {HEAD_WIDTH}, which no tensor tells"
-                f" ({told(architecture, assumed)}); if it was trained with plain GELU (as most of open_clip's were), name"
-                " its architecture, such as --model ViT-B-16, or give --settings quick_gelu=false, or its features are"
-                " wrong",
+                f" ({told(architecture, assumed)}); if it was trained with plain GELU (as most of open_clip's were),"
+                " name its architecture, such as --model ViT-B-16, or give --settings quick_gelu=false, or its features"
+                " are wrong",
                 stacklevel=4,
             )
     architecture = with_settings(architecture, settings, place)

@@ -46,8 +46,8 @@ def merge_checkpoints(
         weights: A share for each source, not negative, that together make 1; None: equal ones. By custom the pretrained
             model is the first of two.
         output: The ``.safetensors`` file to write, which must not be there.
-        pixels_of: The source whose preprocessing the result has, and whose system it is of unless one has parts, where they do not all have
-            the same, as CLIP and a model that was fine-tuned from it with ImageNet's mean.
+        pixels_of: The source whose preprocessing the result has, and whose system it is of unless one adds parts, where
+            they do not all have the same, as CLIP and a model that was fine-tuned from it with ImageNet's mean.
 
     Raises:
         ConfigError: There are too few sources, the weights do not fit them, or `pixels_of` is none of them.
@@ -84,7 +84,8 @@ def merge_checkpoints(
         about = {"source": Path(source).name, "name": model.name, "fingerprint": model.fingerprint, "weight": share}
         merged.append(about)
         first = first if has_parts(first.architecture) else model
-    assert first is not None and leading is not None
+    assert first is not None
+    assert leading is not None
     architecture = (first if has_parts(first.architecture) else leading).architecture
     save_checkpoint(total, architecture, leading.preprocessing, target, {"name": target.stem, "merged": merged})
 

@@ -142,7 +142,7 @@ def preprocessing_of(pixels: Mapping[str, Any], size: int, place: str) -> Prepro
 
 
 def _told_by(named: Callable[[str], AnyFile]) -> tuple[dict[str, Any], Mapping[str, Any] | None] | None:
-    """What open_clip's config says, or Hugging Face's of a `CLIPModel`, which says nothing of pixels; by their names."""
+    """What open_clip's config says, or Hugging Face's of a `CLIPModel`, without pixels; `named` makes their paths."""
     own, other = named(HF_CONFIG_NAME), named(_HUGGING_FACE_CONFIG)
     if own.is_file():
         return _read_config(own)

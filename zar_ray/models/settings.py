@@ -1,7 +1,7 @@
 """``--settings NAME=VALUE``: what no tensor of a file tells, and the sizes of what a published system adds anew.
 
-Every argument of a system's parts is a setting under its name. Beside them are the three of CLIP's towers that no tensor
-tells: ``quick_gelu``, ``vision_heads`` and ``text_heads``.
+Every argument of a system's parts is a setting under its name. Beside them are the three of CLIP's towers that no
+tensor tells: ``quick_gelu``, ``vision_heads`` and ``text_heads``.
 """
 
 from __future__ import annotations
@@ -121,7 +121,11 @@ def _places(architecture: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     if isinstance(text := architecture.get("text_cfg"), Mapping):
         found[QUICK_GELU] = (QUICK_GELU, bool)
         vision = architecture.get("vision_cfg")
-        if isinstance(vision, Mapping) and isinstance(vision.get("layers", 12), int) and "timm_model_name" not in vision:
+        if (
+            isinstance(vision, Mapping)
+            and isinstance(vision.get("layers", 12), int)
+            and "timm_model_name" not in vision
+        ):
             found[VISION_HEADS] = ("vision_cfg", int)
         if not text.get("hf_model_name"):
             found[TEXT_HEADS] = ("text_cfg", int)

@@ -6,7 +6,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,6 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.importing import plan_import
 from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
-from zar_ray.options.layers import merge
 from zar_ray.parity.checks import Tolerance
 from zar_ray.parity.formulas import evaluate_formula, names_in
 from zar_ray.parity.recipe import recipe_digest, recipe_input, recipe_state_dict
@@ -222,14 +221,14 @@ def read_fixture(folder: Path, videos: Path | None = None) -> Fixture:
 def imported(
     content: Mapping[str, object],
     base: Mapping[str, torch.Tensor] | None = None,
-    architecture: Mapping[str, Any] | None = None,
+    settings: Sequence[str] = (),
 ) -> tuple[ClipModel, tuple[str, ...]]:
     """The model of a checkpoint, by way of files: the published one, and zar-ray's that is made of it.
 
     Args:
         content: What the published file holds.
         base: The state dict of the CLIP that it was trained from, where it needs one.
-        architecture: Settings that no tensor tells, over what the import takes for granted.
+        settings: What no tensor tells, ``NAME=VALUE``, over what the import takes for granted.
 
     Returns:
         The model, and the names of the tensors that were left out, sorted.
@@ -241,6 +240,6 @@ def imported(
         torch.save(dict(content), published)
         if base is not None:
             torch.save(dict(base), base_file)
-        plan = plan_import(published, None if base is None else base_file)
-        replace(plan, architecture=merge(dict(plan.architecture), dict(architecture or {}))).write(ours)
+        plan = plan_import(published, None if base is None else base_file, settings=settings)
+        plan.write(ours)
         return load_model(ModelOptions(checkpoint=ours, device="cpu")), tuple(sorted(plan.checkpoint.left_out))

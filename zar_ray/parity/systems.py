@@ -7,6 +7,7 @@ step the losses and the norms of some parameters' gradients are compared, under 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy, normalize
 from zar_ray.data.class_texts import load_templates
 from zar_ray.errors import ConfigError
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.formats import count_layers
 from zar_ray.models.losses import matching_losses, motion_loss, same_class
 from zar_ray.models.parts import FUSION, OWN_CONTEXT, following_head
 from zar_ray.models.systems import a5 as a5_system
@@ -107,12 +109,15 @@ def ezclip(fixture: Fixture) -> Evidence:
 
 
 def a5(fixture: Fixture) -> Evidence:
-    """A5, in each combination of layers over frames and vectors around class names, whose numbers no tensor tells."""
+    """A5, in each combination of layers over frames and vectors around class names; no tensor tells these or heads."""
     evidence, frames = Evidence(), fixture.input("feature_input")
     for name in fixture.fact(dict[str, Any], "config", "combos"):
         state, around = fixture.weights(name), ("config", "combos", name)
-        sizes = {a5_system.LEARNED_TEXTS: {side: fixture.fact(int, *around, side) for side in ("prefix", "postfix")}}
-        model, left_out = imported({"state_dict": state, "optimizer": {}, "iteration": 0}, architecture=sizes)
+        words = [f"{side}={fixture.fact(int, *around, side)}" for side in ("prefix", "postfix")]
+        heads = fixture.fact(int, "config", "tfm_heads", default=0)
+        if heads and count_layers(state, f"{a5_system.PUBLISHED_LAYERS}resblocks."):
+            words.append(f"heads={heads}")
+        model, left_out = imported({"state_dict": state, "optimizer": {}, "iteration": 0}, settings=words)
         ids = model.tokenize(fixture.class_names)
         bare = torch.zeros_like(ids)  # with the tokens that are the text's own, one after another
         for row, whole in zip(bare, ids, strict=True):
@@ -144,6 +149,7 @@ def vitaclip(fixture: Fixture) -> Evidence:
     fixture here.
     """
     vectors, labels = fixture.fact(int, "config", "text_num_prompts"), fixture.array("labels")
+    position = fixture.fact(str, "config", "text_prompt_pos", default="end")
     prompts = [f"{' '.join(['X'] * vectors)} {name.replace('_', ' ')}." for name in fixture.class_names]
     evidence = Evidence({"labels": labels})
     for case in ("generic", "csc"):
@@ -157,9 +163,10 @@ def vitaclip(fixture: Fixture) -> Evidence:
             evidence.facts["left_out"] = True, any(_VITA_CONTEXT in name for name in left_out)
             parameters[_VITA_CONTEXT] = state[f"module.{_VITA_CONTEXT}"]
         ids, context = model.tokenize(prompts), parameters[_VITA_CONTEXT]
-        arrays = _evaluated(fixture, model, ids, _in_context(model, ids, context))
+        in_context = partial(_in_context, model, fixture.class_names, ids, position)
+        arrays = _evaluated(fixture, model, ids, in_context(context))
         video = model.fuse(_frames(fixture, model, trained=True))
-        found = _scores(model.clip.logit_scale.exp(), video, _in_context(model, ids, context.requires_grad_()))
+        found = _scores(model.clip.logit_scale.exp(), video, in_context(context.requires_grad_()))
         loss = cross_entropy(found, labels)
         evidence.add(arrays | _training_step(fixture, found, [loss], parameters), case)
     return evidence
@@ -244,11 +251,18 @@ def _encoded(model: ClipModel, ids: torch.Tensor) -> torch.Tensor:
     return model.encode_embedded_text(model.embed_tokens(ids), ids)
 
 
-def _in_context(model: ClipModel, ids: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-    """(K, D): texts with a context, (L, W) or one a class, in the place of their first words."""
+def _in_context(
+    model: ClipModel, names: Sequence[str], ids: torch.Tensor, position: str, context: torch.Tensor
+) -> torch.Tensor:
+    """(K, D): texts with a context, (L, W) or one a class, in the place of their first words, around the names."""
     embeddings, own = model.embed_tokens(ids), context.expand(len(ids), -1, -1)
-    whole = torch.cat([embeddings[:, :1], own, embeddings[:, 1 + own.shape[1] :]], dim=1)
-    return model.encode_embedded_text(whole, ids)
+    before = {"end": own.shape[1], "middle": own.shape[1] // 2, "front": 0}[position]
+    rows = []
+    for name, row, vectors in zip(names, embeddings, own, strict=True):
+        rest = row[1 + len(vectors) :]
+        length = len(model.tokenizer.encode(name.replace("_", " ")))
+        rows.append(torch.cat([row[:1], vectors[:before], rest[:length], vectors[before:], rest[length:]]))
+    return model.encode_embedded_text(torch.stack(rows), ids)
 
 
 def _scores(scale: float | torch.Tensor, videos: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:

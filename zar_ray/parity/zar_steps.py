@@ -70,12 +70,9 @@ def zar_steps(fixture: Fixture) -> Evidence:
 def prompted(fixture: Fixture) -> PromptedClasses:
     """A fixture's classes under its model and context."""
     # Methods run on the plain CLIP; no tensor tells its heads.
-    architecture: dict[str, dict[str, int]] = {"vision_cfg": {}, "text_cfg": {}}
-    if heads := fixture.fact(int, "config", "heads_vision", default=0):
-        architecture["vision_cfg"]["head_width"] = fixture.fact(int, "config", "vision_width") // heads
-    if heads := fixture.fact(int, "config", "heads_text", default=0):
-        architecture["text_cfg"]["heads"] = heads
-    model, _ = imported(fixture.weights("base_clip"), architecture=architecture)
+    told = {name: fixture.fact(int, "config", f"heads_{name}", default=0) for name in ("vision", "text")}
+    words = [f"{name}_heads={heads}" for name, heads in told.items() if heads]
+    model, _ = imported(fixture.weights("base_clip"), settings=words)
     return PromptedClasses(model, fixture.class_names, fixture.fact(str, "config", "ctx_init"))
 
 

@@ -42,8 +42,8 @@ class VideoTextModel(nn.Module):
 
     - ``both``: the image tower with the fusion head that a model may have, the text tower and the logit scale;
     - ``all``: the same and the token embeddings, as ActionCLIP (Wang et al., 2021);
-    - ``image``: the image tower and the head alone; the texts' features, of several texts a class their mean, are computed
-      once and kept;
+    - ``image``: the image tower and the head alone; the texts' features, of a class's several texts the mean, are
+      computed once and kept;
     - ``text``: the text tower alone;
     - ``prompts``: prompt vectors in the layers of both towers, new ones or those that the model has, see
       `zar_ray.models.deep_prompts`;

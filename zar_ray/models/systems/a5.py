@@ -38,10 +38,10 @@ from zar_ray.video.transforms import Preprocessing
 
 LEARNED_TEXTS = "learned_texts"
 FRAME_LAYERS = "frame_layers"
-PUBLISHED_CLIP, PUBLISHED_TEXTS = "clipmodel.", "embedding.weight"
-"""What a published checkpoint calls its CLIP, and its vectors around class names."""
+PUBLISHED_CLIP, PUBLISHED_TEXTS, PUBLISHED_LAYERS = "clipmodel.", "embedding.weight", "temporalModelling."
+"""What a published checkpoint calls its CLIP, its vectors around class names, and its layers over frames."""
 
-_POSITIONS, _LAYERS = "temporalEmbedding.weight", "temporalModelling."
+_POSITIONS = "temporalEmbedding.weight"
 _AROUND = 16  # vectors on each side of a name in the commands of the official README
 _SCALE = 1 / 0.07  # cosines are divided by this temperature, in training and after it
 _HEADS = 8  # of the layers, by default there
@@ -103,14 +103,14 @@ def recognise(saved: SavedWeights) -> Converted | None:
     tensors = dict(saved.tensors)
     of_clip = [name for name in tensors if name.startswith(PUBLISHED_CLIP)]
     weights = openai_layout({name.removeprefix(PUBLISHED_CLIP): tensors.pop(name) for name in of_clip})
-    layers, left_out = count_layers(tensors, f"{_LAYERS}resblocks."), {}
+    layers, left_out = count_layers(tensors, f"{PUBLISHED_LAYERS}resblocks."), {}
     for name, tensor in tensors.items():
         if name == _POSITIONS and not layers:
             left_out[name] = NOT_READ
         elif name == PUBLISHED_TEXTS:
             weights[LEARNED_TEXTS] = tensor
         else:
-            weights[f"{FUSION}.{name}" if name == _POSITIONS or name.startswith(_LAYERS) else name] = tensor
+            weights[f"{FUSION}.{name}" if name == _POSITIONS or name.startswith(PUBLISHED_LAYERS) else name] = tensor
     additions: dict[str, Any] = {LEARNED_TEXTS: {"prefix": _AROUND, "postfix": _AROUND}, EVALUATION_SCALE: _SCALE}
     assumed = ("prefix", "postfix")
     if layers:

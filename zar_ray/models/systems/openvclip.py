@@ -1,7 +1,7 @@
 """Open-VCLIP: CLIP's own weights, whose image tower attends to the frames beside each frame too.
 
-The design is Open-VCLIP's (Weng et al., "Open-VCLIP: Transforming CLIP to an Open-vocabulary Video Model via Interpolated
-Weight Optimization", ICML 2023, section 3), as its official code computes it:
+The design is Open-VCLIP's (Weng et al., "Open-VCLIP: Transforming CLIP to an Open-vocabulary Video Model via
+Interpolated Weight Optimization", ICML 2023, section 3), as its official code computes it:
 
 - in each block of the image tower, all tokens of a frame attend to those of the frames within reach, one before and one
   behind, with CLIP's own projections and one softmax over all of them;

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.options import AdaptationOptions
+from zar_ray.adaptation.zar import ZarConfig
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.architecture import build_clip
@@ -165,7 +166,7 @@ def test_a_views_logits_are_the_mean_of_its_frames(openvclip):
 def test_zar_tunes_its_context(openvclip):
     options = AdaptationOptions(views=ViewConfig(frames=4, eval_frames=4, views_per_rate=2, crops=1))
     VideoAdapter(openvclip, prompts_of([NAMES], options), ("zero_shot", "zar"), options)
-    other = AdaptationOptions(views=ViewConfig(frames=4, eval_frames=4), zar={"fusion": "decision"})
+    other = options.model_copy(update={"zar": ZarConfig(fusion="decision")})
     with pytest.raises(ModelError, match="encodes the frames of a view together"):
         VideoAdapter(openvclip, prompts_of([NAMES], other), ("zar",), other)
 

@@ -71,7 +71,7 @@ CASES = {
         {"learned_texts": {"prefix": 16, "postfix": 16}, "frame_layers": {"layers": 2, "frames": 8, "heads": 8}}
         | SCALE,
         {"patch": 32, "size": 64},
-        "",
+        "prefix=16 postfix=16 heads=8",
     ),
     "a5 0+1, no layers": ("a5", 2, {"learned_texts": {"prefix": 0, "postfix": 1}} | SCALE, {}, "prefix=0 postfix=1"),
     "actionclip 7 frames": (

@@ -113,6 +113,21 @@ def test_every_array_is_within_tolerance(make, system, count):
 
 
 @pytest.mark.parametrize(
+    ("system", "config", "others"),
+    [
+        ("a5", {"tfm_heads": 2}, {"p16_t1/pixels/logits", "p4_t1/features/logits"}),
+        ("vitaclip", {"text_prompt_pos": "middle"}, {"csc/text_features", "generic/logits"}),
+    ],
+)
+def test_what_no_tensor_tells_is_what_the_fixture_says(make, change, system, config, others):
+    folder = make(system)
+    change(folder, describe=lambda content: content["config"].update(config))
+    found = {name.removeprefix(f"{system}/") for name in missed(check_fixtures(folder))}
+    assert others <= found
+    assert not {name for name in found if name.startswith("p16_t0/")}  # which has no layers, and so no heads
+
+
+@pytest.mark.parametrize(
     ("system", "name", "factor"),
     [
         ("actionclip", "Transf/video_features", 1.01),

@@ -88,6 +88,11 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
         named_architecture(options.model)
     else:
         options = options.model_copy(update={"model": system.clip})
+    if options.checkpoint is None and (named := settings if system is None else of_towers(settings)):
+        raise ConfigError(
+            f"--settings {next(iter(named))}: {options.model} says it itself; settings are for a --checkpoint, or for"
+            " what a published system adds (docs/models.md)"
+        )
     if options.checkpoint is not None:
         model = _from_file(options, system, settings)
     elif is_self_described(options.model) and options.pretrained != RANDOM:
@@ -101,11 +106,6 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
         model = _untrained(options)
     else:
         model = _from_tag(options, options.pretrained)
-    if options.checkpoint is None and (named := settings if system is None else of_towers(settings)):
-        raise ConfigError(
-            f"--settings {next(iter(named))}: {options.model} says it itself; settings are for a --checkpoint, or for"
-            " what a published system adds (docs/models.md)"
-        )
     return (model if system is None else _as_system(model, system, of_parts(settings))).to(target)
 
 
@@ -147,8 +147,8 @@ def describe_checkpoint(
     """Name, architecture and preprocessing of a checkpoint; of one in OpenAI's layout a warning says what was assumed.
 
     A file that does not tell has the architecture of the open_clip name `model`; with None what a config beside it
-    says, open_clip's or Hugging Face's, else OpenAI's, by its sizes. `settings` come before all of them. What it expects of
-    pixels is what such a config says, else what the weights of that name share, or those that are called `tag`.
+    says, open_clip's or Hugging Face's, else OpenAI's, by its sizes. `settings` come before all of them. What it
+    expects of pixels is what such a config says, else what the weights of that name share, or those called `tag`.
 
     Raises:
         ConfigError: A setting is none of the model's.

@@ -25,7 +25,7 @@ from zar_ray.video.options import ViewConfig
 from zar_ray.video.transforms import Preprocessing
 
 NAMES = ("red circle", "green square")
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
 USUAL = {"frames": 4, "reach": 1}
 
 

@@ -136,7 +136,7 @@ CASES = {
         "xclip",
         2,
         {"cross_frames": {"frames": 2}},
-        {"size": 336, "patch": 112, "width": 128, "heads": (2, 1)},
+        {"size": 336, "patch": 112},
         "",
     ),
 }
@@ -246,6 +246,7 @@ class TestNewWeights:
             ("xclip", "frames=true", "Input should be a valid integer"),
             ("xclip", "frames=0", "messages between frames: frames=0, and it takes 1 or more"),
             ("xclip", "frames", "give NAME=VALUE, such as frames=16"),
+            ("vitaclip", "context=0", "prompts between frames: context=0, and it takes 1 or more"),
             ("a5", "heads=3", "layers over frames: 3 heads do not share a width of 16"),
             ("a5", "prefix=70", "70 and 16 leave no room; 74 are the most"),
             ("tcclip", "seeds=1.5", "seeds=1.5, and it is a share between 0 and 1"),

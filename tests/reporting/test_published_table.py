@@ -224,7 +224,7 @@ def test_tables_and_documents_agree_with_the_registry_on_what_runs(repository):
         system = next((one for one in reasons if plain(row.method).startswith(one)), None)
         seen.add(system)
         assert str(row.without_run).endswith(reasons.get(system, "not a CLIP model, so not planned here")), row.method
-    assert seen == {None, *reasons} - {"tcclip"}  # which no shipped table has
+    assert seen == {None, *reasons} - {"openvclip", "tcclip"}  # which no shipped table has
 
 
 def test_an_unknown_table_is_refused_with_the_nearest_name(output):

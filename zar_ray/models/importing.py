@@ -58,21 +58,22 @@ class ImportPlan:
         notable += [("from the base", name, str(self.base_name)) for name in self.from_base]
         notable += [("missing", name, "neither in the file nor in a base") for name in self.missing]
         width = max((len(name) for _, name, _ in notable), default=0)
-        untold = [name for name in self.checkpoint.assumed if name not in self.given]
-        of_towers = [name for name in tower_settings(self.architecture) if name not in self.given]
-        if self.base is not None and self.checkpoint.architecture is None:
-            of_towers = []  # as the base's
-        assumed = [("assumed", untold, "the file does not say; ")] if untold else []
-        if of_towers and self.checkpoint.origin != "openai":
-            assumed.append(("by convention", of_towers, "no tensor says, as in OpenAI's CLIP; "))
+        # Of a plain CLIP what was assumed has been said, or the base, a name or a config told it.
+        of_towers = tower_settings(self.architecture) if self.checkpoint.architecture is not None else ()
+        assumed = (
+            ("assumed", self.checkpoint.assumed, "the file does not say"),
+            ("by convention", of_towers, "no tensor says, as in OpenAI's CLIP"),
+        )
+        untold = [(what, [name for name in names if name not in self.given], why) for what, names, why in assumed]
         return [
             f"{self.checkpoint.path}: {self.checkpoint.title}{epoch}",
             f"{len(self.used)} tensors used, {len(unused)} unused, {len(self.missing)} missing,"
             f" {len(self.from_base)} from the base",
             *(f"{what:<13}  {name:<{width}}  {why}" for what, name, why in notable),
             *(
-                f"{what:<13}  {told(self.architecture, names)}: {why}otherwise: --settings NAME=VALUE"
-                for what, names, why in assumed
+                f"{what:<13}  {told(self.architecture, names)}: {why}; otherwise: --settings NAME=VALUE"
+                for what, names, why in untold
+                if names
             ),
         ]
 

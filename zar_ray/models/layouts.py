@@ -129,8 +129,8 @@ def architecture_of_hugging_face(config: Mapping[str, Any], place: str) -> dict[
     """
     if config.get("model_type") != "clip":
         return None
-    text, vision = (_tower(config, name, _HUGGING_FACE_DEFAULTS[name]) for name in ("text", "vision"))
     try:
+        text, vision = (_tower(config, name) for name in ("text", "vision"))
         activations = {str(tower["hidden_act"]) for tower in (text, vision)}
         if len(activations) > 1 or not activations <= {"quick_gelu", "gelu"}:
             raise ModelError(
@@ -156,12 +156,13 @@ def architecture_of_hugging_face(config: Mapping[str, Any], place: str) -> dict[
                 **_sizes(text),
             },
         }
-    except (ArithmeticError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"{place}: is no config of a CLIPModel ({reason_of(error)})") from error
 
 
-def _tower(config: Mapping[str, Any], name: str, usual: Mapping[str, Any]) -> dict[str, Any]:
+def _tower(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     # Older versions of transformers wrote some of them under the second name.
+    usual = _HUGGING_FACE_DEFAULTS[name]
     said = (config.get(f"{name}_config"), config.get(f"{name}_config_dict"))
     return {**usual} | {key: value for one in said for key, value in (one or {}).items() if key in usual}
 

@@ -76,7 +76,8 @@ def attach_view_prompts(
     """
     visual, text = clip.visual, getattr(clip, "text", clip)
     require_class_token(clip, "prompts between frames")
-    require_sizes("prompts between frames", frames=frames, global_prompts=global_prompts, context=context or 1)
+    vectors = {} if context is None else {"context": context}
+    require_sizes("prompts between frames", frames=frames, global_prompts=global_prompts, **vectors)
     blocks, width = visual.transformer.resblocks, visual.positional_embedding.shape[1]
     setattr(visual, VIEW_FRAMES, frames)
     visual.register_parameter("time_embed", nn.Parameter(torch.zeros(frames, width)))

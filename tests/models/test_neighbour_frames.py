@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from zar_ray.adaptation.adapter import VideoAdapter
+from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.adaptation.zar import ZarConfig
 from zar_ray.data.class_texts import prompts_of
@@ -22,6 +23,7 @@ from zar_ray.models.merging import merge_checkpoints
 from zar_ray.models.options import ModelOptions
 from zar_ray.models.text import PromptedClasses
 from zar_ray.video.options import ViewConfig
+from zar_ray.video.plans import plan_views
 from zar_ray.video.transforms import Preprocessing
 
 NAMES = ("red circle", "green square")
@@ -165,7 +167,13 @@ def test_a_views_logits_are_the_mean_of_its_frames(openvclip):
 
 def test_zar_tunes_its_context(openvclip):
     options = AdaptationOptions(views=ViewConfig(frames=4, eval_frames=4, views_per_rate=2, crops=1))
-    VideoAdapter(openvclip, prompts_of([NAMES], options), ("zero_shot", "zar"), options)
+    plan = plan_views("a.mp4", 20, 32, 40, options.views, Preprocessing(32), seed=0)
+    frames = np.random.default_rng(0).integers(0, 255, (len(plan.frames), plan.height, plan.width, 3), dtype=np.uint8)
+    adapter = VideoAdapter(openvclip, prompts_of([NAMES], options), ("zero_shot", "zar"), options)
+    (outcome,) = adapter.predict([PlannedVideo(plan, frames)])
+    plain, tuned = (case.decision for case in outcome.cases)
+    assert torch.allclose(plain.logits_after, tuned.logits_before, atol=1e-4)
+    assert not torch.allclose(tuned.logits_before, tuned.logits_after, atol=1e-5)
     other = options.model_copy(update={"zar": ZarConfig(fusion="decision")})
     with pytest.raises(ModelError, match="encodes the frames of a view together"):
         VideoAdapter(openvclip, prompts_of([NAMES], other), ("zar",), other)

@@ -206,8 +206,8 @@ def parse_class_names(text: str) -> tuple[str, ...]:
     """
     path = Path(text).expanduser()
     # A list of names may be too long for a file's name, or hold what no name may: then there is no such file.
-    if os.path.isfile(path):  # noqa: PTH113
-        lines = read_text(path).rstrip().splitlines()
+    if is_uri(text) or os.path.isfile(path):  # noqa: PTH113
+        lines = read_text(text if is_uri(text) else path).rstrip().splitlines()
         return distinct_names(map(tidy_name, lines), text, "line", ConfigError)
     if "," not in text and path.suffix in (".txt", ".csv", ".lst"):
         raise ConfigError(f"{text}: no such file of class names")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from zar_ray.errors import ConfigError, ModelError, RunError
 from zar_ray.models.merging import merge_checkpoints
-from zar_ray.options.places import file_of
+from zar_ray.options.places import AnyFile, file_of
 from zar_ray.results.study_record import label_of
 from zar_ray.storage import Storage
 from zar_ray.study.options import EvalConfig
@@ -34,35 +31,29 @@ class Mixture:
     """
 
     first: str
-    second: Path
+    second: AnyFile
     share: float
     name: str
 
 
-def place_of(mixture: Mixture, output: str) -> Path:
-    """Where a mixture's file lies: below the output, or where that is no local folder beside its second checkpoint."""
-    root = Storage(output)
-    return (Path(root.location) / "checkpoints" if root.is_local else mixture.second.parent) / mixture.name
+def place_of(mixture: Mixture, output: str) -> AnyFile:
+    """Where a mixture's file lies below a run's output."""
+    return file_of(Storage(output).child("checkpoints").path(mixture.name))
 
 
-def write_mixture(mixture: Mixture, target: Path) -> None:
+def write_mixture(mixture: Mixture, target: AnyFile) -> None:
     """Writes a mixture in place of one that an earlier session left: it is the same, or its sources have changed.
 
     Raises:
         ModelError: The two checkpoints cannot be mixed.
         RunError: It cannot be written.
     """
-    unfinished = target.parent / f".{target.stem}.{uuid.uuid4().hex}"
+    # What the second checkpoint's pixels are, which was trained last, the mixtures see too.
+    sources, shares = (mixture.first, mixture.second), (1 - mixture.share, mixture.share)
     try:
-        unfinished.mkdir(parents=True)
-        # What the second checkpoint's pixels are, which was trained last, the mixtures see too.
-        sources, shares = (mixture.first, mixture.second), (1 - mixture.share, mixture.share)
-        merge_checkpoints(sources, shares, unfinished / target.name, pixels_of=mixture.second)
-        (unfinished / target.name).replace(target)
+        merge_checkpoints(sources, shares, target, pixels_of=mixture.second, replace=True)
     except OSError as error:
         raise RunError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import tyro
 from pydantic import model_validator
-from rich.console import Console
 
 from zar_ray.adaptation.rankings import Ranking
 from zar_ray.adaptation.shared_options import PredictOptions
@@ -21,6 +20,7 @@ from zar_ray.options.base import operational
 from zar_ray.options.layers import leaves, read_yaml
 from zar_ray.reporting.rankings import print_rankings
 from zar_ray.serving.schema import ServedMethod
+from zar_ray.terminal import output_console
 from zar_ray.untrusted import parse_json
 
 # What a request to a service can say, besides methods' own options; all else that decides about numbers is its own.
@@ -52,7 +52,7 @@ def predict_command(argv: Sequence[str]) -> int:
     from zar_ray.adaptation.methods import get_method
     from zar_ray.adaptation.options import PredictConfig
 
-    invocation = parse_run(PredictConfig, argv, "zar predict")
+    invocation = parse_run(PredictConfig, argv, "zar predict", predict_command.__doc__)
     options = invocation.options
     if invocation.show_config:
         return show_options(options)
@@ -70,7 +70,7 @@ def predict_command(argv: Sequence[str]) -> int:
     if invocation.dry_run:
         print(f"{len(options.videos)} videos, {len(labels)} labels, methods {', '.join(options.method)}")
         return 0
-    console = Console(highlight=False)
+    console = output_console()
     # It starts while the model is loaded.
     with DecoderProcess(resizer=options.resize, decoder=options.decoder) as decoder:
         model = load_model(options)
@@ -128,7 +128,7 @@ def _require_asked(options: RemoteOptions, own: Collection[str], argv: Sequence[
 def _predict_on_server(argv: Sequence[str]) -> int:
     """Has a service rank the labels for each file, and prints the rankings as `zar predict` does."""
     rest, own = _split_own(argv)
-    invocation = parse_run(RemoteOptions, rest, "zar predict")
+    invocation = parse_run(RemoteOptions, rest, "zar predict", predict_command.__doc__)
     options = invocation.options
     if invocation.show_config:
         return show_options(options)
@@ -147,7 +147,7 @@ def _predict_on_server(argv: Sequence[str]) -> int:
             method.name: {**options.own.get(method.name, {}), **_typed(own.get(method.name, {}), method)}
             for method in client.methods().methods
         }
-        rankings, console = _served(client, labels, options, of_methods), Console(highlight=False)
+        rankings, console = _served(client, labels, options, of_methods), output_console()
         failed = print_rankings(rankings, console, random_weights=random_weights, json_lines=options.json_lines)
     return 1 if failed else 0
 

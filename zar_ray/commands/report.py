@@ -6,13 +6,13 @@ import sys
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from zar_ray.commands.parsing import verb
 from zar_ray.errors import TrackingError
 from zar_ray.options.base import meaning
 from zar_ray.storage import suffix_of
 from zar_ray.study.options import EvalConfig
+from zar_ray.terminal import output_console
 
 
 @verb("zar report mlflow")
@@ -91,7 +91,7 @@ def report_compare_command(
     meaningful = meaning(EvalConfig()).keys()
     lookup = None if mlflow_uri is None else lambda run_id: logged_runs(mlflow_uri, run_id)[0]
     comparison = compare_runs(runs, meaningful, lookup)
-    report_comparison(comparison, format, Console(highlight=False))
+    report_comparison(comparison, format, output_console())
     if output is not None:
         print(
             f"{write_comparison(comparison, output)}: the comparison of {len(comparison.runs)} runs",
@@ -121,5 +121,5 @@ def report_table_command(
     logged = logged_runs(mlflow_uri) if mlflow_uri is not None else ()
     more = [run for study in logged for run in study.runs]
     told = None if output == EvalConfig.model_fields["output"].default else output
-    report_table(name, output, format, Console(highlight=False), more, told)
+    report_table(name, output, format, output_console(), more, told)
     return 0

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from zar_ray.commands.parsing import command, parse_run, show_options
-from zar_ray.commands.report import write_run_report
-from zar_ray.errors import ConfigError
-from zar_ray.storage import folder_of
 from zar_ray.study.options import AblateConfig, EvalConfig
 
 
@@ -30,23 +27,14 @@ def _run_study(kind: type[EvalConfig], argv: Sequence[str], prog: str) -> int:
     options = invocation.options
     if invocation.show_config:
         return show_options(options)
-    from zar_ray.cluster import require_cluster
+    from zar_ray.api.studies import require_sweep, run_options
 
-    if not invocation.dry_run:
-        require_cluster(options.address)
-    from zar_ray.study.demo import ensure_demo
-    from zar_ray.study.plan import describe, plan_study
-    from zar_ray.study.run import run_study
-    from zar_ray.study.sweeps import known_sweeps
-
-    if kind is AblateConfig and not options.sweep:
-        raise ConfigError(f"{prog}: say what to vary with --sweep NAME or FILE.yaml ({', '.join(known_sweeps())})")
     console = Console(highlight=False, soft_wrap=True)
     if invocation.dry_run:
+        from zar_ray.study.plan import describe, plan_study
+
+        require_sweep(options, prog)
         console.print(describe(plan_study(options, console)))
         return 0
-    ensure_demo(options, console)
-    record = run_study(options, console)
-    if options.report:
-        write_run_report(folder_of(record.whole.run_file), mlflow_uri=options.mlflow_uri)
+    run_options(options, console, prog)
     return 0

@@ -9,7 +9,6 @@ import tyro
 from rich.console import Console
 
 from zar_ray.commands.parsing import verb
-from zar_ray.errors import TrackingError
 from zar_ray.options.base import meaning
 from zar_ray.storage import suffix_of
 from zar_ray.study.options import EvalConfig
@@ -49,19 +48,13 @@ def write_run_report(
         attention: Draw where the model looks, for which the run's weights and videos must be at hand.
         mlflow_uri: The store that the run was logged to, where it needs a password; by default all of them.
     """
-    from zar_ray.reporting.html_report import REPORT, TABLES, write_report, write_tables
-    from zar_ray.tracking import attach_report
+    from zar_ray.api.studies import publish_report
+    from zar_ray.reporting.html_report import TABLES, write_tables
 
     if output is not None and suffix_of(output) in TABLES:
         print(f"tables   {write_tables(run, output)}")
         return 0
-    place, page = write_report(run, output, samples, attention=attention)
-    try:
-        for receipt in attach_report(run, REPORT, page.encode(), mlflow_uri):
-            print(f"{receipt.uri}: report attached to run {receipt.run_id} of experiment {receipt.experiment}")
-    except TrackingError as error:
-        print(f"report not attached to MLflow: {error}", file=sys.stderr)
-    print(f"report   {place}")
+    publish_report(run, Console(highlight=False), output, samples, attention=attention, mlflow_uri=mlflow_uri)
     return 0
 
 

@@ -27,7 +27,7 @@ def report_comparison(comparison: Comparison, form: Form, console: Console) -> N
     In the CSV shares are fractions, and what several things go into is joined by "; ".
     """
     if form == "csv":
-        show([lines_block([_values(line) for line in comparison.lines])], form, console)
+        show([lines_block([comparison_values(line) for line in comparison.lines])], form, console)
         return
     warning = _warning(comparison)
     if warning is not None and form == "terminal":
@@ -37,7 +37,7 @@ def report_comparison(comparison: Comparison, form: Form, console: Console) -> N
 
 
 def write_comparison(comparison: Comparison, output: str) -> str:
-    """Writes all of a comparison (.html) or its plot (.png, .svg), whole or not at all; returns where it is.
+    """Writes all of a comparison (.html) or its plot (.png, .svg, .pdf), whole or not at all; returns where it is.
 
     Raises:
         ConfigError: It is to be another kind of file, or no run has an accuracy to plot.
@@ -46,16 +46,23 @@ def write_comparison(comparison: Comparison, output: str) -> str:
     kind = suffix_of(output)
     if kind == ".html":
         return write_file(render(comparison_page(comparison)).encode(), output)
-    if kind not in (".png", ".svg"):
-        raise ConfigError(f"--output {output}: is to be a page (.html) or a plot (.png, .svg)")
-    plots = _plots(comparison)
-    if not plots:
+    form = figures.FORMS.get(kind)
+    if form is None:
+        raise ConfigError(f"--output {output}: is to be a page (.html) or a plot ({', '.join(figures.FORMS)})")
+    drawn = plot(comparison, form)
+    if drawn is None:
         raise ConfigError(f"--output {output}: none of the runs has an accuracy to plot")
-    metric, groups = plots[0]
-    return write_file(figures.runs_chart(groups, metric, "png" if kind == ".png" else "svg"), output)
+    return write_file(drawn, output)
 
 
-def _values(line: Line) -> dict[str, object]:
+def plot(comparison: Comparison, form: figures.Form) -> bytes | None:
+    """The plot of a comparison, of the first metric where runs have several; None where no run has an accuracy."""
+    plots = _plots(comparison)
+    return figures.runs_chart(plots[0][1], plots[0][0], form) if plots else None
+
+
+def comparison_values(line: Line) -> dict[str, object]:
+    """A case as values for programs; shares are fractions, and what several things go into is joined by "; "."""
     summary, case, paired = line.run.finished.summary, line.case, line.paired
     after, found = line.after, None if paired is None else paired.comparison
     return {

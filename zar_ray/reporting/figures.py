@@ -64,7 +64,10 @@ LEAST_VIDEOS = 5
 ALL_CLASSES = 40
 """Up to so many classes a confusion matrix is shown whole; beyond, the most confused classes."""
 
-Form = Literal["svg", "png"]
+Form = Literal["svg", "png", "pdf"]
+
+FORMS: Mapping[str, Form] = {".svg": "svg", ".png": "png", ".pdf": "pdf"}
+"""Kinds of files by their endings."""
 
 
 @contextmanager
@@ -77,7 +80,8 @@ def _chart(width: float = _WIDTH, height: float = 3.2) -> Iterator[tuple[Figure,
 def _file(figure: Figure, form: Form, dpi: int = 150) -> bytes:
     file = io.BytesIO()
     # No date, so that the same numbers make the same file.
-    about = dict.fromkeys(("Date", "Creator", "Format", "Type")) if form == "svg" else None
+    dated: dict[Form, tuple[str, ...]] = {"svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate",)}
+    about: Any = dict.fromkeys(dated.get(form, ())) or None
     figure.savefig(file, format=form, metadata=about, dpi=dpi)
     return file.getvalue()
 

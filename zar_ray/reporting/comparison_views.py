@@ -148,14 +148,16 @@ def _tables(comparison: Comparison) -> list[Block]:
 
 def _accuracies(comparison: Comparison) -> Block:
     columns = ["run", "split", "method", "", "before %", "after %"]
-    rows = []
+    rows, footnotes = [], {}
     for run in comparison.runs:
+        if run.settings:
+            footnotes[len(rows), 0] = ["; ".join(run.settings)]
         for line in (one for one in comparison.lines if one.run is run):
             after = "no labels" if line.after is None else interval(line.after)
             before = "" if line.before is None else interval(line.before)
             rows.append((run.mark, line.case.split, line.case.method, line.metric, before, after))
         rows += _averages(run)
-    return _block(comparison, "Accuracy", columns, rows, [INTERVALS])
+    return replace(_block(comparison, "Accuracy", columns, rows, [INTERVALS]), footnotes=footnotes)
 
 
 def _averages(run: ComparedRun) -> list[tuple[str, ...]]:

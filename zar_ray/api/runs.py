@@ -13,6 +13,7 @@ from rich.console import Console
 from zar_ray.errors import ConfigError, RunError, suggestion
 from zar_ray.options.base import meaning
 from zar_ray.reporting.blocks import Form
+from zar_ray.reporting.citing import cite
 from zar_ray.reporting.comparison import Comparison as Compared
 from zar_ray.reporting.comparison import compare_runs
 from zar_ray.reporting.comparison_views import comparison_values, plot, report_comparison, write_comparison
@@ -153,6 +154,10 @@ class Run:
         ``harmonic`` mean for a split, and ``std`` between them.
         """
         return _table([row for cell in self._cells for row in _metrics(cell)], _METRICS)
+
+    def cite(self) -> str:
+        """Its protocol as a paragraph of LaTeX with the BibTeX entries that it cites, as `zar report cite` prints it."""
+        return cite(self._data)
 
     def compare(self, *others: Run | str | os.PathLike[str]) -> Comparison:
         """Holds others, or its own further cells, against its first cell; see `compare`."""

@@ -17,6 +17,7 @@ from zar_ray.data.layering import layered
 from zar_ray.errors import ConfigError, TrackingError
 from zar_ray.models.loading import weights_named
 from zar_ray.options.layers import read_yaml
+from zar_ray.reporting.pages import Drawn
 from zar_ray.storage import folder_of
 from zar_ray.study.demo import ensure_demo
 from zar_ray.study.options import AblateConfig, EvalConfig
@@ -139,6 +140,7 @@ def publish_report(
     samples: int = 6,
     *,
     attention: bool = True,
+    form: Drawn | None = None,
     mlflow_uri: str | None = None,
 ) -> None:
     """Writes a run's report, adds it to the run in MLflow if it was logged there, and says where both are.
@@ -149,6 +151,7 @@ def publish_report(
         output: As of `zar_ray.reporting.html_report.write_report`.
         samples: As of the same.
         attention: As of the same.
+        form: As of the same.
         mlflow_uri: The store that the run was logged to, where it needs a password; by default all of them.
 
     Raises:
@@ -158,7 +161,7 @@ def publish_report(
     from zar_ray.reporting.html_report import REPORT, write_report
     from zar_ray.tracking import attach_report
 
-    place, page = write_report(run, output, samples, attention=attention)
+    place, page = write_report(run, output, samples, attention=attention, form=form)
     try:
         for receipt in attach_report(run, REPORT, page.encode(), mlflow_uri):
             said = f"report attached to run {receipt.run_id} of experiment {receipt.experiment}"

@@ -12,7 +12,7 @@ from zar_ray.reporting import figures
 from zar_ray.reporting.blocks import Block, Form, lines_block, show
 from zar_ray.reporting.comparison import ComparedRun, Comparison, Line, Paired
 from zar_ray.reporting.numbers import MAIN, METRICS, counted, digits, interval, p_value, percent, with_deviation
-from zar_ray.reporting.pages import Content, Figure, Group, Page, Picture, Section, Text, render, write_file
+from zar_ray.reporting.pages import Content, Drawn, Figure, Group, Page, Picture, Section, Text, render, write_file
 from zar_ray.reporting.summary_tables import GROUPED, INTERVALS, RANDOM_WEIGHTS
 from zar_ray.storage import suffix_of
 
@@ -55,7 +55,7 @@ def write_comparison(comparison: Comparison, output: str) -> str:
     return write_file(drawn, output)
 
 
-def plot(comparison: Comparison, form: figures.Form) -> bytes | None:
+def plot(comparison: Comparison, form: Drawn) -> bytes | None:
     """The plot of a comparison, of the first metric where runs have several; None where no run has an accuracy."""
     plots = _plots(comparison)
     return figures.runs_chart(plots[0][1], plots[0][0], form) if plots else None

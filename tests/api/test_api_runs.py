@@ -168,5 +168,5 @@ def test_study_is_the_package_too_and_varies_settings(asked):
         zar_ray.study("hmdb51", sweep=[])
     with pytest.raises(ConfigError, match=r'evaluate: unknown option sweeep; did you mean "sweep"\?'):
         zar_ray.evaluate("hmdb51", sweeep="lr")
-    with pytest.raises(ConfigError, match="evaluate: views.crops: Input should be 1, 3, 5 or 9"):
+    with pytest.raises(ConfigError, match=r"evaluate: views\.crops: Input should be 1, 3, 5 or 9"):
         zar_ray.evaluate("hmdb51", views={"crops": 2})

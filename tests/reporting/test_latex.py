@@ -1,4 +1,4 @@
-"""What LaTeX, as a parser of its own reads it, makes of tables: all cells as they were, numbers in siunitx's columns."""
+"""Tables as LaTeX, read back by a parser: all cells as they were, numbers in siunitx's columns."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ class Run:
         return _table([row for cell in self._cells for row in _metrics(cell)], _METRICS)
 
     def cite(self) -> str:
-        """Its protocol as a paragraph of LaTeX with the BibTeX entries that it cites, as `zar report cite` prints it."""
+        """Its protocol as a paragraph of LaTeX, with the BibTeX entries that it cites; see `zar report cite`."""
         return cite(self._data)
 
     def compare(self, *others: Run | str | os.PathLike[str]) -> Comparison:

@@ -1,6 +1,7 @@
 """The one block type that every table is, and what it looks like in a terminal, in Markdown, in CSV and in LaTeX.
 
-Each format's escaping is here alone, LaTeX's in `zar_ray.reporting.latex`; a page shows blocks by its template, which escapes them for HTML.
+Each format's escaping is here alone, LaTeX's in `zar_ray.reporting.latex`; a page shows blocks by its template, which
+escapes them for HTML.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class Block:
             none do.
         words_behind: So many columns from the right hold words too.
         folded: On a page, the line that opens the table; None for one that is always open.
-        footnotes: By the row and column of a cell, counted from 0, what differs in its protocol; LaTeX has daggers there
-            and the texts under the table, as other forms say it elsewhere.
+        footnotes: By the row and column of a cell, counted from 0, what differs in its protocol. LaTeX has daggers
+            there and the texts under the table; other forms say it elsewhere.
     """
 
     title: str | None

@@ -6,7 +6,7 @@ import io
 import re
 
 import pytest
-from finished_runs import write_finished_run
+from finished_runs import make_case, make_model_cost, make_record, make_summary_of, write_finished_run, write_record
 from hypothesis import given
 from hypothesis import strategies as st
 from pylatexenc.latex2text import LatexNodes2Text, MacroTextSpec, get_default_latex_context_db
@@ -19,8 +19,10 @@ from zar_ray.reporting.comparison_views import report_comparison
 from zar_ray.reporting.latex import latex_block, latex_text
 from zar_ray.reporting.published.view import report_table
 from zar_ray.reporting.study_tables import study_blocks
+from zar_ray.results.record import ProtocolAverage
 from zar_ray.results.study_record import FinishedStudy
 from zar_ray.storage import Storage
+from zar_ray.study.options import EvalConfig
 
 # What pylatexenc does not know, or takes for a letter.
 KNOWN = get_default_latex_context_db()
@@ -115,9 +117,22 @@ def test_tables_of_studies_and_comparisons_are_latex(tmp_path):
     assert any(row[0].startswith("^‡ template default -> {}_$; seed 4 -> 5") for row in accuracy)
 
 
-def test_a_published_table_has_daggers_for_what_differs(tmp_path):
+@pytest.mark.parametrize("limit", [9, 30])
+def test_a_published_table_has_daggers_for_what_differs(tmp_path, limit):
+    splits = ("1", "2", "3")
+    cases = [make_case("zero_shot", 0.41, split=one, videos=1530, failed=0) for one in splits]
+    mean = ProtocolAverage("zero_shot", "top1", "mean", 0.41, 0.003, splits)
+    folder, cost = tmp_path / "run", make_model_cost()
+    summary = make_summary_of(cases, folder, dataset="hmdb51", averages=(mean,), model_cost=cost)
+    config = EvalConfig(dataset="hmdb51", limit=limit).model_dump(mode="json")
+    write_record(folder, make_record(summary, [config]), config)
     stream = io.StringIO()
     report_table("zar-table1", str(tmp_path), "latex", Console(file=stream))
     head, cells = read(stream.getvalue())[0]
     assert cells[0] == ["row", "benchmark", "published", "measured", "points"]
-    assert head.startswith("llS[table-format=2.1(2), separate-uncertainty]")
+    assert head.startswith("llS[table-format=2.1(2), separate-uncertainty]S[table-format=2.1(1), separate-uncertainty]")
+    measured = next(row[3] for row in cells[1:] if row[3])
+    assert re.match(r"41\.0 ± 0\.3 \^†", measured)
+    below = [row[0] for row in cells if len(row) == 1]
+    assert any(f"limit {limit} videos" in one for one in below)
+    assert len(below) == len(set(below))

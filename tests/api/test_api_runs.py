@@ -147,6 +147,15 @@ def test_evaluate_takes_the_options_of_the_command_and_gives_the_run(asked, tmp_
     assert (options.model, options.pretrained) == ("RN50", "openai")
 
 
+def test_a_report_is_written_where_it_is_asked_for(asked, monkeypatch, tmp_path):
+    written = []
+    monkeypatch.setattr(studies, "publish_report", lambda run, console, **told: written.append((run, told)))
+    store = "sqlite:///own.db"
+    run = zar_ray.evaluate(tmp_path, report=True, mlflow_uri=store, quiet=True)
+    zar_ray.evaluate(tmp_path, quiet=True)
+    assert written == [(run.path, {"mlflow_uri": store})]
+
+
 def test_a_benchmark_brings_its_options_and_models_are_named_as_everywhere(asked, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "ensure_demo", lambda options, console: None)
     zar_ray.evaluate("demo", seeds=range(2), quiet=True)

@@ -25,6 +25,7 @@ COMMANDS = {
     "data shots": "Draw a few-shot training set from a benchmark's official training videos.",
     "report run": "Write a finished run's report as one HTML file.",
     "report compare": "Compare finished runs, video by video where they are of the same videos.",
+    "report cite": "Describe a finished run's protocol in LaTeX, with the BibTeX entries to cite.",
     "report mlflow": "Send a finished run to MLflow.",
     "report table": "Show a published table beside your own finished runs.",
     "features show": "Show what a folder of image features holds.",

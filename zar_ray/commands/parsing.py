@@ -30,19 +30,17 @@ from rich.console import Console
 
 from zar_ray.commands.entries import Entry, entries_of
 from zar_ray.commands.help import RESULTS, RUNS, about_of, print_help
-from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
+from zar_ray.data.layering import WEIGHTS, is_evaluation, layered
 from zar_ray.errors import ConfigError, DeviceLostError, ZarError
 from zar_ray.interruption import CONTINUES, Terminated, sigterm_interrupts
 from zar_ray.options.base import Options
-from zar_ray.options.layers import merge, read_yaml, validate
+from zar_ray.options.layers import read_yaml, validate
 from zar_ray.terminal import output_console
 
 _SAYING = ("quiet", "json")
 _T = TypeVar("_T")
 _O = TypeVar("_O", bound=Options)
 
-# These three say together which weights are meant: a layer that names one of them says nothing about the others.
-_WEIGHTS = ("model", "pretrained", "checkpoint")
 _BOX = re.compile(r"[╭╮╰╯│─]+")
 _NOISE = re.compile(
     r"Error parsing \S+: \d+ validation errors? for \S+ |\[type=[^\]]*\]|For further information visit \S+"
@@ -180,16 +178,16 @@ def parse_run(
         ConfigError: A file or an option is wrong.
     """
     argv = _spelt_out(argv)
-    if _is_evaluation(kind):
+    if is_evaluation(kind):
         argv = _several_models(argv)
     about, rest = glance(argv, prog, "config", flags=("show-config", "dry-run", *_SAYING * results))
-    said, _ = glance(rest, prog, "dataset", "protocol", *_WEIGHTS)
+    said, _ = glance(rest, prog, "dataset", "protocol", *WEIGHTS)
     from_file = read_yaml(Path(about.config)) if about.config else {}
     protocol = said.protocol or from_file.get("protocol", "standard")
-    values = _benchmark_options(kind, said.dataset or from_file.get("dataset"), protocol)
-    values = _over(values, from_file)
-    given = {name: getattr(said, name) for name in _WEIGHTS if getattr(said, name) is not None}
-    values = {name: value for name, value in _over(values, given).items() if name not in given}
+    dataset = said.dataset or from_file.get("dataset")
+    given = {name: getattr(said, name) for name in WEIGHTS if getattr(said, name) is not None}
+    values = layered(kind, from_file, given, dataset=dataset, protocol=protocol)
+    values = {name: value for name, value in values.items() if name not in given}
     default = validate(kind, values, str(about.config or prog))
     options = parse(kind, rest, prog, default, about_command, run=RESULTS if results else RUNS)
     saying = (about.quiet, about.json) if results else ()
@@ -233,25 +231,6 @@ def _several_models(argv: Sequence[str]) -> list[str]:
         if word == "--model" and len([*values]) > 1:
             words[place] = "--models"
     return words
-
-
-def _is_evaluation(kind: type[Options]) -> bool:
-    """Whether options are a study's, by what these alone have: importing their class loads PyTorch."""
-    return "models" in kind.model_fields
-
-
-def _benchmark_options(kind: type[Options], dataset: str | None, protocol: str) -> dict[str, Any]:
-    if not _is_evaluation(kind) or dataset not in known_benchmarks():
-        return {}
-    benchmark = load_benchmark(protocol_name(dataset, protocol))
-    validate(kind, benchmark.eval_options(), f"{benchmark.name}.yaml, options")
-    return benchmark.eval_options()
-
-
-def _over(values: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    if any(above.get(name) is not None for name in _WEIGHTS):
-        values = {name: value for name, value in values.items() if name not in _WEIGHTS}
-    return merge(values, above)
 
 
 def command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:

@@ -14,7 +14,7 @@ from zar_ray.adaptation.rankings import Ranking
 from zar_ray.adaptation.shared_options import PredictOptions
 from zar_ray.client import Client, ServiceError
 from zar_ray.commands.parsing import command, glance, parse_run, show_options
-from zar_ray.data.datasets import parse_class_names
+from zar_ray.data.datasets import candidate_labels
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.base import operational
 from zar_ray.options.layers import leaves, read_yaml
@@ -66,7 +66,7 @@ def predict_command(argv: Sequence[str]) -> int:
 
     for method in options.method:
         get_method(method)
-    labels = parse_class_names(options.labels or "")
+    labels = candidate_labels(options.labels or "")
     if invocation.dry_run:
         print(f"{len(options.videos)} videos, {len(labels)} labels, methods {', '.join(options.method)}")
         return 0
@@ -134,7 +134,7 @@ def _predict_on_server(argv: Sequence[str]) -> int:
         return show_options(options)
     _require_question(options)
     _require_asked(options, own, rest)
-    labels = parse_class_names(options.labels or "")
+    labels = candidate_labels(options.labels or "")
     with Client(str(options.server), options.token or os.environ.get("ZAR_TOKEN") or None) as client:
         if invocation.dry_run:
             print(

@@ -218,6 +218,26 @@ def parse_class_names(text: str) -> tuple[str, ...]:
     return distinct_names(map(tidy_name, names), "class names", "name", ConfigError)
 
 
+def candidate_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
+    """The labels to rank: names, or what `parse_class_names` reads; a benchmark's name stands for its class names.
+
+    Those of a benchmark whose splits have classes of their own are all of them, each once.
+
+    Raises:
+        ConfigError: A name is empty or occurs twice, there is none, or the benchmark's videos alone tell its classes.
+        ManifestError: The file cannot be read.
+    """
+    if not isinstance(labels, str):
+        return distinct_names(map(tidy_name, labels), "labels", "name", ConfigError)
+    if labels not in known_benchmarks():
+        return parse_class_names(labels)
+    benchmark = load_benchmark(labels)
+    names = [name for split in benchmark.splits for name in split.class_names()]
+    if not names:
+        raise ConfigError(f"labels {labels}: the names are those of its videos, which no list has; give them")
+    return tuple(dict.fromkeys(names))
+
+
 def is_bare(dataset: str) -> bool:
     """Whether it reads as a name rather than a path."""
     return not any(sign in dataset for sign in ("/", "\\", ".", "~"))

@@ -8,15 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zar_ray.errors import ConfigError, ModelError, RunError
+from zar_ray.models.loading import ENDINGS, weights_named
 from zar_ray.models.merging import merge_checkpoints
 from zar_ray.options.places import AnyFile, file_of
 from zar_ray.results.study_record import label_of
 from zar_ray.storage import Storage
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.sweeps import DEFAULT, PlacedSweep, load_sweep, place_settings
-
-WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
-"""Endings of checkpoint files."""
 
 
 @dataclass(frozen=True)
@@ -137,17 +135,16 @@ def _models(options: EvalConfig) -> tuple[ModelChoice, ...]:
         raise ConfigError(f"--model {given}: names a model twice")
     if options.checkpoint is not None:
         raise ConfigError(f"--checkpoint {options.checkpoint}: is one model more; name its file among --model {given}")
-    files = [file if (file := file_of(one)).suffix in WEIGHTS else None for one in options.models]
-    labels = [file.stem if file else one for one, file in zip(options.models, files, strict=True)]
-    choices = []
-    for one, file, label in zip(options.models, files, labels, strict=True):
-        name, _, tag = one.partition(":")
-        update: dict[str, Any] = {"model": name, "pretrained": tag or options.pretrained}
-        if file is not None:
-            update = {"model": EvalConfig.model_fields["model"].default, "checkpoint": file.expanduser().absolute()}
+    updates = [weights_named(one, options.pretrained) for one in options.models]
+    labels = [
+        update["checkpoint"].stem if update["checkpoint"] else one
+        for one, update in zip(options.models, updates, strict=True)
+    ]
+    return tuple(
         # Two files of one name in different folders are told by their paths.
-        choices.append(ModelChoice({"model": label if labels.count(label) == 1 else one}, {**update, "models": ()}))
-    return tuple(choices)
+        ModelChoice({"model": label if labels.count(label) == 1 else one}, {**update, "models": ()})
+        for one, update, label in zip(options.models, updates, labels, strict=True)
+    )
 
 
 def _mixed(options: EvalConfig, models: tuple[ModelChoice, ...]) -> tuple[ModelChoice, ...]:
@@ -172,7 +169,7 @@ def _mixed(options: EvalConfig, models: tuple[ModelChoice, ...]) -> tuple[ModelC
             str(named.checkpoint.expanduser().absolute()) if named.checkpoint else f"{named.model}:{named.pretrained}"
         )
         for alpha, text in zip(options.alphas, shares, strict=True):
-            name = f"{plain_name(one.label)}+{second.stem}-alpha{text}{WEIGHTS[0]}"
+            name = f"{plain_name(one.label)}+{second.stem}-alpha{text}{ENDINGS[0]}"
             mixtures.append(
                 replace(
                     one,

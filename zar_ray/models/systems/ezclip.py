@@ -112,4 +112,5 @@ SYSTEM = System(
     recognise=recognise,
     preprocessing=enlarged_preprocessing,
     training=TrainingRule(added=is_trained, drops_layers=True),
+    reference="ahmad2023ezclip",
 )

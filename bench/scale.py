@@ -37,6 +37,7 @@ from slow_storage import SlowStorage
 from zar_ray.adaptation.options import Setting
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.data.manifest import MANIFEST_SCHEMA, Manifest, write_manifest
+from zar_ray.evaluation.blocks import block_size
 from zar_ray.evaluation.pipeline import Evaluated
 from zar_ray.evaluation.planning import PlannedModel, identity
 from zar_ray.evaluation.recovery import lacking
@@ -62,7 +63,8 @@ CASES = (Case("zar-00000000", "zar"), Case("zero_shot-00000000", "zero_shot"))
 CLASSES = 400
 VIEWS = 48
 FEATURE = 512
-BLOCK = 8
+BATCH = 8
+WORKERS = 100
 MILLION = 1_000_000
 
 
@@ -175,18 +177,22 @@ def job() -> Any:
 
 
 def running(place: Path, folder: RunFolder) -> tuple[float, float]:
-    """What workers write, a block at a time, put together as a run does; the seconds are of that alone."""
+    """What workers write, a block at a time, put together as a run does; the seconds are of that alone.
+
+    Blocks are as large as such a run's where their frames fit into memory.
+    """
     videos, most = len(planned(place)[0].workload.manifest), 0
+    size = block_size(BATCH, videos, WORKERS, math.inf, gpus=True)
     wall = cpu = 0.0
     local = Storage(folder.storage.location)
-    for block, first in enumerate(range(0, videos, BLOCK), start=1):
-        write_part(local, made_up(first, min(BLOCK, videos - first)))
+    for block, first in enumerate(range(0, videos, size), start=1):
+        write_part(local, made_up(first, min(size, videos - first)))
         if block % PARTS_AT_ONCE == 0:
             most = max(most, len(local.names(PARTS)))
             began, used = time.perf_counter(), time.process_time()
             folder.compact()
             wall, cpu = wall + time.perf_counter() - began, cpu + time.process_time() - used
-    print(f"{max(most, len(local.names(PARTS))):,} files of rows at most", file=sys.stderr)
+    print(f"{max(most, len(local.names(PARTS))):,} files of rows at most, blocks of {size}", file=sys.stderr)
     return wall, cpu
 
 

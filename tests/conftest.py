@@ -72,6 +72,7 @@ LONGEST = (
     "test_sweeps_job.py",
     "test_published_systems.py",
     "test_demo_training.py",
+    "test_notebook.py",
 )
 
 

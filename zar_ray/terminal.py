@@ -1,4 +1,4 @@
-"""Native code's own words, kept from the terminal: what is wrong is raised, and a command's lines are its own."""
+"""What a command prints to, and native code's own words kept from there: what is wrong is raised."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+# Of a line in a file or a pipe: nothing is to be cut or broken there.
+_NO_END = 10_000
 
 _lock = threading.Lock()
 _silencing: list[int] = []
@@ -31,3 +37,11 @@ def native_stderr_silenced() -> Iterator[None]:
             if not _silencing:
                 os.dup2(terminal, 2)
                 os.close(terminal)
+
+
+def output_console(**more: Any) -> Console:
+    """Where a command prints: as wide as the terminal, or without end where it is none and COLUMNS says nothing."""
+    made = Console(highlight=False, **more)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = _NO_END
+    return made

@@ -14,6 +14,7 @@ from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ManifestError, RunError
 from zar_ray.evaluation import pipeline
 from zar_ray.evaluation.resources import Resources
+from zar_ray.reporting.prediction_tables import PREDICTIONS_CSV
 from zar_ray.results.folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -243,6 +244,7 @@ def test_the_run_folder_says_how_to_repeat_it(reference):
     table = pq.read_table(storage.path("predictions.parquet"))
     assert table.num_rows == 24
     assert "zar_per_class.csv" in storage.names()
+    assert PREDICTIONS_CSV in storage.names()
     assert "zar_confusion.png" in storage.names()
 
 

@@ -23,7 +23,7 @@ def package(tmp_path_factory):
 
 
 def test_the_command_lists_its_options(package):
-    shown = run_with([package], "-m", "zar_ray.commands.main", "eval", "--help").stdout
+    shown = run_with([package], "-m", "zar_ray.commands.main", "eval", "--help-all").stdout
     assert "--view-mean.keep" in shown
     assert "--view-mean.mean-of" in shown
     assert "The mean of the confident views." in shown

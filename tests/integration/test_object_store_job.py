@@ -93,12 +93,18 @@ def test_everything_is_at_uris_though_requests_fail(
     # A training's videos and checkpoints.
     words = ["--architecture", tiny_training().architecture, "--frames", 2, "--batch-size", 6, "--micro-batch", 3]
     words += ["--warmup-steps", 2, "--cache-frames", 4, "--steps", 6, "--checkpoint-steps", 3, "--no-mlflow"]
-    words += ["--storage", f"{BUCKET}/training", "--name", "mine", "--output", tmp_path / "trained.safetensors"]
+    words += ["--storage", f"{BUCKET}/training", "--name", "mine", "--output", f"{BUCKET}/out/trained.safetensors"]
     training = run("train", "--dataset", dataset, *words, "--address", "local", stdout=subprocess.PIPE)
     said = training.communicate()[0].decode()
     assert training.returncode == 0, said
     assert any(re.match(r"training/mine/.*checkpoint", key) for key in store.keys("zar-bucket"))
     assert store.get("zar-bucket", "training/mine/history.csv").count(b"\n") == 7
+
+    # What it trained, mixed with what it is compared with; the mixtures lie in the bucket too.
+    mixed = {**options, "checkpoint": f"{BUCKET}/out/trained.safetensors", "alphas": (0.5,)}
+    both = evaluate(dataset, name="mixed", interpolate_with=f"{BUCKET}/out/trained.safetensors", **mixed)
+    assert len(both.table) == len(reference.table)
+    assert any(key.startswith("runs/checkpoints/") for key in store.keys("zar-bucket"))
 
     # Nothing that was written or said holds a credential.
     written = b"".join(store.get("zar-bucket", key) for key in store.keys("zar-bucket") if key.startswith("runs/"))

@@ -75,8 +75,8 @@ def test_latex_escapes_every_sign_of_its_own():
     for sign in "&%$#_{}":
         assert rf"\{sign}" in body
     assert len([line for line in body.splitlines() if len(re.findall(r"(?<!\\)&", line)) == 2]) == 4
-    assert r"\begin{tabular}{llr}" in text
-    assert r"41.7 $\pm$ 1.0" in text
+    assert r"\begin{tabular}{llS[table-format=2.1(2), separate-uncertainty]}" in text
+    assert r"& 41.7 \pm 1.0 \\" in text
     assert "% A note of 95 %." in text
 
 

@@ -151,8 +151,8 @@ def test_the_plot_is_a_picture_and_other_files_are_refused(runs, tmp_path):
     place = write_comparison(comparison, str(tmp_path / "plot.png"))
     assert Path(place).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(ConfigError, match="a page"):
-        write_comparison(comparison, str(tmp_path / "plot.pdf"))
-    assert not (tmp_path / "plot.pdf").exists()
+        write_comparison(comparison, str(tmp_path / "plot.txt"))
+    assert not (tmp_path / "plot.txt").exists()
 
 
 def test_mistakes_in_what_is_compared(runs, tmp_path):

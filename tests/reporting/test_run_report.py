@@ -272,7 +272,7 @@ def test_the_tables_alone_go_into_papers_documents_and_programs(tmp_path):
         end: Path(write_tables(str(folder), str(tmp_path / f"tables{end}"))).read_text(encoding="utf-8")
         for end in (".tex", ".md", ".csv")
     }
-    assert r"\begin{tabular}{llrrr" in shown[".tex"]
+    assert r"\begin{tabular}{llS[table-format=" in shown[".tex"]
     assert "| setting | method |" in shown[".md"]
     assert shown[".csv"].startswith("table,setting,method,")
 

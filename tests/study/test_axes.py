@@ -80,6 +80,13 @@ def test_files_of_one_name_are_told_by_their_places():
     assert [one.label for one in axes.models] == ["a/x.pt", "b/x.pt"]
 
 
+def test_models_that_describe_themselves_keep_their_colons():
+    names = ("RN50:openai", "hf-hub:org/name", "local-dir:/folder/x")
+    updates = [one.update for one in axes_of(EvalConfig(models=names, pretrained="tag")).models]
+    assert [one["model"] for one in updates] == ["RN50", *names[1:]]
+    assert [one["pretrained"] for one in updates] == ["openai", "tag", "tag"]
+
+
 def test_axes_multiply(options, tiny_checkpoint, tmp_path):
     sweep = tmp_path / "own.yaml"
     sweep.write_text("title: Confidence\ngrid: {zar.confidence: [0.8, 0.5, 0.2]}\n")

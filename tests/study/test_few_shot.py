@@ -12,6 +12,7 @@ from pathlib import Path
 
 import miniatures
 import pytest
+from object_store import object_store
 from rich.console import Console
 
 from zar_ray.commands.main import main
@@ -22,6 +23,7 @@ from zar_ray.data.options import IndexConfig
 from zar_ray.errors import ConfigError, ManifestError, RunError
 from zar_ray.models.architecture import build_clip
 from zar_ray.models.checkpoints import save_checkpoint
+from zar_ray.options.places import file_of
 from zar_ray.results.study_record import StudyRecord
 from zar_ray.study import few_shot
 from zar_ray.study.axes import ModelChoice
@@ -156,6 +158,27 @@ def test_the_same_command_trains_no_finished_seed_again(config, bench):
     run(config.model_copy(update={"seeds": (1, 4)}))
     assert [one.seed for one in bench.trained] == [1, 2, 3, 4]
     assert len({options.name for options, _ in bench.evaluated}) == 2
+
+
+@pytest.mark.process
+def test_an_experiment_may_lie_in_a_bucket(config, bench, monkeypatch, tmp_path):
+    there = {"storage": "s3://zar-bucket/few #1", "output": file_of("s3://zar-bucket/out/tiny.safetensors")}
+    config = config.model_copy(update={**there, "seeds": (1, 2)})
+    with object_store(monkeypatch, share=0.05, seed=3) as store:
+        store.bucket("zar-bucket")
+        run(config)
+        assert run(config).count("trained already: s3://zar-bucket/out/tiny-2shot-seed") == 2
+        assert [one.seed for one in bench.trained] == [1, 2]
+        (options, models), again = bench.evaluated
+        assert again == (options, models)
+        assert options.output.startswith("s3://zar-bucket/few #1/few_shot-hmdb51-")
+        assert [str(one.update["checkpoint"]) for one in models] == [str(one.output) for one in bench.trained]
+        with pytest.raises(RunError, match=r"seed1\.safetensors: was trained with other options \(.*lr"):
+            run(config.model_copy(update={"lr": 0.5}))
+        store.put("zar-bucket", "out/tiny-2shot-seed1.safetensors", b"something else")
+        with pytest.raises(RunError, match="is there, and nothing that zar train wrote"):
+            run(config)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["data"]
 
 
 def test_an_experiment_that_was_stopped_goes_on(config, bench):

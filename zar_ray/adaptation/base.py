@@ -156,6 +156,7 @@ class Method:
         unfit: Why it cannot serve a model; None where it can.
         is_stream: Whether a decision depends on the videos before it.
         open_stream: A stream's beginning; only for methods that can be one.
+        reference: Its source: a key of conf/references.bib, or of a package's own method a whole BibTeX entry.
     """
 
     name: str
@@ -169,6 +170,7 @@ class Method:
     unfit: Callable[[ClipModel, Any], str | None] = lambda model, options: None
     is_stream: Callable[[Any], bool] = lambda options: False
     open_stream: Callable[[PromptedClasses, Any, Shared], Stream] | None = None
+    reference: str | None = None
 
     def works_from_pixels(self, options: Any) -> bool:
         """Whether it encodes images itself under its own options."""

@@ -204,4 +204,5 @@ METHOD = Method(
     updates="cache",
     is_stream=lambda _: True,
     open_stream=BoostAdapterStream,
+    reference="zhang2024boostadapter",
 )

@@ -191,4 +191,5 @@ METHOD = Method(
     updates="cache",
     is_stream=lambda _: True,
     open_stream=DmnStream,
+    reference="zhang2024dmn",
 )

@@ -222,4 +222,5 @@ METHOD = Method(
     unfit=_unfit,
     is_stream=lambda _: True,
     open_stream=DpeStream,
+    reference="zhang2024dpe",
 )

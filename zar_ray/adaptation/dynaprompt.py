@@ -274,4 +274,5 @@ METHOD = Method(
     updates="context",
     is_stream=lambda _: True,
     open_stream=DynapromptStream,
+    reference="xiao2025dynaprompt",
 )

@@ -211,4 +211,5 @@ METHOD = Method(
     unfit=unfit_for_online_texts,
     is_stream=lambda _: True,
     open_stream=EcalpStream,
+    reference="li2025ecalp",
 )

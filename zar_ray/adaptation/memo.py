@@ -69,4 +69,5 @@ METHOD = Method(
     needs_pixels=True,
     updates="weights",
     unfit=unfit_for_memo,
+    reference="zhang2022memo",
 )

@@ -159,4 +159,5 @@ METHOD = Method(
     unfit=unfit_for_online_texts,
     is_stream=lambda _: True,
     open_stream=OnzetaStream,
+    reference="qian2024onzeta",
 )

@@ -1,10 +1,12 @@
-"""`zar predict`: given labels ranked for given files, by the adapter that the batch job runs."""
+"""`zar predict`: given labels ranked for given videos, by the adapter that the batch job runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from zar_ray.adaptation.adapter import VideoAdapter
@@ -15,15 +17,56 @@ from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
 from zar_ray.file_systems import Location
 from zar_ray.models.clip import ClipModel
+from zar_ray.video.decoding import GivenFrames, resize_given
 from zar_ray.video.files import VideoFile
+from zar_ray.video.plans import ViewPlan
 from zar_ray.video.sandbox import DecoderProcess
 from zar_ray.video.sandbox_process import DecodeRequest
 
 
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A video to rank labels for.
+
+    Attributes:
+        shown: What its rankings call it.
+        name: Its name, by which its views are planned.
+        content: Where the file lies, its bytes, uint8 (n,), or its frames.
+    """
+
+    shown: str
+    name: str
+    content: str | np.ndarray | GivenFrames
+
+    @classmethod
+    def of_file(cls, place: str) -> Source:
+        """The file at a path or URI."""
+        return cls(place, Location.parse(place).name, place)
+
+    def decoded(
+        self, requests: Sequence[DecodeRequest], decoder: DecoderProcess, options: PredictConfig
+    ) -> Iterator[tuple[np.ndarray, ViewPlan, str | None]]:
+        """The frames that each request needs, its plan, and what was odd; raises a `VideoError`."""
+        if isinstance(self.content, GivenFrames):
+            for one in requests:
+                given = resize_given(self.content, one.plan, one.preprocessing.scaling, options.resize)
+                yield given.frames, one.plan(given.info), given.warning
+            return
+        opened = VideoFile(self.content) if isinstance(self.content, str) else nullcontext(self.content)
+        with opened as file:
+            for one in requests:
+                decoded = decoder.decode(file, one, options.decode_timeout)
+                yield decoded.frames, decoded.plan, decoded.warning
+
+
 def predict(
-    model: ClipModel, labels: tuple[str, ...], options: PredictConfig, decoder: DecoderProcess
+    model: ClipModel,
+    labels: tuple[str, ...],
+    options: PredictConfig,
+    decoder: DecoderProcess,
+    sources: Sequence[Source] | None = None,
 ) -> Iterator[Ranking]:
-    """Ranks labels for each file, before and after adaptation, each file for itself.
+    """Ranks labels for each video, before and after adaptation, each video for itself.
 
     The views are planned by the file's name and the seed: the same file gives the same numbers in any folder, and
     others under another name. Several seeds tell how much that is.
@@ -33,36 +76,35 @@ def predict(
         labels: The candidate labels.
         options: The videos, and how they are looked at.
         decoder: What decodes them.
+        sources: The videos, where they are not the files that the options name.
 
     Yields:
-        One ranking a file and method, in the order given; a file that cannot be used yields its error.
+        One ranking a video and method, in the order given; a video that cannot be used yields its error.
     """
     seeds = options.seeds or (options.seed,)
     prompts = prompts_of([labels], options)
     # One each, as what streams have seen is of one seed.
     adapters = [VideoAdapter(model, prompts, options.method, options) for _ in seeds]
     needs_views = any(get_method(name).needs_views for name in options.method)
-    pixels, seconds = model.preprocessing, options.decode_timeout
-    for path in options.videos:
-        name = Location.parse(path).name
-        request = DecodeRequest(name, options.views, seeds[0], pixels, needs_views, options.decoder)
+    for source in map(Source.of_file, options.videos) if sources is None else sources:
+        name = source.name
+        request = DecodeRequest(name, options.views, seeds[0], model.preprocessing, needs_views, options.decoder)
+        requests = [replace(request, seed=seed) for seed in seeds]
         cases, warning = [], None
         try:
-            with VideoFile(path) as file:
-                for seed, adapter in zip(seeds, adapters, strict=True):
-                    decoded = decoder.decode(file, replace(request, seed=seed), seconds)
-                    cases.append(adapter(decoded.frames, decoded.plan, name).cases)
-                    warning = decoded.warning
+            for adapter, seen in zip(adapters, source.decoded(requests, decoder, options), strict=True):
+                frames, plan, warning = seen
+                cases.append(adapter(frames, plan, name).cases)
         except VideoError as error:
             for method in options.method:
-                yield Ranking(path, method, (), (), error=str(error))
+                yield Ranking(source.shown, method, (), (), error=str(error))
             continue
         for of_seeds in zip(*cases, strict=True):
             before, after = (
                 rank_labels([getattr(case.decision, name) for case in of_seeds], labels, options.top_k)
                 for name in ("logits_before", "logits_after")
             )
-            yield Ranking(path, of_seeds[0].method, before, after, seeds, warning)
+            yield Ranking(source.shown, of_seeds[0].method, before, after, seeds, warning)
 
 
 def rank_labels(logits: Sequence[torch.Tensor], labels: tuple[str, ...], top_k: int) -> tuple[RankedLabel, ...]:

@@ -60,7 +60,9 @@ def tune_prompts(
     return adapt([VideoFeatures(with_plain_view(video), video.evaluation) for video in videos])
 
 
-def prompt_method(name: str, description: str, adapt: Rule, options: type[PromptTuningConfig]) -> Method:
+def prompt_method(
+    name: str, description: str, adapt: Rule, options: type[PromptTuningConfig], reference: str
+) -> Method:
     """A method that tunes prompts by `tune_prompts`."""
     return Method(
         name,
@@ -71,4 +73,5 @@ def prompt_method(name: str, description: str, adapt: Rule, options: type[Prompt
         needs_pixels=lambda own: own.crops > 0,
         updates="context",
         unfit=lambda model, own: unfit_for_tpt(model, TptConfig()) if own.crops else None,
+        reference=reference,
     )

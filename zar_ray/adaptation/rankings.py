@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from zar_ray.errors import VideoError
+
 
 @dataclass(frozen=True)
 class RankedLabel:
@@ -42,6 +44,17 @@ class Ranking:
     seeds: tuple[int, ...] = ()
     warning: str | None = None
     error: str | None = None
+
+    @property
+    def best(self) -> RankedLabel:
+        """The label that adaptation decides for.
+
+        Raises:
+            VideoError: The video could not be used.
+        """
+        if self.error is not None:
+            raise VideoError(f"{self.video}: {self.error}")
+        return self.after[0]
 
 
 def mean_ranking(of_seeds: Sequence[Mapping[str, float]], top_k: int) -> tuple[RankedLabel, ...]:

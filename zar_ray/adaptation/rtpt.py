@@ -95,4 +95,5 @@ METHOD = prompt_method(
     "prompt tuning, decided by the views that others resemble",
     adapt_rtpt,
     RtptConfig,
+    reference="sheng2025rtpt",
 )

@@ -29,7 +29,7 @@ class PredictOptions(SharedOptions):
     """Options of `zar predict`, but for the methods' own."""
 
     videos: tyro.conf.Positional[tuple[str, ...]] = operational((), "Video files.")
-    labels: str | None = option(None, 'The candidate classes: "a,b,c", or a file with one a line.')
+    labels: str | None = option(None, 'The candidate classes: "a,b,c", a file with one a line, or a benchmark\'s name.')
     method: tuple[str, ...] = option(("zar",), "Test-time methods to run.", min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = option(
         (), "Look with each of these seeds of the view plans, and show the mean and spread of the scores."

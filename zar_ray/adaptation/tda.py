@@ -130,4 +130,5 @@ METHOD = Method(
     updates="cache",
     is_stream=lambda _: True,
     open_stream=TdaStream,
+    reference="karmanov2024tda",
 )

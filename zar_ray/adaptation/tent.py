@@ -124,4 +124,5 @@ METHOD = Method(
     unfit=unfit_for_tent,
     is_stream=lambda options: options.stream,
     open_stream=TentStream,
+    reference="wang2021tent",
 )

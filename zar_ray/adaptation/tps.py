@@ -116,4 +116,5 @@ METHOD = Method(
     one_by_one(adapt_tps),
     options=TpsConfig,
     needs_views=True,
+    reference="sui2025tps",
 )

@@ -183,4 +183,5 @@ METHOD = Method(
     needs_pixels=True,
     updates="context",
     unfit=unfit_for_tpt,
+    reference="shu2022tpt",
 )

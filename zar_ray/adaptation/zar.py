@@ -314,4 +314,5 @@ METHOD = Method(
     updates="context",
     fusion=lambda options: options.fusion,
     unfit=_unfit,
+    reference="liang2025zar",
 )

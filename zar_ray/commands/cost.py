@@ -12,7 +12,6 @@ from typing import Annotated
 
 import tyro
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from zar_ray.adaptation.options import Setting
@@ -33,6 +32,7 @@ from zar_ray.options.layers import conf_dir, read_yaml, validate
 from zar_ray.reporting.numbers import gflops
 from zar_ray.results.record import ModelCost
 from zar_ray.study.options import EvalConfig
+from zar_ray.terminal import output_console
 from zar_ray.training.network import VideoTextModel
 from zar_ray.training.options import TrainConfig
 from zar_ray.video.options import ViewConfig
@@ -107,7 +107,7 @@ def cost_command(
         table.columns[column].justify = "right"
     for model in chosen:
         table.add_row(*cost_row(model, names, options, length).shown())
-    console = Console(highlight=False)
+    console = output_console()
     console.print(table)
     console.print(
         "view, encoding and tuning are GFLOPs as papers count. view: an evaluation view as published. encoding:\n"

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from zar_ray.commands.parsing import verb
 from zar_ray.data.options import AuditConfig, IndexConfig, ShotsConfig
+from zar_ray.terminal import output_console
 
 
 @verb("zar data index", IndexConfig)
@@ -17,7 +17,7 @@ def data_index_command(options: IndexConfig) -> int:
     """Probes every file in parallel and writes one Parquet row a video; bad files stay in with their error."""
     from zar_ray.data.index import run_index
 
-    run_index(options, Console(highlight=False, soft_wrap=True))
+    run_index(options, output_console(soft_wrap=True))
     return 0
 
 
@@ -32,7 +32,7 @@ def data_show_command(manifest: Annotated[str, tyro.conf.Positional], rows: int 
     from zar_ray.data.manifest import read_manifest
     from zar_ray.reporting.manifest_tables import print_manifest
 
-    print_manifest(read_manifest(manifest), Console(highlight=False), rows)
+    print_manifest(read_manifest(manifest), output_console(), rows)
     return 0
 
 
@@ -46,7 +46,7 @@ def data_list_command(data_root: Path | None = None) -> int:
     from zar_ray.data.datasets import known_benchmarks, load_benchmark
     from zar_ray.reporting.manifest_tables import print_benchmarks
 
-    print_benchmarks([load_benchmark(name) for name in known_benchmarks()], Console(highlight=False), data_root)
+    print_benchmarks([load_benchmark(name) for name in known_benchmarks()], output_console(), data_root)
     return 0
 
 

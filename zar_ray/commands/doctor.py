@@ -24,7 +24,6 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import psutil
-from rich.console import Console
 from rich.table import Table
 
 from zar_ray.commands.parsing import verb
@@ -34,6 +33,7 @@ from zar_ray.errors import TrackingError, VideoError, reason_of
 from zar_ray.models.options import ModelOptions
 from zar_ray.options.layers import zar_home
 from zar_ray.provenance import package_version
+from zar_ray.terminal import output_console
 from zar_ray.tracking.store import absolute_uri, default_uri, sqlite_path
 from zar_ray.video.options import Decoder
 from zar_ray.video.reading import VideoInfo, open_video
@@ -76,7 +76,7 @@ def doctor_command(mlflow_uri: str | None = None) -> int:
     marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "missing": "[red]missing[/]"}
     for check in checks:
         table.add_row(marks[check.status], check.name, check.detail)
-    Console(highlight=False).print(table)
+    output_console().print(table)
     return 1 if any(check.status == "missing" for check in checks) else 0
 
 

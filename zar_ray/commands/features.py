@@ -7,10 +7,10 @@ import time
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from zar_ray.commands.parsing import verb
 from zar_ray.options.base import Bytes, Seconds
+from zar_ray.terminal import output_console
 
 
 def age(seconds: float) -> str:
@@ -42,7 +42,7 @@ def features_show_command(folder: Annotated[str, tyro.conf.Positional]) -> int:
     every = sum(space.videos for space in spaces), sum(space.bytes for space in spaces)
     title = f"{folder}: features of {counted(every[0], 'video')}, {size(every[1])}"
     columns = ("model", "weights", "precision", "decoder", "videos", "files", "size", "oldest use", "last use")
-    print_block(Block(title, columns, rows, notes, words=4), Console(highlight=False))
+    print_block(Block(title, columns, rows, notes, words=4), output_console())
     return 0
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import zar_ray
-from zar_ray.commands.parsing import fail
-from zar_ray.errors import ConfigError, ZarError, suggestion
+from zar_ray.commands.parsing import command, fail
+from zar_ray.errors import ConfigError, suggestion
 
 COMMANDS = {
     "eval": "Evaluate methods on a dataset, a manifest, a list or a folder of videos.",
@@ -25,6 +25,7 @@ COMMANDS = {
     "data shots": "Draw a few-shot training set from a benchmark's official training videos.",
     "report run": "Write a finished run's report as one HTML file.",
     "report compare": "Compare finished runs, video by video where they are of the same videos.",
+    "report cite": "Describe a finished run's protocol in LaTeX, with the BibTeX entries to cite.",
     "report mlflow": "Send a finished run to MLflow.",
     "report table": "Show a published table beside your own finished runs.",
     "features show": "Show what a folder of image features holds.",
@@ -43,38 +44,54 @@ COMMANDS = {
 _MODULES = {"ablate": "eval"}  # of commands that share another one's; those of a thing are in a module of its name
 
 
-def _run(words: str, argv: Sequence[str]) -> int:
-    """Runs a command with the words after its name; returns its exit status."""
+def function_of(words: str) -> Callable[[Sequence[str]], int]:
+    """The function of a command.
+
+    Raises:
+        ZarError: An installed package's method cannot be loaded.
+    """
     thing = words.partition(" ")[0]
-    try:
-        module = importlib.import_module(f"zar_ray.commands.{_MODULES.get(thing, thing)}")
-    except ZarError as error:
-        # An installed package's method that cannot be loaded.
-        return fail(error)
-    return getattr(module, f"{words.replace(' ', '_')}_command")(argv)
+    module = importlib.import_module(f"zar_ray.commands.{_MODULES.get(thing, thing)}")
+    return getattr(module, f"{words.replace(' ', '_')}_command")
 
 
-def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  zar {words:<{width}}  {about}" for words, about in COMMANDS.items()]
-    return "\n".join(
-        ["usage: zar COMMAND [OPTIONS]", "", *lines, "", "`zar COMMAND --help` shows a command's options."]
-    )
+def _usage(thing: str = "") -> str:
+    """All commands; or those about a thing."""
+    known = {words: about for words, about in COMMANDS.items() if words.startswith(f"{thing} ") or not thing}
+    width = max(map(len, known))
+    lines = [f"  zar {words:<{width}}  {about}" for words, about in known.items()]
+    title = f"usage: zar {thing} VERB [OPTIONS]" if thing else "usage: zar COMMAND [OPTIONS]"
+    one = f"zar {thing} VERB" if thing else "zar COMMAND"
+    completion = [] if thing else ["`zar --completion bash` (zsh, fish) prints what completes them in a shell."]
+    return "\n".join([title, "", *lines, "", f"`{one} --help` shows a command's options.", *completion])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 1 when it failed, 2 for a mistake on the command line."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+@command
+def _main(words: Sequence[str]) -> int:
+    words = list(words)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_usage())
+        print(_usage(), flush=True)
         return 0 if words else 2
     if words[0] in ("--version", "version"):
-        print(f"zar-ray {zar_ray.__version__}")
+        print(f"zar-ray {zar_ray.__version__}", flush=True)
+        return 0
+    if words[0].partition("=")[0] == "--completion":
+        from zar_ray.commands.completion import completion
+
+        print(completion(words[0].partition("=")[2] or " ".join(words[1:]), COMMANDS, function_of), flush=True)
         return 0
     for length in (2, 1):
         if (said := " ".join(words[:length])) in COMMANDS:
-            return _run(said, words[length:])
+            return function_of(said)(words[length:])
     within = [known for known in COMMANDS if known.startswith(f"{words[0]} ")]
+    if within and (len(words) == 1 or words[1] in ("-h", "--help", "help")):
+        print(_usage(words[0]), flush=True)
+        return 0 if len(words) > 1 else 2
     said = " ".join(words[:2]) if within else words[0]
     return fail(ConfigError(f'no command "{said}"{suggestion(said, within or list(COMMANDS))}'))
 

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import tyro
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from zar_ray.commands.parsing import verb
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.catalogue import KnownModel, known_models
 from zar_ray.models.cost import image_gflops, parameter_count, weightless
+from zar_ray.terminal import output_console
 from zar_ray.video.transforms import Preprocessing
 
 _COUNTED = 12  # models whose sizes are counted unasked: each takes a good part of a second
@@ -42,7 +42,7 @@ def models_command(words: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
         stored = "stored" if one.stored else "-" if one.tag == "-" else "to be fetched"
         cells = (one.model, one.tag, one.family, *counted[one.model], one.input, one.text, one.tuned, stored)
         table.add_row(*cells)
-    console = Console(highlight=False, width=None if Console().is_terminal else 200)
+    console = output_console()
     console.print(table)
     tunable = sum(one.tuned in ("yes", "whole prompts") for one in found)
     console.print(

@@ -26,22 +26,21 @@ from typing import Any, Generic, TypeVar
 import tyro
 import yaml
 from pydantic import BaseModel
+from rich.console import Console
 
-from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
+from zar_ray.commands.entries import Entry, entries_of
+from zar_ray.commands.help import RESULTS, RUNS, about_of, print_help
+from zar_ray.data.layering import WEIGHTS, is_evaluation, layered
 from zar_ray.errors import ConfigError, DeviceLostError, ZarError
 from zar_ray.interruption import CONTINUES, Terminated, sigterm_interrupts
 from zar_ray.options.base import Options
-from zar_ray.options.layers import merge, read_yaml, validate
+from zar_ray.options.layers import read_yaml, validate
+from zar_ray.terminal import output_console
 
+_SAYING = ("quiet", "json")
 _T = TypeVar("_T")
 _O = TypeVar("_O", bound=Options)
 
-# These three say together which weights are meant: a layer that names one of them says nothing about the others.
-_WEIGHTS = ("model", "pretrained", "checkpoint")
-_ABOUT = (
-    "Besides the options below: --config FILE takes options from a YAML file, beneath those of the command line; "
-    "--show-config prints the resolved options; --dry-run checks all that can be checked and says what would run."
-)
 _BOX = re.compile(r"[╭╮╰╯│─]+")
 _NOISE = re.compile(
     r"Error parsing \S+: \d+ validation errors? for \S+ |\[type=[^\]]*\]|For further information visit \S+"
@@ -56,6 +55,8 @@ def parse(
     prog: str,
     default: Any = None,
     description: str | None = None,
+    *,
+    run: tuple[Entry, ...] = (),
 ) -> _T:
     """Parses a command line into a model, a dataclass or a function's result.
 
@@ -65,11 +66,14 @@ def parse(
         prog: The command, as the help shows it.
         default: An instance whose values stand where the command line says nothing.
         description: The help's first lines; by default the docstring of `kind`.
+        run: What a run's line may hold besides its options.
 
     Raises:
         ConfigError: An option is unknown or a value does not fit.
-        SystemExit: With status 0, after `--help`.
+        SystemExit: With status 0, after `--help` or `--help-all`.
     """
+    about = description or about_of(kind)
+    print_help(kind, prog, about, argv, run=run)
     given = {} if default is None else {"default": default}
     said = io.StringIO()
     command = not isinstance(kind, type)
@@ -88,8 +92,12 @@ def parse(
             raise
         raise ConfigError(f"{prog}: {_unboxed(said.getvalue())}") from None
     if unknown:
-        what = "option" if unknown[0].startswith("-") else "word"
-        raise ConfigError(f"{prog}: unknown {what} {unknown[0]}{_nearest(unknown[0], kind)}")
+        word = unknown[0]
+        what = "option" if word.startswith("-") else "word"
+        way_out = _nearest(word, kind)
+        if word.startswith("-") and not word.startswith("--") and any(one.positional for one in entries_of(kind)):
+            way_out = f"; what begins with a dash and is no option stands last, behind --: {prog} ... -- {word}"
+        raise ConfigError(f"{prog}: unknown {what} {word}{way_out}")
     return built() if command else built
 
 
@@ -139,37 +147,51 @@ class Invocation(Generic[_O]):
         options: The resolved options.
         show_config: Print them and do nothing else.
         dry_run: Check all that can be checked without running, and say what would run.
+        quiet: Print the results alone.
+        as_json: Print the results as JSON.
     """
 
     options: _O
     show_config: bool
     dry_run: bool
+    quiet: bool = False
+    as_json: bool = False
+
+    def console(self) -> Console:
+        """Where to say how it goes: nowhere when only results are asked for, beside them when they are JSON."""
+        return output_console(soft_wrap=True, quiet=self.quiet, stderr=self.as_json)
 
 
-def parse_run(kind: type[_O], argv: Sequence[str], prog: str) -> Invocation[_O]:
+def parse_run(
+    kind: type[_O], argv: Sequence[str], prog: str, about_command: str | None = None, *, results: bool = False
+) -> Invocation[_O]:
     """Options from, lowest first: defaults, the benchmark's file, `--config FILE`, the command line.
 
     Args:
         kind: The options' class; a `dataset` among them may name a benchmark that brings options of its own.
         argv: The words after the command.
         prog: The command, as the help shows it.
+        about_command: What it does, for the help; by default what the docstring of `kind` says.
+        results: Whether it ends with results, that may be asked for alone or as JSON.
 
     Raises:
         ConfigError: A file or an option is wrong.
     """
     argv = _spelt_out(argv)
-    if _is_evaluation(kind):
+    if is_evaluation(kind):
         argv = _several_models(argv)
-    about, rest = glance(argv, prog, "config", flags=("show-config", "dry-run"))
-    said, _ = glance(rest, prog, "dataset", "protocol", *_WEIGHTS)
+    about, rest = glance(argv, prog, "config", flags=("show-config", "dry-run", *_SAYING * results))
+    said, _ = glance(rest, prog, "dataset", "protocol", *WEIGHTS)
     from_file = read_yaml(Path(about.config)) if about.config else {}
     protocol = said.protocol or from_file.get("protocol", "standard")
-    values = _benchmark_options(kind, said.dataset or from_file.get("dataset"), protocol)
-    values = _over(values, from_file)
-    given = {name: getattr(said, name) for name in _WEIGHTS if getattr(said, name) is not None}
-    values = {name: value for name, value in _over(values, given).items() if name not in given}
+    dataset = said.dataset or from_file.get("dataset")
+    given = {name: getattr(said, name) for name in WEIGHTS if getattr(said, name) is not None}
+    values = layered(kind, from_file, given, dataset=dataset, protocol=protocol)
+    values = {name: value for name, value in values.items() if name not in given}
     default = validate(kind, values, str(about.config or prog))
-    return Invocation(parse(kind, rest, prog, default, _ABOUT), about.show_config, about.dry_run)
+    options = parse(kind, rest, prog, default, about_command, run=RESULTS if results else RUNS)
+    saying = (about.quiet, about.json) if results else ()
+    return Invocation(options, about.show_config, about.dry_run, *saying)
 
 
 def glance(
@@ -211,28 +233,10 @@ def _several_models(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def _is_evaluation(kind: type[Options]) -> bool:
-    """Whether options are a study's, by what these alone have: importing their class loads PyTorch."""
-    return "models" in kind.model_fields
-
-
-def _benchmark_options(kind: type[Options], dataset: str | None, protocol: str) -> dict[str, Any]:
-    if not _is_evaluation(kind) or dataset not in known_benchmarks():
-        return {}
-    benchmark = load_benchmark(protocol_name(dataset, protocol))
-    validate(kind, benchmark.eval_options(), f"{benchmark.name}.yaml, options")
-    return benchmark.eval_options()
-
-
-def _over(values: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    if any(above.get(name) is not None for name in _WEIGHTS):
-        values = {name: value for name, value in values.items() if name not in _WEIGHTS}
-    return merge(values, above)
-
-
 def command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
     """Shows a user's mistake as one line, and an interruption without a traceback."""
 
+    @functools.wraps(function)
     def run(argv: Sequence[str]) -> int:
         try:
             with sigterm_interrupts():

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from zar_ray.commands.parsing import command, parse_run, show_options
@@ -15,6 +14,7 @@ from zar_ray.evaluation.forecast import Cluster, Forecast
 from zar_ray.reporting.numbers import size
 from zar_ray.study.forecasts import Costs, cost_of
 from zar_ray.study.options import PlanConfig
+from zar_ray.terminal import output_console
 
 _HOUR, _MINUTE = 3600.0, 60.0
 
@@ -22,11 +22,11 @@ _HOUR, _MINUTE = 3600.0, 60.0
 @command
 def plan_command(argv: Sequence[str]) -> int:
     """Measure some videos of an evaluation here, and compute the whole on a cluster; nothing is written."""
-    invocation = parse_run(PlanConfig, argv, "zar plan")
+    invocation = parse_run(PlanConfig, argv, "zar plan", plan_command.__doc__)
     options = invocation.options
     if invocation.show_config:
         return show_options(options)
-    said = Console(file=sys.stderr if options.as_json else None, highlight=False, soft_wrap=True)
+    said = output_console(file=sys.stderr if options.as_json else None, soft_wrap=True)
     costs = cost_of(options, said)
     if options.as_json:
         print(json.dumps(costs.to_json(), indent=2))

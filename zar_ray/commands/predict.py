@@ -9,18 +9,18 @@ from typing import Annotated, Any
 
 import tyro
 from pydantic import model_validator
-from rich.console import Console
 
 from zar_ray.adaptation.rankings import Ranking
 from zar_ray.adaptation.shared_options import PredictOptions
 from zar_ray.client import Client, ServiceError
 from zar_ray.commands.parsing import command, glance, parse_run, show_options
-from zar_ray.data.datasets import parse_class_names
+from zar_ray.data.datasets import candidate_labels
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.base import operational
 from zar_ray.options.layers import leaves, read_yaml
 from zar_ray.reporting.rankings import print_rankings
 from zar_ray.serving.schema import ServedMethod
+from zar_ray.terminal import output_console
 from zar_ray.untrusted import parse_json
 
 # What a request to a service can say, besides methods' own options; all else that decides about numbers is its own.
@@ -52,7 +52,7 @@ def predict_command(argv: Sequence[str]) -> int:
     from zar_ray.adaptation.methods import get_method
     from zar_ray.adaptation.options import PredictConfig
 
-    invocation = parse_run(PredictConfig, argv, "zar predict")
+    invocation = parse_run(PredictConfig, argv, "zar predict", predict_command.__doc__)
     options = invocation.options
     if invocation.show_config:
         return show_options(options)
@@ -66,11 +66,11 @@ def predict_command(argv: Sequence[str]) -> int:
 
     for method in options.method:
         get_method(method)
-    labels = parse_class_names(options.labels or "")
+    labels = candidate_labels(options.labels or "")
     if invocation.dry_run:
         print(f"{len(options.videos)} videos, {len(labels)} labels, methods {', '.join(options.method)}")
         return 0
-    console = Console(highlight=False)
+    console = output_console()
     # It starts while the model is loaded.
     with DecoderProcess(resizer=options.resize, decoder=options.decoder) as decoder:
         model = load_model(options)
@@ -128,13 +128,13 @@ def _require_asked(options: RemoteOptions, own: Collection[str], argv: Sequence[
 def _predict_on_server(argv: Sequence[str]) -> int:
     """Has a service rank the labels for each file, and prints the rankings as `zar predict` does."""
     rest, own = _split_own(argv)
-    invocation = parse_run(RemoteOptions, rest, "zar predict")
+    invocation = parse_run(RemoteOptions, rest, "zar predict", predict_command.__doc__)
     options = invocation.options
     if invocation.show_config:
         return show_options(options)
     _require_question(options)
     _require_asked(options, own, rest)
-    labels = parse_class_names(options.labels or "")
+    labels = candidate_labels(options.labels or "")
     with Client(str(options.server), options.token or os.environ.get("ZAR_TOKEN") or None) as client:
         if invocation.dry_run:
             print(
@@ -147,7 +147,7 @@ def _predict_on_server(argv: Sequence[str]) -> int:
             method.name: {**options.own.get(method.name, {}), **_typed(own.get(method.name, {}), method)}
             for method in client.methods().methods
         }
-        rankings, console = _served(client, labels, options, of_methods), Console(highlight=False)
+        rankings, console = _served(client, labels, options, of_methods), output_console()
         failed = print_rankings(rankings, console, random_weights=random_weights, json_lines=options.json_lines)
     return 1 if failed else 0
 

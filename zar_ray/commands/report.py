@@ -6,13 +6,13 @@ import sys
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from zar_ray.commands.parsing import verb
-from zar_ray.errors import TrackingError
+from zar_ray.errors import ConfigError
 from zar_ray.options.base import meaning
 from zar_ray.storage import suffix_of
 from zar_ray.study.options import EvalConfig
+from zar_ray.terminal import output_console
 
 
 @verb("zar report mlflow")
@@ -37,6 +37,7 @@ def write_run_report(
     output: str | None = None,
     samples: int = 6,
     attention: bool = True,
+    figures: Literal["pdf", "svg", "png"] | None = None,
     mlflow_uri: str | None = None,
 ) -> int:
     """Writes a report that needs nothing besides itself, and adds it to the run in MLflow if it was logged there.
@@ -47,21 +48,19 @@ def write_run_report(
             run's tables alone.
         samples: How many of the videos most helped, most hurt, and with attention maps are shown.
         attention: Draw where the model looks, for which the run's weights and videos must be at hand.
+        figures: Write the report's figures as such files too, into the folder `figures` beside it.
         mlflow_uri: The store that the run was logged to, where it needs a password; by default all of them.
     """
-    from zar_ray.reporting.html_report import REPORT, TABLES, write_report, write_tables
-    from zar_ray.tracking import attach_report
+    from zar_ray.api.studies import publish_report
+    from zar_ray.reporting.html_report import TABLES, write_tables
 
     if output is not None and suffix_of(output) in TABLES:
+        if figures is not None:
+            raise ConfigError(f"zar report run: --figures {figures}: goes with a page, and {output} has tables alone")
         print(f"tables   {write_tables(run, output)}")
         return 0
-    place, page = write_report(run, output, samples, attention=attention)
-    try:
-        for receipt in attach_report(run, REPORT, page.encode(), mlflow_uri):
-            print(f"{receipt.uri}: report attached to run {receipt.run_id} of experiment {receipt.experiment}")
-    except TrackingError as error:
-        print(f"report not attached to MLflow: {error}", file=sys.stderr)
-    print(f"report   {place}")
+    console = output_console()
+    publish_report(run, console, output, samples, attention=attention, form=figures, mlflow_uri=mlflow_uri)
     return 0
 
 
@@ -80,7 +79,7 @@ def report_compare_command(
     Args:
         runs: Folders of runs, or their run ids in MLflow. Of a run of several cells all take part, or with [LABEL]
             behind it the one of that label.
-        output: A file that gets all of it (.html) or the plot alone (.png, .svg).
+        output: A file that gets all of it (.html) or the plot alone (.png, .svg, .pdf).
         format: For people, for documents, for programs or for papers.
         mlflow_uri: The store that run ids are of.
     """
@@ -91,7 +90,7 @@ def report_compare_command(
     meaningful = meaning(EvalConfig()).keys()
     lookup = None if mlflow_uri is None else lambda run_id: logged_runs(mlflow_uri, run_id)[0]
     comparison = compare_runs(runs, meaningful, lookup)
-    report_comparison(comparison, format, Console(highlight=False))
+    report_comparison(comparison, format, output_console())
     if output is not None:
         print(
             f"{write_comparison(comparison, output)}: the comparison of {len(comparison.runs)} runs",
@@ -121,5 +120,20 @@ def report_table_command(
     logged = logged_runs(mlflow_uri) if mlflow_uri is not None else ()
     more = [run for study in logged for run in study.runs]
     told = None if output == EvalConfig.model_fields["output"].default else output
-    report_table(name, output, format, Console(highlight=False), more, told)
+    report_table(name, output, format, output_console(), more, told)
+    return 0
+
+
+@verb("zar report cite")
+def report_cite_command(run: Annotated[str, tyro.conf.Positional]) -> int:
+    """Describes a finished run's protocol as a paragraph of LaTeX, with the BibTeX entries that it cites.
+
+    Args:
+        run: The run's folder.
+    """
+    from zar_ray.reporting.citing import cite
+    from zar_ray.results.study_record import FinishedStudy
+    from zar_ray.storage import Storage
+
+    print(cite(FinishedStudy.open(Storage(run))))
     return 0

@@ -16,6 +16,7 @@ from zar_ray.data.options import NameStyle, PromptOptions, TextAverage
 from zar_ray.data.text_files import csv_rows, read_text
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 from zar_ray.options.layers import conf_dir
+from zar_ray.options.places import AnyFile, file_of
 from zar_ray.untrusted import parse_json
 
 _Options = TypeVar("_Options", bound=PromptOptions)
@@ -71,7 +72,7 @@ def read_context_file(path: str | Path) -> ContextFile:
     Raises:
         ConfigError: It cannot be read.
     """
-    file = Path(path).expanduser().absolute()
+    file = file_of(path).expanduser().absolute()
     try:
         return ContextFile(str(file), file.read_bytes())
     except OSError as error:
@@ -194,7 +195,7 @@ def read_class_texts(path: str | Path, class_names: Sequence[str]) -> Mapping[st
         ConfigError: The file cannot be read; a class is unknown or has no text; or a text is empty or occurs twice in
             its class. The message names the place.
     """
-    file = Path(path).expanduser()
+    file = file_of(path).expanduser()
     try:
         rows = [(at, _one_line(label), _one_line(text)) for at, label, text in _rows(file)]
     except ManifestError as error:
@@ -249,7 +250,7 @@ def _checked(template: str, place: str) -> str:
     return template
 
 
-def _rows(file: Path) -> Iterable[tuple[str, str, str]]:
+def _rows(file: AnyFile) -> Iterable[tuple[str, str, str]]:
     """Place, class and text of every text in a file."""
     match file.suffix.lower():
         case ".csv":
@@ -259,7 +260,7 @@ def _rows(file: Path) -> Iterable[tuple[str, str, str]]:
     raise ConfigError(f"{file}: class texts are read from a .csv or a .json file; name it so")
 
 
-def _json_rows(file: Path) -> Iterable[tuple[str, str, str]]:
+def _json_rows(file: AnyFile) -> Iterable[tuple[str, str, str]]:
     shape = 'write {"class": "text"} or {"class": ["text", "text"]}'
     try:
         read = parse_json(read_text(file), object_pairs_hook=_Pairs)

@@ -206,8 +206,8 @@ def parse_class_names(text: str) -> tuple[str, ...]:
     """
     path = Path(text).expanduser()
     # A list of names may be too long for a file's name, or hold what no name may: then there is no such file.
-    if os.path.isfile(path):  # noqa: PTH113
-        lines = read_text(path).rstrip().splitlines()
+    if is_uri(text) or os.path.isfile(path):  # noqa: PTH113
+        lines = read_text(text if is_uri(text) else path).rstrip().splitlines()
         return distinct_names(map(tidy_name, lines), text, "line", ConfigError)
     if "," not in text and path.suffix in (".txt", ".csv", ".lst"):
         raise ConfigError(f"{text}: no such file of class names")
@@ -216,6 +216,26 @@ def parse_class_names(text: str) -> tuple[str, ...]:
     except csv.Error as error:
         raise ConfigError(f"class names {text}: cannot be read as a list ({error})") from error
     return distinct_names(map(tidy_name, names), "class names", "name", ConfigError)
+
+
+def candidate_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
+    """The labels to rank: names, or what `parse_class_names` reads; a benchmark's name stands for its class names.
+
+    Those of a benchmark whose splits have classes of their own are all of them, each once.
+
+    Raises:
+        ConfigError: A name is empty or occurs twice, there is none, or the benchmark's videos alone tell its classes.
+        ManifestError: The file cannot be read.
+    """
+    if not isinstance(labels, str):
+        return distinct_names(map(tidy_name, labels), "labels", "name", ConfigError)
+    if labels not in known_benchmarks():
+        return parse_class_names(labels)
+    benchmark = load_benchmark(labels)
+    names = [name for split in benchmark.splits for name in split.class_names()]
+    if not names:
+        raise ConfigError(f"labels {labels}: the names are those of its videos, which no list has; give them")
+    return tuple(dict.fromkeys(names))
 
 
 def is_bare(dataset: str) -> bool:

@@ -9,6 +9,7 @@ import tyro
 from pydantic import Field
 
 from zar_ray.options.base import FolderName, Options, operational, option
+from zar_ray.options.places import FilePlace
 from zar_ray.video.options import Decoder
 
 NameStyle = Literal["raw", "split_camel_case", "lower_case"]
@@ -46,7 +47,7 @@ class PromptOptions(ContextOption):
         ' default the context and "{}.".',
         min_length=1,
     )
-    class_texts: Path | None = option(
+    class_texts: FilePlace | None = option(
         None, "CSV (class,text) or JSON with texts in the names' place; whole prompts without a template."
     )
     template_average: TextAverage = option(

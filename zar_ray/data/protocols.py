@@ -61,6 +61,7 @@ class Benchmark(Options):
 
     name: str = Field(min_length=1, description="What `--dataset` calls it; the file's name.")
     title: str = Field(min_length=1, description="What tables call it.")
+    reference: str | None = option(None, "The key of the dataset's source in conf/references.bib.")
     classes: int | None = option(None, "How many classes the dataset has.", ge=1)
     split: str | None = option(
         None, "The manifest's split that is evaluated by default, where the manifest has splits."

@@ -28,7 +28,8 @@ from zar_ray.models.systems.base import SYSTEM
 from zar_ray.models.systems.registry import find_system, recognise
 from zar_ray.models.tokens import clip_tokenizer
 from zar_ray.models.unpickling import read_pickled
-from zar_ray.options.places import AnyFile, file_of
+from zar_ray.options.places import AnyFile, RemoteFile, file_of
+from zar_ray.storage import Storage
 from zar_ray.untrusted import parse_json, stand_in
 from zar_ray.video.transforms import Preprocessing
 
@@ -80,15 +81,16 @@ def save_checkpoint(
     path: str | os.PathLike[str],
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes zar-ray's own checkpoint format, a ``.safetensors`` file, atomically; its folder is made.
+    """Writes zar-ray's own checkpoint format, a ``.safetensors`` file or object, atomically; its folder is made.
 
     The model is an open_clip CLIP, or its state dict in OpenAI's layout, and saved as float32. Notes are anything worth
     keeping that JSON can hold, such as the training run; `name` names the model.
 
     Raises:
         ValueError: The path does not end in ``.safetensors``.
+        RunError: It cannot be written.
     """
-    path = Path(path)
+    path = file_of(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: zar-ray's checkpoints end in .safetensors")
     state = model.state_dict() if isinstance(model, torch.nn.Module) else model
@@ -254,13 +256,13 @@ def shape_of(tensor: torch.Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "one number"
 
 
-def free_path(output: str | os.PathLike[str], *endings: str) -> Path:
-    """A path that may be written to, so that no earlier result is lost; without `endings` it may end in anything.
+def free_path(output: str | os.PathLike[str], *endings: str) -> AnyFile:
+    """A path or URI where nothing is yet, so that no earlier result is lost; without `endings` it may end in anything.
 
     Raises:
         ModelError: It ends in something else, or there is something already.
     """
-    path = Path(output)
+    path = file_of(output)
     if endings and path.suffix not in endings:
         raise ModelError(f"{path}: should end in {' or '.join(endings)}")
     if path.exists():
@@ -269,8 +271,17 @@ def free_path(output: str | os.PathLike[str], *endings: str) -> Path:
 
 
 @contextmanager
-def appearing(target: Path) -> Iterator[Path]:
-    """A place beside a file or folder to write at; it becomes that when all is written. The folder above is made."""
+def appearing(target: AnyFile) -> Iterator[Path]:
+    """A local place to write at; it becomes the file, folder or object when all is written. The folder above is made.
+
+    Raises:
+        RunError: It is a URI, which cannot be written.
+    """
+    if isinstance(target, RemoteFile):
+        storage, name = Storage.of_file(target)
+        with storage.filling(name) as unfinished:
+            yield unfinished
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     try:

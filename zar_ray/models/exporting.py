@@ -22,6 +22,7 @@ from zar_ray.models.openclip import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from zar_ray.models.systems.base import SYSTEM
 from zar_ray.models.systems.registry import known_parts
 from zar_ray.models.tokens import TOKENIZER_FILES
+from zar_ray.options.places import AnyFile, RemoteFile
 from zar_ray.video.transforms import Preprocessing
 
 ExportFormat = Literal["open_clip", "openai"]
@@ -39,7 +40,7 @@ class Export:
         lost: What the checkpoint says and the other format cannot.
     """
 
-    path: Path
+    path: AnyFile
     usage: str
     lost: tuple[str, ...]
 
@@ -84,6 +85,8 @@ def export_checkpoint(
                 "fill_color": pixels.fill,
             },
         }
+        if isinstance(target, RemoteFile):
+            raise ModelError(f"{target}: a folder is written to a local disk alone; name a path or a .safetensors file")
         with appearing(target) as unfinished:
             unfinished.mkdir()
             save_file(tensors, unfinished / HF_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
@@ -109,7 +112,7 @@ def _copy_tokenizer(model: ClipModel, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def _export_openai(model: ClipModel, tensors: dict[str, torch.Tensor], target: Path, source: str) -> Export:
+def _export_openai(model: ClipModel, tensors: dict[str, torch.Tensor], target: AnyFile, source: str) -> Export:
     """OpenAI's code reads all sizes off the tensors, by rules that a model must follow to be read right."""
     understood = infer_architecture(tensors, source)
     difference = architecture_difference(model.architecture, understood)

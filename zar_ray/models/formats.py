@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from zar_ray.errors import ModelError
 from zar_ray.models.layouts import from_hugging_face, one_model, without_wrappers
+from zar_ray.untrusted import parse_json
 
 TOKEN_EMBEDDING = "token_embedding.weight"
 
@@ -28,6 +29,24 @@ OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 # What a prompt learner, which has this name in CoOp's code and others', makes anew for other classes.
 _CLASS_BUFFERS = tuple(f"prompt_learner.{one}" for one in ("complete_text_embeddings", "token_prefix", "token_suffix"))
+
+
+# What the safetensors library takes at most.
+_LONGEST_HEADER = 100_000_000
+
+
+def safetensors_notes(file: IO[bytes]) -> dict[str, str]:
+    """The metadata in the header of a ``.safetensors`` file, of which nothing else is read.
+
+    Raises:
+        ValueError: It has no such header.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    header = parse_json(file.read(length)) if length <= _LONGEST_HEADER else None
+    notes = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(notes, dict):
+        raise ValueError("has no header of safetensors")  # noqa: TRY004  of a file, not of an argument
+    return notes
 
 
 @dataclass(frozen=True, eq=False)

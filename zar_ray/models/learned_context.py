@@ -7,10 +7,10 @@ notes.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from zar_ray.errors import ModelError, reason_of
+from zar_ray.models.formats import safetensors_notes
+from zar_ray.options.places import AnyFile
 from zar_ray.storage import Storage
 from zar_ray.untrusted import parse_json, stand_in
 
@@ -49,8 +51,8 @@ class LearnedContext:
     place: str = "learned context"
 
 
-def save_context(context: LearnedContext, path: Path) -> None:
-    """Writes a context's file, atomically; its folder is made.
+def save_context(context: LearnedContext, path: AnyFile) -> None:
+    """Writes a context's file or object, atomically; its folder is made.
 
     Raises:
         ValueError: The path does not end in ``.safetensors``.
@@ -66,7 +68,8 @@ def save_context(context: LearnedContext, path: Path) -> None:
     }
     vectors = context.vectors.detach().float().cpu().contiguous()
     content = save({_TENSOR: vectors}, {METADATA_KEY: json.dumps(about, sort_keys=True), "format": "pt"})
-    Storage(str(path.parent)).write(path.name, content)
+    folder, name = Storage.of_file(str(path))
+    folder.write(name, content)
 
 
 def parse_context(content: bytes, place: str) -> LearnedContext:
@@ -79,9 +82,7 @@ def parse_context(content: bytes, place: str) -> LearnedContext:
         raise ModelError(f"{place}: {instead}")
     try:
         tensors = load(content)
-        # A safetensors file's own notes: its first 8 bytes are the length of the JSON header that holds them.
-        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = header.get("__metadata__", {})
+        metadata = safetensors_notes(io.BytesIO(content))
     except (SafetensorError, ValueError) as error:
         raise ModelError(f"{place}: cannot be read as safetensors ({reason_of(error)})") from error
     if METADATA_KEY not in metadata:

@@ -49,6 +49,9 @@ from zar_ray.models.systems.registry import find_system, known_parts
 from zar_ray.options.places import file_of
 from zar_ray.video.transforms import Preprocessing
 
+ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
+"""Endings of checkpoint files."""
+
 RANDOM = "random"
 RANDOM_SEED = 0
 
@@ -107,6 +110,20 @@ def load_model(options: ModelOptions, device: torch.device | str | None = None) 
     else:
         model = _from_tag(options, options.pretrained)
     return (model if system is None else _as_system(model, system, of_parts(settings))).to(target)
+
+
+def weights_named(word: str | os.PathLike[str], pretrained: str | None) -> dict[str, Any]:
+    """The options that one word for a model stands for.
+
+    Args:
+        word: A checkpoint's file or URI, ``NAME:TAG``, or a NAME, which has the tag `pretrained`.
+        pretrained: That tag.
+    """
+    file = file_of(word)
+    if isinstance(word, os.PathLike) or file.suffix in ENDINGS:
+        return {"model": _DEFAULT_MODEL, "pretrained": pretrained, "checkpoint": file.expanduser().absolute()}
+    name, _, tag = (word, "", "") if is_self_described(word) else word.partition(":")
+    return {"model": name, "pretrained": tag or pretrained, "checkpoint": None}
 
 
 def load_source(source: str | os.PathLike[str]) -> ClipModel:

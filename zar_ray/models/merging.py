@@ -26,6 +26,7 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_source
 from zar_ray.models.settings import has_parts
 from zar_ray.models.systems.registry import known_parts
+from zar_ray.options.places import file_of
 
 Source = str | os.PathLike[str]
 
@@ -35,6 +36,8 @@ def merge_checkpoints(
     weights: Sequence[float] | None,
     output: str | os.PathLike[str],
     pixels_of: Source | None = None,
+    *,
+    replace: bool = False,
 ) -> None:
     """Writes a weighted mean of checkpoints as a zar-ray checkpoint.
 
@@ -45,9 +48,10 @@ def merge_checkpoints(
         sources: At least two checkpoint files or open_clip ``NAME:TAG``.
         weights: A share for each source, not negative, that together make 1; None: equal ones. By custom the pretrained
             model is the first of two.
-        output: The ``.safetensors`` file to write, which must not be there.
+        output: The ``.safetensors`` file to write, a path or a URI.
         pixels_of: The source whose preprocessing the result has, and whose system it is of unless one adds parts, where
             they do not all have the same, as CLIP and a model that was fine-tuned from it with ImageNet's mean.
+        replace: Whether it takes the place of what is at `output`; else nothing may be there.
 
     Raises:
         ConfigError: There are too few sources, the weights do not fit them, or `pixels_of` is none of them.
@@ -61,7 +65,7 @@ def merge_checkpoints(
         raise ConfigError(f"merging weights {shares}: give {len(sources)} that are not negative and sum to 1")
     if pixels_of is not None and pixels_of not in sources:
         raise ConfigError(f"preprocessing of {pixels_of}: give one of the checkpoints that are merged")
-    target = free_path(output, ".safetensors")
+    target = file_of(output) if replace else free_path(output, ".safetensors")
 
     total: dict[str, torch.Tensor] = {}
     merged: list[dict[str, Any]] = []

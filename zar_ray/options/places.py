@@ -46,15 +46,25 @@ class RemoteFile(str):
         """Itself: a URI is absolute."""
         return self
 
+    def is_absolute(self) -> bool:
+        """Whether it names the same place for every process: a URI does."""
+        return True
+
     def is_file(self) -> bool:
         """Whether it is there."""
         folder, name = Storage.of_file(self)
         return folder.states([name]) != [None]
 
-    def read_text(self, encoding: str) -> str:
+    exists = is_file
+
+    def read_bytes(self) -> bytes:
         """The whole content."""
         folder, name = Storage.of_file(self)
-        return folder.read(name).decode(encoding)
+        return folder.read(name)
+
+    def read_text(self, encoding: str) -> str:
+        """The whole content."""
+        return self.read_bytes().decode(encoding)
 
     def open(self, mode: str = "rb") -> io.BufferedReader:
         """Opens it for reading bytes."""

@@ -60,8 +60,12 @@ def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> page.Figure:
     bar = figure.colorbar(ScalarMappable(scale, _COLOURS), ax=axes, shrink=0.6, extend="max")
     bar.set_label("times the average patch of the view", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
+
+    def drawn(form: page.Drawn) -> bytes:
+        picture = io.BytesIO()
+        figure.savefig(picture, format=form, dpi=110, metadata={"CreationDate": None} if form == "pdf" else None)
+        return picture.getvalue()
+
     findings = " ".join(map(_finding, maps.classes))
     numbers = ", ".join(str(maps.indices[number]) for number in shown)
     classes = " and ".join(f"the {one.role} class {one.name}" for one in maps.classes)
@@ -71,7 +75,7 @@ def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> page.Figure:
     )
     rollout = "The rollout belongs to the image tower, which tuning leaves as it is."
     caption = " ".join((f"{maps.video_id}.", findings, rollout, *maps.remarks))
-    return page.Figure(page.Picture.of(picture.getvalue(), "image/png", alt, narrow=True), caption)
+    return page.Figure(page.Picture.of(drawn("png"), "image/png", alt, narrow=True, drawn=drawn), caption)
 
 
 def _rows(maps: VideoMaps) -> Iterator[tuple[str, np.ndarray]]:

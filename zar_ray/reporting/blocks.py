@@ -1,6 +1,7 @@
 """The one block type that every table is, and what it looks like in a terminal, in Markdown, in CSV and in LaTeX.
 
-Each format's escaping is here alone; a page shows blocks by its template, which escapes them for HTML.
+Each format's escaping is here alone, LaTeX's in `zar_ray.reporting.latex`; a page shows blocks by its template, which
+escapes them for HTML.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from zar_ray.reporting.latex import latex_block
 from zar_ray.reporting.numbers import exact
 
 Form = Literal["terminal", "markdown", "csv", "latex"]
@@ -52,6 +54,8 @@ class Block:
             none do.
         words_behind: So many columns from the right hold words too.
         folded: On a page, the line that opens the table; None for one that is always open.
+        footnotes: By the row and column of a cell, counted from 0, what differs in its protocol. LaTeX has daggers
+            there and the texts under the table; other forms say it elsewhere.
     """
 
     title: str | None
@@ -61,6 +65,7 @@ class Block:
     words: int | None = None
     words_behind: int = 0
     folded: str | None = None
+    footnotes: Mapping[tuple[int, int], Sequence[str]] = field(default_factory=dict)
     kind: str = field(default="block", init=False)
 
     def stands_right(self, column: int) -> bool:
@@ -175,42 +180,3 @@ def csv_cell(text: str) -> str:
     """A text that no spreadsheet takes for a formula: an apostrophe goes before what begins as one and is no number."""
     text = re.sub("\r\n?", "\n", text)  # the writer lets a lone one through, and a row ends at it for others
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
-
-
-def latex_block(block: Block) -> str:
-    """A table as LaTeX for the package booktabs, its notes as comments above it."""
-    lines = [f"% {' '.join(str(text).split())}" for text in (block.title, *block.notes) if text]
-    if block.rows:
-        aligned = "".join("r" if block.stands_right(place) else "l" for place in range(len(block.columns)))
-        lines += [
-            rf"\begin{{tabular}}{{{aligned}}}",
-            r"\toprule",
-            _latex_row(block.columns),
-            r"\midrule",
-            *map(_latex_row, block.rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    return rf"{' & '.join(map(latex_text, cells))} \\"
-
-
-_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    # Braces keep a row that begins with a bracket from being read as the length of the line break before it.
-    "[": "{[}",
-    "]": "{]}",
-}
-
-
-def latex_text(text: str) -> str:
-    """Text in which LaTeX sees no command."""
-    return "".join(_LATEX.get(character, character) for character in text)

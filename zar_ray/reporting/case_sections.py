@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,8 @@ def _mistakes(matrix: np.ndarray, names: Sequence[str]) -> list[Content]:
     content: list[Content] = []
     if len(names) <= figures.ALL_CLASSES:
         alt = f"Confusion matrix of {len(names)} classes; the table of mistakes below says the same in words."
-        drawn = figures.confusion_picture(matrix, names, "svg")
-        picture = Picture.of(drawn, "image/svg+xml", alt, narrow=len(names) <= 12)
+        draw = partial(figures.confusion_picture, matrix, names)
+        picture = Picture.of(draw("svg"), "image/svg+xml", alt, narrow=len(names) <= 12, drawn=draw)
         content.append(Figure(picture, "Confusion matrix of the decisions after adaptation; failed videos left out."))
     elif rows:
         caption = f"The most frequent mistakes of {int(wrong.sum()):,} after adaptation; failed videos left out."

@@ -12,7 +12,7 @@ from zar_ray.reporting import figures
 from zar_ray.reporting.blocks import Block, Form, lines_block, show
 from zar_ray.reporting.comparison import ComparedRun, Comparison, Line, Paired
 from zar_ray.reporting.numbers import MAIN, METRICS, counted, digits, interval, p_value, percent, with_deviation
-from zar_ray.reporting.pages import Content, Figure, Group, Page, Picture, Section, Text, render, write_file
+from zar_ray.reporting.pages import Content, Drawn, Figure, Group, Page, Picture, Section, Text, render, write_file
 from zar_ray.reporting.summary_tables import GROUPED, INTERVALS, RANDOM_WEIGHTS
 from zar_ray.storage import suffix_of
 
@@ -27,7 +27,7 @@ def report_comparison(comparison: Comparison, form: Form, console: Console) -> N
     In the CSV shares are fractions, and what several things go into is joined by "; ".
     """
     if form == "csv":
-        show([lines_block([_values(line) for line in comparison.lines])], form, console)
+        show([lines_block([comparison_values(line) for line in comparison.lines])], form, console)
         return
     warning = _warning(comparison)
     if warning is not None and form == "terminal":
@@ -37,7 +37,7 @@ def report_comparison(comparison: Comparison, form: Form, console: Console) -> N
 
 
 def write_comparison(comparison: Comparison, output: str) -> str:
-    """Writes all of a comparison (.html) or its plot (.png, .svg), whole or not at all; returns where it is.
+    """Writes all of a comparison (.html) or its plot (.png, .svg, .pdf), whole or not at all; returns where it is.
 
     Raises:
         ConfigError: It is to be another kind of file, or no run has an accuracy to plot.
@@ -46,16 +46,23 @@ def write_comparison(comparison: Comparison, output: str) -> str:
     kind = suffix_of(output)
     if kind == ".html":
         return write_file(render(comparison_page(comparison)).encode(), output)
-    if kind not in (".png", ".svg"):
-        raise ConfigError(f"--output {output}: is to be a page (.html) or a plot (.png, .svg)")
-    plots = _plots(comparison)
-    if not plots:
+    form = figures.FORMS.get(kind)
+    if form is None:
+        raise ConfigError(f"--output {output}: is to be a page (.html) or a plot ({', '.join(figures.FORMS)})")
+    drawn = plot(comparison, form)
+    if drawn is None:
         raise ConfigError(f"--output {output}: none of the runs has an accuracy to plot")
-    metric, groups = plots[0]
-    return write_file(figures.runs_chart(groups, metric, "png" if kind == ".png" else "svg"), output)
+    return write_file(drawn, output)
 
 
-def _values(line: Line) -> dict[str, object]:
+def plot(comparison: Comparison, form: Drawn) -> bytes | None:
+    """The plot of a comparison, of the first metric where runs have several; None where no run has an accuracy."""
+    plots = _plots(comparison)
+    return figures.runs_chart(plots[0][1], plots[0][0], form) if plots else None
+
+
+def comparison_values(line: Line) -> dict[str, object]:
+    """A case as values for programs; shares are fractions, and what several things go into is joined by "; "."""
     summary, case, paired = line.run.finished.summary, line.case, line.paired
     after, found = line.after, None if paired is None else paired.comparison
     return {
@@ -141,14 +148,16 @@ def _tables(comparison: Comparison) -> list[Block]:
 
 def _accuracies(comparison: Comparison) -> Block:
     columns = ["run", "split", "method", "", "before %", "after %"]
-    rows = []
+    rows, footnotes = [], {}
     for run in comparison.runs:
+        if run.settings:
+            footnotes[len(rows), 0] = ["; ".join(run.settings)]
         for line in (one for one in comparison.lines if one.run is run):
             after = "no labels" if line.after is None else interval(line.after)
             before = "" if line.before is None else interval(line.before)
             rows.append((run.mark, line.case.split, line.case.method, line.metric, before, after))
         rows += _averages(run)
-    return _block(comparison, "Accuracy", columns, rows, [INTERVALS])
+    return replace(_block(comparison, "Accuracy", columns, rows, [INTERVALS]), footnotes=footnotes)
 
 
 def _averages(run: ComparedRun) -> list[tuple[str, ...]]:

@@ -6,7 +6,8 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +17,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.manifold import TSNE
 
 from zar_ray.reporting.numbers import shortened
-from zar_ray.reporting.pages import Picture
+from zar_ray.reporting.pages import Drawn, Picture
 from zar_ray.results.record import ClassAccuracy, Estimate
 
 _BEFORE, _AFTER, _GREY = "#E69F00", "#0072B2", "#8a8d94"
@@ -64,7 +65,8 @@ LEAST_VIDEOS = 5
 ALL_CLASSES = 40
 """Up to so many classes a confusion matrix is shown whole; beyond, the most confused classes."""
 
-Form = Literal["svg", "png"]
+FORMS: Mapping[str, Drawn] = {".svg": "svg", ".png": "png", ".pdf": "pdf"}
+"""Kinds of files by their endings."""
 
 
 @contextmanager
@@ -74,16 +76,23 @@ def _chart(width: float = _WIDTH, height: float = 3.2) -> Iterator[tuple[Figure,
         yield figure, figure.add_subplot()
 
 
-def _file(figure: Figure, form: Form, dpi: int = 150) -> bytes:
+def _file(figure: Figure, form: Drawn, dpi: int = 150) -> bytes:
     file = io.BytesIO()
     # No date, so that the same numbers make the same file.
-    about = dict.fromkeys(("Date", "Creator", "Format", "Type")) if form == "svg" else None
+    dated: dict[Drawn, tuple[str, ...]] = {"svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate",)}
+    about: Any = dict.fromkeys(dated.get(form, ())) or None
     figure.savefig(file, format=form, metadata=about, dpi=dpi)
     return file.getvalue()
 
 
 def _picture(figure: Figure, alt: str, *, narrow: bool = False) -> Picture:
-    return Picture.of(_file(figure, "svg"), "image/svg+xml", alt, narrow=narrow)
+    return Picture.of(_file(figure, "svg"), "image/svg+xml", alt, narrow=narrow, drawn=partial(_drawn, figure))
+
+
+def _drawn(figure: Figure, form: Drawn) -> bytes:
+    """A figure once more, after its style has been left."""
+    with mpl.rc_context(_STYLE):
+        return _file(figure, form)
 
 
 def class_chart(classes: Sequence[ClassAccuracy], *, adapts: bool) -> Picture:
@@ -107,7 +116,7 @@ def class_chart(classes: Sequence[ClassAccuracy], *, adapts: bool) -> Picture:
         return _picture(figure, f"Top-1 by class. {shown}.")
 
 
-def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Form = "png") -> bytes:
+def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Drawn = "png") -> bytes:
     """Draws how often each class is taken for each, as shares of the right class's videos.
 
     Up to `ALL_CLASSES` classes all are shown.  Beyond that the classes that take part in the most frequent mistakes
@@ -354,7 +363,7 @@ class PlottedRun(NamedTuple):
     after: Estimate
 
 
-def runs_chart(groups: Mapping[str, Sequence[PlottedRun]], metric: str, form: Form = "svg") -> bytes:
+def runs_chart(groups: Mapping[str, Sequence[PlottedRun]], metric: str, form: Drawn = "svg") -> bytes:
     """Runs beside each other, before as a hollow and after as a full dot with its interval.
 
     Args:

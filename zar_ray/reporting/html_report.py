@@ -18,10 +18,12 @@ from zar_ray.reporting import figures, study_tables
 from zar_ray.reporting.attention_figures import attention_figure
 from zar_ray.reporting.blocks import Block, Form, written
 from zar_ray.reporting.case_sections import case_sections
+from zar_ray.reporting.figure_files import write_figures
 from zar_ray.reporting.numbers import METRICS, digits, ends, fixed, p_value, percent
 from zar_ray.reporting.pages import (
     Code,
     Content,
+    Drawn,
     Figure,
     Group,
     Page,
@@ -58,7 +60,14 @@ TABLES: Mapping[str, Form] = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
 """Forms of a run's tables by the endings of their files."""
 
 
-def write_report(run: str, output: str | None = None, samples: int = 6, *, attention: bool = True) -> tuple[str, str]:
+def write_report(
+    run: str,
+    output: str | None = None,
+    samples: int = 6,
+    *,
+    attention: bool = True,
+    form: Drawn | None = None,
+) -> tuple[str, str]:
     """Writes a run's report as one HTML file that needs nothing besides itself; returns where it is, and its content.
 
     Args:
@@ -66,13 +75,17 @@ def write_report(run: str, output: str | None = None, samples: int = 6, *, atten
         output: The file; by default `REPORT` in the run's folder.
         samples: How many of the videos most helped, and most hurt, are shown.
         attention: Whether attention maps are drawn, for which weights and videos must be at hand.
+        form: What kind of files its figures are written as besides, into a folder beside it; None for none.
 
     Raises:
         RunError: The folder holds no finished run, or the file cannot be written.
     """
     data = StudyData.read(run)
-    page = render(run_page(data, samples, attention=attention))
-    return write_file(page.encode(), output or data.storage.path(REPORT)), page
+    page = run_page(data, samples, attention=attention)
+    content, place = render(page), output or data.storage.path(REPORT)
+    if form is not None:
+        write_figures(page, place, form)
+    return write_file(content.encode(), place), content
 
 
 def write_tables(run: str, output: str) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import zar_ray
 from zar_ray.reporting.blocks import Block
 from zar_ray.storage import Storage
+
+Drawn = Literal["svg", "png", "pdf"]
+"""Kinds of files that charts are drawn as."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +25,26 @@ class Picture:
         uri: A ``data:`` URI that holds all of it.
         alt: What it shows, for those who cannot see it.
         narrow: Whether it need not take the page's whole width.
+        drawn: Draws it anew, as ``svg``, ``png`` or ``pdf``; None where it is only this.
     """
 
     uri: str
     alt: str
     narrow: bool = False
+    drawn: Callable[[Drawn], bytes] | None = None
 
     @classmethod
-    def of(cls, content: bytes, kind: str, alt: str, *, narrow: bool = False) -> Picture:
+    def of(
+        cls,
+        content: bytes,
+        kind: str,
+        alt: str,
+        *,
+        narrow: bool = False,
+        drawn: Callable[[Drawn], bytes] | None = None,
+    ) -> Picture:
         """Takes a file's content, of a MIME type such as ``image/png``."""
-        return cls(f"data:{kind};base64,{base64.b64encode(content).decode()}", alt, narrow)
+        return cls(f"data:{kind};base64,{base64.b64encode(content).decode()}", alt, narrow, drawn)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ config.yaml          the resolved options, for --config
 manifest.parquet     the videos of this run
 parts/*.parquet      finished rows, one small file a block, each written whole or not at all
 predictions.parquet  all rows, written when the run ends
+predictions.csv      the same with class names, for others
 run.json             options, versions, counts, metrics
 study.csv            the tables of a study of several cells
 run.log              why blocks were lost, what became of nodes

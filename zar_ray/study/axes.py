@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import re
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from zar_ray.errors import ConfigError, ModelError, RunError
+from zar_ray.models.loading import ENDINGS, weights_named
 from zar_ray.models.merging import merge_checkpoints
-from zar_ray.options.places import file_of
+from zar_ray.options.places import AnyFile, file_of
 from zar_ray.results.study_record import label_of
 from zar_ray.storage import Storage
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.sweeps import DEFAULT, PlacedSweep, load_sweep, place_settings
-
-WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
-"""Endings of checkpoint files."""
 
 
 @dataclass(frozen=True)
@@ -34,35 +29,29 @@ class Mixture:
     """
 
     first: str
-    second: Path
+    second: AnyFile
     share: float
     name: str
 
 
-def place_of(mixture: Mixture, output: str) -> Path:
-    """Where a mixture's file lies: below the output, or where that is no local folder beside its second checkpoint."""
-    root = Storage(output)
-    return (Path(root.location) / "checkpoints" if root.is_local else mixture.second.parent) / mixture.name
+def place_of(mixture: Mixture, output: str) -> AnyFile:
+    """Where a mixture's file lies below a run's output."""
+    return file_of(Storage(output).child("checkpoints").path(mixture.name))
 
 
-def write_mixture(mixture: Mixture, target: Path) -> None:
+def write_mixture(mixture: Mixture, target: AnyFile) -> None:
     """Writes a mixture in place of one that an earlier session left: it is the same, or its sources have changed.
 
     Raises:
         ModelError: The two checkpoints cannot be mixed.
         RunError: It cannot be written.
     """
-    unfinished = target.parent / f".{target.stem}.{uuid.uuid4().hex}"
+    # What the second checkpoint's pixels are, which was trained last, the mixtures see too.
+    sources, shares = (mixture.first, mixture.second), (1 - mixture.share, mixture.share)
     try:
-        unfinished.mkdir(parents=True)
-        # What the second checkpoint's pixels are, which was trained last, the mixtures see too.
-        sources, shares = (mixture.first, mixture.second), (1 - mixture.share, mixture.share)
-        merge_checkpoints(sources, shares, unfinished / target.name, pixels_of=mixture.second)
-        (unfinished / target.name).replace(target)
+        merge_checkpoints(sources, shares, target, pixels_of=mixture.second, replace=True)
     except OSError as error:
         raise RunError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -146,17 +135,16 @@ def _models(options: EvalConfig) -> tuple[ModelChoice, ...]:
         raise ConfigError(f"--model {given}: names a model twice")
     if options.checkpoint is not None:
         raise ConfigError(f"--checkpoint {options.checkpoint}: is one model more; name its file among --model {given}")
-    files = [file if (file := file_of(one)).suffix in WEIGHTS else None for one in options.models]
-    labels = [file.stem if file else one for one, file in zip(options.models, files, strict=True)]
-    choices = []
-    for one, file, label in zip(options.models, files, labels, strict=True):
-        name, _, tag = one.partition(":")
-        update: dict[str, Any] = {"model": name, "pretrained": tag or options.pretrained}
-        if file is not None:
-            update = {"model": EvalConfig.model_fields["model"].default, "checkpoint": file.expanduser().absolute()}
+    updates = [weights_named(one, options.pretrained) for one in options.models]
+    labels = [
+        update["checkpoint"].stem if update["checkpoint"] else one
+        for one, update in zip(options.models, updates, strict=True)
+    ]
+    return tuple(
         # Two files of one name in different folders are told by their paths.
-        choices.append(ModelChoice({"model": label if labels.count(label) == 1 else one}, {**update, "models": ()}))
-    return tuple(choices)
+        ModelChoice({"model": label if labels.count(label) == 1 else one}, {**update, "models": ()})
+        for one, update, label in zip(options.models, updates, labels, strict=True)
+    )
 
 
 def _mixed(options: EvalConfig, models: tuple[ModelChoice, ...]) -> tuple[ModelChoice, ...]:
@@ -181,7 +169,7 @@ def _mixed(options: EvalConfig, models: tuple[ModelChoice, ...]) -> tuple[ModelC
             str(named.checkpoint.expanduser().absolute()) if named.checkpoint else f"{named.model}:{named.pretrained}"
         )
         for alpha, text in zip(options.alphas, shares, strict=True):
-            name = f"{plain_name(one.label)}+{second.stem}-alpha{text}{WEIGHTS[0]}"
+            name = f"{plain_name(one.label)}+{second.stem}-alpha{text}{ENDINGS[0]}"
             mixtures.append(
                 replace(
                     one,

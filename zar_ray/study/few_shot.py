@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
 
 from zar_ray.adaptation.methods import get_method
 from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
@@ -26,8 +25,10 @@ from zar_ray.data.manifest import Manifest, read_manifest, write_manifest
 from zar_ray.data.protocols import Benchmark
 from zar_ray.errors import ConfigError, RunError, suggestion
 from zar_ray.models import checkpoints, learned_context
+from zar_ray.models.formats import safetensors_notes
 from zar_ray.options.base import fingerprint, meaning
 from zar_ray.options.layers import merge, validate, zar_home
+from zar_ray.options.places import AnyFile
 from zar_ray.results.folder import differences
 from zar_ray.results.study_record import StudyRecord
 from zar_ray.storage import Storage
@@ -56,7 +57,7 @@ class Training:
 
     videos: Manifest
     config: TrainConfig
-    output: Path
+    output: AnyFile
     done: bool
 
     @property
@@ -257,7 +258,7 @@ def _evaluation(config: TrainConfig, benchmark: Benchmark, split: str | None, fo
     return validate(EvalConfig, merge(values, given), f"{benchmark.name}, its evaluation")
 
 
-def _is_of(checkpoint: Path, training: TrainConfig) -> bool:
+def _is_of(checkpoint: AnyFile, training: TrainConfig) -> bool:
     """Whether a file was trained with these options; refused if it was not.
 
     Raises:
@@ -265,12 +266,12 @@ def _is_of(checkpoint: Path, training: TrainConfig) -> bool:
     """
     way_out = "delete it, name another --output, or --overwrite the experiment"
     try:
-        with safe_open(checkpoint, "pt") as file:
-            metadata = file.metadata() or {}
+        with checkpoint.open("rb") as file:
+            metadata = safetensors_notes(file)
         about = metadata.get(checkpoints.METADATA_KEY) or metadata[learned_context.METADATA_KEY]
         noted = parse_json(about)["notes"]["training"]
         before = {**meaning(TrainConfig.model_validate(noted)), "dataset": Path(noted["dataset"]).name}
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{checkpoint}: is there, and nothing that zar train wrote; {way_out}") from None
     now = {**meaning(training), "dataset": Path(str(training.dataset)).name}
     if changed := differences(before, now):

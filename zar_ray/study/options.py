@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -11,6 +10,7 @@ from pydantic import Field, field_serializer
 from zar_ray.data.options import DatasetOptions
 from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.options.base import FolderName, Fraction, operational, option, without_password
+from zar_ray.options.places import FilePlace
 
 
 class EvalConfig(EvaluationOptions, DatasetOptions):
@@ -30,7 +30,7 @@ class EvalConfig(EvaluationOptions, DatasetOptions):
         "Settings to vary, names of conf/sweeps (confidence, rates, crops, frames, lr, steps, zar-table3, ...) or YAML"
         " files; all in one pass.",
     )
-    interpolate_with: Path | None = operational(
+    interpolate_with: FilePlace | None = operational(
         None, "A checkpoint to mix each model with, in the shares --alphas (WiSE-FT)."
     )
     alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = operational(

@@ -17,6 +17,7 @@ from zar_ray.evaluation.planning import AskedModel
 from zar_ray.evaluation.streams import check_methods, stream_methods
 from zar_ray.evaluation.workload import Workload
 from zar_ray.options.layers import zar_home
+from zar_ray.options.places import file_of
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage, is_uri
 from zar_ray.study.axes import Axes, ModelChoice, axes_of, place_of, plain_name
@@ -88,7 +89,7 @@ def _settled(options: EvalConfig) -> EvalConfig:
             "features": options.features and kept_folder("features", options.features),
             "checkpoint": options.checkpoint.expanduser().absolute() if options.checkpoint else None,
             "class_texts": options.class_texts.expanduser().absolute() if options.class_texts else None,
-            "context": str(Path(str(options.context)).expanduser().absolute()) if of_file else options.context,
+            "context": str(file_of(str(options.context)).expanduser().absolute()) if of_file else options.context,
             "sweep": tuple(
                 str(Path(one).expanduser().absolute()) if Path(one).suffix else one for one in options.sweep
             ),

@@ -10,6 +10,7 @@ from rich.console import Console
 from zar_ray.errors import RunError, TrackingError
 from zar_ray.evaluation.pipeline import evaluate
 from zar_ray.provenance import provenance
+from zar_ray.reporting.prediction_tables import classes_of, write_predictions_csv
 from zar_ray.reporting.study_tables import print_study, study_csv, study_markdown
 from zar_ray.results.folder import CELLS, SUMMARY, RunFolder
 from zar_ray.results.record import MlflowState
@@ -47,6 +48,8 @@ def run_study(options: EvalConfig, console: Console, models: Sequence[ModelChoic
     about = {"config": study.options.model_dump(mode="json"), "provenance": provenance()}
     folder.write_json(SUMMARY, {"study": record.to_json(), **about})
     write_class_files(study, evaluated, folder)
+    names = {split.name: split.class_names for split in study.workload.splits}
+    write_predictions_csv(folder.storage, evaluated.rows, classes_of(record, names))
     if record.tables:
         folder.storage.write(CELLS, study_csv(record).encode())
     record = replace(record, whole=replace(record.whole, mlflow=_log(folder, study.options)))

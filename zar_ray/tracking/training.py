@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from zar_ray.errors import TrackingError
 from zar_ray.options.base import fingerprint, without_password
+from zar_ray.options.places import AnyFile
 from zar_ray.provenance import git_commit
 from zar_ray.storage import Storage
 from zar_ray.tracking import store
@@ -127,7 +130,7 @@ class TrainingTracker:
                 self._unwatch()
                 self._watch()
 
-    def finish(self, metrics: Mapping[str, float], registered: tuple[str, Path] | None = None) -> MlflowReceipt:
+    def finish(self, metrics: Mapping[str, float], registered: tuple[str, AnyFile] | None = None) -> MlflowReceipt:
         """Logs what the training ended with, at the last step that was logged, and closes the run.
 
         Calling it again for the same checkpoint, as after a training that found everything done, neither sends nor
@@ -212,7 +215,7 @@ class TrainingTracker:
             self._monitor.finish()
             self._monitor = None
 
-    def _register(self, name: str, checkpoint: Path) -> None:
+    def _register(self, name: str, checkpoint: AnyFile) -> None:
         """Sends a checkpoint and makes it a version of a registered model, unless this very file is there already."""
         from mlflow.exceptions import MlflowException
 
@@ -220,7 +223,12 @@ class TrainingTracker:
             results = fingerprint([checkpoint.name, hashlib.file_digest(stream, "sha256").hexdigest()])
         new = results != self._receipt.results
         if new:
-            self._client.log_artifact(self.run_id, str(checkpoint), _MODEL_FOLDER)
+            # MLflow sends local files alone, under their names.
+            with checkpoint.open("rb") as stream, tempfile.TemporaryDirectory() as scratch:
+                copy = Path(scratch) / checkpoint.name
+                with copy.open("wb") as target:
+                    shutil.copyfileobj(stream, target)
+                self._client.log_artifact(self.run_id, str(copy), _MODEL_FOLDER)
         try:
             self._client.create_registered_model(name)
         except MlflowException as error:

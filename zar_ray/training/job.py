@@ -49,7 +49,6 @@ from zar_ray.training.worker import TrainingJob, train_worker
 from zar_ray.training.workers import WorkerNeeds, alive_nodes, worker_bounds, worker_needs, workers_with_room
 
 # A path has one slash less than the URI that it was made of.
-_URI_AS_PATH = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")
 
 # How Ray shows an exception: by its traceback. One of ours is a mistake that another start would only repeat, but for a
 # lost device.
@@ -160,8 +159,6 @@ def settled(config: TrainConfig) -> TrainConfig:
         raise ConfigError("zar train: say what to train on with --dataset")
     if config.output is None or config.output.suffix != ".safetensors":
         raise ConfigError("zar train: name the checkpoint to write with --output FILE.safetensors")
-    if _URI_AS_PATH.match(str(config.output)):
-        raise ConfigError(f"--output {config.output}: the weights are written to a local file; --storage may be a URI")
     if inside_job() and not config.output.is_absolute():
         raise ConfigError(f"--output {config.output}: a Ray job's folder is temporary; give an absolute path")
     if config.precision == "fp16":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from zar_ray.models.parts import DEEP_PROMPTS, FUSION, own_context_of
 from zar_ray.models.systems.base import EVALUATION_SCALE, TrainingRule
 from zar_ray.models.systems.registry import registered, rule_of
 from zar_ray.models.text import PromptedClasses, encode_tokens
+from zar_ray.options.places import AnyFile
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.regularisation import attach_regularisation
 
@@ -259,10 +259,10 @@ def matching_loss(logits: torch.Tensor, frames: torch.Tensor, labels: torch.Tens
     return loss + motion * motion_loss(frames) if motion else loss
 
 
-def save_trained(network: VideoTextModel, output: Path, notes: Mapping[str, Any]) -> None:
+def save_trained(network: VideoTextModel, output: AnyFile, notes: Mapping[str, Any]) -> None:
     """Writes what was trained, atomically: the learned context, or else a checkpoint of the whole model.
 
-    It is a ``.safetensors`` file, whose folder is made; the notes are anything worth keeping that JSON can hold.
+    It is a ``.safetensors`` file, whose folder is made, or object; notes are anything worth keeping that JSON can hold.
     """
     if network.context is not None:
         save_context(network.learned_context(notes), output)

@@ -10,6 +10,7 @@ from pydantic import Field, field_serializer
 from zar_ray.data.options import PromptOptions
 from zar_ray.models.options import ModelOptions
 from zar_ray.options.base import FolderName, Options, operational, option, without_password
+from zar_ray.options.places import FilePlace
 from zar_ray.video.options import DecodeOptions
 
 _Count = Annotated[int, Field(ge=1)]
@@ -169,7 +170,7 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     checkpoint_steps: int = operational(
         500, "Steps between two checkpoints to resume from; there is one at each epoch's end too.", ge=1
     )
-    output: Path | None = operational(None, "The .safetensors file to write.")
+    output: FilePlace | None = operational(None, "The .safetensors file to write.")
     storage: str | None = operational(None, "Folder or URI of checkpoints to go on from; by default ZAR_HOME/training.")
     name: FolderName | None = operational(
         None, "The training's folder there; by default made from the options, so that others start a new one."

@@ -17,6 +17,7 @@ from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.evaluation.pipeline import evaluate
 from zar_ray.evaluation.planning import AskedModel
 from zar_ray.evaluation.workload import Workload
+from zar_ray.options.places import AnyFile
 from zar_ray.results.case_rows import CASE_COLUMNS, RIGHT, CaseRows
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
@@ -46,18 +47,18 @@ class TrainResult:
         run_id: The training's run in MLflow, where it was logged.
     """
 
-    checkpoint: Path
+    checkpoint: AnyFile
     steps: int
     loss: float
     accuracy: float
     folder: str
-    best: Path | None = None
-    averaged: Path | None = None
+    best: AnyFile | None = None
+    averaged: AnyFile | None = None
     validations: tuple[Validated, ...] = ()
     run_id: str | None = None
 
 
-def trained_options(config: TrainConfig, file: Path) -> dict[str, Any]:
+def trained_options(config: TrainConfig, file: AnyFile) -> dict[str, Any]:
     """The options of an evaluation that name what a training wrote."""
     if config.trains == "context":
         return {"checkpoint": config.checkpoint, "context": str(file)}
@@ -125,7 +126,9 @@ def finished(result: Result, job: TrainingJob, folder: RunFolder, raised: str | 
     )
 
 
-def _export(weights: Mapping[str, Any], job: TrainingJob, output: Path, notes: Mapping[str, Any] | None = None) -> None:
+def _export(
+    weights: Mapping[str, Any], job: TrainingJob, output: AnyFile, notes: Mapping[str, Any] | None = None
+) -> None:
     network = initial_network(job)
     network.load_trained_state(weights, "the training's checkpoint")
     save_trained(network, output, {"training": job.config.model_dump(mode="json"), **(notes or {})})

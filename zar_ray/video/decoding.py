@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,6 +55,55 @@ class DecodedVideo:
     warning: str | None
     seconds: float
     also: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class GivenFrames:
+    """A video that somebody else has decoded.
+
+    Attributes:
+        frames: uint8 (N, H, W, 3), RGB, upright, all frames that are shown.
+        fps: Frames a second.
+    """
+
+    frames: np.ndarray
+    fps: float
+
+    def __post_init__(self) -> None:
+        """Refuses what is no video, with a `VideoError` (stage ``open``)."""
+        shape, kind = self.frames.shape, self.frames.dtype
+        if kind != np.uint8 or len(shape) != 4 or shape[3] != 3 or not self.frames.size:
+            said = f"{kind} {shape}"
+            raise VideoError(f"an array of {said}; a video is uint8 (frames, height, width, 3)", stage="open")
+        if not 0 < self.fps < float("inf"):
+            raise VideoError(f"{self.fps:g} frames a second; must be more than 0", stage="open")
+
+    @property
+    def info(self) -> VideoInfo:
+        """What is known of it; its decoder is ``array``."""
+        count, height, width, _ = self.frames.shape
+        return VideoInfo(count, self.fps, width, height, count / self.fps, "array")
+
+    @property
+    def warning(self) -> str | None:
+        """None: nothing was read."""
+        return None
+
+    def read(self, indices: Sequence[int] | np.ndarray, deadline: Deadline) -> Iterator[np.ndarray]:
+        """Gives the named frames, as a `zar_ray.video.reading.VideoReader` does."""
+        return (self.frames[int(index)] for index in indices)
+
+
+class _Readable(Protocol):
+    """What gives frames."""
+
+    @property
+    def info(self) -> VideoInfo: ...
+
+    @property
+    def warning(self) -> str | None: ...
+
+    def read(self, indices: Sequence[int] | np.ndarray, deadline: Deadline) -> Iterator[np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -108,19 +157,48 @@ def decode_video(
                     f"of {expected.width}×{expected.height}; index the data set again",
                     stage="open",
                 )
-        plan = plan_of(info)
-        ways = (Resize(plan.short_side, scaling), *also)
-        sizes = [resized_size(info.height, info.width, way.short_side, way.scaling.mode) for way in ways]
-        for height, width in sizes:
-            limits.check_frames(len(plan.frames), width, height)
-        resized = [np.empty((len(plan.frames), *size, 3), dtype=np.uint8) for size in sizes]
-        for row, frame in enumerate(reader.read(plan.frames, deadline)):
-            deadline.check()
-            for way, frames in zip(ways, resized, strict=True):
-                frames[row] = resize_frame(frame, way.short_side, way.scaling, resizer)
-        notes = (reader.warning, _still_stretch(resized[0], plan.frames, info))
-    warning = "; ".join(note for note in notes if note) or None
+        resized, warning = _resized(reader, plan_of(info), scaling, also, limits, resizer, deadline)
     return DecodedVideo(resized[0], info, warning, time.monotonic() - started, tuple(resized[1:]))
+
+
+def resize_given(
+    video: GivenFrames,
+    plan_of: Callable[[VideoInfo], FramePlan],
+    scaling: Scaling = CLIP_SCALING,
+    resizer: Resizer = "pil",
+) -> DecodedVideo:
+    """Takes from a decoded video what `decode_video` takes from a file; the same frames give the same pixels.
+
+    Raises:
+        VideoTooLargeError: The frames would take more memory resized than a video may.
+        VideoError: What `plan_of` raises.
+    """
+    started = time.monotonic()
+    (frames,), warning = _resized(video, plan_of(video.info), scaling, (), DecodeLimits(), resizer, Deadline())
+    return DecodedVideo(frames, video.info, warning, time.monotonic() - started)
+
+
+def _resized(
+    video: _Readable,
+    plan: FramePlan,
+    scaling: Scaling,
+    also: Sequence[Resize],
+    limits: DecodeLimits,
+    resizer: Resizer,
+    deadline: Deadline,
+) -> tuple[list[np.ndarray], str | None]:
+    """A plan's frames in each size, and what is wrong with the video."""
+    info, ways = video.info, (Resize(plan.short_side, scaling), *also)
+    sizes = [resized_size(info.height, info.width, way.short_side, way.scaling.mode) for way in ways]
+    for height, width in sizes:
+        limits.check_frames(len(plan.frames), width, height)
+    resized = [np.empty((len(plan.frames), *size, 3), dtype=np.uint8) for size in sizes]
+    for row, frame in enumerate(video.read(plan.frames, deadline)):
+        deadline.check()
+        for way, frames in zip(ways, resized, strict=True):
+            frames[row] = resize_frame(frame, way.short_side, way.scaling, resizer)
+    notes = (video.warning, _still_stretch(resized[0], plan.frames, info))
+    return resized, "; ".join(note for note in notes if note) or None
 
 
 def _still_stretch(frames: np.ndarray, indices: np.ndarray, info: VideoInfo) -> str | None:

@@ -132,4 +132,5 @@ SYSTEM = System(
     recognise=recognise,
     preprocessing=Preprocessing,
     training=TrainingRule(added=is_trained),
+    reference="ju2022a5",
 )

@@ -190,4 +190,5 @@ SYSTEM = System(
     recognise=recognise,
     preprocessing=enlarged_preprocessing,
     training=TrainingRule(added=is_of_head),
+    reference="wang2021actionclip",
 )

@@ -63,6 +63,7 @@ class System:
         context: The words in front of class names that its checkpoints were trained with; they stand there wherever the
             user names no others. None: those of any CLIP.
         training: How training treats its parameters.
+        reference: Its source: a key of conf/references.bib, or a whole BibTeX entry.
     """
 
     name: str
@@ -75,3 +76,4 @@ class System:
     preprocessing: Callable[[int], Preprocessing] | None = None
     context: str | None = None
     training: TrainingRule = TrainingRule()
+    reference: str | None = None

@@ -120,4 +120,5 @@ SYSTEM = System(
     recognise=recognise,
     preprocessing=enlarged_preprocessing,
     training=TrainingRule(added=is_trained, drops_layers=True),
+    reference="ahmad2023ezclip",
 )

@@ -375,4 +375,5 @@ SYSTEM = System(
     recognise=recognise,
     preprocessing=imagenet_preprocessing,
     training=TrainingRule(added=is_new, new=is_new),
+    reference="kim2024tcclip",
 )

@@ -76,4 +76,5 @@ SYSTEM = System(
     recognise=recognise,
     preprocessing=imagenet_preprocessing,
     context="a photo of a",
+    reference="rasheed2023vificlip",
 )

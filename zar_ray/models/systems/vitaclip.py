@@ -181,4 +181,5 @@ SYSTEM = System(
     recognise=recognise,
     preprocessing=Preprocessing,
     training=TrainingRule(added=is_trained, refuses=_why_untrained),
+    reference="wasim2023vitaclip",
 )

@@ -185,4 +185,5 @@ SYSTEM = System(
     recognise=recognise,
     preprocessing=imagenet_preprocessing,
     training=TrainingRule(added=is_new, new=is_new),
+    reference="ni2022xclip",
 )

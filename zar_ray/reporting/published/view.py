@@ -1,4 +1,4 @@
-"""Published numbers beside the user's own runs, for a terminal, as Markdown and as CSV: `zar report table`.
+"""Published numbers beside the user's own runs, for a terminal, as Markdown, as LaTeX and as CSV: `zar report table`.
 
 What a reader must know stands below the table under a mark: ``r1`` a run, ``d1`` what differs from the published
 protocol, ``t1`` what tuning changed, ``c1`` the command that fills an empty cell, ``n1`` a note on a published number.
@@ -7,7 +7,7 @@ protocol, ``t1`` what tuning changed, ``c1`` the command that fills an empty cel
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 from rich.text import Text
@@ -90,7 +90,13 @@ def report_table(
             Console(stderr=True, highlight=False).print(Text(f"skipped: {line}"), soft_wrap=True)
     else:
         signs = plus_minus(console.encoding) if form == "terminal" else "±"
-        show(table_blocks(table, cells, skipped, signs), form, console)
+        first, *below = table_blocks(table, cells, skipped, signs)
+        # A paper's table has daggers, and no marks of what only a comment says.
+        show([_without_last(first) if form == "latex" else first, *below], form, console)
+
+
+def _without_last(block: Block) -> Block:
+    return replace(block, columns=block.columns[:-1], rows=[row[:-1] for row in block.rows], words_behind=0)
 
 
 def _values(cell: Cell) -> dict[str, object]:
@@ -149,7 +155,7 @@ def table_blocks(
     Of `skipped` runs it is said, a line each, why they cannot be read or fill nothing.
     """
     runs, changes, differences, empty, notes = (Marks(letter) for letter in "rtdcn")
-    rows, label, commands = [], None, set()
+    rows, label, commands, footnotes = [], None, set(), {}
     for cell in cells:
         row, column, measured, decimals = cell.row, cell.column, cell.measured, cell.row.decimals
         about = [notes.of(note.text) for note in table.notes if not note.general and note.is_about(row, column)]
@@ -161,6 +167,7 @@ def table_blocks(
                 text = f"{interval(change.effect, '+')} points, p {p_value(change.p_value)}"
                 see.append(changes.of(f"{row.label}, {column.name}: {text}"))
             see += [differences.of(text) for text in measured.differences]
+            footnotes[len(rows), _COLUMNS.index("measured")] = measured.differences
             value = _with_std(measured.value, measured.std, decimals, plus_minus)
         else:
             command = cell.command
@@ -182,7 +189,7 @@ def table_blocks(
         "Notes on the published numbers": (*notes.notes(), *general),
         "Skipped": tuple(map(Note, skipped)),
     }
-    first = Block(table.title, _COLUMNS, rows, words=2, words_behind=1)
+    first = Block(table.title, _COLUMNS, rows, words=2, words_behind=1, footnotes=footnotes)
     return [first, *(Block(title, (), (), lines) for title, lines in below.items() if lines)]
 
 

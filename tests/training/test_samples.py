@@ -25,6 +25,7 @@ from zar_ray.training.samples import (
     samples_of_step,
 )
 from zar_ray.training.videos import VideoTable, usable_videos
+from zar_ray.video.sampling import drawn_frames
 from zar_ray.video.transforms import Preprocessing
 
 
@@ -60,11 +61,20 @@ def test_workers_take_whole_micro_batches_and_every_one_once(videos, micro_batch
 
 @given(st.integers(1, 400), st.integers(1, 40), st.integers(0, 2**32))
 def test_frames_are_drawn_one_from_each_part(frames, count, seed):
-    drawn = frames_drawn(frames, count, np.random.default_rng(seed))
+    drawn = frames_drawn(frames, TrainConfig(frames=count), np.random.default_rng(seed))
     assert len(drawn) == count
     assert (np.diff(drawn) >= 0).all()
     for part, frame in enumerate(drawn):
         assert int(part * frames / count) <= frame <= min((part + 1) * frames / count, frames - 1)
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.sampled_from(["segments", "ticks", "stride", "dense"]))
+def test_other_ways_of_sampling_take_their_draws_from_the_samples_own(frames, count, sampling):
+    config = TrainConfig(frames=count, sampling=sampling, stride=3)
+    one, same = (frames_drawn(frames, config, np.random.default_rng(5)) for _ in range(2))
+    again = np.random.default_rng(5)
+    draw = lambda below: int(again.integers(below))  # noqa: E731
+    assert one.tolist() == same.tolist() == drawn_frames(sampling, count, frames, draw, 3).tolist()
 
 
 def test_generators_differ_by_key_and_not_by_run():

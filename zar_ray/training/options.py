@@ -11,6 +11,7 @@ from zar_ray.data.options import PromptOptions
 from zar_ray.models.options import ModelOptions
 from zar_ray.options.base import FolderName, Options, operational, option, without_password
 from zar_ray.video.options import DecodeOptions
+from zar_ray.video.sampling import Sampling
 
 _Count = Annotated[int, Field(ge=1)]
 
@@ -94,7 +95,13 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
         None, "Train a context of so many vectors, drawn at random; by default the context's words.", ge=1
     )
 
-    frames: int = option(16, "Frames a video, one drawn from each of so many equal parts.", ge=1)
+    frames: int = option(16, "Frames a video.", ge=1)
+    sampling: Sampling = option(
+        "parts",
+        "How they are drawn: one from each of so many equal parts; or as a published system's code: segments"
+        " (ViFi-CLIP, X-CLIP), ticks (ActionCLIP, EZ-CLIP), stride (Vita-CLIP), dense (A5); docs/training.md.",
+    )
+    stride: int = option(16, "Frames from one to the next, under stride.", ge=1)
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="What is done to a sample's pixels.")
     drop_path: float = option(
         0.0,

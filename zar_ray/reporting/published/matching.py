@@ -35,7 +35,7 @@ _ADAPTED = "zar"
 # The options that a method reads, and those of them that matter without adaptation too, as far as papers state them:
 # of a prompt's words only what stands for the class.
 _READ = ("views", "zar", "context", "class_position", "name_style", "template", "class_texts")
-_READ_ALWAYS = ("views.eval_views", "name_style", "class_texts")
+_READ_ALWAYS = ("views.eval_views", "views.eval_sampling", "name_style", "class_texts")
 _SHORT_SIDE = "views.short_side"
 
 

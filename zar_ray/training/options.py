@@ -26,10 +26,14 @@ class RandAugmentConfig(Options):
 class AugmentConfig(Options):
     """What training does to a sample's pixels; the same for all frames of a video, but for RandAugment."""
 
-    crop: Literal["random", "multi_scale"] = option(
+    crop: Literal["random", "centre", "multi_scale", "random_resized"] = option(
         "random",
-        "random: a square of the input size, anywhere; multi_scale: a box of two of the crop scales, in a"
-        " corner or the centre, resized to the input size.",
+        "random: a square of the input size, anywhere; centre: in the middle; multi_scale: a box of two of the crop"
+        " scales, in a corner or the centre, resized to the input size; random_resized: 8% to 100% of the area, 3/4 to"
+        " 4/3 as wide as high, anywhere, resized too.",
+    )
+    crop_places: Literal[5, 13] = option(
+        5, "Places of a multi_scale box: the corners and the centre, or TSN's further eight between them too."
     )
     crop_scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = option(
         (1.0, 0.875, 0.75, 0.66),
@@ -134,6 +138,9 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
         "warmup",
         "Where the cosine has its peak: at the warm-up's end; or at step 0, as timm's scheduler, whose"
         " first two steps have rate 0 and whose rate drops from the peak at the warm-up's end.",
+    )
+    cosine_steps: int | None = option(
+        None, "Steps in which the cosine falls, as if the training were so long; by default its own.", ge=1
     )
     betas: tuple[float, float] = option((0.9, 0.98), "AdamW's betas.")
     weight_decay: float = option(0.001, "AdamW's weight decay.", ge=0)

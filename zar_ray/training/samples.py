@@ -135,7 +135,8 @@ class SampleReader:
             chosen = frames_drawn(video.frames or 1, config, rng)
             distinct, rows = np.unique(chosen, return_inverse=True)
             frames = self._decode(video, distinct)[rows]
-        return augment(frames, config.augment, self._preprocessing.input_size, rng)
+        antialias = self._preprocessing.interpolation != "plain_bilinear"
+        return augment(frames, config.augment, self._preprocessing.input_size, rng, antialias)
 
     def _decode(self, video: VideoRow, frames: np.ndarray) -> np.ndarray:
         config, pixels = self._config, self._preprocessing

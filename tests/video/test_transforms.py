@@ -62,7 +62,7 @@ def test_plain_bilinear_is_pytorchs_without_antialiasing(size, short_side, resiz
     """But for the rounding to whole numbers, half of one of 255."""
     frame = noise(*size)
     ours = resize_frame(frame, short_side, Scaling("plain_bilinear"), resizer)
-    pixels = torch.from_numpy(frame.copy()).permute(2, 0, 1)[None].float()
+    pixels = torch.from_numpy(frame.copy()).permute(2, 0, 1)[None].double()
     exact = torch.nn.functional.interpolate(pixels, ours.shape[:2], mode="bilinear", align_corners=False)[0]
     assert ours.dtype == np.uint8
     assert np.abs(ours - exact.permute(1, 2, 0).numpy()).max() <= 0.5 + 1e-3

@@ -88,7 +88,7 @@ def protocol_name(dataset: str, protocol: str) -> str:
 
 
 def without_protocol(benchmark: str) -> str:
-    """The name under which commands take a benchmark's dataset with ``--protocol base_to_novel``, such as ``hmdb51``."""
+    """What commands call a benchmark's dataset beside ``--protocol base_to_novel``, such as ``hmdb51``."""
     return benchmark.removesuffix(f"-{_BASE_TO_NOVEL}")
 
 

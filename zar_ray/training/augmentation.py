@@ -102,8 +102,8 @@ def draw_box(
 
 def _inception_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     for _ in range(_TRIES):
-        area = height * width * rng.uniform(*_AREAS)
-        shape = math.exp(rng.uniform(*map(math.log, _SHAPES)))
+        area = height * width * rng.uniform(_AREAS[0], _AREAS[1])
+        shape = math.exp(rng.uniform(math.log(_SHAPES[0]), math.log(_SHAPES[1])))
         box_height, box_width = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
         if 0 < box_height <= height and 0 < box_width <= width:
             top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)

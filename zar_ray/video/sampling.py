@@ -1,13 +1,14 @@
 """Which frames of a video the published systems read, in training and in evaluation, as their official code has it.
 
-Every way is a pure function of the numbers of frames and of what is drawn, so that the same draws choose the same frames
-on every machine. Indices are int64 (T,) and below the video's number of frames, N.
+Every way is a pure function of the numbers of frames and of what is drawn, so that the same draws choose the same
+frames on every machine. Indices are int64 (T,) and below the video's number of frames, N.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -70,8 +71,8 @@ def drawn_frames(sampling: Sampling, count: int, frames: int, draw: Draw, stride
 
     - ``segments``: one of each of T parts of floor(N/T) frames; what is left at the end is never drawn. Of N below T,
       i·N/T rounded half to even, where N is the first frame again.
-    - ``ticks``: one of each of the parts that lie between floor(i·N/T). Of N up to T, all, and the rest drawn among them.
-    - ``stride``: every so-manieth, from a start that is drawn; the last one of them repeats where the video is too short.
+    - ``ticks``: one of each of the parts between floor(i·N/T). Of N up to T, all, and the rest drawn among them.
+    - ``stride``: every so-manieth, from a start that is drawn; the last of them repeats where the video is too short.
     - ``dense``: T of every frame, every second, third or fourth one, as often as A5 draws them, from a start that is
       drawn. Of fewer, of every frame; of N up to T, all, and the last one repeats.
     """
@@ -85,7 +86,7 @@ def drawn_frames(sampling: Sampling, count: int, frames: int, draw: Draw, stride
         if frames <= count:
             return np.sort(np.concatenate([np.arange(frames), _drawn(draw, frames, count - frames)]))
         ticks = np.arange(count + 1, dtype=np.int64) * frames // count
-        return np.array([start + draw(int(end - start)) for start, end in zip(ticks, ticks[1:], strict=False)])
+        return np.array([start + draw(int(end - start)) for start, end in pairwise(ticks)])
     if sampling == "stride":
         room = frames - (count - 1) * stride
         if room <= 1:

@@ -147,7 +147,7 @@ def _resized(frame: np.ndarray, height: int, width: int, interpolation: Interpol
 
 
 def _interpolated(pixels: np.ndarray, length: int, axis: int, last: bool = False) -> np.ndarray:
-    """Pixels (H, W, 3) of another height or width: between the two nearest, edges repeated; rounded at `last`, to uint8.
+    """Pixels (H, W, 3) of another height or width: between the two nearest, edges repeated; rounded to uint8 at `last`.
 
     A pixel's centre is where PyTorch has it (``align_corners=False``).
     """

@@ -70,6 +70,7 @@ def attach_view_prompts(clip: Any, frames: int, global_prompts: int = 8, context
     visual.register_parameter("global_prompts", _spread(bound, len(blocks), global_prompts, width))
     add_times(visual, "time_embed")
     block: Any  # its attributes bear no types
+    projection: Any
     for layer, block in enumerate(blocks):
         block.register_parameter("local_prompts", _spread(bound, 1, frames, width))
         block.add_module("cls_proj", nn.Linear(width, width))

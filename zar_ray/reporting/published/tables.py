@@ -51,8 +51,8 @@ class Column(Options):
 class Training(Options):
     """Training beyond CLIP's own that a row's weights had.
 
-    ``{benchmark}`` stands for the column's benchmark, such as ``hmdb51-base2novel``, and ``{dataset}`` for what it is of,
-    such as ``hmdb51``.
+    ``{benchmark}`` stands for the column's benchmark, such as ``hmdb51-base2novel``, and ``{dataset}`` for what it is
+    of, such as ``hmdb51``.
     """
 
     name: str = Field(min_length=1, description="What it is called.")

@@ -2,6 +2,7 @@
 
 import pickle
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from zar_ray.data.datasets import list_dataset
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.data.probing import probe_listing
+from zar_ray.errors import ConfigError
 from zar_ray.training import videos
+from zar_ray.training.job import settled
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.samples import (
     Sample,
@@ -151,3 +154,14 @@ def test_only_labelled_videos_that_can_be_read_are_trained_on(kinds):
     ]
     kept = usable_videos(Manifest.of(made, ["a"], "/", "made up"))
     assert [row.video_id for row in kept.rows()] == [str(n) for n, kind in enumerate(kinds) if kind == (True, False)]
+
+
+@pytest.mark.parametrize("sampling", ["stride", "dense"])
+def test_kept_frames_are_no_video_to_take_neighbours_of(sampling):
+    config = TrainConfig(dataset="mine.parquet", output=Path("/o.safetensors"), sampling=sampling)
+    assert settled(config).sampling == sampling
+    with pytest.raises(
+        ConfigError, match=f"--cache-frames 9: .* --sampling {sampling} takes neighbours; leave it away"
+    ):
+        settled(config.model_copy(update={"cache_frames": 9}))
+    assert settled(config.model_copy(update={"cache_frames": 9, "sampling": "ticks"})).cache_frames == 9

@@ -83,6 +83,15 @@ def test_crops_lie_inside_the_frame(size, down, right, crops):
     assert set(crop_boxes(height, width, size, fewer)) <= set(named)
 
 
+@given(st.integers(1, 400), st.integers(0, 300), st.booleans())
+def test_three_crops_at_the_inputs_size_are_vificlips_but_for_odd_rooms(size, room, upright):
+    """Its offsets are 0, half the room rounded down, and twice that."""
+    shape = (size + room, size) if upright else (size, size + room)
+    found = sorted(box.top if upright else box.left for _, box in crop_boxes(*shape, size, 3))
+    theirs = [0, room // 2, 2 * (room // 2)]
+    assert np.abs(np.subtract(found, theirs)).max() <= room % 2
+
+
 @thoroughly
 @given(st.integers(1, 60), st.integers(0, 40), st.integers(0, 40))
 def test_centre_is_torchvisions(size, down, right):

@@ -10,8 +10,7 @@ from pydantic import Field, field_serializer
 from zar_ray.data.options import PromptOptions
 from zar_ray.models.options import ModelOptions
 from zar_ray.options.base import FolderName, Options, operational, option, without_password
-from zar_ray.video.options import DecodeOptions
-from zar_ray.video.sampling import Sampling
+from zar_ray.video.options import DecodeOptions, Sampling
 
 _Count = Annotated[int, Field(ge=1)]
 

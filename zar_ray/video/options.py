@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from zar_ray.options.base import Options, operational, option
-from zar_ray.video.sampling import Sampling
 
 Decoder = Literal["auto", "decord", "pyav", "torchcodec", "torchcodec-nvdec"]
 Resizer = Literal["pil", "torch"]
+Sampling = Literal["parts", "segments", "ticks", "stride", "dense"]
 
 
 class ViewConfig(Options):

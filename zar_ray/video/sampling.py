@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 
-Sampling = Literal["parts", "segments", "ticks", "stride", "dense"]
+from zar_ray.video.options import Sampling
 
 Draw = Callable[[int], int]
 """Draws an integer below n, from 0, each as often as the others."""

@@ -56,6 +56,12 @@ class TestOpenClip:
         assert (tuple(normalise.mean), tuple(normalise.std)) == (PIXELS.mean, PIXELS.std)
         assert transform.transforms[0].interpolation.value == "bilinear"
 
+    def test_a_filter_that_open_clip_has_not_is_said(self, tmp_path, checkpoint):
+        path = checkpoint(Preprocessing(32, interpolation="plain_bilinear"))
+        assert export_checkpoint(path, tmp_path / "out", "open_clip").lost == ("interpolation plain_bilinear",)
+        config = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())
+        assert config["preprocess_cfg"]["interpolation"] == "bilinear"
+
     def test_a_folder_comes_back(self, tmp_path, checkpoint):
         path = checkpoint()
         export_checkpoint(path, tmp_path / "out", "open_clip")

@@ -16,7 +16,8 @@ EVERYTHING = AugmentConfig(crop="multi_scale", flip=0.5, colour_jitter=0.8, grey
 
 options_drawn = st.builds(
     AugmentConfig,
-    crop=st.sampled_from(["random", "multi_scale"]),
+    crop=st.sampled_from(["random", "centre", "multi_scale", "random_resized"]),
+    crop_places=st.sampled_from([5, 13]),
     flip=st.sampled_from([0.0, 0.5, 1.0]),
     colour_jitter=st.sampled_from([0.0, 0.8, 1.0]),
     grey=st.sampled_from([0.0, 0.2, 1.0]),
@@ -83,6 +84,49 @@ def test_the_multi_scale_boxes_are_those_of_vificlip():
         for top, left in [(0, 0), (0, 4 * right), (4 * down, 0), (4 * down, 4 * right), (2 * down, 2 * right)]:
             expected.add((top, left, height, width))
     assert boxes_of(256, 340, AugmentConfig(crop="multi_scale"), 224) == expected
+
+
+def test_tsns_other_places_lie_between_the_corners():
+    options = AugmentConfig(crop="multi_scale", crop_scales=(0.5,), crop_places=13)
+    found = {box[:2] for box in boxes_of(96, 128, options, 24, draws=400)}
+    down, right = 48 // 4, 80 // 4
+    even = {(i * down, j * right) for i in (0, 2, 4) for j in (0, 2, 4)}
+    assert found == even | {(i * down, j * right) for i in (1, 3) for j in (1, 3)}
+
+
+@given(st.integers(SIZE, 90), st.integers(SIZE, 90), st.integers(0, 999))
+def test_a_random_resized_box_has_the_published_areas_and_shapes(height, width, seed):
+    top, left, box_height, box_width = draw_box(
+        height, width, AugmentConfig(crop="random_resized"), SIZE, np.random.default_rng(seed)
+    )
+    assert 0 <= top <= height - box_height
+    assert 0 <= left <= width - box_width
+    # Sides are rounded, each by half a pixel at most; none fits where the frame is narrower than any shape.
+    if max(height, width) * 3 <= 4 * min(height, width):
+        assert 0.08 * height * width <= (box_height + 0.5) * (box_width + 0.5)
+        assert 3 / 4 * (box_height - 0.5) <= box_width + 0.5
+        assert box_width - 0.5 <= 4 / 3 * (box_height + 0.5)
+
+
+@given(sizes)
+def test_the_centre_is_cut_out_without_a_draw(shape):
+    frames, unused = noise(2, *shape), np.random.default_rng(1)
+    before = unused.bit_generator.state
+    cut = augment(frames, AugmentConfig(crop="centre"), SIZE, unused)
+    top, left = (round((side - SIZE) / 2) for side in shape)
+    np.testing.assert_array_equal(cut, frames[:, top : top + SIZE, left : left + SIZE])
+    assert unused.bit_generator.state == before
+
+
+def test_a_model_without_antialiasing_is_trained_without_it():
+    frames, options = noise(1, 96, 96), AugmentConfig(crop="multi_scale", crop_scales=(1.0,))
+    with_it, without = (
+        augment(frames, options, SIZE, np.random.default_rng(2), antialias) for antialias in (True, False)
+    )
+    # Every fourth pixel's middle lies between two: the mean of four.
+    first = frames[0, 1:3, 1:3].astype(float).mean(axis=(0, 1))
+    assert np.abs(without[0, 0, 0] - first).max() <= 1
+    assert np.abs(with_it[0, 0, 0] - first).max() > 5
 
 
 @pytest.mark.parametrize(("share", "side"), [(222 / 256, 224), (226 / 256, 224), (221 / 256, 221), (227 / 256, 227)])

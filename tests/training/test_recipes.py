@@ -1,19 +1,28 @@
 """The shipped training recipes: every one is valid, and they differ where their sources do."""
 
+import re
+
 import pytest
 
-from zar_ray.models.systems.registry import known_systems
+from zar_ray.models.systems.registry import find_system, known_systems
 from zar_ray.options.base import meaning
 from zar_ray.options.layers import conf_dir, read_yaml, validate
+from zar_ray.study.options import EvalConfig
 from zar_ray.training.options import AugmentConfig, RandAugmentConfig, TrainConfig
-from zar_ray.training.schedule import Schedule
+from zar_ray.training.schedule import Schedule, learning_rate
+from zar_ray.video.transforms import imagenet_preprocessing, short_side_for
 
-RECIPES = sorted((conf_dir() / "train").glob("*.yaml"))
+RECIPES, EVALUATIONS = (sorted((conf_dir() / kind).glob("*.yaml")) for kind in ("train", "eval"))
 
 
 def recipe(name):
     path = conf_dir() / "train" / f"{name}.yaml"
     return validate(TrainConfig, read_yaml(path), str(path))
+
+
+def evaluation(name):
+    path = conf_dir() / "eval" / f"{name}.yaml"
+    return validate(EvalConfig, read_yaml(path), str(path))
 
 
 def differences(name, other):
@@ -51,6 +60,68 @@ def test_vificlips_recipe_is_the_published_one():
         cutmix_share=0.5,
         label_smoothing=0.1,
     )
+
+
+def test_systems_sample_frames_as_their_own_code_does():
+    ways = {name: recipe(name).sampling for name in ("vificlip", "xclip", "actionclip", "ezclip", "vitaclip", "a5")}
+    assert ways == {
+        **dict.fromkeys(("vificlip", "xclip"), "segments"),
+        **dict.fromkeys(("actionclip", "ezclip"), "ticks"),
+        **{"vitaclip": "stride", "a5": "dense"},
+    }
+    for name, way in ways.items():
+        evaluated = evaluation(name)
+        assert (evaluated.views.eval_sampling, evaluated.method) == (way, ("zero_shot",))
+        assert evaluated.views.frames == evaluated.views.eval_frames or name == "vificlip"
+
+
+def test_official_evaluations_have_their_own_views():
+    views = {path.stem: evaluation(path.stem).views for path in EVALUATIONS}
+    assert {name: one.eval_views for name, one in views.items()} == {
+        **dict.fromkeys(("vificlip", "actionclip", "ezclip"), "1x1"),
+        **{"xclip": "4x3", "vitaclip": "3x1", "a5": "5x1"},
+    }
+    # Three crops are of frames whose short side is the input's; the centre crop of ImageNet's larger ones.
+    imagenet = imagenet_preprocessing(224)
+    assert [short_side_for(views[name], imagenet) for name in ("xclip", "vificlip")] == [224, 256]
+    assert evaluation("vitaclip").template == "{}"
+    assert evaluation("actionclip").template_average == "probabilities"
+
+
+def test_actionclip_compares_batches_of_128():
+    config = recipe("actionclip")
+    assert (config.batch_size, config.micro_batch, config.epochs, config.warmup_epochs) == (128, 128, 50, 5)
+    assert (config.augment.crop_places, recipe("ezclip").augment.crop_places) == (13, 13)
+
+
+def test_vitaclip_has_its_scripts_steps_and_no_warm_up():
+    config = recipe("vitaclip")
+    assert Schedule.of(config, 240_000) == Schedule(30_000, 0)
+    assert (config.stride, config.augment) == (16, AugmentConfig(crop="random_resized"))
+    assert (config.batch_size, config.lr, config.final_lr, config.betas) == (256, 4e-4, 0, (0.9, 0.999))
+
+
+def test_a5_stays_near_its_peak_for_the_steps_of_its_readme():
+    config = recipe("a5")
+    schedule = Schedule.of(config, 3570)
+    assert (schedule.steps, schedule.warmup, config.batch_size, config.frames) == (1100, 0, 64, 16)
+    assert learning_rate(1099, schedule, config) == pytest.approx(1e-4, rel=1e-4)
+    assert learning_rate(200_000, schedule, config) == pytest.approx(1e-6)
+    assert find_system("a5").additions["frame_layers"]["layers"] == 1
+
+
+def test_xclip_leaves_gains_biases_and_positions_alone():
+    config, rule = recipe("xclip"), find_system("xclip").training
+    assert (config.epochs, config.weight_decay, config.decays, config.fusion_lr) == (30, 0.001, "matrices", 10)
+    assert rule.undecayed("visual.positional_embedding")
+    assert rule.undecayed("fusion.mit.positional_embedding")
+    assert not rule.undecayed("fusion.prompts_visual_proj")
+
+
+def test_what_is_inferred_is_said_of_two_recipes_alone():
+    """Of ZAR's training the paper says little, and of TC-CLIP's nothing may be read."""
+    marked = {path.stem for path in RECIPES if re.search("CHOSEN|INFERRED", path.read_text())}
+    assert marked == {"k400_zar", "tcclip"}
 
 
 def test_zars_training_is_vificlips_with_its_own_frames_and_plain_cross_entropy():

@@ -2,6 +2,7 @@
 
 import pickle
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from zar_ray.data.datasets import list_dataset
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.data.probing import probe_listing
+from zar_ray.errors import ConfigError
 from zar_ray.training import videos
+from zar_ray.training.job import settled
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.samples import (
     Sample,
@@ -25,6 +28,7 @@ from zar_ray.training.samples import (
     samples_of_step,
 )
 from zar_ray.training.videos import VideoTable, usable_videos
+from zar_ray.video.sampling import drawn_frames
 from zar_ray.video.transforms import Preprocessing
 
 
@@ -60,11 +64,20 @@ def test_workers_take_whole_micro_batches_and_every_one_once(videos, micro_batch
 
 @given(st.integers(1, 400), st.integers(1, 40), st.integers(0, 2**32))
 def test_frames_are_drawn_one_from_each_part(frames, count, seed):
-    drawn = frames_drawn(frames, count, np.random.default_rng(seed))
+    drawn = frames_drawn(frames, TrainConfig(frames=count), np.random.default_rng(seed))
     assert len(drawn) == count
     assert (np.diff(drawn) >= 0).all()
     for part, frame in enumerate(drawn):
         assert int(part * frames / count) <= frame <= min((part + 1) * frames / count, frames - 1)
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.sampled_from(["segments", "ticks", "stride", "dense"]))
+def test_other_ways_of_sampling_take_their_draws_from_the_samples_own(frames, count, sampling):
+    config = TrainConfig(frames=count, sampling=sampling, stride=3)
+    one, same = (frames_drawn(frames, config, np.random.default_rng(5)) for _ in range(2))
+    again = np.random.default_rng(5)
+    draw = lambda below: int(again.integers(below))  # noqa: E731
+    assert one.tolist() == same.tolist() == drawn_frames(sampling, count, frames, draw, 3).tolist()
 
 
 def test_generators_differ_by_key_and_not_by_run():
@@ -141,3 +154,14 @@ def test_only_labelled_videos_that_can_be_read_are_trained_on(kinds):
     ]
     kept = usable_videos(Manifest.of(made, ["a"], "/", "made up"))
     assert [row.video_id for row in kept.rows()] == [str(n) for n, kind in enumerate(kinds) if kind == (True, False)]
+
+
+@pytest.mark.parametrize("sampling", ["stride", "dense"])
+def test_kept_frames_are_no_video_to_take_neighbours_of(sampling):
+    config = TrainConfig(dataset="mine.parquet", output=Path("/o.safetensors"), sampling=sampling)
+    assert settled(config).sampling == sampling
+    with pytest.raises(
+        ConfigError, match=f"--cache-frames 9: .* --sampling {sampling} takes neighbours; leave it away"
+    ):
+        settled(config.model_copy(update={"cache_frames": 9}))
+    assert settled(config.model_copy(update={"cache_frames": 9, "sampling": "ticks"})).cache_frames == 9

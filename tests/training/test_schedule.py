@@ -49,6 +49,17 @@ def test_from_the_start_it_is_timms_scheduler_updated_after_each_step(steps, war
         cosine.step_update(step)
 
 
+@given(st.integers(1, 200), st.integers(0, 50), st.integers(1, 400), st.sampled_from(["warmup", "start"]))
+def test_a_cosine_may_fall_over_other_steps(steps, warmup, falling, cosine_from):
+    """The rates are those of a training of that length, and the last one's after its end."""
+    config = TrainConfig(lr=1.0, final_lr=0.2, cosine_from=cosine_from)
+    longer = max(falling, warmup + 1)
+    rates = rates_of(config, Schedule(steps, warmup, longer))
+    whole = rates_of(config, Schedule(longer, warmup))
+    assert rates[:longer] == pytest.approx(whole[:steps])
+    assert rates[longer + 1 :] == pytest.approx([0.2] * len(rates[longer + 1 :]))
+
+
 def test_the_rates_of_vificlip_worked_out_by_hand():
     """Five steps of warm-up from 0 out of ten: two at nothing, fifths of the peak, then the cosine half-way down."""
     config = TrainConfig(lr=1.0, final_lr=0.01, cosine_from="start")

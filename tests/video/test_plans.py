@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.video.options import ViewConfig
-from zar_ray.video.plans import ViewPlan, evaluation_view_frames, plan_views, segment_frames, segment_length, unite
+from zar_ray.video.plans import ViewPlan, plan_views, segment_length, unite
+from zar_ray.video.sampling import evaluated_frames, part_centres
 from zar_ray.video.transforms import Preprocessing, crop_boxes
 
 CLIP = Preprocessing(224)
@@ -114,7 +115,7 @@ def test_views_are_what_their_origin_says(video, views, seed):
 def test_evaluation_view_is_the_whole_video_under_the_centre_crop(video, views, seed):
     plan = plan_of(video, views, seed)
     ((_, centre),) = crop_boxes(plan.height, plan.width, 224, 1)
-    frames = segment_frames(0, video[1], views.eval_frames, video[1])
+    frames = part_centres(0, video[1], views.eval_frames, video[1])
     assert used(plan, plan.evaluation) == [(int(frame), *vars(centre).values()) for frame in frames]
 
 
@@ -282,14 +283,14 @@ def test_segment_length_rounds_halves_up_and_exactly(frames, rate, length):
 
 
 def test_short_segments_repeat_frames():
-    assert segment_frames(0, 3, 8, 3).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
-    assert segment_frames(7, 1, 4, 8).tolist() == [7, 7, 7, 7]
+    assert part_centres(0, 3, 8, 3).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert part_centres(7, 1, 4, 8).tolist() == [7, 7, 7, 7]
 
 
 def test_frames_are_exact_where_floating_point_is_not():
     # the fourth of 7 parts of 122 frames has its centre at 61 exactly; 3.5 · (122 / 7) is 60.999…
     assert floor(3.5 * (122 / 7)) == 60
-    assert segment_frames(0, 122, 7, 122)[3] == 61
+    assert part_centres(0, 122, 7, 122)[3] == 61
 
 
 def test_unusable_videos_and_options_say_so():
@@ -301,11 +302,14 @@ def test_unusable_videos_and_options_say_so():
 
 
 def test_several_evaluation_views_share_the_parts_of_a_video():
-    frames = [evaluation_view_frames(number, 4, 8, 100).tolist() for number in range(4)]
+    def view(number, views):
+        return evaluated_frames("parts", number, views, 8, 100, lambda below: pytest.fail("draws"), 16).tolist()
+
+    frames = [view(number, 4) for number in range(4)]
     for views in zip(*frames, strict=True):
         assert list(views) == sorted(views)
-    assert sorted(index for view in frames for index in view) == segment_frames(0, 100, 32, 100).tolist()
-    assert evaluation_view_frames(0, 1, 8, 100).tolist() == segment_frames(0, 100, 8, 100).tolist()
+    assert sorted(index for view in frames for index in view) == part_centres(0, 100, 32, 100).tolist()
+    assert view(0, 1) == part_centres(0, 100, 8, 100).tolist()
 
 
 def test_multi_view_testing_plans_moments_times_spots():

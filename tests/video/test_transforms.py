@@ -55,6 +55,19 @@ def test_resize_is_torchvisions_on_pil(size, interpolation):
     assert np.array_equal(resize_frame(frame, 96, Scaling(interpolation)), expected)
 
 
+@pytest.mark.parametrize("size", [(256, 340), (340, 256), (27, 35), (1, 1), (720, 1280), (2, 9)])
+@pytest.mark.parametrize("short_side", [224, 31])
+@pytest.mark.parametrize("resizer", ["pil", "torch"])
+def test_plain_bilinear_is_pytorchs_without_antialiasing(size, short_side, resizer):
+    """But for the rounding to whole numbers, half of one of 255."""
+    frame = noise(*size)
+    ours = resize_frame(frame, short_side, Scaling("plain_bilinear"), resizer)
+    pixels = torch.from_numpy(frame.copy()).permute(2, 0, 1)[None].double()
+    exact = torch.nn.functional.interpolate(pixels, ours.shape[:2], mode="bilinear", align_corners=False)[0]
+    assert ours.dtype == np.uint8
+    assert np.abs(ours - exact.permute(1, 2, 0).numpy()).max() <= 0.5 + 1e-3
+
+
 @thoroughly
 @given(st.integers(1, 500), st.integers(0, 400), st.integers(0, 400), st.sampled_from([1, 3, 5, 9]))
 def test_crops_lie_inside_the_frame(size, down, right, crops):
@@ -68,6 +81,15 @@ def test_crops_lie_inside_the_frame(size, down, right, crops):
         assert box.size == size
     fewer = {1: 1, 3: 1, 5: 3, 9: 5}[crops]
     assert set(crop_boxes(height, width, size, fewer)) <= set(named)
+
+
+@given(st.integers(1, 400), st.integers(0, 300), st.booleans())
+def test_three_crops_at_the_inputs_size_are_vificlips_but_for_odd_rooms(size, room, upright):
+    """Its offsets are 0, half the room rounded down, and twice that."""
+    shape = (size + room, size) if upright else (size, size + room)
+    found = sorted(box.top if upright else box.left for _, box in crop_boxes(*shape, size, 3))
+    theirs = [0, room // 2, 2 * (room // 2)]
+    assert np.abs(np.subtract(found, theirs)).max() <= room % 2
 
 
 @thoroughly

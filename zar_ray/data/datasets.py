@@ -87,6 +87,11 @@ def protocol_name(dataset: str, protocol: str) -> str:
     return name
 
 
+def without_protocol(benchmark: str) -> str:
+    """What commands call a benchmark's dataset beside ``--protocol base_to_novel``, such as ``hmdb51``."""
+    return benchmark.removesuffix(f"-{_BASE_TO_NOVEL}")
+
+
 def resolve_dataset(dataset: str, data_root: str | Path | None = None) -> DatasetSource:
     """Finds out what a dataset's name means.
 

@@ -80,7 +80,7 @@ def export_checkpoint(
             "preprocess_cfg": {
                 "mean": list(pixels.mean),
                 "std": list(pixels.std),
-                "interpolation": pixels.interpolation,
+                "interpolation": pixels.interpolation.removeprefix("plain_"),
                 "resize_mode": pixels.resize_mode,
                 "fill_color": pixels.fill,
             },
@@ -132,9 +132,13 @@ def _export_openai(model: ClipModel, tensors: dict[str, torch.Tensor], target: A
 
 
 def _lost(model: ClipModel, kind: Literal["folder", "file"]) -> tuple[str, ...]:
-    """The preprocessing that goes unsaid: only a folder's configuration tells of any, and not of the short side."""
+    """The preprocessing that goes unsaid: only a folder's configuration tells of any, and not of the short side.
+
+    Nor does it know a filter without antialiasing.
+    """
     ours, size = model.preprocessing, model.preprocessing.input_size
-    silent = ("mean", "std", "interpolation", "resize_mode") if kind == "file" else ()
+    plain = ("interpolation",) if ours.interpolation.startswith("plain_") else ()
+    silent = ("mean", "std", "interpolation", "resize_mode") if kind == "file" else plain
     lost = [
         f"{name} {getattr(ours, name)}" for name in silent if getattr(ours, name) != getattr(Preprocessing(size), name)
     ]

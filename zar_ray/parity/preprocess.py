@@ -19,8 +19,8 @@ from zar_ray.errors import ConfigError
 from zar_ray.parity.fixture import Evidence, Fixture
 from zar_ray.video.decoding import decode_video
 from zar_ray.video.pixels import crop_and_normalise
-from zar_ray.video.plans import segment_frames
 from zar_ray.video.reading import VideoInfo, open_video
+from zar_ray.video.sampling import part_centres
 from zar_ray.video.transforms import Preprocessing, crop_boxes
 
 
@@ -47,7 +47,7 @@ def preprocess(fixture: Fixture) -> Evidence:
     evidence = Evidence({"frame_indices": order})
     for match in filter(None, (re.fullmatch(r"sample/N(\d+)_T(\d+)", name) for name in fixture.arrays)):
         frames, count = map(int, match.groups())
-        evidence.arrays[match[0]] = segment_frames(0, frames, count, frames)
+        evidence.arrays[match[0]] = part_centres(0, frames, count, frames)
     for name, facts in fixture.fact(dict[str, dict[str, Any]], "clips", default={}).items():
         path = _find(fixture, fixture.fact(str, "clips", name, "file"))
         pixels = _read(path, order, preprocessing)

@@ -22,30 +22,39 @@ from torch.nn.functional import one_hot
 
 from zar_ray.training.options import AugmentConfig, RandAugmentConfig
 from zar_ray.video.pixels import transforms
+from zar_ray.video.transforms import crop_boxes
 
 # How far the colour jitter goes; hue in turns of the colour circle.
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 0.4, 0.4, 0.2, 0.1
 # A multi-scale box this near to the input size is made of that size, which saves resizing it (TSN).
 _NEARLY = 3
 # Places of a multi-scale box, in quarters of the room around it: (down, right).
-_PLACES = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))
+_PLACES = (
+    *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),
+    *((2, 0), (2, 4), (4, 2), (0, 2), (1, 1), (1, 3), (3, 1), (3, 3)),
+)
+# A random resized crop's share of the area, its width by its height, and how often one that does not fit is drawn anew.
+_AREAS, _SHAPES, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 # RandAugment's:
 _MOST = 30  # the largest magnitude
 _GREY = (125, 123, 114)  # of what is cut out, about the mean of ImageNet
 _INVERTED_FROM = 128  # by SolarizeAdd, after the addition
 
 
-def augment(frames: np.ndarray, options: AugmentConfig, size: int, rng: np.random.Generator) -> np.ndarray:
+def augment(
+    frames: np.ndarray, options: AugmentConfig, size: int, rng: np.random.Generator, antialias: bool = True
+) -> np.ndarray:
     """Crops, flips and recolours the frames of one sample, all of them alike but for RandAugment, if that is on.
 
     Two things differ from ViFi-CLIP on purpose: its colour jitter draws anew for every frame of a video, where here a
-    video has one; and it resizes without antialiasing, where here all resizing antialiases.
+    video has one; and it resizes without antialiasing.
 
     Args:
         frames: uint8 (T, H, W, 3), resized; H and W are at least `size`.
         options: What to do.
         size: R, side of the model's input in pixels.
         rng: What to draw from; options that are off draw nothing.
+        antialias: Whether what is cut out is antialiased where it is made smaller.
 
     Returns:
         uint8 (T, R, R, 3), contiguous, and never a view of the frames.
@@ -56,7 +65,7 @@ def augment(frames: np.ndarray, options: AugmentConfig, size: int, rng: np.rando
     # A copy: frames may be read-only, and kept ones must not stay in memory for the sake of a crop.
     window = np.array(frames[:, top : top + height, left : left + width])
     functional = transforms()
-    pixels = functional.resize(torch.from_numpy(window).permute(0, 3, 1, 2), [size, size], antialias=True)
+    pixels = functional.resize(torch.from_numpy(window).permute(0, 3, 1, 2), [size, size], antialias=antialias)
     if options.flip and rng.random() < options.flip:
         pixels = functional.horizontal_flip(pixels)
     if options.colour_jitter and rng.random() < options.colour_jitter:
@@ -73,17 +82,35 @@ def draw_box(
 
     ``random`` is a square of the input size anywhere.  ``multi_scale`` is the crop of TSN (Wang et al., ECCV 2016) as
     ViFi-CLIP sets it: height and width are shares of the short side, the same or neighbours in the list of scales, and
-    the box lies in a corner or the centre.  (TSN's own thirteen places are these five and eight more.)  The size of the
-    model's input is at most the frames' short side.
+    the box lies in a corner or the centre, or at one of TSN's further places.  ``random_resized`` is Inception's, as
+    torchvision has it.  The size of the model's input is at most the frames' short side.
     """
     if options.crop == "random":
         return int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1)), size, size
+    if options.crop == "centre":
+        ((_, box),) = crop_boxes(height, width, size, 1)
+        return box.top, box.left, size, size
+    if options.crop == "random_resized":
+        return _inception_box(height, width, rng)
     sides = [max(1, int(share * min(height, width))) for share in options.crop_scales]
     sides = [size if abs(side - size) < _NEARLY else side for side in sides]
     shapes = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
     box_height, box_width = shapes[rng.integers(len(shapes))]
-    down, right = _PLACES[rng.integers(len(_PLACES))]
+    down, right = _PLACES[rng.integers(options.crop_places)]
     return (height - box_height) // 4 * down, (width - box_width) // 4 * right, box_height, box_width
+
+
+def _inception_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    for _ in range(_TRIES):
+        area = height * width * rng.uniform(_AREAS[0], _AREAS[1])
+        shape = math.exp(rng.uniform(math.log(_SHAPES[0]), math.log(_SHAPES[1])))
+        box_height, box_width = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
+        if 0 < box_height <= height and 0 < box_width <= width:
+            top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
+            return int(top), int(left), box_height, box_width
+    narrow, wide = _SHAPES
+    box_height, box_width = min(height, round(width / narrow)), min(width, round(height * wide))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 def _jittered(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

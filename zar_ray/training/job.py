@@ -161,6 +161,11 @@ def settled(config: TrainConfig) -> TrainConfig:
         raise ConfigError("zar train: name the checkpoint to write with --output FILE.safetensors")
     if inside_job() and not config.output.is_absolute():
         raise ConfigError(f"--output {config.output}: a Ray job's folder is temporary; give an absolute path")
+    if config.cache_frames and config.sampling in ("stride", "dense"):
+        raise ConfigError(
+            f"--cache-frames {config.cache_frames}: keeps frames spread over a video, and --sampling {config.sampling}"
+            " takes neighbours; leave it away"
+        )
     if config.precision == "fp16":
         raise ConfigError("--precision fp16: gradients overflow in it; train in bf16 or fp32")
     micro_batch = min(config.micro_batch, config.batch_size)

@@ -86,7 +86,7 @@ class VideoTextModel(nn.Module):
         self.rule = rule_of(model.architecture)
         self.context: nn.Parameter | None = None
         self._prompts = prompts
-        self._trains = config.trains
+        self._trains, self._from_scratch = config.trains, config.architecture is not None
         clip = model.clip.requires_grad_(False)
         if config.grad_checkpointing:
             clip.set_grad_checkpointing()
@@ -168,8 +168,11 @@ class VideoTextModel(nn.Module):
 
     @torch.no_grad()
     def bound_logit_scale(self) -> None:
-        """Keeps the logit scale within CLIP's bound; to be called after every step."""
-        if self.model.clip.logit_scale.requires_grad:
+        """Keeps the logit scale of a training from scratch within CLIP's bound; to be called after every step.
+
+        No published fine-tuning bounds it.
+        """
+        if self._from_scratch and self.model.clip.logit_scale.requires_grad:
             self.model.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:

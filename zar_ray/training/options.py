@@ -11,7 +11,7 @@ from zar_ray.data.options import PromptOptions
 from zar_ray.models.options import ModelOptions
 from zar_ray.options.base import FolderName, Options, operational, option, without_password
 from zar_ray.options.places import FilePlace
-from zar_ray.video.options import DecodeOptions
+from zar_ray.video.options import DecodeOptions, Sampling
 
 _Count = Annotated[int, Field(ge=1)]
 
@@ -26,10 +26,14 @@ class RandAugmentConfig(Options):
 class AugmentConfig(Options):
     """What training does to a sample's pixels; the same for all frames of a video, but for RandAugment."""
 
-    crop: Literal["random", "multi_scale"] = option(
+    crop: Literal["random", "centre", "multi_scale", "random_resized"] = option(
         "random",
-        "random: a square of the input size, anywhere; multi_scale: a box of two of the crop scales, in a"
-        " corner or the centre, resized to the input size.",
+        "random: a square of the input size, anywhere; centre: in the middle; multi_scale: a box of two of the crop"
+        " scales, in a corner or the centre, resized to the input size; random_resized: 8% to 100% of the area, 3/4 to"
+        " 4/3 as wide as high, anywhere, resized too.",
+    )
+    crop_places: Literal[5, 13] = option(
+        5, "Places of a multi_scale box: the corners and the centre, or TSN's further eight between them too."
     )
     crop_scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = option(
         (1.0, 0.875, 0.75, 0.66),
@@ -104,7 +108,13 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
         None, "Train a context of so many vectors, drawn at random; by default the context's words.", ge=1
     )
 
-    frames: int = option(16, "Frames a video, one drawn from each of so many equal parts.", ge=1)
+    frames: int = option(16, "Frames a video.", ge=1)
+    sampling: Sampling = option(
+        "parts",
+        "How they are drawn: one from each of so many equal parts; or as a published system's code: segments"
+        " (ViFi-CLIP, X-CLIP), ticks (ActionCLIP, EZ-CLIP), stride (Vita-CLIP), dense (A5); docs/training.md.",
+    )
+    stride: int = option(16, "Frames from one to the next, under stride.", ge=1)
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="What is done to a sample's pixels.")
     drop_path: float = option(
         0.0,
@@ -137,6 +147,9 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
         "warmup",
         "Where the cosine has its peak: at the warm-up's end; or at step 0, as timm's scheduler, whose"
         " first two steps have rate 0 and whose rate drops from the peak at the warm-up's end.",
+    )
+    cosine_steps: int | None = option(
+        None, "Steps in which the cosine falls, as if the training were so long; by default its own.", ge=1
     )
     betas: tuple[float, float] = option((0.9, 0.98), "AdamW's betas.")
     weight_decay: float = option(0.001, "AdamW's weight decay.", ge=0)

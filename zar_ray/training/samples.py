@@ -26,8 +26,8 @@ from zar_ray.training.augmentation import augment
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.videos import VideoTable
 from zar_ray.video.decoding import decode_video
-from zar_ray.video.plans import segment_frames
 from zar_ray.video.reading import VideoInfo
+from zar_ray.video.sampling import drawn_frames, part_centres
 from zar_ray.video.transforms import Preprocessing
 
 # A decode worker whose node is lost waits for a CPU that there may never be; what takes it longer than so many times
@@ -93,13 +93,16 @@ def _order(epoch: int, videos: int, seed: int) -> np.ndarray:
     return generator(seed, "order", epoch).permutation(videos)
 
 
-def frames_drawn(frames: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """One frame from each of `count` equal parts of a video, as TSN samples (Wang et al., ECCV 2016).
+def frames_drawn(frames: int, config: TrainConfig, rng: np.random.Generator) -> np.ndarray:
+    """The frames of a sample of a video, as `sampling` draws them; by default one from each of T equal parts.
 
     Returns:
-        int64 (count,), ascending, within ``[0, frames)``; a video of fewer frames repeats some.
+        int64 (T,), within ``[0, frames)``; a video of fewer frames repeats some.
     """
-    return np.minimum(((np.arange(count) + rng.random(count)) * frames / count).astype(np.int64), frames - 1)
+    count = config.frames
+    if config.sampling == "parts":
+        return np.minimum(((np.arange(count) + rng.random(count)) * frames / count).astype(np.int64), frames - 1)
+    return drawn_frames(config.sampling, count, frames, lambda below: int(rng.integers(below)), config.stride)
 
 
 class SampleReader:
@@ -124,15 +127,16 @@ class SampleReader:
         if config.cache_frames:
             if sample.video not in self._cache:
                 count = video.frames or 1
-                chosen = np.unique(segment_frames(0, count, min(config.cache_frames, count), count))
+                chosen = np.unique(part_centres(0, count, min(config.cache_frames, count), count))
                 self._cache[sample.video] = self._decode(video, chosen)
             kept = self._cache[sample.video]
-            frames = kept[frames_drawn(len(kept), config.frames, rng)]
+            frames = kept[frames_drawn(len(kept), config, rng)]
         else:
-            chosen = frames_drawn(video.frames or 1, config.frames, rng)
+            chosen = frames_drawn(video.frames or 1, config, rng)
             distinct, rows = np.unique(chosen, return_inverse=True)
             frames = self._decode(video, distinct)[rows]
-        return augment(frames, config.augment, self._preprocessing.input_size, rng)
+        antialias = self._preprocessing.interpolation != "plain_bilinear"
+        return augment(frames, config.augment, self._preprocessing.input_size, rng, antialias)
 
     def _decode(self, video: VideoRow, frames: np.ndarray) -> np.ndarray:
         config, pixels = self._config, self._preprocessing

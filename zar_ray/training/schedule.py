@@ -20,10 +20,14 @@ MULTIPLE = "lr_multiple"
 
 @dataclass(frozen=True)
 class Schedule:
-    """A training's optimiser steps, and those of linear warm-up: if these are more, the peak is never reached."""
+    """A training's optimiser steps, and those of linear warm-up: if these are more, the peak is never reached.
+
+    The cosine falls as if there were `falling` steps in all; by default those that there are.
+    """
 
     steps: int
     warmup: int
+    falling: int | None = None
 
     @classmethod
     def of(cls, config: TrainConfig, videos: int) -> Schedule:
@@ -36,6 +40,7 @@ class Schedule:
         return cls(
             steps=steps(config.epochs) if config.steps is None else config.steps,
             warmup=steps(config.warmup_epochs) if config.warmup_steps is None else config.warmup_steps,
+            falling=config.cosine_steps,
         )
 
 
@@ -51,14 +56,16 @@ def learning_rate(step: int, schedule: Schedule, config: TrainConfig) -> float:
     cosine over the whole training has fallen to in the meantime.  (Where ViFi-CLIP adds up the gradients of n
     micro-batches it counts those, and is 1 - 1/n of a step ahead of this.)
     """
+    falling = schedule.falling or schedule.steps
     if config.cosine_from == "start":
         update = max(0, step - 1)
         if update < schedule.warmup:
             return config.lr * update / schedule.warmup
-        return config.lr * _cosine(update / schedule.steps, config.final_lr)
+        return config.lr * _cosine(min(1, update / falling), config.final_lr)
     if step < schedule.warmup:
         return config.lr * (step + 1) / schedule.warmup
-    return config.lr * _cosine((step - schedule.warmup) / max(1, schedule.steps - schedule.warmup), config.final_lr)
+    progress = (step - schedule.warmup) / max(1, falling - schedule.warmup)
+    return config.lr * _cosine(min(1, progress), config.final_lr)
 
 
 def _cosine(progress: float, last: float) -> float:

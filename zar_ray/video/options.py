@@ -10,6 +10,7 @@ from zar_ray.options.base import Options, operational, option
 
 Decoder = Literal["auto", "decord", "pyav", "torchcodec", "torchcodec-nvdec"]
 Resizer = Literal["pil", "torch"]
+Sampling = Literal["parts", "segments", "ticks", "stride", "dense"]
 
 
 class ViewConfig(Options):
@@ -27,6 +28,12 @@ class ViewConfig(Options):
         "Evaluation views, temporal x spatial, whose scores are averaged, as 4x3; `--views 4x3` for short.",
         pattern=r"^[1-9][0-9]*x[1359]$",
     )
+    eval_sampling: Sampling = option(
+        "parts",
+        "Which frames an evaluation view has: the centres of equal parts; or as a published system's code: segments"
+        " (ViFi-CLIP, X-CLIP), ticks (ActionCLIP, EZ-CLIP), stride (Vita-CLIP), dense (A5); docs/models.md.",
+    )
+    eval_stride: int = option(16, "Frames from one to the next of an evaluation view, under stride.", ge=1)
     short_side: int | None = option(
         None,
         "Short side frames are resized to; by default the model's input size, or 8/7 of it for 5 and 9"

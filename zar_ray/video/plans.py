@@ -11,12 +11,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zar_ray.errors import VideoError
 from zar_ray.video.options import ViewConfig
+from zar_ray.video.sampling import Draw, evaluated_frames, part_centres
 from zar_ray.video.transforms import CropBox, Preprocessing, crop_boxes, resized_size, short_side_for
 
 if TYPE_CHECKING:
@@ -126,12 +128,23 @@ def plan_views(
         length = segment_length(info_frames, exact)
         for sample in range(views.views_per_rate):
             start = _segment_start(seed, video_id, exact, sample, info_frames - length)
-            indices = segment_frames(start, length, views.frames, info_frames)
+            indices = part_centres(start, length, views.frames, info_frames)
             for name, box in crops:
                 origins.append(ViewOrigin(rate, sample, name, start, length))
                 frames.append(indices)
                 box_of.append(boxes.index(box))
-    evaluation_frames = [evaluation_view_frames(n, moments, views.eval_frames, info_frames) for n in range(moments)]
+    evaluation_frames = [
+        evaluated_frames(
+            views.eval_sampling,
+            number,
+            moments,
+            views.eval_frames,
+            info_frames,
+            _draws(seed, video_id, "evaluation", number),
+            views.eval_stride,
+        )
+        for number in range(moments)
+    ]
 
     # one number an image, frame first, so that sorting groups the images of a frame
     view_codes = np.stack(frames) * len(boxes) + np.array(box_of, dtype=np.int64)[:, None]
@@ -226,35 +239,24 @@ def segment_length(frames: int, rate: float | Fraction) -> int:
     return max(1, int(frames * _as_fraction(rate) + Fraction(1, 2)))
 
 
-def segment_frames(start: int, length: int, count: int, frames: int) -> np.ndarray:
-    """The centres of `count` equal parts of a segment: floor(start + (i + 1/2)·length/count), clipped to N `frames`.
-
-    Returns:
-        int64 (count,), ascending; indices repeat where the segment is shorter.
-    """
-    parts = np.arange(count, dtype=np.int64)
-    return np.minimum(start + (2 * parts + 1) * length // (2 * count), frames - 1)
-
-
-def evaluation_view_frames(number: int, views: int, count: int, frames: int) -> np.ndarray:
-    """Frames of one of several evaluation views of a whole video: each of `count` equal parts gives each view one.
-
-    View j (`number`, from 0) of n `views` takes floor((i + (j + 1/2)/n)·N/T); one view takes the parts' centres.
-
-    Returns:
-        int64 (count,), ascending.
-    """
-    return segment_frames(0, frames, views * count, frames)[number::views]
-
-
 def _as_fraction(rate: float | Fraction) -> Fraction:
     # the simple fraction a rate stands for: binary 0.3 or 0.333… would round N·q to the wrong side of a half
     return Fraction(rate).limit_denominator(1_000_000)
 
 
 def _segment_start(seed: int, video_id: str, rate: Fraction, sample: int, last: int) -> int:
+    return _number(last + 1, seed, video_id, str(rate), sample)
+
+
+def _draws(*key: object) -> Draw:
+    """Draws of a key, one after the other."""
+    numbers = count()
+    return lambda below: _number(below, *key, next(numbers))
+
+
+def _number(below: int, *key: object) -> int:
     # A hash as the generator: NumPy's streams may change between versions, this may not. JSON keeps the parts apart
     # and writes any file name in ASCII.
-    key = json.dumps([seed, video_id, str(rate), sample]).encode("ascii")
-    number = int.from_bytes(hashlib.blake2b(key, digest_size=_HASH_BITS // 8, person=b"zar segment").digest(), "big")
-    return number * (last + 1) >> _HASH_BITS
+    told = json.dumps(key).encode("ascii")
+    number = int.from_bytes(hashlib.blake2b(told, digest_size=_HASH_BITS // 8, person=b"zar segment").digest(), "big")
+    return number * below >> _HASH_BITS

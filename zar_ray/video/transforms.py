@@ -16,7 +16,7 @@ from PIL import Image
 from zar_ray.errors import ConfigError
 from zar_ray.video.options import Resizer, ViewConfig
 
-Interpolation = Literal["bicubic", "bilinear"]
+Interpolation = Literal["bicubic", "bilinear", "plain_bilinear"]
 ResizeMode = Literal["shortest", "squash", "longest"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -32,7 +32,7 @@ class Scaling:
     """How frames are brought to the size that a plan names, a side of so many pixels.
 
     Attributes:
-        interpolation: The filter, always antialiased.
+        interpolation: The filter, antialiased but for ``plain_bilinear``, which reads the four nearest pixels alone.
         mode: ``shortest`` brings the short side to it and keeps the frame's shape; ``squash`` makes a square of the
             frame, whatever its shape; ``longest`` brings the long side to it, and fills up to a square.
         fill: What ``longest`` fills with, the value of all channels, 0 to 255.
@@ -54,7 +54,7 @@ class Preprocessing:
         input_size: R, side of the square input in pixels.
         mean: Mean per RGB channel, of values in [0, 1].
         std: Standard deviation per RGB channel, of values in [0, 1].
-        interpolation: Filter of the resize, always antialiased.
+        interpolation: Filter of the resize, see `Scaling`.
         short_side: Short side of the resized frames the checkpoint was trained with; None: `input_size`.
         resize_mode: What becomes of a frame's shape, see `Scaling`.
         fill: What ``longest`` fills with.
@@ -84,6 +84,11 @@ def imagenet_preprocessing(input_size: int) -> Preprocessing:
     return Preprocessing(input_size, IMAGENET_MEAN, IMAGENET_STD, "bilinear", input_size * 8 // 7)
 
 
+def plain_preprocessing(input_size: int) -> Preprocessing:
+    """CLIP's statistics, and a bilinear filter without antialiasing, as Vita-CLIP's."""
+    return Preprocessing(input_size, interpolation="plain_bilinear")
+
+
 @dataclass(frozen=True, order=True)
 class CropBox:
     """A square of `size` pixels in the resized frame; `top` and `left` are its offsets."""
@@ -110,7 +115,7 @@ def resized_size(height: int, width: int, short_side: int, mode: ResizeMode = "s
 def resize_frame(
     frame: np.ndarray, short_side: int, scaling: Scaling = CLIP_SCALING, resizer: Resizer = "pil"
 ) -> np.ndarray:
-    """Resizes a frame, uint8 (H, W, 3), antialiased, to `resized_size(H, W, short_side, mode)` pixels."""
+    """Resizes a frame, uint8 (H, W, 3), to `resized_size(H, W, short_side, mode)` pixels."""
     height, width = resized_size(frame.shape[0], frame.shape[1], short_side, scaling.mode)
     if scaling.mode == "longest":
         return _filled_up(frame, short_side, scaling, resizer)
@@ -131,12 +136,28 @@ def _filled_up(frame: np.ndarray, side: int, scaling: Scaling, resizer: Resizer)
 def _resized(frame: np.ndarray, height: int, width: int, interpolation: Interpolation, resizer: Resizer) -> np.ndarray:
     if (height, width) == frame.shape[:2]:
         return frame
+    if interpolation == "plain_bilinear":
+        return _interpolated(_interpolated(frame, height, 0), width, 1, last=True)
     if resizer == "torch":
         # here, so that whoever resizes with PIL does not load PyTorch
         from zar_ray.video.torch_resize import resize_antialiased
 
         return resize_antialiased(frame, height, width, interpolation)
     return np.asarray(_picture(frame).resize((width, height), _FILTERS[interpolation]))
+
+
+def _interpolated(pixels: np.ndarray, length: int, axis: int, last: bool = False) -> np.ndarray:
+    """Pixels (H, W, 3) of another height or width: between the two nearest, edges repeated; rounded to uint8 at `last`.
+
+    A pixel's centre is where PyTorch has it (``align_corners=False``).
+    """
+    there = pixels.shape[axis]
+    places = np.clip((np.arange(length) + 0.5) * (there / length) - 0.5, 0, there - 1)
+    lower = places.astype(np.int64)
+    share = (places - lower).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+    one, two = (pixels.take(np.minimum(lower + step, there - 1), axis).astype(np.float32) for step in (0, 1))
+    one += (two - one) * share
+    return np.rint(one, out=one).astype(np.uint8) if last else one
 
 
 def _picture(frame: np.ndarray) -> Image.Image:

@@ -125,7 +125,7 @@ SYSTEM = System(
     parts={LEARNED_TEXTS: attach_learned_texts, FRAME_LAYERS: attach_frame_layers},
     additions={
         LEARNED_TEXTS: {"prefix": _AROUND, "postfix": _AROUND},
-        FRAME_LAYERS: {"layers": 2, "frames": 16, "heads": _HEADS},
+        FRAME_LAYERS: {"layers": 1, "frames": 16, "heads": _HEADS},
         EVALUATION_SCALE: _SCALE,
     },
     optional=(FRAME_LAYERS,),

@@ -37,6 +37,7 @@ ADAPTERS = "temporal_adapters"
 PROMPTS = "T_prompt_embeddings"
 
 _PUBLISHED_SCALE = 100  # of cosines in the official evaluation, whatever was learnt
+_PATCH = 16  # side of the patches that the bound of new prompts is made for, whatever the tower has
 _REDUCTION = 4  # from a tower's width to its adapters'
 _FIRST = "visual.transformer.resblocks.0.Adapter.D_fc1.weight"
 
@@ -74,7 +75,7 @@ def attach_temporal_adapters(clip: Any, frames: int, reduction: int = _REDUCTION
         )
     setattr(visual, VIEW_FRAMES, frames)
     width, stack = visual.positional_embedding.shape[1], visual.transformer
-    bound = math.sqrt(6 / (3 * math.prod(visual.conv1.kernel_size) + width))
+    bound = math.sqrt(6 / (3 * _PATCH**2 + width))
     prompts = torch.empty(len(stack.resblocks), frames, width).uniform_(-bound, bound)
     stack.register_parameter(PROMPTS, nn.Parameter(prompts))
     stack.add_module(PROMPT_DROPOUT, nn.Dropout(0.0))  # training's to set, see zar_ray.training.regularisation

@@ -17,6 +17,7 @@ under ``view_prompts``. Frames come view by view: T images after one another are
 
 from __future__ import annotations
 
+import math
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ from zar_ray.models.parts import (
     require_sizes,
 )
 from zar_ray.models.systems.base import System, TrainingRule
-from zar_ray.video.transforms import Preprocessing
+from zar_ray.video.transforms import plain_preprocessing
 
 if TYPE_CHECKING:
     from zar_ray.training.options import TrainConfig
@@ -46,7 +47,7 @@ VIEW_PROMPTS = "view_prompts"
 
 _SCALE = "logit_scale"
 _TRAINED = ("time_embed", "global_prompts", "local_prompts", "summary_ln", "summary_attn_layer", OWN_CONTEXT)
-_DEVIATION = 0.02  # of new vectors
+_DEVIATION = 0.02  # of new vectors of context and time
 # The published names of an image tower's parts, besides queries, keys and values, which are apart there.
 _VISUAL = {
     "cls_token": "class_embedding",
@@ -64,6 +65,9 @@ def attach_view_prompts(
 ) -> None:
     """Gives the image tower of an open_clip CLIP new prompts between frames, and the text tower a new context.
 
+    New weights are drawn as the official code draws them: prompts within ±sqrt(6 / (3·P² + W)) of patches of P pixels a
+    side, attention of summaries as Xavier's.
+
     Args:
         clip: A CLIP with a vision transformer.
         frames: T, of a view.
@@ -80,17 +84,21 @@ def attach_view_prompts(
     require_sizes("prompts between frames", frames=frames, global_prompts=global_prompts, **vectors)
     blocks, width = visual.transformer.resblocks, visual.positional_embedding.shape[1]
     setattr(visual, VIEW_FRAMES, frames)
-    visual.register_parameter("time_embed", nn.Parameter(torch.zeros(frames, width)))
-    visual.register_parameter("global_prompts", _drawn(len(blocks), global_prompts, width))
+    bound = math.sqrt(6 / (3 * math.prod(visual.conv1.kernel_size) + width))
+    visual.register_parameter("time_embed", _drawn(frames, width))
+    visual.register_parameter("global_prompts", _spread(bound, len(blocks), global_prompts, width))
     add_times(visual, "time_embed")
     block: Any  # its attributes bear no types
+    projection: Any
     for layer, block in enumerate(blocks):
-        block.register_parameter("local_prompts", _drawn(1, frames, width))
+        block.register_parameter("local_prompts", _spread(bound, 1, frames, width))
         block.add_module("cls_proj", nn.Linear(width, width))
         block.add_module("summary_ln", nn.LayerNorm(width))
-        block.add_module(
-            "summary_attn_layer", ApartAttention(width, block.attn.num_heads, bias=True, outcome="out_proj")
-        )
+        attention = ApartAttention(width, block.attn.num_heads, bias=True, outcome="out_proj")
+        for projection in attention.children():
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+        block.add_module("summary_attn_layer", attention)
         block.register_forward_pre_hook(partial(_append, visual, layer))
         block.register_forward_hook(partial(_drop, visual))
     if context is not None:
@@ -110,6 +118,10 @@ def _why_untrained(config: TrainConfig) -> str | None:
 
 def _drawn(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape) * _DEVIATION)
+
+
+def _spread(bound: float, *shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
 def _append(visual: Any, layer: int, block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -179,7 +191,7 @@ SYSTEM = System(
     parts={VIEW_PROMPTS: attach_view_prompts},
     additions={VIEW_PROMPTS: {"frames": 8, "global_prompts": 8, "context": 8}},
     recognise=recognise,
-    preprocessing=Preprocessing,
+    preprocessing=plain_preprocessing,
     training=TrainingRule(added=is_trained, refuses=_why_untrained),
     reference="wasim2023vitaclip",
 )

@@ -45,7 +45,7 @@ _MESSAGE = "message_"  # what the names of a block's parameters for messages sta
 _HEAD = ("mit.", "prompts_generator.", "prompts_visual_ln.", "prompts_visual_proj")
 _POSITIONS = "mit.positional_embedding"
 _SHARE = 0.1  # of a new text prompt that is added
-_DEVIATION = 0.02  # of new positions
+_DEVIATION = 0.02  # of new positions, and of new weights of the head
 _TOKENS = "_tokens_of_this_pass"
 
 
@@ -75,6 +75,11 @@ def attach_cross_frames(clip: Any, frames: int, layers: int = 1, prompt_layers: 
     clip.add_module(FUSION, CrossFrameHead(projection.shape[1], width, frames, layers, prompt_layers))
 
 
+def never_decays(name: str) -> bool:
+    """Whether weight decay leaves a parameter alone that is no gain and no bias: positions, of patches and frames."""
+    return "positional_embedding" in name
+
+
 def is_new(name: str) -> bool:
     """Whether a parameter of the CLIP is one that X-CLIP adds: of its head, or of messages."""
     return is_of_head(name) or f".{_MESSAGE}" in name
@@ -90,6 +95,12 @@ class CrossFrameHead(nn.Module):
         self.prompts_visual_ln = LayerNorm(token_width)
         self.prompts_visual_proj = nn.Parameter(torch.randn(token_width, width))
         self.prompts_generator = _TextPrompts(width, prompt_layers)
+        for part in (self.mit, self.prompts_generator):
+            for module in part.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=_DEVIATION)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """Videos (n, D + P·D), not normalised, with projected patches behind them, of frames (n, T, D + P·W).
@@ -184,6 +195,6 @@ SYSTEM = System(
     additions={CROSS_FRAMES: {"frames": 8, "layers": 1, "prompt_layers": 2}},
     recognise=recognise,
     preprocessing=imagenet_preprocessing,
-    training=TrainingRule(added=is_new, new=is_new),
+    training=TrainingRule(added=is_new, new=is_new, undecayed=never_decays),
     reference="ni2022xclip",
 )

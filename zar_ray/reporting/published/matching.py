@@ -35,7 +35,7 @@ _ADAPTED = "zar"
 # The options that a method reads, and those of them that matter without adaptation too, as far as papers state them:
 # of a prompt's words only what stands for the class.
 _READ = ("views", "zar", "context", "class_position", "name_style", "template", "class_texts")
-_READ_ALWAYS = ("views.eval_views", "name_style", "class_texts")
+_READ_ALWAYS = ("views.eval_views", "views.eval_sampling", "name_style", "class_texts")
 _SHORT_SIDE = "views.short_side"
 
 
@@ -117,7 +117,7 @@ def fill_command(table: PublishedTable, row: Row, column: Column, output: str | 
         words += ["--split", column.split]
         named.append(column.split)
     if recipe.training is not None:
-        file = table.trainings[recipe.training].file.format(benchmark=column.benchmark)
+        file, _ = table.trainings[recipe.training].of(column.benchmark)
         words += ["--checkpoint", file]
         named.append(PurePath(file).stem)
     elif table.model != _family(default_options()["model"]):
@@ -150,11 +150,8 @@ def training_commands(table: PublishedTable, row: Row, column: Column) -> tuple[
     if row.run is None or row.run.training is None:
         return None
     training = table.trainings[row.run.training]
-    benchmark = column.benchmark
-    return (
-        training.file.format(benchmark=benchmark),
-        f"CLIP {table.model} after {training.name}: {training.make.format(benchmark=benchmark)} ({training.about})",
-    )
+    file, make = training.of(column.benchmark)
+    return file, f"CLIP {table.model} after {training.name}: {make} ({training.about})"
 
 
 def _measured(table: PublishedTable, recipe: Recipe, column: Column, run: FinishedRun) -> Measured | None:

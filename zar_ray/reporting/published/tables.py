@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from zar_ray.adaptation.options import AdaptationOptions
-from zar_ray.data.datasets import known_benchmarks
+from zar_ray.data.datasets import known_benchmarks, without_protocol
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.base import Options, option
 from zar_ray.options.layers import conf_dir, leaves, merge, read_yaml, validate
@@ -49,12 +49,21 @@ class Column(Options):
 
 
 class Training(Options):
-    """Training beyond CLIP's own that a row's weights had; ``{benchmark}`` stands for the column's benchmark."""
+    """Training beyond CLIP's own that a row's weights had.
+
+    ``{benchmark}`` stands for the column's benchmark, such as ``hmdb51-base2novel``, and ``{dataset}`` for what it is
+    of, such as ``hmdb51``.
+    """
 
     name: str = Field(min_length=1, description="What it is called.")
     file: str = Field(min_length=1, description="What commands call the file of such weights.")
     make: str = Field(min_length=1, description="Commands that make the file.")
     about: str = Field(description="What is known of the published training.")
+
+    def of(self, benchmark: str) -> tuple[str, str]:
+        """The file for a benchmark, and the commands that make it."""
+        known = {"benchmark": benchmark, "dataset": without_protocol(benchmark)}
+        return self.file.format(**known), self.make.format(**known)
 
 
 class Recipe(Options):

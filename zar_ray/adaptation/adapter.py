@@ -32,6 +32,7 @@ from zar_ray.video.plans import ViewPlan, by_view, unite
 
 # What all methods depend on, besides the class names and the weights.
 _SHARED_SETTINGS = ("class_position", "precision", "seed", "views")
+_CORRUPTED = ("corruption", "corruption_seed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +114,9 @@ class CasePrediction:
             `PeakMemory`.
         images: Distinct images of the views that the method looks at under the case's setting, and those that it
             encoded itself.
+        text_tokens: Tokens of the contexts that it put through the text tower; its share where several videos were
+            adapted to together.
+        gradient_tokens: Tokens that its gradients went back through there.
     """
 
     case_id: str
@@ -122,6 +126,8 @@ class CasePrediction:
     whole_seconds: float
     peak_memory: int | None
     images: int
+    text_tokens: int
+    gradient_tokens: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +170,8 @@ def make_cases(
         ConfigError: A method is unknown.
     """
     values = meaning(options)
-    shared = {key: values[key] for key in _SHARED_SETTINGS}
+    corrupted = _CORRUPTED if values.get("corruption") else ()
+    shared = {key: values[key] for key in (*_SHARED_SETTINGS, *corrupted)}
     cases = []
     for class_set, of_set in enumerate(prompts):
         for name in options.method:
@@ -320,14 +327,18 @@ class VideoAdapter:
             chosen = [one for one in videos if one.video.class_sets is None or case.class_set in one.video.class_sets]
             if not chosen:
                 continue
-            method = get_method(case.method)
+            method, counted = get_method(case.method), self._classes[case.setting][case.class_set].counted
             self._memory.begin()
+            known = replace(counted)
             started = time.perf_counter()
             outcomes = within_memory(partial(self._outcomes, case, chosen))
             if outcomes is None:
                 what = f"out of memory in {method.name} over {len(self._classes[case.setting][case.class_set])} classes"
                 outcomes = [NoRoomError(f"{what}; {MORE_MEMORY}", stage="adapt") for _ in chosen]
             seconds = (time.perf_counter() - started) / len(chosen)
+            # Every context has as many tokens, and methods tune as many of each video's.
+            decided = max(1, sum(isinstance(one, Decision) for one in outcomes))
+            tokens = [(getattr(counted, way) - getattr(known, way)) // decided for way in ("forward", "backward")]
             peaks = [peak for peak in (encode_peak, self._memory.peak()) if peak is not None]
             for one, outcome in zip(chosen, outcomes, strict=True):
                 if isinstance(outcome, VideoError):
@@ -342,6 +353,7 @@ class VideoAdapter:
                     seconds + images * one.image_seconds,
                     max(peaks, default=None),
                     images + outcome.encoded,
+                    *tokens,
                 )
                 one.said.append((case.setting, prediction))
         return [one.prediction() for one in videos]

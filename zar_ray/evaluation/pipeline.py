@@ -114,14 +114,11 @@ def evaluate(
     check_methods(own, streams, all_settings)
     console.print("starting Ray, or joining it ...")
     with connected(own.address):
-        console.print(f"loading {', '.join(one.label for one in asked)} ...", highlight=False)
+        console.print(f"loading {', '.join(dict.fromkeys(one.label for one in asked))} ...", highlight=False)
         resources = capacity.room_for(own, console, one_worker=bool(streams))
         resources = preflight.without_unfit_nodes(resources, own.compile, partial(console.print, markup=False))
         console.print(resources.described, highlight=False)
-        models = tuple(
-            preflight.check_model(one.label, number, planning.asked_settings(one, workload), resources)
-            for number, one in enumerate(asked)
-        )
+        models = planning.plan_models(asked, workload, partial(preflight.check_model, resources=resources))
         spec = planning.job_spec(workload, models, settings, folder.storage, streams)
         ledger, todo = recovery.open_run(workload, models, spec, folder, own, console)
         started, loads = time.monotonic(), ()

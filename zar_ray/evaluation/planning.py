@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
@@ -27,6 +27,7 @@ from zar_ray.options.layers import leaves
 from zar_ray.results.case import Case
 from zar_ray.results.record import ModelCost
 from zar_ray.storage import Storage
+from zar_ray.video.corruptions import Corruption
 from zar_ray.video.transforms import Preprocessing, short_side_for
 
 # Where things lie; what they hold is compared by fingerprints instead.
@@ -38,7 +39,7 @@ class AskedModel:
     """A model as a study asks for it.
 
     Attributes:
-        label: What tables call it.
+        label: What tables call it; the same for one that is shown several corruptions.
         settings: The options of each setting under it; the first is the study's own.
     """
 
@@ -89,7 +90,41 @@ class PlannedModel:
             self.preprocessing,
             tuple((one.views, one.seed) for one in options),
             needs_views=any(get_method(case.method).needs_views for case in self.cases),
+            corruption=corruption_of(options[0]),
         )
+
+    def under(self, number: int, settings: Sequence[Setting]) -> PlannedModel:
+        """The same model as another of a run's, which differs in what is done to its frames."""
+        update = {"corruption": settings[0].options.corruption}
+        running = tuple(replace(one, options=one.options.model_copy(update=update)) for one in self.settings)
+        cases = (
+            make_cases(one.options, self.fingerprint, one.prompts, place, number) for place, one in enumerate(running)
+        )
+        return replace(self, settings=running, of_settings=tuple(cases))
+
+
+def corruption_of(options: Any) -> Corruption | None:
+    """What is done to the frames of an evaluation of one cell."""
+    given = getattr(options, "corruption", ())
+    return Corruption.parse(given[0]) if given else None
+
+
+def plan_models(
+    asked: Sequence[AskedModel], workload: Workload, plan: Callable[[str, int, Sequence[Setting]], PlannedModel]
+) -> tuple[PlannedModel, ...]:
+    """A run's models, each loaded once by `plan` however many corruptions it is shown.
+
+    Raises:
+        ZarError: What `plan` raises.
+    """
+    known: dict[str, PlannedModel] = {}
+    models = []
+    for number, one in enumerate(asked):
+        settings = asked_settings(one, workload)
+        first = known.get(one.label)
+        models.append(plan(one.label, number, settings) if first is None else first.under(number, settings))
+        known.setdefault(one.label, models[-1])
+    return tuple(models)
 
 
 def asked_settings(asked: AskedModel, workload: Workload) -> tuple[Setting, ...]:
@@ -208,6 +243,7 @@ def job_spec(
         features=getattr(own, "features", None),
         streams=streams,
         batch_size=own.batch_size,
+        corruption_seed=getattr(own, "corruption_seed", 0),
     )
 
 

@@ -18,6 +18,7 @@ from zar_ray.reporting import figures, study_tables
 from zar_ray.reporting.attention_figures import attention_figure
 from zar_ray.reporting.blocks import Block, Form, written
 from zar_ray.reporting.case_sections import case_sections
+from zar_ray.reporting.cost_sections import cost_sections
 from zar_ray.reporting.numbers import METRICS, digits, ends, fixed, p_value, percent
 from zar_ray.reporting.pages import (
     Code,
@@ -90,7 +91,7 @@ def write_tables(run: str, output: str) -> str:
 def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Page:
     """Everything that a run found, as a page; of `samples` and `attention` see `write_report`."""
     record, first = data.record, data.cells[0]
-    groups = [Group("Results", (_results(data), _published(data)))]
+    groups = [Group("Results", (_results(data), *cost_sections(record), _published(data)))]
     maps = why_empty(_ATTENTION, "Attention maps were not asked for.")
     resizer, decoding = first.config.get("resize", "pil"), first.config.get("decoder", "auto")
     with DecoderProcess(idle=True, resizer=resizer, decoder=decoding) as decoder:
@@ -233,6 +234,8 @@ def _attention_maps(data: RunData, samples: int, decoder: DecoderProcess) -> Sec
     ids = _finished(data)
     if not len(ids):
         return why_empty(_ATTENTION, "No video finished.")
+    if data.config.get("corruption"):
+        return why_empty(_ATTENTION, "Attention maps are of clean frames, and these results are of corrupted ones.")
     chosen = ids.take(pa.array(figures.spread(len(ids), samples))).to_pylist()
     try:
         return Section(_ATTENTION, [attention_figure(maps) for maps in maps_of(data, chosen, decoder)])

@@ -107,7 +107,11 @@ class CaseMetrics:
         seconds_adapt: Mean wall seconds of adaptation a video; None when not measured.
         split: The protocol's split that the case is of.
         images: Mean distinct images a video that the method looks at or encodes itself; None when not measured.
+        text_tokens: Mean tokens a video of the contexts that it puts through the text tower.
+        gradient_tokens: Mean tokens a video that its gradients go back through there.
         seconds: Mean wall seconds a video of encoding these and of adapting, as if the method ran alone.
+        peak_memory: The most bytes that a worker had in use meanwhile: on a GPU what PyTorch had allocated there, on a
+            CPU what the process held; all of the run's models included.
         changed: Decisions that are other classes after adaptation than before.
         confidence_before: Mean probability of the class that is decided for before adaptation; None when nothing
             finished.
@@ -135,7 +139,10 @@ class CaseMetrics:
     seconds_adapt: float | None
     split: str = "all"
     images: float | None = None
+    text_tokens: float | None = None
+    gradient_tokens: float | None = None
     seconds: float | None = None
+    peak_memory: int | None = None
     changed: int = 0
     confidence_before: float | None = None
     confidence_after: float | None = None

@@ -108,10 +108,12 @@ class Shared:
     Attributes:
         seed: Seed of random draws.
         encoder_batch: Images a pass of the image encoder.
+        videos: How many videos a stream will be given at most; None where nobody knows.
     """
 
     seed: int = 0
     encoder_batch: int = 64
+    videos: int | None = None
 
 
 Rule = Callable[[Sequence[VideoFeatures], PromptedClasses, Any, Shared], list[Outcome]]

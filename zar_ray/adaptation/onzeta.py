@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import normalize
@@ -36,7 +36,11 @@ from zar_ray.options.base import Options, option
 class OnzetaConfig(Options):
     """Online zero-shot classification (Qian and Hu, ECCV 2024): class balance and vision proxies, as a stream."""
 
-    videos: int = option(0, "How many videos the stream has, which must be said; no fewer than will come.", ge=0)
+    videos: int = option(
+        0,
+        "How many videos the stream has, no fewer than will come; 0: as many as a job, or `zar predict`, is given.",
+        ge=0,
+    )
     text_temperature: float = option(0.01, "What cosines with texts are divided by.", gt=0)
     vision_temperature: float = option(0.04, "What cosines with vision proxies are divided by.", gt=0)
     vision_lr: float = option(0.5, "Learning rate of the proxies, over the root of the video's number.", ge=0)
@@ -108,10 +112,11 @@ class OnzetaStream:
     """
 
     def __init__(self, classes: PromptedClasses, options: OnzetaConfig, shared: Shared) -> None:
-        if not options.videos:
+        count = options.videos or shared.videos
+        if count is None:
             raise ConfigError("--onzeta.videos: onzeta must know how many videos its stream has; give their number")
         self._classes = classes
-        self._learner = OnlineLearner(classes.initial_features, options)
+        self._learner = OnlineLearner(classes.initial_features, options.model_copy(update={"videos": count}))
 
     def decide(self, video: VideoFeatures) -> Decision:
         """Labels a video, and learns from it.
@@ -139,8 +144,8 @@ def adapt_onzeta(
     videos: Sequence[VideoFeatures], classes: PromptedClasses, options: OnzetaConfig, shared: Shared
 ) -> list[Outcome]:
     """A stream of the given videos alone; without a number of videos theirs counts."""
-    told = options.model_copy(update={"videos": options.videos or max(1, len(videos))})
-    return decisions(videos, OnzetaStream(classes, told, shared).decide)
+    told = replace(shared, videos=max(1, len(videos)))
+    return decisions(videos, OnzetaStream(classes, options, told).decide)
 
 
 def unfit_for_online_texts(model: ClipModel, options: Options) -> str | None:

@@ -7,12 +7,18 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from zar_ray.adaptation.options import AdaptationOptions
-from zar_ray.options.base import Bytes, operational
+from zar_ray.evaluation.orders import Order
+from zar_ray.options.base import Bytes, operational, option
 
 
 class EvaluationOptions(AdaptationOptions):
     """What the job reads of a run's options."""
 
+    order: Order = option(
+        "shuffled",
+        "How videos come to methods that learn from one to the next: shuffled by the seed, class after class"
+        " (by_class), or as in the manifest; other methods do not depend on it.",
+    )
     resume: bool = operational(False, "Insist on continuing a run that is there already.")
     retry_failed: bool = operational(False, "When continuing, do failed videos again.")
     overwrite: bool = operational(False, "Delete a run of the same name first.")

@@ -101,9 +101,11 @@ class AdaptStage:
         if self.spec.streams:
             state = StreamState.read(self.spec.storage)
             self._position = state.position
-            if state.tensors:
-                for replica in self.replicas:
-                    replica.adapter.restore_streams(state.tensors)
+            # What a pass before this one has left is no state of its streams, which begin then.
+            own = {case.case_id for case in spec.cases}
+            tensors = {name: one for name, one in state.tensors.items() if name.partition("/")[0] in own}
+            for replica in self.replicas if tensors else ():
+                replica.adapter.restore_streams(tensors)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """`DECODED_SCHEMA` to `STATUS_SCHEMA`; the result rows of the block are one part of the run by then.
@@ -218,6 +220,7 @@ class Replica:
             own,
             cases=tuple(self.cases.values()),
             further=settings[1:],
+            videos=settings[0].videos,
         )
         self.store = spec.feature_store(number)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from zar_ray.adaptation.adapter import make_cases
+from zar_ray.adaptation.methods import METHODS
 from zar_ray.data.manifest import Manifest, VideoRow, write_manifest
 from zar_ray.data.protocols import whole_split
 from zar_ray.errors import ConfigError
@@ -28,6 +29,8 @@ from zar_ray.results.folder import Ledger
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.plan import plan_study
 
+CAN_BE = ("zar", "memo", "tent")
+STREAMS = tuple(name for name, method in METHODS.items() if method.open_stream is not None)
 VIEWS = {"frames": 2, "eval_frames": 2, "views_per_rate": 1, "crops": 1}
 NAMES = st.dictionaries(st.text(max_size=6), st.sampled_from(["run", "walk", "ä", "jump up"]), min_size=1, max_size=30)
 SEEDS = st.integers(0, 2**40)
@@ -145,9 +148,12 @@ def test_the_order_is_part_of_what_streams_are_and_of_nothing_else(planned, work
 
 
 @pytest.fixture
-def begin_study(begin, tiny_checkpoint):
-    """Begins a run of one stream method, and of one that is none."""
-    return lambda name, seeds: begin(name, tiny_checkpoint, seeds=seeds, method=("zero_shot", "tda"))
+def begin_study(begin, tiny_checkpoint, workload):
+    """Begins a run of all methods that are streams, or can be, and of one that is none, over five videos."""
+    some = workload.manifest.select(limit=5)
+    options = {"method": ("zero_shot", *STREAMS), **{name: {"stream": True} for name in CAN_BE}}
+    few = Workload.of(some, [whole_split(some)])
+    return lambda name, seeds: begin(name, tiny_checkpoint, seeds=seeds, videos=few, **options)
 
 
 def go_through(begun, passes, stop=None):
@@ -172,13 +178,13 @@ def scores(begun):
 def test_seeds_of_a_study_are_the_streams_of_their_own_runs_and_go_on_to_the_same_bits(begin_study):
     whole, cut, alone = begin_study("whole", (3, 4)), begin_study("cut", (3, 4)), begin_study("alone", (4,))
     assert [(one.order.seed, {case.method for case in one.cases}) for one in whole.passes] == [
-        (3, {"zero_shot", "tda"}),
-        (4, {"tda"}),
+        (3, {"zero_shot", *STREAMS}),
+        (4, {*STREAMS}),
     ]
     go_through(whole, whole.passes)
     expected = scores(whole)
-    assert len(expected) == 12 * 4
-    for videos in (5, 7, 5):  # within the first pass, at its end, and within the second one
+    assert len(expected) == 5 * 2 * (1 + len(STREAMS))
+    for videos in (2, 3, 3):  # within the first pass, at its end, and within the second one
         with pytest.raises(InterruptedError):
             go_through(cut, cut.passes, stop=videos)
     go_through(cut, cut.passes)
@@ -188,6 +194,6 @@ def test_seeds_of_a_study_are_the_streams_of_their_own_runs_and_go_on_to_the_sam
 
 
 def test_a_pass_looks_at_its_own_settings_views_alone(begin_study):
-    _, later = begin_study("run", seeds=(3, 4)).passes
-    assert later.models[0].of_settings == ((later.models[0].of_settings[1][0], 4),) * 2
-    assert not later.models[0].needs_views
+    first, later = (one.models[0] for one in begin_study("run", seeds=(3, 4)).passes)
+    assert [seed for _, seed in first.of_settings] == [3, 4]  # zero_shot's is of both
+    assert [seed for _, seed in later.of_settings] == [4, 4]

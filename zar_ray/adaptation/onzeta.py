@@ -10,22 +10,19 @@ length must be known before the first video.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import (
     Decision,
-    Method,
-    Outcome,
     Shared,
     VideoFeatures,
-    averaged,
-    decisions,
-    require_finite,
+    stream_method,
 )
+from zar_ray.adaptation.caches import plain_view
 from zar_ray.errors import ConfigError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.precision import exact_float32
@@ -124,10 +121,8 @@ class OnzetaStream:
         Raises:
             VideoError: Some logits are not finite (stage ``adapt``); nothing is learnt from it.
         """
-        before = averaged(self._classes.initial_logits(video.evaluation))
-        require_finite(before, "of the evaluation view")
-        own = self._classes.model.embedding_part(torch.atleast_2d(video.evaluation))
-        labels = self._learner.learn(normalize(own.mean(dim=0), dim=-1))
+        before, feature = plain_view(video, self._classes)
+        labels = self._learner.learn(feature)
         return Decision(logits_before=before.cpu(), logits_after=labels.mixed.cpu())
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -140,14 +135,6 @@ class OnzetaStream:
             setattr(self._learner, name, state[name].to(value.device, copy=True))
 
 
-def adapt_onzeta(
-    videos: Sequence[VideoFeatures], classes: PromptedClasses, options: OnzetaConfig, shared: Shared
-) -> list[Outcome]:
-    """A stream of the given videos alone; without a number of videos theirs counts."""
-    told = replace(shared, videos=max(1, len(videos)))
-    return decisions(videos, OnzetaStream(classes, options, told).decide)
-
-
 def unfit_for_online_texts(model: ClipModel, options: Options) -> str | None:
     """Why a method that takes class features from video to video cannot serve a model; None where it can."""
     if model.texts_follow_videos:
@@ -155,13 +142,14 @@ def unfit_for_online_texts(model: ClipModel, options: Options) -> str | None:
     return None
 
 
-METHOD = Method(
+METHOD = stream_method(
     "onzeta",
     "class balance and vision proxies, learnt online",
-    adapt_onzeta,
-    options=OnzetaConfig,
-    updates="cache",
+    OnzetaStream,
+    OnzetaConfig,
     unfit=unfit_for_online_texts,
-    is_stream=lambda _: True,
-    open_stream=OnzetaStream,
+    changes="a proxy and a dual variable a class",
+    also_needs="the number of videos",
+    cost="products with features and proxies",
+    source="Qian and Hu, ECCV 2024",
 )

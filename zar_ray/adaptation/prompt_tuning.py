@@ -60,8 +60,10 @@ def tune_prompts(
     return adapt([VideoFeatures(with_plain_view(video), video.evaluation) for video in videos])
 
 
-def prompt_method(name: str, description: str, adapt: Rule, options: type[PromptTuningConfig]) -> Method:
-    """A method that tunes prompts by `tune_prompts`."""
+def prompt_method(
+    name: str, description: str, adapt: Rule, options: type[PromptTuningConfig], **declared: str
+) -> Method:
+    """A method that tunes prompts by `tune_prompts`; what it says for people besides is `declared`."""
     return Method(
         name,
         description,
@@ -71,4 +73,7 @@ def prompt_method(name: str, description: str, adapt: Rule, options: type[Prompt
         needs_pixels=lambda own: own.crops > 0,
         updates="context",
         unfit=lambda model, own: unfit_for_tpt(model, TptConfig()) if own.crops else None,
+        changes="the context",
+        cost="a step back through the text tower, and a pass of it",
+        **declared,
     )

@@ -227,11 +227,11 @@ def passes_of(spec: JobSpec, models: Sequence[PlannedModel]) -> tuple[JobSpec, .
     All that is no stream is done in the first one.
     """
     orders = orders_for(one.options for model in models for one in model.settings)
+    turns = {replace(order, turn=0): order.turn for order in orders}
     of_passes: list[list[Case]] = [[] for _ in orders]
     for case in spec.cases if orders else ():
         wanted = order_for(models[case.model].settings[case.setting].options, case.method)
-        turn = next((one.turn for one in orders if wanted == replace(one, turn=0)), 0)
-        of_passes[turn].append(case)
+        of_passes[0 if wanted is None else turns[wanted]].append(case)
     return tuple(
         replace(
             spec,

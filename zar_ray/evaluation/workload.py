@@ -83,7 +83,8 @@ class Workload:
         for class_set in range(len(self.class_sets)):
             of_splits = zip(self.splits, self.sets_of_splits, strict=True)
             ids = [pa.array(split.video_ids, pa.string()) for split, own in of_splits if own == class_set]
-            counts.append(pc.sum(pc.call_function("is_in", [pa.concat_arrays(ids).unique()], whole)).as_py())
+            inside = pc.call_function("is_in", [pa.concat_arrays(ids).unique()], whole)
+            counts.append(int(inside.to_numpy(zero_copy_only=False).sum()))
         return tuple(counts)
 
     def expected_rows(self, cases: Sequence[Case]) -> dict[str, pa.Array]:

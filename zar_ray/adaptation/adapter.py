@@ -164,7 +164,8 @@ def make_cases(
 ) -> tuple[Case, ...]:
     """The cases of a run, or of one setting and model of a study: one a class set and method.
 
-    A case's id depends on its own method's options, and on no other's; nor on the numbers of its setting and model.
+    A case's id depends on its own method's options, and on no other's; nor on the numbers of its setting and model. The
+    order of the videos, where the options have one, is part of streams' ids alone.
 
     Raises:
         ConfigError: A method is unknown.
@@ -175,7 +176,10 @@ def make_cases(
     cases = []
     for class_set, of_set in enumerate(prompts):
         for name in options.method:
-            own = {name: values[name]} if get_method(name).options is not None else {}
+            method = get_method(name)
+            own = {name: values[name]} if method.options is not None else {}
+            if "order" in values and method.is_stream(options.own(name)):
+                own["order"] = values["order"]
             number = fingerprint([model_fingerprint, of_set.identity, name, {**shared, **own}])
             cases.append(Case(f"{name}-{number[:8]}", name, class_set, setting, model))
     return tuple(cases)
@@ -191,6 +195,7 @@ class VideoAdapter:
         options: Their settings.
         cases: What to call the results; by default as `make_cases` does.
         further: Further settings that `cases` are under, numbered from 1: `options` and `prompts` are number 0.
+        videos: How many videos each class set's streams will be given at most, where that is known.
         classes_of: Where prompts come from under the model, such as a cache of them; by default they are made here.
 
     Stream methods remember, under each case, the videos that they were given; `stream_state` is what to save.
@@ -209,6 +214,7 @@ class VideoAdapter:
         options: AdaptationOptions,
         cases: Sequence[Case] | None = None,
         further: Sequence[Setting] = (),
+        videos: Sequence[int] = (),
         classes_of: Callable[[ClassPrompts, ClassPosition], PromptedClasses] | None = None,
     ) -> None:
         classes_of = cache(partial(PromptedClasses.of, model) if classes_of is None else classes_of)
@@ -220,7 +226,7 @@ class VideoAdapter:
         self.methods = tuple(get_method(name) for name in methods)
         chosen = options.model_copy(update={"method": tuple(methods)})
         self.cases = tuple(cases) if cases is not None else make_cases(chosen, model.fingerprint, prompts)
-        self._settings = (Setting(options, tuple(prompts)), *further)
+        self._settings = (Setting(options, tuple(prompts), tuple(videos)), *further)
         for of in self._settings:
             if any(method.needs_views for method in self.methods):
                 model.require_frames(of.options.views.frames, "--views.frames")
@@ -248,8 +254,10 @@ class VideoAdapter:
 
     def _told(self, case: Case) -> tuple[Any, Shared]:
         """What a case's method is told: its own options, and what all are."""
-        options = self._settings[case.setting].options
-        return options.own(case.method), Shared(options.seed, images_at_once(options.encoder_batch, self.model.device))
+        setting = self._settings[case.setting]
+        options, at_once = setting.options, images_at_once(setting.options.encoder_batch, self.model.device)
+        videos = setting.videos[case.class_set] if setting.videos else None
+        return options.own(case.method), Shared(options.seed, at_once, videos)
 
     def stream_state(self) -> dict[str, torch.Tensor]:
         """What stream methods remember of the videos so far: tensors on the CPU, named ``CASE_ID/NAME``."""

@@ -51,4 +51,5 @@ METHOD = prompt_method(
     "prompt tuning with dispersed classes",
     lambda videos, classes, options, shared: tune_prompts(videos, classes, options, shared, objective_of(options)),
     CtptConfig,
+    source="Yoon et al., ICLR 2024",
 )

@@ -40,7 +40,8 @@ def predict(
     seeds = options.seeds or (options.seed,)
     prompts = prompts_of([labels], options)
     # One each, as what streams have seen is of one seed.
-    adapters = [VideoAdapter(model, prompts, options.method, options) for _ in seeds]
+    count = (len(options.videos),)
+    adapters = [VideoAdapter(model, prompts, options.method, options, videos=count) for _ in seeds]
     needs_views = any(get_method(name).needs_views for name in options.method)
     pixels, seconds = model.preprocessing, options.decode_timeout
     for path in options.videos:

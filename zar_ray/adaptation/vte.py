@@ -59,4 +59,5 @@ METHOD = Method(
     one_by_one(adapt_vte),
     options=VteConfig,
     needs_views=True,
+    source="Döbler et al., CVPR workshops 2024",
 )

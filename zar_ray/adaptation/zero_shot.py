@@ -17,4 +17,9 @@ def classify_zero_shot(features: VideoFeatures, classes: PromptedClasses) -> Dec
     return Decision(logits_before=logits.cpu(), logits_after=logits.cpu())
 
 
-METHOD = Method("zero_shot", "no adaptation", one_by_one(lambda video, classes, *_: classify_zero_shot(video, classes)))
+METHOD = Method(
+    "zero_shot",
+    "no adaptation",
+    one_by_one(lambda video, classes, *_: classify_zero_shot(video, classes)),
+    source="Radford et al., ICML 2021",
+)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
 from zar_ray.errors import DeviceLostError, StorageError, VideoError
 from zar_ray.evaluation.feature_store import FeatureStore, corrupted_space, feature_space
+from zar_ray.evaluation.orders import StreamOrder
 from zar_ray.evaluation.workload import CLASS_SETS, RIGHT_IDS
 from zar_ray.models.options import Precision
 from zar_ray.results.case import Case
@@ -32,7 +33,7 @@ from zar_ray.video.transforms import Preprocessing, short_side_for
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-# Where a video stands in a run with stream methods; null in others.
+# Where a video stands in a run with stream methods, counted over all its passes; null in others.
 POSITION = pa.field("position", pa.int64())
 
 # Which of the run's models still lack a row of a video.
@@ -177,6 +178,9 @@ class JobSpec:
         resizer: Whose kernel resizes.
         features: Where image features are kept, if they are.
         streams: The stream methods, for whose sake videos come one by one, in order, to one worker.
+        order: That order; of a run whose streams want several, each has a pass over the videos, and such a spec.
+        carried: Of a pass under one corruption after another, which of its cases go on from which of the pass before,
+            by that one's id.
         batch_size: Videos that are adapted to at a time.
         corruption_seed: Seed of what corruptions draw.
     """
@@ -193,6 +197,8 @@ class JobSpec:
     resizer: Resizer = "pil"
     features: str | None = None
     streams: tuple[str, ...] = ()
+    order: StreamOrder = field(default_factory=StreamOrder)
+    carried: Mapping[str, str] = field(default_factory=dict)
     batch_size: int = 8
     corruption_seed: int = 0
 

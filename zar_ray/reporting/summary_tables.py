@@ -204,7 +204,8 @@ def summary_facts(summary: RunSummary, cell: str = "") -> list[tuple[str, str]]:
     facts += [("failed", _failures(group)) for group in summary.failures]
     if summary.order_dependent:
         names = ", ".join(summary.order_dependent)
-        facts.append(("order", f"{names}: decisions depend on the order of the videos, which was the manifest's"))
+        order = ", ".join(summary.order)
+        facts.append(("order", f"{names}: decisions depend on the order of the videos, which was {order}"))
     speed = summary.throughput.videos_per_second
     if speed is not None:
         done = counted(summary.throughput.videos, "video")

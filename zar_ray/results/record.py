@@ -389,7 +389,8 @@ class RunSummary:
         mlflow: Where the run was logged, or why not.
         splits: The protocol's splits that ran, in its order; `cases` holds one case a split and method.
         averages: What the protocol reports over them; empty with one split.
-        order_dependent: Stream methods: their decisions depend on the order of the videos, which is the manifest's.
+        order_dependent: Stream methods: their decisions depend on the order of the videos.
+        order: That order, with its seed; of a study all that its streams had.
         model_cost: What the model computes; None of runs that were made before it was counted.
     """
 
@@ -417,6 +418,7 @@ class RunSummary:
     splits: tuple[SplitSummary, ...] = ()
     averages: tuple[ProtocolAverage, ...] = ()
     order_dependent: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
     model_cost: ModelCost | None = None
 
     @property

@@ -201,15 +201,24 @@ def _corrupted(options: EvalConfig, models: tuple[ModelChoice, ...]) -> tuple[Mo
     require_corruptions(corruptions)
     if len(set(corruptions)) < len(corruptions):
         raise ConfigError(f"--corruption {' '.join(options.corruption)}: names a corruption twice")
+    if options.continual and len(corruptions) < 2:
+        raise ConfigError("--continual: name the corruptions that follow each other, --corruption clean rain:3 h265:3")
     return tuple(
         replace(
             model,
             coordinates={**model.coordinates, CORRUPTION: CLEAN if one is None else str(one)},
-            update={**model.update, "corruption": () if one is None else (str(one),)},
+            update={**model.update, "corruption": _shown(options, place)},
         )
         for model in models
-        for one in corruptions
+        for place, one in enumerate(corruptions)
     )
+
+
+def _shown(options: EvalConfig, place: int) -> tuple[str, ...]:
+    """What a cell is shown: one corruption, none for `CLEAN`; or where they follow each other all up to it."""
+    if options.continual:
+        return options.corruption[: place + 1]
+    return tuple(one for one in options.corruption[place : place + 1] if one != CLEAN)
 
 
 def plain_name(text: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
 from zar_ray.evaluation.pipeline import Evaluated
 from zar_ray.evaluation.planning import varied_options
-from zar_ray.evaluation.streams import stream_methods
+from zar_ray.evaluation.streams import orders_for, stream_methods
 from zar_ray.reporting.figures import confusion_picture
 from zar_ray.reporting.summary_tables import per_class_csv
 from zar_ray.results import metrics
@@ -49,12 +49,14 @@ def collect(study: Study, evaluated: Evaluated) -> StudyRecord:
     counted = evaluated.rows.read(metrics.COUNT_COLUMNS)
     tables, reference = tables_of(study, cells, parts), reference_method(study.options)
     shifts = (shift_table(one, reference) for one in tables)
+    settings = [one.options for model in evaluated.models for one in model.settings]
     return StudyRecord(
         whole=replace(
             cells[0].summary,
             name=str(study.options.name),
             failures=metrics.failure_groups(counted),
-            order_dependent=stream_methods(one.options for model in evaluated.models for one in model.settings),
+            order_dependent=stream_methods(settings),
+            order=tuple(map(str, orders_for(settings))),
             **metrics.video_counts(counted),
         ),
         axes=names,
@@ -113,6 +115,7 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
         ),
         averages=protocol_averages(cases, average, of_case, options.seed) if len(workload.splits) > 1 else (),
         order_dependent=stream_methods([options]),
+        order=tuple(map(str, orders_for([options]))),
         model_cost=next(iter(model.costs), None),
     )
 

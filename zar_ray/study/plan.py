@@ -13,8 +13,9 @@ from zar_ray.cluster import inside_job
 from zar_ray.data.class_texts import is_context_file
 from zar_ray.data.datasets import choose_splits, open_dataset, protocol_name, resolve_dataset
 from zar_ray.errors import ConfigError, ManifestError
+from zar_ray.evaluation.orders import require_classes
 from zar_ray.evaluation.planning import AskedModel
-from zar_ray.evaluation.streams import check_methods, stream_methods
+from zar_ray.evaluation.streams import check_methods, orders_for, stream_methods
 from zar_ray.evaluation.workload import Workload
 from zar_ray.options.layers import zar_home
 from zar_ray.results.folder import RunFolder
@@ -75,6 +76,9 @@ def plan_study(options: EvalConfig, console: Console, models: Sequence[ModelChoi
     axes = axes_of(settled, models)
     check_methods(settled, stream_methods(one.options for one in axes.settings))
     workload = _open(settled, console)
+    orders = orders_for(one.options for one in axes.settings)
+    if any(order.name == "by_class" for order in orders):
+        require_classes(workload.manifest.table)
     if settled.name is None:
         settled = settled.model_copy(update={"name": run_name(settled, workload.manifest.name, axes)})
         axes = axes_of(settled, models)
@@ -162,6 +166,8 @@ def run_name(options: EvalConfig, dataset: str, axes: Axes) -> str:
         parts.append(f"with-{options.interpolate_with.stem}")
     parts += ["+".join(options.corruption)]
     parts += ["+".join(options.method), *(one.sweep.name for one in axes.sweeps)]
+    orders = dict.fromkeys(one.name for one in orders_for(one.options for one in axes.settings))
+    parts += [] if {*orders} <= {EvalConfig.model_fields["order"].default} else ["+".join(orders)]
     parts += [f"limit{options.limit}"] if options.limit else []
     parts += [f"seed{'+'.join(seeds)}"] if options.seeds or len(seeds) == 1 else [f"seed{options.seed}"]
     return plain_name("_".join(part for part in parts if part))
@@ -191,6 +197,8 @@ def describe(study: Study) -> str:
         shown = (one.coordinates[CORRUPTION] for one in axes.models)
         lines.append(f"frames    {', '.join(dict.fromkeys(shown))}")
     lines.append(f"methods   {', '.join(options.method)}")
+    if orders := orders_for(one.options for one in axes.settings):
+        lines.append(f"order     {', '.join(map(str, orders))}")
     if axes.sweeps:
         named = [f"{one.sweep.name} ({len(one.places)} settings)" for one in axes.sweeps]
         distinct = len({one.place for one in axes.settings})

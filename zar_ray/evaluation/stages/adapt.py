@@ -113,9 +113,12 @@ class AdaptStage:
         if self.spec.streams:
             state = StreamState.read(self.spec.storage)
             self._position = state.position
-            if state.tensors:
-                for replica in self.replicas:
-                    replica.adapter.restore_streams(state.tensors)
+            # What a pass before this one has left is no state of its streams, which begin then; unless they go on.
+            own = {**{case.case_id: case.case_id for case in spec.cases}, **spec.carried}
+            named = ((name.partition("/"), one) for name, one in state.tensors.items())
+            tensors = {f"{own[case]}/{name}": one for (case, _, name), one in named if case in own}
+            for replica in self.replicas if tensors else ():
+                replica.adapter.restore_streams(tensors)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """`DECODED_SCHEMA` to `STATUS_SCHEMA`; the result rows of the block are one part of the run by then.
@@ -243,6 +246,7 @@ class Replica:
             cases=tuple(self.cases.values()),
             further=settings[1:],
             classes_of=loaded.classes_of,
+            videos=settings[0].videos,
         )
         self.store = spec.feature_store(number)
 

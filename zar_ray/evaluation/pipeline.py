@@ -118,7 +118,7 @@ def evaluate(
         resources = capacity.room_for(own, console, one_worker=bool(streams))
         resources = preflight.without_unfit_nodes(resources, own.compile, partial(console.print, markup=False))
         console.print(resources.described, highlight=False)
-        models = planning.plan_models(asked, workload, partial(preflight.check_model, resources=resources))
+        models = planning.plan_models(asked, workload, lambda *one: preflight.check_model(*one, resources))
         spec = planning.job_spec(workload, models, settings, folder.storage, streams)
         passes = planning.passes_of(spec, models)
         ledger, parts = recovery.open_run(workload, models, passes, folder, own, console)

@@ -7,24 +7,27 @@ from collections.abc import Callable
 from zar_ray.reporting import figures
 from zar_ray.reporting.figures import PlottedCost
 from zar_ray.reporting.numbers import METRICS
-from zar_ray.reporting.pages import Content, Figure, Section
+from zar_ray.reporting.pages import Content, Figure, Section, why_empty
 from zar_ray.results.record import CaseMetrics
 from zar_ray.results.study_record import CORRUPTION, StudyRecord, TableRow, label_of
 
+_TITLE = "Accuracy against cost"
 _COSTS: dict[str, Callable[[CaseMetrics | TableRow], float | None]] = {
     "seconds": lambda row: row.seconds,
     "images": lambda row: row.images,
 }
 
 
-def cost_sections(record: StudyRecord) -> tuple[Section, ...]:
-    """The picture, once by seconds and once by images; none of a study of one method, or where nothing was measured."""
+def cost_section(record: StudyRecord) -> Section:
+    """The picture, once by seconds and once by images; of a study of one method why there is none."""
     content: list[Content] = []
     for cost, measure in _COSTS.items():
         metric, points = plotted(record, measure)
         if len({one.method for one in points}) > 1:
             content.append(Figure(figures.pareto_chart(points, METRICS[metric], cost), _caption(record)))
-    return (Section("Accuracy against cost", content),) if content else ()
+    if not content:
+        return why_empty(_TITLE, "It takes two methods with a score, and what they cost.")
+    return Section(_TITLE, content)
 
 
 def plotted(

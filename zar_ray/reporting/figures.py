@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from sklearn.calibration import calibration_curve
 from sklearn.manifold import TSNE
 
@@ -392,6 +393,10 @@ def pareto_chart(points: Sequence[PlottedCost], metric: str, cost: str) -> Pictu
         for one in front:
             axes.annotate(shortened(one.name), (one.cost, 100 * one.value), (5, 5), textcoords="offset points", size=8)
         axes.set(xscale="log", xlabel=f"{cost} a video", ylabel=f"{metric} (%)")
+        # By default powers of ten alone are named, as mathematics.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
         said = "; ".join(f"{one.name} {100 * one.value:.1f} % at {one.cost:.3g}" for one in front)
         return _picture(figure, f"{metric} against {cost} a video; on the front: {said}.")

@@ -18,7 +18,7 @@ from zar_ray.reporting import figures, study_tables
 from zar_ray.reporting.attention_figures import attention_figure
 from zar_ray.reporting.blocks import Block, Form, written
 from zar_ray.reporting.case_sections import case_sections
-from zar_ray.reporting.cost_sections import cost_sections
+from zar_ray.reporting.cost_sections import cost_section
 from zar_ray.reporting.numbers import METRICS, digits, ends, fixed, p_value, percent
 from zar_ray.reporting.pages import (
     Code,
@@ -91,7 +91,7 @@ def write_tables(run: str, output: str) -> str:
 def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Page:
     """Everything that a run found, as a page; of `samples` and `attention` see `write_report`."""
     record, first = data.record, data.cells[0]
-    groups = [Group("Results", (_results(data), *cost_sections(record), _published(data)))]
+    groups = [Group("Results", (_results(data), cost_section(record), _published(data)))]
     maps = why_empty(_ATTENTION, "Attention maps were not asked for.")
     resizer, decoding = first.config.get("resize", "pil"), first.config.get("decoder", "auto")
     with DecoderProcess(idle=True, resizer=resizer, decoder=decoding) as decoder:
@@ -202,7 +202,7 @@ def _facts(data: StudyData) -> list[tuple[str, str]]:
 def _results(data: StudyData) -> Section:
     record = data.record
     if not record.tables:
-        return Section("Accuracy", [replace(one, words=2) for one in study_tables.study_blocks(record)])
+        return Section("Accuracy", [replace(one, words=one.words or 2) for one in study_tables.study_blocks(record)])
     content: list[Content] = list(study_tables.study_blocks(record))
     if len(data.cells) > CELLS_SHOWN:
         shown = f"Below are the first {CELLS_SHOWN} of {len(data.cells)} cells, one by one; the tables have all."

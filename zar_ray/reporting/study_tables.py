@@ -27,7 +27,7 @@ from zar_ray.reporting.summary_tables import (
 from zar_ray.results.record import Estimate
 from zar_ray.results.study_record import REPLICATES, Score, StudyRecord, StudyTable, TableRow
 
-_WIDTH = 100
+_WIDTH = 120
 _COSTS = (*COSTS, "GFLOPs")
 _COST_NOTE = f"{COST_NOTE} GFLOPs are of these images and of tuning, as papers count."
 

@@ -37,6 +37,7 @@ from zar_ray.reporting.published.tables import known_tables, load_table
 from zar_ray.reporting.published.view import Marks, compare
 from zar_ray.reporting.run_data import RunData, RunSplit, StudyData
 from zar_ray.reporting.summary_tables import p_of, summary_facts
+from zar_ray.results.case import CLEAN
 from zar_ray.results.folder import CONFIG
 from zar_ray.results.record import CaseMetrics, RunSummary
 from zar_ray.results.rows import RESULT_SCHEMA
@@ -234,7 +235,7 @@ def _attention_maps(data: RunData, samples: int, decoder: DecoderProcess) -> Sec
     ids = _finished(data)
     if not len(ids):
         return why_empty(_ATTENTION, "No video finished.")
-    if data.config.get("corruption"):
+    if set(data.config.get("corruption", ())) - {CLEAN}:
         return why_empty(_ATTENTION, "Attention maps are of clean frames, and these results are of corrupted ones.")
     chosen = ids.take(pa.array(figures.spread(len(ids), samples))).to_pylist()
     try:

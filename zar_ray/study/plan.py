@@ -184,7 +184,8 @@ def describe(study: Study) -> str:
     lines = [f"dataset   {shown}, {'; '.join(splits)}{f' ({broken} videos broken)' if broken else ''}"]
     cells = len(axes.models) * len(axes.settings)
     if len(splits) > 1 or cells > 1:
-        lines.append(f"videos    {len(workload.manifest)}, each decoded once")
+        often = "once for each of the corruptions that follow each other" if options.continual else "once"
+        lines.append(f"videos    {len(workload.manifest)}, each decoded {often}")
     models = dict.fromkeys(one.coordinates["model"] for one in axes.models)
     if len(models) == 1 and axes.models[0].update.keys() == {CORRUPTION}:
         lines.append(f"model     {options.checkpoint or f'{options.model} ({options.pretrained})'}")

@@ -383,7 +383,10 @@ def pareto_chart(points: Sequence[PlottedCost], metric: str, cost: str) -> Pictu
             label="front",
         )
         for number, method in enumerate(methods):
-            style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+            style: dict[str, Any] = {
+                "color": _COLOURS[number % len(_COLOURS)],
+                "marker": _MARKERS[number % len(_MARKERS)],
+            }
             own = [one for one in points if one.method == method]
             for one in own:
                 if one.low is not None and one.high is not None:

@@ -21,6 +21,7 @@ from zar_ray.errors import ConfigError
 from zar_ray.evaluation.orders import StreamOrder
 from zar_ray.evaluation.planning import AskedModel, PlannedModel, asked_settings, identity, plan_model
 from zar_ray.evaluation.recovery import unseen
+from zar_ray.evaluation.spec import POSITION
 from zar_ray.evaluation.stages.adapt import AdaptStage
 from zar_ray.evaluation.stages.decode import DecodeStage
 from zar_ray.evaluation.streams import orders_for
@@ -193,7 +194,13 @@ def test_seeds_of_a_study_are_the_streams_of_their_own_runs_and_go_on_to_the_sam
     assert {key: expected[key] for key in scores(alone)} == scores(alone)
 
 
-def test_a_pass_looks_at_its_own_settings_views_alone(begin_study):
-    first, later = (one.models[0] for one in begin_study("run", seeds=(3, 4)).passes)
+def test_a_pass_takes_its_own_order_and_looks_at_its_own_settings_views_alone(begin_study):
+    begun = begin_study("run", seeds=(3, 4))
+    videos = begun.workload.table()
+    for turn, one in enumerate(begun.passes):
+        todo = unseen(videos, one, Ledger(begun.folder), begun.folder)
+        assert todo["video_id"].to_pylist() == ids(StreamOrder.of("shuffled", 3 + turn), videos)
+        assert todo[POSITION.name].to_pylist() == [5 * turn + number for number in range(5)]
+    first, later = (one.models[0] for one in begun.passes)
     assert [seed for _, seed in first.of_settings] == [3, 4]  # zero_shot's is of both
     assert [seed for _, seed in later.of_settings] == [4, 4]

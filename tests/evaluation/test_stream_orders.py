@@ -28,7 +28,7 @@ from zar_ray.evaluation.streams import orders_for
 from zar_ray.evaluation.workload import Workload
 from zar_ray.results.folder import Ledger
 from zar_ray.study.options import EvalConfig
-from zar_ray.study.plan import plan_study
+from zar_ray.study.plan import describe, plan_study
 
 FEW = 3
 CAN_BE = ("zar", "memo", "tent")
@@ -95,6 +95,9 @@ def test_videos_without_a_class_are_no_stream_by_class(tmp_path):
         plan_study(EvalConfig(**options, order="by_class"), Console(file=io.StringIO()))
     assert str(caught.value).startswith('--order by_class: 3 of 5 videos have no class of their own, such as "0.mp4"; ')
     assert "\n" not in str(caught.value)
+    study = plan_study(EvalConfig(**options, seeds=(4, 9)), Console(file=io.StringIO()))
+    assert "videos    5, each decoded in each of 2 passes" in describe(study)
+    assert "order     shuffled (seed 4), shuffled (seed 9)" in describe(study)
     for more in ({"order": "shuffled"}, {"order": "by_class", "method": ("zero_shot",)}):
         assert len(plan_study(EvalConfig(**options | more), Console(file=io.StringIO())).workload.manifest) == 5
 

@@ -165,9 +165,10 @@ def describe(study: Study) -> str:
     if len(splits) == 1:
         splits[0] = splits[0].partition(": ")[2] if workload.splits[0].name == "all" else f"split {splits[0]}"
     lines = [f"dataset   {shown}, {'; '.join(splits)}{f' ({broken} videos broken)' if broken else ''}"]
-    cells = len(axes.models) * len(axes.settings)
+    cells, orders = len(axes.models) * len(axes.settings), orders_for(one.options for one in axes.settings)
     if len(splits) > 1 or cells > 1:
-        lines.append(f"videos    {len(workload.manifest)}, each decoded once")
+        often = f"in each of {len(orders)} passes" if len(orders) > 1 else "once"
+        lines.append(f"videos    {len(workload.manifest)}, each decoded {often}")
     models = dict.fromkeys(one.coordinates["model"] for one in axes.models)
     if len(axes.models) == 1 and not axes.models[0].update:
         lines.append(f"model     {options.checkpoint or f'{options.model} ({options.pretrained})'}")
@@ -177,7 +178,7 @@ def describe(study: Study) -> str:
         shares = ", ".join(f"{alpha:g}" for alpha in options.alphas)
         lines.append(f"alphas    {shares}: shares of {options.interpolate_with}, the rest the model")
     lines.append(f"methods   {', '.join(options.method)}")
-    if orders := orders_for(one.options for one in axes.settings):
+    if orders:
         lines.append(f"order     {', '.join(map(str, orders))}")
     if axes.sweeps:
         named = [f"{one.sweep.name} ({len(one.places)} settings)" for one in axes.sweeps]

@@ -43,21 +43,21 @@ def test_the_docs_table_is_the_declarations(repository):
 @pytest.mark.parametrize("words", [("cache", "CVPR"), ("STREAM", "evaluation view"), ("text tower", "2025")])
 def test_all_words_are_looked_for_in_all_cells(words, capsys):
     assert main(["methods", *words]) == 0
-    said, found = capsys.readouterr().out, known_methods(words)
+    said = capsys.readouterr().out
+    found = [one for one in known_methods() if all(word.casefold() in one.words for word in words)]
     assert 0 < len(found) < len(METHODS)
     shown = [line.split()[0] for line in said.splitlines() if line.split()[:1] and line.split()[0] in METHODS]
     assert shown == [one.method for one in found]
     assert f"{len(found)} of {len(METHODS)}" in said
 
 
-@pytest.mark.parametrize("command", [["methods"], ["models", "openai", "rn50"]])
-def test_programs_read_json_and_csv(command, capsys):
-    assert main([*command, "--json"]) == 0
+def test_programs_read_json_and_csv(capsys):
+    assert main(["methods", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert main([*command, "--csv"]) == 0
+    assert rows == [one.cells for one in known_methods()]
+    assert main(["methods", "--csv"]) == 0
     assert list(csv.DictReader(io.StringIO(capsys.readouterr().out))) == rows
-    assert len(rows) > 1
-    assert main([*command, "--csv", "--json"]) == 2
+    assert main(["methods", "--csv", "--json"]) == 2
     assert capsys.readouterr().err == "zar: --json and --csv: give one of them\n"
 
 
@@ -93,4 +93,4 @@ def test_a_packages_method_says_whose_it_is(monkeypatch):
     assert second.needs == "views, pixels, weights in full precision, sound"
     assert (second.updates, second.stream, second.source) == ("the head", "yes", "Doe, 2031")
     assert second.cost.endswith(" images; an hour")
-    assert known_methods(["hay"]) == (first,)
+    assert "hay" in first.words

@@ -84,7 +84,9 @@ def workload(video_folder) -> Workload:
 def begin(workload, tmp_path) -> Callable[..., Begun]:
     """Begins a run of some checkpoints, with several seeds as the settings of a study; further options by name."""
 
-    def make(name: str, *checkpoints: Path, videos: Workload = workload, seeds: tuple[int, ...] = (0,), **options):
+    def make(
+        name: str, *checkpoints: Path, videos: Workload = workload, seeds: tuple[int, ...] = (), **options
+    ) -> Begun:
         models = []
         for number, checkpoint in enumerate(checkpoints):
             values = {
@@ -93,13 +95,12 @@ def begin(workload, tmp_path) -> Callable[..., Begun]:
                 "device": "cpu",
                 **options,
             }
-            asked = AskedModel(
-                checkpoint.stem, tuple(EvalConfig.model_validate({**values, "seed": seed}) for seed in seeds)
-            )
+            of_settings = [{**values, "seed": seed} for seed in seeds] or [values]
+            asked = AskedModel(checkpoint.stem, tuple(map(EvalConfig.model_validate, of_settings)))
             settings = asked_settings(asked, videos)
             models.append(plan_model(asked.label, number, settings))
         streams = stream_methods(one.options for model in models for one in model.settings)
-        spec = job_spec(videos, models, list(map(str, seeds)), Storage(str(tmp_path / name)), streams)
+        spec = job_spec(videos, models, list(map(str, seeds)) or ["default"], Storage(str(tmp_path / name)), streams)
         if streams:
             StreamState(0, {}).write(spec.storage)
         passes = passes_of(spec, models)

@@ -21,14 +21,16 @@ from zar_ray.errors import ConfigError
 from zar_ray.evaluation.orders import StreamOrder
 from zar_ray.evaluation.planning import AskedModel, PlannedModel, asked_settings, identity, plan_model
 from zar_ray.evaluation.recovery import unseen
+from zar_ray.evaluation.spec import POSITION
 from zar_ray.evaluation.stages.adapt import AdaptStage
 from zar_ray.evaluation.stages.decode import DecodeStage
 from zar_ray.evaluation.streams import orders_for
 from zar_ray.evaluation.workload import Workload
 from zar_ray.results.folder import Ledger
 from zar_ray.study.options import EvalConfig
-from zar_ray.study.plan import plan_study
+from zar_ray.study.plan import describe, plan_study
 
+FEW = 3
 CAN_BE = ("zar", "memo", "tent")
 STREAMS = tuple(name for name, method in METHODS.items() if method.open_stream is not None)
 VIEWS = {"frames": 2, "eval_frames": 2, "views_per_rate": 1, "crops": 1}
@@ -93,6 +95,9 @@ def test_videos_without_a_class_are_no_stream_by_class(tmp_path):
         plan_study(EvalConfig(**options, order="by_class"), Console(file=io.StringIO()))
     assert str(caught.value).startswith('--order by_class: 3 of 5 videos have no class of their own, such as "0.mp4"; ')
     assert "\n" not in str(caught.value)
+    study = plan_study(EvalConfig(**options, seeds=(4, 9)), Console(file=io.StringIO()))
+    assert "videos    5, each decoded in each of 2 passes" in describe(study)
+    assert "order     shuffled (seed 4), shuffled (seed 9)" in describe(study)
     for more in ({"order": "shuffled"}, {"order": "by_class", "method": ("zero_shot",)}):
         assert len(plan_study(EvalConfig(**options | more), Console(file=io.StringIO())).workload.manifest) == 5
 
@@ -149,8 +154,8 @@ def test_the_order_is_part_of_what_streams_are_and_of_nothing_else(planned, work
 
 @pytest.fixture
 def begin_study(begin, tiny_checkpoint, workload):
-    """Begins a run of all methods that are streams, or can be, and of one that is none, over five videos."""
-    some = workload.manifest.select(limit=5)
+    """Begins a run of all methods that are streams, or can be, and of one that is none, over a few videos."""
+    some = workload.manifest.select(limit=FEW)
     options = {"method": ("zero_shot", *STREAMS), **{name: {"stream": True} for name in CAN_BE}}
     few = Workload.of(some, [whole_split(some)])
     return lambda name, seeds: begin(name, tiny_checkpoint, seeds=seeds, videos=few, **options)
@@ -183,8 +188,8 @@ def test_seeds_of_a_study_are_the_streams_of_their_own_runs_and_go_on_to_the_sam
     ]
     go_through(whole, whole.passes)
     expected = scores(whole)
-    assert len(expected) == 5 * 2 * (1 + len(STREAMS))
-    for videos in (2, 3, 3):  # within the first pass, at its end, and within the second one
+    assert len(expected) == FEW * 2 * (1 + len(STREAMS))
+    for videos in (1, FEW - 1, 2):  # within the first pass, at its end, and within the second one
         with pytest.raises(InterruptedError):
             go_through(cut, cut.passes, stop=videos)
     go_through(cut, cut.passes)
@@ -193,7 +198,13 @@ def test_seeds_of_a_study_are_the_streams_of_their_own_runs_and_go_on_to_the_sam
     assert {key: expected[key] for key in scores(alone)} == scores(alone)
 
 
-def test_a_pass_looks_at_its_own_settings_views_alone(begin_study):
-    first, later = (one.models[0] for one in begin_study("run", seeds=(3, 4)).passes)
+def test_a_pass_takes_its_own_order_and_looks_at_its_own_settings_views_alone(begin_study):
+    begun = begin_study("run", seeds=(3, 4))
+    videos = begun.workload.table()
+    for turn, one in enumerate(begun.passes):
+        todo = unseen(videos, one, Ledger(begun.folder), begun.folder)
+        assert todo["video_id"].to_pylist() == ids(StreamOrder.of("shuffled", 3 + turn), videos)
+        assert todo[POSITION.name].to_pylist() == [FEW * turn + number for number in range(FEW)]
+    first, later = (one.models[0] for one in begun.passes)
     assert [seed for _, seed in first.of_settings] == [3, 4]  # zero_shot's is of both
     assert [seed for _, seed in later.of_settings] == [4, 4]

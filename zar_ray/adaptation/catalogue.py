@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zar_ray.adaptation.base import Method
@@ -46,10 +45,9 @@ class KnownMethod:
         return " ".join([*vars(self).values(), stream]).casefold()
 
 
-def known_methods(words: Sequence[str] = ()) -> tuple[KnownMethod, ...]:
-    """All methods that have every one of some words somewhere, in their order."""
-    everything = (_known(package, method) for package, method in offered_methods().values())
-    return tuple(one for one in everything if all(word.casefold() in one.words for word in words))
+def known_methods() -> tuple[KnownMethod, ...]:
+    """All methods, in their order."""
+    return tuple(_known(package, method) for package, method in offered_methods().values())
 
 
 def _known(package: str, method: Method) -> KnownMethod:

@@ -4,8 +4,8 @@ Contexts are independent of each other, so B videos are one problem with one mor
 starts from the same context, whose text features and trail `PromptedClasses` keeps: with one step, a video costs one
 backward and one forward pass of the text tower.
 
-With `stream` a video starts from the context that the one before has left: TPT online, as Xiao et al. define it
-(DynaPrompt, ICLR 2025, section 2), where each video's AdamW is a fresh one, too.
+With `stream` a video starts from the context that the one before has left: the online prompt tuning of Xiao et al.
+("DynaPrompt", ICLR 2025), in whose code each sample's AdamW is a fresh one, too.
 """
 
 from __future__ import annotations

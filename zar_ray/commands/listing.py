@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import tyro
 from rich import box
@@ -15,19 +15,26 @@ from rich.table import Table
 
 from zar_ray.errors import ConfigError
 
-_T = TypeVar("_T")
-
 Words = Annotated[tuple[str, ...], tyro.conf.Positional]
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 AsCsv = Annotated[bool, tyro.conf.arg(name="csv")]
 
 
-def require_found(command: str, words: Sequence[str], found: Sequence[_T]) -> Sequence[_T]:
-    """What was found by some words.
+class _Described(Protocol):
+    @property
+    def words(self) -> str: ...
+
+
+_T = TypeVar("_T", bound=_Described)
+
+
+def find(command: str, words: Sequence[str], everything: Sequence[_T]) -> list[_T]:
+    """Those of some things that have every one of some words somewhere.
 
     Raises:
-        ConfigError: It is nothing.
+        ConfigError: There is none.
     """
+    found = [one for one in everything if all(word.casefold() in one.words for word in words)]
     if not found:
         raise ConfigError(f"{command}: nothing has {' and '.join(words)}; leave a word away, or all of them")
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zar_ray.adaptation.catalogue import known_methods
-from zar_ray.commands.listing import AsCsv, AsJson, Words, require_found, show
+from zar_ray.commands.listing import AsCsv, AsJson, Words, find, show
 from zar_ray.commands.parsing import verb
 
 
@@ -18,8 +18,9 @@ def methods_command(words: Words = (), as_json: AsJson = False, as_csv: AsCsv = 
         as_json: Print JSON alone.
         as_csv: Print CSV alone.
     """
-    found = require_found("zar methods", words, known_methods(words))
+    everything = known_methods()
+    found = find("zar methods", words, everything)
     streams = sum(one.stream != "no" for one in found)
-    footer = f"{len(found)} of {len(known_methods())}; {streams} are streams, or can be: --order says how videos come."
+    footer = f"{len(found)} of {len(everything)}; {streams} are streams, or can be: --order says how videos come."
     show([one.cells for one in found], footer, as_json=as_json, as_csv=as_csv)
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zar_ray.commands.listing import AsCsv, AsJson, Words, require_found, show
+from zar_ray.commands.listing import AsCsv, AsJson, Words, find, show
 from zar_ray.commands.parsing import verb
 from zar_ray.errors import ModelError
 from zar_ray.models.catalogue import KnownModel, known_models
@@ -25,7 +25,8 @@ def models_command(words: Words = (), sizes: bool = False, as_json: AsJson = Fal
         as_json: Print JSON alone.
         as_csv: Print CSV alone.
     """
-    found = require_found("zar models", words, known_models(words))
+    everything = known_models()
+    found = find("zar models", words, everything)
     distinct = {one.model: one for one in found}
     count = sizes or len(distinct) <= _COUNTED
     counted = {name: _sizes(one) if count else ("", "") for name, one in distinct.items()}
@@ -36,7 +37,7 @@ def models_command(words: Words = (), sizes: bool = False, as_json: AsJson = Fal
         rows.append(dict(zip(_COLUMNS, cells, strict=True)))
     tunable = sum(one.tuned in ("yes", "whole prompts") for one in found)
     footer = (
-        f"{len(found)} of {len(known_models())}; all classify, ZAR tunes {tunable}. whole prompts: every class's runs"
+        f"{len(found)} of {len(everything)}; all classify, ZAR tunes {tunable}. whole prompts: every class's runs"
         " through the text tower from its start, which takes longer."
     )
     show(rows, footer, as_json=as_json, as_csv=as_csv, right=_COLUMNS[3:5])

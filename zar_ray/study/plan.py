@@ -182,9 +182,11 @@ def describe(study: Study) -> str:
     if len(splits) == 1:
         splits[0] = splits[0].partition(": ")[2] if workload.splits[0].name == "all" else f"split {splits[0]}"
     lines = [f"dataset   {shown}, {'; '.join(splits)}{f' ({broken} videos broken)' if broken else ''}"]
-    cells = len(axes.models) * len(axes.settings)
+    cells, orders = len(axes.models) * len(axes.settings), orders_for(one.options for one in axes.settings)
     if len(splits) > 1 or cells > 1:
-        often = "once for each of the corruptions that follow each other" if options.continual else "once"
+        # Corruptions that follow each other have a pass each in every order.
+        passes = len(orders) * (len(options.corruption) if options.continual else 1)
+        often = f"in each of {passes} passes" if passes > 1 else "once"
         lines.append(f"videos    {len(workload.manifest)}, each decoded {often}")
     models = dict.fromkeys(one.coordinates["model"] for one in axes.models)
     if len(models) == 1 and axes.models[0].update.keys() == {CORRUPTION}:
@@ -198,7 +200,7 @@ def describe(study: Study) -> str:
         shown = (one.coordinates[CORRUPTION] for one in axes.models)
         lines.append(f"frames    {', '.join(dict.fromkeys(shown))}")
     lines.append(f"methods   {', '.join(options.method)}")
-    if orders := orders_for(one.options for one in axes.settings):
+    if orders:
         lines.append(f"order     {', '.join(map(str, orders))}")
     if axes.sweeps:
         named = [f"{one.sweep.name} ({len(one.places)} settings)" for one in axes.sweeps]

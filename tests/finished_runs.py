@@ -199,7 +199,20 @@ def make_table(
             scores = _scores([cells[place].summary for place in places], method)
             of_method.append(
                 TableRow(
-                    named, method, tuple(places), scores, None, comparison, None, 235.0, 0.023, 41.5, 123_000_000, 50
+                    named,
+                    method,
+                    tuple(places),
+                    scores,
+                    None,
+                    comparison,
+                    None,
+                    235.0,
+                    81.0,
+                    54.0,
+                    0.023,
+                    41.5,
+                    123_000_000,
+                    50,
                 )
             )
         tests = [row.comparison.p_value for row in of_method if row.comparison]

@@ -10,8 +10,8 @@ import torch
 
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.base import Decision, Shared
-from zar_ray.adaptation.memo import MemoConfig, adapt_memo
-from zar_ray.adaptation.tent import TentConfig, TentStream
+from zar_ray.adaptation.memo import MemoConfig, open_memo
+from zar_ray.adaptation.tent import TentConfig, open_tent
 from zar_ray.adaptation.tpt import TptConfig, encode_crops
 from zar_ray.adaptation.weights import MovingTower
 from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch
@@ -146,8 +146,8 @@ def test_a_towers_gradients_are_the_same_in_smaller_passes(limited, make_pixels,
 
     def decide():
         if kind == "memo":
-            return adapt_memo(video, classes, MemoConfig(lr=1e-3, steps=2, optimiser="sgd"), shared)
-        return TentStream(classes, TentConfig(lr=1e-2, steps=2), shared).decide(video)
+            return open_memo(classes, MemoConfig(lr=1e-3, steps=2, optimiser="sgd"), shared).decide(video)
+        return open_tent(classes, TentConfig(lr=1e-2, steps=2), shared).decide(video)
 
     expected = decide()
     passes = few_moving(1)

@@ -6,7 +6,7 @@ import torch
 
 from zar_ray.adaptation import methods
 from zar_ray.adaptation.base import Shared, VideoFeatures
-from zar_ray.adaptation.methods import METHODS, find_methods, get_method
+from zar_ray.adaptation.methods import METHODS, get_method, offered_methods
 from zar_ray.adaptation.options import AdaptationOptions, method_groups
 from zar_ray.errors import ConfigError, VideoError
 
@@ -51,7 +51,7 @@ def test_a_package_whose_method_cannot_be_used_is_named_in_one_line(monkeypatch,
     entry = EntryPoint("own", value, methods.ENTRY_POINTS)
     monkeypatch.setattr("zar_ray.packages.entry_points", lambda group: [entry])
     with pytest.raises(ConfigError, match=said) as caught:
-        find_methods()
+        offered_methods()
     assert str(caught.value).startswith(f"package {value}: ")
     assert "\n" not in str(caught.value)
 

@@ -115,8 +115,14 @@ def test_a_stream_of_unknown_length_is_refused_in_one_line(classes):
         opened("onzeta", classes, videos=0)
     assert "\n" not in str(caught.value)
     given, method = videos(6, 4), get_method("onzeta")
-    alone, told = (method.adapt(given, classes, OnzetaConfig(videos=count), Shared()) for count in (0, 4))
-    assert all(torch.equal(a.logits_after, b.logits_after) for a, b in zip(alone, told, strict=True))
+    told = [
+        method.adapt(given, classes, OnzetaConfig(videos=count), Shared(videos=known))
+        for count, known in ((0, None), (4, None), (0, 4), (4, 9))
+    ]
+    for one in told[1:]:
+        assert all(torch.equal(a.logits_after, b.logits_after) for a, b in zip(told[0], one, strict=True))
+    more = method.adapt(given, classes, OnzetaConfig(), Shared(videos=9))
+    assert not torch.equal(more[-1].logits_after, told[0][-1].logits_after)
 
 
 def test_balance_brings_a_rare_class_up_and_more_videos_than_said_trust_no_more():

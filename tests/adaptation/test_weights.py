@@ -10,8 +10,8 @@ from torch.nn.functional import normalize
 
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.base import Shared, VideoFeatures, averaged
-from zar_ray.adaptation.memo import MemoConfig, adapt_memo, moving_names
-from zar_ray.adaptation.tent import TentConfig, TentStream, adapt_tent, norm_names
+from zar_ray.adaptation.memo import MemoConfig, moving_names, open_memo
+from zar_ray.adaptation.tent import TentConfig, norm_names, open_tent
 from zar_ray.adaptation.zar import marginal_entropy, mean_entropy
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, ModelError, VideoError
@@ -55,7 +55,7 @@ def by_hand(model, classes, video, names, optimiser, loss_of, steps):
 def test_memo_is_its_definition(tiny_model, classes, make_pixels, steps, optimiser, parameters):
     update = MemoConfig(steps=steps, optimiser=optimiser, parameters=parameters, lr=1e-3)
     video, before = make_pixels(5), bits(tiny_model)
-    decision = adapt_memo(video, classes, update, SHARED)
+    decision = open_memo(classes, update, SHARED).decide(video)
     made = {
         "adamw": lambda weights: torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.01),
         "sgd": lambda weights: torch.optim.SGD(weights, lr=1e-3, weight_decay=0.01),
@@ -70,13 +70,13 @@ def test_memo_is_its_definition(tiny_model, classes, make_pixels, steps, optimis
     assert not any(weight.requires_grad or weight.grad is not None for weight in tiny_model.clip.parameters())
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
-def test_tent_is_its_definition_and_leaves_no_trace(tiny_model, classes, make_pixels, optimiser):
-    options = TentConfig(optimiser=optimiser, lr=1e-2, steps=2)
+@pytest.mark.parametrize(("optimiser", "nesterov"), [("sgd", True), ("sgd", False), ("adam", True)])
+def test_tent_is_its_definition_and_leaves_no_trace(tiny_model, classes, make_pixels, optimiser, nesterov):
+    options = TentConfig(optimiser=optimiser, nesterov=nesterov, lr=1e-2, steps=2)
     video, before = make_pixels(6), bits(tiny_model)
-    decision = adapt_tent(video, classes, options, SHARED)
+    decision = open_tent(classes, options, SHARED).decide(video)
     made = {
-        "sgd": lambda weights: torch.optim.SGD(weights, lr=1e-2, momentum=0.9),
+        "sgd": lambda weights: torch.optim.SGD(weights, lr=1e-2, momentum=0.9, nesterov=nesterov),
         "adam": lambda weights: torch.optim.Adam(weights, lr=1e-2),
     }[optimiser]
     names = norm_names(tiny_model)
@@ -84,17 +84,60 @@ def test_tent_is_its_definition_and_leaves_no_trace(tiny_model, classes, make_pi
     expected, losses = by_hand(tiny_model, classes, video, names, made, mean_entropy, 2)
     assert torch.allclose(decision.losses, losses, atol=1e-3)
     assert torch.allclose(decision.logits_after, expected, atol=2e-2)
-    adapt_tent(make_pixels(7), classes, options, SHARED)
-    adapt_memo(make_pixels(7), classes, MemoConfig(), SHARED)
-    assert torch.equal(adapt_tent(video, classes, options, SHARED).logits_after, decision.logits_after)
+    open_tent(classes, options, SHARED).decide(make_pixels(7))
+    open_memo(classes, MemoConfig(), SHARED).decide(make_pixels(7))
+    assert torch.equal(open_tent(classes, options, SHARED).decide(video).logits_after, decision.logits_after)
     assert all(torch.equal(value, before[name]) for name, value in bits(tiny_model).items())
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.4, 0.0])
+def test_tents_first_step_is_longer_by_its_momentum_as_its_authors_take_it(classes, make_pixels, momentum):
+    def moved(**more):
+        stream = open_tent(classes, TentConfig(momentum=momentum, lr=1e-2, **more), SHARED)
+        before = {name: value.clone() for name, value in stream.state().items()}
+        stream.decide(make_pixels(3))
+        return torch.cat([(stream.state()[name] - one).flatten() for name, one in before.items() if "/" in name])
+
+    assert torch.allclose(moved(), (1 + momentum) * moved(nesterov=False), atol=1e-6)
+
+
+def test_memo_may_keep_its_optimiser_for_the_next_video_and_nothing_else(tiny_model, classes, make_pixels):
+    options, videos = MemoConfig(stream=True, lr=1e-3), [make_pixels(seed) for seed in range(4)]
+    names, stream, found = moving_names(tiny_model, options), open_memo(classes, options, SHARED), []
+    for number, video in enumerate(videos):
+        found.append(stream.decide(video))
+        if number == 1:
+            state = {name: value.clone() for name, value in stream.state().items()}
+    assert not any(name.startswith("weights/") for name in state)
+    alone = [open_memo(classes, options, SHARED).decide(video) for video in videos]
+    assert torch.equal(found[0].logits_after, alone[0].logits_after)
+    assert not torch.equal(found[1].logits_after, alone[1].logits_after)
+    # One optimiser, and before each video the model's own weights.
+    held = []
+
+    def made(weights):
+        own = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.01)
+        if held:
+            own.load_state_dict({**own.state_dict(), "state": held[-1].state_dict()["state"]})
+        held.append(own)
+        return own
+
+    for video, decision in zip(videos, found, strict=True):
+        expected, _ = by_hand(tiny_model, classes, video, names, made, marginal_entropy, 1)
+        assert torch.allclose(decision.logits_after, expected, atol=2e-2)
+    other = open_memo(classes, options, SHARED)
+    other.restore(state)
+    assert all(torch.equal(other.decide(videos[n]).logits_after, found[n].logits_after) for n in (2, 3))
+    with pytest.raises(VideoError):
+        other.decide(VideoFeatures(videos[0].views * torch.nan, videos[0].evaluation, videos[0].pixels))
+    assert all(torch.equal(value, stream.state()[name]) for name, value in other.state().items())
 
 
 def test_the_size_of_a_pass_changes_nothing(tiny_model, classes, make_pixels):
     options = MemoConfig(optimiser="sgd", lr=1e-3)
-    expected = adapt_memo(make_pixels(1), classes, options, SHARED).logits_after
+    expected = open_memo(classes, options, SHARED).decide(make_pixels(1)).logits_after
     for size in (1, 64):
-        ours = adapt_memo(make_pixels(1), classes, options, Shared(encoder_batch=size))
+        ours = open_memo(classes, options, Shared(encoder_batch=size)).decide(make_pixels(1))
         assert torch.allclose(ours.logits_after, expected, atol=1e-4)
 
 
@@ -104,16 +147,16 @@ class TestStream:
         return TentConfig(stream=True, lr=1e-2)
 
     def test_it_learns_from_the_videos_before(self, classes, make_pixels, online):
-        stream, videos = TentStream(classes, online, SHARED), [make_pixels(seed) for seed in range(3)]
+        stream, videos = open_tent(classes, online, SHARED), [make_pixels(seed) for seed in range(3)]
         first, second, third = (stream.decide(video) for video in videos)
-        alone = [adapt_tent(video, classes, online, SHARED) for video in videos]
+        alone = [open_tent(classes, online, SHARED).decide(video) for video in videos]
         assert torch.equal(first.logits_after, alone[0].logits_after)
         assert not torch.equal(second.logits_after, alone[1].logits_after)
         assert torch.equal(third.logits_before, alone[2].logits_before), "before is the model as it was loaded"
-        again = TentStream(classes, online, SHARED)
+        again = open_tent(classes, online, SHARED)
         for video, expected in zip(videos, (first, second, third), strict=True):
             assert torch.equal(again.decide(video).logits_after, expected.logits_after)
-        reversed_order = TentStream(classes, online, SHARED)
+        reversed_order = open_tent(classes, online, SHARED)
         assert not torch.equal(
             [reversed_order.decide(one) for one in videos[::-1]][-1].logits_after, first.logits_after
         )
@@ -121,17 +164,17 @@ class TestStream:
     @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
     def test_it_goes_on_from_its_state(self, classes, make_pixels, online, optimiser):
         options = online.model_copy(update={"optimiser": optimiser})
-        stream = TentStream(classes, options, SHARED)
+        stream = open_tent(classes, options, SHARED)
         for seed in range(2):
             stream.decide(make_pixels(seed))
         state = {name: value.clone() for name, value in stream.state().items()}
         expected = [stream.decide(make_pixels(seed)).logits_after for seed in (2, 3)]
-        other = TentStream(classes, options, SHARED)
+        other = open_tent(classes, options, SHARED)
         other.restore(state)
         assert all(torch.equal(other.decide(make_pixels(n)).logits_after, expected[n - 2]) for n in (2, 3))
 
     def test_a_video_that_fails_leaves_no_trace(self, classes, make_pixels, online):
-        stream, good = TentStream(classes, online, SHARED), make_pixels(0)
+        stream, good = open_tent(classes, online, SHARED), make_pixels(0)
         stream.decide(good)
         state = {name: value.clone() for name, value in stream.state().items()}
         for bad in (
@@ -228,7 +271,7 @@ def test_several_evaluation_views_are_averaged(tiny_model, make_pixels, small_op
     options = small_options.model_copy(update={"views": views})
     classes = PromptedClasses(tiny_model, NAMES)
     video = make_pixels(2, options)
-    decision = adapt_memo(video, classes, MemoConfig(), SHARED)
+    decision = open_memo(classes, MemoConfig(), SHARED).decide(video)
     assert torch.allclose(
         decision.logits_before, averaged(classes.logits(video.evaluation, classes.initial_features)), atol=1e-5
     )

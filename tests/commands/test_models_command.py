@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+
 import open_clip
 import pytest
 
@@ -10,23 +13,28 @@ from zar_ray.models.catalogue import known_models
 from zar_ray.models.systems.registry import known_systems
 
 
-def test_every_pair_and_every_system_is_there():
-    found = {(one.model, one.tag) for one in known_models()}
+@pytest.fixture(scope="module")
+def everything():
+    return known_models()
+
+
+def test_every_pair_and_every_system_is_there(everything):
+    found = {(one.model, one.tag) for one in everything}
     assert found == {*open_clip.list_pretrained(), *((name, "-") for name in known_systems())}
-    assert {one.model for one in known_models() if one.tuned.startswith("no")} == {"a5", "tcclip", "xclip"}
+    assert {one.model for one in everything if one.tuned.startswith("no")} == {"a5", "tcclip", "xclip"}
 
 
 @pytest.mark.parametrize("words", [("siglip2", "384"), ("SQUASH", "dfn"), ("openai", "rn50"), ("causal", "336")])
-def test_all_words_are_looked_for_in_all_cells(words, capsys):
+def test_all_words_are_looked_for_in_all_cells(everything, words, capsys):
     assert main(["models", *words]) == 0
     said = capsys.readouterr().out
-    found = known_models(words)
+    found = [one for one in everything if all(word.casefold() in one.words for word in words)]
     assert found
     for one in found:
         assert all(word.casefold() in one.words for word in words)
         assert f"{one.model} " in said
     assert said.count("\n") == len(found) + 3
-    assert f"{len(found)} of {len(known_models())}" in said
+    assert f"{len(found)} of {len(everything)}" in said
 
 
 def test_sizes_are_counted_of_few(capsys):
@@ -35,6 +43,15 @@ def test_sizes_are_counted_of_few(capsys):
     parameters, per_image = row.split()[3:5]
     assert float(parameters) > 1
     assert float(per_image) > 0.1
+
+
+def test_programs_read_csv(everything, capsys):
+    assert main(["models", "b-16", "siglip", "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    found = [one for one in everything if "b-16" in one.words and "siglip" in one.words]
+    assert [(row["model"], row["tag"], row["text tower"]) for row in rows] == [
+        (one.model, one.tag, one.text) for one in found
+    ]
 
 
 def test_what_is_not_there_is_one_line(capsys):

@@ -13,7 +13,7 @@ import torch
 from zar_ray.data.datasets import list_dataset
 from zar_ray.data.probing import probe_listing
 from zar_ray.data.protocols import whole_split
-from zar_ray.evaluation.planning import AskedModel, asked_settings, job_spec, plan_model
+from zar_ray.evaluation.planning import AskedModel, asked_settings, job_spec, passes_of, plan_model
 from zar_ray.evaluation.recovery import lacking
 from zar_ray.evaluation.spec import JobSpec
 from zar_ray.evaluation.stages.adapt import AdaptStage
@@ -43,6 +43,7 @@ class Begun:
     workload: Workload
     spec: JobSpec
     told: tuple
+    passes: tuple[JobSpec, ...]
 
     @property
     def folder(self) -> RunFolder:
@@ -81,9 +82,11 @@ def workload(video_folder) -> Workload:
 
 @pytest.fixture
 def begin(workload, tmp_path) -> Callable[..., Begun]:
-    """Begins a run of some checkpoints; further options by name."""
+    """Begins a run of some checkpoints, with several seeds as the settings of a study; further options by name."""
 
-    def make(name: str, *checkpoints: Path, videos: Workload = workload, **options) -> Begun:
+    def make(
+        name: str, *checkpoints: Path, videos: Workload = workload, seeds: tuple[int, ...] = (), **options
+    ) -> Begun:
         models = []
         for number, checkpoint in enumerate(checkpoints):
             values = {
@@ -92,13 +95,15 @@ def begin(workload, tmp_path) -> Callable[..., Begun]:
                 "device": "cpu",
                 **options,
             }
-            asked = AskedModel(checkpoint.stem, (EvalConfig.model_validate(values),))
+            of_settings = [{**values, "seed": seed} for seed in seeds] or [values]
+            asked = AskedModel(checkpoint.stem, tuple(map(EvalConfig.model_validate, of_settings)))
             settings = asked_settings(asked, videos)
             models.append(plan_model(asked.label, number, settings))
         streams = stream_methods(one.options for model in models for one in model.settings)
-        spec = job_spec(videos, models, ["default"], Storage(str(tmp_path / name)), streams)
+        spec = job_spec(videos, models, list(map(str, seeds)) or ["default"], Storage(str(tmp_path / name)), streams)
         if streams:
             StreamState(0, {}).write(spec.storage)
-        return Begun(videos, spec, (spec, tuple(model.settings for model in models), 1))
+        passes = passes_of(spec, models)
+        return Begun(videos, passes[0], (passes[0], tuple(model.settings for model in models), 1), passes)
 
     return make

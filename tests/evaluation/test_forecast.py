@@ -141,7 +141,6 @@ def test_a_sample_stands_for_all_and_leaves_out_what_cannot_be_opened():
     whole = table.filter(pa.array(table["error"].is_null().to_pylist()))
     costs = dict(zip(whole["video_id"].to_pylist(), expected_costs(whole).tolist(), strict=True))
     assert np.mean([costs[one] for one in ids]) == pytest.approx(np.mean([*costs.values()]), rel=0.08)
-    assert chosen(table, 4, first=True) == ["v1", "v2", "v4", "v5"]
     assert len(chosen(table.slice(0, 6), 20)) == 4
 
 

@@ -1,4 +1,4 @@
-"""Stream methods in a worker: the manifest's order, a state after every video, and refusals without it."""
+"""Stream methods in a worker: one order, a state after every video, and refusals without it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def test_several_models_are_streams_beside_each_other(begin, start, tiny_checkpo
 def test_a_stream_depends_on_the_videos_before(start, workload):
     table = workload.manifest.table
     shuffled = dataclasses.replace(workload.manifest, table=table.take([11, 3, 7, 0, 1, 2, 4, 5, 6, 8, 9, 10]))
-    ours, other = start("ours"), start("other", videos=Workload.of(shuffled, [whole_split(shuffled)]))
+    shown = Workload.of(shuffled, [whole_split(shuffled)])
+    ours, other = start("ours", order="manifest"), start("other", order="manifest", videos=shown)
     go_on(ours)
     go_on(other)
     first, second = scores(ours), scores(other)

@@ -39,7 +39,7 @@ def test_a_videos_class_sets_and_right_labels_are_those_of_its_splits(splits):
         made.append(EvaluationSplit("d", str(number), names, ids, labels))
         for video, right in zip(ids, labels, strict=True):
             expected.setdefault(video, {})[list(dict.fromkeys(one for one, _ in splits)).index(names)] = list(right)
-    workload = Workload.of(Manifest.of(rows(), ("a", "b"), "/", "d"), made)
+    workload = Workload.of(Manifest.of(rows(v2={"error": "gone"}), ("a", "b"), "/", "d"), made)
     table = workload.table()
     assert table["video_id"].to_pylist() == [video for video in VIDEOS if video in expected]
     for row in table.to_pylist():
@@ -48,6 +48,8 @@ def test_a_videos_class_sets_and_right_labels_are_those_of_its_splits(splits):
     for class_set in range(3):
         inside = [class_set in expected[video] for video in table["video_id"].to_pylist()]
         assert of_class_set(table, class_set).tolist() == inside
+    usable = [sum(one in own and video != "v2" for video, own in expected.items()) for one in range(3)]
+    assert workload.usable() == tuple(usable[: len(workload.class_sets)])
     found = {case: set(videos.to_pylist()) for case, videos in workload.expected_rows(CASES).items()}
     sets = len(workload.class_sets)
     assert found == {

@@ -5,11 +5,15 @@ from __future__ import annotations
 import pyarrow.compute as pc
 import pytest
 
+from zar_ray.adaptation.methods import METHODS as METHODS_BY_NAME
 from zar_ray.data.datasets import list_dataset
 from zar_ray.data.manifest import write_manifest
 from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ModelError, RunError
+from zar_ray.evaluation import recovery
+from zar_ray.evaluation.stages import adapt as adapt_stage
 from zar_ray.evaluation.streams import STATE
+from zar_ray.results.folder import write_part
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +58,35 @@ def test_a_stream_is_the_same_twice_and_says_that_it_depends_on_the_order(evalua
     first.folder.storage.delete(STATE)
     with pytest.raises(RunError, match="a stream method cannot go on without it"):
         evaluate(video_folder, here=True, name="first", resume=True, **options)
+
+
+def test_all_streams_of_all_seeds_go_on_from_where_they_were_broken_off(evaluate, video_folder, monkeypatch):
+    streams = tuple(name for name, method in METHODS_BY_NAME.items() if method.open_stream is not None)
+    can_be = {name: {"stream": True} for name in ("zar", "memo", "tent")}
+    options = {"method": streams, "views": SMALL, "seeds": (2, 5), "limit": 7, **can_be}
+    # Four passes through the worker a seed, as a run of thousands of videos has.
+    monkeypatch.setattr(recovery, "_STREAMED_AT_ONCE", 2)
+    expected = evaluate(video_folder, here=True, name="whole", **options)
+    assert expected.summary.order == ("shuffled (seed 2)", "shuffled (seed 5)")
+    assert [cell.summary.order for cell in expected.record.cells] == [("shuffled (seed 2)",), ("shuffled (seed 5)",)]
+    written = []
+
+    def break_off(storage, rows):
+        written.append(rows)
+        if len(written) in (5, 6, 12):
+            raise InterruptedError
+        return write_part(storage, rows)
+
+    monkeypatch.setattr(adapt_stage, "write_part", break_off)
+    for _ in range(3):
+        with pytest.raises(InterruptedError):
+            evaluate(video_folder, here=True, name="broken", **options)
+    ran = evaluate(video_folder, here=True, name="broken", **options)
+    columns = ["video_id", "case_id", "top5_after", "top5_scores_after"]
+    assert ran.table.select(columns).equals(expected.table.select(columns))
+    assert len(ran.table) == 7 * 2 * len(streams)
+    with pytest.raises(RunError, match="holds a run with other settings"):
+        evaluate(video_folder, here=True, name="broken", order="by_class", **options)
 
 
 @pytest.mark.parametrize("killer", ["kills-decoder", "kills-model"])

@@ -520,6 +520,14 @@ def test_the_nearest_run_wins_then_the_newest(output, write_run):
     assert measured(output, "zar-table1", "ZAR", "HMDB51").run.summary.name == "new"
 
 
+def test_corrupted_videos_measure_nothing_that_is_published(output, write_run):
+    write_run("rain", "hmdb51", [0.43] * 3, corruption=["rain:2"])
+    text = reported("zar-table1", output, "terminal")
+    write_run("clean", "hmdb51", [0.43] * 3, corruption=["clean"])
+    assert "43.0" not in text
+    assert "43.0" in reported("zar-table1", output, "terminal")
+
+
 def test_neither_a_glance_nor_random_weights_take_a_full_runs_place(output, write_run):
     write_run("full", "hmdb51", [0.42] * 3, zar={"steps": 2, "lr": 0.01})
     write_run("glance", "hmdb51", [0.43] * 3, limit=100)

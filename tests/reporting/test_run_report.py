@@ -20,6 +20,7 @@ from zar_ray.reporting.html_report import write_report, write_tables
 
 SECTIONS = [
     "Accuracy",
+    "Accuracy against cost",
     "Beside published results",
     "Accuracy by class",
     "Mistakes",

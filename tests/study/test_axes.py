@@ -177,3 +177,45 @@ def test_a_mixture_that_cannot_be_written_is_one_line(options, tmp_path):
 def test_an_ablation_is_a_study_with_zar_alone():
     assert AblateConfig(sweep=("lr",)).method == ("zar",)
     assert set(AblateConfig.model_fields) == set(EvalConfig.model_fields)
+
+
+def test_corruptions_multiply_with_the_models(options, tiny_checkpoint):
+    given = ("rain:2", "clean", "h265:5")
+    study = plan(options.model_copy(update={"corruption": given, "seeds": (3, 4)}))
+    assert study.axes.names == ("share", "corruption", "seed")
+    asked = study.asked()
+    assert [one.label for one in asked] == [f"tiny, share {share}" for share in ("0", "0.25", "1") for _ in given]
+    assert [one.settings[0].corruption for one in asked[:3]] == [("rain:2",), (), ("h265:5",)]
+    assert {one.mixture for one in study.axes.models} == {one.mixture for one in study.axes.models[::3]}
+    assert [one.coordinates["corruption"] for one in study.axes.models[:3]] == list(given)
+    said = describe(study).splitlines()
+    assert "frames    rain:2, clean, h265:5" in said
+    assert "cells     18" in said
+    assert str(study.options.name) == study.options.name != plan(options).options.name
+    single = plan(options.model_copy(update={"alphas": (), "interpolate_with": None, "corruption": ("rain:1",)}))
+    assert single.axes.names == ()
+    assert f"model     {tiny_checkpoint}" in describe(single).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"corruption": ("rain:1", "rain:1")}, "--corruption rain:1 rain:1: names a corruption twice"),
+        ({"corruption": ("clean", "rainy:1")}, 'no corruption has this name; did you mean "rain"'),
+        (
+            {"corruption_reference": "tpt"},
+            "--corruption-reference tpt: is not among the methods that run",
+        ),
+    ],
+)
+def test_mistaken_corruptions_are_one_line(options, tmp_path, update, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        plan(options.model_copy(update=update))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_corruptions_are_read_from_the_command_line():
+    words = ["--dataset", "x", "--corruption", "clean", "gaussian_noise:3", "--corruption-seed", "4"]
+    given = parse_run(EvalConfig, words, "zar eval").options
+    assert (given.corruption, given.corruption_seed) == (("clean", "gaussian_noise:3"), 4)

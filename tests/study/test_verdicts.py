@@ -20,7 +20,7 @@ def said(*right: np.ndarray) -> str:
     family = []
     for number, one in enumerate(right):
         comparison, p = (comparisons[number - 1], adjusted[number - 1]) if number else (None, None)
-        row = TableRow({"setting": f"s{number}"}, "zar", (0,), {}, None, comparison, p, None, None, None, None, 200)
+        row = TableRow({"setting": f"s{number}"}, "zar", (0,), {}, None, comparison, p, *[None] * 6, 200)
         family.append((SimpleNamespace(right=np.atleast_2d(one), sources=None), row))
     return verdict(family)
 

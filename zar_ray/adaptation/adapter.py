@@ -32,6 +32,7 @@ from zar_ray.video.plans import ViewPlan, by_view, unite
 
 # What all methods depend on, besides the class names and the weights.
 _SHARED_SETTINGS = ("class_position", "precision", "seed", "views")
+_CORRUPTED = ("corruption", "corruption_seed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +114,9 @@ class CasePrediction:
             `PeakMemory`.
         images: Distinct images of the views that the method looks at under the case's setting, and those that it
             encoded itself.
+        text_tokens: Tokens of the contexts that it put through the text tower; its share where several videos were
+            adapted to together.
+        gradient_tokens: Tokens that its gradients went back through there.
     """
 
     case_id: str
@@ -122,6 +126,8 @@ class CasePrediction:
     whole_seconds: float
     peak_memory: int | None
     images: int
+    text_tokens: int
+    gradient_tokens: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,17 +164,22 @@ def make_cases(
 ) -> tuple[Case, ...]:
     """The cases of a run, or of one setting and model of a study: one a class set and method.
 
-    A case's id depends on its own method's options, and on no other's; nor on the numbers of its setting and model.
+    A case's id depends on its own method's options, and on no other's; nor on the numbers of its setting and model. The
+    order of the videos, where the options have one, is part of streams' ids alone.
 
     Raises:
         ConfigError: A method is unknown.
     """
     values = meaning(options)
-    shared = {key: values[key] for key in _SHARED_SETTINGS}
+    corrupted = _CORRUPTED if values.get("corruption") else ()
+    shared = {key: values[key] for key in (*_SHARED_SETTINGS, *corrupted)}
     cases = []
     for class_set, of_set in enumerate(prompts):
         for name in options.method:
-            own = {name: values[name]} if get_method(name).options is not None else {}
+            method = get_method(name)
+            own = {name: values[name]} if method.options is not None else {}
+            if "order" in values and method.is_stream(options.own(name)):
+                own["order"] = values["order"]
             number = fingerprint([model_fingerprint, of_set.identity, name, {**shared, **own}])
             cases.append(Case(f"{name}-{number[:8]}", name, class_set, setting, model))
     return tuple(cases)
@@ -184,6 +195,7 @@ class VideoAdapter:
         options: Their settings.
         cases: What to call the results; by default as `make_cases` does.
         further: Further settings that `cases` are under, numbered from 1: `options` and `prompts` are number 0.
+        videos: How many videos each class set's streams will be given at most, where that is known.
         classes_of: Where prompts come from under the model, such as a cache of them; by default they are made here.
 
     Stream methods remember, under each case, the videos that they were given; `stream_state` is what to save.
@@ -202,6 +214,7 @@ class VideoAdapter:
         options: AdaptationOptions,
         cases: Sequence[Case] | None = None,
         further: Sequence[Setting] = (),
+        videos: Sequence[int] = (),
         classes_of: Callable[[ClassPrompts, ClassPosition], PromptedClasses] | None = None,
     ) -> None:
         classes_of = cache(partial(PromptedClasses.of, model) if classes_of is None else classes_of)
@@ -213,7 +226,7 @@ class VideoAdapter:
         self.methods = tuple(get_method(name) for name in methods)
         chosen = options.model_copy(update={"method": tuple(methods)})
         self.cases = tuple(cases) if cases is not None else make_cases(chosen, model.fingerprint, prompts)
-        self._settings = (Setting(options, tuple(prompts)), *further)
+        self._settings = (Setting(options, tuple(prompts), tuple(videos)), *further)
         for of in self._settings:
             if any(method.needs_views for method in self.methods):
                 model.require_frames(of.options.views.frames, "--views.frames")
@@ -241,8 +254,10 @@ class VideoAdapter:
 
     def _told(self, case: Case) -> tuple[Any, Shared]:
         """What a case's method is told: its own options, and what all are."""
-        options = self._settings[case.setting].options
-        return options.own(case.method), Shared(options.seed, images_at_once(options.encoder_batch, self.model.device))
+        setting = self._settings[case.setting]
+        options, at_once = setting.options, images_at_once(setting.options.encoder_batch, self.model.device)
+        videos = setting.videos[case.class_set] if setting.videos else None
+        return options.own(case.method), Shared(options.seed, at_once, videos)
 
     def stream_state(self) -> dict[str, torch.Tensor]:
         """What stream methods remember of the videos so far: tensors on the CPU, named ``CASE_ID/NAME``."""
@@ -320,14 +335,18 @@ class VideoAdapter:
             chosen = [one for one in videos if one.video.class_sets is None or case.class_set in one.video.class_sets]
             if not chosen:
                 continue
-            method = get_method(case.method)
+            method, counted = get_method(case.method), self._classes[case.setting][case.class_set].counted
             self._memory.begin()
+            known = replace(counted)
             started = time.perf_counter()
             outcomes = within_memory(partial(self._outcomes, case, chosen))
             if outcomes is None:
                 what = f"out of memory in {method.name} over {len(self._classes[case.setting][case.class_set])} classes"
                 outcomes = [NoRoomError(f"{what}; {MORE_MEMORY}", stage="adapt") for _ in chosen]
             seconds = (time.perf_counter() - started) / len(chosen)
+            # Every context has as many tokens, and methods tune as many of each video's.
+            decided = max(1, sum(isinstance(one, Decision) for one in outcomes))
+            tokens = [(getattr(counted, way) - getattr(known, way)) // decided for way in ("forward", "backward")]
             peaks = [peak for peak in (encode_peak, self._memory.peak()) if peak is not None]
             for one, outcome in zip(chosen, outcomes, strict=True):
                 if isinstance(outcome, VideoError):
@@ -342,6 +361,7 @@ class VideoAdapter:
                     seconds + images * one.image_seconds,
                     max(peaks, default=None),
                     images + outcome.encoded,
+                    *tokens,
                 )
                 one.said.append((case.setting, prediction))
         return [one.prediction() for one in videos]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -108,10 +108,12 @@ class Shared:
     Attributes:
         seed: Seed of random draws.
         encoder_batch: Images a pass of the image encoder.
+        videos: How many videos a stream will be given at most; None where nobody knows.
     """
 
     seed: int = 0
     encoder_batch: int = 64
+    videos: int | None = None
 
 
 Rule = Callable[[Sequence[VideoFeatures], PromptedClasses, Any, Shared], list[Outcome]]
@@ -137,6 +139,10 @@ class Stream(Protocol):
         ...
 
 
+OpenStream = Callable[[PromptedClasses, Any, Shared], Stream]
+"""Begins a stream under a method's own options."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A test-time rule: its options, what it needs, what it updates, and whether it is a stream.
@@ -156,6 +162,10 @@ class Method:
         unfit: Why it cannot serve a model; None where it can.
         is_stream: Whether a decision depends on the videos before it.
         open_stream: A stream's beginning; only for methods that can be one.
+        changes: What it changes in words, for people; by default `updates`.
+        also_needs: What it needs beside what the rest says, for people.
+        cost: What a video takes beside the images of its views, for people.
+        source: Where it was published, in a few words.
         reference: Its source: a key of conf/references.bib, or of a package's own method a whole BibTeX entry.
     """
 
@@ -169,8 +179,12 @@ class Method:
     fusion: Callable[[Any], Fusion] = lambda options: "embedding"
     unfit: Callable[[ClipModel, Any], str | None] = lambda model, options: None
     is_stream: Callable[[Any], bool] = lambda options: False
-    open_stream: Callable[[PromptedClasses, Any, Shared], Stream] | None = None
+    open_stream: OpenStream | None = None
     reference: str | None = None
+    changes: str = ""
+    also_needs: str = ""
+    cost: str = ""
+    source: str = ""
 
     def works_from_pixels(self, options: Any) -> bool:
         """Whether it encodes images itself under its own options."""
@@ -180,6 +194,39 @@ class Method:
 def one_by_one(rule: Callable[[VideoFeatures, PromptedClasses, Any, Shared], Decision]) -> Rule:
     """Makes a method's rule of one that decides about a single video."""
     return lambda videos, *told: decisions(videos, lambda video: rule(video, *told))
+
+
+def on_and_on(open_stream: OpenStream) -> Rule:
+    """Makes a rule of a stream: it sees the given videos alone, and their number is known where no other one is."""
+
+    def rule(videos: Sequence[VideoFeatures], classes: PromptedClasses, options: Any, shared: Shared) -> list[Outcome]:
+        count = len(videos) if shared.videos is None else shared.videos
+        return decisions(videos, open_stream(classes, options, replace(shared, videos=count)).decide)
+
+    return rule
+
+
+def one_by_one_or_on(open_stream: OpenStream) -> Rule:
+    """As `on_and_on` where options say `stream`; else each video begins a stream of its own."""
+    alone = one_by_one(lambda video, *told: open_stream(*told).decide(video))
+    return lambda videos, classes, options, shared: (on_and_on(open_stream) if options.stream else alone)(
+        videos, classes, options, shared
+    )
+
+
+def stream_method(
+    name: str, description: str, open_stream: OpenStream, options: type[Options], **declared: Any
+) -> Method:
+    """A method that is a stream under any options; what else a `Method` has is `declared`, and it fills a cache."""
+    return Method(
+        name,
+        description,
+        on_and_on(open_stream),
+        options,
+        **{"updates": "cache", **declared},
+        is_stream=lambda _: True,
+        open_stream=open_stream,
+    )
 
 
 def decisions(videos: Sequence[VideoFeatures], decide: Callable[[VideoFeatures], Decision]) -> list[Outcome]:

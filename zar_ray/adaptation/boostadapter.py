@@ -13,21 +13,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import (
     Decision,
-    Method,
     Shared,
     VideoFeatures,
-    averaged,
-    decisions,
     entropy,
     require_finite,
     select_confident,
+    stream_method,
     with_plain_view,
 )
-from zar_ray.adaptation.caches import ConfidentCache, affinities
+from zar_ray.adaptation.caches import ConfidentCache, affinities, plain_view
 from zar_ray.adaptation.zar import marginal_entropy
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
@@ -142,11 +139,9 @@ class BoostAdapterStream:
             VideoError: Some logits are not finite (stage ``adapt``); the caches are as they were.
         """
         classes, rows = self._classes, with_plain_view(video)
-        before, logits = averaged(classes.initial_logits(video.evaluation)), classes.initial_logits(rows)
-        require_finite(before, "of the evaluation view")
+        (before, feature), logits = plain_view(video, classes), classes.initial_logits(rows)
         require_finite(logits, "of the views")
-        own = classes.model.embedding_part(torch.atleast_2d(video.evaluation))
-        found = self.see(classes.model.embedding_part(rows), logits, normalize(own.mean(dim=0), dim=-1), before)
+        found = self.see(classes.model.embedding_part(rows), logits, feature, before)
         return Decision(before.cpu(), found.after.cpu(), found.entropies.cpu(), found.lent.cpu())
 
     def see(self, views: torch.Tensor, logits: torch.Tensor, feature: torch.Tensor, before: torch.Tensor) -> Boosted:
@@ -195,14 +190,14 @@ class BoostAdapterStream:
         self.negative = DoubtfulQueue(**parts)
 
 
-METHOD = Method(
+METHOD = stream_method(
     "boostadapter",
     "caches of the videos seen before, and of a video's own confident views",
-    lambda videos, *told: decisions(videos, BoostAdapterStream(*told).decide),
-    options=BoostAdapterConfig,
+    BoostAdapterStream,
+    BoostAdapterConfig,
     needs_views=True,
-    updates="cache",
-    is_stream=lambda _: True,
-    open_stream=BoostAdapterStream,
+    changes="two caches",
+    cost="products with the cached features",
+    source="Zhang et al., NeurIPS 2024",
     reference="zhang2024boostadapter",
 )

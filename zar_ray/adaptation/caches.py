@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import normalize, pad
 
+from zar_ray.adaptation.base import VideoFeatures, averaged, require_finite
 from zar_ray.models.precision import exact_float32
+from zar_ray.models.text import PromptedClasses
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,20 @@ class ConfidentCache:
         return ConfidentCache(
             **{part: state[f"{name}/{part}"].to(value, copy=True) for part, value in vars(self).items()}
         )
+
+
+def plain_view(video: VideoFeatures, classes: PromptedClasses) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a stream sees of a video's evaluation view: its logits (K,), and its feature (D,), L2-normalised.
+
+    Of several evaluation views these are the logarithm of their mean probability, and their mean.
+
+    Raises:
+        VideoError: Some logits are not finite (stage ``adapt``).
+    """
+    logits = averaged(classes.initial_logits(video.evaluation))
+    require_finite(logits, "of the evaluation view")
+    own = classes.model.embedding_part(torch.atleast_2d(video.evaluation))
+    return logits, normalize(own.mean(dim=0), dim=-1)
 
 
 def affinities(feature: torch.Tensor, keys: torch.Tensor, sharpness: float) -> torch.Tensor:

@@ -51,5 +51,6 @@ METHOD = prompt_method(
     "prompt tuning with dispersed classes",
     lambda videos, classes, options, shared: tune_prompts(videos, classes, options, shared, objective_of(options)),
     CtptConfig,
+    source="Yoon et al., ICLR 2024",
     reference="yoon2024ctpt",
 )

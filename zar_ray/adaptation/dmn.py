@@ -15,16 +15,14 @@ from torch.nn.functional import normalize, pad
 
 from zar_ray.adaptation.base import (
     Decision,
-    Method,
     Shared,
     VideoFeatures,
-    averaged,
-    decisions,
     require_finite,
     select_confident,
+    stream_method,
     with_plain_view,
 )
-from zar_ray.adaptation.caches import affinities
+from zar_ray.adaptation.caches import affinities, plain_view
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
@@ -128,13 +126,10 @@ class DmnStream:
             VideoError: Some logits are not finite (stage ``adapt``); the memory is as it was.
         """
         classes, rows = self._classes, with_plain_view(video)
-        before, logits = averaged(classes.initial_logits(video.evaluation)), classes.initial_logits(rows)
-        require_finite(before, "of the evaluation view")
+        (before, feature), logits = plain_view(video, classes), classes.initial_logits(rows)
         require_finite(logits, "of the views")
-        evaluation = torch.atleast_2d(video.evaluation)
-        feature = normalize(classes.model.embedding_part(evaluation).mean(dim=0), dim=-1)
         with torch.no_grad():
-            texts = classes.texts_for(evaluation)
+            texts = classes.texts_for(torch.atleast_2d(video.evaluation))
         if texts.ndim == 3:
             texts = normalize(texts.mean(dim=0), dim=-1)
         found = self.see(feature, logits, texts)
@@ -182,14 +177,14 @@ def _entropy(probabilities: torch.Tensor, small: float) -> torch.Tensor:
     return -(probabilities * (probabilities + small).log()).sum(dim=-1)
 
 
-METHOD = Method(
+METHOD = stream_method(
     "dmn",
     "a memory of the videos seen before, read by likeness",
-    lambda videos, *told: decisions(videos, DmnStream(*told).decide),
-    options=DmnConfig,
+    DmnStream,
+    DmnConfig,
     needs_views=True,
-    updates="cache",
-    is_stream=lambda _: True,
-    open_stream=DmnStream,
+    changes="a memory",
+    cost="products with the remembered features",
+    source="Zhang et al., CVPR 2024",
     reference="zhang2024dmn",
 )

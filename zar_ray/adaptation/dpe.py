@@ -18,14 +18,13 @@ from torch.nn.functional import cross_entropy, normalize
 
 from zar_ray.adaptation.base import (
     Decision,
-    Method,
     Shared,
     VideoFeatures,
     averaged,
-    decisions,
     entropy,
     require_finite,
     select_confident,
+    stream_method,
     with_plain_view,
 )
 from zar_ray.adaptation.caches import ConfidentCache, affinities
@@ -212,15 +211,15 @@ def _unfit(model: ClipModel, _: Any) -> str | None:
     return None
 
 
-METHOD = Method(
+METHOD = stream_method(
     "dpe",
     "prototypes of texts and images that evolve from video to video",
-    lambda videos, *told: decisions(videos, DpeStream(*told).decide),
-    options=DpeConfig,
+    DpeStream,
+    DpeConfig,
     needs_views=True,
-    updates="cache",
     unfit=_unfit,
-    is_stream=lambda _: True,
-    open_stream=DpeStream,
+    changes="a cache, text prototypes",
+    cost="a gradient over the prototypes",
+    source="Zhang et al., NeurIPS 2024",
     reference="zhang2024dpe",
 )

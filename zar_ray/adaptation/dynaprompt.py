@@ -18,14 +18,13 @@ import torch
 
 from zar_ray.adaptation.base import (
     Decision,
-    Method,
     Shared,
     VideoFeatures,
     averaged,
-    decisions,
     entropy,
     require_finite,
     select_confident,
+    stream_method,
     with_plain_view,
 )
 from zar_ray.adaptation.zar import marginal_entropy
@@ -265,14 +264,16 @@ class DynapromptStream:
             setattr(self._pool, name, state[name].to(value.device))
 
 
-METHOD = Method(
+METHOD = stream_method(
     "dynaprompt",
     "a pool of contexts tuned from video to video",
-    lambda videos, *told: decisions(videos, DynapromptStream(*told).decide),
-    options=DynapromptConfig,
+    DynapromptStream,
+    DynapromptConfig,
     needs_views=True,
     updates="context",
-    is_stream=lambda _: True,
-    open_stream=DynapromptStream,
+    changes="a pool of contexts",
+    cost="a pass of the text tower for each that was used; a step back through it, and another pass, for"
+    " each that is taken",
+    source="Xiao et al., ICLR 2025",
     reference="xiao2025dynaprompt",
 )

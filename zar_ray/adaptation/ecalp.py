@@ -19,19 +19,20 @@ from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import (
     Decision,
-    Method,
     Shared,
     VideoFeatures,
-    averaged,
-    decisions,
     require_finite,
+    stream_method,
 )
+from zar_ray.adaptation.caches import plain_view
 from zar_ray.adaptation.onzeta import unfit_for_online_texts
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
 
 _SMALL = 1e-6  # beside the root of a degree, as published
+_ROOM = 256  # videos that there is room for at first
+_STATE = ("weighted", "neighbours", "similarities", "near_classes", "class_cosines", "labels")
 
 
 class EcalpConfig(Options):
@@ -84,19 +85,34 @@ class GrowingGraph:
         spread = self._texts.var(dim=0) if count > 1 else self._texts.new_ones(width)
         self._weights = normalize(spread, dim=0)
         near = min(options.class_neighbours, count)
-        self.weighted = self._texts.new_zeros(0, width)
+        # Rows that were written stay; room is doubled where there is none, so that a stream does not copy it all.
+        self._rows, self._count = self._texts.new_zeros(_ROOM, width), 0
         self.neighbours = torch.zeros(0, 0, dtype=torch.int64)
         self.similarities = self._texts.new_zeros(0, 0)
         self.near_classes = torch.zeros(0, near, dtype=torch.int64)
         self.class_cosines = self._texts.new_zeros(0, near)
         self.labels = self._texts.new_zeros(0, count)
 
+    @property
+    def weighted(self) -> torch.Tensor:
+        """See the class."""
+        return self._rows[: self._count]
+
+    @weighted.setter
+    def weighted(self, rows: torch.Tensor) -> None:
+        self._count = len(rows)
+        if rows.data_ptr() != self._rows.data_ptr():
+            self._rows = torch.cat([rows, self._rows.new_zeros(max(_ROOM, len(rows)), rows.shape[1])])
+
     def place(self, feature: torch.Tensor) -> Propagation:
         """Puts a video's feature (D,), L2-normalised, into the graph, and spreads labels over it."""
-        older = len(self.weighted)
+        older = self._count
+        if older == len(self._rows):
+            self._rows = torch.cat([self._rows, torch.zeros_like(self._rows)])
+        self._rows[older] = normalize(self._weights * feature, dim=0)
         with exact_float32():
-            weighted = torch.cat([self.weighted, normalize(self._weights * feature, dim=0)[None]])
-            similar = weighted @ feature  # one-sided: only the older video of two is weighted
+            # One-sided: only the older video of two is weighted.
+            similar = self._rows[: older + 1] @ feature
             cosines = self._texts @ feature
         lists, values, width = self._lists(similar)
         nearest = cosines.argsort(descending=True, stable=True)[: self.near_classes.shape[1]]
@@ -109,7 +125,7 @@ class GrowingGraph:
         carried = torch.zeros_like(spread).scatter(1, of, self._options.carried * largest)
         # The second copy goes.
         kept = older + 1
-        self.weighted, self.labels = weighted, carried[:kept]
+        self._count, self.labels = kept, carried[:kept]
         self.neighbours, self.similarities = lists[:kept], values[:kept]
         self.near_classes, self.class_cosines = near_classes[:kept], class_cosines[:kept]
         return Propagation(lists[:, :width], values[:, :width], adjacency, spread[-1], carried)
@@ -179,11 +195,9 @@ class EcalpStream:
         Raises:
             VideoError: Some logits or scores are not finite (stage ``adapt``); the graph is as it was.
         """
-        before = averaged(self._classes.initial_logits(video.evaluation))
-        require_finite(before, "of the evaluation view")
-        own = self._classes.model.embedding_part(torch.atleast_2d(video.evaluation))
+        before, feature = plain_view(video, self._classes)
         known = self.state()
-        scores = self._graph.place(normalize(own.mean(dim=0), dim=-1).cpu()).scores
+        scores = self._graph.place(feature.cpu()).scores
         try:
             require_finite(scores, "after propagation")
         except Exception:
@@ -194,22 +208,22 @@ class EcalpStream:
 
     def state(self) -> dict[str, torch.Tensor]:
         """The videos, their edges and their labels; as many rows as videos were seen."""
-        return {name: value for name, value in vars(self._graph).items() if not name.startswith("_")}
+        return {name: getattr(self._graph, name) for name in _STATE}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Goes on from a `state`."""
-        for name in self.state():
+        for name in _STATE:
             setattr(self._graph, name, state[name])
 
 
-METHOD = Method(
+METHOD = stream_method(
     "ecalp",
     "labels spread over a graph of the videos seen before",
-    lambda videos, *told: decisions(videos, EcalpStream(*told).decide),
-    options=EcalpConfig,
-    updates="cache",
+    EcalpStream,
+    EcalpConfig,
     unfit=unfit_for_online_texts,
-    is_stream=lambda _: True,
-    open_stream=EcalpStream,
+    changes="a graph of all videos seen",
+    cost="a pass over that graph",
+    source="Li et al., ICLR 2025",
     reference="li2025ecalp",
 )

@@ -10,8 +10,8 @@ from typing import Literal
 
 import torch
 
-from zar_ray.adaptation.base import Decision, Method, Shared, VideoFeatures, one_by_one
-from zar_ray.adaptation.weights import MovingTower, decide_by_moving, unfit_for_steps
+from zar_ray.adaptation.base import Method, Shared, one_by_one_or_on
+from zar_ray.adaptation.weights import MovingStream, MovingTower, unfit_for_steps
 from zar_ray.adaptation.zar import marginal_entropy
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
@@ -21,6 +21,10 @@ from zar_ray.options.base import Options, option
 class MemoConfig(Options):
     """Marginal entropy minimisation (Zhang et al., NeurIPS 2022): the image tower moves for each video."""
 
+    stream: bool = option(
+        False,
+        "Keep the optimiser's state for the next video, as the authors' code does; weights begin anew. See --order.",
+    )
     parameters: tuple[str, ...] = option(
         (), "Beginnings of the names of the image tower's parameters that move; by default all."
     )
@@ -45,29 +49,30 @@ def moving_names(model: ClipModel, options: MemoConfig) -> list[str]:
     return [name for name in names if name.startswith(options.parameters)] if options.parameters else names
 
 
-def adapt_memo(video: VideoFeatures, classes: PromptedClasses, options: MemoConfig, shared: Shared) -> Decision:
-    """Moves a copy of the image tower's weights for one video; the model stays as it is, bit for bit.
-
-    Raises:
-        VideoError: See `decide_by_moving`.
-    """
+def open_memo(classes: PromptedClasses, options: MemoConfig, shared: Shared) -> MovingStream:
+    """MEMO with one optimiser for all videos; each moves a copy of the image tower's weights, which is then dropped."""
     tower = MovingTower(classes.model, moving_names(classes.model, options), shared.encoder_batch)
     weights, lr, decay = list(tower.weights.values()), options.lr, options.weight_decay
     if options.optimiser == "adamw":
-        optimiser = torch.optim.AdamW(weights, lr=lr, weight_decay=decay)
+        optimiser: torch.optim.Optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=decay)
     else:
         optimiser = torch.optim.SGD(weights, lr=lr, weight_decay=decay, momentum=options.momentum)
-    return decide_by_moving(video, classes, tower, optimiser, marginal_entropy, options.steps)
+    return MovingStream(classes, tower, optimiser, marginal_entropy, options.steps, keeps_weights=False)
 
 
 METHOD = Method(
     "memo",
     "the image tower moved by the marginal entropy",
-    one_by_one(adapt_memo),
+    one_by_one_or_on(open_memo),
     options=MemoConfig,
     needs_views=True,
     needs_pixels=True,
     updates="weights",
     unfit=unfit_for_memo,
+    is_stream=lambda options: options.stream,
+    open_stream=open_memo,
+    changes="the image tower",
+    cost="the views' images again, and back through the image tower",
+    source="Zhang et al., NeurIPS 2022",
     reference="zhang2022memo",
 )

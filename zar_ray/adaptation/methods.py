@@ -39,17 +39,16 @@ _BUILT_IN = (
 )
 
 
-def find_methods() -> dict[str, Method]:
-    """All methods by name: the built-in ones in their order, then those of packages in that of their names.
+def offered_methods() -> dict[str, tuple[str, Method]]:
+    """All methods with whose they are, by name: the built-in ones in their order, then packages' in their names'.
 
     Raises:
         ConfigError: A package's method cannot be loaded or has another one's name; the message names the package.
     """
-    own = [module.METHOD for module in _BUILT_IN]
-    return {name: method for name, (_, method) in with_offered(own, ENTRY_POINTS, Method, "method").items()}
+    return with_offered([module.METHOD for module in _BUILT_IN], ENTRY_POINTS, Method, "method")
 
 
-METHODS = find_methods()
+METHODS = {name: method for name, (_, method) in offered_methods().items()}
 
 
 def get_method(name: str) -> Method:

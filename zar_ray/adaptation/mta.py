@@ -118,5 +118,6 @@ METHOD = Method(
     one_by_one(adapt_mta),
     options=MtaConfig,
     needs_views=True,
+    source="Zanella and Ben Ayed, CVPR 2024",
     reference="zanella2024mta",
 )

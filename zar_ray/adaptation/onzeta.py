@@ -10,7 +10,7 @@ length must be known before the first video.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,14 +18,11 @@ from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import (
     Decision,
-    Method,
-    Outcome,
     Shared,
     VideoFeatures,
-    averaged,
-    decisions,
-    require_finite,
+    stream_method,
 )
+from zar_ray.adaptation.caches import plain_view
 from zar_ray.errors import ConfigError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.precision import exact_float32
@@ -36,7 +33,11 @@ from zar_ray.options.base import Options, option
 class OnzetaConfig(Options):
     """Online zero-shot classification (Qian and Hu, ECCV 2024): class balance and vision proxies, as a stream."""
 
-    videos: int = option(0, "How many videos the stream has, which must be said; no fewer than will come.", ge=0)
+    videos: int = option(
+        0,
+        "How many videos the stream has, no fewer than will come; 0: as many as a job, or `zar predict`, is given.",
+        ge=0,
+    )
     text_temperature: float = option(0.01, "What cosines with texts are divided by.", gt=0)
     vision_temperature: float = option(0.04, "What cosines with vision proxies are divided by.", gt=0)
     vision_lr: float = option(0.5, "Learning rate of the proxies, over the root of the video's number.", ge=0)
@@ -108,10 +109,11 @@ class OnzetaStream:
     """
 
     def __init__(self, classes: PromptedClasses, options: OnzetaConfig, shared: Shared) -> None:
-        if not options.videos:
+        count = options.videos or shared.videos
+        if count is None:
             raise ConfigError("--onzeta.videos: onzeta must know how many videos its stream has; give their number")
         self._classes = classes
-        self._learner = OnlineLearner(classes.initial_features, options)
+        self._learner = OnlineLearner(classes.initial_features, options.model_copy(update={"videos": count}))
 
     def decide(self, video: VideoFeatures) -> Decision:
         """Labels a video, and learns from it.
@@ -119,10 +121,8 @@ class OnzetaStream:
         Raises:
             VideoError: Some logits are not finite (stage ``adapt``); nothing is learnt from it.
         """
-        before = averaged(self._classes.initial_logits(video.evaluation))
-        require_finite(before, "of the evaluation view")
-        own = self._classes.model.embedding_part(torch.atleast_2d(video.evaluation))
-        labels = self._learner.learn(normalize(own.mean(dim=0), dim=-1))
+        before, feature = plain_view(video, self._classes)
+        labels = self._learner.learn(feature)
         return Decision(logits_before=before.cpu(), logits_after=labels.mixed.cpu())
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -135,14 +135,6 @@ class OnzetaStream:
             setattr(self._learner, name, state[name].to(value.device, copy=True))
 
 
-def adapt_onzeta(
-    videos: Sequence[VideoFeatures], classes: PromptedClasses, options: OnzetaConfig, shared: Shared
-) -> list[Outcome]:
-    """A stream of the given videos alone; without a number of videos theirs counts."""
-    told = options.model_copy(update={"videos": options.videos or max(1, len(videos))})
-    return decisions(videos, OnzetaStream(classes, told, shared).decide)
-
-
 def unfit_for_online_texts(model: ClipModel, options: Options) -> str | None:
     """Why a method that takes class features from video to video cannot serve a model; None where it can."""
     if model.texts_follow_videos:
@@ -150,14 +142,15 @@ def unfit_for_online_texts(model: ClipModel, options: Options) -> str | None:
     return None
 
 
-METHOD = Method(
+METHOD = stream_method(
     "onzeta",
     "class balance and vision proxies, learnt online",
-    adapt_onzeta,
-    options=OnzetaConfig,
-    updates="cache",
+    OnzetaStream,
+    OnzetaConfig,
     unfit=unfit_for_online_texts,
-    is_stream=lambda _: True,
-    open_stream=OnzetaStream,
+    changes="a proxy and a dual variable a class",
+    also_needs="the number of videos",
+    cost="products with features and proxies",
+    source="Qian and Hu, ECCV 2024",
     reference="qian2024onzeta",
 )

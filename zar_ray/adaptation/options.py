@@ -78,10 +78,12 @@ class Setting:
     Attributes:
         options: The options.
         prompts: The candidate classes' prompts, a class set each.
+        videos: How many videos each class set's streams will be given at most; empty where nobody knows.
     """
 
     options: AdaptationOptions
     prompts: tuple[ClassPrompts, ...]
+    videos: tuple[int, ...] = ()
 
 
 class PredictConfig(PredictOptions, AdaptationOptions):

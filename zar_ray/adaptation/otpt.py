@@ -46,5 +46,6 @@ METHOD = prompt_method(
     "prompt tuning with orthogonal classes",
     lambda videos, classes, options, shared: tune_prompts(videos, classes, options, shared, objective_of(options)),
     OtptConfig,
+    source="Sharifdeen et al., CVPR 2025",
     reference="sharifdeen2025otpt",
 )

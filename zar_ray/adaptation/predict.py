@@ -84,7 +84,8 @@ def predict(
     seeds = options.seeds or (options.seed,)
     prompts = prompts_of([labels], options)
     # One each, as what streams have seen is of one seed.
-    adapters = [VideoAdapter(model, prompts, options.method, options) for _ in seeds]
+    count = (len(options.videos),)
+    adapters = [VideoAdapter(model, prompts, options.method, options, videos=count) for _ in seeds]
     needs_views = any(get_method(name).needs_views for name in options.method)
     for source in map(Source.of_file, options.videos) if sources is None else sources:
         name = source.name

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from zar_ray.adaptation.base import Method, Outcome, Rule, Shared, VideoFeatures, with_plain_view
 from zar_ray.adaptation.tpt import TptConfig, adapt_on_crops, unfit_for_tpt
@@ -61,9 +62,9 @@ def tune_prompts(
 
 
 def prompt_method(
-    name: str, description: str, adapt: Rule, options: type[PromptTuningConfig], reference: str
+    name: str, description: str, adapt: Rule, options: type[PromptTuningConfig], **declared: Any
 ) -> Method:
-    """A method that tunes prompts by `tune_prompts`."""
+    """A method that tunes prompts by `tune_prompts`; what it says for people besides is `declared`."""
     return Method(
         name,
         description,
@@ -73,5 +74,7 @@ def prompt_method(
         needs_pixels=lambda own: own.crops > 0,
         updates="context",
         unfit=lambda model, own: unfit_for_tpt(model, TptConfig()) if own.crops else None,
-        reference=reference,
+        changes="the context",
+        cost="a step back through the text tower, and a pass of it",
+        **declared,
     )

@@ -95,5 +95,7 @@ METHOD = prompt_method(
     "prompt tuning, decided by the views that others resemble",
     adapt_rtpt,
     RtptConfig,
+    also_needs="more than 20 views",
+    source="Sheng et al., CVPR 2025",
     reference="sheng2025rtpt",
 )

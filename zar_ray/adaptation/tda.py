@@ -11,18 +11,15 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import (
     Decision,
-    Method,
     Shared,
     VideoFeatures,
-    averaged,
-    decisions,
     entropy,
-    require_finite,
+    stream_method,
 )
+from zar_ray.adaptation.caches import plain_view
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
@@ -92,10 +89,7 @@ class TdaStream:
             VideoError: Some logits are not finite (stage ``adapt``); the caches are as they were.
         """
         options = self._options
-        before = averaged(self._classes.initial_logits(video.evaluation))
-        require_finite(before, "of the evaluation view")
-        own = self._classes.model.embedding_part(torch.atleast_2d(video.evaluation))
-        feature = normalize(own.mean(dim=0), dim=-1)
+        before, feature = plain_view(video, self._classes)
         doubt, probabilities = entropy(before), before.softmax(dim=-1)
         self._positive.offer(feature, doubt, probabilities)
         low, high = options.negative_entropy
@@ -122,13 +116,13 @@ class TdaStream:
             value.copy_(state[name])
 
 
-METHOD = Method(
+METHOD = stream_method(
     "tda",
     "caches of the videos seen before",
-    lambda videos, *told: decisions(videos, TdaStream(*told).decide),
-    options=TdaConfig,
-    updates="cache",
-    is_stream=lambda _: True,
-    open_stream=TdaStream,
+    TdaStream,
+    TdaConfig,
+    changes="two caches",
+    cost="products with the cached features",
+    source="Karmanov et al., CVPR 2024",
     reference="karmanov2024tda",
 )

@@ -116,5 +116,8 @@ METHOD = Method(
     one_by_one(adapt_tps),
     options=TpsConfig,
     needs_views=True,
+    changes="a shift of each class's feature",
+    cost="a gradient over the classes' features",
+    source="Sui et al., WACV 2025",
     reference="sui2025tps",
 )

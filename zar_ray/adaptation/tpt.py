@@ -183,5 +183,8 @@ METHOD = Method(
     needs_pixels=True,
     updates="context",
     unfit=unfit_for_tpt,
+    changes="the context",
+    cost="random crops of them; a step back through the text tower, and a pass of it",
+    source="Shu et al., NeurIPS 2022",
     reference="shu2022tpt",
 )

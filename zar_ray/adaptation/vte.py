@@ -59,5 +59,6 @@ METHOD = Method(
     one_by_one(adapt_vte),
     options=VteConfig,
     needs_views=True,
+    source="Döbler et al., CVPR workshops 2024",
     reference="doebler2024vte",
 )

@@ -6,7 +6,8 @@ to: what a method did to one video cannot reach another one or another method, w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,13 @@ class MovingTower:
         self.images_a_pass = images_a_pass
         own = dict(model.clip.visual.named_parameters())
         self.weights = {name: own[name].detach().clone().requires_grad_() for name in names}
+
+    def reset(self) -> None:
+        """Makes the copies the model's own weights again."""
+        own = dict(self.model.clip.visual.named_parameters())
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(own[name])
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Embeds normalised images (n, 3, R, R), in one pass, in the model's precision.
@@ -174,3 +182,79 @@ def decide_by_moving(
         losses=torch.stack(losses).cpu(),
         encoded=encoded + len(shown),
     )
+
+
+class MovingStream:
+    """A tower's weights and their optimiser over a stream: both go on from video to video, or the optimiser alone.
+
+    Args:
+        classes: The candidate classes.
+        tower: The weights.
+        optimiser: Of ``tower.weights``.
+        loss_of: The loss of the views' logits (V, K).
+        steps: Steps of the optimiser a video.
+        keeps_weights: Whether a video begins with the weights that the one before has left; else with the model's.
+    """
+
+    def __init__(
+        self,
+        classes: PromptedClasses,
+        tower: MovingTower,
+        optimiser: torch.optim.Optimizer,
+        loss_of: Callable[[torch.Tensor], torch.Tensor],
+        steps: int,
+        *,
+        keeps_weights: bool,
+    ) -> None:
+        self._classes = classes
+        self._tower = tower
+        self._optimiser = optimiser
+        self._loss_of = loss_of
+        self._steps = steps
+        self._keeps_weights = keeps_weights
+        self._moved = False
+
+    def decide(self, video: VideoFeatures) -> Decision:
+        """Moves the weights by a video's views, and classifies it under them.
+
+        Raises:
+            VideoError: See `decide_by_moving`; weights and optimiser are as they were before.
+        """
+        before = {name: value.clone() for name, value in self.state().items()}
+        if not self._keeps_weights:
+            self._tower.reset()
+        moved = self._moved and self._keeps_weights
+        try:
+            decision = decide_by_moving(
+                video, self._classes, self._tower, self._optimiser, self._loss_of, self._steps, moved=moved
+            )
+        except Exception:
+            self.restore(before)
+            raise
+        self._moved = True
+        return decision
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The weights, where they are kept, the optimiser's own tensors, and whether any video has been seen."""
+        weights = {f"weights/{name}": value.detach() for name, value in self._tower.weights.items()}
+        held = {
+            f"optimiser/{number}/{name}": value
+            for number, of_weight in self._optimiser.state_dict()["state"].items()
+            for name, value in of_weight.items()
+            if isinstance(value, torch.Tensor)
+        }
+        return {**(weights if self._keeps_weights else {}), **held, "moved": torch.tensor(self._moved)}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Goes on from a `state`."""
+        with torch.no_grad():
+            for name, weight in self._tower.weights.items() if self._keeps_weights else ():
+                weight.copy_(state[f"weights/{name}"])
+        held: dict[int, dict[str, Any]] = {}
+        for name, value in state.items():
+            if name.startswith("optimiser/"):
+                _, number, key = name.split("/")
+                held.setdefault(int(number), {})[key] = value.clone()
+        groups = self._optimiser.state_dict()["param_groups"]
+        self._optimiser.load_state_dict({"state": held, "param_groups": groups})
+        self._moved = bool(state["moved"])

@@ -3,6 +3,9 @@
 Contexts are independent of each other, so B videos are one problem with one more axis. The first step of every video
 starts from the same context, whose text features and trail `PromptedClasses` keeps: with one step, a video costs one
 backward and one forward pass of the text tower.
+
+With `stream` a video starts from the context that the one before has left: the online prompt tuning of Xiao et al.
+("DynaPrompt", ICLR 2025), in whose code each sample's AdamW is a fresh one, too.
 """
 
 from __future__ import annotations
@@ -21,9 +24,11 @@ from zar_ray.adaptation.base import (
     Method,
     Outcome,
     Selection,
+    Shared,
     VideoFeatures,
     averaged,
     count_confident,
+    decisions,
     doubt,
     entropy,
 )
@@ -51,6 +56,7 @@ Decide = Callable[[VideoFeatures, torch.Tensor], torch.Tensor]
 class ZarConfig(Options):
     """ZAR's update (DESIGN.md, "ZAR, exactly", 5 and 7 to 10), and its relatives."""
 
+    stream: bool = option(False, "Start each video from the context that the one before has left; see --order.")
     confidence: float = option(0.8, "rho, share of views, lowest entropy first, that are used.", gt=0, le=1)
     steps: int = option(1, "AdamW steps a video.", ge=1)
     lr: float = option(0.005, "Learning rate of the context.", gt=0)
@@ -74,13 +80,41 @@ class ZarConfig(Options):
 
 
 @dataclass(frozen=True, eq=False)
+class Start:
+    """A context that tuning starts from, and what was made of it by one pass.
+
+    Attributes:
+        context: float32 (L, W).
+        features: float32 (K, D), its text features.
+        gradients: Takes gradients (B, K, D) with respect to these back to it, (B, L, W).
+    """
+
+    context: torch.Tensor
+    features: torch.Tensor
+    gradients: Callable[[torch.Tensor], torch.Tensor]
+
+    @classmethod
+    def untuned(cls, classes: PromptedClasses) -> Start:
+        """The classes' own context, whose pass serves all videos."""
+        return cls(classes.initial_context, classes.initial_features, classes.initial_gradients)
+
+    @classmethod
+    def at(cls, context: torch.Tensor, classes: PromptedClasses) -> Start:
+        """Any context, of which the gradients of one video (B = 1) can be asked once."""
+        with torch.enable_grad(), exact_float32():
+            own = context.detach().clone().requires_grad_()
+            features = classes.features(own)
+        return cls(own.detach(), features.detach(), lambda given: torch.autograd.grad(features, own, given[0])[0][None])
+
+
+@dataclass(frozen=True, eq=False)
 class _Batch:
-    """B videos side by side, with the most confident views of each under the untuned context, up to S.
+    """B videos side by side, with the most confident views of each under the context at the start, up to S.
 
     Attributes:
         counts: How many of up to V views each has.
         evaluation: float32 (B, E, D), the evaluation views.
-        logits: float32 (B, V, K), of all views under the untuned context.
+        logits: float32 (B, V, K), of all views under that context.
         entropies: float32 (B, V), infinite where a video has no such view.
         order: int64 (B, V), views by rising doubt.
         chosen: Views selected, a number a video.
@@ -98,13 +132,13 @@ class _Batch:
     absent: torch.Tensor
 
     @classmethod
-    def of(cls, videos: Sequence[VideoFeatures], classes: PromptedClasses, options: ZarConfig) -> _Batch:
+    def of(cls, videos: Sequence[VideoFeatures], classes: PromptedClasses, options: ZarConfig, start: Start) -> _Batch:
         views, counts = (
             pad_sequence([video.views for video in videos], batch_first=True),
             [len(v.views) for v in videos],
         )
         evaluation = torch.stack([torch.atleast_2d(video.evaluation) for video in videos])
-        logits, device = classes.logits(views, classes.initial_features), views.device
+        logits, device = classes.logits(views, start.features), views.device
         chosen = [count_confident(count, options.confidence) for count in counts]
         places = torch.arange(views.shape[1], device=device)
         here, taken = to_device([np.array(counts), np.array(chosen)], device)
@@ -138,15 +172,31 @@ def adapt_zar_batch(
         A decision a video, in order; an error in place of one that has no views, logits that are not finite, or not
         enough memory, as few videos as may pass together.
     """
-    made = classes.model.text_passes.each(
-        videos, _TOKENS_AT_ONCE, lambda part: _adapt_together(part, classes, options, objective, decide), classes.tokens
-    )
+    return [outcome for outcome, _ in _tuned(videos, classes, options, objective, decide)]
+
+
+def _tuned(
+    videos: Sequence[VideoFeatures],
+    classes: PromptedClasses,
+    options: ZarConfig,
+    objective: Objective | None = None,
+    decide: Decide | None = None,
+    context: torch.Tensor | None = None,
+) -> Iterator[tuple[Outcome, torch.Tensor]]:
+    """The outcomes of `adapt_zar_batch`, with each video's context (L, W) after it, empty where there is none.
+
+    It starts from the untuned context, or, of a single video, from another one.
+    """
+
+    def together(part: Sequence[VideoFeatures]) -> Sequence[tuple[Outcome, torch.Tensor]]:
+        start = Start.untuned(classes) if context is None else Start.at(context, classes)
+        return _adapt_together(part, classes, options, objective, decide, start)
+
     alone = (
         f"out of memory tuning the context of one video over {len(classes)} classes; {MORE_MEMORY}, or fewer classes"
     )
-    return [
-        outcome for _, outcomes in made for outcome in ([NoRoomError(alone, "adapt")] if outcomes is None else outcomes)
-    ]
+    for _, made in classes.model.text_passes.each(videos, _TOKENS_AT_ONCE, together, classes.tokens):
+        yield from [(NoRoomError(alone, "adapt"), torch.empty(0))] if made is None else made
 
 
 def _adapt_together(
@@ -155,14 +205,16 @@ def _adapt_together(
     options: ZarConfig,
     objective: Objective | None,
     decide: Decide | None,
-) -> list[Outcome]:
+    start: Start,
+) -> list[tuple[Outcome, torch.Tensor]]:
     outcomes: list[Outcome] = [VideoError("ZAR needs views, and the plan has none", stage="adapt") for _ in videos]
+    contexts = [torch.empty(0) for _ in videos]
     with_views = [number for number, video in enumerate(videos) if len(video.views)]
     if not with_views:
-        return outcomes
-    batch = _Batch.of([videos[number] for number in with_views], classes, options)
+        return list(zip(outcomes, contexts, strict=True))
+    batch = _Batch.of([videos[number] for number in with_views], classes, options, start)
     before = classes.logits(batch.evaluation, classes.initial_features)
-    steps = list(tuning_steps(batch.views, classes, options, batch.absent, objective))
+    steps = list(tuning_steps(batch.views, classes, options, batch.absent, objective, start))
     with torch.no_grad():
         text = classes.features(steps[-1].contexts)
         if decide is not None:
@@ -187,6 +239,7 @@ def _adapt_together(
         if wrong is not None:
             outcomes[number] = VideoError(f"logits {wrong} are not finite", stage="adapt")
             continue
+        contexts[number] = steps[-1].contexts[row]
         outcomes[number] = Decision(
             logits_before=before[row],
             logits_after=after[row],
@@ -194,7 +247,7 @@ def _adapt_together(
             selected=order[row, : batch.chosen[row]],
             losses=losses[:, row],
         )
-    return outcomes
+    return list(zip(outcomes, contexts, strict=True))
 
 
 def _decisions(logits: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
@@ -225,14 +278,17 @@ def tuning_steps(
     options: ZarConfig,
     absent: torch.Tensor | None = None,
     objective: Objective | None = None,
+    start: Start | None = None,
 ) -> Iterator[TuningStep]:
     """Runs AdamW on a fresh context for each of B videos, one item a step; the classes' own stays as it is.
 
     The selected views are float32 (B, S, D), L2-normalised; `absent`, bool (B, S, 1), says where a video has no such
-    view, with None nowhere. Each step lowers the `objective`, by default the options' loss.
+    view, with None nowhere. Each step lowers the `objective`, by default the options' loss. All begin at the `start`,
+    by default the untuned context.
     """
     count, lose = len(views), _by_views(options.loss) if objective is None else objective
-    contexts = classes.initial_context.expand(count, -1, -1).clone().requires_grad_()
+    start = Start.untuned(classes) if start is None else start
+    contexts = start.context.expand(count, -1, -1).clone().requires_grad_()
     # AdamW works element by element: one tensor of all contexts is tuned as each would be alone.
     optimiser = torch.optim.AdamW(
         [contexts],
@@ -245,10 +301,10 @@ def tuning_steps(
     for step in range(options.steps):
         with torch.enable_grad(), exact_float32():
             if step == 0:
-                text = classes.initial_features.expand(count, -1, -1).clone().requires_grad_()
+                text = start.features.expand(count, -1, -1).clone().requires_grad_()
                 losses = lose(step, classes.logits(views, text), text, absent)
                 (of_text,) = torch.autograd.grad(losses.sum(), text)
-                gradients = classes.initial_gradients(of_text)
+                gradients = start.gradients(of_text)
             else:
                 text = classes.features(contexts)
                 losses = lose(step, classes.logits(views, text), text, absent)
@@ -260,9 +316,51 @@ def tuning_steps(
 
 def tuned_features(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> torch.Tensor:
     """float32 (K, D), L2-normalised: text features under the context tuned for a video with at least one view."""
-    *_, last = tuning_steps(_Batch.of([features], classes, options).views, classes, options)
+    start = Start.untuned(classes)
+    *_, last = tuning_steps(_Batch.of([features], classes, options, start).views, classes, options, start=start)
     with torch.no_grad():
         return classes.features(last.contexts[0])
+
+
+class ZarStream:
+    """The context, as it goes on from video to video."""
+
+    def __init__(self, classes: PromptedClasses, options: ZarConfig, _: Shared) -> None:
+        self._classes = classes
+        self._options = options
+        self._context = classes.initial_context
+
+    def decide(self, video: VideoFeatures) -> Decision:
+        """Tunes the context further on a video's views, and classifies it under that.
+
+        Raises:
+            VideoError: See `adapt_zar_batch`; the context is as it was.
+        """
+        # What the untuned context's pass has left is there for all videos that start from it.
+        moved = not torch.equal(self._context, self._classes.initial_context)
+        context = self._context if moved else None
+        ((outcome, tuned),) = _tuned([video], self._classes, self._options, context=context)
+        if isinstance(outcome, VideoError):
+            raise outcome
+        self._context = tuned
+        return outcome
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The context."""
+        return {"context": self._context}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Goes on from a `state`."""
+        self._context = state["context"].to(self._context, copy=True)
+
+
+def adapt_zar(
+    videos: Sequence[VideoFeatures], classes: PromptedClasses, options: ZarConfig, shared: Shared
+) -> list[Outcome]:
+    """Tunes a fresh context for each video, or one for all that goes on from video to video."""
+    if options.stream:
+        return decisions(videos, ZarStream(classes, options, shared).decide)
+    return adapt_zar_batch(videos, classes, options)
 
 
 def marginal_entropy(logits: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
@@ -308,11 +406,16 @@ def _unfit(model: ClipModel, options: ZarConfig) -> str | None:
 METHOD = Method(
     "zar",
     "prompt tuning",
-    lambda videos, classes, options, _: adapt_zar_batch(videos, classes, options),
+    adapt_zar,
     options=ZarConfig,
     needs_views=True,
     updates="context",
     fusion=lambda options: options.fusion,
     unfit=_unfit,
+    is_stream=lambda options: options.stream,
+    open_stream=ZarStream,
+    changes="the context",
+    cost="a step back through the text tower, and a pass of it",
+    source="Liang et al., Electronic Imaging 2025",
     reference="liang2025zar",
 )

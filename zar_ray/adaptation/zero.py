@@ -108,5 +108,6 @@ METHOD = Method(
     one_by_one(adapt_zero),
     options=ZeroConfig,
     needs_views=True,
+    source="Farina et al., NeurIPS 2024",
     reference="farina2024zero",
 )

@@ -21,5 +21,6 @@ METHOD = Method(
     "zero_shot",
     "no adaptation",
     one_by_one(lambda video, classes, *_: classify_zero_shot(video, classes)),
+    source="Radford et al., ICML 2021",
     reference="radford2021clip",
 )

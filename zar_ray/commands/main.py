@@ -35,6 +35,7 @@ COMMANDS = {
     "checkpoint merge": "Average the weights of checkpoints.",
     "checkpoint parity": "Hold this code against reference vectors of official implementations.",
     "models": "List what can be loaded by name, searchable.",
+    "methods": "List the test-time methods with what each needs, updates and costs, searchable.",
     "plan": "Say what an evaluation would take on a cluster: hours, bytes, dollars, and what is short.",
     "cost": "Say what models hold, train and compute, and what ZAR's tuning adds.",
     "doctor": "Say what works on this machine and what does not.",

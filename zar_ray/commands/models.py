@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import tyro
-from rich import box
-from rich.table import Table
-
+from zar_ray.commands.listing import AsCsv, AsJson, Words, find, show
 from zar_ray.commands.parsing import verb
-from zar_ray.errors import ConfigError, ModelError
+from zar_ray.errors import ModelError
 from zar_ray.models.catalogue import KnownModel, known_models
 from zar_ray.models.cost import image_gflops, parameter_count, weightless
-from zar_ray.terminal import output_console
 from zar_ray.video.transforms import Preprocessing
 
 _COUNTED = 12  # models whose sizes are counted unasked: each takes a good part of a second
@@ -20,7 +14,7 @@ _COLUMNS = ("model", "tag", "family", "M parameters", "GFLOPs an image", "input"
 
 
 @verb("zar models")
-def models_command(words: Annotated[tuple[str, ...], tyro.conf.Positional] = (), sizes: bool = False) -> int:
+def models_command(words: Words = (), sizes: bool = False, as_json: AsJson = False, as_csv: AsCsv = False) -> int:
     """Lists what `--model` and `--pretrained` can name, the published systems first; all of it classifies.
 
     A model of one's own is named by its folder, local-dir:PATH, or by its repository on the hub, hf-hub:ORG/NAME.
@@ -28,28 +22,25 @@ def models_command(words: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     Args:
         words: What to look for in the table's cells, such as "siglip2", "squash" or "stored"; all must be there.
         sizes: Count parameters and GFLOPs of however many models; a dozen are counted anyway.
+        as_json: Print JSON alone.
+        as_csv: Print CSV alone.
     """
-    found = known_models(words)
-    if not found:
-        raise ConfigError(f"zar models: nothing has {' and '.join(words)}; leave a word away, or all of them")
-    table = Table(*_COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in (3, 4):
-        table.columns[column].justify = "right"
+    everything = known_models()
+    found = find("zar models", words, everything)
     distinct = {one.model: one for one in found}
     count = sizes or len(distinct) <= _COUNTED
     counted = {name: _sizes(one) if count else ("", "") for name, one in distinct.items()}
+    rows = []
     for one in found:
         stored = "stored" if one.stored else "-" if one.tag == "-" else "to be fetched"
         cells = (one.model, one.tag, one.family, *counted[one.model], one.input, one.text, one.tuned, stored)
-        table.add_row(*cells)
-    console = output_console()
-    console.print(table)
+        rows.append(dict(zip(_COLUMNS, cells, strict=True)))
     tunable = sum(one.tuned in ("yes", "whole prompts") for one in found)
-    console.print(
-        f"{len(found)} of {len(known_models())}; all classify, ZAR tunes {tunable}. whole prompts: every class's runs"
-        " through the text tower from its start, which takes longer.",
-        style="dim",
+    footer = (
+        f"{len(found)} of {len(everything)}; all classify, ZAR tunes {tunable}. whole prompts: every class's runs"
+        " through the text tower from its start, which takes longer."
     )
+    show(rows, footer, as_json=as_json, as_csv=as_csv, right=_COLUMNS[3:5])
     return 0
 
 

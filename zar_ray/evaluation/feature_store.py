@@ -35,6 +35,7 @@ from zar_ray.video.options import Decoder, Resizer
 from zar_ray.video.streams import reason_of
 
 if TYPE_CHECKING:
+    from zar_ray.video.corruptions import Corruption
     from zar_ray.video.plans import ViewPlan
     from zar_ray.video.transforms import Preprocessing
 
@@ -76,6 +77,15 @@ def feature_space(
         **({} if shape == ("shortest", 0) else {"resize_mode": shape[0], "fill": shape[1]}),
         "resize": resizer if resizer == "pil" else f"torch {package_version('torch')}",
         "layout": LAYOUT,
+    }
+
+
+def corrupted_space(corruption: Corruption, seed: int) -> dict[str, Any]:
+    """What features of corrupted frames depend on besides, as JSON values; see `FeatureStore.entry_of`, too."""
+    return {
+        "corruption": str(corruption),
+        "corruption_seed": seed,
+        **{name: package_version(name) or "none" for name in ("numpy", "pillow")},
     }
 
 
@@ -256,11 +266,15 @@ class FeatureStore:
         places = b"".join(_place(_file(video)) for video in videos)
         return self._index().has("path", np.frombuffer(places, "<u8").reshape(-1, 2))
 
+    def entry_of(self, content: str, video_id: str) -> str:
+        """What a video's features are stored under: the hash of its content, with its id where that keys draws."""
+        return digest(f"{content} {video_id}".encode()).hex() if "corruption" in self.space else content
+
     def read(self, video_hash: str, keys: Sequence[ImageKey]) -> Stored | None:
         """Looks a video's images up.
 
         Args:
-            video_hash: The video's `VideoContent.hash`.
+            video_hash: What `entry_of` says of the video's `VideoContent.hash`.
             keys: The I images, in any order.
 
         Returns:
@@ -304,7 +318,8 @@ class FeatureStore:
         decoders. A video keeps an earlier warning if it has no new one.
 
         Args:
-            videos: Of each the hash of its content, its file, and its images; None to say only what the file holds.
+            videos: Of each the hash of its content, its file, and None: to say what the file holds; and of each what
+                `entry_of` says of that, its file or None, and its images.
 
         Raises:
             RunError: The store cannot be written.

@@ -7,12 +7,29 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from zar_ray.adaptation.options import AdaptationOptions
-from zar_ray.options.base import Bytes, operational
+from zar_ray.evaluation.orders import Order
+from zar_ray.options.base import Bytes, operational, option
 
 
 class EvaluationOptions(AdaptationOptions):
     """What the job reads of a run's options."""
 
+    corruption: tuple[str, ...] = option(
+        (),
+        "Corrupt the decoded frames, NAME:SEVERITY of 1 to 5 (docs/shift.md): gaussian_noise, rain, h265, ...; several"
+        " multiply with the other axes in one pass, `clean` as one of them.",
+    )
+    corruption_seed: int = option(0, "Seed of what corruptions draw, whatever the seed of the view plans.", ge=0)
+    continual: bool = option(
+        False,
+        "Show methods that learn from one video to the next all videos under one corruption after another, each going"
+        " on from what the one before has taught.",
+    )
+    order: Order = option(
+        "shuffled",
+        "How videos come to methods that learn from one to the next: shuffled by the seed, class after class"
+        " (by_class), or as in the manifest; other methods do not depend on it.",
+    )
     resume: bool = operational(False, "Insist on continuing a run that is there already.")
     retry_failed: bool = operational(False, "When continuing, do failed videos again.")
     overwrite: bool = operational(False, "Delete a run of the same name first.")

@@ -114,35 +114,37 @@ def evaluate(
     check_methods(own, streams, all_settings)
     console.print("starting Ray, or joining it ...")
     with connected(own.address):
-        console.print(f"loading {', '.join(one.label for one in asked)} ...", highlight=False)
+        console.print(f"loading {', '.join(dict.fromkeys(one.label for one in asked))} ...", highlight=False)
         resources = capacity.room_for(own, console, one_worker=bool(streams))
         resources = preflight.without_unfit_nodes(resources, own.compile, partial(console.print, markup=False))
         console.print(resources.described, highlight=False)
-        models = tuple(
-            preflight.check_model(one.label, number, planning.asked_settings(one, workload), resources)
-            for number, one in enumerate(asked)
-        )
+        check = partial(preflight.check_model, resources=resources)
+        models = planning.plan_models(asked, workload, check)
         spec = planning.job_spec(workload, models, settings, folder.storage, streams)
-        ledger, todo = recovery.open_run(workload, models, spec, folder, own, console)
+        passes = planning.passes_of(spec, models)
+        ledger, parts = recovery.open_run(workload, models, passes, folder, own, console)
+        todo = parts[-1]
         started, loads = time.monotonic(), ()
         if len(todo):
             preflight.check_nodes(preflight.needed_files(workload.manifest, asked), folder.storage)
             placed = tuple(planning.on_device(model.settings, resources.device) for model in models)
-            decode, told = DecodeStage(spec), (spec, placed, resources.threads)
-            features = FeatureKeeping(decode.stores, own.features_max_bytes, console.print)
+            stages = [(DecodeStage(one), (one, placed, resources.threads)) for one in passes]
+            features = FeatureKeeping(stages[0][0].stores, own.features_max_bytes, console.print)
             if (warning := supply.warning_for_run(models, resources, features.unstored(todo))) is not None:
                 console.print(warning, highlight=False)
-            total, done = len(workload.manifest), len(workload.manifest) - len(todo)
+            total = len(passes) * len(workload.manifest)
+            done = total - sum(map(len, parts))
             with (
                 RunLog(folder.storage) as log,
                 features,
                 VideoProgress(console, total, done, log, features.see) as progress,
                 ClusterWatch(progress, log, resources),
             ):
-                run = partial(
-                    run_blocks, decode=decode, told=told, resources=resources, folder=folder, progress=progress
-                )
-                recovery.run_videos(todo, spec, folder, ledger, own.batch_size, run, progress)
+                for one, part, (decode, told) in zip(passes, parts, stages, strict=True):
+                    run = partial(
+                        run_blocks, decode=decode, told=told, resources=resources, folder=folder, progress=progress
+                    )
+                    recovery.run_videos(part, one, folder, ledger, own.batch_size, run, progress)
             loads = tuple(progress.loads)
         seconds = time.monotonic() - started
         rows = folder.gather()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
@@ -15,6 +15,7 @@ from zar_ray.data.class_texts import is_context_file, prompts_of, with_words
 from zar_ray.errors import ConfigError
 from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.evaluation.spec import JobSpec, ModelViews
+from zar_ray.evaluation.streams import order_for, orders_for
 from zar_ray.evaluation.workload import Workload
 from zar_ray.models.architecture import model_name
 from zar_ray.models.clip import ClipModel
@@ -27,6 +28,7 @@ from zar_ray.options.layers import leaves
 from zar_ray.results.case import Case
 from zar_ray.results.record import ModelCost
 from zar_ray.storage import Storage
+from zar_ray.video.corruptions import Corruption
 from zar_ray.video.transforms import Preprocessing, short_side_for
 
 # Where things lie; what they hold is compared by fingerprints instead.
@@ -38,7 +40,7 @@ class AskedModel:
     """A model as a study asks for it.
 
     Attributes:
-        label: What tables call it.
+        label: What tables call it; the same for one that is shown several corruptions.
         settings: The options of each setting under it; the first is the study's own.
     """
 
@@ -80,16 +82,56 @@ class PlannedModel:
             distinct.setdefault(case.case_id, case)
         return tuple(distinct.values())
 
-    def views(self) -> ModelViews:
-        """What decoding must know of it."""
+    def views(self, cases: Sequence[Case] | None = None) -> ModelViews:
+        """What decoding must know of it, where it has those cases alone; by default all of its own."""
+        cases = self.cases if cases is None else cases
         options = [setting.options for setting in self.settings]
+        # A setting without a case looks at nothing: what another one looks at costs nothing.
+        used = {case.setting for case in cases} or {0}
         return ModelViews(
             self.fingerprint,
             options[0].precision,
             self.preprocessing,
-            tuple((one.views, one.seed) for one in options),
-            needs_views=any(get_method(case.method).needs_views for case in self.cases),
+            tuple(
+                (one.views, one.seed)
+                for one in (options[place if place in used else min(used)] for place in range(len(options)))
+            ),
+            needs_views=any(get_method(case.method).needs_views for case in cases),
+            corruption=corruption_of(options[0]),
         )
+
+    def under(self, number: int, settings: Sequence[Setting]) -> PlannedModel:
+        """The same model as another of a run's, which differs in what is done to its frames."""
+        update = {"corruption": settings[0].options.corruption}
+        running = tuple(replace(one, options=one.options.model_copy(update=update)) for one in self.settings)
+        cases = (
+            make_cases(one.options, self.fingerprint, one.prompts, place, number) for place, one in enumerate(running)
+        )
+        return replace(self, settings=running, of_settings=tuple(cases))
+
+
+def corruption_of(options: Any) -> Corruption | None:
+    """What is done to the frames of an evaluation of one cell."""
+    given = getattr(options, "corruption", ())
+    return Corruption.parse(given[-1]) if given else None
+
+
+def plan_models(
+    asked: Sequence[AskedModel], workload: Workload, plan: Callable[[str, int, Sequence[Setting]], PlannedModel]
+) -> tuple[PlannedModel, ...]:
+    """A run's models, each loaded once by `plan` however many corruptions it is shown.
+
+    Raises:
+        ZarError: What `plan` raises.
+    """
+    known: dict[str, PlannedModel] = {}
+    models = []
+    for number, one in enumerate(asked):
+        settings = asked_settings(one, workload)
+        first = known.get(one.label)
+        models.append(plan(one.label, number, settings) if first is None else first.under(number, settings))
+        known.setdefault(one.label, models[-1])
+    return tuple(models)
 
 
 def asked_settings(asked: AskedModel, workload: Workload) -> tuple[Setting, ...]:
@@ -98,7 +140,8 @@ def asked_settings(asked: AskedModel, workload: Workload) -> tuple[Setting, ...]
     Raises:
         ConfigError: Prompts cannot be made as the options say.
     """
-    return tuple(Setting(one, prompts_of(workload.class_sets, one)) for one in asked.settings)
+    videos = workload.usable()
+    return tuple(Setting(one, prompts_of(workload.class_sets, one), videos) for one in asked.settings)
 
 
 def on_device(settings: Sequence[Setting], device: str) -> tuple[Setting, ...]:
@@ -126,11 +169,13 @@ def plan_model(label: str, number: int, settings: Sequence[Setting], device: str
         raise ConfigError(
             f"--features: {model.name} encodes a view as a whole, so an image has no features of its own; leave it away"
         )
-    adapter = VideoAdapter(model, settings[0].prompts, own.method, own, further=settings[1:])
+    first, *further = settings
+    adapter = VideoAdapter(model, first.prompts, own.method, own, further=further, videos=first.videos)
     sided = at_one_short_side([one.options for one in settings], model.preprocessing)
     words = default_words(model)
     running = tuple(
-        Setting(*with_words(options, one.prompts, words)) for options, one in zip(sided, settings, strict=True)
+        Setting(*with_words(options, one.prompts, words), one.videos)
+        for options, one in zip(sided, settings, strict=True)
     )
     return PlannedModel(
         label=label,
@@ -208,7 +253,52 @@ def job_spec(
         features=getattr(own, "features", None),
         streams=streams,
         batch_size=own.batch_size,
+        corruption_seed=getattr(own, "corruption_seed", 0),
     )
+
+
+def passes_of(spec: JobSpec, models: Sequence[PlannedModel]) -> tuple[JobSpec, ...]:
+    """A run's passes over its videos: one, but for streams one for each of the orders that they want.
+
+    Where corruptions follow each other, each order has a pass for each of them. All that is no stream is done in the
+    first pass, or in those of the first order.
+    """
+    orders = orders_for(one.options for model in models for one in model.settings)
+    turns = {replace(order, turn=0): order.turn for order in orders}
+    shown = [model.settings[0].options.corruption for model in models]
+    parts = list(dict.fromkeys(shown)) if getattr(models[0].settings[0].options, "continual", False) else []
+    of_each = max(1, len(parts))
+    of_passes: list[list[Case]] = [[] for _ in range(len(orders) * of_each)]
+    for case in spec.cases if orders else ():
+        wanted = order_for(models[case.model].settings[case.setting].options, case.method)
+        part = parts.index(shown[case.model]) if parts else 0
+        of_passes[of_each * (0 if wanted is None else turns[wanted]) + part].append(case)
+    placed = [replace(orders[turn // of_each], turn=turn) for turn in range(len(of_passes))]
+
+    def carried(turn: int) -> dict[str, str]:
+        """The cases of the pass before, and those that go on from them."""
+        before = of_passes[turn - 1] if turn % of_each else []
+        known = {_without_corruption(spec, case): case.case_id for case in before}
+        own = {_without_corruption(spec, case): case.case_id for case in of_passes[turn]}
+        return {known[key]: case_id for key, case_id in own.items() if key in known}
+
+    return tuple(
+        replace(
+            spec,
+            cases=tuple(cases),
+            order=order,
+            carried=carried(order.turn),
+            models=tuple(
+                model.views([case for case in cases if case.model == number]) for number, model in enumerate(models)
+            ),
+        )
+        for order, cases in zip(placed, of_passes, strict=True)
+    ) or (spec,)
+
+
+def _without_corruption(spec: JobSpec, case: Case) -> tuple[object, ...]:
+    """What a case is, whatever is done to the frames."""
+    return spec.labels[case.model], case.method, case.class_set, case.setting
 
 
 def at_one_short_side(runs: Sequence[Any], preprocessing: Preprocessing) -> tuple[Any, ...]:
@@ -236,7 +326,8 @@ def identity(workload: Workload, models: Sequence[PlannedModel]) -> dict[str, ob
     """What a run's numbers depend on, as JSON values; a folder holds one such run only."""
     manifest = workload.manifest
     own = models[0].settings[0].options
-    places = (*_PLACES, "context") if is_context_file(own.context) else _PLACES
+    orders = orders_for(one.options for model in models for one in model.settings)
+    places = (*_PLACES, *(("context",) if is_context_file(own.context) else ()), *(() if orders else ("order",)))
 
     def without_places(values: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name not in places}
@@ -250,6 +341,12 @@ def identity(workload: Workload, models: Sequence[PlannedModel]) -> dict[str, ob
         "models": [{"name": model.name, "fingerprint": model.fingerprint} for model in models],
         "cells": [[cell(setting) for setting in model.settings] for model in models],
         "manifest": {"videos": len(manifest), "fingerprint": manifest.fingerprint()},
+        # The fingerprint does not depend on the order of the manifest's rows, and streams do.
+        **(
+            {"orders": [fingerprint(one.arranged(manifest.table)["video_id"].to_pylist()) for one in orders]}
+            if orders
+            else {}
+        ),
         "splits": {
             split.name: {
                 "classes": list(split.class_names),

@@ -62,15 +62,16 @@ RunBlocks = Callable[[pa.Table, int, Attempts | None], None]
 def open_run(
     workload: Workload,
     models: Sequence[PlannedModel],
-    spec: JobSpec,
+    passes: Sequence[JobSpec],
     folder: RunFolder,
     own: EvaluationOptions,
     console: Console,
-) -> tuple[Ledger, pa.Table]:
+) -> tuple[Ledger, list[pa.Table]]:
     """Starts the run's folder or continues it.
 
     Returns:
-        The ledger of what has rows, and the videos that lack one, with `MODELS`.
+        The ledger of what has rows, and the videos that lack one in each pass, with `MODELS`; the last pass lacks all
+        that any does.
 
     Raises:
         RunError: The folder holds another run; or there is nothing to resume.
@@ -80,18 +81,18 @@ def open_run(
     if not continued:
         folder.storage.write(CONFIG, yaml.safe_dump(own.model_dump(mode="json"), sort_keys=False).encode())
         write_manifest(manifest, folder.storage.path(MANIFEST))
-        if spec.streams:
+        if passes[0].streams:
             StreamState(0, {}).write(folder.storage)
     elif own.retry_failed:
         folder.forget_failed()
     ledger = Ledger(folder)
     videos = workload.table()
-    todo = unseen(videos, spec, ledger, folder) if spec.streams else lacking(videos, spec, ledger)
+    todo = [unseen(videos, one, ledger, folder) if one.streams else lacking(videos, one, ledger) for one in passes]
     for model in models:
         for remark in model.remarks:
             console.print(f"{model.name}: {remark}", highlight=False)
     if continued:
-        done = len(manifest) - len(todo)
+        done = len(manifest) - len(todo[-1])
         console.print(f"continuing {folder.storage.path()}: {done} of {len(manifest)} videos are finished")
     return ledger, todo
 
@@ -251,11 +252,12 @@ class _LostVideos:
 
 
 def unseen(videos: pa.Table, spec: JobSpec, ledger: Ledger, folder: RunFolder) -> pa.Table:
-    """The videos that the streams have not seen, with their `POSITION`, and broken ones that lack a row."""
+    """The videos that the streams of a pass have not seen, with their `POSITION`, and broken ones that lack a row."""
     broken = lacking(videos.filter(pc.field("error").is_valid()), spec, ledger)
-    whole = videos.filter(pc.field("error").is_null())
-    ahead = whole.append_column(POSITION, pa.array(range(len(whole)), POSITION.type))
-    left = ahead.slice(StreamState.read(folder.storage).position)
-    every = pa.array([list(range(len(spec.models)))] * len(left), MODELS.type)
+    whole = spec.order.arranged(videos).filter(pc.field("error").is_null())
+    first = spec.order.turn * len(whole)
+    ahead = whole.append_column(POSITION, pa.array(range(first, first + len(whole)), POSITION.type))
+    left = ahead.slice(max(0, StreamState.read(folder.storage).position - first))
+    every = pa.array([sorted({case.model for case in spec.cases})] * len(left), MODELS.type)
     left = left.append_column(MODELS, every).select([*broken.column_names, POSITION.name])
     return pa.concat_tables([broken.append_column(POSITION, pa.nulls(len(broken), POSITION.type)), left])

@@ -26,8 +26,7 @@ from zar_ray.errors import RunError
 from zar_ray.evaluation import planning
 from zar_ray.evaluation.blocks import expected_costs
 from zar_ray.evaluation.planning import PlannedModel
-from zar_ray.evaluation.recovery import lacking
-from zar_ray.evaluation.spec import POSITION
+from zar_ray.evaluation.recovery import lacking, unseen
 from zar_ray.evaluation.stages.adapt import AdaptStage
 from zar_ray.evaluation.stages.decode import DecodeStage
 from zar_ray.evaluation.streams import StreamState, stream_methods
@@ -80,10 +79,10 @@ class Sample:
     adapt_start: float
 
 
-def chosen(videos: pa.Table, count: int, *, first: bool = False) -> list[str]:
-    """Ids of some videos that stand for all: spread evenly over what they are expected to cost, or the first ones."""
+def chosen(videos: pa.Table, count: int) -> list[str]:
+    """Ids of some videos that stand for all: spread evenly over what they are expected to cost."""
     whole = videos.filter(pc.field("error").is_null())
-    if first or len(whole) <= count:
+    if len(whole) <= count:
         return whole["video_id"].to_pylist()[:count]
     order = np.argsort(expected_costs(whole), kind="stable")
     middles = ((np.arange(count) + 0.5) * len(whole) / count).astype(int)
@@ -107,7 +106,7 @@ def measure(
     """
     own = models[0].settings[0].options
     streams = stream_methods(setting.options for model in models for setting in model.settings)
-    ids = chosen(workload.manifest.table, count, first=bool(streams))
+    ids = chosen(workload.manifest.table, count)
     if not ids:
         raise RunError("no video of the run can be opened, so there is nothing to measure; see `zar data show`")
     some = Workload.of(workload.manifest.keep(ids), [split.restricted_to(ids) for split in workload.splits])
@@ -116,27 +115,27 @@ def measure(
         spec = replace(planning.job_spec(some, models, labels, folder.storage, streams), features=None)
         if streams:
             StreamState(0, {}).write(folder.storage)
-        videos = lacking(some.table(), spec, Ledger(folder))
-        if streams:
-            videos = videos.append_column(POSITION, pa.array(range(len(videos)), POSITION.type))
-        decode, before = DecodeStage(spec), torch.get_num_threads()
-        device = pick_device(own.device)
+        passes, videos, ledger = planning.passes_of(spec, models), some.table(), Ledger(folder)
+        device, before = pick_device(own.device), torch.get_num_threads()
         placed = tuple(planning.on_device(one.settings, device.type) for one in models)
+        blocks, decoding, adapting, waiting, loading = [], 0.0, 0.0, 0.0, 0.0
         try:
-            adapt, loading, _ = _timed(lambda: AdaptStage(spec, placed, threads))
-            if not streams:
-                adapt(decode(videos.slice(0, 1)))  # libraries are loaded, and what all videos share is computed
-            batches = [videos.slice(first, own.batch_size) for first in range(0, len(videos), own.batch_size)]
-            blocks, decoding, adapting, waiting = [], 0.0, 0.0, 0.0
-            with _busy(usable_cpus() - 1):
-                for batch in batches:
-                    block, cpu, _ = _timed(lambda batch=batch: decode(batch))
-                    blocks.append(block)
-                    decoding += cpu
-                    _, cpu, seconds = _timed(lambda block=block: adapt(block))
-                    adapting, waiting = adapting + cpu, waiting + seconds
-            if not streams:  # which have seen these videos
-                waiting = sum(_timed(lambda block=block: adapt(block))[2] for block in blocks)
+            for one in passes:
+                todo = unseen(videos, one, ledger, folder) if streams else lacking(videos, one, ledger)
+                decode = DecodeStage(one)
+                adapt, loading, _ = _timed(lambda one=one: AdaptStage(one, placed, threads))
+                if not streams:
+                    adapt(decode(todo.slice(0, 1)))  # libraries are loaded, and what all videos share is computed
+                batches = [todo.slice(first, own.batch_size) for first in range(0, len(todo), own.batch_size)]
+                with _busy(usable_cpus() - 1):
+                    for batch in batches:
+                        block, cpu, _ = _timed(lambda batch=batch, decode=decode: decode(batch))
+                        blocks.append(block)
+                        decoding += cpu
+                        _, cpu, seconds = _timed(lambda block=block, adapt=adapt: adapt(block))
+                        adapting, waiting = adapting + cpu, waiting + seconds
+                if not streams:  # which have seen these videos
+                    waiting = sum(_timed(lambda block=block, adapt=adapt: adapt(block))[2] for block in blocks)
         finally:
             torch.set_num_threads(before)
         rows = folder.results()
@@ -146,7 +145,9 @@ def measure(
     good = len(videos) - failed
     if not good:
         raise RunError(f"none of {len(videos)} videos could be done: {rows['error'][0].as_py()}")
-    encoder, tuning = _operations(done, models, spec.labels)
+    of_passes = [pc.field("case_id").isin([case.case_id for case in one.cases]) for one in passes]
+    operations = [_operations(done.filter(part), models, spec.labels) for part in of_passes]
+    encoder, tuning = sum(one for one, _ in operations), operations[0][1]
     return Sample(
         videos=good,
         failed=failed,
@@ -160,7 +161,7 @@ def measure(
         bytes_read=_mean_size(some.manifest.table["path"].to_pylist()),
         bytes_shipped=sum(block["inputs"].nbytes for block in blocks) / len(videos),
         bytes_written=sum(parts) / (len(videos) if streams else 2 * len(videos) + 1),
-        largest=decode.largest(workload.manifest.table.filter(pc.field("error").is_null())),
+        largest=DecodeStage(spec).largest(workload.manifest.table.filter(pc.field("error").is_null())),
         decode_start=_start_of(_STAGES[0]),
         adapt_start=_start_of(_STAGES[1]) + loading,
     )

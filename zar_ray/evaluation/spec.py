@@ -9,19 +9,21 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
 from zar_ray.errors import DeviceLostError, StorageError, VideoError
-from zar_ray.evaluation.feature_store import FeatureStore, feature_space
+from zar_ray.evaluation.feature_store import FeatureStore, corrupted_space, feature_space
+from zar_ray.evaluation.orders import StreamOrder
 from zar_ray.evaluation.workload import CLASS_SETS, RIGHT_IDS
 from zar_ray.models.options import Precision
 from zar_ray.results.case import Case
 from zar_ray.results.rows import ResultRow
 from zar_ray.storage import Storage
+from zar_ray.video.corruptions import Corruption
 from zar_ray.video.decoding import Resize
 from zar_ray.video.options import Decoder, Resizer, ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video, unite
@@ -31,7 +33,7 @@ from zar_ray.video.transforms import Preprocessing, short_side_for
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-# Where a video stands in a run with stream methods; null in others.
+# Where a video stands in a run with stream methods, counted over all its passes; null in others.
 POSITION = pa.field("position", pa.int64())
 
 # Which of the run's models still lack a row of a video.
@@ -116,6 +118,7 @@ class ModelViews:
         preprocessing: Its input size and normalisation.
         of_settings: The views of each setting, and the seed that they are planned with.
         needs_views: Whether any of its cases looks at other views than the evaluation view.
+        corruption: What is done to the frames that it sees.
     """
 
     fingerprint: str
@@ -123,6 +126,7 @@ class ModelViews:
     preprocessing: Preprocessing
     of_settings: tuple[tuple[ViewConfig, int], ...]
     needs_views: bool
+    corruption: Corruption | None = None
 
     def plans(self, video_id: str, info: VideoInfo) -> tuple[ViewPlan, ...]:
         """A video's views under each setting, over the images of all: what is decoded and encoded of it, once.
@@ -143,7 +147,8 @@ class ModelViews:
     @property
     def resize(self) -> Resize:
         """How frames become its pixels; all settings share it."""
-        return Resize(short_side_for(self.of_settings[0][0], self.preprocessing), self.preprocessing.scaling)
+        side = short_side_for(self.of_settings[0][0], self.preprocessing)
+        return Resize(side, self.preprocessing.scaling, self.corruption)
 
     @property
     def frames_named(self) -> int:
@@ -161,7 +166,7 @@ class JobSpec:
     """What every worker of a run is told.
 
     Attributes:
-        models: The models, as decoding sees them.
+        models: The models, as decoding sees them: one that is shown several corruptions is there once for each.
         labels: What each is called in result rows.
         settings: What each setting is called there.
         class_sets: The candidate classes of each class set.
@@ -173,7 +178,11 @@ class JobSpec:
         resizer: Whose kernel resizes.
         features: Where image features are kept, if they are.
         streams: The stream methods, for whose sake videos come one by one, in order, to one worker.
+        order: That order; of a run whose streams want several, each has a pass over the videos, and such a spec.
+        carried: Of a pass under one corruption after another, which of its cases go on from which of the pass before,
+            by that one's id.
         batch_size: Videos that are adapted to at a time.
+        corruption_seed: Seed of what corruptions draw.
     """
 
     models: tuple[ModelViews, ...]
@@ -188,7 +197,10 @@ class JobSpec:
     resizer: Resizer = "pil"
     features: str | None = None
     streams: tuple[str, ...] = ()
+    order: StreamOrder = field(default_factory=StreamOrder)
+    carried: Mapping[str, str] = field(default_factory=dict)
     batch_size: int = 8
+    corruption_seed: int = 0
 
     def feature_store(self, model: int) -> FeatureStore | None:
         """Where a model's features are kept, if they are."""
@@ -196,6 +208,8 @@ class JobSpec:
             return None
         views = self.models[model]
         space = feature_space(views.fingerprint, views.precision, self.decoder, views.preprocessing, self.resizer)
+        if views.corruption is not None:
+            space |= corrupted_space(views.corruption, self.corruption_seed)
         return FeatureStore(Storage(self.features), space, self.labels[model])
 
     def cases_of(self, models: Sequence[int], class_sets: Sequence[int] | None = None) -> list[Case]:
@@ -240,6 +254,16 @@ def attempt(stage: str, work: Callable[[], _T]) -> _T | Failure:
         return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}", stage)
 
 
+def facts_of(spec: JobSpec, case: Case) -> dict[str, Any]:
+    """What result rows say of a case: its model, what was done to the frames, and its setting."""
+    corruption = spec.models[case.model].corruption
+    return {
+        "model": spec.labels[case.model],
+        "corruption": None if corruption is None else str(corruption),
+        "setting": spec.settings[case.setting],
+    }
+
+
 def labels_of(spec: JobSpec, video: dict[str, Any], case: Case) -> dict[str, Any]:
     """What is right for a video under a case, and what other videos share with it."""
     ids = tuple(video["right_ids"][video["class_sets"].index(case.class_set)])
@@ -263,8 +287,7 @@ def failed_rows(
             video_id=str(video["video_id"]),
             case_id=case.case_id,
             method=case.method,
-            model=spec.labels[case.model],
-            setting=spec.settings[case.setting],
+            **facts_of(spec, case),
             **labels_of(spec, video, case),
             error=failure.message,
             stage=failure.stage,

@@ -1,13 +1,16 @@
-"""Stream methods in a job: one worker, the manifest's order, and a state that is saved after every video.
+"""Stream methods in a job: one worker, an order of the videos, and a state that is saved after every video.
 
 The state counts the videos that went into it. What is continued begins with the first that did not, even where a kill
 came between its rows and the state: the same video gives the same rows again.
+
+Streams under several seeds, or orders, have a pass over the videos each, one after the other. Positions count on from
+pass to pass, so that the one state says how far all of them are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +20,7 @@ from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.errors import ConfigError, RunError, reason_of
 from zar_ray.evaluation.options import EvaluationOptions
+from zar_ray.evaluation.orders import StreamOrder
 from zar_ray.storage import Storage
 
 STATE = "stream.safetensors"
@@ -31,6 +35,20 @@ def stream_methods(runs: Iterable[AdaptationOptions]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def order_for(options: AdaptationOptions, method: str) -> StreamOrder | None:
+    """The order in which a method wants the videos under some options; None where it is no stream under them."""
+    if not get_method(method).is_stream(options.own(method)):
+        return None
+    return StreamOrder.of(getattr(options, "order", "manifest"), options.seed)
+
+
+def orders_for(runs: Iterable[AdaptationOptions]) -> tuple[StreamOrder, ...]:
+    """The orders that the streams of some settings want, each once, with its turn."""
+    wanted = (order_for(options, name) for options in runs for name in options.method)
+    distinct = dict.fromkeys(order for order in wanted if order is not None)
+    return tuple(replace(order, turn=turn) for turn, order in enumerate(distinct))
+
+
 def check_methods(
     options: EvaluationOptions, streams: tuple[str, ...], settings: Sequence[AdaptationOptions] = ()
 ) -> None:
@@ -39,6 +57,8 @@ def check_methods(
     Raises:
         ConfigError: Such an option is given.
     """
+    if options.continual and not streams:
+        raise ConfigError("--continual: none of the methods learns from one video to the next; leave it out")
     if streams:
         of = f"{' and '.join(streams)} depend{'s' if len(streams) == 1 else ''} on the videos before"
         if max(options.num_workers, default=1) > 1:
@@ -60,8 +80,8 @@ class StreamState:
     """What the streams of a run remember.
 
     Attributes:
-        position: Videos of the run, in the manifest's order, that they have seen or that had no decision.
-        tensors: What `VideoAdapter.stream_state` gave after them; empty at the beginning.
+        position: Videos that they have seen or that had no decision, in their order, of all passes together.
+        tensors: What `VideoAdapter.stream_state` gave after them, of the pass that they end in; empty at the beginning.
     """
 
     position: int

@@ -75,6 +75,18 @@ class Workload:
             RIGHT_IDS, right.cast(RIGHT_IDS.type)
         )
 
+    def usable(self) -> tuple[int, ...]:
+        """How many videos each class set has that could be opened: what its streams are given at most."""
+        table = self.manifest.table
+        whole = pc.SetLookupOptions(table.filter(pc.field("error").is_null())["video_id"])
+        counts = []
+        for class_set in range(len(self.class_sets)):
+            of_splits = zip(self.splits, self.sets_of_splits, strict=True)
+            ids = [pa.array(split.video_ids, pa.string()) for split, own in of_splits if own == class_set]
+            inside = pc.call_function("is_in", [pa.concat_arrays(ids).unique()], whole)
+            counts.append(int(inside.to_numpy(zero_copy_only=False).sum()))
+        return tuple(counts)
+
     def expected_rows(self, cases: Sequence[Case]) -> dict[str, pa.Array]:
         """The videos that a finished run's table has a row of, each once, by case id."""
         of_sets: dict[int, list[pa.Array]] = {}

@@ -134,6 +134,10 @@ class _Explaining:
         self.options = options = validate(AdaptationOptions, known, run.place)
         if _METHOD not in options.method:
             raise RunError(f"{run.place}: tunes nothing (methods {', '.join(options.method)}); attention maps need zar")
+        if options.own(_METHOD).stream:
+            raise RunError(
+                f"{run.place}: its context went on from video to video; attention maps tune it for one alone"
+            )
         self.model = model = load_model(options)
         require_attention(model)
         if model.fingerprint != (own := run.summary.model_fingerprint):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -69,10 +69,9 @@ class KnownModel:
         return " ".join(parts).casefold()
 
 
-def known_models(words: Sequence[str] = ()) -> tuple[KnownModel, ...]:
-    """All models that have every one of some words somewhere, the systems first."""
-    everything = (*map(_of_system, known_systems()), *(_of_pair(*pair) for pair in open_clip.list_pretrained()))
-    return tuple(one for one in everything if all(word.casefold() in one.words for word in words))
+def known_models() -> tuple[KnownModel, ...]:
+    """All models, the systems first."""
+    return (*map(_of_system, known_systems()), *(_of_pair(*pair) for pair in open_clip.list_pretrained()))
 
 
 def _of_pair(model: str, tag: str) -> KnownModel:

@@ -25,6 +25,28 @@ from zar_ray.models.precision import full_precision
 from zar_ray.models.prefix_attention import Held, PrefixAttention, group_of
 
 
+@dataclass
+class TokenCount:
+    """Tokens that contexts have run through the text tower: forward, and back through it for gradients.
+
+    What all videos share, the pass of the untuned context, is in neither.
+    """
+
+    forward: int = 0
+    backward: int = 0
+
+    def passed(self, features: torch.Tensor, tokens: int) -> torch.Tensor:
+        """Counts a pass of so many tokens, and each time that gradients go back through it."""
+        self.forward += tokens
+        if features.requires_grad:
+            features.register_hook(lambda _: self.back(tokens))
+        return features
+
+    def back(self, tokens: int) -> None:
+        """Counts tokens that gradients have gone back through."""
+        self.backward += tokens
+
+
 @dataclass(frozen=True, eq=False)
 class Trail:
     """What one context's pass has left behind.

@@ -20,7 +20,7 @@ from zar_ray.models.learned_context import LearnedContext, parse_context
 from zar_ray.models.options import ClassPosition
 from zar_ray.models.parts import following_head, own_context_of, own_position_of, text_frame_of
 from zar_ray.models.precision import exact_float32
-from zar_ray.models.prompt_passes import FullPass, SharedPrefixPass, Trail, unfit_text
+from zar_ray.models.prompt_passes import FullPass, SharedPrefixPass, TokenCount, Trail, unfit_text
 
 _TEXTS_A_PASS = 256
 _OTHER_TEXTS = ', or one text a class in a single template such as "a video of a {}."'
@@ -59,6 +59,7 @@ class PromptedClasses:
         class_names: The candidate classes, as given.
         token_ids: int64 (N, context_length), the tokens of all prompts, a class's together, on the CPU; N = K where
             each class has one.
+        counted: What contexts have run through the text tower so far.
 
     Raises:
         ConfigError: There are no classes; a name or a text is empty, too long, or reads the same as another class's;
@@ -99,7 +100,7 @@ class PromptedClasses:
         tokenizer = model.tokenizer
         words = "" if vectors is not None else _spaced(str(context))
         own_ids = tokenizer.encode(words) if vectors is None else tokenizer.encode(_PLACEHOLDER)[:1] * len(vectors)
-        self.model = model
+        self.model, self.counted = model, TokenCount()
         self.class_names = tuple(class_names)
         first, length = len(tokenizer.start), len(own_ids)
         if texts is None:
@@ -203,7 +204,7 @@ class PromptedClasses:
         """float32 (K, D): the L2-normalised text features of the untuned prompts."""
         with torch.no_grad():
             if self._fixed is None:
-                return self.features(self.initial_context)
+                return normalize(self._run(self.initial_context[None])[0], dim=-1)
             of_texts = self._features_of_texts.split(self._counts)
             return normalize(torch.stack([one.mean(dim=0) for one in of_texts]), dim=-1)
 
@@ -235,7 +236,7 @@ class PromptedClasses:
         self.require_tunable()
         if contexts.ndim == 2:
             return self.features(contexts[None])[0]
-        return normalize(self._run(contexts), dim=-1)
+        return self.counted.passed(normalize(self._run(contexts), dim=-1), len(contexts) * self._run.tokens)
 
     def initial_gradients(self, gradients: torch.Tensor) -> torch.Tensor:
         """Takes gradients from the text features of the untuned context back to it, along the one trail kept.
@@ -244,6 +245,7 @@ class PromptedClasses:
         `initial_context`, (B, L, W).
         """
         trail = self._trail
+        self.counted.back(len(gradients) * self._run.tokens)
         with exact_float32():
             # Through the normalisation: a gradient's part along the feature changes its length alone.
             features, lengths = self.initial_features, trail.embeddings.norm(dim=-1, keepdim=True)

@@ -18,6 +18,7 @@ from zar_ray.reporting import figures, study_tables
 from zar_ray.reporting.attention_figures import attention_figure
 from zar_ray.reporting.blocks import Block, Form, written
 from zar_ray.reporting.case_sections import case_sections
+from zar_ray.reporting.cost_sections import cost_section
 from zar_ray.reporting.figure_files import write_figures
 from zar_ray.reporting.numbers import METRICS, digits, ends, fixed, p_value, percent
 from zar_ray.reporting.pages import (
@@ -38,6 +39,7 @@ from zar_ray.reporting.published.tables import known_tables, load_table
 from zar_ray.reporting.published.view import Marks, compare
 from zar_ray.reporting.run_data import RunData, RunSplit, StudyData
 from zar_ray.reporting.summary_tables import p_of, summary_facts
+from zar_ray.results.case import CLEAN
 from zar_ray.results.folder import CONFIG
 from zar_ray.results.record import CaseMetrics, RunSummary
 from zar_ray.results.rows import RESULT_SCHEMA
@@ -103,7 +105,7 @@ def write_tables(run: str, output: str) -> str:
 def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Page:
     """Everything that a run found, as a page; of `samples` and `attention` see `write_report`."""
     record, first = data.record, data.cells[0]
-    groups = [Group("Results", (_results(data), _published(data)))]
+    groups = [Group("Results", (_results(data), cost_section(record), _published(data)))]
     maps = why_empty(_ATTENTION, "Attention maps were not asked for.")
     resizer, decoding = first.config.get("resize", "pil"), first.config.get("decoder", "auto")
     with DecoderProcess(idle=True, resizer=resizer, decoder=decoding) as decoder:
@@ -214,7 +216,7 @@ def _facts(data: StudyData) -> list[tuple[str, str]]:
 def _results(data: StudyData) -> Section:
     record = data.record
     if not record.tables:
-        return Section("Accuracy", [replace(one, words=2) for one in study_tables.study_blocks(record)])
+        return Section("Accuracy", [replace(one, words=one.words or 2) for one in study_tables.study_blocks(record)])
     content: list[Content] = list(study_tables.study_blocks(record))
     if len(data.cells) > CELLS_SHOWN:
         shown = f"Below are the first {CELLS_SHOWN} of {len(data.cells)} cells, one by one; the tables have all."
@@ -246,6 +248,8 @@ def _attention_maps(data: RunData, samples: int, decoder: DecoderProcess) -> Sec
     ids = _finished(data)
     if not len(ids):
         return why_empty(_ATTENTION, "No video finished.")
+    if set(data.config.get("corruption", ())) - {CLEAN}:
+        return why_empty(_ATTENTION, "Attention maps are of clean frames, and these results are of corrupted ones.")
     chosen = ids.take(pa.array(figures.spread(len(ids), samples))).to_pylist()
     try:
         return Section(_ATTENTION, [attention_figure(maps) for maps in maps_of(data, chosen, decoder)])

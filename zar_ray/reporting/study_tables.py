@@ -12,10 +12,14 @@ from rich.text import Text
 
 from zar_ray.reporting import numbers
 from zar_ray.reporting.blocks import Block, csv_block, markdown_block, markdown_text, print_block
+from zar_ray.reporting.shift_tables import shift_blocks
 from zar_ray.reporting.summary_tables import (
+    COST_NOTE,
+    COSTS,
     GROUPED,
     INTERVALS,
     RANDOM_WEIGHTS,
+    cost_cells,
     data_heading,
     summary_blocks,
     summary_facts,
@@ -23,17 +27,14 @@ from zar_ray.reporting.summary_tables import (
 from zar_ray.results.record import Estimate
 from zar_ray.results.study_record import REPLICATES, Score, StudyRecord, StudyTable, TableRow
 
-_WIDTH = 100
+_WIDTH = 120
+_COSTS = (*COSTS, "GFLOPs")
+_COST_NOTE = f"{COST_NOTE} GFLOPs are of these images and of tuning, as papers count."
 
-_COSTS = ("images", "seconds", "GFLOPs", "peak MB")
-_COST_NOTE = (
-    "Images, seconds and GFLOPs are means a video, as if the method ran alone; peak MB is what a worker had in use, "
-    "all of the study's models included."
-)
 _NUMBERS = (
     *("accuracy", "accuracy_low", "accuracy_high", "accuracy_std"),
     *("difference", "difference_low", "difference_high", "difference_gained", "difference_lost", "difference_p"),
-    *("p_adjusted", "images", "seconds", "gflops", "peak_memory"),
+    *("p_adjusted", "images", "text_tokens", "gradient_tokens", "seconds", "gflops", "peak_memory"),
 )
 
 
@@ -126,7 +127,8 @@ def study_blocks(record: StudyRecord, plus_minus: str = "±", width: int = _WIDT
     """All tables of a study; the costs of one that is wider than `width` characters are a table of their own."""
     if not record.tables:
         return summary_blocks(record.whole, plus_minus)
-    return [block for table in record.tables for block in _table_blocks(record, table, plus_minus, width)]
+    blocks = [block for table in record.tables for block in _table_blocks(record, table, plus_minus, width)]
+    return [*blocks, *(block for table in record.shifts for block in shift_blocks(table))]
 
 
 def _table_blocks(record: StudyRecord, table: StudyTable, plus_minus: str, width: int) -> list[Block]:
@@ -138,15 +140,7 @@ def _table_blocks(record: StudyRecord, table: StudyTable, plus_minus: str, width
         tuple(row.method if axis == "method" else row.labels.get(axis, "") for axis in axes) for row in table.rows
     ]
     columns, cells = _scores(record, table, plus_minus)
-    costs = [
-        (
-            numbers.fixed(row.images, 1),
-            numbers.digits(row.seconds),
-            numbers.gflops(row.gflops),
-            numbers.megabytes(row.peak_memory),
-        )
-        for row in table.rows
-    ]
+    costs = [(*cost_cells(row), numbers.gflops(row.gflops)) for row in table.rows]
     notes = _notes(record, table, plus_minus)
 
     def block(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str]) -> Block:

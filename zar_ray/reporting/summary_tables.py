@@ -16,6 +16,7 @@ from zar_ray.reporting.numbers import (
     fixed,
     gflops,
     interval,
+    megabytes,
     p_value,
     percent,
     shortened,
@@ -32,11 +33,19 @@ from zar_ray.results.record import (
     RunSummary,
     Scores,
 )
+from zar_ray.results.study_record import TableRow
 from zar_ray.storage import folder_of
 
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: the model is untrained, so the numbers say nothing about the method"
 INTERVALS = "Intervals hold with 95 %."
 GROUPED = "In intervals and tests, videos of one source stand or fall together"
+
+COSTS = ("images", "tokens", "back", "seconds", "peak MB")
+COST_NOTE = (
+    "Images, text tokens forward and back for gradients, and seconds are means a video, as if the method ran alone; "
+    "peak MB is the most that a worker had in use, all models included: allocated on its GPU, or on a CPU held by its "
+    "process."
+)
 
 _ACCURACIES = ("top1", "top5", "mean_class")
 _REASON_LENGTH = 160
@@ -54,7 +63,7 @@ def summary_blocks(summary: RunSummary, plus_minus: str = "±") -> list[Block]:
     if len(summary.splits) < 2:
         split_notes = [note for split in summary.splits for note in split.notes]
         notes = [*_interval_notes(summary.cases), *_failure_notes(summary.cases), *split_notes]
-        return [Block(None, *_table(summary.cases), notes)]
+        return [Block(None, *_table(summary.cases), notes), *_cost_blocks(summary.cases)]
     blocks = []
     for split in summary.splits:
         cases = [case for case in summary.cases if case.split == split.name]
@@ -67,7 +76,26 @@ def summary_blocks(summary: RunSummary, plus_minus: str = "±") -> list[Block]:
     for average in summary.averages:
         of_kind.setdefault((average.kind, average.splits), []).append(average)
     adapting = {case.method for case in summary.cases if case.adapts}
-    return blocks + [_average_block(averages, adapting, plus_minus) for averages in of_kind.values()]
+    blocks += [_average_block(averages, adapting, plus_minus) for averages in of_kind.values()]
+    return blocks + _cost_blocks(summary.cases)
+
+
+def cost_cells(row: CaseMetrics | TableRow) -> tuple[str, ...]:
+    """What a case costs a video, under `COSTS`."""
+    counts = (fixed(one, 1) for one in (row.images, row.text_tokens, row.gradient_tokens))
+    return (*counts, digits(row.seconds), megabytes(row.peak_memory))
+
+
+def _cost_blocks(cases: Sequence[CaseMetrics]) -> list[Block]:
+    """What each case costs, where that was measured."""
+    several = len({case.split for case in cases}) > 1
+    rows = [
+        (case.method, *((case.split,) if several else ()), *cost_cells(case))
+        for case in cases
+        if case.images is not None
+    ]
+    columns = ("method", *(("split",) if several else ()), *COSTS)
+    return [Block("cost a video", columns, rows, (COST_NOTE,), words=1 + several)] if rows else []
 
 
 def _choices(cases: Sequence[CaseMetrics], classes: int) -> str:
@@ -176,7 +204,8 @@ def summary_facts(summary: RunSummary, cell: str = "") -> list[tuple[str, str]]:
     facts += [("failed", _failures(group)) for group in summary.failures]
     if summary.order_dependent:
         names = ", ".join(summary.order_dependent)
-        facts.append(("order", f"{names}: decisions depend on the order of the videos, which was the manifest's"))
+        order = ", ".join(summary.order)
+        facts.append(("order", f"{names}: decisions depend on the order of the videos, which was {order}"))
     speed = summary.throughput.videos_per_second
     if speed is not None:
         done = counted(summary.throughput.videos, "video")

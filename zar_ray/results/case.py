@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CLEAN = "clean"
+"""What stands in place of a corruption for frames as they are."""
+
 
 @dataclass(frozen=True)
 class Case:

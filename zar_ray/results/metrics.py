@@ -41,7 +41,10 @@ COST_COLUMNS = ("video_id", *_MEASURED)
 """Columns that `costs` are made of."""
 
 _DECIDED = tuple(f"{name}_{when}" for when in ("before", "after") for name in ("top5", "top5_scores", "entropy"))
-_METRIC_COLUMNS = (*CASE_COLUMNS, *_DECIDED, "labels", "seconds_adapt", "images", "seconds_case")
+_METRIC_COLUMNS = (
+    *(*CASE_COLUMNS, *_DECIDED, "labels", "seconds_adapt"),
+    *("images", "text_tokens", "gradient_tokens", "seconds_case", "peak_memory"),
+)
 
 
 def check_counts(expected: Mapping[str, pa.Array], table: pa.Table) -> None:
@@ -187,7 +190,10 @@ def case_metrics(
         seconds_adapt=_mean(table, "seconds_adapt"),
         split=split,
         images=_mean(table, "images"),
+        text_tokens=_mean(table, "text_tokens"),
+        gradient_tokens=_mean(table, "gradient_tokens"),
         seconds=_mean(table, "seconds_case"),
+        peak_memory=pc.call_function("max", [table["peak_memory"]]).as_py(),
         changed=int((before != after).sum()),
         confidence_before=confidence[0],
         confidence_after=confidence[1],

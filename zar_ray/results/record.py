@@ -107,7 +107,11 @@ class CaseMetrics:
         seconds_adapt: Mean wall seconds of adaptation a video; None when not measured.
         split: The protocol's split that the case is of.
         images: Mean distinct images a video that the method looks at or encodes itself; None when not measured.
+        text_tokens: Mean tokens a video of the contexts that it puts through the text tower.
+        gradient_tokens: Mean tokens a video that its gradients go back through there.
         seconds: Mean wall seconds a video of encoding these and of adapting, as if the method ran alone.
+        peak_memory: The most bytes that a worker had in use meanwhile: on a GPU what PyTorch had allocated there, on a
+            CPU what the process held; all of the run's models included.
         changed: Decisions that are other classes after adaptation than before.
         confidence_before: Mean probability of the class that is decided for before adaptation; None when nothing
             finished.
@@ -135,7 +139,10 @@ class CaseMetrics:
     seconds_adapt: float | None
     split: str = "all"
     images: float | None = None
+    text_tokens: float | None = None
+    gradient_tokens: float | None = None
     seconds: float | None = None
+    peak_memory: int | None = None
     changed: int = 0
     confidence_before: float | None = None
     confidence_after: float | None = None
@@ -382,7 +389,8 @@ class RunSummary:
         mlflow: Where the run was logged, or why not.
         splits: The protocol's splits that ran, in its order; `cases` holds one case a split and method.
         averages: What the protocol reports over them; empty with one split.
-        order_dependent: Stream methods: their decisions depend on the order of the videos, which is the manifest's.
+        order_dependent: Stream methods: their decisions depend on the order of the videos.
+        order: That order, with its seed; of a study all that its streams had.
         model_cost: What the model computes; None of runs that were made before it was counted.
     """
 
@@ -410,6 +418,7 @@ class RunSummary:
     splits: tuple[SplitSummary, ...] = ()
     averages: tuple[ProtocolAverage, ...] = ()
     order_dependent: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
     model_cost: ModelCost | None = None
 
     @property

@@ -42,6 +42,7 @@ class ResultRow:
         case_id: What was run on it, see `zar_ray.results.case.Case`.
         method: The case's test-time method.
         model: What the run calls the model.
+        corruption: What was done to the frames, NAME:SEVERITY; None where nothing was.
         setting: What the run calls the setting; of a case that several settings have in common, the first of them.
         label_id: Index of the right class among the run's class names; None when the video has no label.
         label: Its name.
@@ -66,6 +67,9 @@ class ResultRow:
             In the row of the first case of each model only.
         views: Number of views adapted on, repeated ones included; 0 for a method without views.
         images: Distinct (frame, crop) images of the views that this case looks at, and those that it encoded itself.
+        text_tokens: Tokens of the contexts that this case put through the text tower for this video: what is the same
+            for all videos, such as the untuned prompts' texts, is not among them.
+        gradient_tokens: Tokens that its gradients went back through there.
         images_encoded: Those that went through the image encoder for this video, for all cases together; 0 where they
             were stored.
         frames: Frames of the video.
@@ -89,6 +93,7 @@ class ResultRow:
     case_id: Name
     method: Name
     model: Text = None
+    corruption: Text = None
     setting: Text = None
     label_id: Number = None
     label: Text = None
@@ -111,6 +116,8 @@ class ResultRow:
     video_feature: Feature = None
     views: Number = None
     images: Number = None
+    text_tokens: Bytes = None
+    gradient_tokens: Bytes = None
     images_encoded: Number = None
     frames: Number = None
     frames_decoded: Number = None

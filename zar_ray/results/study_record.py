@@ -23,6 +23,9 @@ from zar_ray.untrusted import parse_json
 REPLICATES = ("seed", "training seed")
 """Axes whose cells repeat a measurement: tables have their mean and spread, and no row of their own."""
 
+CORRUPTION = "corruption"
+"""The axis of what is done to the frames."""
+
 
 def label_of(coordinates: Mapping[str, str]) -> str:
     """Labels by axis in a line; models and settings need no word in front."""
@@ -37,7 +40,7 @@ class Cell:
 
     Attributes:
         coordinates: Its label on each axis of the study, by the axis's name: ``model``, ``share`` of a mixture,
-            ``setting``, ``seed``, ``shots``, ``training seed``. An axis with one label is left out.
+            ``corruption``, ``setting``, ``seed``, ``shots``, ``training seed``. An axis with one label is left out.
         varied: Its dotted options that are not the study's own, as plain JSON values.
         config: All its options, as plain JSON values: what an evaluation of it alone would be given.
         summary: Its numbers. What a video costs is of the model, for all of the study's settings together.
@@ -87,6 +90,8 @@ class TableRow:
             where no decision is right or wrong.
         p_adjusted: The comparison's p after Holm's correction over the table.
         images: Mean distinct images a video that the method looks at or encodes itself.
+        text_tokens: Mean tokens a video of the contexts that it puts through the text tower.
+        gradient_tokens: Mean tokens a video that its gradients go back through there.
         seconds: Mean wall seconds a video of encoding these and of adapting, as if the method ran alone.
         gflops: What these images take of the encoder and tuning of the text tower, as papers count; None of methods
             that take gradients through the encoder.
@@ -102,6 +107,8 @@ class TableRow:
     comparison: PairedComparison | None
     p_adjusted: float | None
     images: float | None
+    text_tokens: float | None
+    gradient_tokens: float | None
     seconds: float | None
     gflops: float | None
     peak_memory: int | None
@@ -114,7 +121,7 @@ class TableRow:
 
     def numbers(self) -> dict[str, float]:
         """The row as flat numbers for MLflow; docs/mlflow.md lists the names."""
-        costs = ("images", "seconds", "gflops", "peak_memory", "p_adjusted")
+        costs = ("images", "text_tokens", "gradient_tokens", "seconds", "gflops", "peak_memory", "p_adjusted")
         values: dict[str, object] = {name: getattr(self, name) for name in costs}
         if (main := self.main) is not None:
             values |= {"accuracy": main.value}
@@ -151,6 +158,43 @@ class StudyTable:
 
 
 @dataclass(frozen=True)
+class ShiftRow:
+    """One method, and model or setting, over all corruptions.
+
+    Attributes:
+        labels: What tells it from the others of its method.
+        scores: Its score by corruption and severity, and on frames as they are.
+        errors: By corruption, its errors over all severities by the reference's: the corruption error.
+        mce: The mean of these; None where one is not defined, as of a reference without errors.
+        relative_mce: The same of how much the errors grow from those on frames as they are; None without these.
+    """
+
+    labels: dict[str, str]
+    method: str
+    scores: dict[str, float]
+    errors: dict[str, float | None]
+    mce: float | None
+    relative_mce: float | None
+
+
+@dataclass(frozen=True)
+class ShiftTable:
+    """What corruptions do to methods.
+
+    Attributes:
+        name: The name of the table that it is made of.
+        metric: What scores are.
+        reference: The case that errors are relative to, in words.
+    """
+
+    name: str
+    title: str
+    metric: str
+    reference: str
+    rows: tuple[ShiftRow, ...]
+
+
+@dataclass(frozen=True)
 class StudyRecord:
     """A finished study.
 
@@ -161,6 +205,7 @@ class StudyRecord:
         short_side: The short side that all settings of the first model were brought to because some need it; None where
             each keeps the one that it would have by itself.
         seconds: Wall seconds of the last session's pass.
+        shifts: What corruptions do, of each table over several.
     """
 
     whole: RunSummary
@@ -169,6 +214,7 @@ class StudyRecord:
     tables: tuple[StudyTable, ...]
     short_side: int | None
     seconds: float
+    shifts: tuple[ShiftTable, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values, which `from_json` reads back."""

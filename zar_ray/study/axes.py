@@ -1,4 +1,4 @@
-"""The axes of a study, multiplied: models (and shares of mixtures of two), sweeps of settings, and seeds."""
+"""The axes of a study, multiplied: models (and shares of mixtures of two), corruptions, sweeps, and seeds."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from zar_ray.errors import ConfigError, ModelError, RunError
 from zar_ray.models.loading import ENDINGS, weights_named
 from zar_ray.models.merging import merge_checkpoints
 from zar_ray.options.places import AnyFile, file_of
-from zar_ray.results.study_record import label_of
+from zar_ray.results.case import CLEAN
+from zar_ray.results.study_record import CORRUPTION, label_of
 from zar_ray.storage import Storage
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.sweeps import DEFAULT, PlacedSweep, load_sweep, place_settings
+from zar_ray.video.corrupting import require_corruptions
+from zar_ray.video.corruptions import Corruption
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,11 @@ def write_mixture(mixture: Mixture, target: AnyFile) -> None:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """One model of a study.
+    """One model of a study, as it is shown the videos.
 
     Attributes:
-        coordinates: Its label on each of the axes of models.
-        update: The options that name it.
+        coordinates: Its label on each of the axes of models, and on that of corruptions.
+        update: The options that name it, and what is done to the frames that it sees.
         mixture: What it is made of, where it is made of two.
     """
 
@@ -70,8 +73,8 @@ class ModelChoice:
 
     @property
     def label(self) -> str:
-        """All of its coordinates in a line."""
-        return label_of(self.coordinates)
+        """What it is, in a line; not how it is shown the videos."""
+        return label_of({axis: one for axis, one in self.coordinates.items() if axis != CORRUPTION})
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +126,7 @@ def axes_of(options: EvalConfig, models: Sequence[ModelChoice] = ()) -> Axes:
         ModelError: A checkpoint to mix with is not there.
     """
     settings, sweeps = _settings(options)
-    return Axes(_mixed(options, tuple(models) or _models(options)), settings, sweeps)
+    return Axes(_corrupted(options, _mixed(options, tuple(models) or _models(options))), settings, sweeps)
 
 
 def _models(options: EvalConfig) -> tuple[ModelChoice, ...]:
@@ -178,6 +181,32 @@ def _mixed(options: EvalConfig, models: tuple[ModelChoice, ...]) -> tuple[ModelC
                 )
             )
     return tuple(mixtures)
+
+
+def _corrupted(options: EvalConfig, models: tuple[ModelChoice, ...]) -> tuple[ModelChoice, ...]:
+    """The models, each shown every corruption that the options name."""
+    corruptions = [Corruption.parse(one) for one in options.corruption] or [None]
+    require_corruptions(corruptions)
+    if len(set(corruptions)) < len(corruptions):
+        raise ConfigError(f"--corruption {' '.join(options.corruption)}: names a corruption twice")
+    if options.continual and len(corruptions) < 2:
+        raise ConfigError("--continual: name the corruptions that follow each other, --corruption clean rain:3 h265:3")
+    return tuple(
+        replace(
+            model,
+            coordinates={**model.coordinates, CORRUPTION: CLEAN if one is None else str(one)},
+            update={**model.update, "corruption": _shown(options, place)},
+        )
+        for model in models
+        for place, one in enumerate(corruptions)
+    )
+
+
+def _shown(options: EvalConfig, place: int) -> tuple[str, ...]:
+    """What a cell is shown: one corruption, none for `CLEAN`; or where they follow each other all up to it."""
+    if options.continual:
+        return options.corruption[: place + 1]
+    return tuple(one for one in options.corruption[place : place + 1] if one != CLEAN)
 
 
 def plain_name(text: str) -> str:

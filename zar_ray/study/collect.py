@@ -7,7 +7,7 @@ from dataclasses import replace
 from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
 from zar_ray.evaluation.pipeline import Evaluated
 from zar_ray.evaluation.planning import varied_options
-from zar_ray.evaluation.streams import stream_methods
+from zar_ray.evaluation.streams import orders_for, stream_methods
 from zar_ray.reporting.figures import confusion_picture
 from zar_ray.reporting.summary_tables import per_class_csv
 from zar_ray.results import metrics
@@ -15,11 +15,12 @@ from zar_ray.results.averages import protocol_averages
 from zar_ray.results.case_rows import CASE_COLUMNS, CLASS_COLUMNS, CaseRows, class_accuracies, confusion_matrix
 from zar_ray.results.folder import SUMMARY, RunFolder
 from zar_ray.results.record import CaseMetrics, RunSummary, SplitSummary, Throughput
+from zar_ray.results.shift import shift_table
 from zar_ray.results.stored_rows import PREDICTIONS
-from zar_ray.results.study_record import Cell, StudyRecord
+from zar_ray.results.study_record import Cell, StudyRecord, label_of
 from zar_ray.study.axes import plain_name
 from zar_ray.study.options import EvalConfig
-from zar_ray.study.plan import Study
+from zar_ray.study.plan import Study, reference_method
 from zar_ray.study.tables import rows_of, tables_of
 
 
@@ -46,17 +47,22 @@ def collect(study: Study, evaluated: Evaluated) -> StudyRecord:
     sides = {one.options.views.short_side for one in evaluated.models[0].settings}
     raised = sides != {one.options.views.short_side for one in axes.settings}
     counted = evaluated.rows.read(metrics.COUNT_COLUMNS)
+    tables, reference = tables_of(study, cells, parts), reference_method(study.options)
+    shifts = (shift_table(one, reference) for one in tables)
+    settings = [one.options for model in evaluated.models for one in model.settings]
     return StudyRecord(
         whole=replace(
             cells[0].summary,
             name=str(study.options.name),
             failures=metrics.failure_groups(counted),
-            order_dependent=stream_methods(one.options for model in evaluated.models for one in model.settings),
+            order_dependent=stream_methods(settings),
+            order=tuple(map(str, orders_for(settings))),
             **metrics.video_counts(counted),
         ),
         axes=names,
         cells=tuple(cells),
-        tables=tables_of(study, cells, parts),
+        tables=tables,
+        shifts=tuple(one for one in shifts if one is not None),
         short_side=evaluated.models[0].settings[0].options.views.short_side if raised else None,
         seconds=evaluated.seconds,
     )
@@ -109,6 +115,7 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
         ),
         averages=protocol_averages(cases, average, of_case, options.seed) if len(workload.splits) > 1 else (),
         order_dependent=stream_methods([options]),
+        order=tuple(map(str, orders_for([options]))),
         model_cost=next(iter(model.costs), None),
     )
 
@@ -121,7 +128,8 @@ def write_class_files(study: Study, evaluated: Evaluated, folder: RunFolder) -> 
             if split.multi_label:
                 continue
             for case in study.workload.cases_of(split, part.cases):
-                words = [plain_name(model.label)] if len(study.axes.models) > 1 else []
+                varied = {axis: label for axis, label in model.coordinates.items() if axis in study.axes.names}
+                words = [plain_name(label_of(varied))] if varied else []
                 words += [split.name] if len(study.workload.splits) > 1 else []
                 name = "_".join([*words, case.method])
                 rows = rows_of(split, part, case.case_id, CLASS_COLUMNS)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from zar_ray.errors import ConfigError
 from zar_ray.evaluation.forecast import Cluster, Forecast, forecast
-from zar_ray.evaluation.planning import asked_settings, plan_model
+from zar_ray.evaluation.planning import plan_model, plan_models
 from zar_ray.evaluation.sampling import Sample, measure
 from zar_ray.evaluation.streams import stream_methods
 from zar_ray.evaluation.supply import PEAKS, peak_of
@@ -83,10 +83,8 @@ def cost_of(options: PlanConfig, console: Console) -> Costs:
         if one.mixture is not None:
             raise ConfigError("--interpolate-with: `zar plan` writes nothing, so no mixture either; leave it out")
     asked = study.asked()
-    console.print(f"loading {', '.join(one.label for one in asked)} ...", highlight=False)
-    models = tuple(
-        plan_model(one.label, number, asked_settings(one, study.workload)) for number, one in enumerate(asked)
-    )
+    console.print(f"loading {', '.join(dict.fromkeys(one.label for one in asked))} ...", highlight=False)
+    models = plan_models(asked, study.workload, plan_model)
     stream = bool(stream_methods(one for model in asked for one in model.settings))
     threads = 1 if cluster.gpus else max(1, int(cluster.cores // (1 if stream else cluster.workers)))
     threads = min(threads, psutil.cpu_count() or 1)

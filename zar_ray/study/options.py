@@ -36,6 +36,9 @@ class EvalConfig(EvaluationOptions, DatasetOptions):
     alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = operational(
         (), "Shares of --interpolate-with: 0 is the model itself, 1 the other."
     )
+    corruption_reference: str | None = operational(
+        None, "The method by whose errors corruption errors are divided; by default zero_shot, or the first."
+    )
     output: str = operational("runs", "Folder or URI that holds all runs.")
     name: FolderName | None = operational(None, "The run's folder under the output; by default made from what is run.")
     max_failed: Fraction = operational(

@@ -13,12 +13,14 @@ from zar_ray.cluster import inside_job
 from zar_ray.data.class_texts import is_context_file
 from zar_ray.data.datasets import choose_splits, open_dataset, protocol_name, resolve_dataset
 from zar_ray.errors import ConfigError, ManifestError
+from zar_ray.evaluation.orders import require_classes
 from zar_ray.evaluation.planning import AskedModel
-from zar_ray.evaluation.streams import check_methods, stream_methods
+from zar_ray.evaluation.streams import check_methods, orders_for, stream_methods
 from zar_ray.evaluation.workload import Workload
 from zar_ray.options.layers import zar_home
 from zar_ray.options.places import file_of
 from zar_ray.results.folder import RunFolder
+from zar_ray.results.study_record import CORRUPTION
 from zar_ray.storage import Storage, is_uri
 from zar_ray.study.axes import Axes, ModelChoice, axes_of, place_of, plain_name
 from zar_ray.study.options import EvalConfig
@@ -69,15 +71,33 @@ def plan_study(options: EvalConfig, console: Console, models: Sequence[ModelChoi
         get_method(name)
     if len(set(options.method)) < len(options.method):
         raise ConfigError(f"--method {' '.join(options.method)}: names a method twice")
+    reference_method(options)
     settled = _settled(options)
     # Before the videos are looked for: what a setting or a model says can be wrong.
     axes = axes_of(settled, models)
     check_methods(settled, stream_methods(one.options for one in axes.settings))
     workload = _open(settled, console)
+    orders = orders_for(one.options for one in axes.settings)
+    if any(order.name == "by_class" for order in orders):
+        require_classes(workload.manifest.table)
     if settled.name is None:
         settled = settled.model_copy(update={"name": run_name(settled, workload.manifest.name, axes)})
         axes = axes_of(settled, models)
     return Study(settled, workload, axes)
+
+
+def reference_method(options: EvalConfig) -> str:
+    """The method whose errors corruption errors are relative to.
+
+    Raises:
+        ConfigError: It is not among those that run.
+    """
+    named = options.corruption_reference
+    if named is not None and named not in options.method:
+        raise ConfigError(
+            f"--corruption-reference {named}: is not among the methods that run, {', '.join(options.method)}"
+        )
+    return named or ("zero_shot" if "zero_shot" in options.method else options.method[0])
 
 
 def _settled(options: EvalConfig) -> EvalConfig:
@@ -145,7 +165,10 @@ def run_name(options: EvalConfig, dataset: str, axes: Axes) -> str:
     parts = [dataset, options.split, "+".join(models)]
     if options.interpolate_with is not None:
         parts.append(f"with-{options.interpolate_with.stem}")
+    parts += ["+".join(options.corruption)]
     parts += ["+".join(options.method), *(one.sweep.name for one in axes.sweeps)]
+    orders = dict.fromkeys(one.name for one in orders_for(one.options for one in axes.settings))
+    parts += [] if {*orders} <= {EvalConfig.model_fields["order"].default} else ["+".join(orders)]
     parts += [f"limit{options.limit}"] if options.limit else []
     parts += [f"seed{'+'.join(seeds)}"] if options.seeds or len(seeds) == 1 else [f"seed{options.seed}"]
     return plain_name("_".join(part for part in parts if part))
@@ -160,18 +183,26 @@ def describe(study: Study) -> str:
     if len(splits) == 1:
         splits[0] = splits[0].partition(": ")[2] if workload.splits[0].name == "all" else f"split {splits[0]}"
     lines = [f"dataset   {shown}, {'; '.join(splits)}{f' ({broken} videos broken)' if broken else ''}"]
-    cells = len(axes.models) * len(axes.settings)
+    cells, orders = len(axes.models) * len(axes.settings), orders_for(one.options for one in axes.settings)
     if len(splits) > 1 or cells > 1:
-        lines.append(f"videos    {len(workload.manifest)}, each decoded once")
+        # Corruptions that follow each other have a pass each in every order.
+        passes = len(orders) * (len(options.corruption) if options.continual else 1)
+        often = f"in each of {passes} passes" if passes > 1 else "once"
+        lines.append(f"videos    {len(workload.manifest)}, each decoded {often}")
     models = dict.fromkeys(one.coordinates["model"] for one in axes.models)
-    if len(axes.models) == 1 and not axes.models[0].update:
+    if len(models) == 1 and axes.models[0].update.keys() == {CORRUPTION}:
         lines.append(f"model     {options.checkpoint or f'{options.model} ({options.pretrained})'}")
     else:
         lines.append(f"models    {', '.join(models)}")
     if options.alphas:
         shares = ", ".join(f"{alpha:g}" for alpha in options.alphas)
         lines.append(f"alphas    {shares}: shares of {options.interpolate_with}, the rest the model")
+    if options.corruption:
+        shown = (one.coordinates[CORRUPTION] for one in axes.models)
+        lines.append(f"frames    {', '.join(dict.fromkeys(shown))}")
     lines.append(f"methods   {', '.join(options.method)}")
+    if orders:
+        lines.append(f"order     {', '.join(map(str, orders))}")
     if axes.sweeps:
         named = [f"{one.sweep.name} ({len(one.places)} settings)" for one in axes.sweeps]
         distinct = len({one.place for one in axes.settings})

@@ -37,9 +37,9 @@ def run_study(options: EvalConfig, console: Console, models: Sequence[ModelChoic
     """
     study = plan_study(options, console, models)
     console.print(describe(study), highlight=False)
-    for one in study.axes.models:
-        if one.mixture is not None:
-            write_mixture(one.mixture, place_of(one.mixture, study.options.output))
+    for mixture in dict.fromkeys(one.mixture for one in study.axes.models):
+        if mixture is not None:
+            write_mixture(mixture, place_of(mixture, study.options.output))
     folder = study.folder
     labels = [one.label for one in study.axes.settings]
     evaluated = evaluate(study.workload, study.asked(), labels, folder, console)

@@ -23,7 +23,17 @@ from zar_ray.study.options import EvalConfig
 DEFAULT = "default"
 """The label of the run's own setting, in sweeps that do not name it."""
 
-_MAY_VARY = ("views", *method_groups(), "context", "class_position", "name_style", "template", "class_texts", "seed")
+_MAY_VARY = (
+    "views",
+    *method_groups(),
+    "context",
+    "class_position",
+    "name_style",
+    "template",
+    "class_texts",
+    "seed",
+    "order",
+)
 
 
 class SweepSetting(Options):

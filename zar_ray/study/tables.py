@@ -116,9 +116,10 @@ class Group:
 
     def row(self, labels: dict[str, str]) -> TableRow:
         """Its row, before it is held against others."""
-        columns = ("method", "error", "images", "seconds_case", "peak_memory")
+        means = ("images", "text_tokens", "gradient_tokens", "seconds_case")
+        columns = ("method", "error", *means, "peak_memory")
         rows = pa.concat_tables([part.rows.read(columns, pc.field("method") == self.method) for part in self.parts])
-        measured = [("images", "mean"), ("seconds_case", "mean"), ("peak_memory", "max")]
+        measured = [*((one, "mean") for one in means), ("peak_memory", "max")]
         (costs,) = rows.group_by([]).aggregate(measured).to_pylist()
         scores, images = self.scores(), costs["images_mean"]
         cost, gflops = self.cells[0].summary.model_cost, None
@@ -134,6 +135,8 @@ class Group:
             comparison=None,
             p_adjusted=None,
             images=images,
+            text_tokens=costs["text_tokens_mean"],
+            gradient_tokens=costs["gradient_tokens_mean"],
             seconds=costs["seconds_case_mean"],
             gflops=gflops,
             peak_memory=costs["peak_memory_max"],

@@ -17,7 +17,7 @@ from pathlib import Path
 from zar_ray.errors import RunError, TrackingError
 from zar_ray.options.base import fingerprint, without_password
 from zar_ray.results.folder import CELLS, CONFIG, IDENTITY, MANIFEST, SUMMARY
-from zar_ray.results.record import CaseMetrics, RunSummary
+from zar_ray.results.record import CaseMetrics, RunSummary, flat_numbers
 from zar_ray.results.study_record import Cell, FinishedStudy, StudyRecord, StudyTable, TableRow
 from zar_ray.storage import Storage
 from zar_ray.tracking import store
@@ -255,6 +255,10 @@ def _study_numbers(study: StudyRecord) -> dict[str, float]:
     for table in study.tables:
         for row in table.rows:
             numbers |= _under(_row_key(table, row), row.numbers())
+    for table in study.shifts:
+        for row in table.rows:
+            values = {"mce": row.mce, "relative_mce": row.relative_mce}
+            numbers |= _under(_key(table.name, row.labels, row.method), flat_numbers(values))
     if len(study.cells) == 1:
         summary = study.cells[0].summary
         for case in summary.cases:
@@ -313,8 +317,12 @@ def _case_key(summary: RunSummary, case: CaseMetrics) -> tuple[str, ...]:
 
 def _row_key(table: StudyTable, row: TableRow) -> str:
     """What tells a row from all others of the study."""
-    labels = ", ".join(label for axis, label in row.labels.items() if axis != "method")
-    return "/".join(store.key_part(part) for part in (table.name, labels, row.method) if part)
+    return _key(table.name, row.labels, row.method)
+
+
+def _key(table: str, labels: Mapping[str, str], method: str) -> str:
+    shown = ", ".join(label for axis, label in labels.items() if axis != "method")
+    return "/".join(store.key_part(part) for part in (table, shown, method) if part)
 
 
 def _under(key: str, numbers: Mapping[str, float]) -> dict[str, float]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from zar_ray.errors import VideoError
+from zar_ray.video.corrupting import corrupter, frames_to_read
+from zar_ray.video.corruptions import Corruption
 from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.options import Decoder, Resizer
 from zar_ray.video.reading import VideoInfo, open_video
@@ -108,10 +110,17 @@ class _Readable(Protocol):
 
 @dataclass(frozen=True)
 class Resize:
-    """How frames are resized: their short side in pixels, and whatever the size."""
+    """What becomes of frames: how they are corrupted, if they are, and then resized.
+
+    Attributes:
+        short_side: Short side of the resized frames, in pixels.
+        scaling: How they are resized, whatever the size.
+        corruption: What is done to them before.
+    """
 
     short_side: int
     scaling: Scaling
+    corruption: Corruption | None = None
 
 
 def decode_video(
@@ -124,6 +133,8 @@ def decode_video(
     also: Sequence[Resize] = (),
     limits: DecodeLimits | None = None,
     resizer: Resizer = "pil",
+    corruption: Corruption | None = None,
+    draws: tuple[int, str] = (0, ""),
 ) -> DecodedVideo:
     """Decodes and resizes the frames that a plan names.
 
@@ -137,6 +148,8 @@ def decode_video(
         also: Further ways to resize the same frames, which are decoded once all the same.
         limits: What the video may be and take.
         resizer: Whose kernel resizes.
+        corruption: What is done to the frames before they are resized to the plan's size.
+        draws: What keys the draws of corruptions besides a frame's index: a seed, and the video's id.
 
     Raises:
         VideoError: The file cannot be opened or is not the expected one (stage ``open``); a frame cannot be decoded
@@ -157,7 +170,9 @@ def decode_video(
                     f"of {expected.width}×{expected.height}; index the data set again",
                     stage="open",
                 )
-        resized, warning = _resized(reader, plan_of(info), scaling, also, limits, resizer, deadline)
+        plan = plan_of(info)
+        ways = (Resize(plan.short_side, scaling, corruption), *also)
+        resized, warning = _resized(reader, plan, ways, limits, resizer, deadline, draws)
     return DecodedVideo(resized[0], info, warning, time.monotonic() - started, tuple(resized[1:]))
 
 
@@ -174,31 +189,52 @@ def resize_given(
         VideoError: What `plan_of` raises.
     """
     started = time.monotonic()
-    (frames,), warning = _resized(video, plan_of(video.info), scaling, (), DecodeLimits(), resizer, Deadline())
+    plan = plan_of(video.info)
+    ways = (Resize(plan.short_side, scaling),)
+    (frames,), warning = _resized(video, plan, ways, DecodeLimits(), resizer, Deadline())
     return DecodedVideo(frames, video.info, warning, time.monotonic() - started)
 
 
 def _resized(
     video: _Readable,
     plan: FramePlan,
-    scaling: Scaling,
-    also: Sequence[Resize],
+    ways: Sequence[Resize],
     limits: DecodeLimits,
     resizer: Resizer,
     deadline: Deadline,
+    draws: tuple[int, str] = (0, ""),
 ) -> tuple[list[np.ndarray], str | None]:
-    """A plan's frames in each size, and what is wrong with the video."""
-    info, ways = video.info, (Resize(plan.short_side, scaling), *also)
+    """A plan's frames in each of some ways, and what is wrong with the video."""
+    info = video.info
     sizes = [resized_size(info.height, info.width, way.short_side, way.scaling.mode) for way in ways]
     for height, width in sizes:
         limits.check_frames(len(plan.frames), width, height)
     resized = [np.empty((len(plan.frames), *size, 3), dtype=np.uint8) for size in sizes]
-    for row, frame in enumerate(video.read(plan.frames, deadline)):
+    row_of = {index: row for row, index in enumerate(plan.frames.tolist())}
+    of_corruption: dict[Corruption | None, list[int]] = {}
+    for number, way in enumerate(ways):
+        of_corruption.setdefault(way.corruption, []).append(number)
+    size = info.height, info.width
+    corrupters = {one: corrupter(one, plan.frames, size, *draws, limits) for one in of_corruption}
+    needed = frames_to_read(plan.frames, info.frames, of_corruption)
+
+    def keep(numbers: list[int], shown: Iterable[tuple[int, np.ndarray]]) -> None:
+        for index, frame in shown:
+            deadline.check()
+            for number in numbers:
+                way = ways[number]
+                resized[number][row_of[index]] = resize_frame(frame, way.short_side, way.scaling, resizer)
+
+    for index, frame in zip(needed.tolist(), video.read(needed, deadline), strict=True):
         deadline.check()
-        for way, frames in zip(ways, resized, strict=True):
-            frames[row] = resize_frame(frame, way.short_side, way.scaling, resizer)
-    notes = (video.warning, _still_stretch(resized[0], plan.frames, info))
-    return resized, "; ".join(note for note in notes if note) or None
+        for one, numbers in of_corruption.items():
+            keep(numbers, corrupters[one].take(index, frame))
+    for one, numbers in of_corruption.items():
+        keep(numbers, corrupters[one].end())
+    # What is corrupted may stand still because of that.
+    plain = next(iter(of_corruption.get(None, ())), None)
+    still = None if plain is None else _still_stretch(resized[plain], plan.frames, info)
+    return resized, "; ".join(note for note in (video.warning, still) if note) or None
 
 
 def _still_stretch(frames: np.ndarray, indices: np.ndarray, info: VideoInfo) -> str | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from threading import Lock
 from typing import Any
@@ -20,8 +20,9 @@ from zar_ray.adaptation.adapter import PlannedVideo, VideoAdapter, VideoPredicti
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.options import Setting
 from zar_ray.cluster_measures import tell
+from zar_ray.data.class_texts import ClassPrompts
 from zar_ray.errors import DeviceLostError, RunError, VideoError
-from zar_ray.evaluation.feature_store import HashedFile, Stored, VideoFacts, image_keys
+from zar_ray.evaluation.feature_store import FeatureStore, HashedFile, Stored, VideoFacts, image_keys
 from zar_ray.evaluation.spec import (
     CONTENT,
     FEATURE_PACKS,
@@ -32,13 +33,17 @@ from zar_ray.evaluation.spec import (
     Failure,
     JobSpec,
     attempt,
+    facts_of,
     failed_rows,
     labels_of,
     worker_name,
 )
 from zar_ray.evaluation.streams import StreamState
+from zar_ray.models.clip import ClipModel
 from zar_ray.models.device_faults import watched, within_memory
 from zar_ray.models.loading import load_model
+from zar_ray.models.options import ClassPosition, ModelOptions
+from zar_ray.models.text import PromptedClasses
 from zar_ray.results.case import Case
 from zar_ray.results.folder import write_part
 from zar_ray.results.rows import ResultRow, to_table
@@ -94,16 +99,26 @@ class AdaptStage:
         torch.set_num_threads(threads)
         self.spec = spec
         started = time.perf_counter()
-        self.replicas = [Replica(spec, number, of_one) for number, of_one in enumerate(settings)]
+        loaded: dict[Hashable, Loaded] = {}
+        self.replicas = []
+        for number, of_one in enumerate(settings):
+            # One that is shown several corruptions is held once.
+            own = tuple(getattr(of_one[0].options, name) for name in ModelOptions.model_fields)
+            if own not in loaded:
+                loaded[own] = Loaded.of(load_model(of_one[0].options))
+            self.replicas.append(Replica(spec, number, of_one, loaded[own]))
         self._untold_load: float | None = time.perf_counter() - started
         self._turn = Lock()
         self._position, self._begun = 0, False
         if self.spec.streams:
             state = StreamState.read(self.spec.storage)
             self._position = state.position
-            if state.tensors:
-                for replica in self.replicas:
-                    replica.adapter.restore_streams(state.tensors)
+            # What a pass before this one has left is no state of its streams, which begin then; unless they go on.
+            own = {**{case.case_id: case.case_id for case in spec.cases}, **spec.carried}
+            named = ((name.partition("/"), one) for name, one in state.tensors.items())
+            tensors = {f"{own[case]}/{name}": one for (case, _, name), one in named if case in own}
+            for replica in self.replicas if tensors else ():
+                replica.adapter.restore_streams(tensors)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """`DECODED_SCHEMA` to `STATUS_SCHEMA`; the result rows of the block are one part of the run by then.
@@ -193,6 +208,19 @@ class AdaptStage:
         return [Failure(str(one), one.stage) if isinstance(one, VideoError) else one for one in outcomes]
 
 
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model in memory, and its classes under any prompts, each made once."""
+
+    model: ClipModel
+    classes_of: Callable[[ClassPrompts, ClassPosition], PromptedClasses]
+
+    @classmethod
+    def of(cls, model: ClipModel) -> Loaded:
+        """Takes a model."""
+        return cls(model, cache(partial(PromptedClasses.of, model)))
+
+
 class Replica:
     """One of a run's models, by its number, with its cases.
 
@@ -200,10 +228,9 @@ class Replica:
         RuntimeError: The weights on this node are not the run's.
     """
 
-    def __init__(self, spec: JobSpec, number: int, settings: tuple[Setting, ...]) -> None:
+    def __init__(self, spec: JobSpec, number: int, settings: tuple[Setting, ...], loaded: Loaded) -> None:
         self.spec, self.number = spec, number
-        own = settings[0].options
-        model = load_model(own)
+        own, model = settings[0].options, loaded.model
         expected = spec.models[number].fingerprint
         if model.fingerprint != expected:
             raise RuntimeError(
@@ -218,6 +245,8 @@ class Replica:
             own,
             cases=tuple(self.cases.values()),
             further=settings[1:],
+            classes_of=loaded.classes_of,
+            videos=settings[0].videos,
         )
         self.store = spec.feature_store(number)
 
@@ -296,11 +325,12 @@ class Replica:
                 one.case_id,
                 one.method,
                 one.decision,
-                model=self.spec.labels[self.number],
-                setting=self.spec.settings[self.cases[one.case_id].setting],
+                **facts_of(self.spec, self.cases[one.case_id]),
                 **labels_of(self.spec, row, self.cases[one.case_id]),
                 video_feature=decided.seen if number == 0 else None,
                 images=one.images,
+                text_tokens=one.text_tokens,
+                gradient_tokens=one.gradient_tokens,
                 images_encoded=outcome.images_encoded,
                 frames=row["frames"],
                 frames_decoded=len(planned.frames) if planned.frames is not None else 0,
@@ -324,20 +354,26 @@ class Replica:
         """
         if self.store is None:
             return None
-        kept = [self._kept(*one) for one in zip(videos, outcomes, strict=True)]
+        kept = chain.from_iterable(self._kept(self.store, *one) for one in zip(videos, outcomes, strict=True))
         try:
-            self.store.write([one for one in kept if one is not None])
+            self.store.write(list(kept))
         except RunError as error:
             return f"features of its block not stored ({error})"
         return None
 
-    def _kept(self, video: Arrived, outcome: Decided | Failure) -> tuple[str, HashedFile, Stored | None] | None:
+    def _kept(
+        self, store: FeatureStore, video: Arrived, outcome: Decided | Failure
+    ) -> list[tuple[str, HashedFile | None, Stored | None]]:
         row, content = video.row, video.row[CONTENT.name]
         if content is None or self.number not in content["models"] or isinstance(outcome, Failure):
-            return None
+            return []
         file = HashedFile(content["path"], content["size"], content["mtime_ns"])
         if isinstance(video.planned, PlannedVideo) and video.planned.frames is None:
-            return content["hash"], file, None
+            return [(content["hash"], file, None)]
         facts = VideoFacts(row["decoder"], row["warning"], row["frames"], row["width"], row["height"])
         made = outcome.prediction
-        return content["hash"], file, Stored(image_keys(made.plan), made.embeddings.numpy(), facts)
+        stored = Stored(image_keys(made.plan), made.embeddings.numpy(), facts)
+        entry = store.entry_of(content["hash"], row["video_id"])
+        if entry == content["hash"]:
+            return [(entry, file, stored)]
+        return [(content["hash"], file, None), (entry, None, stored)]

@@ -110,7 +110,7 @@ class DecodeStage:
             why = "the file has changed since its features were stored" if content.stale else None
             try:
                 plan, *_ = self.spec.models[number].plans(video["video_id"], known)
-                stored = store.read(content.hash, image_keys(plan))
+                stored = store.read(store.entry_of(content.hash, video["video_id"]), image_keys(plan))
             except DamagedError as error:
                 stored, why = None, why or str(error)
             if stored is None:
@@ -158,6 +158,8 @@ class DecodeStage:
             timeout=self.spec.decode_timeout,
             also=others,
             resizer=self.spec.resizer,
+            corruption=first.corruption,
+            draws=(self.spec.corruption_seed, video["video_id"]),
         )
         video |= {"decoder": decoded.info.decoder, "warning": decoded.warning}
         return [

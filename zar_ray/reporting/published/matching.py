@@ -17,6 +17,7 @@ from zar_ray.errors import ConfigError
 from zar_ray.options.layers import conf_dir, leaves, merge
 from zar_ray.reporting.numbers import counted
 from zar_ray.reporting.published.tables import Column, PublishedTable, Recipe, Row, default_options
+from zar_ray.results.case import CLEAN
 from zar_ray.results.record import CaseMetrics, PairedComparison
 from zar_ray.results.study_record import FinishedRun
 from zar_ray.video.options import ViewConfig
@@ -158,7 +159,7 @@ def _measured(table: PublishedTable, recipe: Recipe, column: Column, run: Finish
     summary, config = run.summary, run.config
     if summary.dataset != column.benchmark and summary.dataset not in column.near:
         return None
-    if why_another_model(table, run) is not None:
+    if why_another_model(table, run) is not None or set(config.get("corruption", ())) - {CLEAN}:
         return None
     if table.varies is not None:
         expected = leaves(recipe.expected())

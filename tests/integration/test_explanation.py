@@ -102,7 +102,7 @@ def test_what_is_not_the_run_s_is_refused_in_one_line(ran, evaluate, video_folde
         maps_of(place(untuned), [])
     online = evaluate(video_folder, here=True, name="online", limit=1, method=["zar"], zar={"stream": True})
     with pytest.raises(RunError, match="its context went on from video to video"):
-        maps_of(place(online), ["blue bar/0.mp4"])
+        maps_of(place(online), [row.video_id for row in online.rows])
 
     changed = Path(shutil.copytree(run, tmp_path / "changed"))
     record = json.loads((changed / "run.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 
 from zar_ray.models.architecture import build_clip
-from zar_ray.models.openclip import _Compiler, open_clip
+from zar_ray.models.openclip import _Compiler, _uploads, open_clip
 
 IMPORTS = """
 import sys
 import zar_ray.evaluation.stages.adapt
-print(*{"sympy", "timm", "torch._dynamo", "torch._dynamo.utils", "transformers"} & sys.modules.keys())
+heavy = {"huggingface_hub.hf_api", "sympy", "timm", "torch._dynamo", "torch._dynamo.utils", "transformers"}
+print(*heavy & sys.modules.keys())
 """
 
 
@@ -30,6 +32,17 @@ def test_what_stands_in_for_the_compiler_is_gone_and_hands_on_what_it_is_asked()
     assert not hasattr(stand_in, "__file__")
     assert roi_align.is_compile_supported("cpu") is stand_in.is_compile_supported("cpu") is True
     assert stand_in.counters is sys.modules["torch._dynamo.utils"].counters
+
+
+def test_an_upload_is_open_clips_own(monkeypatch):
+    asked = []
+    own = importlib.import_module("open_clip.push_to_hf_hub")
+    for number, name in enumerate(("push_to_hf_hub", "push_pretrained_to_hf_hub")):
+        monkeypatch.setattr(own, name, lambda *args, **more: asked.append((args, more)))
+        monkeypatch.setattr(open_clip, name, getattr(_uploads(), name))
+        getattr(open_clip, name)(number, repo_id="someone/model")
+        assert getattr(open_clip, name) is getattr(own, name), "from then on it is open_clip's own"
+    assert asked == [((0,), {"repo_id": "someone/model"}), ((1,), {"repo_id": "someone/model"})]
 
 
 def test_an_image_tower_of_timms_is_built_and_computes(architecture):

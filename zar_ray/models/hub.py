@@ -7,7 +7,8 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+import huggingface_hub
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
 from zar_ray.errors import ModelError, reason_of
@@ -45,7 +46,8 @@ def hub_folder(repository: str, signs: Sequence[str], patterns: Sequence[str], a
     """A folder of a repository's files of some patterns, which is there if one of `signs` is; see `hub_file`."""
 
     def download(name: str, sign: str) -> str:
-        folder = Path(snapshot_download(name, allow_patterns=list(patterns)))
+        # Taken when it is needed, as it loads the hub's whole interface.
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
         if not (folder / sign).is_file():
             raise EntryNotFoundError(sign)
         return str(folder / sign)

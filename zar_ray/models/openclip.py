@@ -1,7 +1,7 @@
 """open_clip, without the libraries that it loads for towers which hardly any CLIP has.
 
 Whatever is used of open_clip is taken from here. Every process that computes would otherwise spend seconds of a CPU at
-its start, and memory, on Hugging Face's text towers, timm's image towers and PyTorch's compiler.
+its start, and memory, on Hugging Face's text towers and uploads, timm's image towers and PyTorch's compiler.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from threading import get_ident
 from types import ModuleType
 from typing import Any
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 _COMPILER = "torch._dynamo.utils"
+_UPLOADS = "open_clip.push_to_hf_hub"
 
 
 class _Absent:
@@ -72,15 +74,31 @@ def _forget_stand_in() -> None:
         del sys.modules[_COMPILER]
 
 
+def _uploads() -> ModuleType:
+    """Stands for open_clip's module of uploads, which loads the hub's whole interface, until one is asked for."""
+    module = ModuleType(_UPLOADS)
+    for name in ("push_pretrained_to_hf_hub", "push_to_hf_hub"):
+        setattr(module, name, partial(_upload, name))
+    return module
+
+
+def _upload(name: str, *args: Any, **kwargs: Any) -> None:
+    function = getattr(importlib.import_module(_UPLOADS), name)
+    setattr(open_clip, name, function)
+    function(*args, **kwargs)
+
+
 @contextmanager
 def _lightly() -> Iterator[None]:
     absent: Any = _Absent("timm", "transformers")
     sys.meta_path.insert(0, absent)
     sys.modules.setdefault(_COMPILER, _Compiler(_COMPILER))
+    sys.modules[_UPLOADS] = _uploads()
     try:
         yield
     finally:
         sys.meta_path.remove(absent)
+        del sys.modules[_UPLOADS]
         _forget_stand_in()
 
 

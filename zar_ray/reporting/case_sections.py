@@ -20,6 +20,7 @@ from zar_ray.reporting.pages import Card, Cards, Content, Figure, Picture, Secti
 from zar_ray.reporting.run_data import RunData, RunSplit
 from zar_ray.results.case_rows import CASE_COLUMNS, RIGHT, CaseRows, class_accuracies, confusion_matrix, firsts
 from zar_ray.results.record import CaseMetrics, ClassAccuracy
+from zar_ray.results.trust import BINS
 from zar_ray.storage import is_uri
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.sandbox import DecoderProcess
@@ -123,7 +124,7 @@ def _calibration(decided: CaseRows, changes: bool) -> list[Content]:
         confidence = firsts(decided.table[f"top5_scores_{'before' if name == 'before' else 'after'}"])
         curves[name] = figures.calibrate(confidence.astype(np.float64), rank == RIGHT)
     text = (
-        f"Confidence is the softmax probability of the best class, in {figures.BINS} bins of equal width; larger marks "
+        f"Confidence is the softmax probability of the best class, in {BINS} bins of equal width; larger marks "
         "hold more videos. The expected calibration error (ECE) is the mean distance from the diagonal, weighted by "
         "videos. Below the diagonal a model is surer than it should be. Failed and unlabelled videos are left out."
     )

@@ -20,12 +20,20 @@ from zar_ray.reporting.summary_tables import (
     summary_blocks,
     summary_facts,
 )
+from zar_ray.reporting.trust_tables import (
+    COSTS,
+    TRUST,
+    Column,
+    columns_there,
+    compact_cells,
+    row_lines,
+    trust_blocks,
+)
 from zar_ray.results.record import Estimate
 from zar_ray.results.study_record import REPLICATES, Score, StudyRecord, StudyTable, TableRow
 
 _WIDTH = 100
 
-_COSTS = ("images", "seconds", "GFLOPs", "peak MB")
 _COST_NOTE = (
     "Images, seconds and GFLOPs are means a video, as if the method ran alone; peak MB is what a worker had in use, "
     "all of the study's models included."
@@ -34,7 +42,9 @@ _NUMBERS = (
     *("accuracy", "accuracy_low", "accuracy_high", "accuracy_std"),
     *("difference", "difference_low", "difference_high", "difference_gained", "difference_lost", "difference_p"),
     *("p_adjusted", "images", "seconds", "gflops", "peak_memory"),
+    *("gain", "gain_low", "gain_high", "gain_p"),
 )
+_ENDS = ("", "_low", "_high", "_std")
 
 
 def print_study(record: StudyRecord, console: Console) -> None:
@@ -73,6 +83,8 @@ def study_csv(record: StudyRecord) -> str:
     several = splits if len(splits) > 1 else []
     each = [(split, end) for split in several for end in ("value", "low", "high", "std")]
     columns = ("table", *axes, "method", "varied", "metric", "decisions", "finished", "replicates", *_NUMBERS)
+    trust = dict.fromkeys(name for _, row in rows for name in row.trust)
+    measures = [f"{name}{end}" for name in trust for end in _ENDS]
     lines = []
     for table, row in rows:
         values, first = row.numbers(), record.cells[row.cells[0]]
@@ -89,9 +101,10 @@ def study_csv(record: StudyRecord) -> str:
                 "; ".join(map(numbers.exact, row.main.replicates)) if row.main else "",
                 *(numbers.exact(values.get(name)) for name in _NUMBERS),
                 *map(numbers.exact, ends),
+                *(numbers.exact(values.get(name)) for name in measures),
             )
         )
-    return csv_block(Block(None, (*columns, *(f"{split}_{end}" for split, end in each)), lines))
+    return csv_block(Block(None, (*columns, *(f"{split}_{end}" for split, end in each), *measures), lines))
 
 
 def random_weights(record: StudyRecord) -> str | None:
@@ -138,27 +151,35 @@ def _table_blocks(record: StudyRecord, table: StudyTable, plus_minus: str, width
         tuple(row.method if axis == "method" else row.labels.get(axis, "") for axis in axes) for row in table.rows
     ]
     columns, cells = _scores(record, table, plus_minus)
-    costs = [
-        (
-            numbers.fixed(row.images, 1),
-            numbers.digits(row.seconds),
-            numbers.gflops(row.gflops),
-            numbers.megabytes(row.peak_memory),
-        )
-        for row in table.rows
-    ]
+    every = [row.numbers() for row in table.rows]
+    trust, costs = columns_there(TRUST, every), COSTS
     notes = _notes(record, table, plus_minus)
 
     def block(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str]) -> Block:
         rows = [(*label, *one) for label, one in zip(labels, cells, strict=True)]
         return Block(title, (*axes, *columns), rows, notes, words=len(axes))
 
-    both = [(*scores, *cost) for scores, cost in zip(cells, costs, strict=True)]
-    beside = block(title, (*columns, *_COSTS), both, (*notes, _COST_NOTE, *table.verdict))
+    def with_columns(more: Sequence[Column]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        shown = [(*own, *compact_cells(more, row)) for own, row in zip(cells, every, strict=True)]
+        return (*columns, *(one.heading for one in more)), shown
+
+    details = trust_blocks(row_lines(table.rows, labels, plus_minus), axes, f": {table.title}")
+    beside = block(title, *with_columns((*trust, *costs)), (*notes, _COST_NOTE, *table.verdict))
     if beside.width <= width:
-        return [beside]
-    below = block(f"cost a video: {table.title}", _COSTS, costs, (_COST_NOTE,))
-    return [block(title, columns, cells, (*notes, *table.verdict)), below]
+        return [beside, *details]
+    gains = [_gain(row) for row in table.rows] if any(row.gain is not None for row in table.rows) else []
+    headings = (*(("gain of adaptation", "p") if gains else ()), *(one.heading for one in (*trust, *costs)))
+    rest = [compact_cells((*trust, *costs), row) for row in every]
+    shown = [(*gain, *one) for gain, one in zip(gains, rest, strict=True)] if gains else rest
+    words = "trust and cost a video" if trust else "cost a video"
+    below = block(f"{words}: {table.title}", headings, shown, (_COST_NOTE,))
+    return [block(title, columns, cells, (*notes, *table.verdict)), below, *details]
+
+
+def _gain(row: TableRow) -> tuple[str, str]:
+    """By how much adaptation changed a row's score."""
+    found = row.gain
+    return ("", "") if found is None else (numbers.interval(found.effect, "+"), numbers.p_value(found.p_value))
 
 
 def _axes(rows: Sequence[TableRow], but: Sequence[str] = ()) -> list[str]:

@@ -6,7 +6,7 @@ Tables fit 80 columns and use plain characters, so that they survive logs; accur
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 
 from zar_ray.reporting.blocks import Block, csv_block
 from zar_ray.reporting.numbers import (
@@ -22,6 +22,7 @@ from zar_ray.reporting.numbers import (
     size,
     with_deviation,
 )
+from zar_ray.reporting.trust_tables import NOT_DEFINED, case_lines, overview, trust_blocks
 from zar_ray.reporting.verdicts import verdicts
 from zar_ray.results.record import (
     CaseMetrics,
@@ -54,7 +55,7 @@ def summary_blocks(summary: RunSummary, plus_minus: str = "±") -> list[Block]:
     if len(summary.splits) < 2:
         split_notes = [note for split in summary.splits for note in split.notes]
         notes = [*_interval_notes(summary.cases), *_failure_notes(summary.cases), *split_notes]
-        return [Block(None, *_table(summary.cases), notes)]
+        return [Block(None, *_table(summary.cases), notes), *_beside(summary.cases)]
     blocks = []
     for split in summary.splits:
         cases = [case for case in summary.cases if case.split == split.name]
@@ -67,7 +68,18 @@ def summary_blocks(summary: RunSummary, plus_minus: str = "±") -> list[Block]:
     for average in summary.averages:
         of_kind.setdefault((average.kind, average.splits), []).append(average)
     adapting = {case.method for case in summary.cases if case.adapts}
-    return blocks + [_average_block(averages, adapting, plus_minus) for averages in of_kind.values()]
+    blocks += [_average_block(averages, adapting, plus_minus) for averages in of_kind.values()]
+    return blocks + _beside(summary.cases)
+
+
+def _beside(cases: Sequence[CaseMetrics]) -> list[Block]:
+    """Trust and costs: a line a case of both, then the measures of trust with their intervals."""
+    first = overview(cases)
+    names = ("split", "method") if len({case.split for case in cases}) > 1 else ("method",)
+    found = [*([first] if first is not None else []), *trust_blocks(case_lines(cases), names)]
+    if found and any(case.map_after is not None for case in cases):
+        found[-1] = replace(found[-1], notes=(*found[-1].notes, NOT_DEFINED))
+    return found
 
 
 def _choices(cases: Sequence[CaseMetrics], classes: int) -> str:
@@ -166,6 +178,8 @@ def summary_facts(summary: RunSummary, cell: str = "") -> list[tuple[str, str]]:
     counts = f"{summary.videos}: {summary.finished} finished, {summary.failed} failed"
     if summary.unlabelled:
         counts += f", {summary.unlabelled} without a label (in no accuracy)"
+    if summary.unknown:
+        counts += f", {summary.unknown} of unknown classes (in no accuracy)"
     if summary.warned:
         counts += f", {summary.warned} with a warning"
     if summary.resumed:

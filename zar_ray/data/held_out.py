@@ -49,9 +49,7 @@ def held_out_classes(splits: Sequence[EvaluationSplit], options: DatasetOptions)
     if text is None:
         return ()
     if any(split.multi_label for split in splits):
-        raise ConfigError(
-            f"{_OPTION}: a video of {splits[0].benchmark} may show several classes, known ones among them"
-        )
+        raise ConfigError(f"{_OPTION}: a video of {splits[0].benchmark} may show several classes; leave the option out")
     names = tuple(dict.fromkeys(name for split in splits for name in split.class_names))
     share = share_of_classes(text)
     if share is not None:

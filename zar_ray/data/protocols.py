@@ -186,9 +186,7 @@ class EvaluationSplit:
     legacy: bool = False  # whether the names stand in the order of the published label files, mistakes included
     exchanged: frozenset[int] = frozenset()  # label ids that those files call by another name than is right
     renamed: Mapping[str, str] = field(default_factory=dict)  # names that Kinetics-400 has too, with its words
-    held_out: tuple[
-        str, ...
-    ] = ()  # names, of all the run's splits, that a label id beyond the class names counts on in
+    held_out: tuple[str, ...] = ()  # of all the run's splits; a label id beyond the class names counts on in these
 
     def __len__(self) -> int:
         return len(self.video_ids)

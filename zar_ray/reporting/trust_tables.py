@@ -179,8 +179,8 @@ def _calibration(lines: Sequence[Line], names: Sequence[str], of: str) -> Block 
             labels = line.labels if not place else ("",) * len(line.labels)
             rows.append((*labels, when, *(cells.get(name, "") for name in CALIBRATION)))
     notes = [
-        f"Calibration of the videos that have a label and finished; {BINS} bins of equal width, or (adaptive) of as many"
-        " videos; intervals and changes from bootstrap draws."
+        f"Calibration of the videos that have a label and finished; {BINS} bins of equal width, or (adaptive) of as"
+        " many videos; intervals and changes from bootstrap draws."
     ]
     columns = (*names, "", *map(heading, CALIBRATION))
     return Block(f"Calibration{of}", columns, rows, notes, words=len(names) + 1)

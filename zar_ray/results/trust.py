@@ -214,7 +214,7 @@ def _spread(
 
 
 def equal_width_bins(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Which of some bins of equal width over [0, 1] each of N confidences is in, int (N,); bins hold their upper ends."""
+    """Which of some bins of equal width over [0, 1] N confidences are in, int (N,); bins hold their upper ends."""
     return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
 
 

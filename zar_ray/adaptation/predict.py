@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import torch
 
@@ -15,6 +16,7 @@ from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
 from zar_ray.file_systems import Location
 from zar_ray.models.clip import ClipModel
+from zar_ray.results.certainty import certainties, is_rejected
 from zar_ray.video.files import VideoFile
 from zar_ray.video.sandbox import DecoderProcess
 from zar_ray.video.sandbox_process import DecodeRequest
@@ -62,7 +64,15 @@ def predict(
                 rank_labels([getattr(case.decision, name) for case in of_seeds], labels, options.top_k)
                 for name in ("logits_before", "logits_after")
             )
-            yield Ranking(path, of_seeds[0].method, before, after, seeds, warning)
+            method, below, certainty, reject = of_seeds[0].method, options.reject_below, None, None
+            try:
+                if below is not None:
+                    certainty = fmean(certainties(one.decision.logits_after)[options.reject_score] for one in of_seeds)
+                    reject = is_rejected(certainty, below)
+            except VideoError as error:
+                yield Ranking(path, method, (), (), error=str(error))
+            else:
+                yield Ranking(path, method, before, after, seeds, warning, certainty=certainty, reject=reject)
 
 
 def rank_labels(logits: Sequence[torch.Tensor], labels: tuple[str, ...], top_k: int) -> tuple[RankedLabel, ...]:

@@ -163,8 +163,8 @@ def case_metrics(
         multi_label: Whether a video may show several classes: mean average precision then stands in place of the
             accuracies.
         split: The protocol's split that the case is of.
-        seed: Seed of the bootstraps of average precision and of what `CaseMetrics.trust` holds; the same table and seed give the same numbers, whatever the rows'
-            order.
+        seed: Seed of the bootstraps of average precision and of `CaseMetrics.trust`; the same table and seed give the
+            same numbers, whatever the rows' order.
         resamples: Draws of average precision's.
 
     Raises:

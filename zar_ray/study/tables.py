@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from statistics import fmean, harmonic_mean
 from typing import NamedTuple
 
@@ -157,9 +158,7 @@ class Group:
         """Its measures, each over all replicates and splits."""
         found: dict[str, Score] = {}
         of_cells = [[one for one in cell.summary.cases if one.method == self.method] for cell in self.cells]
-        for name, suffix, when in (
-            (name, *time) for name in MEASURES for time in (("_before", "before"), ("", "after"))
-        ):
+        for name, when in product(MEASURES, ("before", "after")):
             every = [[getattr(case.trust[name], when) for case in cases if name in case.trust] for cases in of_cells]
             of_replicates = [known for of in every if (known := [one for one in of if one is not None])]
             if not of_replicates:
@@ -167,7 +166,9 @@ class Group:
             values = tuple(fmean(one.value for one in of) for of in of_replicates)
             first = of_replicates[0][0] if len(values) == len(of_replicates[0]) == 1 else None
             ends = (None, None) if first is None else (first.low, first.high)
-            found[name + suffix] = Score(fmean(values), *ends, sample_deviation(values), values)
+            found[name if when == "after" else f"{name}_before"] = Score(
+                fmean(values), *ends, sample_deviation(values), values
+            )
         return found
 
 

@@ -48,6 +48,7 @@ export function readForm() {
     options: readOptions(),
     seed: seeds.length === 1 ? seeds[0] : null,
     seeds: seeds.length > 1 ? seeds : null,
+    reject_below: number("reject-below"),
     explain: byId("explain").checked,
   };
   if (windowed) Object.assign(parameters, { window: number("window"), stride: number("stride") });
@@ -55,7 +56,7 @@ export function readForm() {
 }
 
 // Fields that the browser checks by their attributes; the others are checked below.
-const CHECKED = ["window", "stride", "template", "seed", "top-k"];
+const CHECKED = ["window", "stride", "template", "seed", "top-k", "reject-below"];
 
 function mistake(input) {
   const { validity } = input;

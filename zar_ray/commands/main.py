@@ -26,6 +26,7 @@ COMMANDS = {
     "report run": "Write a finished run's report as one HTML file.",
     "report compare": "Compare finished runs, video by video where they are of the same videos.",
     "report mlflow": "Send a finished run to MLflow.",
+    "report threshold": "Print how sure a run's decisions must be for a share of them to be kept.",
     "report table": "Show a published table beside your own finished runs.",
     "features show": "Show what a folder of image features holds.",
     "features prune": "Delete image features that were not used for long, and put small files together.",

@@ -27,7 +27,7 @@ from zar_ray.video.sandbox import DecoderProcess
 from zar_ray.video.sandbox_process import DecodeRequest
 from zar_ray.video.transforms import Preprocessing
 
-_OF_BOTH = tuple(f"{name}_{when}" for when in ("before", "after") for name in ("top5", "top5_scores", "entropy"))
+_OF_BOTH = tuple(f"{name}_{when}" for when in ("before", "after") for name in ("top5", "top5_scores", "nll", "entropy"))
 _COLUMNS = (*CASE_COLUMNS, *_OF_BOTH)
 _CLASSES_SHOWN = 30
 _MISTAKES_SHOWN = 20
@@ -158,16 +158,10 @@ def _entropy(rows: pa.Table, changes: bool, classes: int) -> list[Content]:
 
 
 def _gains(decided: CaseRows) -> np.ndarray:
-    """How much likelier the right class became in each video; a class outside the best five counts as 0."""
-    likely = {}
-    for when in ("before", "after"):
-        # All rows of a case have as many.
-        best, scores = (
-            decided.table[f"{name}_{when}"].combine_chunks().flatten().to_numpy().reshape(len(decided.label), -1)
-            for name in ("top5", "top5_scores")
-        )
-        likely[when] = np.where(best == decided.label[:, None], scores.astype(np.float64), 0.0).sum(axis=1)
-    return likely["after"] - likely["before"]
+    """How much likelier the right class became in each video."""
+    lost = (decided.table[f"nll_{when}"].to_numpy().astype(np.float64) for when in ("before", "after"))
+    before, after = (np.exp(-one) for one in lost)
+    return after - before
 
 
 def _helped_and_hurt(

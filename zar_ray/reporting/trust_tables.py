@@ -94,6 +94,12 @@ def heading(name: str) -> str:
     return _PLAIN[name] if kind is None else f"{_OF_KIND[kind]} %"
 
 
+def long_heading(name: str) -> str:
+    """What a measure is called where no column says of which score it is."""
+    score = next((score for score in SCORES if name.endswith(f"_{score}")), None)
+    return heading(name) if score is None else f"{heading(name)}, {WORDS[score]}"
+
+
 def measured(name: str, value: Estimate | Score | None, sign: str = "", plus_minus: str = "±") -> str:
     """A measure with its interval, or with its deviation between replicates; shares in per cent."""
     if value is None:

@@ -123,10 +123,10 @@ def trust_of(rows: CaseRows, seed: int = 0) -> dict[str, Measure]:
     """
     chosen = rows.select(rows.finished & ((rows.label >= 0) | rows.unknown))
     before, after = (Decisions.of(chosen, when) for when in ("before", "after"))
-    return compare(before, after, chosen.sources, seed)
+    return compare_trust(before, after, chosen.sources, seed)
 
 
-def compare(before: Decisions, after: Decisions, sources: np.ndarray, seed: int = 0) -> dict[str, Measure]:
+def compare_trust(before: Decisions, after: Decisions, sources: np.ndarray, seed: int = 0) -> dict[str, Measure]:
     """Measures of two decisions about each of N videos, with their change on the same bootstrap draws of sources.
 
     Args:

@@ -166,9 +166,8 @@ class Group:
             values = tuple(fmean(one.value for one in of) for of in of_replicates)
             first = of_replicates[0][0] if len(values) == len(of_replicates[0]) == 1 else None
             ends = (None, None) if first is None else (first.low, first.high)
-            found[name if when == "after" else f"{name}_before"] = Score(
-                fmean(values), *ends, sample_deviation(values), values
-            )
+            score = Score(fmean(values), *ends, sample_deviation(values), values)
+            found[name if when == "after" else f"{name}_before"] = score
         return found
 
 

@@ -49,6 +49,7 @@ export function readForm() {
     seed: seeds.length === 1 ? seeds[0] : null,
     seeds: seeds.length > 1 ? seeds : null,
     reject_below: number("reject-below"),
+    reject_score: byId("reject-below").value === "" ? null : "max_probability",
     explain: byId("explain").checked,
   };
   if (windowed) Object.assign(parameters, { window: number("window"), stride: number("stride") });

@@ -15,10 +15,12 @@ from zar_ray.reporting.numbers import MAIN, METRICS, counted, digits, interval, 
 from zar_ray.reporting.pages import Content, Figure, Group, Page, Picture, Section, Text, render, write_file
 from zar_ray.reporting.summary_tables import GROUPED, INTERVALS, RANDOM_WEIGHTS
 from zar_ray.reporting.trust_tables import long_heading, measured
-from zar_ray.results.trust import MEASURES
+from zar_ray.results.study_record import Score
+from zar_ray.results.trust import CALIBRATION, MEASURES
 from zar_ray.storage import suffix_of
 
 _SHOWN = 5
+_TRUST = (*CALIBRATION, "auroc_max_probability", "fpr95_max_probability")
 _LISTED = 1000
 """Classes and videos that are named where room is short; the page has all."""
 
@@ -210,17 +212,22 @@ def _differences(comparison: Comparison) -> Block:
 
 def _trust(comparison: Comparison) -> list[Block]:
     """What trust the decisions of each run deserve, held against the first."""
-    columns = ["run", "split", "method", "against", "measure", "run A", "here", "change", "p"]
+    columns = ["run", "split", "method", "measure", "run A", "here", "change", "p"]
     rows = []
     for line in comparison.lines:
-        for name, one in ({} if line.paired is None else line.paired.trust).items():
-            change = ("0", "") if one.change is None else (measured(name, one.change.effect, "+"), "")
-            change = change if one.change is None else (change[0], p_value(one.change.p_value))
-            key = (line.run.mark, line.case.split, line.case.method, line.paired.method if line.paired else "")
-            rows.append((*key, long_heading(name), measured(name, one.before), measured(name, one.after), *change))
+        for name in _TRUST if line.paired is not None else ():
+            one = line.paired.trust.get(name) if line.paired is not None else None
+            if one is None or one.change is None or one.before is None or one.after is None:
+                continue
+            values = (measured(name, Score(each.value)) for each in (one.before, one.after))
+            change = (measured(name, one.change.effect, "+"), p_value(one.change.p_value))
+            rows.append((line.run.mark, line.case.split, line.case.method, long_heading(name), *values, *change))
     if not rows:
         return []
-    notes = ["Over the videos that finished in both; intervals and p from bootstrap draws of sources, p not adjusted."]
+    notes = [
+        "Over the videos that finished in both, where anything changed; intervals and p from bootstrap draws of"
+        " sources, p not adjusted. The CSV has every score of unknown classes."
+    ]
     return [_block(comparison, "Trust against run A", columns, rows, notes)]
 
 

@@ -179,8 +179,8 @@ def _calibration(lines: Sequence[Line], names: Sequence[str], of: str) -> Block 
     for line in lines:
         shown = [("before", line.before), ("after", line.after)] if line.before else [("", line.after)]
         if line.change:
-            changed = {name: f"{text}, p {p}" for name, (text, p) in line.change.items()}
-            shown.append(("change", changed))
+            shown.append(("change", {name: text for name, (text, _) in line.change.items()}))
+            shown.append(("p", {name: p for name, (_, p) in line.change.items()}))
         for place, (when, cells) in enumerate(shown):
             labels = line.labels if not place else ("",) * len(line.labels)
             rows.append((*labels, when, *(cells.get(name, "") for name in CALIBRATION)))

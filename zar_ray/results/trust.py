@@ -91,22 +91,27 @@ class _Statistics:
         values: float64 (M,): the measures.
         sums: float32 (U, C): what the videos of each unit add up to.
         of: Makes measures (R, M) of sums (R, C).
+        biased: Whether they are larger where videos are few, and in draws larger once more, as calibration errors are.
     """
 
     values: np.ndarray
     sums: np.ndarray
     of: Callable[[np.ndarray], np.ndarray]
+    biased: bool
 
     def drawn(self, weights: np.ndarray) -> np.ndarray:
-        """Bootstrap draws, float64 (R, M), moved to have the measured values as their means.
+        """Bootstrap draws, float64 (R, M), those of biased measures moved to have the measured values as their means.
 
-        Calibration errors are biased upwards where videos are few, the draws once more than the value. NaN where no
-        video came up that a measure could be made of.
+        NaN where no video came up that a measure could be made of.
         """
         with np.errstate(invalid="ignore", divide="ignore"):
             found = self.of((weights @ self.sums).astype(np.float64))
         there = found[np.isfinite(found).all(axis=1)]
-        return found + (self.values - there.mean(axis=0)) if len(there) else found
+        if not len(there):
+            return found
+        # Sums of scores that were put together into levels are not quite those of the scores.
+        middle = there.mean(axis=0) if self.biased else self.of(self.sums.sum(axis=0, keepdims=True, dtype=np.float64))
+        return found + (self.values - middle)
 
 
 def trust_of(rows: CaseRows, seed: int = 0) -> dict[str, Measure]:
@@ -238,7 +243,7 @@ def _calibration(said: Decisions, units: np.ndarray, count: int) -> _Statistics:
     gaps = [_spread(units, count, place, BINS, confidence - right) for place in bins]
     ones = [np.bincount(units, values, minlength=count) for values in (*losses, None)]
     sums = np.column_stack([*gaps, *ones])
-    return _Statistics(measures(sums.sum(axis=0, keepdims=True))[0], sums.astype(np.float32), measures)
+    return _Statistics(measures(sums.sum(axis=0, keepdims=True))[0], sums.astype(np.float32), measures, True)
 
 
 def _detection(known: np.ndarray, score: np.ndarray, codes: np.ndarray, count: int) -> _Statistics:
@@ -262,7 +267,7 @@ def _detection(known: np.ndarray, score: np.ndarray, codes: np.ndarray, count: i
     sums = np.hstack([_spread(codes[one], count, ranks[one], width) for one in (known, ~known)])
     kept_unknown, kept_known, _ = roc_curve(known, score, drop_intermediate=False)
     values = [auc(kept_unknown, kept_known), kept_unknown[(kept_known >= KEPT).argmax()]]
-    return _Statistics(np.array(values), sums.astype(np.float32), measures)
+    return _Statistics(np.array(values), sums.astype(np.float32), measures, False)
 
 
 def threshold_of(score: np.ndarray, keep: float, sources: np.ndarray) -> Estimate:

@@ -270,3 +270,12 @@ def test_a_manifest_shows_its_counts_rows_and_broken_files():
     assert "read by decord (3)" in output
     empty = printed(print_manifest, Manifest.of([], ["run", "jump"], "/d", "none"))
     assert "none: 0 videos" in empty
+
+
+def test_that_a_video_shows_none_of_the_labels_is_said_above_them():
+    ranked = (RankedLabel("x", 0.3), RankedLabel("y", 0.2))
+    rejected = Ranking("a.mp4", "zar", ranked, ranked, certainty=0.3, reject=True)
+    output = printed(print_ranking, rejected, random_weights=False)
+    assert output.index("none of these: 0.3 is below the threshold") < output.index("30.0 %")
+    kept = replace(rejected, reject=False)
+    assert "none of these" not in printed(print_ranking, kept, random_weights=False)

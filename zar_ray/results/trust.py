@@ -151,8 +151,8 @@ def compare_trust(before: Decisions, after: Decisions, sources: np.ndarray, seed
     found: dict[str, Measure] = {}
     olds, news = (_makers(one, codes, count) for one in (before, after))
     for names in _TOGETHER:
-        made = [makers[names]() if names in makers else None for makers in (olds, news)]
-        found |= _measures(names, *made, weights)
+        old, new = (makers[names]() if names in makers else None for makers in (olds, news))
+        found |= _measures(names, old, new, weights)
     return found
 
 
@@ -166,18 +166,16 @@ def _measures(
         most = {"brier": 2.0, "nll": np.inf}.get(name, 1.0)
         values, draws, estimates = [], [], []
         for one, of_one in zip((old, new), drawn, strict=True):
-            if one is None or of_one is None:
-                estimates.append(None)
-                continue
-            values.append(float(one.values[place]))
-            draws.append(of_one[:, place])
-            estimates.append(quantile_estimate(values[-1], np.clip(_there(draws[-1], values[-1]), 0, most)))
+            values.append(np.nan if one is None else float(one.values[place]))
+            draws.append(np.array([]) if of_one is None else of_one[:, place])
+            ends = np.clip(_there(draws[-1], values[-1]), 0, most)
+            estimates.append(None if one is None else quantile_estimate(values[-1], ends))
         change = None
         if old is not None and new is not None and not np.array_equal(old.sums, new.sums):
             difference = values[1] - values[0]
             change = _change(difference, _there(draws[1] - draws[0], difference))
-        if any(estimates):
-            found[name] = Measure(*estimates, change)
+        if old is not None or new is not None:
+            found[name] = Measure(estimates[0], estimates[1], change)
     return found
 
 

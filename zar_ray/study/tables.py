@@ -147,7 +147,7 @@ class Group:
 
     def gain(self) -> PairedComparison | None:
         """By how much adaptation changed it, where it has one replicate: over several splits the average's change."""
-        if len(self.cells) > 1:
+        if len(self.cells) != 1:
             return None
         summary = self.cells[0].summary
         averages = [one.change for one in summary.averages if one.method == self.method and one.change is not None]

@@ -215,8 +215,9 @@ def _trust(comparison: Comparison) -> list[Block]:
     columns = ["run", "split", "method", "measure", "run A", "here", "change", "p"]
     rows = []
     for line in comparison.lines:
-        for name in _TRUST if line.paired is not None else ():
-            one = line.paired.trust.get(name) if line.paired is not None else None
+        trust = {} if line.paired is None else line.paired.trust
+        for name in _TRUST:
+            one = trust.get(name)
             if one is None or one.change is None or one.before is None or one.after is None:
                 continue
             values = (measured(name, Score(each.value)) for each in (one.before, one.after))

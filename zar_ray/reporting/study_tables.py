@@ -23,7 +23,6 @@ from zar_ray.reporting.summary_tables import (
 from zar_ray.reporting.trust_tables import (
     COSTS,
     TRUST,
-    Column,
     columns_there,
     compact_cells,
     row_lines,
@@ -152,27 +151,26 @@ def _table_blocks(record: StudyRecord, table: StudyTable, plus_minus: str, width
     ]
     columns, cells = _scores(record, table, plus_minus)
     every = [row.numbers() for row in table.rows]
-    trust, costs = columns_there(TRUST, every), COSTS
+    trust = columns_there(TRUST, every)
     notes = _notes(record, table, plus_minus)
 
     def block(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str]) -> Block:
         rows = [(*label, *one) for label, one in zip(labels, cells, strict=True)]
         return Block(title, (*axes, *columns), rows, notes, words=len(axes))
 
-    def with_columns(more: Sequence[Column]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        shown = [(*own, *compact_cells(more, row)) for own, row in zip(cells, every, strict=True)]
-        return (*columns, *(one.heading for one in more)), shown
-
+    gained = any(row.gain is not None for row in table.rows)
+    headings = (*(("gain of adaptation", "p") if gained else ()), *(one.heading for one in (*trust, *COSTS)))
+    rest = [
+        (*(_gain(row) if gained else ()), *compact_cells((*trust, *COSTS), of_row))
+        for row, of_row in zip(table.rows, every, strict=True)
+    ]
+    both = [(*scores, *more) for scores, more in zip(cells, rest, strict=True)]
     details = trust_blocks(row_lines(table.rows, labels, plus_minus), axes, f": {table.title}")
-    beside = block(title, *with_columns((*trust, *costs)), (*notes, _COST_NOTE, *table.verdict))
+    beside = block(title, (*columns, *headings), both, (*notes, _COST_NOTE, *table.verdict))
     if beside.width <= width:
         return [beside, *details]
-    gains = [_gain(row) for row in table.rows] if any(row.gain is not None for row in table.rows) else []
-    headings = (*(("gain of adaptation", "p") if gains else ()), *(one.heading for one in (*trust, *costs)))
-    rest = [compact_cells((*trust, *costs), row) for row in every]
-    shown = [(*gain, *one) for gain, one in zip(gains, rest, strict=True)] if gains else rest
     words = "trust and cost a video" if trust else "cost a video"
-    below = block(f"{words}: {table.title}", headings, shown, (_COST_NOTE,))
+    below = block(f"{words}: {table.title}", headings, rest, (_COST_NOTE,))
     return [block(title, columns, cells, (*notes, *table.verdict)), below, *details]
 
 

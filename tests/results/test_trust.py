@@ -28,6 +28,7 @@ from zar_ray.results.trust import (
     MEASURES,
     TRUST_COLUMNS,
     Decisions,
+    _detection,
     compare_trust,
     equal_mass_bins,
     threshold_of,
@@ -264,6 +265,24 @@ def test_the_threshold_keeps_what_it_is_asked_to(scores, keep):
     higher = values[values > found.value]
     assert not len(higher) or (values >= higher.min()).mean() < keep
     assert found.low <= found.value <= found.high
+
+
+@pytest.mark.parametrize(("known", "kept"), [(20, 19), (40, 38), (21, 20), (19, 19)])
+def test_the_threshold_of_known_videos_keeps_as_few_as_it_may(known, kept):
+    # The surest `kept` of the known videos come before one unknown video, the others behind it.
+    score = np.append(-np.arange(known, dtype=float), 0.5 - kept)
+    of_known = np.arange(known + 1) < known
+    drawn = _detection(of_known, score, np.arange(known + 1), known + 1)
+    assert drawn.values[1] == 0
+    assert drawn.of(drawn.sums.sum(axis=0, keepdims=True).astype(float))[0] == pytest.approx(drawn.values)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 400])
+def test_what_is_drawn_from_is_the_measure_itself(levels):
+    rng = np.random.default_rng(levels)
+    known, score, sources = rng.random(300) < 0.6, rng.integers(levels, size=300) / 7, rng.integers(40, size=300)
+    drawn = _detection(known, score, sources, 40)
+    assert drawn.of(drawn.sums.sum(axis=0, keepdims=True).astype(float))[0] == pytest.approx(drawn.values)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 9])

@@ -6,7 +6,7 @@ Tables fit 80 columns and use plain characters, so that they survive logs; accur
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, fields, replace
+from dataclasses import astuple, fields
 
 from zar_ray.reporting.blocks import Block, csv_block
 from zar_ray.reporting.numbers import (
@@ -76,10 +76,7 @@ def _beside(cases: Sequence[CaseMetrics]) -> list[Block]:
     """Trust and costs: a line a case of both, then the measures of trust with their intervals."""
     first = overview(cases)
     names = ("split", "method") if len({case.split for case in cases}) > 1 else ("method",)
-    found = [*([first] if first is not None else []), *trust_blocks(case_lines(cases), names)]
-    if found and any(case.map_after is not None for case in cases):
-        found[-1] = replace(found[-1], notes=(*found[-1].notes, NOT_DEFINED))
-    return found
+    return [*([first] if first is not None else []), *trust_blocks(case_lines(cases), names)]
 
 
 def _choices(cases: Sequence[CaseMetrics], classes: int) -> str:
@@ -148,7 +145,12 @@ def _interval_notes(cases: Sequence[CaseMetrics]) -> list[str]:
         return []
     groups = {case.split: (case.labelled, case.groups) for case in cases if case.groups}
     shown = ", ".join(f"{count} of {labelled} videos" for labelled, count in groups.values())
-    return [INTERVALS, *([f"{GROUPED} (sources: {shown})."] if groups else [])]
+    several = any(case.map_after is not None for case in cases)
+    return [
+        INTERVALS,
+        *([f"{GROUPED} (sources: {shown})."] if groups else []),
+        *([NOT_DEFINED] if several else []),
+    ]
 
 
 def _failure_notes(cases: Sequence[CaseMetrics]) -> list[str]:

@@ -107,6 +107,7 @@ def made_up(first: int, videos: int) -> pa.Table:
         "recorded_at": rng.random(count),
     }
     for when in ("before", "after"):
+        columns |= {f"{name}_{when}": rng.random(count) for name in ("nll", "brier", "energy")}
         columns[f"top5_{when}"] = lists(5, top5, RESULT_SCHEMA.field(f"top5_{when}").type)
         name = f"top5_scores_{when}"
         columns[name] = lists(5, rng.random((count, 5), np.float32), RESULT_SCHEMA.field(name).type)

@@ -296,6 +296,7 @@ def write_finished_run(
     labelled: bool = True,
     failures: int = 2,
     multi_label: bool = False,
+    held_out: Sequence[str] = (),
     random_weights: bool = False,
     features: bool = True,
     draw: int = 0,
@@ -313,6 +314,7 @@ def write_finished_run(
         labelled: Whether the videos have labels.
         failures: So many of the first videos failed.
         multi_label: Whether they show several classes.
+        held_out: Classes that are held out; every video after one of each known class is of one of them.
         random_weights: Whether the model is untrained.
         features: Whether the run keeps the videos' features.
         draw: Seed of the first cell's decisions after adaptation; those before are the same everywhere.
@@ -326,7 +328,9 @@ def write_finished_run(
     for place, (coordinates, more) in enumerate(several.items()):
         config = own if not more else _config(folder, methods, merge(options, dict(more)))
         prefix = "" if not place else f"{place}-"
-        rows = _rows(videos, len(names), methods, labelled, failures, multi_label, features, draw + place, prefix)
+        rows = _rows(
+            videos, len(names), methods, labelled, failures, multi_label, features, draw + place, prefix, held_out
+        )
         parts.append((coordinates, config, to_table(rows), prefix))
     summaries, rights = {}, {}
     for place, (coordinates, config, table, prefix) in enumerate(parts):
@@ -335,7 +339,7 @@ def write_finished_run(
             case_metrics(table, f"{prefix}{one}", one, len(names), multi_label=multi_label, resamples=100)
             for one in methods
         ]
-        fields = {name: counts[name] for name in ("finished", "failed", "unlabelled", "warned")}
+        fields = {name: counts[name] for name in ("finished", "failed", "unlabelled", "unknown", "warned")}
         summaries[coordinates] = make_summary_of(
             cases,
             folder,
@@ -384,6 +388,7 @@ def _rows(
     features: bool,
     draw: int,
     prefix: str,
+    held_out: Sequence[str] = (),
 ) -> list[ResultRow]:
     before_rng, after_rng = np.random.default_rng(7), np.random.default_rng(100 + draw)
     rows = []
@@ -391,6 +396,10 @@ def _rows(
         video_id, label = f"v{number:02}.mp4", number % count
         several = tuple(sorted({label, (label + 1) % count}))
         right = {} if not labelled else {"labels": several} if multi_label else {"label_id": label}
+        if held_out and number % (count + 1) == count:
+            right = {"label": held_out[number % len(held_out)]}
+        elif labelled and not multi_label:
+            right["label"] = f"class {label}"
         before = before_rng.normal(size=count).astype(np.float32)
         after = (before + after_rng.normal(size=count)).astype(np.float32)
         after[label] += 1.0

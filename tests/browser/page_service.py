@@ -106,6 +106,7 @@ class FakeBackend:
         after = _softmax(logits * 1.6 + rng.normal(0, 0.3, len(logits))) if tuned else before
         ranked_after = _ranked(query.labels, after, query.top_k)
         views = _views(rng, math.log(len(query.labels) + 1)) if tuned else ()
+        certainty = None if query.reject_below is None else float(after.max())
         return Classification(
             request_id=query.request_id,
             model=model,
@@ -117,6 +118,8 @@ class FakeBackend:
             after=ranked_after,
             entropy_before=_entropy(before),
             entropy_after=_entropy(after),
+            certainty=certainty,
+            reject=None if certainty is None or query.reject_below is None else certainty < query.reject_below,
             views=views,
             images_encoded=412,
             video=VideoFacts(

@@ -179,7 +179,9 @@ def test_a_model_without_maps_and_a_method_without_tuning_are_shown_as_such(open
     page.get_by_label("Prompt").fill("a clip of {}")
     page.get_by_label("Seed of the views").fill("7")
     page.get_by_label("Labels to show").fill("2")
+    page.get_by_label("None of these below").fill("1")
     classify(page)
+    expect(page.get_by_text("too unsure")).to_be_visible()
     expect(page.get_by_text("the model has no attention maps")).to_be_visible()
     assert [len(row) for row in scores(page)] == [2, 2]
     assert page.get_by_text("Entropy of the views").count() == 0

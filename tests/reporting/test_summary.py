@@ -9,6 +9,7 @@ import pytest
 from zar_ray.errors import RunError
 from zar_ray.results.record import Throughput
 from zar_ray.results.study_record import Cell, StudyRecord
+from zar_ray.results.trust import CALIBRATION
 
 
 def test_a_summary_survives_json(make_summary, make_protocol, make_multi_label):
@@ -54,6 +55,7 @@ def test_averages_are_numbers_by_their_kind(make_protocol):
 def test_methods_have_the_same_numbers_but_for_the_change(make_summary):
     zero_shot, zar = (case.numbers() for case in make_summary().cases)
     change = {"top1_change", "top1_change_low", "top1_change_high", "gained", "lost", "change_p", "detectable"}
+    change |= {f"{name}_change{end}" for name in CALIBRATION for end in ("", "_low", "_high", "_p")}
     assert zar.keys() - zero_shot.keys() == change
     assert zero_shot.keys() <= zar.keys()
     assert zar["top1_before"] == zero_shot["top1"]

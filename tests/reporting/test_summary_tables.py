@@ -136,7 +136,7 @@ def test_markdown_has_the_same_rows_and_is_safe(make_summary):
     summary = make_summary()
     text = markdown(replace(summary, dataset="a|b_*c*<script>"))
     assert r"a\|b\_\*c\*\<script>" in text
-    rows = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [line for line in text.partition("**Trust and cost")[0].splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 4
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6}
     assert rows[2].startswith(r"| zero\_shot |")
@@ -162,7 +162,7 @@ def test_several_splits_have_a_table_each_and_their_mean_beneath(make_protocol, 
         assert "zar: 4 failed videos counted as wrong" in part
         assert f"demo, split {case.split}: 3 classes have no video here" in part
     assert output.count("Intervals hold with 95 %.") == 1
-    means = output[places[-1] : output.index("\nvideos ")]
+    means = output[places[-1] : output.index("\nTrust and cost a video")]
     shown = {(one.method, one.metric): f"{100 * one.value:.1f} ± {100 * one.std:.1f}" for one in summary.averages}
     rows = [re.split(r"  +", line.strip()) for line in means.splitlines() if "±" in line][1:]
     metrics = ("top1", "top5", "mean_class")
@@ -190,7 +190,8 @@ def test_markdown_has_the_splits_and_the_mean_too(make_protocol):
     text = markdown(summary)
     for title in ("split 1: 60 videos, 8 classes (chance 12.5 %)", "mean ± std over 3 splits"):
         assert f"\n\n**{title}**\n\n| method |" in text
-    assert len([line for line in text.splitlines() if line.startswith("|")]) == 3 * (2 + 4) + 2 + 3
+    accuracies = text.partition("**Trust and cost")[0]
+    assert len([line for line in accuracies.splitlines() if line.startswith("|")]) == 3 * (2 + 4) + 2 + 3
     assert text.count("3 classes have no video here") == 3
 
 
@@ -229,9 +230,9 @@ def test_multi_label_splits_show_mean_average_precision(make_multi_label):
     assert len(re.findall(r"before", output)) == 1
     assert "zar: 2 failed videos ranked last." in output
     assert "Intervals hold with 95 %." in output
-    assert "no labels" in printed(
-        print_summary, replace(summary, cases=tuple(replace(c, map_before=None, map_after=None) for c in summary.cases))
-    )
+    assert "are not defined where a video may show several classes" in output
+    unmeasured = [replace(case, map_before=None, map_after=None, map_change=None) for case in summary.cases]
+    assert "no labels" in printed(print_summary, replace(summary, cases=tuple(unmeasured)))
 
 
 def test_a_ranking_shows_both_sides_or_one_where_nothing_changed():
@@ -270,3 +271,12 @@ def test_a_manifest_shows_its_counts_rows_and_broken_files():
     assert "read by decord (3)" in output
     empty = printed(print_manifest, Manifest.of([], ["run", "jump"], "/d", "none"))
     assert "none: 0 videos" in empty
+
+
+def test_that_a_video_shows_none_of_the_labels_is_said_above_them():
+    ranked = (RankedLabel("x", 0.3), RankedLabel("y", 0.2))
+    rejected = Ranking("a.mp4", "zar", ranked, ranked, certainty=0.3, reject=True)
+    output = printed(print_ranking, rejected, random_weights=False)
+    assert output.index("none of these: 0.3 is below the threshold") < output.index("30.0 %")
+    kept = replace(rejected, reject=False)
+    assert "none of these" not in printed(print_ranking, kept, random_weights=False)

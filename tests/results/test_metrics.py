@@ -351,7 +351,7 @@ def test_videos_are_counted_once_whatever_the_cases():
     rows = both_cases(row(0, 0, 0, 0, warning="tail"), row(1, None, 0, 0), row(2, 0, 0, 0))
     rows[-1] = dataclasses.replace(failed(2, 0, stage="adapt"), case_id="zero_shot")
     counts = video_counts(to_table(rows))
-    assert counts == {"videos": 3, "finished": 2, "failed": 1, "unlabelled": 1, "warned": 1}
+    assert counts == {"videos": 3, "finished": 2, "failed": 1, "unlabelled": 1, "unknown": 0, "warned": 1}
     assert video_counts(to_table([]))["videos"] == 0
 
 

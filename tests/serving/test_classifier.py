@@ -9,6 +9,7 @@ import torch
 from zar_ray.errors import ConfigError, DeviceLostError
 from zar_ray.models.fitting import Fitting
 from zar_ray.models.text import PromptedClasses
+from zar_ray.results.certainty import SCORES
 from zar_ray.serving.backend import Job, Query
 from zar_ray.serving.classifier import Classifier
 from zar_ray.serving.methods import ServiceOptions, require_methods
@@ -155,3 +156,26 @@ def test_warm_up_tries_every_method(tiny_checkpoint):
     classifier._answer_alike = lambda jobs: asked.append(jobs[0].query.method) or whole(jobs)
     classifier.warm_up()
     assert asked == ["zar", "zero_shot"]
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_decision_that_is_too_unsure_is_rejected(classifier, score):
+    (plain,) = classifier.answer([job(classifier, 1)])
+    assert (plain.reject, plain.certainty) == (None, None)
+    (asked,) = classifier.answer([job(classifier, 1, reject_below=-1e9, reject_score=score)])
+    assert (asked.reject, asked.after) == (False, plain.after)
+    measured = {"max_probability": plain.after[0].score, "entropy": -plain.entropy_after}
+    assert asked.certainty == pytest.approx(measured.get(score, asked.certainty), abs=1e-5)
+    told = {"reject_score": score, "reject_below": asked.certainty + 1e-3}
+    (rejected,) = classifier.answer([job(classifier, 1, **told)])
+    assert (rejected.reject, rejected.certainty) == (True, pytest.approx(asked.certainty, abs=1e-5))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_cannot_be_told_is_not_rejected_but_an_error(classifier, monkeypatch, value):
+    monkeypatch.setattr("zar_ray.serving.classifier.certainties", lambda logits: {"max_probability": value})
+    good, (answer,) = job(classifier, 2), classifier.answer([job(classifier, 1, reject_below=0.5)])
+    assert isinstance(answer, RequestError)
+    assert answer.code == "unusable-video"
+    assert "how sure the decision is cannot be told" in answer.detail
+    assert classifier.answer([good])[0].reject is None

@@ -86,6 +86,17 @@ def test_several_seeds_give_means_and_spread_and_are_each_a_question(served, vid
     assert [(query.seed, query.explain) for _, query in backend.seen[2:4]] == [(7, True), (2, False)]
 
 
+def test_the_services_threshold_rejects_and_a_request_has_its_own(served, video):
+    client, _ = served(reject_below=2.0, reject_score="margin")
+    answer = post(client, video, seeds=["7", "2"]).json()
+    alone = [post(client, video, seed=seed).json() for seed in ("7", "2")]
+    assert answer["certainty"] == pytest.approx(sum(one["certainty"] for one in alone) / 2)
+    assert [one["reject"] for one in (answer, *alone)] == [True] * 3
+    own = post(client, video, seed="7", reject_below="0", reject_score="max_probability").json()
+    assert (own["reject"], own["certainty"]) == (False, pytest.approx(own["after"][0]["score"]))
+    assert post(client, video, seed="7", reject_below="-2").json()["reject"] is False
+
+
 def test_a_stream_of_windows_takes_one_seed(served, video):
     client, backend = served()
     with video.open("rb") as stream:
@@ -155,6 +166,9 @@ def test_defaults_label_sets_and_labels_in_one_field(served, video, tmp_path):
         ({"seeds": ["0", "1", "2", "3", "4", "5"]}, "seeds: 6 are more than the 5 that a request may have"),
         ({"seeds": [str(n) for n in range(101)]}, "seeds: Tuple should have at most 100 items"),
         ({"top_k": "0"}, "top_k"),
+        ({"reject_below": "nan"}, "reject_below"),
+        ({"reject_below": "0.3", "reject_score": "temperature"}, "reject_score"),
+        ({"reject_score": "margin"}, "reject_score: the service's threshold is of max_probability"),
         ({"hypothesis_template": "no place"}, "must hold {} once"),
         ({"temperature": "1"}, "temperature"),
         ({"options": '{"confidenc": 0.5}'}, 'options.confidenc: zar has no such option; did you mean "confidence"?'),

@@ -85,7 +85,8 @@ def videos(make_video, tmp_path):
     [
         [],
         ["--method", "zero_shot", "zar", "--top-k", "2", "--seed", "3"],
-        ["--seeds", "3", "1", "--top-k", "2"],
+        ["--seeds", "3", "1", "--top-k", "2", "--reject-below", "0.9"],
+        ["--reject-below=-0.1", "--reject-score", "entropy"],
         ["--zar.steps", "2", "--template", "someone is {} now"],
         ["--zar.betas", "0.5", "0.9", "--zar.lr=0.1", "--zar.loss", "mean_entropy", "--zar.weight-decay", "1e-2"],
     ],
@@ -102,6 +103,9 @@ def test_json_lines_are_those_of_the_model_here(both, videos, options):
             assert [one["label"] for one in found] == [one["label"] for one in wanted]
             assert [one["score"] for one in found] == pytest.approx([one["score"] for one in wanted], abs=1e-6)
             assert [one["std"] is None for one in found] == [one["std"] is None for one in wanted]
+        certainty = ranking.pop("certainty")
+        assert certainty == pytest.approx(other.pop("certainty"), abs=1e-6)
+        assert (certainty is None) == (not any("reject" in word for word in options))
         assert ranking == other
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import VideoError
 from zar_ray.file_systems import Location
 from zar_ray.models.clip import ClipModel
+from zar_ray.results.certainty import certainties, is_rejected
 from zar_ray.video.decoding import GivenFrames, resize_given
 from zar_ray.video.files import VideoFile
 from zar_ray.video.plans import ViewPlan
@@ -105,7 +107,15 @@ def predict(
                 rank_labels([getattr(case.decision, name) for case in of_seeds], labels, options.top_k)
                 for name in ("logits_before", "logits_after")
             )
-            yield Ranking(source.shown, of_seeds[0].method, before, after, seeds, warning)
+            method, below, certainty, reject = of_seeds[0].method, options.reject_below, None, None
+            try:
+                if below is not None:
+                    certainty = fmean(certainties(one.decision.logits_after)[options.reject_score] for one in of_seeds)
+                    reject = is_rejected(certainty, below)
+            except VideoError as error:
+                yield Ranking(source.shown, method, (), (), error=str(error))
+            else:
+                yield Ranking(source.shown, method, before, after, seeds, warning, certainty=certainty, reject=reject)
 
 
 def rank_labels(logits: Sequence[torch.Tensor], labels: tuple[str, ...], top_k: int) -> tuple[RankedLabel, ...]:

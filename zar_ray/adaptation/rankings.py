@@ -35,6 +35,9 @@ class Ranking:
         seeds: The seeds of the view plans; the scores are the means over them.
         warning: What was odd about the file.
         error: Why there is no ranking; then `before` and `after` are empty.
+        certainty: How sure the decision after adaptation is, by the score that was asked for; over several seeds the
+            mean. None where nothing was to be rejected.
+        reject: Whether that is too little to take any of the labels for shown.
     """
 
     video: str
@@ -44,6 +47,8 @@ class Ranking:
     seeds: tuple[int, ...] = ()
     warning: str | None = None
     error: str | None = None
+    certainty: float | None = None
+    reject: bool | None = None
 
     @property
     def best(self) -> RankedLabel:

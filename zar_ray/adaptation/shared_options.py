@@ -10,6 +10,7 @@ from pydantic import Field, field_serializer
 from zar_ray.data.options import PromptOptions
 from zar_ray.models.options import ClassPosition, ModelOptions
 from zar_ray.options.base import operational, option
+from zar_ray.results.certainty import CertaintyScore
 from zar_ray.video.options import DecodeOptions, ViewConfig
 
 
@@ -34,6 +35,13 @@ class PredictOptions(SharedOptions):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = option(
         (), "Look with each of these seeds of the view plans, and show the mean and spread of the scores."
     )
+    reject_below: float | None = option(
+        None,
+        "Say that a video shows none of the labels where the decision is less sure than this; `zar report threshold`"
+        " finds it from a run.",
+        allow_inf_nan=False,
+    )
+    reject_score: CertaintyScore = option("max_probability", "How sure a decision is: the score that counts.")
     top_k: int = operational(5, "How many labels to show a video.", ge=1)
     json_lines: bool = operational(False, "Print one JSON object a video and method instead of tables.")
     server: str | None = operational(

@@ -75,6 +75,8 @@ class Asked(TypedDict, total=False):
         options: The method's own options, such as ``{"confidence": 0.5}``.
         seed: Seed of the views.
         seeds: In its place several, over which the scores become means; of whole videos only.
+        reject_below: The threshold below which a decision is rejected, see `zar report threshold`.
+        reject_score: The score that it is of: max_probability, margin, energy or entropy.
         explain: Also return frames, and what in them speaks for the top label.
         on_server: The video is a path on the server, beneath one of its roots; nothing is sent.
     """
@@ -87,6 +89,8 @@ class Asked(TypedDict, total=False):
     options: Mapping[str, Any] | None
     seed: int | None
     seeds: list[int] | tuple[int, ...] | None
+    reject_below: float | None
+    reject_score: str | None
     explain: bool
     on_server: bool
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "report compare": "Compare finished runs, video by video where they are of the same videos.",
     "report cite": "Describe a finished run's protocol in LaTeX, with the BibTeX entries to cite.",
     "report mlflow": "Send a finished run to MLflow.",
+    "report threshold": "Print how sure a run's decisions must be for a share of them to be kept.",
     "report table": "Show a published table beside your own finished runs.",
     "features show": "Show what a folder of image features holds.",
     "features prune": "Delete image features that were not used for long, and put small files together.",

@@ -25,6 +25,7 @@ from zar_ray.untrusted import parse_json
 
 # What a request to a service can say, besides methods' own options; all else that decides about numbers is its own.
 ASKED = {"videos", "labels", "method", "template", "seed", "seeds", "top_k", "json_lines", "server", "token"}
+ASKED |= {"reject_below", "reject_score"}
 # What a service says of a file, which costs that file alone.
 _FILE_PROBLEMS = {"unusable-video", "video-too-large", "body-too-large", "internal-error", "timeout"}
 
@@ -189,6 +190,8 @@ def _served(
                     options=of_methods.get(method) or None,
                     seed=None if options.seeds else options.seed,
                     seeds=options.seeds or None,
+                    reject_below=options.reject_below,
+                    reject_score=None if options.reject_below is None else options.reject_score,
                 )
             except OSError as error:
                 missing = isinstance(error, FileNotFoundError)
@@ -200,4 +203,5 @@ def _served(
                 yield Ranking(video, method, (), (), error=error.detail)
             else:
                 seeds = answer.seeds or (answer.seed,)
-                yield Ranking(video, method, answer.before, answer.after, seeds, answer.video.warning)
+                said = {"certainty": answer.certainty, "reject": answer.reject}
+                yield Ranking(video, method, answer.before, answer.after, seeds, answer.video.warning, **said)

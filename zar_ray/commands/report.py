@@ -9,7 +9,8 @@ import tyro
 
 from zar_ray.commands.parsing import verb
 from zar_ray.errors import ConfigError
-from zar_ray.options.base import meaning
+from zar_ray.options.base import Fraction, meaning
+from zar_ray.results.certainty import CertaintyScore
 from zar_ray.storage import suffix_of
 from zar_ray.study.options import EvalConfig
 from zar_ray.terminal import output_console
@@ -96,6 +97,30 @@ def report_compare_command(
             f"{write_comparison(comparison, output)}: the comparison of {len(comparison.runs)} runs",
             file=sys.stderr,
         )
+    return 0
+
+
+@verb("zar report threshold")
+def report_threshold_command(
+    run: Annotated[str, tyro.conf.Positional],
+    keep: Fraction = 0.95,
+    score: CertaintyScore = "max_probability",
+    of: Literal["correct", "known", "all"] = "correct",
+    format: Literal["terminal", "markdown", "csv", "latex"] = "terminal",
+) -> int:
+    """Prints how sure a decision must be to be kept, for `zar predict --reject-below` and the service.
+
+    Args:
+        run: The run's folder.
+        keep: The share of decisions to keep, as 0.95 or 95%.
+        score: How sure a decision is; entropy counts with a minus sign, so that more is surer.
+        of: Of which decisions that share is kept: the right ones, those about known classes, or all.
+        format: For people, for documents, for programs or for papers.
+    """
+    from zar_ray.reporting.blocks import show
+    from zar_ray.reporting.thresholds import threshold_block
+
+    show([threshold_block(run, keep, score, of)], format, output_console())
     return 0
 
 

@@ -71,6 +71,12 @@ class DatasetOptions(Options):
         None, 'The candidate classes: "a,b,c" or a file with one a line; by default the manifest\'s.'
     )
     legacy_labels: bool = option(False, "Score as published label files do, with the names that they exchange.")
+    unknown_classes: str | None = option(
+        None,
+        "Classes to hold out of the candidate ones, whose videos stay in the run as unknown: a share of them (20%), or"
+        ' their names, "a,b,c" or a file with one a line.',
+    )
+    unknown_seed: int = option(0, "Seed by which a share of --unknown-classes is drawn.", ge=0)
     limit: int | None = option(None, "Evaluate only so many videos, spread over the manifest.", ge=1)
     data_root: Path | None = operational(None, _DATA_ROOT)
 

@@ -23,6 +23,7 @@ from zar_ray.options.layers import zar_home
 from zar_ray.storage import is_uri
 
 _ROWS_AT_ONCE = 2**14
+_NAMED = 5
 
 
 class SplitSpec(Options):
@@ -186,6 +187,7 @@ class EvaluationSplit:
     legacy: bool = False  # whether the names stand in the order of the published label files, mistakes included
     exchanged: frozenset[int] = frozenset()  # label ids that those files call by another name than is right
     renamed: Mapping[str, str] = field(default_factory=dict)  # names that Kinetics-400 has too, with its words
+    held_out: tuple[str, ...] = ()  # of all the run's splits; a label id beyond the class names counts on in these
 
     def __len__(self) -> int:
         return len(self.video_ids)
@@ -196,6 +198,11 @@ class EvaluationSplit:
         return sum(not self.exchanged.isdisjoint(ids) for ids in self.labels)
 
     @property
+    def unknown(self) -> int:
+        """How many of the videos are of classes that were held out."""
+        return sum(bool(ids) and ids[0] >= len(self.class_names) for ids in self.labels)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What to say beside results, a line each."""
         where = f"{self.benchmark}, split {self.name}"
@@ -203,10 +210,15 @@ class EvaluationSplit:
         if self.expected is not None and len(self) != self.expected:
             about = "about " if self.approximate else ""
             notes.append(f"{where}: {len(self):,} videos here, {about}{self.expected:,} in the published split")
-        if empty := len(self.class_names) - len({i for ids in self.labels for i in ids}):
+        if empty := len(self.class_names) - len({i for ids in self.labels for i in ids if i < len(self.class_names)}):
             notes.append(f"{where}: {empty} of the {len(self.class_names)} classes have no video here")
         if self.unlabelled:
             notes.append(f"{where}: {self.unlabelled:,} videos without a label are left out")
+        if self.held_out:
+            shown = ", ".join([*self.held_out[:_NAMED], *["..."] * (len(self.held_out) > _NAMED)])
+            held = f"{len(self.held_out)} held out ({shown})"
+            known = f"{len(self) - self.unknown:,} have one of the {len(self.class_names)} known classes"
+            notes.append(f"{where}: {self.unknown:,} videos are unknown, of the classes that are {held}; {known}")
         if self.relabelled:
             which = "the published label files' names" if self.legacy else "the right names, not the published files'"
             notes.append(f"{where}: {self.relabelled:,} of {len(self):,} videos are scored differently: uses {which}")

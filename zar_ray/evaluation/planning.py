@@ -32,7 +32,7 @@ from zar_ray.video.corruptions import Corruption
 from zar_ray.video.transforms import Preprocessing, short_side_for
 
 # Where things lie; what they hold is compared by fingerprints instead.
-_PLACES = ("dataset", "checkpoint", "class_names", "class_texts")
+_PLACES = ("dataset", "checkpoint", "class_names", "class_texts", "unknown_classes", "unknown_seed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,6 +244,7 @@ def job_spec(
         labels=tuple(model.label for model in models),
         settings=tuple(settings),
         class_sets=workload.class_sets,
+        held_out=workload.splits[0].held_out,
         multi_label=workload.multi_label,
         cases=tuple(case for model in models for case in model.cases),
         storage=storage,
@@ -351,6 +352,7 @@ def identity(workload: Workload, models: Sequence[PlannedModel]) -> dict[str, ob
             split.name: {
                 "classes": list(split.class_names),
                 "videos": fingerprint([split.video_ids, split.labels]),
+                **({"held_out": list(split.held_out)} if split.held_out else {}),
             }
             for split in workload.splits
         },

@@ -170,6 +170,7 @@ class JobSpec:
         labels: What each is called in result rows.
         settings: What each setting is called there.
         class_sets: The candidate classes of each class set.
+        held_out: The classes that were held out of all of them, which right ids beyond a class set's count on in.
         multi_label: Whether a video may show several classes.
         cases: The cases, one a class set, model, method and setting; what settings have in common is one case.
         storage: The run's folder, which workers add finished rows to.
@@ -201,6 +202,7 @@ class JobSpec:
     carried: Mapping[str, str] = field(default_factory=dict)
     batch_size: int = 8
     corruption_seed: int = 0
+    held_out: tuple[str, ...] = ()
 
     def feature_store(self, model: int) -> FeatureStore | None:
         """Where a model's features are kept, if they are."""
@@ -270,7 +272,12 @@ def labels_of(spec: JobSpec, video: dict[str, Any], case: Case) -> dict[str, Any
     known: dict[str, Any] = {"group": video["group"]}
     if spec.multi_label:
         return {**known, "labels": ids}
-    return {**known, "label_id": ids[0], "label": spec.class_sets[case.class_set][ids[0]]} if ids else known
+    if not ids:
+        return known
+    names = spec.class_sets[case.class_set]
+    if ids[0] >= len(names):
+        return {**known, "label": spec.held_out[ids[0] - len(names)]}
+    return {**known, "label_id": ids[0], "label": names[ids[0]]}
 
 
 def failed_rows(

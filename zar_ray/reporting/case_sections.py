@@ -21,13 +21,14 @@ from zar_ray.reporting.pages import Card, Cards, Content, Figure, Picture, Secti
 from zar_ray.reporting.run_data import RunData, RunSplit
 from zar_ray.results.case_rows import CASE_COLUMNS, RIGHT, CaseRows, class_accuracies, confusion_matrix, firsts
 from zar_ray.results.record import CaseMetrics, ClassAccuracy
+from zar_ray.results.trust import BINS
 from zar_ray.storage import is_uri
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.sandbox import DecoderProcess
 from zar_ray.video.sandbox_process import DecodeRequest
 from zar_ray.video.transforms import Preprocessing
 
-_OF_BOTH = tuple(f"{name}_{when}" for when in ("before", "after") for name in ("top5", "top5_scores", "entropy"))
+_OF_BOTH = tuple(f"{name}_{when}" for when in ("before", "after") for name in ("top5", "top5_scores", "nll", "entropy"))
 _COLUMNS = (*CASE_COLUMNS, *_OF_BOTH)
 _CLASSES_SHOWN = 30
 _MISTAKES_SHOWN = 20
@@ -124,7 +125,7 @@ def _calibration(decided: CaseRows, changes: bool) -> list[Content]:
         confidence = firsts(decided.table[f"top5_scores_{'before' if name == 'before' else 'after'}"])
         curves[name] = figures.calibrate(confidence.astype(np.float64), rank == RIGHT)
     text = (
-        f"Confidence is the softmax probability of the best class, in {figures.BINS} bins of equal width; larger marks "
+        f"Confidence is the softmax probability of the best class, in {BINS} bins of equal width; larger marks "
         "hold more videos. The expected calibration error (ECE) is the mean distance from the diagonal, weighted by "
         "videos. Below the diagonal a model is surer than it should be. Failed and unlabelled videos are left out."
     )
@@ -158,16 +159,10 @@ def _entropy(rows: pa.Table, changes: bool, classes: int) -> list[Content]:
 
 
 def _gains(decided: CaseRows) -> np.ndarray:
-    """How much likelier the right class became in each video; a class outside the best five counts as 0."""
-    likely = {}
-    for when in ("before", "after"):
-        # All rows of a case have as many.
-        best, scores = (
-            decided.table[f"{name}_{when}"].combine_chunks().flatten().to_numpy().reshape(len(decided.label), -1)
-            for name in ("top5", "top5_scores")
-        )
-        likely[when] = np.where(best == decided.label[:, None], scores.astype(np.float64), 0.0).sum(axis=1)
-    return likely["after"] - likely["before"]
+    """How much likelier the right class became in each video."""
+    lost = (decided.table[f"nll_{when}"].to_numpy().astype(np.float64) for when in ("before", "after"))
+    before, after = (np.exp(-one) for one in lost)
+    return after - before
 
 
 def _helped_and_hurt(

@@ -19,10 +19,12 @@ from zar_ray.options.layers import leaves
 from zar_ray.reporting.numbers import METRICS
 from zar_ray.reporting.run_data import RunData, StudyData
 from zar_ray.results.case_rows import CASE_COLUMNS, CLASS_COLUMNS, RIGHT, CaseRows, class_accuracies
+from zar_ray.results.estimates import Measure
 from zar_ray.results.folder import SUMMARY
 from zar_ray.results.record import CaseMetrics, ClassAccuracy, Estimate, PairedComparison
 from zar_ray.results.statistics import holm, paired_comparison
 from zar_ray.results.study_record import FinishedRun, FinishedStudy
+from zar_ray.results.trust import TRUST_COLUMNS, Decisions, compare_trust
 from zar_ray.storage import Storage, folder_of
 
 Lookup = Callable[[str], FinishedStudy]
@@ -59,6 +61,7 @@ class Paired:
         adjusted: Its p, adjusted by Holm's rule for the number of tests in the comparison. Where no video changed
             there is no test, and it is 1.
         classes: Every class that has videos, the most gained first: before is the first run, after this one.
+        trust: Measures of trust over the videos that finished in both: before is the first run, after this one.
     """
 
     method: str
@@ -68,6 +71,7 @@ class Paired:
     gained: tuple[str, ...]
     lost: tuple[str, ...]
     classes: tuple[ClassAccuracy, ...]
+    trust: Mapping[str, Measure]
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,7 +280,23 @@ def _pair(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) 
         gained=tuple(ids.filter(pa.array(after & ~before)).to_pylist()),
         lost=tuple(ids.filter(pa.array(before & ~after)).to_pylist()),
         classes=_class_changes(first, base, other, case),
+        trust=_trust_changes(first, base, other, case),
     )
+
+
+def _trust_changes(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> dict[str, Measure]:
+    """Measures of trust of two cases of the same labelled videos; of unknown ones too where both have the same."""
+    pair = [
+        CaseRows.of(data.rows(one, TRUST_COLUMNS).sort_by("video_id"), one.case_id, one.classes)
+        for data, one in ((first, base), (other, case))
+    ]
+    unknown = [one.table["video_id"].filter(pa.array(one.unknown)) for one in pair]
+    both = unknown[0].equals(unknown[1])
+    pair = [one.select((one.label >= 0) | (one.unknown & both)) for one in pair]
+    finished = pair[0].finished & pair[1].finished
+    chosen = [one.select(finished) for one in pair]
+    old, new = (Decisions.of(one, "after") for one in chosen)
+    return compare_trust(old, new, chosen[0].sources, int(other.summary.seed))
 
 
 def _lacking(there: pa.ChunkedArray, videos: pa.ChunkedArray) -> int:

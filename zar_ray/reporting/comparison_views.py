@@ -14,9 +14,13 @@ from zar_ray.reporting.comparison import ComparedRun, Comparison, Line, Paired
 from zar_ray.reporting.numbers import MAIN, METRICS, counted, digits, interval, p_value, percent, with_deviation
 from zar_ray.reporting.pages import Content, Drawn, Figure, Group, Page, Picture, Section, Text, render, write_file
 from zar_ray.reporting.summary_tables import GROUPED, INTERVALS, RANDOM_WEIGHTS
+from zar_ray.reporting.trust_tables import long_heading, measured
+from zar_ray.results.study_record import Score
+from zar_ray.results.trust import CALIBRATION, MEASURES
 from zar_ray.storage import suffix_of
 
 _SHOWN = 5
+_TRUST = (*CALIBRATION, "auroc_max_probability", "fpr95_max_probability")
 _LISTED = 1000
 """Classes and videos that are named where room is short; the page has all."""
 
@@ -27,7 +31,12 @@ def report_comparison(comparison: Comparison, form: Form, console: Console) -> N
     In the CSV shares are fractions, and what several things go into is joined by "; ".
     """
     if form == "csv":
-        show([lines_block([comparison_values(line) for line in comparison.lines])], form, console)
+        measures = [name for name in MEASURES if any(name in line.case.trust for line in comparison.lines)]
+        show(
+            [lines_block([comparison_values(line) | _trust_values(line, measures) for line in comparison.lines])],
+            form,
+            console,
+        )
         return
     warning = _warning(comparison)
     if warning is not None and form == "terminal":
@@ -98,6 +107,19 @@ def comparison_values(line: Line) -> dict[str, object]:
     }
 
 
+def _trust_values(line: Line, measures: Sequence[str]) -> dict[str, object]:
+    """The measures of trust, with the paired differences from the first run."""
+    values: dict[str, object] = {}
+    for name in measures:
+        own, paired = line.case.trust.get(name), None if line.paired is None else line.paired.trust.get(name)
+        found = None if paired is None else paired.change
+        times = {name: own and own.after, f"{name}_before": own and own.before}
+        values |= {time: one and one.value for time, one in times.items()}
+        values |= {f"{name}_difference": found and found.difference, f"{name}_p": found and found.p_value}
+        values |= {f"{name}_difference_{end}": found and getattr(found.effect, end) for end in ("low", "high")}
+    return values
+
+
 def comparison_page(comparison: Comparison) -> Page:
     """All of a comparison as a page."""
     plots: list[Content] = []
@@ -141,6 +163,7 @@ def _tables(comparison: Comparison) -> list[Block]:
     return [
         _accuracies(comparison),
         _differences(comparison),
+        *_trust(comparison),
         _costs(comparison),
         Block("What differs", (), (), settings or ["Nothing that the numbers depend on."]),
     ]
@@ -200,6 +223,28 @@ def _differences(comparison: Comparison) -> Block:
     return _block(comparison, "Against run A", columns, rows, notes)
 
 
+def _trust(comparison: Comparison) -> list[Block]:
+    """What trust the decisions of each run deserve, held against the first."""
+    columns = ["run", "split", "method", "measure", "run A", "here", "change", "p"]
+    rows = []
+    for line in comparison.lines:
+        trust = {} if line.paired is None else line.paired.trust
+        for name in _TRUST:
+            one = trust.get(name)
+            if one is None or one.change is None or one.before is None or one.after is None:
+                continue
+            values = (measured(name, Score(each.value)) for each in (one.before, one.after))
+            change = (measured(name, one.change.effect, "+"), p_value(one.change.p_value))
+            rows.append((line.run.mark, line.case.split, line.case.method, long_heading(name), *values, *change))
+    if not rows:
+        return []
+    notes = [
+        "Over the videos that finished in both, where anything changed; intervals and p from bootstrap draws of"
+        " sources, p not adjusted. The CSV has every score of unknown classes."
+    ]
+    return [_block(comparison, "Trust against run A", columns, rows, notes)]
+
+
 def _costs(comparison: Comparison) -> Block:
     columns = ["run", "split", "method", "images", "decode s", "encode, adapt s", "adapt s"]
     rows = []
@@ -223,7 +268,7 @@ def _block(
     """A table, without the column of splits, the second, where there is one split; its runs are named once."""
     marks = ["", *(row[0] for row in rows)]
     rows = [("" if row[0] == last else row[0], *row[1:]) for row, last in zip(rows, marks, strict=False)]
-    words = sum(name in ("run", "split", "method", "against", "") for name in columns)
+    words = sum(name in ("run", "split", "method", "against", "measure", "") for name in columns)
     if _several_splits(comparison):
         return Block(title, columns, rows, notes, words)
     return Block(title, (columns[0], *columns[2:]), [(row[0], *row[2:]) for row in rows], notes, words - 1)

@@ -20,6 +20,7 @@ from sklearn.manifold import TSNE
 from zar_ray.reporting.numbers import shortened
 from zar_ray.reporting.pages import Drawn, Picture
 from zar_ray.results.record import ClassAccuracy, Estimate
+from zar_ray.results.trust import BINS, equal_width_bins
 
 _BEFORE, _AFTER, _GREY = "#E69F00", "#0072B2", "#8a8d94"
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
@@ -50,9 +51,6 @@ _MAP_COLUMNS = 4
 _WIDTH = 8.0
 _NAME_LENGTH = 28
 _PERPLEXITY = 30.0
-
-BINS = 10
-"""Bins of confidence, of equal width."""
 
 # Of a line over videos: no picture has as many pixels.
 _POINTS = 2000
@@ -221,9 +219,8 @@ def calibrate(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> Ca
         bins: Bins, of equal width.
     """
     accuracy, mean = calibration_curve(right, confidence, n_bins=bins)
-    # scikit-learn keeps to itself how many fell into each bin; this is its rule for which bin that is.
-    inner = np.linspace(0, 1, bins + 1)[1:-1]
-    videos = np.unique(np.searchsorted(inner, confidence), return_counts=True)[1]
+    # scikit-learn keeps to itself how many fell into each bin; ours are its bins.
+    videos = np.unique(equal_width_bins(confidence, bins), return_counts=True)[1]
     return Calibration(mean, accuracy, videos, float(np.average(np.abs(accuracy - mean), weights=videos)))
 
 

@@ -98,7 +98,8 @@ def write_tables(run: str, output: str) -> str:
     """
     record = StudyData.read(run).record
     form = TABLES[suffix_of(output)]
-    content = study_tables.study_csv(record) if form == "csv" else written(study_tables.study_blocks(record), form)
+    of_cells = form == "csv" and bool(record.tables)
+    content = study_tables.study_csv(record) if of_cells else written(study_tables.study_blocks(record), form)
     return write_file(content.encode(), output)
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zar_ray.adaptation.rankings import Ranking
-from zar_ray.reporting.numbers import plus_minus, with_deviation
+from zar_ray.reporting.numbers import digits, plus_minus, with_deviation
 from zar_ray.reporting.summary_tables import RANDOM_WEIGHTS
 
 
@@ -40,6 +40,8 @@ def print_ranking(ranking: Ranking, console: Console, *, random_weights: bool) -
     if ranking.error is not None:
         console.print(Text(f"  failed: {ranking.error}", style="red"), soft_wrap=True)
         return
+    if ranking.reject:
+        console.print(Text(f"  none of these: {digits(ranking.certainty, 6)} is below the threshold", style="yellow"))
     before, after = (
         [(one.label, f"{with_deviation(one.score, one.std, signs)} %") for one in ranked]
         for ranked in (ranking.before, ranking.after)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zar_ray.data.datasets import known_benchmarks, load_benchmark
+from zar_ray.data.held_out import hold_out
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
 from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.errors import RunError, ZarError, suggestion
@@ -135,12 +136,12 @@ def _splits(storage: Storage, study: FinishedStudy, stored: StoredRows) -> tuple
     multi_label = any(len(table) for table in stored.pieces(["labels"], pc.field("labels").is_valid()))
     found = []
     for name, names in classes.items():
-        ids = None if len(splits) == 1 else _videos_of(storage, study, name, splits[name]["videos"])
+        ids = None if len(splits) == 1 else _videos_of(storage, study, name, splits[name])
         found.append(RunSplit(name, names, ids, multi_label))
     return tuple(found)
 
 
-def _videos_of(storage: Storage, study: FinishedStudy, split: str, expected: str) -> frozenset[str]:
+def _videos_of(storage: Storage, study: FinishedStudy, split: str, known: Mapping[str, Any]) -> frozenset[str]:
     """The videos of a protocol's split, held against what the run noted of them."""
     whole = study.record.whole
     if next((one.videos for one in whole.splits if one.name == split), None) == 0:
@@ -155,7 +156,8 @@ def _videos_of(storage: Storage, study: FinishedStudy, split: str, expected: str
         )
     except ZarError as error:
         raise RunError(f"{storage.path()}: split {split} cannot be made out ({error})") from error
-    if fingerprint([found.video_ids, found.labels]) != expected:
+    found = hold_out(found, known.get("held_out", ()))
+    if fingerprint([found.video_ids, found.labels]) != known["videos"]:
         raise RunError(
             f"{storage.path()}: {name}, split {split}, is not what it was when the run was made; "
             "use the version of zar-ray that made it, or evaluate again"

@@ -14,28 +14,35 @@ from zar_ray.reporting import numbers
 from zar_ray.reporting.blocks import Block, csv_block, markdown_block, markdown_text, print_block
 from zar_ray.reporting.shift_tables import shift_blocks
 from zar_ray.reporting.summary_tables import (
-    COST_NOTE,
-    COSTS,
     GROUPED,
     INTERVALS,
     RANDOM_WEIGHTS,
-    cost_cells,
     data_heading,
     summary_blocks,
     summary_facts,
+)
+from zar_ray.reporting.trust_tables import (
+    COST_NOTE,
+    COSTS,
+    TRUST,
+    columns_there,
+    compact_cells,
+    row_lines,
+    trust_blocks,
 )
 from zar_ray.results.record import Estimate
 from zar_ray.results.study_record import REPLICATES, Score, StudyRecord, StudyTable, TableRow
 
 _WIDTH = 120
-_COSTS = (*COSTS, "GFLOPs")
 _COST_NOTE = f"{COST_NOTE} GFLOPs are of these images and of tuning, as papers count."
 
 _NUMBERS = (
     *("accuracy", "accuracy_low", "accuracy_high", "accuracy_std"),
     *("difference", "difference_low", "difference_high", "difference_gained", "difference_lost", "difference_p"),
     *("p_adjusted", "images", "text_tokens", "gradient_tokens", "seconds", "gflops", "peak_memory"),
+    *("gain", "gain_low", "gain_high", "gain_p"),
 )
+_ENDS = ("", "_low", "_high", "_std")
 
 
 def print_study(record: StudyRecord, console: Console) -> None:
@@ -74,6 +81,8 @@ def study_csv(record: StudyRecord) -> str:
     several = splits if len(splits) > 1 else []
     each = [(split, end) for split in several for end in ("value", "low", "high", "std")]
     columns = ("table", *axes, "method", "varied", "metric", "decisions", "finished", "replicates", *_NUMBERS)
+    trust = dict.fromkeys(name for _, row in rows for name in row.trust)
+    measures = [f"{name}{end}" for name in trust for end in _ENDS]
     lines = []
     for table, row in rows:
         values, first = row.numbers(), record.cells[row.cells[0]]
@@ -90,9 +99,10 @@ def study_csv(record: StudyRecord) -> str:
                 "; ".join(map(numbers.exact, row.main.replicates)) if row.main else "",
                 *(numbers.exact(values.get(name)) for name in _NUMBERS),
                 *map(numbers.exact, ends),
+                *(numbers.exact(values.get(name)) for name in measures),
             )
         )
-    return csv_block(Block(None, (*columns, *(f"{split}_{end}" for split, end in each)), lines))
+    return csv_block(Block(None, (*columns, *(f"{split}_{end}" for split, end in each), *measures), lines))
 
 
 def random_weights(record: StudyRecord) -> str | None:
@@ -140,19 +150,34 @@ def _table_blocks(record: StudyRecord, table: StudyTable, plus_minus: str, width
         tuple(row.method if axis == "method" else row.labels.get(axis, "") for axis in axes) for row in table.rows
     ]
     columns, cells = _scores(record, table, plus_minus)
-    costs = [(*cost_cells(row), numbers.gflops(row.gflops)) for row in table.rows]
+    every = [row.numbers() for row in table.rows]
+    trust = columns_there(TRUST, every)
     notes = _notes(record, table, plus_minus)
 
     def block(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str]) -> Block:
         rows = [(*label, *one) for label, one in zip(labels, cells, strict=True)]
         return Block(title, (*axes, *columns), rows, notes, words=len(axes))
 
-    both = [(*scores, *cost) for scores, cost in zip(cells, costs, strict=True)]
-    beside = block(title, (*columns, *_COSTS), both, (*notes, _COST_NOTE, *table.verdict))
+    gained = any(row.gain is not None for row in table.rows)
+    headings = (*(("gain of adaptation", "p") if gained else ()), *(one.heading for one in (*trust, *COSTS)))
+    rest = [
+        (*(_gain(row) if gained else ()), *compact_cells((*trust, *COSTS), of_row))
+        for row, of_row in zip(table.rows, every, strict=True)
+    ]
+    both = [(*scores, *more) for scores, more in zip(cells, rest, strict=True)]
+    details = trust_blocks(row_lines(table.rows, labels, plus_minus), axes, f": {table.title}")
+    beside = block(title, (*columns, *headings), both, (*notes, _COST_NOTE, *table.verdict))
     if beside.width <= width:
-        return [beside]
-    below = block(f"cost a video: {table.title}", _COSTS, costs, (_COST_NOTE,))
-    return [block(title, columns, cells, (*notes, *table.verdict)), below]
+        return [beside, *details]
+    words = "trust and cost a video" if trust else "cost a video"
+    below = block(f"{words}: {table.title}", headings, rest, (_COST_NOTE,))
+    return [block(title, columns, cells, (*notes, *table.verdict)), below, *details]
+
+
+def _gain(row: TableRow) -> tuple[str, str]:
+    """By how much adaptation changed a row's score."""
+    found = row.gain
+    return ("", "") if found is None else (numbers.interval(found.effect, "+"), numbers.p_value(found.p_value))
 
 
 def _axes(rows: Sequence[TableRow], but: Sequence[str] = ()) -> list[str]:

@@ -16,13 +16,13 @@ from zar_ray.reporting.numbers import (
     fixed,
     gflops,
     interval,
-    megabytes,
     p_value,
     percent,
     shortened,
     size,
     with_deviation,
 )
+from zar_ray.reporting.trust_tables import NOT_DEFINED, case_lines, overview, trust_blocks
 from zar_ray.reporting.verdicts import verdicts
 from zar_ray.results.record import (
     CaseMetrics,
@@ -33,19 +33,11 @@ from zar_ray.results.record import (
     RunSummary,
     Scores,
 )
-from zar_ray.results.study_record import TableRow
 from zar_ray.storage import folder_of
 
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: the model is untrained, so the numbers say nothing about the method"
 INTERVALS = "Intervals hold with 95 %."
 GROUPED = "In intervals and tests, videos of one source stand or fall together"
-
-COSTS = ("images", "tokens", "back", "seconds", "peak MB")
-COST_NOTE = (
-    "Images, text tokens forward and back for gradients, and seconds are means a video, as if the method ran alone; "
-    "peak MB is the most that a worker had in use, all models included: allocated on its GPU, or on a CPU held by its "
-    "process."
-)
 
 _ACCURACIES = ("top1", "top5", "mean_class")
 _REASON_LENGTH = 160
@@ -63,7 +55,7 @@ def summary_blocks(summary: RunSummary, plus_minus: str = "±") -> list[Block]:
     if len(summary.splits) < 2:
         split_notes = [note for split in summary.splits for note in split.notes]
         notes = [*_interval_notes(summary.cases), *_failure_notes(summary.cases), *split_notes]
-        return [Block(None, *_table(summary.cases), notes), *_cost_blocks(summary.cases)]
+        return [Block(None, *_table(summary.cases), notes), *_beside(summary.cases)]
     blocks = []
     for split in summary.splits:
         cases = [case for case in summary.cases if case.split == split.name]
@@ -77,25 +69,14 @@ def summary_blocks(summary: RunSummary, plus_minus: str = "±") -> list[Block]:
         of_kind.setdefault((average.kind, average.splits), []).append(average)
     adapting = {case.method for case in summary.cases if case.adapts}
     blocks += [_average_block(averages, adapting, plus_minus) for averages in of_kind.values()]
-    return blocks + _cost_blocks(summary.cases)
+    return blocks + _beside(summary.cases)
 
 
-def cost_cells(row: CaseMetrics | TableRow) -> tuple[str, ...]:
-    """What a case costs a video, under `COSTS`."""
-    counts = (fixed(one, 1) for one in (row.images, row.text_tokens, row.gradient_tokens))
-    return (*counts, digits(row.seconds), megabytes(row.peak_memory))
-
-
-def _cost_blocks(cases: Sequence[CaseMetrics]) -> list[Block]:
-    """What each case costs, where that was measured."""
-    several = len({case.split for case in cases}) > 1
-    rows = [
-        (case.method, *((case.split,) if several else ()), *cost_cells(case))
-        for case in cases
-        if case.images is not None
-    ]
-    columns = ("method", *(("split",) if several else ()), *COSTS)
-    return [Block("cost a video", columns, rows, (COST_NOTE,), words=1 + several)] if rows else []
+def _beside(cases: Sequence[CaseMetrics]) -> list[Block]:
+    """Trust and costs: a line a case of both, then the measures of trust with their intervals."""
+    first = overview(cases)
+    names = ("split", "method") if len({case.split for case in cases}) > 1 else ("method",)
+    return [*([first] if first is not None else []), *trust_blocks(case_lines(cases), names)]
 
 
 def _choices(cases: Sequence[CaseMetrics], classes: int) -> str:
@@ -164,7 +145,12 @@ def _interval_notes(cases: Sequence[CaseMetrics]) -> list[str]:
         return []
     groups = {case.split: (case.labelled, case.groups) for case in cases if case.groups}
     shown = ", ".join(f"{count} of {labelled} videos" for labelled, count in groups.values())
-    return [INTERVALS, *([f"{GROUPED} (sources: {shown})."] if groups else [])]
+    several = any(case.map_after is not None for case in cases)
+    return [
+        INTERVALS,
+        *([f"{GROUPED} (sources: {shown})."] if groups else []),
+        *([NOT_DEFINED] if several else []),
+    ]
 
 
 def _failure_notes(cases: Sequence[CaseMetrics]) -> list[str]:
@@ -194,6 +180,8 @@ def summary_facts(summary: RunSummary, cell: str = "") -> list[tuple[str, str]]:
     counts = f"{summary.videos}: {summary.finished} finished, {summary.failed} failed"
     if summary.unlabelled:
         counts += f", {summary.unlabelled} without a label (in no accuracy)"
+    if summary.unknown:
+        counts += f", {summary.unknown} of unknown classes (in no accuracy)"
     if summary.warned:
         counts += f", {summary.warned} with a warning"
     if summary.resumed:

@@ -128,7 +128,7 @@ def _compared(
         return average(old, new) - average(new, old)
 
     def drawn(count: int) -> np.ndarray:
-        weights = _weights(rng, codes, count).astype(float)
+        weights = draw_weights(rng, codes, count).astype(float)
         swapped = real * rng.integers(0, 2, (count, codes.max() + 1))[:, codes]
         return np.stack([differences(0 * weights, weights), differences(swapped, real - swapped)])
 
@@ -147,7 +147,7 @@ def _compared(
     return PairedComparison(effect, None, None, (1 + as_far) / (1 + resamples), detectable)
 
 
-def _weights(rng: np.random.Generator, codes: np.ndarray, draws: int) -> np.ndarray:
+def draw_weights(rng: np.random.Generator, codes: np.ndarray, draws: int) -> np.ndarray:
     """How often each video comes up in bootstrap draws of sources, int (draws, N); `codes`, int (N,), are its source's.
 
     As counts of what is drawn: `multinomial` takes ten times as long.
@@ -187,7 +187,7 @@ def multi_label_metrics(
     right, scores = right[shown][:, present], scores[shown][:, present]
     value = float(np.mean([average_precision_score(*of_class) for of_class in zip(right.T, scores.T, strict=True)]))
     codes = np.arange(len(right)) if sources is None else np.unique(sources[shown], return_inverse=True)[1]
-    drawn = _weighted_map(right, scores, _weights(np.random.default_rng(seed), codes, resamples))
+    drawn = _weighted_map(right, scores, draw_weights(np.random.default_rng(seed), codes, resamples))
     return quantile_estimate(value, np.clip(drawn + (value - drawn.mean()), 0.0, 1.0))
 
 

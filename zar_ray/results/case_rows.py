@@ -14,7 +14,7 @@ from zar_ray.errors import RunError
 from zar_ray.results.record import ClassAccuracy
 
 CASE_COLUMNS = (
-    *("video_id", "case_id", "label_id", "group", "error"),
+    *("video_id", "case_id", "label_id", "label", "group", "error"),
     *("correct_before", "correct_after", "correct5_before", "correct5_after"),
 )
 """Columns that `CaseRows` is made of."""
@@ -35,6 +35,7 @@ class CaseRows:
         before: int (N,), where the decision before adaptation ranks the right class: `RIGHT`, `AMONG_FIVE` or `MISSED`.
         after: The same after adaptation.
         finished: bool (N,), whether there is a decision.
+        unknown: bool (N,), whether the class was held out of the class names: such a video has no label id.
         source: Text (N,), see `sources_of`.
     """
 
@@ -43,6 +44,7 @@ class CaseRows:
     before: np.ndarray
     after: np.ndarray
     finished: np.ndarray
+    unknown: np.ndarray
     source: pa.ChunkedArray
 
     @classmethod
@@ -61,7 +63,8 @@ class CaseRows:
             return np.where(first, RIGHT, np.where(among, AMONG_FIVE, MISSED))
 
         finished = table["error"].is_null().to_numpy()
-        return cls(table, label, rank("before"), rank("after"), finished, sources_of(table))
+        unknown = (label < 0) & table["label"].is_valid().to_numpy()
+        return cls(table, label, rank("before"), rank("after"), finished, unknown, sources_of(table))
 
     def select(self, chosen: np.ndarray) -> CaseRows:
         """Those of the rows where `chosen`, bool (N,), is true."""
@@ -72,6 +75,7 @@ class CaseRows:
             self.before[chosen],
             self.after[chosen],
             self.finished[chosen],
+            self.unknown[chosen],
             self.source.filter(mask),
         )
 

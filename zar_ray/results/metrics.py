@@ -32,8 +32,9 @@ from zar_ray.results.case_rows import (
 )
 from zar_ray.results.record import Accuracy, CaseMetrics, Costs, FailureGroup, Scores
 from zar_ray.results.statistics import mean_class_share, paired_comparison, share_of
+from zar_ray.results.trust import TRUST_COLUMNS, trust_of
 
-COUNT_COLUMNS = ("video_id", "error", "error_stage", "label_id", "labels", "warning")
+COUNT_COLUMNS = ("video_id", "error", "error_stage", "label_id", "label", "labels", "warning")
 """Columns that `video_counts` and `failure_groups` are made of."""
 
 _MEASURED = ("bytes_shipped", "images_encoded", "frames_decoded", "seconds_decode", "seconds_encode")
@@ -41,9 +42,13 @@ COST_COLUMNS = ("video_id", *_MEASURED)
 """Columns that `costs` are made of."""
 
 _DECIDED = tuple(f"{name}_{when}" for when in ("before", "after") for name in ("top5", "top5_scores", "entropy"))
-_METRIC_COLUMNS = (
-    *(*CASE_COLUMNS, *_DECIDED, "labels", "seconds_adapt"),
-    *("images", "text_tokens", "gradient_tokens", "seconds_case", "peak_memory"),
+_METRIC_COLUMNS = tuple(
+    dict.fromkeys(
+        (
+            *(*CASE_COLUMNS, *_DECIDED, *TRUST_COLUMNS, "labels", "seconds_adapt"),
+            *("images", "text_tokens", "gradient_tokens", "seconds_case", "peak_memory"),
+        )
+    )
 )
 
 
@@ -99,12 +104,14 @@ def video_counts(table: pa.Table) -> dict[str, Any]:
         return len(rows["video_id"].unique())
 
     total, failed = videos(table), videos(table.filter(table["error"].is_valid()))
-    unlabelled = table["label_id"].is_null().to_numpy() & (_lists(table["labels"])[0] == 0)
+    nameless = table["label_id"].is_null().to_numpy() & (_lists(table["labels"])[0] == 0)
+    held_out = nameless & table["label"].is_valid().to_numpy()
     return {
         "videos": total,
         "finished": total - failed,
         "failed": failed,
-        "unlabelled": videos(table.filter(pa.array(unlabelled, pa.bool_()))),
+        "unlabelled": videos(table.filter(pa.array(nameless & ~held_out, pa.bool_()))),
+        "unknown": total - videos(table.filter(pa.array(~held_out, pa.bool_()))),
         "warned": videos(table.filter(table["warning"].is_valid())),
     }
 
@@ -161,9 +168,9 @@ def case_metrics(
         multi_label: Whether a video may show several classes: mean average precision then stands in place of the
             accuracies.
         split: The protocol's split that the case is of.
-        seed: Seed of average precision's bootstrap; the same table and seed give the same numbers, whatever the rows'
-            order.
-        resamples: Its draws.
+        seed: Seed of the bootstraps of average precision and of `CaseMetrics.trust`; the same table and seed give the
+            same numbers, whatever the rows' order.
+        resamples: Draws of average precision's.
 
     Raises:
         RunError: A label is not among the K classes, or a finished row of a multi-label split lacks its scores.
@@ -173,7 +180,8 @@ def case_metrics(
     if multi_label:
         measured = _average_precisions(table, classes, seed, resamples)
     else:
-        measured = _accuracies(CaseRows.of(table, case_id, classes), classes)
+        rows = CaseRows.of(table, case_id, classes)
+        measured = {**_accuracies(rows, classes), "trust": trust_of(rows, seed)}
     decided = table.filter(pa.array(finished, pa.bool_()))
     before, after = (firsts(decided[f"top5_{when}"].drop_null()) for when in ("before", "after"))
     sure = (firsts(decided[f"top5_scores_{when}"].drop_null()) for when in ("before", "after"))
@@ -209,6 +217,7 @@ def _accuracies(rows: CaseRows, classes: int) -> dict[str, Any]:
     same = len(labelled.label) == len(finished.label)
     return {
         "labelled": len(labelled.label),
+        "unknown": int(rows.unknown.sum()),
         "groups": _shared(labelled.sources),
         "chance": 1 / classes,
         "failures_wrong": failures_wrong,

@@ -6,29 +6,11 @@ Every share (accuracy, interval, chance) is a fraction in [0, 1]; only what is p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval, both ends included."""
-
-    value: float
-    low: float
-    high: float
-
-
-def flat_numbers(values: Mapping[str, object]) -> dict[str, float]:
-    """The numbers among some values, an estimate's interval as ``NAME_low`` and ``NAME_high`` beside it."""
-    numbers: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, Estimate):
-            numbers |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
-        elif isinstance(value, int | float):
-            numbers[name] = float(value)
-    return numbers
+from zar_ray.results.estimates import Estimate, Measure, PairedComparison, flat_numbers
 
 
 @dataclass(frozen=True)
@@ -44,31 +26,6 @@ class Accuracy:
     top1: Estimate
     top5: Estimate
     mean_class: Estimate
-
-
-@dataclass(frozen=True)
-class PairedComparison:
-    """Two decisions about the same videos.
-
-    Attributes:
-        effect: The score after minus the score before, with its paired interval.
-        gained: Decisions that are right only after; None of an average, and of mean average precision.
-        lost: Decisions that are right only before.
-        p_value: Two-sided p of exchanging before and after at random, video by video, or source by source. Of single
-            decisions that is McNemar's exact one.
-        detectable: The smallest difference that such a test finds with a chance of 80 %; None where it finds none.
-    """
-
-    effect: Estimate
-    gained: int | None
-    lost: int | None
-    p_value: float
-    detectable: float | None = None
-
-    @property
-    def difference(self) -> float:
-        """The difference alone."""
-        return self.effect.value
 
 
 @dataclass(frozen=True)
@@ -96,6 +53,7 @@ class CaseMetrics:
         finished: Rows with a decision.
         failed: Rows without one.
         labelled: Rows with a label, failed ones included; the others count in no accuracy.
+        unknown: Rows of classes that were held out (`--unknown-classes`), failed ones included; they have no label.
         classes: Candidate classes, K.
         chance: What guessing gets: 1/K of top-1, or of a multi-label split's mean average precision the mean share of
             videos that show a class.
@@ -122,6 +80,8 @@ class CaseMetrics:
             scores; its intervals are over videos. None elsewhere, as the accuracies are None there.
         map_after: The same after adaptation.
         map_change: After against before; None too for a method that leaves every score as it was.
+        trust: How far its probabilities can be believed, by the names of `zar_ray.results.trust.MEASURES`, over the
+            videos that finished; empty where that is not defined, as of a multi-label split.
     """
 
     case_id: str
@@ -150,6 +110,8 @@ class CaseMetrics:
     map_before: Estimate | None = None
     map_after: Estimate | None = None
     map_change: PairedComparison | None = None
+    unknown: int = 0
+    trust: dict[str, Measure] = field(default_factory=dict)
 
     @property
     def headline(self) -> Scores | None:
@@ -186,7 +148,8 @@ class CaseMetrics:
         if self.failures_excluded is not None:
             accuracy = vars(self.failures_excluded.after)
             values |= {f"{name}_without_failures": estimate.value for name, estimate in accuracy.items()}
-        return flat_numbers(values)
+        trust = [measure.numbers(name) for name, measure in self.trust.items()]
+        return flat_numbers(values) | {name: value for one in trust for name, value in one.items()}
 
 
 @dataclass(frozen=True)
@@ -383,6 +346,7 @@ class RunSummary:
         finished: Videos with a decision in every case.
         failed: Videos without a decision in at least one case.
         unlabelled: Videos without a label, which count in no accuracy.
+        unknown: Videos of classes that were held out in every split that has them; they count in no accuracy either.
         warned: Videos that were used with a warning.
         resumed: Videos that an earlier session had finished.
         cases: Metrics by case, in the order they were asked for.
@@ -420,6 +384,7 @@ class RunSummary:
     order_dependent: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
     model_cost: ModelCost | None = None
+    unknown: int = 0
 
     @property
     def images_gflops(self) -> float | None:
@@ -429,7 +394,7 @@ class RunSummary:
 
     def numbers(self) -> dict[str, float]:
         """The run as flat numbers for MLflow, without its cases; docs/mlflow.md lists the names."""
-        counts = ("videos", "finished", "failed", "unlabelled", "warned", "resumed", "classes")
+        counts = ("videos", "finished", "failed", "unlabelled", "unknown", "warned", "resumed", "classes")
         values = {
             **{name: getattr(self, name) for name in counts},
             **vars(self.costs),

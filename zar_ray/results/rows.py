@@ -18,15 +18,15 @@ import pyarrow.compute as pc
 
 from zar_ray.columns import Bytes, Name, Number, Real, Text, rows_to_table, schema_of, table_to_rows
 from zar_ray.errors import VideoError
+from zar_ray.results.certainty import certainties
 
 if TYPE_CHECKING:
-    import torch
-
     from zar_ray.adaptation.base import Decision
 
 # What a column holds; unknown is null: labels of unlabelled videos, all of the decision of failed ones. Lists are large
 # ones: four million videos have more than 2^31 values of a feature.
 Nats = Annotated[float | None, pa.float32()]
+Plain = Annotated[float | None, pa.float32()]
 Flag = Annotated[bool | None, pa.bool_()]
 Numbers = Annotated[tuple[int, ...] | None, pa.large_list(pa.int32())]
 Values = Annotated[tuple[float, ...] | None, pa.large_list(pa.float32())]
@@ -45,7 +45,7 @@ class ResultRow:
         corruption: What was done to the frames, NAME:SEVERITY; None where nothing was.
         setting: What the run calls the setting; of a case that several settings have in common, the first of them.
         label_id: Index of the right class among the run's class names; None when the video has no label.
-        label: Its name.
+        label: Its name; of a video whose class was held out of the class names that, without `label_id`.
         group: What other videos of its dataset share with it, see `zar_ray.data.manifest.VideoRow`.
         labels: Indices of all right classes, in a protocol where a video may show several; then the row has no
             `label_id`, and `scores_before` and `scores_after`.
@@ -59,6 +59,14 @@ class ResultRow:
         correct5_after: The same after adaptation.
         scores_before: Logits of all K classes before adaptation, which average precision is made of.
         scores_after: The same after adaptation.
+        nll_before: Minus the logarithm of the right class's probability, in nats; None without a label.
+        nll_after: The same after adaptation.
+        brier_before: Squared distance of the probabilities from the right class's 1 and all others' 0, from 0 to 2;
+            None without a label.
+        brier_after: The same after adaptation.
+        energy_before: Logarithm of the sum of the exponentials of all K logits, the negative of what Liu et al. call
+            the energy (NeurIPS 2020).
+        energy_after: The same after adaptation.
         entropy_before: Entropy of the evaluation view's probabilities in nats, before adaptation.
         entropy_after: The same after adaptation.
         view_entropies: Entropy of each view in nats, before adaptation; None for a method without views.
@@ -109,6 +117,12 @@ class ResultRow:
     correct5_after: Flag = None
     scores_before: Values = None
     scores_after: Values = None
+    nll_before: Nats = None
+    nll_after: Nats = None
+    brier_before: Plain = None
+    brier_after: Plain = None
+    energy_before: Nats = None
+    energy_after: Nats = None
     entropy_before: Nats = None
     entropy_after: Nats = None
     view_entropies: Values = None
@@ -145,9 +159,20 @@ class ResultRow:
         """
         label_id, ranked = facts.get("label_id"), {}
         for when, logits in (("before", decision.logits_before), ("after", decision.logits_after)):
-            top5, scores, entropy = _ranking(logits, when)
-            ranked |= {f"top5_{when}": top5, f"top5_scores_{when}": scores, f"entropy_{when}": entropy}
+            values = logits.detach().cpu().double()
+            if not values.isfinite().all():
+                raise VideoError(f"the logits {when} adaptation are not finite; try --precision fp32", stage="adapt")
+            log_probabilities = values.log_softmax(dim=-1)
+            probabilities = log_probabilities.exp()
+            top = values.sort(descending=True, stable=True).indices[:5]
+            top5, certain = tuple(top.tolist()), certainties(values)
+            ranked |= {f"top5_{when}": top5, f"top5_scores_{when}": tuple(probabilities[top].tolist())}
+            ranked |= {f"entropy_{when}": max(-certain["entropy"], 0.0), f"energy_{when}": certain["energy"]}
             if label_id is not None:
+                nll, right = -log_probabilities[label_id].item(), probabilities[label_id].item()
+                # Of a sure and right decision, rounding must not make it negative.
+                brier = max((probabilities**2).sum().item() - 2 * right + 1, 0.0)
+                ranked |= {f"nll_{when}": nll, f"brier_{when}": brier}
                 ranked |= {f"correct_{when}": top5[0] == label_id, f"correct5_{when}": label_id in top5}
             if facts.get("labels") is not None:
                 ranked[f"scores_{when}"] = tuple(logits.tolist())
@@ -187,18 +212,6 @@ KEYS = ("video_id", "case_id")
 
 FLAT_COLUMNS = tuple(field.name for field in RESULT_SCHEMA if not pa.types.is_large_list(field.type))
 """Columns without lists, which are most of a table's bytes."""
-
-
-def _ranking(logits: torch.Tensor, when: str) -> tuple[tuple[int, ...], tuple[float, ...], float]:
-    """The top min(5, K) class ids, their probabilities, and the entropy in nats of all K."""
-    values = logits.detach().cpu().double()
-    if not values.isfinite().all():
-        raise VideoError(f"the logits {when} adaptation are not finite; try --precision fp32", stage="adapt")
-    log_probabilities = values.log_softmax(dim=-1)
-    probabilities = log_probabilities.exp()
-    top = values.sort(descending=True, stable=True).indices[:5]
-    entropy = -(probabilities * log_probabilities).sum().item()
-    return tuple(top.tolist()), tuple(probabilities[top].tolist()), max(entropy, 0.0)
 
 
 def to_table(rows: Iterable[ResultRow]) -> pa.Table:

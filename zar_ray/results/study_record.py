@@ -8,7 +8,7 @@ Records are read from the folders of finished studies, and found below an output
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -97,6 +97,9 @@ class TableRow:
             that take gradients through the encoder.
         peak_memory: The most bytes that a worker had in use meanwhile, all models of the study included.
         finished: Decisions, over all replicates and splits.
+        gain: After adaptation against before it; None of a method that adapts nothing, and of several replicates.
+        trust: Its measures after adaptation by their names (`zar_ray.results.trust.MEASURES`), and with ``_before``
+            those before it; of several splits the means over these.
     """
 
     labels: dict[str, str]
@@ -113,6 +116,8 @@ class TableRow:
     gflops: float | None
     peak_memory: int | None
     finished: int
+    gain: PairedComparison | None = None
+    trust: dict[str, Score] = field(default_factory=dict)
 
     @property
     def main(self) -> Score | None:
@@ -129,6 +134,10 @@ class TableRow:
         if (one := self.comparison) is not None:
             values |= {"difference": one.effect, "difference_p": one.p_value}
             values |= {"difference_gained": one.gained, "difference_lost": one.lost}
+        if self.gain is not None:
+            values |= {"gain": self.gain.effect, "gain_p": self.gain.p_value}
+        for name, score in self.trust.items():
+            values |= {name: score.value, **{f"{name}_{end}": getattr(score, end) for end in ("low", "high", "std")}}
         return flat_numbers(values)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from zar_ray.results.certainty import CertaintyScore
 from zar_ray.serving.schema import Classification, ServedModel, WindowParameters, WindowResult
 from zar_ray.video.sandbox_process import DecodedViews
 from zar_ray.video.transforms import Preprocessing
@@ -40,6 +41,8 @@ class Query:
         seeds: All that are asked for, the first of them `seed` (`zar_ray.serving.seeds`).
         template: The prompt; None for the service's.
         top_k: Labels to return.
+        reject_below: A decision that is less sure than this is rejected; None for none.
+        reject_score: How sure it is, by which score.
         explain: Whether frames and relevance maps are wanted.
         received: Seconds that the body took to arrive.
     """
@@ -54,6 +57,8 @@ class Query:
     explain: bool = False
     received: float = 0.0
     seeds: tuple[int, ...] = ()
+    reject_below: float | None = None
+    reject_score: CertaintyScore = "max_probability"
 
     @property
     def shared(self) -> tuple[object, ...]:

@@ -23,6 +23,7 @@ from zar_ray.models.device_faults import watched, within_memory
 from zar_ray.models.loading import load_model
 from zar_ray.models.text import PromptedClasses
 from zar_ray.models.text_cache import TextCache
+from zar_ray.results.certainty import certainties, is_rejected
 from zar_ray.serving.backend import DecodingNeeds, Job, Query
 from zar_ray.serving.explaining import explain
 from zar_ray.serving.methods import ServiceOptions, adaptation_options
@@ -147,9 +148,15 @@ class Classifier:
             [PlannedVideo(job.decoded.plan, job.decoded.frames, video_id=job.name) for job in jobs]
         )
         return [
-            _unanswered(outcome) if isinstance(outcome, VideoError) else self._answered(job, outcome, adapter)
+            _unanswered(outcome) if isinstance(outcome, VideoError) else self._told(job, outcome, adapter)
             for job, outcome in zip(jobs, outcomes, strict=True)
         ]
+
+    def _told(self, job: Job, outcome: VideoPrediction, adapter: VideoAdapter) -> Classification | RequestError:
+        try:
+            return self._answered(job, outcome, adapter)
+        except VideoError as error:
+            return _unanswered(error)
 
     def _answered(self, job: Job, outcome: VideoPrediction, adapter: VideoAdapter) -> Classification:
         query, (case,) = job.query, outcome.cases
@@ -161,6 +168,10 @@ class Classifier:
             except ModelError as error:
                 missing = str(error)
         decision = case.decision
+        certainty, reject = None, None
+        if query.reject_below is not None:
+            certainty = certainties(decision.logits_after)[query.reject_score]
+            reject = is_rejected(certainty, query.reject_below)
         timings = {
             "receive": query.received,
             "decode": job.decoded.seconds,
@@ -179,6 +190,8 @@ class Classifier:
             after=rank_labels([decision.logits_after], query.labels, query.top_k),
             entropy_before=float(entropy(decision.logits_before)),
             entropy_after=float(entropy(decision.logits_after)),
+            certainty=certainty,
+            reject=reject,
             views=_views(outcome.plan, case, job.decoded.first_frame),
             images_encoded=outcome.images_encoded,
             video=_facts(job, outcome.plan),

@@ -10,6 +10,7 @@ from pydantic import Field
 from zar_ray.data.options import NameStyle
 from zar_ray.models.options import ClassPosition, ModelOptions
 from zar_ray.options.base import Options
+from zar_ray.results.certainty import CertaintyScore
 from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.options import DecodeOptions, Resizer, ViewConfig
 
@@ -65,6 +66,12 @@ class ServeConfig(ModelOptions, DecodeOptions):
     name_style: NameStyle = Field(default="raw", description="How prompts spell labels.")
     seed: int = Field(default=0, ge=0, description="Seed of the view plans, where a request names none.")
     views: ViewConfig = Field(default_factory=ViewConfig, description="Views.")
+    reject_below: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        description="Reject decisions that are less sure than this, where a request does not say.",
+    )
+    reject_score: CertaintyScore = Field(default="max_probability", description="By which score they are rejected.")
     label_sets: dict[str, str] = Field(
         default={"hmdb51": "hmdb51", "kinetics400": "kinetics400", "kinetics600": "kinetics600", "ucf101": "ucf101"},
         description='Candidate labels by name: the name of a shipped class list, "a,b,c", or a file with one a line.',

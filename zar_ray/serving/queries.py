@@ -77,9 +77,20 @@ def query_of(
         seeds=seeds,
         template=_template(parameters.hypothesis_template, limits),
         top_k=parameters.top_k,
+        **_rejection(parameters, config),
         explain=parameters.explain,
         received=received,
     )
+
+
+def _rejection(parameters: ClassifyParameters, config: ServeConfig) -> dict[str, Any]:
+    """What decisions are rejected by; the service's threshold is of its own score."""
+    below, score = parameters.reject_below, parameters.reject_score
+    if below is None and score not in (None, config.reject_score):
+        raise _unfit("reject_score", f"the service's threshold is of {config.reject_score}; give reject_below with it")
+    if below is None:
+        below = config.reject_below
+    return {"reject_below": below, "reject_score": score or config.reject_score}
 
 
 def split_labels(fields: Sequence[str], limits: LimitConfig) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from zar_ray.adaptation.rankings import RankedLabel
+from zar_ray.results.certainty import CertaintyScore
 
 
 class _Message(BaseModel):
@@ -37,6 +38,14 @@ class ClassifyParameters(_Message):
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1, description="Seed of the views.")
     seeds: tuple[Annotated[int, Field(ge=0, le=2**63 - 1)], ...] | None = Field(
         default=None, min_length=1, max_length=100, fail_fast=True, description="Several, over which scores are means."
+    )
+    reject_below: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        description="Reject a decision that is less sure than this; `zar report threshold` finds it from a run.",
+    )
+    reject_score: CertaintyScore | None = Field(
+        default=None, description="How sure a decision is; entropy counts with a minus sign. By default the service's."
     )
     explain: bool = Field(default=False, description="Also return frames, and what in them speaks for the top label.")
 
@@ -147,6 +156,12 @@ class Classification(_Message):
     after: tuple[RankedLabel, ...] = Field(description="Labels by falling score after tuning: the answer.")
     entropy_before: float = Field(description="Of the classified view's scores, in nats.")
     entropy_after: float
+    certainty: float | None = Field(
+        default=None, description="How sure the decision after tuning is, by the score that it may be rejected by."
+    )
+    reject: bool | None = Field(
+        default=None, description="Whether that is too little to take any label for shown; null without a threshold."
+    )
     views: tuple[ViewEntropy, ...] = Field(description="Empty where the method looks at no other views.")
     images_encoded: int
     video: VideoFacts

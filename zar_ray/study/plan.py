@@ -12,6 +12,7 @@ from zar_ray.adaptation.methods import get_method
 from zar_ray.cluster import inside_job
 from zar_ray.data.class_texts import is_context_file
 from zar_ray.data.datasets import choose_splits, open_dataset, protocol_name, resolve_dataset
+from zar_ray.data.held_out import held_out_classes, hold_out, plain_words
 from zar_ray.errors import ConfigError, ManifestError
 from zar_ray.evaluation.orders import require_classes
 from zar_ray.evaluation.planning import AskedModel
@@ -123,6 +124,8 @@ def _open(options: EvalConfig, console: Console) -> Workload:
     source = resolve_dataset(protocol_name(str(options.dataset), options.protocol), options.data_root)
     manifest = open_dataset(source, console=console, decoder=options.decoder)
     splits = choose_splits(manifest, source.benchmark, options)
+    held_out = held_out_classes(splits, options)
+    splits = tuple(hold_out(split, held_out) for split in splits)
     for split in splits:
         if len(split.class_names) < 2:
             raise ManifestError(
@@ -169,6 +172,7 @@ def run_name(options: EvalConfig, dataset: str, axes: Axes) -> str:
     parts += ["+".join(options.method), *(one.sweep.name for one in axes.sweeps)]
     orders = dict.fromkeys(one.name for one in orders_for(one.options for one in axes.settings))
     parts += [] if {*orders} <= {EvalConfig.model_fields["order"].default} else ["+".join(orders)]
+    parts += [plain_words(options)]
     parts += [f"limit{options.limit}"] if options.limit else []
     parts += [f"seed{'+'.join(seeds)}"] if options.seeds or len(seeds) == 1 else [f"seed{options.seed}"]
     return plain_name("_".join(part for part in parts if part))

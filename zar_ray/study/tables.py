@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from statistics import fmean, harmonic_mean
 from typing import NamedTuple
 
@@ -16,8 +17,10 @@ from zar_ray.adaptation.methods import get_method
 from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.evaluation.pipeline import Evaluated
 from zar_ray.results.case_rows import CASE_COLUMNS, RIGHT, CaseRows, codes_of
+from zar_ray.results.estimates import PairedComparison
 from zar_ray.results.statistics import holm, paired_comparison, sample_deviation, share_of
 from zar_ray.results.study_record import REPLICATES, Cell, Score, StudyTable, TableRow, label_of
+from zar_ray.results.trust import MEASURES
 from zar_ray.study.plan import Study
 from zar_ray.study.sweeps import DEFAULT, PlacedSweep
 
@@ -141,7 +144,34 @@ class Group:
             gflops=gflops,
             peak_memory=costs["peak_memory_max"],
             finished=rows["error"].null_count,
+            gain=self.gain(),
+            trust=self.trust(),
         )
+
+    def gain(self) -> PairedComparison | None:
+        """By how much adaptation changed it, where it has one replicate: over several splits the average's change."""
+        if len(self.cells) != 1:
+            return None
+        summary = self.cells[0].summary
+        averages = [one.change for one in summary.averages if one.method == self.method and one.change is not None]
+        cases = [case.change for case in summary.cases if case.method == self.method]
+        return averages[0] if averages else cases[0] if len(cases) == 1 else None
+
+    def trust(self) -> dict[str, Score]:
+        """Its measures, each over all replicates and splits."""
+        found: dict[str, Score] = {}
+        of_cells = [[one for one in cell.summary.cases if one.method == self.method] for cell in self.cells]
+        for name, when in product(MEASURES, ("before", "after")):
+            every = [[getattr(case.trust[name], when) for case in cases if name in case.trust] for cases in of_cells]
+            of_replicates = [known for of in every if (known := [one for one in of if one is not None])]
+            if not of_replicates:
+                continue
+            values = tuple(fmean(one.value for one in of) for of in of_replicates)
+            first = of_replicates[0][0] if len(values) == len(of_replicates[0]) == 1 else None
+            ends = (None, None) if first is None else (first.low, first.high)
+            score = Score(fmean(values), *ends, sample_deviation(values), values)
+            found[name if when == "after" else f"{name}_before"] = score
+        return found
 
 
 class _Member(NamedTuple):

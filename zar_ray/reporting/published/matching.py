@@ -247,6 +247,8 @@ def _protocol_differences(column: Column, run: FinishedRun, config: Mapping[str,
         which = f"split {names} alone" if len(found.cases) == 1 else f"splits {names}"
         which = "all videos together" if names == "all" else which
         differences.append(f"{which} instead of the mean of {len(specs)} splits")
+    if summary.unknown:
+        differences.append(f"{summary.unknown:,} videos of classes that were held out are in no accuracy")
     if config["limit"] is not None:
         differences.append(f"limit {config['limit']} videos")
     elif summary.dataset == column.benchmark and not own_names:

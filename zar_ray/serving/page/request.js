@@ -48,6 +48,8 @@ export function readForm() {
     options: readOptions(),
     seed: seeds.length === 1 ? seeds[0] : null,
     seeds: seeds.length > 1 ? seeds : null,
+    reject_below: number("reject-below"),
+    reject_score: byId("reject-below").value === "" ? null : "max_probability",
     explain: byId("explain").checked,
   };
   if (windowed) Object.assign(parameters, { window: number("window"), stride: number("stride") });
@@ -55,7 +57,7 @@ export function readForm() {
 }
 
 // Fields that the browser checks by their attributes; the others are checked below.
-const CHECKED = ["window", "stride", "template", "seed", "top-k"];
+const CHECKED = ["window", "stride", "template", "seed", "top-k", "reject-below"];
 
 function mistake(input) {
   const { validity } = input;

@@ -48,6 +48,11 @@ function answer(result, title, tuned) {
       tuned && [" after tuning; ", sentence(first, best)],
       ` Chosen among ${result.candidates} ${result.candidates === 1 ? "label" : "labels"}.`,
     ),
+    result.reject &&
+      notice(
+        html("strong", {}, "None of these: "),
+        `the answer is too unsure (${result.certainty.toPrecision(3)}) to take any label for shown.`,
+      ),
     result.model.random_weights &&
       notice(html("strong", {}, "Random weights: "), "the model was never trained, and this answer means nothing."),
     result.video.warning && notice(html("strong", {}, "About the file: "), result.video.warning),

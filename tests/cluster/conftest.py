@@ -64,8 +64,9 @@ def begin(machines, manifest, tiny_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(begin) -> pa.Table:
-    """The table of a run in one process."""
+def undisturbed(machines, begin) -> pa.Table:
+    """The table of a run in one process, which joins the cluster as any run does."""
+    machines.fill(1)
     ran = begin("undisturbed", "--here")
     assert ran.end() == 0, ran.said
     return ran.folder.results()

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from zar_ray.cluster import connected
 from zar_ray.evaluation import capacity, planning, preflight, recovery, supply
-from zar_ray.evaluation.attempts import Attempts
+from zar_ray.evaluation.attempts import Attempts, Hangs
 from zar_ray.evaluation.blocks import deal
 from zar_ray.evaluation.feature_folder import FeatureKeeping
 from zar_ray.evaluation.planning import AskedModel, PlannedModel
@@ -198,6 +198,7 @@ def run_blocks(
                 followed.look(stages)
                 if number % PARTS_AT_ONCE == 0:
                     beside.submit(recovery.put_together, folder, progress)
+    Hangs(folder.storage.path()).forget()
     # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
     # workers keep their CPUs, and a second pass could wait for them for ever.
     gc.collect()

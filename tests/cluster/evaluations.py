@@ -41,14 +41,14 @@ class Evaluation:
         """Blocks, of a video each, that have their rows; those that it was started with do not count."""
         return len(self.folder.storage.names("parts"))
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 240.0) -> None:
         limit = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, self.said
             assert time.monotonic() < limit, self.said
             time.sleep(0.05)
 
-    def end(self, seconds: float = 150.0) -> int:
+    def end(self, seconds: float = 300.0) -> int:
         """Waits for its end; its exit status."""
         try:
             return self.process.wait(timeout=seconds)

@@ -241,7 +241,17 @@ def test_the_command_says_what_is_short_and_writes_nothing(
     video_folder, tiny_checkpoint, tmp_path, quick_start, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    words = ["plan", "--dataset", str(video_folder), "--checkpoint", str(tiny_checkpoint), *VIEWS, "--sample", "3", "--no-trial"]
+    words = [
+        "plan",
+        "--dataset",
+        str(video_folder),
+        "--checkpoint",
+        str(tiny_checkpoint),
+        *VIEWS,
+        "--sample",
+        "3",
+        "--no-trial",
+    ]
     words += ["--gpus", "8", "--gpu", "h100", "--price", "2.5"]
     before = sorted(video_folder.rglob("*"))
     assert main(words) == 0

@@ -104,7 +104,7 @@ class Hangs:
     """
 
     def __init__(self, run: str) -> None:
-        self._prefix = f"hung/{ray.get_runtime_context().get_job_id()}/{run}/"
+        self._prefix = f"hung/{run}/"
 
     def add(self, video: str) -> None:
         """Writes one down, from any process and thread."""
@@ -116,14 +116,14 @@ class Hangs:
         return {key.decode().removeprefix(self._prefix) for key in keys}
 
     def forget(self) -> None:
-        """At the end of a pass each of them has its rows."""
+        """Before a pass: each of them has its rows, or is to be done again."""
         _internal_kv_del(self._prefix, del_by_prefix=True, namespace=_NAMESPACE)
 
 
 def tried_before() -> bool:
     """Whether this process does a block that another one died of; no process outside a cluster does."""
     worker: Any = global_worker
-    return ray.is_initialized() and worker.core_worker.get_current_task_attempt_number() > 0
+    return worker.connected and worker.core_worker.get_current_task_attempt_number() > 0
 
 
 def losses(videos: Iterable[str], attempts: Iterable[Attempt]) -> list[tuple[str, End, str]]:

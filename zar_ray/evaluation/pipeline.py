@@ -174,6 +174,7 @@ def run_blocks(
     """
     if not len(videos):
         return
+    Hangs(folder.storage.path()).forget()
     in_order = bool(decode.spec.streams)
     dealt = deal(videos, batch_size, resources, decode.largest(videos), alone=attempts is not None, stream=in_order)
     followed = capacity.Followed(resources, dealt.block_bytes, progress.say)
@@ -198,7 +199,6 @@ def run_blocks(
                 followed.look(stages)
                 if number % PARTS_AT_ONCE == 0:
                     beside.submit(recovery.put_together, folder, progress)
-    Hangs(folder.storage.path()).forget()
     # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
     # workers keep their CPUs, and a second pass could wait for them for ever.
     gc.collect()

@@ -8,8 +8,8 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from zar_ray.errors import ConfigError
 from zar_ray.data.probing import usable_cpus
+from zar_ray.errors import ConfigError
 from zar_ray.evaluation.forecast import Cluster, Forecast, forecast, with_trial
 from zar_ray.evaluation.planning import asked_settings, plan_model
 from zar_ray.evaluation.sampling import Sample, measure
@@ -75,7 +75,7 @@ def cluster_of(options: PlanConfig) -> Cluster:
 
 
 def trial_cluster(options: PlanConfig, sample: Sample, asked: Cluster) -> Cluster:
-    """This machine, with as many replicas as are asked about where it is what was asked about, else as it would have."""
+    """This machine; with as many replicas as are asked about where it has the cores, else with its usual ones."""
     cores, gpus = float(usable_cpus()), int(sample.device != "cpu")
     same = not gpus and asked.cores <= cores
     return cluster_of(

@@ -92,7 +92,7 @@ class Node:
 
     def joined(self) -> bool:
         """Waits until it has joined; False, and it is gone, where it does not, as on a machine with much else to do."""
-        limit = time.monotonic() + 90
+        limit = time.monotonic() + 300
         while "Ray runtime started" not in self.log.read_text():
             if self.process.poll() is not None or time.monotonic() > limit:
                 self.kill()

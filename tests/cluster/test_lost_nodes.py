@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import pytest
 from evaluations import POISON, VIDEOS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 IN_THE_LAST_PASS = -1
 LEAVES = 3

@@ -22,7 +22,7 @@ from rich.console import Console
 from zar_ray.options.base import Options
 from zar_ray.study.options import EvalConfig, PlanConfig
 
-_SHOWN = ("decode_cpu", "adapt_cpu", "adapt_seconds", "decode_start", "adapt_start")
+_SHOWN = ("decode_cpu", "adapt_cpu", "adapt_seconds", "decode_start", "adapt_start", "job_start", "job_share")
 
 
 class PlanBenchOptions(Options):

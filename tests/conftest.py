@@ -63,6 +63,8 @@ LONGEST = (
     "test_training.py",
     "test_bench_soak.py",
     "test_eval_job.py",
+    "test_lost_nodes.py",
+    "test_growing_pool.py",
     "test_training_kills.py",
     "test_service.py",
     "test_methods_job.py",

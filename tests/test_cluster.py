@@ -6,11 +6,13 @@ import contextlib
 import functools
 import os
 import socket
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import grpc
 import pytest
 
 from zar_ray import cluster
-from zar_ray.cluster import LOCAL, connected, problem_of, require_cluster
+from zar_ray.cluster import LOCAL, connected, doubt, problem_of, require_cluster
 from zar_ray.commands.main import main
 from zar_ray.errors import RunError
 
@@ -215,3 +217,22 @@ def test_what_takes_connections_and_is_no_head_is_given_up(answers, joined, monk
     with head(method="Another") as address:
         assert "takes connections, and does not answer as a Ray head does" in refused(address)
     assert joined == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is loopback on Linux alone")
+def test_connections_to_hosts_in_doubt_are_asked_after_by_the_kernel_and_no_others():
+    """Also those that were made by IPv6, as gRPC's are."""
+    with ExitStack() as opened:
+        server = opened.enter_context(socket.create_server(("0.0.0.0", 0)))
+        port = server.getsockname()[1]
+        gone, well = (opened.enter_context(socket.create_connection((f"127.0.0.{n}", port))) for n in (2, 3))
+        mapped = opened.enter_context(socket.socket(socket.AF_INET6))
+        mapped.connect(("::ffff:127.0.0.2", port))
+        doubt({"127.0.0.2", "127.0.0.9"})
+
+        def asked(one: socket.socket) -> tuple[int, bool]:
+            seconds = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+            return one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), seconds < 5
+
+        assert [asked(one) for one in (gone, well, mapped)] == [(1, True), (0, False), (1, True)]
+        gone.sendall(b"it still works")

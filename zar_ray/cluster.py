@@ -7,11 +7,12 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import ray
 from ray._common.utils import get_default_ray_temp_dir, get_ray_address_file
 from ray._private.services import canonicalize_bootstrap_address, find_node_ids
@@ -30,6 +31,8 @@ _CONNECT_SECONDS = 5.0
 # A head that has much to do is slow, not gone, but its gRPC server greets all the same.
 _GREETING_SECONDS = 3.0
 _ANSWER_SECONDS = 20.0
+# A host that answers none of so many questions, one a second, is gone.
+_QUESTIONS = 10
 _FIRST_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 _WAY_OUT = "start it with `ray start --head`, or name another, or `local`, with --address or RAY_ADDRESS"
 
@@ -55,6 +58,8 @@ def connected(address: str | None = None) -> Iterator[None]:
         return
     # Its C++ core writes to the terminal what Ray Data does on purpose; a worker's end is told by its videos' rows.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Its statistics may fail where nodes go; what is asked for here is looked at.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     with sigterm_interrupts():
         try:
             place = place_to_join(address)
@@ -182,6 +187,30 @@ def _head_problem(address: str) -> str | None:
     if not find_node_ids():
         return "is a cluster without a node on this machine; submit a job, run on a node, or name ray://HOST:10001"
     return None
+
+
+def doubt(addresses: Collection[str]) -> None:
+    """Has this process's connections to some hosts closed by the kernel within seconds, unless the host still answers.
+
+    A host that loses its power, or its network, closes nothing. Ray (2.60) waits for what ran there until a connection
+    is known to be dead, which may take minutes, also when its head has long said that the node is.
+    """
+    limits = {
+        "TCP_KEEPIDLE": 1,
+        "TCP_KEEPALIVE": 1,  # what macOS calls it
+        "TCP_KEEPINTVL": 1,
+        "TCP_KEEPCNT": _QUESTIONS,
+        "TCP_USER_TIMEOUT": 1000 * _QUESTIONS,
+    }
+    known = {getattr(socket, name): value for name, value in limits.items() if hasattr(socket, name)}
+    for one in psutil.Process().net_connections("tcp"):
+        if not one.raddr or one.raddr.ip.removeprefix("::ffff:") not in addresses or one.fd < 0:
+            continue
+        # One that was closed meanwhile, or is something else by now, is left alone.
+        with suppress(OSError), socket.socket(fileno=os.dup(one.fd)) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in known.items():
+                connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def total_cpus() -> float:

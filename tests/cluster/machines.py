@@ -20,13 +20,16 @@ from pathlib import Path
 
 RAY = str(Path(sys.executable).with_name("ray"))
 _SWITCH = "sw"
+_TRIES = 5
 
 # A node that is gone is known to be after three seconds instead of fifteen, one that was cut off after twelve.
 QUICK = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "3",
-    "RAY_gcs_server_request_timeout_seconds": "10",
+    "RAY_gcs_server_request_timeout_seconds": "30",
+    # A busy machine is slow to start a node's agents, which its raylet waits for.
+    "RAY_agent_register_timeout_ms": "180000",
     "RAY_num_prestart_python_workers": "0",
     "RAY_enable_metrics_collection": "0",
 }
@@ -87,13 +90,15 @@ class Node:
     process: subprocess.Popen[bytes] = field(init=False, repr=False)
     gone: bool = False
 
-    def wait(self) -> None:
-        """Waits until it has joined."""
-        limit = time.monotonic() + 90
-        while "Ray runtime started" not in (said := self.log.read_text()):
-            assert self.process.poll() is None, said
-            assert time.monotonic() < limit, said
+    def joined(self) -> bool:
+        """Waits until it has joined; False, and it is gone, where it does not, as on a machine with much else to do."""
+        limit = time.monotonic() + 300
+        while "Ray runtime started" not in self.log.read_text():
+            if self.process.poll() is not None or time.monotonic() > limit:
+                self.kill()
+                return False
             time.sleep(0.1)
+        return True
 
     def kill(self) -> None:
         """Ends all its processes at once, as a machine that is taken away does."""
@@ -137,7 +142,7 @@ class Machines:
             _ip("-n", f"{self._tag}{_SWITCH}", "link", "set", "br0", "up")
         try:
             self.head = self.start("head", cpus=0)
-            self.head.wait()
+            assert self.head.joined(), self.head.log.read_text()
         except BaseException:
             self.__exit__()
             raise
@@ -194,12 +199,13 @@ class Machines:
         _ip("-n", namespace, "link", "set", "lo", "up")
 
     def fill(self, count: int, cpus: int = 4) -> None:
-        """Starts nodes until so many work beside the head, and waits for all."""
-        while len(self.workers) < count:
-            self.start(f"node{len(self.nodes)}", cpus)
-        for node in self.nodes:
-            if not node.gone:
-                node.wait()
+        """Starts nodes until so many work beside the head, others for those that do not come, and waits for all."""
+        for _ in range(_TRIES):
+            while len(self.workers) < count:
+                self.start(f"node{len(self.nodes)}", cpus)
+            if all(node.joined() for node in self.workers):
+                return
+        raise AssertionError(self.nodes[-1].log.read_text())
 
     @property
     def workers(self) -> list[Node]:

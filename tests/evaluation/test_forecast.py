@@ -20,11 +20,12 @@ from zar_ray.data.protocols import whole_split
 from zar_ray.errors import RunError
 from zar_ray.evaluation import sampling
 from zar_ray.evaluation.blocks import expected_costs
-from zar_ray.evaluation.forecast import Cluster, forecast
+from zar_ray.evaluation.forecast import Cluster, forecast, with_trial
 from zar_ray.evaluation.planning import AskedModel, asked_settings, plan_model
 from zar_ray.evaluation.sampling import Sample, chosen, measure
+from zar_ray.evaluation.trial import Trial, steady_rate
 from zar_ray.evaluation.workload import Workload
-from zar_ray.study.forecasts import SIZES, cluster_of
+from zar_ray.study.forecasts import SIZES, cluster_of, trial_cluster, trial_size
 from zar_ray.study.options import EvalConfig, PlanConfig
 
 SAMPLE = Sample(
@@ -86,6 +87,65 @@ def test_workers_beyond_the_cores_give_nothing(sample, workers, cores):
     many = forecast(sample, on(cores=cores, num_workers=cores * workers), 1000, 8)
     assert many.videos_per_second <= few.videos_per_second * (1 + 1e-9)
     assert many.start_seconds >= few.start_seconds
+
+
+@given(
+    sample=samples,
+    cores=st.integers(1, 16),
+    workers=st.integers(1, 8),
+    share=st.floats(0.7, 3.0),
+    start=st.floats(0.0, 60.0),
+    videos=st.integers(50, 5000),
+)
+def test_a_trial_says_what_the_job_takes_beside_its_stages(sample, cores, workers, share, start, videos):
+    """What a machine does with a few videos it does with many; the driver's own part is not scaled with the others."""
+    sample = dataclasses.replace(sample, decode_cpu=max(0.2, sample.decode_cpu))
+    here = on(cores=cores, num_workers=workers)
+    alone = forecast(sample, here, videos, 8)
+    rate = alone.videos_per_second / share
+    ran = Trial(videos, alone.start_seconds + start + videos / rate, rate)
+    assert ran.start_seconds == pytest.approx(alone.start_seconds + start)
+    known = with_trial(sample, ran, here, 8)
+    assert known.job_start == pytest.approx(start, abs=1e-6)
+    for count in (videos, 10 * videos):
+        found = forecast(known, here, count, 8)
+        assert found.seconds == pytest.approx(ran.start_seconds + count / rate, rel=0.02)
+
+
+def test_a_trial_on_gpus_does_not_make_them_slower():
+    """They take what they take; what a trial of so few videos waits for is not theirs."""
+    measured = dataclasses.replace(SAMPLE, device="NVIDIA H100 80GB HBM3", adapt_seconds=5.0)
+    here = on(gpus=1, gpu="H100", cores=64)
+    assert forecast(measured, here, 100, 8).short == "GPUs"
+    known = with_trial(measured, Trial(100, 900.0, 0.15), here, 8)
+    assert known.job_share == 1.0
+    assert known.job_start > 0
+
+
+def test_the_rate_of_a_run_is_that_of_its_second_half():
+    rng = np.random.default_rng(4)
+    slow, fast = 10.0 + 2.0 * np.arange(20), 50.0 + 0.25 * np.arange(40)
+    assert steady_rate(rng.permutation([*slow, *fast])) == pytest.approx(4.0)
+    blocks = np.repeat(7.0 + 3.0 * np.arange(6), 8)
+    assert steady_rate(blocks) == pytest.approx(8 / 3)
+    assert steady_rate(np.full(5, 3.0)) is None
+
+
+def test_a_trial_is_of_this_machine_and_a_small_share_of_the_run(monkeypatch):
+    monkeypatch.setattr("zar_ray.study.forecasts.usable_cpus", lambda: 6)
+    options = PlanConfig.model_validate({"dataset": "k600", "num_workers": 5, "sample": 7})
+    same, larger = (
+        trial_cluster(options, SAMPLE, cluster_of(options.model_copy(update={"cores": cores}))) for cores in (6.0, 60.0)
+    )
+    assert (same.cores, same.workers, same.gpus) == (6, 5, 0)
+    assert (larger.cores, larger.workers) == (6, 3)
+    of_gpu = trial_cluster(options, dataclasses.replace(SAMPLE, device="NVIDIA A100-SXM4-40GB"), same)
+    assert (of_gpu.gpus, of_gpu.workers) == (1, 1)
+    assert trial_size(100_000, 50.0, options, same) == 500
+    assert trial_size(100_000, 0.1, options, same) == 4 * 5 * 8
+    assert trial_size(100, 0.1, options, same) == 25
+    assert trial_size(10, 50.0, options, same) == 7
+    assert trial_size(3, 50.0, options, same) == 3
 
 
 def test_what_is_short_is_named():
@@ -180,7 +240,17 @@ def test_the_command_says_what_is_short_and_writes_nothing(
     video_folder, tiny_checkpoint, tmp_path, quick_start, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    words = ["plan", "--dataset", str(video_folder), "--checkpoint", str(tiny_checkpoint), *VIEWS, "--sample", "3"]
+    words = [
+        "plan",
+        "--dataset",
+        str(video_folder),
+        "--checkpoint",
+        str(tiny_checkpoint),
+        *VIEWS,
+        "--sample",
+        "3",
+        "--no-trial",
+    ]
     words += ["--gpus", "8", "--gpu", "h100", "--price", "2.5"]
     before = sorted(video_folder.rglob("*"))
     assert main(words) == 0

@@ -205,6 +205,7 @@ def test_a_decoder_that_hangs_is_killed_and_named(evaluate, make_video, tmp_path
     failed = [row for row in ran.rows if row.error]
     assert [row.video_id for row in failed] == ["a/hangs-decoder.mp4"]
     assert failed[0].error == "decoding hung for more than 8 s and was killed"
+    assert len((root / "hung.txt").read_text().splitlines()) == 1, "its block met it again"
 
 
 def test_failed_videos_are_done_again_on_request(evaluate, make_video, tmp_path):

@@ -10,10 +10,12 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import ray
+from ray._private.worker import global_worker
 from ray.exceptions import RayError
 from ray.experimental.internal_kv import (
     _internal_kv_del,
@@ -26,13 +28,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from zar_ray.evaluation.spec import worker_name
 
 _NAMESPACE = "zar-ray"
+_KERNEL_COUNTS = Path("/proc/vmstat")
 
 # A node that was cut off is known to be dead after a minute; until then a task on it waits.
 _ANSWER_SECONDS = 90.0
 
 End = Literal["crashed", "node", "memory", "unclear"]
-"""How a process left a video: it died on a node that is well; its node is gone, or goes; the node's memory ran out and
-Ray ended it; or it lives on, or nothing is known of it."""
+"""How a process left a video: it died on a node that is well; its node is gone, or goes; the node's memory ran out, and
+Ray or the kernel ended processes there; or it lives on, or nothing is known of it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Attempt:
         node: Id of the process's node.
         worker: Id of the process.
         name: Host and process, for people.
+        ended_before: Processes that the kernel of its node had ended for memory when it was begun.
     """
 
     video_id: str
@@ -52,6 +56,7 @@ class Attempt:
     node: str
     worker: str
     name: str
+    ended_before: int = 0
 
 
 class Attempts:
@@ -63,7 +68,7 @@ class Attempts:
     def take(self, stage: str, videos: Iterable[str]) -> list[str]:
         """Writes down that this process has some videos in its hands; returns the keys for `put_down`."""
         context = ray.get_runtime_context()
-        where = (stage, context.get_node_id(), context.get_worker_id(), worker_name())
+        where = (stage, context.get_node_id(), context.get_worker_id(), worker_name(), ended_for_memory())
         taken = {f"{self._prefix}{uuid.uuid4().hex}": Attempt(video, *where) for video in videos}
         for key, one in taken.items():
             _internal_kv_put(key, json.dumps(vars(one)), namespace=_NAMESPACE)
@@ -91,6 +96,36 @@ def holding(attempts: Attempts | None, stage: str, block: pa.Table) -> Iterator[
         attempts.put_down(keys)
 
 
+class Hangs:
+    """Videos at which a process of a run hung and ended itself: the next try of a block passes over them.
+
+    Args:
+        run: The run's folder.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._prefix = f"hung/{run}/"
+
+    def add(self, video: str) -> None:
+        """Writes one down, from any process and thread."""
+        _internal_kv_put(self._prefix + video, b"", namespace=_NAMESPACE)
+
+    def known(self) -> set[str]:
+        """All of them."""
+        keys = _internal_kv_list(self._prefix, namespace=_NAMESPACE)
+        return {key.decode().removeprefix(self._prefix) for key in keys}
+
+    def forget(self) -> None:
+        """Before a pass: each of them has its rows, or is to be done again."""
+        _internal_kv_del(self._prefix, del_by_prefix=True, namespace=_NAMESPACE)
+
+
+def tried_before() -> bool:
+    """Whether this process does a block that another one died of; no process outside a cluster does."""
+    worker: Any = global_worker
+    return worker.connected and worker.core_worker.get_current_task_attempt_number() > 0
+
+
 def losses(videos: Iterable[str], attempts: Iterable[Attempt]) -> list[tuple[str, End, str]]:
     """What became of lost videos in one pass: of each the ends of its attempts, with a line about each for a log.
 
@@ -105,32 +140,42 @@ def losses(videos: Iterable[str], attempts: Iterable[Attempt]) -> list[tuple[str
         end, why = known.get(one.worker, ("unclear", "nothing is known of the process"))
         if one.node not in well:
             end, why = "node", "its node is gone or going"
+        elif end == "crashed" and well[one.node] > one.ended_before:
+            # Ray sees a death by SIGKILL like any other; whom the kernel chooses says nothing of who took the memory.
+            end, why = "memory", f"{why}; its node's kernel ended processes for memory meanwhile"
         found.append((one.video_id, end, f"{one.video_id}: {one.stage} by {one.name} on node {one.node[:12]}: {why}"))
     on_the_way = sorted(wanted - {one.video_id for one in own})
     return [*found, *((video, "node", f"{video}: lost on its way; no process had it in hand") for video in on_the_way)]
 
 
-def _well(nodes: Iterable[str]) -> set[str]:
-    """Those of some nodes that answer and stay: a node that is gone, cut off or going runs no task."""
-    ask = ray.remote(num_cpus=0, max_retries=0)(_here)
+def ended_for_memory() -> int:
+    """How many processes this node's kernel has ended as memory ran out, its own or a container's; 0 if unknown."""
+    try:
+        counts = dict(line.split() for line in _KERNEL_COUNTS.read_text().splitlines())
+    except OSError:
+        return 0
+    return int(counts.get("oom_kill", 0))
+
+
+def _well(nodes: Iterable[str]) -> dict[str, int]:
+    """Those of some nodes that answer and stay, with `ended_for_memory` of each.
+
+    A node that is gone, cut off or going runs no task.
+    """
+    ask = ray.remote(num_cpus=0, max_retries=0)(ended_for_memory)
     asked = {
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(one, soft=False)).remote(): one for one in nodes
     }
     if not asked:
-        return set()
+        return {}
     answered, _ = ray.wait([*asked], num_returns=len(asked), timeout=_ANSWER_SECONDS)
-    well = set()
+    well = {}
     for one in answered:
         try:
-            ray.get(one)
+            well[asked[one]] = ray.get(one)
         except RayError:
             continue
-        well.add(asked[one])
     return well
-
-
-def _here() -> None:
-    """What a node does that is well."""
 
 
 def _exits(workers: Sequence[str]) -> Mapping[str, tuple[End, str]]:

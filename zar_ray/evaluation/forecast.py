@@ -12,14 +12,10 @@ from math import ceil
 from zar_ray.evaluation.blocks import STORE_SHARE, block_size
 from zar_ray.evaluation.sampling import Sample
 from zar_ray.evaluation.supply import PEAK_SHARE, peak_of
+from zar_ray.evaluation.trial import Trial
 
 DRIVER_SECONDS = 0.010
 """CPU of the driver for a block (bench/blocks.py)."""
-
-# As bench/plan.py measured them: seconds of Ray Data and its pools besides the processes' own start, and the CPU that
-# work takes in the job, with objects passed on and processes that take turns, by that of the stages alone.
-_STEADY = 7.0
-_IN_THE_JOB = 1.3
 
 _FLOAT32 = 15.0  # a GPU's peak in bf16 by that in float32, in which texts are tuned
 _NODE_GPUS, _NODE_CORES = 8, 128
@@ -135,6 +131,23 @@ def gpu_seconds(sample: Sample, gpu: str) -> tuple[float, bool]:
     return sample.encoder_operations / able + sample.tuning_operations * _FLOAT32 / able, True
 
 
+def with_trial(sample: Sample, trial: Trial, cluster: Cluster, batch_size: int, *, stream: bool = False) -> Sample:
+    """A sample that knows what the job takes beside its stages: what a trial took beyond its own forecast.
+
+    Args:
+        sample: What its videos take.
+        trial: A short run of them.
+        cluster: Where that ran.
+        batch_size: As of `forecast`.
+        stream: As of `forecast`.
+    """
+    alone = replace(sample, job_start=0.0, job_share=1.0)
+    told = forecast(alone, cluster, trial.videos, batch_size, stream=stream)
+    of_cpus = told.short in ("workers", "CPU cores", "decoders")
+    share = told.videos_per_second / trial.videos_per_second if of_cpus else 1.0
+    return replace(sample, job_start=trial.start_seconds - told.start_seconds, job_share=share)
+
+
 def forecast(sample: Sample, cluster: Cluster, videos: int, batch_size: int, *, stream: bool = False) -> Forecast:
     """Computes what a run of so many videos takes.
 
@@ -155,21 +168,22 @@ def forecast(sample: Sample, cluster: Cluster, videos: int, batch_size: int, *, 
     fitting = STORE_SHARE * cluster.memory / (blocks_at_once * max(1, sample.largest))
     size = 1 if stream else block_size(batch_size, videos, workers, fitting, gpus=on_gpus)
     driver = DRIVER_SECONDS / size
-    busy = _IN_THE_JOB * (sample.decode_cpu + (0.0 if on_gpus else sample.adapt_cpu)) + driver
+    share = sample.job_share
+    busy = share * (sample.decode_cpu + (0.0 if on_gpus else sample.adapt_cpu)) + driver
     # On one machine nothing is shipped; else as if any node's decoders fed any node's workers.
     shipped = sample.bytes_shipped * (cluster.nodes - 1) / cluster.nodes
     rates = {
-        "GPUs" if on_gpus else "workers": workers / one,
+        "GPUs" if on_gpus else "workers": workers / (one if on_gpus else share * one),
         "CPU cores": cluster.cores / busy,
-        "decoders": cluster.decoders / (_IN_THE_JOB * sample.decode_cpu),
+        "decoders": cluster.decoders / (share * sample.decode_cpu),
         "driver": 1 / driver,
         "network": cluster.nodes * cluster.bandwidth / max(1.0, (sample.bytes_read or 0.0) + shipped),
         "storage": cluster.requests / (_VIDEO_REQUESTS + _PART_REQUESTS / size),
     }
     short = min(rates, key=lambda name: rates[name])
-    starting = _IN_THE_JOB * (workers * sample.adapt_start + cluster.decoders * sample.decode_start)
+    starting = workers * sample.adapt_start + cluster.decoders * sample.decode_start
     first = batch_size * (sample.decode_cpu + one)
-    start = _STEADY + max(starting / cluster.cores, sample.adapt_start) + first
+    start = max(0.0, sample.job_start + max(starting / cluster.cores, sample.adapt_start) + first)
     seconds = start + videos / rates[short]
     hours = seconds / 3600
     price = None if cluster.price is None else cluster.price * hours * (cluster.gpus or cluster.cores)

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from zar_ray.cluster import connected
 from zar_ray.evaluation import capacity, planning, preflight, recovery, supply
-from zar_ray.evaluation.attempts import Attempts
+from zar_ray.evaluation.attempts import Attempts, Hangs
 from zar_ray.evaluation.blocks import deal
 from zar_ray.evaluation.feature_folder import FeatureKeeping
 from zar_ray.evaluation.planning import AskedModel, PlannedModel
@@ -176,6 +176,7 @@ def run_blocks(
     """
     if not len(videos):
         return
+    Hangs(folder.storage.path()).forget()
     in_order = bool(decode.spec.streams)
     dealt = deal(videos, batch_size, resources, decode.largest(videos), alone=attempts is not None, stream=in_order)
     followed = capacity.Followed(resources, dealt.block_bytes, progress.say)

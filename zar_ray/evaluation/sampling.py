@@ -60,6 +60,9 @@ class Sample:
         largest: Bytes of the frames of the largest video of the run.
         decode_start: CPU seconds until a process can decode.
         adapt_start: CPU seconds until a process can adapt: its imports, and the models.
+        job_start: Seconds of the job's start beside that of its processes: Ray's pools; 0 where no trial measured it.
+        job_share: CPU that work takes in the job, with objects passed on and processes that take turns, by that of the
+            stages alone; 1 where no trial measured it.
     """
 
     videos: int
@@ -77,6 +80,8 @@ class Sample:
     largest: int
     decode_start: float
     adapt_start: float
+    job_start: float = 0.0
+    job_share: float = 1.0
 
 
 def chosen(videos: pa.Table, count: int) -> list[str]:

@@ -13,7 +13,7 @@ from ray._private.state import state
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayError
 
-from zar_ray.cluster import is_client
+from zar_ray.cluster import doubt, is_client
 from zar_ray.errors import RunError, reason_of
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.resources import Resources
@@ -87,6 +87,8 @@ class ClusterWatch:
         for node in alive.keys() - self._nodes.keys():
             self._progress.say(f"node {_name(alive[node])} has joined, {_amounts(alive[node]['Resources'])}")
         self._nodes = alive
+        if gone := _addresses(dead) - _addresses(alive):
+            doubt(gone)
         if not is_client():
             for node in state.get_draining_nodes().keys() - self._drained:
                 self._drained.add(node)
@@ -127,6 +129,10 @@ class ClusterWatch:
 
 def _alive(nodes: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {node["NodeID"]: node for node in nodes if node["Alive"]}
+
+
+def _addresses(nodes: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    return {node["NodeManagerAddress"] for node in nodes.values()}
 
 
 def _name(node: Mapping[str, Any]) -> str:

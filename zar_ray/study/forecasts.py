@@ -8,18 +8,21 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from zar_ray.data.probing import usable_cpus
 from zar_ray.errors import ConfigError
-from zar_ray.evaluation.forecast import Cluster, Forecast, forecast
+from zar_ray.evaluation.forecast import Cluster, Forecast, forecast, with_trial
 from zar_ray.evaluation.planning import plan_model, plan_models
 from zar_ray.evaluation.sampling import Sample, measure
 from zar_ray.evaluation.streams import stream_methods
 from zar_ray.evaluation.supply import PEAKS, peak_of
+from zar_ray.evaluation.trial import run_trial
 from zar_ray.study.options import PlanConfig
 from zar_ray.study.plan import plan_study
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 """GPUs, or CPU cores, that a run is simulated with."""
 
+_TRIAL_SECONDS, _TRIAL_BLOCKS, _TRIAL_SHARE = 10.0, 4, 0.25
 _CORES_A_GPU = 16.0
 _MEMORY_A_CORE, _OBJECT_STORE = 8e9, 0.3
 
@@ -71,6 +74,30 @@ def cluster_of(options: PlanConfig) -> Cluster:
     )
 
 
+def trial_cluster(options: PlanConfig, sample: Sample, asked: Cluster) -> Cluster:
+    """This machine; with as many replicas as are asked about where it has the cores, else with its usual ones."""
+    cores, gpus = float(usable_cpus()), int(sample.device != "cpu")
+    same = not gpus and asked.cores <= cores
+    return cluster_of(
+        options.model_copy(
+            update={
+                "gpus": gpus,
+                "gpu": sample.device if gpus else options.gpu,
+                "cores": cores,
+                "memory": psutil.virtual_memory().total * _OBJECT_STORE / 1e9,
+                "num_workers": (asked.workers,) if same else (max(1, gpus or int(cores) // 2),),
+                "gpus_per_worker": None,
+            }
+        )
+    )
+
+
+def trial_size(videos: int, rate: float, options: PlanConfig, here: Cluster) -> int:
+    """Videos of a trial: some seconds' work, several blocks for each replica, and a small share of the run."""
+    enough = max(_TRIAL_SECONDS * rate, _TRIAL_BLOCKS * here.workers * options.batch_size)
+    return int(min(videos, max(options.sample, min(enough, videos * _TRIAL_SHARE))))
+
+
 def cost_of(options: PlanConfig, console: Console) -> Costs:
     """Measures a sample of a study's videos here and computes the rest; writes nothing.
 
@@ -92,6 +119,14 @@ def cost_of(options: PlanConfig, console: Console) -> Costs:
     labels = [one.label for one in study.axes.settings]
     sample = measure(study.workload, models, labels, options.sample, threads)
     videos = len(study.workload.manifest)
+    # Of a GPU whose peak is not known nothing is forecast, so that a trial on it would say nothing.
+    if options.trial and (sample.device == "cpu" or peak_of(sample.device) is not None):
+        here = trial_cluster(options, sample, cluster)
+        rate = forecast(sample, here, videos, options.batch_size, stream=stream).videos_per_second
+        count = trial_size(videos, rate, options, here)
+        console.print(f"running the job on {count} videos ...", highlight=False)
+        ran = run_trial(study.workload, asked, labels, count, here.workers)
+        sample = with_trial(sample, ran, here, options.batch_size, stream=stream)
 
     def on(one: Cluster) -> Forecast:
         return forecast(sample, one, videos, options.batch_size, stream=stream)

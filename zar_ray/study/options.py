@@ -64,6 +64,11 @@ class PlanConfig(EvalConfig):
     """Options of `zar plan`: those of `zar eval`, and the cluster that would run it."""
 
     sample: int = operational(20, "Videos to measure, spread over what all are expected to cost.", ge=1)
+    trial: bool = operational(
+        True,
+        "Run the job on some videos too, on a Ray of this machine, to measure its start and what it takes beside its"
+        " stages; without it neither is counted.",
+    )
     gpus: int = operational(0, "GPUs of the cluster; 0 for a run on CPUs.", ge=0)
     gpu: str = operational("H100", "What GPUs they are; their speed is computed unless this machine has one.")
     cores: float | None = operational(

@@ -11,8 +11,10 @@ from math import prod
 from typing import Any
 
 import pyarrow as pa
+import ray
 
-from zar_ray.evaluation.attempts import Attempts, holding
+from zar_ray.errors import VideoError
+from zar_ray.evaluation.attempts import Attempts, Hangs, holding, tried_before
 from zar_ray.evaluation.feature_store import file_state, image_keys
 from zar_ray.evaluation.packs import DamagedError
 from zar_ray.evaluation.spec import (
@@ -45,9 +47,11 @@ class DecodeStage:
     def __init__(self, spec: JobSpec) -> None:
         self.spec = spec
         self.stores = [spec.feature_store(number) for number in range(len(spec.models))]
+        self._hung: set[str] = set()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Manifest rows with `MODELS` to `DECODED_SCHEMA`, a row a video."""
+        self._hung = Hangs(self.spec.storage.path()).known() if tried_before() else set()
         return pa.Table.from_pylist([self.decode(row) for row in block.to_pylist()], schema=DECODED_SCHEMA)
 
     def largest(self, videos: pa.Table) -> int:
@@ -172,14 +176,21 @@ class DecodeStage:
     def _last_resort(self, video: dict[str, Any]) -> Iterator[None]:
         """Ends this process if a decoder hangs in native code, where no deadline is looked at.
 
-        The video's failure is written to the run first, so that it is not tried again.
+        The video's failure is written to the run first, so that it is not tried again, neither with its block.
+
+        Raises:
+            VideoError: A process that had the block before hung at this video.
         """
         seconds = 2 * self.spec.decode_timeout + 5
+        failure = Failure(f"decoding hung for more than {seconds:.0f} s and was killed", "decode")
+        if video["video_id"] in self._hung:
+            raise VideoError(failure.message, stage="decode")
 
         def give_up() -> None:
-            failure = Failure(f"decoding hung for more than {seconds:.0f} s and was killed", "decode")
             try:
                 write_part(self.spec.storage, to_table(failed_rows(self.spec, video, failure, worker_name())))
+                if ray.is_initialized():
+                    Hangs(self.spec.storage.path()).add(video["video_id"])
             finally:
                 os._exit(70)
 

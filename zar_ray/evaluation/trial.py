@@ -1,0 +1,85 @@
+"""The job itself on a few videos of a run, on a Ray of this machine: what it takes beside its stages' own work.
+
+Nothing of it is kept: rows go into a folder that is deleted, and a store of features is neither read nor written.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from rich.console import Console
+
+from zar_ray.cluster import LOCAL
+from zar_ray.evaluation.pipeline import evaluate
+from zar_ray.evaluation.planning import AskedModel
+from zar_ray.evaluation.sampling import chosen
+from zar_ray.evaluation.streams import stream_methods
+from zar_ray.evaluation.workload import Workload
+from zar_ray.results.folder import RunFolder
+from zar_ray.storage import Storage
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A short run.
+
+    Attributes:
+        videos: How many.
+        seconds: Of the pass over them, with the workers' start.
+        videos_per_second: Once all workers were at it.
+    """
+
+    videos: int
+    seconds: float
+    videos_per_second: float
+
+    @property
+    def start_seconds(self) -> float:
+        """What came before, or beside, the steady work."""
+        return max(0.0, self.seconds - self.videos / self.videos_per_second)
+
+
+def run_trial(
+    workload: Workload, asked: Sequence[AskedModel], labels: Sequence[str], count: int, workers: int
+) -> Trial:
+    """Evaluates some of a run's videos as the job does.
+
+    Args:
+        workload: The run's.
+        asked: Its models.
+        labels: What each setting is called.
+        count: Videos of the trial.
+        workers: Model replicas.
+
+    Raises:
+        ZarError: The run could not start here.
+    """
+    here = {"address": LOCAL, "num_workers": (workers,), "features": None, "features_max_bytes": None}
+    anew = {"resume": False, "overwrite": False, "retry_failed": False}
+    models = [
+        replace(model, settings=tuple(one.model_copy(update=here | anew) for one in model.settings)) for model in asked
+    ]
+    streams = stream_methods(one for model in models for one in model.settings)
+    ids = chosen(workload.manifest.table, count, first=bool(streams))
+    some = Workload.of(workload.manifest.keep(ids), [split.restricted_to(ids) for split in workload.splits])
+    with tempfile.TemporaryDirectory(prefix="zar-trial-") as place:
+        ran = evaluate(some, models, labels, RunFolder(Storage(place).child("run")), Console(file=io.StringIO()))
+        rows = ran.rows.read(["video_id", "recorded_at"])
+    ended = rows.group_by("video_id").aggregate([("recorded_at", "max")])["recorded_at_max"].to_numpy()
+    return Trial(len(ended), ran.seconds, steady_rate(ended) or len(ended) / ran.seconds)
+
+
+def steady_rate(ended: np.ndarray) -> float | None:
+    """Videos a second over the second half of a run, by when each ended; None where all ended at once.
+
+    In the first half some workers may still have been loading.
+    """
+    times, counts = np.unique(ended, return_counts=True)
+    reached = np.cumsum(counts)
+    half = int(np.searchsorted(reached, len(ended) / 2))
+    span = float(times[-1] - times[half])
+    return float(reached[-1] - reached[half]) / span if span > 0 else None

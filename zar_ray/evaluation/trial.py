@@ -17,7 +17,6 @@ from zar_ray.cluster import LOCAL
 from zar_ray.evaluation.pipeline import evaluate
 from zar_ray.evaluation.planning import AskedModel
 from zar_ray.evaluation.sampling import chosen
-from zar_ray.evaluation.streams import stream_methods
 from zar_ray.evaluation.workload import Workload
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
@@ -63,8 +62,7 @@ def run_trial(
     models = [
         replace(model, settings=tuple(one.model_copy(update=here | anew) for one in model.settings)) for model in asked
     ]
-    streams = stream_methods(one for model in models for one in model.settings)
-    ids = chosen(workload.manifest.table, count, first=bool(streams))
+    ids = chosen(workload.manifest.table, count)
     some = Workload.of(workload.manifest.keep(ids), [split.restricted_to(ids) for split in workload.splits])
     with tempfile.TemporaryDirectory(prefix="zar-trial-") as place:
         ran = evaluate(some, models, labels, RunFolder(Storage(place).child("run")), Console(file=io.StringIO()))

@@ -172,7 +172,7 @@ class Comparison:
 
     def to_arrow(self) -> pa.Table:
         """A row a (run, split, method), as `zar report compare --format csv` prints it; shares are fractions."""
-        return _table([comparison_values(line) for line in self._compared.lines])
+        return _table(comparison_values(self._compared))
 
     def to_pandas(self) -> pd.DataFrame:
         """The same as a data frame."""

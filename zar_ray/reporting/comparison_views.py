@@ -31,12 +31,7 @@ def report_comparison(comparison: Comparison, form: Form, console: Console) -> N
     In the CSV shares are fractions, and what several things go into is joined by "; ".
     """
     if form == "csv":
-        measures = [name for name in MEASURES if any(name in line.case.trust for line in comparison.lines)]
-        show(
-            [lines_block([comparison_values(line) | _trust_values(line, measures) for line in comparison.lines])],
-            form,
-            console,
-        )
+        show([lines_block(comparison_values(comparison))], form, console)
         return
     warning = _warning(comparison)
     if warning is not None and form == "terminal":
@@ -70,8 +65,13 @@ def plot(comparison: Comparison, form: Drawn) -> bytes | None:
     return figures.runs_chart(plots[0][1], plots[0][0], form) if plots else None
 
 
-def comparison_values(line: Line) -> dict[str, object]:
-    """A case as values for programs; shares are fractions, and what several things go into is joined by "; "."""
+def comparison_values(comparison: Comparison) -> list[dict[str, object]]:
+    """Each case as values for programs; shares are fractions, and what several things go into is joined by "; "."""
+    measures = [name for name in MEASURES if any(name in line.case.trust for line in comparison.lines)]
+    return [_values(line) | _trust_values(line, measures) for line in comparison.lines]
+
+
+def _values(line: Line) -> dict[str, object]:
     summary, case, paired = line.run.finished.summary, line.case, line.paired
     after, found = line.after, None if paired is None else paired.comparison
     return {

@@ -176,4 +176,5 @@ SYSTEM = System(
     recognise=recognise,
     preprocessing=_preprocessing,
     training=TrainingRule(refuses=_why_untrained),
+    reference="weng2023openvclip",
 )

@@ -53,6 +53,6 @@ if __name__ == "__main__":
         words.remove("--here")
         pipeline.run_blocks = run_here
         preflight.check_nodes = lambda paths, storage: None
-        preflight.check_model = lambda *asked: plan_model(*asked[:-1])
+        preflight.check_model = lambda *asked: plan_model(*asked[1:])
     pipeline.AdaptStage = partial(SlowAdapt, os.environ["ZAR_TEST_POISON"])
     sys.exit(main(["eval", *words]))

@@ -71,7 +71,7 @@ def _stages_here() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "run_blocks", _run_here)
         patch.setattr(preflight, "check_nodes", lambda paths, storage: None)
-        patch.setattr(preflight, "check_model", lambda *asked: plan_model(*asked[:-1]))
+        patch.setattr(preflight, "check_model", lambda *asked: plan_model(*asked[1:]))
         threads = torch.get_num_threads()
         yield
         torch.set_num_threads(threads)

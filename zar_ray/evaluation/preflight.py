@@ -173,7 +173,7 @@ def check_stores(lost: pa.Table) -> None:
             VideoFile(path).state()
 
 
-def check_model(label: str, number: int, settings: Sequence[Setting], resources: Resources) -> PlannedModel:
+def check_model(resources: Resources, label: str, number: int, settings: Sequence[Setting]) -> PlannedModel:
     """As `plan_model`, in a task where a worker would load the model: a pool of workers would fail again and again.
 
     Raises:

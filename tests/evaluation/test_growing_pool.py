@@ -84,6 +84,7 @@ finally:
 """
 
 
+@pytest.mark.stress
 @pytest.mark.slow
 def test_a_node_that_joins_computes_and_one_that_is_lost_is_not_waited_for(video_folder, tiny_checkpoint, tmp_path):
     options = {

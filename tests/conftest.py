@@ -38,6 +38,14 @@ os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
 # What a node's processes print is looked for twice a second, in all the files that there are by then.
 os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "5")
 # For the processes that tests start, and for this one, which has begun already.
+LARGER = {
+    "embed_dim": 24,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 48, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
 STARTUP = Path(__file__).with_name("startup")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(STARTUP), os.environ.get("PYTHONPATH"))))
 runpy.run_path(str(STARTUP / "sitecustomize.py"))
@@ -142,19 +150,30 @@ def video_folder(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory) -> Path:
-    """A CLIP of 32-pixel pictures with random weights that were saved, so that it counts as trained."""
+def write_model(path: Path, architecture: dict, seed: int, **pixels) -> Path:
+    """A model with random weights that were saved, so that it counts as trained."""
     import torch
 
     from zar_ray.models.architecture import build_clip
     from zar_ray.models.checkpoints import save_checkpoint
     from zar_ray.video.transforms import Preprocessing
 
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    torch.manual_seed(7)
-    save_checkpoint(build_clip(TINY), TINY, Preprocessing(input_size=32), path)
+    torch.manual_seed(seed)
+    save_checkpoint(build_clip(architecture), architecture, Preprocessing(**pixels), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A CLIP of 32-pixel pictures."""
+    return write_model(tmp_path_factory.mktemp("weights") / "tiny.safetensors", TINY, 7, input_size=32)
+
+
+@pytest.fixture(scope="session")
+def larger_checkpoint(tmp_path_factory) -> Path:
+    """A model of larger pictures than the tiny one's, resized by another filter."""
+    path = tmp_path_factory.mktemp("weights") / "larger.safetensors"
+    return write_model(path, LARGER, 3, input_size=48, interpolation="bilinear")
 
 
 @pytest.fixture(scope="session")

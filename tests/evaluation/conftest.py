@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import torch
 
 from zar_ray.data.datasets import list_dataset
 from zar_ray.data.probing import probe_listing
@@ -20,20 +19,10 @@ from zar_ray.evaluation.stages.adapt import AdaptStage
 from zar_ray.evaluation.stages.decode import DecodeStage
 from zar_ray.evaluation.streams import StreamState, stream_methods
 from zar_ray.evaluation.workload import Workload
-from zar_ray.models.architecture import build_clip
-from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.results.folder import Ledger, RunFolder
 from zar_ray.results.rows import ResultRow, to_rows
 from zar_ray.storage import Storage
 from zar_ray.study.options import EvalConfig
-from zar_ray.video.transforms import Preprocessing
-
-LARGER = {
-    "embed_dim": 24,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 48, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
 
 
 @dataclass(frozen=True)
@@ -62,15 +51,6 @@ class Begun:
 
     def evaluate(self, videos: pa.Table) -> pa.Table:
         return self.adapt()(DecodeStage(self.spec)(videos))
-
-
-@pytest.fixture(scope="session")
-def larger_checkpoint(tmp_path_factory) -> Path:
-    """A model of larger pictures than the tiny one's, resized by another filter."""
-    path = tmp_path_factory.mktemp("weights") / "larger.safetensors"
-    torch.manual_seed(3)
-    save_checkpoint(build_clip(LARGER), LARGER, Preprocessing(input_size=48, interpolation="bilinear"), path)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -14,27 +14,17 @@ from pathlib import Path
 import deadly_stages
 import pyarrow.compute as pc
 import pytest
-import torch
 from rich.console import Console
 
 from zar_ray.data import datasets
-from zar_ray.models.architecture import build_clip
-from zar_ray.models.checkpoints import save_checkpoint
 from zar_ray.results.folder import CELLS, RunFolder
 from zar_ray.results.study_record import StudyRecord
 from zar_ray.storage import Storage
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.run import run_study
-from zar_ray.video.transforms import Preprocessing
 
 pytestmark = pytest.mark.slow
 
-LARGER = {
-    "embed_dim": 24,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 48, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
 METHODS = ("zero_shot", "zar", "tpt")
 SEEDS = (0, 1)
 CONFIDENCES = (0.8, 0.5, 0.2)
@@ -54,15 +44,6 @@ ray.cloudpickle.register_pickle_by_value(deadly_stages)
 pipeline.DecodeStage, pipeline.AdaptStage = deadly_stages.DeadlyDecode, deadly_stages.DeadlyAdapt
 run_study(EvalConfig.model_validate(json.loads(sys.argv[1])), Console())
 """
-
-
-@pytest.fixture
-def larger_checkpoint(tmp_path):
-    torch.manual_seed(3)
-    path = tmp_path / "weights" / "larger.safetensors"
-    path.parent.mkdir()
-    save_checkpoint(build_clip(LARGER), LARGER, Preprocessing(input_size=48), path)
-    return path
 
 
 @pytest.fixture

@@ -1,0 +1,60 @@
+"""Twelve methods on two models, on clean and on shifted videos, in one job: each cell is that of its own run."""
+
+from __future__ import annotations
+
+import pyarrow.compute as pc
+import pytest
+
+from zar_ray.adaptation.methods import METHODS
+
+pytestmark = pytest.mark.slow
+
+EPISODIC = ("zero_shot", "zar", "tpt", "memo", "zero", "mta", "vte", "tps", "ctpt", "otpt")
+STREAMS = ("tda", "dmn")
+SHIFT = "gaussian_noise:4"
+OPTIONS = {
+    "views": {"frames": 2, "eval_frames": 2, "views_per_rate": 1, "crops": 1},
+    "tpt": {"views": 4},
+    "corruption": ("clean", SHIFT),
+    "unknown_classes": "blue bar",
+    "limit": 6,
+    "batch_size": 4,
+}
+
+
+def cell_of(table, model, method, corruption):
+    chosen = (pc.field("model") == model) & (pc.field("method") == method)
+    shifted = pc.field("corruption") == corruption
+    return table.filter(chosen & (shifted | pc.field("corruption").is_null() if corruption == "clean" else shifted))
+
+
+def test_one_job_runs_the_suite(evaluate, video_folder, tiny_checkpoint, larger_checkpoint, same_results):
+    methods = EPISODIC + STREAMS
+    assert len(methods) == 12
+    assert [name for name in methods if METHODS[name].open_stream and name not in ("zar", "memo")] == [*STREAMS]
+    models = (str(tiny_checkpoint), str(larger_checkpoint))
+    together = evaluate(
+        video_folder, here=True, name="suite", checkpoint=None, models=models, method=methods, **OPTIONS
+    )
+    assert (together.summary.failed, len(together.record.cells)) == (0, 2 * 2)
+    assert together.summary.order_dependent == STREAMS
+    whole = together.table
+    assert len(whole) == 6 * 12 * 2 * 2
+    for model in models:
+        for method in methods:
+            own = {"name": f"{method}-alone", "overwrite": True, "method": (method,), "checkpoint": model}
+            alone = evaluate(video_folder, here=True, **own, **OPTIONS).table
+            (name,) = set(alone["model"].to_pylist())
+            for corruption in ("clean", SHIFT):
+                cell = cell_of(whole, name, method, corruption)
+                assert len(cell) == 6
+                same_results(cell, cell_of(alone, name, method, corruption), same_work=False)
+    # What is printed stands by each method: accuracy with its interval, change with p, trust and cost.
+    said = together.printed
+    for word in ("p adj.", "ECE %", "AUROC %", "images", "seconds", "peak MB", "mCE"):
+        assert word in said, word
+    for table in together.record.tables:
+        for row in table.rows:
+            assert row.main.low <= row.main.value <= row.main.high
+            numbers = row.numbers()
+            assert {"ece", "auroc_max_probability", "images", "seconds", "peak_memory"} <= numbers.keys()

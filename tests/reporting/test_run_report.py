@@ -31,6 +31,7 @@ SECTIONS = [
     "Failures",
     "Warnings",
     "Time and throughput",
+    "Files",
     "Repeating the run",
     "Versions",
 ]
@@ -44,9 +45,10 @@ def a_view(video_id: str) -> VideoMaps:
 
 
 def report(folder, attention=False, **options):
-    place, page = write_report(str(folder), attention=attention, **options)
-    assert Path(place).read_text(encoding="utf-8") == page
-    return read_page(page)
+    place, files = write_report(str(folder), attention=attention, **options)
+    assert {name: Path(place).with_name(name).read_text(encoding="utf-8") for name in files} == files
+    assert list(files) == ["report.html", "explorer.html"]
+    return read_page(files["report.html"])
 
 
 def titles(read):
@@ -114,8 +116,9 @@ def test_the_file_goes_where_it_is_told_and_the_same_run_makes_the_same_file(tmp
     assert not (folder / "report.html").exists()
     place, second = write_report(str(folder), attention=False)
     assert place == str(folder / "report.html")
-    assert first == second
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mine.html"]
+    assert first["mine.html"] == second["report.html"].replace('"explorer.html"', '"mine-explorer.html"')
+    assert 'href="mine.html"' in first["mine-explorer.html"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mine-explorer.html", "mine.html"]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -215,7 +218,7 @@ def test_many_classes_have_their_largest_mistakes_in_words(tmp_path):
     names = tuple(f"class {number}" for number in range(60))
     read = report(write_finished_run(tmp_path / "mine", videos=120, classes=names))
     assert any(alt.startswith("The most frequent mistakes") for alt in read.alts)
-    assert not any("Confusion matrix" in alt for alt in read.alts)
+    assert any(alt.startswith("Confusion matrix of the most confused of 60 classes") for alt in read.alts)
     assert "of 60 classes that most gained" in read.sections["Accuracy by class"]
 
 

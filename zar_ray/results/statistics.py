@@ -53,6 +53,16 @@ def paired_comparison(before: np.ndarray, after: np.ndarray, sources: np.ndarray
     )
 
 
+def change_of(before: np.ndarray, after: np.ndarray, sources: np.ndarray | None = None) -> Estimate:
+    """By how much the share of right ones among N > 0 videos rose: the effect of their `paired_comparison` alone.
+
+    `before` and `after` are bool ``(N,)``; of `sources` see there.
+    """
+    changes = after.astype(int) - before
+    shared = design_effect(changes[None], sources, lowest=-1)
+    return change_estimate((changes > 0).sum() / shared, (changes < 0).sum() / shared, changes.size / shared)
+
+
 def change_estimate(gained: float, lost: float, videos: float) -> Estimate:
     """By how much the share of right ones among independent videos rose; none of these need be whole numbers.
 

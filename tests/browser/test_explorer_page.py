@@ -41,7 +41,9 @@ def write_webm(path: Path) -> Path:
 def sampled(video_id: str) -> Page:
     """A report that has pictures of a video."""
     colours = ("#0072b2", "#d55e00")
-    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="120" height="90"><rect width="120" height="90" fill="{}"/></svg>'
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="120" height="90"><rect width="99" height="90" fill="{}"/></svg>'
+    )
     pictures = [Picture.of(svg.format(one).encode(), "image/svg+xml", video_id) for one in colours]
     cards = Cards("Most helped", [Card(video_id, "", pictures)])
     return Page("k400_zar_seed0", "demo", None, (), (), [Group("zar", [Section("Videos", [cards])])])
@@ -244,9 +246,12 @@ def test_what_is_put_into_the_page_runs_nothing_and_reaches_nothing(place, watch
     watched = watch(place.as_uri())
     watched.page.goto(place.as_uri())
     watched.page.evaluate("""() => {
-      for (const text of ["window.broken = 1", "//"]) document.body.append(Object.assign(document.createElement("script"), { textContent: text }));
+      for (const text of ["window.broken = 1", "//"]) {
+        document.body.append(Object.assign(document.createElement("script"), { textContent: text }));
+      }
       document.body.append(Object.assign(document.createElement("img"), { src: "file:///elsewhere.png" }));
-      document.body.insertAdjacentHTML("beforeend", "<p id=p style='position: fixed'>x</p><video src='http://127.0.0.1:9/a.mp4'></video>");
+      document.body.insertAdjacentHTML("beforeend",
+        "<p id=p style='position: fixed'>x</p><video src='http://127.0.0.1:9/a.mp4'></video>");
     }""")
     assert watched.page.evaluate("window.broken") is None
     assert watched.page.locator("#p").evaluate("one => getComputedStyle(one).position") == "static"
@@ -272,9 +277,8 @@ def test_it_is_dark_where_that_is_preferred_and_black_on_white_on_paper(opened, 
         "print": {"media": "print"},
     }.items():
         page.emulate_media(**media)
-        ground, ink = page.evaluate(
-            "[document.body, document.querySelector('#count')].map((one, at) => getComputedStyle(one)[['backgroundColor', 'color'][at]])"
-        )
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        ink = page.evaluate("getComputedStyle(document.querySelector('#count')).color")
         grounds[name] = [sum(map(int, re.findall(r"\d+", one)[:3])) // 3 for one in (ground, ink)]
         if name != "light" and os.environ.get("ZAR_SCREENSHOTS"):
             picture = DOCS / f"explorer-{name}.png"

@@ -179,7 +179,7 @@ def test_clips_are_named_from_where_the_page_lies(tmp_path):
     _, data = explored(folder)
     assert data["clips"] == [f"../../my%20videos%20%231%2050%25%3F/v0{number}.mp4" for number in range(3)]
     _, data = explored(folder, report=str(root / "page.html"))
-    assert data["clips"] == [f"./v0{number}.mp4" for number in range(3)]
+    assert data["clips"] == [f"v0{number}.mp4" for number in range(3)]
     _, data = explored(folder, report="s3://bucket/page.html")
     assert data["clips"] == [None] * 3
 
@@ -195,7 +195,7 @@ def test_what_no_browser_could_open_is_no_clip(tmp_path):
         manifest = manifest.set_column(place, manifest.schema.field(name), pa.array(values, pa.string()))
     pq.write_table(manifest, folder / "manifest.parquet")
     _, data = explored(folder, report="/data/page.html")
-    assert data["clips"] == [None, None, "./v02.mp4", "./a%3Ab.mp4"]
+    assert data["clips"] == [None, None, "v02.mp4", "a%3Ab.mp4"]
 
 
 def test_the_videos_that_the_report_samples_have_their_pictures(tmp_path):

@@ -97,7 +97,7 @@ def render_explorer(data: StudyData, page: Page, report: str) -> str:
 def _json(value: object) -> Markup:
     """JSON that can stand inside a script element: in it no sign that HTML or JavaScript knows stands as itself."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"))  # noqa: S704
+    return Markup(text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"))
 
 
 def _names_of(one: tuple[RunData, CaseMetrics]) -> tuple[str, ...]:
@@ -152,7 +152,8 @@ def _columns(
 ) -> dict[str, Any]:
     """A case's columns as the script reads them: whole numbers, -1 where nothing is known.
 
-    Confidences are hundredths of a per cent, entropies thousandths of a nat; videos, reasons and warnings are positions.
+    Confidences are hundredths of a per cent, entropies thousandths of a nat; videos, reasons and warnings
+    are positions.
     """
     several = cell.split(case.split).multi_label
     found: dict[str, Any] = {
@@ -193,19 +194,20 @@ def _clips(paths: Sequence[str | None], folder: str | None) -> list[str | None]:
     """Addresses of local files, relative to the page's folder; None for what is no file that a browser could open."""
 
     @cache
-    def beside(parent: str) -> str | None:
+    def beside(parent: Path) -> Path | None:
         try:
-            return None if folder is None else Path(os.path.relpath(parent, folder)).as_posix()
+            return None if folder is None else Path(os.path.relpath(parent, folder))
         except ValueError:  # on another drive
             return None
 
     found: list[str | None] = []
     for path in paths:
-        parent = None if path is None else beside(os.path.dirname(path))
-        found.append(None if path is None or parent is None else _address(f"{parent}/{os.path.basename(path)}"))
+        file = None if path is None else Path(path)
+        parent = None if file is None else beside(file.parent)
+        found.append(None if file is None or parent is None else _address(parent / file.name))
     return found
 
 
-def _address(path: str) -> str:
+def _address(path: Path) -> str:
     # A file's name need not be text, and may hold what an address would take for its own.
-    return quote(os.fsencode(path))
+    return quote(os.fsencode(path.as_posix()))

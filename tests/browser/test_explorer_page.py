@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from finished_runs import write_finished_run
 from many_videos import write_many_videos
 from PIL import Image
 
@@ -258,6 +259,40 @@ def test_what_is_put_into_the_page_runs_nothing_and_reaches_nothing(place, watch
     watched.page.wait_for_load_state("networkidle")
     assert watched.asked == []
     assert sum("Content Security Policy" in error for error in watched.errors) >= 4
+
+
+@pytest.mark.parametrize(
+    ("made", "counts"),
+    [
+        ({"multi_label": True, "failures": 2}, {"all": 12, "wrong": 0, "failed": 2}),
+        ({"labelled": False}, {"all": 12, "wrong": 0, "helped": 0, "failed": 2}),
+        ({"failures": 12}, {"all": 12, "wrong": 0, "changed": 0, "failed": 12}),
+        ({"classes": ("</script><b>", "\u2028'\"`${1}", "<!-- <script>")}, {"all": 12, "failed": 2}),
+    ],
+)
+def test_runs_of_all_kinds_are_shown(watch, tmp_path, made, counts):
+    run = write_finished_run(tmp_path / "run", videos=12, **made)
+    report = str(run / "report.html")
+    page = render_explorer(StudyData.read(str(run)), sampled("v03.mp4"), report)
+    Path(explorer_of(report)).write_text(page, encoding="utf-8")
+    watched = watch(run.as_uri())
+    page = watched.page
+    page.goto(Path(explorer_of(report)).as_uri())
+    chooser = page.get_by_label("method and cell")
+    assert chooser.locator("option").all_inner_texts() == ["zero_shot", "zar"]
+    chooser.select_option("zar")
+    shown = dict(one.split(" ") for one in page.locator("#show button").all_inner_texts())
+    assert {kind: int(shown[kind]) for kind in counts} == counts
+    for head in page.locator("thead th button").all():
+        head.click()
+    assert count(page) == page.locator("#rows tr").count() == 12
+    confused = counts["failed"] < 12 and not {"multi_label", "labelled"} & set(made)
+    assert page.locator("#confusion").is_visible() == confused
+    assert page.get_by_text("No video here was decided about").is_visible() == (not confused)
+    if "classes" in made:
+        offered = page.get_by_label("right class").locator("option").evaluate_all("all => all.map(one => one.text)")
+        assert {"</script><b>", "<!-- <script>"} < set(offered)
+    assert watched.errors == watched.asked == []
 
 
 @pytest.mark.parametrize("width", [1500, 420])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,33 @@ def test_many_classes_have_their_largest_mistakes_in_words(tmp_path):
     assert any(alt.startswith("The most frequent mistakes") for alt in read.alts)
     assert any(alt.startswith("Confusion matrix of the most confused of 60 classes") for alt in read.alts)
     assert "of 60 classes that most gained" in read.sections["Accuracy by class"]
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("methods", [("zero_shot", "zar"), ("zero_shot",)])
+def test_classes_stand_by_their_gain_with_its_interval(tmp_path, methods):
+    names = tuple(f"class {number}" for number in range(7))
+    write_finished_run(tmp_path / "mine", videos=60, classes=names, methods=methods)
+    page = write_report(str(tmp_path / "mine"), attention=False)[1]["report.html"]
+    table = page[page.index("Table of 7 classes") :]
+    rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)][1:8]
+    assert {row[0] for row in rows} == set(names)
+    numbers = [[float(one) for one in row[-3:]] for row in rows]
+    values = [value for value, _, _ in numbers]
+    assert values == sorted(values, reverse=True)
+    assert len(set(values)) > 2
+    assert all(low <= value <= high and low < high for value, low, high in numbers)
+    if len(methods) > 1:
+        for row, value in zip(rows, values, strict=True):
+            assert float(row[4]) - float(row[3]) == pytest.approx(value, abs=0.11)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_results_stand_before_the_places_of_files(tmp_path):
+    folder = write_finished_run(tmp_path / "mine")
+    read = report(folder)
+    assert "predictions.parquet" in read.sections["Files"]
+    assert read.text.index("mean class %") < read.text.index(str(folder))
 
 
 def test_what_is_no_finished_run_is_refused_and_nothing_written(tmp_path):

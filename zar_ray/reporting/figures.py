@@ -156,15 +156,17 @@ def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Draw
     shares = np.divide(shown, totals[:, None], out=np.full(shown.shape, np.nan), where=totals[:, None] > 0)
 
     side = 3.0 + 0.24 * len(columns)
+    # A page shows large pictures smaller.
+    size = 7 if len(columns) <= 20 else 10
     with _chart(side + 0.8, side) as (figure, axes):
         image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(names)), names, fontsize=size)
         axes.set(xlabel="predicted", ylabel="right")
         title = "Predictions, as shares of each class's videos"
         if not everything:
             title += f"\nthe {len(names)} classes of {len(class_names)} in the most frequent mistakes"
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=size + 2)
         if len(columns) <= 20:
             for (row, column), count in np.ndenumerate(shown):
                 if count:

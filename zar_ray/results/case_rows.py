@@ -160,7 +160,8 @@ def class_estimates(rows: CaseRows, *, adapts: bool) -> dict[int, Estimate]:
     found = {}
     for label, chosen in zip(present.tolist(), np.split(order, begins[1:]), strict=True):
         before, after = rows.before[chosen] == RIGHT, rows.after[chosen] == RIGHT
-        found[label] = change_of(before, after, sources[chosen]) if adapts else share_of(after, sources[chosen])
+        changes = after.astype(int)[None] - before
+        found[label] = change_of(changes, sources[chosen]) if adapts else share_of(after, sources[chosen])
     return found
 
 

@@ -45,7 +45,7 @@ def paired_comparison(before: np.ndarray, after: np.ndarray, sources: np.ndarray
     shared = design_effect(changes, sources, lowest=-1)
     effective = before.size / shared
     return PairedComparison(
-        effect=change_estimate(gained / shared, lost / shared, effective),
+        effect=change_of(changes, sources),
         gained=gained,
         lost=lost,
         p_value=_exchange_p(*np.unique(_of_sources(changes, sources)[0], return_counts=True)),
@@ -53,14 +53,16 @@ def paired_comparison(before: np.ndarray, after: np.ndarray, sources: np.ndarray
     )
 
 
-def change_of(before: np.ndarray, after: np.ndarray, sources: np.ndarray | None = None) -> Estimate:
-    """By how much the share of right ones among N > 0 videos rose: the effect of their `paired_comparison` alone.
+def change_of(changes: np.ndarray, sources: np.ndarray | None = None) -> Estimate:
+    """By how much the share of right ones rose, with its interval: the effect of a `paired_comparison` by itself.
 
-    `before` and `after` are bool ``(N,)``; of `sources` see there.
+    Args:
+        changes: int ``(R, N)``, both at least 1: 1 where a decision became right, -1 where it became wrong, else 0.
+        sources: ``(N,)``, equal for videos of one source; by default each is of its own.
     """
-    changes = after.astype(int) - before
-    shared = design_effect(changes[None], sources, lowest=-1)
-    return change_estimate((changes > 0).sum() / shared, (changes < 0).sum() / shared, changes.size / shared)
+    shared = design_effect(changes, sources, lowest=-1)
+    gained, lost = int((changes > 0).sum()), int((changes < 0).sum())
+    return change_estimate(gained / shared, lost / shared, changes.size / shared)
 
 
 def change_estimate(gained: float, lost: float, videos: float) -> Estimate:

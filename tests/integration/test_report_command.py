@@ -34,7 +34,7 @@ def test_a_real_run_has_every_section_filled_and_reaches_mlflow(evaluate, video_
     store = ran.summary.mlflow
     assert f"attached to run {store.run_id}" in said
     client = MlflowClient(store.uri)
-    assert "report.html" in [one.path for one in client.list_artifacts(store.run_id)]
+    assert {"report.html", "explorer.html"} <= {one.path for one in client.list_artifacts(store.run_id)}
     assert Path(client.download_artifacts(store.run_id, "report.html")).read_text(encoding="utf-8") == page
 
     other = evaluate(video_folder, here=True, name="other", mlflow=True, zar={"lr": 0.05})

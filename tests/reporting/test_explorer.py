@@ -19,6 +19,7 @@ from zar_ray.reporting import explorer
 from zar_ray.reporting.explorer import explorer_of, render_explorer
 from zar_ray.reporting.pages import Card, Cards, Group, Page, Picture, Section
 from zar_ray.reporting.run_data import StudyData
+from zar_ray.results.stored_rows import StoredRows
 
 SIGNS = ("</script><script>alert(1)</script>", "<!-- <script>", "a\u2028b\u2029c", "quote \" ' & \\ `${x}`")
 PICTURE = Picture.of(b"jpeg", "image/jpeg", "a video")
@@ -171,6 +172,18 @@ def test_cases_share_the_room_of_a_page(tmp_path, monkeypatch):
     monkeypatch.setattr(explorer, "MOST_ROWS", 14)
     _, data = explored(write_finished_run(tmp_path / "mine", videos=11))
     assert [(len(case["video"]), case["left_out"]) for case in data["cases"]] == [(7, 4)] * 2
+
+
+def test_many_cells_are_one_pass_over_the_results(tmp_path, monkeypatch):
+    passes = []
+    pieces = StoredRows.pieces
+    monkeypatch.setattr(StoredRows, "pieces", lambda rows, *given: passes.append(given) or pieces(rows, *given))
+    for count in (1, 3):
+        cells = {(("setting", f"lr {rate}"),): {"zar": {"lr": rate / 100}} for rate in range(1, count + 1)}
+        data = StudyData.read(str(write_finished_run(tmp_path / f"{count}", cells=cells, videos=4)))
+        passes.clear()
+        render_explorer(data, page_of(), str(tmp_path / "report.html"))
+        assert len(passes) == 1
 
 
 def test_clips_are_named_from_where_the_page_lies(tmp_path):

@@ -35,10 +35,8 @@ MOST_VIDEOS = 20_000
 MOST_ROWS = 200_000
 """So many rows of all cases together are on the page at most; each case has its even share."""
 
-_COLUMNS = (
-    *("video_id", "label_id", "labels", "top5_before", "top5_after", "top5_scores_before", "top5_scores_after"),
-    *("entropy_before", "entropy_after", "warning", "error", "error_stage"),
-)
+_KEPT = ("video_id", "case_id", "label_id", "labels", "entropy_before", "entropy_after", "warning")
+_READ = (*_KEPT, "top5_before", "top5_after", "top5_scores_before", "top5_scores_after", "error", "error_stage")
 _LONGEST_REASON = 300
 
 
@@ -64,22 +62,30 @@ def render_explorer(data: StudyData, page: Page, report: str) -> str:
     folder, name = Location.parse(report).split()
     cases = [(cell, case) for cell in data.cells for case in cell.summary.cases]
     most = min(MOST_VIDEOS, max(1, MOST_ROWS // max(1, len(cases))))
-    tables = [_chosen(cell.rows(case, _COLUMNS), most) for cell, case in cases]
+    # All cases are read at once: each by itself would be a pass over the file.
+    every = pa.concat_tables(map(_flat, data.stored.pieces(_READ)))
+    case_ids = every["case_id"].combine_chunks().dictionary_encode()
+    tables = [_chosen(_of_case(every, case_ids, cell, case), most) for cell, case in cases]
     ids = _distinct([table["video_id"] for table, _ in tables])
-    texts = _distinct([column for table, _ in tables for column in (_reasons(table), _warnings(table))])
-    number_of, class_lists = (
-        {one: at for at, one in enumerate(ids.to_pylist())},
-        list(dict.fromkeys(map(_names_of, cases))),
-    )
-    shown = [
-        _columns(cell, case, table, every, ids, texts) | {"classes": class_lists.index(_names_of((cell, case)))}
-        for (cell, case), (table, every) in zip(cases, tables, strict=True)
-    ]
+    texts = _distinct([table[name] for table, _ in tables for name in ("reason", "warning")])
+    known = ids.to_pylist()
+    number_of = {video: number for number, video in enumerate(known)}
+    class_lists = list(dict.fromkeys(cell.split(case.split).class_names for cell, case in cases))
     held = {
-        "cases": shown,
+        "cases": [
+            {
+                "title": cell.title(case),
+                "adapts": case.adapts,
+                "several": cell.split(case.split).multi_label,
+                "classes": class_lists.index(cell.split(case.split).class_names),
+                "left_out": left_out,
+                **_columns(table, ids, texts, several=cell.split(case.split).multi_label),
+            }
+            for (cell, case), (table, left_out) in zip(cases, tables, strict=True)
+        ],
         "classes": class_lists,
-        "ids": ids.to_pylist(),
-        "texts": texts.to_pylist(),
+        "ids": known,
+        "texts": [shortened(one, _LONGEST_REASON) for one in texts.to_pylist()],
         "clips": _clips(data.paths(ids), folder.path if folder.kind in ("", "file") else None),
         "pictures": {number_of[video]: uris for video, uris in _pictures(page).items() if video in number_of and uris},
     }
@@ -100,75 +106,62 @@ def _json(value: object) -> Markup:
     return Markup(text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"))
 
 
-def _names_of(one: tuple[RunData, CaseMetrics]) -> tuple[str, ...]:
-    cell, case = one
-    return cell.split(case.split).class_names
-
-
 def _distinct(columns: Sequence[pa.ChunkedArray]) -> pa.Array:
     """All texts of some columns, each once, sorted; a text's position then sorts like itself."""
     chunks = [chunk for column in columns for chunk in column.chunks]
     return pa.chunked_array(chunks, pa.string()).unique().drop_null().sort()
 
 
-def _best(lists: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The first value of each list, null where there is no list."""
-    return pc.call_function("list_element", [lists, pa.scalar(0)])
+def _flat(rows: pa.Table) -> pa.Table:
+    """What the page has of some rows: of lists of the best classes and their probabilities the first."""
+    columns = {name: rows[name] for name in _KEPT}
+    joined = [rows["error_stage"], rows["error"], pa.scalar(": ")]
+    columns["reason"] = pc.call_function("binary_join_element_wise", joined)
+    for when in ("before", "after"):
+        for name, lists in ((when, f"top5_{when}"), (f"confidence_{when}", f"top5_scores_{when}")):
+            columns[name] = pc.call_function("list_element", [rows[lists], pa.scalar(0)])
+    return pa.table(columns)
+
+
+def _of_case(every: pa.Table, case_ids: pa.DictionaryArray, cell: RunData, case: CaseMetrics) -> pa.Table:
+    """The rows of one case, over the videos of its split."""
+    number = case_ids.dictionary.index(case.case_id).as_py()
+    rows = every.take(pa.array(np.flatnonzero(case_ids.indices.to_numpy() == number)))
+    videos = cell.split(case.split).video_ids
+    return rows if videos is None else rows.filter(pc.field("video_id").isin(pa.array(sorted(videos), pa.string())))
 
 
 def _chosen(rows: pa.Table, most: int) -> tuple[pa.Table, int]:
-    """At most so many of a case's rows, in their order, and how many there are.
+    """At most so many of a case's rows, in their order, and how many are left out.
 
-    Failed ones come first, then wrong and changed ones; where not all of a kind fit, those there are lie evenly spread.
+    Failed ones come first, then wrong and changed ones; where not all of a kind fit, those there lie evenly spread.
     """
-    if len(rows) <= most:
-        return rows, len(rows)
-    before, after = (_best(rows[f"top5_{when}"]).fill_null(-1).to_numpy() for when in ("before", "after"))
-    label = rows["label_id"].fill_null(-1).to_numpy()
-    failed = rows["error"].is_valid().to_numpy()
+    before, after, label = (rows[name].fill_null(-1).to_numpy() for name in ("before", "after", "label_id"))
+    failed = rows["reason"].is_valid().to_numpy()
     odd = (before != after) | ((label >= 0) & (after != label))
     kept = np.zeros(len(rows), bool)
     for kind in (failed, odd & ~failed, ~odd & ~failed):
         there = np.flatnonzero(kind)
         room = min(most - int(kept.sum()), len(there))
         kept[there[np.arange(room) * len(there) // max(room, 1)]] = True
-    return rows.filter(pa.array(kept)), len(rows)
+    return rows.filter(pa.array(kept)), len(rows) - int(kept.sum())
 
 
-def _reasons(rows: pa.Table) -> pa.ChunkedArray:
-    """Why each video failed, null for finished ones."""
-    pairs = zip(rows["error_stage"].to_pylist(), rows["error"].to_pylist(), strict=True)
-    said = [None if error is None else shortened(f"{stage}: {error}", _LONGEST_REASON) for stage, error in pairs]
-    return pa.chunked_array([pa.array(said, pa.string())])
-
-
-def _warnings(rows: pa.Table) -> pa.ChunkedArray:
-    said = [None if one is None else shortened(one, _LONGEST_REASON) for one in rows["warning"].to_pylist()]
-    return pa.chunked_array([pa.array(said, pa.string())])
-
-
-def _columns(
-    cell: RunData, case: CaseMetrics, rows: pa.Table, every: int, ids: pa.Array, texts: pa.Array
-) -> dict[str, Any]:
+def _columns(rows: pa.Table, ids: pa.Array, texts: pa.Array, *, several: bool) -> dict[str, list[Any]]:
     """A case's columns as the script reads them: whole numbers, -1 where nothing is known.
 
-    Confidences are hundredths of a per cent, entropies thousandths of a nat; videos, reasons and warnings
-    are positions.
+    Confidences are hundredths of a per cent, entropies thousandths of a nat; videos, reasons and warnings are
+    positions. The label of a video that may show several classes is a list, or null.
     """
-    several = cell.split(case.split).multi_label
-    found: dict[str, Any] = {
-        "title": cell.title(case),
-        "adapts": case.adapts,
-        "several": several,
-        "left_out": every - len(rows),
+    found: dict[str, list[Any]] = {
         "video": _positions(rows["video_id"], ids),
         "label": rows["labels"].to_pylist() if several else _whole(rows["label_id"]),
-        "reason": _positions(_reasons(rows), texts),
-        "warning": _positions(_warnings(rows), texts),
+        "reason": _positions(rows["reason"], texts),
+        "warning": _positions(rows["warning"], texts),
     }
     for when in ("before", "after"):
-        found[when] = _whole(_best(rows[f"top5_{when}"]))
-        found[f"confidence_{when}"] = _whole(_best(rows[f"top5_scores_{when}"]), 10_000)
+        found[when] = _whole(rows[when])
+        found[f"confidence_{when}"] = _whole(rows[f"confidence_{when}"], 10_000)
         found[f"entropy_{when}"] = _whole(rows[f"entropy_{when}"], 1000)
     return found
 

@@ -228,8 +228,9 @@ def logging(place: Path, folder: RunFolder) -> None:
 
 def reporting(place: Path, folder: RunFolder) -> None:
     """The report as HTML."""
-    _, page = write_report(folder.storage.location, attention=False)
-    print(f"a report of {len(page) / 1e6:.2f} MB", file=sys.stderr)
+    _, files = write_report(folder.storage.location, attention=False)
+    for name, page in files.items():
+        print(f"{name}: {len(page) / 1e6:.2f} MB", file=sys.stderr)
 
 
 def comparing(place: Path, folder: RunFolder) -> None:

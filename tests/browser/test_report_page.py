@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from zar_ray.commands.main import main
@@ -22,7 +24,7 @@ def report(browser_path, finished_run, tmp_path_factory):
 
 @pytest.fixture
 def opened(report, watch):
-    watched = watch(report.as_uri())
+    watched = watch(report.parent.as_uri())
     watched.page.goto(report.as_uri())
     watched.page.wait_for_load_state("networkidle")
     return watched
@@ -82,3 +84,29 @@ def test_a_page_that_asks_or_throws_would_be_noticed(watch, tmp_path):
     watched.page.wait_for_load_state("networkidle")
     assert sorted(watched.asked) == [(tmp_path / "b.css").as_uri(), "http://127.0.0.1:9/a.png"]
     assert any("nothing is not defined" in error for error in watched.errors)
+
+
+def test_it_is_dark_where_that_is_preferred_but_not_on_paper(opened):
+    page = opened.page
+    ground = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(ground) == "rgb(255, 255, 255)"
+    page.emulate_media(color_scheme="dark")
+    assert max(map(int, re.findall(r"\d+", page.evaluate(ground)))) < 60
+    turned = page.locator("figure img").evaluate_all(
+        "all => all.map(one => [one.src.slice(5, 14), getComputedStyle(one).filter !== 'none'])"
+    )
+    # Charts turn around, pictures of videos do not.
+    assert {(kind, dark) for kind, dark in turned} == {("image/svg", True), ("image/png", False)}
+    page.emulate_media(color_scheme="dark", media="print")
+    assert page.evaluate(ground) == "rgb(255, 255, 255)"
+
+
+def test_the_explorer_beside_it_has_the_same_videos_and_leads_back(opened):
+    page = opened.page
+    page.get_by_role("link", name="All videos in a table").click()
+    page.wait_for_url("**/explorer.html")
+    assert page.locator("#rows tr").count() > 5
+    assert page.locator("#rows img.thumb").count() > 0
+    page.get_by_role("link", name="the report").click()
+    page.wait_for_url("**/report.html")
+    assert opened.errors == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ SECTIONS = [
     "Failures",
     "Warnings",
     "Time and throughput",
+    "Files",
     "Repeating the run",
     "Versions",
 ]
@@ -45,9 +47,10 @@ def a_view(video_id: str) -> VideoMaps:
 
 
 def report(folder, attention=False, **options):
-    place, page = write_report(str(folder), attention=attention, **options)
-    assert Path(place).read_text(encoding="utf-8") == page
-    return read_page(page)
+    place, files = write_report(str(folder), attention=attention, **options)
+    assert {name: Path(place).with_name(name).read_text(encoding="utf-8") for name in files} == files
+    assert list(files) == ["report.html", "explorer.html"]
+    return read_page(files["report.html"])
 
 
 def titles(read):
@@ -115,8 +118,9 @@ def test_the_file_goes_where_it_is_told_and_the_same_run_makes_the_same_file(tmp
     assert not (folder / "report.html").exists()
     place, second = write_report(str(folder), attention=False)
     assert place == str(folder / "report.html")
-    assert first == second
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mine.html"]
+    assert first["mine.html"] == second["report.html"].replace('"explorer.html"', '"mine-explorer.html"')
+    assert 'href="mine.html"' in first["mine-explorer.html"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mine-explorer.html", "mine.html"]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -216,8 +220,35 @@ def test_many_classes_have_their_largest_mistakes_in_words(tmp_path):
     names = tuple(f"class {number}" for number in range(60))
     read = report(write_finished_run(tmp_path / "mine", videos=120, classes=names))
     assert any(alt.startswith("The most frequent mistakes") for alt in read.alts)
-    assert not any("Confusion matrix" in alt for alt in read.alts)
+    assert any(alt.startswith("Confusion matrix of the most confused of 60 classes") for alt in read.alts)
     assert "of 60 classes that most gained" in read.sections["Accuracy by class"]
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("methods", [("zero_shot", "zar"), ("zero_shot",)])
+def test_classes_stand_by_their_gain_with_its_interval(tmp_path, methods):
+    names = tuple(f"class {number}" for number in range(7))
+    write_finished_run(tmp_path / "mine", videos=60, classes=names, methods=methods)
+    page = write_report(str(tmp_path / "mine"), attention=False)[1]["report.html"]
+    table = page[page.index("Table of 7 classes") :]
+    rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)][1:8]
+    assert {row[0] for row in rows} == set(names)
+    numbers = [[float(one) for one in row[-3:]] for row in rows]
+    values = [value for value, _, _ in numbers]
+    assert values == sorted(values, reverse=True)
+    assert len(set(values)) > 2
+    assert all(low <= value <= high and low < high for value, low, high in numbers)
+    if len(methods) > 1:
+        for row, value in zip(rows, values, strict=True):
+            assert float(row[4]) - float(row[3]) == pytest.approx(value, abs=0.11)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_results_stand_before_the_places_of_files(tmp_path):
+    folder = write_finished_run(tmp_path / "mine")
+    read = report(folder)
+    assert "predictions.parquet" in read.sections["Files"]
+    assert read.text.index("mean class %") < read.text.index(str(folder))
 
 
 def test_what_is_no_finished_run_is_refused_and_nothing_written(tmp_path):

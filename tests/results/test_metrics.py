@@ -18,7 +18,7 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from zar_ray.adaptation.base import Decision
 from zar_ray.errors import RunError
-from zar_ray.results.case_rows import class_accuracies, confusion_matrix
+from zar_ray.results.case_rows import CaseRows, class_accuracies, class_estimates, confusion_matrix
 from zar_ray.results.metrics import (
     case_metrics,
     check_counts,
@@ -27,6 +27,7 @@ from zar_ray.results.metrics import (
     video_counts,
 )
 from zar_ray.results.rows import RESULT_SCHEMA, ResultRow, to_table
+from zar_ray.results.statistics import paired_comparison, share_of
 
 CASE = "zar"
 
@@ -292,6 +293,33 @@ def test_classes_have_their_own_accuracies_and_most_frequent_mistake():
     assert (second.videos, second.top1_before, second.top1_after, second.taken_for) == (1, 0.0, 1.0, None)
     assert (third.videos, third.top1_before, third.top1_after) == (0, None, None)
     assert confusion_matrix(to_table(rows), CASE, 3).tolist() == [[1, 2, 0], [0, 1, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_changes_of_classes_have_the_intervals_of_their_videos_alone(shared):
+    rng = np.random.default_rng(3)
+    labels, right = rng.integers(0, 4, 90), rng.random((2, 90)) < [[0.4], [0.7]]
+    rows = [
+        row(i, int(label), int(label if before else 4), int(label if after else 4), 5)
+        for i, (label, before, after) in enumerate(zip(labels, *right, strict=True))
+    ]
+    rows = [dataclasses.replace(one, group=f"film {i // 6}" if shared else None) for i, one in enumerate(rows)]
+    # In any order of the rows, with a video that has no label and one that failed.
+    table = to_table([*rows[::-1], row(97, None, 0, 0, 5), failed(98, 4)])
+    found = CaseRows.of(table, CASE, 5)
+    changes, shares = (class_estimates(found, adapts=adapts) for adapts in (True, False))
+    assert sorted(changes) == sorted(shares) == [0, 1, 2, 3, 4]
+    for label in range(4):
+        of_class = labels == label
+        before, after = right[:, of_class]
+        sources = np.arange(90)[of_class] // 6 if shared else None
+        for mine, alone in (
+            (changes[label], paired_comparison(before, after, sources).effect),
+            (shares[label], share_of(after, sources)),
+        ):
+            assert dataclasses.astuple(mine) == pytest.approx(dataclasses.astuple(alone))
+        assert changes[label].value == pytest.approx(after.mean() - before.mean())
+    assert (changes[4].value, shares[4].value) == (0, 0)
 
 
 def test_no_finished_video_confuses_nothing():

@@ -27,16 +27,16 @@ def runs(tmp_path, empty_store) -> LoggedStore:
 
 def test_a_report_is_attached_where_the_same_results_are(runs):
     run = make_run(runs.root / "mine")
-    assert attach_report(str(run), "report.html", b"<p>") == ()
+    assert attach_report(str(run), {"report.html": b"<p>"}) == ()
     sent = send(run)
-    assert attach_report(str(run), "report.html", b"<p>") == (sent,)
-    assert attach_report(str(run), "report.html", b"<p>again") == (sent,)
+    assert attach_report(str(run), {"report.html": b"<p>"}) == (sent,)
+    assert attach_report(str(run), {"report.html": b"<p>again"}) == (sent,)
     assert Path(runs.client.download_artifacts(sent.run_id, "report.html")).read_bytes() == b"<p>again"
-    assert attach_report(str(run), "report.html", b"<p>", f"sqlite:///{runs.root}/other.db") == ()
+    assert attach_report(str(run), {"report.html": b"<p>"}, f"sqlite:///{runs.root}/other.db") == ()
 
     # The run has gone on since it was sent: what MLflow holds is not what the report is of.
     make_run(run, top1=0.6)
-    assert attach_report(str(run), "report.html", b"<p>") == ()
+    assert attach_report(str(run), {"report.html": b"<p>"}) == ()
 
 
 def test_a_store_that_is_gone_leaves_the_report_and_says_so(runs, monkeypatch, capsys):
@@ -44,8 +44,8 @@ def test_a_store_that_is_gone_leaves_the_report_and_says_so(runs, monkeypatch, c
     send(run)
     (runs.root / "mlflow.db").write_bytes(b"no database" * 1000)
     with pytest.raises(TrackingError, match="could not attach the report"):
-        attach_report(str(run), "report.html", b"<p>")
-    monkeypatch.setattr(html_report, "write_report", lambda *_, **__: ("the report's place", "<p>"))
+        attach_report(str(run), {"report.html": b"<p>"})
+    monkeypatch.setattr(html_report, "write_report", lambda *_, **__: ("the report's place", {"report.html": "<p>"}))
     write_run_report(str(run), attention=False)
     said = capsys.readouterr()
     assert "not attached to MLflow" in said.err

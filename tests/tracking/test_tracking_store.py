@@ -118,7 +118,7 @@ def test_a_folder_of_any_name_has_its_store_in_it(tmp_path, empty_store, name):
     assert send(run, receipt.uri).new is False
     (logged,) = logged_runs(receipt.uri)
     assert logged.record == FinishedStudy.open(Storage(str(run))).record
-    assert attach_report(str(run), "report.html", b"<p>") == (receipt,)
+    assert attach_report(str(run), {"report.html": b"<p>"}) == (receipt,)
     assert sorted(path.name for path in tmp_path.iterdir()) == [root.name]
     assert sorted(path.name for path in root.iterdir()) == ["mine", "mlflow-artifacts", "mlflow.db"]
 
@@ -152,7 +152,7 @@ def test_a_reader_makes_no_store(store, tmp_path):
     send(run)
     (run / "mlflow.json").write_text((run / "mlflow.json").read_text().replace(f"{store.root}/mlflow.db", uri[10:]))
     with pytest.raises(TrackingError, match=r"typo/mlflow\.db: could not attach the report \(no such file\)"):
-        attach_report(str(run), "report.html", b"<p>")
+        attach_report(str(run), {"report.html": b"<p>"})
     with pytest.raises(FileNotFoundError):
         client_of(uri)
     assert list(tmp_path.iterdir()) == []

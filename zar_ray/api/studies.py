@@ -160,12 +160,12 @@ def publish_report(
         RunError: The folder holds no finished run, or the file cannot be written.
     """
     # What draws a page, no other command needs.
-    from zar_ray.reporting.html_report import REPORT, write_report
+    from zar_ray.reporting.html_report import write_report
     from zar_ray.tracking import attach_report
 
-    place, page = write_report(run, output, samples, attention=attention, form=form)
+    place, files = write_report(run, output, samples, attention=attention, form=form)
     try:
-        for receipt in attach_report(run, REPORT, page.encode(), mlflow_uri):
+        for receipt in attach_report(run, {name: file.encode() for name, file in files.items()}, mlflow_uri):
             said = f"report attached to run {receipt.run_id} of experiment {receipt.experiment}"
             console.print(f"{receipt.uri}: {said}", markup=False, soft_wrap=True)
     except TrackingError as error:

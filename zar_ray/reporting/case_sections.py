@@ -19,8 +19,16 @@ from zar_ray.reporting.blocks import Block
 from zar_ray.reporting.numbers import percent
 from zar_ray.reporting.pages import Card, Cards, Content, Figure, Picture, Section, Text, why_empty
 from zar_ray.reporting.run_data import RunData, RunSplit
-from zar_ray.results.case_rows import CASE_COLUMNS, RIGHT, CaseRows, class_accuracies, confusion_matrix, firsts
-from zar_ray.results.record import CaseMetrics, ClassAccuracy
+from zar_ray.results.case_rows import (
+    CASE_COLUMNS,
+    RIGHT,
+    CaseRows,
+    class_accuracies,
+    class_estimates,
+    confusion_matrix,
+    firsts,
+)
+from zar_ray.results.record import CaseMetrics, ClassAccuracy, Estimate
 from zar_ray.results.trust import BINS
 from zar_ray.storage import is_uri
 from zar_ray.video.options import ViewConfig
@@ -59,7 +67,9 @@ def case_sections(data: RunData, case: CaseMetrics, samples: int, decoder: Decod
     if decided is None or not len(decided.label):
         by_class, mistakes, calibration, videos = map(why_empty, titles, whys)
     else:
-        by_class = Section(titles[0], _by_class(class_accuracies(rows, case.case_id, split.class_names), case.adapts))
+        classes = class_accuracies(rows, case.case_id, split.class_names)
+        estimates = class_estimates(CaseRows.of(rows, case.case_id, len(classes)), adapts=case.adapts)
+        by_class = Section(titles[0], _by_class(classes, estimates, case.adapts))
         matrix = confusion_matrix(rows, case.case_id, len(split.class_names))
         mistakes = Section(titles[1], _mistakes(matrix, split.class_names))
         calibration = Section(titles[2], _calibration(decided, case.adapts))
@@ -68,31 +78,38 @@ def case_sections(data: RunData, case: CaseMetrics, samples: int, decoder: Decod
     return by_class, mistakes, calibration, entropy, videos
 
 
-def _by_class(classes: Sequence[ClassAccuracy], changes: bool) -> list[Content]:
+def _by_class(classes: Sequence[ClassAccuracy], estimates: Mapping[int, Estimate], changes: bool) -> list[Content]:
     there = [one for one in classes if one.videos]
+    there.sort(key=lambda one: estimates[one.label_id].value, reverse=True)
+    kind = "change" if changes else "top-1"
 
-    shown, caption = there, "All classes that have videos, in the order of their label ids."
+    shown, caption = there, f"All classes that have videos, by {kind}, with 95 % intervals."
     if len(there) > figures.ALL_CLASSES:
-        ordered = sorted(there, key=lambda one: one.change if changes else one.top1_after or 0.0, reverse=True)
         half = _CLASSES_SHOWN // 2
-        shown = [*ordered[:half], *ordered[-half:]]
+        shown = [*there[:half], *there[-half:]]
         best, worst = ("most gained", "lost most") if changes else ("are right most", "least often")
-        caption = f"The {half} of {len(there)} classes that {best}, then the {half} that {worst}; the table has all."
+        caption = (
+            f"The {half} of {len(there)} classes that {best}, then the {half} that {worst}, with 95 % intervals; the "
+            "table has all."
+        )
     rows = []
     for one in there:
         before, after = (percent(share or 0.0) for share in (one.top1_before, one.top1_after))
         taken = "" if one.taken_for is None else f"{one.taken_for} ({one.taken_for_videos})"
-        changed = (before, after, percent(one.change, "+")) if changes else (after,)
-        rows.append((one.label, taken, str(one.videos), *changed))
+        estimate, sign = estimates[one.label_id], "+" if changes else ""
+        changed = (before, after, percent(estimate.value, sign)) if changes else (after,)
+        rows.append(
+            (one.label, taken, str(one.videos), *changed, percent(estimate.low, sign), percent(estimate.high, sign))
+        )
     measured = ("before %", "after %", "points") if changes else ("top-1 %",)
-    columns = ("class", "most taken for (videos)", "videos", *measured)
-    text = "Failed videos count as wrong."
+    columns = ("class", "most taken for (videos)", "videos", *measured, "from", "to")
+    text = "Failed videos count as wrong. Each interval stands for its class alone, not for all of them together."
     if missing := len(classes) - len(there):
         text += f" {missing} of the {len(classes)} classes have no labelled video."
     return [
-        Figure(figures.class_chart(shown, adapts=changes), caption),
+        Figure(figures.class_chart(shown, estimates, adapts=changes), caption),
         Text(text, weak=True),
-        Block(None, columns, rows, words=2, folded=f"Table of {len(there)} classes"),
+        Block(None, columns, rows, words=2, folded=f"Table of {len(there)} classes, by {kind}"),
     ]
 
 
@@ -103,12 +120,17 @@ def _mistakes(matrix: np.ndarray, names: Sequence[str]) -> list[Content]:
     pairs = [divmod(cell, len(names)) for cell in cells if wrong.flat[cell]]
     rows = [(names[i], names[j], int(wrong[i, j]), int(totals[i])) for i, j in pairs]
     content: list[Content] = []
-    if len(names) <= figures.ALL_CLASSES:
-        alt = f"Confusion matrix of {len(names)} classes; the table of mistakes below says the same in words."
+    everything = len(names) <= figures.ALL_CLASSES
+    if everything or rows:
+        which = f"{len(names)} classes" if everything else f"the most confused of {len(names)} classes"
+        alt = f"Confusion matrix of {which}; the table of mistakes below says the same in words."
         draw = partial(figures.confusion_picture, matrix, names)
         picture = Picture.of(draw("svg"), "image/svg+xml", alt, narrow=len(names) <= 12, drawn=draw)
-        content.append(Figure(picture, "Confusion matrix of the decisions after adaptation; failed videos left out."))
-    elif rows:
+        text = "Confusion matrix of the decisions after adaptation; failed videos left out."
+        if not everything:
+            text += " The Explorer has the classes that are not in it."
+        content.append(Figure(picture, text))
+    if rows and not everything:
         caption = f"The most frequent mistakes of {int(wrong.sum()):,} after adaptation; failed videos left out."
         content.append(Figure(figures.confusions_chart(rows), caption))
     if not rows:

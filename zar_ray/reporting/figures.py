@@ -62,7 +62,7 @@ LEAST_VIDEOS = 5
 """With fewer there are no neighbourhoods to draw."""
 
 ALL_CLASSES = 40
-"""Up to so many classes a confusion matrix is shown whole; beyond, the most confused classes."""
+"""Up to so many classes a confusion matrix is shown whole; beyond, those in the most frequent mistakes."""
 
 FORMS: Mapping[str, Drawn] = {".svg": "svg", ".png": "png", ".pdf": "pdf"}
 """Kinds of files by their endings."""
@@ -94,21 +94,38 @@ def _drawn(figure: Figure, form: Drawn) -> bytes:
         return _file(figure, form)
 
 
-def class_chart(classes: Sequence[ClassAccuracy], *, adapts: bool) -> Picture:
-    """Top-1 of classes that have videos, before as a hollow and after as a full dot, in order from the top."""
-    with _chart(height=1.0 + 0.26 * len(classes)) as (figure, axes):
+def class_chart(classes: Sequence[ClassAccuracy], estimates: Mapping[int, Estimate], *, adapts: bool) -> Picture:
+    """Top-1 of classes that have videos, in order from the top.
+
+    Args:
+        classes: The classes.
+        estimates: With their intervals by label id: changes where the case adapts, else the shares themselves.
+        adapts: Whether there is a before, a hollow dot, beside the after, a full one; then changes stand beside both.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 1.0 + 0.26 * len(classes)), layout="constrained")
+        axes, *beside = figure.subplots(1, 1 + adapts, sharey=True, squeeze=False)[0]
         places = np.arange(len(classes))
         after = np.array([100 * (one.top1_after or 0.0) for one in classes])
         before = np.array([100 * (one.top1_before or 0.0) for one in classes])
-        axes.grid(axis="x")
+        measured = [estimates[one.label_id] for one in classes]
+        ends = np.array([[100 * one.low, 100 * one.high] for one in measured])
+        for one in (axes, *beside):
+            one.grid(axis="x")
+            one.tick_params(axis="y", length=0)
+        axes.set_yticks(places, [f"{shortened(one.label)} ({one.videos})" for one in classes])
+        axes.set(xlim=(-3, 103), ylim=(len(classes) - 0.4, -0.6), xlabel="top-1 (%); in brackets the class's videos")
         if adapts:
             axes.hlines(places, before, after, color=_GREY, linewidth=1.2)
             axes.plot(before, places, "o", markersize=7.5, mfc="white", mec=_BEFORE, mew=1.6, label="before")
+        else:
+            axes.hlines(places, *ends.T, color=_AFTER, linewidth=2, alpha=0.55)
         axes.plot(after, places, "o", markersize=5, color=_AFTER, label="after" if adapts else "top-1")
-        axes.set_yticks(places, [f"{shortened(one.label)} ({one.videos})" for one in classes])
-        axes.set(xlim=(-3, 103), ylim=(len(classes) - 0.4, -0.6), xlabel="top-1 (%); in brackets the class's videos")
-        axes.tick_params(axis="y", length=0)
-        if adapts:
+        for change in beside:
+            change.axvline(0, color=_GREY, linewidth=1)
+            change.hlines(places, *ends.T, color=_AFTER, linewidth=2, alpha=0.55)
+            change.plot([100 * one.value for one in measured], places, "o", markersize=5, color=_AFTER)
+            change.set(xlabel="change (points) with its 95 % interval")
             axes.legend(**_ABOVE)
         values = (f"{before[n]:.0f} to {after[n]:.0f} %" if adapts else f"{after[n]:.0f} %" for n in places)
         shown = "; ".join(f"{one.label} {value}" for one, value in zip(classes, values, strict=True))
@@ -138,15 +155,17 @@ def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Draw
     shares = np.divide(shown, totals[:, None], out=np.full(shown.shape, np.nan), where=totals[:, None] > 0)
 
     side = 3.0 + 0.24 * len(columns)
+    # A page shows large pictures smaller.
+    size = 7 if len(columns) <= 20 else 10
     with _chart(side + 0.8, side) as (figure, axes):
         image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(names)), names, fontsize=size)
         axes.set(xlabel="predicted", ylabel="right")
         title = "Predictions, as shares of each class's videos"
         if not everything:
             title += f"\nthe {len(names)} classes of {len(class_names)} in the most frequent mistakes"
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=size + 2)
         if len(columns) <= 20:
             for (row, column), count in np.ndenumerate(shown):
                 if count:

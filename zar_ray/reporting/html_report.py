@@ -13,12 +13,14 @@ import pyarrow.compute as pc
 import yaml
 
 from zar_ray.errors import ZarError
+from zar_ray.file_systems import Location
 from zar_ray.options.base import without_password
 from zar_ray.reporting import figures, study_tables
 from zar_ray.reporting.attention_figures import attention_figure
 from zar_ray.reporting.blocks import Block, Form, written
 from zar_ray.reporting.case_sections import case_sections
 from zar_ray.reporting.cost_sections import cost_section
+from zar_ray.reporting.explorer import explorer_of, render_explorer
 from zar_ray.reporting.figure_files import write_figures
 from zar_ray.reporting.numbers import METRICS, digits, ends, fixed, p_value, percent
 from zar_ray.reporting.pages import (
@@ -54,6 +56,8 @@ REPORT = "report.html"
 
 _ATTENTION = "Where the model looks"
 _LISTED = 50
+# Facts that say where something lies, which comes after what was found.
+_PLACES = ("warned", "results", "run", "MLflow")
 
 CELLS_SHOWN = 8
 """So many of a run's cells get sections of their own."""
@@ -69,8 +73,8 @@ def write_report(
     *,
     attention: bool = True,
     form: Drawn | None = None,
-) -> tuple[str, str]:
-    """Writes a run's report as one HTML file that needs nothing besides itself; returns where it is, and its content.
+) -> tuple[str, Mapping[str, str]]:
+    """Writes a run's report as one HTML file that needs nothing besides itself, and the Explorer beside it.
 
     Args:
         run: The run's folder or its URI.
@@ -79,15 +83,22 @@ def write_report(
         attention: Whether attention maps are drawn, for which weights and videos must be at hand.
         form: What kind of files its figures are written as besides, into a folder beside it; None for none.
 
+    Returns:
+        Where the report is, and what was written by the files' names: the report, then the Explorer.
+
     Raises:
         RunError: The folder holds no finished run, or the file cannot be written.
     """
     data = StudyData.read(run)
     page = run_page(data, samples, attention=attention)
-    content, place = render(page), output or data.storage.path(REPORT)
+    place = output or data.storage.path(REPORT)
     if form is not None:
         write_figures(page, place, form)
-    return write_file(content.encode(), place), content
+    explorer = explorer_of(place)
+    names = [Location.parse(one).name for one in (place, explorer)]
+    written = dict(zip(names, (render(page, names[1]), render_explorer(data, page, place)), strict=True))
+    write_file(written[names[1]].encode(), explorer)
+    return write_file(written[names[0]].encode(), place), written
 
 
 def write_tables(run: str, output: str) -> str:
@@ -112,7 +123,7 @@ def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Pa
     with DecoderProcess(idle=True, resizer=resizer, decoder=decoding) as decoder:
         for cell in data.cells[:CELLS_SHOWN]:
             for case in shown_cases(cell):
-                groups.append(Group(_title(cell, case), case_sections(cell, case, samples, decoder)))
+                groups.append(Group(cell.title(case), case_sections(cell, case, samples, decoder)))
         if attention:
             maps = _attention_maps(first, samples, decoder)
     title = "What the model sees"
@@ -120,7 +131,10 @@ def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Pa
         title += f": {first.cell.label}"
     groups.append(Group(title, (maps, *(_video_map(first, split) for split in data.splits))))
     groups.append(
-        Group("The run", (_failures(data), _warnings(data), _timings(data), _repetition(data), _versions(data)))
+        Group(
+            "The run",
+            (_failures(data), _warnings(data), _timings(data), _places(data), _repetition(data), _versions(data)),
+        )
     )
     tiles = (Tile("cells", str(len(record.cells)), study_tables.ranges_of(record)), _counts(data.record.whole))
     if len(data.cells) == 1:
@@ -133,14 +147,6 @@ def run_page(data: StudyData, samples: int = 6, *, attention: bool = True) -> Pa
         facts=_facts(data),
         groups=groups,
     )
-
-
-def _title(cell: RunData, case: CaseMetrics) -> str:
-    title = case.method if len(cell.splits) == 1 else f"Split {case.split}: {case.method}"
-    same = sum((one.split, one.method) == (case.split, case.method) for one in cell.summary.cases)
-    if same > 1:
-        title += f" ({case.case_id})"
-    return f"{cell.cell.label}: {title}" if cell.cell.label else title
 
 
 def shown_cases(data: RunData) -> tuple[CaseMetrics, ...]:
@@ -210,8 +216,18 @@ def _facts(data: StudyData) -> list[tuple[str, str]]:
         ("views", "; ".join(frames)),
         ("seed", f"{seeds}; zar report compare puts runs with other seeds beside it"),
         *(("pass", note) for note in study_tables.pass_notes(record)),
-        *((name, without_password(value)) for name, value in summary_facts(summary, record.cells[0].label)),
+        *(fact for fact in _known(data) if fact[0] not in _PLACES),
     ]
+
+
+def _known(data: StudyData) -> list[tuple[str, str]]:
+    facts = summary_facts(data.record.whole, data.record.cells[0].label)
+    return [(name, without_password(value)) for name, value in facts]
+
+
+def _places(data: StudyData) -> Section:
+    """Where the run's files are."""
+    return Section("Files", (Block(None, ("", "where"), [one for one in _known(data) if one[0] in _PLACES], words=2),))
 
 
 def _results(data: StudyData) -> Section:

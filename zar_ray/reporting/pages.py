@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -138,8 +139,13 @@ class Page:
     groups: Sequence[Group]
 
 
-def render(page: Page) -> str:
-    """The page as one HTML file."""
+def render(page: Page, explorer: str | None = None) -> str:
+    """The page as one HTML file; `explorer` is the address of a page beside it that has all videos."""
+    return rendered("page.html", page=page, explorer=explorer)
+
+
+def rendered(template: str, **values: Any) -> str:
+    """One of the templates with these values."""
     environment = Environment(
         loader=PackageLoader("zar_ray.reporting"),
         autoescape=True,
@@ -148,7 +154,13 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("page.html").render(page=page, version=zar_ray.__version__)
+    environment.filters["policy_hash"] = _policy_hash
+    return environment.get_template(template).render(version=zar_ray.__version__, **values)
+
+
+def _policy_hash(content: str) -> str:
+    """How a Content-Security-Policy names the one style or script that it allows."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
 def write_file(content: bytes, output: str) -> str:

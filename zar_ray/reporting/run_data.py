@@ -20,7 +20,7 @@ from zar_ray.results.folder import IDENTITY, MANIFEST
 from zar_ray.results.record import CaseMetrics
 from zar_ray.results.stored_rows import StoredRows
 from zar_ray.results.study_record import FinishedRun, FinishedStudy
-from zar_ray.storage import Storage
+from zar_ray.storage import Storage, is_uri
 from zar_ray.untrusted import parse_json
 
 
@@ -78,6 +78,18 @@ class StudyData(FinishedStudy):
             raise RunError(f'{self.storage.path()}: has no video "{absent}"{near}')
         return {row.video_id: row for row in self._manifest.keep(video_ids).rows()}
 
+    def paths(self, video_ids: pa.Array) -> list[str | None]:
+        """Where some videos lie as files by themselves; None for what is in a tar file, at a URI, or unknown.
+
+        Raises:
+            ManifestError: The run's manifest cannot be read.
+        """
+        table = self._manifest.table
+        found = pc.call_function("index_in", [video_ids], pc.SetLookupOptions(table["video_id"]))
+        rows = table.select(["path", "member"]).take(found)
+        pairs = zip(rows["path"].to_pylist(), rows["member"].to_pylist(), strict=True)
+        return [None if path is None or member is not None or is_uri(path) else path for path, member in pairs]
+
     @cached_property
     def _manifest(self) -> Manifest:
         return read_manifest(self.storage.path(MANIFEST))
@@ -116,6 +128,14 @@ class RunData(FinishedRun):
         if found is None:
             raise RunError(f"{self.study.place}: its metrics name a split {name} that its identity lacks")
         return found
+
+    def title(self, case: CaseMetrics) -> str:
+        """What one of its cases is called among all of the study's."""
+        title = case.method if len(self.splits) == 1 else f"Split {case.split}: {case.method}"
+        same = sum((one.split, one.method) == (case.split, case.method) for one in self.summary.cases)
+        if same > 1:
+            title += f" ({case.case_id})"
+        return f"{self.cell.label}: {title}" if self.cell.label else title
 
     def rows(self, case: CaseMetrics, columns: Sequence[str]) -> pa.Table:
         """Some columns, ``video_id`` among them, of the predictions of one case, over the videos of its split."""

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from zar_ray.errors import RunError
-from zar_ray.results.record import ClassAccuracy
+from zar_ray.results.record import ClassAccuracy, Estimate
+from zar_ray.results.statistics import change_of, share_of
 
 CASE_COLUMNS = (
     *("video_id", "case_id", "label_id", "label", "group", "error"),
@@ -150,6 +151,22 @@ def class_accuracies(table: pa.Table, case_id: str, class_names: Sequence[str]) 
         )
         for i, name in enumerate(class_names)
     )
+
+
+def class_estimates(rows: CaseRows, *, adapts: bool) -> dict[int, Estimate]:
+    """By how much the top-1 share of each class that has videos rose, with its interval; failed videos count as wrong.
+
+    Of a case that adapts nothing it is the share itself. See `zar_ray.results.statistics` for the intervals.
+    """
+    rows = rows.select(rows.label >= 0)
+    order, sources = np.argsort(rows.label, kind="stable"), rows.sources
+    present, begins = np.unique(rows.label[order], return_index=True)
+    found = {}
+    for label, chosen in zip(present.tolist(), np.split(order, begins[1:]), strict=True):
+        before, after = rows.before[chosen] == RIGHT, rows.after[chosen] == RIGHT
+        changes = after.astype(int)[None] - before
+        found[label] = change_of(changes, sources[chosen]) if adapts else share_of(after, sources[chosen])
+    return found
 
 
 def confusion_matrix(table: pa.Table, case_id: str, classes: int) -> np.ndarray:

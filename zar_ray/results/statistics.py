@@ -45,12 +45,24 @@ def paired_comparison(before: np.ndarray, after: np.ndarray, sources: np.ndarray
     shared = design_effect(changes, sources, lowest=-1)
     effective = before.size / shared
     return PairedComparison(
-        effect=change_estimate(gained / shared, lost / shared, effective),
+        effect=change_of(changes, sources),
         gained=gained,
         lost=lost,
         p_value=_exchange_p(*np.unique(_of_sources(changes, sources)[0], return_counts=True)),
         detectable=detectable_difference(effective, ((gained + lost) / shared + 2) / (effective + 2)),
     )
+
+
+def change_of(changes: np.ndarray, sources: np.ndarray | None = None) -> Estimate:
+    """By how much the share of right ones rose, with its interval: the effect of a `paired_comparison` by itself.
+
+    Args:
+        changes: int ``(R, N)``, both at least 1: 1 where a decision became right, -1 where it became wrong, else 0.
+        sources: ``(N,)``, equal for videos of one source; by default each is of its own.
+    """
+    shared = design_effect(changes, sources, lowest=-1)
+    gained, lost = int((changes > 0).sum()), int((changes < 0).sum())
+    return change_estimate(gained / shared, lost / shared, changes.size / shared)
 
 
 def change_estimate(gained: float, lost: float, videos: float) -> Estimate:

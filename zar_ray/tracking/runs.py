@@ -85,13 +85,12 @@ def put_below(parent: str, runs: Mapping[str, Mapping[str, str]], uri: str) -> N
                 client.set_tag(run_id, name, value)
 
 
-def attach_report(run: str, name: str, content: bytes, uri: str | None = None) -> tuple[MlflowReceipt, ...]:
-    """Adds a report to the MLflow runs that hold a run's present results; one of the same name is replaced.
+def attach_report(run: str, files: Mapping[str, bytes], uri: str | None = None) -> tuple[MlflowReceipt, ...]:
+    """Adds a report to the MLflow runs that hold a run's present results; files of the same names are replaced.
 
     Args:
         run: The run's folder or its URI.
-        name: What the file is called there.
-        content: The file.
+        files: The report's files by their names.
         uri: Only in this store, such as one whose password the receipts do not hold; by default in all.
 
     Returns:
@@ -111,7 +110,7 @@ def attach_report(run: str, name: str, content: bytes, uri: str | None = None) -
         with store.opened(receipt.uri, "attach the report", "name the store with --mlflow-uri if it needs a password"):
             client = store.client_of(uri or receipt.uri)
             if store.is_there(client, receipt.run_id):
-                store.log_files(client, receipt.run_id, {name: content})
+                store.log_files(client, receipt.run_id, files)
                 attached.append(receipt)
     return tuple(attached)
 

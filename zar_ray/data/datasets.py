@@ -235,7 +235,9 @@ def candidate_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
     else:
         names = distinct_names(map(tidy_name, labels), "labels", "name", ConfigError)
     if len(names) < 2:
-        raise ConfigError(f'labels: "{", ".join(names)}" alone; choosing needs two, as "a,b,c" or a file with one a line')
+        raise ConfigError(
+            f'labels: "{", ".join(names)}" alone; choosing needs two, as "a,b,c" or a file with one a line'
+        )
     return names
 
 

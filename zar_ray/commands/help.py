@@ -61,7 +61,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 RUNS = (
     Entry("config", "FILE", "Options from a YAML file, beneath those of the command line.", "The command"),
     Entry("show-config", "", "Print the resolved options and do nothing else.", "The command"),
-    Entry("dry-run", "", "Check all that can be checked, and say what would run.", "The command"),
+    Entry(
+        "dry-run",
+        "",
+        "Check all that can be checked, and say what would run; of an evaluation also what it takes here.",
+        "The command",
+    ),
 )
 """What a run's line may hold besides its options."""
 

@@ -88,9 +88,11 @@ def predict_command(argv: Sequence[str]) -> int:
         print(f"{len(options.videos)} videos, {len(labels)} labels, methods {', '.join(options.method)}")
         return 0
     console = output_console()
-    # It starts while the model is loaded.
-    decoding = DecoderProcess(resizer=options.resize, decoder=options.decoder)
-    with _table_file(options, labels) as write, decoding as decoder:
+    with (
+        _table_file(options, labels) as write,
+        # It starts while the model is loaded.
+        DecoderProcess(resizer=options.resize, decoder=options.decoder) as decoder,
+    ):
         model = load_model(options)
         if (remark := remark_on_words(model, options)) is not None and not options.json_lines:
             console.print(f"{model.name}: {remark}", highlight=False)

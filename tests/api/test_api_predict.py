@@ -115,6 +115,23 @@ def test_frames_need_no_other_process(tiny_checkpoint):
         assert [one.pid for one in loaded._decoders.values()] == [None]
 
 
+@pytest.mark.process
+def test_folders_and_patterns_are_those_of_the_command(model, clips, tmp_path):
+    for clip in clips:
+        (tmp_path / clip.name).write_bytes(clip.read_bytes())
+    places = [str(tmp_path / clip.name) for clip in clips]
+    told = {"labels": LABELS, "method": "zero_shot", **OPTIONS}
+    found = model.predict(tmp_path, **told)
+    assert [one.video for one in found] == places
+    assert [*found] == [*model.predict([places[0], f"{tmp_path}/2.*"], **told)]
+    missing = model.predict([tmp_path / "none.mp4"], **told)
+    assert missing.failed[0].error == "no such file"
+    found.write_csv(tmp_path / "found.csv", top_k=2)
+    head, *rows = (tmp_path / "found.csv").read_text().splitlines()
+    assert "label_2,score_2" in head
+    assert [row.split(",")[0] for row in rows] == places
+
+
 def test_tables_have_a_row_a_label(model, clips):
     frames, fps = frames_of(clips[0])
     found = model.predict([frames] * 2, LABELS, method=["zero_shot", "zar"], seeds=range(2), fps=fps, **OPTIONS)

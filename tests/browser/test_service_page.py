@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 import re
@@ -131,6 +132,44 @@ def test_an_uploaded_video_is_classified_and_all_about_it_shown(opened, clip, ba
     expect(page.locator("#random")).to_be_hidden()
     expect(page.get_by_role("status")).to_contain_text(f"The answer is {rows[0][0]}")
     assert_clean(opened)
+
+
+def test_several_videos_become_a_table_and_a_csv(opened, clip, backend, tmp_path):
+    from playwright.sync_api import expect
+
+    page, asked = opened.page, len(backend.asked)
+    names = ["=a, b.mp4", "broken.mp4", *(f"{number}.mp4" for number in range(6))]
+    chosen = [{"name": name, "mimeType": "video/mp4", "buffer": clip} for name in names]
+    page.get_by_label("Choose a video").set_input_files(chosen)
+    expect(page.get_by_text("8 videos, ")).to_be_visible()
+    page.get_by_label("Your labels").fill("\n".join(("-jumping", "riding", "swimming")))
+    page.get_by_label("Window by window").check()
+    classify(page)
+    expect(page.get_by_text("One video, please")).to_be_visible()
+    page.get_by_label("Window by window").uncheck()
+    classify(page)
+    expect(page.get_by_role("heading", name="8 of 8 videos, 1 failed")).to_be_focused()
+    assert sorted(video.name for video, *_ in backend.asked[asked:]) == sorted(names)
+    assert not any(query.explain for _, query, _ in backend.asked[asked:])
+    rows = page.get_by_role("table", name="Videos with their labels").locator("tbody tr")
+    shown = [row.locator("td").all_inner_texts() for row in rows.all()]
+    assert [row[0] for row in shown] == names
+    assert "no frame of it can be decoded" in shown[1][1]
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as CSV").click()
+    download.value.save_as(tmp_path / "found.csv")
+    lines = list(csv.DictReader((tmp_path / "found.csv").open(newline="", encoding="utf-8")))
+    assert [one["video"] for one in lines] == [f"'{names[0]}", *names[1:]]
+    assert {one[f"label_{rank}"] for one in lines[2:] for rank in (1, 2, 3)} == {"'-jumping", "riding", "swimming"}
+    assert [one["label_1"].lstrip("'") for one in lines if not one["error"]] == [
+        row[1] for row in shown if "Failed" not in row[1]
+    ]
+    assert [number for number, one in enumerate(lines) if one["error"]] == [1]
+    rows.first.get_by_role("button").click()
+    expect(page.locator(".answer h2")).to_be_focused()
+    expect(page.locator(".answer h2")).to_contain_text(names[0])
+    assert opened.asked == []
+    assert all(error.startswith(REFUSED) for error in opened.errors)
 
 
 def test_relevance_differs_before_and_after_and_fades_with_the_slider(opened, clip):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import statistics
 
@@ -134,6 +135,55 @@ def test_that_scores_depend_on_the_files_name_is_said_beneath_them(predict, vide
     assert said in predict(video, "--labels", LABELS, "--seed", "6")[1].out
     # No view is drawn without tuning.
     assert "--seeds" not in predict(video, "--labels", LABELS, "--method", "zero_shot")[1].out
+
+
+def test_a_folder_becomes_a_table_and_a_summary(predict, video_folder, tmp_path):
+    (tmp_path / "clips" / "deep").mkdir(parents=True)
+    for place, video in (("b.mp4", "red circle/0.mp4"), ("deep/a.mp4", "blue bar/1.mp4")):
+        (tmp_path / "clips" / place).write_bytes((video_folder / video).read_bytes())
+    for name in ("text.mp4", ".hidden.mp4", "notes.md"):
+        (tmp_path / "clips" / name).write_text("no video")
+    clips, table = tmp_path / "clips", tmp_path / "found.csv"
+    (tmp_path / "list").write_text(f"{clips / 'b.mp4'}\n")
+    words = ("--labels", LABELS, "--method", "zero_shot", "zar", "--top-k", "2", "--list", str(tmp_path / "list"))
+    status, said = predict(*words, "--csv", str(table), "--seeds", "3", str(clips))
+    assert status == 1
+    assert said.err == "skipped: 1 hidden, 1 no videos, 1 named more than once\n"
+    assert "3 files, 1 failed" in said.out
+    rows = list(csv.DictReader(table.open(newline="")))
+    videos = [str(clips / name) for name in ("b.mp4", "deep/a.mp4", "text.mp4")]
+    assert [row["video"] for row in rows] == [video for video in videos for _ in range(2)]
+    assert [bool(row["error"]) for row in rows] == [False] * 4 + [True] * 2
+    assert {"label_2", "score_2"} <= set(rows[0])
+    assert "label_3" not in rows[0]
+    _, lines = predict(*videos[:2], *words[:-2], "--json-lines", "--seeds", "3")
+    for row, line in zip(rows, map(json.loads, lines.out.splitlines()), strict=False):
+        assert [row["label_1"], row["label_2"]] == [one["label"] for one in line["after"]]
+        assert float(row["score_1"]) == line["after"][0]["score"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["{video}", "none.mp4", "--labels", LABELS], "none.mp4: no such file or folder"),
+        (["{empty}", "--labels", LABELS], "holds no videos"),
+        (["{video}", "--labels", "jumping"], '"jumping" alone; choosing needs two'),
+        (["{video}", "--labels", "a,b,a"], '"a" is both name 1 and name 3'),
+        (["--labels", LABELS], "before the options or behind --"),
+        (["{video}", "--labels", LABELS, "--csv", "{empty}"], "is a folder"),
+        (["--labels", LABELS, "--method", "zar", "{empty}", "--list", "x"], "holds no videos"),
+    ],
+)
+def test_files_and_labels_are_looked_at_before_the_model(predict, video_folder, tmp_path, monkeypatch, words, said):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x").write_text(str(video_folder / "red circle" / "0.mp4"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zar_ray.models.loading.load_model", lambda options: pytest.fail("the model was loaded"))
+    places = {"video": video_folder / "red circle" / "0.mp4", "empty": tmp_path / "empty"}
+    status, found = predict(*(word.format(**places) for word in words))
+    assert (status, found.out) == (2, "")
+    assert said in found.err
+    assert found.err.count("\n") == 1
 
 
 def test_a_seed_that_is_named_twice_is_refused(predict, video_folder):

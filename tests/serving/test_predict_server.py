@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import subprocess
@@ -15,8 +16,10 @@ import uvicorn
 from serving_backends import LocalBackend, local_app
 
 from zar_ray.adaptation.options import AdaptationOptions, PredictConfig
+from zar_ray.adaptation.rankings import Ranking
+from zar_ray.client import ServiceError
 from zar_ray.commands.main import main
-from zar_ray.commands.predict import ASKED
+from zar_ray.commands.predict import ASKED, _asked
 from zar_ray.options.base import meaning
 from zar_ray.serving.methods import ServiceOptions
 
@@ -131,15 +134,14 @@ def test_tables_are_those_of_the_model_here(both, videos):
 def test_a_bad_file_costs_its_own_line_and_the_status(both, videos, tmp_path):
     (tmp_path / "text.mp4").write_text("not a video")
     (tmp_path / "empty.mp4").touch()
-    (tmp_path / "folder.mp4").mkdir()
-    bad = [tmp_path / name for name in ("text.mp4", "empty.mp4", "folder.mp4", "none.mp4")]
+    bad = [tmp_path / name for name in ("text.mp4", "empty.mp4")]
     served, local = both(*bad, videos[0], "--labels", LABELS, "--json-lines")
     assert served.status == local.status == 1
     rankings, expected = ([json.loads(line) for line in one.out.splitlines()] for one in (served, local))
     assert [one["video"] for one in rankings] == [one["video"] for one in expected]
-    assert all(one["error"] for one in rankings[:4])
-    assert (rankings[1]["error"], rankings[3]["error"]) == (expected[1]["error"], expected[3]["error"])
-    assert rankings[4]["error"] is None
+    assert all(one["error"] for one in rankings[:2])
+    assert rankings[1]["error"] == expected[1]["error"]
+    assert rankings[2]["error"] is None
 
 
 def test_the_token_may_come_from_the_environment(predict, service, videos, monkeypatch):
@@ -166,6 +168,7 @@ def test_the_token_may_come_from_the_environment(predict, service, videos, monke
         (["--method", "nothing"], 1, '"nothing" is not served here'),
         (["--zar.steps", "1000"], 1, "options.steps: 1000 is greater than the maximum of 10"),
         (["--zar.stesp", "1"], 1, 'options.stesp: zar has no such option; did you mean "steps"'),
+        (["none.mp4"], 2, "none.mp4: no such file"),
         (["--zar.lr", "much"], 1, "options.lr: 'much' is not of type 'number'"),
     ],
 )
@@ -191,7 +194,9 @@ def test_mistakes_are_one_line(predict, service, videos, tmp_path, words, status
         (["a.mp4", "--labels", "a,b", "--token", "x"], 2, "--token goes with --server"),
     ],
 )
-def test_nothing_to_ask_or_nobody(predict, words, status, said):
+def test_nothing_to_ask_or_nobody(predict, tmp_path, monkeypatch, words, status, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.mp4").touch()
     ran = predict(*words)
     assert ran.status == status
     assert said in ran.err
@@ -206,7 +211,9 @@ def test_a_token_is_not_shown(predict):
     assert meaning(PredictConfig(server="http://a", token="s3cret")) == meaning(PredictConfig())
 
 
-def test_a_dry_run_asks_nobody(predict):
+def test_a_dry_run_asks_nobody(predict, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.mp4").touch()
     ran = predict("a.mp4", "--labels", "a,b", "--server", "http://127.0.0.1:1/", "--dry-run")
     assert (ran.status, ran.out) == (0, "1 videos, 2 labels, methods zar, http://127.0.0.1:1\n")
 
@@ -227,3 +234,70 @@ def test_loads_neither_ray_nor_pytorch(service, videos):
     words = ["predict", str(videos[0]), "--labels", "a,b", "--server", service.url, "--token", TOKEN]
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 set()"
+
+
+@pytest.mark.process
+def test_a_folder_several_at_a_time_gives_the_same_table(both, videos, tmp_path):
+    tables = [tmp_path / "served.csv", tmp_path / "local.csv"]
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for number, video in enumerate(videos):
+        (folder / f"{number}.mp4").write_bytes(video.read_bytes())
+    words = ("--labels", LABELS, "--method", "zero_shot", "zar", "--at-once", "3", "--zar.betas", "0.5", "0.9", folder)
+    served, local = both("--csv", tables[0], *words)
+    assert served.out == local.out
+    assert "2 files, 0 failed" in served.out
+    rows = list(csv.DictReader(tables[0].open(newline="")))
+    assert [(row["video"], row["method"]) for row in rows] == [
+        (str(folder / f"{number}.mp4"), method) for number in range(2) for method in ("zero_shot", "zar")
+    ]
+
+
+class Crowded:
+    """A service that answers so many at a time, and refuses the others at once.
+
+    Attributes:
+        most: The most that were there at a time.
+        refused: How many were.
+    """
+
+    def __init__(self, room: int, together: int) -> None:
+        self._room, self._together = threading.Semaphore(room), threading.Barrier(together)
+        self._lock, self._first, self._there = threading.Lock(), together, 0
+        self.most = self.refused = 0
+
+    def __call__(self, question: tuple[str, str]) -> Ranking:
+        with self._lock:
+            waits, self._first = self._first > 0, self._first - 1
+            self._there += 1
+            self.most = max(self.most, self._there)
+        try:
+            has_room = self._room.acquire(blocking=False)
+            if waits:
+                self._together.wait(10)  # the first ones are there at a time
+            if not has_room:
+                self.refused += 1
+                raise ServiceError("http://a", "busy", 503, "overloaded")
+            self._room.release()
+            return Ranking(*question, (), ())
+        finally:
+            with self._lock:
+                self._there -= 1
+
+
+@pytest.mark.parametrize(("room", "at_once"), [(1, 4), (2, 5), (4, 4)])
+def test_a_busy_service_is_asked_about_fewer_at_a_time(room, at_once):
+    service = Crowded(room, at_once)
+    questions = [(f"{number}.mp4", "zar") for number in range(23)]
+    answers = list(_asked(service, questions, at_once))
+    assert [(one.video, one.method) for one in answers] == questions
+    assert service.most == at_once
+    assert (service.refused > 0) == (room < at_once)
+
+
+def test_a_service_that_has_no_room_for_one_ends_the_command():
+    def refuses(question):
+        raise ServiceError("http://a", "busy", 503, "overloaded")
+
+    with pytest.raises(ServiceError, match="busy"):
+        list(_asked(refuses, [("a.mp4", "zar")] * 3, 2))

@@ -29,7 +29,13 @@ class SharedOptions(ModelOptions, DecodeOptions, PromptOptions):
 class PredictOptions(SharedOptions):
     """Options of `zar predict`, but for the methods' own."""
 
-    videos: tyro.conf.Positional[tuple[str, ...]] = operational((), "Video files.")
+    videos: tyro.conf.Positional[tuple[str, ...]] = operational(
+        (),
+        "Video files, folders of them, quoted patterns such as 'clips/**/*.mp4', and - for a list on standard input.",
+    )
+    listed: Annotated[str | None, tyro.conf.arg(name="list")] = operational(
+        None, "A file with further such names, one a line."
+    )
     labels: str | None = option(None, 'The candidate classes: "a,b,c", a file with one a line, or a benchmark\'s name.')
     method: tuple[str, ...] = option(("zar",), "Test-time methods to run.", min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = option(
@@ -44,9 +50,13 @@ class PredictOptions(SharedOptions):
     reject_score: CertaintyScore = option("max_probability", "How sure a decision is: the score that counts.")
     top_k: int = operational(5, "How many labels to show a video.", ge=1)
     json_lines: bool = operational(False, "Print one JSON object a video and method instead of tables.")
+    csv: str | None = operational(
+        None, "Write a row a video and method to this file, with a column a rank, in place of the tables."
+    )
     server: str | None = operational(
         None, "URL of a running service that is to do the work, with its model; nothing is loaded here."
     )
+    at_once: int = operational(4, "Files that --server is sent at a time; fewer where it is busy.", ge=1)
     token: str | None = operational(None, "The service's bearer token; by default $ZAR_TOKEN, which others cannot see.")
 
     @field_serializer("token")

@@ -18,6 +18,7 @@ from zar_ray.adaptation.predict import Source, predict
 from zar_ray.api.predictions import Predictions
 from zar_ray.api.told import options_of, plain
 from zar_ray.data.datasets import candidate_labels
+from zar_ray.data.finding import expanded
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model, weights_named
@@ -31,6 +32,7 @@ Video = str | os.PathLike[str] | np.ndarray | InputContainer
 
 _SAID_BY_LOAD = ("model", "pretrained", "checkpoint", "precision", "device")
 _SAID_OTHERWISE = ("videos", "labels", "method", "seeds", "top_k", "seed", "json_lines", "server", "token")
+_SAID_OTHERWISE += ("listed", "csv", "at_once")
 
 
 def load(model: str | os.PathLike[str] | None = None, **options: Any) -> Model:
@@ -108,7 +110,8 @@ class Model:
         its folders: frames in memory give the numbers of their file under its name.
 
         Args:
-            videos: One or several, of any kinds: a file's path or URI; its frames, uint8 (frames, height, width, 3),
+            videos: One or several, of any kinds: a file's path or URI, a folder of files or a pattern, as `zar predict`
+                takes them; frames, uint8 (frames, height, width, 3),
                 RGB and upright; or a container that PyAV has opened, whose file is read from its start.
             labels: The candidate labels; a file with one a line, ``"a,b,c"``, or a benchmark's name.
             method: The test-time method, or several over the same views.
@@ -165,7 +168,8 @@ def _sources(
     videos: Video | Iterable[Video], fps: float | Sequence[float] | None, names: str | Sequence[str] | None
 ) -> list[Source]:
     single = isinstance(videos, str | os.PathLike | np.ndarray | InputContainer)
-    several: list[Any] = [videos] if single else list(videos)
+    given: list[Any] = [videos] if single else list(videos)
+    several = [one for video in given for one in (expanded(os.fspath(video)) if _is_place(video) else (video,))]
     if not several:
         raise ConfigError("predict: give the videos to look at")
     rates = _one_each(fps, several, "fps", (int, float, np.number))
@@ -174,6 +178,10 @@ def _sources(
         _source(video, number, rate, name)
         for number, (video, rate, name) in enumerate(zip(several, rates, called, strict=True), start=1)
     ]
+
+
+def _is_place(video: Any) -> bool:
+    return isinstance(video, str | os.PathLike)
 
 
 def _one_each(given: Any, videos: Sequence[Any], what: str, single: tuple[type, ...]) -> list[Any]:
@@ -186,7 +194,7 @@ def _one_each(given: Any, videos: Sequence[Any], what: str, single: tuple[type, 
 
 
 def _source(video: Any, number: int, fps: float | None, name: str | None) -> Source:
-    if isinstance(video, str | os.PathLike):
+    if _is_place(video):
         source = Source.of_file(os.fspath(video))
         return source if name is None else Source(source.shown, name, source.content)
     if isinstance(video, InputContainer):

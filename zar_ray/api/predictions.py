@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import pyarrow as pa
 
 from zar_ray.adaptation.rankings import RankedLabel, Ranking
+from zar_ray.reporting.ranking_files import rankings_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +63,21 @@ class Predictions(Sequence[Ranking]):
     def failed(self) -> tuple[Ranking, ...]:
         """Those of videos that could not be used; each says why in `error`."""
         return tuple(one for one in self if one.error is not None)
+
+    def write_csv(self, place: str | os.PathLike[str], top_k: int = 5) -> None:
+        """Writes the table of `zar predict --csv`: a row a video and method, with a column a rank.
+
+        Args:
+            place: The file's path or URI.
+            top_k: How many ranks.
+
+        Raises:
+            ConfigError: A folder has that name.
+            RunError: The file cannot be written.
+        """
+        with rankings_csv(os.fspath(place), top_k) as write:
+            for ranking in self:
+                write(ranking)
 
     def to_arrow(self) -> pa.Table:
         """A row a (video, method, label), by falling score after adaptation; one without a label where a video failed.

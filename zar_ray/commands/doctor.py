@@ -96,6 +96,7 @@ def diagnose(mlflow_uri: str | None = None, ray_address: str | None = None) -> l
         ("gpus", _gpus),
         ("decoders", _decoders),
         ("supply", _supply),
+        ("speed", _speed),
         ("weights", _weights),
         ("mlflow", lambda: [_mlflow(mlflow_uri)]),
         ("ray", lambda: [_ray(ray_address)]),
@@ -175,6 +176,19 @@ def _supply() -> list[Check]:
     if found.warning is not None:
         return [Check("supply", "warning", f"{usual}: {found.warning}")]
     return [Check("supply", "ok", f"{usual}: the GPUs want about {found.wanted:.0f} cores, there are {found.cores}")]
+
+
+def _speed() -> list[Check]:
+    """How long a video would take on these CPUs, by default options, where no GPU is there."""
+    import torch
+
+    from zar_ray.evaluation.cpu_speed import spoken, usual_cpu_time
+
+    if torch.cuda.is_available():
+        return []
+    found = usual_cpu_time(usable_cpus())
+    usual = f"ViT-B/16 takes about {spoken(found.seconds)} of all CPUs for a 10-s video ({found.images} images)"
+    return [Check("speed", "ok", f"{usual}, {3600 / found.seconds:.0f} videos an hour; {found.ways}")]
 
 
 def _decoders() -> list[Check]:

@@ -32,10 +32,14 @@ def _run_study(kind: type[EvalConfig], argv: Sequence[str], prog: str, about: st
 
     console, results = invocation.console(), output_console(soft_wrap=True)
     if invocation.dry_run:
+        from zar_ray.commands.plan import before_run
         from zar_ray.study.plan import describe, plan_study
 
         require_sweep(options, prog)
-        results.print(describe(plan_study(options, console)))
+        study = plan_study(options, console)
+        results.print(describe(study))
+        for line in before_run(study, console):
+            results.print(line, markup=False)
         return 0
     record = run_options(options, console, prog)
     if invocation.as_json:

@@ -29,9 +29,9 @@ COMMON: dict[str, tuple[str, ...]] = {
         *("output", "storage", "name", "overwrite", "num-workers", "decode-workers", "address"),
     ),
     "zar predict": (
-        *("videos", "labels", "method", "template", "seeds", "top-k", "json-lines"),
+        *("videos", "list", "labels", "method", "template", "seeds", "top-k", "csv", "json-lines"),
         *("model", "pretrained", "checkpoint", "precision", "device"),
-        *("views.frames", "views.eval-frames", "server", "token"),
+        *("views.frames", "views.eval-frames", "server", "at-once", "token"),
     ),
 }
 COMMON |= {"zar ablate": COMMON["zar eval"]}
@@ -53,6 +53,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "zar predict": (
         'zar predict a.mp4 b.mp4 --labels "riding a bike,high jump"',
+        "zar predict clips/ --labels labels.txt --csv found.csv",
         "zar predict --labels labels.txt --server http://host:8000 -- -a.mp4",
     ),
 }
@@ -60,7 +61,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 RUNS = (
     Entry("config", "FILE", "Options from a YAML file, beneath those of the command line.", "The command"),
     Entry("show-config", "", "Print the resolved options and do nothing else.", "The command"),
-    Entry("dry-run", "", "Check all that can be checked, and say what would run.", "The command"),
+    Entry(
+        "dry-run",
+        "",
+        "Check all that can be checked, and say what would run; of an evaluation also what it takes here.",
+        "The command",
+    ),
 )
 """What a run's line may hold besides its options."""
 

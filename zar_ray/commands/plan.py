@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import psutil
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from zar_ray.commands.parsing import command, parse_run, show_options
+from zar_ray.data.probing import usable_cpus, usable_memory
+from zar_ray.errors import ZarError
+from zar_ray.evaluation.cpu_speed import CpuTime
 from zar_ray.evaluation.forecast import Cluster, Forecast
 from zar_ray.reporting.numbers import size
-from zar_ray.study.forecasts import Costs, cost_of
+from zar_ray.study.forecasts import Costs, cost_here, cost_of
 from zar_ray.study.options import PlanConfig
+from zar_ray.study.plan import Study
 from zar_ray.terminal import output_console
 
 _HOUR, _MINUTE = 3600.0, 60.0
@@ -63,6 +71,46 @@ def described(costs: Costs) -> list[str]:
     if asked.dollars is not None:
         lines.append(f"dollars   {asked.dollars:,.2f}{estimated}")
     return lines
+
+
+def before_run(study: Study, console: Console) -> list[str]:
+    """What a run of a study would take on this machine, with what it wants of disk and memory, in lines.
+
+    A study that cannot be measured is told with the reason, and is no error.
+    """
+    try:
+        costs = cost_here(study, console)
+    except ZarError as error:
+        return [f"forecast  none: {error}"]
+    videos = len(study.workload.manifest)
+    if isinstance(costs, CpuTime):
+        workers = max(1, usable_cpus() // costs.threads)
+        return [f"forecast  {costs.described(videos, workers)} (computed; `zar plan` measures)"]
+    lines, asked = described(costs), costs.asked
+    # What a process holds that has the models is this one's memory.
+    replica = psutil.Process().memory_info().rss
+    wanted = asked.cluster.workers * replica + asked.object_store
+    lines.append(
+        f"memory    about {size(wanted)}: {asked.cluster.workers} x {size(replica)} of replicas,"
+        f" {size(asked.object_store)} of videos in work; {size(usable_memory())} here"
+    )
+    rows = videos * costs.sample.bytes_written
+    storage = study.folder.storage
+    free = f"; {size(shutil.disk_usage(_existing(Path(storage.location))).free)} free" if storage.is_local else ""
+    lines.append(f"disk      about {size(rows)} of rows{free}")
+    short = "more of them make the run faster"
+    if asked.cluster.gpus and asked.short in ("CPU cores", "decoders"):
+        short = (
+            f"the GPUs wait for the CPUs: about {asked.cluster.cores / asked.used['GPUs']:.0f} cores would feed them"
+        )
+    lines.append(f"advice    short of {asked.short}: {short}")
+    if costs.ways is not None:
+        lines.append(f"          {costs.ways}")
+    return lines
+
+
+def _existing(folder: Path) -> Path:
+    return next(one for one in (folder, *folder.parents) if one.exists())
 
 
 def simulation(costs: Costs) -> Table:

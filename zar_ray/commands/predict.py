@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from pydantic import model_validator
+from rich.console import Console
 
 from zar_ray.adaptation.rankings import Ranking
 from zar_ray.adaptation.shared_options import PredictOptions
 from zar_ray.client import Client, ServiceError
 from zar_ray.commands.parsing import command, glance, parse_run, show_options
+from zar_ray.commands.words import videos_last
 from zar_ray.data.datasets import candidate_labels
+from zar_ray.data.finding import find_videos
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.base import operational
 from zar_ray.options.layers import leaves, read_yaml
+from zar_ray.reporting.ranking_files import rankings_csv
 from zar_ray.reporting.rankings import print_rankings
 from zar_ray.serving.schema import ServedMethod
 from zar_ray.terminal import output_console
 from zar_ray.untrusted import parse_json
 
+_P = TypeVar("_P", bound=PredictOptions)
+
 # What a request to a service can say, besides methods' own options; all else that decides about numbers is its own.
-ASKED = {"videos", "labels", "method", "template", "seed", "seeds", "top_k", "json_lines", "server", "token"}
+ASKED = {"videos", "listed", "labels", "method", "template", "seed", "seeds", "top_k"}
+ASKED |= {"json_lines", "csv", "server", "at_once", "token"}
 ASKED |= {"reject_below", "reject_score"}
 # What a service says of a file, which costs that file alone.
 _FILE_PROBLEMS = {"unusable-video", "video-too-large", "body-too-large", "internal-error", "timeout"}
@@ -53,7 +64,8 @@ def predict_command(argv: Sequence[str]) -> int:
     from zar_ray.adaptation.methods import get_method
     from zar_ray.adaptation.options import PredictConfig
 
-    invocation = parse_run(PredictConfig, argv, "zar predict", predict_command.__doc__)
+    words = videos_last(argv, PredictConfig)
+    invocation = parse_run(PredictConfig, words, "zar predict", predict_command.__doc__)
     options = invocation.options
     if invocation.show_config:
         return show_options(options)
@@ -66,26 +78,61 @@ def predict_command(argv: Sequence[str]) -> int:
     from zar_ray.video.sandbox import DecoderProcess
 
     for method in options.method:
-        get_method(method)
-    labels = candidate_labels(options.labels or "")
+        try:
+            get_method(method)
+        except ConfigError as error:
+            if not Path(method).exists():
+                raise
+            raise ConfigError(f"zar predict: {error}; videos stand before the options, or last, behind --") from error
+    options, labels = _looked_up(options)
     if invocation.dry_run:
         print(f"{len(options.videos)} videos, {len(labels)} labels, methods {', '.join(options.method)}")
         return 0
     console = output_console()
-    # It starts while the model is loaded.
-    with DecoderProcess(resizer=options.resize, decoder=options.decoder) as decoder:
+    with (
+        _table_file(options, labels) as write,
+        # It starts while the model is loaded.
+        DecoderProcess(resizer=options.resize, decoder=options.decoder) as decoder,
+    ):
         model = load_model(options)
         if (remark := remark_on_words(model, options)) is not None and not options.json_lines:
             console.print(f"{model.name}: {remark}", highlight=False)
         rankings = predict(model, labels, options, decoder)
-        failed = print_rankings(rankings, console, random_weights=model.random_weights, json_lines=options.json_lines)
+        failed = _printed(rankings, console, options, write, random_weights=model.random_weights)
     return 1 if failed else 0
+
+
+def _looked_up(options: _P) -> tuple[_P, tuple[str, ...]]:
+    """The options with each file that they name, and the labels; what is wrong with them costs no model's loading."""
+    labels = candidate_labels(options.labels or "")
+    found = find_videos(options.videos, options.listed)
+    if found.skipped is not None:
+        print(f"skipped: {found.skipped}", file=sys.stderr)
+    return options.model_copy(update={"videos": found.videos, "listed": None}), labels
+
+
+def _table_file(
+    options: PredictOptions, labels: tuple[str, ...]
+) -> AbstractContextManager[Callable[[Ranking], None] | None]:
+    return nullcontext() if options.csv is None else rankings_csv(options.csv, min(options.top_k, len(labels)))
+
+
+def _printed(
+    rankings: Iterable[Ranking],
+    console: Console,
+    options: PredictOptions,
+    write: Callable[[Ranking], None] | None,
+    *,
+    random_weights: bool,
+) -> int:
+    said = {"random_weights": random_weights, "json_lines": options.json_lines}
+    return print_rankings(rankings, console, options.videos, options.method, write=write, **said)
 
 
 def _require_question(options: PredictOptions) -> None:
     """Refuses a command that names no videos or no labels."""
-    if not options.videos:
-        raise ConfigError("zar predict: give the video files to look at")
+    if not options.videos and options.listed is None:
+        raise ConfigError("zar predict: give the video files or folders to look at, before the options or behind --")
     if options.labels is None:
         raise ConfigError('zar predict: give the candidate classes with --labels "a,b,c" or a file with one a line')
     if len(set(options.seeds)) < len(options.seeds):
@@ -128,14 +175,14 @@ def _require_asked(options: RemoteOptions, own: Collection[str], argv: Sequence[
 
 def _predict_on_server(argv: Sequence[str]) -> int:
     """Has a service rank the labels for each file, and prints the rankings as `zar predict` does."""
-    rest, own = _split_own(argv)
+    rest, own = _split_own(videos_last(argv, RemoteOptions))
     invocation = parse_run(RemoteOptions, rest, "zar predict", predict_command.__doc__)
     options = invocation.options
     if invocation.show_config:
         return show_options(options)
     _require_question(options)
     _require_asked(options, own, rest)
-    labels = candidate_labels(options.labels or "")
+    options, labels = _looked_up(options)
     with Client(str(options.server), options.token or os.environ.get("ZAR_TOKEN") or None) as client:
         if invocation.dry_run:
             print(
@@ -148,8 +195,9 @@ def _predict_on_server(argv: Sequence[str]) -> int:
             method.name: {**options.own.get(method.name, {}), **_typed(own.get(method.name, {}), method)}
             for method in client.methods().methods
         }
-        rankings, console = _served(client, labels, options, of_methods), output_console()
-        failed = print_rankings(rankings, console, random_weights=random_weights, json_lines=options.json_lines)
+        rankings = _served(client, labels, options, of_methods)
+        with _table_file(options, labels) as write, closing(rankings):
+            failed = _printed(rankings, output_console(), options, write, random_weights=random_weights)
     return 1 if failed else 0
 
 
@@ -176,32 +224,63 @@ def _scalar(word: str) -> Any:
 
 def _served(
     client: Client, labels: tuple[str, ...], options: PredictOptions, of_methods: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Ranking]:
+) -> Generator[Ranking]:
     """One ranking a file and method, in the order given, as `zar_ray.adaptation.predict.predict` yields them."""
-    for video in options.videos:
-        for method in options.method:
+
+    def ask(question: tuple[str, str]) -> Ranking:
+        video, method = question
+        try:
+            answer = client.classify(
+                video,
+                labels,
+                template=options.template,
+                method=method,
+                top_k=options.top_k,
+                options=of_methods.get(method) or None,
+                seed=None if options.seeds else options.seed,
+                seeds=options.seeds or None,
+                reject_below=options.reject_below,
+                reject_score=None if options.reject_below is None else options.reject_score,
+            )
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            reason = "no such file" if missing else f"cannot be read: {error.strerror or error}"
+            return Ranking(video, method, (), (), error=reason)
+        except ServiceError as error:
+            if error.code not in _FILE_PROBLEMS:
+                raise
+            return Ranking(video, method, (), (), error=error.detail)
+        seeds = answer.seeds or (answer.seed,)
+        said = {"certainty": answer.certainty, "reject": answer.reject}
+        return Ranking(video, method, answer.before, answer.after, seeds, answer.video.warning, **said)
+
+    yield from _asked(ask, [(video, method) for video in options.videos for method in options.method], options.at_once)
+
+
+def _asked(
+    ask: Callable[[tuple[str, str]], Ranking], questions: Sequence[tuple[str, str]], at_once: int
+) -> Generator[Ranking]:
+    """The answers in order, of several questions at a time.
+
+    A service that has no room for so many, though the client came back as often as it was told to, is asked the same
+    by itself, and then half as many.
+    """
+    waiting, flying = deque(questions), deque[tuple[tuple[str, str], Future[Ranking]]]()
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        while waiting or flying:
+            while waiting and len(flying) < at_once:
+                flying.append((waiting[0], pool.submit(ask, waiting.popleft())))
+            question, answer = flying.popleft()
             try:
-                answer = client.classify(
-                    video,
-                    labels,
-                    template=options.template,
-                    method=method,
-                    top_k=options.top_k,
-                    options=of_methods.get(method) or None,
-                    seed=None if options.seeds else options.seed,
-                    seeds=options.seeds or None,
-                    reject_below=options.reject_below,
-                    reject_score=None if options.reject_below is None else options.reject_score,
-                )
-            except OSError as error:
-                missing = isinstance(error, FileNotFoundError)
-                reason = "no such file" if missing else f"cannot be read: {error.strerror or error}"
-                yield Ranking(video, method, (), (), error=reason)
+                ranking = answer.result()
             except ServiceError as error:
-                if error.code not in _FILE_PROBLEMS:
+                if error.code != "overloaded":
                     raise
-                yield Ranking(video, method, (), (), error=error.detail)
-            else:
-                seeds = answer.seeds or (answer.seed,)
-                said = {"certainty": answer.certainty, "reject": answer.reject}
-                yield Ranking(video, method, answer.before, answer.after, seeds, answer.video.warning, **said)
+                at_once = max(1, at_once // 2)
+                wait([other for _, other in flying])
+                ranking = ask(question)
+            yield ranking
+    finally:
+        # What is on its way ends with the client; nothing further is sent.
+        pool.shutdown(wait=False, cancel_futures=True)

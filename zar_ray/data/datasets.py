@@ -229,13 +229,24 @@ def candidate_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
     Those of a benchmark whose splits have classes of their own are all of them, each once.
 
     Raises:
-        ConfigError: A name is empty or occurs twice, there is none, or the benchmark's videos alone tell its classes.
+        ConfigError: A name is empty or occurs twice, there are fewer than two, or the benchmark's videos alone tell its
+            classes.
         ManifestError: The file cannot be read.
     """
-    if not isinstance(labels, str):
-        return distinct_names(map(tidy_name, labels), "labels", "name", ConfigError)
-    if labels not in known_benchmarks():
-        return parse_class_names(labels)
+    if isinstance(labels, str) and labels in known_benchmarks():
+        return _names_of(labels)
+    if isinstance(labels, str):
+        names = parse_class_names(labels)
+    else:
+        names = distinct_names(map(tidy_name, labels), "labels", "name", ConfigError)
+    if len(names) < 2:
+        raise ConfigError(
+            f'labels: "{", ".join(names)}" alone; choosing needs two, as "a,b,c" or a file with one a line'
+        )
+    return names
+
+
+def _names_of(labels: str) -> tuple[str, ...]:
     benchmark = load_benchmark(labels)
     names = [name for split in benchmark.splits for name in split.class_names()]
     if not names:

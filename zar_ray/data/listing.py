@@ -99,7 +99,7 @@ def _files(root: str | Path) -> tuple[str, list[tuple[str, str, int | None]]]:
     """A folder's absolute place, and the name below it, the place and, at a URI, the bytes of each file in it."""
     if not is_uri(str(root)):
         top = existing_folder(root)
-        paths = [path for kind in walk(top) for path in kind]
+        paths = [path for kind in walk(top)[:2] for path in kind]
         return str(top), [("/".join(path.relative_to(top).parts), str(path), None) for path in paths]
     try:
         folder = Storage(str(root))
@@ -191,14 +191,15 @@ def _in(top: str, cell: str, at: str) -> tuple[str, str]:
     return place.path[len(folder.path) + 1 :] if inside else str(place), str(place)
 
 
-def walk(top: Path) -> tuple[list[Path], list[Path]]:
-    """The videos below a folder, symbolic links followed, and the other files; hidden ones are passed over.
+def walk(top: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """The videos below a folder, symbolic links followed, the other files, and what is hidden and passed over.
 
     Raises:
         ManifestError: A folder cannot be read.
     """
     videos: list[Path] = []
     others: list[Path] = []
+    hidden: list[Path] = []
     # The folders on the way down by identity, so that a link to a folder above ends the walk there.
     above: dict[str, frozenset[tuple[int, int]]] = {}
     for folder, folders, files in os.walk(top, followlinks=True, onerror=_unreadable):
@@ -207,16 +208,18 @@ def walk(top: Path) -> tuple[list[Path], list[Path]]:
         kept = []
         for name in sorted(folders):
             below = os.path.join(folder, name)  # noqa: PTH118  the same string that os.walk will use
+            if name.startswith("."):
+                hidden.append(Path(below))
+                continue
             status = Path(below).stat()
-            if not name.startswith(".") and (status.st_dev, status.st_ino) not in way:
+            if (status.st_dev, status.st_ino) not in way:
                 above[below] = way
                 kept.append(name)
         folders[:] = kept
         for name in files:
-            if not name.startswith("."):
-                kind = videos if Path(name).suffix.lower() in VIDEO_EXTENSIONS else others
-                kind.append(Path(folder, name))
-    return videos, others
+            kind = videos if Path(name).suffix.lower() in VIDEO_EXTENSIONS else others
+            (hidden if name.startswith(".") else kind).append(Path(folder, name))
+    return videos, others, hidden
 
 
 def existing_folder(place: str | Path) -> Path:

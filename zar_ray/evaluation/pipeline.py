@@ -26,7 +26,7 @@ from ray.data.context import AutoscalingConfig
 from rich.console import Console
 
 from zar_ray.cluster import connected
-from zar_ray.evaluation import capacity, planning, preflight, recovery, supply
+from zar_ray.evaluation import capacity, cpu_speed, planning, preflight, recovery, supply
 from zar_ray.evaluation.attempts import Attempts, Hangs
 from zar_ray.evaluation.blocks import deal
 from zar_ray.evaluation.feature_folder import FeatureKeeping
@@ -129,8 +129,9 @@ def evaluate(
             placed = tuple(planning.on_device(model.settings, resources.device) for model in models)
             stages = [(DecodeStage(one), (one, placed, resources.threads)) for one in passes]
             features = FeatureKeeping(stages[0][0].stores, own.features_max_bytes, console.print)
-            if (warning := supply.warning_for_run(models, resources, features.unstored(todo))) is not None:
-                console.print(warning, highlight=False)
+            for warn in (supply.warning_for_run, cpu_speed.said_at_start):
+                if (warning := warn(models, resources, features.unstored(todo))) is not None:
+                    console.print(warning, highlight=False)
             total = len(passes) * len(workload.manifest)
             done = total - sum(map(len, parts))
             with (

@@ -31,11 +31,14 @@ PEAKS = {
 PEAK_SHARE = 0.5
 """Of the peak that an image encoder is taken to reach: what it needs is said rather too high than too low."""
 
-_VIT_B16 = 17.6  # GFLOPs an image, as papers count them
+VIT_B16 = 17.6  # GFLOPs an image, as papers count them
 _OPERATIONS = 2e9  # in such a GFLOP
 _SIZE, _FRAMES, _FPS = (256, 340), 60, 30
-_KINETICS = VideoInfo(300, float(_FPS), _SIZE[1], _SIZE[0], 10.0, "pyav")
+KINETICS = VideoInfo(300, float(_FPS), _SIZE[1], _SIZE[0], 10.0, "pyav")
 _LABEL = "accelerator_type:"
+
+Plans = Sequence[tuple[ViewConfig, Preprocessing, float]]
+"""Of each model the views, what it wants of pixels and its GFLOPs an image."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,8 @@ def supply(
     gpus: Sequence[str],
     cores: int,
     options: DecodeOptions | None = None,
-    plans: Sequence[tuple[ViewConfig, Preprocessing, float]] = (),
-    video: VideoInfo = _KINETICS,
+    plans: Plans = (),
+    video: VideoInfo = KINETICS,
     needs_views: bool = True,
 ) -> Supply | None:
     """Measures decoding here and estimates the rest; None without GPUs, or with such as are not known.
@@ -99,30 +102,40 @@ def supply(
     peak = peak_of(gpus[0]) if gpus else None
     if peak is None:
         return None
-    plans = plans or [(ViewConfig(), Preprocessing(224), _VIT_B16)]
-    operations = 0.0
-    for views, pixels, gflops in plans:
-        plan = plan_video("", video, views, pixels, 0, needs_views=needs_views)
-        operations += len(plan.images) * gflops * _OPERATIONS
+    plans = plans or [(ViewConfig(), Preprocessing(224), VIT_B16)]
+    operations, _ = encoder_operations(plans, video, needs_views=needs_views)
     views, pixels, _ = plans[0]
     decode = decode_seconds(options or DecodeOptions(), views, pixels, video, needs_views)
     return Supply(len(gpus), gpus[0], cores, decode, operations / (peak * 1e12 * PEAK_SHARE))
 
 
+def encoder_operations(plans: Plans, video: VideoInfo, *, needs_views: bool) -> tuple[float, int]:
+    """Operations of all models' image encoders for such a video, and the first one's images."""
+    counts = [len(plan_video("", video, *one[:2], 0, needs_views=needs_views).images) for one in plans]
+    return sum(count * one[2] * _OPERATIONS for count, one in zip(counts, plans, strict=True)), counts[0]
+
+
 def warning_for_run(models: Sequence[PlannedModel], resources: Resources, videos: pa.Table) -> str | None:
     """What `Supply.warning` says of a run on the joined cluster over the videos of some manifest rows."""
     gpus = _cluster_gpus()[: int(resources.workers * resources.worker_gpus)]
+    found = run_plans(models, videos) if gpus else None
+    if found is None:
+        return None
+    plans, video, needs_views = found
+    supplied = supply(gpus, resources.decoders, models[0].settings[0].options, plans, video, needs_views)
+    return None if supplied is None else supplied.warning
+
+
+def run_plans(models: Sequence[PlannedModel], videos: pa.Table) -> tuple[Plans, VideoInfo, bool] | None:
+    """A run's plans, the mean of its videos, and whether its methods want views; None if no video is known."""
     known = videos.filter(pc.field("frames") > 0)
-    own = models[0].settings[0].options
-    if not gpus or not len(known):
+    if not len(known):
         return None
     middle = {name: np.mean(known[name].to_numpy()) for name in ("frames", "width", "height", "duration")}
     frames, width, height = (max(1, round(middle[name])) for name in ("frames", "width", "height"))
     video = VideoInfo(frames, 0.0, width, height, float(middle["duration"]), "pyav")
     plans = [(model.settings[0].options.views, model.preprocessing, model.costs[0].image_gflops) for model in models]
-    needs_views = any(model.views().needs_views for model in models)
-    found = supply(gpus, resources.decoders, own, plans, video, needs_views)
-    return None if found is None else found.warning
+    return plans, video, any(model.views().needs_views for model in models)
 
 
 def decode_seconds(

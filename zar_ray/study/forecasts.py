@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any
 
 import psutil
+import torch
 from rich.console import Console
 
 from zar_ray.data.probing import usable_cpus
 from zar_ray.errors import ConfigError
+from zar_ray.evaluation.cpu_speed import CpuTime, cpu_time_of_run
 from zar_ray.evaluation.forecast import Cluster, Forecast, forecast, with_trial
 from zar_ray.evaluation.planning import plan_model, plan_models
 from zar_ray.evaluation.sampling import Sample, measure
@@ -17,13 +20,14 @@ from zar_ray.evaluation.streams import stream_methods
 from zar_ray.evaluation.supply import PEAKS, peak_of
 from zar_ray.evaluation.trial import run_trial
 from zar_ray.study.options import PlanConfig
-from zar_ray.study.plan import plan_study
+from zar_ray.study.plan import Study, plan_study
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 """GPUs, or CPU cores, that a run is simulated with."""
 
 _TRIAL_SECONDS, _TRIAL_BLOCKS, _TRIAL_SHARE = 10.0, 4, 0.25
 _CORES_A_GPU = 16.0
+_FEW, _PATIENCE = 3, 90.0  # videos, and seconds of measuring them
 _MEMORY_A_CORE, _OBJECT_STORE = 8e9, 0.3
 
 
@@ -36,12 +40,14 @@ class Costs:
         asked: The cluster that was asked about.
         sizes: The same run on clusters of `SIZES`.
         stream: Whether methods of the run depend on the videos before, so that it has one worker.
+        ways: On CPUs what would be faster, in words.
     """
 
     sample: Sample
     asked: Forecast
     sizes: tuple[Forecast, ...]
     stream: bool
+    ways: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, with SI units."""
@@ -106,6 +112,30 @@ def cost_of(options: PlanConfig, console: Console) -> Costs:
     """
     cluster = cluster_of(options)
     study = plan_study(options, console)
+    found = _costs(study, options, cluster, console)
+    assert isinstance(found, Costs)
+    return found
+
+
+def cost_here(study: Study, console: Console) -> Costs | CpuTime:
+    """What a study takes on this machine alone, of the few videos that can be measured within a minute or so.
+
+    On a CPU where one takes longer than that it is computed, without a video being looked at.
+
+    Raises:
+        ZarError: The study could not start.
+    """
+    gpus = torch.cuda.device_count() if study.options.device != "cpu" and torch.cuda.is_available() else 0
+    here = {"sample": _FEW, "gpus": gpus, "cores": float(usable_cpus())}
+    if gpus:
+        here["gpu"] = torch.cuda.get_device_name(0)
+    options = PlanConfig.model_validate({**study.options.model_dump(), **here})
+    return _costs(study, options, cluster_of(options), console, _PATIENCE)
+
+
+def _costs(
+    study: Study, options: PlanConfig, cluster: Cluster, console: Console, patience: float = inf
+) -> Costs | CpuTime:
     for one in study.axes.models:
         if one.mixture is not None:
             raise ConfigError("--interpolate-with: `zar plan` writes nothing, so no mixture either; leave it out")
@@ -115,9 +145,16 @@ def cost_of(options: PlanConfig, console: Console) -> Costs:
     stream = bool(stream_methods(one for model in asked for one in model.settings))
     threads = 1 if cluster.gpus else max(1, int(cluster.cores // (1 if stream else cluster.workers)))
     threads = min(threads, psutil.cpu_count() or 1)
-    console.print(f"measuring {min(options.sample, len(study.workload.manifest))} videos ...", highlight=False)
+    count = options.sample
+    computed = None if cluster.gpus else cpu_time_of_run(models, study.workload.manifest.table, threads)
+    if computed is not None and patience < inf:
+        # A sample is gone through twice, after one video that is not timed.
+        count = min(count, int((patience / max(computed.seconds, 1e-9) - 1) / 2))
+        if count < 1:
+            return computed
+    console.print(f"measuring {min(count, len(study.workload.manifest))} videos ...", highlight=False)
     labels = [one.label for one in study.axes.settings]
-    sample = measure(study.workload, models, labels, options.sample, threads)
+    sample = measure(study.workload, models, labels, count, threads)
     videos = len(study.workload.manifest)
     # Of a GPU whose peak is not known nothing is forecast, so that a trial on it would say nothing.
     if options.trial and (sample.device == "cpu" or peak_of(sample.device) is not None):
@@ -131,4 +168,6 @@ def cost_of(options: PlanConfig, console: Console) -> Costs:
     def on(one: Cluster) -> Forecast:
         return forecast(sample, one, videos, options.batch_size, stream=stream)
 
-    return Costs(sample, on(cluster), tuple(on(cluster.scaled(size)) for size in SIZES), stream)
+    return Costs(
+        sample, on(cluster), tuple(on(cluster.scaled(size)) for size in SIZES), stream, computed and computed.ways
+    )

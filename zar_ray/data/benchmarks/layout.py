@@ -35,7 +35,7 @@ class Files:
 
     def __init__(self, root: str | Path, annotations: str | Path | None = None) -> None:
         self.root = existing_folder(root)
-        paths, others = walk(self.root)
+        paths, others, _ = walk(self.root)
         if annotations is not None and not (beside := existing_folder(annotations)).is_relative_to(self.root):
             others += walk(beside)[1]
         self.videos = sorted(path.relative_to(self.root).as_posix() for path in paths)

@@ -2,9 +2,10 @@
 
 import * as api from "./api.js";
 import { byId, bytes, clock, html, percent } from "./dom.js";
+import { classifyEach, VideoTable } from "./many.js";
 import { offerMethods } from "./options.js";
 import { problemCard } from "./problem.js";
-import { chosenFile, mistakes, parseLabels, readForm, showMistakes } from "./request.js";
+import { chosenFiles, mistakes, parseLabels, readForm, showMistakes } from "./request.js";
 import { resultArticle } from "./results.js";
 import { events } from "./stream.js";
 import { WindowTimeline } from "./windows.js";
@@ -89,16 +90,22 @@ byId("token").addEventListener("keydown", (event) => {
 let previewed = null;
 
 function showVideo() {
-  const file = chosenFile();
+  const files = chosenFiles();
+  const [file] = files.length === 1 ? files : [];
   const preview = byId("preview");
   if (previewed) URL.revokeObjectURL(previewed);
-  previewed = file && URL.createObjectURL(file);
+  previewed = file ? URL.createObjectURL(file) : null;
   // Shown once it turns out that the browser can play it; the service reads more kinds of files.
   preview.hidden = true;
   if (previewed) preview.src = previewed;
   else preview.removeAttribute("src");
-  const promise = "It is sent to this service and deleted after the answer.";
-  byId("video-hint").textContent = file ? `${bytes(file.size)}. ${promise}` : promise;
+  const promise =
+    files.length > 1
+      ? "They are sent to this service and deleted after the answers."
+      : "It is sent to this service and deleted after the answer.";
+  const size = bytes(files.reduce((sum, one) => sum + one.size, 0));
+  const count = files.length > 1 ? `${files.length} videos, ` : "";
+  byId("video-hint").textContent = files.length ? `${count}${size}. ${promise}` : promise;
 }
 
 byId("preview").addEventListener("loadeddata", (event) => {
@@ -205,6 +212,23 @@ async function classifyWhole(request, name, signal) {
   goTo(output.querySelector("h2"));
 }
 
+async function classifySeveral(request, name, signal) {
+  const several = new VideoTable(request.files);
+  output.replaceChildren(several.element);
+  try {
+    await classifyEach(request, signal, (outcome) => {
+      several.add(outcome);
+      byId("progress-text").textContent = `${several.done} of ${request.files.length} videos…`;
+    });
+    end();
+    say(`All ${request.files.length} videos are done, ${several.failed} failed.`);
+    goTo(several.heading);
+  } finally {
+    several.finish();
+    if (!several.done) output.replaceChildren();
+  }
+}
+
 async function classifyByWindow(request, name, signal) {
   const timeline = new WindowTimeline(name);
   output.replaceChildren(timeline.element);
@@ -256,7 +280,8 @@ async function run() {
   const name = request.file ? request.file.name : sample.textContent;
   const signal = begin();
   try {
-    await (request.windowed ? classifyByWindow : classifyWhole)(request, name, signal);
+    const classify = request.files.length > 1 ? classifySeveral : request.windowed ? classifyByWindow : classifyWhole;
+    await classify(request, name, signal);
   } catch (error) {
     if (running) end();
     show(error);

@@ -20,9 +20,9 @@ export function parseLabels(text) {
   return [...new Set(parts.map((label) => label.trim()).filter(Boolean))];
 }
 
-/** The chosen file, or null. */
-export function chosenFile() {
-  return byId("video").files[0] ?? null;
+/** The chosen files. */
+export function chosenFiles() {
+  return [...byId("video").files];
 }
 
 function text(id) {
@@ -34,7 +34,7 @@ function number(id) {
   return value === "" ? null : Number(value);
 }
 
-/** What the form says: `{file, path, parameters, windowed}`. */
+/** What the form says: `{files, file, path, parameters, windowed}`; `file` is the first one, or null. */
 export function readForm() {
   const windowed = byId("windowed").checked;
   const labelSet = text("label-set");
@@ -53,7 +53,8 @@ export function readForm() {
     explain: byId("explain").checked,
   };
   if (windowed) Object.assign(parameters, { window: number("window"), stride: number("stride") });
-  return { file: chosenFile(), path: text("sample"), parameters, windowed };
+  const files = chosenFiles();
+  return { files, file: files[0] ?? null, path: text("sample"), parameters, windowed };
 }
 
 // Fields that the browser checks by their attributes; the others are checked below.
@@ -73,10 +74,12 @@ function mistake(input) {
 }
 
 /** Mistakes as `[id of the field, message]`, in the order of the form. */
-export function mistakes({ file, path, parameters, windowed }) {
+export function mistakes({ files, path, parameters, windowed }) {
   const found = [];
-  if (!file && !path) found.push(["video", "Choose a video, or a sample where there are any."]);
-  else if (file && file.size === 0) found.push(["video", "This file is empty."]);
+  const empty = files.find(({ size }) => size === 0);
+  if (!files.length && !path) found.push(["video", "Choose a video, or a sample where there are any."]);
+  else if (empty) found.push(["video", files.length > 1 ? `${empty.name} is empty.` : "This file is empty."]);
+  else if (files.length > 1 && windowed) found.push(["video", "One video, please: windows are those of one."]);
   if (parameters.candidate_labels?.length === 0) found.push(["labels", "Type some labels to choose among."]);
   for (const id of [...CHECKED, ...checkedOptions()]) {
     const message = !windowed && ["window", "stride"].includes(id) ? null : mistake(byId(id));

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 import pytest
 from finished_runs import make_case, make_change, make_model_cost, make_record, make_summary_of, write_record
 from rich.console import Console
+from shipped import shipped_systems
 
 from zar_ray.commands.parsing import parse, parse_run
 from zar_ray.data.datasets import load_benchmark
 from zar_ray.data.options import ShotsConfig
 from zar_ray.errors import ConfigError, RunError
 from zar_ray.evaluation.planning import at_one_short_side
-from zar_ray.models.systems.registry import known_systems
 from zar_ray.options.layers import validate
 from zar_ray.reporting.blocks import Form, show
 from zar_ray.reporting.published.matching import Measured, fill_command, training_commands
@@ -212,7 +212,7 @@ def test_tables_and_documents_agree_with_the_registry_on_what_runs(repository):
         line for line in texts["docs/published.md"].split("\n- ") if "run here with weights of their own" in line
     ]
     reasons = {}
-    for system in known_systems():
+    for system in shipped_systems():
         (line,) = [line for line in texts["README.md"].splitlines() if f"| `--model {system}`" in line]
         cost = re.search(rf"^\| {system} \|.* (\S+) \|$", texts["docs/models.md"], re.MULTILINE)
         assert ("ZAR is refused" in line) == (cost is not None and cost[1] == "refused")

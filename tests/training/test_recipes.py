@@ -1,8 +1,8 @@
 """The shipped training recipes: every one is valid, and they differ where their sources do."""
 
 import pytest
+from shipped import shipped_systems
 
-from zar_ray.models.systems.registry import known_systems
 from zar_ray.options.base import meaning
 from zar_ray.options.layers import conf_dir, read_yaml, validate
 from zar_ray.training.options import AugmentConfig, RandAugmentConfig, TrainConfig
@@ -23,7 +23,7 @@ def differences(name, other):
 
 
 def test_every_system_has_a_recipe_of_its_name():
-    assert {recipe(name).model for name in known_systems()} == set(known_systems())
+    assert {recipe(name).model for name in shipped_systems()} == set(shipped_systems())
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

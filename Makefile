@@ -27,7 +27,8 @@ MLFLOW_PORT ?= 5000
 .PHONY: mlflow
 mlflow: $(READY) ## show what was logged to runs/mlflow.db in a browser; MLFLOW_PORT=5000
 	@test -f runs/mlflow.db || { echo "runs/mlflow.db: nothing is logged yet; make demo logs an evaluation" >&2; exit 1; }
-	@echo "open http://127.0.0.1:$(MLFLOW_PORT)/#/experiments?workflowType=machine_learning once it has started"
+	@$(BIN)/python -c "from zar_ray.tracking import runs_page; \
+		print('open', runs_page('sqlite:///runs/mlflow.db', 'http://127.0.0.1:$(MLFLOW_PORT)'), 'once it has started')"
 	cd runs && MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false ../$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db \
 		--host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1
 

@@ -18,7 +18,7 @@ import pytest
 from finished_runs import make_case, make_record, make_run, make_summary_of, write_record
 from mlflow import MlflowClient
 
-from zar_ray.tracking import log_run_folder
+from zar_ray.tracking import log_run_folder, runs_page
 
 pytestmark = pytest.mark.slow
 
@@ -32,13 +32,14 @@ class Dashboard:
     """A running MLflow, and what is in it."""
 
     url: str
+    address: str
     experiment: str
     parent: str
     children: dict[str, str]
     cells: dict[str, str]
 
     def runs(self) -> str:
-        return f"{self.url}/#/experiments/{self.experiment}/runs?workflowType=machine_learning"
+        return self.address.partition("&viewStateShareKey=")[0]
 
 
 def answers(url: str) -> bool:
@@ -93,7 +94,8 @@ def dashboard(browser_path, tmp_path_factory):
             assert time.monotonic() < deadline, (root / "server.log").read_text()
             time.sleep(0.5)
         url = f"http://127.0.0.1:{port}"
-        yield Dashboard(url, experiment, receipt.run_id, below(receipt.run_id), below(sent.run_id))
+        children, cells = below(receipt.run_id), below(sent.run_id)
+        yield Dashboard(url, runs_page(receipt.uri, url), experiment, receipt.run_id, children, cells)
     finally:
         # With its worker processes, which have its session to themselves.
         os.killpg(server.pid, signal.SIGTERM)
@@ -104,6 +106,21 @@ def dashboard(browser_path, tmp_path_factory):
             server.wait()
 
 
+def test_the_printed_address_opens_on_every_method_s_accuracy(watch, dashboard):
+    from playwright.sync_api import expect
+
+    page = watch(dashboard.url).page
+    page.goto(dashboard.address)
+    for metric in ("top1_before", "top1", "top1_change", "videos"):
+        expect(page.locator(f'[role=columnheader][col-id="metrics.`{metric}`"]')).to_be_visible(timeout=PATIENCE)
+    for name in (*dashboard.children, *dashboard.cells):
+        expect(page.get_by_role("link", name=name, exact=True)).to_be_visible(timeout=PATIENCE)
+    # The name and the numbers are in two tables beside each other.
+    named = page.locator("[row-index]").filter(has_text="zero_shot · demo-tiny · demo")
+    top1 = page.locator(f'[row-index="{named.first.get_attribute("row-index")}"] [col-id="metrics.`top1`"]')
+    expect(top1).to_have_text("0.4", timeout=PATIENCE)
+
+
 def test_the_experiment_lists_runs_with_their_methods_below(watch, dashboard):
     from playwright.sync_api import expect
 
@@ -111,12 +128,13 @@ def test_the_experiment_lists_runs_with_their_methods_below(watch, dashboard):
     page = watched.page
     page.goto(dashboard.runs())
     expect(page.get_by_text("Evaluations by zar-ray").first).to_be_visible(timeout=PATIENCE)
-    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="an-evaluation", exact=True))
+    name = "zero_shot + zar · demo-tiny · demo (an-evaluation)"
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name=name))
     expect(row).to_be_visible(timeout=PATIENCE)
     # The columns that are there before any is chosen.
     expect(page.get_by_text(re.compile(r"^1\.\dmin$"))).to_have_count(2, timeout=PATIENCE)
     expect(page.get_by_text("zar eval").first).to_be_visible(timeout=PATIENCE)
-    expect(page.get_by_role("link", name="zero_shot", exact=True)).to_have_count(0)
+    expect(page.get_by_role("link", name="zero_shot · demo-tiny · demo", exact=True)).to_have_count(0)
     row.get_by_role("button").first.click()
     for name, run_id in dashboard.children.items():
         link = page.get_by_role("link", name=name, exact=True)
@@ -146,8 +164,12 @@ def test_methods_stand_beside_each_other_in_the_comparison(watch, dashboard):
     expect(page.get_by_text("Comparing 2 Runs from 1 Experiment")).to_be_visible(timeout=PATIENCE)
     names = " ".join(dashboard.children)
     expect(page.get_by_role("row", name=f"Run Name: {names}")).to_be_visible(timeout=PATIENCE)
-    expect(page.get_by_role("row", name=f"method {names}").first).to_be_visible(timeout=PATIENCE)
+    methods = " ".join(name.partition(" · ")[0] for name in dashboard.children)
+    expect(page.get_by_role("row", name=f"method {methods}").first).to_be_visible(timeout=PATIENCE)
     expect(page.get_by_role("link", name="mean_class_before", exact=True)).to_be_visible(timeout=PATIENCE)
+    # Its plot begins with the first number that was logged.
+    chosen = page.locator("[class*=select-selection-item]").filter(has_text=re.compile("^top1$"))
+    expect(chosen.first).to_be_visible(timeout=PATIENCE)
     thrown = [error for error in watched.errors if "TypeError" in error or "ReferenceError" in error]
     assert not thrown
 
@@ -157,7 +179,8 @@ def test_the_cells_of_a_study_stand_beside_each_other_in_the_comparison(watch, d
 
     page = watch(dashboard.url).page
     names = sorted(dashboard.cells)
-    assert names == [f"{model}, confidence {value} / zar" for model in ("clip", "vifi") for value in (0.25, 0.5)]
+    pairs = [(model, value) for model in ("clip", "vifi") for value in (0.25, 0.5)]
+    assert names == [f"zar · {model} · demo · confidence {value}" for model, value in pairs]
     chosen = json.dumps([dashboard.cells[name] for name in names])
     page.goto(f'{dashboard.url}/#/compare-runs?runs={chosen}&experiments=["{dashboard.experiment}"]')
     expect(page.get_by_text("Comparing 4 Runs from 1 Experiment")).to_be_visible(timeout=PATIENCE)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from finished_runs import make_case, make_model_cost, make_record, make_summary_of, write_finished_run, write_record
 from pylatexenc.latexwalker import LatexWalker
+from shipped import shipped_methods, shipped_systems
 
 from zar_ray.adaptation.methods import METHODS
 from zar_ray.commands.report import report_cite_command
@@ -30,8 +31,8 @@ def cited(folder) -> tuple[str, list[str], str]:
 
 def test_every_declared_source_is_an_entry_with_what_an_entry_needs():
     known = references()
-    declared = [method.reference for method in METHODS.values()]
-    declared += [system.reference for system in registered().values()]
+    declared = [METHODS[name].reference for name in shipped_methods()]
+    declared += [registered()[name].reference for name in shipped_systems()]
     named = [load_benchmark(name).reference for name in known_benchmarks() if not name.startswith("demo")]
     assert all(declared)
     assert all(named)

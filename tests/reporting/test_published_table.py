@@ -15,12 +15,12 @@ import open_clip
 import pytest
 from finished_runs import make_case, make_change, make_model_cost, make_record, make_summary_of, write_record
 from rich.console import Console
+from shipped import shipped_systems
 
 from zar_ray.commands.parsing import parse_run
 from zar_ray.data.datasets import load_benchmark
 from zar_ray.errors import ConfigError, RunError
 from zar_ray.evaluation.planning import at_one_short_side
-from zar_ray.models.systems.registry import known_systems
 from zar_ray.options.layers import validate
 from zar_ray.reporting.blocks import Form, show
 from zar_ray.reporting.published.matching import Measured, fill_command, training_commands
@@ -230,7 +230,7 @@ def test_tables_and_documents_agree_with_the_registry_on_what_runs(repository):
         if "are models of their own here" in " ".join(line.split())
     ]
     reasons = {}
-    for system in known_systems():
+    for system in shipped_systems():
         (line,) = [line for line in texts["README.md"].splitlines() if f"| `--model {system}`" in line]
         cost = re.search(rf"^\| {system} \|.* (\S+) \|$", texts["docs/models.md"], re.MULTILINE)
         assert ("ZAR is refused" in line) == (cost is not None and cost[1] == "refused")
@@ -335,14 +335,14 @@ def test_a_wrong_option_in_a_line_that_makes_weights_is_found():
 def test_rows_that_runs_cannot_fill_say_how_their_own_model_is_run():
     told = {row.without_run or "" for table in map(load_table, known_tables()) for row in table.rows}
     said = {one for text in told for one in re.findall(r"zar (?:train|eval) (?:--[a-z-]+ [\w./-]+ ?)+", text)}
-    assert len(said) > len(known_systems())
+    assert len(said) > len(shipped_systems())
     kinds = {"eval": EvalConfig, "train": TrainConfig}
     for command in said:
         _, verb, *words = shlex.split(command)
         options = parse_run(kinds[verb], words, f"zar {verb}").options
-        known = {*known_systems(), *(model for model, _ in open_clip.list_pretrained())}
+        known = {*shipped_systems(), *(model for model, _ in open_clip.list_pretrained())}
         assert options.model in known or "conf/eval" in command
-    for name in known_systems():
+    for name in shipped_systems():
         assert any(f"--config conf/train/{name}.yaml " in text or f"--model {name} " in text for text in told), name
 
 

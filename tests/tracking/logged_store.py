@@ -37,11 +37,11 @@ class LoggedStore:
         return MlflowClient(self.uri)
 
     def runs(self, name: str) -> list:
-        """Active parent runs of this name, and after each its children by name."""
+        """Active parent runs of the folders of this name, and after each its children by name."""
         experiment = self.client.get_experiment_by_name("zar-ray")
         runs = self.client.search_runs([experiment.experiment_id], max_results=500)
         found = []
-        for parent in (run for run in runs if run.info.run_name == name):
+        for parent in (run for run in runs if run.info.run_name.endswith(f" ({name})")):
             children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
             found += [parent, *sorted(children, key=lambda run: run.info.run_name)]
         return found

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 from finished_runs import OPTIONS, make_case, make_record, make_run, make_summary_of, write_record
@@ -18,7 +20,7 @@ from zar_ray.results.folder import CELLS
 from zar_ray.results.record import ProtocolAverage
 from zar_ray.results.study_record import FinishedStudy
 from zar_ray.storage import Storage
-from zar_ray.tracking import TrainingTracker, logged_runs, put_below
+from zar_ray.tracking import TrainingTracker, logged_runs, put_below, runs_page
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,7 +31,8 @@ def first(store) -> None:
 
 def test_a_run_arrives_as_a_parent_with_a_child_a_method(store):
     parent, zar, zero_shot = store.runs("first")
-    assert [run.info.run_name for run in (parent, zar, zero_shot)] == ["first", "zar", "zero_shot"]
+    names = ["zero_shot + zar · demo-tiny · demo (first)", "zar · demo-tiny · demo", "zero_shot · demo-tiny · demo"]
+    assert [run.info.run_name for run in (parent, zar, zero_shot)] == names
     assert {run.info.status for run in (parent, zar, zero_shot)} == {"FINISHED"}
 
     assert (zar.data.metrics["top1"], zar.data.metrics["top1_low"]) == (0.5, 0.4)
@@ -97,7 +100,7 @@ def test_the_searches_of_the_documentation_find_what_it_says(store, repository):
     text = (repository / "docs" / "mlflow.md").read_text()
     conditions = re.findall(r"^    (tags\..*?)  +\w", text, flags=re.MULTILINE)
     experiment = store.client.get_experiment_by_name("zar-ray").experiment_id
-    first = {run.info.run_id: run.info.run_name for run in store.runs("first")}
+    first = {run.info.run_id: run.data.tags.get("method") for run in store.runs("first")}
     found = []
     for condition in conditions:
         runs = store.client.search_runs([experiment], condition, max_results=500)
@@ -149,8 +152,9 @@ def test_several_splits_arrive_as_a_child_a_split_and_method(store):
         (run / f"novel_zar_{name}").write_text("of novel")
     send(run)
     parent, *children = store.runs("protocol")
-    names = ["base/zar", "base/zero_shot", "novel/zar", "novel/zero_shot"]
-    assert [run.info.run_name for run in children] == names
+    names = ["base/zar", "novel/zar", "base/zero_shot", "novel/zero_shot"]
+    called = [f"{method} · demo-tiny · demo · {split}" for split, method in (name.split("/") for name in names)]
+    assert [run.info.run_name for run in children] == called
     by_name = dict(zip(names, children, strict=True))
     for name, run in by_name.items():
         split, method = name.split("/")
@@ -196,7 +200,7 @@ def grid(store) -> list:
 def test_a_larger_study_arrives_as_a_child_a_cell_and_method(grid, store):
     by_name = {run.info.run_name: run for run in grid[1:]}
     assert len(by_name) == len(grid) - 1 == 16
-    one = by_name["vifi, confidence 0.5, seed 1 / zar"]
+    one = by_name["zar · vifi · demo · confidence 0.5, seed 1"]
     labels = {"model": "vifi", "setting": "confidence 0.5", "seed": "1", "method": "zar"}
     assert one.data.params == {**labels, "zar.confidence": "0.5"}
     expected = {**labels, "sweep": "study", "case": "zar-all", "model_fingerprint": "vifi-weights"}
@@ -208,7 +212,7 @@ def test_a_larger_study_arrives_as_a_child_a_cell_and_method(grid, store):
 
     # The same names everywhere, so that MLflow's comparison and curves line up.
     for name, run in by_name.items():
-        like = by_name[f"vifi, confidence 0.5, seed 1 / {name.rpartition(' / ')[2]}"]
+        like = by_name[f"{name.partition(' ')[0]} · vifi · demo · confidence 0.5, seed 1"]
         assert run.data.metrics.keys() == like.data.metrics.keys()
         assert run.data.params.keys() == like.data.params.keys()
         assert run.info.status == "FINISHED"
@@ -237,15 +241,16 @@ def test_a_cell_of_several_splits_has_them_and_their_averages(store):
     }
     send(write_record(store.root / "models", make_record(summaries, [OPTIONS])))
     parent, *children = store.runs("models")
-    assert [run.info.run_name for run in children] == ["a/b / zar", "a/b / zero_shot", "c / zar", "c / zero_shot"]
-    for run in children[::2]:
+    names = [f"{method} · {model} · demo" for method in ("zar", "zero_shot") for model in ("a/b", "c")]
+    assert [run.info.run_name for run in children] == names
+    for run in children[:2]:
         metrics = run.data.metrics
         assert (metrics["base/top1"], metrics["novel/top1"]) == (0.6, 0.3)
         assert (metrics["top1_mean"], metrics["top1_std"], metrics["top1_harmonic"]) == (0.45, 0.15, 0.4)
         assert run.data.tags["case"] == "zar-base, zar-novel"
     assert children[0].data.metrics["images"] == 235
     assert "study/a_b/zar/accuracy" in parent.data.metrics
-    assert "top1_mean" not in children[1].data.metrics
+    assert "top1_mean" not in children[2].data.metrics
 
 
 def test_a_label_of_any_kind_is_a_metric_s_name(store):
@@ -319,6 +324,59 @@ def test_results_that_went_on_replace_the_outdated_ones(store):
     assert (parent.info.run_id, zar.data.metrics["top1"]) == (after.run_id, 0.6)
     assert len(store.runs("resumed")) == 3
     assert store.client.get_run(before.run_id).info.lifecycle_stage == "deleted"
+
+
+def test_a_copy_is_a_run_of_its_own_and_leaves_the_original_s_alone(store):
+    run = make_run(store.root / "original")
+    before = send(run)
+    copy = store.root / "copied"
+    shutil.copytree(run, copy)
+    make_run(copy, top1=0.7)
+    after = send(copy)
+    assert after.new
+    assert after.run_id != before.run_id
+    assert send(run) == before
+    assert not send(run).new
+    assert send(copy).run_id == after.run_id
+    # A link to a folder is the folder.
+    (store.root / "link").symlink_to(run)
+    assert send(store.root / "link").run_id == before.run_id
+
+
+def test_a_long_name_is_cut_to_what_servers_take(store):
+    folder = store.root / "long"
+    summary = make_summary_of([make_case("zar", 0.5)], folder, model="ViT-" + 30 * "huge-")
+    sent = send(write_record(folder, make_record(summary, [OPTIONS])))
+    name = store.client.get_run(sent.run_id).info.run_name
+    assert name.startswith("zar · ViT-huge-huge-")
+    assert name.endswith("(long)")
+
+    summary = replace(summary, model=f"{summary.model}{20 * 'huge-'}")
+    sent = send(write_record(folder, make_record(summary, [OPTIONS])))
+    assert len(store.client.get_run(sent.run_id).info.run_name) == 250
+
+
+def test_the_page_opens_on_the_accuracies(store, tmp_path, empty_store):
+    experiment = store.client.get_experiment_by_name("zar-ray")
+    address = runs_page(store.uri, "http://127.0.0.1:5001")
+    place, _, query = address.partition("?")
+    assert place == f"http://127.0.0.1:5001/#/experiments/{experiment.experiment_id}/runs"
+    words = dict(parse_qsl(query))
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{words['viewStateShareKey']}"])
+    state = json.loads(view["state"])
+    runs = store.client.search_runs([experiment.experiment_id], state["searchFilter"], max_results=500)
+    names = {run.info.run_name for run in runs}
+    assert {run.info.run_name for run in store.runs("first")[1:]} <= names
+    assert store.runs("first")[0].info.run_name not in names
+    shown = {re.fullmatch(r"metrics\.`(\w+)`", column)[1] for column in state["selectedColumns"]}
+    assert shown - {"map"} <= store.runs("first")[1].data.metrics.keys()
+
+    store.client.delete_experiment_tag(experiment.experiment_id, f"mlflow.sharedViewState.{words['viewStateShareKey']}")
+    assert "viewStateShareKey" not in runs_page(store.uri, "http://localhost")
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    assert runs_page(f"sqlite:///{tmp_path}/mlflow.db", "http://host").startswith("http://host/#/experiments?")
+    with pytest.raises(TrackingError, match=r"none\.db: could not find the experiment .no such file"):
+        runs_page(f"sqlite:///{tmp_path}/none.db", "http://host")
 
 
 def test_a_run_deleted_in_mlflow_can_be_sent_again(store):

@@ -58,7 +58,7 @@ def test_a_training_arrives_with_options_points_and_its_end(folder, client, root
     receipt = tracker.finish({"loss": 1.4}, ("tiny", root / "tiny.safetensors"))
     assert (dict(os.environ), logging.getLogger("mlflow").level) == before
     run = client.get_run(receipt.run_id)
-    assert (run.info.status, run.info.run_name) == ("FINISHED", "train-0a1b")
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "training · demo · demo (train-0a1b)")
     assert run.data.metrics["loss"] == 1.4
     assert {"lr": "0.001", "steps": "100", "augment.flip": "0.0"}.items() <= run.data.params.items()
     assert {"kind": "training", "dataset": "demo", "videos": "450", "model": "demo"}.items() <= run.data.tags.items()

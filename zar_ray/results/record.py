@@ -139,8 +139,11 @@ class CaseMetrics:
         return {} if self.headline is None else dict(vars(getattr(self.headline, when)))
 
     def numbers(self) -> dict[str, float]:
-        """The case as flat numbers for MLflow; docs/mlflow.md lists the names.  What is unknown is left out."""
-        values = {**vars(self), "map_after": None, **self.estimates("after")}
+        """The case as flat numbers for MLflow; docs/mlflow.md lists the names.  What is unknown is left out.
+
+        The result comes first, as MLflow's comparison opens on the first number.
+        """
+        values = {**self.estimates("after"), **vars(self), "map_after": None}
         values |= {f"{name}_before": estimate for name, estimate in self.estimates("before").items()}
         if (change := self.change) is not None:
             values |= {f"{next(iter(self.estimates('after')))}_change": change.effect, "change_p": change.p_value}

@@ -126,7 +126,7 @@ def cost_here(study: Study, console: Console) -> Costs | CpuTime:
         ZarError: The study could not start.
     """
     gpus = torch.cuda.device_count() if study.options.device != "cpu" and torch.cuda.is_available() else 0
-    here = {"sample": _FEW, "gpus": gpus, "cores": float(usable_cpus())}
+    here = {"sample": _FEW, "trial": False, "gpus": gpus, "cores": float(usable_cpus())}
     if gpus:
         here["gpu"] = torch.cuda.get_device_name(0)
     options = PlanConfig.model_validate({**study.options.model_dump(), **here})

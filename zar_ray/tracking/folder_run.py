@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -24,6 +25,7 @@ TRAINING = "training"
 """The tag `kind` of a training's run."""
 
 _FOLDER_TAG = "zar.folder"
+_NAME_LENGTH = 250
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class MlflowReceipt:
         uri: The tracking store, without a password.
         run_id: The evaluation's (parent) run, or the training's.
         results: A short hash of the results that were sent; empty while a training runs.
+        folder: A short hash of where the folder was, see `FolderRun`.
         new: Whether this call sent them; otherwise they were there already.
     """
 
@@ -41,11 +44,17 @@ class MlflowReceipt:
     experiment: str
     run_id: str
     results: str
+    folder: str
     new: bool = field(default=True, compare=False)
 
 
+def key_of(folder: Storage) -> str:
+    """What tells a folder from others, its copies among them: a short hash of where it is."""
+    return fingerprint(os.path.realpath(folder.location) if folder.is_local else folder.location)
+
+
 def read_receipts(folder: Storage) -> dict[str, MlflowReceipt]:
-    """A folder's receipts by store; none where it has not been sent.
+    """A folder's receipts by store, with those that were copied along with it; none where it has not been sent.
 
     Raises:
         RunError: Its file cannot be read.
@@ -60,10 +69,20 @@ def read_receipts(folder: Storage) -> dict[str, MlflowReceipt]:
     return {one.uri: one for one in receipts}
 
 
+def own_receipts(folder: Storage) -> dict[str, MlflowReceipt]:
+    """A folder's receipts by store without those of the folder that it is a copy of, whose runs are not its own.
+
+    Raises:
+        RunError: Its file cannot be read.
+    """
+    return {uri: one for uri, one in read_receipts(folder).items() if one.folder == key_of(folder)}
+
+
 class FolderRun:
     """The run of one folder in one store; all but making it belongs within `zar_ray.tracking.store.opened`.
 
     The store is by default ``mlflow.db`` beside the folder, and the folder keeps a receipt of each store (`RECEIPTS`).
+    A folder elsewhere is another one, even with the same receipts: a copy gets a run of its own.
 
     Attributes:
         shown: The tracking store without a password.
@@ -89,7 +108,7 @@ class FolderRun:
         A sending of them that was cut off leaves a run that never ended, which is deleted here, or one that the folder
         has no receipt of, which its tags tell.
         """
-        receipt = read_receipts(self._folder).get(self.shown)
+        receipt = own_receipts(self._folder).get(self.shown)
         known = receipt is not None and store.is_there(self.client, receipt.run_id)
         if receipt is not None and known and results in (None, receipt.results):
             return receipt
@@ -107,8 +126,9 @@ class FolderRun:
     def create(self, name: str, tags: Mapping[str, str], started: int | None = None) -> str:
         """Starts a run of the folder's and returns its id; it is the folder's when it is `keep`-ed.
 
-        Tags are cut to what servers take; it `started` now, or at a time in milliseconds.
+        Name and tags are cut to what servers take; it `started` now, or at a time in milliseconds.
         """
+        name = store.cut(name, _NAME_LENGTH)
         return self.client.create_run(self._experiment_id, started, store.fitting(tags), name).info.run_id
 
     def result_tags(self, results: str) -> dict[str, str]:
@@ -117,11 +137,11 @@ class FolderRun:
 
     def keep(self, run_id: str, results: str = "", new: bool = True) -> MlflowReceipt:
         """Writes the receipt of the folder's run; the run that it named before is outdated and deleted."""
-        receipts = read_receipts(self._folder)
+        receipts = own_receipts(self._folder)
         earlier = receipts.get(self.shown)
         if earlier is not None and earlier.run_id != run_id:
             self._delete(earlier.run_id)
-        receipt = MlflowReceipt(self.shown, store.EXPERIMENT, run_id, results, new)
+        receipt = MlflowReceipt(self.shown, store.EXPERIMENT, run_id, results, self._key, new)
         if receipt != earlier:
             content = [asdict(one) for one in (receipts | {self.shown: receipt}).values()]
             for one in content:
@@ -135,7 +155,7 @@ class FolderRun:
 
     @property
     def _key(self) -> str:
-        return fingerprint(self._folder.location)
+        return key_of(self._folder)
 
     def _delete(self, run_id: str) -> None:
         """Deletes a run with its children, children first; trainings stay, which nothing would log anew."""

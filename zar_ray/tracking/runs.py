@@ -18,10 +18,10 @@ from zar_ray.errors import RunError, TrackingError
 from zar_ray.options.base import fingerprint, without_password
 from zar_ray.results.folder import CELLS, CONFIG, IDENTITY, MANIFEST, SUMMARY
 from zar_ray.results.record import CaseMetrics, RunSummary, flat_numbers
-from zar_ray.results.study_record import Cell, FinishedStudy, StudyRecord, StudyTable, TableRow
+from zar_ray.results.study_record import Cell, FinishedStudy, StudyRecord, StudyTable, TableRow, label_of
 from zar_ray.storage import Storage
 from zar_ray.tracking import store
-from zar_ray.tracking.folder_run import FolderRun, MlflowReceipt, read_receipts
+from zar_ray.tracking.folder_run import FolderRun, MlflowReceipt, own_receipts, read_receipts
 from zar_ray.untrusted import parse_json
 
 _CASE_FILES = ("per_class.csv", "confusion.png")
@@ -98,13 +98,17 @@ def attach_report(run: str, files: Mapping[str, bytes], uri: str | None = None) 
 
     Raises:
         RunError: The folder holds no finished run.
-        TrackingError: MLflow cannot be reached or refuses.
+        TrackingError: MLflow cannot be reached or refuses, or the folder is a copy of one that was logged.
     """
     folder = Storage(run)
+    receipts = own_receipts(folder)
+    if not receipts and read_receipts(folder):
+        again = f"`zar report mlflow {shlex.quote(folder.path())}`"
+        raise TrackingError(f"{folder.path()}: is a copy of a run that was logged, or was moved; {again} logs it anew")
     results = _results(FinishedStudy.open(folder).record)
     uri = None if uri is None else store.absolute_uri(uri)
     attached = []
-    for receipt in read_receipts(folder).values():
+    for receipt in receipts.values():
         if receipt.results != results or (uri is not None and receipt.uri != without_password(uri)):
             continue
         with store.opened(receipt.uri, "attach the report", "name the store with --mlflow-uri if it needs a password"):
@@ -166,7 +170,7 @@ class _Sending:
     def send(self, results: str) -> str:
         """Sends the study, which holds `results`, and returns its run id."""
         study = self.found.record
-        parent = self._create(study.whole.name, _study_tags(study) | self.kept.result_tags(results))
+        parent = self._create(_study_name(study), _study_tags(study) | self.kept.result_tags(results))
         self._fill(
             parent, store.flattened(self.found.config), _study_numbers(study), {n: n for n in (SUMMARY, CONFIG, CELLS)}
         )
@@ -224,6 +228,22 @@ class _Child:
     tags: Mapping[str, str]
     numbers: Mapping[str, float]
     files: Mapping[str, str] = field(default_factory=dict)
+
+
+def _study_name(study: StudyRecord) -> str:
+    """What is compared under which name, and in brackets the folder's."""
+    methods = dict.fromkeys(case.method for cell in study.cells for case in cell.summary.cases)
+    models = dict.fromkeys(_model_label(cell) for cell in study.cells)
+    return f"{_named(' + '.join(methods), ' + '.join(models), study.whole.dataset)} ({study.whole.name})"
+
+
+def _model_label(cell: Cell) -> str:
+    return cell.coordinates.get("model", cell.summary.model)
+
+
+def _named(*parts: str) -> str:
+    """A run's name, which begins with method, model and dataset."""
+    return " · ".join(filter(None, parts))
 
 
 def _study_tags(study: StudyRecord) -> dict[str, str]:
@@ -287,7 +307,9 @@ def _of_case(cell: Cell, case: CaseMetrics) -> _Child:
     key = _case_key(cell.summary, case)
     labels = {"method": case.method, "split": case.split} if len(key) > 1 else {"method": case.method}
     files = {name: "_".join((*key, name)) for name in _CASE_FILES}
-    return _Child("/".join(key), cell, labels, {"case": case.case_id}, case.numbers(), files)
+    place = case.split if len(key) > 1 else ""
+    name = _named(case.method, _model_label(cell), cell.summary.dataset, place)
+    return _Child(name, cell, labels, {"case": case.case_id}, case.numbers(), files)
 
 
 def _of_cell(cell: Cell, method: str, place: int, table: StudyTable | None, row: TableRow | None) -> _Child:
@@ -306,7 +328,8 @@ def _of_cell(cell: Cell, method: str, place: int, table: StudyTable | None, row:
     if table is not None and "setting" in cell.coordinates:
         tags["sweep"] = table.name
     labels = {"method": method, **{axis.replace(" ", "_"): label for axis, label in cell.coordinates.items()}}
-    return _Child(f"{cell.label} / {method}", cell, labels, tags, numbers)
+    others = label_of({axis: label for axis, label in cell.coordinates.items() if axis != "model"})
+    return _Child(_named(method, _model_label(cell), cell.summary.dataset, others), cell, labels, tags, numbers)
 
 
 def _case_key(summary: RunSummary, case: CaseMetrics) -> tuple[str, ...]:

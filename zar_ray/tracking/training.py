@@ -65,8 +65,9 @@ class TrainingTracker:
     ) -> TrainingTracker:
         """Opens a run, or continues the one that the folder's receipt (`RECEIPTS`) names.
 
-        The run's name is the folder's.  Its parameters are the options that it was begun with: MLflow never changes
-        one, so a resumption with another operational option shows in its own log only.
+        The run's name says what is trained on what, as far as `facts` do, and in brackets the folder's name.  Its
+        parameters are the options that it was begun with: MLflow never changes one, so a resumption with another
+        operational option shows in its own log only.
 
         Args:
             folder: The training's own folder, which keeps the receipt.
@@ -82,10 +83,11 @@ class TrainingTracker:
         tags = {"kind": TRAINING, **store.git_tags(git_commit()), **{name: str(value) for name, value in facts.items()}}
         if parent is not None:
             tags[store.PARENT_TAG] = parent
-        kept = FolderRun(folder, uri)
+        kept, said = FolderRun(folder, uri), [str(facts[name]) for name in ("model", "dataset") if name in facts]
+        named = f"{' · '.join([TRAINING, *said])} ({folder.name})"
         with store.opened(kept.shown, "log the training to MLflow", store.CONTINUES):
             continued = kept.find()
-            receipt = continued or kept.keep(kept.create(folder.name, tags))
+            receipt = continued or kept.keep(kept.create(named, tags))
             tracker = cls(kept, receipt)
             if continued is not None:
                 tracker._reopen(tags)

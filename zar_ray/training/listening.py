@@ -33,6 +33,7 @@ def tracked(
     config, tracker = job.config, None
     if config.mlflow:
         facts = {"dataset": str(config.dataset), "videos": len(job.videos), "classes": len(job.prompts.names)}
+        facts["model"] = config.model if config.checkpoint is None else config.checkpoint.name
         facts |= {"steps": job.schedule.steps, "checkpoint": str(config.output)}
         try:
             tracker = TrainingTracker.start(folder, config.mlflow_uri, config.model_dump(mode="json"), facts, parent)

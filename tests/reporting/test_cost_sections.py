@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from finished_runs import make_case, make_record, make_summary_of
 
+from zar_ray.reporting.cost_figures import PlottedCost, pareto_chart, pareto_front
 from zar_ray.reporting.cost_sections import cost_section, plotted
-from zar_ray.reporting.figures import PlottedCost, pareto_chart, pareto_front
 from zar_ray.reporting.study_tables import study_blocks
 
 COSTS = {"zero_shot": (16.0, 0.01), "zar": (235.0, 0.5), "tpt": (900.0, 2.0)}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from zar_ray.reporting import figures
-from zar_ray.reporting.figures import PlottedCost
+from zar_ray.reporting.cost_figures import PlottedCost, pareto_chart
 from zar_ray.reporting.numbers import METRICS
 from zar_ray.reporting.pages import Content, Figure, Section, why_empty
 from zar_ray.results.record import CaseMetrics
@@ -24,7 +23,7 @@ def cost_section(record: StudyRecord) -> Section:
     for cost, measure in _COSTS.items():
         metric, points = plotted(record, measure)
         if len({one.method for one in points}) > 1:
-            content.append(Figure(figures.pareto_chart(points, METRICS[metric], cost), _caption(record)))
+            content.append(Figure(pareto_chart(points, METRICS[metric], cost), _caption(record)))
     if not content:
         return why_empty(_TITLE, "It takes two methods with a score, and what they cost.")
     return Section(_TITLE, content)

@@ -2,53 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from sklearn.calibration import calibration_curve
 from sklearn.manifold import TSNE
 
+from zar_ray.reporting.charts import COLOURS, GREY, MARKERS, STYLE, WIDTH, chart, file_of, picture
 from zar_ray.reporting.numbers import shortened
 from zar_ray.reporting.pages import Drawn, Picture
 from zar_ray.results.record import ClassAccuracy, Estimate
 from zar_ray.results.trust import BINS, equal_width_bins
 
-_BEFORE, _AFTER, _GREY = "#E69F00", "#0072B2", "#8a8d94"
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+_BEFORE, _AFTER = "#E69F00", "#0072B2"
 _ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "borderaxespad": 0}
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#5c5f66",
-    "axes.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "grid.color": "#e3e5e9",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#3a3d44",
-    "ytick.color": "#3a3d44",
-    "legend.frameon": False,
-    "hatch.linewidth": 0.6,
-    # A dollar sign in a name would be typeset as mathematics.
-    "text.parse_math": False,
-    # The same numbers make the same file.
-    "svg.hashsalt": "zar-ray",
-}
 # So many classes of a map can still be told apart by colour and marker together.
 _CLASSES_ON_MAP = 32
 _MAP_COLUMNS = 4
-_WIDTH = 8.0
 _NAME_LENGTH = 28
 _PERPLEXITY = 30.0
 
@@ -68,32 +42,6 @@ FORMS: Mapping[str, Drawn] = {".svg": "svg", ".png": "png", ".pdf": "pdf"}
 """Kinds of files by their endings."""
 
 
-@contextmanager
-def _chart(width: float = _WIDTH, height: float = 3.2) -> Iterator[tuple[Figure, Axes]]:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, figure.add_subplot()
-
-
-def _file(figure: Figure, form: Drawn, dpi: int = 150) -> bytes:
-    file = io.BytesIO()
-    # No date, so that the same numbers make the same file.
-    dated: dict[Drawn, tuple[str, ...]] = {"svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate",)}
-    about: Any = dict.fromkeys(dated.get(form, ())) or None
-    figure.savefig(file, format=form, metadata=about, dpi=dpi)
-    return file.getvalue()
-
-
-def _picture(figure: Figure, alt: str, *, narrow: bool = False) -> Picture:
-    return Picture.of(_file(figure, "svg"), "image/svg+xml", alt, narrow=narrow, drawn=partial(_drawn, figure))
-
-
-def _drawn(figure: Figure, form: Drawn) -> bytes:
-    """A figure once more, after its style has been left."""
-    with mpl.rc_context(_STYLE):
-        return _file(figure, form)
-
-
 def class_chart(classes: Sequence[ClassAccuracy], estimates: Mapping[int, Estimate], *, adapts: bool) -> Picture:
     """Top-1 of classes that have videos, in order from the top.
 
@@ -102,8 +50,8 @@ def class_chart(classes: Sequence[ClassAccuracy], estimates: Mapping[int, Estima
         estimates: With their intervals by label id: changes where the case adapts, else the shares themselves.
         adapts: Whether there is a before, a hollow dot, beside the after, a full one; then changes stand beside both.
     """
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 1.0 + 0.26 * len(classes)), layout="constrained")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 1.0 + 0.26 * len(classes)), layout="constrained")
         axes, *beside = figure.subplots(1, 1 + adapts, sharey=True, squeeze=False)[0]
         places = np.arange(len(classes))
         after = np.array([100 * (one.top1_after or 0.0) for one in classes])
@@ -116,20 +64,20 @@ def class_chart(classes: Sequence[ClassAccuracy], estimates: Mapping[int, Estima
         axes.set_yticks(places, [f"{shortened(one.label)} ({one.videos})" for one in classes])
         axes.set(xlim=(-3, 103), ylim=(len(classes) - 0.4, -0.6), xlabel="top-1 (%); in brackets the class's videos")
         if adapts:
-            axes.hlines(places, before, after, color=_GREY, linewidth=1.2)
+            axes.hlines(places, before, after, color=GREY, linewidth=1.2)
             axes.plot(before, places, "o", markersize=7.5, mfc="white", mec=_BEFORE, mew=1.6, label="before")
         else:
             axes.hlines(places, *ends.T, color=_AFTER, linewidth=2, alpha=0.55)
         axes.plot(after, places, "o", markersize=5, color=_AFTER, label="after" if adapts else "top-1")
         for change in beside:
-            change.axvline(0, color=_GREY, linewidth=1)
+            change.axvline(0, color=GREY, linewidth=1)
             change.hlines(places, *ends.T, color=_AFTER, linewidth=2, alpha=0.55)
             change.plot([100 * one.value for one in measured], places, "o", markersize=5, color=_AFTER)
             change.set(xlabel="change (points) with its 95 % interval")
             axes.legend(**_ABOVE)
         values = (f"{before[n]:.0f} to {after[n]:.0f} %" if adapts else f"{after[n]:.0f} %" for n in places)
         shown = "; ".join(f"{one.label} {value}" for one, value in zip(classes, values, strict=True))
-        return _picture(figure, f"Top-1 by class. {shown}.")
+        return picture(figure, f"Top-1 by class. {shown}.")
 
 
 def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Drawn = "png") -> bytes:
@@ -157,7 +105,7 @@ def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Draw
     side = 3.0 + 0.24 * len(columns)
     # A page shows large pictures smaller.
     size = 7 if len(columns) <= 20 else 10
-    with _chart(side + 0.8, side) as (figure, axes):
+    with chart(side + 0.8, side) as (figure, axes):
         image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
         axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
         axes.set_yticks(range(len(names)), names, fontsize=size)
@@ -172,7 +120,7 @@ def confusion_picture(matrix: np.ndarray, class_names: Sequence[str], form: Draw
                     colour = "white" if shares[row, column] > 0.5 else "black"
                     axes.text(column, row, str(count), ha="center", va="center", fontsize=6, color=colour)
         figure.colorbar(image, ax=axes, shrink=0.6)
-        return _file(figure, form, dpi=110)
+        return file_of(figure, form, dpi=110)
 
 
 def most_confused(matrix: np.ndarray, count: int) -> np.ndarray:
@@ -198,7 +146,7 @@ def confusions_chart(mistakes: Sequence[tuple[str, str, int, int]]) -> Picture:
     Args:
         mistakes: The right class, the predicted one, how many videos, of how many of the right class.
     """
-    with _chart(height=0.8 + 0.26 * len(mistakes)) as (figure, axes):
+    with chart(height=0.8 + 0.26 * len(mistakes)) as (figure, axes):
         places = np.arange(len(mistakes))
         axes.barh(places, [count for *_, count, _ in mistakes], height=0.62, color=_AFTER)
         names = [f"{shortened(right)} → {shortened(taken)}" for right, taken, *_ in mistakes]
@@ -209,7 +157,7 @@ def confusions_chart(mistakes: Sequence[tuple[str, str, int, int]]) -> Picture:
         axes.set(xlim=(0, 1.15 * most), ylim=(len(mistakes) - 0.4, -0.6), xlabel="videos")
         axes.tick_params(axis="y", length=0)
         said = "; ".join(f"{right} as {taken} {count} of {videos}" for right, taken, count, videos in mistakes)
-        return _picture(figure, f"The most frequent mistakes, right class as predicted class. {said}.")
+        return picture(figure, f"The most frequent mistakes, right class as predicted class. {said}.")
 
 
 class Calibration(NamedTuple):
@@ -245,9 +193,9 @@ def calibrate(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> Ca
 
 def reliability_chart(curves: Mapping[str, Calibration]) -> Picture:
     """Accuracy against confidence, such as before and after; the diagonal is a confidence that tells the truth."""
-    with _chart(4.6, 4.2) as (figure, axes):
+    with chart(4.6, 4.2) as (figure, axes):
         axes.grid()
-        axes.plot([0, 1], [0, 1], color=_GREY, linestyle=(0, (4, 3)), linewidth=1)
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle=(0, (4, 3)), linewidth=1)
         most = max(int(one.videos.max()) for one in curves.values())
         said = []
         for name, one in curves.items():
@@ -261,12 +209,12 @@ def reliability_chart(curves: Mapping[str, Calibration]) -> Picture:
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="confidence in the best class", ylabel="share right")
         axes.set_aspect("equal")
         axes.legend(**_ABOVE)
-        return _picture(figure, f"Reliability diagram: share right against confidence, {', '.join(said)}.", narrow=True)
+        return picture(figure, f"Reliability diagram: share right against confidence, {', '.join(said)}.", narrow=True)
 
 
 def entropy_chart(measured: Mapping[str, np.ndarray], classes: int) -> Picture:
     """How sure decisions, such as those before and after, are: videos by the evaluation view's entropy, in nats."""
-    with _chart(height=2.8) as (figure, axes):
+    with chart(height=2.8) as (figure, axes):
         most = math.log(classes)
         edges: list[float] = np.linspace(0, most, 31).tolist()
         axes.grid(axis="y")
@@ -283,7 +231,7 @@ def entropy_chart(measured: Mapping[str, np.ndarray], classes: int) -> Picture:
             said.append(f"mean {name} {values.mean():.2f}")
         axes.set(xlim=(0, most), xlabel=f"entropy (nats); {most:.2f} = all {classes} classes alike", ylabel="videos")
         axes.legend(**_ABOVE)
-        return _picture(figure, f"Histogram of the decisions' entropy: {', '.join(said)} nats.")
+        return picture(figure, f"Histogram of the decisions' entropy: {', '.join(said)} nats.")
 
 
 class EmbeddingMap(NamedTuple):
@@ -320,10 +268,10 @@ def map_chart(found: EmbeddingMap, labels: Sequence[str | None]) -> Picture:
     A video without a label has None for one.
     """
     names, counts = np.unique([one for one in labels if one is not None], return_counts=True)
-    shown = len(names) if len(names) <= _CLASSES_ON_MAP else len(_COLOURS)
+    shown = len(names) if len(names) <= _CLASSES_ON_MAP else len(COLOURS)
     chosen: list[str] = sorted(names[np.argsort(-counts, kind="stable")[:shown]].tolist())
     of_video = np.array([one or "" for one in labels], object)
-    with _chart(height=4.6 + 0.2 * math.ceil((len(chosen) + 1) / _MAP_COLUMNS)) as (figure, axes):
+    with chart(height=4.6 + 0.2 * math.ceil((len(chosen) + 1) / _MAP_COLUMNS)) as (figure, axes):
         size = 34 if len(of_video) <= 300 else 14
         rest = ~np.isin(of_video, chosen)
         if rest.any():
@@ -333,8 +281,8 @@ def map_chart(found: EmbeddingMap, labels: Sequence[str | None]) -> Picture:
             axes.scatter(
                 *found.points[of_video == name].T,
                 s=size,
-                c=_COLOURS[number % len(_COLOURS)],
-                marker=_MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)],
+                c=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
                 edgecolors="#3a3d44",
                 linewidths=0.3,
                 label=shortened(name),
@@ -345,7 +293,7 @@ def map_chart(found: EmbeddingMap, labels: Sequence[str | None]) -> Picture:
         axes.spines[:].set_visible(False)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=_MAP_COLUMNS, handletextpad=0.2)
         said = ", ".join(chosen) or "none"
-        return _picture(figure, f"Map of {len(of_video)} videos' features by t-SNE; coloured classes: {said}.")
+        return picture(figure, f"Map of {len(of_video)} videos' features by t-SNE; coloured classes: {said}.")
 
 
 def progress_chart(seconds: np.ndarray, failed: np.ndarray) -> Picture:
@@ -355,7 +303,7 @@ def progress_chart(seconds: np.ndarray, failed: np.ndarray) -> Picture:
         seconds: (N,) when each video's rows were made, rising, from the first.
         failed: bool (N,).
     """
-    with _chart(height=2.6) as (figure, axes):
+    with chart(height=2.6) as (figure, axes):
         scale, unit = (60.0, "minutes") if seconds[-1] > 180 else (1.0, "seconds")
         done = np.arange(1, len(seconds) + 1)
         axes.grid()
@@ -369,65 +317,7 @@ def progress_chart(seconds: np.ndarray, failed: np.ndarray) -> Picture:
         axes.set(xlabel=f"{unit} after the first result", ylabel="videos", ylim=(0, None))
         span = f"{seconds[-1] / scale:.1f} {unit}"
         alt = f"{len(seconds)} videos with a result within {span}, {int(failed.sum())} failed."
-        return _picture(figure, alt)
-
-
-class PlottedCost(NamedTuple):
-    """A point of `pareto_chart`: what it is, its method, its cost a video, and its score as a share."""
-
-    name: str
-    method: str
-    cost: float
-    value: float
-    low: float | None
-    high: float | None
-
-
-def pareto_front(points: Sequence[PlottedCost]) -> list[PlottedCost]:
-    """Those of some points beside which none is both as cheap and as good, the cheapest first."""
-    front: list[PlottedCost] = []
-    for point in sorted(points, key=lambda one: (one.cost, -one.value)):
-        if not front or point.value > front[-1].value:
-            front.append(point)
-    return front
-
-
-def pareto_chart(points: Sequence[PlottedCost], metric: str, cost: str) -> Picture:
-    """Scores with their 95 % intervals against what they cost, and the front that no other point is beyond."""
-    front = pareto_front(points)
-    with _chart(height=4.2) as (figure, axes):
-        axes.grid()
-        methods = list(dict.fromkeys(one.method for one in points))
-        axes.step(
-            [one.cost for one in front],
-            [100 * one.value for one in front],
-            where="post",
-            color=_GREY,
-            linestyle=(0, (4, 3)),
-            linewidth=1.2,
-            label="front",
-        )
-        for number, method in enumerate(methods):
-            style: dict[str, Any] = {
-                "color": _COLOURS[number % len(_COLOURS)],
-                "marker": _MARKERS[number % len(_MARKERS)],
-            }
-            own = [one for one in points if one.method == method]
-            for one in own:
-                if one.low is not None and one.high is not None:
-                    ends = (100 * one.low, 100 * one.high)
-                    axes.plot([one.cost] * 2, ends, color=style["color"], linewidth=2, alpha=0.45)
-            axes.plot([one.cost for one in own], [100 * one.value for one in own], ls="", ms=6, label=method, **style)
-        for one in front:
-            axes.annotate(shortened(one.name), (one.cost, 100 * one.value), (5, 5), textcoords="offset points", size=8)
-        axes.set(xscale="log", xlabel=f"{cost} a video", ylabel=f"{metric} (%)")
-        # By default powers of ten alone are named, as mathematics.
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-        said = "; ".join(f"{one.name} {100 * one.value:.1f} % at {one.cost:.3g}" for one in front)
-        return _picture(figure, f"{metric} against {cost} a video; on the front: {said}.")
+        return picture(figure, alt)
 
 
 class PlottedRun(NamedTuple):
@@ -447,7 +337,7 @@ def runs_chart(groups: Mapping[str, Sequence[PlottedRun]], metric: str, form: Dr
         form: What kind of file.
     """
     lines = sum(len(runs) for runs in groups.values())
-    with _chart(height=1.1 + 0.36 * lines + 0.3 * len(groups)) as (figure, axes):
+    with chart(height=1.1 + 0.36 * lines + 0.3 * len(groups)) as (figure, axes):
         axes.grid(axis="x")
         place, places, names = 0.0, [], []
         for title, runs in groups.items():
@@ -467,4 +357,4 @@ def runs_chart(groups: Mapping[str, Sequence[PlottedRun]], metric: str, form: Dr
         handles, labels = axes.get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
         axes.legend(once.values(), once, **_ABOVE)
-        return _file(figure, form)
+        return file_of(figure, form)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import miniatures
 import pytest
-from conftest import CLASSES
 from finished_runs import write_finished_run
 
 from zar_ray.commands import parsing
@@ -138,7 +137,8 @@ def desk(tmp_path_factory, video_folder, tiny_checkpoint, make_video) -> Path:
     for number, name in enumerate(("train1.txt", "val1.txt")):
         folders = {one.replace(" ", "_"): names.index(one) for one in present}
         write(desk / name, *(f"{one}/film_{one}_u_nm_np1_fr_med_{number}.avi {at}" for one, at in folders.items()))
-    write(desk / "data" / "list.csv", "path,label", *(f"my_videos/{one}/0.mp4,{one}" for one in CLASSES))
+    classes = sorted(one.name for one in video_folder.iterdir())
+    write(desk / "data" / "list.csv", "path,label", *(f"my_videos/{one}/0.mp4,{one}" for one in classes))
     write(desk / "own.yaml", "grid: {zar.steps: [1, 2]}")
     for name in ("vifi", "vificlip", "clip", "k400-clip", "pretrained", "tuned", "epoch8", "epoch9", "epoch10"):
         shutil.copy(tiny_checkpoint, desk / f"{name}.safetensors")

@@ -26,7 +26,7 @@ def test_the_command_lists_its_options(package):
     shown = run_with([package], "-m", "zar_ray.commands.main", "eval", "--help-all").stdout
     assert "--view-mean.keep" in shown
     assert "--view-mean.mean-of" in shown
-    assert "The mean of the confident views." in shown
+    assert "The mean of the confident views" in shown
 
 
 def test_cases_the_adapter_and_the_service_know_it(package):

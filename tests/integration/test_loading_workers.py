@@ -15,6 +15,8 @@ from zar_ray.evaluation import pipeline
 from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.resources import Resources, Wanted
 from zar_ray.evaluation.spec import STATUS_SCHEMA
+from zar_ray.results.folder import RunFolder
+from zar_ray.storage import Storage
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +58,8 @@ def test_the_first_videos_do_not_wait_for_all_replicas(ray_cluster, tmp_path, mo
     with VideoProgress(
         Console(file=io.StringIO()), 12, listener=lambda _: loaded_by_then.append((tmp_path / "loaded").exists())
     ) as progress:
-        run = partial(pipeline.run_blocks, decode=Passing(), told=(tmp_path,), resources=resources, folder=None)
+        folder = RunFolder(Storage(str(tmp_path / "run")))
+        run = partial(pipeline.run_blocks, decode=Passing(), told=(tmp_path,), resources=resources, folder=folder)
         run(videos, 2, None, progress=progress)
     assert (tmp_path / "slow").exists()
     assert loaded_by_then

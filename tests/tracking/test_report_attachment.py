@@ -42,7 +42,7 @@ def test_a_report_is_attached_where_the_same_results_are(runs):
 def test_the_report_of_a_copy_stays_out_of_the_original_s_run(runs, monkeypatch, capsys):
     run, copy = make_run(runs.root / "mine"), runs.root / "a copy"
     sent = send(run)
-    attach_report(str(run), "report.html", b"<p>original")
+    attach_report(str(run), {"report.html": b"<p>original"})
     shutil.copytree(run, copy)
     monkeypatch.setattr(html_report, "write_report", lambda *_, **__: ("the report's place", "<p>of the copy"))
     write_run_report(str(copy), attention=False)
@@ -50,7 +50,7 @@ def test_the_report_of_a_copy_stays_out_of_the_original_s_run(runs, monkeypatch,
     assert line.startswith(f"report not attached to MLflow: {copy}: is a copy of a run that was logged")
     assert f"`zar report mlflow '{copy}'`" in line
     again = send(copy)
-    assert attach_report(str(copy), "report.html", b"<p>of the copy") == (again,)
+    assert attach_report(str(copy), {"report.html": b"<p>of the copy"}) == (again,)
     kept = Path(runs.client.download_artifacts(sent.run_id, "report.html"))
     assert kept.read_bytes() == b"<p>original"
 

@@ -127,6 +127,8 @@ def desk(tmp_path_factory, video_folder, tiny_checkpoint, make_video) -> Path:
     (desk / "conf").symlink_to(ROOT / "conf")
     shutil.copytree(video_folder, desk / "data" / "my_videos")
     shutil.copytree(video_folder, desk / "data" / "mine")
+    for name in ("clips", "more"):
+        shutil.copytree(video_folder, desk / name)
     for number, name in enumerate(("clip1", "clip2", "egg")):
         make_video(desk / f"{name}.mp4", seed=number)
     present = miniatures.hmdb51(desk / "data", lambda path, number: make_video(path, frames=6, seed=number))

@@ -44,7 +44,9 @@ def test_the_report_of_a_copy_stays_out_of_the_original_s_run(runs, monkeypatch,
     sent = send(run)
     attach_report(str(run), {"report.html": b"<p>original"})
     shutil.copytree(run, copy)
-    monkeypatch.setattr(html_report, "write_report", lambda *_, **__: ("the report's place", {"report.html": "<p>of the copy"}))
+    monkeypatch.setattr(
+        html_report, "write_report", lambda *_, **__: ("the report's place", {"report.html": "<p>of the copy"})
+    )
     write_run_report(str(copy), attention=False)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"report not attached to MLflow: {copy}: is a copy of a run that was logged")

@@ -162,6 +162,7 @@ def test_a_command_says_it_in_one_line(machine, monkeypatch, capsys, tiny_checkp
     from zar_ray.commands.main import main
 
     machine()
+    (tmp_path / "a.mp4").touch()
     assert main(["predict", str(tmp_path / "a.mp4"), "--labels", "a,b", "--checkpoint", str(tiny_checkpoint)]) != 0
     said = capsys.readouterr().err
     assert said.startswith("zar: device auto: there is an NVIDIA L4 with driver 550.54.15")

@@ -90,7 +90,7 @@ def change_of_mean(rng: np.random.Generator, n: int, p: float) -> tuple[Estimate
     for videos in np.array_split(np.arange(n), 3):
         before, after = (np.where(rng.random(len(videos)) < one, RIGHT, MISSED) for one in (0.5, p))
         sources = pa.chunked_array([videos.astype(str)], pa.string())
-        splits.append(CaseRows(pa.table({}), videos, before, after, videos >= 0, sources))
+        splits.append(CaseRows(pa.table({}), videos, before, after, videos >= 0, videos < 0, sources))
     return average_change(splits, "mean", int(rng.integers(2**31)), 200).effect, p - 0.5
 
 

@@ -18,7 +18,7 @@ from zar_ray.errors import ConfigError, RunError, ZarError, suggestion
 from zar_ray.options.layers import leaves
 from zar_ray.reporting.numbers import METRICS
 from zar_ray.reporting.run_data import RunData, StudyData
-from zar_ray.results.case_rows import CASE_COLUMNS, CLASS_COLUMNS, RIGHT, CaseRows, class_accuracies
+from zar_ray.results.case_rows import CASE_COLUMNS, CLASS_COLUMNS, RIGHT, CaseRows, by_video, class_accuracies
 from zar_ray.results.estimates import Measure
 from zar_ray.results.folder import SUMMARY
 from zar_ray.results.record import CaseMetrics, ClassAccuracy, Estimate, PairedComparison
@@ -247,7 +247,7 @@ def _data(run: ComparedRun) -> RunData:
 def _labelled(data: RunData, case: CaseMetrics) -> tuple[np.ndarray, CaseRows]:
     """The names of a run's classes, and a case's labelled videos by id."""
     names = data.split(case.split).class_names
-    rows = CaseRows.of(data.rows(case, CASE_COLUMNS).sort_by("video_id"), case.case_id, len(names))
+    rows = CaseRows.of(by_video(data.rows(case, CASE_COLUMNS)), case.case_id, len(names))
     return np.array(names), rows.select(rows.label >= 0)
 
 
@@ -287,7 +287,7 @@ def _pair(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) 
 def _trust_changes(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> dict[str, Measure]:
     """Measures of trust of two cases of the same labelled videos; of unknown ones too where both have the same."""
     pair = [
-        CaseRows.of(data.rows(one, TRUST_COLUMNS).sort_by("video_id"), one.case_id, one.classes)
+        CaseRows.of(by_video(data.rows(one, TRUST_COLUMNS)), one.case_id, one.classes)
         for data, one in ((first, base), (other, case))
     ]
     unknown = [one.table["video_id"].filter(pa.array(one.unknown)) for one in pair]

@@ -13,7 +13,7 @@ from zar_ray.reporting.blocks import Block, Note
 from zar_ray.reporting.numbers import percent
 from zar_ray.reporting.run_data import RunData, StudyData
 from zar_ray.reporting.trust_tables import WORDS
-from zar_ray.results.case_rows import CaseRows
+from zar_ray.results.case_rows import CaseRows, by_video
 from zar_ray.results.certainty import CertaintyScore
 from zar_ray.results.record import CaseMetrics
 from zar_ray.results.trust import TRUST_COLUMNS, Decisions, threshold_of
@@ -67,7 +67,7 @@ def _row(cell: RunData, case: CaseMetrics, keep: float, score: CertaintyScore, o
     split = cell.split(case.split)
     if split.multi_label and of != "all":
         return "a video may show several classes, so none is right or wrong; choose --of all"
-    rows = CaseRows.of(cell.rows(case, TRUST_COLUMNS).sort_by("video_id"), case.case_id, len(split.class_names))
+    rows = CaseRows.of(by_video(cell.rows(case, TRUST_COLUMNS)), case.case_id, len(split.class_names))
     rows = rows.select(rows.finished)
     said = Decisions.of(rows, "after")
     if score not in said.scores:

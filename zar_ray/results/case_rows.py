@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -55,7 +56,7 @@ class CaseRows:
         Raises:
             RunError: A label is not among the K classes.
         """
-        table = table.filter(pc.field("case_id") == case_id)
+        table = of_case(table, case_id)
         label = table["label_id"].fill_null(-1).to_numpy()
         check_labels(table["video_id"], label, classes)
 
@@ -69,6 +70,8 @@ class CaseRows:
 
     def select(self, chosen: np.ndarray) -> CaseRows:
         """Those of the rows where `chosen`, bool (N,), is true."""
+        if chosen.all():
+            return self
         mask = pa.array(chosen, pa.bool_())
         return CaseRows(
             self.table.filter(mask),
@@ -80,10 +83,23 @@ class CaseRows:
             self.source.filter(mask),
         )
 
-    @property
+    @cached_property
     def sources(self) -> np.ndarray:
         """Int (N,), equal for videos of one source, and in the sources' order."""
         return codes_of([self.source])
+
+
+def of_case(table: pa.Table, case_id: str) -> pa.Table:
+    """The rows of one case, which are no copy where there are no others."""
+    chosen = pc.call_function("equal", [table["case_id"], pa.scalar(case_id)])
+    return table if len(chosen.unique()) == 1 and chosen[0].as_py() else table.filter(chosen)
+
+
+def by_video(table: pa.Table) -> pa.Table:
+    """The rows in their videos' order, which are no copy where they stand in it."""
+    places = pc.call_function("array_sort_indices", [table["video_id"].combine_chunks()])
+    order = places.to_numpy()
+    return table if (order[1:] > order[:-1]).all() else table.take(places)
 
 
 def sources_of(table: pa.Table) -> pa.ChunkedArray:

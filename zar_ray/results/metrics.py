@@ -25,9 +25,11 @@ from zar_ray.results.case_rows import (
     CASE_COLUMNS,
     RIGHT,
     CaseRows,
+    by_video,
     check_labels,
     codes_of,
     firsts,
+    of_case,
     sources_of,
 )
 from zar_ray.results.record import Accuracy, CaseMetrics, Costs, FailureGroup, Scores
@@ -69,7 +71,7 @@ def check_counts(expected: Mapping[str, pa.Array], table: pa.Table) -> None:
         wanted = expected.get(case, pa.array([], pa.string()))
         known = pc.call_function("is_in", [videos], pc.SetLookupOptions(wanted))
         there = pc.call_function("is_in", [wanted], pc.SetLookupOptions(videos))
-        for keys, of_case in zip(
+        for keys, of_keys in zip(
             wrong.values(),
             (
                 wanted.filter(pa.array(~_flags(there))),
@@ -78,7 +80,7 @@ def check_counts(expected: Mapping[str, pa.Array], table: pa.Table) -> None:
             ),
             strict=True,
         ):
-            keys.append(pa.table({"video": of_case, "case": pa.array([case] * len(of_case), pa.string())}))
+            keys.append(pa.table({"video": of_keys, "case": pa.array([case] * len(of_keys), pa.string())}))
     parts = []
     for what, tables in wrong.items():
         keys = pa.concat_tables(tables) if tables else pa.table({})
@@ -175,7 +177,7 @@ def case_metrics(
     Raises:
         RunError: A label is not among the K classes, or a finished row of a multi-label split lacks its scores.
     """
-    table = table.filter(pc.field("case_id") == case_id).sort_by("video_id")
+    table = by_video(of_case(table, case_id))
     finished = table["error"].is_null().to_numpy()
     if multi_label:
         measured = _average_precisions(table, classes, seed, resamples)

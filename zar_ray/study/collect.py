@@ -77,7 +77,7 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
     splits = {split.name: split for split in workload.splits}
     cases = tuple(
         metrics.case_metrics(
-            rows_of(split, part, case.case_id, metrics.columns_of_case(split.multi_label)),
+            rows_of(workload, split, part, case.case_id, metrics.columns_of_case(split.multi_label)),
             case.case_id,
             case.method,
             len(split.class_names),
@@ -90,7 +90,7 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
     )
 
     def of_case(case: CaseMetrics) -> CaseRows:
-        table = rows_of(splits[case.split], part, case.case_id, CASE_COLUMNS)
+        table = rows_of(workload, splits[case.split], part, case.case_id, CASE_COLUMNS)
         return CaseRows.of(table, case.case_id, case.classes)
 
     return RunSummary(
@@ -132,7 +132,7 @@ def write_class_files(study: Study, evaluated: Evaluated, folder: RunFolder) -> 
                 words = [plain_name(label_of(varied))] if varied else []
                 words += [split.name] if len(study.workload.splits) > 1 else []
                 name = "_".join([*words, case.method])
-                rows = rows_of(split, part, case.case_id, CLASS_COLUMNS)
+                rows = rows_of(study.workload, split, part, case.case_id, CLASS_COLUMNS)
                 classes = class_accuracies(rows, case.case_id, split.class_names)
                 if any(one.videos for one in classes):
                     matrix = confusion_matrix(rows, case.case_id, len(split.class_names))

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from zar_ray.adaptation.methods import get_method
 from zar_ray.data.protocols import EvaluationSplit
 from zar_ray.evaluation.pipeline import Evaluated
+from zar_ray.evaluation.workload import Workload
 from zar_ray.results.case_rows import CASE_COLUMNS, RIGHT, CaseRows, codes_of
 from zar_ray.results.estimates import PairedComparison
 from zar_ray.results.statistics import holm, paired_comparison, sample_deviation, share_of
@@ -27,9 +28,13 @@ from zar_ray.study.sweeps import DEFAULT, PlacedSweep
 _LEVEL = 0.05
 
 
-def rows_of(split: EvaluationSplit | None, part: Evaluated, case_id: str, columns: Sequence[str]) -> pa.Table:
+def rows_of(
+    workload: Workload, split: EvaluationSplit | None, part: Evaluated, case_id: str, columns: Sequence[str]
+) -> pa.Table:
     """Some columns of a case's rows, ``video_id`` among them: of a split's videos, or of all."""
-    videos = None if split is None else pc.field("video_id").isin(pa.array(split.video_ids, pa.string()))
+    # A run of one split has no other videos, and to look each up takes longer than to read them.
+    every = split is None or len(workload.splits) == 1
+    videos = None if every else pc.field("video_id").isin(pa.array(split.video_ids, pa.string()))
     return part.rows.of([case_id]).read(columns, videos)
 
 
@@ -68,7 +73,7 @@ class Group:
             cases = part.cases if split is None else workload.cases_of(split, part.cases)
             rows = [
                 CaseRows.of(
-                    rows_of(split, part, case.case_id, CASE_COLUMNS),
+                    rows_of(workload, split, part, case.case_id, CASE_COLUMNS),
                     case.case_id,
                     len(workload.class_sets[case.class_set]),
                 )

@@ -167,7 +167,7 @@ def test_gpus_that_another_job_holds_are_waited_for_without_end(monkeypatch):
     assert cluster.room().workers == 2
     assert cluster.now >= 5000
     assert "1 GPU (0 of the cluster's 2 free)" in cluster.lines[0]
-    assert "another job, on 10.0.0.7 (python train.py), may hold them; 3 s so far" in cluster.lines[0]
+    assert "another job, on 10.0.0.7 (python train.py), may hold them; 4 s so far" in cluster.lines[0]
     assert 5000 / 33 - 3 < len(cluster.lines) <= 1 + 5000 / 30
     assert not any("CPU" in line for line in cluster.lines), "there are enough"
 

@@ -28,6 +28,7 @@ from zar_ray.results.record import RunSummary
 from zar_ray.results.rows import ResultRow, to_rows
 from zar_ray.results.study_record import StudyRecord
 from zar_ray.storage import Storage
+from zar_ray.study import collect
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.run import run_study
 from zar_ray.training import job as training_job
@@ -72,6 +73,8 @@ def _stages_here() -> Iterator[None]:
         patch.setattr(pipeline, "run_blocks", _run_here)
         patch.setattr(preflight, "check_nodes", lambda paths, storage: None)
         patch.setattr(preflight, "check_model", lambda *asked: plan_model(*asked[1:]))
+        # A picture takes as long as a small evaluation.
+        patch.setattr(collect, "confusion_picture", lambda *drawn: b"")
         threads = torch.get_num_threads()
         yield
         torch.set_num_threads(threads)

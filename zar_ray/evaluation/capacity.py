@@ -32,7 +32,9 @@ from zar_ray.evaluation.resources import Resources, Wanted
 
 _T = TypeVar("_T")
 
-# What is free is had within this, without a word.
+# What is free is mostly had within this.
+_SOON = 0.5
+# And at the latest within this, without a word.
 _AT_ONCE = 3.0
 _BETWEEN_LINES = 30.0
 # A node that has to be bought, started, and to fetch an image.
@@ -97,12 +99,14 @@ def _too_few(resources: Resources) -> str:
 
 def _is_free(resources: Resources, limit: float | None, say: Callable[[str], None], give_up: bool) -> bool:
     """Waits until what a run begins with is free all at once; False where it may `give_up` and nobody can bring it."""
-    # An earlier run of this process may still hold its workers, in reference cycles of what went wrong there.
-    gc.collect()
     bundles = resources.to_begin_with()
     group, began = placement_group(bundles), time.monotonic()
     try:
         told = began - _BETWEEN_LINES
+        if group.wait(_SOON):
+            return True
+        # An earlier run of this process may still hold its workers, in reference cycles of what went wrong there.
+        gc.collect()
         while not group.wait(_AT_ONCE):
             now = time.monotonic()
             if give_up and _on_cluster(_beyond_autoscaler):

@@ -192,6 +192,7 @@ def run_blocks(
     context.raise_original_map_exception = True  # which `RunLog` tells apart
     context.execution_options.preserve_order = in_order
     context.execution_options.resource_limits = followed.limits
+    number = 0
     with DataContext.current(context), ThreadPoolExecutor(1) as beside:
         stages = _stages(dealt.blocks, decode, told, resources, attempts)
         batches = iter(stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
@@ -201,9 +202,10 @@ def run_blocks(
                 followed.look(stages)
                 if number % PARTS_AT_ONCE == 0:
                     beside.submit(recovery.put_together, folder, progress)
-    # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
-    # workers keep their CPUs, and a second pass could wait for them for ever.
-    gc.collect()
+    if number < len(dealt.blocks):
+        # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
+        # workers keep their CPUs, and a second pass could wait for them for ever.
+        gc.collect()
 
 
 def _stages(

@@ -32,10 +32,9 @@ from zar_ray.evaluation.resources import Resources, Wanted
 
 _T = TypeVar("_T")
 
-# What is free is mostly had within this.
-_SOON = 0.5
-# And at the latest within this, without a word.
-_AT_ONCE = 3.0
+# What is free is mostly had within this, and at the latest within that, without a word; Ray knows whole seconds alone.
+_SOON = 1
+_AT_ONCE = 3
 _BETWEEN_LINES = 30.0
 # A node that has to be bought, started, and to fetch an image.
 _FOR_NODES = 600.0

@@ -211,6 +211,7 @@ def ray_cluster(tmp_path_factory):
     # As `serve run` does, for the tests of the service.
     prepare_environment(ServeConfig())
     import deadly_stages
+    import forked_workers
 
     from zar_ray.evaluation import pipeline
 
@@ -221,17 +222,20 @@ def ray_cluster(tmp_path_factory):
     logging.getLogger("ray.data").propagate = False
     # A socket's path may have 107 characters, which pytest's own folders use up.
     folder = Path("/tmp") / f"zar-ray-tests-{os.getpid()}"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=str(folder),
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
+    folder.mkdir()
+    with forked_workers.forking(folder) as as_python:
+        with as_python():
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder),
+                logging_level="ERROR",
+                log_to_driver=False,
+            )
+        yield
+        ray.shutdown()
     pipeline.DecodeStage, pipeline.AdaptStage = before
 
 

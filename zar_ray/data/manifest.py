@@ -168,7 +168,7 @@ class Manifest:
                 raise ManifestError(f"{self.name}: a limit of {limit} videos leaves nothing; it must be at least 1")
             middle = (2 * np.arange(limit) + 1) * table.num_rows // (2 * limit)
             table = table.sort_by("video_id").take(middle)
-        return dataclasses.replace(self, table=table)
+        return self if table is self.table else dataclasses.replace(self, table=table)
 
     def keep(self, video_ids: Iterable[str]) -> Manifest:
         """Takes the videos of these ids, in the table's order; the class names stay all.
@@ -180,7 +180,8 @@ class Manifest:
         there = pc.call_function("is_in", [wanted], pc.SetLookupOptions(self.table["video_id"]))
         if len(absent := wanted.filter(pc.call_function("invert", [there]))):
             raise ManifestError(f'{self.name}: no video "{min(absent.to_pylist())}"')
-        return dataclasses.replace(self, table=self.table.filter(pc.field("video_id").isin(wanted)))
+        table = self.table.filter(pc.field("video_id").isin(wanted))
+        return self if len(table) == len(self) else dataclasses.replace(self, table=table)
 
     def members(self, splits: Iterable[str]) -> np.ndarray:
         """Bool (N,): which videos are in any of some splits."""

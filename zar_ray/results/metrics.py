@@ -184,9 +184,11 @@ def case_metrics(
     else:
         rows = CaseRows.of(table, case_id, classes)
         measured = {**_accuracies(rows, classes), "trust": trust_of(rows, seed)}
-    decided = table.filter(pa.array(finished, pa.bool_()))
-    before, after = (firsts(decided[f"top5_{when}"].drop_null()) for when in ("before", "after"))
-    sure = (firsts(decided[f"top5_scores_{when}"].drop_null()) for when in ("before", "after"))
+    decisions = [f"{name}_{when}" for name in ("top5", "top5_scores") for when in ("before", "after")]
+    decided = table.select(decisions)
+    if not finished.all():
+        decided = decided.filter(pa.array(finished, pa.bool_()))
+    before, after, *sure = (firsts(decided[name].drop_null()) for name in decisions)
     confidence = [float(one.mean(dtype=np.float64)) if len(one) else None for one in sure]
     return CaseMetrics(
         case_id=case_id,

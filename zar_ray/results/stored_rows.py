@@ -24,8 +24,10 @@ _Out = TypeVar("_Out")
 PREDICTIONS = "predictions.parquet"
 """File in a run's folder that holds its rows, sorted by `KEYS`."""
 
-# Pieces of a file that are read while one is used: they hide an object store's delay, and take memory.
+# Pieces of a file that are read while one is used, at most so many and of so many bytes together, but for a single one:
+# they hide an object store's delay, and take memory.
 _AHEAD = 8
+_AHEAD_BYTES = 2**25
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,7 @@ class StoredRows:
                 known = pq.read_metadata(file)
             with ThreadPoolExecutor(_AHEAD) as pool:
                 read = partial(self._group, known, needed, conditions)
-                for table in _ahead(pool, read, range(known.num_row_groups)):
+                for table in _ahead(pool, read, range(known.num_row_groups), _pieces_ahead(known, needed)):
                     yield table.select(list(columns))
         except FileNotFoundError:
             raise RunError(f"{self.storage.path(PREDICTIONS)}: no such file, and it holds the run's rows") from None
@@ -85,12 +87,20 @@ class StoredRows:
         return table
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
-    """The results in order, a few of them made beforehand."""
+def _pieces_ahead(known: pq.FileMetaData, columns: Sequence[str]) -> int:
+    """How many row groups are read at a time, of whose columns some are wanted."""
+    groups = (known.row_group(number) for number in range(known.num_row_groups))
+    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
+    wanted = sum(one.total_uncompressed_size for one in chunks if one.path_in_schema.partition(".")[0] in columns)
+    return max(1, min(_AHEAD, _AHEAD_BYTES * known.num_row_groups // max(1, wanted)))
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[_In], _Out], items: Iterable[_In], count: int) -> Iterator[_Out]:
+    """The results in order, `count` of them made beforehand."""
     waiting: deque[Future[_Out]] = deque()
     for item in items:
         waiting.append(pool.submit(work, item))
-        if len(waiting) == _AHEAD:
+        if len(waiting) == count:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()

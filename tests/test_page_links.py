@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*ROOT.glob("*.md"), ROOT / "bench" / "RESULTS.md", *(ROOT / "docs").glob("*.md")]
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "bench" / "RESULTS.md", *(ROOT / "docs").glob("*.md")])
 
 
 def prose(page: Path) -> str:

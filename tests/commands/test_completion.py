@@ -1,6 +1,7 @@
 """`zar --completion SHELL`: what the shells themselves make of it, where they are installed; and what it knows."""
 
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -65,7 +66,7 @@ def run(shell: str, program: str, folder, *words: str) -> list[str]:
     done = subprocess.run(
         [*command.get(shell, ["fish", "--no-config", "-c", program, "--"]), *words],
         cwd=folder,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "LANG": "C.UTF-8", "TERM": "dumb"},
+        env={"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8", "TERM": "dumb"},
         capture_output=True,
         text=True,
         timeout=100,

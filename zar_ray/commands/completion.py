@@ -40,7 +40,7 @@ def completion(
     parser = argparse.ArgumentParser(prog="zar", add_help=False)
     parser.add_argument("--help", action="store_true", help="All commands.")
     parser.add_argument("--version", action="store_true", help="The installed version.")
-    parser.add_argument("--completion", choices=_SHELLS, help="Print such a script.")
+    parser.add_argument("--completion", choices=_SHELLS, help="Print what completes commands in a shell.")
     things = parser.add_subparsers()
     verbs: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
     for words, about in commands.items():

@@ -1,12 +1,15 @@
 """`zar cost`: models side by side, from their shapes."""
 
 import shutil
+import warnings
 
 import pytest
+from safetensors.torch import save_file
 
 from zar_ray.commands.cost import COLUMNS, cost_row
 from zar_ray.commands.main import main
 from zar_ray.data.classes import class_list
+from zar_ray.models.checkpoints import read_checkpoint
 from zar_ray.models.systems.registry import known_systems
 from zar_ray.study.options import EvalConfig
 
@@ -55,6 +58,25 @@ def test_a_checkpoint_file_stands_for_its_model(tiny_checkpoint):
     assert row.cost.parameters > row.trained > 0
 
 
+def test_settings_are_the_sizes_of_what_a_system_adds(rows):
+    wide = cost_row("ezclip", NAMES, EvalConfig(settings=("frames=12", "reduction=8")), length=95)
+    assert wide.cost.view_frames == 12
+    assert wide.cost.parameters < rows["ezclip"].cost.parameters, "smaller adapters"
+    assert wide.trained < rows["ezclip"].trained
+
+
+def test_settings_say_what_a_files_tensors_do_not(tmp_path, tiny_checkpoint):
+    tensors, file = read_checkpoint(tiny_checkpoint).tensors, tmp_path / "bare.safetensors"
+    save_file(tensors, file)
+    with pytest.warns(UserWarning, match="no tensor tells"):
+        assumed = cost_row(str(file), NAMES, EvalConfig(), length=50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        words = ("quick_gelu=false", "vision_heads=2", "text_heads=2")
+        said = cost_row(str(file), NAMES, EvalConfig(settings=words), length=50)
+    assert said.cost.parameters == assumed.cost.parameters
+
+
 def test_the_documented_table_is_what_is_counted(rows, repository):
     lines = (repository / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
     (head,) = [number for number, line in enumerate(lines) if line == f"| {' | '.join(COLUMNS)} |"]
@@ -76,6 +98,8 @@ def test_the_command_prints_a_row_a_model(capsys, monkeypatch):
     [
         (["cost", "--frames", "0"], "zar cost: --frames, --length and --steps are 1 or more"),
         (["cost", "ezclap"], 'no model is called "ezclap"'),
+        (["cost", "a5", "--settings", "prefx=4"], "--settings prefx=4: a5 has no such setting; did you mean"),
+        (["cost", "RN50", "--settings", "frames=4"], "--settings frames=4: RN50 has no such setting"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, words, message):

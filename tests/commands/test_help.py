@@ -1,4 +1,4 @@
-"""Help is short, says what people read, and knows all that the parser takes; completion knows it too."""
+"""Help is short, says what people read, and knows all that the parser takes."""
 
 import io
 import re
@@ -9,7 +9,6 @@ import pytest
 import tyro
 
 from zar_ray.adaptation.options import PredictConfig
-from zar_ray.commands.completion import completion
 from zar_ray.commands.entries import entries_of
 from zar_ray.commands.help import COMMON, EXAMPLES, MOST_COLUMNS, Helped
 from zar_ray.commands.main import COMMANDS, function_of, main
@@ -95,37 +94,6 @@ def test_a_thing_lists_its_verbs(thing, capsys):
         assert main(words) == status
         said = capsys.readouterr().out
         assert re.findall(r"^  zar (\w+ \w+)  ", said, re.MULTILINE) == verbs
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_has_a_script_with_every_command_and_option(shell):
-    script = completion(shell, COMMANDS, function_of)
-    for word in (*(words.split()[-1] for words in COMMANDS), "views.eval-frames", "no-mlflow", "fp32"):
-        assert word in script
-
-
-@pytest.mark.parametrize("shell", ["", "tcsh"])
-def test_other_shells_are_refused(shell):
-    with pytest.raises(ConfigError, match="say for which shell, bash, zsh, fish"):
-        completion(shell, COMMANDS, function_of)
-
-
-@pytest.mark.process
-def test_bash_completes(tmp_path):
-    (tmp_path / "zar.bash").write_text(completion("bash", COMMANDS, function_of))
-    cases = {
-        "zar ev": ["eval"],
-        "zar data sh": ["show", "shots"],
-        "zar eval --views.f": ["--views.frames"],
-        "zar eval --precision f": ["fp32", "fp16"],
-        "zar predict --lab": ["--labels"],
-    }
-    lines = [f"source {tmp_path}/zar.bash"]
-    for line in cases:
-        lines += [f"COMP_WORDS=({line})", "COMP_CWORD=$((${#COMP_WORDS[@]} - 1))", "COMPREPLY=()", "_shtab_zar"]
-        lines += ['echo "${COMPREPLY[@]}"']
-    done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60, check=True)
-    assert [line.split() for line in done.stdout.splitlines()] == list(cases.values())
 
 
 @pytest.mark.process

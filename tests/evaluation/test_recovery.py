@@ -41,16 +41,20 @@ class Cluster:
 
     Attributes:
         loses_all: Whether each block of the first pass is lost.
+        tells: Whether blocks that were not lost tell of their videos, as they do unless their process dies after them.
     """
 
     def __init__(self, run, poison, fate) -> None:
         self.run, self.poison, self.fate, self.loses_all = run, poison, fate, True
+        self.tells, self.progress = True, None
         self.folder = RunFolder(run.spec.storage)
         self.tries: Counter[str] = Counter()
 
-    def done(self, video: str) -> None:
+    def done(self, video: str, error: str | None = None) -> None:
         cases = self.run.spec.cases
-        self.folder.add(to_table([ResultRow(video, case.case_id, case.method) for case in cases]))
+        self.folder.add(to_table([ResultRow(video, case.case_id, case.method, error=error) for case in cases]))
+        if self.tells:
+            self.progress.advance(1, failed=error is not None)
 
     def blocks(self, videos, size, attempts) -> None:
         ids = videos["video_id"].to_pylist()
@@ -95,6 +99,7 @@ class Cluster:
         else:
             todo, blocks = recovery.lacking(videos, spec, ledger), self.blocks
         with VideoProgress(Console(file=said, width=200), len(todo)) as progress:
+            self.progress = progress
             recovery.run_videos(todo, spec, self.folder, ledger, 4, blocks, progress)
         return said.getvalue()
 
@@ -151,3 +156,20 @@ def test_what_is_lost_each_time_without_a_death_of_its_own_is_given_up_and_says_
     (error,) = {one for one in cluster.folder.results()["error"].to_pylist() if one}
     assert "memory ran out (1 of 5 times)" in error
     assert "lost" in said
+
+
+def test_what_has_its_rows_is_counted_though_its_block_was_lost(start, monkeypatch):
+    """As where a process hung at a second video after it had given one up, or died when it had written its rows."""
+    ids, make = start
+
+    def hangs(video, tries):
+        if video != ids[2]:
+            return None
+        cluster.done(video, "decoding hung")
+        return "crashed"
+
+    cluster = make({ids[4]}, hangs)
+    cluster.tells = False
+    said = cluster.go(monkeypatch)
+    assert cluster.failed == {ids[2], ids[4]}
+    assert said.splitlines()[-1].endswith(f"(2 failed): {len(ids)}/{len(ids)} videos")

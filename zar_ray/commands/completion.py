@@ -9,13 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import shtab
 
+from zar_ray.adaptation.methods import METHODS
 from zar_ray.commands.entries import Entry
 from zar_ray.commands.help import Helped
 from zar_ray.errors import ConfigError
 
 _SHELLS = ("bash", "zsh", "fish")
-# Kinds of values that a shell completes by what lies in folders.
-_FILES = {"PATH", "FILE", "FILE|URI", "VIDEOS ..."}
+# Kinds of values that name no file. Any other text may, and a shell completes what it knows nothing of by files.
+_NO_FILES = {"N", "X", "BYTES", "SECONDS", "SHARE", "BENCHMARK", "NAME", "WORDS"}
+# What shtab 1.13 writes for zsh, and what zsh wants: a script that is sourced is registered, like one under `eval`, and
+# of several arguments each is completed.
+_FOR_ZSH = {"$zsh_eval_context[-1] == eval ]]": "$zsh_eval_context[-1] == (eval|file) ]]", '"(*)::': '"*:'}
 
 
 def completion(
@@ -34,16 +38,23 @@ def completion(
     if shell not in _SHELLS:
         raise ConfigError(f"--completion {shell}".rstrip() + f": say for which shell, {', '.join(_SHELLS)}")
     parser = argparse.ArgumentParser(prog="zar", add_help=False)
+    parser.add_argument("--help", action="store_true", help="All commands.")
+    parser.add_argument("--version", action="store_true", help="The installed version.")
+    parser.add_argument("--completion", choices=_SHELLS, help="Print what completes commands in a shell.")
     things = parser.add_subparsers()
     verbs: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
     for words, about in commands.items():
         thing, _, verb = words.partition(" ")
         if verb and thing not in verbs:
-            verbs[thing] = things.add_parser(thing, add_help=False, help="").add_subparsers()
+            about_thing = ", ".join(known.split()[1] for known in commands if known.startswith(f"{thing} "))
+            verbs[thing] = things.add_parser(thing, add_help=False, help=about_thing).add_subparsers()
         own = (verbs[thing] if verb else things).add_parser(verb or thing, add_help=False, help=about)
         for entry in _entries(function_of(words)):
             _add(own, entry)
-    return shtab.complete(parser, shell=shell)
+    script = shtab.complete(parser, shell=shell)
+    for written, wanted in _FOR_ZSH.items() if shell == "zsh" else ():
+        script = script.replace(written, wanted)
+    return script
 
 
 def _entries(function: Callable[[Sequence[str]], int]) -> Sequence[Entry]:
@@ -63,6 +74,7 @@ def _add(parser: argparse.ArgumentParser, entry: Entry) -> None:
         action = parser.add_argument(entry.written, action="store_true", help=about)
     else:
         nargs = "*" if entry.several else None
-        action = parser.add_argument(f"--{entry.name}", nargs=nargs, choices=entry.choices or None, help=about)
-    if entry.value in _FILES:
+        choices = entry.choices if entry.name != "method" else [*METHODS]
+        action = parser.add_argument(f"--{entry.name}", nargs=nargs, choices=choices or None, help=about)
+    if entry.value and not action.choices and entry.value.split()[0] not in _NO_FILES:
         action.complete = shtab.FILE  # type: ignore[attr-defined]

@@ -25,7 +25,8 @@ from zar_ray.models.architecture import named_architecture, system_architecture
 from zar_ray.models.checkpoints import read_checkpoint
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.cost import weightless
-from zar_ray.models.loading import describe_checkpoint
+from zar_ray.models.loading import describe_checkpoint, warn_of_assumed
+from zar_ray.models.settings import Settings, parsed, with_settings
 from zar_ray.models.systems.registry import find_system, known_systems
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.layers import conf_dir, read_yaml, validate
@@ -85,6 +86,7 @@ def cost_command(
     class_names: str = "kinetics400",
     length: int = 300,
     steps: int = 1,
+    settings: tuple[str, ...] = (),
 ) -> int:
     """Counts from shapes alone, without weights or videos; a GFLOP is 1e9 multiplications with addition.
 
@@ -94,13 +96,17 @@ def cost_command(
         class_names: The candidate classes: a list of conf/classes, "a,b,c", or a file with one a line.
         length: Frames of the video whose views are counted.
         steps: ZAR's steps.
+        settings: NAME=VALUE words for every model: what a checkpoint's tensors do not tell, and other sizes of what a
+            published system adds, such as frames=16 (docs/models.md).
     """
     if min(frames, length, steps) < 1:
         raise ConfigError("zar cost: --frames, --length and --steps are 1 or more")
     known = class_names in known_class_lists()
     names = class_list(class_names) if known else parse_class_names(class_names)
     views = ViewConfig(frames=frames, eval_frames=frames)
-    options = EvalConfig.model_validate({"views": views, "method": ("zar",), "zar": {"steps": steps}})
+    options = EvalConfig.model_validate(
+        {"views": views, "method": ("zar",), "zar": {"steps": steps}, "settings": settings}
+    )
     chosen = models or (EvalConfig.model_fields["model"].default, *known_systems())
     table = Table(*COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in (1, 2, 3, 5, 6, 7, 8):
@@ -124,14 +130,15 @@ def cost_row(model: str, class_names: Sequence[str], options: EvalConfig, length
     Args:
         model: The name of a system or of one of open_clip's models, or a checkpoint file.
         class_names: The candidate classes, which the text tower reads.
-        options: The views, ZAR's steps and the prompts. A model for views of another length has its own.
+        options: The views, ZAR's steps, the prompts and the model's settings. A model for views of another length has
+            its own.
         length: Frames of the video that is adapted to, 340 by 256 pixels.
 
     Raises:
-        ConfigError: A name is unknown.
+        ConfigError: A name is unknown, or a setting is none of the model's.
         ModelError: A file is no checkpoint of a CLIP.
     """
-    shape = _shape(model)
+    shape = _shape(model, parsed(options.settings))
     frames = shape.view_frames
     if frames is not None:
         views = options.views.model_copy(update={"frames": frames, "eval_frames": frames})
@@ -149,13 +156,18 @@ def cost_row(model: str, class_names: Sequence[str], options: EvalConfig, length
     return CostRow(model, recipe, trained, cost, len(plan.images))
 
 
-def _shape(model: str) -> ClipModel:
-    """A weightless copy of what a name or a file stands for."""
-    if Path(model).expanduser().is_file():
-        name, architecture, preprocessing = describe_checkpoint(read_checkpoint(Path(model).expanduser()))
+def _shape(model: str, settings: Settings) -> ClipModel:
+    """A weightless copy of what a name or a file stands for, under some settings."""
+    file = Path(model).expanduser()
+    if file.is_file():
+        checkpoint = read_checkpoint(file)
+        warn_of_assumed(checkpoint, settings)
+        name, architecture, preprocessing = describe_checkpoint(checkpoint, settings=settings)
         return weightless(architecture, name, preprocessing)
     system = find_system(model)
-    architecture = named_architecture(model) if system is None else system_architecture(system)
+    # What a name stands for is known, all but the sizes of what a system adds.
+    additions = with_settings({} if system is None else system.additions, settings, model)
+    architecture = named_architecture(model) if system is None else {**system_architecture(system), **additions}
     size = architecture["vision_cfg"].get("image_size", 224)
     return weightless(architecture, model, Preprocessing(input_size=size))
 
@@ -165,6 +177,7 @@ def _trained(model: str, shape: ClipModel, class_names: Sequence[str]) -> tuple[
     own = conf_dir() / "train" / f"{model}.yaml"
     path = own if find_system(model) is not None and own.is_file() else conf_dir() / "train" / f"{_PLAIN_RECIPE}.yaml"
     config = validate(TrainConfig, read_yaml(path), str(path))
+    config = config.model_copy(update={"frames": shape.view_frames or config.frames})
     prompts = class_prompts(class_names, config.context)
     try:
         network = VideoTextModel(shape, prompts, config)

@@ -95,6 +95,11 @@ class VideoProgress:
         if self._notes > _NOTES:
             self._console.print(f"(and {self._notes - _NOTES} more such videos)", highlight=False)
 
+    @property
+    def counted(self) -> tuple[int, int]:
+        """Videos that are finished, earlier sessions' too, and how many of this session's failed."""
+        return int(self._bar.tasks[0].completed), self._failed
+
     def advance(self, videos: int, failed: int) -> None:
         """Adds finished videos, of which some failed."""
         (task,) = self._bar.tasks

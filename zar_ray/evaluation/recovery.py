@@ -127,16 +127,33 @@ def run_videos(
         StorageError: The store of videos that were lost does not answer.
     """
     lost = _LostVideos(spec, folder, ledger, progress)
+    before = progress.counted
     lost.fail(todo.filter(pc.field("error").is_valid()))
     whole = todo.filter(pc.field("error").is_null())
     try:
         if spec.streams:
             _run_in_order(whole, lost, run)
-            return
-        run(whole, batch_size, None)
-        _try_alone(lacking(whole, spec, ledger), lost, run)
+        else:
+            run(whole, batch_size, None)
+            _try_alone(lacking(whole, spec, ledger), lost, run)
     except RayError as error:
         raise RunError(f"Ray stopped the run ({reason_of(error)}); {CONTINUES}") from error
+    _count_untold(todo, lost, before)
+
+
+def _count_untold(todo: pa.Table, lost: _LostVideos, before: tuple[int, int]) -> None:
+    """Counts videos that have their rows, and whose block was lost before it could tell: each has rows at the end.
+
+    So it is where a process died just after it wrote them, or hung at a second video after it had given one up.
+    """
+    done, failed = (now - then for now, then in zip(lost.progress.counted, before, strict=True))
+    if (untold := len(todo) - done) <= 0:
+        return
+    ours = pc.field("case_id").isin([case.case_id for case in lost.spec.cases]) & pc.field("error").is_valid()
+    tables = lost.folder.tables(lost.folder.row_files(), ["video_id", "case_id", "error"])
+    all_failed = {*chain.from_iterable(table.filter(ours)["video_id"].to_pylist() for table in tables)}
+    of_these = len(all_failed.intersection(todo["video_id"].to_pylist()))
+    lost.progress.advance(untold, failed=min(untold, max(0, of_these - failed)))
 
 
 def put_together(folder: RunFolder, progress: VideoProgress) -> None:

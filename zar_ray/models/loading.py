@@ -204,17 +204,22 @@ def describe_checkpoint(
     return name, architecture, _pixels_by_name(model, tag, size, place)
 
 
+def warn_of_assumed(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Warns of what a published system's file was taken to have as no tensor tells it, and no setting either."""
+    if untold := [name for name in checkpoint.assumed if name not in settings]:
+        assumed = told(checkpoint.architecture or {}, untold)
+        warnings.warn(
+            f"{checkpoint.path}: a {checkpoint.title} file, taken to have {assumed}, which it does not tell; if it was"
+            " trained otherwise, say so with --settings NAME=VALUE, or its features are wrong",
+            stacklevel=4,
+        )
+
+
 def _from_file(options: ModelOptions, system: System | None, settings: Settings) -> ClipModel:
     checkpoint = read_checkpoint(options.checkpoint)  # type: ignore[arg-type] # load_model saw that it is given
     place = str(checkpoint.path)
     require_both_towers(checkpoint.tensors, place)
-    if untold := [name for name in checkpoint.assumed if name not in settings]:
-        assumed = told(checkpoint.architecture or {}, untold)
-        warnings.warn(
-            f"{place}: a {checkpoint.title} file, taken to have {assumed}, which it does not tell; if it was trained"
-            " otherwise, say so with --settings NAME=VALUE, or its features are wrong",
-            stacklevel=3,
-        )
+    warn_of_assumed(checkpoint, settings)
     # Of a system's new weights the sizes come later.
     plain = system is not None and not has_parts(checkpoint.architecture or {})
     name, architecture, preprocessing = describe_checkpoint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from zar_ray.data.datasets import known_benchmarks, load_benchmark, protocol_name
 from zar_ray.evaluation.pipeline import Evaluated
@@ -46,7 +47,6 @@ def collect(study: Study, evaluated: Evaluated) -> StudyRecord:
             parts.append(part)
     sides = {one.options.views.short_side for one in evaluated.models[0].settings}
     raised = sides != {one.options.views.short_side for one in axes.settings}
-    counted = evaluated.rows.read(metrics.COUNT_COLUMNS)
     tables, reference = tables_of(study, cells, parts), reference_method(study.options)
     shifts = (shift_table(one, reference) for one in tables)
     settings = [one.options for model in evaluated.models for one in model.settings]
@@ -54,10 +54,9 @@ def collect(study: Study, evaluated: Evaluated) -> StudyRecord:
         whole=replace(
             cells[0].summary,
             name=str(study.options.name),
-            failures=metrics.failure_groups(counted),
             order_dependent=stream_methods(settings),
             order=tuple(map(str, orders_for(settings))),
-            **metrics.video_counts(counted),
+            **_counts(evaluated),
         ),
         axes=names,
         cells=tuple(cells),
@@ -73,7 +72,6 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
     workload, folder, (model,) = study.workload, study.folder, part.models
     dataset = protocol_name(str(options.dataset), options.protocol)
     average = load_benchmark(dataset).average if dataset in known_benchmarks() else "mean"
-    counted = part.rows.read(metrics.COUNT_COLUMNS)
     splits = {split.name: split for split in workload.splits}
     cases = tuple(
         metrics.case_metrics(
@@ -102,10 +100,9 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
         random_weights=model.random_weights,
         seed=options.seed,
         classes=len({name for names in workload.class_sets for name in names}),
-        **metrics.video_counts(counted),
+        **_counts(part),
         resumed=part.resumed,
         cases=cases,
-        failures=metrics.failure_groups(counted),
         costs=metrics.costs(part.rows.read(metrics.COST_COLUMNS)),
         throughput=Throughput.of(part.evaluated, part.seconds, part.loads),
         results=folder.storage.path(PREDICTIONS),
@@ -118,6 +115,12 @@ def _summary(study: Study, options: EvalConfig, part: Evaluated) -> RunSummary:
         order=tuple(map(str, orders_for([options]))),
         model_cost=next(iter(model.costs), None),
     )
+
+
+def _counts(part: Evaluated) -> dict[str, Any]:
+    """What a result table accounts for, by the names that `RunSummary` has for it."""
+    counted = part.rows.read(metrics.COUNT_COLUMNS)
+    return {**metrics.video_counts(counted), "failures": metrics.failure_groups(counted)}
 
 
 def write_class_files(study: Study, evaluated: Evaluated, folder: RunFolder) -> None:

@@ -266,7 +266,7 @@ def test_mistakes_are_one_line(bench, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("minutes", "pause"), [(0.75, 3), pytest.param(2, 12, marks=pytest.mark.stress)], ids=["short", "two minutes"]
+    ("minutes", "pause"), [(0.5, 3), pytest.param(2, 12, marks=pytest.mark.stress)], ids=["short", "two minutes"]
 )
 def test_it_adds_up(repository, tmp_path, minutes, pause):
     file = tmp_path / "soak.json"

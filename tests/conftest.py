@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import runpy
@@ -102,6 +103,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"mark as slow what starts Ray or a browser: {', '.join(unmarked)}")
 
 
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end: whoever collects cycles passes it over.
+
+    The product does, matplotlib and mlflow do, some hundreds of times, and each would look at a million objects.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries that look at the end for what is left of theirs are to find it gone."""
+    gc.unfreeze()
+
+
 def _ray_runs() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
@@ -148,6 +163,25 @@ def video_folder(tmp_path_factory) -> Path:
         for number in range(4):
             write_video(root / name / f"{number}.mp4", frames=14 + 3 * number, seed=10 * index + number)
     return root
+
+
+@pytest.fixture
+def probes_here(request, monkeypatch):
+    """Lists' videos are opened in this process, but by tests that are marked `process` or `slow`.
+
+    What processes of their own protect from is held by tests/data/test_probing.py; each takes half a second to start.
+    """
+    from zar_ray.data import probing
+
+    def answers(items, work, *_, **__):
+        found = [probing._answer(work, item) for item in items]
+        for answer in found:
+            if isinstance(answer, Exception):
+                raise answer
+        return found
+
+    if not any(request.node.get_closest_marker(name) for name in ("process", "slow")):
+        monkeypatch.setattr(probing, "in_processes", answers)
 
 
 def write_model(path: Path, architecture: dict, seed: int, **pixels) -> Path:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.signal import fftconvolve
 from scipy.stats import binom, binomtest
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from zar_ray.results.statistics import (
     detectable_difference,
@@ -88,6 +89,12 @@ def test_holm_by_hand():
     assert holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])
     assert holm([0.02]) == pytest.approx([0.02])
     assert holm([]) == []
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.01, 0.04, 1.0])), min_size=1, max_size=12))
+def test_holms_rule_is_that_of_statsmodels(p_values):
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
 
 
 @given(st.integers(1, 3000).flatmap(lambda videos: st.tuples(st.integers(0, videos), st.just(videos))))

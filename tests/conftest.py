@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -87,6 +88,16 @@ LONGEST = (
     "test_demo_training.py",
     "test_notebook.py",
 )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Loads no file whose tests all have a mark that is left out, as by `make test-fast`: imports take seconds."""
+    asked = config.option.markexpr.split(" and ")
+    if collection_path.suffix != ".py" or not any(one.startswith("not ") for one in asked):
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    of_all = re.search(r"^pytestmark = pytest\.mark\.(\w+)$", text, re.MULTILINE)
+    return True if of_all and f"not {of_all[1]}" in asked else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

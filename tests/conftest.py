@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -88,6 +90,16 @@ LONGEST = (
 )
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Loads no file whose tests all have a mark that is left out, as by `make test-fast`: imports take seconds."""
+    asked = config.option.markexpr.split(" and ")
+    if collection_path.suffix != ".py" or not any(one.startswith("not ") for one in asked):
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    of_all = re.search(r"^pytestmark = pytest\.mark\.(\w+)$", text, re.MULTILINE)
+    return True if of_all and f"not {of_all[1]}" in asked else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sorts files by how long they take; refuses tests that would bring real processes into `make test-fast`."""
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
@@ -100,6 +112,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ]
     if unmarked:
         raise pytest.UsageError(f"mark as slow what starts Ray or a browser: {', '.join(unmarked)}")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end: whoever collects cycles passes it over.
+
+    The product does, matplotlib and mlflow do, some hundreds of times, and each would look at a million objects.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries that look at the end for what is left of theirs are to find it gone."""
+    gc.unfreeze()
 
 
 def _ray_runs() -> bool:
@@ -148,6 +174,25 @@ def video_folder(tmp_path_factory) -> Path:
         for number in range(4):
             write_video(root / name / f"{number}.mp4", frames=14 + 3 * number, seed=10 * index + number)
     return root
+
+
+@pytest.fixture
+def probes_here(request, monkeypatch):
+    """Lists' videos are opened in this process, but by tests that are marked `process` or `slow`.
+
+    What processes of their own protect from is held by tests/data/test_probing.py; each takes half a second to start.
+    """
+    from zar_ray.data import probing
+
+    def answers(items, work, *_, **__):
+        found = [probing._answer(work, item) for item in items]
+        for answer in found:
+            if isinstance(answer, Exception):
+                raise answer
+        return found
+
+    if not any(request.node.get_closest_marker(name) for name in ("process", "slow")):
+        monkeypatch.setattr(probing, "in_processes", answers)
 
 
 def write_model(path: Path, architecture: dict, seed: int, **pixels) -> Path:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from zipfile import ZipFile
 
 REPOSITORY = Path(__file__).parent.parent
@@ -46,15 +48,26 @@ def install_package(
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": "\n".join(groups),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    wheel = folder.parent / f"{stem}-1.0-py3-none-any.whl"
-    with ZipFile(wheel, "w") as archive:
-        for path, content in files.items():
-            archive.writestr(path, content)
-        archive.writestr(f"{info}/RECORD", "".join(f"{path},,\n" for path in (*files, f"{info}/RECORD")))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--no-deps", "--no-index", "--target", str(folder), str(wheel)], check=True)
+    for path, content in _installed(stem, info, tuple(files.items())).items():
+        place = folder / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
     return folder
+
+
+@cache
+def _installed(stem: str, info: str, files: tuple[tuple[str, str], ...]) -> Mapping[Path, bytes]:
+    """What pip leaves of a wheel of these files; once a session, as most tests install the same package."""
+    with TemporaryDirectory() as place:
+        wheel, target = Path(place) / f"{stem}-1.0-py3-none-any.whl", Path(place) / "target"
+        with ZipFile(wheel, "w") as archive:
+            for path, content in files:
+                archive.writestr(path, content)
+            names = (*(path for path, _ in files), f"{info}/RECORD")
+            archive.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in names))
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--no-deps", "--no-index", "--target", str(target), str(wheel)], check=True)
+        return {path.relative_to(target): path.read_bytes() for path in target.rglob("*") if path.is_file()}
 
 
 def environment_with(*folders: Path) -> dict[str, str]:

@@ -55,6 +55,7 @@ def test_wrong_options_of_a_benchmark_name_its_file(monkeypatch, tmp_path):
     assert "tiny.yaml, options: framse" in complaint("--dataset", "tiny")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", ["main", "parsing", "data"])
 def test_commands_that_need_no_method_load_no_pytorch(module):
     code = f"import sys, zar_ray.commands.{module}; sys.exit('torch' in sys.modules)"
@@ -202,6 +203,7 @@ def test_a_lost_device_is_one_line_too(capsys):
     ]
 
 
+@pytest.mark.process
 def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "zar_ray.commands.main", "eval", "--lmit", "3"],
@@ -312,7 +314,7 @@ def test_the_name_of_a_list_is_one_folders_name_too(tmp_path, capsys):
 @pytest.mark.parametrize(
     "text",
     [
-        "a: " + "[" * 5000,
+        "a: " + "[" * 600,
         "a: " + "[" * 150 + "]" * 150,
         "".join(f"{'  ' * level}a:\n" for level in range(2000)),
         "x0: &x0 [1, 2]\n" + "".join(f"x{n + 1}: &x{n + 1} [*x{n}, *x{n}]\n" for n in range(40)),

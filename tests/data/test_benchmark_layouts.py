@@ -19,6 +19,8 @@ from zar_ray.data.options import IndexConfig
 from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ConfigError, ManifestError
 
+pytestmark = pytest.mark.usefixtures("probes_here")
+
 Put = Callable[[Path], Path]
 PARTS = {0: "unused", 1: "train", 2: "test"}
 

@@ -17,6 +17,8 @@ from zar_ray.data.manifest import Manifest, VideoRow, write_manifest
 from zar_ray.errors import ConfigError, ManifestError, ZarError
 from zar_ray.study.options import EvalConfig
 
+pytestmark = pytest.mark.usefixtures("probes_here")
+
 Put = Callable[[Path], Path]
 
 

@@ -17,6 +17,8 @@ from zar_ray.video.decoding import decode_video
 from zar_ray.video.files import VideoFile
 from zar_ray.video.shards import read_shard
 
+pytestmark = pytest.mark.usefixtures("probes_here")
+
 
 def pack(place, files, **how):
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -83,7 +83,7 @@ NAMES = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     names=NAMES,
     words=st.lists(st.sampled_from(("a", "video", "of", "person")), min_size=1, max_size=16).map(" ".join),

@@ -91,8 +91,9 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-@given(st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.01, 1.0])), min_size=1, max_size=30))
-def test_holm_is_that_of_statsmodels(p_values):
+@settings(deadline=None, max_examples=12)
+@given(st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.01, 0.04, 1.0])), min_size=1, max_size=12))
+def test_holms_rule_is_that_of_statsmodels(p_values):
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
 
 

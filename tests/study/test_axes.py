@@ -17,6 +17,8 @@ from zar_ray.study.axes import axes_of, place_of, write_mixture
 from zar_ray.study.options import AblateConfig, EvalConfig
 from zar_ray.study.plan import describe, plan_study
 
+pytestmark = pytest.mark.usefixtures("probes_here")
+
 
 @pytest.fixture
 def other_checkpoint(tiny_checkpoint, tmp_path) -> Path:

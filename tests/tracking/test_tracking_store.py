@@ -221,6 +221,7 @@ def test_an_output_behind_a_uri_needs_a_server():
         default_uri("s3://bucket/runs")
 
 
+@pytest.mark.process
 def test_importing_the_package_does_not_import_mlflow():
     code = "import sys, zar_ray.tracking; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -31,6 +31,8 @@ from zar_ray.training.videos import VideoTable, usable_videos
 from zar_ray.video.sampling import drawn_frames
 from zar_ray.video.transforms import Preprocessing
 
+pytestmark = pytest.mark.usefixtures("probes_here")
+
 
 @given(st.integers(1, 40), st.integers(1, 30), st.integers(0, 5), st.integers(0, 3))
 def test_every_epoch_sees_every_video_once_and_batches_are_full(videos, batch_size, first_step, seed):

@@ -49,9 +49,9 @@ def test_good_files(shared, name):
     if has_decord():
         assert np.array_equal(decode_video(path, plan, decoder="decord", timeout=60).frames, decoded.frames)
     with open_video(path) as reader:
-        everything = [resize_frame(frame, 224) for frame in reader.read(range(reader.info.frames))]
-    named = plan(decoded.info).frames
-    assert np.array_equal(np.stack(everything)[named], decoded.frames), "whichever frames are wanted, they are the same"
+        everything = list(reader.read(range(reader.info.frames)))
+    named = [resize_frame(everything[number], 224) for number in plan(decoded.info).frames]
+    assert np.array_equal(np.stack(named), decoded.frames), "whichever frames are wanted, they are the same"
 
 
 @pytest.mark.parametrize("name", BAD)

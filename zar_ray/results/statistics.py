@@ -155,14 +155,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusts the p values of several tests by Holm's step-down rule, in the given order.
 
     Each may then be held against the level that a single test would be: the chance of any false alarm among all of them
-    stays below it.
+    stays below it (Scandinavian Journal of Statistics 6, 1979).
     """
-    # The least of n values counts n times, the next n - 1 times, and none counts less than one below it.
     values = np.asarray(p_values, float)
-    order = np.argsort(values)
+    order = np.argsort(values, kind="stable")
     adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1)
-    return adjusted.tolist()
+    # The smallest counts as often as there are tests, the next once less; none is below one before it.
+    adjusted[order] = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    return np.minimum(adjusted, 1.0).tolist()
 
 
 def share_estimate(right: float, videos: float) -> Estimate:

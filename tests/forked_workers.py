@@ -29,11 +29,18 @@ IMPORTED = (
 
 _SCRIPT = """#!{python} -IS
 import json, os, socket, sys
-if not sys.argv[1].endswith("/default_worker.py"):
-    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+words = sys.argv[1:]
+if words[0].endswith("/setup_worker.py") and words[-1].startswith("--serialized-runtime-env-context="):
+    # In an environment of its own, which may be no more than some variables.
+    own = json.loads(words[-1].partition("=")[2])
+    if not any(value for name, value in own.items() if name not in ("env_vars", "py_executable")):
+        words = [word for word in words[1:-1] if not word.startswith("--language=")]
+        os.environ.update((name, os.path.expandvars(value)) for name, value in own["env_vars"].items())
+if not words[0].endswith("/default_worker.py"):
+    os.execv({python!r}, [{python!r}, *words])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    told = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode()
+    told = json.dumps([words, dict(os.environ), os.getcwd()]).encode()
     socket.send_fds(server, [len(told).to_bytes(8, "big")], [0, 1, 2])
     server.sendall(told)
     server.recv(1)

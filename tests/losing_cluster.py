@@ -4,12 +4,15 @@ Arguments: the training's options as YAML, and the step whose checkpoint the los
 """
 
 import json
+import os
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
+from forked_workers import forking
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
@@ -32,8 +35,15 @@ def main() -> None:
     """Trains, and says what the training says."""
     config = TrainConfig.model_validate(yaml.safe_load(Path(sys.argv[1]).read_text()))
     folder = Storage(str(config.storage)).child(str(config.name))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    node = cluster.add_node(num_cpus=1)
+    with forking(Path(os.environ["RAY_TMPDIR"])) as as_python:
+        with as_python():
+            cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+            node = cluster.add_node(num_cpus=1)
+        train_on(cluster, node, config, folder)
+
+
+def train_on(cluster: Cluster, node: Any, config: TrainConfig, folder: Storage) -> None:
+    """Trains while the node is lost."""
 
     def lose() -> None:
         while (step := newest_step(folder)) < int(sys.argv[2]):

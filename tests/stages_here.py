@@ -20,6 +20,7 @@ from ray.util.queue import Empty
 
 from zar_ray import cluster
 from zar_ray.evaluation import capacity, pipeline, preflight, supply
+from zar_ray.evaluation.attempts import Attempts
 from zar_ray.evaluation.planning import plan_model
 from zar_ray.evaluation.resources import Resources, Wanted
 from zar_ray.training import job as training_job
@@ -63,6 +64,7 @@ def without_ray() -> Iterator[None]:
         patch.setattr(pipeline, "connected", lambda address: nullcontext())
         patch.setattr(pipeline, "ClusterWatch", lambda *_: nullcontext())
         patch.setattr(capacity, "room_for", room_for)
+        patch.setattr(Attempts, "unfinished", lambda _: [])
         patch.setattr(supply, "_cluster_gpus", tuple)
         patch.setattr(training_job, "connected", lambda address: nullcontext())
         patch.setattr(training_job, "worker_needs", lambda config: WorkerNeeds(threads=1, gpus=0.0, decoders=0))
@@ -70,7 +72,7 @@ def without_ray() -> Iterator[None]:
         patch.setattr(training_job.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: ""))
         patch.setattr(training_job, "Queue", _Said)
         patch.setattr(training_job, "_fit", partial(_fit, Path(root)))
-        patch.setattr(samples, "decoder_processes", samples.decoder_threads)
+        patch.setattr(samples, "decoder_processes", lambda reader, _: samples.decoder_threads(reader, 1))
         patch.setattr(VideoTable, "shared", lambda table: table)
         yield
 

@@ -43,7 +43,7 @@ from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
 from zar_ray.models.systems.registry import registered
 from zar_ray.models.text import PromptedClasses
-from zar_ray.study import forecasts
+from zar_ray.study import collect, forecasts
 from zar_ray.video.transforms import Preprocessing
 
 ROOT = Path(__file__).parents[2]
@@ -200,7 +200,7 @@ def _write_models(desk: Path) -> None:
     _save(first, {})
     for other in others:
         other.hardlink_to(first)
-    _save(desk / "vita.safetensors", {"view_prompts": {"frames": 8}, "system": "vitaclip"})
+    _save(desk / "vita.safetensors", {"view_prompts": {"frames": 8, "context": None}, "system": "vitaclip"})
     for name, (system, additions) in PUBLISHED.items():
         torch.save(published(system, build_clip({**MINI, **additions})), desk / name)
     for name, targets in IMPORTED.items():
@@ -306,6 +306,8 @@ def on_little_data(desk: Path, home: Path, empty_hub: bool = False) -> Iterator[
         patch.setattr(sampling, "_start_of", lambda module: 0.5)
         patch.setattr(sampling, "usable_cpus", lambda: 1)
         patch.setattr(probing, "in_processes", _in_this_process)
+        # Most of the time of an evaluation of so few videos.
+        patch.setattr(collect, "confusion_picture", lambda *_: b"")
         patch.setattr(forecasts, "run_trial", lambda *asked: Trial(asked[3], 2.0, 3.0))
         yield
 
@@ -335,19 +337,24 @@ def prepared(words: Sequence[str], desk: Path, home: Path, runs: Path, known: Ma
     elif made[0] == "train":
         processes = int(made[made.index("--num-workers") + 1]) if "--num-workers" in asked else 1
         made += ["--steps", "1", "--batch-size", str(2 * processes), "--micro-batch", "2", "--no-mlflow"]
+        # Two threads that decode may trip PyAV's messages, which are one for all.
+        made += ["--decode-threads", "1"]
     elif made[0] == "plan":
         made += ["--sample", "2"]
     return made
 
 
 def bench(desk: Path, folder: Path, words: Sequence[str]) -> Path:
-    """A working folder that has what the desk has, but for the file that a command is to write."""
+    """A working folder that has what the desk has, but for the files that a command is to write."""
     folder.mkdir()
-    written = {words[words.index("--output") + 1]} if "--output" in words else set()
-    if list(words[:2]) == ["checkpoint", "import"]:
-        written.add(f"{Path(words[2]).stem}.zar.safetensors")
+    written = Path("nothing")
+    if words[0] in ("train", "checkpoint") and "--output" in words:
+        written = Path(words[words.index("--output") + 1])
+    elif list(words[:2]) == ["checkpoint", "import"]:
+        written = Path(words[2]).with_suffix(".zar.safetensors")
     for one in desk.iterdir():
-        if one.name not in written:
+        of_draw = one.suffix == written.suffix and one.name.startswith(f"{written.stem}-")
+        if one.name != written.name and not of_draw:
             (folder / one.name).symlink_to(one)
     return folder
 

@@ -87,6 +87,7 @@ LONGEST = (
     "test_published_systems.py",
     "test_demo_training.py",
     "test_notebook.py",
+    "test_documented_commands.py",
 )
 
 

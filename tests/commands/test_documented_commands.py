@@ -1,23 +1,33 @@
-"""Every command of README and docs/ is understood, and runs on little data unless a table here says what it lacks."""
+"""Every command of README and docs/ is understood, and runs on little data."""
 
 from __future__ import annotations
 
 import functools
+import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
-import miniatures
 import pytest
-from finished_runs import write_finished_run
+import uvicorn
+from documented_desk import bench, make_desk, make_home, on_little_data, package_here, prepared, write, write_framewise
+from object_store import object_store
+from outside_package import files_of, install_files, run_with
+from serving_backends import LocalBackend, local_app
 
-from zar_ray.commands import parsing
+from zar_ray.commands import models, parsing
 from zar_ray.commands.help import Helped
 from zar_ray.commands.main import main
-from zar_ray.data.classes import class_list
+from zar_ray.models.catalogue import known_models
 from zar_ray.serving.application import options_of
+from zar_ray.serving.methods import ServiceOptions
+from zar_ray.tracking import log_run_folder
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -32,27 +42,8 @@ _OPTIONAL = re.compile(r" \[((?:--|runs/)[^\]]*?)(?: \.\.\.)?\]")
 OTHERS = {"curl", "docker", "git", "kubectl", "mlflow", "pip", "ray"}
 """Programs of others: of their commands the files that they name are looked for."""
 
-LACKING = {
-    r"s3://": "an object store (tests/test_object_stores.py, tests/integration/test_object_store_job.py)",
-    r"--server": "a service (tests/serving)",
-    r"webli|hf-hub:|:openai|ViT-B-16": "weights from the network",
-    r"^zar train": "trainings, and what they train on (tests/integration/test_demo_training.py)",
-    r"^zar plan": "a while to measure, with Ray (tests/commands/test_costs.py)",
-    r"^zar features|--features": "features that a run left (tests/evaluation/test_packs.py)",
-    r"checkpoint import|theirs|model_best|openvclip|actionclip|ezclip|framewise|swa": "a published file (tests/models)",
-    r"local-dir:": "a folder of Hugging Face's layout (tests/models)",
-    r"view_mean|view-mean": "the page's package (tests/integration/test_extending_package.py)",
-    r"RUN_ID|ROOT/NAME": "runs in a tracking store (tests/tracking)",
-    r"index NAME|k600|k400|/data/shards|--dataset mine|--name mine": "that benchmark's files"
-    " (tests/integration/test_benchmarks_end_to_end.py)",
-    r"--dataset demo": "the demo's model, which is trained for minutes (tests/integration/test_demo_training.py)",
-    r"--context|--interpolate-with": "what a training left (tests/integration)",
-    r"data shots": "videos for so many shots (tests/data/test_few_shot_draws.py)",
-    r"--format openai": "weights in OpenAI's layout (tests/models)",
-    r"^zar cost|^zar models": "half a minute (tests/commands/test_costs.py, tests/commands/test_models_command.py)",
-    r"--help": "nothing: it is the help",
-}
-"""What commands lack on the little data here, by what they are told by: these are parsed alone."""
+FETCHED = re.compile(r"webli|hf-hub:|:openai|--model ViT-B-16")
+"""Tells the commands whose weights come from a network, which says why it cannot be reached."""
 
 
 def documented(page: Path) -> Iterator[str]:
@@ -82,13 +73,9 @@ def ours(command: str) -> list[str] | None:
     return None
 
 
-def lacking(command: str) -> str | None:
-    """What a command lacks to run here."""
-    return next((reason for told, reason in LACKING.items() if re.search(told, command)), None)
-
-
 ZAR = [command for command in COMMANDS if ours(command) is not None]
-RUN = [command for command in ZAR if command.startswith("zar ") and lacking(command) is None]
+IN_PACKAGE = [command for command in ZAR if re.search("view_mean|view-mean|--help-all", command)]
+RUN = [command for command in ZAR if command not in IN_PACKAGE]
 
 
 class UnderstoodError(Exception):
@@ -115,66 +102,101 @@ def parsed_alone(monkeypatch):
     monkeypatch.setattr(parsing, "_deferred", only_bind)
 
 
-def write(path: Path, *lines: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory, video_folder, tiny_checkpoint, make_video) -> Path:
-    """A folder with all that the pages' commands name: videos, lists, weights, finished runs, and `data` for /data."""
+def desk(tmp_path_factory, video_folder, make_video) -> Path:
+    """A folder with all that the pages' commands name, and a home that knows its benchmarks."""
     desk = tmp_path_factory.mktemp("desk")
-    (desk / "conf").symlink_to(ROOT / "conf")
-    shutil.copytree(video_folder, desk / "data" / "my_videos")
-    shutil.copytree(video_folder, desk / "data" / "mine")
-    for name in ("clips", "more"):
-        shutil.copytree(video_folder, desk / name)
-    for number, name in enumerate(("clip1", "clip2", "egg")):
-        make_video(desk / f"{name}.mp4", seed=number)
-    present = miniatures.hmdb51(desk / "data", lambda path, number: make_video(path, frames=6, seed=number))
-    shutil.copytree(desk / "data" / "hmdb51_org", desk / "VIDEOS")
-    names = class_list("hmdb51")
-    write(desk / "names.txt", *names)
-    # Of split 1, as `miniatures.hmdb51` divides it.
-    for number, name in enumerate(("train1.txt", "val1.txt")):
-        folders = {one.replace(" ", "_"): names.index(one) for one in present}
-        write(desk / name, *(f"{one}/film_{one}_u_nm_np1_fr_med_{number}.avi {at}" for one, at in folders.items()))
-    classes = sorted(one.name for one in video_folder.iterdir())
-    write(desk / "data" / "list.csv", "path,label", *(f"my_videos/{one}/0.mp4,{one}" for one in classes))
-    write(desk / "own.yaml", "grid: {zar.steps: [1, 2]}")
-    for name in ("vifi", "vificlip", "clip", "k400-clip", "pretrained", "tuned", "epoch8", "epoch9", "epoch10"):
-        shutil.copy(tiny_checkpoint, desk / f"{name}.safetensors")
-    shutil.copy(tiny_checkpoint, desk / "model.safetensors")
-    own = {"dataset": str(desk / "data" / "my_videos"), "checkpoint": str(tiny_checkpoint)}
-    for draw, name in enumerate(("NAME", "A", "B", "C")):
-        write_finished_run(desk / "runs" / name, draw=draw, **own)
-    cells = {
-        (("setting", f"lr {lr}"), ("seed", str(seed))): {"zar": {"lr": lr}, "seed": seed}
-        for lr in (0.01, 0.02)
-        for seed in (0, 1)
-    }
-    write_finished_run(desk / "runs" / "STUDY", cells=cells, **own)
-    write(desk / "runs" / "NAME" / "config.yaml", *(f"{name}: {value}" for name, value in own.items()))
+    make_desk(desk, video_folder, make_video)
+    with pytest.MonkeyPatch.context() as patch, on_little_data(desk, desk / "home"):
+        patch.chdir(desk)
+        make_home(desk)
     return desk
 
 
 @pytest.fixture(scope="module")
-def indexed(desk) -> Path:
-    """A home that knows HMDB51, and the manifest of the folder of videos beside it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(desk)
-        patch.setenv("ZAR_HOME", str(desk / "home"))
-        for words in (
-            ["hmdb51", "--root", "data/hmdb51_org", "--annotations", "data/testTrainMulti_7030_splits"],
-            ["data/my_videos", "--output", "data/my_videos.parquet"],
-        ):
-            assert main(["data", "index", *words]) == 0
-    return desk / "home"
+def store(desk) -> Iterator[str]:
+    """A bucket with videos, which are indexed, and tar files of them."""
+    with pytest.MonkeyPatch.context() as patch, object_store(patch) as store:
+        store.bucket("bucket")
+        for path in [*desk.glob("data/my_videos/*/0.mp4"), *desk.glob("data/shards/*")]:
+            place = path.relative_to(desk / "data").as_posix().replace("my_videos", "videos")
+            store.put("bucket", place, path.read_bytes())
+        with on_little_data(desk, desk / "home"):
+            assert main(["data", "index", "s3://bucket/videos"]) == 0
+        store.put("bucket", "videos/a.mp4", (desk / "clip1.mp4").read_bytes())
+        yield "s3://bucket"
+
+
+@pytest.fixture(scope="module")
+def service(desk, tmp_path_factory) -> Iterator[str]:
+    """The address of a service that has everything behind it in this process."""
+    config = ServiceOptions.model_validate({"checkpoint": desk / "clip.safetensors", "device": "cpu", "threads": 1})
+    backend = LocalBackend(config, tmp_path_factory.mktemp("uploads"))
+    server = uvicorn.Server(uvicorn.Config(local_app(config, backend), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def framewise(desk, tmp_path_factory) -> Path:
+    """The folder that the page's model is installed in; the desk has files of it."""
+    folder = tmp_path_factory.mktemp("outside") / "packages"
+    with package_here(install_files(folder, files_of("extending.md", "A new model"))):
+        write_framewise(desk)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sent(desk) -> Mapping[str, str]:
+    """A tracking store of two runs, by what stands for it and for them in commands."""
+    uri = f"sqlite:///{desk}/runs/mlflow.db"
+    first, other = (
+        log_run_folder(f"{desk}/runs/{name}", uri, describe=lambda study: study.whole.name).run_id for name in "AB"
+    )
+    return {"RUN_ID": first, "OTHER_ID": other, "URI": uri, "sqlite:///runs/mlflow.db": uri}
+
+
+@pytest.fixture
+def run(desk, tmp_path, monkeypatch, capsys, request):
+    """Runs a command on little data; its status, and what it printed."""
+
+    def run_command(command: str, known: Mapping[str, str] | None = None, **more) -> tuple[int, str, str]:
+        known = dict(known or {})
+        if "s3://" in command:
+            known["s3://bucket/runs"] = f"{request.getfixturevalue('store')}/{tmp_path.name}"
+        if "--server" in command and not known:
+            known["http://127.0.0.1:8000"] = request.getfixturevalue("service")
+        if re.search("RUN_ID|ROOT/NAME", command):
+            known |= request.getfixturevalue("sent")
+        of_page = "framewise" in command or "theirs" in command
+        package = package_here(request.getfixturevalue("framewise")) if of_page else nullcontext()
+        home = shutil.copytree(desk / "home", tmp_path / "home", symlinks=True)
+        words = prepared(ours(command), desk, home, tmp_path / "runs", known)
+        monkeypatch.chdir(bench(desk, tmp_path / "bench", words))
+        for name, value in re.findall(r"(ZAR_\w+)=(\S+)", command):
+            monkeypatch.setenv(name, value)
+        if not command.startswith(("zar ", "ZAR_")):
+            monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # as in a job
+        if "--sizes" in words:  # of all it takes a minute or two
+            monkeypatch.setattr(models, "known_models", lambda: known_models()[:12])
+        with package, on_little_data(desk, home, **more):
+            status = main(words)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run_command
 
 
 @pytest.mark.parametrize("command", ZAR)
-def test_a_command_is_understood(command, parsed_alone, desk, monkeypatch, capsys):
-    monkeypatch.chdir(desk)
+def test_a_command_is_understood(command, parsed_alone, tmp_path, monkeypatch, capsys):
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    write(tmp_path / "runs" / "NAME" / "config.yaml", "dataset: mine")
+    monkeypatch.chdir(tmp_path)
     words = ours(command)
     if any(word.startswith("--view-mean") for word in words):
         assert main(words) == 2
@@ -186,27 +208,48 @@ def test_a_command_is_understood(command, parsed_alone, desk, monkeypatch, capsy
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", RUN)
-def test_a_command_runs_on_little_data(command, desk, indexed, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(desk)
-    monkeypatch.setenv("ZAR_HOME", str(shutil.copytree(indexed, tmp_path / "home")))
-    words = [word.replace("/data/", f"{desk}/data/") for word in ours(command)]
-    words = [word.replace("~/.cache/zar-ray", f"{tmp_path}/home") for word in words]
-    words = [f"{desk}/data/my_videos.parquet" if word == "MANIFEST" else word for word in words]
-    if words[0] in ("eval", "ablate", "predict") and not {"--checkpoint", "--config"} & set(words):
-        words += ["--checkpoint", "clip.safetensors"]
-    if words[0] in ("eval", "ablate") and "--dry-run" not in words:
-        words += ["--dry-run"]
-    status = main(words)
-    said = capsys.readouterr()
-    assert said.err == "" or words[:2] == ["data", "index"], said.err
+def test_a_command_runs_on_little_data(command, run):
+    """In this process: trainings take one step; Ray's part alone, which places stages and processes, is left out."""
+    status, out, err = run(command)
+    words = ours(command)
+    assert err == "" or words[:2] == ["data", "index"], err
     # An audit of so few videos finds that most are missing.
-    assert status == (1 if words[:2] == ["data", "audit"] and "hmdb51" in " ".join(words) else 0), said.out
-    assert said.out
+    assert status == (1 if words[:2] == ["data", "audit"] and "hmdb51" in " ".join(words) else 0), out
+    assert out
+    assert "forecast  none" not in out
 
 
-@pytest.mark.parametrize("told", LACKING)
-def test_what_a_command_lacks_is_still_asked_for(told):
-    assert [command for command in ZAR if re.search(told, command)]
+@pytest.mark.slow
+@pytest.mark.parametrize("command", list(filter(FETCHED.search, RUN)))
+def test_without_a_network_a_command_says_so_in_a_line(command, run):
+    status, _, err = run(command, empty_hub=True)
+    assert status == 1
+    assert re.fullmatch(r"zar: .*cannot be downloaded \(HF_HUB_OFFLINE is set\); .*\n", err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [command for command in RUN if "--server" in command])
+def test_without_a_service_a_command_says_so_in_a_line(command, run):
+    with socket.socket() as taken:  # which takes no connections
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        status, _, err = run(command, {"http://127.0.0.1:8000": address})
+    assert status == 1
+    assert re.fullmatch(rf"zar: {address}: nothing answers there .*\n", err)
+
+
+@pytest.mark.slow
+def test_commands_of_the_page_s_package_run_where_it_is_installed(desk, tmp_path):
+    """In another process, as methods are known when zar-ray is imported."""
+    package = install_files(tmp_path / "packages", files_of("extending.md", "A new method"))
+    home = shutil.copytree(desk / "home", tmp_path / "home")
+    commands = [prepared(ours(one), desk, home, tmp_path / "runs", {}) for one in IN_PACKAGE]
+    commands = [[f"{desk}/{word}" if word == "keep.yaml" else word for word in one] for one in commands]
+    here, tests = Path(__file__).parent, Path(__file__).parents[1]
+    script = str(here / "documented_desk.py")
+    ran = run_with([package, tests], script, str(desk), str(home), json.dumps(commands), check=False)
+    assert ran.stdout.splitlines()[-1:] == [json.dumps([0] * len(commands))], ran.stdout + ran.stderr
+    assert "--view-mean.mean-of" in ran.stdout
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if ours(command) is None])

@@ -17,18 +17,16 @@ import torch
 import yaml
 from ray.train import Checkpoint, ScalingConfig
 from rich.console import Console
+from stages_here import stages_here
 
 from zar_ray.data.datasets import list_dataset
 from zar_ray.data.manifest import Manifest, write_manifest
 from zar_ray.data.probing import probe_listing
-from zar_ray.evaluation import pipeline, preflight
-from zar_ray.evaluation.planning import plan_model
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.record import RunSummary
 from zar_ray.results.rows import ResultRow, to_rows
 from zar_ray.results.study_record import StudyRecord
 from zar_ray.storage import Storage
-from zar_ray.study import collect
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.run import run_study
 from zar_ray.training import job as training_job
@@ -56,30 +54,6 @@ class Ran:
         return to_rows(self.table)
 
 
-def _run_here(videos, block_size, attempts, *, decode, told, resources, folder, progress) -> None:
-    if len(videos):
-        stage = pipeline.AdaptStage(*told)
-        for start in range(0, len(videos), block_size):
-            progress.count(stage(decode(videos.slice(start, block_size))))
-
-
-@contextmanager
-def _stages_here() -> Iterator[None]:
-    """Has an evaluation run its stages one after the other in this process, in place of Ray's pools.
-
-    For runs that others are compared with, and for what does not depend on processes: their start takes seconds.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "run_blocks", _run_here)
-        patch.setattr(preflight, "check_nodes", lambda paths, storage: None)
-        patch.setattr(preflight, "check_model", lambda *asked: plan_model(*asked[1:]))
-        # A picture takes as long as a small evaluation.
-        patch.setattr(collect, "confusion_picture", lambda *drawn: b"")
-        threads = torch.get_num_threads()
-        yield
-        torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def evaluate(ray_cluster, tiny_checkpoint, tmp_path):
     """Evaluates a dataset with the tiny CLIP, on Ray or `here`, in this process; further options by name."""
@@ -94,7 +68,7 @@ def evaluate(ray_cluster, tiny_checkpoint, tmp_path):
             **options,
         }
         said = io.StringIO()
-        with _stages_here() if here else nullcontext():
+        with stages_here() if here else nullcontext():
             record = run_study(EvalConfig.model_validate(values), Console(file=said, width=120))
         return Ran(record, RunFolder(Storage(f"{values['output']}/{record.whole.name}")), said.getvalue())
 

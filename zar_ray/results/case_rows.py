@@ -34,7 +34,7 @@ class CaseRows:
 
     Attributes:
         label: int (N,), the right label ids; -1 for none.
-        before: int (N,), where the decision before adaptation ranks the right class: `RIGHT`, `AMONG_FIVE` or `MISSED`.
+        before: int8 (N,), where the decision before adaptation ranks the right class: `RIGHT`, `AMONG_FIVE` or `MISSED`.
         after: The same after adaptation.
         finished: bool (N,), whether there is a decision.
         unknown: bool (N,), whether the class was held out of the class names: such a video has no label id.
@@ -62,7 +62,7 @@ class CaseRows:
 
         def rank(when: str) -> np.ndarray:
             first, among = (table[f"{name}_{when}"].fill_null(False).to_numpy() for name in ("correct", "correct5"))
-            return np.where(first, RIGHT, np.where(among, AMONG_FIVE, MISSED))
+            return np.where(first, RIGHT, np.where(among, AMONG_FIVE, MISSED)).astype(np.int8)
 
         finished = table["error"].is_null().to_numpy()
         unknown = (label < 0) & table["label"].is_valid().to_numpy()

@@ -33,8 +33,8 @@ def rows_of(
 ) -> pa.Table:
     """Some columns of a case's rows, ``video_id`` among them: of a split's videos, or of all."""
     # A run of one split has no other videos, and to look each up takes longer than to read them.
-    every = split is None or len(workload.splits) == 1
-    videos = None if every else pc.field("video_id").isin(pa.array(split.video_ids, pa.string()))
+    ids = None if split is None or len(workload.splits) == 1 else split.video_ids
+    videos = None if ids is None else pc.field("video_id").isin(pa.array(ids, pa.string()))
     return part.rows.of([case_id]).read(columns, videos)
 
 

@@ -34,7 +34,7 @@ class CaseRows:
 
     Attributes:
         label: int (N,), the right label ids; -1 for none.
-        before: int8 (N,), where the decision before adaptation ranks the right class: `RIGHT`, `AMONG_FIVE` or `MISSED`.
+        before: int8 (N,), how the decision before adaptation ranks the right class: `RIGHT`, `AMONG_FIVE`, `MISSED`.
         after: The same after adaptation.
         finished: bool (N,), whether there is a decision.
         unknown: bool (N,), whether the class was held out of the class names: such a video has no label id.

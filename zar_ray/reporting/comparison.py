@@ -24,7 +24,7 @@ from zar_ray.results.folder import SUMMARY
 from zar_ray.results.record import CaseMetrics, ClassAccuracy, Estimate, PairedComparison
 from zar_ray.results.statistics import holm, paired_comparison
 from zar_ray.results.study_record import FinishedRun, FinishedStudy
-from zar_ray.results.trust import TRUST_COLUMNS, Decisions, compare_trust
+from zar_ray.results.trust import Decisions, compare_trust, trust_columns
 from zar_ray.storage import Storage, folder_of
 
 Lookup = Callable[[str], FinishedStudy]
@@ -255,6 +255,14 @@ def _pair(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) 
     """Two cases on the same videos."""
     if first.split(base.split).multi_label or other.split(case.split).multi_label:
         raise _UnpairedError("a video may show several classes, so it is not right or wrong as a whole")
+    # One after the other: each holds rows of both, which take hundreds of megabytes for a million videos.
+    paired = _compared(first, base, other, case)
+    classes = _class_changes(first, base, other, case)
+    return replace(paired, classes=classes, trust=_trust_changes(first, base, other, case))
+
+
+def _compared(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> Paired:
+    """The same without classes and trust."""
     (names, rows), (other_names, other_rows) = _labelled(first, base), _labelled(other, case)
     ids, others = rows.table["video_id"], other_rows.table["video_id"]
     if not len(ids) or not len(others):
@@ -279,24 +287,31 @@ def _pair(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) 
         adjusted=comparison.p_value,
         gained=tuple(ids.filter(pa.array(after & ~before)).to_pylist()),
         lost=tuple(ids.filter(pa.array(before & ~after)).to_pylist()),
-        classes=_class_changes(first, base, other, case),
-        trust=_trust_changes(first, base, other, case),
+        classes=(),
+        trust={},
     )
 
 
 def _trust_changes(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> dict[str, Measure]:
     """Measures of trust of two cases of the same labelled videos; of unknown ones too where both have the same."""
+    old, new, sources = _decisions(first, base, other, case)
+    return compare_trust(old, new, sources, int(other.summary.seed))
+
+
+def _decisions(
+    first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics
+) -> tuple[Decisions, Decisions, np.ndarray]:
+    """What both decided about the videos that both finished, and the sources of these."""
     pair = [
-        CaseRows.of(by_video(data.rows(one, TRUST_COLUMNS)), one.case_id, one.classes)
+        CaseRows.of(by_video(data.rows(one, trust_columns("after"))), one.case_id, one.classes)
         for data, one in ((first, base), (other, case))
     ]
     unknown = [one.table["video_id"].filter(pa.array(one.unknown)) for one in pair]
     both = unknown[0].equals(unknown[1])
     pair = [one.select((one.label >= 0) | (one.unknown & both)) for one in pair]
     finished = pair[0].finished & pair[1].finished
-    chosen = [one.select(finished) for one in pair]
-    old, new = (Decisions.of(one, "after") for one in chosen)
-    return compare_trust(old, new, chosen[0].sources, int(other.summary.seed))
+    old, new = (one.select(finished) for one in pair)
+    return Decisions.of(old, "after"), Decisions.of(new, "after"), old.sources
 
 
 def _lacking(there: pa.ChunkedArray, videos: pa.ChunkedArray) -> int:

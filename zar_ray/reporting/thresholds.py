@@ -16,7 +16,7 @@ from zar_ray.reporting.trust_tables import WORDS
 from zar_ray.results.case_rows import CaseRows, by_video
 from zar_ray.results.certainty import CertaintyScore
 from zar_ray.results.record import CaseMetrics
-from zar_ray.results.trust import TRUST_COLUMNS, Decisions, threshold_of
+from zar_ray.results.trust import Decisions, threshold_of, trust_columns
 
 Kept = Literal["correct", "known", "all"]
 """Of which decisions a share is kept: the right ones, those about known classes, or all that there are."""
@@ -67,7 +67,7 @@ def _row(cell: RunData, case: CaseMetrics, keep: float, score: CertaintyScore, o
     split = cell.split(case.split)
     if split.multi_label and of != "all":
         return "a video may show several classes, so none is right or wrong; choose --of all"
-    rows = CaseRows.of(by_video(cell.rows(case, TRUST_COLUMNS)), case.case_id, len(split.class_names))
+    rows = CaseRows.of(by_video(cell.rows(case, trust_columns("after"))), case.case_id, len(split.class_names))
     rows = rows.select(rows.finished)
     said = Decisions.of(rows, "after")
     if score not in said.scores:

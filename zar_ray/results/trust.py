@@ -34,7 +34,14 @@ MEASURES = tuple(chain.from_iterable(_TOGETHER))
 """The names of all measures, in the order that tables have."""
 
 _SAID = ("top5_scores", "nll", "brier", "energy", "entropy")
-TRUST_COLUMNS = (*CASE_COLUMNS, *(f"{name}_{when}" for when in ("before", "after") for name in _SAID))
+
+
+def trust_columns(*times: str) -> tuple[str, ...]:
+    """Columns that `CaseRows` and the `Decisions` of some times are made of."""
+    return (*CASE_COLUMNS, *(f"{name}_{when}" for when in times for name in _SAID))
+
+
+TRUST_COLUMNS = trust_columns("before", "after")
 """Columns that `trust_of` is made of."""
 
 _DRAWS = 500

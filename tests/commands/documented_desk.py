@@ -335,8 +335,6 @@ def prepared(words: Sequence[str], desk: Path, home: Path, runs: Path, known: Ma
     elif made[0] == "train":
         processes = int(made[made.index("--num-workers") + 1]) if "--num-workers" in asked else 1
         made += ["--steps", "1", "--batch-size", str(2 * processes), "--micro-batch", "2", "--no-mlflow"]
-        # Two threads that decode may trip PyAV's messages, which are one for all.
-        made += ["--decode-threads", "1"]
     elif made[0] == "plan":
         made += ["--sample", "2"]
     return made

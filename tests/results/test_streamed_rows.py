@@ -73,7 +73,6 @@ def test_a_streamed_table_is_the_whole_one(tmp_path_factory, parts, seed, at_onc
     expected = deduplicate(pa.concat_tables(tables) if tables else RESULT_SCHEMA.empty_table())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_RANGE_BYTES", at_once)
-        patch.setattr(module, "_PIECE_BYTES", 2 * at_once)
         patch.setattr(module, "PARTS_AT_ONCE", files_at_once)
         for number, table in enumerate(tables):
             run.add(table)
@@ -144,7 +143,6 @@ def test_metrics_read_no_lists_but_those_of_the_best_five(tmp_path, monkeypatch)
 def test_rows_are_sorted_in_less_memory_than_they_take(tmp_path, monkeypatch):
     """Sixty megabytes of features by half a megabyte, as a million videos' gigabytes go by some megabytes."""
     monkeypatch.setattr(module, "_RANGE_BYTES", 2**19)
-    monkeypatch.setattr(module, "_PIECE_BYTES", 2**20)
     run, order = RunFolder(Storage(str(tmp_path))), np.random.default_rng(0).permutation(600)
     for some in np.array_split(order, 20):
         rows = some_rows([f"v{one:03}" for one in some], int(some[0]))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import av
+import av.error
 import numpy as np
 import pytest
 
@@ -18,7 +22,7 @@ from zar_ray.video import inspection, reading
 from zar_ray.video.inspection import inspect_video
 from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.reading import DecordError, DecordReader, has_decord, open_video, probe_video
-from zar_ray.video.streams import Deadline
+from zar_ray.video.streams import Deadline, ffmpeg_messages
 
 needs_decord = pytest.mark.skipif(not has_decord(), reason="decord has no wheel for this platform")
 
@@ -524,3 +528,32 @@ def test_nothing_is_written_to_the_terminal(hurt_tail, hurt_middle, samples, tmp
         [sys.executable, "-W", "ignore", "-c", code, *map(str, paths)], capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_ffmpeg_says_in_one_thread_is_heard_while_another_listens_and_leaves(tmp_path, capfd):
+    (tmp_path / "not.mp4").write_bytes(b"\0" * 3000)
+    heard, left = [], threading.Event()
+
+    def listen_until_the_other_has_left():
+        with ffmpeg_messages() as messages:
+            left.wait(10)
+            with contextlib.suppress(av.error.FFmpegError):
+                av.open(str(tmp_path / "not.mp4"))
+            heard.extend(messages)
+
+    def speak():
+        while not left.is_set():
+            with contextlib.suppress(av.error.FFmpegError):
+                av.open(str(tmp_path / "not.mp4"))
+
+    threads = [threading.Thread(target=one) for one in (listen_until_the_other_has_left, speak)]
+    for thread in threads:
+        thread.start()
+    for _ in range(300):
+        with ffmpeg_messages(), contextlib.suppress(av.error.FFmpegError):
+            av.open(str(tmp_path / "not.mp4"))
+    left.set()
+    for thread in threads:
+        thread.join()
+    assert heard
+    assert capfd.readouterr().err == ""

@@ -45,10 +45,9 @@ PARTS = "parts"
 PARTS_AT_ONCE = 512
 """Parts that are read together, and after which a run puts them into one."""
 
-# Rows are sorted by so many bytes of files at a time, and read from several files by twice that; in memory they take a
-# few times as much. With more than so many ranges of rows open at once, a process may run out of files.
+# Rows are sorted by so many bytes of files at a time, and read from several files likewise; in memory they take a few
+# times as much. With more than so many ranges of rows open at once, a process may run out of files.
 _RANGE_BYTES = 2**25
-_PIECE_BYTES = 2 * _RANGE_BYTES
 _MOST_RANGES = 256
 _COMPACTED = ".compacted.parquet"
 
@@ -188,7 +187,7 @@ class RunFolder:
         The rows of many files are one piece: thousands of small tables take memory.
         """
         with ThreadPoolExecutor(REQUESTS) as pool:
-            for names in _bundles(files, _PIECE_BYTES):
+            for names in _bundles(files, _RANGE_BYTES):
                 if names == [PREDICTIONS]:
                     yield from StoredRows(self.storage).pieces(columns)
                 else:

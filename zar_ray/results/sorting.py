@@ -42,8 +42,13 @@ def in_order(tables: Iterable[pa.Table], bounds: np.ndarray, scratch: Path) -> I
             for number, end in enumerate(np.cumsum(counts)):
                 if counts[number]:
                     writers[number].write_table(sorted_rows.slice(end - counts[number], counts[number]))
+            # Not kept while the next one is read.
+            del table, sorted_rows
     for file in files:
-        with pa.OSFile(file) as source:
-            table = pa.ipc.open_stream(source).read_all()
-        yield deduplicate(table)
+        yield deduplicate(_read(file))
         Path(file).unlink()
+
+
+def _read(file: str) -> pa.Table:
+    with pa.OSFile(file) as source:
+        return pa.ipc.open_stream(source).read_all()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 import time
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -25,7 +27,13 @@ _FORMATS = (
     "3gp,apng,asf,av1,avi,cavsvideo,dirac,dnxhd,dv,flv,gif,gxf,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,"
     "mpegts,mpegvideo,mxf,nsv,nut,nuv,obu,ogg,rm,swf,vc1,vc1test,vvc,wtv,yuv4mpegpipe,aac,aiff,amr,flac,mp3,wav"
 )
-_SILENT = av.logging.get_level()
+# Not None, PyAV's own level: what FFmpeg says in another thread at that moment would be held against it.
+_SILENT = av.logging.PANIC
+# Where PyAV says what no thread listens to, as the level is one for all.
+logging.getLogger("libav").propagate = False
+logging.getLogger("libav").addHandler(logging.NullHandler())
+_ASKED: list[int] = []
+_ASKED_LOCK = threading.Lock()
 _STILL = Disposition.attached_pic | Disposition.timed_thumbnails
 _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 
@@ -157,13 +165,19 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def ffmpeg_messages(level: int = av.logging.ERROR) -> Iterator[list[tuple[int, str, str]]]:
-    """FFmpeg's messages of this thread, which say more than its error codes and must not reach the terminal."""
-    av.logging.set_level(level)
-    av.logging.set_skip_repeated(False)
+    """FFmpeg's messages of this thread, which say more than its error codes and must not reach the terminal.
+
+    The level is one for all threads: while another one wants to know more, so does this one.
+    """
+    with _ASKED_LOCK:
+        _ASKED.append(level)
+        av.logging.set_level(max(_ASKED))
+        av.logging.set_skip_repeated(False)
     try:
         with av.logging.Capture() as messages:
             yield messages
     finally:
-        av.logging.set_skip_repeated(True)
-        # not what it was: that may be another thread's
-        av.logging.set_level(_SILENT if level == av.logging.ERROR else av.logging.ERROR)
+        with _ASKED_LOCK:
+            _ASKED.remove(level)
+            av.logging.set_level(max(_ASKED, default=_SILENT))
+            av.logging.set_skip_repeated(not _ASKED)

@@ -1,9 +1,9 @@
 """Ray's workers forked from one process that has imported what they all import.
 
-PyTorch, Ray Data and the package take seconds of a core to import, and a suite starts hundreds of workers, each of
-which would. Ray starts a worker as ``python default_worker.py ...``: while a cluster starts here, that python is a
-script that asks the server of `forking` for a fork, and ends when the fork does. Clusters that tests start by
-themselves have Ray's own workers.
+PyTorch and the package take seconds of a core to import, and a suite starts hundreds of workers, each of which would.
+Ray starts a worker as ``python default_worker.py ...``: while a cluster starts here, that python is a script that asks
+the server of `forking` for a fork, and ends when the fork does. Clusters that tests start by commands have Ray's own
+workers.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -27,8 +28,7 @@ IMPORTED = (
     *("zar_ray.adaptation.methods", "zar_ray.models.loading"),
 )
 
-_SCRIPT = """#!{python} -IS
-import json, os, socket, sys
+_SCRIPT = """import json, os, socket, sys
 words = sys.argv[1:]
 if words[0].endswith("/setup_worker.py") and words[-1].startswith("--serialized-runtime-env-context="):
     # In an environment of its own, which may be no more than some variables.
@@ -54,6 +54,9 @@ def forking(folder: Path) -> Iterator[Callable[[], AbstractContextManager[None]]
     Args:
         folder: An empty one with a short name, as a socket's may have 107 characters.
     """
+    if sys.platform != "linux":
+        yield nullcontext
+        return
 
     @contextmanager
     def as_python() -> Iterator[None]:
@@ -63,8 +66,10 @@ def forking(folder: Path) -> Iterator[Callable[[], AbstractContextManager[None]]
         finally:
             sys.executable = python
 
-    script, address = folder / "python", str(folder / "fork")
-    script.write_text(_SCRIPT.format(python=sys.executable, address=address))
+    script, asking, address = folder / "python", folder / "ask.py", str(folder / "fork")
+    asking.write_text(_SCRIPT.format(python=sys.executable, address=address))
+    words = shlex.join([sys.executable, "-IS", str(asking)])
+    script.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
     script.chmod(0o755)
     server = subprocess.Popen([sys.executable, __file__, address], stdout=subprocess.PIPE)
     try:

@@ -23,6 +23,8 @@ from zar_ray.evaluation import capacity, pipeline, preflight, supply
 from zar_ray.evaluation.attempts import Attempts
 from zar_ray.evaluation.planning import plan_model
 from zar_ray.evaluation.resources import Resources, Wanted
+from zar_ray.evaluation.stages.adapt import AdaptStage
+from zar_ray.evaluation.stages.decode import DecodeStage
 from zar_ray.study import collect
 from zar_ray.training import job as training_job
 from zar_ray.training import samples, worker
@@ -66,6 +68,9 @@ def without_ray() -> Iterator[None]:
         patch.setattr(cluster, "place_to_join", lambda *_: cluster.LOCAL)
         patch.setattr(pipeline, "connected", lambda address: nullcontext())
         patch.setattr(pipeline, "ClusterWatch", lambda *_: nullcontext())
+        # Not those of the session's Ray, which take notes on the local disk.
+        patch.setattr(pipeline, "DecodeStage", DecodeStage)
+        patch.setattr(pipeline, "AdaptStage", AdaptStage)
         patch.setattr(capacity, "room_for", room_for)
         patch.setattr(Attempts, "unfinished", lambda _: [])
         patch.setattr(supply, "_cluster_gpus", tuple)

@@ -18,9 +18,10 @@ from zar_ray.commands.parsing import parse_run
 from zar_ray.study.options import EvalConfig
 
 # What a stand-in does after it has written down what it was called with. `srun` runs its command here, once; Ray's
-# nodes stay until they are ended; the evaluation does as the test says.
+# nodes stay until they are ended; the evaluation does as the test says. A cluster's list of nodes may be longer than a
+# pipe holds.
 STAND_INS = {
-    "scontrol": 'if [ "$1" = show ]; then printf "node-a\\nnode-b\\n"; fi',
+    "scontrol": 'if [ "$1" = show ]; then printf "node-a\\nnode-b\\n"; seq -f other-%g 9000; fi',
     "srun": """
         while [ "${1#--}" != "$1" ]; do shift; done
         exec "$@"

@@ -93,7 +93,7 @@ def test_workers_beyond_the_cores_give_nothing(sample, workers, cores):
     sample=samples,
     cores=st.integers(1, 16),
     workers=st.integers(1, 8),
-    share=st.floats(0.7, 3.0),
+    share=st.floats(1.0, 3.0),
     start=st.floats(0.0, 60.0),
     videos=st.integers(50, 5000),
 )
@@ -112,6 +112,16 @@ def test_a_trial_says_what_the_job_takes_beside_its_stages(sample, cores, worker
         assert found.seconds == pytest.approx(ran.start_seconds + count / rate, rel=0.02)
 
 
+@given(sample=samples, cores=st.integers(1, 16), faster=st.floats(1.0, 3.0))
+def test_a_trial_that_had_decoded_its_videos_beforehand_makes_no_run_quicker_than_its_stages(sample, cores, faster):
+    here = on(cores=cores, num_workers=2)
+    alone = forecast(sample, here, 100, 8)
+    rate = alone.videos_per_second * faster
+    known = with_trial(sample, Trial(100, 9.0 + 100 / rate, rate), here, 8)
+    assert known.job_share == 1.0
+    assert forecast(known, here, 5000, 8).videos_per_second == alone.videos_per_second
+
+
 def test_a_trial_on_gpus_does_not_make_them_slower():
     """They take what they take; what a trial of so few videos waits for is not theirs."""
     measured = dataclasses.replace(SAMPLE, device="NVIDIA H100 80GB HBM3", adapt_seconds=5.0)
@@ -122,11 +132,15 @@ def test_a_trial_on_gpus_does_not_make_them_slower():
     assert known.job_start > 0
 
 
-def test_the_rate_of_a_run_is_that_of_its_second_half():
+def test_the_rate_of_a_run_is_that_with_all_workers_and_decoders_at_it():
     rng = np.random.default_rng(4)
-    slow, fast = 10.0 + 2.0 * np.arange(20), 50.0 + 0.25 * np.arange(40)
-    assert steady_rate(rng.permutation([*slow, *fast])) == pytest.approx(4.0)
+    slow, fast = 10.0 + 2.0 * np.arange(20), 50.0 + 0.25 * np.arange(60)
+    alone = fast[-1] + 0.125 * np.arange(1, 41)
+    every = rng.permutation([*slow, *fast, *alone])
+    assert steady_rate(every, ahead=40) == pytest.approx(4.0)
+    assert steady_rate(every, ahead=70) == pytest.approx(60 / (20 * 0.25 + 40 * 0.125), rel=0.05)
     blocks = np.repeat(7.0 + 3.0 * np.arange(6), 8)
+    assert steady_rate(blocks, ahead=9) == pytest.approx(8 / 3)
     assert steady_rate(blocks) == pytest.approx(8 / 3)
     assert steady_rate(np.full(5, 3.0)) is None
 

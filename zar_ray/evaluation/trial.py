@@ -43,7 +43,7 @@ class Trial:
 
 
 def run_trial(
-    workload: Workload, asked: Sequence[AskedModel], labels: Sequence[str], count: int, workers: int
+    workload: Workload, asked: Sequence[AskedModel], labels: Sequence[str], count: int, workers: int, ahead: int
 ) -> Trial:
     """Evaluates some of a run's videos as the job does.
 
@@ -53,6 +53,7 @@ def run_trial(
         labels: What each setting is called.
         count: Videos of the trial.
         workers: Model replicas.
+        ahead: How many videos may be decoded before a worker has them.
 
     Raises:
         ZarError: The run could not start here.
@@ -68,16 +69,20 @@ def run_trial(
         ran = evaluate(some, models, labels, RunFolder(Storage(place).child("run")), Console(file=io.StringIO()))
         rows = ran.rows.read(["video_id", "recorded_at"])
     ended = rows.group_by("video_id").aggregate([("recorded_at", "max")])["recorded_at_max"].to_numpy()
-    return Trial(len(ended), ran.seconds, steady_rate(ended) or len(ended) / ran.seconds)
+    return Trial(len(ended), ran.seconds, steady_rate(ended, ahead) or len(ended) / ran.seconds)
 
 
-def steady_rate(ended: np.ndarray) -> float | None:
-    """Videos a second over the second half of a run, by when each ended; None where all ended at once.
+def steady_rate(ended: np.ndarray, ahead: int = 0) -> float | None:
+    """Videos a second once all workers are at it, by when each ended; None where all ended at once.
 
-    In the first half some workers may still have been loading.
+    That is from a quarter of the videos to the last `ahead` ones, while decoders, which are done by then, take their
+    share of the machine too; of a run too short for that over its second half, as in the first some workers may still
+    have been loading.
     """
     times, counts = np.unique(ended, return_counts=True)
     reached = np.cumsum(counts)
-    half = int(np.searchsorted(reached, len(ended) / 2))
-    span = float(times[-1] - times[half])
-    return float(reached[-1] - reached[half]) / span if span > 0 else None
+    videos = len(ended)
+    bounds = (videos / 4, videos - ahead) if 2 * ahead <= videos else (videos / 2, videos)
+    first, last = (int(np.searchsorted(reached, one)) for one in bounds)
+    span = float(times[last] - times[first])
+    return float(reached[last] - reached[first]) / span if span > 0 else None

@@ -162,7 +162,8 @@ def _costs(
         rate = forecast(sample, here, videos, options.batch_size, stream=stream).videos_per_second
         count = trial_size(videos, rate, options, here)
         console.print(f"running the job on {count} videos ...", highlight=False)
-        ran = run_trial(study.workload, asked, labels, count, here.workers)
+        ahead = (here.decoders + 3 * here.workers) * options.batch_size
+        ran = run_trial(study.workload, asked, labels, count, here.workers, ahead)
         sample = with_trial(sample, ran, here, options.batch_size, stream=stream)
 
     def on(one: Cluster) -> Forecast:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import uvicorn
 
 from zar_ray.errors import VideoError
 from zar_ray.serving.backend import Job
 from zar_ray.serving.classifier import Classifier
 from zar_ray.serving.http_app import build_app
-from zar_ray.serving.methods import served_methods
+from zar_ray.serving.methods import ServiceOptions, served_methods
 from zar_ray.serving.problems import RequestError, refusal_of
 from zar_ray.serving.schema import WindowResult
 from zar_ray.video.decoding import decode_video
@@ -78,3 +84,19 @@ class LocalBackend:
         if isinstance(answer, RequestError):
             raise answer
         return answer
+
+
+@contextmanager
+def served_here(options: dict[str, Any], uploads: Path) -> Iterator[str]:
+    """Serves under uvicorn, with everything behind it in this process; gives the address."""
+    config = ServiceOptions.model_validate({"device": "cpu", "threads": 1, **options})
+    app = local_app(config, LocalBackend(config, uploads))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server ended before it had started"
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()

@@ -8,17 +8,14 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
-import uvicorn
 from rich.console import Console
-from serving_backends import LocalBackend, local_app
+from serving_backends import served_here
 
 from zar_ray.adaptation.rankings import RankedLabel
 from zar_ray.client import ServiceError
-from zar_ray.serving.methods import ServiceOptions
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +27,9 @@ def bench(load_bench):
 def service(tiny_checkpoint, tmp_path_factory):
     """A service that takes two requests at a time, and keeps one waiting."""
     limits = {"concurrent": 2, "queued": 1, "retry_after": 1}
-    config = ServiceOptions.model_validate(
-        {"checkpoint": tiny_checkpoint, "device": "cpu", "threads": 1, "limits": limits}
-    )
-    backend = LocalBackend(config, tmp_path_factory.mktemp("uploads"))
-    server = uvicorn.Server(uvicorn.Config(local_app(config, backend), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    options = {"checkpoint": tiny_checkpoint, "limits": limits}
+    with served_here(options, tmp_path_factory.mktemp("uploads")) as address:
+        yield address
 
 
 def classification(engine=0.0):

@@ -8,25 +8,21 @@ import re
 import shlex
 import shutil
 import socket
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-import uvicorn
 from documented_desk import bench, make_desk, make_home, on_little_data, package_here, prepared, write, write_framewise
 from object_store import object_store
 from outside_package import files_of, install_files, run_with
-from serving_backends import LocalBackend, local_app
+from serving_backends import served_here
 
 from zar_ray.commands import models, parsing
 from zar_ray.commands.help import Helped
 from zar_ray.commands.main import main
 from zar_ray.models.catalogue import known_models
 from zar_ray.serving.application import options_of
-from zar_ray.serving.methods import ServiceOptions
 from zar_ray.tracking import log_run_folder
 
 ROOT = Path(__file__).parents[2]
@@ -130,16 +126,8 @@ def store(desk) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def service(desk, tmp_path_factory) -> Iterator[str]:
     """The address of a service that has everything behind it in this process."""
-    config = ServiceOptions.model_validate({"checkpoint": desk / "clip.safetensors", "device": "cpu", "threads": 1})
-    backend = LocalBackend(config, tmp_path_factory.mktemp("uploads"))
-    server = uvicorn.Server(uvicorn.Config(local_app(config, backend), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with served_here({"checkpoint": desk / "clip.safetensors"}, tmp_path_factory.mktemp("uploads")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -172,6 +172,14 @@ def test_gpus_that_another_job_holds_are_waited_for_without_end(monkeypatch):
     assert not any("CPU" in line for line in cluster.lines), "there are enough"
 
 
+def test_what_an_earlier_run_of_this_process_holds_is_collected_before_it_is_waited_for(monkeypatch):
+    cluster = Cluster(monkeypatch, (8, 2), held={"GPU": 2})
+    monkeypatch.setattr(capacity.gc, "collect", cluster.held.clear)
+    assert cluster.room().workers == 2
+    assert cluster.now <= 1
+    assert cluster.lines == []
+
+
 def test_a_cluster_without_cpus_is_waited_for_and_told(monkeypatch):
     cluster = Cluster(monkeypatch, (0, 0), later={40: gains(6, 0)})
     assert cluster.room().workers == 3

@@ -141,8 +141,8 @@ def test_the_rate_of_a_run_is_that_with_all_workers_and_decoders_at_it():
     assert steady_rate(every, ahead=70) == pytest.approx(60 / (20 * 0.25 + 40 * 0.125), rel=0.05)
     blocks = np.repeat(7.0 + 3.0 * np.arange(6), 8)
     assert steady_rate(blocks, ahead=9) == pytest.approx(8 / 3)
-    assert steady_rate(blocks) == pytest.approx(8 / 3)
-    assert steady_rate(np.full(5, 3.0)) is None
+    assert steady_rate(blocks, ahead=0) == pytest.approx(8 / 3)
+    assert steady_rate(np.full(5, 3.0), ahead=1) is None
 
 
 def test_a_trial_is_of_this_machine_and_a_small_share_of_the_run(monkeypatch):

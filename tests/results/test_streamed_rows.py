@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from zar_ray.errors import RunError
 from zar_ray.results import folder as module
-from zar_ray.results import metrics
+from zar_ray.results import metrics, stored_rows
 from zar_ray.results.case_rows import CASE_COLUMNS, CaseRows
 from zar_ray.results.folder import PARTS, RunFolder
 from zar_ray.results.rows import RESULT_SCHEMA, ResultRow, deduplicate, to_table
-from zar_ray.results.stored_rows import PREDICTIONS
+from zar_ray.results.stored_rows import PREDICTIONS, write_rows
 from zar_ray.storage import Storage
 
 CASES = ("zar-0", "zar-1", "zero_shot-0")
@@ -158,3 +158,19 @@ def test_rows_are_sorted_in_less_memory_than_they_take(tmp_path, monkeypatch):
     assert len(pieces) > 50
     assert list(itertools.chain.from_iterable(pieces)) == [f"v{one:03}" for one in range(600)]
     assert peak < 2**24
+
+
+@pytest.mark.parametrize(("width", "ahead"), [(1, 8), (2**10, 8), (2**13, 3), (2**17, 1)])
+def test_of_wide_rows_fewer_pieces_are_read_ahead(tmp_path, monkeypatch, width, ahead):
+    monkeypatch.setattr(stored_rows, "_AHEAD_BYTES", 2**19)
+    tables = []
+    for name in "abcdefghij":
+        rows = some_rows([name], 0).slice(0, 1)
+        feature = pa.LargeListArray.from_arrays(pa.array([0, 8 * width]), np.arange(8 * width).astype(np.float16))
+        index = RESULT_SCHEMA.get_field_index("video_feature")
+        tables.append(rows.set_column(index, RESULT_SCHEMA.field(index), feature))
+    write_rows(tmp_path / "rows.parquet", tables)
+    known = pq.read_metadata(tmp_path / "rows.parquet")
+    assert known.num_row_groups == 10
+    assert stored_rows._pieces_ahead(known, ["video_id", "video_feature"]) == ahead
+    assert stored_rows._pieces_ahead(known, ["video_id"]) == 8

@@ -8,12 +8,10 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
-import uvicorn
-from serving_backends import LocalBackend, local_app
+from serving_backends import served_here
 
 from zar_ray.adaptation.options import AdaptationOptions, PredictConfig
 from zar_ray.adaptation.rankings import Ranking
@@ -21,7 +19,6 @@ from zar_ray.client import ServiceError
 from zar_ray.commands.main import main
 from zar_ray.commands.predict import ASKED, _asked
 from zar_ray.options.base import meaning
-from zar_ray.serving.methods import ServiceOptions
 
 LABELS = 'jumping high,"riding, on a bike",swimming'
 TOKEN = "let-me-in"
@@ -31,25 +28,13 @@ VIEWS = {"frames": 4}
 @pytest.fixture(scope="module")
 def service(tiny_checkpoint, tmp_path_factory):
     """The application under uvicorn, with everything behind it in this process."""
-    config = ServiceOptions.model_validate(
-        {
-            "checkpoint": tiny_checkpoint,
-            "device": "cpu",
-            "threads": 1,
-            "views": VIEWS,
-            "tokens": [hashlib.sha256(TOKEN.encode()).hexdigest()],
-        }
-    )
-    backend = LocalBackend(config, tmp_path_factory.mktemp("uploads"))
-    server = uvicorn.Server(uvicorn.Config(local_app(config, backend), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield SimpleNamespace(url=f"http://127.0.0.1:{port}")
-    server.should_exit = True
-    thread.join()
+    options = {
+        "checkpoint": tiny_checkpoint,
+        "views": VIEWS,
+        "tokens": [hashlib.sha256(TOKEN.encode()).hexdigest()],
+    }
+    with served_here(options, tmp_path_factory.mktemp("uploads")) as address:
+        yield SimpleNamespace(url=address)
 
 
 @pytest.fixture

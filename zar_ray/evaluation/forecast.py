@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from zar_ray.evaluation.blocks import STORE_SHARE, block_size
+from zar_ray.evaluation.resources import blocks_in_flight
 from zar_ray.evaluation.sampling import Sample
 from zar_ray.evaluation.supply import PEAK_SHARE, peak_of
 from zar_ray.evaluation.trial import Trial
@@ -166,8 +167,8 @@ def forecast(sample: Sample, cluster: Cluster, videos: int, batch_size: int, *, 
     on_gpus = cluster.gpus > 0
     one, estimated = gpu_seconds(sample, cluster.gpu) if on_gpus else (sample.adapt_seconds, False)
     workers = 1 if stream else cluster.workers
-    blocks_at_once = cluster.decoders + 3 * workers
-    fitting = STORE_SHARE * cluster.memory / (blocks_at_once * max(1, sample.largest))
+    in_flight = blocks_in_flight(cluster.decoders, workers)
+    fitting = STORE_SHARE * cluster.memory / (in_flight * max(1, sample.largest))
     size = 1 if stream else block_size(batch_size, videos, workers, fitting, gpus=on_gpus)
     driver = DRIVER_SECONDS / size
     share = sample.job_share
@@ -202,7 +203,7 @@ def forecast(sample: Sample, cluster: Cluster, videos: int, batch_size: int, *, 
         bytes_read=None if sample.bytes_read is None else videos * sample.bytes_read,
         bytes_shipped=videos * sample.bytes_shipped,
         objects=-(-videos // size),
-        object_store=float(min(blocks_at_once * size, videos) * sample.largest),
+        object_store=float(min(in_flight * size, videos) * sample.largest),
         dollars=price,
         estimated=estimated,
     )

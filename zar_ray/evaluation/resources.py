@@ -25,6 +25,11 @@ _OF_MEMORY = 0.98
 _STEPS = 10_000
 
 
+def blocks_in_flight(decoders: int, workers: int) -> int:
+    """Blocks between the stages: one in each decoder, up to two in each worker, and one ahead of each worker."""
+    return decoders + 3 * workers
+
+
 @dataclass(frozen=True)
 class Node:
     """A node of the joined cluster, by what Ray counts of it.
@@ -148,8 +153,8 @@ class Resources:
 
     @property
     def blocks_in_flight(self) -> int:
-        """Blocks between the stages: one in each decoder, up to two in each worker, and one ahead of each worker."""
-        return self.decoders + 3 * self.workers
+        """As the function of this name says."""
+        return blocks_in_flight(self.decoders, self.workers)
 
     @property
     def described(self) -> str:

@@ -72,7 +72,7 @@ def run_trial(
     return Trial(len(ended), ran.seconds, steady_rate(ended, ahead) or len(ended) / ran.seconds)
 
 
-def steady_rate(ended: np.ndarray, ahead: int = 0) -> float | None:
+def steady_rate(ended: np.ndarray, ahead: int) -> float | None:
     """Videos a second once all workers are at it, by when each ended; None where all ended at once.
 
     That is from a quarter of the videos to the last `ahead` ones, while decoders, which are done by then, take their

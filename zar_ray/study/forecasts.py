@@ -15,6 +15,7 @@ from zar_ray.errors import ConfigError
 from zar_ray.evaluation.cpu_speed import CpuTime, cpu_time_of_run
 from zar_ray.evaluation.forecast import Cluster, Forecast, forecast, with_trial
 from zar_ray.evaluation.planning import plan_model, plan_models
+from zar_ray.evaluation.resources import blocks_in_flight
 from zar_ray.evaluation.sampling import Sample, measure
 from zar_ray.evaluation.streams import stream_methods
 from zar_ray.evaluation.supply import PEAKS, peak_of
@@ -162,7 +163,7 @@ def _costs(
         rate = forecast(sample, here, videos, options.batch_size, stream=stream).videos_per_second
         count = trial_size(videos, rate, options, here)
         console.print(f"running the job on {count} videos ...", highlight=False)
-        ahead = (here.decoders + 3 * here.workers) * options.batch_size
+        ahead = blocks_in_flight(here.decoders, 1 if stream else here.workers) * (1 if stream else options.batch_size)
         ran = run_trial(study.workload, asked, labels, count, here.workers, ahead)
         sample = with_trial(sample, ran, here, options.batch_size, stream=stream)
 

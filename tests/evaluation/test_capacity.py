@@ -175,7 +175,7 @@ def test_gpus_that_another_job_holds_are_waited_for_without_end(monkeypatch):
 def test_what_an_earlier_run_of_this_process_holds_is_collected_before_it_is_waited_for(monkeypatch):
     cluster = Cluster(monkeypatch, (8, 2), held={"GPU": 2})
     monkeypatch.setattr(capacity.gc, "collect", cluster.held.clear)
-    assert cluster.room().workers == 2
+    assert cluster.room(wait_for_gpus=30).workers == 2
     assert cluster.now <= 1
     assert cluster.lines == []
 

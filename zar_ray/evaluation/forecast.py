@@ -144,10 +144,11 @@ def with_trial(sample: Sample, trial: Trial, cluster: Cluster, batch_size: int, 
     """
     alone = replace(sample, job_start=0.0, job_share=1.0)
     told = forecast(alone, cluster, trial.videos, batch_size, stream=stream)
-    of_cpus = told.short in ("workers", "CPU cores", "decoders")
+    # A trial reads and writes on its own machine: no network or storage that the cluster has makes it slow.
+    rate, short = min((rate, name) for name, rate in told.rates.items() if name not in ("network", "storage"))
     # The job takes no less than its stages: a trial that is quicker had decoded its videos while workers were loading,
     # as far ahead as a long run cannot be for long.
-    share = max(1.0, told.videos_per_second / trial.videos_per_second) if of_cpus else 1.0
+    share = max(1.0, rate / trial.videos_per_second) if short in ("workers", "CPU cores", "decoders") else 1.0
     return replace(sample, job_start=trial.start_seconds - told.start_seconds, job_share=share)
 
 

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-# Half of hypothesis' own number of examples; without a limit of time, as other processes take of it what they like.
-settings.register_profile("zar-ray", max_examples=50, deadline=None)
+# Half of hypothesis' own number of examples, and the same ones each time, so that what fails is what was changed;
+# without a limit of time, as other processes take of it what they like. `--hypothesis-profile search` looks further.
+settings.register_profile("zar-ray", max_examples=50, deadline=None, derandomize=True)
+settings.register_profile("search", max_examples=1000, deadline=None)
 settings.load_profile("zar-ray")
 
 # A token of one test's cluster must not be asked for by another's, nor end up in the user's home.

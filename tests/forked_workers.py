@@ -8,6 +8,7 @@ workers.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import runpy
@@ -28,6 +29,7 @@ IMPORTED = (
     *("zar_ray.adaptation.methods", "zar_ray.models.loading"),
 )
 
+_CLONE_NEWNET = 0x40000000  # of linux/sched.h
 _SCRIPT = """import json, os, socket, sys
 words = sys.argv[1:]
 if words[0].endswith("/setup_worker.py") and words[-1].startswith("--serialized-runtime-env-context="):
@@ -41,7 +43,8 @@ if not words[0].endswith("/default_worker.py"):
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     told = json.dumps([words, dict(os.environ), os.getcwd()]).encode()
-    socket.send_fds(server, [len(told).to_bytes(8, "big")], [0, 1, 2])
+    network = os.open("/proc/self/ns/net", os.O_RDONLY)
+    socket.send_fds(server, [len(told).to_bytes(8, "big")], [0, 1, 2, network])
     server.sendall(told)
     server.recv(1)
 """
@@ -96,15 +99,21 @@ def serve(address: str) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         while True:
             connection = asked.accept()[0]
-            length, streams, _, _ = socket.recv_fds(connection, 8, 3)
+            length, descriptors, _, _ = socket.recv_fds(connection, 8, 4)
             if os.fork() == 0:
                 break
             connection.close()
-            for stream in streams:
-                os.close(stream)
+            for descriptor in descriptors:
+                os.close(descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # A raylet of another process group kills the whole group of a worker that it has lost.
+    os.setsid()
     with connection.makefile("rb") as told:
         words, environment, folder = json.loads(told.read(int.from_bytes(length, "big")))
+    *streams, network = descriptors
+    if not os.path.sameopenfile(network, os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)):
+        assert ctypes.CDLL(None).setns(network, _CLONE_NEWNET) == 0, "this process may not enter the node's network"
+    os.close(network)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)

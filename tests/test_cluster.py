@@ -212,6 +212,7 @@ def test_a_live_head_is_joined_however_slow(place, joined, capsys, monkeypatch):
 
 @pytest.mark.parametrize("answers", [False, True])
 def test_what_takes_connections_and_is_no_head_is_given_up(answers, joined, monkeypatch):
+    monkeypatch.setattr(cluster, "_GREETING_SECONDS", 0.6)
     with listening(answers) as address:
         assert "takes connections, and does not answer as a Ray head does" in refused(address)
     with head(method="Another") as address:

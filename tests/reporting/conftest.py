@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from zar_ray.adaptation.base import Decision
+from zar_ray.reporting import figures
 from zar_ray.results.averages import protocol_averages
 from zar_ray.results.metrics import case_metrics, costs, failure_groups, video_counts
 from zar_ray.results.record import MlflowState, RunSummary, SplitSummary, Throughput
 from zar_ray.results.rows import ResultRow, to_table
+
+
+@pytest.fixture(autouse=True)
+def short_layouts(request, monkeypatch):
+    """Reports' maps are laid out in a quarter of the steps; but to their own tests it is no matter where videos lie."""
+    if request.path.stem != "test_embedding_map":
+        monkeypatch.setattr(figures, "TSNE", partial(figures.TSNE, max_iter=250))
 
 
 @pytest.fixture(scope="session")

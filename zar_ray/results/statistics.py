@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import stdev
 
 import numpy as np
@@ -142,13 +143,20 @@ def detectable_difference(videos: float, flips: float) -> float | None:
 
     def lacking(difference: float) -> float:
         share = max(flips, difference)
-        least, most = binom.interval(1 - 1e-6, round(videos), share)
-        flipped = np.arange(least, most + 1)
-        needed = binom.isf(TAIL, flipped, 0.5)  # with more than so many of them gained, p is at most 0.05
+        flipped, chance, needed = _flipped(round(videos), share)
         found = binom.sf(needed, flipped, (1 + difference / share) / 2)
-        return POWER - float(binom.pmf(flipped, round(videos), share) @ found)
+        return POWER - float(chance @ found)
 
     return None if lacking(1.0) > 0 else float(root_scalar(lacking, bracket=(0.0, 1.0), xtol=1e-5).root)
+
+
+@lru_cache(maxsize=4)
+def _flipped(videos: int, share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many videos may be decided otherwise, the chance of each, and how many gained ones show nothing yet."""
+    least, most = binom.interval(1 - 1e-6, videos, share)
+    flipped = np.arange(least, most + 1)
+    # With more than so many of them gained, p is at most 0.05.
+    return flipped, binom.pmf(flipped, videos, share), binom.isf(TAIL, flipped, 0.5)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

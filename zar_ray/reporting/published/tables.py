@@ -7,6 +7,7 @@ It also says what in this project measures a row, so that a run can stand beside
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -207,8 +208,9 @@ def known_tables() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (conf_dir() / "published").glob("*.yaml")))
 
 
+@cache
 def load_table(name: str) -> PublishedTable:
-    """Reads a published table.
+    """Reads a published table, once a process.
 
     Raises:
         ConfigError: There is no such table, or its file is wrong; one line.

@@ -47,6 +47,9 @@ class PipelineOptions(Options):
     batch_size: int = Field(
         default=EvalConfig.model_fields["batch_size"].default, ge=1, description="Videos at a time, on both sides."
     )
+    num_workers: int | None = Field(
+        default=None, ge=1, description="Model replicas of the job, with the cores' threads shared among them."
+    )
     repeats: int = Field(default=2, ge=1, description="How often each side runs.")
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = Field(
         default=None, description="Write all numbers to this file too."
@@ -100,6 +103,7 @@ def make_inputs(folder: Path, options: PipelineOptions) -> EvalConfig:
         limit=options.videos,
         checkpoint=folder / "tiny.safetensors",
         batch_size=options.batch_size,
+        num_workers=() if options.num_workers is None else (options.num_workers,),
         mlflow=False,
     )
 

@@ -20,6 +20,7 @@ class Cluster:
     def __init__(self, monkeypatch, *nodes, autoscaler=False, brings=True, held=(), later=None, jobs=()):
         self.nodes, self.held, self.later, self.now = list(nodes), dict(held), dict(later or {}), 0.0
         self.infeasible = not brings
+        self.silent = None  # a node that answers nothing
         self.asked, self.removed = [], 0
         monkeypatch.setattr(capacity.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(capacity, "is_autoscaler_v2", lambda: autoscaler)
@@ -31,6 +32,7 @@ class Cluster:
         monkeypatch.setattr(ray, "cluster_resources", self.total)
         monkeypatch.setattr(ray, "available_resources", self.free)
         monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "mine"))
+        monkeypatch.setattr(capacity, "available_resources_per_node", self.free_by_node)
         monkeypatch.setattr(capacity, "jobs", lambda: [{"JobID": "mine", "IsDead": False}, *jobs])
         self.said = io.StringIO()
 
@@ -51,12 +53,21 @@ class Cluster:
     def free(self):
         return {name: amount - self.held.get(name, 0) for name, amount in self.total().items()}
 
+    def free_by_node(self):
+        """Whoever holds something holds it on the first node."""
+        held = [self.held, *[{}] * len(self.nodes)]
+        return {
+            node["NodeID"]: {name: amount - of.get(name, 0) for name, amount in node["Resources"].items()}
+            for node, of in zip(self.described(), held, strict=False)
+        }
+
     def group(self, bundles):
         self.asked.append(bundles)
+        answered = self.silent not in self.nodes
 
         def wait(seconds):
             free = self.free()
-            if all(sum(one.get(name, 0) for one in bundles) <= free[name] for name in ("CPU", "GPU")):
+            if answered and all(sum(one.get(name, 0) for one in bundles) <= free[name] for name in ("CPU", "GPU")):
                 return True
             self.now += seconds
             for when in [when for when in self.later if when <= self.now]:
@@ -187,6 +198,24 @@ def test_a_cluster_without_cpus_is_waited_for_and_told(monkeypatch):
     assert "CPU (0 of the cluster's 0 free); a node with them has to join" in cluster.lines[0]
     with pytest.raises(RunError, match="waited for in vain for 60"):
         Cluster(monkeypatch, (0, 0)).room()
+
+
+@pytest.mark.parametrize(("others", "workers"), [([(8, 0)], 4), ([(2, 0), (2, 0), (2, 0)], 3)])
+def test_a_lost_node_that_was_asked_is_not_waited_for(monkeypatch, others, workers):
+    """Ray awaits its answer for minutes, and gives nobody a placement group until then."""
+    cluster = Cluster(monkeypatch, *others, (4, 0), later={9: lambda cluster: cluster.nodes.remove((4, 0))})
+    cluster.silent = (4, 0)
+    assert cluster.room().workers == workers
+    assert 9 <= cluster.now < 13
+    assert (len(cluster.asked), cluster.removed) == (1, 1)
+
+
+def test_what_others_hold_beside_a_lost_node_is_waited_for(monkeypatch):
+    later = {9: lambda cluster: cluster.nodes.remove((4, 0)), 60: lambda cluster: cluster.held.clear()}
+    cluster = Cluster(monkeypatch, (8, 0), (4, 0), held={"CPU": 7.5}, later=later)
+    cluster.silent = (4, 0)
+    assert cluster.room().workers == 4
+    assert 60 <= cluster.now < 64
 
 
 def test_what_may_be_in_flight_follows_the_cluster(monkeypatch):

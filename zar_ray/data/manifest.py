@@ -177,10 +177,11 @@ class Manifest:
             ManifestError: There is no video of one of the ids.
         """
         wanted = pa.array(list(video_ids), pa.string())
-        there = pc.call_function("is_in", [wanted], pc.SetLookupOptions(self.table["video_id"]))
+        table = self.table.filter(pc.field("video_id").isin(wanted))
+        # Looked up in what is kept: a few of a million videos are asked for again and again.
+        there = pc.call_function("is_in", [wanted], pc.SetLookupOptions(table["video_id"]))
         if len(absent := wanted.filter(pc.call_function("invert", [there]))):
             raise ManifestError(f'{self.name}: no video "{min(absent.to_pylist())}"')
-        table = self.table.filter(pc.field("video_id").isin(wanted))
         return self if len(table) == len(self) else dataclasses.replace(self, table=table)
 
     def members(self, splits: Iterable[str]) -> np.ndarray:

@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import ray
-from ray._private.state import jobs
+from ray._private.state import available_resources_per_node, jobs
 from ray._private.worker import global_worker
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated import autoscaler_pb2
@@ -28,7 +28,7 @@ from rich.console import Console
 from zar_ray.cluster import gpus_per_worker, total_gpus, worker_device
 from zar_ray.errors import RunError
 from zar_ray.evaluation.options import EvaluationOptions
-from zar_ray.evaluation.resources import Resources, Wanted
+from zar_ray.evaluation.resources import Resources, Wanted, alive_nodes
 
 _T = TypeVar("_T")
 
@@ -98,7 +98,7 @@ def _too_few(resources: Resources) -> str:
 
 def _is_free(resources: Resources, limit: float | None, say: Callable[[str], None], give_up: bool) -> bool:
     """Waits until what a run begins with is free all at once; False where it may `give_up` and nobody can bring it."""
-    bundles = resources.to_begin_with()
+    bundles, nodes = resources.to_begin_with(), set(alive_nodes())
     group, began = placement_group(bundles), time.monotonic()
     try:
         told = began - _BETWEEN_LINES
@@ -115,8 +115,25 @@ def _is_free(resources: Resources, limit: float | None, say: Callable[[str], Non
             if now - told >= _BETWEEN_LINES:
                 told, most = now, f" of at most {limit:g}" if limit is not None else ""
                 say(f"waiting for {_missing(bundles)}; {now - began:.0f} s so far{most}")
+            # Of a node that is lost while it is asked, Ray (2.60) awaits the answer for minutes, and gives nobody
+            # a placement group meanwhile, on any node. What else it schedules goes on.
+            if nodes - set(alive_nodes()):
+                bundles = Resources.of_cluster(resources.wanted).to_begin_with()
+                if _on_cluster(partial(_fit, bundles)):
+                    return True
     finally:
         remove_placement_group(group)
+    return True
+
+
+def _fit(bundles: list[dict[str, float]]) -> bool:
+    """Whether nodes have them free, each as a whole."""
+    nodes = [Counter(free) for free in available_resources_per_node().values()]
+    for bundle in bundles:
+        node = next((one for one in nodes if all(one[name] >= amount for name, amount in bundle.items())), None)
+        if node is None:
+            return False
+        node.subtract(bundle)
     return True
 
 

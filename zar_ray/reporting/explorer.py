@@ -62,10 +62,7 @@ def render_explorer(data: StudyData, page: Page, report: str) -> str:
     folder, name = Location.parse(report).split()
     cases = [(cell, case) for cell in data.cells for case in cell.summary.cases]
     most = min(MOST_VIDEOS, max(1, MOST_ROWS // max(1, len(cases))))
-    # All cases are read at once: each by itself would be a pass over the file.
-    every = pa.concat_tables(map(_flat, data.stored.pieces(_READ)))
-    case_ids = every["case_id"].combine_chunks().dictionary_encode()
-    tables = [_chosen(_of_case(every, case_ids, cell, case), most) for cell, case in cases]
+    tables = _tables(data, cases, most)
     ids = _distinct([table["video_id"] for table, _ in tables])
     texts = _distinct([table[name] for table, _ in tables for name in ("reason", "warning")])
     known = ids.to_pylist()
@@ -121,6 +118,15 @@ def _flat(rows: pa.Table) -> pa.Table:
         for name, lists in ((when, f"top5_{when}"), (f"confidence_{when}", f"top5_scores_{when}")):
             columns[name] = pc.call_function("list_element", [rows[lists], pa.scalar(0)])
     return pa.table(columns)
+
+
+def _tables(data: StudyData, cases: list[tuple[RunData, CaseMetrics]], most: int) -> list[tuple[pa.Table, int]]:
+    """What is shown of each case, as `_chosen` says."""
+    pa.default_memory_pool().release_unused()
+    # All cases are read at once: each by itself would be a pass over the file.
+    every = pa.concat_tables(map(_flat, data.stored.pieces(_READ)))
+    case_ids = every["case_id"].combine_chunks().dictionary_encode()
+    return [_chosen(_of_case(every, case_ids, cell, case), most) for cell, case in cases]
 
 
 def _of_case(every: pa.Table, case_ids: pa.DictionaryArray, cell: RunData, case: CaseMetrics) -> pa.Table:

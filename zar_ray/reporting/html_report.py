@@ -362,20 +362,7 @@ def _listed(data: StudyData, table: pa.Table, columns: Mapping[str, str]) -> lis
 
 def _timings(data: StudyData) -> Section:
     """What the stages took, and how the run went on over time."""
-    timed = ("video_id", "method", "seconds_decode", "seconds_encode", "seconds_adapt", "recorded_at", "error")
-    table = data.stored.read(timed)
-    rows = []
-    of_video = table.group_by("video_id").aggregate([("seconds_decode", "max"), ("seconds_encode", "max")])
-    measured = [("decoding", of_video["seconds_decode_max"]), ("encoding", of_video["seconds_encode_max"])]
-    for method in table["method"].unique().to_pylist():
-        of_method = table.filter(pc.field("method") == method)
-        measured.append((f"adaptation, {method}", of_method["seconds_adapt"]))
-    for stage, column in measured:
-        values = column.drop_null().to_numpy()
-        if len(values):
-            middle, high = np.quantile(values, [0.5, 0.95])
-            numbers = (values.mean(), middle, high, values.max())
-            rows.append((stage, str(len(values)), *(f"{1000 * one:,.1f}" for one in numbers)))
+    rows = _stage_times(data)
     content: list[Content] = [Text("No time was measured: no video got that far.", weak=True)]
     if rows:
         columns = ("stage", "videos", "mean ms", "median ms", "95 % below ms", "longest ms")
@@ -383,11 +370,30 @@ def _timings(data: StudyData) -> Section:
             Block(None, columns, rows, words=1),
             Text("Wall time a video in its worker; of several videos done together, each has its share.", weak=True),
         ]
-    return Section("Time and throughput", [*content, *_progress(data, table)])
+    return Section("Time and throughput", [*content, *_progress(data)])
 
 
-def _progress(data: StudyData, table: pa.Table) -> list[Content]:
-    ended = table.append_column("failed", table["error"].is_valid())
+def _stage_times(data: StudyData) -> list[tuple[str, ...]]:
+    times = ("seconds_decode", "seconds_encode", "seconds_adapt")
+    table = data.stored.read(("video_id", "method", *times))
+    of_video = table.group_by("video_id").aggregate([("seconds_decode", "max"), ("seconds_encode", "max")])
+    measured = [("decoding", of_video["seconds_decode_max"]), ("encoding", of_video["seconds_encode_max"])]
+    for method in table["method"].unique().to_pylist():
+        of_method = table["seconds_adapt"].filter(pc.call_function("equal", [table["method"], pa.scalar(method)]))
+        measured.append((f"adaptation, {method}", of_method))
+    rows = []
+    for stage, column in measured:
+        values = column.drop_null().to_numpy()
+        if len(values):
+            middle, high = np.quantile(values, [0.5, 0.95])
+            numbers = (values.mean(), middle, high, values.max())
+            rows.append((stage, str(len(values)), *(f"{1000 * one:,.1f}" for one in numbers)))
+    return rows
+
+
+def _progress(data: StudyData) -> list[Content]:
+    ended = data.stored.read(("video_id", "recorded_at", "error"))
+    ended = ended.append_column("failed", ended["error"].is_valid()).drop_columns("error")
     by_video = ended.group_by("video_id").aggregate([("recorded_at", "max"), ("failed", "max")])
     by_video = by_video.sort_by("recorded_at_max")
     if by_video.num_rows < 2:

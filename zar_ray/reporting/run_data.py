@@ -14,7 +14,7 @@ from zar_ray.data.datasets import known_benchmarks, load_benchmark
 from zar_ray.data.held_out import hold_out
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest
 from zar_ray.data.protocols import EvaluationSplit
-from zar_ray.errors import RunError, ZarError, suggestion
+from zar_ray.errors import ManifestError, RunError, ZarError, suggestion
 from zar_ray.options.base import fingerprint
 from zar_ray.results.folder import IDENTITY, MANIFEST
 from zar_ray.results.record import CaseMetrics
@@ -69,14 +69,14 @@ class StudyData(FinishedStudy):
             ManifestError: It cannot be read.
             RunError: It lacks one of them; the message suggests the nearest.
         """
-        known = self._manifest.table["video_id"]
-        wanted = pa.array(video_ids, pa.string())
-        there = pc.call_function("is_in", [wanted], pc.SetLookupOptions(known)).to_pylist()
-        if not all(there):
-            absent = str(wanted[there.index(False)])
-            near = suggestion(absent, known.to_pylist())
-            raise RunError(f'{self.storage.path()}: has no video "{absent}"{near}')
-        return {row.video_id: row for row in self._manifest.keep(video_ids).rows()}
+        manifest = self._manifest
+        try:
+            kept = manifest.keep(video_ids)
+        except ManifestError:
+            known = manifest.table["video_id"].to_pylist()
+            absent = min(set(video_ids).difference(known))
+            raise RunError(f'{self.storage.path()}: has no video "{absent}"{suggestion(absent, known)}') from None
+        return {row.video_id: row for row in kept.rows()}
 
     def paths(self, video_ids: pa.Array) -> list[str | None]:
         """Where some videos lie as files by themselves; None for what is in a tar file, at a URI, or unknown.
@@ -84,9 +84,10 @@ class StudyData(FinishedStudy):
         Raises:
             ManifestError: The run's manifest cannot be read.
         """
-        table = self._manifest.table
-        found = pc.call_function("index_in", [video_ids], pc.SetLookupOptions(table["video_id"]))
-        rows = table.select(["path", "member"]).take(found)
+        table = self._manifest.table.select(["video_id", "path", "member"])
+        # A few are looked for in the manifest's million, not its million among them.
+        few = table.filter(pc.call_function("is_in", [table["video_id"]], pc.SetLookupOptions(video_ids)))
+        rows = few.take(pc.call_function("index_in", [video_ids], pc.SetLookupOptions(few["video_id"])))
         pairs = zip(rows["path"].to_pylist(), rows["member"].to_pylist(), strict=True)
         return [None if path is None or member is not None or is_uri(path) else path for path, member in pairs]
 

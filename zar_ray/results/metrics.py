@@ -102,19 +102,22 @@ def video_counts(table: pa.Table) -> dict[str, Any]:
     A video with a failed case is failed.
     """
 
-    def videos(rows: pa.Table) -> int:
-        return len(rows["video_id"].unique())
+    def videos(rows: pa.ChunkedArray | np.ndarray) -> int:
+        """Those of rows for which something is true."""
+        return len(
+            table["video_id"].filter(pa.array(rows, pa.bool_()) if isinstance(rows, np.ndarray) else rows).unique()
+        )
 
-    total, failed = videos(table), videos(table.filter(table["error"].is_valid()))
+    total, failed = len(table["video_id"].unique()), videos(table["error"].is_valid())
     nameless = table["label_id"].is_null().to_numpy() & (_lists(table["labels"])[0] == 0)
     held_out = nameless & table["label"].is_valid().to_numpy()
     return {
         "videos": total,
         "finished": total - failed,
         "failed": failed,
-        "unlabelled": videos(table.filter(pa.array(nameless & ~held_out, pa.bool_()))),
-        "unknown": total - videos(table.filter(pa.array(~held_out, pa.bool_()))),
-        "warned": videos(table.filter(table["warning"].is_valid())),
+        "unlabelled": videos(nameless & ~held_out),
+        "unknown": total - videos(~held_out) if held_out.any() else 0,
+        "warned": videos(table["warning"].is_valid()),
     }
 
 

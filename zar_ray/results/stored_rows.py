@@ -52,6 +52,8 @@ class StoredRows:
         Raises:
             RunError: The file is not there, or damaged.
         """
+        # What earlier tables took is the system's again, before as much is taken anew.
+        pa.default_memory_pool().release_unused()
         return pa.concat_tables(self.pieces(columns, where))
 
     def pieces(self, columns: Sequence[str], where: pc.Expression | None = None) -> Iterator[pa.Table]:

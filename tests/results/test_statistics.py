@@ -125,6 +125,15 @@ def grouped(draw):
 
 
 @given(grouped())
+def test_what_sources_are_called_is_no_matter(drawn):
+    before, after, sources = drawn
+    ranks = np.unique(sources, return_inverse=True)[1]
+    for named in (ranks, 3 * ranks + 2, ranks + 10**12, -ranks, ranks.astype(np.uint8), ranks.astype(str)):
+        assert share_of(before, named) == share_of(before, sources)
+        assert paired_comparison(before, after, named) == paired_comparison(before, after, sources)
+
+
+@given(grouped())
 @settings(deadline=None, max_examples=60)
 def test_sources_are_exchanged_and_counted_as_a_whole(drawn):
     before, after, sources = drawn

@@ -247,3 +247,16 @@ class TestFilesThatClaim:
         save_file(clip.state_dict(), tmp_path / "a.safetensors", metadata={"zar_ray": "[" * 100_000})
         with pytest.raises(ModelError, match=r"metadata is damaged \(nested too deep\)"):
             read_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_no_weights_are_drawn_that_are_about_to_be_loaded(tiny_checkpoint):
+    """Of a large model it takes seconds, and what a program draws next would depend on the model."""
+    before = torch.get_rng_state()
+    found = load_model(ModelOptions(checkpoint=tiny_checkpoint)).clip
+    assert torch.equal(torch.get_rng_state(), before)
+    fresh = build_clip(read_checkpoint(tiny_checkpoint).architecture)
+    assert not torch.equal(torch.get_rng_state(), before)
+    buffers = {name: value for name, value in fresh.named_buffers() if name not in fresh.state_dict()}
+    assert buffers
+    for name, value in found.named_buffers():
+        assert name not in buffers or torch.equal(value, buffers[name]), name

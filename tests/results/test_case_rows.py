@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zar_ray.results.case_rows import by_video, of_case
+from zar_ray.results.case_rows import by_video, codes_of, of_case
 
 
 def rows(videos: list[str], cases: list[str]) -> pa.Table:
@@ -29,6 +29,15 @@ def test_the_rows_of_a_case_are_its_own(cases):
     videos = [f"v{number}" for number in range(len(cases))]
     found = of_case(rows(videos, cases), "b")
     assert found["video_id"].to_pylist() == np.array(videos, object)[np.array(cases, object) == "b"].tolist()
+
+
+@given(st.lists(st.text(max_size=2), max_size=9), st.booleans())
+def test_sources_are_numbers_in_their_order(sources, in_order):
+    sources = sorted(set(sources), key=str.encode) if in_order else sources
+    column = rows(sources, ["a"] * len(sources))["video_id"]
+    known = sorted(set(sources), key=str.encode)
+    assert codes_of([column]).tolist() == [known.index(one) for one in sources]
+    assert codes_of([column, column]).tolist() == [known.index(one) for one in sources] * 2
 
 
 def test_what_needs_no_copy_is_none():

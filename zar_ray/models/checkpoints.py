@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 from zar_ray.errors import ModelError, reason_of
 from zar_ray.models.architecture import AnyClip, Architecture, build_clip, infer_architecture
@@ -152,11 +153,33 @@ def clip_with(architecture: Architecture, tensors: Mapping[str, torch.Tensor], p
     """
     if "multimodal_cfg" in architecture:  # the decoder of CoCa writes captions, and is not built
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("text_decoder.")}
-    with torch.device("meta"):
-        _fitting(build_clip(architecture), tensors, place)
-    clip = build_clip(architecture)
+    with _Undrawn():
+        with torch.device("meta"):
+            _fitting(build_clip(architecture), tensors, place)
+        clip = build_clip(architecture)
     load_weights(clip, tensors, place)
     return clip
+
+
+_WITHOUT_CHANCE: dict[Any, Any] = {torch.randn: torch.zeros, torch.randn_like: torch.zeros_like}
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no weights at random, all of which are about to be loaded: of a ViT-B/16 that takes a second."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # Of an initialiser of PyTorch's that is called here, no mode would see what it calls.
+        if getattr(function, "__module__", None) == torch.nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        if function in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            # Some draw again until all lie within bounds, as the middle does.
+            return args[0].fill_(kwargs.get("mean", 0.0) if len(args) < 2 else args[1])
+        if function in _WITHOUT_CHANCE:
+            kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
+        return _WITHOUT_CHANCE.get(function, function)(*args, **kwargs)
 
 
 def load_weights(clip: AnyClip, tensors: Mapping[str, torch.Tensor], place: str) -> None:

@@ -266,9 +266,12 @@ def test_mistakes_are_one_line(bench, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("minutes", "pause"), [(0.5, 3), pytest.param(2, 12, marks=pytest.mark.stress)], ids=["short", "two minutes"]
+    ("minutes", "pause", "kills"),
+    # Where all tests run, what was killed may take twenty seconds to be back.
+    [(0.5, 3, 1), pytest.param(2, 12, 2, marks=pytest.mark.stress)],
+    ids=["short", "two minutes"],
 )
-def test_it_adds_up(repository, tmp_path, minutes, pause):
+def test_it_adds_up(repository, tmp_path, minutes, pause, kills):
     file = tmp_path / "soak.json"
     words = f"--minutes {minutes} --rate 2.5 --kill-every {pause} --json {file}"
     command = [sys.executable, "bench/soak.py", *words.split()]
@@ -276,5 +279,5 @@ def test_it_adds_up(repository, tmp_path, minutes, pause):
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(file.read_text())
     assert report["wrong"] == []
-    assert len(report["kills"]) >= 2
+    assert len(report["kills"]) >= kills
     assert sum(count for answers in report["answers"].values() for count in answers.values()) > 100 * minutes

@@ -80,6 +80,7 @@ def test_published_training_and_test_lists_share_no_video(shared: Path) -> None:
         assert found(report, "zero-shot")[0][:2] == ("ok", 0)
 
 
+@pytest.mark.slow
 def test_the_published_k600_lists_are_right_and_zero_shot(shared: Path) -> None:
     folder = shared / "benchmarks" / "lists" / "k600_splits"
     files = tuple(str(folder / f"ZS_split{n}_K600_eval.txt") for n in (1, 2, 3))

@@ -209,6 +209,7 @@ def no_compiler(monkeypatch, tmp_path):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_compiling_without_a_compiler_ends_at_the_start(no_compiler, tiny_checkpoint, capfd):
     options = AdaptationOptions(checkpoint=tiny_checkpoint, device="cpu", compile=True)
     model = load_model(options)

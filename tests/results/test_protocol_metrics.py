@@ -220,6 +220,7 @@ def test_the_official_evaluation_of_charades_gives_the_same():
     assert multi_label_metrics(right, scores).value == pytest.approx(np.mean(precisions))
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_the_percentile_bootstrap_around_the_value():
     rng = np.random.default_rng(2)
     right = rng.random((80, 5)) < [0.5, 0.3, 0.2, 0.1, 0.03]
@@ -241,6 +242,7 @@ def test_the_interval_is_that_of_the_percentile_bootstrap_around_the_value():
     assert (found.low, found.high) == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.slow
 def test_intervals_hold_what_a_test_set_of_that_size_gives_on_average():
     # Draws repeat videos, which raises precision: unmoved, their quantiles would lie above nearly every value.
     estimates = []

@@ -140,6 +140,7 @@ def test_metrics_read_no_lists_but_those_of_the_best_five(tmp_path, monkeypatch)
     }
 
 
+@pytest.mark.slow
 def test_rows_are_sorted_in_less_memory_than_they_take(tmp_path, monkeypatch):
     """Sixty megabytes of features by half a megabyte, as a million videos' gigabytes go by some megabytes."""
     monkeypatch.setattr(module, "_RANGE_BYTES", 2**19)

@@ -117,6 +117,7 @@ def same(one, other):
     )
 
 
+@pytest.mark.slow
 def test_it_goes_on_to_the_same_bits(run):
     whole = run()
     # Twelve videos in batches of eight: epochs end after steps 2, 3, 5 and 6.
@@ -140,6 +141,7 @@ def test_it_goes_on_to_the_same_bits(run):
                 assert torch.equal(moments[0][number][name], value), (number, name)
 
 
+@pytest.mark.slow
 def test_losses_towards_the_start_add_up_and_go_on_to_the_same_bits(run):
     between = {"interpolated_loss": 0.5, "interpolated_share": (0.1, 0.9)}
     first, plain = run(steps=1, **between)[1], run(steps=1)[1]  # at first the start is where it is
@@ -151,6 +153,7 @@ def test_losses_towards_the_start_add_up_and_go_on_to_the_same_bits(run):
     assert not same(run(interpolated_loss=0.5, interpolated_share=(0.9, 0.9))[7], whole[7])
 
 
+@pytest.mark.slow
 def test_what_is_dropped_is_the_same_after_a_resumption(regularised):
     whole = regularised()
     torch.manual_seed(99)
@@ -180,6 +183,7 @@ def test_several_workers_drop_what_one_that_accumulates_drops(regularised, monke
     assert not all(torch.allclose(one, other, atol=1e-3) for one, other in zip(*shares[:2], strict=True))
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_between_drops_nothing_and_changes_nothing(regularised):
     seen = []
 

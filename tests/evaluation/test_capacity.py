@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -241,3 +242,17 @@ def test_what_may_be_in_flight_follows_the_cluster(monkeypatch):
         "the cluster has room for 4 replicas now, it was 2",
         "the cluster has room for 2 replicas now, it was 4",
     ]
+
+
+def test_it_is_followed_while_no_block_ends(monkeypatch):
+    """A node that joins would else have nothing to do until the first one does."""
+    cluster, said = Cluster(monkeypatch, (8, 2)), threading.Event()
+    followed = capacity.Followed(Resources.of_cluster(Wanted("cuda", 1.0)), 1000, lambda line: said.set())
+    options = SimpleNamespace(resource_limits=followed.limits)
+    stages = SimpleNamespace(context=SimpleNamespace(execution_options=options))
+    monkeypatch.setattr(capacity, "_BETWEEN_LOOKS", 0.01)
+    with followed.beside(stages):
+        cluster.nodes.append((8, 2))
+        cluster.now += 11
+        assert said.wait(30)
+    assert options.resource_limits.object_store_memory == 24_000

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
@@ -21,6 +23,7 @@ from ray._private.worker import global_worker
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated import autoscaler_pb2
 from ray.data import Dataset, ExecutionResources
+from ray.exceptions import RayError
 from ray.util import placement_group, remove_placement_group
 from ray.util.client import ray as client
 from rich.console import Console
@@ -203,6 +206,26 @@ class Followed:
     def limits(self) -> ExecutionResources:
         """Decoding would run ahead until the object store is full, and memory grow with the number of videos."""
         return ExecutionResources.for_limits(object_store_memory=self._resources.blocks_in_flight * self._block_bytes)
+
+    @contextmanager
+    def beside(self, stages: Dataset) -> Iterator[None]:
+        """Looks now and then while this lasts: a block may take long, and a node that joins has none till then."""
+        over = threading.Event()
+
+        def follow() -> None:
+            while not over.wait(_BETWEEN_LOOKS):
+                try:
+                    self.look(stages)
+                except (RayError, RuntimeError):
+                    continue  # a head that is slow is asked again; one that is gone ends the run
+
+        thread = threading.Thread(target=follow, name="zar-follow", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(_AT_ONCE)
 
     def look(self, stages: Dataset) -> None:
         """Now and then looks what the cluster has; Ray Data reads a running dataset's limits every second."""

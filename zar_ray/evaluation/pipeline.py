@@ -196,10 +196,9 @@ def run_blocks(
     with DataContext.current(context), ThreadPoolExecutor(1) as beside:
         stages = _stages(dealt.blocks, decode, told, resources, attempts)
         batches = iter(stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-        with closing(cast(Generator[Any], batches)):
+        with closing(cast(Generator[Any], batches)), followed.beside(stages):
             for number, batch in enumerate(batches, start=1):
                 progress.count(cast(pa.Table, batch))
-                followed.look(stages)
                 if number % PARTS_AT_ONCE == 0:
                     beside.submit(recovery.put_together, folder, progress)
     if number < len(dealt.blocks):

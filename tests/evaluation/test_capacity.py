@@ -70,12 +70,16 @@ class Cluster:
             free = self.free()
             if answered and all(sum(one.get(name, 0) for one in bundles) <= free[name] for name in ("CPU", "GPU")):
                 return True
-            self.now += seconds
-            for when in [when for when in self.later if when <= self.now]:
-                self.later.pop(when)(self)
-            return False
+            return self.never(seconds)
 
         return SimpleNamespace(wait=wait)
+
+    def never(self, seconds):
+        """Time goes by, and nothing is granted."""
+        self.now += seconds
+        for when in [when for when in self.later if when <= self.now]:
+            self.later.pop(when)(self)
+        return False
 
     def remove(self, group):
         self.removed += 1
@@ -209,6 +213,15 @@ def test_a_lost_node_that_was_asked_is_not_waited_for(monkeypatch, others, worke
     assert cluster.room().workers == workers
     assert 9 <= cluster.now < 13
     assert (len(cluster.asked), cluster.removed) == (1, 1)
+
+
+def test_a_node_that_joined_meanwhile_may_be_the_lost_one(monkeypatch):
+    later = {9: gains(4, 0), 20: lambda cluster: cluster.nodes.remove((4, 0))}
+    cluster = Cluster(monkeypatch, (8, 0), held={"CPU": 7.5}, later=later)
+    monkeypatch.setattr(capacity, "placement_group", lambda bundles: SimpleNamespace(wait=cluster.never))
+    cluster.later[30] = lambda cluster: cluster.held.clear()
+    assert cluster.room().workers == 4
+    assert 30 <= cluster.now < 34
 
 
 def test_what_others_hold_beside_a_lost_node_is_waited_for(monkeypatch):

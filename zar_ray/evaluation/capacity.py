@@ -120,7 +120,9 @@ def _is_free(resources: Resources, limit: float | None, say: Callable[[str], Non
                 say(f"waiting for {_missing(bundles)}; {now - began:.0f} s so far{most}")
             # Of a node that is lost while it is asked, Ray (2.60) awaits the answer for minutes, and gives nobody
             # a placement group meanwhile, on any node. What else it schedules goes on.
-            if nodes - set(alive_nodes()):
+            there = set(alive_nodes())
+            nodes |= there
+            if nodes != there:
                 bundles = Resources.of_cluster(resources.wanted).to_begin_with()
                 if _on_cluster(partial(_fit, bundles)):
                     return True

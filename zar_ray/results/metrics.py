@@ -104,9 +104,7 @@ def video_counts(table: pa.Table) -> dict[str, Any]:
 
     def videos(rows: pa.ChunkedArray | np.ndarray) -> int:
         """Those of rows for which something is true."""
-        return len(
-            table["video_id"].filter(pa.array(rows, pa.bool_()) if isinstance(rows, np.ndarray) else rows).unique()
-        )
+        return len(table["video_id"].filter(rows).unique())
 
     total, failed = len(table["video_id"].unique()), videos(table["error"].is_valid())
     nameless = table["label_id"].is_null().to_numpy() & (_lists(table["labels"])[0] == 0)

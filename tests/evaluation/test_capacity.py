@@ -269,3 +269,13 @@ def test_it_is_followed_while_no_block_ends(monkeypatch):
         cluster.now += 11
         assert said.wait(30)
     assert options.resource_limits.object_store_memory == 24_000
+
+
+def test_each_bundle_needs_a_place_of_its_own(monkeypatch):
+    nodes = {"a": {"CPU": 4.0}}
+    monkeypatch.setattr(capacity, "available_resources_per_node", lambda: nodes)
+    assert capacity._fit([{"CPU": 3.0}, {"CPU": 1.0}])
+    assert not capacity._fit([{"CPU": 3.0}, {"CPU": 2.0}])
+    nodes["b"] = {"CPU": 2.0}
+    assert capacity._fit([{"CPU": 3.0}, {"CPU": 2.0}])
+    assert not capacity._fit([{"CPU": 5.0}])

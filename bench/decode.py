@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import resource
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from typing import Annotated, Any
 
 import av
 import av.error
+import av.logging
 import numpy as np
 import tyro
 from pydantic import Field
@@ -36,7 +38,7 @@ from zar_ray.video.decoding import decode_video
 from zar_ray.video.options import Decoder, Resizer, ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video
 from zar_ray.video.reading import VideoInfo, has_decord, open_video, probe_video
-from zar_ray.video.transforms import Preprocessing, resize_frame
+from zar_ray.video.transforms import Preprocessing, as_pillow, resize_frame
 
 # GFLOPs an image as papers count them, and the share of a GPU's peak that an encoder is taken to reach.
 MODELS = {"ViT-B/32": 4.4, "ViT-B/16": 17.6, "ViT-L/14": 81.1}
@@ -47,6 +49,8 @@ CODECS = {
     "vp9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "b": "4M"}),
     "av1": ("libsvtav1", {"preset": "12", "crf": "35"}),
 }
+# What resizes: Pillow itself, its sums compiled, and PyTorch.
+KERNELS = ("pillow", "pil", "torch")
 _FEWEST = 30  # frames of a video that is worth measuring
 Read = Callable[[Path, np.ndarray], Any]
 
@@ -85,6 +89,7 @@ def by_pyav(kind: str, threads: int) -> Read:
 
     def read(path: Path, indices: np.ndarray) -> list[np.ndarray]:
         wanted, last = set(indices.tolist()), int(indices[-1])
+        av.logging.set_level(None)  # a thread with something to say would wait for Python, which waits for the thread
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_type, stream.codec_context.thread_count = kind, threads
@@ -182,24 +187,37 @@ def measure(path: Path, rounds: int) -> dict[str, Any]:
             row["read"][name] = least_cpu(lambda read=read: read(path, views.frames), rounds)
         except (ZarError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
             row["found"][name] = " ".join(str(error).split())[:60]
-    ways: list[tuple[Decoder, Resizer]] = [("auto", "pil"), ("auto", "torch")]
+    ways: list[tuple[Decoder, str]] = [("auto", "pillow"), ("auto", "pil"), ("auto", "torch")]
     if has_decord():
-        ways.insert(0, ("decord", "pil"))
-    row["whole"] = {}
-    for decoder, resizer in ways:
-        call = partial(decode_video, path, plan, decoder=decoder, resizer=resizer)
+        ways.insert(0, ("decord", "pillow"))
+    calls = {}
+    for decoder, kernel in ways:
+        calls[f"{decoder}, {kernel}"] = call = partial(by_kernel, kernel, partial(decode_video, path, plan), decoder)
         try:
             call()
-            row["whole"][f"{decoder}, {resizer}"] = least_cpu(call, rounds)
         except VideoError:
-            pass
-    for resizer in ("pil", "torch"):
-        resize = partial(resize_frame, short_side=224, resizer=resizer)
-        row[f"resize {resizer}"] = least_cpu(lambda resize=resize: [resize(one) for one in expected], rounds)
+            del calls[f"{decoder}, {kernel}"]
+    # in turn, as the machine's speed changes
+    taken = [{name: least_cpu(call, 1) for name, call in calls.items()} for _ in range(rounds)]
+    row["whole"] = {name: min(one[name] for one in taken) for name in calls}
+    for kernel in KERNELS:
+        one = partial(
+            by_kernel, kernel, lambda resizer: [resize_frame(frame, 224, resizer=resizer) for frame in expected]
+        )
+        row[f"resize {kernel}"] = least_cpu(one, rounds)
     resized = decode_video(path, plan).frames
     row["crop"] = least_cpu(lambda: [np.ascontiguousarray(resized[:, :, x : x + 224]) for x in _lefts(resized)], rounds)
     row["ship"] = least_cpu(resized.tobytes, rounds)
     return row
+
+
+def by_kernel(kernel: str, work: Callable[..., Any], decoder: Decoder | None = None) -> None:
+    """Work with one of `KERNELS`: a run's `--resize pil` is compiled but for a process's first videos."""
+    as_pillow.never_compile()
+    if kernel == "pil":
+        as_pillow.compile_for(math.inf)
+    resizer: Resizer = "torch" if kernel == "torch" else "pil"
+    work(resizer=resizer) if decoder is None else work(resizer=resizer, decoder=decoder)
 
 
 def _lefts(frames: np.ndarray) -> tuple[int, ...]:
@@ -250,7 +268,9 @@ def show(rows: Sequence[dict[str, Any]], options: DecodeBenchOptions, console: C
     console.print(reading)
     whole = Table("what", *(row["video"] for row in rows), "mean", title="CPU ms a video", box=box.SIMPLE)
     parts = [(f"decode and resize: {name}", lambda row, name=name: row["whole"].get(name)) for name in _whole(rows)]
-    parts += [(key, lambda row, key=key: row[key]) for key in ("resize pil", "resize torch", "crop", "ship")]
+    parts += [
+        (key, lambda row, key=key: row[key]) for key in (*(f"resize {kernel}" for kernel in KERNELS), "crop", "ship")
+    ]
     for name, value in parts:
         values = [value(row) for row in rows]
         mean = f"{np.mean([one for one in values if one is not None]):.1f}" if None not in values else "-"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from zar_ray.commands import doctor
 from zar_ray.commands.doctor import PACKAGES, Check, diagnose
 from zar_ray.tracking import default_uri
 
@@ -73,6 +74,7 @@ def test_a_machine_without_a_network_gets_a_whole_report(machine: Path) -> None:
     assert any(name.startswith("gpu") for name in found)
     assert found["decoder pyav"].status == "ok", found["decoder pyav"]
     assert found["decoder decord"].status in ("ok", "warning")
+    assert found["resizing"].status == "ok", found["resizing"]
     weights = found["weights ViT-B-16-quickgelu"]
     assert weights.status == "warning"
     assert "--checkpoint" in weights.detail
@@ -82,6 +84,13 @@ def test_a_machine_without_a_network_gets_a_whole_report(machine: Path) -> None:
     assert found["ray cluster"].status == "ok"
     assert found["zar home"].status == "ok"
     assert all("\n" not in check.detail for check in found.values())
+
+
+def test_frames_that_are_not_resized_by_compiled_code_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "order_of", lambda *_: None)
+    (check,) = doctor._resizing()
+    assert check.status == "warning"
+    assert "Pillow itself takes about three times the CPU" in check.detail
 
 
 def test_what_cannot_be_reached_is_named_with_a_way_out(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,8 @@ def test_full_frames_do_not_pile_up(tmp_path, write_video):
         "import sys\n"
         "import numpy as np\n"
         "from zar_ray.video.decoding import decode_video\n"
+        "from zar_ray.video.transforms import as_pillow\n"
+        "as_pillow.never_compile()\n"  # which takes memory of its own, once
         "class Plan: frames, short_side = np.arange(120), 224\n"
         "def peak(): return int(next(x for x in open('/proc/self/status') if x.startswith('VmHWM')).split()[1])\n"
         "before = peak()\n"

@@ -29,7 +29,7 @@ from zar_ray.video.options import Decoder, Resizer, ViewConfig
 from zar_ray.video.plans import ViewPlan, plan_video
 from zar_ray.video.reading import VideoInfo, open_video, require_decoder
 from zar_ray.video.streams import Deadline
-from zar_ray.video.transforms import Preprocessing, resize_frame
+from zar_ray.video.transforms import Preprocessing, as_pillow, resize_frame
 from zar_ray.video.windows import WindowCut, WindowSchedule, WindowSpan, cut_windows
 
 _AHEAD = 2  # windows that lie finished before one of them is taken
@@ -205,6 +205,7 @@ class _Worker:
         if self._resizer == "torch":
             # now, so that neither a video's time nor its memory pays for it
             import zar_ray.video.torch_resize  # noqa: F401
+        as_pillow.never_compile()  # which takes memory that its limit is not for
         with contextlib.suppress(ConfigError):  # the first video's answer says so
             require_decoder(orders.decoder)
         self._at_start = address_space()

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from zar_ray.errors import ConfigError
 from zar_ray.video.options import Resizer, ViewConfig
+from zar_ray.video.resampling import Resampler
 
 Interpolation = Literal["bicubic", "bilinear", "plain_bilinear"]
 ResizeMode = Literal["shortest", "squash", "longest"]
@@ -24,7 +24,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+# Of all of a process's videos.
+as_pillow = Resampler()
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _resized(frame: np.ndarray, height: int, width: int, interpolation: Interpol
         from zar_ray.video.torch_resize import resize_antialiased
 
         return resize_antialiased(frame, height, width, interpolation)
-    return np.asarray(_picture(frame).resize((width, height), _FILTERS[interpolation]))
+    return as_pillow.resize(frame, height, width, interpolation)
 
 
 def _interpolated(pixels: np.ndarray, length: int, axis: int, last: bool = False) -> np.ndarray:
@@ -158,15 +159,6 @@ def _interpolated(pixels: np.ndarray, length: int, axis: int, last: bool = False
     one, two = (pixels.take(np.minimum(lower + step, there - 1), axis).astype(np.float32) for step in (0, 1))
     one += (two - one) * share
     return np.rint(one, out=one).astype(np.uint8) if last else one
-
-
-def _picture(frame: np.ndarray) -> Image.Image:
-    """PIL's copy of a frame; `Image.fromarray` copies padded rows, as decoders leave them, once more."""
-    (height, width, _), (row, *within) = frame.shape, frame.strides
-    if within != [3, 1] or row < 3 * width:
-        return Image.fromarray(frame)
-    flat = np.lib.stride_tricks.as_strided(frame, ((height - 1) * row + 3 * width,), (1,), writeable=False)
-    return Image.frombuffer("RGB", (width, height), flat, "raw", "RGB", row, 1)
 
 
 def crop_boxes(height: int, width: int, size: int, crops: int) -> tuple[tuple[str, CropBox], ...]:

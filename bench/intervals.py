@@ -1,7 +1,7 @@
 """How often the intervals of zar_ray.results hold what they are of: simulated, as a table for docs/metrics.md.
 
-    python bench/coverage.py            prints the table; a minute and a half, nearly all of it for the last line
-    python bench/coverage.py --write    puts it into docs/metrics.md, between its marks
+    python bench/intervals.py            prints the table; a minute and a half, nearly all of it for the last line
+    python bench/intervals.py --write    puts it into docs/metrics.md, between its marks
 
 Every interval is the one that an evaluation prints.  A simulation draws decisions about n videos whose chance of being
 right is known, and counts how often the interval holds the true share, or the true change.
@@ -23,7 +23,7 @@ from zar_ray.results.record import Estimate
 from zar_ray.results.statistics import change_estimate, design_effect, mean_class_share, share_estimate, share_of
 
 DOCS = Path(__file__).parents[1] / "docs" / "metrics.md"
-MARKS = "<!-- bench/coverage.py -->\n", "<!-- end -->"
+MARKS = "<!-- bench/intervals.py -->\n", "<!-- end -->"
 
 VIDEOS = (20, 200, 2000)
 SHARES = (0.5, 0.9, 0.99)

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from published_runs import output, write_run
 
 from zar_ray.adaptation.base import Decision
 from zar_ray.reporting import figures
@@ -15,6 +16,8 @@ from zar_ray.results.averages import protocol_averages
 from zar_ray.results.metrics import case_metrics, costs, failure_groups, video_counts
 from zar_ray.results.record import MlflowState, RunSummary, SplitSummary, Throughput
 from zar_ray.results.rows import ResultRow, to_table
+
+__all__ = ["output", "write_run"]
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,13 @@ import logging
 from contextlib import ExitStack
 
 import pytest
+from canned_service import server
 from fastapi.testclient import TestClient
 from serving_backends import LocalBackend, local_app
 
 from zar_ray.serving.methods import ServiceOptions
+
+__all__ = ["server"]
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +23,12 @@ def _loggers_as_before():
     yield
     for one, handlers in zip(loggers, before, strict=True):
         one.handlers[:] = handlers
+
+
+@pytest.fixture
+def video(make_video, tmp_path):
+    """Of 1.2 seconds, with a space in its name."""
+    return make_video(tmp_path / "some video.mp4", frames=30, seed=3)
 
 
 @pytest.fixture(scope="module")

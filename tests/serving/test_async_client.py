@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from test_client import event, fine, form, problem, server, stream, window
+from canned_service import event, fine, form, problem, stream, window
 
 import zar_ray.client.asynchronous
 from zar_ray.client import AsyncClient, ServiceError
 from zar_ray.errors import ConfigError
-
-__all__ = ["server"]
 
 
 @pytest.fixture

@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
 import json
 import re
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from types import MappingProxyType
 
-import anyio
 import pytest
+from http_requests import LABELS, post, problem
 
 from zar_ray.adaptation.options import PredictConfig
 from zar_ray.adaptation.predict import predict
-from zar_ray.serving.options import LimitConfig
-from zar_ray.serving.problems import RequestError
-from zar_ray.serving.uploads import read_form
-
-LABELS = ("riding a horse", "walking the dog", "cooking an egg", "playing chess")
-
-
-def post(client, file, **fields):
-    fields.setdefault("candidate_labels", list(LABELS))
-    with file.open("rb") as stream:
-        return client.post("/v1/classify", files={"video": (file.name, stream)}, data=fields)
-
-
-def problem(response, status, code):
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    document = response.json()
-    assert (document["status"], document["code"]) == (status, code)
-    assert document["request_id"] == response.headers["x-request-id"]
-    assert document["title"]
-    return document["detail"]
-
-
-@pytest.fixture
-def video(make_video, tmp_path):
-    return make_video(tmp_path / "some video.mp4", frames=30, seed=3)
 
 
 @pytest.mark.process
@@ -95,18 +63,6 @@ def test_the_services_threshold_rejects_and_a_request_has_its_own(served, video)
     own = post(client, video, seed="7", reject_below="0", reject_score="max_probability").json()
     assert (own["reject"], own["certainty"]) == (False, pytest.approx(own["after"][0]["score"]))
     assert post(client, video, seed="7", reject_below="-2").json()["reject"] is False
-
-
-def test_a_stream_of_windows_takes_one_seed(served, video):
-    client, backend = served()
-    with video.open("rb") as stream:
-        data = {"candidate_labels": LABELS, "seeds": ["0", "1"]}
-        answer = client.post("/v1/classify:stream", files={"video": (video.name, stream)}, data=data)
-    assert (
-        problem(answer, 422, "invalid-parameters")
-        == "seeds: are distinct ones, in the place of seed, and of whole videos only"
-    )
-    assert backend.seen == []
 
 
 def test_an_explanation_shows_frames_and_what_tuning_changed(served, video):
@@ -263,34 +219,6 @@ def test_labels_are_never_the_name_of_a_file(served, video, tmp_path):
     assert post(client, video, candidate_labels=many).json()["candidates"] == 100
 
 
-def test_a_name_with_a_quotation_mark_arrives_as_it_is(served, make_video, tmp_path):
-    client, _ = served()
-    file = make_video(tmp_path / 'the "best" one.mp4', frames=20)
-    assert post(client, file).json()["video"]["name"] == file.name
-
-
-def test_bodies_that_are_no_requests(served, video, tmp_path):
-    client, _ = served()
-    text = tmp_path / "text.mp4"
-    text.write_text("no video")
-    assert "not a video" in problem(post(client, text), 422, "unusable-video")
-    empty = tmp_path / "empty.mp4"
-    empty.touch()
-    assert "empty file" in problem(post(client, empty), 422, "unusable-video")
-    send = client.post
-    problem(send("/v1/classify", content=b"x", headers={"content-type": "video/mp4"}), 415, "unsupported-media-type")
-    problem(send("/v1/classify"), 415, "unsupported-media-type")
-    problem(send("/v1/classify", content=b"{", headers={"content-type": "application/json"}), 400, "bad-request")
-    problem(send("/v1/classify", content=b"x", headers={"content-type": "multipart/form-data"}), 400, "bad-request")
-    broken = {"content-type": "multipart/form-data; boundary=b"}
-    problem(send("/v1/classify", content=b"no boundary", headers=broken), 400, "bad-request")
-    assert "video" in problem(send("/v1/classify", data={"seed": "1"}, files={"film": b"1"}), 422, "invalid-parameters")
-    assert "path" in problem(send("/v1/classify", json={"seed": 1}), 422, "invalid-parameters")
-    problem(client.get("/nowhere"), 404, "not-found")
-    problem(client.get("/v1/classify"), 405, "method-not-allowed")
-    problem(client.get("/page/../options.py"), 404, "not-found")
-
-
 def test_a_url_is_not_fetched_and_paths_stay_beneath_their_roots(served, make_video, tmp_path):
     root, outside = tmp_path / "root", tmp_path / "outside"
     make_video(root / "in" / "a.mp4", frames=20)
@@ -327,87 +255,6 @@ def test_a_url_is_not_fetched_and_paths_stay_beneath_their_roots(served, make_vi
     assert len(refused) == 1, "the answer tells what is there"
     bare, _ = served()
     problem(ask("in/a.mp4", bare), 422, "path-not-allowed")
-
-
-def test_bodies_are_cut_off_at_the_limit(served, video):
-    client, backend = served(limits={"body_bytes": 4096})
-    problem(post(client, video), 413, "body-too-large")
-    sent = []
-
-    def endless():
-        yield b'--b\r\nContent-Disposition: form-data; name="video"; filename="a.mp4"\r\n\r\n'
-        for _ in range(1000):
-            sent.append(1)
-            yield b"x" * 1024
-
-    headers = {"content-type": "multipart/form-data; boundary=b"}
-    problem(client.post("/v1/classify", content=endless(), headers=headers), 413, "body-too-large")
-    assert not backend.seen
-    json_client, _ = served()
-    large = {"content-type": "application/json"}
-    problem(json_client.post("/v1/classify", content=b" " * (2**20 + 1), headers=large), 413, "body-too-large")
-    problem(client.post("/v1/classify", headers={**headers, "content-length": "1e9"}), 400, "bad-request")
-
-
-def test_a_slow_body_is_given_up():
-    """Read without an application: the tests' client sends all of a body before one runs."""
-
-    class SlowRequest:
-        headers = MappingProxyType({"Content-Type": "multipart/form-data; boundary=b"})
-
-        async def stream(self):
-            yield b"--b\r\n"
-            await anyio.sleep(30)
-            yield b"more"
-
-    async def read():
-        async with read_form(SlowRequest(), LimitConfig(receive_seconds=0.2)):
-            pass
-
-    with pytest.raises(RequestError, match="took longer than") as caught:
-        anyio.run(read)
-    assert caught.value.code == "timeout"
-
-
-def test_beyond_capacity_the_answer_comes_at_once(served, video):
-    client, backend = served(limits={"concurrent": 1, "queued": 1, "retry_after": 7})
-    backend.gate.clear()
-    answers = []
-    threads = [threading.Thread(target=lambda: answers.append(post(client, video))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    limit = time.monotonic() + 20
-    while 'zar_requests_held{replica="local"} 2.0' not in client.get("/metrics").text:
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-    started = time.monotonic()
-    refused = post(client, video)
-    assert time.monotonic() - started < 2
-    assert "2 requests" in problem(refused, 503, "overloaded")
-    assert refused.headers["retry-after"] == "7"
-    assert len(backend.seen) == 1, "one is worked on, the other waits"
-    backend.gate.set()
-    for thread in threads:
-        thread.join(30)
-    assert [answer.status_code for answer in answers] == [200, 200]
-    assert 'zar_requests_held{replica="local"} 0.0' in client.get("/metrics").text
-    assert 'zar_body_bytes_held{replica="local"} 0.0' in client.get("/metrics").text
-    assert post(client, video).status_code == 200
-
-
-def test_the_bytes_of_waiting_bodies_are_bounded(served, video):
-    size = video.stat().st_size
-    client, backend = served(limits={"queued_bytes": 2 * size, "body_bytes": 4 * size})
-    backend.gate.clear()
-    answers = []
-    thread = threading.Thread(target=lambda: answers.append(post(client, video)))
-    thread.start()
-    while not backend.seen:
-        time.sleep(0.02)
-    assert "bytes of bodies are held" in problem(post(client, video), 503, "overloaded")
-    backend.gate.set()
-    thread.join(30)
-    assert answers[0].status_code == 200
 
 
 def test_tokens_let_in_and_keep_out(served, video):
@@ -463,12 +310,6 @@ def test_requests_are_told_apart_in_answers_and_logs(served, video, caplog):
     assert 'zar_stage_seconds_count{replica="local",stage="encode"} 1.0' in measures
 
 
-def events(response):
-    for block in response.text.strip().split("\n\n"):
-        name, data = block.split("\n")
-        yield name.removeprefix("event: "), json.loads(data.removeprefix("data: "))
-
-
 def test_a_head_is_answered_as_a_get_without_a_body(served):
     client, _ = served()
     for path in ("/", "/v1/models", "/healthz", "/readyz", "/metrics"):
@@ -477,185 +318,6 @@ def test_a_head_is_answered_as_a_get_without_a_body(served):
         assert head.headers["content-type"] == get.headers["content-type"]
     assert client.head("/v1/classify").status_code == 405
     assert client.head("/nowhere").status_code == 404
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        b'name="hypothesis_template"\r\n\r\n\xe9t\xe9 {}',
-        b'name="hypothesis_template"\r\n\r\n{} \xff\xfe',
-        b'name="video"; filename="\xe9t\xe9.mp4"\r\n\r\nx',
-    ],
-)
-@pytest.mark.parametrize("charset", ["", "; charset=latin-1"])
-def test_texts_that_are_not_utf_8_are_refused(served, part, charset):
-    client, _ = served()
-    body = b"--b\r\nContent-Disposition: form-data; " + part + b"\r\n--b--\r\n"
-    headers = {"content-type": f"multipart/form-data; boundary=b{charset}"}
-    assert "UTF-8" in problem(client.post("/v1/classify", content=body, headers=headers), 400, "bad-request")
-
-
-@pytest.mark.parametrize("content", [bytes(2**21), b"\xff\xd8", b"clip.mp4", b""])
-def test_a_video_without_a_file_name_is_told_so(served, content):
-    client, backend = served()
-    head = b'--b\r\nContent-Disposition: form-data; name="video"\r\nContent-Type: video/mp4\r\n\r\n'
-    body = head + content + b"\r\n--b--\r\n"
-    answer = client.post("/v1/classify", content=body, headers={"content-type": "multipart/form-data; boundary=b"})
-    assert "no filename" in problem(answer, 422, "invalid-parameters")
-    assert not backend.seen
-
-
-def test_the_texts_of_a_form_are_bounded_together(served, video):
-    client, backend = served()
-    fields = {"candidate_labels": list(LABELS), **{f"field{number}": "x" * 2**19 for number in range(3)}}
-    assert "1048576 bytes" in problem(post(client, video, **fields), 400, "bad-request")
-    assert not backend.seen
-
-
-def test_a_client_that_leaves_is_counted_as_gone(served, video):
-    client, backend = served()
-
-    async def waits(video, query):
-        raise asyncio.CancelledError
-
-    backend.classify = waits
-    with contextlib.suppress(BaseException):
-        post(client, video)
-    measures = client.get("/metrics").text
-    assert 'zar_requests_total{code="client-gone",replica="local",route="/v1/classify",status="499"} 1.0' in measures
-
-
-def test_a_stream_is_counted_by_its_end(served, video):
-    client, backend = served()
-    whole = backend.classify_windows
-
-    async def breaks(video, query, windows):
-        async for window in whole(video, query, windows):
-            yield window
-            raise RequestError("replica-lost", "it ended")
-
-    def counted(code):
-        return f'zar_requests_total{{code="{code}",replica="local",route="/v1/classify:stream",status="200"}} 1.0'
-
-    files = {"video": (video.name, video.read_bytes())}
-    client.post("/v1/classify:stream", files=files, data={"candidate_labels": list(LABELS)})
-    assert counted("ok") in client.get("/metrics").text
-    backend.classify_windows = breaks
-    client.post("/v1/classify:stream", files=files, data={"candidate_labels": list(LABELS)})
-    assert counted("replica-lost") in client.get("/metrics").text
-
-
-def test_a_stream_gives_windows_and_an_end_or_an_error(served, video):
-    client, backend = served()
-
-    def ask(**fields):
-        files = {"video": (video.name, video.read_bytes())}
-        return client.post("/v1/classify:stream", files=files, data={"candidate_labels": list(LABELS), **fields})
-
-    response = ask(window="2.5")
-    assert response.headers["content-type"].startswith("text/event-stream")
-    got = list(events(response))
-    assert [name for name, _ in got] == ["window", "window", "end"]
-    assert [one["start"] for name, one in got if name == "window"] == [0.0, 2.5]
-    assert got[-1][1] == {"windows": 2}
-    problem(ask(window="0"), 422, "invalid-parameters")
-
-    whole = backend.classify_windows
-
-    async def breaks(video, query, windows):
-        async for window in whole(video, query, windows):
-            yield window
-            raise ZeroDivisionError("a secret")
-
-    backend.classify_windows = breaks
-    got = list(events(ask()))
-    assert [name for name, _ in got] == ["window", "error"]
-    assert got[-1][1]["code"] == "internal-error"
-
-    async def refuses(video, query, windows):
-        raise RequestError("unusable-video", "no frames a second")
-        yield
-
-    backend.classify_windows = refuses
-    problem(ask(), 422, "unusable-video")
-    assert 'zar_requests_held{replica="local"} 0.0' in client.get("/metrics").text
-
-
-def test_streams_have_places_of_their_own(served, video):
-    """However many there are, whole videos wait for none of them; further ones are told so at once."""
-    client, backend = served(limits={"concurrent": 1, "queued": 0, "streams": 2, "retry_after": 7})
-    backend.gate.clear()
-
-    def ask(path="/v1/classify:stream"):
-        files = {"video": (video.name, video.read_bytes())}
-        return client.post(path, files=files, data={"candidate_labels": list(LABELS)})
-
-    with ThreadPoolExecutor(3) as pool:
-        streams = [pool.submit(ask) for _ in range(2)]
-        limit = time.monotonic() + 20
-        while len(backend.seen) < 2:
-            assert time.monotonic() < limit
-            time.sleep(0.02)
-        refused = ask()
-        assert "2 streams" in problem(refused, 503, "overloaded")
-        assert refused.headers["retry-after"] == "7"
-        whole = pool.submit(ask, "/v1/classify")
-        while len(backend.seen) < 3:
-            assert time.monotonic() < limit, "it waits for a stream"
-            time.sleep(0.02)
-        assert "3 requests" not in problem(ask("/v1/classify"), 503, "overloaded")
-        backend.gate.set()
-        assert [one.result().status_code for one in (*streams, whole)] == [200, 200, 200]
-    assert ask().status_code == 200
-
-
-def test_what_ends_a_stream_is_counted_and_logged_by_its_request(served, video, caplog):
-    client, backend = served()
-    whole = backend.classify_windows
-
-    async def breaks(*asked):
-        async for window in whole(*asked):
-            yield window
-            raise RequestError("replica-lost", "a secret")
-
-    backend.classify_windows = breaks
-    files = {"video": (video.name, video.read_bytes())}
-    response = client.post("/v1/classify:stream", files=files, data={"candidate_labels": list(LABELS)})
-    name, document = list(events(response))[-1]
-    assert (name, document["code"]) == ("error", "replica-lost")
-    assert document["request_id"] == response.headers["x-request-id"]
-    assert f"request {document['request_id']} window 1: replica-lost" in caplog.text
-    assert "secret" not in caplog.text
-    measures = client.get("/metrics").text
-    counted = 'zar_requests_total{code="replica-lost",replica="local",route="/v1/classify:stream",status="200"} 1.0'
-    assert counted in measures
-
-
-def test_a_client_that_is_gone_before_its_stream_begins_holds_nothing(served, video):
-    client, _ = served()
-    form = client.build_request(
-        "POST", "/v1/classify:stream", files={"video": video.read_bytes()}, data={"candidate_labels": list(LABELS)}
-    )
-    body = form.read()
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/classify:stream",
-        "headers": [(name.lower(), value) for name, value in form.headers.raw],
-        "query_string": b"",
-    }
-    arrived = iter([{"type": "http.request", "body": body}])
-
-    async def receive():
-        return next(arrived, {"type": "http.disconnect"})
-
-    async def send(message):
-        raise OSError("the client is gone")
-
-    with contextlib.suppress(Exception):
-        client.portal.call(client.app, scope, receive, send)
-    assert 'zar_requests_held{replica="local"} 0.0' in client.get("/metrics").text
-    assert 'zar_body_bytes_held{replica="local"} 0.0' in client.get("/metrics").text
 
 
 def test_models_health_page_and_documentation(served):

@@ -78,11 +78,12 @@ def open_run(
     """
     manifest = workload.manifest
     continued = folder.open(identity(workload, models), resume=own.resume, overwrite=own.overwrite)
-    if not continued:
+    if not folder.storage.exists(MANIFEST):
+        # The manifest last: where it is, what a session needs that continues is there.
         folder.storage.write(CONFIG, yaml.safe_dump(own.model_dump(mode="json"), sort_keys=False).encode())
-        write_manifest(manifest, folder.storage.path(MANIFEST))
         if passes[0].streams:
             StreamState(0, {}).write(folder.storage)
+        write_manifest(manifest, folder.storage.path(MANIFEST))
     elif own.retry_failed:
         folder.forget_failed()
     ledger = Ledger(folder)

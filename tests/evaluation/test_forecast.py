@@ -292,3 +292,9 @@ def test_the_command_says_what_is_short_and_writes_nothing(
     assert sorted(video_folder.rglob("*")) == before
     assert main([*words, "--gpu", "abacus"]) == 2
     assert capsys.readouterr().err.startswith("zar: --gpu abacus: its speed is not known; known are ")
+
+
+@pytest.mark.parametrize("name", ["cores", "memory", "bandwidth", "requests", "price"])
+def test_a_cluster_without_bounds_is_refused_in_a_line(name, capsys):
+    assert main(["plan", "--dataset", "k600", f"--{name}", "inf"]) == 2
+    assert capsys.readouterr().err.startswith(f"zar: zar plan: {name} Input should be a finite number")

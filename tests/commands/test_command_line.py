@@ -104,6 +104,30 @@ def test_a_mistake_reads_the_same_whatever_the_output_can_show(encoding, monkeyp
     )
 
 
+@pytest.mark.parametrize("words", [("methods",), ("methods", "--json"), ("predict", "--help-all")])
+def test_signs_that_the_output_lacks_end_no_command(words, monkeypatch):
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="ascii"))
+    if "--help-all" in words:
+        with pytest.raises(SystemExit):
+            main(words)
+    else:
+        assert main(words) == 0
+    sys.stdout.flush()
+    assert b"?" in output.getvalue()
+
+
+@pytest.mark.parametrize("words", [("data", "show"), ("features", "show"), ("report", "run"), ("eval", "--dataset")])
+def test_a_name_that_is_no_text_is_one_line(words, monkeypatch):
+    said = io.BytesIO()
+    # As Python makes it.
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(said, encoding="utf-8", errors="backslashreplace"))
+    assert main([*words, "n\udcff"]) == 1
+    sys.stderr.flush()
+    assert b"n\\udcff" in said.getvalue()
+    assert said.getvalue().count(b"\n") == 1
+
+
 def test_a_wrong_key_in_a_file_names_the_file_and_the_key(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("views: {frame: 3}\n")

@@ -35,7 +35,7 @@ from zar_ray.errors import ConfigError, DeviceLostError, ZarError
 from zar_ray.interruption import CONTINUES, Terminated, sigterm_interrupts
 from zar_ray.options.base import Options
 from zar_ray.options.layers import read_yaml, validate
-from zar_ray.terminal import output_console
+from zar_ray.terminal import never_fails, output_console
 
 _SAYING = ("quiet", "json")
 _T = TypeVar("_T")
@@ -237,10 +237,11 @@ def _several_models(argv: Sequence[str]) -> list[str]:
 
 
 def command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
-    """Shows a user's mistake as one line, and an interruption without a traceback."""
+    """Shows a user's mistake as one line, an interruption without a traceback, and all else on any output."""
 
     @functools.wraps(function)
     def run(argv: Sequence[str]) -> int:
+        never_fails(sys.stdout)
         try:
             with sigterm_interrupts():
                 return function(argv)

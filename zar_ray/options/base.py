@@ -122,4 +122,4 @@ def meaning(options: Options) -> dict[str, Any]:
 def fingerprint(values: object) -> str:
     """A short stable hash of JSON values: 12 hexadecimal digits."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]

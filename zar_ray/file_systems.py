@@ -65,8 +65,12 @@ class Location:
         """Takes a path or a URI apart.
 
         Raises:
-            RunError: The URI holds a password, a key or a signature, or names nothing.
+            RunError: It is not UTF-8; or the URI holds a password, a key or a signature, or names nothing.
         """
+        try:
+            location.encode()
+        except UnicodeEncodeError:
+            raise RunError(f"{location}: is not UTF-8, which file systems want here; rename it") from None
         match = _URI.match(location)
         if match is None:
             return cls("", str(Path(location).expanduser().absolute()))

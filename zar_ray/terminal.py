@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
@@ -37,6 +38,12 @@ def native_stderr_silenced() -> Iterator[None]:
             if not _silencing:
                 os.dup2(terminal, 2)
                 os.close(terminal)
+
+
+def never_fails(stream: Any) -> None:
+    """Has signs that an output's encoding lacks, and names that are no text, shown as question marks there."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
 
 
 def output_console(**more: Any) -> Console:

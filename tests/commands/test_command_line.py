@@ -1,6 +1,7 @@
 """Options come from defaults, the benchmark's file, --config and the command line, in that order; a mistake is one
 line that says what was meant."""
 
+import io
 import os
 import subprocess
 import sys
@@ -92,6 +93,39 @@ def test_a_share_may_be_a_percentage():
 )
 def test_a_mistake_is_one_line_that_names_the_option(words, said):
     assert said in complaint(*words)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF-8", "ascii", "latin-1"])
+def test_a_mistake_reads_the_same_whatever_the_output_can_show(encoding, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert complaint("--limit", "0") == "zar eval: limit Input should be greater than or equal to 1 (see --help)"
+    assert complaint("--views.frames", "x") == (
+        "zar eval: Error parsing --views.frames: invalid literal for int() with base 10: 'x' (see --help)"
+    )
+
+
+@pytest.mark.parametrize("words", [("methods",), ("methods", "--json"), ("predict", "--help-all")])
+def test_signs_that_the_output_lacks_end_no_command(words, monkeypatch):
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="ascii"))
+    if "--help-all" in words:
+        with pytest.raises(SystemExit):
+            main(words)
+    else:
+        assert main(words) == 0
+    sys.stdout.flush()
+    assert b"?" in output.getvalue()
+
+
+@pytest.mark.parametrize("words", [("data", "show"), ("features", "show"), ("report", "run"), ("eval", "--dataset")])
+def test_a_name_that_is_no_text_is_one_line(words, monkeypatch):
+    said = io.BytesIO()
+    # As Python makes it.
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(said, encoding="utf-8", errors="backslashreplace"))
+    assert main([*words, "n\udcff"]) == 1
+    sys.stderr.flush()
+    assert b"n\\udcff" in said.getvalue()
+    assert said.getvalue().count(b"\n") == 1
 
 
 def test_a_wrong_key_in_a_file_names_the_file_and_the_key(tmp_path):

@@ -238,13 +238,16 @@ def test_a_sample_goes_through_the_jobs_stages(method, video_folder, tiny_checkp
     spoilt = [] if method == ("tda",) else [Path(path) for path in manifest.table["path"].to_pylist()]
     for path in spoilt[:1]:
         path.write_bytes(b"no video")
+    for path in spoilt[1:2]:  # since it was indexed
+        path.unlink()
     workload = Workload.of(manifest, [whole_split(manifest)])
     small = {"frames": 2, "eval_frames": 2, "views_per_rate": 1, "crops": 1}
     asked = EvalConfig(dataset="x", checkpoint=tiny_checkpoint, views=small, method=method, device="cpu")
     own = AskedModel("tiny", (asked.model_copy(update={"features": str(tmp_path / "features")}),))
     model = plan_model("tiny", 0, asked_settings(own, workload))
     found = measure(workload, [model], ["default"], 12, 1)
-    assert (found.videos, found.failed) == ((11, 1) if spoilt else (12, 0))
+    assert (found.videos, found.failed) == ((10, 2) if spoilt else (12, 0))
+    assert found.bytes_read == np.mean(manifest.table["size"].to_pylist())
     assert min(found.decode_cpu, found.adapt_cpu, found.adapt_seconds, found.bytes_written) > 0
     assert found.bytes_shipped == pytest.approx(found.largest, rel=0.5)
     assert found.encoder_operations > 0
@@ -289,3 +292,9 @@ def test_the_command_says_what_is_short_and_writes_nothing(
     assert sorted(video_folder.rglob("*")) == before
     assert main([*words, "--gpu", "abacus"]) == 2
     assert capsys.readouterr().err.startswith("zar: --gpu abacus: its speed is not known; known are ")
+
+
+@pytest.mark.parametrize("name", ["cores", "memory", "bandwidth", "requests", "price"])
+def test_a_cluster_without_bounds_is_refused_in_a_line(name, capsys):
+    assert main(["plan", "--dataset", "k600", f"--{name}", "inf"]) == 2
+    assert capsys.readouterr().err.startswith(f"zar: zar plan: {name} Input should be a finite number")

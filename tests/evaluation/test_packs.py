@@ -389,6 +389,7 @@ def test_show_tells_models_videos_bytes_and_ages(aged, tmp_path, capsys, monkeyp
         (["--older-than", "25d", "--dry-run"], {0, 1, 2, 3}, "would delete 2 entries in 2 files"),
         (["--max-bytes", "0.001kB"], set(), "0 stay"),
         (["--max-bytes", "1TiB"], {0, 1, 2, 3}, "0 files fewer"),
+        (["--max-bytes", "9" * 400], {0, 1, 2, 3}, "0 files fewer"),
         ([], {0, 1, 2, 3}, "0 files fewer"),
     ],
 )

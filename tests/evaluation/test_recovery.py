@@ -173,3 +173,21 @@ def test_what_has_its_rows_is_counted_though_its_block_was_lost(start, monkeypat
     said = cluster.go(monkeypatch)
     assert cluster.failed == {ids[2], ids[4]}
     assert said.splitlines()[-1].endswith(f"(2 failed): {len(ids)}/{len(ids)} videos")
+
+
+def test_a_stream_learns_again_from_a_video_whose_rows_were_written_before_its_state(start, monkeypatch):
+    ids, make = start
+
+    def dies(video, tries):
+        if video != ids[2] or tries > 1:
+            return None
+        cluster.done(video)
+        return "crashed"
+
+    cluster = make((), dies)
+    cluster.tells = False
+    cluster.loses_all = False
+    cluster.go(monkeypatch)
+    assert cluster.failed == set()
+    if cluster.run.spec.streams:
+        assert [cluster.tries[video] for video in ids] == [1, 1, 2, *[1] * (len(ids) - 3)]

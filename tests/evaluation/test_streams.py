@@ -11,11 +11,13 @@ from rich.console import Console
 
 from zar_ray.data.protocols import whole_split
 from zar_ray.errors import ConfigError, RunError
-from zar_ray.evaluation.recovery import unseen
+from zar_ray.evaluation.planning import AskedModel, job_spec, passes_of, plan_model, plan_models
+from zar_ray.evaluation.recovery import open_run, unseen
 from zar_ray.evaluation.stages.decode import DecodeStage
 from zar_ray.evaluation.streams import STATE, StreamState, check_methods, stream_methods
 from zar_ray.evaluation.workload import Workload
-from zar_ray.results.folder import Ledger
+from zar_ray.results.folder import CONFIG, MANIFEST, Ledger, RunFolder
+from zar_ray.storage import Storage
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.plan import plan_study
 
@@ -116,6 +118,34 @@ def test_without_its_state_nothing_is_continued(start):
     spec.storage.delete(STATE)
     with pytest.raises(RunError, match=r"stream\.safetensors: not there, and a stream method cannot go on without it"):
         go_on(run)
+
+
+def test_a_run_that_was_stopped_while_its_folder_was_begun_is_begun_again(
+    workload, tiny_checkpoint, tmp_path, monkeypatch
+):
+    small = {"frames": 2, "eval_frames": 2, "views_per_rate": 1, "crops": 1}
+    options = EvalConfig(dataset="x", checkpoint=tiny_checkpoint, method=("tda",), device="cpu", views=small)
+    models = plan_models([AskedModel("tiny", (options,))], workload, plan_model)
+    folder = RunFolder(Storage(str(tmp_path / "run")))
+    passes = passes_of(job_spec(workload, models, ["default"], folder.storage, ("tda",)), models)
+
+    def begun():
+        _, (todo,) = open_run(workload, models, passes, folder, options, Console(file=io.StringIO()))
+        return len(todo)
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    for step in ("write_manifest", "yaml.safe_dump"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"zar_ray.evaluation.recovery.{step}", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                begun()
+        assert begun() == 12
+        assert {CONFIG, MANIFEST, STATE} <= {*folder.storage.names()}
+        StreamState(5, {}).write(folder.storage)
+        assert begun() == 7
+        folder.storage.delete_folder()
 
 
 def test_the_state_holds_every_case(start):

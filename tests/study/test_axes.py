@@ -10,9 +10,12 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from zar_ray.adaptation.methods import METHODS
 from zar_ray.commands.parsing import parse_run
 from zar_ray.errors import ConfigError, ManifestError, ModelError, RunError
 from zar_ray.models.checkpoints import read_checkpoint, save_checkpoint
+from zar_ray.results.folder import RunFolder
+from zar_ray.storage import Storage
 from zar_ray.study.axes import axes_of, place_of, write_mixture
 from zar_ray.study.options import AblateConfig, EvalConfig
 from zar_ray.study.plan import describe, plan_study
@@ -47,6 +50,17 @@ def options(video_folder, tiny_checkpoint, other_checkpoint, tmp_path) -> EvalCo
 
 def plan(options: EvalConfig):
     return plan_study(options, Console(file=io.StringIO()))
+
+
+def test_the_folder_of_a_long_study_has_a_name_that_file_systems_take(options, tmp_path):
+    long = {"method": tuple(METHODS), "seeds": tuple(range(60)), "interpolate_with": None, "alphas": ()}
+    seeds = ((*range(60),), (*range(59), 99), (*range(2),))
+    names = [str(plan(options.model_copy(update={**long, "seeds": one})).options.name) for one in seeds]
+    for name in {*names}:
+        RunFolder(Storage(str(tmp_path / "runs" / name))).write_json("run.json", {})
+    assert len({*names}) == 3
+    assert plan(options.model_copy(update={**long, "seeds": seeds[0]})).options.name == names[0]
+    assert names[0].startswith("videos")
 
 
 def test_a_study_of_one_cell_is_an_evaluation(video_folder, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from object_store import object_store
 from rich.console import Console
 
+from zar_ray.adaptation.methods import METHODS
 from zar_ray.commands.main import main
 from zar_ray.data.classes import class_list
 from zar_ray.data.index import run_index
@@ -249,6 +250,14 @@ def test_a_learned_context_is_evaluated_with_its_base_model(config, bench):
         {"checkpoint": None, "context": str(training.output)} for training in bench.trained
     ]
     assert (options.model, options.pretrained) == (config.model, config.pretrained)
+
+
+def test_many_methods_and_seeds_have_a_name_too(config, bench):
+    run(config.model_copy(update={"method": tuple(METHODS), "seeds": tuple(range(1, 40))}))
+    ((options, models),) = bench.evaluated
+    assert len(models) == 39
+    assert str(options.name).startswith("2shot_seeds1+2+3+")
+    assert len(str(options.name)) <= 200
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from zar_ray.video.transforms import Preprocessing
 
 CLIP = Preprocessing(224)
 OWN = EvalConfig(output="somewhere", mlflow_uri="http://me:secret@host")
+LARGE = {f"zar.{name}": [*range(10)] for name in "abcdefg"}
 
 
 @pytest.fixture
@@ -100,6 +101,8 @@ def test_crops_are_compared_at_one_short_side():
     [
         ("title: A\n", "varies: Field required"),
         ("title: A\ngrid: {zar.lr: 3}\n", "a grid is a list of values"),
+        ("title: A\ngrid: {1: [3]}\n", "a grid is a list of values by dotted option"),
+        (f"title: A\ngrid: {LARGE}\n", "a grid of 10,000,000 settings is too large for one pass"),
         ("title: A\nvaries: [zar.lr]\ngrid: {zar.lr: [3]}\n", "either a grid, or settings"),
         ("title: A\ngrid: {model: [ViT-B-32]}\n", "model cannot vary within one pass"),
         ("title: A\ngrid: {zar.lr: [1, 1.0]}\n", 'two settings are called "lr 1"'),

@@ -35,13 +35,14 @@ from zar_ray.errors import ConfigError, DeviceLostError, ZarError
 from zar_ray.interruption import CONTINUES, Terminated, sigterm_interrupts
 from zar_ray.options.base import Options
 from zar_ray.options.layers import read_yaml, validate
-from zar_ray.terminal import output_console
+from zar_ray.terminal import never_fails, output_console
 
 _SAYING = ("quiet", "json")
 _T = TypeVar("_T")
 _O = TypeVar("_O", bound=Options)
 
 _BOX = re.compile(r"[╭╮╰╯│─]+")
+_RULE = re.compile(r"[│ ] ?(───|---)")
 _NOISE = re.compile(
     r"Error parsing \S+: \d+ validation errors? for \S+ |\[type=[^\]]*\]|For further information visit \S+"
     r"|typing\.Annotated\[.*\]: "
@@ -114,7 +115,9 @@ def _deferred(function: Callable[..., _T]) -> Callable[..., Callable[[], _T]]:
 def _unboxed(text: str) -> str:
     """What tyro says in a box, on one line, without its title and the help it repeats."""
     _, *lines = text.splitlines()
-    content = itertools.takewhile(lambda line: not line.startswith("│ ──"), lines)
+    if lines and _RULE.match(lines[0]):  # below the title where the output is not UTF-8, which has no boxes
+        del lines[0]
+    content = itertools.takewhile(lambda line: not _RULE.match(line), lines)
     message = " ".join(_BOX.sub(" ", line).strip() for line in content)
     message = _NOISE.sub("", " ".join(message.split()))
     return f"{message.strip()} (see --help)"
@@ -234,10 +237,11 @@ def _several_models(argv: Sequence[str]) -> list[str]:
 
 
 def command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
-    """Shows a user's mistake as one line, and an interruption without a traceback."""
+    """Shows a user's mistake as one line, an interruption without a traceback, and all else on any output."""
 
     @functools.wraps(function)
     def run(argv: Sequence[str]) -> int:
+        never_fails(sys.stdout)
         try:
             with sigterm_interrupts():
                 return function(argv)

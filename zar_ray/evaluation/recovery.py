@@ -78,11 +78,12 @@ def open_run(
     """
     manifest = workload.manifest
     continued = folder.open(identity(workload, models), resume=own.resume, overwrite=own.overwrite)
-    if not continued:
+    if not folder.storage.exists(MANIFEST):
+        # The manifest last: where it is, what a session needs that continues is there.
         folder.storage.write(CONFIG, yaml.safe_dump(own.model_dump(mode="json"), sort_keys=False).encode())
-        write_manifest(manifest, folder.storage.path(MANIFEST))
         if passes[0].streams:
             StreamState(0, {}).write(folder.storage)
+        write_manifest(manifest, folder.storage.path(MANIFEST))
     elif own.retry_failed:
         folder.forget_failed()
     ledger = Ledger(folder)
@@ -149,11 +150,8 @@ def _count_untold(todo: pa.Table, lost: _LostVideos, before: tuple[int, int]) ->
     done, failed = (now - then for now, then in zip(lost.progress.counted, before, strict=True))
     if (untold := len(todo) - done) <= 0:
         return
-    ours = pc.field("case_id").isin([case.case_id for case in lost.spec.cases]) & pc.field("error").is_valid()
-    tables = lost.folder.tables(lost.folder.row_files(), ["video_id", "case_id", "error"])
-    all_failed = {*chain.from_iterable(table.filter(ours)["video_id"].to_pylist() for table in tables)}
-    of_these = len(all_failed.intersection(todo["video_id"].to_pylist()))
-    lost.progress.advance(untold, failed=min(untold, max(0, of_these - failed)))
+    all_failed = lost.among(todo, pc.field("error").is_valid())
+    lost.progress.advance(untold, failed=min(untold, max(0, len(all_failed) - failed)))
 
 
 def put_together(folder: RunFolder, progress: VideoProgress) -> None:
@@ -203,8 +201,10 @@ def _run_in_order(videos: pa.Table, lost: _LostVideos, run: RunBlocks) -> None:
         if whole_part:
             continue
         stops[state.position] += 1
-        if len(stuck) and stops[state.position] < _PASSES:
-            lost.progress.say(f"the streams' worker was lost at {stuck['video_id'][0]}; the next one goes on there")
+        # Where there are decisions and no state after them the streams have not learnt from it yet.
+        again = len(stuck) or lost.among(videos.slice(0, 1), pc.field("error").is_null())
+        if again and stops[state.position] < _PASSES:
+            lost.progress.say(f"the streams' worker was lost at {videos['video_id'][0]}; the next one goes on there")
             continue
         lost.give_up(stuck)
         videos = videos.slice(1)
@@ -239,6 +239,13 @@ class _LostVideos:
         kills = pc.field("video_id").isin(pa.array(killers, pa.string()))
         self.fail(lost.filter(kills))
         return lost.filter(~kills)
+
+    def among(self, videos: pa.Table, rows: pc.Expression) -> set[str]:
+        """Those of some videos that have such a row."""
+        ours = pc.field("case_id").isin([case.case_id for case in self.spec.cases]) & rows
+        tables = self.folder.tables(self.folder.row_files(), ["video_id", "case_id", "error"])
+        found = chain.from_iterable(table.filter(ours)["video_id"].to_pylist() for table in tables)
+        return {*found}.intersection(videos["video_id"].to_pylist())
 
     def give_up(self, videos: pa.Table, whatever: bool = False) -> None:
         """Fails videos that were lost too often.

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -33,7 +32,7 @@ from zar_ray.evaluation.streams import StreamState, stream_methods
 from zar_ray.evaluation.workload import Workload
 from zar_ray.models.devices import pick_device
 from zar_ray.results.folder import Ledger, RunFolder
-from zar_ray.storage import Storage, is_uri
+from zar_ray.storage import Storage
 from zar_ray.video.transforms import as_pillow
 
 _T = TypeVar("_T")
@@ -55,7 +54,7 @@ class Sample:
         threads: CPU threads it had.
         encoder_operations: Of the image encoders, a multiplication and an addition being two.
         tuning_operations: Of the text towers, in float32.
-        bytes_read: A file's; None where files are not local.
+        bytes_read: A video's, by the manifest: of one in a tar file its own; None where that does not say.
         bytes_shipped: From decoding to adapting.
         bytes_written: Of its rows.
         largest: Bytes of the frames of the largest video of the run.
@@ -165,7 +164,7 @@ def measure(
         threads=threads,
         encoder_operations=encoder / good,
         tuning_operations=tuning,
-        bytes_read=_mean_size(some.manifest.table["path"].to_pylist()),
+        bytes_read=pc.call_function("mean", [some.manifest.table["size"]]).as_py(),
         bytes_shipped=sum(block["inputs"].nbytes for block in blocks) / len(videos),
         bytes_written=sum(parts) / (len(videos) if streams else 2 * len(videos) + 1),
         largest=DecodeStage(spec).largest(workload.manifest.table.filter(pc.field("error").is_null())),
@@ -220,9 +219,3 @@ def _operations(done: pa.Table, models: Sequence[PlannedModel], labels: Sequence
         )
         tuning += sum(sum(cost.tuning_gflops.values()) for cost in model.costs) * _OPERATIONS
     return encoder, tuning
-
-
-def _mean_size(paths: Sequence[str]) -> float | None:
-    if any(is_uri(path) for path in paths):
-        return None
-    return sum(Path(path).stat().st_size for path in paths) / len(paths)

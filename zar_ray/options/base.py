@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any
 
 import tyro
@@ -57,7 +58,7 @@ class _Unit:
         known = {"": 1, **{unit.casefold(): factor for unit, factor in self.units.items()}}
         if match is None or match[2].casefold() not in known:
             raise ValueError(f"{value!r} is no number of {self.what}; units are {', '.join(self.units)}")
-        return int(float(match[1]) * known[match[2].casefold()])
+        return int(Decimal(match[1]) * known[match[2].casefold()])
 
     def on_command_line(self) -> Any:
         return tyro.constructors.PrimitiveConstructorSpec(
@@ -121,4 +122,4 @@ def meaning(options: Options) -> dict[str, Any]:
 def fingerprint(values: object) -> str:
     """A short stable hash of JSON values: 12 hexadecimal digits."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]

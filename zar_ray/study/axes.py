@@ -10,6 +10,7 @@ from typing import Any
 from zar_ray.errors import ConfigError, ModelError, RunError
 from zar_ray.models.loading import ENDINGS, weights_named
 from zar_ray.models.merging import merge_checkpoints
+from zar_ray.options.base import fingerprint
 from zar_ray.options.places import AnyFile, file_of
 from zar_ray.results.case import CLEAN
 from zar_ray.results.study_record import CORRUPTION, label_of
@@ -18,6 +19,8 @@ from zar_ray.study.options import EvalConfig
 from zar_ray.study.sweeps import DEFAULT, PlacedSweep, load_sweep, place_settings
 from zar_ray.video.corrupting import require_corruptions
 from zar_ray.video.corruptions import Corruption
+
+_LONGEST = 200  # characters of a name: file systems have room for 255 bytes, and endings follow
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ def _mixed(options: EvalConfig, models: tuple[ModelChoice, ...]) -> tuple[ModelC
             str(named.checkpoint.expanduser().absolute()) if named.checkpoint else f"{named.model}:{named.pretrained}"
         )
         for alpha, text in zip(options.alphas, shares, strict=True):
-            name = f"{plain_name(one.label)}+{second.stem}-alpha{text}{ENDINGS[0]}"
+            name = plain_name(f"{one.label}+{second.stem}-alpha{text}") + ENDINGS[0]
             mixtures.append(
                 replace(
                     one,
@@ -210,8 +213,9 @@ def _shown(options: EvalConfig, place: int) -> tuple[str, ...]:
 
 
 def plain_name(text: str) -> str:
-    """A label as a file or folder may be called."""
-    return re.sub(r"[^A-Za-z0-9.+_-]+", "-", text)
+    """A label as a file or folder may be called; a long one is cut, and ends with a hash of all of it."""
+    plain = re.sub(r"[^A-Za-z0-9.+_-]+", "-", text)
+    return plain if len(plain) <= _LONGEST else f"{plain[: _LONGEST - 13]}-{fingerprint(text)}"
 
 
 def _settings(options: EvalConfig) -> tuple[tuple[SettingChoice, ...], tuple[PlacedSweep, ...]]:

@@ -132,9 +132,9 @@ def write_class_files(study: Study, evaluated: Evaluated, folder: RunFolder) -> 
                 continue
             for case in study.workload.cases_of(split, part.cases):
                 varied = {axis: label for axis, label in model.coordinates.items() if axis in study.axes.names}
-                words = [plain_name(label_of(varied))] if varied else []
+                words = [label_of(varied)] if varied else []
                 words += [split.name] if len(study.workload.splits) > 1 else []
-                name = "_".join([*words, case.method])
+                name = plain_name("_".join([*words, case.method]))
                 rows = rows_of(study.workload, split, part, case.case_id, CLASS_COLUMNS)
                 classes = class_accuracies(rows, case.case_id, split.class_names)
                 if any(one.videos for one in classes):

@@ -32,7 +32,7 @@ from zar_ray.options.places import AnyFile
 from zar_ray.results.folder import differences
 from zar_ray.results.study_record import StudyRecord
 from zar_ray.storage import Storage
-from zar_ray.study.axes import ModelChoice
+from zar_ray.study.axes import ModelChoice, plain_name
 from zar_ray.study.options import EvalConfig
 from zar_ray.study.run import run_study
 from zar_ray.tracking import default_uri, put_below
@@ -252,7 +252,7 @@ def _evaluation(config: TrainConfig, benchmark: Benchmark, split: str | None, fo
         "split": split if few_shot else None,
         "views": {"eval_frames": config.frames},
         "output": folder.path("runs"),
-        "name": f"{shots}shot_seeds{seeds}_{'+'.join(config.method)}",
+        "name": plain_name(f"{shots}shot_seeds{seeds}_{'+'.join(config.method)}"),
         "mlflow_uri": _mlflow_uri(config, folder),
     }
     return validate(EvalConfig, merge(values, given), f"{benchmark.name}, its evaluation")

@@ -12,6 +12,8 @@ from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.options.base import FolderName, Fraction, operational, option, without_password
 from zar_ray.options.places import FilePlace
 
+_AMOUNT = {"gt": 0, "allow_inf_nan": False}
+
 
 class EvalConfig(EvaluationOptions, DatasetOptions):
     """Options of `zar eval` and jobs/eval.py."""
@@ -72,14 +74,18 @@ class PlanConfig(EvalConfig):
     gpus: int = operational(0, "GPUs of the cluster; 0 for a run on CPUs.", ge=0)
     gpu: str = operational("H100", "What GPUs they are; their speed is computed unless this machine has one.")
     cores: float | None = operational(
-        None, "CPU cores of the cluster; by default 16 a GPU, or this machine's without GPUs.", gt=0
+        None, "CPU cores of the cluster; by default 16 a GPU, or this machine's without GPUs.", **_AMOUNT
     )
-    price: float | None = operational(None, "Dollars an hour of a GPU with its share of the rest, or of a core.", ge=0)
+    price: float | None = operational(
+        None, "Dollars an hour of a GPU with its share of the rest, or of a core.", ge=0, allow_inf_nan=False
+    )
     memory: float | None = operational(
-        None, "GB of Ray's object store in the cluster; by default 30% of 8 GB a core, as Ray takes it.", gt=0
+        None, "GB of Ray's object store in the cluster; by default 30% of 8 GB a core, as Ray takes it.", **_AMOUNT
     )
     bandwidth: float = operational(
-        1.25, "GB a second of a node's network; a node has 8 GPUs, or 128 cores where there are none.", gt=0
+        1.25, "GB a second of a node's network; a node has 8 GPUs, or 128 cores where there are none.", **_AMOUNT
     )
-    requests: float = operational(3500.0, "Requests a second that the storage serves, S3's promise by default.", gt=0)
+    requests: float = operational(
+        3500.0, "Requests a second that the storage serves, S3's promise by default.", **_AMOUNT
+    )
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = operational(False, "Print the forecast as JSON alone.")

@@ -7,6 +7,7 @@ the classes and how the context is tuned, and in nothing that decides which pixe
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from zar_ray.study.options import EvalConfig
 
 DEFAULT = "default"
 """The label of the run's own setting, in sweeps that do not name it."""
+
+_MOST = 10_000  # settings of a grid
 
 _MAY_VARY = (
     "views",
@@ -61,8 +64,12 @@ class Sweep(Options):
         grid = values["grid"]
         if "settings" in values or "varies" in values:
             raise ValueError("give either a grid, or settings with what varies")
-        if not isinstance(grid, Mapping) or not all(isinstance(of_one, list) and of_one for of_one in grid.values()):
+        if not isinstance(grid, Mapping) or not all(
+            isinstance(name, str) and isinstance(of_one, list) and of_one for name, of_one in grid.items()
+        ):
             raise ValueError("a grid is a list of values by dotted option, as zar.lr: [0.001, 0.01]")
+        if (count := math.prod(map(len, grid.values()))) > _MOST:
+            raise ValueError(f"a grid of {count:,} settings is too large for one pass, which has {_MOST:,} at most")
         settings = []
         for combined in itertools.product(*grid.values()):
             words, options = [], {}

@@ -22,6 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import zar_ray
+from zar_ray.data.text_files import storable
 from zar_ray.errors import ConfigError
 from zar_ray.options.layers import one_line
 from zar_ray.serving import seeds
@@ -122,7 +123,7 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
                 body = await read_json(request, config.limits)
                 parameters = _validated(of_json, _from_json(body, "bad-request", "the body is not JSON"))
                 file = beneath_roots(parameters.path, roots)
-                video = VideoSource(file.name, str(file))
+                video = VideoSource(storable(file.name), str(file))
             else:
                 form = await stack.enter_async_context(read_form(request, config.limits))
                 parameters = _validated(of_form, _values(form.fields, config.limits))
@@ -295,7 +296,7 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
         code = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "bad-request")
-        response = _problem(request, RequestError(code, f"{request.method} {request.url.path[:200]}"))
+        response = _problem(request, RequestError(code, f"{request.method} {request.scope['path'][:200]}"))
         response.headers.update(error.headers or {})
         return response
 
@@ -382,6 +383,7 @@ def _samples(folder: Path | None) -> SampleList:
     if not folder.is_dir():
         raise ConfigError(f"samples: {folder} is not a folder; make it, or leave samples out")
     files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-    shown = files[:: max(1, math.ceil(len(files) / _SAMPLES_SHOWN))]
-    names = [file.relative_to(folder) for file in shown]
+    # A name that is no text could not be asked for.
+    names = [name for name in (file.relative_to(folder) for file in files) if storable(str(name)) == str(name)]
+    names = names[:: max(1, math.ceil(len(names) / _SAMPLES_SHOWN))]
     return SampleList(samples=tuple(Sample(name=str(name.with_suffix("")), path=str(name)) for name in names))

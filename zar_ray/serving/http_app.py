@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 import uuid
@@ -29,10 +28,11 @@ from zar_ray.serving import seeds
 from zar_ray.serving.access import refusal
 from zar_ray.serving.admission import Admission
 from zar_ray.serving.backend import Backend, Query, VideoSource
+from zar_ray.serving.logs import logger
 from zar_ray.serving.measures import Measures
 from zar_ray.serving.openapi import STREAM_ANSWER, answers, request_body
 from zar_ray.serving.options import LimitConfig, ServeConfig
-from zar_ray.serving.problems import RequestError
+from zar_ray.serving.problems import RequestError, problem_of
 from zar_ray.serving.proxy import REQUEST_ID
 from zar_ray.serving.queries import beneath_roots, label_sets_of, query_of, split_labels
 from zar_ray.serving.schema import (
@@ -54,8 +54,6 @@ from zar_ray.serving.schema import (
     WindowParameters,
 )
 from zar_ray.serving.uploads import announced_size, read_form, read_json
-
-logger = logging.getLogger("zar_ray.serving")
 
 _PAGE = Path(__file__).parent / "page"
 _PAGE_POLICY = (
@@ -86,7 +84,6 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
     methods = {method.name: method for method in served}
     label_sets = label_sets_of(config)
     samples = _samples(config.samples)
-    roots = (*config.roots, *((config.samples,) if config.samples is not None else ()))
     admission = Admission(config.limits)
     measures = Measures(admission, replica)
     app = FastAPIOffline(
@@ -122,7 +119,7 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
             if media_type == _JSON:
                 body = await read_json(request, config.limits)
                 parameters = _validated(of_json, _from_json(body, "bad-request", "the body is not JSON"))
-                file = beneath_roots(parameters.path, roots)
+                file = beneath_roots(parameters.path, config.folders)
                 video = VideoSource(storable(file.name), str(file))
             else:
                 form = await stack.enter_async_context(read_form(request, config.limits))
@@ -178,13 +175,13 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
                 failure = error
             except Exception:
                 logger.exception("request %s failed in window %d", query.request_id, count)
-                failure = RequestError("internal-error", "the service failed on this video; its log says why")
+                failure = RequestError("internal-error")
             else:
                 request.state.code = "ok"
                 yield _event("end", StreamEnd(windows=count))
                 return
             request.state.code = failure.code
-            yield _event("error", _document(failure, query.request_id))
+            yield _event("error", ProblemDocument(**problem_of(failure, query.request_id)))
 
         return _EventStream(events(), held)
 
@@ -275,8 +272,7 @@ class _Observed:
             logger.exception("request %s failed", request_id)
             if status:
                 raise
-            failure = RequestError("internal-error", "the service failed on this request; its log says why")
-            await _problem(request, failure)(scope, receive, observed)
+            await _problem(request, RequestError("internal-error"))(scope, receive, observed)
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "none")
@@ -306,14 +302,8 @@ def _problem(request: Request, error: RequestError) -> Response:
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    document = _document(error, request.state.request_id)
-    return JSONResponse(document.model_dump(), error.status, headers=headers, media_type="application/problem+json")
-
-
-def _document(error: RequestError, request_id: str) -> ProblemDocument:
-    return ProblemDocument(
-        title=error.title, status=error.status, code=error.code, detail=error.detail, request_id=request_id
-    )
+    document = problem_of(error, request.state.request_id)
+    return JSONResponse(document, error.status, headers=headers, media_type="application/problem+json")
 
 
 def _validated(kind: type[_M], values: Any) -> _M:

@@ -21,7 +21,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import zar_ray
-from zar_ray.data.text_files import storable
 from zar_ray.errors import ConfigError
 from zar_ray.options.layers import one_line
 from zar_ray.serving import seeds
@@ -54,6 +53,7 @@ from zar_ray.serving.schema import (
     WindowParameters,
 )
 from zar_ray.serving.uploads import announced_size, read_form, read_json
+from zar_ray.untrusted import storable
 
 _PAGE = Path(__file__).parent / "page"
 _PAGE_POLICY = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,25 +13,12 @@ from zar_ray.adaptation.boostadapter import BoostAdapterConfig, BoostAdapterStre
 from zar_ray.adaptation.dmn import DmnConfig, DmnStream
 from zar_ray.adaptation.dpe import DpeConfig, DpeStream
 from zar_ray.options.layers import validate
-from zar_ray.parity.fixture import Evidence, Fixture
+from zar_ray.parity.fixture import Evidence, Fixture, Rows
 from zar_ray.parity.methods import given
+from zar_ray.parity.zar_steps import spelt
 
 # Data sets on whose pictures the authors run several views; one view, or the plain one, speaks on all others.
 _IMAGENETS = ("I", "A", "V", "R", "S")
-
-
-class _Rows:
-    """Values of each sample by name, to be stacked."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, list[torch.Tensor]] = defaultdict(list)
-
-    def add(self, **values: Any) -> None:
-        for name, value in values.items():
-            self._rows[name].append(torch.as_tensor(value))
-
-    def stacked(self) -> dict[str, torch.Tensor]:
-        return {name: torch.stack(values) for name, values in self._rows.items()}
 
 
 def boostadapter(fixture: Fixture) -> Evidence:
@@ -52,7 +38,7 @@ def boostadapter(fixture: Fixture) -> Evidence:
             "negative_mask": _between(setting["negative"]["mask_threshold"]),
         }
         options = validate(BoostAdapterConfig, values, f"{fixture.folder}: {case}")
-        stream, rows = BoostAdapterStream(classes, options, Shared()), _Rows()
+        stream, rows = BoostAdapterStream(classes, options, Shared()), Rows()
         for number, sample in enumerate(views, 1):
             logits = classes.initial_logits(sample)
             found = stream.see(sample, logits, sample[0], logits[0])
@@ -73,8 +59,8 @@ def boostadapter(fixture: Fixture) -> Evidence:
             negative = _held(stream.negative.keys, stream.negative.entropies)
             negative["probabilities"] = stream.negative.probabilities
             for name, held in (("positive", positive), ("negative", negative)):
-                _put(evidence, f"{case}/{name}_cache_{number}", held)
-        _put(evidence, case, rows.stacked())
+                evidence.put(held, f"{case}/{name}_cache_{number}")
+        evidence.put(rows.stacked(), case)
     return evidence
 
 
@@ -89,7 +75,7 @@ def dmn(fixture: Fixture) -> Evidence:
             capacity=size,
             sharpness=fixture.fact(float, "config", "beta"),
         )
-        stream, rows, dynamic = DmnStream(classes, options, Shared()), _Rows(), _Rows()
+        stream, rows, dynamic = DmnStream(classes, options, Shared()), Rows(), Rows()
         snapshots = _numbers(fixture.arrays, rf"{re.escape(case)}/memory_(\d+)/counts")
         for number, sample in enumerate(views, 1):
             logits = classes.initial_logits(sample)
@@ -107,9 +93,9 @@ def dmn(fixture: Fixture) -> Evidence:
                 dynamic.add(class_features=found.class_features)
                 memory = stream.memory
                 held = {"features": memory.features, "entropies": memory.doubts, "counts": memory.counts}
-                _put(evidence, f"{case}/memory_{number}", held)
+                evidence.put(held, f"{case}/memory_{number}")
         evidence.arrays.update(rows.stacked())
-        _put(evidence, case, dynamic.stacked())
+        evidence.put(dynamic.stacked(), case)
         plain = evidence.arrays["plain_probabilities"]
         of_memory = evidence.arrays[f"{case}/dynamic_probabilities"]
         for weight in _numbers(fixture.arrays, rf"{re.escape(case)}/output_weight_(\d+)"):
@@ -121,8 +107,7 @@ def dpe(fixture: Fixture) -> Evidence:
     """Prototypes, cache and decisions of each case."""
     views, classes = given(fixture)
     evidence = Evidence({"text_features": classes.initial_features, "labels": fixture.made("labels")})
-    optimiser = fixture.fact(str, "config", "optimizer", default="")
-    eps = re.search(r"\beps\s*=?\s*([0-9.]+(?:e[-+]?\d+)?)", optimiser)
+    eps = spelt(fixture, "eps")
     for case, setting in fixture.fact(dict[str, dict[str, Any]], "config", "cases").items():
         dataset, rates = setting["dataset"], setting["learning_rate"]
         values = {
@@ -135,10 +120,10 @@ def dpe(fixture: Fixture) -> Evidence:
             "alignment": rates["align"],
             "temperature": fixture.fact(float, "config", "alignment_temperature"),
             "sure_below": fixture.fact(float, "config", "global_update_below"),
-            **({"eps": eps[1]} if eps else {}),
+            **({"eps": eps} if eps else {}),
         }
         options = validate(DpeConfig, values, f"{fixture.folder}: {case}")
-        stream, rows = DpeStream(classes, options, Shared()), _Rows()
+        stream, rows = DpeStream(classes, options, Shared()), Rows()
         for number, sample in enumerate(views, 1):
             found = stream.see(sample, sample[:1])
             rows.add(
@@ -165,8 +150,8 @@ def dpe(fixture: Fixture) -> Evidence:
                 "image_prototypes": found.prototypes,
                 **{f"cache_{name}": value for name, value in held.items()},
             }
-            _put(evidence, f"{case}/after_{number}", after)
-        _put(evidence, case, rows.stacked())
+            evidence.put(after, f"{case}/after_{number}")
+        evidence.put(rows.stacked(), case)
     return evidence
 
 
@@ -193,10 +178,6 @@ def _held(keys: torch.Tensor, doubts: torch.Tensor) -> dict[str, torch.Tensor]:
 def _numbers(names: Iterable[str], pattern: str) -> list[int]:
     """The numbers in names of a pattern, rising."""
     return sorted(int(found[1]) for found in (re.fullmatch(pattern, name) for name in names) if found)
-
-
-def _put(evidence: Evidence, case: str, arrays: Mapping[str, torch.Tensor]) -> None:
-    evidence.arrays.update({f"{case}/{name}": value for name, value in arrays.items()})
 
 
 METHODS = {"boostadapter": boostadapter, "dmn": dmn, "dpe": dpe}

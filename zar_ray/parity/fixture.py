@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 import zipfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,27 @@ class Evidence:
     def add(self, arrays: Mapping[str, Any], case: str) -> None:
         """Adds the arrays of a case: as ``CASE/…``, and by their own names for what a fixture holds once for all."""
         self.arrays.update(arrays)
+        self.put(arrays, case)
+
+    def put(self, arrays: Mapping[str, Any], case: str) -> None:
+        """Adds the arrays of a case as ``CASE/…`` alone."""
         self.arrays.update({f"{case}/{name}": value for name, value in arrays.items()})
+
+
+class Rows:
+    """Values of each sample of a stream by name, to be stacked."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def add(self, **values: Any) -> None:
+        """Those of the next sample."""
+        for name, value in values.items():
+            self._rows[name].append(torch.as_tensor(value))
+
+    def stacked(self) -> dict[str, torch.Tensor]:
+        """Those of all samples."""
+        return {name: torch.stack(values) for name, values in self._rows.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from functools import partial
 
 import torch
 
@@ -12,7 +12,6 @@ from zar_ray.adaptation.base import Shared, entropy
 from zar_ray.adaptation.boostadapter import BoostAdapterConfig, BoostAdapterStream
 from zar_ray.adaptation.dmn import DmnConfig, DmnStream
 from zar_ray.adaptation.dpe import DpeConfig, DpeStream
-from zar_ray.options.layers import validate
 from zar_ray.parity.fixture import Evidence, Fixture, Rows
 from zar_ray.parity.methods import given
 from zar_ray.parity.zar_steps import spelt
@@ -25,19 +24,20 @@ def boostadapter(fixture: Fixture) -> Evidence:
     """Both caches and the decisions of each case."""
     views, classes = given(fixture)
     evidence = Evidence({"text_features": classes.initial_features, "labels": fixture.made("labels")})
-    for case, setting in fixture.fact(dict[str, dict[str, Any]], "config", "cases").items():
-        several = setting["datasets"] in _IMAGENETS
+    for case in fixture.fact(dict[str, object], "config", "cases"):
+        setting = partial(fixture.fact, float, "config", "cases", case)
+        several = fixture.fact(str, "config", "cases", case, "datasets") in _IMAGENETS
         values = {
             "decision": "selected" if several else "evaluation",
             "confidence": fixture.fact(float, "config", "share_of_views"),
             "lent": fixture.fact(float, "config", "boosting_share"),
-            "lent_capacity": setting["delta"],
-            **_of_cache("positive", setting["positive"]),
-            **_of_cache("negative", setting["negative"]),
-            "negative_entropy": _between(setting["negative"]["entropy_threshold"]),
-            "negative_mask": _between(setting["negative"]["mask_threshold"]),
+            "lent_capacity": setting("delta"),
+            **_of_cache(fixture, case, "positive", "positive_"),
+            **_of_cache(fixture, case, "negative", "negative_"),
+            "negative_entropy": tuple(setting("negative", "entropy_threshold", end) for end in ("lower", "upper")),
+            "negative_mask": tuple(setting("negative", "mask_threshold", end) for end in ("lower", "upper")),
         }
-        options = validate(BoostAdapterConfig, values, f"{fixture.folder}: {case}")
+        options = fixture.options(BoostAdapterConfig, **values)
         stream, rows = BoostAdapterStream(classes, options, Shared()), Rows()
         for number, sample in enumerate(views, 1):
             logits = classes.initial_logits(sample)
@@ -70,7 +70,8 @@ def dmn(fixture: Fixture) -> Evidence:
     texts = classes.initial_features
     evidence = Evidence({"text_features": texts, "labels": fixture.made("labels")})
     for case, size in fixture.fact(dict[str, int], "config", "memory_sizes").items():
-        options = DmnConfig(
+        options = fixture.options(
+            DmnConfig,
             confidence=fixture.fact(float, "config", "selection_p"),
             capacity=size,
             sharpness=fixture.fact(float, "config", "beta"),
@@ -108,21 +109,22 @@ def dpe(fixture: Fixture) -> Evidence:
     views, classes = given(fixture)
     evidence = Evidence({"text_features": classes.initial_features, "labels": fixture.made("labels")})
     eps = spelt(fixture, "eps")
-    for case, setting in fixture.fact(dict[str, dict[str, Any]], "config", "cases").items():
-        dataset, rates = setting["dataset"], setting["learning_rate"]
+    for case in fixture.fact(dict[str, object], "config", "cases"):
+        dataset = fixture.fact(str, "config", "cases", case, "dataset")
+        rate = partial(fixture.fact, float, "config", "cases", case, "learning_rate")
         values = {
             "tuned_on": "selected" if dataset in _IMAGENETS else "evaluation",
             "decision": "selected" if dataset == "A" else "evaluation",
             "confidence": fixture.fact(float, "config", "share_of_views"),
-            **_of_cache("", setting["positive"]),
-            "text_lr": rates["text"],
-            "image_lr": rates["image"],
-            "alignment": rates["align"],
+            **_of_cache(fixture, case, "positive"),
+            "text_lr": rate("text"),
+            "image_lr": rate("image"),
+            "alignment": rate("align"),
             "temperature": fixture.fact(float, "config", "alignment_temperature"),
             "sure_below": fixture.fact(float, "config", "global_update_below"),
             **({"eps": eps} if eps else {}),
         }
-        options = validate(DpeConfig, values, f"{fixture.folder}: {case}")
+        options = fixture.options(DpeConfig, **values)
         stream, rows = DpeStream(classes, options, Shared()), Rows()
         for number, sample in enumerate(views, 1):
             found = stream.see(sample, sample[:1])
@@ -155,18 +157,15 @@ def dpe(fixture: Fixture) -> Evidence:
     return evidence
 
 
-def _of_cache(name: str, setting: Mapping[str, Any]) -> dict[str, Any]:
+def _of_cache(fixture: Fixture, case: str, cache: str, prefix: str = "") -> dict[str, float]:
     """A cache's options as a method has them; one that is not enabled has no room."""
-    prefix = f"{name}_" if name else ""
+    setting = partial(fixture.fact, float, "config", "cases", case, cache)
+    enabled = fixture.fact(bool, "config", "cases", case, cache, "enabled", default=True)
     return {
-        f"{prefix}capacity": setting["shot_capacity"] if setting.get("enabled", True) else 0,
-        f"{prefix}weight": setting["alpha"],
-        f"{prefix}sharpness": setting["beta"],
+        f"{prefix}capacity": setting("shot_capacity") if enabled else 0,
+        f"{prefix}weight": setting("alpha"),
+        f"{prefix}sharpness": setting("beta"),
     }
-
-
-def _between(thresholds: Mapping[str, float]) -> tuple[float, float]:
-    return thresholds["lower"], thresholds["upper"]
 
 
 def _held(keys: torch.Tensor, doubts: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -20,6 +20,8 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.importing import plan_import
 from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
+from zar_ray.options.base import Options
+from zar_ray.options.layers import validate
 from zar_ray.parity.checks import Tolerance
 from zar_ray.parity.formulas import evaluate_formula, names_in
 from zar_ray.parity.recipe import recipe_digest, recipe_input, recipe_state_dict
@@ -31,6 +33,7 @@ ARRAYS = "arrays.npz"
 _INPUT_NAMES = {"input": "frames", "feature_input": "features"}
 
 _T = TypeVar("_T")
+_O = TypeVar("_O", bound=Options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +122,14 @@ class Fixture:
             found = [(".".join(str(key) for key in (*path, *one["loc"])), one["msg"]) for one in error.errors()]
             wrong = "; ".join(f"{place}: {message}" for place, message in found)
             raise ConfigError(f"{self.folder / DESCRIPTION}: {wrong}") from error
+
+    def options(self, kind: type[_O], **values: Any) -> _O:
+        """A method's options of values that the description holds.
+
+        Raises:
+            ConfigError: They do not fit.
+        """
+        return validate(kind, values, str(self.folder / DESCRIPTION))
 
     def weights(self, part: str, zeros: Mapping[str, Sequence[int]] | None = None) -> dict[str, torch.Tensor]:
         """The recipe's weights of a part of the checkpoint.

@@ -29,8 +29,7 @@ def _given(fixture: Fixture) -> tuple[torch.Tensor, PromptedClasses, Evidence]:
 
 def _settings(fixture: Fixture, case: str, names: dict[str, str]) -> dict[str, Any]:
     """A case's settings, by this code's names."""
-    told = fixture.fact(dict[str, float], "config", "cases", case)
-    return {ours: told[theirs] for theirs, ours in names.items()}
+    return {ours: fixture.fact(float, "config", "cases", case, theirs) for theirs, ours in names.items()}
 
 
 def onzeta(fixture: Fixture) -> Evidence:
@@ -45,7 +44,7 @@ def onzeta(fixture: Fixture) -> Evidence:
         "beta": "vision_weight",
     }
     for case in fixture.fact(dict[str, str], "cases"):
-        options = OnzetaConfig(videos=len(features), **_settings(fixture, case, names))
+        options = fixture.options(OnzetaConfig, videos=len(features), **_settings(fixture, case, names))
         learner = OnlineLearner(classes.initial_features, options)
         rows = Rows()
         for number, feature in enumerate(features, 1):
@@ -75,7 +74,7 @@ def ecalp(fixture: Fixture) -> Evidence:
     carried = fixture.fact(float, "config", "label_carried_over")
     output_scale = fixture.fact(float, "config", "output_scale")
     for case in fixture.fact(dict[str, str], "cases"):
-        options = EcalpConfig(carried=carried, **_settings(fixture, case, names))
+        options = fixture.options(EcalpConfig, carried=carried, **_settings(fixture, case, names))
         graph = GrowingGraph(classes.initial_features, options)
         # One row more than samples, the newest's second copy.
         shape = len(features), len(features) + 1, options.video_neighbours
@@ -150,7 +149,8 @@ def dynaprompt(fixture: Fixture) -> Evidence:
 
 def _pool_options(fixture: Fixture) -> DynapromptConfig:
     spelt = update(fixture)
-    return DynapromptConfig(
+    return fixture.options(
+        DynapromptConfig,
         prompts=fixture.fact(int, "config", "num_prompts"),
         confidence=fixture.fact(float, "config", "selection_p"),
         lr=fixture.fact(float, "config", "lr"),

@@ -85,8 +85,10 @@ def mta(fixture: Fixture) -> Evidence:
     """The mode of all views."""
     views, classes = given(fixture)
     logits = classes.initial_logits(views)
-    options = MtaConfig(
-        inlierness=fixture.fact(float, "config", "lambda_y"), affinity=fixture.fact(float, "config", "lambda_q")
+    options = fixture.options(
+        MtaConfig,
+        inlierness=fixture.fact(float, "config", "lambda_y"),
+        affinity=fixture.fact(float, "config", "lambda_q"),
     )
     found = find_mode(views, logits, options)
     squared = 2 * found.bandwidths.square()
@@ -141,7 +143,7 @@ def tps(fixture: Fixture) -> Evidence:
         }
     )
     for case in fixture.fact(dict[str, str], "cases"):
-        options = TpsConfig(**tuning(fixture), per_class=case != "shared")
+        options = fixture.options(TpsConfig, **tuning(fixture), per_class=case != "shared")
         arrays: dict[str, torch.Tensor] = {}
         for number, step in enumerate(shifting_steps(views, texts, classes, options), 1):
             with torch.no_grad():

@@ -55,7 +55,7 @@ def ctpt_steps(fixture: Fixture) -> Evidence:
     views, classes, evidence = _given(fixture)
     for case in fixture.fact(dict[str, str], "cases"):
         weight = fixture.fact(float, "config", "lambda_term") if "ctpt" in case else 0.0
-        options = ctpt.CtptConfig(weight=weight, two_step=case.endswith("two_step"), **tuning(fixture))
+        options = fixture.options(ctpt.CtptConfig, weight=weight, two_step=case.endswith("two_step"), **tuning(fixture))
         tuned = _tune(fixture, views, classes, options, ctpt.objective_of(options))
         of_entropy = tuned.texts_before[-2 if options.two_step else -1]
         arrays = tuned.arrays() | {
@@ -70,7 +70,7 @@ def ctpt_steps(fixture: Fixture) -> Evidence:
 def otpt_steps(fixture: Fixture) -> Evidence:
     """The orthogonality with the entropy."""
     views, classes, evidence = _given(fixture)
-    options = otpt.OtptConfig(weight=fixture.fact(float, "config", "lambda_term"), **tuning(fixture))
+    options = fixture.options(otpt.OtptConfig, weight=fixture.fact(float, "config", "lambda_term"), **tuning(fixture))
     tuned = _tune(fixture, views, classes, options, otpt.objective_of(options))
     text = tuned.texts_before[-1]
     with exact_float32():
@@ -91,7 +91,8 @@ def otpt_steps(fixture: Fixture) -> Evidence:
 def rtpt_steps(fixture: Fixture) -> Evidence:
     """The views' own entropies, and their weights; as run, with the neighbours that rounding left in the fixture."""
     views, classes, evidence = _given(fixture)
-    options = rtpt.RtptConfig(
+    options = fixture.options(
+        rtpt.RtptConfig,
         neighbours=fixture.fact(int, "config", "k"),
         temperature=fixture.fact(float, "config", "temperature"),
         **tuning(fixture),

@@ -18,7 +18,6 @@ from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.zar import Decide, Objective, ZarConfig, adapt_zar_batch, tuning_steps
 from zar_ray.errors import ConfigError
 from zar_ray.models.text import PromptedClasses
-from zar_ray.options.layers import validate
 from zar_ray.parity.fixture import Evidence, Fixture, imported
 
 _TUNED = re.compile(r"p(?P<fraction>[0-9.]+)/\w+?(?:_step(?P<step>\d+))?")
@@ -117,7 +116,7 @@ def update(fixture: Fixture, **values: Any) -> ZarConfig:
         values |= {key: found} if (found := spelt(fixture, key)) else {}
     pair = re.search(rf"betas\s*=?\s*\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)", _optimiser(fixture))
     values |= {"betas": pair.groups()} if pair else {}
-    return validate(ZarConfig, values, f"{fixture.folder}: optimiser")
+    return fixture.options(ZarConfig, **values)
 
 
 def spelt(fixture: Fixture, key: str) -> str | None:

@@ -35,6 +35,11 @@ def folder_name(name: str) -> str:
     return name
 
 
+def storable(text: str) -> str:
+    """The text itself where it is Unicode; bytes that are none (file names may hold any) become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def parse_json(text: str | bytes, **how: Any) -> Any:
     """JSON, as `json.loads` reads it.
 

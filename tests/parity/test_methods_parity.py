@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from zar_ray.errors import ConfigError
 from zar_ray.parity.fixture import read_fixture
 from zar_ray.parity.formulas import evaluate_formula
 from zar_ray.parity.recipe import recipe_tensor
-from zar_ray.parity.run import check_fixtures
+from zar_ray.parity.run import SYSTEMS, check_fixtures
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 FACTS = {
@@ -80,6 +82,33 @@ def test_formulas_take_rows_by_lists_and_by_other_inputs_that_are_drawn():
 def test_nothing_but_integers_is_drawn(formula):
     with pytest.raises(ConfigError, match="here: its formula cannot be read"):
         evaluate_formula(formula, {"seed": 1}, "here")
+
+
+@pytest.mark.parametrize(
+    ("system", "place", "value"),
+    [
+        ("boostadapter", ("original", "positive", "alpha"), None),
+        ("boostadapter", ("original", "negative"), "no settings"),
+        ("dpe", ("plain_view", "learning_rate"), "no rates"),
+        ("dpe", ("plain_view", "dataset"), None),
+        ("onzeta", ("default", "tau_t"), None),
+        ("onzeta", ("default", "tau_t"), -1.0),
+        ("ecalp", ("default", "k_text"), None),
+    ],
+)
+def test_settings_that_are_missing_or_do_not_fit_are_told_in_a_line(make, system, place, value):
+    fixture = read_fixture(make(system))
+    description = copy.deepcopy(fixture.description)
+    *above, last = place
+    settings = description["config"]["cases"]
+    for name in above:
+        settings = settings[name]
+    if value is None:
+        del settings[last]
+    else:
+        settings[last] = value
+    with pytest.raises(ConfigError, match=r"fixture\.json: "):
+        SYSTEMS[system](replace(fixture, description=description))
 
 
 def test_inputs_that_lead_to_each_other_cannot_be_read(make, vectors):

@@ -252,9 +252,9 @@ def test_ten_per_cent_of_the_views_are_tuned_on_as_tpt_does(make_fixture, monkey
     """TPT's published settings are held to the reference: those that the method `tpt` tunes by."""
     given = []
 
-    def noted(videos, classes, options):
+    def noted(videos, classes, options, *how):
         given.append(options)
-        return adapt_zar_batch(videos, classes, options)
+        return adapt_zar_batch(videos, classes, options, *how)
 
     monkeypatch.setattr(zar_steps, "adapt_zar_batch", noted)
     checks = check_fixtures(make_fixture("zar_step"))

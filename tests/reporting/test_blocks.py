@@ -65,6 +65,12 @@ def test_markdown_escapes_and_aligns():
     assert r"a\|b\_\*c\*\<d> \[e]" in lines[4]
 
 
+def test_a_cell_or_a_note_of_markdown_is_one_line():
+    block = Block("a\n# b", ("c\nd",), [("e\r\n| f ~g~",)], ["h\n\ni"])
+    assert markdown_block(block)[:5] == ["**a # b**", "", "| c d |", "|---|", r"| e \| f \~g\~ |"]
+    assert "h i  " in markdown_block(block)
+
+
 def test_csv_is_read_back_as_it_was():
     assert list(csv.reader(io.StringIO(csv_block(BLOCK)))) == [list(BLOCK.columns), *map(list, BLOCK.rows)]
 

@@ -88,6 +88,12 @@ def test_benchmarks_systems_and_other_weights_have_sources_of_their_own(tmp_path
     assert "McNemar" not in text
 
 
+def test_a_comment_stays_one_whatever_a_file_is_called(tmp_path):
+    config = EvalConfig(dataset="hmdb51", checkpoint="a\n\\input{b}.pt").model_dump(mode="json")
+    *_, whole = cited(write_record(tmp_path / "a", make_record(summary(tmp_path), [config]), config))
+    assert "% weights a \\input{b}.pt: say how they were trained\n" in whole
+
+
 def test_cells_are_told_by_what_varies(tmp_path):
     cells = {(("model", "a_1"), ("seed", str(seed))): {"seed": seed} for seed in (3, 8)}
     text, *_ = cited(write_finished_run(tmp_path / "run", cells=cells))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from zar_ray.errors import ModelError, RunError
 from zar_ray.explain import explanation
 from zar_ray.explain.explanation import ClassMaps, VideoMaps
 from zar_ray.reporting import html_report
-from zar_ray.reporting.html_report import write_report, write_tables
+from zar_ray.reporting.html_report import _video_map, write_report, write_tables
+from zar_ray.reporting.run_data import StudyData
 
 SECTIONS = [
     "Accuracy",
@@ -170,6 +172,20 @@ def test_passwords_of_the_options_are_not_shown(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_of_one_class_every_decision_is_sure(tmp_path):
+    read = report(write_finished_run(tmp_path / "mine", classes=("diving",), methods=("zar",)))
+    assert titles(read) == SECTIONS
+    assert "every decision is sure" in read.sections["Entropy"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_split_without_videos_has_no_map(tmp_path):
+    data = StudyData.read(str(write_finished_run(tmp_path / "mine")))
+    (found,) = _video_map(data.cells[0], replace(data.splits[0], video_ids=frozenset())).content
+    assert "0 videos are too few for a map" in found.text
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_few_videos_have_no_map(tmp_path):
     read = report(write_finished_run(tmp_path / "mine", videos=5, failures=1))
     assert "4 videos are too few for a map; 5 are needed." in read.sections["Map of the videos"]
@@ -187,6 +203,7 @@ def test_without_labels_the_sections_about_labels_say_so(tmp_path):
     assert titles(read) == SECTIONS
     for title in ("Accuracy by class", "Mistakes", "Calibration", "Videos most helped and most hurt"):
         assert "has a label" in read.sections[title]
+    assert "videos failed: 1 at stage decode, 1 at stage open.\n" in read.sections["Failures"]
     assert "mean" in read.sections["Entropy"]
 
 
@@ -198,6 +215,7 @@ def test_several_classes_a_video_have_average_precision(tmp_path):
         assert "several classes" in read.sections[title]
     assert "mAP %" in read.sections["Accuracy"]
     assert "none has a colour" in read.sections["Map of the videos"]
+    assert "1 at stage open. They are ranked last." in read.sections["Failures"]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -45,6 +45,12 @@ def test_few_videos_and_no_zero_shot():
     ]
 
 
+def test_videos_of_unknown_classes_show_no_difference():
+    zar = changed(make_case("zar", 0.5, videos=52), 0.1, 0.0, 0.2, 0.01, 0.05)
+    (said,) = verdicts(make_summary_of([zar], unlabelled=10, unknown=20))
+    assert "; 22 videos can show" in said
+
+
 def test_without_labels_it_says_what_adaptation_did():
     zar = replace(make_case("zar", None, failed=12), changed=7, confidence_before=0.612, confidence_after=0.783)
     assert verdicts(make_summary_of([zar])) == [

@@ -32,6 +32,8 @@ def test_names_of_this_machine_and_allowed_ones_are_answered(served, host):
         "",
         "[",
         "a@b",
+        "rebound.example/healthz?",
+        "rebound.example/page/a#",
     ],
 )
 def test_a_name_that_was_made_to_lead_here_is_not_answered(served, host, make_video, tmp_path):

@@ -262,11 +262,24 @@ class TestErrors:
             ({}, "either labels or"),
             ({"labels": ["a"], "label_set": "b"}, "either labels or"),
             ({"labels": "a,b"}, "rather than one string"),
+            ({"labels": ["a\udcff"]}, "cannot be sent: .*surrogates"),
+            ({"labels": ["a"], "options": {"lr": float("nan")}}, "cannot be sent: Out of range float"),
+            ({"labels": ["a"], "options": {"rates": {1}}}, "cannot be sent: .*set is not JSON"),
         ],
     )
-    def test_labels_that_cannot_be(self, client, video, arguments, said):
+    @pytest.mark.parametrize("on_server", [False, True])
+    def test_questions_that_cannot_be(self, client, video, arguments, said, on_server):
         with pytest.raises(ConfigError, match=said):
-            client.classify(video, **arguments)
+            client.classify(video, **arguments, on_server=on_server)
+
+    def test_a_name_that_is_no_text(self, server, client, video, tmp_path):
+        strange = tmp_path / "a\udcff.mp4"
+        strange.write_bytes(video.read_bytes())
+        server.answers.append(fine())
+        client.classify(strange, ["zumba"])
+        assert "udcff.mp4" in str(server.requests[-1].body)
+        with pytest.raises(ConfigError, match="cannot be sent"):
+            client.classify(strange, ["zumba"], on_server=True)
 
     @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://a/b", "http://", "http://a:b:c", "file:///etc/passwd"])
     def test_urls_that_cannot_be(self, url):

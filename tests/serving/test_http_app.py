@@ -344,3 +344,38 @@ def test_samples_are_offered_and_may_be_asked_for(served, make_video, tmp_path):
     assert sample == {"name": "one/a", "path": "one/a.mp4"}
     answer = client.post("/v1/classify", json={"path": sample["path"], "candidate_labels": ["a", "b"]})
     assert answer.status_code == 200
+
+
+def test_names_that_are_no_text_cost_no_answer(served, make_video, tmp_path):
+    folder = tmp_path / "samples"
+    make_video(folder / "a.mp4", frames=20)
+    # Linux lets a name be any bytes.
+    (folder / "a.mp4").rename(folder / "b\udcff.mp4")
+    (folder / "b.mp4").symlink_to(folder / "b\udcff.mp4")
+    client, _ = served(samples=str(folder))
+    assert client.get("/v1/samples").json() == {"samples": [{"name": "b", "path": "b.mp4"}]}
+    answer = client.post("/v1/classify", json={"path": "b.mp4", "candidate_labels": ["a", "b"]})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["video"]["name"] == r"b\udcff.mp4"
+
+
+@pytest.mark.parametrize("path", ["/v1/labels", "/healthz", "/nowhere"])
+def test_a_query_that_is_no_text_is_passed_over(served, path):
+    client, _ = served()
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "headers": [(b"host", b"localhost")],
+        "query_string": b"a=\xff",
+    }
+    said = []
+
+    async def receive():
+        return {"type": "http.request"}
+
+    async def send(message):
+        said.append(message)
+
+    client.portal.call(client.app, scope, receive, send)
+    assert said[0]["status"] == (404 if path == "/nowhere" else 200)

@@ -255,7 +255,7 @@ def test_a_cell_of_several_splits_has_them_and_their_averages(store):
 
 def test_a_label_of_any_kind_is_a_metric_s_name(store):
     long = "rates 1, 1/2, 1/4 " * 20
-    coordinates = [(("setting", label),) for label in (long, "..", "a//b", "å=1", ".")]
+    coordinates = [(("setting", label),) for label in (long, f"{long}!", "..", "a//b", "å=1", "ø=1", ".")]
     summaries = {one: make_summary_of([make_case("zar", 0.5)], store.root / "labels") for one in coordinates}
     send(write_record(store.root / "labels", make_record(summaries, [OPTIONS])))
     parent, *children = store.runs("labels")

@@ -46,7 +46,7 @@ class Client(Wire):
 
         Raises:
             ServiceError: The service refused or failed, or cannot be reached.
-            ConfigError: Neither labels nor a label set are given, or both.
+            ConfigError: Neither labels nor a label set are given, or both; or something that cannot be sent.
             OSError: The file cannot be read.
         """
         with body_of(video, labels, asked) as content:

@@ -19,9 +19,10 @@ from typing import Any, BinaryIO, TypedDict, TypeVar
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from zar_ray.errors import ConfigError, ZarError
+from zar_ray.errors import ConfigError, ZarError, reason_of
 from zar_ray.options.base import without_password
 from zar_ray.serving.schema import ProblemDocument, StreamEnd, WindowResult
+from zar_ray.untrusted import storable
 
 _CONNECT_SECONDS = 10.0
 # Who is told to come back later than this is better off with the error.
@@ -139,13 +140,13 @@ class Wire:
         try:
             yield
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            detail = f"nothing answers there ({_reason(error)}); start the service with `make serve`, or mend the URL"
+            detail = f"nothing answers there ({reason_of(error)}); start the service with `make serve`, or mend the URL"
             raise ServiceError(self.url, detail) from None
         except httpx2.TimeoutException:
             detail = f"no answer within {self._timeout:g} s; give the client a longer timeout, or less to do"
             raise ServiceError(self.url, detail, code="timeout") from None
         except httpx2.HTTPError as error:
-            detail = f"the connection broke ({_reason(error)}); send the request again, or see the service's log"
+            detail = f"the connection broke ({reason_of(error)}); send the request again, or see the service's log"
             raise ServiceError(self.url, detail) from None
 
     def _attempts(self, content: dict[str, Any] | None) -> int:
@@ -170,8 +171,7 @@ class Wire:
             return self._refusal(ProblemDocument.model_validate_json(content), wait)
         except ValidationError:
             detail = f"answered {response.status_code} {response.reason_phrase}, not as the service does; is it there?"
-            name = response.headers.get("X-Request-ID")
-            return ServiceError(self.url, detail, response.status_code, "unexpected-answer", name, wait)
+            return self._unexpected(response, detail, wait)
 
     def _refusal(self, problem: ProblemDocument, retry_after: float | None = None) -> ServiceError:
         return ServiceError(self.url, problem.detail, problem.status, problem.code, problem.request_id, retry_after)
@@ -183,8 +183,11 @@ class Wire:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "all of it"
             detail = f"the answer is not what this version of the client knows ({where}: {first['msg']})"
-            name = response.headers.get("X-Request-ID")
-            raise ServiceError(self.url, detail, response.status_code, "unexpected-answer", name) from None
+            raise self._unexpected(response, detail) from None
+
+    def _unexpected(self, response: httpx2.Response, detail: str, retry_after: float | None = None) -> ServiceError:
+        name = response.headers.get("X-Request-ID")
+        return ServiceError(self.url, detail, response.status_code, "unexpected-answer", name, retry_after)
 
 
 class Windows:
@@ -260,14 +263,14 @@ def body_of(
             raise ConfigError("on_server takes the path of a file on the server, not an open file")
         yield _form(video, str(getattr(video, "name", "video")), parameters)
     elif on_server:
-        yield {"json": {"path": os.fspath(video), **parameters}}
+        yield {"json": _sendable({"path": os.fspath(video), **parameters})}
     else:
         with Path(video).open("rb") as file:
             yield _form(file, os.fspath(video), parameters)
 
 
 def _form(file: BinaryIO, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    labels = parameters.get("candidate_labels", ())
+    labels = _sendable(parameters).get("candidate_labels", ())
     if len(labels) == 1 and "," in labels[0]:
         # The service reads a field that stands alone as a list between commas, for people who write forms by hand.
         quoted = '"' + labels[0].replace('"', '""') + '"'
@@ -275,7 +278,16 @@ def _form(file: BinaryIO, name: str, parameters: dict[str, Any]) -> dict[str, An
     if "options" in parameters:
         parameters = {**parameters, "options": json.dumps(parameters["options"])}
     # The file's name goes with it: with the seed it keys the view plan.
-    return {"data": parameters, "files": {"video": (Path(name).name, file, "application/octet-stream")}}
+    return {"data": parameters, "files": {"video": (storable(Path(name).name), file, "application/octet-stream")}}
+
+
+def _sendable(values: dict[str, Any]) -> dict[str, Any]:
+    """The same values, if JSON and UTF-8 have them."""
+    try:
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"what is asked cannot be sent: {reason_of(error)}") from None
+    return values
 
 
 def _is_this_machine(host: str) -> bool:
@@ -305,7 +317,3 @@ def _seconds(retry_after: str | None) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
     except ValueError:
         return None
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

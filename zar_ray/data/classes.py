@@ -6,9 +6,9 @@ import functools
 import unicodedata
 from collections.abc import Iterable
 
-from zar_ray.data.text_files import storable
 from zar_ray.errors import ConfigError, ManifestError, ZarError, suggestion
 from zar_ray.options.layers import conf_dir
+from zar_ray.untrusted import storable
 
 
 def classes_of(data: str) -> str:

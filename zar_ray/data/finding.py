@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from zar_ray.data.listing import VIDEO_EXTENSIONS, walk
-from zar_ray.data.text_files import storable
 from zar_ray.errors import ConfigError, reason_of
 from zar_ray.file_systems import Location
 from zar_ray.storage import Storage, is_uri
+from zar_ray.untrusted import storable
 
 STDIN = "-"
 """The word that stands for a list on standard input."""

@@ -26,10 +26,10 @@ from rich.progress import Progress as ProgressBar
 
 from zar_ray.data.listing import Listing
 from zar_ray.data.manifest import Manifest, VideoRow
-from zar_ray.data.text_files import storable
 from zar_ray.errors import ConfigError, ManifestError, StorageError, VideoError
 from zar_ray.retries import patience_seconds
 from zar_ray.storage import is_uri
+from zar_ray.untrusted import storable
 from zar_ray.video.files import VideoFile
 from zar_ray.video.inspection import VideoInfo
 from zar_ray.video.limits import DecodeLimits, address_space, confine, lacks_memory

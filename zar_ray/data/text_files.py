@@ -94,11 +94,6 @@ def read_text(path: Path | str) -> str:
         return stream.read()
 
 
-def storable(text: str) -> str:
-    """The text itself where it is Unicode; bytes that are none (file names may hold any) become escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 @contextmanager
 def _opened(path: Path | str) -> Iterator[TextIO]:
     try:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from functools import partial
 
 import torch
 
@@ -13,46 +12,33 @@ from zar_ray.adaptation.base import Shared, entropy
 from zar_ray.adaptation.boostadapter import BoostAdapterConfig, BoostAdapterStream
 from zar_ray.adaptation.dmn import DmnConfig, DmnStream
 from zar_ray.adaptation.dpe import DpeConfig, DpeStream
-from zar_ray.options.layers import validate
-from zar_ray.parity.fixture import Evidence, Fixture
+from zar_ray.parity.fixture import Evidence, Fixture, Rows
 from zar_ray.parity.methods import given
+from zar_ray.parity.zar_steps import spelt
 
 # Data sets on whose pictures the authors run several views; one view, or the plain one, speaks on all others.
 _IMAGENETS = ("I", "A", "V", "R", "S")
-
-
-class _Rows:
-    """Values of each sample by name, to be stacked."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, list[torch.Tensor]] = defaultdict(list)
-
-    def add(self, **values: Any) -> None:
-        for name, value in values.items():
-            self._rows[name].append(torch.as_tensor(value))
-
-    def stacked(self) -> dict[str, torch.Tensor]:
-        return {name: torch.stack(values) for name, values in self._rows.items()}
 
 
 def boostadapter(fixture: Fixture) -> Evidence:
     """Both caches and the decisions of each case."""
     views, classes = given(fixture)
     evidence = Evidence({"text_features": classes.initial_features, "labels": fixture.made("labels")})
-    for case, setting in fixture.fact(dict[str, dict[str, Any]], "config", "cases").items():
-        several = setting["datasets"] in _IMAGENETS
+    for case in fixture.fact(dict[str, object], "config", "cases"):
+        setting = partial(fixture.fact, float, "config", "cases", case)
+        several = fixture.fact(str, "config", "cases", case, "datasets") in _IMAGENETS
         values = {
             "decision": "selected" if several else "evaluation",
             "confidence": fixture.fact(float, "config", "share_of_views"),
             "lent": fixture.fact(float, "config", "boosting_share"),
-            "lent_capacity": setting["delta"],
-            **_of_cache("positive", setting["positive"]),
-            **_of_cache("negative", setting["negative"]),
-            "negative_entropy": _between(setting["negative"]["entropy_threshold"]),
-            "negative_mask": _between(setting["negative"]["mask_threshold"]),
+            "lent_capacity": setting("delta"),
+            **_of_cache(fixture, case, "positive", "positive_"),
+            **_of_cache(fixture, case, "negative", "negative_"),
+            "negative_entropy": tuple(setting("negative", "entropy_threshold", end) for end in ("lower", "upper")),
+            "negative_mask": tuple(setting("negative", "mask_threshold", end) for end in ("lower", "upper")),
         }
-        options = validate(BoostAdapterConfig, values, f"{fixture.folder}: {case}")
-        stream, rows = BoostAdapterStream(classes, options, Shared()), _Rows()
+        options = fixture.options(BoostAdapterConfig, **values)
+        stream, rows = BoostAdapterStream(classes, options, Shared()), Rows()
         for number, sample in enumerate(views, 1):
             logits = classes.initial_logits(sample)
             found = stream.see(sample, logits, sample[0], logits[0])
@@ -73,8 +59,8 @@ def boostadapter(fixture: Fixture) -> Evidence:
             negative = _held(stream.negative.keys, stream.negative.entropies)
             negative["probabilities"] = stream.negative.probabilities
             for name, held in (("positive", positive), ("negative", negative)):
-                _put(evidence, f"{case}/{name}_cache_{number}", held)
-        _put(evidence, case, rows.stacked())
+                evidence.put(held, f"{case}/{name}_cache_{number}")
+        evidence.put(rows.stacked(), case)
     return evidence
 
 
@@ -84,12 +70,13 @@ def dmn(fixture: Fixture) -> Evidence:
     texts = classes.initial_features
     evidence = Evidence({"text_features": texts, "labels": fixture.made("labels")})
     for case, size in fixture.fact(dict[str, int], "config", "memory_sizes").items():
-        options = DmnConfig(
+        options = fixture.options(
+            DmnConfig,
             confidence=fixture.fact(float, "config", "selection_p"),
             capacity=size,
             sharpness=fixture.fact(float, "config", "beta"),
         )
-        stream, rows, dynamic = DmnStream(classes, options, Shared()), _Rows(), _Rows()
+        stream, rows, dynamic = DmnStream(classes, options, Shared()), Rows(), Rows()
         snapshots = _numbers(fixture.arrays, rf"{re.escape(case)}/memory_(\d+)/counts")
         for number, sample in enumerate(views, 1):
             logits = classes.initial_logits(sample)
@@ -107,9 +94,9 @@ def dmn(fixture: Fixture) -> Evidence:
                 dynamic.add(class_features=found.class_features)
                 memory = stream.memory
                 held = {"features": memory.features, "entropies": memory.doubts, "counts": memory.counts}
-                _put(evidence, f"{case}/memory_{number}", held)
+                evidence.put(held, f"{case}/memory_{number}")
         evidence.arrays.update(rows.stacked())
-        _put(evidence, case, dynamic.stacked())
+        evidence.put(dynamic.stacked(), case)
         plain = evidence.arrays["plain_probabilities"]
         of_memory = evidence.arrays[f"{case}/dynamic_probabilities"]
         for weight in _numbers(fixture.arrays, rf"{re.escape(case)}/output_weight_(\d+)"):
@@ -121,24 +108,24 @@ def dpe(fixture: Fixture) -> Evidence:
     """Prototypes, cache and decisions of each case."""
     views, classes = given(fixture)
     evidence = Evidence({"text_features": classes.initial_features, "labels": fixture.made("labels")})
-    optimiser = fixture.fact(str, "config", "optimizer", default="")
-    eps = re.search(r"\beps\s*=?\s*([0-9.]+(?:e[-+]?\d+)?)", optimiser)
-    for case, setting in fixture.fact(dict[str, dict[str, Any]], "config", "cases").items():
-        dataset, rates = setting["dataset"], setting["learning_rate"]
+    eps = spelt(fixture, "eps")
+    for case in fixture.fact(dict[str, object], "config", "cases"):
+        dataset = fixture.fact(str, "config", "cases", case, "dataset")
+        rate = partial(fixture.fact, float, "config", "cases", case, "learning_rate")
         values = {
             "tuned_on": "selected" if dataset in _IMAGENETS else "evaluation",
             "decision": "selected" if dataset == "A" else "evaluation",
             "confidence": fixture.fact(float, "config", "share_of_views"),
-            **_of_cache("", setting["positive"]),
-            "text_lr": rates["text"],
-            "image_lr": rates["image"],
-            "alignment": rates["align"],
+            **_of_cache(fixture, case, "positive"),
+            "text_lr": rate("text"),
+            "image_lr": rate("image"),
+            "alignment": rate("align"),
             "temperature": fixture.fact(float, "config", "alignment_temperature"),
             "sure_below": fixture.fact(float, "config", "global_update_below"),
-            **({"eps": eps[1]} if eps else {}),
+            **({"eps": eps} if eps else {}),
         }
-        options = validate(DpeConfig, values, f"{fixture.folder}: {case}")
-        stream, rows = DpeStream(classes, options, Shared()), _Rows()
+        options = fixture.options(DpeConfig, **values)
+        stream, rows = DpeStream(classes, options, Shared()), Rows()
         for number, sample in enumerate(views, 1):
             found = stream.see(sample, sample[:1])
             rows.add(
@@ -165,23 +152,20 @@ def dpe(fixture: Fixture) -> Evidence:
                 "image_prototypes": found.prototypes,
                 **{f"cache_{name}": value for name, value in held.items()},
             }
-            _put(evidence, f"{case}/after_{number}", after)
-        _put(evidence, case, rows.stacked())
+            evidence.put(after, f"{case}/after_{number}")
+        evidence.put(rows.stacked(), case)
     return evidence
 
 
-def _of_cache(name: str, setting: Mapping[str, Any]) -> dict[str, Any]:
+def _of_cache(fixture: Fixture, case: str, cache: str, prefix: str = "") -> dict[str, float]:
     """A cache's options as a method has them; one that is not enabled has no room."""
-    prefix = f"{name}_" if name else ""
+    setting = partial(fixture.fact, float, "config", "cases", case, cache)
+    enabled = fixture.fact(bool, "config", "cases", case, cache, "enabled", default=True)
     return {
-        f"{prefix}capacity": setting["shot_capacity"] if setting.get("enabled", True) else 0,
-        f"{prefix}weight": setting["alpha"],
-        f"{prefix}sharpness": setting["beta"],
+        f"{prefix}capacity": setting("shot_capacity") if enabled else 0,
+        f"{prefix}weight": setting("alpha"),
+        f"{prefix}sharpness": setting("beta"),
     }
-
-
-def _between(thresholds: Mapping[str, float]) -> tuple[float, float]:
-    return thresholds["lower"], thresholds["upper"]
 
 
 def _held(keys: torch.Tensor, doubts: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -193,10 +177,6 @@ def _held(keys: torch.Tensor, doubts: torch.Tensor) -> dict[str, torch.Tensor]:
 def _numbers(names: Iterable[str], pattern: str) -> list[int]:
     """The numbers in names of a pattern, rising."""
     return sorted(int(found[1]) for found in (re.fullmatch(pattern, name) for name in names) if found)
-
-
-def _put(evidence: Evidence, case: str, arrays: Mapping[str, torch.Tensor]) -> None:
-    evidence.arrays.update({f"{case}/{name}": value for name, value in arrays.items()})
 
 
 METHODS = {"boostadapter": boostadapter, "dmn": dmn, "dpe": dpe}

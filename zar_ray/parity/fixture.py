@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 import zipfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.importing import plan_import
 from zar_ray.models.loading import load_model
 from zar_ray.models.options import ModelOptions
+from zar_ray.options.base import Options
+from zar_ray.options.layers import validate
 from zar_ray.parity.checks import Tolerance
 from zar_ray.parity.formulas import evaluate_formula, names_in
 from zar_ray.parity.recipe import recipe_digest, recipe_input, recipe_state_dict
@@ -30,6 +33,7 @@ ARRAYS = "arrays.npz"
 _INPUT_NAMES = {"input": "frames", "feature_input": "features"}
 
 _T = TypeVar("_T")
+_O = TypeVar("_O", bound=Options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +52,27 @@ class Evidence:
     def add(self, arrays: Mapping[str, Any], case: str) -> None:
         """Adds the arrays of a case: as ``CASE/…``, and by their own names for what a fixture holds once for all."""
         self.arrays.update(arrays)
+        self.put(arrays, case)
+
+    def put(self, arrays: Mapping[str, Any], case: str) -> None:
+        """Adds the arrays of a case as ``CASE/…`` alone."""
         self.arrays.update({f"{case}/{name}": value for name, value in arrays.items()})
+
+
+class Rows:
+    """Values of each sample of a stream by name, to be stacked."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def add(self, **values: Any) -> None:
+        """Those of the next sample."""
+        for name, value in values.items():
+            self._rows[name].append(torch.as_tensor(value))
+
+    def stacked(self) -> dict[str, torch.Tensor]:
+        """Those of all samples."""
+        return {name: torch.stack(values) for name, values in self._rows.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +122,14 @@ class Fixture:
             found = [(".".join(str(key) for key in (*path, *one["loc"])), one["msg"]) for one in error.errors()]
             wrong = "; ".join(f"{place}: {message}" for place, message in found)
             raise ConfigError(f"{self.folder / DESCRIPTION}: {wrong}") from error
+
+    def options(self, kind: type[_O], **values: Any) -> _O:
+        """A method's options of values that the description holds.
+
+        Raises:
+            ConfigError: They do not fit.
+        """
+        return validate(kind, values, str(self.folder / DESCRIPTION))
 
     def weights(self, part: str, zeros: Mapping[str, Sequence[int]] | None = None) -> dict[str, torch.Tensor]:
         """The recipe's weights of a part of the checkpoint.

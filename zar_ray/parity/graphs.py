@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.nn.functional import normalize
@@ -11,8 +11,8 @@ from zar_ray.adaptation.dynaprompt import DynapromptConfig, PromptPool
 from zar_ray.adaptation.ecalp import EcalpConfig, GrowingGraph
 from zar_ray.adaptation.onzeta import OnlineLearner, OnzetaConfig
 from zar_ray.models.text import PromptedClasses
-from zar_ray.parity.fixture import Evidence, Fixture
-from zar_ray.parity.methods import GivenClasses
+from zar_ray.parity.fixture import Evidence, Fixture, Rows
+from zar_ray.parity.methods import given
 from zar_ray.parity.recipe import recipe_digest, recipe_tensor
 from zar_ray.parity.zar_steps import prompted, update
 
@@ -21,16 +21,15 @@ _OFFSETS = "prompt_offsets.ctx"
 
 def _given(fixture: Fixture) -> tuple[torch.Tensor, PromptedClasses, Evidence]:
     """The plain views' features (N, D) of a fixture's samples, its classes, and what all cases have in common."""
-    classes = GivenClasses(fixture.made("text_embeddings"), fixture.fact(float, "config", "logit_scale"))
-    features = normalize(fixture.made("view_embeddings")[:, 0], dim=-1)
+    views, classes = given(fixture)
+    features = views[:, 0]
     common = {"text_features": classes.initial_features, "features": features, "labels": fixture.made("labels")}
-    return features, cast(PromptedClasses, classes), Evidence(common)
+    return features, classes, Evidence(common)
 
 
 def _settings(fixture: Fixture, case: str, names: dict[str, str]) -> dict[str, Any]:
     """A case's settings, by this code's names."""
-    told = fixture.fact(dict[str, float], "config", "cases", case)
-    return {ours: told[theirs] for theirs, ours in names.items()}
+    return {ours: fixture.fact(float, "config", "cases", case, theirs) for theirs, ours in names.items()}
 
 
 def onzeta(fixture: Fixture) -> Evidence:
@@ -45,22 +44,20 @@ def onzeta(fixture: Fixture) -> Evidence:
         "beta": "vision_weight",
     }
     for case in fixture.fact(dict[str, str], "cases"):
-        options = OnzetaConfig(videos=len(features), **_settings(fixture, case, names))
+        options = fixture.options(OnzetaConfig, videos=len(features), **_settings(fixture, case, names))
         learner = OnlineLearner(classes.initial_features, options)
-        rows: dict[str, list[torch.Tensor]] = {}
+        rows = Rows()
         for number, feature in enumerate(features, 1):
             labels = learner.learn(feature)
-            said = {
-                "text_labels": labels.text.exp(),
-                "vision_labels": labels.vision.exp(),
-                "dual": learner.duals,
-                "output": labels.mixed.exp(),
-                "rates": torch.tensor(labels.rates, dtype=torch.float64),
-            }
-            for name, value in said.items():
-                rows.setdefault(f"{case}/{name}", []).append(value)
+            rows.add(
+                text_labels=labels.text.exp(),
+                vision_labels=labels.vision.exp(),
+                dual=learner.duals,
+                output=labels.mixed.exp(),
+                rates=torch.tensor(labels.rates, dtype=torch.float64),
+            )
             evidence.arrays[f"{case}/vision_proxies_{number}"] = learner.proxies
-        evidence.arrays.update({name: torch.stack(values) for name, values in rows.items()})
+        evidence.put(rows.stacked(), case)
     return evidence
 
 
@@ -77,7 +74,7 @@ def ecalp(fixture: Fixture) -> Evidence:
     carried = fixture.fact(float, "config", "label_carried_over")
     output_scale = fixture.fact(float, "config", "output_scale")
     for case in fixture.fact(dict[str, str], "cases"):
-        options = EcalpConfig(carried=carried, **_settings(fixture, case, names))
+        options = fixture.options(EcalpConfig, carried=carried, **_settings(fixture, case, names))
         graph = GrowingGraph(classes.initial_features, options)
         # One row more than samples, the newest's second copy.
         shape = len(features), len(features) + 1, options.video_neighbours
@@ -103,7 +100,7 @@ def ecalp(fixture: Fixture) -> Evidence:
             "text_neighbours": graph.near_classes,
             "text_similarities": graph.class_cosines,
         }
-        evidence.arrays.update({f"{case}/{name}": value for name, value in arrays.items()})
+        evidence.put(arrays, case)
     return evidence
 
 
@@ -123,38 +120,37 @@ def dynaprompt(fixture: Fixture) -> Evidence:
         pool = PromptPool(classes, options)
         if case == "warm":
             pool.offsets = fixture.made_by("config", "warm_start")
-        rows: dict[str, list[torch.Tensor]] = {}
+        rows = Rows()
         for number, views in enumerate(samples, 1):
             order = pool.order
             step = pool.tune(views)
             chosen = step.choice.chosen
             filled = torch.full((options.prompts,), -1)
             filled[: len(chosen)] = chosen
-            said = {
-                "reset_prompt": torch.tensor(-1 if step.reset is None else step.reset),
-                "order_before": order,
-                "order_after": pool.order,
-                "uses_after": pool.uses,
-                "prompt_entropies": step.choice.entropies,
-                "prompt_differences": step.choice.differences,
-                "prompts_by_entropy": step.choice.by_entropy,
-                "prompts_by_difference": step.choice.by_difference,
-                "chosen_prompts": filled,
-                "selected_views": step.selected,
-                "view_entropies": step.view_entropies,
-                "loss": step.loss,
-                "output": classes.logits(views[:1], pool.features(chosen.tolist())).mean(dim=0)[0],
-            }
-            for name, value in said.items():
-                rows.setdefault(f"{case}/{name}", []).append(value)
-            evidence.arrays.update({f"{case}/ctx_{number}": pool.offsets, f"{case}/grad_{number}": step.gradients})
-        evidence.arrays.update({name: torch.stack(values) for name, values in rows.items()})
+            rows.add(
+                reset_prompt=torch.tensor(-1 if step.reset is None else step.reset),
+                order_before=order,
+                order_after=pool.order,
+                uses_after=pool.uses,
+                prompt_entropies=step.choice.entropies,
+                prompt_differences=step.choice.differences,
+                prompts_by_entropy=step.choice.by_entropy,
+                prompts_by_difference=step.choice.by_difference,
+                chosen_prompts=filled,
+                selected_views=step.selected,
+                view_entropies=step.view_entropies,
+                loss=step.loss,
+                output=classes.logits(views[:1], pool.features(chosen.tolist())).mean(dim=0)[0],
+            )
+            evidence.put({f"ctx_{number}": pool.offsets, f"grad_{number}": step.gradients}, case)
+        evidence.put(rows.stacked(), case)
     return evidence
 
 
 def _pool_options(fixture: Fixture) -> DynapromptConfig:
     spelt = update(fixture)
-    return DynapromptConfig(
+    return fixture.options(
+        DynapromptConfig,
         prompts=fixture.fact(int, "config", "num_prompts"),
         confidence=fixture.fact(float, "config", "selection_p"),
         lr=fixture.fact(float, "config", "lr"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -49,6 +48,15 @@ def given(fixture: Fixture) -> tuple[torch.Tensor, PromptedClasses]:
     return normalize(fixture.made("view_embeddings"), dim=-1), cast(PromptedClasses, classes)
 
 
+def tuning(fixture: Fixture) -> dict[str, Any]:
+    """How a fixture's method tunes, by this code's names."""
+    return {
+        "confidence": fixture.fact(float, "config", "selection_p"),
+        "steps": fixture.fact(int, "config", "steps"),
+        "lr": fixture.fact(float, "config", "lr"),
+    }
+
+
 def zero(fixture: Fixture) -> Evidence:
     """The vote of each window of views."""
     views, classes = given(fixture)
@@ -77,8 +85,10 @@ def mta(fixture: Fixture) -> Evidence:
     """The mode of all views."""
     views, classes = given(fixture)
     logits = classes.initial_logits(views)
-    options = MtaConfig(
-        inlierness=fixture.fact(float, "config", "lambda_y"), affinity=fixture.fact(float, "config", "lambda_q")
+    options = fixture.options(
+        MtaConfig,
+        inlierness=fixture.fact(float, "config", "lambda_y"),
+        affinity=fixture.fact(float, "config", "lambda_q"),
     )
     found = find_mode(views, logits, options)
     squared = 2 * found.bandwidths.square()
@@ -132,13 +142,8 @@ def tps(fixture: Fixture) -> Evidence:
             "plain_logits": logits[:1],
         }
     )
-    settings: Mapping[str, Any] = {
-        "confidence": fixture.fact(float, "config", "selection_p"),
-        "steps": fixture.fact(int, "config", "steps"),
-        "lr": fixture.fact(float, "config", "lr"),
-    }
     for case in fixture.fact(dict[str, str], "cases"):
-        options = TpsConfig(**settings, per_class=case != "shared")
+        options = fixture.options(TpsConfig, **tuning(fixture), per_class=case != "shared")
         arrays: dict[str, torch.Tensor] = {}
         for number, step in enumerate(shifting_steps(views, texts, classes, options), 1):
             with torch.no_grad():
@@ -153,7 +158,7 @@ def tps(fixture: Fixture) -> Evidence:
                 f"output_step{number}": moved[:1],
                 f"view_logits_step{number}": moved,
             }
-        evidence.arrays.update({f"{case}/{name}": value for name, value in arrays.items()})
+        evidence.put(arrays, case)
     return evidence
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn.functional import normalize
@@ -11,11 +10,12 @@ from torch.nn.functional import normalize
 from zar_ray.adaptation import ctpt, otpt, rtpt
 from zar_ray.adaptation.base import Decision, VideoFeatures
 from zar_ray.adaptation.prompt_tuning import PromptTuningConfig, update_of
-from zar_ray.adaptation.zar import Decide, Objective, TuningStep, adapt_zar_batch, marginal_entropy, tuning_steps
+from zar_ray.adaptation.zar import Decide, Objective, TuningStep, marginal_entropy, tuning_steps
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.parity.fixture import Evidence, Fixture
-from zar_ray.parity.zar_steps import prompted, update
+from zar_ray.parity.methods import tuning
+from zar_ray.parity.zar_steps import decided, prompted, update
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def ctpt_steps(fixture: Fixture) -> Evidence:
     views, classes, evidence = _given(fixture)
     for case in fixture.fact(dict[str, str], "cases"):
         weight = fixture.fact(float, "config", "lambda_term") if "ctpt" in case else 0.0
-        options = ctpt.CtptConfig(weight=weight, two_step=case.endswith("two_step"), **_update(fixture))
+        options = fixture.options(ctpt.CtptConfig, weight=weight, two_step=case.endswith("two_step"), **tuning(fixture))
         tuned = _tune(fixture, views, classes, options, ctpt.objective_of(options))
         of_entropy = tuned.texts_before[-2 if options.two_step else -1]
         arrays = tuned.arrays() | {
@@ -63,14 +63,14 @@ def ctpt_steps(fixture: Fixture) -> Evidence:
             "dispersion": ctpt.dispersion(tuned.texts_before[-1])[None],
             "view_logits": classes.logits(views, tuned.text),
         }
-        evidence.arrays.update({f"{case}/{name}": value for name, value in arrays.items()})
+        evidence.put(arrays, case)
     return evidence
 
 
 def otpt_steps(fixture: Fixture) -> Evidence:
     """The orthogonality with the entropy."""
     views, classes, evidence = _given(fixture)
-    options = otpt.OtptConfig(weight=fixture.fact(float, "config", "lambda_term"), **_update(fixture))
+    options = fixture.options(otpt.OtptConfig, weight=fixture.fact(float, "config", "lambda_term"), **tuning(fixture))
     tuned = _tune(fixture, views, classes, options, otpt.objective_of(options))
     text = tuned.texts_before[-1]
     with exact_float32():
@@ -91,10 +91,11 @@ def otpt_steps(fixture: Fixture) -> Evidence:
 def rtpt_steps(fixture: Fixture) -> Evidence:
     """The views' own entropies, and their weights; as run, with the neighbours that rounding left in the fixture."""
     views, classes, evidence = _given(fixture)
-    options = rtpt.RtptConfig(
+    options = fixture.options(
+        rtpt.RtptConfig,
         neighbours=fixture.fact(int, "config", "k"),
         temperature=fixture.fact(float, "config", "temperature"),
-        **_update(fixture),
+        **tuning(fixture),
     )
     tuned = _tune(fixture, views, classes, options, rtpt.objective, rtpt.decide_by(classes, options))
     logits = classes.logits(views, tuned.text)
@@ -105,7 +106,7 @@ def rtpt_steps(fixture: Fixture) -> Evidence:
         scores, weights = rtpt.reliability(views, options, own)
         output = tuned.decision.logits_after if own is None else rtpt.weighed(weights, logits)
         arrays = {"scores": scores, "weights": weights, "output": output[None]}
-        evidence.arrays.update({f"{case}/{name}": value for name, value in arrays.items()})
+        evidence.put(arrays, case)
     return evidence
 
 
@@ -126,14 +127,6 @@ def _given(fixture: Fixture) -> tuple[torch.Tensor, PromptedClasses, Evidence]:
     return views, classes, evidence
 
 
-def _update(fixture: Fixture) -> dict[str, Any]:
-    return {
-        "confidence": fixture.fact(float, "config", "selection_p"),
-        "steps": fixture.fact(int, "config", "steps"),
-        "lr": fixture.fact(float, "config", "lr"),
-    }
-
-
 def _tune(
     fixture: Fixture,
     views: torch.Tensor,
@@ -144,9 +137,7 @@ def _tune(
 ) -> _Tuned:
     usual = update_of(options)
     own = update(fixture, confidence=usual.confidence, steps=usual.steps, lr=usual.lr)
-    (outcome,) = adapt_zar_batch([VideoFeatures(views, views[0])], classes, own, objective, decide)
-    if not isinstance(outcome, Decision):
-        raise outcome
+    outcome = decided(VideoFeatures(views, views[0]), classes, own, objective, decide)
     assert outcome.selected is not None
     steps = list(tuning_steps(views[outcome.selected][None], classes, own, objective=objective))
     with torch.no_grad():

@@ -15,10 +15,9 @@ from pydantic import BaseModel
 
 from zar_ray.adaptation.base import Decision, VideoFeatures
 from zar_ray.adaptation.fusion import video_features
-from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch, tuning_steps
+from zar_ray.adaptation.zar import Decide, Objective, ZarConfig, adapt_zar_batch, tuning_steps
 from zar_ray.errors import ConfigError
 from zar_ray.models.text import PromptedClasses
-from zar_ray.options.layers import validate
 from zar_ray.parity.fixture import Evidence, Fixture, imported
 
 _TUNED = re.compile(r"p(?P<fraction>[0-9.]+)/\w+?(?:_step(?P<step>\d+))?")
@@ -45,7 +44,7 @@ def zar_steps(fixture: Fixture) -> Evidence:
     if fixture.system == "zar_step_pixels":
         embeddings = classes.model.encode_images(embeddings.flatten(0, 1)).unflatten(0, rows.shape)
     features = video_features(embeddings.flatten(0, 1), SimpleNamespace(views=rows[:-1], evaluation=rows[-1]))
-    untuned = _decide(features, classes, _options(fixture, config, "1", 1))
+    untuned = decided(features, classes, update(fixture, confidence="1", steps=1, lr=config.lr))
     assert untuned.view_entropies is not None
     arrays = {
         "token_ids": classes.token_ids,
@@ -63,7 +62,8 @@ def zar_steps(fixture: Fixture) -> Evidence:
         fraction = match["fraction"]
         steps[fraction] = max(steps.get(fraction, config.steps), int(match["step"] or 1))
     for fraction, count in steps.items():
-        evidence.add(_tune(features, classes, _options(fixture, config, fraction, count)), f"p{fraction}")
+        options = update(fixture, confidence=fraction, steps=count, lr=config.lr)
+        evidence.add(_tune(features, classes, options), f"p{fraction}")
     return evidence
 
 
@@ -77,7 +77,7 @@ def prompted(fixture: Fixture) -> PromptedClasses:
 
 
 def _tune(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> dict[str, torch.Tensor]:
-    decision = _decide(features, classes, options)
+    decision = decided(features, classes, options)
     assert decision.selected is not None
     assert decision.losses is not None
     arrays = {"selected": decision.selected, "losses": decision.losses}
@@ -85,7 +85,7 @@ def _tune(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig)
         with torch.no_grad():
             text = classes.features(step.contexts[0])
         # the decision after this many steps
-        shorter = _decide(features, classes, options.model_copy(update={"steps": number}))
+        shorter = decided(features, classes, options.model_copy(update={"steps": number}))
         arrays |= {
             f"grad_step{number}": step.gradients[0],
             f"ctx_step{number}": step.contexts[0],
@@ -96,25 +96,34 @@ def _tune(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig)
     return arrays
 
 
-def _decide(features: VideoFeatures, classes: PromptedClasses, options: ZarConfig) -> Decision:
+def decided(
+    features: VideoFeatures,
+    classes: PromptedClasses,
+    options: ZarConfig,
+    objective: Objective | None = None,
+    decide: Decide | None = None,
+) -> Decision:
     """The decision by the function that evaluations call."""
-    (outcome,) = adapt_zar_batch([features], classes, options)
+    (outcome,) = adapt_zar_batch([features], classes, options, objective, decide)
     if isinstance(outcome, Decision):
         return outcome
     raise outcome
 
 
-def _options(fixture: Fixture, config: ZarStepConfig, fraction: str, steps: int) -> ZarConfig:
-    """The method's options; AdamW's settings as the fixture spells them out, where it does not by default."""
-    return update(fixture, confidence=fraction, steps=steps, lr=config.lr)
-
-
 def update(fixture: Fixture, **values: Any) -> ZarConfig:
-    """ZAR's options of these values, and of AdamW's settings as the fixture spells them out."""
-    spelt = fixture.fact(str, "config", "optimizer", default="")
+    """ZAR's options of these values, and of AdamW's settings as the fixture spells them out, else by default."""
     for key in ("eps", "weight_decay"):
-        found = re.search(rf"{key}\s*=?\s*{_NUMBER}", spelt)
-        values |= {key: found[1]} if found else {}
-    found = re.search(rf"betas\s*=?\s*\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)", spelt)
-    values |= {"betas": found.groups()} if found else {}
-    return validate(ZarConfig, values, f"{fixture.folder}: optimiser")
+        values |= {key: found} if (found := spelt(fixture, key)) else {}
+    pair = re.search(rf"betas\s*=?\s*\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)", _optimiser(fixture))
+    values |= {"betas": pair.groups()} if pair else {}
+    return fixture.options(ZarConfig, **values)
+
+
+def spelt(fixture: Fixture, key: str) -> str | None:
+    """A number of the optimiser's, where the fixture spells it out."""
+    found = re.search(rf"\b{key}\s*=?\s*{_NUMBER}", _optimiser(fixture))
+    return None if found is None else found[1]
+
+
+def _optimiser(fixture: Fixture) -> str:
+    return fixture.fact(str, "config", "optimizer", default="")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from zar_ray.reporting import pages as page
+from zar_ray.reporting.charts import file_of
 from zar_ray.reporting.numbers import percent, shortened
+from zar_ray.video.sampling import part_centres
 
 if TYPE_CHECKING:
     from zar_ray.explain.explanation import ClassMaps, VideoMaps
@@ -37,7 +39,7 @@ def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> page.Figure:
     be compared: 1 is what an even map would have everywhere. All maps have one colour scale, all changes another.
     """
     count = min(frames_shown, len(maps.frames))
-    shown = (2 * np.arange(count) + 1) * len(maps.frames) // (2 * count)
+    shown = part_centres(0, len(maps.frames), count, len(maps.frames))
 
     def shares(values: np.ndarray) -> np.ndarray:
         return values[shown] / (values.mean() or 1.0)
@@ -94,11 +96,7 @@ def attention_figure(maps: VideoMaps, frames_shown: int = 4) -> page.Figure:
         put(row, 1, "after tuning", after, _COLOURS, scale)
         put(row, 2, "difference", after - before, _CHANGES, change_scale)
 
-    def drawn(form: page.Drawn) -> bytes:
-        picture = io.BytesIO()
-        figure.savefig(picture, format=form, dpi=200, metadata={"CreationDate": None} if form == "pdf" else None)
-        return picture.getvalue()
-
+    drawn = partial(file_of, figure, dpi=200)
     findings = " ".join(map(_finding, maps.classes))
     classes = " and ".join(f"the {one.role} class {one.name}" for one in maps.classes)
     alt = (

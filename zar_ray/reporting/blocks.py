@@ -160,8 +160,8 @@ def _markdown_note(note: str | Note) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text in which Markdown sees no table border, emphasis, link or HTML."""
-    return "".join(f"\\{character}" if character in "\\|*_`<[" else character for character in text)
+    """Text in a line, in which Markdown sees no table border, emphasis, link or HTML."""
+    return "".join(f"\\{character}" if character in "\\|*_`~<[" else character for character in " ".join(text.split()))
 
 
 def csv_block(block: Block) -> str:

@@ -32,6 +32,7 @@ from zar_ray.results.record import CaseMetrics, ClassAccuracy, Estimate
 from zar_ray.results.trust import BINS
 from zar_ray.storage import is_uri
 from zar_ray.video.options import ViewConfig
+from zar_ray.video.sampling import part_centres
 from zar_ray.video.sandbox import DecoderProcess
 from zar_ray.video.sandbox_process import DecodeRequest
 from zar_ray.video.transforms import Preprocessing
@@ -169,6 +170,8 @@ def _entropy(rows: pa.Table, changes: bool, classes: int) -> list[Content]:
     rows = rows.filter(rows["error"].is_null())
     if not rows.num_rows:
         return [Text("No video finished.", weak=True)]
+    if classes < 2:
+        return [Text("With one class to choose among, every decision is sure.", weak=True)]
     before, after = (rows[f"entropy_{when}"].to_numpy().astype(np.float64) for when in ("before", "after"))
     measured = {"before": before, "after": after} if changes else {"decision": after}
     text = "Entropy of the evaluation view's probabilities; the vertical lines are the means. Low is sure, not right."
@@ -234,7 +237,7 @@ def _thumbnails(video: VideoRow, config: Mapping[str, Any], decoder: DecoderProc
     with video.file() as file:
         frames = decoder.decode(file, request, config["decode_timeout"]).frames
     count = min(_THUMBNAILS, len(frames))
-    shown = frames[(2 * np.arange(count) + 1) * len(frames) // (2 * count)]
+    shown = frames[part_centres(0, len(frames), count, len(frames))]
     pictures = []
     for number, frame in enumerate(shown, start=1):
         file = io.BytesIO()

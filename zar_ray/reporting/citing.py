@@ -20,7 +20,7 @@ from zar_ray.errors import ConfigError
 from zar_ray.models.systems.registry import find_system
 from zar_ray.options.layers import conf_dir, leaves
 from zar_ray.reporting.latex import latex_text
-from zar_ray.reporting.numbers import METRICS, counted
+from zar_ray.reporting.numbers import METRICS, counted, failed_count
 from zar_ray.results.record import RunSummary
 from zar_ray.results.study_record import FinishedRun, FinishedStudy
 
@@ -43,8 +43,9 @@ def cite(study: FinishedStudy) -> str:
     sources = _Sources()
     sources.cited(_ZAR)
     paragraph = " ".join(_sentences(study, sources))
-    unknown = "".join(f"% {line}\n" for line in dict.fromkeys(sources.unknown))
-    return "\n\n".join([paragraph, *([unknown.rstrip()] if unknown else []), *sources.entries.values()])
+    # A comment ends with its line.
+    unknown = "\n".join(f"% {' '.join(line.split())}" for line in dict.fromkeys(sources.unknown))
+    return "\n\n".join([paragraph, *([unknown] if unknown else []), *sources.entries.values()])
 
 
 @dataclass
@@ -68,7 +69,7 @@ class _Sources:
             self.entries[key] = whole[0] if whole else self.known[source]
             keys.append(key)
         if not keys:
-            self.unknown.append(f"{' '.join(what.split())}: declares no source; cite it yourself")
+            self.unknown.append(f"{what}: declares no source; cite it yourself")
             return ""
         return rf"~\cite{{{','.join(keys)}}}"
 
@@ -195,11 +196,10 @@ def _value(value: object) -> str:
 
 
 def _scores(whole: RunSummary, first: RunSummary) -> str:
-    metrics = [METRICS[name] for case in first.cases[:1] for name in case.estimates("after")]
+    metrics = [name for case in first.cases[:1] for name in case.estimates("after")]
     if not metrics:
         return "The videos have no labels, so nothing is scored."
-    how = "ranked last" if metrics == [METRICS["map"]] else "counted as wrong"
-    failed = f"{whole.failed} of {counted(whole.videos, 'video')} could not be used and {how}"
+    failed = f"{whole.failed} of {counted(whole.videos, 'video')} could not be used and {failed_count(metrics[0])}"
     failed = failed if whole.failed else "no video failed"
     kinds = dict.fromkeys(one.kind for one in first.averages)
     average = f"; over splits we report the {_listed('harmonic mean' if k == 'harmonic' else k for k in kinds)}"
@@ -209,7 +209,8 @@ def _scores(whole: RunSummary, first: RunSummary) -> str:
         single = all(case.headline is not None and not case.groups for case in changes)
         exact = "McNemar's exact test" if single else "exchanging both at random, source by source"
         test = f"; before and after adaptation are compared on the same videos by {exact}"
-    return latex_text(f"We report {_listed(metrics)} with 95 % intervals{average if kinds else ''}{test}; {failed}.")
+    shown = _listed(METRICS[name] for name in metrics)
+    return latex_text(f"We report {shown} with 95 % intervals{average if kinds else ''}{test}; {failed}.")
 
 
 def _software(study: FinishedStudy) -> str:

@@ -133,8 +133,8 @@ def _of_case(every: pa.Table, case_ids: pa.DictionaryArray, cell: RunData, case:
     """The rows of one case, over the videos of its split."""
     number = case_ids.dictionary.index(case.case_id).as_py()
     rows = every.take(pa.array(np.flatnonzero(case_ids.indices.to_numpy() == number)))
-    videos = cell.split(case.split).video_ids
-    return rows if videos is None else rows.filter(pc.field("video_id").isin(pa.array(sorted(videos), pa.string())))
+    inside = cell.split(case.split).inside
+    return rows if inside is None else rows.filter(inside)
 
 
 def _chosen(rows: pa.Table, most: int) -> tuple[pa.Table, int]:

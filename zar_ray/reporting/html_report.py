@@ -22,7 +22,7 @@ from zar_ray.reporting.case_sections import case_sections
 from zar_ray.reporting.cost_sections import cost_section
 from zar_ray.reporting.explorer import explorer_of, render_explorer
 from zar_ray.reporting.figure_files import write_figures
-from zar_ray.reporting.numbers import METRICS, digits, ends, fixed, p_value, percent
+from zar_ray.reporting.numbers import METRICS, digits, ends, failed_count, fixed, p_value, percent, with_std
 from zar_ray.reporting.pages import (
     Code,
     Content,
@@ -39,7 +39,7 @@ from zar_ray.reporting.pages import (
 )
 from zar_ray.reporting.published.tables import known_tables, load_table
 from zar_ray.reporting.published.view import Marks, compare
-from zar_ray.reporting.run_data import RunData, RunSplit, StudyData
+from zar_ray.reporting.run_data import RunData, RunSplit, StudyData, of_videos
 from zar_ray.reporting.summary_tables import p_of, summary_facts
 from zar_ray.results.case import CLEAN
 from zar_ray.results.folder import CONFIG
@@ -248,7 +248,7 @@ def _published(data: StudyData) -> Section:
             continue
         number = marks.of("; ".join(cell.measured.differences) or "none")
         decimals, published = cell.row.decimals, cell.published
-        printed = fixed(published.value, decimals) + ("" if published.std is None else f" ± {published.std}")
+        printed = with_std(published.value, published.std, decimals)
         values = (printed, fixed(cell.measured.value, decimals), fixed(cell.difference, 2, "+"))
         rows.append((cell.table.name, cell.row.label, cell.column.name, number, *values))
     if not rows:
@@ -280,27 +280,23 @@ def maps_of(data: RunData, video_ids: Sequence[str], decoder: DecoderProcess) ->
     from zar_ray.explain.explanation import explain_videos
 
     class_sets = tuple(dict.fromkeys(split.class_names for split in data.splits))
-    results = data.stored.read(RESULT_SCHEMA.names, _among(video_ids))
+    results = data.stored.read(RESULT_SCHEMA.names, of_videos(video_ids))
     return explain_videos(data, class_sets, results, data.study.videos(video_ids), video_ids, decoder)
 
 
-def _finished(data: RunData) -> pa.Array:
-    """The ids of the videos that have a decision in some case, sorted."""
-    return data.stored.read(["video_id", "error"], pc.field("error").is_null())["video_id"].unique().sort()
-
-
-def _among(video_ids: Sequence[str] | pa.Array) -> pc.Expression:
-    return pc.field("video_id").isin(pa.array(video_ids, pa.string()))
+def _finished(data: RunData, inside: pc.Expression | None = None) -> pa.Array:
+    """The ids of the videos that have a decision in some case, sorted; all, or those `inside` a split."""
+    finished = pc.field("error").is_null()
+    where = finished if inside is None else finished & inside
+    return data.stored.read(["video_id", "error"], where)["video_id"].unique().sort()
 
 
 def _video_map(data: RunData, split: RunSplit) -> Section:
     """How near the videos of a split are to each other in the embedding space: the paper's figure 6."""
     title = "Map of the videos" if len(data.splits) == 1 else f"Map of the videos of split {split.name}"
-    ids = _finished(data)
-    if split.video_ids is not None:
-        ids = ids.filter(pc.call_function("is_in", [ids], pc.SetLookupOptions(pa.array(sorted(split.video_ids)))))
+    ids = _finished(data, split.inside)
     chosen = ids.take(pa.array(figures.spread(len(ids), figures.MOST_VIDEOS)))
-    kept = data.stored.read(["video_id", "video_feature"], _among(chosen) & pc.field("video_feature").is_valid())
+    kept = data.stored.read(["video_id", "video_feature"], of_videos(chosen) & pc.field("video_feature").is_valid())
     if len(ids) and not len(kept):
         return why_empty(title, "The run keeps no features of its videos.")
     if kept.num_rows < figures.LEAST_VIDEOS:
@@ -324,7 +320,7 @@ def _labels(data: RunData, split: RunSplit, video_ids: pa.ChunkedArray) -> dict[
     if case is None or split.multi_label:
         return {}
     rows = data.rows(case, ["video_id", "label_id"])
-    rows = rows.filter(_among(video_ids.combine_chunks()) & pc.field("label_id").is_valid())
+    rows = rows.filter(of_videos(video_ids.combine_chunks()) & pc.field("label_id").is_valid())
     ids = zip(rows["video_id"].to_pylist(), rows["label_id"].to_pylist(), strict=True)
     return {video: split.class_names[label] for video, label in ids}
 
@@ -337,7 +333,9 @@ def _failures(data: StudyData) -> Section:
         return Section("Failures", (Text("No video failed."),))
     whole = data.record.whole
     said = ", ".join(f"{group.videos} at stage {group.stage}" for group in whole.failures)
-    lead = Text(f"{whole.failed} of {whole.videos} videos failed: {said}. They count as wrong.")
+    metric = next((name for case in whole.cases for name in case.estimates("after")), None)
+    how = "" if metric is None else f" They are {failed_count(metric)}."
+    lead = Text(f"{whole.failed} of {whole.videos} videos failed: {said}.{how}")
     return Section("Failures", (lead, *_listed(data, failed, columns)))
 
 

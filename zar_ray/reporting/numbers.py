@@ -33,8 +33,13 @@ def ends(estimate: Estimate, sign: str = "") -> str:
 
 
 def with_deviation(value: float, std: float | None, plus_minus: str = "±") -> str:
-    """A mean in per cent, with its standard deviation where there is one."""
-    return percent(value) if std is None else f"{percent(value)} {plus_minus} {percent(std)}"
+    """A mean, a share, in per cent, with its standard deviation where there is one."""
+    return with_std(100 * value, None if std is None else 100 * std, 1, plus_minus)
+
+
+def with_std(value: float, std: float | None, decimals: int, plus_minus: str = "±") -> str:
+    """A mean with so many decimals, with its standard deviation where there is one."""
+    return fixed(value, decimals) if std is None else f"{fixed(value, decimals)} {plus_minus} {fixed(std, decimals)}"
 
 
 def plus_minus(encoding: str) -> str:
@@ -81,6 +86,11 @@ def counted(number: int, what: str) -> str:
 def shortened(text: str, length: int = 34) -> str:
     """A text, or its beginning where it is longer; by default as charts have room for."""
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def failed_count(metric: str) -> str:
+    """How failed videos stand in results of a metric, by its name in records."""
+    return "ranked last" if metric == "map" else "counted as wrong"
 
 
 def exact(value: object) -> str:

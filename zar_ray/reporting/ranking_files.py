@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zar_ray.adaptation.rankings import Ranking
-from zar_ray.data.text_files import storable
 from zar_ray.errors import ConfigError
 from zar_ray.reporting.blocks import csv_cell
 from zar_ray.storage import Storage, is_uri
+from zar_ray.untrusted import storable
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from zar_ray.adaptation.rankings import Ranking
-from zar_ray.data.text_files import storable
 from zar_ray.reporting.blocks import Block, print_block
 from zar_ray.reporting.numbers import digits, plus_minus, with_deviation
 from zar_ray.reporting.summary_tables import RANDOM_WEIGHTS
+from zar_ray.untrusted import storable
 
 _MOST_LABELS = 20  # that a summary counts
 

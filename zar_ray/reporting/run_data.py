@@ -40,6 +40,16 @@ class RunSplit:
     video_ids: frozenset[str] | None
     multi_label: bool
 
+    @property
+    def inside(self) -> pc.Expression | None:
+        """What holds of the rows of its videos; None for all."""
+        return None if self.video_ids is None else of_videos(sorted(self.video_ids))
+
+
+def of_videos(video_ids: Sequence[str] | pa.Array) -> pc.Expression:
+    """What holds of the rows of these videos."""
+    return pc.field("video_id").isin(pa.array(video_ids, pa.string()))
+
 
 @dataclass(frozen=True, eq=False)
 class StudyData(FinishedStudy):
@@ -140,9 +150,7 @@ class RunData(FinishedRun):
 
     def rows(self, case: CaseMetrics, columns: Sequence[str]) -> pa.Table:
         """Some columns, ``video_id`` among them, of the predictions of one case, over the videos of its split."""
-        ids = self.split(case.split).video_ids
-        inside = None if ids is None else pc.field("video_id").isin(pa.array(sorted(ids), pa.string()))
-        return self.stored.of([case.case_id]).read(columns, inside)
+        return self.stored.of([case.case_id]).read(columns, self.split(case.split).inside)
 
 
 def _splits(storage: Storage, study: FinishedStudy, stored: StoredRows) -> tuple[RunSplit, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from zar_ray.reporting import numbers
+from dataclasses import replace
+
 from zar_ray.reporting.blocks import Block
+from zar_ray.reporting.numbers import METRICS, percent
 from zar_ray.results.study_record import ShiftRow, ShiftTable, label_of
 
 
@@ -18,19 +20,15 @@ def shift_blocks(table: ShiftTable) -> list[Block]:
         "mCE is their mean over the corruptions, and relative mCE that of how much errors grow from clean frames "
         "(Hendrycks and Dietterich, ICLR 2019), in per cent. Below 100 is better than the reference.",
     ]
-    return [*blocks[:-1], Block(blocks[-1].title, blocks[-1].columns, blocks[-1].rows, notes, words=1)]
+    return [*blocks[:-1], replace(blocks[-1], notes=notes)]
 
 
 def _block(table: ShiftTable, title: str, rows: list[ShiftRow]) -> Block:
     corruptions = dict.fromkeys(one for row in rows for one in row.scores)
-    cells = [(one, *(_percent(row.scores.get(one)) for row in rows)) for one in corruptions]
-    cells += [(f"CE {name}", *(_percent(row.errors.get(name)) for row in rows)) for name in rows[0].errors]
-    cells.append(("mCE", *(_percent(row.mce) for row in rows)))
+    cells = [(one, *(percent(row.scores.get(one)) for row in rows)) for one in corruptions]
+    cells += [(f"CE {name}", *(percent(row.errors.get(name)) for row in rows)) for name in rows[0].errors]
+    cells.append(("mCE", *(percent(row.mce) for row in rows)))
     if any(row.relative_mce is not None for row in rows):
-        cells.append(("relative mCE", *(_percent(row.relative_mce) for row in rows)))
-    heading = f"{numbers.METRICS[table.metric]} % by corruption{f': {title}' if title else ''}"
+        cells.append(("relative mCE", *(percent(row.relative_mce) for row in rows)))
+    heading = f"{METRICS[table.metric]} % by corruption{f': {title}' if title else ''}"
     return Block(heading, ("frames", *(row.method for row in rows)), cells, words=1)
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else numbers.percent(share)

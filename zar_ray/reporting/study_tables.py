@@ -243,7 +243,7 @@ def _notes(record: StudyRecord, table: StudyTable, plus_minus: str) -> list[str]
             "exchanging both at random after Holm's correction over this table."
         )
     if record.whole.failed and scores:
-        how = "ranked last" if table.metric == "map" else "counted as wrong"
+        how = numbers.failed_count(table.metric)
         notes.append(f"{numbers.counted(record.whole.failed, 'failed video')} {how} where a method has no decision.")
     return notes + _highest_share(table)
 

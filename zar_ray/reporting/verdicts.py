@@ -20,16 +20,17 @@ def verdicts(summary: RunSummary) -> list[str]:
         )
         main = (one.change for one in summary.averages if one.method == method and one.metric in MAIN)
         change = next(main, None) or (cases[0].change if len(cases) == 1 else None)
-        found = _decisions(cases) if change is None else _effect(change, summary.videos - summary.unlabelled)
+        found = _decisions(cases) if change is None else _effect(change, summary)
         said.append(f"{method}: {found}{_costs(cases, without)}")
     return said
 
 
-def _effect(change: PairedComparison, videos: int) -> str:
+def _effect(change: PairedComparison, summary: RunSummary) -> str:
     found = "no evidence of a gain"
     if change.p_value < _LEVEL:
         found = "a gain" if change.difference > 0 else "a loss"
-    least = f"{counted(videos, 'video')} can show {percent(change.detectable) or 'no difference'}"
+    labelled = summary.videos - summary.unlabelled - summary.unknown
+    least = f"{counted(labelled, 'video')} can show {percent(change.detectable) or 'no difference'}"
     return f"{found} ({percent(change.difference, '+')} points, {ends(change.effect, '+')}; {least})"
 
 

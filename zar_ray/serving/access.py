@@ -31,7 +31,8 @@ def refusal(request: Request, config: ServeConfig) -> RequestError | None:
         request: What is asked, of which nothing but the head is looked at.
         config: The service's options.
     """
-    path, headers = request.url.path, request.headers
+    # Not of `request.url`, into which what a stranger writes as host and query goes too.
+    path, headers = request.scope["path"], request.headers
     if path in _HEALTH_ROUTES:
         return None
     host, origin = headers.get("host", ""), headers.get("origin")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from zar_ray.serving.options import LimitConfig
-from zar_ray.serving.problems import RequestError
+from zar_ray.serving.problems import RequestError, at_capacity
 
 
 class Admission:
@@ -46,12 +46,7 @@ class Admission:
         if stream:
             count, most = self.streams, limits.streams
         if count >= most:
-            what = "streams" if stream else "requests"
-            raise RequestError(
-                "overloaded",
-                f"{count} {what} are worked on or waiting; try again in {limits.retry_after} s",
-                limits.retry_after,
-            )
+            raise at_capacity(count, "streams" if stream else "requests", limits.retry_after)
         if self.requests and self.bytes + size > limits.queued_bytes:
             raise RequestError(
                 "overloaded",

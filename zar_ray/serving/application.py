@@ -106,7 +106,7 @@ def build(config: ServiceOptions) -> Application:
         require_cluster(fall_back=False)
     require_methods(config)
     label_sets_of(config)
-    for root in (*config.roots, *([config.samples] if config.samples else [])):
+    for root in config.folders:
         if not root.is_dir():
             raise ConfigError(f"{root}: is not a folder; name one whose videos are to be served")
     require_served(load_model(config, "cpu"), config)

@@ -45,7 +45,7 @@ async def in_time(awaited: Any, seconds: float, query: Query) -> Any:
     except TimeoutError:
         raise RequestError("timeout", f"took longer than {seconds:g} s, waiting included") from None
     except BackPressureError:
-        raise RequestError("overloaded", "all replicas are busy; try again") from None
+        raise RequestError("overloaded") from None
     except (RayError, RayServeException) as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
         # Where a model lacks its input because the decoder died, Ray Serve says so in an error of its own.
@@ -53,5 +53,5 @@ async def in_time(awaited: Any, seconds: float, query: Query) -> Any:
             cause = cause.__context__
         if isinstance(cause, (*_LOST, TaskCancelledError, DeploymentUnavailableError, RequestCancelledError)):
             logger.warning("request %s lost its replica: %s", query.request_id, type(cause).__name__)
-            raise RequestError("replica-lost", "the process that worked on the request ended; try again") from None
+            raise RequestError("replica-lost") from None
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from zar_ray.models.text_cache import TextCache
 from zar_ray.results.certainty import certainties, is_rejected
 from zar_ray.serving.backend import DecodingNeeds, Job, Query
 from zar_ray.serving.explaining import explain
+from zar_ray.serving.logs import logger
 from zar_ray.serving.methods import ServiceOptions, adaptation_options
 from zar_ray.serving.problems import RequestError
 from zar_ray.serving.schema import (
@@ -38,8 +38,6 @@ from zar_ray.serving.schema import (
 from zar_ray.video.plans import ViewPlan, plan_video
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.sandbox_process import DecodedViews
-
-logger = logging.getLogger(__name__)
 
 _WARM_UP_FRAMES = 64
 _WARM_UP_LABELS = ("opening a door", "riding a horse")
@@ -131,7 +129,7 @@ class Classifier:
         except Exception:
             logger.exception("questions %s failed", ", ".join(job.query.request_id for job in jobs))
         if len(jobs) == 1:
-            return [RequestError("internal-error", "the service failed on this video; its log says why")]
+            return [RequestError("internal-error")]
         return [answer for job in jobs for answer in self._answer_safely([job])]
 
     def _answer_alike(self, jobs: Sequence[Job]) -> list[Classification | RequestError]:

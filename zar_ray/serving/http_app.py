@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 import uuid
@@ -28,10 +27,11 @@ from zar_ray.serving import seeds
 from zar_ray.serving.access import refusal
 from zar_ray.serving.admission import Admission
 from zar_ray.serving.backend import Backend, Query, VideoSource
+from zar_ray.serving.logs import logger
 from zar_ray.serving.measures import Measures
 from zar_ray.serving.openapi import STREAM_ANSWER, answers, request_body
 from zar_ray.serving.options import LimitConfig, ServeConfig
-from zar_ray.serving.problems import RequestError
+from zar_ray.serving.problems import RequestError, problem_of
 from zar_ray.serving.proxy import REQUEST_ID
 from zar_ray.serving.queries import beneath_roots, label_sets_of, query_of, split_labels
 from zar_ray.serving.schema import (
@@ -53,8 +53,7 @@ from zar_ray.serving.schema import (
     WindowParameters,
 )
 from zar_ray.serving.uploads import announced_size, read_form, read_json
-
-logger = logging.getLogger("zar_ray.serving")
+from zar_ray.untrusted import storable
 
 _PAGE = Path(__file__).parent / "page"
 _PAGE_POLICY = (
@@ -85,7 +84,6 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
     methods = {method.name: method for method in served}
     label_sets = label_sets_of(config)
     samples = _samples(config.samples)
-    roots = (*config.roots, *((config.samples,) if config.samples is not None else ()))
     admission = Admission(config.limits)
     measures = Measures(admission, replica)
     app = FastAPIOffline(
@@ -121,8 +119,8 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
             if media_type == _JSON:
                 body = await read_json(request, config.limits)
                 parameters = _validated(of_json, _from_json(body, "bad-request", "the body is not JSON"))
-                file = beneath_roots(parameters.path, roots)
-                video = VideoSource(file.name, str(file))
+                file = beneath_roots(parameters.path, config.folders)
+                video = VideoSource(storable(file.name), str(file))
             else:
                 form = await stack.enter_async_context(read_form(request, config.limits))
                 parameters = _validated(of_form, _values(form.fields, config.limits))
@@ -177,13 +175,13 @@ def build_app(config: ServeConfig, served: Sequence[ServedMethod], backend: Back
                 failure = error
             except Exception:
                 logger.exception("request %s failed in window %d", query.request_id, count)
-                failure = RequestError("internal-error", "the service failed on this video; its log says why")
+                failure = RequestError("internal-error")
             else:
                 request.state.code = "ok"
                 yield _event("end", StreamEnd(windows=count))
                 return
             request.state.code = failure.code
-            yield _event("error", _document(failure, query.request_id))
+            yield _event("error", ProblemDocument(**problem_of(failure, query.request_id)))
 
         return _EventStream(events(), held)
 
@@ -274,8 +272,7 @@ class _Observed:
             logger.exception("request %s failed", request_id)
             if status:
                 raise
-            failure = RequestError("internal-error", "the service failed on this request; its log says why")
-            await _problem(request, failure)(scope, receive, observed)
+            await _problem(request, RequestError("internal-error"))(scope, receive, observed)
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "none")
@@ -295,7 +292,7 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
         code = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "bad-request")
-        response = _problem(request, RequestError(code, f"{request.method} {request.url.path[:200]}"))
+        response = _problem(request, RequestError(code, f"{request.method} {request.scope['path'][:200]}"))
         response.headers.update(error.headers or {})
         return response
 
@@ -305,14 +302,8 @@ def _problem(request: Request, error: RequestError) -> Response:
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    document = _document(error, request.state.request_id)
-    return JSONResponse(document.model_dump(), error.status, headers=headers, media_type="application/problem+json")
-
-
-def _document(error: RequestError, request_id: str) -> ProblemDocument:
-    return ProblemDocument(
-        title=error.title, status=error.status, code=error.code, detail=error.detail, request_id=request_id
-    )
+    document = problem_of(error, request.state.request_id)
+    return JSONResponse(document, error.status, headers=headers, media_type="application/problem+json")
 
 
 def _validated(kind: type[_M], values: Any) -> _M:
@@ -382,6 +373,7 @@ def _samples(folder: Path | None) -> SampleList:
     if not folder.is_dir():
         raise ConfigError(f"samples: {folder} is not a folder; make it, or leave samples out")
     files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-    shown = files[:: max(1, math.ceil(len(files) / _SAMPLES_SHOWN))]
-    names = [file.relative_to(folder) for file in shown]
+    # A name that is no text could not be asked for.
+    names = [name for name in (file.relative_to(folder) for file in files) if storable(str(name)) == str(name)]
+    names = names[:: max(1, math.ceil(len(names) / _SAMPLES_SHOWN))]
     return SampleList(samples=tuple(Sample(name=str(name.with_suffix("")), path=str(name)) for name in names))

@@ -103,9 +103,10 @@ class ModelDeployment:
             self._lost = error
             logger.critical("this replica is to be replaced: %s", error)
             return [_device_lost() for _ in jobs]
-        except Exception:  # noqa: BLE001  they wait for an answer, whatever it is
+        except Exception:
+            # They wait for an answer, whatever it is.
             logger.exception("questions %s failed", ", ".join(job.query.request_id for job in jobs))
-            return [RequestError("internal-error", "the service failed; its log says why") for _ in jobs]
+            return [RequestError("internal-error") for _ in jobs]
 
     async def card(self) -> ServedModel:
         """What the service says of its model."""

@@ -94,3 +94,8 @@ class ServeConfig(ModelOptions, DecodeOptions):
     batch_wait: float = Field(default=0.0, ge=0, description="Seconds that a request waits for others to share with.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of a model replica; by default all.")
     limits: LimitConfig = Field(default_factory=LimitConfig, description="Limits.")
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Those whose videos requests may name: the roots, and that of the samples."""
+        return self.roots if self.samples is None else (*self.roots, self.samples)

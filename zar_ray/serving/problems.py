@@ -37,6 +37,13 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "timeout": (504, "The request took too long"),
 }
 
+# What is said where no more is known.
+_DETAILS = {
+    "internal-error": "the service failed on this request; its log says why",
+    "overloaded": "all replicas are busy; try again",
+    "replica-lost": "the process that worked on the request ended; try again",
+}
+
 
 @dataclass(eq=False)
 class RequestError(ZarError):
@@ -44,15 +51,16 @@ class RequestError(ZarError):
 
     Attributes:
         code: One of `PROBLEMS`.
-        detail: What is wrong with this very request, in one line.
+        detail: What is wrong with this very request, in one line; some codes have one by default.
         retry_after: Seconds after which the same request may succeed; every 503 says so, by default 5.
     """
 
     code: str
-    detail: str
+    detail: str = ""
     retry_after: int | None = None
 
     def __post_init__(self) -> None:
+        self.detail = self.detail or _DETAILS[self.code]
         if self.retry_after is None and self.status == 503:
             self.retry_after = _RETRY_SECONDS
 
@@ -79,6 +87,12 @@ def refusal_of(error: VideoError | ConfigError) -> RequestError:
         ConfigError: "internal-error",
     }
     return RequestError(kinds.get(type(error), "unusable-video"), str(error))
+
+
+def at_capacity(count: int, what: str, retry_after: int) -> RequestError:
+    """What is said where there are as many of some kind of requests as there may be."""
+    detail = f"{count} {what} are worked on or waiting; try again in {retry_after} s"
+    return RequestError("overloaded", detail, retry_after)
 
 
 def problem_of(error: RequestError, request_id: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from zar_ray.serving.problems import RequestError, problem_of
+from zar_ray.serving.problems import RequestError, at_capacity, problem_of
 
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "zar_ray.serving.proxy.middlewares"
@@ -42,13 +42,11 @@ _HEAD_BYTES = 2**16
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # Ray Serve reads these headers of anybody, decodes them without a check, and logs them.
 _OF_SERVE = re.compile(rb"x.request.(id|timeout.seconds|disconnect.disabled)|x.session.id|serve.multiplexed.model.id")
-# The proxy's own answers, by their status.
+# The proxy's own answers, by their status, and what it says for itself.
 _OWN_ANSWERS = {404: "not-ready", 408: "timeout", 429: "overloaded", 503: "not-ready"}
 _DETAILS = {
     "not-ready": "the service is not there yet; try again",
     "timeout": "took longer than Ray Serve's request_timeout_s",
-    "overloaded": "all replicas are busy; try again",
-    "replica-lost": "the process that worked on the request ended; try again",
     "internal-error": "Ray Serve's proxy failed on this request; its log says why",
 }
 _SOON = 1
@@ -116,8 +114,7 @@ class Desk:
         elif scope["method"] != "POST":
             await self._pass_on(request_id, scope, receive, send)
         elif self._requests is not None and self._under_way >= self._requests:
-            detail = f"{self._under_way} requests are worked on or waiting; try again in {self._retry_after} s"
-            await _send(RequestError("overloaded", detail, self._retry_after), request_id, send)
+            await _send(at_capacity(self._under_way, "requests", self._retry_after), request_id, send)
         else:
             self._under_way += 1
             try:
@@ -153,7 +150,7 @@ class Desk:
                 code = "internal-error"
         if not started:
             soon = _SOON if code == "not-ready" else None
-            await _send(RequestError(code, _DETAILS[code], soon), request_id, send)
+            await _send(RequestError(code, _DETAILS.get(code, ""), soon), request_id, send)
 
 
 def _identify(scope: Scope) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from zar_ray.adaptation.rankings import RankedLabel, mean_ranking
+from zar_ray.results.certainty import is_rejected
 from zar_ray.serving.backend import Backend, Query, VideoSource
 from zar_ray.serving.schema import Classification, Timings
 
@@ -28,13 +29,14 @@ async def classify(backend: Backend, video: VideoSource, query: Query) -> Classi
         return mean_ranking([{label.label: label.score for label in getattr(one, when)} for one in each], query.top_k)
 
     seconds = {stage: sum(getattr(one.timings, stage) for one in each) for stage in Timings.model_fields}
-    certainty = None
+    certainty, reject = None, None
     if query.reject_below is not None:
         certainty = fmean(one.certainty for one in each if one.certainty is not None)
+        reject = is_rejected(certainty, query.reject_below)
     update = {
         "seeds": query.seeds,
         "certainty": certainty,
-        "reject": None if certainty is None or query.reject_below is None else certainty < query.reject_below,
+        "reject": reject,
         **{when: ranked(when) for when in ("before", "after")},
         **{name: fmean(getattr(one, name) for one in each) for name in ("entropy_before", "entropy_after")},
         "images_encoded": sum(one.images_encoded for one in each),

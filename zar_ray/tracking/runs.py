@@ -18,7 +18,16 @@ from zar_ray.errors import RunError, TrackingError
 from zar_ray.options.base import fingerprint, without_password
 from zar_ray.results.folder import CELLS, CONFIG, IDENTITY, MANIFEST, SUMMARY
 from zar_ray.results.record import CaseMetrics, RunSummary, flat_numbers
-from zar_ray.results.study_record import Cell, FinishedStudy, StudyRecord, StudyTable, TableRow, label_of
+from zar_ray.results.study_record import (
+    Cell,
+    FinishedStudy,
+    ShiftRow,
+    ShiftTable,
+    StudyRecord,
+    StudyTable,
+    TableRow,
+    label_of,
+)
 from zar_ray.storage import Storage
 from zar_ray.tracking import store
 from zar_ray.tracking.folder_run import FolderRun, MlflowReceipt, own_receipts, read_receipts
@@ -277,7 +286,7 @@ def _study_numbers(study: StudyRecord) -> dict[str, float]:
     for table in study.shifts:
         for row in table.rows:
             values = {"mce": row.mce, "relative_mce": row.relative_mce}
-            numbers |= _under(_key(table.name, row.labels, row.method), flat_numbers(values))
+            numbers |= _under(_row_key(table, row), flat_numbers(values))
     if len(study.cells) == 1:
         summary = study.cells[0].summary
         for case in summary.cases:
@@ -305,10 +314,9 @@ def _children(study: StudyRecord) -> list[_Child]:
 
 def _of_case(cell: Cell, case: CaseMetrics) -> _Child:
     key = _case_key(cell.summary, case)
-    labels = {"method": case.method, "split": case.split} if len(key) > 1 else {"method": case.method}
+    labels = {"method": case.method} | ({"split": case.split} if len(key) > 1 else {})
     files = {name: "_".join((*key, name)) for name in _CASE_FILES}
-    place = case.split if len(key) > 1 else ""
-    name = _named(case.method, _model_label(cell), cell.summary.dataset, place)
+    name = _named(case.method, _model_label(cell), cell.summary.dataset, labels.get("split", ""))
     return _Child(name, cell, labels, {"case": case.case_id}, case.numbers(), files)
 
 
@@ -337,14 +345,10 @@ def _case_key(summary: RunSummary, case: CaseMetrics) -> tuple[str, ...]:
     return (case.split, case.method) if len(summary.splits) > 1 else (case.method,)
 
 
-def _row_key(table: StudyTable, row: TableRow) -> str:
+def _row_key(table: StudyTable | ShiftTable, row: TableRow | ShiftRow) -> str:
     """What tells a row from all others of the study."""
-    return _key(table.name, row.labels, row.method)
-
-
-def _key(table: str, labels: Mapping[str, str], method: str) -> str:
-    shown = ", ".join(label for axis, label in labels.items() if axis != "method")
-    return "/".join(store.key_part(part) for part in (table, shown, method) if part)
+    shown = ", ".join(label for axis, label in row.labels.items() if axis != "method")
+    return "/".join(store.key_part(part) for part in (table.name, shown, row.method) if part)
 
 
 def _under(key: str, numbers: Mapping[str, float]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from zar_ray.errors import TrackingError
-from zar_ray.options.base import without_password
+from zar_ray.options.base import fingerprint, without_password
 from zar_ray.options.layers import leaves
 from zar_ray.storage import is_uri
 
@@ -83,7 +83,7 @@ _VIEW_STATE = {
 }
 _EXPERIMENT_TAGS = {
     _VIEW_TAG: json.dumps({"name": "Accuracy", "createdAt": 0, "state": json.dumps(_VIEW_STATE)}),
-    "mlflow.note.content": _EXPERIMENT_NOTE,
+    NOTE_TAG: _EXPERIMENT_NOTE,
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.experiment.primaryMetric.name": "top1",
     "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
@@ -310,9 +310,15 @@ def metric_key(name: str) -> str:
 
 
 def key_part(label: str) -> str:
-    """A label as one part of a metric's name, where a slash would end it and dots alone would mean another."""
+    """A label as one part of a metric's name, where a slash would end it and dots alone would mean another.
+
+    One that is cut, or has letters that no name can have, ends in a hash, so that two of them stay two.
+    """
     key = metric_key(label).replace("/", "_")
-    return cut(f"_{key}" if key.startswith(".") else key, _PART_LENGTH)
+    key = f"_{key}" if key.startswith(".") else key
+    if len(key) <= _PART_LENGTH and label.isascii():
+        return key
+    return f"{key[: _PART_LENGTH - 9]}.{fingerprint(label)[:8]}"
 
 
 def _reason(error: BaseException) -> str:

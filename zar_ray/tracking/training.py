@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,17 +145,10 @@ class TrainingTracker:
         Raises:
             TrackingError: MLflow cannot be reached or refuses; the training's own files are not affected.
         """
-        with self._lock:
-            try:
-                self._unwatch()
-                self._take(max(self._last.values(), default=0), metrics)
-                self._send_waiting()
-                with store.opened(self.uri, "log the training's end to MLflow", store.CONTINUES):
-                    if registered is not None:
-                        self._register(*registered)
-                    self._client.set_terminated(self.run_id)
-            finally:
-                self._open.close()
+        with self._ending(metrics):
+            if registered is not None:
+                self._register(*registered)
+            self._client.set_terminated(self.run_id)
         return self._receipt
 
     def fail(self, reason: str) -> None:
@@ -164,13 +157,20 @@ class TrainingTracker:
         Raises:
             TrackingError: MLflow cannot be reached.
         """
+        with self._ending({}):
+            self._client.set_tag(self.run_id, _FAILURE_TAG, store.cut(without_password(reason)))
+            self._client.set_terminated(self.run_id, status="FAILED")
+
+    @contextlib.contextmanager
+    def _ending(self, metrics: Mapping[str, float]) -> Iterator[None]:
+        """Sends what is left, for the block to close the run."""
         with self._lock:
             try:
                 self._unwatch()
+                self._take(max(self._last.values(), default=0), metrics)
                 self._send_waiting()
                 with store.opened(self.uri, "log the training's end to MLflow", store.CONTINUES):
-                    self._client.set_tag(self.run_id, _FAILURE_TAG, store.cut(without_password(reason)))
-                    self._client.set_terminated(self.run_id, status="FAILED")
+                    yield
             finally:
                 self._open.close()
 

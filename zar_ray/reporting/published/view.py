@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from zar_ray.reporting.blocks import Block, Form, Note, lines_block, show
-from zar_ray.reporting.numbers import digits, fixed, gflops, interval, p_value, percent, plus_minus
+from zar_ray.reporting.numbers import digits, fixed, gflops, interval, p_value, percent, plus_minus, with_std
 from zar_ray.reporting.published import matching
 from zar_ray.reporting.published.matching import Measured, fill_command, training_commands
 from zar_ray.reporting.published.tables import Column, PublishedTable, Result, Row, load_table
@@ -159,7 +159,7 @@ def table_blocks(
     for cell in cells:
         row, column, measured, decimals = cell.row, cell.column, cell.measured, cell.row.decimals
         about = [notes.of(note.text) for note in table.notes if not note.general and note.is_about(row, column)]
-        published = _with_std(cell.published.value, cell.published.std, decimals, plus_minus)
+        published = with_std(cell.published.value, cell.published.std, decimals, plus_minus)
         value = ""
         if measured is not None:
             see = [runs.of(_run_text(measured.run))]
@@ -168,7 +168,7 @@ def table_blocks(
                 see.append(changes.of(f"{row.label}, {column.name}: {text}"))
             see += [differences.of(text) for text in measured.differences]
             footnotes[len(rows), _COLUMNS.index("measured")] = measured.differences
-            value = _with_std(measured.value, measured.std, decimals, plus_minus)
+            value = with_std(measured.value, measured.std, decimals, plus_minus)
         else:
             command = cell.command
             commands.add(command)
@@ -228,8 +228,3 @@ def _costs(table: PublishedTable, cells: Sequence[Cell], runs: Marks) -> tuple[N
                 text += f"; {mark} encoded {digits(images, 4)} images, {gflops(run.images_gflops)} GFLOPs"
         notes.append(Note(text))
     return tuple(notes)
-
-
-def _with_std(value: float, std: float | None, decimals: int, plus_minus: str) -> str:
-    spread = "" if std is None else f" {plus_minus} {fixed(std, decimals)}"
-    return f"{fixed(value, decimals)}{spread}"

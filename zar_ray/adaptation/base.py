@@ -245,6 +245,29 @@ def with_plain_view(video: VideoFeatures) -> torch.Tensor:
     return torch.cat([torch.atleast_2d(video.evaluation)[:1], video.views])
 
 
+def evaluation_logits(video: VideoFeatures, classes: PromptedClasses) -> torch.Tensor:
+    """float32 (K,): the logits of a video's evaluation views without adaptation, see `averaged`.
+
+    Raises:
+        VideoError: Some are not finite (stage ``adapt``).
+    """
+    logits = averaged(classes.initial_logits(video.evaluation))
+    require_finite(logits, "of the evaluation view")
+    return logits
+
+
+def views_with_logits(video: VideoFeatures, classes: PromptedClasses) -> tuple[torch.Tensor, torch.Tensor]:
+    """The views `with_plain_view`, float32 (1 + V, D), and their logits without adaptation, (1 + V, K).
+
+    Raises:
+        VideoError: Some logits are not finite (stage ``adapt``).
+    """
+    views = with_plain_view(video)
+    logits = classes.initial_logits(views)
+    require_finite(logits, "of the views")
+    return views, logits
+
+
 def entropy(logits: torch.Tensor) -> torch.Tensor:
     """Entropy of the softmax over the last axis of finite logits, in nats, computed in log space."""
     log_p = logits.log_softmax(dim=-1)

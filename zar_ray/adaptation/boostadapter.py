@@ -19,10 +19,9 @@ from zar_ray.adaptation.base import (
     Shared,
     VideoFeatures,
     entropy,
-    require_finite,
     select_confident,
     stream_method,
-    with_plain_view,
+    views_with_logits,
 )
 from zar_ray.adaptation.caches import ConfidentCache, affinities, plain_view
 from zar_ray.adaptation.zar import marginal_entropy
@@ -138,9 +137,8 @@ class BoostAdapterStream:
         Raises:
             VideoError: Some logits are not finite (stage ``adapt``); the caches are as they were.
         """
-        classes, rows = self._classes, with_plain_view(video)
-        (before, feature), logits = plain_view(video, classes), classes.initial_logits(rows)
-        require_finite(logits, "of the views")
+        classes = self._classes
+        (before, feature), (rows, logits) = plain_view(video, classes), views_with_logits(video, classes)
         found = self.see(classes.model.embedding_part(rows), logits, feature, before)
         return Decision(before.cpu(), found.after.cpu(), found.entropies.cpu(), found.lent.cpu())
 

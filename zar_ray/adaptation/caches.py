@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize, pad
 
-from zar_ray.adaptation.base import VideoFeatures, averaged, require_finite
+from zar_ray.adaptation.base import VideoFeatures, evaluation_logits
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 
@@ -73,10 +73,8 @@ def plain_view(video: VideoFeatures, classes: PromptedClasses) -> tuple[torch.Te
     Raises:
         VideoError: Some logits are not finite (stage ``adapt``).
     """
-    logits = averaged(classes.initial_logits(video.evaluation))
-    require_finite(logits, "of the evaluation view")
     own = classes.model.embedding_part(torch.atleast_2d(video.evaluation))
-    return logits, normalize(own.mean(dim=0), dim=-1)
+    return evaluation_logits(video, classes), normalize(own.mean(dim=0), dim=-1)
 
 
 def affinities(feature: torch.Tensor, keys: torch.Tensor, sharpness: float) -> torch.Tensor:

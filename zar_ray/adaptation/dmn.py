@@ -17,10 +17,9 @@ from zar_ray.adaptation.base import (
     Decision,
     Shared,
     VideoFeatures,
-    require_finite,
     select_confident,
     stream_method,
-    with_plain_view,
+    views_with_logits,
 )
 from zar_ray.adaptation.caches import affinities, plain_view
 from zar_ray.models.precision import exact_float32
@@ -125,9 +124,8 @@ class DmnStream:
         Raises:
             VideoError: Some logits are not finite (stage ``adapt``); the memory is as it was.
         """
-        classes, rows = self._classes, with_plain_view(video)
-        (before, feature), logits = plain_view(video, classes), classes.initial_logits(rows)
-        require_finite(logits, "of the views")
+        classes = self._classes
+        (before, feature), (_, logits) = plain_view(video, classes), views_with_logits(video, classes)
         with torch.no_grad():
             texts = classes.texts_for(torch.atleast_2d(video.evaluation))
         if texts.ndim == 3:

@@ -22,6 +22,7 @@ from zar_ray.adaptation.base import (
     VideoFeatures,
     averaged,
     entropy,
+    evaluation_logits,
     require_finite,
     select_confident,
     stream_method,
@@ -116,8 +117,7 @@ class DpeStream:
         Raises:
             VideoError: Some logits are not finite (stage ``adapt``); prototypes and cache are as they were.
         """
-        before = averaged(self._classes.initial_logits(video.evaluation))
-        require_finite(before, "of the evaluation view")
+        before = evaluation_logits(video, self._classes)
         found = self.see(with_plain_view(video), torch.atleast_2d(video.evaluation))
         loss = found.loss + self._options.alignment * found.alignment
         return Decision(before.cpu(), found.after.cpu(), found.entropies.cpu(), found.selected.cpu(), loss[None].cpu())

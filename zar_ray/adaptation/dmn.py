@@ -21,7 +21,7 @@ from zar_ray.adaptation.base import (
     stream_method,
     views_with_logits,
 )
-from zar_ray.adaptation.caches import affinities, plain_view
+from zar_ray.adaptation.caches import affinities, plain_view, restored, state_of
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
@@ -156,11 +156,11 @@ class DmnStream:
 
     def state(self) -> dict[str, torch.Tensor]:
         """The memory."""
-        return dict(vars(self.memory))
+        return state_of(self.memory)
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Goes on from a `state`."""
-        self.memory = Memory(**{name: state[name].to(own, copy=True) for name, own in vars(self.memory).items()})
+        self.memory = restored(self.memory, state)
 
 
 def weighted_sum(logits: torch.Tensor, others: torch.Tensor, weight: float) -> torch.Tensor:

@@ -206,14 +206,6 @@ def on_and_on(open_stream: OpenStream) -> Rule:
     return rule
 
 
-def one_by_one_or_on(open_stream: OpenStream) -> Rule:
-    """As `on_and_on` where options say `stream`; else each video begins a stream of its own."""
-    alone = one_by_one(lambda video, *told: open_stream(*told).decide(video))
-    return lambda videos, classes, options, shared: (on_and_on(open_stream) if options.stream else alone)(
-        videos, classes, options, shared
-    )
-
-
 def stream_method(
     name: str, description: str, open_stream: OpenStream, options: type[Options], **declared: Any
 ) -> Method:

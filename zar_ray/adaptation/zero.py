@@ -92,7 +92,8 @@ def adapt_zero(video: VideoFeatures, classes: PromptedClasses, options: ZeroConf
     Raises:
         VideoError: Some logits are not finite (stage ``adapt``).
     """
-    before, (_, logits) = evaluation_logits(video, classes), views_with_logits(video, classes)
+    before = evaluation_logits(video, classes)
+    logits = views_with_logits(video, classes)[1]
     cosines = logits / classes.model.logit_scale
     ballot = vote(logits, cosines, options.confidence)
     after = ballot.decided.clamp(min=torch.finfo(torch.float32).eps).log()

@@ -49,6 +49,22 @@ def safetensors_notes(file: IO[bytes]) -> dict[str, str]:
     return notes
 
 
+def own_notes(text: str, version: int, place: str) -> Any:
+    """What a file of zar-ray's own says of itself, as JSON with its format's version.
+
+    Raises:
+        ModelError: It is of another version than is read here; the message names the `place`.
+        KeyError, TypeError, ValueError: It is damaged.
+    """
+    notes = parse_json(text)
+    if notes["format"] != version:
+        raise ModelError(
+            f"{place}: is of format {notes['format']}, and this zar-ray reads format {version}; use the zar-ray that"
+            " wrote it, or a newer one"
+        )
+    return notes
+
+
 @dataclass(frozen=True, eq=False)
 class SavedWeights:
     """A file's content, as systems look at it.

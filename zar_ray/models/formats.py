@@ -162,6 +162,13 @@ def count_layers(tensors: Mapping[str, object], prefix: str) -> int:
     return len({name[len(prefix) :].split(".", 1)[0] for name in tensors if name.startswith(prefix)})
 
 
+def of_towers(name: str) -> str:
+    """OpenAI's name for one of a file that has the towers apart, as ViFi-CLIP's and TC-CLIP's."""
+    if name.startswith("image_encoder."):
+        return f"visual.{name.removeprefix('image_encoder.')}"
+    return name.removeprefix("text_encoder.")
+
+
 def with_joined_projections(tensors: Mapping[str, torch.Tensor], place: str) -> dict[str, torch.Tensor]:
     """Tensors with those of queries, keys and values that are apart (``attn.q_proj.weight``) joined as OpenAI's are.
 

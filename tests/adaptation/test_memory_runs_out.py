@@ -13,7 +13,7 @@ from zar_ray.adaptation.base import Decision, Shared
 from zar_ray.adaptation.memo import MemoConfig, open_memo
 from zar_ray.adaptation.tent import TentConfig, open_tent
 from zar_ray.adaptation.tpt import TptConfig, encode_crops
-from zar_ray.adaptation.weights import MovingTower
+from zar_ray.adaptation.weights import MovingStream, MovingTower
 from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import DeviceLostError, NoRoomError
@@ -175,6 +175,25 @@ def test_a_method_that_does_not_fit_leaves_the_others_their_decisions(
     assert str(outcome).startswith("out of memory in memo over 3 classes; leave the process more memory")
     alone = VideoAdapter(limited, prompts_of([NAMES], small_options), ("zar",), small_options)
     assert alone.predict([make_planned(1)])[0].cases
+
+
+def test_a_video_that_a_method_has_no_room_for_leaves_the_others_theirs(
+    limited, make_planned, small_options, monkeypatch
+):
+    decide = MovingStream.decide
+
+    def full_of_one(self, video):
+        if video.pixels.video_id == "noise/2.mp4":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decide(self, video)
+
+    monkeypatch.setattr(MovingStream, "decide", full_of_one)
+    adapter = VideoAdapter(limited, prompts_of([NAMES], small_options), ("memo",), small_options)
+    first, bad, last = adapter.predict([make_planned(seed) for seed in (1, 2, 3)])
+    assert isinstance(bad, NoRoomError)
+    for seed, found in ((1, first), (3, last)):
+        (alone,) = adapter.predict([make_planned(seed)])
+        assert torch.allclose(found.cases[0].decision.logits_after, alone.cases[0].decision.logits_after, atol=1e-4)
 
 
 def test_a_lost_device_is_no_videos_failure(limited, make_planned, small_options):

@@ -10,6 +10,7 @@ from zar_ray.adaptation.base import Shared, VideoFeatures
 from zar_ray.adaptation.methods import METHODS, get_method, offered_methods
 from zar_ray.adaptation.options import AdaptationOptions, method_groups
 from zar_ray.errors import ConfigError, VideoError
+from zar_ray.options.layers import validate
 
 
 def test_methods_are_known_by_their_names():
@@ -54,6 +55,21 @@ def test_a_package_whose_method_cannot_be_used_is_named_in_one_line(monkeypatch,
     with pytest.raises(ConfigError, match=said) as caught:
         offered_methods()
     assert str(caught.value).startswith(f"package {value}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"zar": {"betas": [0.9, 1.0]}}, "zar.betas.1: Input should be less than 1"),
+        ({"zar": {"lr": float("inf")}}, "zar.lr: Input should be a finite number"),
+        ({"tda": {"negative_entropy": [0.5, 0.2]}}, "tda.negative_entropy: .*0.5 0.2: the lower bound comes first"),
+        ({"boostadapter": {"negative_mask": [1.0, 0.03]}}, "1 0.03: the lower bound comes first"),
+    ],
+)
+def test_a_number_that_no_method_could_work_with_is_refused_in_one_line(values, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        validate(AdaptationOptions, values, "options")
     assert "\n" not in str(caught.value)
 
 

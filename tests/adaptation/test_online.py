@@ -83,6 +83,20 @@ def test_a_video_that_fails_leaves_no_trace(classes, name):
     assert all(torch.equal(value, before[key]) for key, value in stream.state().items())
 
 
+def test_a_video_that_there_is_no_room_for_teaches_nothing(classes, monkeypatch):
+    stream, (good, next_one) = opened("onzeta", classes), videos(3, 2)
+    stream.decide(good)
+    before = stream.state()
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("zar_ray.adaptation.onzeta.normalize", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        stream.decide(next_one)
+    assert all(value is before[part] for part, value in stream.state().items())
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_one_class_and_the_plain_view_alone_are_enough(classes, lone_class, name):
     for those in (classes, lone_class):

@@ -17,8 +17,8 @@ from zar_ray.adaptation.ctpt import CtptConfig, dispersion
 from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.adaptation.otpt import OtptConfig, orthogonality
-from zar_ray.adaptation.prompt_tuning import update_of
 from zar_ray.adaptation.rtpt import RtptConfig, reliability
+from zar_ray.adaptation.tpt import update_of
 from zar_ray.adaptation.zar import ZarConfig, tuning_steps
 from zar_ray.errors import ConfigError, VideoError
 from zar_ray.evaluation.streams import check_methods

@@ -105,6 +105,20 @@ def test_a_video_that_fails_leaves_no_trace(classes):
     assert all(torch.equal(value, before[name]) for name, value in stream.state().items())
 
 
+def test_a_video_that_there_is_no_room_for_leaves_no_trace(classes, monkeypatch):
+    stream, (good, next_one) = TdaStream(classes, TdaConfig(), Shared()), videos(3, 2)
+    stream.decide(good)
+    before = {name: value.clone() for name, value in stream.state().items()}
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "einsum", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        stream.decide(next_one)
+    assert all(torch.equal(value, before[name]) for name, value in stream.state().items())
+
+
 def test_several_evaluation_views_are_cached_as_their_mean(classes):
     rows = torch.stack([video.evaluation for video in videos(4, 3)])
     stream = TdaStream(classes, TdaConfig(), Shared())

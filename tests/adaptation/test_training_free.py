@@ -65,6 +65,21 @@ def test_what_is_not_finite_is_the_videos_error(classes, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_an_evaluation_view_that_is_not_finite_is_the_videos_error_wherever_it_stands(classes, name):
+    whole = video(1)
+    several = torch.stack([whole.evaluation, whole.evaluation * torch.nan])
+    with pytest.raises(VideoError, match="not finite"):
+        decide(name, VideoFeatures(whole.views, several), classes)
+
+
+def test_a_mode_that_no_view_is_near_is_the_videos_error(classes):
+    centre = normalize(torch.randn(12, generator=torch.Generator().manual_seed(2)), dim=0)
+    apart = VideoFeatures(torch.cat([-centre.expand(30, -1), centre.expand(1, -1)]), centre)
+    with pytest.raises(VideoError, match="not finite"):
+        decide("mta", apart, classes, inlierness=1e-4, affinity=1e4)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("average", ["features", "probabilities"])
 def test_several_texts_a_class_do(tiny_model, name, average):
     texts = [("a red circle", "circle, red"), ("a dot", "one dot"), ("bars", "a bar")]

@@ -115,6 +115,13 @@ def test_frames_need_no_other_process(tiny_checkpoint):
         assert [one.pid for one in loaded._decoders.values()] == [None]
 
 
+def test_a_stream_is_told_how_many_frames_arrays_there_are(model, clips):
+    frames, fps = frames_of(clips[0])
+    told = {"labels": LABELS, "fps": fps, "method": "onzeta", **OPTIONS}
+    found = model.predict([frames, frames[::2]], **told)
+    assert [*found] == [*model.predict([frames, frames[::2]], **told, onzeta={"videos": 2})]
+
+
 @pytest.mark.process
 def test_folders_and_patterns_are_those_of_the_command(model, clips, tmp_path):
     for clip in clips:

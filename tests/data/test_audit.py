@@ -173,6 +173,13 @@ def test_missing_files_of_a_list(tmp_path: Path) -> None:
         lists(tmp_path, ["1.mp4 0"], ["run"], root=tmp_path / "nowhere")
 
 
+def test_a_missing_file_whose_name_another_folder_has_is_missing(tmp_path: Path) -> None:
+    write(tmp_path / "videos" / "run/1.mp4")
+    report = lists(tmp_path, ["run/1.mp4 0", "walk/1.mp4 1"], ["run", "walk"], root=tmp_path / "videos")
+    assert found(report, "files") == [("wrong", 1, 2)]
+    assert "walk/1.mp4" in "\n".join(report.lines())
+
+
 def test_a_manifest(tmp_path: Path, put_video: Callable[[Path], Path]) -> None:
     names = ("a", "b")
     there = put_video(tmp_path / "a" / "1.mp4")

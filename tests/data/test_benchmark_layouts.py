@@ -266,9 +266,10 @@ def test_kinetics_mistakes_are_named(tmp_path: Path) -> None:
     write(csv, HEADER, "yogaa,aaaaaaaaaaa,0,10,val,0")
     with pytest.raises(ManifestError, match=r'line 2: "yogaa" is no class of Kinetics-400; did you mean "yoga"\?$'):
         listed("k400", tmp_path)
-    write(csv, HEADER, "yoga,aaaaaaaaaaa,x,10,val,0")
-    with pytest.raises(ManifestError, match=r'line 2: start and end must be seconds, not "x"'):
-        listed("k400", tmp_path)
+    for start in ("x", "inf", "nan"):
+        write(csv, HEADER, f"yoga,aaaaaaaaaaa,{start},10,val,0")
+        with pytest.raises(ManifestError, match=rf'line 2: start and end must be seconds, not "{start}"'):
+            listed("k400", tmp_path)
     write(csv, HEADER, "yoga,aaaaaaaaaaa,0,10,val,0", "zumba,aaaaaaaaaaa,0,10,train,0")
     touch(tmp_path / "aaaaaaaaaaa.mp4")
     rows, report = listed("k400", tmp_path)
@@ -315,9 +316,10 @@ def test_ssv2_mistakes_are_named(tmp_path: Path) -> None:
     file = write(tmp_path / "validation.json", json.dumps([ssv2_entry(1, "Folding everything")]))
     with pytest.raises(ManifestError, match=r'validation\.json, video 1: "Folding everything" is no class of Some'):
         listed("ssv2", tmp_path)
-    write(file, json.dumps([{"id": "1"}]))
-    with pytest.raises(ManifestError, match=r"validation\.json, video 1: has no template"):
-        listed("ssv2", tmp_path)
+    for entry in ({"id": "1"}, {"id": "1", "template": 7}, {"id": "1", "template": ["Folding"]}):
+        write(file, json.dumps([entry]))
+        with pytest.raises(ManifestError, match=r"validation\.json, video 1: has no template"):
+            listed("ssv2", tmp_path)
     write(file, POINTER)
     with pytest.raises(ManifestError, match=r"validation\.json: is a Git LFS pointer"):
         listed("ssv2", tmp_path)

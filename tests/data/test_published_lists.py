@@ -172,6 +172,23 @@ def test_names_that_differ_by_punctuation_alone_stay_apart(tmp_path: Path) -> No
     assert [video.class_name for video in listing.videos] == ["C", "C++"]
 
 
+def test_files_of_one_name_in_several_folders_are_several_videos(tmp_path: Path) -> None:
+    for place in ("jump/1.mp4", "run/1.mp4", "run/2.mp4"):
+        write(tmp_path / place)
+    file = write(tmp_path / "l.txt", "jump/1.mp4 0", "", "run/1.mp4 1", "run/2.mp4 1")
+    names = str(write(tmp_path / "names.txt", "jump", "run"))
+    listing, report = list_published("mine", tmp_path, read_lists([str(file)], [names]))
+    assert {video.video_id: video.class_name for video in listing.videos} == {
+        "jump/1.mp4": "jump",
+        "run/1.mp4": "run",
+        "run/2.mp4": "run",
+    }
+    assert not report.missing
+    write(file, "jump/1.mp4 0", "", "run/1.mp4 1", "jump/1.avi 0")
+    with pytest.raises(ManifestError, match=r"l\.txt, line 4: jump/1\.avi is already in line 1"):
+        list_published("mine", tmp_path, read_lists([str(file)], [names]))
+
+
 def test_a_published_list_adds_to_official_annotations(tmp_path: Path) -> None:
     first = class_list("kinetics600_zero_shot_1")[0]
     header = "label,youtube_id,time_start,time_end,split"

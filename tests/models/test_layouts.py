@@ -323,3 +323,20 @@ class TestPixelsOfFiles:
         (file.parent / "open_clip_config.json").write_text(json.dumps(config))
         assert of_file(file).preprocessing.resize_mode == "longest"
         assert of_file(file, model="ViT-L-14").preprocessing.mean == (0.5, 0.5, 0.5)
+
+    @pytest.mark.parametrize(
+        "wrong", [{"mean": "grey"}, {"std": [None, 1, 1]}, {"mean": {"r": 0.5}}, {"mean": [0.5, 0.5]}]
+    )
+    def test_pixels_that_are_no_numbers_are_refused_in_one_line(self, file, architecture, wrong):
+        config = {"model_cfg": architecture, "preprocess_cfg": wrong}
+        (file.parent / "open_clip_config.json").write_text(json.dumps(config))
+        with pytest.raises(ModelError, match=r"the mean, standard deviation or fill colour .* is none"):
+            of_file(file)
+
+    @pytest.mark.parametrize("size", ["large", [32], None, [32, 32, 32], 0])
+    def test_a_size_that_is_none_is_refused_in_one_line(self, file, architecture, size):
+        vision = {**architecture["vision_cfg"], "image_size": size}
+        config = {"model_cfg": {**architecture, "vision_cfg": vision}}
+        (file.parent / "open_clip_config.json").write_text(json.dumps(config))
+        with pytest.raises(ModelError, match="for the size of pictures, and it is a number of pixels, or two"):
+            of_file(file)

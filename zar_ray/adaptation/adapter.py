@@ -339,10 +339,7 @@ class VideoAdapter:
             self._memory.begin()
             known = replace(counted)
             started = time.perf_counter()
-            outcomes = within_memory(partial(self._outcomes, case, chosen))
-            if outcomes is None:
-                what = f"out of memory in {method.name} over {len(self._classes[case.setting][case.class_set])} classes"
-                outcomes = [NoRoomError(f"{what}; {MORE_MEMORY}", stage="adapt") for _ in chosen]
+            outcomes = self._within_memory(case, chosen)
             seconds = (time.perf_counter() - started) / len(chosen)
             # Every context has as many tokens, and methods tune as many of each video's.
             decided = max(1, sum(isinstance(one, Decision) for one in outcomes))
@@ -365,6 +362,16 @@ class VideoAdapter:
                 )
                 one.said.append((case.setting, prediction))
         return [one.prediction() for one in videos]
+
+    def _within_memory(self, case: Case, videos: Sequence[_Encoded]) -> list[Outcome]:
+        """What one case says of each video; of those alone for which there is not enough memory, that there is not."""
+        outcomes = within_memory(partial(self._outcomes, case, videos))
+        if outcomes is not None:
+            return outcomes
+        if len(videos) > 1 and case.case_id not in self._streams:  # a stream sees each once
+            return [outcome for one in videos for outcome in self._within_memory(case, [one])]
+        what = f"out of memory in {case.method} over {len(self._classes[case.setting][case.class_set])} classes"
+        return [NoRoomError(f"{what}; {MORE_MEMORY}", stage="adapt") for _ in videos]
 
     def _outcomes(self, case: Case, videos: Sequence[_Encoded]) -> list[Outcome]:
         """What one case says of each video."""

@@ -206,14 +206,6 @@ def on_and_on(open_stream: OpenStream) -> Rule:
     return rule
 
 
-def one_by_one_or_on(open_stream: OpenStream) -> Rule:
-    """As `on_and_on` where options say `stream`; else each video begins a stream of its own."""
-    alone = one_by_one(lambda video, *told: open_stream(*told).decide(video))
-    return lambda videos, classes, options, shared: (on_and_on(open_stream) if options.stream else alone)(
-        videos, classes, options, shared
-    )
-
-
 def stream_method(
     name: str, description: str, open_stream: OpenStream, options: type[Options], **declared: Any
 ) -> Method:
@@ -243,6 +235,29 @@ def decisions(videos: Sequence[VideoFeatures], decide: Callable[[VideoFeatures],
 def with_plain_view(video: VideoFeatures) -> torch.Tensor:
     """float32 (1 + V, D): a video's views, with its evaluation view, the first of several, in front."""
     return torch.cat([torch.atleast_2d(video.evaluation)[:1], video.views])
+
+
+def evaluation_logits(video: VideoFeatures, classes: PromptedClasses) -> torch.Tensor:
+    """float32 (K,): the logits of a video's evaluation views without adaptation, see `averaged`.
+
+    Raises:
+        VideoError: Some are not finite (stage ``adapt``).
+    """
+    logits = averaged(classes.initial_logits(video.evaluation))
+    require_finite(logits, "of the evaluation view")
+    return logits
+
+
+def views_with_logits(video: VideoFeatures, classes: PromptedClasses) -> tuple[torch.Tensor, torch.Tensor]:
+    """The views `with_plain_view`, float32 (1 + V, D), and their logits without adaptation, (1 + V, K).
+
+    Raises:
+        VideoError: Some logits are not finite (stage ``adapt``).
+    """
+    views = with_plain_view(video)
+    logits = classes.initial_logits(views)
+    require_finite(logits, "of the views")
+    return views, logits
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:

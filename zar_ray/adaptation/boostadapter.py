@@ -7,7 +7,6 @@ log2(K), and the negative cache lets the oldest go. View 0 is the evaluation vie
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -19,18 +18,18 @@ from zar_ray.adaptation.base import (
     Shared,
     VideoFeatures,
     entropy,
-    require_finite,
     select_confident,
     stream_method,
-    with_plain_view,
+    views_with_logits,
 )
-from zar_ray.adaptation.caches import ConfidentCache, affinities, plain_view
+from zar_ray.adaptation.caches import ConfidentCache, DoubtfulCache, plain_view, restored, share_of_doubt, state_of
+from zar_ray.adaptation.tda import TdaConfig
 from zar_ray.adaptation.zar import marginal_entropy
 from zar_ray.models.text import PromptedClasses
-from zar_ray.options.base import Options, option
+from zar_ray.options.base import option
 
 
-class BoostAdapterConfig(Options):
+class BoostAdapterConfig(TdaConfig):
     """Caches of earlier videos, and of a video's own confident views (Zhang et al., NeurIPS 2024)."""
 
     decision: Literal["evaluation", "selected"] = option(
@@ -39,55 +38,8 @@ class BoostAdapterConfig(Options):
     confidence: float = option(0.1, "Share of views, lowest entropy first, that are averaged.", gt=0, le=1)
     lent: float = option(0.1, "Share of views, lowest entropy first, that a video lends to its cache.", gt=0, le=1)
     lent_capacity: int = option(0, "Places a class that the cache has more while a video lends its views.", ge=0)
-    positive_capacity: int = option(3, "Features a class in the positive cache; 0 for none.", ge=0)
     positive_weight: float = option(3.0, "alpha of the positive cache.", ge=0)
     positive_sharpness: float = option(8.0, "beta of the positive cache.", ge=0)
-    negative_capacity: int = option(2, "Features a class in the negative cache; 0 for none.", ge=0)
-    negative_weight: float = option(0.117, "alpha of the negative cache.", ge=0)
-    negative_sharpness: float = option(1.0, "beta of the negative cache.", ge=0)
-    negative_entropy: tuple[float, float] = option(
-        (0.2, 0.5), "Between which entropies a video enters the negative cache; in nats over log2 of the classes."
-    )
-    negative_mask: tuple[float, float] = option(
-        (0.03, 1.0), "Between which probabilities a class counts as one that a video does not show."
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class DoubtfulQueue:
-    """For each class the last doubtful videos that it was the likeliest of, the oldest first.
-
-    Attributes:
-        keys: float32 (K, S, D); zeros in empty places.
-        entropies: float32 (K, S), nats; infinite in empty places.
-        probabilities: float32 (K, S, K), of the videos' classes.
-    """
-
-    keys: torch.Tensor
-    entropies: torch.Tensor
-    probabilities: torch.Tensor
-
-    @classmethod
-    def empty(cls, classes: int, capacity: int, like: torch.Tensor) -> DoubtfulQueue:
-        """One that holds nothing, for features like `like` (..., D)."""
-        return cls(
-            like.new_zeros(classes, capacity, like.shape[-1]),
-            like.new_full((classes, capacity), math.inf),
-            like.new_zeros(classes, capacity, classes),
-        )
-
-    def with_one_more(self, of: int, feature: torch.Tensor, doubt: torch.Tensor, p: torch.Tensor) -> DoubtfulQueue:
-        """Another one, which has a further video of a class, in place of the oldest where that class is full."""
-        capacity = self.entropies.shape[1]
-        if not capacity:
-            return self
-        kept = [one.clone() for one in vars(self).values()]
-        place = int(self.entropies[of].isfinite().sum())
-        for own, value in zip(kept, (feature, doubt, p), strict=True):
-            if place == capacity:
-                own[of] = own[of].roll(-1, dims=0)
-            own[of, min(place, capacity - 1)] = value
-        return DoubtfulQueue(*kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +82,7 @@ class BoostAdapterStream:
         self._options = options
         like = classes.initial_features
         self.positive = ConfidentCache.empty(len(classes), options.positive_capacity, like)
-        self.negative = DoubtfulQueue.empty(len(classes), options.negative_capacity, like)
+        self.negative = DoubtfulCache.empty(len(classes), options.negative_capacity, like)
 
     def decide(self, video: VideoFeatures) -> Decision:
         """Offers a video to the caches, and decides by its own logits and theirs.
@@ -138,9 +90,8 @@ class BoostAdapterStream:
         Raises:
             VideoError: Some logits are not finite (stage ``adapt``); the caches are as they were.
         """
-        classes, rows = self._classes, with_plain_view(video)
-        (before, feature), logits = plain_view(video, classes), classes.initial_logits(rows)
-        require_finite(logits, "of the views")
+        classes = self._classes
+        (before, feature), (rows, logits) = plain_view(video, classes), views_with_logits(video, classes)
         found = self.see(classes.model.embedding_part(rows), logits, feature, before)
         return Decision(before.cpu(), found.after.cpu(), found.entropies.cpu(), found.lent.cpu())
 
@@ -160,20 +111,17 @@ class BoostAdapterStream:
             chosen = select_confident(entropies, options.confidence)
             feature, before = views[chosen].mean(dim=0), logits[chosen].mean(dim=0)
             doubt, p = marginal_entropy(logits[chosen]), logits[chosen].softmax(dim=-1).mean(dim=0)
-        of, share = int(before.argmax()), float(doubt) / math.log2(max(2, len(before)))
+        of, share = int(before.argmax()), float(share_of_doubt(doubt, len(before)))
         positive, negative = self.positive.copy(), self.negative
         positive.offer(of, feature, doubt)
         low, high = options.negative_entropy
         if low < share < high:
-            negative = negative.with_one_more(of, feature, doubt, p)
+            negative = negative.later(of, feature, doubt, p)
         lent, copy = select_confident(entropies, options.lent), positive.copy(options.lent_capacity)
         for view in lent.tolist():
             copy.offer(int(logits[view].argmax()), views[view], entropies[view])
         in_favour = options.positive_weight * copy.affinities(feature, options.positive_sharpness).sum(dim=1)
-        low, high = options.negative_mask
-        masks = ((negative.probabilities > low) & (negative.probabilities < high)).to(feature.dtype)
-        near = affinities(feature, negative.keys, options.negative_sharpness) * negative.entropies.isfinite()
-        against = options.negative_weight * torch.einsum("ks,ksc->c", near, masks)
+        against = options.negative_weight * negative.against(feature, options.negative_sharpness, options.negative_mask)
         after = before + in_favour - against
         # Nothing is kept before all has succeeded.
         self.positive, self.negative = positive, negative
@@ -181,13 +129,12 @@ class BoostAdapterStream:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Both caches."""
-        return self.positive.state("positive") | {f"negative/{k}": v for k, v in vars(self.negative).items()}
+        return state_of(self.positive, "positive/") | state_of(self.negative, "negative/")
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Goes on from a `state`."""
-        self.positive = self.positive.restored("positive", state)
-        parts = {name: state[f"negative/{name}"].to(own, copy=True) for name, own in vars(self.negative).items()}
-        self.negative = DoubtfulQueue(**parts)
+        self.positive = restored(self.positive, state, "positive/")
+        self.negative = restored(self.negative, state, "negative/")
 
 
 METHOD = stream_method(

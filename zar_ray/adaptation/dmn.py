@@ -17,12 +17,11 @@ from zar_ray.adaptation.base import (
     Decision,
     Shared,
     VideoFeatures,
-    require_finite,
     select_confident,
     stream_method,
-    with_plain_view,
+    views_with_logits,
 )
-from zar_ray.adaptation.caches import affinities, plain_view
+from zar_ray.adaptation.caches import affinities, plain_view, restored, state_of
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
@@ -125,9 +124,8 @@ class DmnStream:
         Raises:
             VideoError: Some logits are not finite (stage ``adapt``); the memory is as it was.
         """
-        classes, rows = self._classes, with_plain_view(video)
-        (before, feature), logits = plain_view(video, classes), classes.initial_logits(rows)
-        require_finite(logits, "of the views")
+        classes = self._classes
+        (before, feature), (_, logits) = plain_view(video, classes), views_with_logits(video, classes)
         with torch.no_grad():
             texts = classes.texts_for(torch.atleast_2d(video.evaluation))
         if texts.ndim == 3:
@@ -158,11 +156,11 @@ class DmnStream:
 
     def state(self) -> dict[str, torch.Tensor]:
         """The memory."""
-        return dict(vars(self.memory))
+        return state_of(self.memory)
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Goes on from a `state`."""
-        self.memory = Memory(**{name: state[name].to(own, copy=True) for name, own in vars(self.memory).items()})
+        self.memory = restored(self.memory, state)
 
 
 def weighted_sum(logits: torch.Tensor, others: torch.Tensor, weight: float) -> torch.Tensor:

@@ -8,10 +8,9 @@ the evaluation view, which takes part. No gradient passes the text tower.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.nn.functional import cross_entropy, normalize
@@ -22,14 +21,21 @@ from zar_ray.adaptation.base import (
     VideoFeatures,
     averaged,
     entropy,
+    evaluation_logits,
     require_finite,
     select_confident,
     stream_method,
     with_plain_view,
 )
-from zar_ray.adaptation.caches import ConfidentCache, affinities
+from zar_ray.adaptation.caches import (
+    ConfidentCache,
+    affinities,
+    restored,
+    share_of_doubt,
+    state_of,
+    unfit_for_online_texts,
+)
 from zar_ray.adaptation.zar import marginal_entropy
-from zar_ray.models.clip import ClipModel
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
@@ -105,7 +111,6 @@ class DpeStream:
     def __init__(self, classes: PromptedClasses, options: DpeConfig, _: Shared) -> None:
         self._classes = classes
         self._options = options
-        self._log_classes = math.log2(max(2, len(classes)))
         self.texts = classes.initial_features
         self.updates = torch.zeros((), dtype=torch.int64)
         self.cache = ConfidentCache.empty(len(classes), options.capacity, self.texts)
@@ -116,8 +121,7 @@ class DpeStream:
         Raises:
             VideoError: Some logits are not finite (stage ``adapt``); prototypes and cache are as they were.
         """
-        before = averaged(self._classes.initial_logits(video.evaluation))
-        require_finite(before, "of the evaluation view")
+        before = evaluation_logits(video, self._classes)
         found = self.see(with_plain_view(video), torch.atleast_2d(video.evaluation))
         loss = found.loss + self._options.alignment * found.alignment
         return Decision(before.cpu(), found.after.cpu(), found.entropies.cpu(), found.selected.cpu(), loss[None].cpu())
@@ -143,8 +147,9 @@ class DpeStream:
             # The mean feature is not normalised again: it is shorter where the views disagree.
             mean, feature = logits[selected].mean(dim=0), views[selected].mean(dim=0)
             marginal = marginal_entropy(logits.detach()[selected])
+            share = share_of_doubt(marginal, len(mean))
             cache = self.cache.copy()
-            cache.offer(int(mean.argmax()), feature, marginal / self._log_classes)
+            cache.offer(int(mean.argmax()), feature, share)
             cached = cache.counts.nonzero()[:, 0]
             prototypes = cache.keys[cached].sum(dim=1) / cache.counts[cached, None]
             of_images = torch.zeros_like(prototypes, requires_grad=True)
@@ -169,7 +174,7 @@ class DpeStream:
         require_finite(after, "after adaptation")
         # Nothing is kept before all has succeeded.
         self.cache = cache
-        if float(entropy(after)) / self._log_classes < options.sure_below:
+        if float(share_of_doubt(entropy(after), len(after))) < options.sure_below:
             self.updates = self.updates + 1
             n = int(self.updates)
             self.texts = self.texts * (n / (n + 1)) + moved / (n + 1)
@@ -178,7 +183,7 @@ class DpeStream:
             selected,
             mean.detach(),
             marginal,
-            marginal / self._log_classes,
+            share,
             cached,
             prototypes,
             of_cache.detach(),
@@ -196,19 +201,13 @@ class DpeStream:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Text prototypes, how often they moved, and the cache."""
-        return {"texts": self.texts, "updates": self.updates, **self.cache.state("cache")}
+        return {"texts": self.texts, "updates": self.updates, **state_of(self.cache, "cache/")}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Goes on from a `state`."""
         self.texts = state["texts"].to(self.texts, copy=True)
         self.updates = state["updates"].to(self.updates, copy=True)
-        self.cache = self.cache.restored("cache", state)
-
-
-def _unfit(model: ClipModel, _: Any) -> str | None:
-    if model.texts_follow_videos:
-        return "its texts follow the video, and text prototypes are carried from video to video"
-    return None
+        self.cache = restored(self.cache, state, "cache/")
 
 
 METHOD = stream_method(
@@ -217,7 +216,7 @@ METHOD = stream_method(
     DpeStream,
     DpeConfig,
     needs_views=True,
-    unfit=_unfit,
+    unfit=unfit_for_online_texts,
     changes="a cache, text prototypes",
     cost="a gradient over the prototypes",
     source="Zhang et al., NeurIPS 2024",

@@ -22,6 +22,7 @@ from zar_ray.adaptation.base import (
     VideoFeatures,
     averaged,
     entropy,
+    evaluation_logits,
     require_finite,
     select_confident,
     stream_method,
@@ -241,7 +242,7 @@ class DynapromptStream:
         """
         known = self.state()
         try:
-            before = averaged(self._classes.initial_logits(video.evaluation))
+            before = evaluation_logits(video, self._classes)
             step = self._pool.tune(with_plain_view(video))
             texts = self._pool.features(step.choice.chosen.tolist())
             logits = self._classes.logits(torch.atleast_2d(video.evaluation), texts)

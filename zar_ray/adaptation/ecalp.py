@@ -17,15 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize
 
-from zar_ray.adaptation.base import (
-    Decision,
-    Shared,
-    VideoFeatures,
-    require_finite,
-    stream_method,
-)
-from zar_ray.adaptation.caches import plain_view
-from zar_ray.adaptation.onzeta import unfit_for_online_texts
+from zar_ray.adaptation.base import Decision, Shared, VideoFeatures, require_finite, stream_method
+from zar_ray.adaptation.caches import plain_view, unfit_for_online_texts
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option

@@ -10,8 +10,8 @@ from typing import Literal
 
 import torch
 
-from zar_ray.adaptation.base import Method, Shared, one_by_one_or_on
-from zar_ray.adaptation.weights import MovingStream, MovingTower, unfit_for_steps
+from zar_ray.adaptation.base import Shared
+from zar_ray.adaptation.weights import MovingStream, MovingTower, moving_method, unfit_for_steps
 from zar_ray.adaptation.zar import marginal_entropy
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
@@ -60,19 +60,13 @@ def open_memo(classes: PromptedClasses, options: MemoConfig, shared: Shared) -> 
     return MovingStream(classes, tower, optimiser, marginal_entropy, options.steps, keeps_weights=False)
 
 
-METHOD = Method(
+METHOD = moving_method(
     "memo",
     "the image tower moved by the marginal entropy",
-    one_by_one_or_on(open_memo),
-    options=MemoConfig,
-    needs_views=True,
-    needs_pixels=True,
-    updates="weights",
+    open_memo,
+    MemoConfig,
     unfit=unfit_for_memo,
-    is_stream=lambda options: options.stream,
-    open_stream=open_memo,
     changes="the image tower",
-    cost="the views' images again, and back through the image tower",
     source="Zhang et al., NeurIPS 2022",
     reference="zhang2022memo",
 )

@@ -17,11 +17,11 @@ from zar_ray.adaptation.base import (
     Method,
     Shared,
     VideoFeatures,
-    averaged,
     entropy,
+    evaluation_logits,
     one_by_one,
     require_finite,
-    with_plain_view,
+    views_with_logits,
 )
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
@@ -100,15 +100,14 @@ def adapt_mta(video: VideoFeatures, classes: PromptedClasses, options: MtaConfig
     Raises:
         VideoError: Some logits are not finite (stage ``adapt``).
     """
-    before, views = averaged(classes.initial_logits(video.evaluation)), with_plain_view(video)
-    logits = classes.initial_logits(views)
-    require_finite(logits, "of the views")
+    before, (views, logits) = evaluation_logits(video, classes), views_with_logits(video, classes)
     embeddings = classes.model.embedding_part(views)
     found = find_mode(embeddings, logits, options)
     weights = found.weights / found.weights.sum()
     # What texts follow, where they do, stands behind a view's own embedding.
     followed = (weights[:, None] * views[:, embeddings.shape[1] :]).sum(dim=0)
     after = classes.initial_logits(torch.cat([found.modes[-1], followed]))
+    require_finite(after, "of the views' mode")  # none of the views may be near it
     return Decision(before.cpu(), after.cpu(), entropy(logits).cpu())
 
 

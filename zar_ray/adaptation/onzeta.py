@@ -16,15 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize
 
-from zar_ray.adaptation.base import (
-    Decision,
-    Shared,
-    VideoFeatures,
-    stream_method,
-)
-from zar_ray.adaptation.caches import plain_view
+from zar_ray.adaptation.base import Decision, Shared, VideoFeatures, stream_method
+from zar_ray.adaptation.caches import plain_view, unfit_for_online_texts
 from zar_ray.errors import ConfigError
-from zar_ray.models.clip import ClipModel
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
@@ -94,10 +88,11 @@ class OnlineLearner:
         parts = text.new_tensor([weight, 1 - weight]).log()
         mixed = torch.logaddexp(parts[0] + vision, parts[1] + text)
         label = text.exp()
-        self.duals = (self.duals - rates[1] * (label - options.balance / len(label))).clamp(min=0)
+        duals = (self.duals - rates[1] * (label - options.balance / len(label))).clamp(min=0)
         slope = torch.outer(vision.exp() - label, feature) / options.vision_temperature
-        self.proxies = normalize(self.proxies - rates[0] * slope, dim=-1)
-        self.seen = self.seen + 1
+        proxies = normalize(self.proxies - rates[0] * slope, dim=-1)
+        # Nothing is kept before all has succeeded.
+        self.duals, self.proxies, self.seen = duals, proxies, self.seen + 1
         return OnlineLabels(text, vision, mixed, rates)
 
 
@@ -133,13 +128,6 @@ class OnzetaStream:
         """Goes on from a `state`."""
         for name, value in self.state().items():
             setattr(self._learner, name, state[name].to(value.device, copy=True))
-
-
-def unfit_for_online_texts(model: ClipModel, options: Options) -> str | None:
-    """Why a method that takes class features from video to video cannot serve a model; None where it can."""
-    if model.texts_follow_videos:
-        return "its texts follow the video, and class features are carried from video to video"
-    return None
 
 
 METHOD = stream_method(

@@ -85,11 +85,11 @@ def predict(
     """
     seeds = options.seeds or (options.seed,)
     prompts = prompts_of([labels], options)
+    sources = [Source.of_file(place) for place in options.videos] if sources is None else sources
     # One each, as what streams have seen is of one seed.
-    count = (len(options.videos),)
-    adapters = [VideoAdapter(model, prompts, options.method, options, videos=count) for _ in seeds]
+    adapters = [VideoAdapter(model, prompts, options.method, options, videos=(len(sources),)) for _ in seeds]
     needs_views = any(get_method(name).needs_views for name in options.method)
-    for source in map(Source.of_file, options.videos) if sources is None else sources:
+    for source in sources:
         name = source.name
         request = DecodeRequest(name, options.views, seeds[0], model.preprocessing, needs_views, options.decoder)
         requests = [replace(request, seed=seed) for seed in seeds]

@@ -10,36 +10,19 @@ from functools import partial
 from typing import Any
 
 from zar_ray.adaptation.base import Method, Outcome, Rule, Shared, VideoFeatures, with_plain_view
-from zar_ray.adaptation.tpt import TptConfig, adapt_on_crops, unfit_for_tpt
-from zar_ray.adaptation.zar import Decide, Objective, ZarConfig, adapt_zar_batch
+from zar_ray.adaptation.tpt import TptConfig, TptUpdate, adapt_on_crops, unfit_for_tpt, update_of
+from zar_ray.adaptation.zar import Decide, Objective, adapt_zar_batch
 from zar_ray.models.text import PromptedClasses
-from zar_ray.options.base import Options, option
+from zar_ray.options.base import option
 
 
-class PromptTuningConfig(Options):
-    """The update that TPT's followers share."""
-
-    confidence: float = option(0.1, "Share of views, lowest entropy first, that tune.", gt=0, le=1)
-    steps: int = option(1, "AdamW steps a video.", ge=1)
-    lr: float = option(0.005, "Learning rate of the context.", gt=0)
-    weight_decay: float = option(0.01, "AdamW's weight decay.", ge=0)
+class PromptTuningConfig(TptUpdate):
+    """The options that TPT's followers share."""
 
     crops: int = option(
         0,
         "Tune on so many random crops of the evaluation view's frames, as tpt does on 63; 0: on the run's views.",
         ge=0,
-    )
-
-    @property
-    def context_steps(self) -> int:
-        """Steps of the optimiser a video."""
-        return self.steps
-
-
-def update_of(options: PromptTuningConfig) -> ZarConfig:
-    """The update as ZAR's options say it."""
-    return ZarConfig(
-        confidence=options.confidence, steps=options.context_steps, lr=options.lr, weight_decay=options.weight_decay
     )
 
 

@@ -45,7 +45,6 @@ class PredictOptions(SharedOptions):
         None,
         "Say that a video shows none of the labels where the decision is less sure than this; `zar report threshold`"
         " finds it from a run.",
-        allow_inf_nan=False,
     )
     reject_score: CertaintyScore = option("max_probability", "How sure a decision is: the score that counts.")
     top_k: int = operational(5, "How many labels to show a video.", ge=1)

@@ -7,22 +7,14 @@ the caches before its own decision, and entropy is in nats over log2(K), both as
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 
-from zar_ray.adaptation.base import (
-    Decision,
-    Shared,
-    VideoFeatures,
-    entropy,
-    stream_method,
-)
-from zar_ray.adaptation.caches import plain_view
-from zar_ray.models.precision import exact_float32
+from zar_ray.adaptation.base import Decision, Shared, VideoFeatures, entropy, stream_method
+from zar_ray.adaptation.caches import ConfidentCache, DoubtfulCache, plain_view, restored, share_of_doubt, state_of
 from zar_ray.models.text import PromptedClasses
-from zar_ray.options.base import Options, option
+from zar_ray.options.base import Bounds, Options, option
 
 
 class TdaConfig(Options):
@@ -34,53 +26,23 @@ class TdaConfig(Options):
     negative_capacity: int = option(2, "Features a class in the negative cache; 0 for none.", ge=0)
     negative_weight: float = option(0.117, "alpha of the negative cache.", ge=0)
     negative_sharpness: float = option(1.0, "beta of the negative cache.", ge=0)
-    negative_entropy: tuple[float, float] = option(
+    negative_entropy: Bounds = option(
         (0.2, 0.5), "Between which entropies a video enters the negative cache; in nats over log2 of the classes."
     )
-    negative_mask: tuple[float, float] = option(
+    negative_mask: Bounds = option(
         (0.03, 1.0), "Between which probabilities a class counts as one that a video does not show."
     )
-
-
-class _Cache:
-    """For each class the features of the most confident videos that it was the likeliest class of.
-
-    Attributes:
-        keys: float32 (K, S, D), L2-normalised; zeros in empty places.
-        entropies: float32 (K, S), nats; infinite in empty places.
-        probabilities: float32 (K, S, K), of the videos' classes.
-    """
-
-    def __init__(self, classes: int, capacity: int, like: torch.Tensor) -> None:
-        self.keys = like.new_zeros(classes, capacity, like.shape[-1])
-        self.entropies = like.new_full((classes, capacity), math.inf)
-        self.probabilities = like.new_zeros(classes, capacity, classes)
-
-    def offer(self, feature: torch.Tensor, doubt: torch.Tensor, probabilities: torch.Tensor) -> None:
-        """Puts a video into an empty place of its likeliest class, or in the place of a less confident one."""
-        of = int(probabilities.argmax())
-        if not self.entropies.shape[1]:
-            return
-        place = int(self.entropies[of].argmax())
-        if doubt < self.entropies[of, place]:
-            self.keys[of, place], self.entropies[of, place] = feature, doubt
-            self.probabilities[of, place] = probabilities
-
-    def affinities(self, feature: torch.Tensor, sharpness: float) -> torch.Tensor:
-        """(K, S): exp(-beta (1 - cosine)) of a video and each that is cached; 0 in empty places."""
-        with exact_float32():
-            return (-sharpness * (1 - self.keys @ feature)).exp() * self.entropies.isfinite()
 
 
 class TdaStream:
     """Both caches, as they grow from video to video."""
 
-    def __init__(self, classes: PromptedClasses, options: TdaConfig, shared: Shared) -> None:
+    def __init__(self, classes: PromptedClasses, options: TdaConfig, _: Shared) -> None:
         self._classes = classes
         self._options = options
         like = classes.initial_features
-        self._positive = _Cache(len(classes), options.positive_capacity, like)
-        self._negative = _Cache(len(classes), options.negative_capacity, like)
+        self._positive = ConfidentCache.empty(len(classes), options.positive_capacity, like)
+        self._negative = DoubtfulCache.empty(len(classes), options.negative_capacity, like)
 
     def decide(self, video: VideoFeatures) -> Decision:
         """Offers a video to the caches, and decides by its own logits and theirs.
@@ -90,30 +52,27 @@ class TdaStream:
         """
         options = self._options
         before, feature = plain_view(video, self._classes)
-        doubt, probabilities = entropy(before), before.softmax(dim=-1)
-        self._positive.offer(feature, doubt, probabilities)
+        of, doubt = int(before.argmax()), entropy(before)
+        positive, negative = self._positive.copy(), self._negative
+        positive.offer(of, feature, doubt)
         low, high = options.negative_entropy
-        if low < float(doubt) / math.log2(max(2, len(before))) < high:
-            self._negative.offer(feature, doubt, probabilities)
-        # For a class: the cached videos that it was the likeliest of.
-        positive = self._positive.affinities(feature, options.positive_sharpness).sum(dim=1)
-        # Against it: the doubtful videos whose probability of it is within the mask.
-        low, high = options.negative_mask
-        masks = ((self._negative.probabilities > low) & (self._negative.probabilities < high)).to(feature.dtype)
-        doubtful = self._negative.affinities(feature, options.negative_sharpness)
-        negative = torch.einsum("ks,ksc->c", doubtful, masks)
-        after = before + options.positive_weight * positive - options.negative_weight * negative
+        if low < float(share_of_doubt(doubt, len(before))) < high:
+            negative = negative.surer(of, feature, doubt, before.softmax(dim=-1))
+        in_favour = positive.affinities(feature, options.positive_sharpness).sum(dim=1)
+        against = negative.against(feature, options.negative_sharpness, options.negative_mask)
+        after = before + options.positive_weight * in_favour - options.negative_weight * against
+        # Nothing is kept before all has succeeded.
+        self._positive, self._negative = positive, negative
         return Decision(logits_before=before.cpu(), logits_after=after.cpu())
 
     def state(self) -> dict[str, torch.Tensor]:
         """Both caches."""
-        named = (("positive", self._positive), ("negative", self._negative))
-        return {f"{name}/{part}": value for name, cache in named for part, value in vars(cache).items()}
+        return state_of(self._positive, "positive/") | state_of(self._negative, "negative/")
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Goes on from a `state`."""
-        for name, value in self.state().items():
-            value.copy_(state[name])
+        self._positive = restored(self._positive, state, "positive/")
+        self._negative = restored(self._negative, state, "negative/")
 
 
 METHOD = stream_method(

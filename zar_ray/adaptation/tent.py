@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from zar_ray.adaptation.base import Method, Shared, one_by_one_or_on
-from zar_ray.adaptation.weights import MovingStream, MovingTower, unfit_for_steps
+from zar_ray.adaptation.base import Shared
+from zar_ray.adaptation.weights import MovingStream, MovingTower, moving_method, unfit_for_steps
 from zar_ray.adaptation.zar import mean_entropy
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.text import PromptedClasses
@@ -63,19 +63,13 @@ def open_tent(classes: PromptedClasses, options: TentConfig, shared: Shared) -> 
     return MovingStream(classes, tower, optimiser, mean_entropy, options.steps, keeps_weights=True)
 
 
-METHOD = Method(
+METHOD = moving_method(
     "tent",
     "layer norms moved by the mean entropy",
-    one_by_one_or_on(open_tent),
-    options=TentConfig,
-    needs_views=True,
-    needs_pixels=True,
-    updates="weights",
+    open_tent,
+    TentConfig,
     unfit=unfit_for_tent,
-    is_stream=lambda options: options.stream,
-    open_stream=open_tent,
     changes="the image tower's layer norms",
-    cost="the views' images again, and back through the image tower",
     source="Wang et al., ICLR 2021",
     reference="wang2021tent",
 )

@@ -21,6 +21,7 @@ from zar_ray.adaptation.base import (
     VideoFeatures,
     averaged,
     entropy,
+    evaluation_logits,
     one_by_one,
     require_finite,
     select_confident,
@@ -96,7 +97,7 @@ def adapt_tps(video: VideoFeatures, classes: PromptedClasses, options: TpsConfig
     Raises:
         VideoError: Some logits are not finite (stage ``adapt``).
     """
-    before, rows = averaged(classes.initial_logits(video.evaluation)), with_plain_view(video)
+    before, rows = evaluation_logits(video, classes), with_plain_view(video)
     with torch.no_grad():
         texts, evaluation = classes.texts_for(rows), torch.atleast_2d(video.evaluation)
         of_evaluation = classes.texts_for(evaluation)

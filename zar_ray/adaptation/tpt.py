@@ -28,7 +28,21 @@ from zar_ray.video.pixels import normalise, transforms
 _TRIES = 10  # at a crop that fits, as torchvision's RandomResizedCrop
 
 
-class TptConfig(Options):
+class TptUpdate(Options):
+    """The update that TPT and its followers share."""
+
+    confidence: float = option(0.1, "Share of views, lowest entropy first, that tune.", gt=0, le=1)
+    steps: int = option(1, "AdamW steps a video.", ge=1)
+    lr: float = option(0.005, "Learning rate of the context.", gt=0)
+    weight_decay: float = option(0.01, "AdamW's weight decay.", ge=0)
+
+    @property
+    def context_steps(self) -> int:
+        """Steps of the optimiser a video."""
+        return self.steps
+
+
+class TptConfig(TptUpdate):
     """Test-time prompt tuning (Shu et al., NeurIPS 2022), on random crops of the evaluation view's frames."""
 
     views: int = option(64, "Views: the evaluation view, and random crops of its frames.", ge=1)
@@ -36,10 +50,6 @@ class TptConfig(Options):
     ratio: tuple[float, float] = option((3 / 4, 4 / 3), "Narrowest and widest width over height.")
     flip: float = option(0.5, "Probability of a left-right flip.", ge=0, le=1)
     augmix: bool = option(False, "Mix each crop with distorted copies of it, as AugMix does.")
-    confidence: float = option(0.1, "Share of views, lowest entropy first, that tune.", gt=0, le=1)
-    steps: int = option(1, "AdamW steps a video.", ge=1)
-    lr: float = option(0.005, "Learning rate of the context.", gt=0)
-    weight_decay: float = option(0.01, "AdamW's weight decay.", ge=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -101,10 +111,10 @@ def adapt_on_crops(
     return [outcomes[number] for number in range(len(videos))]
 
 
-def update_of(options: TptConfig) -> ZarConfig:
-    """TPT's update as ZAR's options say it."""
+def update_of(options: TptUpdate) -> ZarConfig:
+    """The update as ZAR's options say it."""
     return ZarConfig(
-        confidence=options.confidence, steps=options.steps, lr=options.lr, weight_decay=options.weight_decay
+        confidence=options.confidence, steps=options.context_steps, lr=options.lr, weight_decay=options.weight_decay
     )
 
 

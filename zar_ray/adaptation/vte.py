@@ -14,12 +14,11 @@ from zar_ray.adaptation.base import (
     Method,
     Shared,
     VideoFeatures,
-    averaged,
     entropy,
+    evaluation_logits,
     one_by_one,
-    require_finite,
     select_confident,
-    with_plain_view,
+    views_with_logits,
 )
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
@@ -46,9 +45,7 @@ def adapt_vte(video: VideoFeatures, classes: PromptedClasses, options: VteConfig
     Raises:
         VideoError: Some logits are not finite (stage ``adapt``).
     """
-    before, views = averaged(classes.initial_logits(video.evaluation)), with_plain_view(video)
-    logits = classes.initial_logits(views)
-    require_finite(logits, "of the views")
+    before, (views, logits) = evaluation_logits(video, classes), views_with_logits(video, classes)
     entropies, selected, mean = mean_of_confident(views, logits, options.confidence)
     return Decision(before.cpu(), classes.initial_logits(mean).cpu(), entropies.cpu(), selected.cpu())
 

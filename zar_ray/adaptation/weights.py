@@ -13,13 +13,25 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from zar_ray.adaptation.base import Decision, VideoFeatures, averaged, entropy, require_finite
+from zar_ray.adaptation.base import (
+    Decision,
+    Method,
+    OpenStream,
+    VideoFeatures,
+    averaged,
+    entropy,
+    evaluation_logits,
+    on_and_on,
+    one_by_one,
+    require_finite,
+)
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.errors import NoRoomError, VideoError
 from zar_ray.models.clip import PRODUCTS, ClipModel
 from zar_ray.models.fitting import MORE_MEMORY
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
+from zar_ray.options.base import Options
 from zar_ray.video.pixels import crop_and_normalise
 
 Cut = Callable[[np.ndarray], torch.Tensor]
@@ -77,7 +89,7 @@ class MovingTower:
             float32 (I, D), as `like`, one row an image of the video, not normalised; zeros for the others.
 
         Raises:
-            NoRoomError: See `decide_by_moving`.
+            NoRoomError: There is not enough memory for one image.
         """
         embeddings = torch.zeros_like(like)
         with torch.no_grad():
@@ -96,7 +108,7 @@ class MovingTower:
         A loss depends on the images of `rows`, and its gradient with respect to all embeddings (I, D) is given.
 
         Raises:
-            NoRoomError: See `decide_by_moving`.
+            NoRoomError: There is not enough memory for one image.
         """
 
         def add_up(most: int) -> bool:
@@ -115,73 +127,6 @@ class MovingTower:
 
 def _no_room() -> NoRoomError:
     return NoRoomError(f"out of memory moving the weights by one image at a time; {MORE_MEMORY}", stage="adapt")
-
-
-def decide_by_moving(
-    video: VideoFeatures,
-    classes: PromptedClasses,
-    tower: MovingTower,
-    optimiser: torch.optim.Optimizer,
-    loss_of: Callable[[torch.Tensor], torch.Tensor],
-    steps: int,
-    *,
-    moved: bool = False,
-) -> Decision:
-    """Moves a tower's weights in place by a loss over a video's views, and classifies its evaluation view under them.
-
-    The decision before is the model's own; the classes' texts stay as they are.
-
-    Args:
-        video: The video, with its pixels and at least one view.
-        classes: The candidate classes.
-        tower: The weights.
-        optimiser: Of ``tower.weights``.
-        loss_of: The loss of the views' logits (V, K).
-        steps: Steps of the optimiser.
-        moved: Whether the weights are other than the model's already, so that its embeddings are not theirs.
-
-    Raises:
-        VideoError: There are no pixels or no views, logits are not finite, or there is not enough memory for one image
-            (stage ``adapt``); the weights may have moved.
-    """
-    pixels = video.require_pixels()
-    if not len(video.views):
-        raise VideoError("the method needs views, and the plan has none", stage="adapt")
-    plan, fuse = pixels.plan, tower.model.view_features
-    frames, rows = pixels.frames_on(tower.model.device), np.unique(plan.views)
-
-    def cut(rows: np.ndarray) -> torch.Tensor:
-        return crop_and_normalise(frames, plan.images[rows], plan.boxes, tower.model.preprocessing)
-
-    before = averaged(classes.initial_logits(video.evaluation))
-    entropies = entropy(classes.initial_logits(video.views))
-    require_finite(before, "before adaptation")
-    require_finite(entropies, "of the views")
-
-    encoded, losses = 0, []
-    for _ in range(steps):
-        embeddings = tower.embed(cut, rows, pixels.embeddings) if moved else pixels.embeddings
-        encoded += len(rows) * (2 if moved else 1)
-        with torch.enable_grad(), exact_float32():
-            leaf = embeddings.detach().clone().requires_grad_()
-            loss = loss_of(classes.initial_logits(video_features(leaf, plan, fuse).views))
-            require_finite(loss, "during adaptation")
-            (of_embeddings,) = torch.autograd.grad(loss, leaf)
-        tower.set_gradients(cut, rows, of_embeddings)
-        optimiser.step()
-        losses.append(loss.detach())
-        moved = True
-    shown = np.unique(plan.evaluation)
-    evaluation = video_features(tower.embed(cut, shown, pixels.embeddings), plan, fuse).evaluation
-    after = averaged(classes.initial_logits(evaluation))
-    require_finite(after, "after adaptation")
-    return Decision(
-        logits_before=before.cpu(),
-        logits_after=after.cpu(),
-        view_entropies=entropies.cpu(),
-        losses=torch.stack(losses).cpu(),
-        encoded=encoded + len(shown),
-    )
 
 
 class MovingStream:
@@ -218,21 +163,62 @@ class MovingStream:
         """Moves the weights by a video's views, and classifies it under them.
 
         Raises:
-            VideoError: See `decide_by_moving`; weights and optimiser are as they were before.
+            VideoError: There are no pixels or no views, logits are not finite, or there is not enough memory for one
+                image (stage ``adapt``); weights and optimiser are as they were before.
         """
         before = {name: value.clone() for name, value in self.state().items()}
         if not self._keeps_weights:
             self._tower.reset()
-        moved = self._moved and self._keeps_weights
         try:
-            decision = decide_by_moving(
-                video, self._classes, self._tower, self._optimiser, self._loss_of, self._steps, moved=moved
-            )
+            decision = self._decided(video, self._moved and self._keeps_weights)
         except Exception:
             self.restore(before)
             raise
         self._moved = True
         return decision
+
+    def _decided(self, video: VideoFeatures, moved: bool) -> Decision:
+        """Moves the weights in place; where they have `moved` already, the model's embeddings are not theirs.
+
+        The decision before is the model's own; the classes' texts stay as they are.
+        """
+        pixels = video.require_pixels()
+        if not len(video.views):
+            raise VideoError("the method needs views, and the plan has none", stage="adapt")
+        plan, fuse = pixels.plan, self._tower.model.view_features
+        frames, rows = pixels.frames_on(self._tower.model.device), np.unique(plan.views)
+
+        def cut(rows: np.ndarray) -> torch.Tensor:
+            return crop_and_normalise(frames, plan.images[rows], plan.boxes, self._tower.model.preprocessing)
+
+        before = evaluation_logits(video, self._classes)
+        entropies = entropy(self._classes.initial_logits(video.views))
+        require_finite(entropies, "of the views")
+
+        encoded, losses = 0, []
+        for _ in range(self._steps):
+            embeddings = self._tower.embed(cut, rows, pixels.embeddings) if moved else pixels.embeddings
+            encoded += len(rows) * (2 if moved else 1)
+            with torch.enable_grad(), exact_float32():
+                leaf = embeddings.detach().clone().requires_grad_()
+                loss = self._loss_of(self._classes.initial_logits(video_features(leaf, plan, fuse).views))
+                require_finite(loss, "during adaptation")
+                (of_embeddings,) = torch.autograd.grad(loss, leaf)
+            self._tower.set_gradients(cut, rows, of_embeddings)
+            self._optimiser.step()
+            losses.append(loss.detach())
+            moved = True
+        shown = np.unique(plan.evaluation)
+        evaluation = video_features(self._tower.embed(cut, shown, pixels.embeddings), plan, fuse).evaluation
+        after = averaged(self._classes.initial_logits(evaluation))
+        require_finite(after, "after adaptation")
+        return Decision(
+            logits_before=before.cpu(),
+            logits_after=after.cpu(),
+            view_entropies=entropies.cpu(),
+            losses=torch.stack(losses).cpu(),
+            encoded=encoded + len(shown),
+        )
 
     def state(self) -> dict[str, torch.Tensor]:
         """The weights, where they are kept, the optimiser's own tensors, and whether any video has been seen."""
@@ -258,3 +244,26 @@ class MovingStream:
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": held, "param_groups": groups})
         self._moved = bool(state["moved"])
+
+
+def moving_method(
+    name: str, description: str, open_stream: OpenStream, options: type[Options], **declared: Any
+) -> Method:
+    """A method that moves weights: as a stream where its options say `stream`, else by one for each video.
+
+    What else a `Method` has is `declared`.
+    """
+    alone, stream = one_by_one(lambda video, *told: open_stream(*told).decide(video)), on_and_on(open_stream)
+    return Method(
+        name,
+        description,
+        lambda videos, classes, own, shared: (stream if own.stream else alone)(videos, classes, own, shared),
+        options,
+        needs_views=True,
+        needs_pixels=True,
+        updates="weights",
+        is_stream=lambda own: own.stream,
+        open_stream=open_stream,
+        cost="the views' images again, and back through the image tower",
+        **declared,
+    )

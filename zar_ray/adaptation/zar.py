@@ -37,7 +37,7 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.fitting import MORE_MEMORY
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
-from zar_ray.options.base import Options, option
+from zar_ray.options.base import Betas, Options, option
 from zar_ray.video.pixels import to_device
 
 # Bounds the memory of a pass of the text tower with its graph: about 5 GB in a tower of 12 layers and width 512.
@@ -60,7 +60,7 @@ class ZarConfig(Options):
     confidence: float = option(0.8, "rho, share of views, lowest entropy first, that are used.", gt=0, le=1)
     steps: int = option(1, "AdamW steps a video.", ge=1)
     lr: float = option(0.005, "Learning rate of the context.", gt=0)
-    betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas.")
+    betas: Betas = option((0.9, 0.999), "AdamW's betas.")
     eps: float = option(1e-8, "AdamW's epsilon.", gt=0)
     weight_decay: float = option(0.01, "AdamW's weight decay, which applies to the context too.", ge=0)
     selection: Selection = option(

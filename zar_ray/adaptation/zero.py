@@ -16,12 +16,11 @@ from zar_ray.adaptation.base import (
     Method,
     Shared,
     VideoFeatures,
-    averaged,
     count_confident,
     entropy,
+    evaluation_logits,
     one_by_one,
-    require_finite,
-    with_plain_view,
+    views_with_logits,
 )
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
@@ -93,9 +92,8 @@ def adapt_zero(video: VideoFeatures, classes: PromptedClasses, options: ZeroConf
     Raises:
         VideoError: Some logits are not finite (stage ``adapt``).
     """
-    before = averaged(classes.initial_logits(video.evaluation))
-    logits = classes.initial_logits(with_plain_view(video))
-    require_finite(logits, "of the views")
+    before = evaluation_logits(video, classes)
+    logits = views_with_logits(video, classes)[1]
     cosines = logits / classes.model.logit_scale
     ballot = vote(logits, cosines, options.confidence)
     after = ballot.decided.clamp(min=torch.finfo(torch.float32).eps).log()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zar_ray.adaptation.base import Decision, Method, VideoFeatures, averaged, one_by_one, require_finite
+from zar_ray.adaptation.base import Decision, Method, VideoFeatures, evaluation_logits, one_by_one
 from zar_ray.models.text import PromptedClasses
 
 
@@ -12,9 +12,8 @@ def classify_zero_shot(features: VideoFeatures, classes: PromptedClasses) -> Dec
     Raises:
         VideoError: Some logits are not finite (stage ``adapt``).
     """
-    logits = averaged(classes.initial_logits(features.evaluation))
-    require_finite(logits, "of the evaluation view")
-    return Decision(logits_before=logits.cpu(), logits_after=logits.cpu())
+    logits = evaluation_logits(features, classes).cpu()
+    return Decision(logits_before=logits, logits_after=logits)
 
 
 METHOD = Method(

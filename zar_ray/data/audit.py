@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from zar_ray.data.benchmarks.layout import Files
+from zar_ray.data.benchmarks.layout import Files, located
 from zar_ray.data.benchmarks.lists import VideoList, read_labels, read_list, read_lists
 from zar_ray.data.classes import class_list, name_key
 from zar_ray.data.datasets import known_benchmarks, load_benchmark
@@ -273,8 +273,9 @@ def check_files(subject: Listing, root: Path | None = None) -> list[Finding]:
     if root is None and not any(video.path for video in subject.videos):
         return []
     if root is not None:
-        below = Files(root)
-        gone = [video for video in subject.videos if below.find(video.stem, exact=True) is None]
+        named = tuple({video.video_id: video for video in subject.videos}.values())
+        found, _ = located(named, Files(root))
+        gone = [video for video, file in zip(named, found, strict=True) if file is None]
     else:
         local = [video for video in subject.videos if video.path and not is_uri(video.path)]
         gone = [video for video in local if not Path(video.path).is_file()]

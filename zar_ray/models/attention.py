@@ -133,16 +133,15 @@ def logit_gradients(
     embeddings: torch.Tensor,
     text_features: torch.Tensor,
     logit_scale: float,
-    fuse: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    fuse: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """Gradients (C, T, D) of a view's logits for texts (C, D), L2-normalised, by its frames' embeddings (T, D).
 
-    The view's embedding (D,) is what `fuse` makes of the frames', by default their mean.
+    The view's embedding (D,) is what `fuse` makes of the frames'.
     """
     with torch.enable_grad(), exact_float32():
         frames = embeddings.detach().requires_grad_()
-        view = frames.mean(dim=0) if fuse is None else fuse(frames)
-        logits = logit_scale * text_features @ F.normalize(view, dim=-1)
+        logits = logit_scale * text_features @ F.normalize(fuse(frames), dim=-1)
         return torch.stack([torch.autograd.grad(logit, frames, retain_graph=True)[0] for logit in logits])
 
 

@@ -7,7 +7,7 @@ front of it and into the residual sum behind it, where it costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -91,7 +91,7 @@ class Block:
     """One pre-norm block: x + attention(norm(x)), an adapter where there is one, then x + MLP(norm(x)).
 
     The matrices are held in the precision that products are computed in; the residual stream and the norms keep
-    their own. How tokens attend to each other is the tower's affair, between `project` and `attended`.
+    their own.
 
     Args:
         block: A block that `unfit_block` has nothing against; matrices of another type are converted.
@@ -112,22 +112,23 @@ class Block:
         # What the stream passes after the attention, in its own precision.
         self.adapter = block.Adapter if isinstance(block, AdaptedBlock) else None
 
-    def __call__(self, x: torch.Tensor, attention: Callable[..., torch.Tensor], read: Any = None) -> torch.Tensor:
-        """The residual stream (n, tokens, W) after the block; in a last one, only of the tokens that are `read`."""
-        normed = self.normed(x)
+    def __call__(self, x: torch.Tensor, read: slice | None = None) -> torch.Tensor:
+        """The residual stream (n, tokens, W) after the block; in a last one, only of the tokens that are `read`.
+
+        Every token attends to every one of its sequence.
+        """
+        normed = self.norm_1(x).to(self.project_weight.dtype)
         if read is None:
-            query, key, value = self.project(normed)
+            query, key, value = self._project(normed)
         else:
-            key, value = self.project(normed, first=1)
-            (query,) = self.project(normed[:, read], last=1)
+            key, value = self._project(normed, first=1)
+            (query,) = self._project(normed[:, read], last=1)
             x = x[:, read]
-        return self.transformed(self.attended(x, attention(query, key, value)))
+        heads = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        x = x + F.linear(heads.transpose(1, 2).flatten(2), self.out_weight, self.out_bias)
+        return self.transformed(x if self.adapter is None else self.adapter(x))
 
-    def normed(self, x: torch.Tensor) -> torch.Tensor:
-        """What the attention's projections read."""
-        return self.norm_1(x).to(self.project_weight.dtype)
-
-    def project(self, normed: torch.Tensor, first: int = 0, last: int = 3) -> tuple[torch.Tensor, ...]:
+    def _project(self, normed: torch.Tensor, first: int = 0, last: int = 3) -> tuple[torch.Tensor, ...]:
         """Some of the queries, 0, keys, 1, and values, 2, of (..., W): from `first` to the one before `last`.
 
         Returns:
@@ -137,11 +138,6 @@ class Block:
         rows = slice(first * width, last * width)
         projected = F.linear(normed, self.project_weight[rows], self.project_bias[rows])
         return projected.unflatten(-1, (last - first, self.heads, width // self.heads)).unbind(-3)
-
-    def attended(self, x: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-        """The residual stream (..., W) after the attention, whose heads' outputs are side by side, and the adapter."""
-        x = x + F.linear(heads, self.out_weight, self.out_bias)
-        return x if self.adapter is None else self.adapter(x)
 
     def transformed(self, x: torch.Tensor) -> torch.Tensor:
         """The residual stream (..., W) after the MLP."""

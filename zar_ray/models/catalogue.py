@@ -12,7 +12,6 @@ from zar_ray.models.cost import weightless
 from zar_ray.models.loading import cached_weights
 from zar_ray.models.model_folders import preprocessing_of
 from zar_ray.models.openclip import open_clip
-from zar_ray.models.parts import text_frame_of
 from zar_ray.models.systems.registry import find_system, known_systems
 from zar_ray.video.transforms import Preprocessing
 
@@ -91,14 +90,13 @@ def _of_system(name: str) -> KnownModel:
     assert system is not None  # it is known by that name
     architecture = system_architecture(system)
     model = weightless(architecture, name, Preprocessing(architecture["vision_cfg"]["image_size"]))
-    bare = text_frame_of(model.text_tower) is not None or model.texts_follow_videos
     return KnownModel(
         model=name,
         tag="-",
         family=system.title,
         input=str(architecture["vision_cfg"]["image_size"]),
         text=_text_tower(architecture["text_cfg"]),
-        tuned="no: no words stand in front of class names" if bare else "yes",
+        tuned="no: no words stand in front of class names" if model.reads_names_alone else "yes",
         stored=False,
         architecture=architecture,
     )

@@ -24,14 +24,22 @@ from torch.overrides import TorchFunctionMode
 from zar_ray.errors import ModelError, reason_of
 from zar_ray.models.architecture import AnyClip, Architecture, build_clip, infer_architecture
 from zar_ray.models.fetching import on_this_node
-from zar_ray.models.formats import FROM_SIZES, OPENAI_MARKS, TOKEN_EMBEDDING, SavedWeights, as_float32, openai_layout
+from zar_ray.models.formats import (
+    FROM_SIZES,
+    OPENAI_MARKS,
+    TOKEN_EMBEDDING,
+    SavedWeights,
+    as_float32,
+    openai_layout,
+    own_notes,
+)
 from zar_ray.models.systems.base import SYSTEM
 from zar_ray.models.systems.registry import find_system, recognise
 from zar_ray.models.tokens import clip_tokenizer
 from zar_ray.models.unpickling import read_pickled
 from zar_ray.options.places import AnyFile, RemoteFile, file_of
 from zar_ray.storage import Storage
-from zar_ray.untrusted import parse_json, stand_in
+from zar_ray.untrusted import stand_in
 from zar_ray.video.transforms import Preprocessing
 
 METADATA_KEY = "zar_ray"
@@ -228,13 +236,7 @@ def _read_safetensors(here: Path, path: AnyFile) -> Checkpoint:
     if METADATA_KEY not in metadata:
         return _foreign(tensors, path)
     try:
-        content = parse_json(metadata[METADATA_KEY])
-        version = content["format"]
-        if version != FORMAT_VERSION:
-            raise ModelError(
-                f"{path}: is of format {version}, and this zar-ray reads format {FORMAT_VERSION}; use the zar-ray that"
-                " wrote it, or a newer one"
-            )
+        content = own_notes(metadata[METADATA_KEY], FORMAT_VERSION, str(path))
         pixels = content["preprocessing"]
         preprocessing = Preprocessing(**{**pixels, "mean": tuple(pixels["mean"]), "std": tuple(pixels["std"])})
         architecture, notes = dict(content["architecture"]), dict(content["notes"])

@@ -180,6 +180,11 @@ class ClipModel(nn.Module):
         """Whether a text has another embedding for each video; features then hold more than a video's."""
         return following_head(self.clip) is not None
 
+    @property
+    def reads_names_alone(self) -> bool:
+        """Whether it reads class names, or texts in their place, without a context in front of them."""
+        return text_frame_of(self.text_tower) is not None or self.texts_follow_videos
+
     def view_features(self, frames: torch.Tensor) -> torch.Tensor:
         """What logits take of a view's frames, float32 (..., T, D): `fuse`, (..., D), L2-normalised.
 
@@ -307,26 +312,31 @@ class ClipModel(nn.Module):
         """
         return self.frame_tokens(texts, [self.tokenizer.encode(text) for text in texts])
 
-    def frame_tokens(self, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+    def frame_tokens(
+        self, texts: Sequence[str], tokens: Sequence[Sequence[int]], classes: Sequence[str] | None = None
+    ) -> torch.Tensor:
         """Puts start and end of text around the token ids of K texts, and learnt vectors where the model has such.
 
         Returns:
             int64 (K, context_length), see `tokenize`.
 
         Raises:
-            ConfigError: A text has more tokens than the model reads; the message repeats it.
+            ConfigError: A text has more tokens than the model reads; the message repeats it, and says of which of the
+                `classes` it is a text, if they are given.
         """
         tokenizer, frame = self.tokenizer, text_frame_of(self.text_tower)
         rest, room = tokenizer.pad if frame is None else VECTOR, self.context_length - (tokenizer.last is not None)
         ids = torch.full((len(texts), self.context_length), rest, dtype=torch.int64)
         if tokenizer.last is not None:
             ids[:, -1] = tokenizer.last
-        for row, text, inner in zip(ids, texts, tokens, strict=True):
+        for number, (row, text, inner) in enumerate(zip(ids, texts, tokens, strict=True)):
             whole = tokenizer.framed(inner) if frame is None else frame.around(tokenizer.start, inner, tokenizer.end)
             if len(whole) > room:
+                of, what = "", "the class name"
+                if classes is not None:
+                    of, what = f', a text of class "{classes[number]}",', "it"
                 raise ConfigError(
-                    f'"{shortened(text)}" is {len(whole)} tokens long and the model reads {room};'
-                    " shorten the class name"
+                    f'"{shortened(text)}"{of} is {len(whole)} tokens long and the model reads {room}; shorten {what}'
                 )
             row[: len(whole)] = torch.tensor(whole, dtype=torch.int64)
         return ids

@@ -49,6 +49,22 @@ def safetensors_notes(file: IO[bytes]) -> dict[str, str]:
     return notes
 
 
+def own_notes(text: str, version: int, place: str) -> Any:
+    """What a file of zar-ray's own says of itself, as JSON with its format's version.
+
+    Raises:
+        ModelError: It is of another version than is read here; the message names the `place`.
+        KeyError, TypeError, ValueError: It is damaged.
+    """
+    notes = parse_json(text)
+    if notes["format"] != version:
+        raise ModelError(
+            f"{place}: is of format {notes['format']}, and this zar-ray reads format {version}; use the zar-ray that"
+            " wrote it, or a newer one"
+        )
+    return notes
+
+
 @dataclass(frozen=True, eq=False)
 class SavedWeights:
     """A file's content, as systems look at it.
@@ -144,6 +160,13 @@ def tensors_in(state: object) -> dict[str, torch.Tensor]:
 def count_layers(tensors: Mapping[str, object], prefix: str) -> int:
     """How many different words follow a prefix in the names of tensors, up to the next dot."""
     return len({name[len(prefix) :].split(".", 1)[0] for name in tensors if name.startswith(prefix)})
+
+
+def of_towers(name: str) -> str:
+    """OpenAI's name for one of a file that has the towers apart, as ViFi-CLIP's and TC-CLIP's."""
+    if name.startswith("image_encoder."):
+        return f"visual.{name.removeprefix('image_encoder.')}"
+    return name.removeprefix("text_encoder.")
 
 
 def with_joined_projections(tensors: Mapping[str, torch.Tensor], place: str) -> dict[str, torch.Tensor]:

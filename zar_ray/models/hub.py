@@ -39,7 +39,7 @@ def hub_file(repository: str, names: Sequence[str], asked: str) -> Path:
     Raises:
         ModelError: There is no such repository or file, or it is not in the cache and cannot be downloaded.
     """
-    return _cached(repository, names) or _fetched(repository, names, asked, hf_hub_download)
+    return cached_file(repository, names) or _fetched(repository, names, asked, hf_hub_download)
 
 
 def hub_folder(repository: str, signs: Sequence[str], patterns: Sequence[str], asked: str) -> Path:
@@ -52,10 +52,11 @@ def hub_folder(repository: str, signs: Sequence[str], patterns: Sequence[str], a
             raise EntryNotFoundError(sign)
         return str(folder / sign)
 
-    return (_cached(repository, signs) or _fetched(repository, signs, asked, download)).parent
+    return (cached_file(repository, signs) or _fetched(repository, signs, asked, download)).parent
 
 
-def _cached(repository: str, names: Sequence[str]) -> Path | None:
+def cached_file(repository: str, names: Sequence[str]) -> Path | None:
+    """The first of some files of a repository that is in the cache; None where none is."""
     found = (try_to_load_from_cache(repository, name) for name in names)
     return next((Path(file) for file in found if isinstance(file, str)), None)
 

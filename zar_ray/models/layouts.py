@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -66,7 +66,11 @@ _PROJECTION = re.compile(r"self_attn\.([qkv])_proj\.(weight|bias)")
 def without_wrappers(names: Mapping[str, str]) -> dict[str, str]:
     """For each name in a file the same without what wrapping modules put before all of them."""
     found = dict(names)
-    while prefix := next((one for one in _WRAPPERS if _all_start_with(found.values(), one)), None):
+
+    def wraps(prefix: str) -> bool:
+        return bool(found) and all(short.startswith(prefix) for short in found.values())
+
+    while prefix := next(filter(wraps, _WRAPPERS), None):
         found = {name: short.removeprefix(prefix) for name, short in found.items()}
     return found
 
@@ -85,14 +89,13 @@ def one_model(names: Mapping[str, str], place: str) -> tuple[dict[str, str], dic
     if len(owners) < 2 or "" in owners:
         return dict(names), {}
     own = next((one for one in _PREFERRED if one in owners), min(owners))
-    others = sorted(owners - {own})
     warnings.warn(
         f"{place}: holds the models {', '.join(sorted(owners))}; {own} is read. Save another alone to have that",
         stacklevel=2,
     )
     chosen = {name: short.removeprefix(f"{own}.") for name, short in names.items() if short.startswith(f"{own}.")}
     left = {name: f"is of another model than {own}" for name in names if name not in chosen}
-    return without_wrappers(chosen), left if others else {}
+    return without_wrappers(chosen), left
 
 
 def from_hugging_face(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -190,10 +193,6 @@ def require_both_towers(tensors: Mapping[str, torch.Tensor], place: str) -> None
             f"{place}: holds an image tower alone, and classes are read by a text tower; give the whole model's"
             " weights, or put it into the CLIP that it was trained from: zar checkpoint import FILE --base FILE"
         )
-
-
-def _all_start_with(names: Collection[str], prefix: str) -> bool:
-    return bool(names) and all(name.startswith(prefix) for name in names)
 
 
 def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:

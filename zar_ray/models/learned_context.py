@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from zar_ray.errors import ModelError, reason_of
-from zar_ray.models.formats import safetensors_notes
+from zar_ray.models.formats import own_notes, safetensors_notes
 from zar_ray.options.places import AnyFile
 from zar_ray.storage import Storage
-from zar_ray.untrusted import parse_json, stand_in
+from zar_ray.untrusted import stand_in
 
 METADATA_KEY = "zar_ray_context"
 FORMAT_VERSION = 1
@@ -91,12 +91,7 @@ def parse_context(content: bytes, place: str) -> LearnedContext:
             " --checkpoint"
         )
     try:
-        about = parse_json(metadata[METADATA_KEY])
-        if about["format"] != FORMAT_VERSION:
-            raise ModelError(
-                f"{place}: is of format {about['format']}, and this zar-ray reads format {FORMAT_VERSION}; use the"
-                " zar-ray that wrote it, or a newer one"
-            )
+        about = own_notes(metadata[METADATA_KEY], FORMAT_VERSION, place)
         vectors, model = tensors[_TENSOR].float(), about["model"]
         if vectors.ndim != 2 or not len(vectors) or not vectors.isfinite().all():
             raise ValueError(f"its vectors are {tuple(vectors.shape)}, or not all finite")

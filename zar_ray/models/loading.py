@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants as hub
-from huggingface_hub import try_to_load_from_cache
 
 from zar_ray.errors import ConfigError, ModelError, reason_of, suggestion
 from zar_ray.models.architecture import (
@@ -29,7 +28,7 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.devices import pick_device
 from zar_ray.models.fetching import one_at_a_time
 from zar_ray.models.formats import TOKEN_EMBEDDING
-from zar_ray.models.hub import hub_problem
+from zar_ray.models.hub import cached_file, hub_problem
 from zar_ray.models.layouts import require_both_towers
 from zar_ray.models.model_folders import config_beside, find_folder, is_self_described, preprocessing_of
 from zar_ray.models.openclip import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME, download_pretrained, open_clip
@@ -152,10 +151,8 @@ def load_source(source: str | os.PathLike[str]) -> ClipModel:
 
 def cached_weights(model: str, tag: str) -> Path | None:
     """The file of a tag's weights in the Hugging Face cache; None where they have not been downloaded."""
-    repository = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "").rpartition("/")
-    names = [repository[2]] if repository[2] else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
-    found = (try_to_load_from_cache(repository[0], name) for name in names if repository[0])
-    return next((Path(file) for file in found if isinstance(file, str)), None)
+    repository, _, name = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "").rpartition("/")
+    return cached_file(repository, [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]) if repository else None
 
 
 def describe_checkpoint(
@@ -365,12 +362,13 @@ def _downloaded(model: str, tag: str, config: dict[str, Any]) -> Path:
 
 def _input_size(architecture: Architecture, place: str) -> int:
     size = architecture["vision_cfg"].get("image_size", 224)
-    if not isinstance(size, int):
-        height, width = size
-        if height != width:
-            raise ModelError(f"{place}: reads pictures of {width}×{height}, and zar-ray makes square ones")
-        size = height
-    return size
+    sides = list(size) if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ModelError(f"{place}: names {size} for the size of pictures, and it is a number of pixels, or two")
+    height, width = sides
+    if height != width:
+        raise ModelError(f"{place}: reads pictures of {width}×{height}, and zar-ray makes square ones")
+    return height
 
 
 def _tags(model: str) -> str:

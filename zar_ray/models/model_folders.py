@@ -128,7 +128,10 @@ def preprocessing_of(pixels: Mapping[str, Any], size: int, place: str) -> Prepro
     Raises:
         ModelError: It says what is not known.
     """
-    mean, std = (_three(pixels.get(name) or usual) for name, usual in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+    try:
+        mean, std = (_three(pixels.get(name) or usual) for name, usual in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+    except (TypeError, ValueError):  # it is no number
+        mean = std = ()
     filter_, mode = pixels.get("interpolation") or "bicubic", pixels.get("resize_mode") or "shortest"
     fill = pixels.get("fill_color") or 0
     if mode not in ("shortest", "squash", "longest") or filter_ not in ("bicubic", "bilinear", "random"):

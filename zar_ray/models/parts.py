@@ -29,6 +29,8 @@ PROMPT_DROPOUT = "prompt_dropout"  # in an image tower's transformer, whose rate
 
 VECTOR = -1  # stands for a learnt vector among token ids
 
+_TOKENS = "_tokens_of_this_pass"
+
 
 @dataclass(frozen=True)
 class TextFrame:
@@ -137,6 +139,20 @@ def _in_time(visual: Any, name: str, _norm: nn.Module, inputs: tuple[torch.Tenso
     return ((views + times[:, None].to(views.dtype)).flatten(0, 1),)
 
 
+def keep_tokens(visual: Any) -> None:
+    """Has an image tower, whose output has the class token alone, keep all tokens until `kept_tokens` takes them."""
+    visual.transformer.register_forward_hook(partial(_keep, visual))
+
+
+def _keep(visual: Any, _transformer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+    visual.__dict__[_TOKENS] = output
+
+
+def kept_tokens(visual: Any) -> torch.Tensor:
+    """The tokens (n, L, W) of the pass that ends, which the tower lets go of."""
+    return visual.__dict__.pop(_TOKENS)
+
+
 def require_sizes(what: str, least: int = 1, **sizes: int) -> None:
     """Refuses sizes below the `least`.
 
@@ -186,6 +202,23 @@ class ApartAttention(nn.Module):
         query, key, value = (one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in projected)
         found = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         return self.get_submodule(self._outcome)(found)
+
+
+class StandIn(nn.Module):
+    """A block of an image tower with the parts, and so the weights, of the one of open_clip's that it stands for."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.ln_1, self.attn, self.ls_1 = block.ln_1, block.attn, block.ls_1
+        self.ln_2, self.mlp, self.ls_2 = block.ln_2, block.mlp, block.ls_2
+
+    def attended(self, x: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+        """The residual stream (n, t, W) after attention that has found (n, heads, t, W / heads)."""
+        return x + self.ls_1(self.attn.out_proj(heads.transpose(1, 2).flatten(2)))
+
+    def transformed(self, x: torch.Tensor) -> torch.Tensor:
+        """The residual stream (n, t, W) after the MLP."""
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
 def drop_last(_block: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:

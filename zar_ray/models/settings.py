@@ -23,8 +23,6 @@ Settings = Mapping[str, Any]
 QUICK_GELU, VISION_HEADS, TEXT_HEADS = TOWERS = ("quick_gelu", "vision_heads", "text_heads")
 """The settings of CLIP's towers."""
 
-_TOWER_TYPES: dict[str, Any] = {QUICK_GELU: bool, VISION_HEADS: int, TEXT_HEADS: int}
-
 
 def parsed(words: Collection[str]) -> dict[str, Any]:
     """The values of ``NAME=VALUE`` words, as YAML reads each; a later one of the same name holds.

@@ -18,7 +18,7 @@ from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.clip import ClipModel, shortened
 from zar_ray.models.learned_context import LearnedContext, parse_context
 from zar_ray.models.options import ClassPosition
-from zar_ray.models.parts import following_head, own_context_of, own_position_of, text_frame_of
+from zar_ray.models.parts import following_head, own_context_of, own_position_of
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.prompt_passes import FullPass, SharedPrefixPass, TokenCount, Trail, unfit_text
 
@@ -82,8 +82,7 @@ class PromptedClasses:
         for number, name in enumerate(class_names, 1):
             if not _spaced(name):
                 raise ConfigError(f"class name {number} of {len(class_names)} is empty; give every class a name")
-        bare = text_frame_of(model.text_tower) is not None or model.texts_follow_videos
-        self._bare = bare
+        self._bare = bare = model.reads_names_alone
         if bare:
             # A template's words count as a context, and stand between the vectors as any text.
             if (texts is None and context is not None) or position != "end":
@@ -323,8 +322,8 @@ def encode_tokens(model: ClipModel, token_ids: torch.Tensor) -> torch.Tensor:
 
 def default_words(model: ClipModel) -> str | None:
     """The words that stand in front of class names where the user names none; None where a model takes no words."""
-    bare = text_frame_of(model.text_tower) is not None or model.texts_follow_videos
-    return None if bare or own_context_of(model.text_tower) is not None else model.context
+    wordless = model.reads_names_alone or own_context_of(model.text_tower) is not None
+    return None if wordless else model.context
 
 
 def remark_on_words(model: ClipModel, options: PromptOptions) -> str | None:
@@ -396,20 +395,16 @@ def _prompt_tokens(
 
 def _text_tokens(model: ClipModel, class_names: Sequence[str], texts: Sequence[Sequence[str]]) -> torch.Tensor:
     """int64 (N, context_length): the tokens of texts."""
-    tokens = []
+    named: list[tuple[str, str]] = []
     for name, own in zip(class_names, texts, strict=True):
         if not own:
             raise ConfigError(f'class "{name}" has no text; give it one')
         for text in map(_spaced, own):
             if not text:
                 raise ConfigError(f'a text of class "{name}" is empty; write one or take it out')
-            tokens.append(model.tokenizer.encode(text))
-            if (length := len(model.tokenizer.framed(tokens[-1]))) > model.context_length:
-                raise ConfigError(
-                    f'"{shortened(text)}", a text of class "{name}", is {length} tokens long and the model reads'
-                    f" {model.context_length}; shorten it"
-                )
-    return model.frame_tokens([text for own in texts for text in own], tokens)
+            named.append((name, text))
+    names, spaced = zip(*named, strict=True)
+    return model.frame_tokens(spaced, [model.tokenizer.encode(text) for text in spaced], names)
 
 
 def _why_fixed(

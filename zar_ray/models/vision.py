@@ -74,11 +74,5 @@ class VisionTower:
         x = x if self.norm_before is None else self.norm_before(x)
         for layer, block in enumerate(self.blocks, 1):
             x = with_layer_prompts(x, self.prompts, layer - 1, self.first_prompt)
-            x = block(x, _attention, read=slice(0, 1) if layer == len(self.blocks) else None)
+            x = block(x, read=slice(0, 1) if layer == len(self.blocks) else None)
         return self.norm_after(x[:, 0]).to(self.dtype) @ self.projection
-
-
-def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Every query attends to every key of its image: three (n, t, heads, W / heads) to (n, t, W)."""
-    heads = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-    return heads.transpose(1, 2).flatten(2)

@@ -90,10 +90,25 @@ FolderName = Annotated[str, AfterValidator(folder_name)]
 """A name that becomes a folder's, below one that another option names."""
 
 
-class Options(BaseModel):
-    """Base of all options: frozen, and a misspelt key is an error."""
+Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
+"""AdamW's betas."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    low, high = bounds
+    if low > high:
+        raise ValueError(f"{low:g} {high:g}: the lower bound comes first")
+    return bounds
+
+
+Bounds = Annotated[tuple[float, float], AfterValidator(_ordered)]
+"""Two numbers that something lies between."""
+
+
+class Options(BaseModel):
+    """Base of all options: frozen, a misspelt key is an error, and so is a number that is none or has no end."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 def option(default: Any, description: str, **limits: Any) -> Any:

@@ -9,7 +9,8 @@ from torch.nn.functional import normalize
 
 from zar_ray.adaptation import ctpt, otpt, rtpt
 from zar_ray.adaptation.base import Decision, VideoFeatures
-from zar_ray.adaptation.prompt_tuning import PromptTuningConfig, update_of
+from zar_ray.adaptation.prompt_tuning import PromptTuningConfig
+from zar_ray.adaptation.tpt import update_of
 from zar_ray.adaptation.zar import Decide, Objective, TuningStep, marginal_entropy, tuning_steps
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses

@@ -9,7 +9,7 @@ from pydantic import Field, field_serializer
 
 from zar_ray.data.options import PromptOptions
 from zar_ray.models.options import ModelOptions
-from zar_ray.options.base import FolderName, Options, operational, option, without_password
+from zar_ray.options.base import Betas, FolderName, Options, operational, option, without_password
 from zar_ray.options.places import FilePlace
 from zar_ray.video.options import DecodeOptions, Sampling
 
@@ -151,7 +151,7 @@ class TrainConfig(ModelOptions, DecodeOptions, PromptOptions):
     cosine_steps: int | None = option(
         None, "Steps in which the cosine falls, as if the training were so long; by default its own.", ge=1
     )
-    betas: tuple[float, float] = option((0.9, 0.98), "AdamW's betas.")
+    betas: Betas = option((0.9, 0.98), "AdamW's betas.")
     weight_decay: float = option(0.001, "AdamW's weight decay.", ge=0)
     decays: Literal["matrices", "all"] = option(
         "matrices", "What decays: weights and embeddings alone, as CLIP; or all."

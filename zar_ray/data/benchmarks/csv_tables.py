@@ -81,7 +81,7 @@ def _from_folders(files: Files, classes: ClassNames) -> Annotations:
 def _stem(row: dict[str, str], place: str) -> str:
     try:
         times = [math.floor(float(row[column])) for column in ("time_start", "time_end")]
-    except ValueError:
+    except (OverflowError, ValueError):
         raise ManifestError(f'{place}: start and end must be seconds, not "{row["time_start"]}" and so on') from None
     if not row["youtube_id"]:
         raise ManifestError(f"{place}: the youtube id is empty")

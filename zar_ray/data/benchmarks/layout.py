@@ -135,7 +135,7 @@ def to_listing(
         ManifestError: None of the videos is there, or an entry occurs twice.
     """
     videos = annotations.videos
-    found, shared = _located(videos, files)
+    found, shared = located(videos, files)
     listed = Counter(split for video in videos for split in video.memberships)
     there = Counter(split for video, path in zip(videos, found, strict=True) if path for split in video.memberships)
     left_out = {split: count for split, count in listed.items() if not there[split]}
@@ -172,7 +172,7 @@ def to_listing(
     return Listing(ordered, class_names, str(files.root), name), report
 
 
-def _located(videos: Sequence[VideoRow], files: Files) -> tuple[list[str | None], int]:
+def located(videos: Sequence[VideoRow], files: Files) -> tuple[list[str | None], int]:
     """The file of each video, and how many share theirs with another one, to which it is given.
 
     Such entries are parts of one YouTube video whose file is called by the id alone, or names alike but for

@@ -25,6 +25,7 @@ class VideoList:
 
     place: str
     videos: tuple[VideoRow, ...]  # its lines: a path relative to the videos' folder and a label each
+    places: tuple[str, ...]  # where each of them stands, for messages
     class_names: tuple[str, ...]
     labels_place: str  # where the names come from, for messages
     split: str = "all"  # the manifest's split whose videos it names
@@ -63,7 +64,7 @@ def read_list(place: str, labels: str) -> VideoList:
             numbers after its path.
     """
     names = read_labels(labels)
-    videos = []
+    videos, places = [], []
     for at, line in read_lines(Path(place).expanduser()):
         match = _ENTRY.fullmatch(line)
         if match is None:
@@ -80,9 +81,10 @@ def read_list(place: str, labels: str) -> VideoList:
                 "are these the list's labels?"
             )
         videos.append(VideoRow(match["path"], "", label, names[label]))
+        places.append(at)
     if not videos:
         raise ManifestError(f"{place}: lists no videos")
-    return VideoList(str(place), tuple(videos), names, labels)
+    return VideoList(str(place), tuple(videos), tuple(places), names, labels)
 
 
 def read_lists(given: Sequence[str], labels: Sequence[str], specs: Sequence[SplitSpec] = ()) -> list[VideoList]:
@@ -123,26 +125,29 @@ def merge_lists(
 ) -> Annotations:
     """Adds lists to what a benchmark's annotations say, or takes them alone; spells classes as `class_names` do.
 
+    A benchmark's videos are told apart by their names. Of lists alone some may have one name in several folders.
+
     Raises:
         ManifestError: A list names a video twice, has a class that is not among `class_names`, or calls a video by
             another class than the annotations or another list do.
     """
+    apart = _in_several_folders(lists) if annotations is None else frozenset()
     annotations = annotations or Annotations()
     known = set(class_names)
     spelled = by_key(class_names)
     videos = {video.stem: video for video in annotations.videos}
     for one in lists:
-        lines: dict[str, int] = {}
-        for line, entry in enumerate(one.videos, start=1):
-            at = f"{one.place}, line {line}"
-            if entry.stem in lines:
-                raise ManifestError(f"{at}: {entry.video_id} is already in line {lines[entry.stem]}")
-            lines[entry.stem] = line
+        seen: dict[str, str] = {}
+        for at, entry in zip(one.places, one.videos, strict=True):
+            key = str(PurePosixPath(entry.video_id).with_suffix("")) if entry.stem in apart else entry.stem
+            if key in seen:
+                raise ManifestError(f"{at}: {entry.video_id} is already in {seen[key].rpartition(', ')[2]}")
+            seen[key] = at
             said = str(entry.class_name)
             label = said if said in known else spelled.get(name_key(said))
             if label is None:
                 raise ManifestError(f'{at}: class "{said}" of {one.labels_place} is no class of {name}')
-            video = videos.get(entry.stem)
+            video = videos.get(key)
             if video is None:
                 official = [part for part in PurePosixPath(entry.video_id).parts[:-1] if part in _OFFICIAL][:1]
                 path, split = entry.video_id.lstrip("/"), official[0] if official else "all"
@@ -152,9 +157,21 @@ def merge_lists(
                     f'{at}: calls the video "{label}", which is "{", ".join(video.label_names)}" elsewhere; '
                     f'"zar data audit --list {one.place} --labels {one.labels_place}" looks for mistakes in labels'
                 )
-            videos[entry.stem] = replace(video, splits=tuple(dict.fromkeys((*video.memberships, one.split))))
+            videos[key] = replace(video, splits=tuple(dict.fromkeys((*video.memberships, one.split))))
     sources = tuple(Path(one.place).name for one in lists)
     return replace(annotations, videos=tuple(videos.values()), sources=(*annotations.sources, *sources))
+
+
+def _in_several_folders(lists: Sequence[VideoList]) -> frozenset[str]:
+    """Names that videos of one list have in several folders."""
+    found = set()
+    for one in lists:
+        folders: dict[str, PurePosixPath] = {}
+        for entry in one.videos:
+            folder = PurePosixPath(entry.video_id).parent
+            if folders.setdefault(entry.stem, folder) != folder:
+                found.add(entry.stem)
+    return frozenset(found)
 
 
 def _split_and_file(text: str, specs: Sequence[SplitSpec]) -> tuple[str | None, str]:

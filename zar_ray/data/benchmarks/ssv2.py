@@ -45,7 +45,7 @@ def annotate(files: Files, classes: ClassNames) -> Annotations:
             if stem in videos:
                 raise ManifestError(f"{place}: is listed before, in {videos[stem].split}")
             template = entry.get("template")
-            if template is None and split != "test":
+            if not isinstance(template, str) and (template is not None or split != "test"):
                 raise ManifestError(f"{place}: has no template, which names its class")
             name = None if template is None else classes.get(template, place)
             videos[stem] = VideoRow(f"{stem}.webm", "", class_name=name, split=split)

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from zar_ray.errors import ConfigError, ModelError
 from zar_ray.models.formats import Converted, SavedWeights
-from zar_ray.models.parts import FUSION, VIEW_FRAMES, projected_heads, require_class_token, require_sizes
+from zar_ray.models.parts import FUSION, VIEW_FRAMES, StandIn, projected_heads, require_class_token, require_sizes
 from zar_ray.models.systems.base import System, TrainingRule
 from zar_ray.options.layers import parse_yaml
 from zar_ray.video.transforms import Preprocessing
@@ -70,7 +70,7 @@ def attach_neighbour_frames(clip: Any, frames: int, reach: int = 1) -> None:
     clip.add_module(FUSION, MeanOfUnits())
 
 
-class NeighbourBlock(nn.Module):
+class NeighbourBlock(StandIn):
     """A block of the image tower, with the weights of the one it stands for, whose attention reaches other frames.
 
     Args:
@@ -80,10 +80,8 @@ class NeighbourBlock(nn.Module):
     """
 
     def __init__(self, block: Any, frames: int, reach: int) -> None:
-        super().__init__()
+        super().__init__(block)
         self.frames, self.reach = frames, reach
-        self.ln_1, self.attn, self.ls_1 = block.ln_1, block.attn, block.ls_1
-        self.ln_2, self.mlp, self.ls_2 = block.ln_2, block.mlp, block.ls_2
 
     def forward(
         self, x: torch.Tensor, _keys: None = None, _values: None = None, attn_mask: torch.Tensor | None = None
@@ -91,8 +89,7 @@ class NeighbourBlock(nn.Module):
         """(n·T, L, W) to the same; there is no mask."""
         query, key, value = projected_heads(self.attn, self.ln_1(x), "qkv")
         found = F.scaled_dot_product_attention(query, self._within_reach(key), self._within_reach(value))
-        x = x + self.ls_1(self.attn.out_proj(found.transpose(1, 2).flatten(2)))
-        return x + self.ls_2(self.mlp(self.ln_2(x)))
+        return self.transformed(self.attended(x, found))
 
     def _within_reach(self, tokens: torch.Tensor) -> torch.Tensor:
         """(n·T, heads, L, d) to (n·T, heads, (2·reach + 1)·L, d): of all frames within reach, zeros where none is."""

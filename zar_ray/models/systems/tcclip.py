@@ -34,13 +34,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from zar_ray.errors import ModelError
-from zar_ray.models.formats import Converted, SavedWeights, count_layers, with_joined_projections
+from zar_ray.models.formats import Converted, SavedWeights, count_layers, of_towers, with_joined_projections
 from zar_ray.models.openclip import QuickGELU, ResidualAttentionBlock
 from zar_ray.models.parts import (
     FUSION,
     VIEW_FRAMES,
+    StandIn,
     embedding_width,
     is_of_head,
+    keep_tokens,
+    kept_tokens,
     projected_heads,
     require_class_token,
     require_sizes,
@@ -54,11 +57,9 @@ BIAS = "local_global_bias_table"
 
 _HEAD_WIDTH = 64  # of an attention head over context tokens
 _DEVIATION = 0.02  # of new vectors
-_TOKENS = "_tokens_of_this_pass"
 _WORDS, _PLACEHOLDER = "a photo of a", "x"  # in whose places the learnt vectors stand
 _CONTEXT, _PROMPTS = "prompt_learner.ctx", "prompt_generation_layer."
 _GENERATOR = f"text_encoder.{_PROMPTS}"
-_TOWERS = {"image_encoder.": "visual.", "text_encoder.": ""}
 _NEW = {"frames": 16, "context": 96, "seeds": 0.3, "merged": 70, "vectors": 4, "biased": True}
 # What a file's own configuration calls the settings that no tensor tells.
 _SETTINGS = {"frames": "num_frames", "context": "context_token_k", "seeds": "seed_token_a", "merged": "tome_r"}
@@ -95,7 +96,7 @@ def attach_video_context(
             block.attn.register_parameter(BIAS, nn.Parameter(torch.zeros(block.attn.num_heads, 1, 2)))
         blocks[layer] = ContextBlock(block, frames, tokens, Summary(taken, context, merged))
     # The tower's output has the class token alone; the context is taken on its way there.
-    visual.transformer.register_forward_hook(partial(_keep, visual))
+    keep_tokens(visual)
     visual.register_forward_hook(partial(_with_context, tokens))
     head = VideoPrompts(tower, width, vectors)
     clip.add_module(FUSION, head)
@@ -167,7 +168,7 @@ def _joined(values: torch.Tensor, going: torch.Tensor, staying: torch.Tensor, ta
     return torch.cat([even.gather(1, staying[..., None].expand(width)), joined], dim=1)
 
 
-class ContextBlock(nn.Module):
+class ContextBlock(StandIn):
     """A block of the image tower, with the weights of the one it stands for, that attends to a view's context tokens.
 
     These stand behind the L tokens of each frame: those of the block before come in, and its own go out.
@@ -180,10 +181,8 @@ class ContextBlock(nn.Module):
     """
 
     def __init__(self, block: Any, frames: int, tokens: int, summary: Summary) -> None:
-        super().__init__()
+        super().__init__(block)
         self.frames, self.tokens = frames, tokens
-        self.ln_1, self.attn, self.ls_1 = block.ln_1, block.attn, block.ls_1
-        self.ln_2, self.mlp, self.ls_2 = block.ln_2, block.mlp, block.ls_2
         self.summary = summary
 
     def forward(
@@ -198,14 +197,14 @@ class ContextBlock(nn.Module):
             key, value = (torch.cat(pair, dim=2) for pair in zip((key, value), of_view, strict=True))
         bias = self._bias(context.shape[1], query.dtype)
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        own = own + self.ls_1(self.attn.out_proj(found.transpose(1, 2).flatten(2)))
+        own = self.attended(own, found)
         with torch.no_grad():
             scores = (query[:, :, :1] @ key.mT).float() * query.shape[-1] ** -0.5
             shares = (scores if bias is None else scores + bias).softmax(dim=-1)
             attention = shares[:, :, 0, 1 : self.tokens].mean(dim=1)
         by_view = (-1, self.frames)
         context, _ = self.summary(own[:, 1:].unflatten(0, by_view), attention.unflatten(0, by_view))
-        own, context = (one + self.ls_2(self.mlp(self.ln_2(one))) for one in (own, context))
+        own, context = self.transformed(own), self.transformed(context)
         return torch.cat([own, context.repeat_interleave(self.frames, dim=0)], dim=1)
 
     def _bias(self, context: int, dtype: torch.dtype) -> torch.Tensor | None:
@@ -305,13 +304,8 @@ def _as_it_came(_block: nn.Module, inputs: tuple[Any, ...], _output: object) -> 
     return inputs[0]
 
 
-def _keep(visual: Any, _transformer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-    visual.__dict__[_TOKENS] = output
-
-
 def _with_context(tokens: int, visual: Any, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-    kept = visual.__dict__.pop(_TOKENS)
-    context = visual.ln_post(kept[:: getattr(visual, VIEW_FRAMES), tokens:]) @ visual.proj
+    context = visual.ln_post(kept_tokens(visual)[:: getattr(visual, VIEW_FRAMES), tokens:]) @ visual.proj
     every = context.flatten(1).to(output.dtype).repeat_interleave(getattr(visual, VIEW_FRAMES), dim=0)
     return torch.cat([output, every], dim=1)
 
@@ -352,9 +346,8 @@ def recognise(saved: SavedWeights) -> Converted | None:
 def _our_name(name: str) -> str:
     if name == _CONTEXT:
         return f"{FUSION}.ctx"
-    tower = next((prefix for prefix in _TOWERS if name.startswith(prefix)), "")
-    short = name.removeprefix(tower)
-    return f"{FUSION}.{short}" if short.startswith(_PROMPTS) else _TOWERS.get(tower, "") + short
+    short = of_towers(name)
+    return f"{FUSION}.{short}" if short.startswith(_PROMPTS) else short
 
 
 def _told(saved: SavedWeights) -> dict[str, Any]:

@@ -13,13 +13,11 @@ import torch
 
 from zar_ray.errors import ModelError
 from zar_ray.models.deep_prompts import attach_deep_prompts
-from zar_ray.models.formats import Converted, SavedWeights
+from zar_ray.models.formats import Converted, SavedWeights, of_towers
 from zar_ray.models.parts import DEEP_PROMPTS
 from zar_ray.models.systems.base import System
 from zar_ray.video.transforms import imagenet_preprocessing
 
-# Published names of the towers; what is left of a name is OpenAI's.
-_TOWERS = {"image_encoder.": "visual.", "text_encoder.": ""}
 # Where a tower's prompt vectors enter in the file, under OpenAI's names of towers; further layers' are their blocks'
 # `VPT_shallow`.
 _ENTRIES = {"visual.": "visual.VPT", "": "prompt_learner.ctx"}
@@ -34,7 +32,7 @@ def recognise(saved: SavedWeights) -> Converted | None:
     if not any(name.startswith("image_encoder.") for name in saved.tensors):
         return None
     left_out = saved.class_buffers()
-    weights = {_our_name(name): tensor for name, tensor in saved.tensors.items() if name not in left_out}
+    weights = {of_towers(name): tensor for name, tensor in saved.tensors.items() if name not in left_out}
     stacks = {f"{tower}{DEEP_PROMPTS}": found for tower in _ENTRIES if (found := _vectors(weights, tower))}
     prompts = {name: _stacked(found, saved.place) for name, found in stacks.items()}
     if len({stack.shape[:2] for stack in prompts.values()}) > 1 or len(prompts) == 1:
@@ -46,11 +44,6 @@ def recognise(saved: SavedWeights) -> Converted | None:
     stacked = {name for found in stacks.values() for name, _ in found.values()}
     weights = {name: tensor for name, tensor in weights.items() if name not in stacked}
     return Converted(weights | prompts, {DEEP_PROMPTS: {"vectors": vectors, "depth": depth}}, left_out)
-
-
-def _our_name(name: str) -> str:
-    tower = next((prefix for prefix in _TOWERS if name.startswith(prefix)), "")
-    return _TOWERS.get(tower, "") + name.removeprefix(tower)
 
 
 def _vectors(weights: Mapping[str, torch.Tensor], tower: str) -> dict[int, tuple[str, torch.Tensor]]:

@@ -32,6 +32,8 @@ from zar_ray.models.parts import (
     ApartAttention,
     drop_last,
     is_of_head,
+    keep_tokens,
+    kept_tokens,
     require_class_token,
     require_sizes,
 )
@@ -46,7 +48,6 @@ _HEAD = ("mit.", "prompts_generator.", "prompts_visual_ln.", "prompts_visual_pro
 _POSITIONS = "mit.positional_embedding"
 _SHARE = 0.1  # of a new text prompt that is added
 _DEVIATION = 0.02  # of new positions, and of new weights of the head
-_TOKENS = "_tokens_of_this_pass"
 
 
 def attach_cross_frames(clip: Any, frames: int, layers: int = 1, prompt_layers: int = 2) -> None:
@@ -70,7 +71,7 @@ def attach_cross_frames(clip: Any, frames: int, layers: int = 1, prompt_layers: 
         block.register_forward_pre_hook(partial(_append, frames))
         block.register_forward_hook(drop_last)
     # The tower's output has the class token alone; the patches are taken on their way there.
-    visual.transformer.register_forward_hook(partial(_keep, visual))
+    keep_tokens(visual)
     visual.register_forward_hook(_with_patches)
     clip.add_module(FUSION, CrossFrameHead(projection.shape[1], width, frames, layers, prompt_layers))
 
@@ -165,13 +166,8 @@ def _append(frames: int, block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]
     return (torch.cat([x, messages.flatten(0, 1)[:, None].to(x.dtype)], dim=1), *inputs[1:])
 
 
-def _keep(visual: Any, _transformer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-    visual.__dict__[_TOKENS] = output
-
-
 def _with_patches(visual: Any, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-    tokens = visual.__dict__.pop(_TOKENS)
-    return torch.cat([output, tokens[:, 1:].flatten(1).to(output.dtype)], dim=1)
+    return torch.cat([output, kept_tokens(visual)[:, 1:].flatten(1).to(output.dtype)], dim=1)
 
 
 def recognise(saved: SavedWeights) -> Converted | None:

@@ -24,7 +24,7 @@ from zar_ray.adaptation.base import (
     stream_method,
     with_plain_view,
 )
-from zar_ray.adaptation.caches import ConfidentCache, affinities, plain_view
+from zar_ray.adaptation.caches import ConfidentCache, affinities, plain_view, unless_it_fails
 from zar_ray.adaptation.zar import marginal_entropy
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
@@ -141,8 +141,9 @@ class BoostAdapterStream:
         classes, rows = self._classes, with_plain_view(video)
         (before, feature), logits = plain_view(video, classes), classes.initial_logits(rows)
         require_finite(logits, "of the views")
-        found = self.see(classes.model.embedding_part(rows), logits, feature, before)
-        return Decision(before.cpu(), found.after.cpu(), found.entropies.cpu(), found.lent.cpu())
+        with unless_it_fails(self):
+            found = self.see(classes.model.embedding_part(rows), logits, feature, before)
+            return Decision(before.cpu(), found.after.cpu(), found.entropies.cpu(), found.lent.cpu())
 
     def see(self, views: torch.Tensor, logits: torch.Tensor, feature: torch.Tensor, before: torch.Tensor) -> Boosted:
         """Takes a video into the caches and reads them.
@@ -175,7 +176,6 @@ class BoostAdapterStream:
         near = affinities(feature, negative.keys, options.negative_sharpness) * negative.entropies.isfinite()
         against = options.negative_weight * torch.einsum("ks,ksc->c", near, masks)
         after = before + in_favour - against
-        # Nothing is kept before all has succeeded.
         self.positive, self.negative = positive, negative
         return Boosted(before, doubt, share, entropies, lent, copy.counts, in_favour, against, after)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,20 @@ class ConfidentCache:
         return ConfidentCache(
             **{part: state[f"{name}/{part}"].to(value, copy=True) for part, value in vars(self).items()}
         )
+
+
+@contextmanager
+def unless_it_fails(holder: object) -> Iterator[None]:
+    """Puts what an object holds back where what is done inside fails, as where memory runs out.
+
+    Its values are put in each other's place, and never written to, so that this takes no memory.
+    """
+    known = dict(vars(holder))
+    try:
+        yield
+    except Exception:
+        vars(holder).update(known)
+        raise
 
 
 def plain_view(video: VideoFeatures, classes: PromptedClasses) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,7 +27,7 @@ from zar_ray.adaptation.base import (
     stream_method,
     with_plain_view,
 )
-from zar_ray.adaptation.caches import ConfidentCache, affinities
+from zar_ray.adaptation.caches import ConfidentCache, affinities, unless_it_fails
 from zar_ray.adaptation.zar import marginal_entropy
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.precision import exact_float32
@@ -118,9 +118,10 @@ class DpeStream:
         """
         before = averaged(self._classes.initial_logits(video.evaluation))
         require_finite(before, "of the evaluation view")
-        found = self.see(with_plain_view(video), torch.atleast_2d(video.evaluation))
-        loss = found.loss + self._options.alignment * found.alignment
-        return Decision(before.cpu(), found.after.cpu(), found.entropies.cpu(), found.selected.cpu(), loss[None].cpu())
+        with unless_it_fails(self):
+            found = self.see(with_plain_view(video), torch.atleast_2d(video.evaluation))
+            loss = (found.loss + self._options.alignment * found.alignment)[None].cpu()
+            return Decision(before.cpu(), found.after.cpu(), found.entropies.cpu(), found.selected.cpu(), loss)
 
     def see(self, views: torch.Tensor, evaluation: torch.Tensor) -> Evolution:
         """Takes a video into the prototypes.
@@ -167,7 +168,6 @@ class DpeStream:
         else:
             after = averaged(self._classes.logits(evaluation, moved) + self._of_cache(evaluation, images, cached))
         require_finite(after, "after adaptation")
-        # Nothing is kept before all has succeeded.
         self.cache = cache
         if float(entropy(after)) / self._log_classes < options.sure_below:
             self.updates = self.updates + 1

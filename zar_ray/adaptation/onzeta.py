@@ -22,7 +22,7 @@ from zar_ray.adaptation.base import (
     VideoFeatures,
     stream_method,
 )
-from zar_ray.adaptation.caches import plain_view
+from zar_ray.adaptation.caches import plain_view, unless_it_fails
 from zar_ray.errors import ConfigError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.precision import exact_float32
@@ -122,8 +122,9 @@ class OnzetaStream:
             VideoError: Some logits are not finite (stage ``adapt``); nothing is learnt from it.
         """
         before, feature = plain_view(video, self._classes)
-        labels = self._learner.learn(feature)
-        return Decision(logits_before=before.cpu(), logits_after=labels.mixed.cpu())
+        with unless_it_fails(self._learner):
+            labels = self._learner.learn(feature)
+            return Decision(logits_before=before.cpu(), logits_after=labels.mixed.cpu())
 
     def state(self) -> dict[str, torch.Tensor]:
         """The proxies, the duals, and how many videos were seen."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -19,7 +20,7 @@ from zar_ray.adaptation.base import (
     entropy,
     stream_method,
 )
-from zar_ray.adaptation.caches import plain_view
+from zar_ray.adaptation.caches import plain_view, unless_it_fails
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
@@ -42,6 +43,7 @@ class TdaConfig(Options):
     )
 
 
+@dataclass(frozen=True, eq=False)
 class _Cache:
     """For each class the features of the most confident videos that it was the likeliest class of.
 
@@ -51,20 +53,30 @@ class _Cache:
         probabilities: float32 (K, S, K), of the videos' classes.
     """
 
-    def __init__(self, classes: int, capacity: int, like: torch.Tensor) -> None:
-        self.keys = like.new_zeros(classes, capacity, like.shape[-1])
-        self.entropies = like.new_full((classes, capacity), math.inf)
-        self.probabilities = like.new_zeros(classes, capacity, classes)
+    keys: torch.Tensor
+    entropies: torch.Tensor
+    probabilities: torch.Tensor
 
-    def offer(self, feature: torch.Tensor, doubt: torch.Tensor, probabilities: torch.Tensor) -> None:
-        """Puts a video into an empty place of its likeliest class, or in the place of a less confident one."""
+    @classmethod
+    def empty(cls, classes: int, capacity: int, like: torch.Tensor) -> _Cache:
+        """One that holds nothing, for features like `like` (..., D)."""
+        return cls(
+            like.new_zeros(classes, capacity, like.shape[-1]),
+            like.new_full((classes, capacity), math.inf),
+            like.new_zeros(classes, capacity, classes),
+        )
+
+    def offered(self, feature: torch.Tensor, doubt: torch.Tensor, probabilities: torch.Tensor) -> _Cache:
+        """One with a video in an empty place of its likeliest class, or in the place of a less confident one."""
         of = int(probabilities.argmax())
         if not self.entropies.shape[1]:
-            return
+            return self
         place = int(self.entropies[of].argmax())
-        if doubt < self.entropies[of, place]:
-            self.keys[of, place], self.entropies[of, place] = feature, doubt
-            self.probabilities[of, place] = probabilities
+        if not doubt < self.entropies[of, place]:
+            return self
+        keys, entropies, known = (one.clone() for one in vars(self).values())
+        keys[of, place], entropies[of, place], known[of, place] = feature, doubt, probabilities
+        return _Cache(keys, entropies, known)
 
     def affinities(self, feature: torch.Tensor, sharpness: float) -> torch.Tensor:
         """(K, S): exp(-beta (1 - cosine)) of a video and each that is cached; 0 in empty places."""
@@ -79,8 +91,8 @@ class TdaStream:
         self._classes = classes
         self._options = options
         like = classes.initial_features
-        self._positive = _Cache(len(classes), options.positive_capacity, like)
-        self._negative = _Cache(len(classes), options.negative_capacity, like)
+        self._positive = _Cache.empty(len(classes), options.positive_capacity, like)
+        self._negative = _Cache.empty(len(classes), options.negative_capacity, like)
 
     def decide(self, video: VideoFeatures) -> Decision:
         """Offers a video to the caches, and decides by its own logits and theirs.
@@ -88,13 +100,17 @@ class TdaStream:
         Raises:
             VideoError: Some logits are not finite (stage ``adapt``); the caches are as they were.
         """
+        with unless_it_fails(self):
+            return self._decide(video)
+
+    def _decide(self, video: VideoFeatures) -> Decision:
         options = self._options
         before, feature = plain_view(video, self._classes)
         doubt, probabilities = entropy(before), before.softmax(dim=-1)
-        self._positive.offer(feature, doubt, probabilities)
+        self._positive = self._positive.offered(feature, doubt, probabilities)
         low, high = options.negative_entropy
         if low < float(doubt) / math.log2(max(2, len(before))) < high:
-            self._negative.offer(feature, doubt, probabilities)
+            self._negative = self._negative.offered(feature, doubt, probabilities)
         # For a class: the cached videos that it was the likeliest of.
         positive = self._positive.affinities(feature, options.positive_sharpness).sum(dim=1)
         # Against it: the doubtful videos whose probability of it is within the mask.

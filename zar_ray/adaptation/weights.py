@@ -229,7 +229,7 @@ class MovingStream:
                 video, self._classes, self._tower, self._optimiser, self._loss_of, self._steps, moved=moved
             )
         except Exception:
-            self.restore(before)
+            self._put_back(before)
             raise
         self._moved = True
         return decision
@@ -247,6 +247,10 @@ class MovingStream:
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Goes on from a `state`."""
+        self._put_back({name: value.clone() for name, value in state.items()})
+
+    def _put_back(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Goes on from a `state` whose tensors nobody else has, which takes no memory."""
         with torch.no_grad():
             for name, weight in self._tower.weights.items() if self._keeps_weights else ():
                 weight.copy_(state[f"weights/{name}"])
@@ -254,7 +258,7 @@ class MovingStream:
         for name, value in state.items():
             if name.startswith("optimiser/"):
                 _, number, key = name.split("/")
-                held.setdefault(int(number), {})[key] = value.clone()
+                held.setdefault(int(number), {})[key] = value
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": held, "param_groups": groups})
         self._moved = bool(state["moved"])

@@ -241,7 +241,7 @@ def test_memory_that_runs_out_once_anywhere_costs_no_decision(make_adapter, make
     adapter = make_adapter(name, stream=False)
     with Refusing() as counting:
         expected = [one.cases[0] for one in adapter.predict(videos)]
-    for at in places(counting.count, 15):
+    for at in places(counting.count, 10):
         adapter = make_adapter(name, stream=False)
         with Refusing(at):
             outcomes = adapter.predict(videos)
@@ -263,7 +263,7 @@ def test_a_stream_has_not_seen_a_video_that_memory_ran_out_with(make_adapter, ma
     with Refusing() as counting:
         first.predict([make_planned(2)])
     failed = 0
-    for at in places(counting.count, 25):
+    for at in places(counting.count, 16):
         adapter = make_adapter(name, stream=True)
         adapter.predict([make_planned(3)])
         adapter.restore_streams({place: value.clone() for place, value in known.items()})
@@ -301,7 +301,7 @@ def test_a_device_that_is_lost_anywhere_is_said_to_be(make_adapter, make_planned
             continue
         with Refusing() as counting:
             adapter.predict([make_planned(0)])
-        for at in places(counting.count, 8):
+        for at in places(counting.count, 5):
             adapter = make_adapter(name, stream)
             gone = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
             with Refusing(at, gone, forever=True), pytest.raises(DeviceLostError):

@@ -10,9 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zar_ray.adaptation.fusion import video_features
 from zar_ray.models.cost import weightless
 from zar_ray.models.packing import ImageSet, encode_packed, images_at_once
-from zar_ray.training.augmentation import mix
-from zar_ray.training.options import AugmentConfig
-from zar_ray.training.progress import Meter
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.pixels import send, to_device
 from zar_ray.video.plans import plan_views
@@ -131,17 +128,6 @@ def test_what_cannot_be_pinned_is_sent_all_the_same(monkeypatch, error):
     assert torch.equal(indices, torch.arange(4))
     assert len(sent) == 2
     assert len(pinned) == (2 if error is None else 0)
-
-
-def test_a_step_of_training_is_noted_and_mixed_without_a_wait():
-    means, norm = torch.zeros(2, device="meta"), torch.zeros((), device="meta")
-    with Waits() as waits:
-        Meter(torch.empty(0, 4), 8, 1, None).add(means, 0.1, norm)
-    assert waits.count == 0
-    pixels, labels = torch.zeros(4, 2, 3, 8, 8, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
-    with Waits() as waits:
-        mix(pixels, labels, 5, AugmentConfig(mixup=0.8), np.random.default_rng(0))
-    assert waits.count <= 1, "the partners' places, which a GPU's queue does not wait for"
 
 
 def test_a_gpu_takes_larger_passes():

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -166,6 +165,8 @@ def product_share(call: Callable[[], Any], device: torch.device) -> float:
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
     """What the numbers depend on besides the options; neither the machine's name nor paths."""
+    import open_clip
+
     facts: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

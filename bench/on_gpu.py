@@ -27,6 +27,8 @@ from typing import Any, Literal
 import gpu_steps
 
 ENGINE = ("torch", "torchvision", "open_clip", "pydantic", "numpy", "pyarrow", "yaml", "safetensors", "tyro", "rich")
+# A step that has been ended is gone by then, unless it never goes.
+_ENDING_SECONDS = 10.0
 DECODING = ("av", "PIL", "numpy", "pydantic", "yaml")
 
 
@@ -78,7 +80,10 @@ STEPS = (
         "methods",
         100,
         ENGINE,
-        {f"difference_{part}": f"largest difference of a logit, {part}" for part in ("before", "after")},
+        {
+            **{f"difference_{part}": f"largest difference of a logit, {part}" for part in ("before", "after")},
+            "compared": "methods compared",
+        },
         checks=True,
     ),
     Step(
@@ -179,14 +184,19 @@ def run_step(step: Step, dry: bool, seconds: float) -> Outcome:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(step.name, dry, sender))
     started = time.monotonic()
-    process.start()
+    try:
+        process.start()
+    except (OSError, EOFError) as error:
+        outcome.why = f"no process could be started ({type(error).__name__}: {error})"
+        return outcome
     sender.close()
     try:
         if not _listen(receiver, started + seconds, step, outcome):
             outcome.why = f"took longer than the {seconds:.0f} s that it had"
     finally:
         _end(process)
-        process.join()
+        # One that waits within a driver which hangs cannot be ended by anybody.
+        process.join(_ENDING_SECONDS)
         outcome.seconds = time.monotonic() - started
     if outcome.why is None and outcome.status == "failed":
         outcome.why = f"its process ended with status {process.exitcode}"
@@ -216,6 +226,24 @@ def _end(process: BaseProcess) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
             process.kill()
+
+
+def _prepare() -> None:
+    """Loads what the steps have in common, so that none pays for that, nor suffers where a library ends its process."""
+    context = multiprocessing.get_context("forkserver")
+    for preloaded in (["preloaded"], []):
+        context.set_forkserver_preload(preloaded)
+        process = context.Process(target=_nothing)
+        try:
+            process.start()
+        except (OSError, EOFError):
+            continue
+        process.join(_ENDING_SECONDS)
+        return
+
+
+def _nothing() -> None:
+    pass
 
 
 def _work(name: str, dry: bool, sender: Connection) -> None:
@@ -274,8 +302,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     steps = [step for step in STEPS if options.only is None or step.name in options.only]
     until = time.monotonic() + options.seconds
-    # Loaded once, before the processes of the steps are forked; what is missing there is found out by each step.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["zar_ray", "torch", "open_clip", "gpu_steps"])
+    _prepare()
     outcomes: dict[str, Outcome] = {}
     for step in steps:
         left = min(step.seconds, until - time.monotonic())
@@ -292,4 +319,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    if multiprocessing.active_children():
+        os._exit(status)  # Python would wait for a process that cannot be ended
+    sys.exit(status)

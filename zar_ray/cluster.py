@@ -243,7 +243,24 @@ def gpus_per_worker(device: str, asked: float | None) -> float:
     if not gpus and device.startswith("cuda"):
         given = "the cluster has no GPUs" if asked is None else "--gpus-per-worker 0 leaves a worker none"
         raise RunError(f"--device {device}: {given}; choose --device cpu")
+    require_worker_gpus(device, gpus)
     return gpus
+
+
+def require_worker_gpus(device: str, gpus: float) -> None:
+    """Refuses so many GPUs as Ray gives no worker, and one among them that it would not see.
+
+    Raises:
+        RunError: They are more than one and no whole number, or the device is numbered beyond them.
+    """
+    if gpus > 1 and not gpus.is_integer():
+        raise RunError(f"--gpus-per-worker {gpus:g}: Ray gives a worker shares of one GPU, or whole ones")
+    kind, _, number = device.partition(":")
+    if kind == "cuda" and number.isdecimal() and gpus and int(number) >= gpus:
+        raise RunError(
+            f"--device {device}: a worker sees those GPUs alone that it reserves, numbered from 0, and {device} is none"
+            " of them; give --device cuda, and choose among a machine's GPUs with CUDA_VISIBLE_DEVICES"
+        )
 
 
 def worker_device(device: str, gpus: float) -> str:

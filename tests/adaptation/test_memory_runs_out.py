@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gc
+import random
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.base import Decision, Shared
 from zar_ray.adaptation.memo import MemoConfig, open_memo
+from zar_ray.adaptation.methods import METHODS
 from zar_ray.adaptation.tent import TentConfig, open_tent
 from zar_ray.adaptation.tpt import TptConfig, encode_crops
 from zar_ray.adaptation.weights import MovingStream, MovingTower
@@ -18,6 +22,7 @@ from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import DeviceLostError, NoRoomError
 from zar_ray.models.clip import ClipModel
+from zar_ray.models.fitting import Fitting
 from zar_ray.models.text import PromptedClasses
 
 NAMES = ("red circle", "green square", "blue bar")
@@ -204,3 +209,143 @@ def test_a_lost_device_is_no_videos_failure(limited, make_planned, small_options
     adapter = VideoAdapter(limited, prompts_of([NAMES], small_options), ("zar",), small_options)
     with pytest.raises(DeviceLostError):
         adapter.predict([make_planned(1)])
+
+
+class Refusing(TorchDispatchMode):
+    """Runs out of memory in one operation, or from there on; what is there can be written to all the same."""
+
+    def __init__(self, at=0, error=None, forever=False):
+        super().__init__()
+        self.at, self.forever, self.count = at, forever, 0
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        refused = self.count == self.at or (self.forever and self.count > self.at)
+        if self.at and refused and func is not torch.ops.aten.copy_.default:
+            raise self.error
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def make_adapter(tiny_model, small_options):
+    """An adapter of one method, as a stream or not, with passes of any size; None where the method is no such thing."""
+
+    def make(name, stream):
+        told = {"method": (name,), "onzeta": {"videos": 5}, "tpt": {"views": 4}, "rtpt": {"neighbours": 3}}
+        own = METHODS[name].options
+        if own is not None and "stream" in own.model_fields:
+            told[name] = {"stream": stream}
+        elif stream != (METHODS[name].open_stream is not None):
+            return None
+        options = type(small_options)(views=small_options.views, encoder_batch=4, **told)
+        for passes in ("image_passes", "moving_passes", "text_passes"):
+            setattr(tiny_model, passes, Fitting(passes))
+        return VideoAdapter(tiny_model, prompts_of([NAMES], options), options.method, options)
+
+    yield make
+    for passes in ("image_passes", "moving_passes", "text_passes"):
+        setattr(tiny_model, passes, Fitting(passes))
+
+
+def places(count, most):
+    return sorted(random.Random(count).sample(range(1, count + 1), min(most, count)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_memory_that_runs_out_once_anywhere_costs_no_decision(make_adapter, make_planned, name):
+    if make_adapter(name, stream=False) is None:
+        return
+    videos = [make_planned(seed) for seed in range(2)]
+    adapter = make_adapter(name, stream=False)
+    with Refusing() as counting:
+        expected = [one.cases[0] for one in adapter.predict(videos)]
+    for at in places(counting.count, 10):
+        adapter = make_adapter(name, stream=False)
+        with Refusing(at):
+            outcomes = adapter.predict(videos)
+        for one, other in zip(outcomes, expected, strict=True):
+            assert not isinstance(one, Exception), f"operation {at}: {one}"
+            (case,) = one.cases
+            assert torch.allclose(case.decision.logits_after, other.decision.logits_after, atol=2e-2), at
+            assert (case.text_tokens, case.gradient_tokens) == (other.text_tokens, other.gradient_tokens), at
+
+
+@pytest.mark.parametrize("forever", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_stream_has_not_seen_a_video_that_memory_ran_out_with(make_adapter, make_planned, name, forever):
+    if make_adapter(name, stream=True) is None:
+        return
+    first = make_adapter(name, stream=True)
+    first.predict([make_planned(0), make_planned(1)])
+    known = {place: value.clone() for place, value in first.stream_state().items()}
+    with Refusing() as counting:
+        first.predict([make_planned(2)])
+    failed = 0
+    for at in places(counting.count, 16):
+        adapter = make_adapter(name, stream=True)
+        adapter.predict([make_planned(3)])
+        adapter.restore_streams({place: value.clone() for place, value in known.items()})
+        with Refusing(at, forever=forever):
+            (outcome,) = adapter.predict([make_planned(2)])
+        if isinstance(outcome, NoRoomError):
+            failed += 1
+            state = adapter.stream_state()
+            assert state.keys() == known.keys(), at
+            assert all(torch.equal(state[place], value) for place, value in known.items()), at
+    assert failed
+
+
+def test_a_stream_sees_the_videos_beside_one_that_does_not_fit(make_adapter, make_planned, monkeypatch):
+    adapter = make_adapter("tda", stream=True)
+    (stream,) = adapter._streams.values()
+    decide, asked = stream.decide, []
+
+    def full(video):
+        asked.append(video)
+        if len(asked) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decide(video)
+
+    monkeypatch.setattr(stream, "decide", full)
+    outcomes = adapter.predict([make_planned(seed) for seed in range(3)])
+    assert [isinstance(one, NoRoomError) for one in outcomes] == [False, True, False]
+    assert len(asked) == 3, "each is seen once"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_device_that_is_lost_anywhere_is_said_to_be(make_adapter, make_planned, name):
+    for stream in (False, True):
+        if (adapter := make_adapter(name, stream)) is None:
+            continue
+        with Refusing() as counting:
+            adapter.predict([make_planned(0)])
+        for at in places(counting.count, 5):
+            adapter = make_adapter(name, stream)
+            gone = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+            with Refusing(at, gone, forever=True), pytest.raises(DeviceLostError):
+                adapter.predict([make_planned(0)])
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_what_is_done_between_passes_is_halved_too(make_adapter, make_planned, monkeypatch, stored):
+    adapter, videos = make_adapter("zar", stream=False), [make_planned(seed) for seed in range(3)]
+    expected = adapter.predict(videos)
+    if stored:
+        videos = [
+            replace(one, frames=None, embeddings=made.embeddings) for one, made in zip(videos, expected, strict=True)
+        ]
+    together, most = VideoAdapter._encode_together, [1]
+
+    def full(self, some):
+        if len(some) > most[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return together(self, some)
+
+    monkeypatch.setattr(VideoAdapter, "_encode_together", full)
+    for one, other in zip(adapter.predict(videos), expected, strict=True):
+        assert torch.allclose(one.cases[0].decision.logits_after, other.cases[0].decision.logits_after, atol=2e-3)
+    most[0] = 0
+    assert [str(one).partition(";")[0] for one in adapter.predict(videos)] == [
+        "out of memory with one video's embeddings"
+    ] * 3

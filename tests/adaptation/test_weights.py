@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -12,6 +13,7 @@ from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.base import Shared, VideoFeatures, averaged
 from zar_ray.adaptation.memo import MemoConfig, moving_names, open_memo
 from zar_ray.adaptation.tent import TentConfig, norm_names, open_tent
+from zar_ray.adaptation.weights import MovingTower
 from zar_ray.adaptation.zar import marginal_entropy, mean_entropy
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ConfigError, ModelError, VideoError
@@ -276,3 +278,19 @@ def test_several_evaluation_views_are_averaged(tiny_model, make_pixels, small_op
         decision.logits_before, averaged(classes.logits(video.evaluation, classes.initial_features)), atol=1e-5
     )
     assert decision.logits_after.shape == (3,)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-6, 1e-9, 0.0])
+def test_small_gradients_keep_their_digits_in_float16(tiny_model, size):
+    gradients = {}
+    for precision in ("fp32", "fp16"):
+        model = ClipModel(
+            tiny_model.clip, "tiny", tiny_model.preprocessing, tiny_model.architecture, precision=precision
+        )
+        tower = MovingTower(model, moving_names(model, MemoConfig()), images_a_pass=3)
+        draw = torch.Generator().manual_seed(1)
+        images, of_embeddings = torch.randn(5, 3, 32, 32, generator=draw), size * torch.randn(7, 12, generator=draw)
+        tower.set_gradients(lambda rows, images=images: images[rows], np.arange(5), of_embeddings)
+        gradients[precision] = torch.cat([weight.grad.flatten() for weight in tower.weights.values()])
+    exact, half = gradients["fp32"], gradients["fp16"]
+    assert (half - exact).norm() <= 0.01 * exact.norm()

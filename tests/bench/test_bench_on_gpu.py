@@ -125,6 +125,49 @@ def test_mistakes_are_one_line(on_gpu, capsys, tmp_path):
     assert capsys.readouterr().err.endswith("figures.json: there is no such folder\n")
 
 
+@pytest.mark.process
+@pytest.mark.parametrize("breaks", ["raise RuntimeError('operator torchvision::nms does not exist')", "os._exit(3)"])
+def test_a_library_that_cannot_be_loaded_costs_those_that_need_it_alone(repository, tmp_path, breaks):
+    (tmp_path / "open_clip.py").write_text(f"import os\n{breaks}\n")
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = f"{tmp_path}:{environment.get('PYTHONPATH', '')}"
+    place = tmp_path / "figures.json"
+    only = ["--only", "machine", "lstm", "decode"]
+    command = [str(repository / "bench" / "on_gpu.sh"), "--dry", "--json", str(place), *only]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    steps = json.loads(place.read_text())["steps"]
+    assert {name: step["status"] for name, step in steps.items()} == {
+        "machine": "ran",
+        "lstm": "failed",
+        "decode": "ran",
+    }
+    assert steps["lstm"]["why"] in (
+        "RuntimeError: operator torchvision::nms does not exist",
+        "its process ended with status 3",
+    )
+    assert done.returncode == 1
+
+
+def test_a_method_that_fails_hides_no_others_numbers(on_gpu, monkeypatch):
+    steps, noted = sys.modules["gpu_steps"], {}
+
+    def compare(place, names, size):
+        if names == ("zar",):
+            raise RuntimeError("CUDA error: invalid argument")
+        return {"before": 1e-6, "after": 0.2 if names == ("tpt",) else 1e-5}
+
+    monkeypatch.setattr(steps, "save_tiny", lambda folder, **parts: folder)
+    monkeypatch.setattr(steps, "_compare", compare)
+    with pytest.raises(steps.WrongError) as caught:
+        steps.methods(steps.Size(dry=True), lambda **figures: noted.update(figures))
+    assert str(caught.value) == (
+        "zar: RuntimeError: CUDA error: invalid argument; tpt: logits after differ by 2.0e-01, more than 5e-02"
+    )
+    total = 1 + len(noted["differences_after"])
+    assert noted["compared"] == f"{total - 1} of {total}"
+    assert noted["difference_after"] == 0.2
+
+
 def test_wrong_numbers_are_found(on_gpu, monkeypatch):
     steps = sys.modules["gpu_steps"]
     noted = {}
@@ -149,6 +192,8 @@ def test_wrong_numbers_are_found(on_gpu, monkeypatch):
         ("NVIDIA L40S", 3.62e14),
         ("NVIDIA L40", None),
         ("NVIDIA A10G", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA H200 NVL", 8.35e14),
         ("NVIDIA A100-SXM4-80GB", 3.12e14),
     ],
 )

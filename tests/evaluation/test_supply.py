@@ -33,6 +33,7 @@ KINETICS = VideoInfo(300, 30.0, 340, 256, 10.0, "pyav")
         ("Tesla T4", 65.0),
         ("A10G", 70.0),
         ("NVIDIA GeForce RTX 2080", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("", None),
     ],
 )

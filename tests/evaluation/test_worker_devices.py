@@ -73,6 +73,14 @@ def test_a_worker_that_has_a_gpu_must_use_it(there, device):
         (8, "cpu", 1.0, "--gpus-per-worker 1 --device cpu: the CPU needs no GPU; leave one of them away"),
         (2, "auto", 4.0, "--gpus-per-worker 4: the cluster has 2 GPUs"),
         (0, "auto", 0.5, "--gpus-per-worker 0.5: the cluster has 0 GPUs"),
+        (8, "auto", 1.5, "--gpus-per-worker 1.5: Ray gives a worker shares of one GPU, or whole ones"),
+        (
+            8,
+            "cuda:1",
+            None,
+            "--device cuda:1: a worker sees those GPUs alone that it reserves, .*; give --device cuda",
+        ),
+        (8, "cuda:2", 2.0, "--device cuda:2: a worker sees those GPUs alone that it reserves"),
     ],
 )
 def test_what_does_not_fit_is_one_line(there, gpus, device, asked, said):
@@ -84,6 +92,18 @@ def test_what_does_not_fit_is_one_line(there, gpus, device, asked, said):
     ):
         with pytest.raises(RunError, match=said):
             refuse()
+
+
+def test_gpus_that_may_still_come_are_looked_at_too(there):
+    there(16)
+    for said in ({"gpus_per_worker": 2.5}, {"device": "cuda:1"}):
+        with pytest.raises(RunError, match=r"Ray gives a worker|a worker sees"):
+            room(EvaluationOptions(wait_for_gpus=0.1, **said))
+
+
+def test_the_first_of_the_gpus_that_a_worker_reserves_may_be_numbered(there):
+    there(16, 8)
+    assert [gpus_per_worker(*told) for told in (("cuda:0", 0.5), ("cuda:0", None), ("cuda:1", 2.0))] == [0.5, 1.0, 2.0]
 
 
 def test_apples_gpu_is_used_where_it_is_named(there):

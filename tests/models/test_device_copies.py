@@ -11,7 +11,7 @@ from zar_ray.adaptation.fusion import video_features
 from zar_ray.models.cost import weightless
 from zar_ray.models.packing import ImageSet, encode_packed, images_at_once
 from zar_ray.video.options import ViewConfig
-from zar_ray.video.pixels import to_device
+from zar_ray.video.pixels import send, to_device
 from zar_ray.video.plans import plan_views
 from zar_ray.video.transforms import Preprocessing
 
@@ -102,6 +102,32 @@ def test_indices_of_all_shapes_arrive_as_they_were():
         assert torch.equal(sent, torch.from_numpy(np.array(one, order="C")))
     for one, sent in zip(arrays, to_device(arrays, torch.device("meta")), strict=True):
         assert tuple(sent.shape) == one.shape
+
+
+class Gpu:
+    """A device that takes what it is given; PyTorch here knows none."""
+
+    type = "cuda"
+
+
+@pytest.mark.parametrize("error", [None, torch.AcceleratorError("CUDA error: out of memory")])
+def test_what_cannot_be_pinned_is_sent_all_the_same(monkeypatch, error):
+    pinned, sent = [], []
+
+    def pin(tensor):
+        if error is not None:
+            raise error
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, non_blocking: sent.append(tensor) or tensor)
+    given, device = torch.arange(3), Gpu()
+    assert torch.equal(send(given, device), given)
+    (indices,) = to_device([np.arange(4)], device)
+    assert torch.equal(indices, torch.arange(4))
+    assert len(sent) == 2
+    assert len(pinned) == (2 if error is None else 0)
 
 
 def test_a_gpu_takes_larger_passes():

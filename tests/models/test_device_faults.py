@@ -14,6 +14,13 @@ from zar_ray.models.device_faults import answers, is_lost, is_out_of_memory, wat
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
+UNSURE = [  # what libraries that find no room say, and those that find no device
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: HIPBLAS_STATUS_NOT_INITIALIZED when calling `hipblasCreate(handle)`"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_NOT_INITIALIZED, when calling `cusolverDnCreate(handle)`"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
+]
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.10 GiB"),
     MemoryError(),
@@ -24,6 +31,8 @@ FULL = [
     RuntimeError("MPS backend out of memory (MPS allocated: 17.91 GB, other allocations: 1.2 GB)"),
     RuntimeError("Invalid buffer size: 74.51 GiB"),  # of MPS
     RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY"),
+    *UNSURE,
 ]
 LOST = [
     torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
@@ -54,6 +63,24 @@ OTHER = [
 def test_a_full_memory_is_told_from_a_lost_device(error):
     assert is_out_of_memory(error)
     assert not is_lost(error, CPU)
+
+
+@pytest.mark.parametrize("error", UNSURE, ids=str)
+@pytest.mark.parametrize("alive", [True, False])
+def test_what_libraries_say_of_both_is_asked(monkeypatch, error, alive):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: CUDA)
+    monkeypatch.setattr(device_faults, "answers", lambda device: alive)
+    assert is_out_of_memory(error) == alive
+    assert is_lost(error, CUDA) != alive
+
+    def call():
+        raise error
+
+    if alive:
+        assert within_memory(call) is None
+    else:
+        with pytest.raises(DeviceLostError), watched(CUDA):
+            within_memory(call)
 
 
 @pytest.mark.parametrize("error", LOST, ids=str)

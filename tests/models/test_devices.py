@@ -105,13 +105,24 @@ def test_a_driver_that_was_updated_under_a_running_kernel(machine, monkeypatch):
         pick_device("auto")
 
 
-@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles"])
+@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles", "-1,0", " -1", ",0"])
 def test_gpus_that_are_hidden_are_none(machine, monkeypatch, hidden):
     machine()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert pick_device("auto") == torch.device("cpu")
     with pytest.raises(ModelError, match="device cuda: there is no GPU that PyTorch can use; choose --device cpu"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize("named", ["7", "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "MIG-GPU-8932f937/1/2"])
+def test_a_variable_that_names_no_gpu_is_told(machine, monkeypatch, named):
+    machine(cuda=13020, error="No CUDA GPUs are available")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    problem = unusable_gpu()
+    assert (
+        f"(No CUDA GPUs are available); see whether CUDA_VISIBLE_DEVICES, '{named}', names one that is there" in problem
+    )
+    assert problem.endswith("or choose --device cpu")
 
 
 @pytest.mark.parametrize("code", ["NVML_ERROR_LIBRARY_NOT_FOUND", "NVML_ERROR_DRIVER_NOT_LOADED"])

@@ -96,6 +96,30 @@ def test_memory_that_does_not_suffice_is_halved_or_said(classifier, monkeypatch,
     assert "not enough memory" in answer.explanation_missing
 
 
+@pytest.mark.parametrize("place", ["of", "features"])
+def test_kept_label_sets_make_room_for_those_that_are_asked_for(classifier, monkeypatch, place):
+    """Memory is short while more than one set is held, as it may be read, or its context tuned."""
+    classifier, short = Classifier(classifier.config), [1]
+    whole = getattr(PromptedClasses, place)
+
+    def limited(*given):
+        if len(classifier._texts) + (place == "of") > short[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(*given)
+
+    monkeypatch.setattr(PromptedClasses, place, limited)
+    sets = [("g", "h"), ("i", "j"), ("k", "l", "m")]
+    answers = [classifier.answer([job(classifier, 1, labels=labels)])[0] for labels in sets]
+    assert [answer.candidates for answer in answers] == [2, 2, 3]
+    short[0] = 0
+    (answer,) = classifier.answer([job(classifier, 1, labels=("n", "o"))])
+    assert answer.code == "overloaded"
+    assert answer.detail.startswith("out of memory")
+    short[0] = 1
+    (answer,) = classifier.answer([job(classifier, 1, labels=("n", "o"))])
+    assert answer.candidates == 2
+
+
 def test_a_lost_device_is_no_questions_failure(classifier, monkeypatch):
     def lost(pixels):
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")

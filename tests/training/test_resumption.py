@@ -275,6 +275,22 @@ class TestMemoryRunsOut:
         with pytest.raises(RunError, match=r"^out of memory while videos were decoded; decode fewer"):
             run(steps=1, average_from=None)
 
+    def test_an_update_that_does_not_fit_is_told_and_not_tried_again(self, run, monkeypatch):
+        def full(self, *_):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", full)
+        with pytest.raises(RunError, match=r"^out of memory updating the weights, .* train less with --trains$"):
+            run(steps=1, average_from=None)
+
+    def test_a_device_that_is_lost_in_an_update_is_no_mistake(self, run, monkeypatch):
+        def lost(self, *_):
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", lost)
+        with pytest.raises(torch.AcceleratorError):
+            run(steps=1, average_from=None)
+
     def test_others_wait_for_one_exchange_a_step_whatever_it_tried(self, run, room, monkeypatch):
         """Each call is one that all processes must make: one more or less, and they would wait for ever."""
         exchanged = []

@@ -312,7 +312,16 @@ class VideoAdapter:
         return [next(decided) if isinstance(one, _Encoded) else one for one in encoded]
 
     def _encode(self, videos: Sequence[PlannedVideo]) -> list[_Encoded | VideoError]:
-        """The videos with embeddings, or why there are none."""
+        """The videos with embeddings, or why there are none; halves of them by themselves where memory runs out."""
+        encoded = within_memory(partial(self._encode_together, videos))
+        if encoded is not None:
+            return encoded
+        if len(videos) == 1:
+            return [NoRoomError(f"out of memory with one video's embeddings; {MORE_MEMORY}", stage="encode")]
+        half = len(videos) // 2
+        return [*self._encode(videos[:half]), *self._encode(videos[half:])]
+
+    def _encode_together(self, videos: Sequence[PlannedVideo]) -> list[_Encoded | VideoError]:
         started = time.perf_counter()
         sets = [ImageSet(one.frames, one.plan.images, one.plan.boxes) for one in videos if one.frames is not None]
         at_once = images_at_once(self.options.encoder_batch, self.model.device)
@@ -339,7 +348,7 @@ class VideoAdapter:
             self._memory.begin()
             known = replace(counted)
             started = time.perf_counter()
-            outcomes = self._within_memory(case, chosen)
+            outcomes = self._outcomes(case, chosen)
             seconds = (time.perf_counter() - started) / len(chosen)
             # Every context has as many tokens, and methods tune as many of each video's.
             decided = max(1, sum(isinstance(one, Decision) for one in outcomes))
@@ -363,24 +372,30 @@ class VideoAdapter:
                 one.said.append((case.setting, prediction))
         return [one.prediction() for one in videos]
 
-    def _within_memory(self, case: Case, videos: Sequence[_Encoded]) -> list[Outcome]:
-        """What one case says of each video; of those alone for which there is not enough memory, that there is not."""
-        outcomes = within_memory(partial(self._outcomes, case, videos))
+    def _outcomes(self, case: Case, videos: Sequence[_Encoded]) -> list[Outcome]:
+        """What one case says of each video; where there is not enough memory, of halves of them by themselves."""
+        if case.case_id in self._streams and len(videos) > 1:
+            # Each is seen once.
+            return [outcome for one in videos for outcome in self._outcomes(case, [one])]
+        outcomes = within_memory(partial(self._together, case, videos))
         if outcomes is not None:
             return outcomes
-        if len(videos) > 1 and case.case_id not in self._streams:  # a stream sees each once
-            return [outcome for one in videos for outcome in self._within_memory(case, [one])]
-        what = f"out of memory in {case.method} over {len(self._classes[case.setting][case.class_set])} classes"
-        return [NoRoomError(f"{what}; {MORE_MEMORY}", stage="adapt") for _ in videos]
+        if len(videos) == 1:
+            classes = self._classes[case.setting][case.class_set]
+            what = f"out of memory in {case.method} over {len(classes)} classes"
+            return [NoRoomError(f"{what}; {MORE_MEMORY}", stage="adapt")]
+        half = len(videos) // 2
+        return [*self._outcomes(case, videos[:half]), *self._outcomes(case, videos[half:])]
 
-    def _outcomes(self, case: Case, videos: Sequence[_Encoded]) -> list[Outcome]:
-        """What one case says of each video."""
+    def _together(self, case: Case, videos: Sequence[_Encoded]) -> list[Outcome]:
         method, (own, shared) = get_method(case.method), self._told(case)
-        # Averaging frames to views is the method's work; cases that share it find it done.
-        given = [one.under(case.setting, method.fusion(own), method.works_from_pixels(own)) for one in videos]
-        if case.case_id in self._streams:
-            return decisions(given, self._streams[case.case_id].decide)
-        return method.adapt(given, self._classes[case.setting][case.class_set], own, shared)
+        classes = self._classes[case.setting][case.class_set]
+        with classes.counted.unless_it_fails():
+            # Averaging frames to views is the method's work; cases that share it find it done.
+            given = [one.under(case.setting, method.fusion(own), method.works_from_pixels(own)) for one in videos]
+            if case.case_id in self._streams:
+                return decisions(given, self._streams[case.case_id].decide)
+            return method.adapt(given, classes, own, shared)
 
 
 @dataclass(frozen=True, eq=False)

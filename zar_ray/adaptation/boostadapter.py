@@ -22,7 +22,15 @@ from zar_ray.adaptation.base import (
     stream_method,
     views_with_logits,
 )
-from zar_ray.adaptation.caches import ConfidentCache, DoubtfulCache, plain_view, restored, share_of_doubt, state_of
+from zar_ray.adaptation.caches import (
+    ConfidentCache,
+    DoubtfulCache,
+    plain_view,
+    restored,
+    share_of_doubt,
+    state_of,
+    unless_it_fails,
+)
 from zar_ray.adaptation.tda import TdaConfig
 from zar_ray.adaptation.zar import marginal_entropy
 from zar_ray.models.text import PromptedClasses
@@ -92,8 +100,9 @@ class BoostAdapterStream:
         """
         classes = self._classes
         (before, feature), (rows, logits) = plain_view(video, classes), views_with_logits(video, classes)
-        found = self.see(classes.model.embedding_part(rows), logits, feature, before)
-        return Decision(before.cpu(), found.after.cpu(), found.entropies.cpu(), found.lent.cpu())
+        with unless_it_fails(self):
+            found = self.see(classes.model.embedding_part(rows), logits, feature, before)
+            return Decision(before.cpu(), found.after.cpu(), found.entropies.cpu(), found.lent.cpu())
 
     def see(self, views: torch.Tensor, logits: torch.Tensor, feature: torch.Tensor, before: torch.Tensor) -> Boosted:
         """Takes a video into the caches and reads them.
@@ -123,7 +132,6 @@ class BoostAdapterStream:
         in_favour = options.positive_weight * copy.affinities(feature, options.positive_sharpness).sum(dim=1)
         against = options.negative_weight * negative.against(feature, options.negative_sharpness, options.negative_mask)
         after = before + in_favour - against
-        # Nothing is kept before all has succeeded.
         self.positive, self.negative = positive, negative
         return Boosted(before, doubt, share, entropies, lent, copy.counts, in_favour, against, after)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -132,6 +133,20 @@ def restored(held: _Held, state: Mapping[str, torch.Tensor], under: str = "") ->
 def share_of_doubt(doubt: torch.Tensor, classes: int) -> torch.Tensor:
     """Entropy in nats over log2(K), as the published code of these methods has it."""
     return doubt / math.log2(max(2, classes))
+
+
+@contextmanager
+def unless_it_fails(holder: object) -> Iterator[None]:
+    """Puts what an object holds back where what is done inside fails, as where memory runs out.
+
+    Its values are put in each other's place, and never written to, so that this takes no memory.
+    """
+    known = dict(vars(holder))
+    try:
+        yield
+    except Exception:
+        vars(holder).update(known)
+        raise
 
 
 def plain_view(video: VideoFeatures, classes: PromptedClasses) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,7 +21,7 @@ from zar_ray.adaptation.base import (
     stream_method,
     views_with_logits,
 )
-from zar_ray.adaptation.caches import affinities, plain_view, restored, state_of
+from zar_ray.adaptation.caches import affinities, plain_view, restored, state_of, unless_it_fails
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
@@ -130,9 +130,10 @@ class DmnStream:
             texts = classes.texts_for(torch.atleast_2d(video.evaluation))
         if texts.ndim == 3:
             texts = normalize(texts.mean(dim=0), dim=-1)
-        found = self.see(feature, logits, texts)
-        after = weighted_sum(before, found.logits, self._options.weight)
-        return Decision(before.cpu(), after.cpu(), found.entropies.cpu(), found.selected.cpu())
+        with unless_it_fails(self):
+            found = self.see(feature, logits, texts)
+            after = weighted_sum(before, found.logits, self._options.weight)
+            return Decision(before.cpu(), after.cpu(), found.entropies.cpu(), found.selected.cpu())
 
     def see(self, feature: torch.Tensor, logits: torch.Tensor, texts: torch.Tensor) -> Recollection:
         """Takes a video into the memory and reads it.
@@ -150,7 +151,6 @@ class DmnStream:
         memory = self.memory.with_one_more(int(mean.argmax()), feature, doubt, options.capacity)
         read = memory.read(feature, texts, options.sharpness)
         own = self._classes.logits(feature, read)
-        # Nothing is kept before all has succeeded.
         self.memory = memory
         return Recollection(entropies, selected, mean, doubt, read, own)
 

@@ -34,6 +34,7 @@ from zar_ray.adaptation.caches import (
     share_of_doubt,
     state_of,
     unfit_for_online_texts,
+    unless_it_fails,
 )
 from zar_ray.adaptation.zar import marginal_entropy
 from zar_ray.models.precision import exact_float32
@@ -122,9 +123,10 @@ class DpeStream:
             VideoError: Some logits are not finite (stage ``adapt``); prototypes and cache are as they were.
         """
         before = evaluation_logits(video, self._classes)
-        found = self.see(with_plain_view(video), torch.atleast_2d(video.evaluation))
-        loss = found.loss + self._options.alignment * found.alignment
-        return Decision(before.cpu(), found.after.cpu(), found.entropies.cpu(), found.selected.cpu(), loss[None].cpu())
+        with unless_it_fails(self):
+            found = self.see(with_plain_view(video), torch.atleast_2d(video.evaluation))
+            loss = (found.loss + self._options.alignment * found.alignment)[None].cpu()
+            return Decision(before.cpu(), found.after.cpu(), found.entropies.cpu(), found.selected.cpu(), loss)
 
     def see(self, views: torch.Tensor, evaluation: torch.Tensor) -> Evolution:
         """Takes a video into the prototypes.
@@ -172,7 +174,6 @@ class DpeStream:
         else:
             after = averaged(self._classes.logits(evaluation, moved) + self._of_cache(evaluation, images, cached))
         require_finite(after, "after adaptation")
-        # Nothing is kept before all has succeeded.
         self.cache = cache
         if float(share_of_doubt(entropy(after), len(after))) < options.sure_below:
             self.updates = self.updates + 1

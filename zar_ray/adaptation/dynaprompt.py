@@ -28,6 +28,7 @@ from zar_ray.adaptation.base import (
     stream_method,
     with_plain_view,
 )
+from zar_ray.adaptation.caches import unless_it_fails
 from zar_ray.adaptation.zar import marginal_entropy
 from zar_ray.errors import NoRoomError
 from zar_ray.models.fitting import MORE_MEMORY
@@ -220,7 +221,12 @@ class PromptPool:
     ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
         """What a pass of the text tower gives for prompts, as many at a time as fit."""
         classes = self._classes
-        for part, made in classes.model.text_passes.each(prompts, _TOKENS_AT_ONCE, call, classes.tokens):
+
+        def counted(part: Sequence[int]) -> torch.Tensor:
+            with classes.counted.unless_it_fails():
+                return call(part)
+
+        for part, made in classes.model.text_passes.each(prompts, _TOKENS_AT_ONCE, counted, classes.tokens):
             if made is None:
                 what = f"out of memory in dynaprompt over {len(classes)} classes"
                 raise NoRoomError(f"{what}; {MORE_MEMORY}, or fewer classes", "adapt")
@@ -240,20 +246,16 @@ class DynapromptStream:
         Raises:
             VideoError: See `PromptPool.tune`, or some logits after it are not finite; the pool is as it was.
         """
-        known = self.state()
-        try:
+        with unless_it_fails(self._pool):
             before = evaluation_logits(video, self._classes)
             step = self._pool.tune(with_plain_view(video))
             texts = self._pool.features(step.choice.chosen.tolist())
             logits = self._classes.logits(torch.atleast_2d(video.evaluation), texts)
             after = averaged(logits.mean(dim=0))
             require_finite(after, "after adaptation")
-        except Exception:
-            self.restore(known)
-            raise
-        return Decision(
-            before.cpu(), after.cpu(), step.view_entropies.cpu(), step.selected.cpu(), step.loss[None].cpu()
-        )
+            return Decision(
+                before.cpu(), after.cpu(), step.view_entropies.cpu(), step.selected.cpu(), step.loss[None].cpu()
+            )
 
     def state(self) -> dict[str, torch.Tensor]:
         """The prompts, the order of their use, and the counts."""

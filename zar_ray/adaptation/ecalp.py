@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import Decision, Shared, VideoFeatures, require_finite, stream_method
-from zar_ray.adaptation.caches import plain_view, unfit_for_online_texts
+from zar_ray.adaptation.caches import plain_view, unfit_for_online_texts, unless_it_fails
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
@@ -189,15 +189,12 @@ class EcalpStream:
             VideoError: Some logits or scores are not finite (stage ``adapt``); the graph is as it was.
         """
         before, feature = plain_view(video, self._classes)
-        known = self.state()
-        scores = self._graph.place(feature.cpu()).scores
-        try:
+        with unless_it_fails(self._graph):
+            scores = self._graph.place(feature.cpu()).scores
             require_finite(scores, "after propagation")
-        except Exception:
-            self.restore(known)
-            raise
-        # The scores' shares are the probabilities; the smallest number stands for none.
-        return Decision(logits_before=before.cpu(), logits_after=scores.clamp(min=torch.finfo(scores.dtype).tiny).log())
+            # The scores' shares are the probabilities; the smallest number stands for none.
+            after = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+            return Decision(logits_before=before.cpu(), logits_after=after)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The videos, their edges and their labels; as many rows as videos were seen."""

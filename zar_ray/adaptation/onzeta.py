@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import normalize
 
 from zar_ray.adaptation.base import Decision, Shared, VideoFeatures, stream_method
-from zar_ray.adaptation.caches import plain_view, unfit_for_online_texts
+from zar_ray.adaptation.caches import plain_view, unfit_for_online_texts, unless_it_fails
 from zar_ray.errors import ConfigError
 from zar_ray.models.precision import exact_float32
 from zar_ray.models.text import PromptedClasses
@@ -117,8 +117,9 @@ class OnzetaStream:
             VideoError: Some logits are not finite (stage ``adapt``); nothing is learnt from it.
         """
         before, feature = plain_view(video, self._classes)
-        labels = self._learner.learn(feature)
-        return Decision(logits_before=before.cpu(), logits_after=labels.mixed.cpu())
+        with unless_it_fails(self._learner):
+            labels = self._learner.learn(feature)
+            return Decision(logits_before=before.cpu(), logits_after=labels.mixed.cpu())
 
     def state(self) -> dict[str, torch.Tensor]:
         """The proxies, the duals, and how many videos were seen."""

@@ -12,7 +12,15 @@ from collections.abc import Mapping
 import torch
 
 from zar_ray.adaptation.base import Decision, Shared, VideoFeatures, entropy, stream_method
-from zar_ray.adaptation.caches import ConfidentCache, DoubtfulCache, plain_view, restored, share_of_doubt, state_of
+from zar_ray.adaptation.caches import (
+    ConfidentCache,
+    DoubtfulCache,
+    plain_view,
+    restored,
+    share_of_doubt,
+    state_of,
+    unless_it_fails,
+)
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Bounds, Options, option
 
@@ -50,6 +58,10 @@ class TdaStream:
         Raises:
             VideoError: Some logits are not finite (stage ``adapt``); the caches are as they were.
         """
+        with unless_it_fails(self):
+            return self._decide(video)
+
+    def _decide(self, video: VideoFeatures) -> Decision:
         options = self._options
         before, feature = plain_view(video, self._classes)
         of, doubt = int(before.argmax()), entropy(before)
@@ -61,7 +73,6 @@ class TdaStream:
         in_favour = positive.affinities(feature, options.positive_sharpness).sum(dim=1)
         against = negative.against(feature, options.negative_sharpness, options.negative_mask)
         after = before + options.positive_weight * in_favour - options.negative_weight * against
-        # Nothing is kept before all has succeeded.
         self._positive, self._negative = positive, negative
         return Decision(logits_before=before.cpu(), logits_after=after.cpu())
 

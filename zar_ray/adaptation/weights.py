@@ -34,6 +34,9 @@ from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options
 from zar_ray.video.pixels import crop_and_normalise
 
+# Far enough from the largest float16, 65504, for the sums over all tokens of a pass.
+_LARGEST = 0.25
+
 Cut = Callable[[np.ndarray], torch.Tensor]
 """Some of a video's images, rows int64 (n,), cut out of its frames: float32 (n, 3, R, R), normalised."""
 
@@ -102,6 +105,18 @@ class MovingTower:
                 embeddings[list(part)] = found
         return embeddings
 
+    def _scale(self, gradient: torch.Tensor) -> torch.Tensor | None:
+        """A power of two that brings a gradient's largest number near `_LARGEST`; None where products need none.
+
+        On their way back through float16 gradients of single images, about 1e-5, would lose most of their digits
+        (Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3.2).
+        """
+        if self.model.precision != "fp16":
+            return None
+        # No number is asked for, so that nothing waits for a GPU.
+        largest = gradient.abs().amax().clamp(min=torch.finfo(gradient.dtype).tiny)
+        return (_LARGEST / largest).log2().floor().exp2()
+
     def set_gradients(self, cut: Cut, rows: np.ndarray, of_embeddings: torch.Tensor) -> None:
         """Adds up the weights' gradients, a pass at a time, so that no graph is larger than a pass.
 
@@ -115,10 +130,14 @@ class MovingTower:
             # Where memory ran out, the pass had added to some gradients, and not to others.
             for weight in self.weights.values():
                 weight.grad = None
+            scale = self._scale(of_embeddings)
             for first in range(0, len(rows), most):
                 part = rows[first : first + most]
                 with torch.enable_grad(), exact_float32():
-                    self.encode(cut(part)).backward(of_embeddings[torch.from_numpy(part).to(of_embeddings.device)])
+                    given = of_embeddings[torch.from_numpy(part).to(of_embeddings.device)]
+                    self.encode(cut(part)).backward(given if scale is None else given * scale)
+            if scale is not None:
+                torch._foreach_div_([w.grad for w in self.weights.values() if w.grad is not None], scale)
             return True
 
         if not self.model.moving_passes.once(min(self.images_a_pass, len(rows)), add_up):
@@ -172,7 +191,7 @@ class MovingStream:
         try:
             decision = self._decided(video, self._moved and self._keeps_weights)
         except Exception:
-            self.restore(before)
+            self._put_back(before)
             raise
         self._moved = True
         return decision
@@ -233,6 +252,10 @@ class MovingStream:
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Goes on from a `state`."""
+        self._put_back({name: value.clone() for name, value in state.items()})
+
+    def _put_back(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Goes on from a `state` whose tensors nobody else has, which takes no memory."""
         with torch.no_grad():
             for name, weight in self._tower.weights.items() if self._keeps_weights else ():
                 weight.copy_(state[f"weights/{name}"])
@@ -240,7 +263,7 @@ class MovingStream:
         for name, value in state.items():
             if name.startswith("optimiser/"):
                 _, number, key = name.split("/")
-                held.setdefault(int(number), {})[key] = value.clone()
+                held.setdefault(int(number), {})[key] = value
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": held, "param_groups": groups})
         self._moved = bool(state["moved"])

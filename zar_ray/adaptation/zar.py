@@ -189,8 +189,9 @@ def _tuned(
     """
 
     def together(part: Sequence[VideoFeatures]) -> Sequence[tuple[Outcome, torch.Tensor]]:
-        start = Start.untuned(classes) if context is None else Start.at(context, classes)
-        return _adapt_together(part, classes, options, objective, decide, start)
+        with classes.counted.unless_it_fails():
+            start = Start.untuned(classes) if context is None else Start.at(context, classes)
+            return _adapt_together(part, classes, options, objective, decide, start)
 
     alone = (
         f"out of memory tuning the context of one video over {len(classes)} classes; {MORE_MEMORY}, or fewer classes"

@@ -28,7 +28,7 @@ from ray.util import placement_group, remove_placement_group
 from ray.util.client import ray as client
 from rich.console import Console
 
-from zar_ray.cluster import gpus_per_worker, total_gpus, worker_device
+from zar_ray.cluster import gpus_per_worker, require_worker_gpus, total_gpus, worker_device
 from zar_ray.errors import RunError
 from zar_ray.evaluation.options import EvaluationOptions
 from zar_ray.evaluation.resources import Resources, Wanted, alive_nodes
@@ -87,7 +87,9 @@ def _gpus_of_a_replica(options: EvaluationOptions, may_come: bool) -> float:
     by_default = options.device != "auto" or sys.platform != "darwin"
     lacking = (float(by_default) if asked is None else asked) > total_gpus()
     if lacking and may_come and options.device != "cpu":
-        return 1.0 if asked is None else asked
+        gpus = 1.0 if asked is None else asked
+        require_worker_gpus(options.device, gpus)
+        return gpus
     return gpus_per_worker(options.device, asked)
 
 

@@ -77,8 +77,13 @@ class Supply:
 
 
 def peak_of(name: str) -> float | None:
-    """A GPU's 1e12 operations a second by its name, as the driver or Ray has it; None of one that is not known."""
+    """A GPU's 1e12 operations a second by its name, as the driver or Ray has it; None of one that is not known.
+
+    Nor is it of a part of one (MIG).
+    """
     words = set(re.split(r"[^A-Z0-9]+", name.upper()))
+    if "MIG" in words:
+        return None
     return next((peak for model, peak in PEAKS.items() if model in words), None)
 
 

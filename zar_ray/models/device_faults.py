@@ -20,7 +20,14 @@ _T = TypeVar("_T")
 
 # PyTorch has a class of its own for a full GPU; its allocators of the host, of MPS and of libraries say it in words.
 _FULL = re.compile(
-    r"out of memory|allocate memory|not enough memory|ALLOC(ATION)?_FAILED|invalid buffer size", re.IGNORECASE
+    r"out[ _]of[ _]memory|allocate memory|not enough memory|ALLOC(ATION)?_FAILED|invalid buffer size", re.IGNORECASE
+)
+
+# What libraries say of a GPU that has no room for what they need of it themselves: cuBLAS cannot make its handle, and
+# cuDNN finds no way to compute (PyTorch's own words). Of a lost one they say the same, so that it is asked.
+_FULL_OR_LOST = re.compile(
+    r"BLAS(LT)?_STATUS_NOT_INITIALIZED|SOLVER_STATUS_NOT_INITIALIZED|unable to find an engine|valid cuDNN algorithm",
+    re.IGNORECASE,
 )
 
 # Errors of CUDA, and of HIP, that stay (CUDA Runtime API, "Data types used by CUDA Runtime", cudaError).
@@ -39,7 +46,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there was not enough memory, on the device or the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and _FULL.search(str(error)) is not None
+    if not isinstance(error, RuntimeError):
+        return False
+    said = str(error)
+    if _FULL.search(said) is not None:
+        return True
+    if _FULL_OR_LOST.search(said) is None:
+        return False
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return device is None or answers(device)
 
 
 def is_lost(error: BaseException, device: torch.device) -> bool:

@@ -13,7 +13,12 @@ from zar_ray.errors import ModelError, reason_of
 _OLDER_WHEELS = {12: "cu126, cu128 or cu129"}
 # Headers would be compiled ahead, which takes most of half a minute and pays with the second function alone.
 _IN_A_SECOND: dict[str, Any] = {"cpp_cache_precompile_headers": False}
-_HIDDEN = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that leave no GPU
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_HIDDEN = (
+    "",
+    "-1",
+    "NoDevFiles",
+)  # a first one of these leaves no GPU (CUDA C++ Programming Guide, "CUDA environment")
 
 
 def pick_device(device: torch.device | str) -> torch.device:
@@ -52,7 +57,8 @@ def unusable_gpu() -> str | None:
     Returns:
         None where it can, where there is no GPU, and where ``CUDA_VISIBLE_DEVICES`` hides all.
     """
-    if torch.cuda.is_available() or os.environ.get("CUDA_VISIBLE_DEVICES") in _HIDDEN:
+    visible = os.environ.get(_VISIBLE)
+    if torch.cuda.is_available() or (visible is not None and visible.partition(",")[0].strip() in _HIDDEN):
         return None
     found = _driver()
     if found is None:
@@ -74,6 +80,9 @@ def unusable_gpu() -> str | None:
         ]
     elif own is None:
         ways = ["install PyTorch's wheels for CUDA (docs/installation.md)", *ways]
+    elif visible is not None:
+        # A number or a UUID of another machine's, or of a part of a GPU that is no more, hides all from there on.
+        ways = [f"see whether {_VISIBLE}, {visible!r}, names one that is there", *ways]
     return f"{gpu}, and PyTorch, built {built}, cannot use it ({reason}); {', or '.join(ways)}"
 
 

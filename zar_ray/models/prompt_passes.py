@@ -10,7 +10,8 @@ context: what its pass leaves behind for gradients is a *trail*, which each can 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,16 @@ class TokenCount:
     def back(self, tokens: int) -> None:
         """Counts tokens that gradients have gone back through."""
         self.backward += tokens
+
+    @contextmanager
+    def unless_it_fails(self) -> Iterator[None]:
+        """Counts nothing of what is done inside where that fails, as where memory runs out: it is done anew."""
+        known = self.forward, self.backward
+        try:
+            yield
+        except Exception:
+            self.forward, self.backward = known
+            raise
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,6 +57,11 @@ class TextCache:
         """Bytes that all sets hold, as they were when last counted."""
         return sum(self._sizes.values())
 
+    def clear(self) -> None:
+        """Lets go of all sets."""
+        for held in (self._kept, self._sizes, self._again, self._in_use):
+            held.clear()
+
     def settle(self) -> None:
         """Counts the sets that were asked for since the last time, and lets go of what is beyond the bound."""
         for key in self._in_use:

@@ -14,11 +14,13 @@ import zar_ray
 from zar_ray.adaptation.adapter import CasePrediction, PlannedVideo, VideoAdapter, VideoPrediction
 from zar_ray.adaptation.base import entropy
 from zar_ray.adaptation.methods import get_method
+from zar_ray.adaptation.options import AdaptationOptions
 from zar_ray.adaptation.predict import rank_labels
-from zar_ray.data.class_texts import prompts_of
+from zar_ray.data.class_texts import ClassPrompts, prompts_of
 from zar_ray.errors import ConfigError, DeviceLostError, ModelError, NoRoomError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.device_faults import watched, within_memory
+from zar_ray.models.fitting import MORE_MEMORY
 from zar_ray.models.loading import load_model
 from zar_ray.models.text import PromptedClasses
 from zar_ray.models.text_cache import TextCache
@@ -137,18 +139,32 @@ class Classifier:
         try:
             options = adaptation_options(self.config, query)
             prompts = prompts_of([query.labels], options)
-            adapter = VideoAdapter(self.model, prompts, options.method, options, classes_of=self._texts)
+            predict = partial(self._predict, jobs, prompts, options)
+            predicted = within_memory(predict)
+            if predicted is None or any(isinstance(outcome, NoRoomError) for outcome in predicted[1]):
+                # What is kept of label sets, these too, is made again when it is asked for.
+                predicted = None
+                self._texts.clear()
+                predicted = within_memory(predict)
         except RequestError as error:
             return [error for _ in jobs]
         except (ConfigError, ModelError) as error:
             return [RequestError("invalid-parameters", str(error)) for _ in jobs]
-        outcomes = adapter.predict(
-            [PlannedVideo(job.decoded.plan, job.decoded.frames, video_id=job.name) for job in jobs]
-        )
+        if predicted is None:
+            error = RequestError("overloaded", f"out of memory reading {len(query.labels)} labels; {MORE_MEMORY}")
+            return [error for _ in jobs]
+        adapter, outcomes = predicted
         return [
             _unanswered(outcome) if isinstance(outcome, VideoError) else self._told(job, outcome, adapter)
             for job, outcome in zip(jobs, outcomes, strict=True)
         ]
+
+    def _predict(
+        self, jobs: Sequence[Job], prompts: Sequence[ClassPrompts], options: AdaptationOptions
+    ) -> tuple[VideoAdapter, list[VideoPrediction | VideoError]]:
+        adapter = VideoAdapter(self.model, prompts, options.method, options, classes_of=self._texts)
+        videos = [PlannedVideo(job.decoded.plan, job.decoded.frames, video_id=job.name) for job in jobs]
+        return adapter, adapter.predict(videos)
 
     def _told(self, job: Job, outcome: VideoPrediction, adapter: VideoAdapter) -> Classification | RequestError:
         try:

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch.nn.functional import one_hot
 
 from zar_ray.training.options import AugmentConfig, RandAugmentConfig
-from zar_ray.video.pixels import transforms
+from zar_ray.video.pixels import to_device, transforms
 from zar_ray.video.transforms import crop_boxes
 
 # How far the colour jitter goes; hue in turns of the colour circle.
@@ -162,7 +162,7 @@ def mix(
     if not options.mixup and not options.cutmix:
         return pixels, targets
     cut = options.cutmix > 0 and (options.mixup == 0 or rng.random() < options.cutmix_share)
-    partners = torch.from_numpy(rng.permutation(len(labels))).to(labels.device)
+    (partners,) = to_device([rng.permutation(len(labels))], labels.device)
     if cut:
         # A rectangle of the frame's proportions, its centre anywhere.
         height, width = pixels.shape[-2:]

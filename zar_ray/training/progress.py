@@ -97,7 +97,7 @@ class Meter:
         """
         if self._workers > 1:
             torch.distributed.all_reduce(means)
-        self._steps.append(torch.stack([*means, means.new_tensor(rate), norm.to(means)]))
+        self._steps.append(torch.stack([*means, means.new_full((), rate), norm.to(means)]))
         if len(self._steps) == 1 or time.monotonic() - self._since >= self._SECONDS:
             self.send()
 

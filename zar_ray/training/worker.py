@@ -6,12 +6,13 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -38,7 +39,7 @@ from zar_ray.training.schedule import MULTIPLE, Schedule, learning_rate, optimis
 from zar_ray.training.validation import ValidationSet, validate
 from zar_ray.training.videos import VideoTable
 from zar_ray.training.workers import Growth, WorkerNeeds
-from zar_ray.video.pixels import normalise
+from zar_ray.video.pixels import normalise, send, to_device
 from zar_ray.video.transforms import Preprocessing, imagenet_preprocessing
 
 NOT_VALIDATED = -1.0
@@ -141,15 +142,22 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
 def _next(batches: Iterator[_Decoded]) -> _Decoded:
     """The next micro-batch; where there was no memory to decode it, no smaller pass of the model would help."""
-    try:
+    with _memory_suffices(
+        "out of memory while videos were decoded; decode fewer ahead with --decode-threads or --decode-workers, or"
+        " leave the process more"
+    ):
         return next(batches)
+
+
+@contextmanager
+def _memory_suffices(otherwise: str) -> Iterator[None]:
+    """Ends a training with a message where there is no memory for something that cannot be done in smaller pieces."""
+    try:
+        yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise RunError(
-            "out of memory while videos were decoded; decode fewer ahead with --decode-threads or --decode-workers, or"
-            " leave the process more"
-        ) from error
+        raise RunError(otherwise) from error
 
 
 class _Worker:
@@ -205,6 +213,15 @@ class _Worker:
         if means is None:
             what = f"a micro-batch of {least}, {whole}" if whole else "one video at a time"
             raise RunError(f"out of memory with {what}; {_LESS_MEMORY}")
+        with _memory_suffices(
+            "out of memory updating the weights, with an optimiser's state twice their size; leave the process more, or"
+            " train less with --trains"
+        ):
+            self._update(means, rate)
+
+    def _update(self, means: torch.Tensor, rate: float) -> None:
+        """Moves the weights by the gradient of all processes."""
+        config = self.config
         self._exchange_gradients()
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -234,12 +251,10 @@ class _Worker:
     def _backward(self, which: samples.MicroBatch, decoded: torch.Tensor, whole: int, at_once: int) -> torch.Tensor:
         """Adds one of a step's `whole` micro-batches to its gradient; returns its loss and the share right, (2,)."""
         config = self.config
-        if self.device.type == "cuda":
-            decoded = decoded.pin_memory()
-        frames = decoded.to(self.device, non_blocking=True).flatten(0, 1)
+        frames = send(decoded, self.device).flatten(0, 1)
         pixels = normalise(frames, self.network.model.preprocessing).unflatten(0, decoded.shape[:2])
         classes = [cast(int, self.job.videos[sample.video].label_id) for sample in which.samples]
-        labels = torch.tensor(classes, device=self.device)
+        (labels,) = to_device([np.array(classes)], self.device)
         # Whatever draws within the model draws the same after a resumption, and whoever takes the micro-batch.
         key = which.step, which.number
         draws = int(samples.generator(config.seed, "model", *key).integers(2**62))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -65,9 +66,18 @@ def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.
     if device.type == "cpu" or not arrays:
         return [torch.from_numpy(np.array(one, dtype=np.int64, order="C")) for one in arrays]
     flat = torch.from_numpy(np.concatenate([np.ravel(one).astype(np.int64) for one in arrays]))
-    sent = flat.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else flat.to(device)
-    parts = sent.split([one.size for one in arrays])
+    parts = send(flat, device).split([one.size for one in arrays])
     return [part.view(one.shape) for part, one in zip(parts, arrays, strict=True)]
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host's on a device; a GPU's queue does not wait for it, unless no memory can be pinned."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    # Whatever else is wrong with the device, the copy to it says.
+    with suppress(RuntimeError):
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def cut_crops(frames: torch.Tensor, images: np.ndarray, boxes: Sequence[CropBox]) -> torch.Tensor:

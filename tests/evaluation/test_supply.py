@@ -16,7 +16,7 @@ from zar_ray.training.options import TrainConfig
 from zar_ray.training.samples import threads_ahead
 from zar_ray.video.options import DecodeOptions, ViewConfig
 from zar_ray.video.reading import VideoInfo
-from zar_ray.video.transforms import Preprocessing
+from zar_ray.video.transforms import Preprocessing, as_pillow
 
 KINETICS = VideoInfo(300, 30.0, 340, 256, 10.0, "pyav")
 
@@ -74,12 +74,25 @@ def test_encoding_is_counted_by_the_images_of_a_plan(monkeypatch):
     assert larger.encode_seconds == pytest.approx(found.encode_seconds * 2 * 81.1 / 17.6)
 
 
-def test_the_measurement_follows_the_kernel_and_the_videos_size():
+def test_the_measurement_follows_the_kernel_and_the_videos_size(monkeypatch):
     def measured(resize="pil", info=KINETICS):
         return supply.decode_seconds(DecodeOptions(resize=resize), ViewConfig(), Preprocessing(224), info, True)
 
-    assert 0.005 < measured("torch") < measured() < 10
-    assert measured(info=VideoInfo(300, 30.0, 1920, 1080, 10.0, "pyav")) > 5 * measured()
+    asked, decode = [], supply.decode_video
+
+    def noted(*args, **how):
+        asked.append(how["resizer"])
+        return decode(*args, **how)
+
+    monkeypatch.setattr(supply, "decode_video", noted)
+    compiled = measured()
+    assert 0.005 < measured("torch") < 10
+    assert asked == ["pil", "pil", "torch", "torch"]
+    assert 5 * compiled < measured(info=VideoInfo(300, 30.0, 1920, 1080, 10.0, "pyav"))
+    # It is of a run that goes on; Pillow itself takes longer.
+    monkeypatch.setattr(as_pillow, "pays", None)
+    monkeypatch.setattr(as_pillow, "compile_for", lambda pixels: None)
+    assert compiled < measured()
 
 
 def planned(gflops: float) -> SimpleNamespace:

@@ -318,6 +318,9 @@ def show(loops: list[Run], jobs: list[Run], watched: dict[str, Run], console: Co
     table.add_row("start-up of the loop, s", *(f"{run.startup:.1f}" for run in loops))
     table.add_row("start-up of the job, s", *(f"{run.startup:.1f}" for run in jobs))
     console.print(table)
+    # The machine's speed may change between a pair's runs, and less so over all of them.
+    whole = [sum(run.middle for run in side) / sum(run.videos for run in side) for side in (jobs, loops)]
+    console.print(f"job / loop, all runs together: {whole[0] / whole[1]:.3f}")
     console.print("growth of memory: " + ", ".join(f"{side} {growth(run):+.1%}" for side, run in watched.items()))
     for side, runs in (("loop", loops), ("job", jobs)):
         stages = {name: sum(run.stages[name] for run in runs) / len(runs) for name in runs[0].stages}

@@ -184,7 +184,8 @@ class TestRefused:
 
     def test_views_that_no_method_looks_at_may_have_any(self, ezclip):
         options = OPTIONS.model_copy(update={"method": ("zero_shot",), "views": ViewConfig(frames=8, eval_frames=4)})
-        adapter_of(ezclip, options).predict([planned(options=options)])
+        (outcome,) = adapter_of(ezclip, options).predict([planned(options=options)])
+        assert torch.isfinite(outcome.cases[0].decision.logits_after).all()
 
     def test_embeddings_of_frames_by_themselves(self, ezclip):
         plan = planned().plan

@@ -195,7 +195,13 @@ def test_seeds_of_a_study_are_the_streams_of_their_own_runs_and_go_on_to_the_sam
     go_through(cut, cut.passes)
     assert scores(cut) == expected
     go_through(alone, alone.passes)
-    assert {key: expected[key] for key in scores(alone)} == scores(alone)
+    by_itself = scores(alone)
+    of_streams = {key for key in by_itself if not key[1].startswith("zero_shot")}
+    assert len(of_streams) == FEW * len(STREAMS)
+    assert {key: expected[key] for key in of_streams} == {key: by_itself[key] for key in of_streams}
+    # Of the study's first seed, whose images are encoded with it: a pass of other sizes may round otherwise.
+    for key in by_itself.keys() - of_streams:
+        assert by_itself[key] == pytest.approx(expected[key], abs=1e-6)
 
 
 def test_a_pass_takes_its_own_order_and_looks_at_its_own_settings_views_alone(begin_study):

@@ -54,20 +54,21 @@ def test_every_command_is_one_that_zar_takes_and_its_run_fills_the_cell_without_
             if command is None:
                 assert row.without_run
                 continue
-            runs = runs_of(command)
-            options = runs[0]
             if command not in seen:
+                asked = runs_of(command)
+                options = asked[0]
                 seen[command] = options.name or run_name(options, column.benchmark, axes_of(options))
                 values = [0.5] * len(load_benchmark(column.benchmark).splits)
                 model = options.checkpoint.stem if options.checkpoint else "ViT-B-16-quickgelu"
-                for number, run in enumerate(runs):
+                for number, run in enumerate(asked):
                     given = run.model_dump(exclude={"dataset", "name", "method", "model", "sweep"})
                     name = f"run{len(seen)}-{number}"
                     write_run(name, column.benchmark, values, *options.method, model=model, **given)
     # A folder holds one setting: the commands must not meet in one.
     assert len(set(seen.values())) == len(seen)
+    runs = find_runs(output).runs
     for table in map(load_table, known_tables()):
-        for one in compare(table, find_runs(output).runs):
+        for one in compare(table, runs):
             assert (one.measured is None) == (one.command is None)
             if one.measured is not None:
                 for text in one.measured.differences:

@@ -101,8 +101,9 @@ def test_mean_and_population_deviation_are_those_of_the_splits_values(made):
 @settings(max_examples=40, deadline=None)
 @given(splits(count=2))
 def test_the_harmonic_mean_is_that_of_two_splits_and_0_where_one_is(made):
-    expected = expected_values(made)
-    for one in protocol_averages(measured(made), "harmonic"):
+    found, expected = protocol_averages(measured(made), "harmonic"), expected_values(made)
+    assert [one.metric for one in found] == list(expected)
+    for one in found:
         a, b = expected[one.metric]
         assert (one.kind, one.std) == ("harmonic", None)
         assert one.value == (pytest.approx(2 * a * b / (a + b)) if a and b else 0)

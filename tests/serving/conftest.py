@@ -47,3 +47,9 @@ def served(tiny_checkpoint, tmp_path_factory):
 
     with stack:
         yield make
+
+
+@pytest.fixture(scope="module")
+def refusing(served):
+    """One `served()` for all of a module's questions that it refuses, which leave nothing behind."""
+    return served()

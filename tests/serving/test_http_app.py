@@ -145,8 +145,8 @@ def test_defaults_label_sets_and_labels_in_one_field(served, video, tmp_path):
         ({"method": "zero_shot", "options": '{"steps": 1}'}, "options.steps: zero_shot has no such option"),
     ],
 )
-def test_parameters_that_do_not_fit_are_named(served, video, fields, said):
-    client, _ = served()
+def test_parameters_that_do_not_fit_are_named(refusing, video, fields, said):
+    client, _ = refusing
     assert said in problem(post(client, video, **fields), 422, "invalid-parameters")
 
 

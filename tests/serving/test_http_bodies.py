@@ -135,16 +135,16 @@ def test_the_bytes_of_waiting_bodies_are_bounded(served, video):
     ],
 )
 @pytest.mark.parametrize("charset", ["", "; charset=latin-1"])
-def test_texts_that_are_not_utf_8_are_refused(served, part, charset):
-    client, _ = served()
+def test_texts_that_are_not_utf_8_are_refused(refusing, part, charset):
+    client, _ = refusing
     body = b"--b\r\nContent-Disposition: form-data; " + part + b"\r\n--b--\r\n"
     headers = {"content-type": f"multipart/form-data; boundary=b{charset}"}
     assert "UTF-8" in problem(client.post("/v1/classify", content=body, headers=headers), 400, "bad-request")
 
 
 @pytest.mark.parametrize("content", [bytes(2**21), b"\xff\xd8", b"clip.mp4", b""])
-def test_a_video_without_a_file_name_is_told_so(served, content):
-    client, backend = served()
+def test_a_video_without_a_file_name_is_told_so(refusing, content):
+    client, backend = refusing
     head = b'--b\r\nContent-Disposition: form-data; name="video"\r\nContent-Type: video/mp4\r\n\r\n'
     body = head + content + b"\r\n--b--\r\n"
     answer = client.post("/v1/classify", content=body, headers={"content-type": "multipart/form-data; boundary=b"})

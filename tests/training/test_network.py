@@ -108,6 +108,7 @@ def test_activation_checkpointing_changes_no_gradient(model, pixels, labels, tra
         network = network_of(copy.deepcopy(model), trains, grad_checkpointing=grad_checkpointing)
         cross_entropy(network(pixels), labels).backward()
         gradients.append({n: p.grad for n, p in network.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() != set()
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradients[1][name], gradient, atol=1e-6), name
 

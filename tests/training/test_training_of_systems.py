@@ -266,6 +266,7 @@ class TestRegularisation:
             torch.manual_seed(3)
             loss_of(network, pixels, system=system).backward()
             gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+        assert gradients[0].keys() == gradients[1].keys() != set()
         for name, gradient in gradients[0].items():
             assert torch.allclose(gradients[1][name], gradient, atol=1e-6), name
 

@@ -168,7 +168,9 @@ def test_united_plans_name_each_image_once_and_keep_every_view(video, configs):
 @given(videos, view_configs, st.integers(0, 9))
 def test_a_plan_united_with_itself_is_itself(video, views, seed):
     plan = plan_of(video, views, seed)
-    for one in unite([plan, plan]):
+    united = unite([plan, plan])
+    assert len(united) == 2
+    for one in united:
         for name in ("frames", "images", "views", "evaluation"):
             assert np.array_equal(getattr(one, name), getattr(plan, name))
         assert one.boxes == plan.boxes

@@ -16,7 +16,7 @@ from zar_ray.data.held_out import held_out_classes, hold_out, plain_words
 from zar_ray.errors import ConfigError, ManifestError
 from zar_ray.evaluation.orders import require_classes
 from zar_ray.evaluation.planning import AskedModel
-from zar_ray.evaluation.streams import check_methods, orders_for, stream_methods
+from zar_ray.evaluation.streams import check_methods, orders_for
 from zar_ray.evaluation.workload import Workload
 from zar_ray.options.layers import zar_home
 from zar_ray.options.places import file_of
@@ -76,9 +76,10 @@ def plan_study(options: EvalConfig, console: Console, models: Sequence[ModelChoi
     settled = _settled(options)
     # Before the videos are looked for: what a setting or a model says can be wrong.
     axes = axes_of(settled, models)
-    check_methods(settled, stream_methods(one.options for one in axes.settings))
+    settings = [one.options for one in axes.settings]
+    check_methods(settled, settings)
     workload = _open(settled, console)
-    orders = orders_for(one.options for one in axes.settings)
+    orders = orders_for(settings)
     if any(order.name == "by_class" for order in orders):
         require_classes(workload.manifest.table)
     if settled.name is None:

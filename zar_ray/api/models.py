@@ -24,6 +24,7 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model, weights_named
 from zar_ray.models.options import ModelOptions
 from zar_ray.models.text import remark_on_words
+from zar_ray.options.base import require_distinct
 from zar_ray.options.layers import validate
 from zar_ray.video.decoding import GivenFrames
 from zar_ray.video.sandbox import DecoderProcess
@@ -141,8 +142,7 @@ class Model:
         chosen = validate(
             PredictConfig, {**self._told, **plain(PredictConfig, {**options, **own}, "predict")}, "predict"
         )
-        if len(set(chosen.seeds)) < len(chosen.seeds):
-            raise ConfigError(f"predict: seeds {' '.join(map(str, chosen.seeds))}: names a seed twice")
+        require_distinct("predict: seeds", chosen.seeds, "a seed")
         for one in chosen.method:
             get_method(one)
         sources = _sources(videos, fps, names)

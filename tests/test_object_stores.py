@@ -25,7 +25,7 @@ def test_files_of_any_name_are_written_read_listed_and_deleted_though_requests_f
     for name in _ODD:
         folder.child("parts").write(name, name.encode() * 100)
     assert folder.names("parts") == sorted(_ODD)
-    assert list(folder.read_many([f"parts/{name}" for name in _ODD])) == [name.encode() * 100 for name in _ODD]
+    assert [folder.read(f"parts/{name}") for name in _ODD] == [name.encode() * 100 for name in _ODD]
     assert [one.name for one in folder.walk()] == sorted(f"parts/{name}" for name in _ODD)
     assert {one.size for one in folder.walk()} == {len(name.encode()) * 100 for name in _ODD}
     with folder.opened("parts/a b") as file:

@@ -213,11 +213,6 @@ def doubt(addresses: Collection[str]) -> None:
                 connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def total_cpus() -> float:
-    """CPUs of the joined cluster."""
-    return float(ray.cluster_resources().get("CPU", 1.0))
-
-
 def total_gpus() -> float:
     """GPUs of the joined cluster."""
     return float(ray.cluster_resources().get("GPU", 0.0))

@@ -193,10 +193,6 @@ class Storage:
             file.seek(start)
             return file.read(count)
 
-    def read_many(self, names: Sequence[str]) -> Iterator[bytes]:
-        """The contents of files in order, read side by side; raises what `read` does."""
-        yield from self._side_by_side(self.read, names)
-
     @contextmanager
     def filling(self, name: str) -> Iterator[Path]:
         """A local file to fill; where the block ends well it becomes the file of that name, whole or not at all.

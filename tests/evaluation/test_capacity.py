@@ -241,14 +241,9 @@ def test_what_may_be_in_flight_follows_the_cluster(monkeypatch):
     stages = SimpleNamespace(context=SimpleNamespace(execution_options=options))
     cluster.nodes.append((8, 2))
     followed.look(stages)
-    assert options.resource_limits.object_store_memory == 12_000, "looked a moment ago"
-    cluster.now += 11
-    followed.look(stages)
     assert options.resource_limits.object_store_memory == 24_000
-    cluster.now += 11
     followed.look(stages)
     del cluster.nodes[0]
-    cluster.now += 11
     followed.look(stages)
     assert options.resource_limits.object_store_memory == 12_000
     assert said == [
@@ -266,7 +261,6 @@ def test_it_is_followed_while_no_block_ends(monkeypatch):
     monkeypatch.setattr(capacity, "_BETWEEN_LOOKS", 0.01)
     with followed.beside(stages):
         cluster.nodes.append((8, 2))
-        cluster.now += 11
         assert said.wait(30)
     assert options.resource_limits.object_store_memory == 24_000
 

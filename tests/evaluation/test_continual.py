@@ -13,7 +13,7 @@ from zar_ray.errors import ConfigError
 from zar_ray.evaluation.recovery import unseen
 from zar_ray.evaluation.stages.adapt import AdaptStage
 from zar_ray.evaluation.stages.decode import DecodeStage
-from zar_ray.evaluation.streams import StreamState, check_methods, stream_methods
+from zar_ray.evaluation.streams import StreamState, check_methods
 from zar_ray.evaluation.workload import Workload
 from zar_ray.results.folder import Ledger, RunFolder
 from zar_ray.study.options import EvalConfig
@@ -109,4 +109,4 @@ def test_mistakes_are_one_line(video_folder, tmp_path):
         plan(method=("tda",), corruption=("rain:1",))
     options = EvalConfig(method=("zero_shot",), continual=True)
     with pytest.raises(ConfigError, match=r"^--continual: none of the methods learns from one video to the next"):
-        check_methods(options, stream_methods([options]))
+        check_methods(options, [options])

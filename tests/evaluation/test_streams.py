@@ -185,5 +185,8 @@ def test_options_that_do_not_go_with_a_method_are_refused_first(given, reason):
 
 
 def test_what_goes_with_every_method_is_not_refused():
-    check_methods(EvalConfig(method=("tda",), num_workers=1, features="x"), ("tda",))
-    check_methods(EvalConfig(method=("memo",), num_workers=4, retry_failed=True), ())
+    for options in (
+        EvalConfig(method=("tda",), num_workers=1, features="x"),
+        EvalConfig(method=("memo",), num_workers=4, retry_failed=True),
+    ):
+        check_methods(options, [options])

@@ -141,14 +141,14 @@ def test_a_pass_over_what_was_lost_and_a_stream_are_not_cut_otherwise(monkeypatc
     monkeypatch.setattr(blocks.ray, "cluster_resources", lambda: {"object_store_memory": 1e15})
     resources = SimpleNamespace(blocks_in_flight=1300, workers=400, worker_gpus=1.0)
     videos = manifest([*range(1, 100_001)])
-    ordinary = deal(videos, 8, resources, 1000)
-    sizes = [len(block) for block in ordinary.blocks]
+    ordinary, block_bytes = deal(videos, 8, resources, 1000)
+    sizes = [len(block) for block in ordinary]
     assert sizes[0] == 8 < max(sizes)
-    assert ordinary.block_bytes == 1000 * block_size(8, 100_000, 400, np.inf, gpus=True)
+    assert block_bytes == 1000 * block_size(8, 100_000, 400, np.inf, gpus=True)
     some = videos.slice(0, 1000)
-    assert {len(block) for block in deal(some, 1, resources, 1000, alone=True).blocks} == {1}
-    stream = deal(some, 1, resources, 1000, stream=True)
-    assert [block["frames"].to_pylist() for block in stream.blocks] == [[n] for n in range(1, 1001)]
+    assert {len(block) for block in deal(some, 1, resources, 1000, alone=True)[0]} == {1}
+    stream, _ = deal(some, 1, resources, 1000, stream=True)
+    assert [block["frames"].to_pylist() for block in stream] == [[n] for n in range(1, 1001)]
 
 
 @given(

@@ -16,7 +16,7 @@ from zar_ray.adaptation.methods import get_method
 from zar_ray.adaptation.options import PredictConfig
 from zar_ray.adaptation.predict import Source, predict
 from zar_ray.api.predictions import Predictions
-from zar_ray.api.told import options_of, plain
+from zar_ray.api.told import plain
 from zar_ray.data.datasets import candidate_labels
 from zar_ray.data.finding import expanded
 from zar_ray.errors import ConfigError, VideoError
@@ -24,6 +24,8 @@ from zar_ray.models.clip import ClipModel
 from zar_ray.models.loading import load_model, weights_named
 from zar_ray.models.options import ModelOptions
 from zar_ray.models.text import remark_on_words
+from zar_ray.options.base import require_distinct
+from zar_ray.options.layers import validate
 from zar_ray.video.decoding import GivenFrames
 from zar_ray.video.sandbox import DecoderProcess
 
@@ -55,7 +57,7 @@ def load(model: str | os.PathLike[str] | None = None, **options: Any) -> Model:
         named = weights_named(model, values.get("pretrained", default))
         # What is said besides, such as the file of a named architecture's weights, stands.
         values = {**{name: value for name, value in named.items() if value is not None}, **values}
-    return Model(load_model(options_of(ModelOptions, values, "load")), values)
+    return Model(load_model(validate(ModelOptions, values, "load")), values)
 
 
 class Model:
@@ -137,11 +139,10 @@ class Model:
                 raise ConfigError(f"predict: {name} is no option of Model.predict; see its arguments")
         ranked = candidate_labels(labels)
         own: dict[str, Any] = {"method": method, "seeds": seeds, "top_k": len(ranked) if top_k is None else top_k}
-        chosen = options_of(
+        chosen = validate(
             PredictConfig, {**self._told, **plain(PredictConfig, {**options, **own}, "predict")}, "predict"
         )
-        if len(set(chosen.seeds)) < len(chosen.seeds):
-            raise ConfigError(f"predict: seeds {' '.join(map(str, chosen.seeds))}: names a seed twice")
+        require_distinct("predict: seeds", chosen.seeds, "a seed")
         for one in chosen.method:
             get_method(one)
         sources = _sources(videos, fps, names)

@@ -11,12 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from zar_ray.api.runs import Run, open_run
-from zar_ray.api.told import options_of, plain
+from zar_ray.api.told import plain
 from zar_ray.cluster import require_cluster
 from zar_ray.data.layering import layered
 from zar_ray.errors import ConfigError, TrackingError
 from zar_ray.models.loading import weights_named
-from zar_ray.options.layers import read_yaml
+from zar_ray.options.layers import read_yaml, validate
 from zar_ray.reporting.pages import Drawn
 from zar_ray.results.study_record import StudyRecord
 from zar_ray.storage import folder_of
@@ -104,7 +104,7 @@ def _run(kind: type[EvalConfig], call: str, told: Mapping[str, Any], config: Wor
     from_file = read_yaml(Path(config)) if config is not None else {}
     named, protocol = ({**from_file, **values}.get(name) for name in ("dataset", "protocol"))
     values = layered(kind, from_file, values, dataset=named, protocol=protocol or "standard")
-    options = options_of(kind, values, call)
+    options = validate(kind, values, call)
     record = run_options(options, Console(quiet=quiet, highlight=False, soft_wrap=True), call)
     return open_run(folder_of(record.whole.run_file))
 

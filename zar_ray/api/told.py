@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_origin
+from typing import Any, get_origin
 
 import numpy as np
 
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.base import Options
-from zar_ray.options.layers import validate
-
-_O = TypeVar("_O", bound=Options)
 
 
 def plain(kind: type[Options], told: Mapping[str, Any], call: str) -> dict[str, Any]:
@@ -43,12 +40,3 @@ def _as_text(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_as_text(one) for one in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def options_of(kind: type[_O], values: dict[str, Any], call: str) -> _O:
-    """Options of plain values.
-
-    Raises:
-        ConfigError: A value does not fit; one line that names the call and the option.
-    """
-    return validate(kind, values, call)

@@ -92,14 +92,13 @@ _REQUIRED = object()
 def _entry(name: str, annotation: Any, metadata: list[Any], about: str, topic: str, default: Any) -> Entry:
     inner, marks = _bare(annotation)
     marks = [*metadata, *marks]
-    spec = next((one for one in marks if isinstance(one, tyro.constructors.PrimitiveConstructorSpec)), None)
     # tyro's own mark of an option that is called otherwise than its field.
     name = next((one.name for one in marks if hasattr(one, "prefix_name") and one.name), name)
     several = get_origin(inner) is tuple
     positional = any(one is tyro.conf.Positional for one in marks)
     if inner is bool:
         return Entry(name, "", about, topic, switched_on=default is True)
-    value, choices = (spec.metavar, ()) if spec is not None else _kind(inner)
+    value, choices = _kind(inner, marks)
     if positional:
         value = name.upper() + (" ..." if several else "")
     required = default is _REQUIRED
@@ -120,24 +119,21 @@ def _bare(annotation: Any) -> tuple[Any, list[Any]]:
     return annotation, []
 
 
-def _kind(inner: Any) -> tuple[str, tuple[str, ...]]:
+def _kind(inner: Any, marks: list[Any]) -> tuple[str, tuple[str, ...]]:
     """How a type's values are called, and which there are."""
+    spec = next((one for one in marks if isinstance(one, tyro.constructors.PrimitiveConstructorSpec)), None)
+    if spec is not None:
+        return spec.metavar, ()
     if get_origin(inner) is Literal:
         choices = tuple(str(one) for one in get_args(inner))
         return "|".join(choices), choices
     if get_origin(inner) is tuple:
         parts = get_args(inner)
         if parts[-1] is Ellipsis:
-            one, choices = _value(parts[0])
+            one, choices = _kind(*_bare(parts[0]))
             return f"{one} ...", choices
-        return " ".join(_value(part)[0] for part in parts), ()
+        return " ".join(_kind(*_bare(part))[0] for part in parts), ()
     return _WORDS.get(inner, "TEXT"), ()
-
-
-def _value(annotation: Any) -> tuple[str, tuple[str, ...]]:
-    inner, marks = _bare(annotation)
-    spec = next((one for one in marks if isinstance(one, tyro.constructors.PrimitiveConstructorSpec)), None)
-    return (spec.metavar, ()) if spec is not None else _kind(inner)
 
 
 def _shown(default: Any) -> str | None:

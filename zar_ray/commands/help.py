@@ -80,16 +80,6 @@ RESULTS = (
 _HELP = Entry("help", "", "This help.", "")
 
 
-def entries(kind: Callable[..., Any] | type[Any], *, run: tuple[Entry, ...]) -> list[Entry]:
-    """Everything that may stand on a command's line.
-
-    Args:
-        kind: The options' class, or the function that is called with them.
-        run: What a run's line may hold besides its options.
-    """
-    return [*entries_of(kind), *run, replace(_HELP, topic=run[0].topic if run else "")]
-
-
 class Helped(SystemExit):
     """A command's end after its help.
 
@@ -120,7 +110,7 @@ def print_help(
     words = list(argv[: argv.index("--")]) if "--" in argv else list(argv)
     if not {"-h", "--help", "--help-all"}.intersection(words):
         return
-    known = entries(kind, run=run)
+    known = [*entries_of(kind), *run, replace(_HELP, topic=run[0].topic if run else "")]
     common = COMMON.get(prog, ())
     everything = "--help-all" in words or not common
     width = min(MOST_COLUMNS, shutil.get_terminal_size((MOST_COLUMNS, 24)).columns)

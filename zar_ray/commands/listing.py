@@ -10,10 +10,10 @@ from typing import Annotated, Protocol, TypeVar
 
 import tyro
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from zar_ray.errors import ConfigError
+from zar_ray.terminal import output_console
 
 Words = Annotated[tuple[str, ...], tyro.conf.Positional]
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
@@ -70,6 +70,6 @@ def show(
         table.columns[columns.index(column)].justify = "right"
     for row in rows:
         table.add_row(*row.values())
-    console = Console(highlight=False, width=None if Console().is_terminal else 200)
+    console = output_console()
     console.print(table)
     console.print(footer, style="dim")

@@ -25,7 +25,6 @@ from typing import Any, Generic, TypeVar
 
 import tyro
 import yaml
-from pydantic import BaseModel
 from rich.console import Console
 
 from zar_ray.commands.entries import Entry, entries_of
@@ -123,23 +122,10 @@ def _unboxed(text: str) -> str:
     return f"{message.strip()} (see --help)"
 
 
-def _nearest(word: str, kind: object) -> str:
-    near = difflib.get_close_matches(word.split("=")[0].lstrip("-"), _option_names(kind), n=1, cutoff=0.4)
+def _nearest(word: str, kind: Callable[..., Any] | type[Any]) -> str:
+    known = [*(one.name for one in entries_of(kind)), "help"]
+    near = difflib.get_close_matches(word.split("=")[0].lstrip("-"), known, n=1, cutoff=0.4)
     return f"; did you mean --{near[0]}?" if near else "; --help lists the known ones"
-
-
-def _option_names(kind: object, prefix: str = "") -> list[str]:
-    fields: dict[str, Any] = {}
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        fields = {name: field.annotation for name, field in kind.model_fields.items()}
-    elif hasattr(kind, "__annotations__"):
-        fields = dict(kind.__annotations__)
-    names: list[str] = []
-    for name, annotation in fields.items():
-        dashed = f"{prefix}{name.replace('_', '-')}"
-        nested = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        names += _option_names(annotation, f"{dashed}.") if nested else [dashed]
-    return [*names, *([] if prefix else ["help"])]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from zar_ray.commands.words import videos_last
 from zar_ray.data.datasets import candidate_labels
 from zar_ray.data.finding import find_videos
 from zar_ray.errors import ConfigError, suggestion
-from zar_ray.options.base import operational
+from zar_ray.options.base import operational, require_distinct
 from zar_ray.options.layers import leaves, read_yaml
 from zar_ray.reporting.ranking_files import rankings_csv
 from zar_ray.reporting.rankings import print_rankings
@@ -135,8 +135,7 @@ def _require_question(options: PredictOptions) -> None:
         raise ConfigError("zar predict: give the video files or folders to look at, before the options or behind --")
     if options.labels is None:
         raise ConfigError('zar predict: give the candidate classes with --labels "a,b,c" or a file with one a line')
-    if len(set(options.seeds)) < len(options.seeds):
-        raise ConfigError(f"zar predict: --seeds {' '.join(map(str, options.seeds))}: names a seed twice")
+    require_distinct("zar predict: --seeds", options.seeds, "a seed")
 
 
 def _split_own(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, list[str]]]]:

@@ -6,8 +6,6 @@ and the longest video of a run must not be the last to be begun. Results do not 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow as pa
 import ray
@@ -51,22 +49,9 @@ def expected_costs(videos: pa.Table) -> np.ndarray:
     return 0.5 + 0.5 * np.where(known, pixels, middle) / middle
 
 
-@dataclass(frozen=True, eq=False)
-class Dealt:
-    """The blocks of a pass over some videos.
-
-    Attributes:
-        blocks: Manifest rows, in the order in which they are to be begun.
-        block_bytes: What the frames of a block take at most.
-    """
-
-    blocks: list[pa.Table]
-    block_bytes: int
-
-
 def deal(
     videos: pa.Table, batch_size: int, resources: Resources, largest: int, *, alone: bool = False, stream: bool = False
-) -> Dealt:
+) -> tuple[list[pa.Table], int]:
     """Cuts a pass's videos into blocks for the joined cluster.
 
     Args:
@@ -76,14 +61,16 @@ def deal(
         largest: Bytes that the frames of a video take at most.
         alone: Whether no block may hold more than `batch_size` videos.
         stream: Whether the rows are to be done in their order.
+
+    Returns:
+        The blocks, in the order in which they are to be begun, and how many bytes the frames of one take at most.
     """
     size = batch_size
     if not (alone or stream):
         store = ray.cluster_resources().get("object_store_memory", 0.0)
         fitting = STORE_SHARE * store / (resources.blocks_in_flight * max(1, largest))
         size = block_size(batch_size, len(videos), resources.workers, fitting, gpus=bool(resources.worker_gpus))
-    blocks = cut_into_blocks(videos, size, resources.workers, first=batch_size, in_order=stream)
-    return Dealt(blocks, size * largest)
+    return cut_into_blocks(videos, size, resources.workers, first=batch_size, in_order=stream), size * largest
 
 
 def block_size(batch_size: int, videos: int, workers: int, fitting: float, *, gpus: bool) -> int:

@@ -204,7 +204,6 @@ class Followed:
 
     def __init__(self, resources: Resources, block_bytes: int, say: Callable[[str], None]) -> None:
         self._resources, self._block_bytes, self._say = resources, block_bytes, say
-        self._looked = time.monotonic()
 
     @property
     def limits(self) -> ExecutionResources:
@@ -232,13 +231,10 @@ class Followed:
             thread.join(_AT_ONCE)
 
     def look(self, stages: Dataset) -> None:
-        """Now and then looks what the cluster has; Ray Data reads a running dataset's limits every second."""
-        if time.monotonic() - self._looked < _BETWEEN_LOOKS:
-            return
+        """Looks what the cluster has; Ray Data reads a running dataset's limits every second."""
         now, before = Resources.of_cluster(self._resources.wanted), self._resources
         if now.decoders and (now.workers, now.decoders) != (before.workers, before.decoders):
             self._resources = now
             stages.context.execution_options.resource_limits = self.limits
             if now.workers != before.workers:
                 self._say(f"the cluster has room for {now.workers} replicas now, it was {before.workers}")
-        self._looked = time.monotonic()

@@ -15,7 +15,16 @@ import torch
 
 from zar_ray.evaluation.planning import PlannedModel
 from zar_ray.evaluation.resources import Resources
-from zar_ray.evaluation.supply import KINETICS, PEAK_SHARE, PEAKS, VIT_B16, Plans, encoder_operations, run_plans
+from zar_ray.evaluation.supply import (
+    KINETICS,
+    PEAKS,
+    USUAL_PLANS,
+    Plans,
+    encoder_operations,
+    reached,
+    run_plans,
+    tuning_operations,
+)
 from zar_ray.models.architecture import named_architecture
 from zar_ray.models.cost import image_gflops, weightless
 from zar_ray.models.options import Precision
@@ -23,7 +32,6 @@ from zar_ray.video.options import ViewConfig
 from zar_ray.video.reading import VideoInfo
 from zar_ray.video.transforms import Preprocessing
 
-_OPERATIONS = 2e9  # in a GFLOP as papers count
 _WIDTH, _HEADS, _TOKENS, _IMAGES = 768, 12, 197, 2
 _TRIALS = 3
 _WORTH_SAYING = 60.0  # seconds of a run
@@ -72,7 +80,7 @@ class CpuTime:
     def faster(self) -> tuple[str, ...]:
         """What would be faster, a way each."""
         operations = self.encoding[0] + self.tuning
-        gpus = (f"{name} {spoken(operations / (1e12 * PEAKS[name] * PEAK_SHARE))}" for name in _SHOWN_GPUS)
+        gpus = (f"{name} {spoken(operations / reached(PEAKS[name]))}" for name in _SHOWN_GPUS)
         ways = [f"a GPU (est: {', '.join(gpus)})"]
         gain = operations_a_second("bf16") / operations_a_second()
         if self.precision == "fp32" and gain > _CLEARLY_FASTER:
@@ -132,8 +140,7 @@ def operations_a_second(precision: Precision = "fp32") -> float:
 
 def usual_cpu_time(threads: int) -> CpuTime:
     """The same of ViT-B/16 and Kinetics' videos, by default options, without tuning's part."""
-    plans = [(ViewConfig(), Preprocessing(224), VIT_B16)]
-    return CpuTime(plans, 0.0, KINETICS, threads, "fp32", needs_views=True)
+    return CpuTime(USUAL_PLANS, 0.0, KINETICS, threads, "fp32", needs_views=True)
 
 
 def cpu_time_of_run(models: Sequence[PlannedModel], videos: pa.Table, threads: int) -> CpuTime | None:
@@ -142,9 +149,8 @@ def cpu_time_of_run(models: Sequence[PlannedModel], videos: pa.Table, threads: i
     if found is None:
         return None
     plans, video, needs_views = found
-    tuning = _OPERATIONS * sum(sum(cost.tuning_gflops.values()) for model in models for cost in model.costs)
     own = models[0].settings[0].options
-    return CpuTime(plans, tuning, video, threads, own.precision, needs_views)
+    return CpuTime(plans, tuning_operations(models), video, threads, own.precision, needs_views)
 
 
 def said_at_start(models: Sequence[PlannedModel], resources: Resources, videos: pa.Table) -> str | None:

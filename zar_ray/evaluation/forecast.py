@@ -12,7 +12,7 @@ from math import ceil
 from zar_ray.evaluation.blocks import STORE_SHARE, block_size
 from zar_ray.evaluation.resources import blocks_in_flight
 from zar_ray.evaluation.sampling import Sample
-from zar_ray.evaluation.supply import PEAK_SHARE, peak_of
+from zar_ray.evaluation.supply import peak_of, reached
 from zar_ray.evaluation.trial import Trial
 
 DRIVER_SECONDS = 0.010
@@ -128,8 +128,7 @@ def gpu_seconds(sample: Sample, gpu: str) -> tuple[float, bool]:
         return sample.adapt_seconds, False
     if peak is None:
         raise KeyError(gpu)
-    able = peak * 1e12 * PEAK_SHARE
-    return sample.encoder_operations / able + sample.tuning_operations * _FLOAT32 / able, True
+    return (sample.encoder_operations + sample.tuning_operations * _FLOAT32) / reached(peak), True
 
 
 def with_trial(sample: Sample, trial: Trial, cluster: Cluster, batch_size: int, *, stream: bool = False) -> Sample:

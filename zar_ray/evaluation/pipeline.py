@@ -111,7 +111,7 @@ def evaluate(
     own = asked[0].settings[0]
     all_settings = [one for model in asked for one in model.settings]
     streams = stream_methods(all_settings)
-    check_methods(own, streams, all_settings)
+    check_methods(own, all_settings)
     console.print("starting Ray, or joining it ...")
     with connected(own.address):
         console.print(f"loading {', '.join(dict.fromkeys(one.label for one in asked))} ...", highlight=False)
@@ -178,8 +178,9 @@ def run_blocks(
         return
     Hangs(folder.storage.path()).forget()
     in_order = bool(decode.spec.streams)
-    dealt = deal(videos, batch_size, resources, decode.largest(videos), alone=attempts is not None, stream=in_order)
-    followed = capacity.Followed(resources, dealt.block_bytes, progress.say)
+    alone, largest = attempts is not None, decode.largest(videos)
+    blocks, block_bytes = deal(videos, batch_size, resources, largest, alone=alone, stream=in_order)
+    followed = capacity.Followed(resources, block_bytes, progress.say)
     context = DataContext.get_current().copy()
     context.max_errored_blocks, context.enable_progress_bars = -1, False
     context.target_max_block_size = None  # a block stays whole between the stages
@@ -194,14 +195,14 @@ def run_blocks(
     context.execution_options.resource_limits = followed.limits
     number = 0
     with DataContext.current(context), ThreadPoolExecutor(1) as beside:
-        stages = _stages(dealt.blocks, decode, told, resources, attempts)
+        stages = _stages(blocks, decode, told, resources, attempts)
         batches = iter(stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         with closing(cast(Generator[Any], batches)), followed.beside(stages):
             for number, batch in enumerate(batches, start=1):
                 progress.count(cast(pa.Table, batch))
                 if number % PARTS_AT_ONCE == 0:
                     beside.submit(recovery.put_together, folder, progress)
-    if number < len(dealt.blocks):
+    if number < len(blocks):
         # The errors of lost blocks hold on to the pool's workers in reference cycles; until those are collected the
         # workers keep their CPUs, and a second pass could wait for them for ever.
         gc.collect()

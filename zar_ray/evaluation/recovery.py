@@ -29,7 +29,7 @@ from zar_ray.evaluation.progress import VideoProgress
 from zar_ray.evaluation.run_log import RUN_LOG
 from zar_ray.evaluation.spec import MODELS, POSITION, Failure, JobSpec, failed_rows
 from zar_ray.evaluation.streams import StreamState
-from zar_ray.evaluation.workload import Workload, of_class_set
+from zar_ray.evaluation.workload import Workload, marked, of_class_set
 from zar_ray.interruption import CONTINUES
 from zar_ray.results.folder import CONFIG, MANIFEST, Ledger, RunFolder
 from zar_ray.results.rows import to_table
@@ -107,9 +107,7 @@ def lacking(videos: pa.Table, spec: JobSpec, ledger: Ledger) -> pa.Table:
     videos, lacks = videos.filter(pa.array(lacks.any(axis=1))), lacks[lacks.any(axis=1)]
     if MODELS.name in videos.column_names:
         videos = videos.drop_columns([MODELS.name])
-    ends, models = np.append(0, lacks.sum(axis=1).cumsum()), np.nonzero(lacks)[1]
-    column = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(models, pa.int32()))
-    return videos.append_column(MODELS, column.cast(MODELS.type))
+    return videos.append_column(MODELS, marked(lacks).cast(MODELS.type))
 
 
 def run_videos(

@@ -29,6 +29,7 @@ from zar_ray.evaluation.recovery import lacking, unseen
 from zar_ray.evaluation.stages.adapt import AdaptStage
 from zar_ray.evaluation.stages.decode import DecodeStage
 from zar_ray.evaluation.streams import StreamState, stream_methods
+from zar_ray.evaluation.supply import OPERATIONS, tuning_operations
 from zar_ray.evaluation.workload import Workload
 from zar_ray.models.devices import pick_device
 from zar_ray.results.folder import Ledger, RunFolder
@@ -37,7 +38,6 @@ from zar_ray.video.transforms import as_pillow
 
 _T = TypeVar("_T")
 _STAGES = ("zar_ray.evaluation.stages.decode", "zar_ray.evaluation.stages.adapt")
-_OPERATIONS = 2e9  # in a GFLOP as papers count
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,12 @@ def chosen(videos: pa.Table, count: int) -> list[str]:
     return whole["video_id"].take(pa.array(np.sort(order[middles]))).to_pylist()
 
 
+def some_of(workload: Workload, count: int) -> Workload:
+    """So many of its videos, see `chosen`."""
+    ids = chosen(workload.manifest.table, count)
+    return Workload.of(workload.manifest.keep(ids), [split.restricted_to(ids) for split in workload.splits])
+
+
 def measure(
     workload: Workload, models: Sequence[PlannedModel], labels: Sequence[str], count: int, threads: int
 ) -> Sample:
@@ -111,10 +117,9 @@ def measure(
     """
     own = models[0].settings[0].options
     streams = stream_methods(setting.options for model in models for setting in model.settings)
-    ids = chosen(workload.manifest.table, count)
-    if not ids:
+    some = some_of(workload, count)
+    if not len(some.manifest):
         raise RunError("no video of the run can be opened, so there is nothing to measure; see `zar data show`")
-    some = Workload.of(workload.manifest.keep(ids), [split.restricted_to(ids) for split in workload.splits])
     with tempfile.TemporaryDirectory(prefix="zar-plan-") as place:
         folder = RunFolder(Storage(place))
         spec = replace(planning.job_spec(some, models, labels, folder.storage, streams), features=None)
@@ -152,8 +157,7 @@ def measure(
     if not good:
         raise RunError(f"none of {len(videos)} videos could be done: {rows['error'][0].as_py()}")
     of_passes = [pc.field("case_id").isin([case.case_id for case in one.cases]) for one in passes]
-    operations = [_operations(done.filter(part), models, spec.labels) for part in of_passes]
-    encoder, tuning = sum(one for one, _ in operations), operations[0][1]
+    encoder = sum(_encoder_operations(done.filter(part), models, spec.labels) for part in of_passes)
     return Sample(
         videos=good,
         failed=failed,
@@ -163,7 +167,7 @@ def measure(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=threads,
         encoder_operations=encoder / good,
-        tuning_operations=tuning,
+        tuning_operations=tuning_operations(models),
         bytes_read=pc.call_function("mean", [some.manifest.table["size"]]).as_py(),
         bytes_shipped=sum(block["inputs"].nbytes for block in blocks) / len(videos),
         bytes_written=sum(parts) / (len(videos) if streams else 2 * len(videos) + 1),
@@ -209,13 +213,12 @@ def _start_of(module: str) -> float:
     return float(ran.stdout.split()[-1])
 
 
-def _operations(done: pa.Table, models: Sequence[PlannedModel], labels: Sequence[str]) -> tuple[float, float]:
-    """Of the image encoders for all videos of some rows, and of the text towers for one."""
-    encoder = tuning = 0.0
+def _encoder_operations(done: pa.Table, models: Sequence[PlannedModel], labels: Sequence[str]) -> float:
+    """Of the image encoders for all videos of some rows."""
+    encoder = 0.0
     for label, model in zip(labels, models, strict=True):
         of_model = done.filter(pc.field("model") == label).group_by("video_id").aggregate([("images_encoded", "max")])
         encoder += (
-            sum(filter(None, of_model["images_encoded_max"].to_pylist())) * model.costs[0].image_gflops * _OPERATIONS
+            sum(filter(None, of_model["images_encoded_max"].to_pylist())) * model.costs[0].image_gflops * OPERATIONS
         )
-        tuning += sum(sum(cost.tuning_gflops.values()) for cost in model.costs) * _OPERATIONS
-    return encoder, tuning
+    return encoder

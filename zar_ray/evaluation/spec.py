@@ -214,11 +214,9 @@ class JobSpec:
             space |= corrupted_space(views.corruption, self.corruption_seed)
         return FeatureStore(Storage(self.features), space, self.labels[model])
 
-    def cases_of(self, models: Sequence[int], class_sets: Sequence[int] | None = None) -> list[Case]:
-        """The cases of some models, and of some class sets where they are given."""
-        return [
-            case for case in self.cases if case.model in models and (class_sets is None or case.class_set in class_sets)
-        ]
+    def cases_of(self, models: Sequence[int]) -> list[Case]:
+        """The cases of some models."""
+        return [case for case in self.cases if case.model in models]
 
 
 def worker_name() -> str:
@@ -288,7 +286,7 @@ def failed_rows(
     cases: Sequence[Case] | None = None,
 ) -> list[ResultRow]:
     """The rows of a video that failed, one a case that it lacks: of the models it lacks, or of `cases` alone."""
-    lacking = spec.cases_of(video["models"], video["class_sets"]) if cases is None else cases
+    lacking = spec.cases_of(video["models"]) if cases is None else cases
     return [
         ResultRow.failed(
             video_id=str(video["video_id"]),

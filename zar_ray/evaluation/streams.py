@@ -49,14 +49,13 @@ def orders_for(runs: Iterable[AdaptationOptions]) -> tuple[StreamOrder, ...]:
     return tuple(replace(order, turn=turn) for turn, order in enumerate(distinct))
 
 
-def check_methods(
-    options: EvaluationOptions, streams: tuple[str, ...], settings: Sequence[AdaptationOptions] = ()
-) -> None:
-    """Refuses operational options that a method does not go with, under any of the run's further settings either.
+def check_methods(options: EvaluationOptions, settings: Sequence[AdaptationOptions]) -> None:
+    """Refuses operational options that a method does not go with under any of the run's settings.
 
     Raises:
         ConfigError: Such an option is given.
     """
+    streams = stream_methods(settings)
     if options.continual and not streams:
         raise ConfigError("--continual: none of the methods learns from one video to the next; leave it out")
     if streams:
@@ -66,7 +65,7 @@ def check_methods(
             raise ConfigError(f"--num-workers {asked}: {of}, on one worker; leave it out, or the method")
         if options.retry_failed:
             raise ConfigError(f"--retry-failed: {of}, so a failed video cannot be done later; --overwrite the run")
-    asked = [(name, one.own(name)) for one in (options, *settings) for name in one.method]
+    asked = [(name, one.own(name)) for one in settings for name in one.method]
     from_pixels = list(dict.fromkeys(name for name, own in asked if get_method(name).works_from_pixels(own)))
     if options.features is not None and from_pixels:
         raise ConfigError(

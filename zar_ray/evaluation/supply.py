@@ -29,17 +29,21 @@ PEAKS = {
     **{"B300": 2250.0, "B200": 2250.0, "GH200": 989.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "V100": 125.0},
     **{"L40S": 362.0, "L40": 181.0, "L4": 121.0, "A10G": 70.0, "A10": 125.0, "A40": 150.0, "T4": 65.0},
 }
-PEAK_SHARE = 0.5
-"""Of the peak that an image encoder is taken to reach: what it needs is said rather too high than too low."""
+# Of the peak that an image encoder is taken to reach: what it needs is said rather too high than too low.
+_PEAK_SHARE = 0.5
 
-VIT_B16 = 17.6  # GFLOPs an image, as papers count them
-_OPERATIONS = 2e9  # in such a GFLOP
+OPERATIONS = 2e9
+"""In a GFLOP as papers count."""
+
 _SIZE, _FRAMES, _FPS = (256, 340), 60, 30
 KINETICS = VideoInfo(300, float(_FPS), _SIZE[1], _SIZE[0], 10.0, "pyav")
 _LABEL = "accelerator_type:"
 
 Plans = Sequence[tuple[ViewConfig, Preprocessing, float]]
 """Of each model the views, what it wants of pixels and its GFLOPs an image."""
+
+USUAL_PLANS: Plans = ((ViewConfig(), Preprocessing(224), 17.6),)
+"""ViT-B/16's, by default options."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,16 @@ def peak_of(name: str) -> float | None:
     return next((peak for model, peak in PEAKS.items() if model in words), None)
 
 
+def reached(peak: float) -> float:
+    """Operations a second that an image encoder is taken to reach on a GPU of such a peak."""
+    return peak * 1e12 * _PEAK_SHARE
+
+
 def supply(
     gpus: Sequence[str],
     cores: int,
     options: DecodeOptions | None = None,
-    plans: Plans = (),
+    plans: Plans = USUAL_PLANS,
     video: VideoInfo = KINETICS,
     needs_views: bool = True,
 ) -> Supply | None:
@@ -101,24 +110,28 @@ def supply(
         gpus: Their names; the first one's speed is taken for all.
         cores: That decode.
         options: How videos are read.
-        plans: Of each model the views, what it wants of pixels and its GFLOPs an image; by default ViT-B/16's.
+        plans: What models look at.
         video: What the videos are like; by default Kinetics'.
         needs_views: Whether the methods look at other views than the evaluation view.
     """
     peak = peak_of(gpus[0]) if gpus else None
     if peak is None:
         return None
-    plans = plans or [(ViewConfig(), Preprocessing(224), VIT_B16)]
     operations, _ = encoder_operations(plans, video, needs_views=needs_views)
     views, pixels, _ = plans[0]
     decode = decode_seconds(options or DecodeOptions(), views, pixels, video, needs_views)
-    return Supply(len(gpus), gpus[0], cores, decode, operations / (peak * 1e12 * PEAK_SHARE))
+    return Supply(len(gpus), gpus[0], cores, decode, operations / reached(peak))
 
 
 def encoder_operations(plans: Plans, video: VideoInfo, *, needs_views: bool) -> tuple[float, int]:
     """Operations of all models' image encoders for such a video, and the first one's images."""
     counts = [len(plan_video("", video, *one[:2], 0, needs_views=needs_views).images) for one in plans]
-    return sum(count * one[2] * _OPERATIONS for count, one in zip(counts, plans, strict=True)), counts[0]
+    return sum(count * one[2] * OPERATIONS for count, one in zip(counts, plans, strict=True)), counts[0]
+
+
+def tuning_operations(models: Sequence[PlannedModel]) -> float:
+    """Operations of all models' text towers for a video."""
+    return OPERATIONS * sum(sum(cost.tuning_gflops.values()) for model in models for cost in model.costs)
 
 
 def warning_for_run(models: Sequence[PlannedModel], resources: Resources, videos: pa.Table) -> str | None:

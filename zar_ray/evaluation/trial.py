@@ -16,7 +16,7 @@ from rich.console import Console
 from zar_ray.cluster import LOCAL
 from zar_ray.evaluation.pipeline import evaluate
 from zar_ray.evaluation.planning import AskedModel
-from zar_ray.evaluation.sampling import chosen
+from zar_ray.evaluation.sampling import some_of
 from zar_ray.evaluation.workload import Workload
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
@@ -63,10 +63,9 @@ def run_trial(
     models = [
         replace(model, settings=tuple(one.model_copy(update=here | anew) for one in model.settings)) for model in asked
     ]
-    ids = chosen(workload.manifest.table, count)
-    some = Workload.of(workload.manifest.keep(ids), [split.restricted_to(ids) for split in workload.splits])
     with tempfile.TemporaryDirectory(prefix="zar-trial-") as place:
-        ran = evaluate(some, models, labels, RunFolder(Storage(place).child("run")), Console(file=io.StringIO()))
+        folder = RunFolder(Storage(place).child("run"))
+        ran = evaluate(some_of(workload, count), models, labels, folder, Console(file=io.StringIO()))
         rows = ran.rows.read(["video_id", "recorded_at"])
     ended = rows.group_by("video_id").aggregate([("recorded_at", "max")])["recorded_at_max"].to_numpy()
     return Trial(len(ended), ran.seconds, steady_rate(ended, ahead) or len(ended) / ran.seconds)

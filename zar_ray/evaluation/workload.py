@@ -67,10 +67,8 @@ class Workload:
             place[found >= 0, class_set] = before + found[found >= 0]
             before += len(split)
         labels = pa.array(list(chain.from_iterable(split.labels for split in self.splits)), RIGHT_IDS.type.value_type)
-        rows, sets = np.nonzero(place >= 0)
-        ends = pa.array(np.append(0, (place >= 0).sum(axis=1).cumsum()), pa.int32())
-        sets_of = pa.ListArray.from_arrays(ends, pa.array(sets, pa.int32()))
-        right = pa.ListArray.from_arrays(ends, labels.take(pa.array(place[rows, sets])))
+        sets_of = marked(place >= 0)
+        right = pa.ListArray.from_arrays(sets_of.offsets, labels.take(pa.array(place[place >= 0])))
         return self.manifest.table.append_column(CLASS_SETS, sets_of.cast(CLASS_SETS.type)).append_column(
             RIGHT_IDS, right.cast(RIGHT_IDS.type)
         )
@@ -79,26 +77,31 @@ class Workload:
         """How many videos each class set has that could be opened: what its streams are given at most."""
         table = self.manifest.table
         whole = pc.SetLookupOptions(table.filter(pc.field("error").is_null())["video_id"])
-        counts = []
-        for class_set in range(len(self.class_sets)):
-            of_splits = zip(self.splits, self.sets_of_splits, strict=True)
-            ids = [pa.array(split.video_ids, pa.string()) for split, own in of_splits if own == class_set]
-            inside = pc.call_function("is_in", [pa.concat_arrays(ids).unique()], whole)
-            counts.append(int(inside.to_numpy(zero_copy_only=False).sum()))
-        return tuple(counts)
+        inside = (pc.call_function("is_in", [ids], whole) for ids in self._ids_of_sets())
+        return tuple(int(one.to_numpy(zero_copy_only=False).sum()) for one in inside)
 
     def expected_rows(self, cases: Sequence[Case]) -> dict[str, pa.Array]:
         """The videos that a finished run's table has a row of, each once, by case id."""
-        of_sets: dict[int, list[pa.Array]] = {}
+        videos = self._ids_of_sets()
+        return {case.case_id: videos[case.class_set] for case in cases}
+
+    def _ids_of_sets(self) -> list[pa.Array]:
+        """The videos of each class set, each once."""
+        of_sets: list[list[pa.Array]] = [[] for _ in self.class_sets]
         for split, class_set in zip(self.splits, self.sets_of_splits, strict=True):
-            of_sets.setdefault(class_set, []).append(pa.array(split.video_ids, pa.string()))
-        videos = {class_set: pa.concat_arrays(ids).unique() for class_set, ids in of_sets.items()}
-        return {case.case_id: videos[case.class_set] for case in cases if case.class_set in videos}
+            of_sets[class_set].append(pa.array(split.video_ids, pa.string()))
+        return [pa.concat_arrays(ids).unique() for ids in of_sets]
 
     def cases_of(self, split: EvaluationSplit, cases: Iterable[Case]) -> tuple[Case, ...]:
         """The cases that classify a split's videos, in order."""
         class_set = self.sets_of_splits[self.splits.index(split)]
         return tuple(case for case in cases if case.class_set == class_set)
+
+
+def marked(places: np.ndarray) -> pa.ListArray:
+    """Of each row of bool (N, M) the numbers of the places that are marked, as int32."""
+    ends = pa.array(np.append(0, places.sum(axis=1).cumsum()), pa.int32())
+    return pa.ListArray.from_arrays(ends, pa.array(np.nonzero(places)[1], pa.int32()))
 
 
 def of_class_set(videos: pa.Table, class_set: int) -> np.ndarray:

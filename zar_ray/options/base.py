@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 import tyro
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from zar_ray.errors import ConfigError
 from zar_ray.untrusted import folder_name
 
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*(?=@)")
@@ -119,6 +121,16 @@ def option(default: Any, description: str, **limits: Any) -> Any:
 def operational(default: Any, description: str, **limits: Any) -> Any:
     """A field that does not change what a run's numbers mean."""
     return option(default, description, json_schema_extra={"operational": True}, **limits)
+
+
+def require_distinct(option: str, values: Sequence[object], what: str) -> None:
+    """Refuses an option that names the same thing twice; messages call it `what`, such as "a seed".
+
+    Raises:
+        ConfigError: It does.
+    """
+    if len(set(values)) < len(values):
+        raise ConfigError(f"{option} {' '.join(map(str, values))}: names {what} twice")
 
 
 def without_password(uri: str) -> str:

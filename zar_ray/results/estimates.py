@@ -50,6 +50,10 @@ class PairedComparison:
         """The difference alone."""
         return self.effect.value
 
+    def numbers(self, name: str) -> dict[str, object]:
+        """The effect and its p for `flat_numbers`, as ``NAME`` and ``NAME_p``."""
+        return {name: self.effect, f"{name}_p": self.p_value}
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -69,5 +73,5 @@ class Measure:
         """It as flat numbers: ``NAME`` after adaptation, ``NAME_before`` and ``NAME_change`` with its ``_p``."""
         values: dict[str, object] = {name: self.after, f"{name}_before": self.before}
         if self.change is not None:
-            values |= {f"{name}_change": self.change.effect, f"{name}_change_p": self.change.p_value}
+            values |= self.change.numbers(f"{name}_change")
         return flat_numbers(values)

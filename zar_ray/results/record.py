@@ -330,7 +330,7 @@ class ProtocolAverage:
         name = f"{self.metric}_{self.kind}"
         values: dict[str, object] = {name: self.value, f"{self.metric}_std": self.std}
         if self.change is not None:
-            values |= {f"{name}_change": self.change.effect, f"{name}_change_p": self.change.p_value}
+            values |= self.change.numbers(f"{name}_change")
         return flat_numbers(values)
 
 

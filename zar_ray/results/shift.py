@@ -46,19 +46,13 @@ def shift_table(table: StudyTable, method: str) -> ShiftTable | None:
     if first is None or set(scores[first]) <= {CLEAN}:
         return None
     reference = _Errors.of(scores[first])
-    rows = tuple(
-        ShiftRow(
-            labels=dict(key[:-1]),
-            method=key[-1][1],
-            scores=of_one,
-            errors=_ratios(errors := _Errors.of(of_one), reference, relative=False),
-            mce=_mean(_ratios(errors, reference, relative=False)),
-            relative_mce=_mean(_ratios(errors, reference, relative=True)),
-        )
-        for key, of_one in scores.items()
-    )
+    rows = []
+    for key, of_one in scores.items():
+        own = _Errors.of(of_one)
+        errors, relative = (_ratios(own, reference, relative=one) for one in (False, True))
+        rows.append(ShiftRow(dict(key[:-1]), key[-1][1], of_one, errors, _mean(errors), _mean(relative)))
     named = ", ".join(part for part in (method, label_of(dict(first[:-1]))) if part)
-    return ShiftTable(table.name, table.title, table.metric, named, rows)
+    return ShiftTable(table.name, table.title, table.metric, named, tuple(rows))
 
 
 def _ratios(own: _Errors, reference: _Errors, *, relative: bool) -> dict[str, float | None]:

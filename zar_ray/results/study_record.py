@@ -76,6 +76,10 @@ class Score:
     std: float | None = None
     replicates: tuple[float, ...] = ()
 
+    def numbers(self, name: str) -> dict[str, object]:
+        """It for `flat_numbers`: ``NAME``, and ``NAME_low``, ``NAME_high`` and ``NAME_std`` as far as there are any."""
+        return {name: self.value, **{f"{name}_{end}": getattr(self, end) for end in ("low", "high", "std")}}
+
 
 @dataclass(frozen=True)
 class TableRow:
@@ -129,15 +133,13 @@ class TableRow:
         costs = ("images", "text_tokens", "gradient_tokens", "seconds", "gflops", "peak_memory", "p_adjusted")
         values: dict[str, object] = {name: getattr(self, name) for name in costs}
         if (main := self.main) is not None:
-            values |= {"accuracy": main.value}
-            values |= {f"accuracy_{end}": getattr(main, end) for end in ("low", "high", "std")}
+            values |= main.numbers("accuracy")
         if (one := self.comparison) is not None:
-            values |= {"difference": one.effect, "difference_p": one.p_value}
-            values |= {"difference_gained": one.gained, "difference_lost": one.lost}
+            values |= {**one.numbers("difference"), "difference_gained": one.gained, "difference_lost": one.lost}
         if self.gain is not None:
-            values |= {"gain": self.gain.effect, "gain_p": self.gain.p_value}
+            values |= self.gain.numbers("gain")
         for name, score in self.trust.items():
-            values |= {name: score.value, **{f"{name}_{end}": getattr(score, end) for end in ("low", "high", "std")}}
+            values |= score.numbers(name)
         return flat_numbers(values)
 
 

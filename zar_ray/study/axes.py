@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zar_ray.errors import ConfigError, ModelError, RunError
 from zar_ray.models.loading import ENDINGS, weights_named
 from zar_ray.models.merging import merge_checkpoints
-from zar_ray.options.base import fingerprint
+from zar_ray.options.base import fingerprint, require_distinct
 from zar_ray.options.places import AnyFile, file_of
 from zar_ray.results.case import CLEAN
 from zar_ray.results.study_record import CORRUPTION, label_of
@@ -112,7 +112,7 @@ class Axes:
 
     models: tuple[ModelChoice, ...]
     settings: tuple[SettingChoice, ...]
-    sweeps: tuple[PlacedSweep, ...] = field(default=())
+    sweeps: tuple[PlacedSweep, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -136,10 +136,9 @@ def _models(options: EvalConfig) -> tuple[ModelChoice, ...]:
     if not options.models:
         own = options.checkpoint.stem if options.checkpoint else f"{options.model}-{options.pretrained}"
         return (ModelChoice({"model": own}, {}),)
-    given = " ".join(options.models)
-    if len(set(options.models)) < len(options.models):
-        raise ConfigError(f"--model {given}: names a model twice")
+    require_distinct("--model", options.models, "a model")
     if options.checkpoint is not None:
+        given = " ".join(options.models)
         raise ConfigError(f"--checkpoint {options.checkpoint}: is one model more; name its file among --model {given}")
     updates = [weights_named(one, options.pretrained) for one in options.models]
     labels = [
@@ -162,8 +161,7 @@ def _mixed(options: EvalConfig, models: tuple[ModelChoice, ...]) -> tuple[ModelC
     if not options.alphas:
         raise ConfigError("--interpolate-with: give its shares, such as --alphas 0 0.25 0.5 0.75 1")
     shares = [f"{alpha:g}" for alpha in options.alphas]
-    if len(set(shares)) < len(shares):
-        raise ConfigError(f"--alphas {' '.join(shares)}: names an alpha twice")
+    require_distinct("--alphas", shares, "an alpha")
     second = options.interpolate_with.expanduser().absolute()
     mixtures = []
     for one in models:
@@ -190,18 +188,18 @@ def _corrupted(options: EvalConfig, models: tuple[ModelChoice, ...]) -> tuple[Mo
     """The models, each shown every corruption that the options name."""
     corruptions = [Corruption.parse(one) for one in options.corruption] or [None]
     require_corruptions(corruptions)
-    if len(set(corruptions)) < len(corruptions):
-        raise ConfigError(f"--corruption {' '.join(options.corruption)}: names a corruption twice")
+    labels = [CLEAN if one is None else str(one) for one in corruptions]
+    require_distinct("--corruption", labels, "a corruption")
     if options.continual and len(corruptions) < 2:
         raise ConfigError("--continual: name the corruptions that follow each other, --corruption clean rain:3 h265:3")
     return tuple(
         replace(
             model,
-            coordinates={**model.coordinates, CORRUPTION: CLEAN if one is None else str(one)},
+            coordinates={**model.coordinates, CORRUPTION: label},
             update={**model.update, "corruption": _shown(options, place)},
         )
         for model in models
-        for place, one in enumerate(corruptions)
+        for place, label in enumerate(labels)
     )
 
 
@@ -219,11 +217,9 @@ def plain_name(text: str) -> str:
 
 
 def _settings(options: EvalConfig) -> tuple[tuple[SettingChoice, ...], tuple[PlacedSweep, ...]]:
-    if len(set(options.sweep)) < len(options.sweep):
-        raise ConfigError(f"--sweep {' '.join(options.sweep)}: names a sweep twice")
+    require_distinct("--sweep", options.sweep, "a sweep")
     seeds = options.seeds or (options.seed,)
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds {' '.join(map(str, seeds))}: names a seed twice")
+    require_distinct("--seeds", seeds, "a seed")
     loaded = [load_sweep(name) for name in options.sweep]
     if options.seeds and (of_seed := next((one.name for one in loaded if "seed" in one.varies), None)):
         raise ConfigError(f"--seeds: sweep {of_seed} varies the seed already; leave one of them out")

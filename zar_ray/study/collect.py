@@ -62,7 +62,7 @@ def collect(study: Study, evaluated: Evaluated) -> StudyRecord:
         cells=tuple(cells),
         tables=tables,
         shifts=tuple(one for one in shifts if one is not None),
-        short_side=evaluated.models[0].settings[0].options.views.short_side if raised else None,
+        short_side=own.views.short_side if raised else None,
         seconds=evaluated.seconds,
     )
 

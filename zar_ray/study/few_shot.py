@@ -26,7 +26,7 @@ from zar_ray.data.protocols import Benchmark
 from zar_ray.errors import ConfigError, RunError, suggestion
 from zar_ray.models import checkpoints, learned_context
 from zar_ray.models.formats import safetensors_notes
-from zar_ray.options.base import fingerprint, meaning
+from zar_ray.options.base import fingerprint, meaning, require_distinct
 from zar_ray.options.layers import merge, validate, zar_home
 from zar_ray.options.places import AnyFile
 from zar_ray.results.folder import differences
@@ -157,8 +157,7 @@ def plan_experiment(config: TrainConfig) -> Experiment:
     if not config.seeds:
         raise ConfigError(f"{where}: say which seeds to draw training videos with, such as --seeds 1 2 3")
     for name, values in (("seeds", config.seeds), ("shots", config.shots), ("method", config.method)):
-        if len(set(values)) < len(values):
-            raise ConfigError(f"--{name} {' '.join(map(str, values))}: names one twice")
+        require_distinct(f"--{name}", values, "one")
     if config.protocol == "base_to_novel" and config.split is not None:
         raise ConfigError(f"--split {config.split}: {where} trains on the base classes and evaluates both halves")
     for name in config.method:

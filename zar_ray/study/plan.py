@@ -16,8 +16,9 @@ from zar_ray.data.held_out import held_out_classes, hold_out, plain_words
 from zar_ray.errors import ConfigError, ManifestError
 from zar_ray.evaluation.orders import require_classes
 from zar_ray.evaluation.planning import AskedModel
-from zar_ray.evaluation.streams import check_methods, orders_for, stream_methods
+from zar_ray.evaluation.streams import check_methods, orders_for
 from zar_ray.evaluation.workload import Workload
+from zar_ray.options.base import require_distinct
 from zar_ray.options.layers import zar_home
 from zar_ray.options.places import file_of
 from zar_ray.results.folder import RunFolder
@@ -48,9 +49,9 @@ class Study:
 
     def asked(self) -> tuple[AskedModel, ...]:
         """Each model with its options under every setting: what an evaluation of one cell alone would be given."""
-        asked = []
+        asked, no_axes = [], {"models": (), "seeds": (), "sweep": (), "alphas": (), "interpolate_with": None}
         for one in self.axes.models:
-            update = {"models": (), "seeds": (), "sweep": (), "alphas": (), "interpolate_with": None, **one.update}
+            update = {**no_axes, "name": self.options.name, **one.update}
             if one.mixture is not None:
                 update["checkpoint"] = place_of(one.mixture, self.options.output)
             cells = (setting.options.model_copy(update=update) for setting in self.axes.settings)
@@ -70,20 +71,19 @@ def plan_study(options: EvalConfig, console: Console, models: Sequence[ModelChoi
         raise ConfigError("zar eval: say what to evaluate with --dataset NAME, MANIFEST.parquet, LIST.csv or FOLDER")
     for name in options.method:
         get_method(name)
-    if len(set(options.method)) < len(options.method):
-        raise ConfigError(f"--method {' '.join(options.method)}: names a method twice")
+    require_distinct("--method", options.method, "a method")
     reference_method(options)
     settled = _settled(options)
     # Before the videos are looked for: what a setting or a model says can be wrong.
     axes = axes_of(settled, models)
-    check_methods(settled, stream_methods(one.options for one in axes.settings))
+    settings = [one.options for one in axes.settings]
+    check_methods(settled, settings)
     workload = _open(settled, console)
-    orders = orders_for(one.options for one in axes.settings)
+    orders = orders_for(settings)
     if any(order.name == "by_class" for order in orders):
         require_classes(workload.manifest.table)
     if settled.name is None:
         settled = settled.model_copy(update={"name": run_name(settled, workload.manifest.name, axes)})
-        axes = axes_of(settled, models)
     return Study(settled, workload, axes)
 
 

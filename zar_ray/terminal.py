@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import threading
@@ -40,15 +41,25 @@ def native_stderr_silenced() -> Iterator[None]:
                 os.close(terminal)
 
 
-def never_fails(stream: Any) -> None:
-    """Has signs that an output's encoding lacks, and names that are no text, shown as question marks there."""
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="replace")
-
-
 def output_console(**more: Any) -> Console:
     """Where a command prints: as wide as the terminal, or without end where it is none and COLUMNS says nothing."""
     made = Console(highlight=False, **more)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = _NO_END
     return made
+
+
+def take_every_letter() -> None:
+    """Lets standard output write letters that its encoding lacks as escapes: no name is to end a command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """JSON for standard output: letters that its encoding lacks are JSON's own escapes."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text

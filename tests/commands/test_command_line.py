@@ -18,6 +18,7 @@ from zar_ray.errors import ConfigError, DeviceLostError
 from zar_ray.options.base import fingerprint, meaning
 from zar_ray.options.layers import merge
 from zar_ray.study.options import EvalConfig
+from zar_ray.terminal import output_console
 from zar_ray.video.options import ViewConfig
 
 
@@ -30,6 +31,21 @@ def complaint(*words):
         options(*words)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_names_that_the_output_has_no_letters_for_end_no_command(monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", output)
+
+    @command
+    def say(words):
+        output_console().print(words[0])
+        print(words[0])
+        return 0
+
+    assert not say(["\u8df3"])
+    output.flush()
+    assert output.buffer.getvalue() == b"\\u8df3\n" * 2
 
 
 def test_the_command_line_lies_over_the_file_over_the_defaults(tmp_path):

@@ -73,13 +73,13 @@ def test_one_method_or_nothing_measured_has_none():
 
 def test_corrupted_cells_are_not_held_against_clean_ones():
     many = record((("corruption", "rain:1"),), (("corruption", "clean"),))
-    _, points = plotted(many, lambda row: row.seconds)
+    _, points = plotted(many, "seconds")
     assert len(points) == len(COSTS)
     assert "Frames: rain:1." in cost_section(many).content[0].caption
 
 
 def test_points_have_their_intervals():
-    _, points = plotted(record(), lambda row: row.seconds)
+    _, points = plotted(record(), "seconds")
     for one, case in zip(points, record().cells[0].summary.cases, strict=True):
         expected = case.headline.after.top1
         assert (one.value, one.low, one.high) == (expected.value, expected.low, expected.high)

@@ -156,7 +156,7 @@ def test_of_too_many_videos_failed_wrong_and_changed_ones_are_kept(tmp_path, mon
     (case,) = data["cases"]
     assert len(case["video"]) == most
     assert case["left_out"] == videos - most
-    assert len(data["ids"]) == len(data["clips"]) == most
+    assert len(data["ids"]) == len(data["files"]) == most
     rows = pq.read_table(folder / "predictions.parquet").to_pylist()
     failed = [row["video_id"] for row in rows if row["error"]]
     odd = [r["video_id"] for r in rows if not r["error"] and not (r["correct_before"] and r["correct_after"])]
@@ -186,15 +186,15 @@ def test_many_cells_are_one_pass_over_the_results(tmp_path, monkeypatch):
         assert len(passes) == 1
 
 
-def test_clips_are_named_from_where_the_page_lies(tmp_path):
+def test_files_are_named_from_where_the_page_lies(tmp_path):
     root = tmp_path / "my videos #1 50%?"
     folder = write_finished_run(tmp_path / "runs" / "mine", videos=3, failures=0, root=root)
     _, data = explored(folder)
-    assert data["clips"] == [f"../../my%20videos%20%231%2050%25%3F/v0{number}.mp4" for number in range(3)]
+    assert data["files"] == [f"../../my%20videos%20%231%2050%25%3F/v0{number}.mp4" for number in range(3)]
     _, data = explored(folder, report=str(root / "page.html"))
-    assert data["clips"] == [f"v0{number}.mp4" for number in range(3)]
+    assert data["files"] == [f"v0{number}.mp4" for number in range(3)]
     _, data = explored(folder, report="s3://bucket/page.html")
-    assert data["clips"] == [None] * 3
+    assert data["files"] == [None] * 3
 
 
 def test_what_no_browser_could_open_is_no_clip(tmp_path):
@@ -208,7 +208,7 @@ def test_what_no_browser_could_open_is_no_clip(tmp_path):
         manifest = manifest.set_column(place, manifest.schema.field(name), pa.array(values, pa.string()))
     pq.write_table(manifest, folder / "manifest.parquet")
     _, data = explored(folder, report="/data/page.html")
-    assert data["clips"] == [None, None, "v02.mp4", "a%3Ab.mp4"]
+    assert data["files"] == [None, None, "v02.mp4", "a%3Ab.mp4"]
 
 
 def test_the_videos_that_the_report_samples_have_their_pictures(tmp_path):

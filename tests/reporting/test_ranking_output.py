@@ -40,6 +40,17 @@ def printed(found=FOUND, videos=VIDEOS, **more) -> tuple[str, int]:
     return console.file.getvalue(), failed
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_json_whatever_the_terminal_has_letters_for(encoding, monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", output)
+    printed([ranked("\xe9.mp4", "zar", "\u8df3")], json_lines=True)
+    output.flush()
+    content = output.buffer.getvalue().decode(encoding)
+    assert json.loads(content)["video"] == "\xe9.mp4"
+    assert json.loads(content)["after"][0]["label"] == "\u8df3"
+
+
 def test_labels_are_counted_at_the_end():
     said, failed = printed()
     assert failed == 2

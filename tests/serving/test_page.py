@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -50,6 +52,15 @@ def read(name: str) -> str:
 @pytest.fixture(scope="module")
 def elements() -> list[tuple[str, dict[str, str | None]]]:
     return Elements(read("index.html")).found
+
+
+@pytest.mark.process
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+def test_no_minute_has_sixty_seconds():
+    script = f"{read('dom.js')}\nconsole.log([0.5, 119.4, 119.7, 3600].map(duration).join('; '));"
+    words = ["node", "--input-type=module", "-"]
+    done = subprocess.run(words, input=script, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.replace("\xa0", " ") == "500 ms; 1 min 59 s; 2 min 0 s; 60 min 0 s\n"
 
 
 def test_the_page_s_files_are_part_of_the_package():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Protocol, TypeVar
@@ -13,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from zar_ray.errors import ConfigError
-from zar_ray.terminal import output_console
+from zar_ray.terminal import json_text, output_console
 
 Words = Annotated[tuple[str, ...], tyro.conf.Positional]
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
@@ -58,7 +57,7 @@ def show(
     if as_json and as_csv:
         raise ConfigError("--json and --csv: give one of them")
     if as_json:
-        print(json.dumps(list(rows), indent=2, ensure_ascii=False))
+        print(json_text(list(rows), indent=2))
         return
     columns = list(rows[0])
     if as_csv:

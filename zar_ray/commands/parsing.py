@@ -34,7 +34,7 @@ from zar_ray.errors import ConfigError, DeviceLostError, ZarError
 from zar_ray.interruption import CONTINUES, Terminated, sigterm_interrupts
 from zar_ray.options.base import Options
 from zar_ray.options.layers import read_yaml, validate
-from zar_ray.terminal import never_fails, output_console
+from zar_ray.terminal import output_console, take_every_letter
 
 _SAYING = ("quiet", "json")
 _T = TypeVar("_T")
@@ -227,7 +227,7 @@ def command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]
 
     @functools.wraps(function)
     def run(argv: Sequence[str]) -> int:
-        never_fails(sys.stdout)
+        take_every_letter()
         try:
             with sigterm_interrupts():
                 return function(argv)

@@ -55,7 +55,7 @@ def case_sections(data: RunData, case: CaseMetrics, samples: int, decoder: Decod
     split, rows = data.split(case.split), data.rows(case, _COLUMNS)
     titles = ("Accuracy by class", "Mistakes", "Calibration", "Videos most helped and most hurt")
     if split.multi_label:
-        decided = None
+        found = decided = None
         whys = (
             f"{_SEVERAL}: it has mean average precision above in place of accuracies.",
             f"{_SEVERAL} to be taken for another.",
@@ -65,11 +65,11 @@ def case_sections(data: RunData, case: CaseMetrics, samples: int, decoder: Decod
     else:
         found = CaseRows.of(rows, case.case_id, len(split.class_names))
         decided, whys = found.select(found.finished & (found.label >= 0)), (_NO_LABELS,) * 4
-    if decided is None or not len(decided.label):
+    if found is None or decided is None or not len(decided.label):
         by_class, mistakes, calibration, videos = map(why_empty, titles, whys)
     else:
         classes = class_accuracies(rows, case.case_id, split.class_names)
-        estimates = class_estimates(CaseRows.of(rows, case.case_id, len(classes)), adapts=case.adapts)
+        estimates = class_estimates(found, adapts=case.adapts)
         by_class = Section(titles[0], _by_class(classes, estimates, case.adapts))
         matrix = confusion_matrix(rows, case.case_id, len(split.class_names))
         mistakes = Section(titles[1], _mistakes(matrix, split.class_names))

@@ -258,7 +258,8 @@ def _pair(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) 
     # One after the other: each holds rows of both, which take hundreds of megabytes for a million videos.
     paired = _compared(first, base, other, case)
     classes = _class_changes(first, base, other, case)
-    return replace(paired, classes=classes, trust=_trust_changes(first, base, other, case))
+    old, new, sources = _decisions(first, base, other, case)
+    return replace(paired, classes=classes, trust=compare_trust(old, new, sources, int(other.summary.seed)))
 
 
 def _compared(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> Paired:
@@ -292,16 +293,13 @@ def _compared(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetri
     )
 
 
-def _trust_changes(first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics) -> dict[str, Measure]:
-    """Measures of trust of two cases of the same labelled videos; of unknown ones too where both have the same."""
-    old, new, sources = _decisions(first, base, other, case)
-    return compare_trust(old, new, sources, int(other.summary.seed))
-
-
 def _decisions(
     first: RunData, base: CaseMetrics, other: RunData, case: CaseMetrics
 ) -> tuple[Decisions, Decisions, np.ndarray]:
-    """What both decided about the videos that both finished, and the sources of these."""
+    """What two cases of the same labelled videos decided about those that both finished, and the sources of these.
+
+    Of unknown videos too, where both have the same.
+    """
     pair = [
         CaseRows.of(by_video(data.rows(one, trust_columns("after"))), one.case_id, one.classes)
         for data, one in ((first, base), (other, case))

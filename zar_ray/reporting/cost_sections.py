@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from zar_ray.reporting.cost_figures import PlottedCost, pareto_chart
 from zar_ray.reporting.numbers import METRICS
 from zar_ray.reporting.pages import Content, Figure, Section, why_empty
-from zar_ray.results.record import CaseMetrics
-from zar_ray.results.study_record import CORRUPTION, StudyRecord, TableRow, label_of
+from zar_ray.results.study_record import CORRUPTION, StudyRecord, label_of
 
 _TITLE = "Accuracy against cost"
-_COSTS: dict[str, Callable[[CaseMetrics | TableRow], float | None]] = {
-    "seconds": lambda row: row.seconds,
-    "images": lambda row: row.images,
-}
+_COSTS = ("seconds", "images")
+"""What a video costs, by its names in cases and rows."""
 
 
 def cost_section(record: StudyRecord) -> Section:
     """The picture, once by seconds and once by images; of a study of one method why there is none."""
     content: list[Content] = []
-    for cost, measure in _COSTS.items():
-        metric, points = plotted(record, measure)
+    for cost in _COSTS:
+        metric, points = plotted(record, cost)
         if len({one.method for one in points}) > 1:
             content.append(Figure(pareto_chart(points, METRICS[metric], cost), _caption(record)))
     if not content:
@@ -29,26 +24,24 @@ def cost_section(record: StudyRecord) -> Section:
     return Section(_TITLE, content)
 
 
-def plotted(
-    record: StudyRecord, measure: Callable[[CaseMetrics | TableRow], float | None]
-) -> tuple[str, list[PlottedCost]]:
+def plotted(record: StudyRecord, cost: str) -> tuple[str, list[PlottedCost]]:
     """The metric, and a point a row of the first table, or of a study of one cell a case."""
     points = []
     if record.tables:
         table = record.tables[0]
         first = table.rows[0].labels.get(CORRUPTION)
         for row in table.rows:
-            if (main := row.main) is not None and row.labels.get(CORRUPTION) == first and (cost := measure(row)):
+            if (main := row.main) is not None and row.labels.get(CORRUPTION) == first and (took := getattr(row, cost)):
                 others = {axis: one for axis, one in row.labels.items() if axis not in ("method", CORRUPTION)}
                 name = ", ".join(part for part in (row.method, label_of(others)) if part)
-                points.append(PlottedCost(name, row.method, cost, main.value, main.low, main.high))
+                points.append(PlottedCost(name, row.method, took, main.value, main.low, main.high))
         return table.metric, points
     cases, metric = record.cells[0].summary.cases, "top1"
     for case in cases:
         # Scores on the videos of several splits are not to be held against each other.
-        if case.split == cases[0].split and (found := case.estimates("after")) and (cost := measure(case)):
+        if case.split == cases[0].split and (found := case.estimates("after")) and (took := getattr(case, cost)):
             metric, score = next(iter(found.items()))
-            points.append(PlottedCost(case.method, case.method, cost, score.value, score.low, score.high))
+            points.append(PlottedCost(case.method, case.method, took, score.value, score.low, score.high))
     return metric, points
 
 

@@ -83,7 +83,7 @@ def render_explorer(data: StudyData, page: Page, report: str) -> str:
         "classes": class_lists,
         "ids": known,
         "texts": [shortened(one, _LONGEST_REASON) for one in texts.to_pylist()],
-        "clips": _clips(data.paths(ids), folder.path if folder.kind in ("", "file") else None),
+        "files": _files(data.paths(ids), folder.path if folder.kind in ("", "file") else None),
         "pictures": {number_of[video]: uris for video, uris in _pictures(page).items() if video in number_of and uris},
     }
     return rendered(
@@ -189,7 +189,7 @@ def _pictures(page: Page) -> Mapping[str, list[str]]:
     return {card.title: [picture.uri for picture in card.pictures] for card in cards}
 
 
-def _clips(paths: Sequence[str | None], folder: str | None) -> list[str | None]:
+def _files(paths: Sequence[str | None], folder: str | None) -> list[str | None]:
     """Addresses of local files, relative to the page's folder; None for what is no file that a browser could open."""
 
     @cache

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import count
 
 from zar_ray.reporting.pages import Drawn, Figure, Page, Picture
 from zar_ray.storage import Storage
 
 FOLDER = "figures"
 """Where they are, beside the page."""
+
+_GROUP_LENGTH = 40  # characters, of four bytes at most
 
 
 def write_figures(page: Page, place: str, form: Drawn) -> str:
@@ -31,11 +34,20 @@ def write_figures(page: Page, place: str, form: Drawn) -> str:
 
 
 def _named(page: Page) -> Iterator[tuple[str, Picture]]:
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     for group in page.groups:
         for section in group.sections:
             for content in section.content:
                 if isinstance(content, Figure):
-                    name = re.sub(r"[^\w.+-]+", "-", f"{group.title} {section.title}").strip("-").lower()
-                    taken[name] = number = taken.get(name, 0) + 1
-                    yield (name if number == 1 else f"{name}-{number}"), content.picture
+                    name = plain = _plain(group.title, section.title)
+                    for number in count(2):
+                        if name not in taken:
+                            break
+                        name = f"{plain}-{number}"
+                    taken.add(name)
+                    yield name, content.picture
+
+
+def _plain(group: str, section: str) -> str:
+    """A part's name for a file; of a group's, which may name many options, as much as file systems take."""
+    return re.sub(r"[^\w.+-]+", "-", f"{group[:_GROUP_LENGTH]} {section}").strip("-").lower()

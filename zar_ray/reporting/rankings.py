@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from zar_ray.adaptation.rankings import Ranking
 from zar_ray.reporting.blocks import Block, print_block
 from zar_ray.reporting.numbers import digits, plus_minus, with_deviation
 from zar_ray.reporting.summary_tables import RANDOM_WEIGHTS
+from zar_ray.terminal import json_text
 from zar_ray.untrusted import storable
 
 _MOST_LABELS = 20  # that a summary counts
@@ -58,7 +58,7 @@ def print_rankings(
             bar.update(task, completed=number // len(methods), description=f"{failed} failed" if failed else "")
             if json_lines:
                 said = {**asdict(ranking), "video": storable(ranking.video), "random_weights": random_weights}
-                _beside(bar, lambda said=said: print(json.dumps(said, ensure_ascii=False)))
+                _beside(bar, lambda said=said: print(json_text(said)))
             elif write is None or ranking.error is not None:
                 _beside(bar, lambda ranking=ranking: print_ranking(ranking, console, random_weights=random_weights))
     if len(videos) > 1 and not json_lines:

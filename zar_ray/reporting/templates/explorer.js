@@ -160,7 +160,7 @@ function moveTo(place) {
 }
 
 function openVideo(row) {
-  const video = shown.video[row], clip = data.clips[video], pictures = data.pictures[video] ?? [];
+  const video = shown.video[row], file = data.files[video], pictures = data.pictures[video] ?? [];
   const facts = [["right", label(row) || "no label"]];
   if (shown.after[row] >= 0) {
     for (const when of shown.adapts ? ["before", "after"] : ["after"]) {
@@ -170,12 +170,12 @@ function openVideo(row) {
   if (flags[row]) facts.push(["flags", kinds(row).join(", ")]);
   if (reason(row)) facts.push([shown.reason[row] >= 0 ? "failed" : "warning", reason(row)]);
   const content = [make("dl", {}, ...facts.flatMap(([term, text]) => [make("dt", { textContent: term }), make("dd", { textContent: text })]))];
-  if (clip) {
-    const player = make("video", { controls: true, preload: "metadata", src: clip });
-    const problem = make("p", { className: "weak", hidden: true, textContent: `Not to be played here: there is no ${decodeURI(clip)} beside this page, or the browser lacks its codec.` });
+  if (file) {
+    const player = make("video", { controls: true, preload: "metadata", src: file });
+    const problem = make("p", { className: "weak", hidden: true, textContent: `Not to be played here: there is no ${decodeURI(file)} beside this page, or the browser lacks its codec.` });
     player.addEventListener("error", () => { problem.hidden = false; player.hidden = true; });
     content.push(player, problem);
-  } else content.push(make("p", { className: "weak", textContent: "The clip is no local file beside this page." }));
+  } else content.push(make("p", { className: "weak", textContent: "The video is no local file beside this page." }));
   if (pictures.length) {
     content.push(make("div", { className: "strip" }, ...pictures.map((uri, at) => {
       const button = make("button", { type: "button", title: "larger or smaller" },
@@ -364,7 +364,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 $("close").addEventListener("click", () => dialog.close());
-dialog.addEventListener("close", () => $("video-content").replaceChildren()); // a clip stops
+dialog.addEventListener("close", () => $("video-content").replaceChildren()); // a video stops
 box.addEventListener("scroll", paint, { passive: true });
 new ResizeObserver(() => { paint(); drawConfusion(); }).observe(box);
 matchMedia("print").addEventListener("change", ({ matches: now }) => { printing = now; paint(); drawConfusion(); });

@@ -51,7 +51,8 @@ export function points(difference) {
 export function duration(seconds) {
   if (seconds < 1) return `${Math.round(1000 * seconds)}${GLUE}ms`;
   if (seconds < 100) return `${seconds.toFixed(1)}${GLUE}s`;
-  return `${Math.floor(seconds / 60)}${GLUE}min ${Math.round(seconds % 60)}${GLUE}s`;
+  const whole = Math.round(seconds);
+  return `${Math.floor(whole / 60)}${GLUE}min ${whole % 60}${GLUE}s`;
 }
 
 /** A place in a video: 1:02.5. */

@@ -15,7 +15,8 @@ from zar_by_hand import adapt_zar
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.augmix import Draws
 from zar_ray.adaptation.base import Decision, Shared, VideoFeatures
-from zar_ray.adaptation.tpt import TptConfig, adapt_tpt, encode_crops, random_crop, random_view, update_of
+from zar_ray.adaptation.random_boxes import random_box
+from zar_ray.adaptation.tpt import TptConfig, adapt_tpt, encode_crops, random_view, update_of
 from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.errors import ModelError, VideoError
@@ -32,6 +33,16 @@ def with_tpt(options, **values):
     return options.model_copy(update={"tpt": TptConfig(**values)})
 
 
+def box_of(height, width, options, draws):
+    return random_box(height, width, options.scale, options.ratio, draws.uniform, draws.below)
+
+
+def test_a_shape_that_no_frame_has_is_a_line_of_pixels_at_least():
+    for ratio in ((1000.0, 1000.0), (0.001, 0.001)):
+        _, _, down, across = box_of(224, 224, TptConfig(ratio=ratio), Draws(1))
+        assert {down, across} == {1, 224}
+
+
 @given(
     height=st.integers(16, 300),
     width=st.integers(16, 300),
@@ -41,7 +52,7 @@ def with_tpt(options, **values):
 )
 def test_a_crop_lies_in_the_frame_and_is_of_the_area_and_shape_asked_for(height, width, low, narrow, key):
     options = TptConfig(scale=(low, 1.0), ratio=(narrow, 1 / narrow))
-    top, left, down, across = random_crop(height, width, options, Draws(key))
+    top, left, down, across = box_of(height, width, options, Draws(key))
     assert 0 <= top <= top + down <= height
     assert 0 <= left <= left + across <= width
     assert down > 0
@@ -55,7 +66,7 @@ def test_crops_and_flips_are_spread_as_they_should_be():
     frames = torch.arange(224, dtype=torch.uint8).expand(1, 3, 224, 224)
     flipped = 0
     for key in range(400):
-        boxes.append(random_crop(224, 224, options, Draws(key)))
+        boxes.append(box_of(224, 224, options, Draws(key)))
         view = random_view(frames, options, 32, Draws(key))
         flipped += bool(view[0, 0, 0, 0] > view[0, 0, -1, 0])
     areas, shapes = (
@@ -83,7 +94,7 @@ def test_a_view_is_all_frames_under_one_crop(tiny_model, make_pixels):
     frames = torch.tensor(pixels.frames[rows]).permute(0, 3, 1, 2)
     for number, got in enumerate(crops, 1):
         draws = Draws(SHARED.seed, pixels.video_id, "tpt", number)
-        box = random_crop(*frames.shape[-2:], options, draws)
+        box = box_of(*frames.shape[-2:], options, draws)
         cut = functional.resized_crop(frames, *box, [32, 32], antialias=True)
         cut = cut.flip(-1) if draws.uniform() < 0.5 else cut
         expected = tiny_model.encode_images(normalise(cut.permute(0, 2, 3, 1), tiny_model.preprocessing))

@@ -192,12 +192,14 @@ def test_class_names_come_from_a_list_or_a_file(tmp_path: Path) -> None:
         ("", "no class names"),
         ("nowhere/names.txt", "nowhere/names.txt: no such file of class names"),
         ('"run', "cannot be read as a list"),
+        ("run\njump", "class names run jump: cannot be read as a list"),
     ],
 )
 def test_wrong_class_names_are_refused(text: str, complaint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_class_names(text)
     assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_wrong_lines_of_a_class_file_are_named(tmp_path: Path) -> None:

@@ -83,9 +83,10 @@ def adapt_rtpt(
 
 
 def _too_few(views: int, options: RtptConfig) -> VideoError:
+    more = "raise --rtpt.crops" if options.crops else "plan more views"
     return VideoError(
-        f"R-TPT judges a view by {options.neighbours} others, and beside the evaluation view there are {views}; plan"
-        " more views, or lower --rtpt.neighbours",
+        f"R-TPT judges a view by {options.neighbours} others, and beside the evaluation view there are {views}; {more},"
+        " or lower --rtpt.neighbours",
         stage="adapt",
     )
 

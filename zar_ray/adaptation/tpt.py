@@ -6,7 +6,6 @@ A view is all frames of the evaluation view under one random crop and flip; a vi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,6 +16,7 @@ from pydantic import model_validator
 
 from zar_ray.adaptation.augmix import Draws, augmix
 from zar_ray.adaptation.base import Decision, Method, Outcome, Shared, VideoFeatures
+from zar_ray.adaptation.random_boxes import random_box
 from zar_ray.adaptation.zar import ZarConfig, adapt_zar_batch
 from zar_ray.errors import NoRoomError, VideoError
 from zar_ray.models.clip import ClipModel
@@ -24,8 +24,6 @@ from zar_ray.models.fitting import MORE_MEMORY
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.base import Options, option
 from zar_ray.video.pixels import normalise, transforms
-
-_TRIES = 10  # at a crop that fits, as torchvision's RandomResizedCrop
 
 
 class TptUpdate(Options):
@@ -157,7 +155,8 @@ def random_view(frames: torch.Tensor, options: TptConfig, size: int, draws: Draw
     Returns:
         uint8, or under AugMix float32 in [0, 255]: (T, R, R, 3), R pixels being the `size` of the model's input.
     """
-    box = random_crop(frames.shape[-2], frames.shape[-1], options, draws)
+    height, width = frames.shape[-2:]
+    box = random_box(height, width, options.scale, options.ratio, draws.uniform, draws.below)
     functional = transforms()
     cut = functional.resized_crop(frames, *box, [size, size], antialias=True)
     if draws.uniform() < options.flip:
@@ -165,24 +164,6 @@ def random_view(frames: torch.Tensor, options: TptConfig, size: int, draws: Draw
     if options.augmix:
         cut = augmix(cut, draws)
     return cut.permute(0, 2, 3, 1)
-
-
-def random_crop(height: int, width: int, options: TptConfig, draws: Draws) -> tuple[int, int, int, int]:
-    """A rectangle of random area and shape, anywhere (Szegedy et al., CVPR 2015, section 6): top, left, height, width.
-
-    The area is uniform, the logarithm of width over height too; where none of ten draws fits, the largest centred
-    rectangle of an allowed shape.
-    """
-    narrow, wide = options.ratio
-    for _ in range(_TRIES):
-        area = height * width * draws.uniform(*options.scale)
-        shape = math.exp(draws.uniform(math.log(narrow), math.log(wide)))
-        across, down = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-        if 0 < across <= width and 0 < down <= height:
-            return (draws.below(height - down + 1), draws.below(width - across + 1), down, across)
-    shape = min(max(width / height, narrow), wide)
-    across, down = min(width, round(height * shape)), min(height, round(width / shape))
-    return ((height - down) // 2, (width - across) // 2, down, across)
 
 
 METHOD = Method(

@@ -219,7 +219,8 @@ def parse_class_names(text: str) -> tuple[str, ...]:
     try:
         names = next(csv.reader([text], skipinitialspace=True, strict=True), [])
     except csv.Error as error:
-        raise ConfigError(f"class names {text}: cannot be read as a list ({error})") from error
+        shown = " ".join(text.split())
+        raise ConfigError(f"class names {shown}: cannot be read as a list ({error})") from error
     return distinct_names(map(tidy_name, names), "class names", "name", ConfigError)
 
 

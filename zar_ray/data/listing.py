@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from zar_ray.data.classes import distinct_names, tidy_name
-from zar_ray.data.manifest import VideoRow
+from zar_ray.data.manifest import VideoRow, absolute_place
 from zar_ray.data.shard_listing import is_note, rows_of_shard
 from zar_ray.data.text_files import csv_rows
 from zar_ray.errors import ManifestError, RunError, StorageError, suggestion
@@ -148,7 +148,7 @@ def list_csv(file: str | Path, root: str | Path | None = None, class_names: Sequ
             message names the line.
     """
     place = str(file) if is_uri(str(file)) else str(Path(file).expanduser())
-    top = _root(root) if root is not None else folder_of(place)
+    top = absolute_place(root) if root is not None else folder_of(place)
     videos: list[VideoRow] = []
     lines: dict[tuple[str, str | None], str] = {}
     known = None if class_names is None else distinct_names(map(tidy_name, class_names), str(file))
@@ -170,10 +170,6 @@ def list_csv(file: str | Path, root: str | Path | None = None, class_names: Sequ
     if not videos:
         raise ManifestError(f"{file}: lists no videos")
     return _listing(videos, class_names, top, PurePosixPath(Location.parse(place).name).stem, 0, str(file))
-
-
-def _root(root: str | Path) -> str:
-    return str(root) if is_uri(str(root)) else str(Path(root).expanduser().absolute())
 
 
 def _in(top: str, cell: str, at: str) -> tuple[str, str]:

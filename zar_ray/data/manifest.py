@@ -134,7 +134,7 @@ class Manifest:
     @classmethod
     def of(cls, rows: Iterable[VideoRow], class_names: Sequence[str], root: str | Path, name: str) -> Manifest:
         """Builds a manifest from rows; `root` is made absolute."""
-        return cls(rows_to_table(rows, MANIFEST_SCHEMA), tuple(class_names), _absolute(root), name)
+        return cls(rows_to_table(rows, MANIFEST_SCHEMA), tuple(class_names), absolute_place(root), name)
 
     def rows(self) -> Iterator[VideoRow]:
         """Yields the rows in the table's order."""
@@ -402,7 +402,7 @@ def _place(path: str | Path) -> tuple[Storage, str]:
         raise ManifestError(f"{path}: no such kind of place ({_first_line(error)})") from error
 
 
-def _absolute(root: str | Path) -> str:
+def absolute_place(root: str | Path) -> str:
     """An absolute path, symbolic links kept; a URI stays as it is."""
     return str(root) if is_uri(str(root)) else str(Path(root).expanduser().absolute())
 

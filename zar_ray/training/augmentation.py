@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch.nn.functional import one_hot
 
+from zar_ray.adaptation.random_boxes import random_box
 from zar_ray.training.options import AugmentConfig, RandAugmentConfig
 from zar_ray.video.pixels import to_device, transforms
 from zar_ray.video.transforms import crop_boxes
@@ -33,8 +34,8 @@ _PLACES = (
     *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),
     *((2, 0), (2, 4), (4, 2), (0, 2), (1, 1), (1, 3), (3, 1), (3, 3)),
 )
-# A random resized crop's share of the area, its width by its height, and how often one that does not fit is drawn anew.
-_AREAS, _SHAPES, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
+# A random resized crop's share of the area, and its width by its height.
+_AREAS, _SHAPES = (0.08, 1.0), (3 / 4, 4 / 3)
 # RandAugment's:
 _MOST = 30  # the largest magnitude
 _GREY = (125, 123, 114)  # of what is cut out, about the mean of ImageNet
@@ -91,26 +92,13 @@ def draw_box(
         ((_, box),) = crop_boxes(height, width, size, 1)
         return box.top, box.left, size, size
     if options.crop == "random_resized":
-        return _inception_box(height, width, rng)
+        return random_box(height, width, _AREAS, _SHAPES, rng.uniform, lambda limit: int(rng.integers(limit)))
     sides = [max(1, int(share * min(height, width))) for share in options.crop_scales]
     sides = [size if abs(side - size) < _NEARLY else side for side in sides]
     shapes = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
     box_height, box_width = shapes[rng.integers(len(shapes))]
     down, right = _PLACES[rng.integers(options.crop_places)]
     return (height - box_height) // 4 * down, (width - box_width) // 4 * right, box_height, box_width
-
-
-def _inception_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    for _ in range(_TRIES):
-        area = height * width * rng.uniform(_AREAS[0], _AREAS[1])
-        shape = math.exp(rng.uniform(math.log(_SHAPES[0]), math.log(_SHAPES[1])))
-        box_height, box_width = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
-        if 0 < box_height <= height and 0 < box_width <= width:
-            top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
-            return int(top), int(left), box_height, box_width
-    narrow, wide = _SHAPES
-    box_height, box_width = min(height, round(width / narrow)), min(width, round(height * wide))
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 def _jittered(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

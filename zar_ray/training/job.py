@@ -48,8 +48,6 @@ from zar_ray.training.videos import VideoTable, usable_videos
 from zar_ray.training.worker import TrainingJob, train_worker
 from zar_ray.training.workers import WorkerNeeds, alive_nodes, worker_bounds, worker_needs, workers_with_room
 
-# A path has one slash less than the URI that it was made of.
-
 # How Ray shows an exception: by its traceback. One of ours is a mistake that another start would only repeat, but for a
 # lost device.
 _TRACEBACK = "Traceback (most recent call last)"

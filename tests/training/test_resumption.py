@@ -18,12 +18,16 @@ from zar_ray.data.class_texts import prompts_of
 from zar_ray.data.datasets import list_dataset
 from zar_ray.data.probing import probe_listing
 from zar_ray.errors import RunError
+from zar_ray.models.architecture import build_clip
+from zar_ray.models.clip import ClipModel
 from zar_ray.training.network import VideoTextModel
 from zar_ray.training.options import AugmentConfig, RandAugmentConfig, TrainConfig
 from zar_ray.training.progress import TrainingState
+from zar_ray.training.validation import ValidationSet, validate
 from zar_ray.training.videos import VideoTable
 from zar_ray.training.worker import TrainingJob, _Worker, train_worker
 from zar_ray.training.workers import WorkerNeeds
+from zar_ray.video.transforms import Preprocessing
 
 ARCHITECTURE = {
     "embed_dim": 16,
@@ -299,6 +303,27 @@ class TestMemoryRunsOut:
             refusing[0] = Refusing(at, torch.AcceleratorError("CUDA error: misaligned address"), forever=True)
             with pytest.raises(torch.AcceleratorError):
                 run(**told)
+
+    @pytest.mark.parametrize("room", [1, 0])
+    def test_an_evaluation_that_does_not_fit_is_no_worse_accuracy(self, monkeypatch, manifest, room):
+        clip = build_clip(ARCHITECTURE)
+        model = ClipModel(clip, "tiny", Preprocessing(input_size=32), ARCHITECTURE)
+        config = TrainConfig(dataset="set", validation="set", frames=2)
+        (prompts,) = prompts_of([manifest.class_names], config)
+        encode = model.encode_images
+
+        def limited(pixels):
+            if len(pixels) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return encode(pixels)
+
+        monkeypatch.setattr(model, "encode_images", limited)
+        evaluate = partial(validate, model, prompts, ValidationSet(VideoTable.of(manifest), prompts), config, 0, 1)
+        if room:
+            assert evaluate()[1:] == (len(manifest), 0)
+        else:
+            with pytest.raises(RunError, match=r"^--validation set: out of memory encoding .*with --validation-async$"):
+                evaluate()
 
     def test_an_update_that_does_not_fit_is_told_and_not_tried_again(self, run, monkeypatch):
         def full(self, *_):

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from refused_operations import Refusing
 
 from zar_ray.adaptation.adapter import VideoAdapter
 from zar_ray.adaptation.base import Decision, Shared
@@ -209,22 +209,6 @@ def test_a_lost_device_is_no_videos_failure(limited, make_planned, small_options
     adapter = VideoAdapter(limited, prompts_of([NAMES], small_options), ("zar",), small_options)
     with pytest.raises(DeviceLostError):
         adapter.predict([make_planned(1)])
-
-
-class Refusing(TorchDispatchMode):
-    """Runs out of memory in one operation, or from there on; what is there can be written to all the same."""
-
-    def __init__(self, at=0, error=None, forever=False):
-        super().__init__()
-        self.at, self.forever, self.count = at, forever, 0
-        self.error = error or torch.OutOfMemoryError("CUDA out of memory")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        refused = self.count == self.at or (self.forever and self.count > self.at)
-        if self.at and refused and func is not torch.ops.aten.copy_.default:
-            raise self.error
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture

@@ -98,3 +98,30 @@ def test_other_errors_are_not_mistaken_for_it():
 
     with pytest.raises(RuntimeError, match="illegal"):
         Fitting("videos").once(8, broken)
+
+
+def test_what_was_short_for_a_while_is_not_remembered_for_ever(caplog, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("zar_ray.models.fitting.time.monotonic", lambda: now[0])
+    fitting, memory = Fitting("images a pass"), Memory(10)
+    caplog.set_level(logging.WARNING)
+
+    def passed():
+        assert [item for part, _ in fitting.each(range(100), 64, memory) for item in part] == list(range(100))
+        return fitting.of(64)
+
+    assert passed() == 8
+    now[0] += 599
+    failed = memory.failed
+    assert (passed(), memory.failed) == (8, failed)
+    now[0] += 2
+    assert (passed(), memory.failed) == (8, failed + 1), "it is tried once, and in vain"
+    assert (passed(), memory.failed) == (8, failed + 1)
+    memory.room = 100
+    for expected in (16, 32, 64, 64):
+        now[0] += 601
+        assert passed() == expected
+    assert caplog.messages == ["out of memory with 64 images a pass: goes on with 8"]
+    memory.room = 1
+    assert passed() == 1
+    assert len(caplog.messages) == 2

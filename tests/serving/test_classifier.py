@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
+from refused_operations import Refusing
 
 from zar_ray.errors import ConfigError, DeviceLostError
 from zar_ray.models.fitting import Fitting
@@ -118,6 +121,32 @@ def test_kept_label_sets_make_room_for_those_that_are_asked_for(classifier, monk
     short[0] = 1
     (answer,) = classifier.answer([job(classifier, 1, labels=("n", "o"))])
     assert answer.candidates == 2
+
+
+@pytest.mark.parametrize("method", ["zar", "zero_shot"])
+def test_wherever_memory_or_the_device_goes_questions_are_told(classifier, monkeypatch, method):
+    monkeypatch.setattr(classifier._texts, "settle", lambda: None)  # which computes nothing
+
+    def jobs():
+        return [job(classifier, number, ("p", "q", "r"), method, explain=True) for number in range(2)]
+
+    def asked(*told, **forever):
+        classifier._texts.clear()
+        for passes in ("image_passes", "text_passes"):
+            setattr(classifier.model, passes, Fitting(passes))
+        with Refusing(*told, **forever) as refusing:
+            return classifier.answer(jobs()), refusing.count
+
+    asked()
+    expected, count = asked()
+    for at in sorted(random.Random(0).sample(range(1, count + 1), 20)):
+        found, _ = asked(at)
+        for one, other in zip(found, expected, strict=True):
+            assert not isinstance(one, RequestError), f"operation {at}: {one.detail}"
+            assert [score.label for score in one.after] == [score.label for score in other.after]
+        gone = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        with pytest.raises(DeviceLostError):
+            asked(at, gone, forever=True)
 
 
 def test_a_lost_device_is_no_questions_failure(classifier, monkeypatch):

@@ -3,6 +3,7 @@
 So it does with what is dropped at random, which is the same whoever takes a micro-batch, and which no evaluation sees.
 """
 
+import random
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -11,17 +12,22 @@ import pytest
 import ray.train
 import ray.train.torch
 import torch
+from refused_operations import Refusing
 
 from zar_ray.data.class_texts import prompts_of
 from zar_ray.data.datasets import list_dataset
 from zar_ray.data.probing import probe_listing
 from zar_ray.errors import RunError
+from zar_ray.models.architecture import build_clip
+from zar_ray.models.clip import ClipModel
 from zar_ray.training.network import VideoTextModel
 from zar_ray.training.options import AugmentConfig, RandAugmentConfig, TrainConfig
 from zar_ray.training.progress import TrainingState
+from zar_ray.training.validation import ValidationSet, validate
 from zar_ray.training.videos import VideoTable
-from zar_ray.training.worker import TrainingJob, train_worker
+from zar_ray.training.worker import TrainingJob, _Worker, train_worker
 from zar_ray.training.workers import WorkerNeeds
+from zar_ray.video.transforms import Preprocessing
 
 ARCHITECTURE = {
     "embed_dim": 16,
@@ -274,6 +280,50 @@ class TestMemoryRunsOut:
         monkeypatch.setattr("zar_ray.training.samples.SampleReader.read", broken)
         with pytest.raises(RunError, match=r"^out of memory while videos were decoded; decode fewer"):
             run(steps=1, average_from=None)
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"interpolated_loss": 0.5, "trains": "both"}, {"grad_checkpointing": True, "precision": "bf16"}]
+    )
+    def test_memory_that_runs_out_anywhere_in_a_step_changes_nothing(self, run, monkeypatch, options):
+        accumulate, refusing = _Worker._accumulate, [Refusing()]
+
+        def refused(self, *told):
+            with refusing[0]:
+                return accumulate(self, *told)
+
+        monkeypatch.setattr(_Worker, "_accumulate", refused)
+        told = {"steps": 1, "average_from": None, "checkpoint_steps": 5, **options}
+        whole = run(**told)[1]
+        for at in sorted(random.Random(0).sample(range(1, refusing[0].count + 1), 4)):
+            refusing[0] = Refusing(at)
+            cut = run(**told)[1]
+            assert refusing[0].count > at, "it was done anew"
+            rtol = 1e-4 if "precision" not in options else 1e-2
+            assert torch.allclose(cut.history, whole.history, rtol=rtol, atol=1e-5), at
+            refusing[0] = Refusing(at, torch.AcceleratorError("CUDA error: misaligned address"), forever=True)
+            with pytest.raises(torch.AcceleratorError):
+                run(**told)
+
+    @pytest.mark.parametrize("room", [1, 0])
+    def test_an_evaluation_that_does_not_fit_is_no_worse_accuracy(self, monkeypatch, manifest, room):
+        clip = build_clip(ARCHITECTURE)
+        model = ClipModel(clip, "tiny", Preprocessing(input_size=32), ARCHITECTURE)
+        config = TrainConfig(dataset="set", validation="set", frames=2)
+        (prompts,) = prompts_of([manifest.class_names], config)
+        encode = model.encode_images
+
+        def limited(pixels):
+            if len(pixels) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return encode(pixels)
+
+        monkeypatch.setattr(model, "encode_images", limited)
+        evaluate = partial(validate, model, prompts, ValidationSet(VideoTable.of(manifest), prompts), config, 0, 1)
+        if room:
+            assert evaluate()[1:] == (len(manifest), 0)
+        else:
+            with pytest.raises(RunError, match=r"^--validation set: out of memory encoding .*with --validation-async$"):
+                evaluate()
 
     def test_an_update_that_does_not_fit_is_told_and_not_tried_again(self, run, monkeypatch):
         def full(self, *_):

@@ -136,8 +136,9 @@ class MovingTower:
                 with torch.enable_grad(), exact_float32():
                     given = of_embeddings[torch.from_numpy(part).to(of_embeddings.device)]
                     self.encode(cut(part)).backward(given if scale is None else given * scale)
-            if scale is not None:
-                torch._foreach_div_([w.grad for w in self.weights.values() if w.grad is not None], scale)
+            for weight in self.weights.values() if scale is not None else ():
+                if weight.grad is not None:
+                    weight.grad /= scale
             return True
 
         if not self.model.moving_passes.once(min(self.images_a_pass, len(rows)), add_up):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
@@ -17,9 +18,15 @@ _T = TypeVar("_T")
 MORE_MEMORY = "leave the process more memory (fewer of them on a device), or take a smaller model"
 """The way out where the least that can pass the model is too much."""
 
+# So long a size is remembered before twice as much is tried: what was short may be of another process, or of one large
+# request, and a service would get slower with each of them. In vain it costs one pass.
+_SECONDS_REMEMBERED = 600.0
+
 
 class Fitting:
     """The size of one kind of pass, which is halved where memory runs out, and remembered once it works.
+
+    Now and then twice as much is tried again.
 
     Args:
         what: What is counted, for the line that says so.
@@ -29,6 +36,8 @@ class Fitting:
     def __init__(self, what: str, way_out: str | None = None) -> None:
         self._what, self._way_out = what, way_out
         self._most: int | None = None
+        self._told: int | None = None
+        self._since = 0.0
 
     def of(self, asked: int) -> int:
         """The size asked for, or what is known to fit."""
@@ -45,16 +54,28 @@ class Fitting:
         Returns:
             What the call gave; None where there was not enough memory for `least`, of which nothing is remembered.
         """
-        first = size = self.of(asked)
+        first = size = self._first(asked)
         while (made := within_memory(partial(call, size))) is None:
             if size <= least:
                 return None
             size = max(least, size // 2)
-        if size < first:
+        if self._most is not None and size > self._most:
             self._most = size
+        elif size < first:
+            self._most, self._since = size, time.monotonic()
+        if size < first and size != self._told:
+            self._told = size
             way_out = "" if self._way_out is None else f"; {self._way_out.format(size)} begins with them"
             logger.warning("out of memory with %d %s: goes on with %d%s", first, self._what, size, way_out)
         return made
+
+    def _first(self, asked: int) -> int:
+        """The size to begin with: what is known to fit or, after a while, once twice as much."""
+        size = self.of(asked)
+        if self._most is not None and size < asked and time.monotonic() - self._since > _SECONDS_REMEMBERED:
+            self._since = time.monotonic()
+            return min(asked, 2 * size)
+        return size
 
     def each(
         self, items: Sequence[_Item], asked: int, call: Callable[[Sequence[_Item]], _T], size: int = 1

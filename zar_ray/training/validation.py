@@ -16,7 +16,7 @@ from zar_ray.data.datasets import choose_splits, open_dataset, resolve_dataset
 from zar_ray.data.manifest import Manifest, VideoRow
 from zar_ray.data.options import DatasetOptions
 from zar_ray.data.protocols import EvaluationSplit
-from zar_ray.errors import ManifestError, VideoError
+from zar_ray.errors import ManifestError, NoRoomError, RunError, VideoError
 from zar_ray.models.clip import ClipModel
 from zar_ray.training.options import TrainConfig
 from zar_ray.training.samples import in_order, threads_ahead
@@ -91,6 +91,9 @@ def validate(
 
     Returns:
         Over all processes: videos whose class was found, videos that could be evaluated, videos that could not.
+
+    Raises:
+        RunError: There is not enough memory beside the training's for a single image.
     """
     adapter = VideoAdapter(model, [prompts], (_METHOD,), evaluation_options(config))
     counts = torch.zeros(3, dtype=torch.int64)
@@ -105,6 +108,10 @@ def validate(
             usable = [(number, one) for number, one in zip(group, map(Future.result, begun), strict=True) if one]
             predicted = adapter.predict([one for _, one in usable]) if usable else []
             for (number, _), outcome in zip(usable, predicted, strict=True):
+                if isinstance(outcome, NoRoomError):
+                    # No fault of the video's: without it, the share would be of whatever happened to fit.
+                    beside = "or evaluate outside of the training's processes, with --validation-async"
+                    raise RunError(f"--validation {config.validation}: {outcome}; {beside}")
                 if not isinstance(outcome, VideoError):
                     label = videos.videos[number].label_id
                     counts[0] += int(outcome.cases[0].decision.logits_before.argmax()) == label

@@ -129,7 +129,7 @@ def test_signs_that_the_output_lacks_end_no_command(words, monkeypatch):
     else:
         assert main(words) == 0
     sys.stdout.flush()
-    assert b"?" in output.getvalue()
+    assert b"\\" in output.getvalue()
 
 
 @pytest.mark.parametrize("words", [("data", "show"), ("features", "show"), ("report", "run"), ("eval", "--dataset")])

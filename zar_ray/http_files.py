@@ -19,14 +19,14 @@ def is_allowed(url: str) -> bool:
     """Whether an address is of a host that may be asked; a host without a port stands for the scheme's own."""
     try:
         parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        usual = {"http": 80, "https": 443}.get(parts.scheme)
+        port = parts.port or usual
     except ValueError:
         return False
     named = {one.strip().lower() for one in os.environ.get(HOSTS, "").split(",")} - {""}
-    own = parts.port is None or port == {"http": 80, "https": 443}.get(parts.scheme)
     host = (parts.hostname or "").lower()
     host = f"[{host}]" if ":" in host else host
-    return bool(host) and (f"{host}:{port}" in named or (own and host in named))
+    return bool(host) and (f"{host}:{port}" in named or (port == usual and host in named))
 
 
 class HttpFiles(AbstractFileSystem):

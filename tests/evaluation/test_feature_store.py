@@ -23,6 +23,7 @@ from zar_ray.evaluation.feature_store import (
 )
 from zar_ray.evaluation.packs import RECORD, DamagedError
 from zar_ray.storage import Storage
+from zar_ray.video.files import VideoFile
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
 from zar_ray.video.transforms import Preprocessing
@@ -242,7 +243,7 @@ def test_damage_after_the_index_was_read_is_found(store, entry):
 
 def keep(store, video):
     """Stores a file's features, as a run does; returns its content."""
-    content = store.content(str(video))
+    content = store.content(VideoFile(video))
     write(store, KEYS, some_embeddings(), video=content.hash, file=content.file)
     return content
 
@@ -259,13 +260,13 @@ def test_a_file_is_hashed_anew_only_when_it_changed(store, tmp_path, monkeypatch
 
     with monkeypatch.context() as patched:
         patched.setattr("hashlib.file_digest", fail)
-        assert store.content(str(video)) == first._replace(known=True)
+        assert store.content(VideoFile(video)) == first._replace(known=True)
         monkeypatch.chdir(tmp_path)
-        assert store.content("a.mp4") == first._replace(known=True)
+        assert store.content(VideoFile("a.mp4")) == first._replace(known=True)
         os.utime(video, ns=(0, 1_000_000_002))
         with pytest.raises(AssertionError, match="is read"):
-            store.content(str(video))
-    assert store.content(str(video)).hash == first.hash
+            store.content(VideoFile(video))
+    assert store.content(VideoFile(video)).hash == first.hash
 
     video.write_bytes(b"two")
     os.utime(video, ns=(0, 1_000_000_003))
@@ -273,7 +274,7 @@ def test_a_file_is_hashed_anew_only_when_it_changed(store, tmp_path, monkeypatch
     assert second != first.hash
     video.write_bytes(b"longer")
     os.utime(video, ns=(0, 1_000_000_003))
-    assert store.content(str(video)).hash not in (first.hash, second)
+    assert store.content(VideoFile(video)).hash not in (first.hash, second)
 
 
 def test_a_file_that_is_written_to_while_it_is_hashed_has_no_state(store, tmp_path, monkeypatch):
@@ -287,7 +288,7 @@ def test_a_file_that_is_written_to_while_it_is_hashed_has_no_state(store, tmp_pa
         return found
 
     monkeypatch.setattr("hashlib.file_digest", slow)
-    assert store.content(str(video)).file is None
+    assert store.content(VideoFile(video)).file is None
 
 
 def test_files_that_features_are_stored_of_are_told_by_their_names(store, tmp_path):
@@ -295,14 +296,14 @@ def test_files_that_features_are_stored_of_are_told_by_their_names(store, tmp_pa
     for path in paths:
         path.write_bytes(path.name.encode())
     keep(store, paths[1])
-    assert store.has(map(str, paths)).tolist() == [False, True, False]
+    assert store.has(map(VideoFile, paths)).tolist() == [False, True, False]
     assert store.has([]).tolist() == []
 
 
 def test_the_same_bytes_elsewhere_are_the_same_video(store, tmp_path):
     for name, content in (("a.mp4", b"one"), ("b.mp4", b"one"), (os.fsdecode(b"\xff.mp4"), b"one"), ("c.mp4", b"two")):
         (tmp_path / name).write_bytes(content)
-    hashes = [store.content(str(path)).hash for path in sorted(tmp_path.glob("*.mp4"))]
+    hashes = [store.content(VideoFile(path)).hash for path in sorted(tmp_path.glob("*.mp4"))]
     assert len(hashes) == 4
     assert len(set(hashes)) == 2
 
@@ -312,39 +313,39 @@ def test_a_changed_file_with_stored_features_is_stale_until_they_are_computed(st
     video.write_bytes(b"one")
     keep(store, video)
     video.write_bytes(b"other")
-    changed = store.content(str(video))
+    changed = store.content(VideoFile(video))
     assert changed.stale
     assert store.read(changed.hash, KEYS) is None
     keep(store, video)
-    assert not store.content(str(video)).stale
+    assert not store.content(VideoFile(video)).stale
 
 
 def test_a_copy_that_was_hashed_once_is_not_read_again(store, tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / name).write_bytes(b"one")
     keep(store, tmp_path / "a")
-    copy = store.content(str(tmp_path / "b"))
+    copy = store.content(VideoFile(tmp_path / "b"))
     assert not copy.known
     assert store.read(copy.hash, KEYS) is not None
     store.write([(copy.hash, copy.file, None)])
     monkeypatch.setattr("hashlib.file_digest", None)
-    assert store.content(str(tmp_path / "b")) == copy._replace(known=True)
+    assert store.content(VideoFile(tmp_path / "b")) == copy._replace(known=True)
     assert store.read(copy.hash, KEYS) is not None
 
 
 def test_what_another_store_has_hashed_is_not_read_again(store, tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"one")
-    first = store_at(tmp_path / "store", {**SPACE, "model": "other"}).content(str(tmp_path / "a"))
+    first = store_at(tmp_path / "store", {**SPACE, "model": "other"}).content(VideoFile(tmp_path / "a"))
     monkeypatch.setattr("hashlib.file_digest", None)
-    assert store.content(str(tmp_path / "a"), first) == first
+    assert store.content(VideoFile(tmp_path / "a"), first) == first
 
 
 def test_a_video_that_cannot_be_read_is_its_own_failure(store, tmp_path):
     with pytest.raises(VideoError, match="no such file") as caught:
-        store.content(str(tmp_path / "gone.mp4"))
+        store.content(VideoFile(tmp_path / "gone.mp4"))
     assert caught.value.stage == "open"
     with pytest.raises(VideoError, match="cannot be read: Is a directory"):
-        store.content(str(tmp_path))
+        store.content(VideoFile(tmp_path))
 
 
 def test_a_store_that_cannot_be_written_is_one_line(tmp_path):

@@ -24,6 +24,7 @@ from zar_ray.evaluation.feature_folder import FeatureKeeping, prune, stores_in
 from zar_ray.evaluation.feature_store import FeatureStore, ImageKey, Stored, VideoFacts, feature_space
 from zar_ray.evaluation.spec import STATUS_SCHEMA
 from zar_ray.storage import Storage
+from zar_ray.video.files import VideoFile
 from zar_ray.video.transforms import Preprocessing
 
 SPACE = feature_space("0123456789ab", "bf16", "auto", Preprocessing(64))
@@ -229,12 +230,12 @@ def test_files_are_still_known_after_a_merge(tmp_path):
     store, files = store_at(tmp_path), {}
     for number, content in enumerate((b"one", b"one", b"other")):
         (tmp_path / f"{number}.mp4").write_bytes(content)
-        found = store.content(str(tmp_path / f"{number}.mp4"))
+        found = store.content(VideoFile(tmp_path / f"{number}.mp4"))
         files[number] = found.hash
         store.write([(found.hash, found.file, features(7, KEYS) if number != 1 else None)])
     store.merge(math.inf)
     for number, value in files.items():
-        content = store.content(str(tmp_path / f"{number}.mp4"))
+        content = store.content(VideoFile(tmp_path / f"{number}.mp4"))
         assert (content.hash, content.known, content.stale) == (value, True, False)
     assert len(names(tmp_path)) == 1
 
@@ -361,7 +362,7 @@ def test_a_bound_without_a_folder_is_refused_and_a_folder_that_breaks_is_told(ag
 def test_videos_whose_features_are_stored_are_not_to_be_decoded(tmp_path):
     store, paths = store_at(tmp_path), [str(tmp_path / f"{n}.mp4") for n in range(3)]
     Path(paths[1]).write_bytes(b"x")
-    content = store.content(paths[1])
+    content = store.content(VideoFile(paths[1]))
     store.write([(content.hash, content.file, features(1, KEYS))])
     videos = pa.table({"path": paths, "member": pa.nulls(3, pa.string())})
     assert FeatureKeeping([store], None, print).unstored(videos)["path"].to_pylist() == [paths[0], paths[2]]

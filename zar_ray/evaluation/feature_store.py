@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 # To be raised whenever the same space, video and image would no longer mean the same features.
 LAYOUT = 3
 
-AnyVideo = VideoFile | str | os.PathLike[str]
-
 SPACE = "space.json"
 """File in a space's folder that describes it."""
 
@@ -237,19 +235,18 @@ class FeatureStore:
         self._pinned = (now, index)
         return damaged
 
-    def content(self, video: AnyVideo, hashed: VideoContent | None = None) -> VideoContent:
+    def content(self, file: VideoFile, hashed: VideoContent | None = None) -> VideoContent:
         """Hashes a file's bytes, unless it is as it was at a hash that is stored.
 
         A video in a tar file has the hash of its own bytes, and so the features of the same video on a disk.
 
         Args:
-            video: The file.
+            file: The file.
             hashed: What another store has just said of it.
 
         Raises:
             VideoError: The file cannot be read (stage ``open``).
         """
-        file = _file(video)
         index, place = self._index(), _place(file)
         _, known = next(index.newest_first("path", place), (None, None))
         before = None if known is None else known["video"].tobytes().hex()
@@ -261,9 +258,9 @@ class FeatureStore:
             hashed = VideoContent(found, False, state if file_state(file) == state else None, False)
         return hashed._replace(stale=before not in (None, hashed.hash), known=False)
 
-    def has(self, videos: Iterable[AnyVideo]) -> np.ndarray:
+    def has(self, files: Iterable[VideoFile]) -> np.ndarray:
         """Which files something is stored of, by their places alone: bool, one a file."""
-        places = b"".join(_place(_file(video)) for video in videos)
+        places = b"".join(map(_place, files))
         return self._index().has("path", np.frombuffer(places, "<u8").reshape(-1, 2))
 
     def entry_of(self, content: str, video_id: str) -> str:
@@ -386,20 +383,15 @@ class FeatureStore:
         return newest[1]
 
 
-def file_state(video: AnyVideo) -> HashedFile:
+def file_state(file: VideoFile) -> HashedFile:
     """A file as it is now.
 
     Raises:
         VideoError: There is none that could be read (stage ``open``).
         StorageError: The store that it is in does not answer.
     """
-    file = _file(video)
     state = file.state()
     return HashedFile(_place(file).hex(), state["size"], state["mtime_ns"])
-
-
-def _file(video: AnyVideo) -> VideoFile:
-    return video if isinstance(video, VideoFile) else VideoFile(video)
 
 
 def _hash_of(file: VideoFile) -> str:

@@ -88,6 +88,8 @@ class PlannedModel:
         options = [setting.options for setting in self.settings]
         # A setting without a case looks at nothing: what another one looks at costs nothing.
         used = {case.setting for case in cases} or {0}
+        # Where corruptions follow each other a cell's options name all up to its own.
+        shown = getattr(options[0], "corruption", ())
         return ModelViews(
             self.fingerprint,
             options[0].precision,
@@ -97,7 +99,7 @@ class PlannedModel:
                 for one in (options[place if place in used else min(used)] for place in range(len(options)))
             ),
             needs_views=any(get_method(case.method).needs_views for case in cases),
-            corruption=corruption_of(options[0]),
+            corruption=Corruption.parse(shown[-1]) if shown else None,
         )
 
     def under(self, number: int, settings: Sequence[Setting]) -> PlannedModel:
@@ -108,12 +110,6 @@ class PlannedModel:
             make_cases(one.options, self.fingerprint, one.prompts, place, number) for place, one in enumerate(running)
         )
         return replace(self, settings=running, of_settings=tuple(cases))
-
-
-def corruption_of(options: Any) -> Corruption | None:
-    """What is done to the frames of an evaluation of one cell."""
-    given = getattr(options, "corruption", ())
-    return Corruption.parse(given[-1]) if given else None
 
 
 def plan_models(

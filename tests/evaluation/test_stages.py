@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from refused_operations import Refusing
 
 from zar_ray.adaptation.adapter import PlannedVideo
 from zar_ray.errors import DeviceLostError, VideoError
@@ -223,3 +224,24 @@ def test_memory_for_single_images_is_enough(begin, tiny_checkpoint, caplog):
         assert error is None
         assert scores == pytest.approx(expected[key][1], abs=1e-3)
     assert len([line for line in caplog.messages if "out of memory" in line]) == 1
+
+
+def test_memory_that_runs_out_once_as_a_video_leaves_the_device_costs_it_nothing(begin, tiny_checkpoint, monkeypatch):
+    run, leave, refusing = begin("run", tiny_checkpoint), Replica.leave, []
+
+    def refused(self, outcome):
+        with refusing[-1]:
+            return leave(self, outcome)
+
+    monkeypatch.setattr(Replica, "leave", refused)
+    stage, block = run.adapt(), DecodeStage(run.spec)(run.todo.slice(0, 1))
+    refusing.append(Refusing())
+    stage(block)
+    for at in range(1, refusing[0].count, 5):
+        refusing.append(Refusing(at))
+        assert stage(block)["failed"].to_pylist() == [False], at
+        refusing.append(Refusing(at, torch.AcceleratorError("CUDA error: misaligned address"), forever=True))
+        with pytest.raises(DeviceLostError):
+            stage(block)
+    refusing.append(Refusing(1, forever=True))
+    assert stage(block)["failed"].to_pylist() == [True]

@@ -21,7 +21,7 @@ from zar_ray.adaptation.fusion import video_features
 from zar_ray.adaptation.options import Setting
 from zar_ray.cluster_measures import tell
 from zar_ray.data.class_texts import ClassPrompts
-from zar_ray.errors import DeviceLostError, RunError, VideoError
+from zar_ray.errors import DeviceLostError, NoRoomError, RunError, VideoError
 from zar_ray.evaluation.feature_store import FeatureStore, HashedFile, Stored, VideoFacts, image_keys
 from zar_ray.evaluation.spec import (
     CONTENT,
@@ -41,6 +41,7 @@ from zar_ray.evaluation.spec import (
 from zar_ray.evaluation.streams import StreamState
 from zar_ray.models.clip import ClipModel
 from zar_ray.models.device_faults import watched, within_memory
+from zar_ray.models.fitting import MORE_MEMORY
 from zar_ray.models.loading import load_model
 from zar_ray.models.options import ClassPosition, ModelOptions
 from zar_ray.models.text import PromptedClasses
@@ -286,7 +287,14 @@ class Replica:
         """
         if isinstance(outcome, Failure):
             return outcome
-        return attempt("adapt", watched(self.adapter.model.device)(lambda: self._leave(outcome)))
+        return attempt("adapt", watched(self.adapter.model.device)(lambda: self._left(outcome)))
+
+    def _left(self, outcome: VideoPrediction) -> Decided:
+        # What ran out of memory once may have room when that is free again: the video is decided.
+        for _ in range(2):
+            if (decided := within_memory(partial(self._leave, outcome))) is not None:
+                return decided
+        raise NoRoomError(f"out of memory with one video's embeddings; {MORE_MEMORY}", stage="adapt")
 
     def _leave(self, outcome: VideoPrediction) -> Decided:
         model = self.adapter.model

@@ -6,6 +6,7 @@ that it has noted. This module loads nothing but Python's own; each step loads w
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -501,8 +502,9 @@ def decode_for(path: str, seconds: float) -> tuple[int, float, float]:
     from zar_ray.video.decoding import decode_video
     from zar_ray.video.options import ViewConfig
     from zar_ray.video.plans import plan_video
-    from zar_ray.video.transforms import Preprocessing
+    from zar_ray.video.transforms import Preprocessing, as_pillow
 
+    as_pillow.compile_for(math.inf)  # as in a run that goes on, where there is numba
     preprocessing, videos = Preprocessing(input_size=224), 0
     started, cpu = time.monotonic(), time.process_time()
     while not videos or time.monotonic() - started < seconds:

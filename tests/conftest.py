@@ -180,22 +180,15 @@ def video_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def probes_here(request, monkeypatch):
-    """Lists' videos are opened in this process, but by tests that are marked `process` or `slow`.
+def probes_here(request):
+    """Lists' videos are opened in this process, but by tests that are marked `process` or `slow`."""
+    from probed_here import probed_here
 
-    What processes of their own protect from is held by tests/data/test_probing.py; each takes half a second to start.
-    """
-    from zar_ray.data import probing
-
-    def answers(items, work, *_, **__):
-        found = [probing._answer(work, item) for item in items]
-        for answer in found:
-            if isinstance(answer, Exception):
-                raise answer
-        return found
-
-    if not any(request.node.get_closest_marker(name) for name in ("process", "slow")):
-        monkeypatch.setattr(probing, "in_processes", answers)
+    if any(request.node.get_closest_marker(name) for name in ("process", "slow")):
+        yield
+        return
+    with probed_here():
+        yield
 
 
 def write_model(path: Path, architecture: dict, seed: int, **pixels) -> Path:

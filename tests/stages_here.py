@@ -15,6 +15,7 @@ import pytest
 import ray.train
 import ray.train.torch
 import torch
+from probed_here import probed_here
 from ray.train import Checkpoint
 from ray.util.queue import Empty
 
@@ -43,9 +44,10 @@ def _run_blocks(videos, block_size, attempts, *, decode, told, resources, folder
 def stages_here() -> Iterator[None]:
     """Has an evaluation run its stages in this process, in place of Ray's pools; Ray itself is joined all the same.
 
-    For runs that others are compared with, and for what does not depend on processes: their start takes seconds.
+    For runs that others are compared with, and for what does not depend on processes: their start takes seconds. A
+    folder's videos are opened here, too.
     """
-    with pytest.MonkeyPatch.context() as patch:
+    with probed_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "run_blocks", _run_blocks)
         patch.setattr(preflight, "check_nodes", lambda paths, storage: None)
         patch.setattr(preflight, "check_model", lambda *asked: plan_model(*asked[1:]))

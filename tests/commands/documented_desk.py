@@ -29,10 +29,8 @@ from stages_here import without_ray
 from text_kits import tiny_model
 
 from zar_ray.commands.main import main
-from zar_ray.data import probing
 from zar_ray.data.classes import class_list
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest, write_manifest
-from zar_ray.errors import VideoError
 from zar_ray.evaluation import sampling
 from zar_ray.evaluation.trial import Trial
 from zar_ray.models.architecture import build_clip
@@ -285,18 +283,6 @@ def write_framewise(desk: Path) -> None:
     torch.save({name.replace("fusion.", "frame_attention."): one for name, one in state.items()}, desk / "theirs.pth")
 
 
-def _in_this_process(items: Sequence[Any], work: Callable[[Any], Any], *_: Any, **__: Any) -> list[Any]:
-    """As `probing.in_processes`, without any: their start takes longer than so few videos."""
-
-    def answer(item: Any) -> Any:
-        try:
-            return work(item)
-        except VideoError as error:
-            return probing.Failure(str(error))
-
-    return [answer(item) for item in items]
-
-
 @contextmanager
 def on_little_data(desk: Path, home: Path, empty_hub: bool = False) -> Iterator[None]:
     """Has commands run in this process, on what the desk has."""
@@ -305,7 +291,6 @@ def on_little_data(desk: Path, home: Path, empty_hub: bool = False) -> Iterator[
         # What a dry run and a plan measure beside the stages themselves takes processes and seconds.
         patch.setattr(sampling, "_start_of", lambda module: 0.5)
         patch.setattr(sampling, "usable_cpus", lambda: 1)
-        patch.setattr(probing, "in_processes", _in_this_process)
         patch.setattr(forecasts, "run_trial", lambda *asked: Trial(asked[3], 2.0, 3.0))
         yield
 

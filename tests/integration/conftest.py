@@ -15,6 +15,7 @@ import pytest
 import ray.train
 import torch
 import yaml
+from probed_here import probed_here
 from ray.train import Checkpoint, ScalingConfig
 from rich.console import Console
 from stages_here import stages_here
@@ -203,7 +204,8 @@ def _in_this_process() -> Iterator[None]:
 
     For what does not depend on processes, whose start takes longer than all steps.
     """
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="zar-ray-") as folder:
+    kept_in = tempfile.TemporaryDirectory(prefix="zar-ray-")
+    with probed_here(), pytest.MonkeyPatch.context() as patch, kept_in as folder:
         report = ray.train.report
 
         def keep(metrics, checkpoint=None, **more):

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 from zar_ray.errors import TrackingError
 from zar_ray.options.base import fingerprint, without_password
 from zar_ray.options.layers import leaves
+from zar_ray.options.places import at_home
 from zar_ray.storage import is_uri
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def default_uri(root: str) -> str:
             f"{root}: MLflow's database cannot be there; name a tracking server with --mlflow-uri, "
             "or send the run later with `zar report mlflow RUN --uri URI`"
         )
-    return _sqlite_uri(Path(root).expanduser().absolute() / "mlflow.db")
+    return _sqlite_uri(at_home(root) / "mlflow.db")
 
 
 def absolute_uri(uri: str) -> str:
@@ -116,7 +117,7 @@ def absolute_uri(uri: str) -> str:
     _, sign, query = uri.partition("?")
     if sign and not re.fullmatch(r"(\w+=[^/&]*&?)+", query):
         raise TrackingError(f"{uri}: write % and ? in a file's name as %25 and %3F")
-    return _sqlite_uri(path.expanduser().absolute()) + sign + query
+    return _sqlite_uri(at_home(path)) + sign + query
 
 
 def sqlite_path(uri: str) -> Path | None:

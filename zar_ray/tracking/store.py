@@ -27,7 +27,7 @@ from zar_ray.storage import is_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
 
 EXPERIMENT = "zar-ray"
 """The experiment that runs go to: one for all, because MLflow compares runs within an experiment."""
@@ -40,6 +40,7 @@ RESULTS_TAG = "zar.results"
 METRICS_A_BATCH = 1000
 CONTINUES = "the same command, when it can be reached, logs it"
 
+_MADE_TWICE = re.compile("IntegrityError|UniqueViolation")
 _SQLITE = re.compile(r"sqlite(?:\+pysqlite)?:///([^?]*)")
 
 # Only where the user has not set them: by default MLflow tries for minutes before it says that a server is not there.
@@ -270,6 +271,23 @@ def log_values(client: MlflowClient, run_id: str, params: Mapping[str, str], num
     measured = [Metric(metric_key(name), value, now, 0) for name, value in numbers.items()]
     for batch in chunk_list(measured, _PARAMS_A_BATCH):
         client.log_batch(run_id, metrics=batch)
+
+
+def log_dataset(client: MlflowClient, run_id: str, dataset: DatasetInput) -> None:
+    """Says on which data a run is.
+
+    MLflow looks whether it knows them and then makes them, without a lock: where two runs are the first of theirs at
+    the same moment, one is refused, and finds them there when it asks again.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        client.log_inputs(run_id, datasets=[dataset])
+    except (MlflowException, SQLAlchemyError) as error:
+        if not _MADE_TWICE.search(str(error)):
+            raise
+        client.log_inputs(run_id, datasets=[dataset])
 
 
 def log_files(client: MlflowClient, run_id: str, files: Mapping[str, bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -13,6 +14,8 @@ from urllib.parse import parse_qsl
 import pytest
 from finished_runs import OPTIONS, make_case, make_record, make_run, make_summary_of, write_record
 from logged_store import send
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from zar_ray.errors import RunError, TrackingError
 from zar_ray.options.base import without_password
@@ -73,6 +76,23 @@ def test_what_mlflow_s_own_columns_show_is_the_evaluation_s(store):
         assert (used.dataset.name, used.dataset.digest) == ("demo", "0a1b2c3d4e5f")
         assert json.loads(used.dataset.profile) == {"videos": 52, "classes": 8}
         assert json.loads(used.dataset.source) == {"uri": f"{store.root}/first/manifest.parquet"}
+
+
+@pytest.mark.parametrize(("said", "fails"), [("(sqlite3.IntegrityError) UNIQUE", False), ("no", True)])
+def test_the_first_of_its_data_may_be_two_at_once(store, monkeypatch, said, fails):
+    tell, refused = MlflowClient.log_inputs, []
+
+    def refuse(client, run_id, **inputs):
+        if not refused:
+            refused.append(run_id)
+            raise MlflowException(said)
+        tell(client, run_id, **inputs)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", refuse)
+    run = make_run(store.root / f"at once, {fails}")
+    with pytest.raises(TrackingError, match="no") if fails else contextlib.nullcontext():
+        send(run)
+    assert fails or all(one.inputs.dataset_inputs for one in store.runs(run.name))
 
 
 def test_a_new_experiment_says_what_its_runs_are(store):

@@ -160,6 +160,7 @@ def test_a_reader_makes_no_store(store, tmp_path):
 
 def test_a_relative_store_is_made_absolute_and_keeps_what_it_asks_of_sqlite(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    assert absolute_uri("sqlite:///~nobody-here/a.db") == f"sqlite:///{tmp_path}/~nobody-here/a.db"
     assert absolute_uri("sqlite:///a%3F.db?timeout=30&a=b") == f"sqlite:///{tmp_path}/a%3F.db?timeout=30&a=b"
 
 

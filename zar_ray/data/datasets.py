@@ -21,6 +21,7 @@ from zar_ray.data.text_files import read_text
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 from zar_ray.file_systems import Location
 from zar_ray.options.layers import conf_dir, read_yaml, validate
+from zar_ray.options.places import at_home
 from zar_ray.storage import is_uri, suffix_of
 from zar_ray.video.options import Decoder
 from zar_ray.video.reading import require_decoder
@@ -209,7 +210,7 @@ def parse_class_names(text: str) -> tuple[str, ...]:
         ConfigError: The text is no such list, or a name is empty or occurs twice.
         ManifestError: The file cannot be read.
     """
-    path = Path(text).expanduser()
+    path = at_home(text)
     # A list of names may be too long for a file's name, or hold what no name may: then there is no such file.
     if is_uri(text) or os.path.isfile(path):  # noqa: PTH113
         lines = read_text(text if is_uri(text) else path).rstrip().splitlines()

@@ -84,6 +84,11 @@ def file_of(place: str | os.PathLike[str]) -> Path | RemoteFile:
     return RemoteFile(place) if isinstance(place, str) and is_uri(place) else Path(place)
 
 
+def at_home(place: Path | str) -> Path:
+    """A path's whole one, where ``~`` may stand for a home folder; of nobody's it stays, and nothing will be there."""
+    return Path(os.path.expanduser(place)).absolute()  # noqa: PTH111  pathlib's raises what is no mistake's
+
+
 AnyFile = Path | RemoteFile
 FilePlace = Annotated[
     Path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from zar_ray.errors import ConfigError, ZarError
 from zar_ray.evaluation.preflight import check_devices
 from zar_ray.models.loading import load_model
 from zar_ray.options.layers import merge, parse_yaml, read_yaml, validate
+from zar_ray.options.places import at_home
 from zar_ray.serving.classifier import require_served
 from zar_ray.serving.decoder_deployment import DecoderDeployment
 from zar_ray.serving.front import prepare_environment
@@ -75,16 +77,19 @@ def options_of(args: Mapping[str, Any]) -> ServiceOptions:
     own = {
         name: parse_yaml(value, f"{_PLACE}, {name}") if isinstance(value, str) else value
         for name, value in args.items()
+        if name != "config"
     }
-    file = own.pop("config", None)
+    file = args.get("config")
+    if file is not None and not isinstance(file, str):
+        raise ConfigError(f"{_PLACE}, config: {file} is no file's name")
     if file is not None:
         own = merge(read_yaml(Path(file)), own)
     config = validate(ServiceOptions, own, str(file or _PLACE))
     return config.model_copy(
         update={
-            "checkpoint": config.checkpoint and config.checkpoint.expanduser().absolute(),
-            "roots": tuple(root.expanduser().absolute() for root in config.roots),
-            "samples": config.samples and config.samples.expanduser().absolute(),
+            "checkpoint": at_home(config.checkpoint) if isinstance(config.checkpoint, Path) else config.checkpoint,
+            "roots": tuple(map(at_home, config.roots)),
+            "samples": config.samples and at_home(config.samples),
             "label_sets": {name: _absolute(source) for name, source in config.label_sets.items()},
         }
     )
@@ -146,6 +151,6 @@ def _join_as_serve_run() -> None:
 
 def _absolute(source: str) -> str:
     """A label set's source; a file by its whole path."""
-    if source in known_class_lists() or "," in source or not Path(source).expanduser().is_file():
-        return source
-    return str(Path(source).expanduser().absolute())
+    # What is no file may be too long for one's name, or hold what no name may.
+    is_file = source not in known_class_lists() and "," not in source and os.path.isfile(at_home(source))  # noqa: PTH113
+    return str(at_home(source)) if is_file else source

@@ -216,7 +216,7 @@ class _Sending:
             profile = json.dumps({"videos": whole.videos, "classes": whole.classes})
             source = json.dumps({"uri": without_password(self.folder.path(MANIFEST))})
             dataset = Dataset(store.cut(whole.dataset), self.manifest, "zar-ray", source, profile=profile)
-            self.kept.client.log_inputs(run_id, datasets=[DatasetInput(dataset)])
+            store.log_dataset(self.kept.client, run_id, DatasetInput(dataset))
         return run_id
 
     def _fill(

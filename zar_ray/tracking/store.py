@@ -22,11 +22,12 @@ from urllib.parse import unquote
 from zar_ray.errors import TrackingError
 from zar_ray.options.base import fingerprint, without_password
 from zar_ray.options.layers import leaves
+from zar_ray.options.places import at_home
 from zar_ray.storage import is_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
 
 EXPERIMENT = "zar-ray"
 """The experiment that runs go to: one for all, because MLflow compares runs within an experiment."""
@@ -39,6 +40,7 @@ RESULTS_TAG = "zar.results"
 METRICS_A_BATCH = 1000
 CONTINUES = "the same command, when it can be reached, logs it"
 
+_MADE_TWICE = re.compile("IntegrityError|UniqueViolation")
 _SQLITE = re.compile(r"sqlite(?:\+pysqlite)?:///([^?]*)")
 
 # Only where the user has not set them: by default MLflow tries for minutes before it says that a server is not there.
@@ -101,7 +103,7 @@ def default_uri(root: str) -> str:
             f"{root}: MLflow's database cannot be there; name a tracking server with --mlflow-uri, "
             "or send the run later with `zar report mlflow RUN --uri URI`"
         )
-    return _sqlite_uri(Path(root).expanduser().absolute() / "mlflow.db")
+    return _sqlite_uri(at_home(root) / "mlflow.db")
 
 
 def absolute_uri(uri: str) -> str:
@@ -116,7 +118,7 @@ def absolute_uri(uri: str) -> str:
     _, sign, query = uri.partition("?")
     if sign and not re.fullmatch(r"(\w+=[^/&]*&?)+", query):
         raise TrackingError(f"{uri}: write % and ? in a file's name as %25 and %3F")
-    return _sqlite_uri(path.expanduser().absolute()) + sign + query
+    return _sqlite_uri(at_home(path)) + sign + query
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -269,6 +271,23 @@ def log_values(client: MlflowClient, run_id: str, params: Mapping[str, str], num
     measured = [Metric(metric_key(name), value, now, 0) for name, value in numbers.items()]
     for batch in chunk_list(measured, _PARAMS_A_BATCH):
         client.log_batch(run_id, metrics=batch)
+
+
+def log_dataset(client: MlflowClient, run_id: str, dataset: DatasetInput) -> None:
+    """Says on which data a run is.
+
+    MLflow looks whether it knows them and then makes them, without a lock: where two runs are the first of theirs at
+    the same moment, one is refused, and finds them there when it asks again.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        client.log_inputs(run_id, datasets=[dataset])
+    except (MlflowException, SQLAlchemyError) as error:
+        if not _MADE_TWICE.search(str(error)):
+            raise
+        client.log_inputs(run_id, datasets=[dataset])
 
 
 def log_files(client: MlflowClient, run_id: str, files: Mapping[str, bytes]) -> None:

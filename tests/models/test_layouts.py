@@ -340,3 +340,12 @@ class TestPixelsOfFiles:
         (file.parent / "open_clip_config.json").write_text(json.dumps(config))
         with pytest.raises(ModelError, match="for the size of pictures, and it is a number of pixels, or two"):
             of_file(file)
+
+    @pytest.mark.parametrize("way", ["file", "folder"])
+    def test_far_more_layers_than_there_are_tensors_are_not_built(self, file, architecture, way):
+        text = {**architecture["text_cfg"], "layers": 10**20}
+        config = {"model_cfg": {**architecture, "text_cfg": text}}
+        (file.parent / "open_clip_config.json").write_text(json.dumps(config))
+        options = {"model": f"local-dir:{file.parent}"} if way == "folder" else {"checkpoint": file}
+        with pytest.raises(ModelError, match=r"claims to have 1\d+ layers, and holds"):
+            load_model(ModelOptions(**options, device="cpu"))

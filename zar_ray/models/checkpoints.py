@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
 from zar_ray.errors import ModelError, reason_of
-from zar_ray.models.architecture import AnyClip, Architecture, build_clip, infer_architecture
+from zar_ray.models.architecture import AnyClip, Architecture, build_clip, infer_architecture, require_layers
 from zar_ray.models.fetching import on_this_node
 from zar_ray.models.formats import (
     FROM_SIZES,
@@ -159,6 +159,7 @@ def clip_with(architecture: Architecture, tensors: Mapping[str, torch.Tensor], p
     Raises:
         ModelError: The architecture is none, or a tensor is missing, unknown or of another shape.
     """
+    require_layers(architecture, tensors, place)
     if "multimodal_cfg" in architecture:  # the decoder of CoCa writes captions, and is not built
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("text_decoder.")}
     with _Undrawn():

@@ -181,6 +181,7 @@ def describe_checkpoint(
             architecture["quick_gelu"] = True
     elif beside is not None:
         architecture = beside[0]
+        require_layers(architecture, checkpoint.tensors, place)
     else:
         architecture = infer_architecture(checkpoint.tensors, place)
         assumed = [name for name in tower_settings(architecture) if name not in settings]

@@ -34,6 +34,8 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
 os.environ.setdefault("PYTHONWARNINGS", "ignore")
 # Hundreds of processes would each compile all of zar_ray, where their caches are switched off.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# pytest-xdist sets it in its workers, and commands then print tables as on a terminal of that width.
+os.environ.pop("COLUMNS", None)
 # As zar_ray sets it, which is imported after PyTorch here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A process that has loaded PyTorch for a task is left to the next one; by default it ends after a second.

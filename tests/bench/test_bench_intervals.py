@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def bench(load_bench):
-    return load_bench("coverage")
+    return load_bench("intervals")
 
 
 @pytest.mark.parametrize("p", [0.5, 0.9, 0.99])

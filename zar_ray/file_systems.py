@@ -73,7 +73,7 @@ class Location:
             raise RunError(f"{location}: is not UTF-8, which file systems want here; rename it") from None
         match = _URI.match(location)
         if match is None:
-            return cls("", str(Path(location).expanduser().absolute()))
+            return cls("", str(Path(os.path.expanduser(location)).absolute()))  # noqa: PTH111
         scheme, rest = match["scheme"].lower(), match["rest"]
         hidden = f"{scheme}://..."
         before_path = rest.split("/", 1)[0]

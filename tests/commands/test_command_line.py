@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 
@@ -14,6 +15,7 @@ from zar_ray.commands.main import main
 from zar_ray.commands.parsing import command, parse, parse_run
 from zar_ray.data.datasets import known_benchmarks, load_benchmark
 from zar_ray.data.options import AuditConfig, IndexConfig, ShotsConfig
+from zar_ray.data.synthetic import write_video
 from zar_ray.errors import ConfigError, DeviceLostError
 from zar_ray.options.base import fingerprint, meaning
 from zar_ray.options.layers import merge
@@ -132,6 +134,11 @@ def test_signs_that_the_output_lacks_end_no_command(words, monkeypatch):
     assert b"\\" in output.getvalue()
 
 
+def test_what_is_given_without_its_name_is_no_option(capsys):
+    assert main(["cost", "--models", "a5"]) == 2
+    assert capsys.readouterr().err == "zar: zar cost: unknown option --models; it is given without its name\n"
+
+
 @pytest.mark.parametrize("words", [("data", "show"), ("features", "show"), ("report", "run"), ("eval", "--dataset")])
 def test_a_name_that_is_no_text_is_one_line(words, monkeypatch):
     said = io.BytesIO()
@@ -141,6 +148,40 @@ def test_a_name_that_is_no_text_is_one_line(words, monkeypatch):
     sys.stderr.flush()
     assert b"n\\udcff" in said.getvalue()
     assert said.getvalue().count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("eval", "--dataset", "~nobody-here/videos", "--no-mlflow"),
+        ("eval", "--dataset", "~nobody-here/videos.parquet", "--no-mlflow"),
+        ("eval", "--dataset", "hmdb51", "--data-root", "~nobody-here", "--no-mlflow"),
+        ("eval", "--dataset", "videos", "--checkpoint", "~nobody-here/a.pt"),
+        ("eval", "--dataset", "videos", "--model", "local-dir:~nobody-here/a"),
+        ("eval", "--dataset", "videos", "--interpolate-with", "~nobody-here/b.pt", "--alphas", "0", "1"),
+        ("eval", "--dataset", "videos", "--class-texts", "~nobody-here/texts.json"),
+        ("eval", "--dataset", "videos", "--context", "~nobody-here/context.safetensors"),
+        ("ablate", "--dataset", "videos", "--sweep", "~nobody-here/sweep.yaml"),
+        ("train", "--dataset", "~nobody-here/videos", "--output", "a.safetensors"),
+        ("predict", "~nobody-here/a.mp4", "--labels", "a,b"),
+        ("predict", "--list", "~nobody-here/list.txt", "--labels", "a,b"),
+        ("data", "index", "~nobody-here/videos"),
+        ("data", "show", "~nobody-here/videos"),
+        ("cost", "~nobody-here/a.pt"),
+        ("report", "run", "~nobody-here/run"),
+    ],
+    ids=" ".join,
+)
+def test_a_home_folder_of_nobodys_is_one_line(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        write_video(tmp_path / "videos" / name / "1.mp4", np.zeros((8, 32, 48, 3), np.uint8), 8)
+    assert main(list(words)) in (1, 2)
+    said = capsys.readouterr().err
+    assert "nobody-here" in said
+    assert said.count("\n") == 1
+    assert [one.name for one in tmp_path.iterdir()] == ["videos"]
 
 
 def test_a_wrong_key_in_a_file_names_the_file_and_the_key(tmp_path):

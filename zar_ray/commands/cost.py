@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -30,6 +29,7 @@ from zar_ray.models.settings import Settings, parsed, with_settings
 from zar_ray.models.systems.registry import find_system, known_systems
 from zar_ray.models.text import PromptedClasses
 from zar_ray.options.layers import conf_dir, read_yaml, validate
+from zar_ray.options.places import from_home
 from zar_ray.reporting.numbers import gflops
 from zar_ray.results.record import ModelCost
 from zar_ray.study.options import EvalConfig
@@ -158,7 +158,7 @@ def cost_row(model: str, class_names: Sequence[str], options: EvalConfig, length
 
 def _shape(model: str, settings: Settings) -> ClipModel:
     """A weightless copy of what a name or a file stands for, under some settings."""
-    file = Path(model).expanduser()
+    file = from_home(model)
     if file.is_file():
         checkpoint = read_checkpoint(file)
         warn_of_assumed(checkpoint, settings)

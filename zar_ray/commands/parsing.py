@@ -123,8 +123,11 @@ def _unboxed(text: str) -> str:
 
 
 def _nearest(word: str, kind: Callable[..., Any] | type[Any]) -> str:
-    known = [*(one.name for one in entries_of(kind)), "help"]
-    near = difflib.get_close_matches(word.split("=")[0].lstrip("-"), known, n=1, cutoff=0.4)
+    name, entries = word.split("=")[0].lstrip("-"), entries_of(kind)
+    if any(one.positional and one.name == name for one in entries):
+        return "; it is given without its name"
+    known = [*(one.name for one in entries if not one.positional), "help"]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f"; did you mean --{near[0]}?" if near else "; --help lists the known ones"
 
 

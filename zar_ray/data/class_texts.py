@@ -16,7 +16,7 @@ from zar_ray.data.options import NameStyle, PromptOptions, TextAverage
 from zar_ray.data.text_files import csv_rows, read_text
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 from zar_ray.options.layers import conf_dir
-from zar_ray.options.places import AnyFile, file_of
+from zar_ray.options.places import AnyFile, at_home, file_of, from_home
 from zar_ray.untrusted import parse_json
 
 _Options = TypeVar("_Options", bound=PromptOptions)
@@ -72,7 +72,7 @@ def read_context_file(path: str | Path) -> ContextFile:
     Raises:
         ConfigError: It cannot be read.
     """
-    file = file_of(path).expanduser().absolute()
+    file = at_home(file_of(path))
     try:
         return ContextFile(str(file), file.read_bytes())
     except OSError as error:
@@ -195,7 +195,7 @@ def read_class_texts(path: str | Path, class_names: Sequence[str]) -> Mapping[st
         ConfigError: The file cannot be read; a class is unknown or has no text; or a text is empty or occurs twice in
             its class. The message names the place.
     """
-    file = file_of(path).expanduser()
+    file = from_home(file_of(path))
     try:
         rows = [(at, _one_line(label), _one_line(text)) for at, label, text in _rows(file)]
     except ManifestError as error:

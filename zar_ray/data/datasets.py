@@ -21,7 +21,7 @@ from zar_ray.data.text_files import read_text
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 from zar_ray.file_systems import Location
 from zar_ray.options.layers import conf_dir, read_yaml, validate
-from zar_ray.options.places import at_home
+from zar_ray.options.places import at_home, from_home
 from zar_ray.storage import is_uri, suffix_of
 from zar_ray.video.options import Decoder
 from zar_ray.video.reading import require_decoder
@@ -108,7 +108,7 @@ def resolve_dataset(dataset: str, data_root: str | Path | None = None) -> Datase
         return DatasetSource(dataset, benchmark.existing_manifest(data_root), benchmark)
     if is_uri(dataset):
         return DatasetSource(_stem(Location.parse(dataset).path), dataset)
-    path = Path(dataset).expanduser().absolute()
+    path = at_home(dataset)
     own = default_manifest(dataset, data_root)
     if is_bare(dataset) and own.is_file() and not path.exists():
         return DatasetSource(dataset, str(own))
@@ -152,7 +152,7 @@ def list_dataset(
     Raises:
         ManifestError: The folder or the CSV cannot be used.
     """
-    path, remote = Path(place).expanduser(), is_uri(str(place))
+    path, remote = from_home(place), is_uri(str(place))
     if (remote or path.is_file()) and suffix_of(str(place)) == ".csv":
         return list_csv(place, root, class_names)
     if path.is_file():

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from zar_ray.data.listing import VIDEO_EXTENSIONS, walk
 from zar_ray.errors import ConfigError, reason_of
 from zar_ray.file_systems import Location
+from zar_ray.options.places import from_home
 from zar_ray.storage import Storage, is_uri
 from zar_ray.untrusted import storable
 
@@ -93,7 +94,7 @@ def expanded(word: str) -> tuple[str, ...]:
 
 def looks_like_videos(word: str) -> bool:
     """Whether a word that may be something else reads as a video, a folder of them, a pattern or a list."""
-    place = "/" in word and Path(word).expanduser().exists()
+    place = "/" in word and from_home(word).exists()
     named = PurePosixPath(word).suffix.lower() in VIDEO_EXTENSIONS
     return word == STDIN or is_uri(word) or named or place or _is_pattern(word)
 
@@ -103,7 +104,7 @@ def _words(words: Iterable[str], listed: str | None) -> Iterator[str]:
         yield from _lines(sys.stdin.buffer.read(), "standard input") if word == STDIN else (word,)
     if listed is not None:
         try:
-            content = sys.stdin.buffer.read() if listed == STDIN else Path(listed).expanduser().read_bytes()
+            content = sys.stdin.buffer.read() if listed == STDIN else from_home(listed).read_bytes()
         except OSError as error:
             raise ConfigError(f"--list {listed}: cannot be read ({reason_of(error)})") from error
         yield from _lines(content, f"--list {listed}")
@@ -122,7 +123,7 @@ def _named(word: str) -> _Named:
     shown = storable(word)
     if is_uri(word):
         return _at_store(word) if word.endswith("/") else _Named([word])
-    path = Path(word).expanduser()
+    path = from_home(word)
     if path.is_dir():
         videos, others, hidden = walk(path)
         if not videos:

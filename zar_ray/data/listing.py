@@ -25,6 +25,7 @@ from zar_ray.data.shard_listing import is_note, rows_of_shard
 from zar_ray.data.text_files import csv_rows
 from zar_ray.errors import ManifestError, RunError, StorageError, suggestion
 from zar_ray.file_systems import Location
+from zar_ray.options.places import at_home, from_home
 from zar_ray.storage import Storage, folder_of, is_uri
 from zar_ray.video.shards import SUFFIX, read_shard
 
@@ -147,7 +148,7 @@ def list_csv(file: str | Path, root: str | Path | None = None, class_names: Sequ
         ManifestError: The CSV cannot be read, names a video twice or has a label that is not in `class_names`; the
             message names the line.
     """
-    place = str(file) if is_uri(str(file)) else str(Path(file).expanduser())
+    place = str(file) if is_uri(str(file)) else str(from_home(file))
     top = absolute_place(root) if root is not None else folder_of(place)
     videos: list[VideoRow] = []
     lines: dict[tuple[str, str | None], str] = {}
@@ -220,7 +221,7 @@ def walk(top: Path) -> tuple[list[Path], list[Path], list[Path]]:
 
 def existing_folder(place: str | Path) -> Path:
     """A folder's absolute path, or a ManifestError."""
-    top = Path(place).expanduser().absolute()
+    top = at_home(place)
     if not top.is_dir():
         raise ManifestError(f"{place}: {'is not a folder' if top.exists() else 'no such folder'}")
     return top

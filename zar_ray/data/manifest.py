@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from zar_ray.columns import Bytes, Name, Number, Real, Text, Texts, rows_to_table, schema_of, table_to_rows
 from zar_ray.data.classes import distinct_names
 from zar_ray.errors import ManifestError, RunError, suggestion
+from zar_ray.options.places import at_home
 from zar_ray.storage import Storage, is_uri
 from zar_ray.untrusted import parse_json, stand_in
 from zar_ray.video.files import VideoFile
@@ -404,7 +405,7 @@ def _place(path: str | Path) -> tuple[Storage, str]:
 
 def absolute_place(root: str | Path) -> str:
     """An absolute path, symbolic links kept; a URI stays as it is."""
-    return str(root) if is_uri(str(root)) else str(Path(root).expanduser().absolute())
+    return str(root) if is_uri(str(root)) else str(at_home(root))
 
 
 def _first_line(error: BaseException) -> str:

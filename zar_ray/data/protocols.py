@@ -20,6 +20,7 @@ from zar_ray.data.manifest import Manifest
 from zar_ray.errors import ConfigError, ManifestError, suggestion
 from zar_ray.options.base import Options, option
 from zar_ray.options.layers import zar_home
+from zar_ray.options.places import at_home
 from zar_ray.storage import is_uri
 
 _ROWS_AT_ONCE = 2**14
@@ -236,7 +237,7 @@ class EvaluationSplit:
 
 def datasets_folder(data_root: str | Path | None) -> Path:
     """The folder that holds NAME/manifest.parquet; by default ZAR_HOME/datasets."""
-    return Path(data_root).expanduser().absolute() if data_root is not None else zar_home() / "datasets"
+    return at_home(data_root) if data_root is not None else zar_home() / "datasets"
 
 
 def whole_split(manifest: Manifest, split: str | None = None) -> EvaluationSplit:

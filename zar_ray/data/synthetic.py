@@ -33,6 +33,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from zar_ray.data.manifest import Manifest, VideoRow, read_manifest, write_manifest
 from zar_ray.data.probing import Failure, Progress, in_processes
 from zar_ray.errors import ManifestError
+from zar_ray.options.places import at_home
 
 Split = Literal["train", "val", "test", "shifted"]
 
@@ -162,7 +163,7 @@ def write_synthetic(
         ManifestError: The folder cannot be written, or holds something that this function did not write.
     """
     spec = spec or SyntheticSpec()
-    folder = folder.expanduser().absolute()
+    folder = at_home(folder)
     manifest = folder / UNSEEN_MANIFEST
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

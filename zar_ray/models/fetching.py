@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from zar_ray.errors import ModelError, RunError, reason_of
+from zar_ray.options.places import from_home
 from zar_ray.storage import FileState, Storage, is_uri
 
 PLACE = "ZAR_NODE_CACHE"
@@ -118,7 +119,7 @@ def _fetch(storage: Storage, state: FileState, copy: Path) -> None:
 def _folder() -> Path:
     """The folder of copies, which nobody else can write to: what lies there is taken for what it was copied from."""
     named = os.environ.get(PLACE)
-    folder = Path(named).expanduser() if named else Path(tempfile.gettempdir()) / f"zar-ray-{os.getuid()}"
+    folder = from_home(named) if named else Path(tempfile.gettempdir()) / f"zar-ray-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()

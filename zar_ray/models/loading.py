@@ -45,7 +45,7 @@ from zar_ray.models.settings import (
 )
 from zar_ray.models.systems.base import SYSTEM, System
 from zar_ray.models.systems.registry import find_system, known_parts
-from zar_ray.options.places import file_of
+from zar_ray.options.places import at_home, file_of
 from zar_ray.video.transforms import Preprocessing
 
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
@@ -120,7 +120,7 @@ def weights_named(word: str | os.PathLike[str], pretrained: str | None) -> dict[
     """
     file = file_of(word)
     if isinstance(word, os.PathLike) or file.suffix in ENDINGS:
-        return {"model": _DEFAULT_MODEL, "pretrained": pretrained, "checkpoint": file.expanduser().absolute()}
+        return {"model": _DEFAULT_MODEL, "pretrained": pretrained, "checkpoint": at_home(file)}
     name, _, tag = (word, "", "") if is_self_described(word) else word.partition(":")
     return {"model": name, "pretrained": tag or pretrained, "checkpoint": None}
 

@@ -17,7 +17,7 @@ from zar_ray.models.hub import hub_file
 from zar_ray.models.layouts import architecture_of_hugging_face
 from zar_ray.models.openclip import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from zar_ray.models.tokens import TOKENIZER_SIGNS
-from zar_ray.options.places import AnyFile
+from zar_ray.options.places import AnyFile, from_home
 from zar_ray.untrusted import parse_json
 from zar_ray.video.transforms import CLIP_MEAN, CLIP_STD, Preprocessing
 
@@ -95,7 +95,7 @@ def find_folder(name: str) -> ModelFolder:
             raise ModelError(f"{name}: is no repository of the hub; name one as {HUB}ORG/NAME")
         model, pixels = _read_config(hub_file(repository, (HF_CONFIG_NAME,), name))
         return ModelFolder(name, None, model, pixels)
-    folder = Path(name.removeprefix(LOCAL)).expanduser()
+    folder = from_home(name.removeprefix(LOCAL))
     if not folder.is_dir():
         raise ModelError(f"{name}: no such folder")
     if (told := _told_by(folder.joinpath)) is None:

@@ -25,7 +25,7 @@ _MOST_VALUES = 1_000_000  # an alias stands for all that it names
 
 def zar_home() -> Path:
     """Folder for data that zar-ray makes itself: ``$ZAR_HOME``, by default ``~/.cache/zar-ray``."""
-    return Path(os.environ.get("ZAR_HOME") or Path.home() / ".cache" / "zar-ray").expanduser().absolute()
+    return Path(os.path.expanduser(os.environ.get("ZAR_HOME") or "~/.cache/zar-ray")).absolute()  # noqa: PTH111
 
 
 def conf_dir() -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import Annotated, overload
 
 import tyro
 from pydantic import PlainSerializer, PlainValidator
@@ -37,14 +37,6 @@ class RemoteFile(str):
     def with_name(self, name: str) -> RemoteFile:
         """A file beside it."""
         return RemoteFile(Location.parse(self).parent / name)
-
-    def expanduser(self) -> RemoteFile:
-        """Itself: a URI names no user's folder."""
-        return self
-
-    def absolute(self) -> RemoteFile:
-        """Itself: a URI is absolute."""
-        return self
 
     def is_absolute(self) -> bool:
         """Whether it names the same place for every process: a URI does."""
@@ -84,9 +76,32 @@ def file_of(place: str | os.PathLike[str]) -> Path | RemoteFile:
     return RemoteFile(place) if isinstance(place, str) and is_uri(place) else Path(place)
 
 
-def at_home(place: Path | str) -> Path:
-    """A path's whole one, where ``~`` may stand for a home folder; of nobody's it stays, and nothing will be there."""
-    return Path(os.path.expanduser(place)).absolute()  # noqa: PTH111  pathlib's raises what is no mistake's
+@overload
+def from_home(place: RemoteFile) -> RemoteFile: ...
+
+
+@overload
+def from_home(place: Path | str) -> Path: ...
+
+
+def from_home(place: Path | str) -> Path | RemoteFile:
+    """A path where ``~`` may stand for a home folder (of nobody's it stays, and nothing is there); a URI as it is."""
+    if isinstance(place, RemoteFile):
+        return place
+    return Path(os.path.expanduser(place))  # noqa: PTH111  pathlib's raises what is no mistake's
+
+
+@overload
+def at_home(place: RemoteFile) -> RemoteFile: ...
+
+
+@overload
+def at_home(place: Path | str) -> Path: ...
+
+
+def at_home(place: Path | str) -> Path | RemoteFile:
+    """The whole path of `from_home`; a URI as it is."""
+    return place if isinstance(place, RemoteFile) else from_home(place).absolute()
 
 
 AnyFile = Path | RemoteFile

@@ -16,6 +16,7 @@ from jsonschema.exceptions import best_match
 from zar_ray.data.classes import class_list, known_class_lists
 from zar_ray.data.datasets import parse_class_names
 from zar_ray.errors import ConfigError, suggestion
+from zar_ray.options.places import from_home
 from zar_ray.serving.backend import Query
 from zar_ray.serving.options import LimitConfig, ServeConfig
 from zar_ray.serving.problems import RequestError
@@ -129,7 +130,7 @@ def beneath_roots(path: str, roots: Sequence[Path]) -> Path:
     refused = RequestError("path-not-allowed", "path: there is no such video beneath a root of this service")
     for root in roots:
         try:
-            top = root.expanduser().resolve(strict=True)
+            top = from_home(root).resolve(strict=True)
             file = (top / path).resolve(strict=True)
             if file.is_relative_to(top) and file.is_file():
                 return file

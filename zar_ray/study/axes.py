@@ -11,7 +11,7 @@ from zar_ray.errors import ConfigError, ModelError, RunError
 from zar_ray.models.loading import ENDINGS, weights_named
 from zar_ray.models.merging import merge_checkpoints
 from zar_ray.options.base import fingerprint, require_distinct
-from zar_ray.options.places import AnyFile, file_of
+from zar_ray.options.places import AnyFile, at_home, file_of, from_home
 from zar_ray.results.case import CLEAN
 from zar_ray.results.study_record import CORRUPTION, label_of
 from zar_ray.storage import Storage
@@ -162,16 +162,14 @@ def _mixed(options: EvalConfig, models: tuple[ModelChoice, ...]) -> tuple[ModelC
         raise ConfigError("--interpolate-with: give its shares, such as --alphas 0 0.25 0.5 0.75 1")
     shares = [f"{alpha:g}" for alpha in options.alphas]
     require_distinct("--alphas", shares, "an alpha")
-    second = options.interpolate_with.expanduser().absolute()
+    second = at_home(options.interpolate_with)
     mixtures = []
     for one in models:
         named = options.model_copy(update=dict(one.update))
         for file in (named.checkpoint, second):
-            if file is not None and not file.expanduser().is_file():
+            if file is not None and not from_home(file).is_file():
                 raise ModelError(f"{file}: no such checkpoint file")
-        first = (
-            str(named.checkpoint.expanduser().absolute()) if named.checkpoint else f"{named.model}:{named.pretrained}"
-        )
+        first = str(at_home(named.checkpoint)) if named.checkpoint else f"{named.model}:{named.pretrained}"
         for alpha, text in zip(options.alphas, shares, strict=True):
             name = plain_name(f"{one.label}+{second.stem}-alpha{text}") + ENDINGS[0]
             mixtures.append(

@@ -20,7 +20,7 @@ from zar_ray.evaluation.streams import check_methods, orders_for
 from zar_ray.evaluation.workload import Workload
 from zar_ray.options.base import require_distinct
 from zar_ray.options.layers import zar_home
-from zar_ray.options.places import file_of
+from zar_ray.options.places import at_home, file_of, from_home
 from zar_ray.results.folder import RunFolder
 from zar_ray.results.study_record import CORRUPTION
 from zar_ray.storage import Storage, is_uri
@@ -108,12 +108,10 @@ def _settled(options: EvalConfig) -> EvalConfig:
         update={
             "output": kept_folder("output", options.output),
             "features": options.features and kept_folder("features", options.features),
-            "checkpoint": options.checkpoint.expanduser().absolute() if options.checkpoint else None,
-            "class_texts": options.class_texts.expanduser().absolute() if options.class_texts else None,
-            "context": str(file_of(str(options.context)).expanduser().absolute()) if of_file else options.context,
-            "sweep": tuple(
-                str(Path(one).expanduser().absolute()) if Path(one).suffix else one for one in options.sweep
-            ),
+            "checkpoint": at_home(options.checkpoint) if options.checkpoint else None,
+            "class_texts": at_home(options.class_texts) if options.class_texts else None,
+            "context": str(at_home(file_of(str(options.context)))) if of_file else options.context,
+            "sweep": tuple(str(at_home(one)) if Path(one).suffix else one for one in options.sweep),
             "seed": options.seeds[0] if options.seeds else options.seed,
         }
     )
@@ -153,7 +151,7 @@ def kept_folder(option: str, location: str) -> str:
     """
     if is_uri(location):
         return location
-    path = Path(location).expanduser()
+    path = from_home(location)
     if path.is_absolute() or not inside_job():
         return str(path.absolute())
     if option == "output" and location == EvalConfig.model_fields["output"].default:

@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -19,6 +18,7 @@ from zar_ray.adaptation.options import method_groups
 from zar_ray.errors import ConfigError, suggestion
 from zar_ray.options.base import Options, fingerprint, meaning, option
 from zar_ray.options.layers import conf_dir, leaves, merge, read_yaml, validate
+from zar_ray.options.places import at_home, from_home
 from zar_ray.study.options import EvalConfig
 
 DEFAULT = "default"
@@ -120,7 +120,7 @@ def load_sweep(name: str) -> Sweep:
     Raises:
         ConfigError: There is no such sweep, or its file is wrong; one line.
     """
-    path = Path(name).expanduser()
+    path = from_home(name)
     if path.suffix not in (".yaml", ".yml"):
         if name not in known_sweeps():
             near = suggestion(name, known_sweeps())
@@ -175,5 +175,5 @@ def _laid_over(options: EvalConfig, setting: SweepSetting, sweep: str) -> EvalCo
     values = {name: getattr(built, name) for name in given}
     if values.get("class_texts") is not None:
         # Workers have working folders of their own.
-        values["class_texts"] = values["class_texts"].expanduser().absolute()
+        values["class_texts"] = at_home(values["class_texts"])
     return options.model_copy(update=values)

@@ -36,7 +36,7 @@ from zar_ray.models.settings import parsed, takes, with_settings
 from zar_ray.models.systems.registry import find_system
 from zar_ray.options.base import fingerprint, meaning
 from zar_ray.options.layers import zar_home
-from zar_ray.options.places import AnyFile
+from zar_ray.options.places import AnyFile, at_home
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
 from zar_ray.training.listening import log_end, shown, tracked
@@ -179,7 +179,7 @@ def settled(config: TrainConfig) -> TrainConfig:
     if config.register_as is not None and not config.mlflow:
         raise ConfigError("--register-as: a model is registered in MLflow; leave out --no-mlflow")
     paths: dict[str, object] = {
-        name: path.expanduser().absolute()
+        name: at_home(path)
         for name in ("output", "checkpoint", "class_texts")
         if (path := getattr(config, name)) is not None
     }

@@ -13,6 +13,7 @@ from zar_ray.data.manifest import VideoRow
 from zar_ray.data.protocols import SplitSpec
 from zar_ray.data.text_files import csv_rows, read_lines
 from zar_ray.errors import ConfigError, ManifestError, suggestion
+from zar_ray.options.places import from_home
 
 _ENTRY = re.compile(r"(?P<path>.*[^\s,])(?:\s+|\s*,\s*)(?P<label>-?\d{1,9})")
 _ANOTHER_NUMBER = re.compile(r"[\s,;|]-?[\d.]+$")
@@ -40,7 +41,7 @@ def read_labels(place: str) -> tuple[str, ...]:
     Raises:
         ManifestError: There is no such list or file, or its content is no list of distinct names.
     """
-    path = Path(place).expanduser()
+    path = from_home(place)
     if not path.is_file():
         if place in known_class_lists():
             return class_list(place)
@@ -65,7 +66,7 @@ def read_list(place: str, labels: str) -> VideoList:
     """
     names = read_labels(labels)
     videos, places = [], []
-    for at, line in read_lines(Path(place).expanduser()):
+    for at, line in read_lines(from_home(place)):
         match = _ENTRY.fullmatch(line)
         if match is None:
             raise ManifestError(f'{at}: must be a path and a label\'s number, not "{line}"')
@@ -176,7 +177,7 @@ def _in_several_folders(lists: Sequence[VideoList]) -> frozenset[str]:
 
 def _split_and_file(text: str, specs: Sequence[SplitSpec]) -> tuple[str | None, str]:
     split, sign, file = text.partition("=")
-    if not sign or Path(text).expanduser().exists():
+    if not sign or from_home(text).exists():
         return None, text
     if specs and split not in [spec.name for spec in specs]:
         raise ConfigError(f'--list: no split "{split}"{suggestion(split, [spec.name for spec in specs])}')

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from probed_here import probed_here
+from stages_here import without_ray
 
 from zar_ray.adaptation.options import PredictConfig
 from zar_ray.commands.main import main
@@ -178,7 +178,7 @@ def test_a_home_folder_of_nobodys_is_one_line(words, tmp_path, monkeypatch, caps
     for name in ("a", "b"):
         (tmp_path / "videos" / name).mkdir(parents=True)
         write_video(tmp_path / "videos" / name / "1.mp4", np.zeros((8, 32, 48, 3), np.uint8), 8)
-    with probed_here():
+    with without_ray():
         assert main(list(words)) in (1, 2)
     said = capsys.readouterr().err
     assert "nobody-here" in said

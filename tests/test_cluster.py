@@ -190,6 +190,7 @@ def test_a_folder_that_ray_can_use_is_not_refused(place, monkeypatch):
         assert (problem_of(LOCAL) is not None) == problem
 
 
+@pytest.mark.slow
 def test_a_live_head_is_joined_however_slow(place, joined, capsys, monkeypatch):
     # Longer than one waits for what does not even greet.
     monkeypatch.setattr(cluster, "_GREETING_SECONDS", 0.4)

@@ -236,6 +236,7 @@ def places(count, most):
     return sorted(random.Random(count).sample(range(1, count + 1), min(most, count)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_memory_that_runs_out_once_anywhere_costs_no_decision(make_adapter, make_planned, name):
     if make_adapter(name, stream=False) is None:
@@ -255,6 +256,7 @@ def test_memory_that_runs_out_once_anywhere_costs_no_decision(make_adapter, make
             assert (case.text_tokens, case.gradient_tokens) == (other.text_tokens, other.gradient_tokens), at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forever", [False, True])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_stream_has_not_seen_a_video_that_memory_ran_out_with(make_adapter, make_planned, name, forever):

@@ -63,6 +63,7 @@ def test_sizes_are_counted_of_however_many_where_they_are_asked_for(everything, 
     assert len(counted) == len(set(counted)) > 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "model"), [(("PE-Core-T",), "PE-Core-T-16-384"), (("RN50", "cc12m"), "RN50")])
 def test_sizes_are_counted_of_few(words, model, capsys):
     assert main(["models", *words]) == 0

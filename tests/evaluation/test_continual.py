@@ -50,6 +50,7 @@ def follow(some, tiny_checkpoint, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_each_corruption_goes_on_from_the_one_before(follow, some):
     run, seen = follow("following", FOLLOWING, continual=True)
     count = len(some.manifest)
@@ -90,6 +91,7 @@ def test_the_state_is_that_of_the_videos_before(follow, some, tiny_checkpoint, t
         assert run.found()[video, method, corruption][1] == scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("videos_a_worker", [1, 3])
 def test_wherever_a_worker_ends_the_next_goes_on_to_the_same_bits(follow, videos_a_worker):
     whole, seen = follow("whole", FOLLOWING, continual=True)

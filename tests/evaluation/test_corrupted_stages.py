@@ -28,6 +28,7 @@ def run(workload, tiny_checkpoint, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_every_cell_is_its_separate_run(run, monkeypatch):
     decoded, loaded = [], []
     read, load = decode.decode_video, adapt.load_model

@@ -231,6 +231,7 @@ def quick_start(monkeypatch):
     monkeypatch.setattr(sampling, "usable_cpus", lambda: 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [("zero_shot", "zar"), ("tda",)])
 def test_a_sample_goes_through_the_jobs_stages(method, video_folder, tiny_checkpoint, tmp_path, quick_start):
     folder = shutil.copytree(video_folder, tmp_path / "videos")
@@ -260,6 +261,7 @@ def test_a_sample_goes_through_the_jobs_stages(method, video_folder, tiny_checkp
             measure(workload, [model], ["default"], 5, 1)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_short_and_writes_nothing(
     video_folder, tiny_checkpoint, tmp_path, quick_start, capsys, monkeypatch
 ):

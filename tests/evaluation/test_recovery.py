@@ -123,6 +123,7 @@ def start(request, begin, tiny_checkpoint, tmp_path):
     return begun.workload.manifest.table["video_id"].to_pylist(), make
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_killer_is_given_up_and_no_other_whatever_nodes_go_meanwhile(start, data):

@@ -121,6 +121,7 @@ def test_features_of_one_model_are_read_while_another_is_computed(begin, tiny_ch
     assert {row.frames_decoded for row in again.rows} == {0}
 
 
+@pytest.mark.slow
 def test_what_is_stored_serves_all_runs_whose_images_it_holds(begin, tiny_checkpoint, tmp_path):
     views = {"frames": 4, "eval_frames": 4, "views_per_rate": 2, "crops": 3}
     fewer = {**views, "rates": [1.0, 0.25], "crops": 1}

@@ -180,6 +180,7 @@ def scores(begun):
     return {(row.video_id, row.case_id): row.top5_scores_after for row in begun.rows}
 
 
+@pytest.mark.slow
 def test_seeds_of_a_study_are_the_streams_of_their_own_runs_and_go_on_to_the_same_bits(begin_study):
     whole, cut, alone = begin_study("whole", (3, 4)), begin_study("cut", (3, 4)), begin_study("alone", (4,))
     assert [(one.order.seed, {case.method for case in one.cases}) for one in whole.passes] == [

@@ -65,6 +65,7 @@ def test_the_same_order_gives_the_same_results_and_a_resumed_run_too(start):
     assert scores(resumed) == expected
 
 
+@pytest.mark.slow
 def test_several_models_are_streams_beside_each_other(begin, start, tiny_checkpoint, larger_checkpoint):
     alone, both = (
         start("alone"),

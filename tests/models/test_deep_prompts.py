@@ -125,6 +125,7 @@ def test_texts_and_their_gradients_are_those_of_the_plain_pass(model, full, monk
     assert torch.allclose(kept, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_vector_makes_a_difference(pixels):
     model = deep_model(depth=3)
     images, texts = model.encode_images(pixels), PromptedClasses(model, NAMES).initial_features

@@ -137,6 +137,7 @@ def both(name, kits, monkeypatch):
     return theirs, ClipModel(clip, name, pixels, config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_features_are_open_clips(name, kits, monkeypatch):
     theirs, ours = both(name, kits, monkeypatch)

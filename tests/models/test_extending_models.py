@@ -196,6 +196,7 @@ def test_its_settings_are_checked(example, architecture):
 class TestPackagesThatDoNotFit:
     """One line each, that names the package."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("code", "message"),
         [

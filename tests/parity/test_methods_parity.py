@@ -45,6 +45,7 @@ def make(tmp_path_factory, write_fixture, vectors):
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", FACTS)
 def test_every_array_is_within_its_tolerance(make, system):
     checks = check_fixtures(make(system))
@@ -53,6 +54,7 @@ def test_every_array_is_within_its_tolerance(make, system):
     assert len(checks) == len(compared) + len(FACTS[system]["digest"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", FACTS)
 def test_each_array_that_is_off_is_found(make, vectors, system):
     wrong = {}

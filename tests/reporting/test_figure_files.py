@@ -12,6 +12,7 @@ from zar_ray.reporting.pages import Figure, Group, Page, Picture, Section
 STARTS = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", STARTS)
 def test_figures_are_written_beside_the_page(form, tmp_path, capsys):
     run = write_finished_run(tmp_path / "run", videos=12, methods=("zar",))

@@ -46,6 +46,7 @@ def test_an_ablation_is_filled_by_one_command_a_benchmark():
         assert all(f"--sweep {name} " in command for command in commands)
 
 
+@pytest.mark.slow
 def test_every_command_is_one_that_zar_takes_and_its_run_fills_the_cell_without_a_difference(output, write_run):
     seen = {}
     for table in map(load_table, known_tables()):

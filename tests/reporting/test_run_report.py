@@ -113,6 +113,7 @@ def test_videos_that_would_abort_decord_cost_their_own_pictures(tmp_path, shared
     assert text.count("No pictures: decoding fails near frame 0 of 58") == 2
 
 
+@pytest.mark.slow
 def test_the_file_goes_where_it_is_told_and_the_same_run_makes_the_same_file(tmp_path):
     folder = write_finished_run(tmp_path / "mine")
     place, first = write_report(str(folder), str(tmp_path / "new" / "mine.html"), attention=False)

@@ -62,6 +62,7 @@ video_ids = st.sampled_from(
 parts = st.lists(st.lists(video_ids, min_size=1, max_size=9), max_size=7)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     parts, st.integers(0, 9), st.sampled_from([1, 700, 2500, 2**25]), st.integers(0, 7), st.sampled_from([2, 5, 512])

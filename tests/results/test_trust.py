@@ -157,6 +157,7 @@ def test_a_case_is_unsure_where_videos_are_few_and_its_change_agrees_with_its_p(
     assert widths[0] / widths[1] == pytest.approx(math.sqrt(40), rel=0.5)
 
 
+@pytest.mark.slow
 def test_intervals_hold_about_as_often_as_they_say():
     rng, held, truth = np.random.default_rng(8), {"brier": 0, "auroc_margin": 0}, {}
     for turn in range(31):

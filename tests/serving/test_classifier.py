@@ -123,6 +123,7 @@ def test_kept_label_sets_make_room_for_those_that_are_asked_for(classifier, monk
     assert answer.candidates == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["zar", "zero_shot"])
 def test_wherever_memory_or_the_device_goes_questions_are_told(classifier, monkeypatch, method):
     monkeypatch.setattr(classifier._texts, "settle", lambda: None)  # which computes nothing

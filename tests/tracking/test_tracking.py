@@ -32,6 +32,7 @@ def first(store) -> None:
     send(make_run(store.root / "first"))
 
 
+@pytest.mark.slow
 def test_a_run_arrives_as_a_parent_with_a_child_a_method(store):
     parent, zar, zero_shot = store.runs("first")
     names = ["zero_shot + zar · demo-tiny · demo (first)", "zar · demo-tiny · demo", "zero_shot · demo-tiny · demo"]

@@ -95,6 +95,7 @@ def _cut_off(_) -> None:
     raise RuntimeError("cut off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -176,6 +177,7 @@ def listening(answers: bool):
         yield server.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [False, True])
 def test_a_dead_server_is_given_up_soon_quietly_and_by_name(store, monkeypatch, caplog, answers):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")

@@ -101,6 +101,7 @@ def test_gradients_reach_exactly_what_is_trained(model, pixels, labels, trains, 
     assert not [name for name, gradient in gradients.items() if not gradient.any() and "in_proj_bias" not in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trains", WAYS)
 def test_activation_checkpointing_changes_no_gradient(model, pixels, labels, trains):
     gradients = []

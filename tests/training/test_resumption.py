@@ -281,6 +281,7 @@ class TestMemoryRunsOut:
         with pytest.raises(RunError, match=r"^out of memory while videos were decoded; decode fewer"):
             run(steps=1, average_from=None)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "options", [{}, {"interpolated_loss": 0.5, "trains": "both"}, {"grad_checkpointing": True, "precision": "bf16"}]
     )

@@ -151,6 +151,7 @@ def test_ezclip_trains_five_million_parameters_of_a_vit_b_16():
     assert adapters + prompts == 5_204_736
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", PARTS)
 def test_a_few_steps_lower_the_loss_and_the_file_evaluates_as_it_was_trained(pixels, system, tmp_path):
     network = network_of(system)

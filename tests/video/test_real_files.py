@@ -39,6 +39,7 @@ def plan(info):
     return plan_views("a", info.frames, info.height, info.width, ViewConfig(), Preprocessing(224), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOOD)
 def test_good_files(shared, name):
     path, damaged = shared / "videos" / name, name == "arm_wrestling_k400.mp4"

@@ -86,6 +86,7 @@ def test_few_values_differ_from_pils_and_by_little(mode):
     assert 0 < np.mean(differ) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_real_frames_differ_in_two_values_of_a_thousand(shared, mode):
     def few(info):

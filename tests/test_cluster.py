@@ -211,6 +211,7 @@ def test_a_live_head_is_joined_however_slow(place, joined, capsys, monkeypatch):
         assert "a cluster without a node on this machine" in refused(alive)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [False, True])
 def test_what_takes_connections_and_is_no_head_is_given_up(answers, joined, monkeypatch):
     monkeypatch.setattr(cluster, "_GREETING_SECONDS", 0.6)

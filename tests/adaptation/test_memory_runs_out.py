@@ -299,6 +299,7 @@ def test_a_stream_sees_the_videos_beside_one_that_does_not_fit(make_adapter, mak
     assert len(asked) == 3, "each is seen once"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_device_that_is_lost_anywhere_is_said_to_be(make_adapter, make_planned, name):
     for stream in (False, True):

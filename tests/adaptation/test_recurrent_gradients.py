@@ -125,6 +125,7 @@ def test_values_and_gradients_are_those_of_evaluation_mode(model):
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 def test_cudnn_is_as_it_was_whatever_happens(model, before):
     torch.backends.cudnn.enabled = before

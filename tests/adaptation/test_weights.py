@@ -51,6 +51,7 @@ def by_hand(model, classes, video, names, optimiser, loss_of, steps):
         return classes.logits(features(pixels.plan.evaluation), classes.initial_features), torch.stack(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
 @pytest.mark.parametrize("parameters", [(), ("transformer.resblocks.0.mlp", "ln_post")])

@@ -259,6 +259,7 @@ def test_a_csv_label_outside_the_class_names_is_answered_with_its_line(tmp_path:
     assert list_csv(csv, class_names=["wlak", "run"]).class_names == ("wlak", "run")
 
 
+@pytest.mark.slow
 def test_the_same_files_give_the_same_manifest_however_many_processes(tmp_path: Path, put_video: Put) -> None:
     for n in range(5):
         put_video(tmp_path / f"class_{n % 2}" / f"{n}.mp4")

@@ -70,6 +70,7 @@ def test_each_corruption_goes_on_from_the_one_before(follow, some):
         assert same == {"zero_shot": True, "tda": place == 0}
 
 
+@pytest.mark.slow
 def test_the_state_is_that_of_the_videos_before(follow, some, tiny_checkpoint, tmp_path):
     run, _ = follow("following", FOLLOWING[:2], continual=True)
     first, _ = follow("first", FOLLOWING[:1])

@@ -70,6 +70,7 @@ def test_memory_is_planned_for_every_corruption(run):
     assert sizes == [sizes[0], 3 * sizes[0]]
 
 
+@pytest.mark.slow
 def test_features_of_corrupted_frames_are_stored_apart(run, workload, tmp_path):
     store = {"features": str(tmp_path / "features")}
     first = run("first", CORRUPTIONS[:2], **store)

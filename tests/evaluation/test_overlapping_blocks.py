@@ -91,6 +91,7 @@ def test_a_block_is_reported_only_once_its_part_is_written_and_a_failure_to_writ
         assert set(second.result(WAIT)["video_id"].to_pylist()) == {row.video_id for row in run.rows}
 
 
+@pytest.mark.slow
 def test_two_blocks_at_once_give_the_rows_of_one_after_the_other(begin, tiny_checkpoint):
     options = {"method": ("zero_shot", "zar", "tpt"), "tpt": {"views": 3}}
     alone, together = begin("alone", tiny_checkpoint, **options), begin("together", tiny_checkpoint, **options)

@@ -240,6 +240,7 @@ def test_files_are_still_known_after_a_merge(tmp_path):
     assert len(names(tmp_path)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [1, 3000, 10**9])
 def test_a_process_leaves_few_small_packs_however_many_it_writes(tmp_path, monkeypatch, bound):
     monkeypatch.setattr(packs, "PACK_BYTES", bound)

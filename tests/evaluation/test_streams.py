@@ -47,6 +47,7 @@ def scores(run) -> dict[tuple[str, str, str], tuple[float, ...]]:
     return {(row.video_id, row.model, row.method): row.top5_scores_after for row in run.rows}
 
 
+@pytest.mark.slow
 def test_the_same_order_gives_the_same_results_and_a_resumed_run_too(start):
     whole, resumed = start("whole"), start("resumed")
     go_on(whole)
@@ -80,6 +81,7 @@ def test_several_models_are_streams_beside_each_other(begin, start, tiny_checkpo
         assert ours[key] == pytest.approx(value, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stream_depends_on_the_videos_before(start, workload):
     table = workload.manifest.table
     shuffled = dataclasses.replace(workload.manifest, table=table.take([11, 3, 7, 0, 1, 2, 4, 5, 6, 8, 9, 10]))

@@ -166,6 +166,7 @@ def test_what_is_adapted_to_is_bounded_however_long_a_video_is(frames, views, cr
     assert len(plan.images) <= length * (1 + 4 * views * crops)
 
 
+@pytest.mark.slow
 def test_a_block_of_several_batches_gives_the_rows_of_its_batches_in_one_part(begin, tiny_checkpoint, monkeypatch):
     options = {"method": ("zero_shot", "zar"), "batch_size": 5}
     whole, apart = begin("whole", tiny_checkpoint, **options), begin("apart", tiny_checkpoint, **options)

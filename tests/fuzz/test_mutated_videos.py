@@ -37,6 +37,7 @@ def test_a_mutated_file_costs_itself_alone(seeds, tmp_path):
     )  # of which a child may take long to start
 
 
+@pytest.mark.slow
 def test_a_file_can_be_made_again_by_its_seed_and_number(seeds):
     some = seeds[:6]
     first, more, other = list(mutants(some, 30, 1)), list(mutants(some, 60, 1)), list(mutants(some, 30, 2))

@@ -152,6 +152,7 @@ def test_features_are_open_clips(name, kits, monkeypatch):
             assert torch.allclose(normalize(mine, dim=-1), own, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_all_can_be_classified_and_tuned(kits, monkeypatch):
     """The table of all pairs: of each what stands in the way, if anything."""
     tuned, refused = [], {}

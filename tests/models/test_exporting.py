@@ -72,6 +72,7 @@ class TestOpenClip:
         )
         assert before.fingerprint == after.fingerprint
 
+    @pytest.mark.slow
     def test_a_file_alone_is_loaded_under_its_name(self, tmp_path):
         torch.manual_seed(4)
         config = named_architecture(SMALL)

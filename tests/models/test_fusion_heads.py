@@ -25,6 +25,7 @@ def with_head(architecture, **settings):
     return ClipModel(build_clip(architecture), "tiny", Preprocessing(32), architecture)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", ALL, ids=lambda settings: settings["head"])
 @pytest.mark.parametrize("leading", [(), (5,), (2, 3), (0,)])
 def test_any_number_of_views_is_fused(architecture, settings, leading):

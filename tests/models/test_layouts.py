@@ -41,6 +41,7 @@ def state(clip):
     return dict(clip.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "module.model.", "model._orig_mod."]
 )

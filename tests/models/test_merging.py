@@ -41,6 +41,7 @@ def tensors(path):
     return read_checkpoint(path).tensors
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(alpha=st.floats(0, 1))
 def test_every_tensor_is_on_the_line_between_the_two(tmp_path_factory, files, alpha):

@@ -51,6 +51,7 @@ def largest_difference(ours, theirs):
     return float((ours - theirs).detach().norm() / theirs.detach().norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "tolerance"), [("model", 1e-5), ("double", 1e-10)])
 @settings(max_examples=12, deadline=None)
 @given(names=NAMES, words=CONTEXTS, batch=st.integers(1, 3), seed=st.integers(0, 99))

@@ -142,6 +142,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_published_file_evaluates_as_what_it_was_made_of(tmp_path, case):
     system, frames, parts, sizes, words = CASES[case]

@@ -83,6 +83,7 @@ NAMES = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     names=NAMES,
@@ -139,6 +140,7 @@ def test_adapters_are_gone_back_through(batch):
         assert torch.allclose(classes.initial_gradients(weights), expected, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("names", ["kinetics600_zero_shot_1", "kinetics600_zero_shot_3"])
 def test_a_text_step_of_twelve_layers_is_fewer_than_600_kernels(batch, names):

@@ -153,6 +153,7 @@ class TestPreprocess:
 
 
 class TestFolders:
+    @pytest.mark.slow
     def test_a_folder_of_fixtures(self, make_fixture, change):
         for system in SYSTEMS:
             folder = make_fixture(system)
@@ -238,6 +239,7 @@ def test_a_line_has_name_difference_tolerance_and_verdict():
     assert lines == [["short", "0.5", "1", "ok"], ["much", "longer", "2", "1", "MISS"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", [*SYSTEMS, "preprocess"])
 def test_the_published_fixtures(shared, system):
     folder = shared / "golden" / "open" / system

@@ -85,6 +85,7 @@ def test_every_array_is_within_tolerance(fixture_folder):
     assert len(checks) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "amount"), [("token_ids", 1), ("logits", 1e-3), ("text_features", 1e-4), ("similarity", 1e-3)]
 )

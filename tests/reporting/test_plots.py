@@ -20,6 +20,7 @@ def picture_of(matrix: np.ndarray, names: list[str]) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1, 2, 32, 600])
 def test_a_picture_of_any_number_of_classes_stays_within_a_page(classes):
     rng = np.random.default_rng(0)

@@ -83,6 +83,7 @@ def expected_values(made) -> dict[str, list[float]]:
     return values
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(splits())
 def test_mean_and_population_deviation_are_those_of_the_splits_values(made):
@@ -98,6 +99,7 @@ def test_mean_and_population_deviation_are_those_of_the_splits_values(made):
         assert (one.value, one.std) == (pytest.approx(mean), pytest.approx(std, abs=1e-12))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(splits(count=2))
 def test_the_harmonic_mean_is_that_of_two_splits_and_0_where_one_is(made):
@@ -361,6 +363,7 @@ def test_a_label_beyond_the_classes_and_lost_scores_are_named():
         multi_label_metrics_of(to_table([lost]), CASE, "zar", 3)
 
 
+@pytest.mark.slow
 def test_charades_takes_seconds_not_minutes():
     rng = np.random.default_rng(0)
     right, scores = rng.random((1863, 157)) < 0.04, rng.normal(size=(1863, 157))

@@ -162,6 +162,7 @@ def test_rows_are_sorted_in_less_memory_than_they_take(tmp_path, monkeypatch):
     assert peak < 2**24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "ahead"), [(1, 8), (2**10, 8), (2**13, 3), (2**17, 1)])
 def test_of_wide_rows_fewer_pieces_are_read_ahead(tmp_path, monkeypatch, width, ahead):
     monkeypatch.setattr(stored_rows, "_AHEAD_BYTES", 2**19)

@@ -117,6 +117,7 @@ def test_answers_are_those_of_zar_predict(of_system, checkpoints, video, system,
     assert (answer["model"]["name"], changed, answer["steps"]) == (system, method == "zar", int(method == "zar"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_an_explanation_is_given_or_its_absence_explained(of_system, video, system):
     client, _ = of_system(system)
@@ -137,6 +138,7 @@ def test_tuning_a_context_that_is_not_there_is_the_requests_mistake(of_system, v
     assert "\n" not in document["detail"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_method_is_an_answer_or_one_line(served, checkpoints, video, system):
     methods = ["zero_shot", "zar", "tpt", "memo", "tent"]

@@ -78,6 +78,7 @@ def test_first_sends_at_once_are_silent_and_leave_the_working_folder_alone(tmp_p
     assert [len(store.runs(name)) for name in names] == [3] * senders
 
 
+@pytest.mark.slow
 def test_a_store_whose_making_is_cut_off_is_none(tmp_path, monkeypatch):
     """MLflow cannot go on with tables that it has half made, nor begin anew."""
     run = make_run(tmp_path / "a % b? #c" / "mine")

@@ -233,6 +233,7 @@ class TestMemoryRunsOut:
 
         return make
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("trains", "micro_batch", "fits", "expected"), [("both", 8, 3, 2), ("context", 4, 1, 1), ("image", 8, 7, 4)]
     )

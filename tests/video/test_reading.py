@@ -41,6 +41,7 @@ def test_every_kind_gives_every_frame_under_its_index(sample, number_of):
     assert info.fps > 0
 
 
+@pytest.mark.slow
 def test_both_decoders_give_the_same_pixels_for_any_indices(sample):
     """Whatever decodes a file, its frames are the same; also where indices jump over key frames to the last one."""
     everything, info, _ = read(sample.path, "pyav")

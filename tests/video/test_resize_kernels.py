@@ -73,6 +73,7 @@ def test_padded_and_turned_rows_are_pils_pixels(padding, turns):
     assert np.array_equal(resize_frame(frame, 40), np.asarray(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_few_values_differ_from_pils_and_by_little(mode):
     differ = []

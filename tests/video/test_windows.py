@@ -18,6 +18,7 @@ SECONDS = st.one_of(st.floats(0.01, 50), st.integers(1, 50).map(float))
 RATES = st.one_of(st.floats(1, 120), st.sampled_from([25.0, 30.0, 30000 / 1001]))
 
 
+@pytest.mark.slow
 @given(frames=st.integers(1, 2000), fps=RATES, length=SECONDS, stride=SECONDS)
 @settings(deadline=None, max_examples=300)
 def test_windows_lie_a_stride_apart_and_cover_the_video(frames, fps, length, stride):

@@ -62,8 +62,8 @@ def stages_here() -> Iterator[None]:
 def without_ray() -> Iterator[None]:
     """Has evaluations and trainings run in this process, and start or join no Ray: on one machine of one CPU."""
 
-    def room_for(options, console, one_worker=False) -> Resources:
-        return Resources(Wanted.of(options, "cpu", 0.0, one_worker), 1, 1.0, 1, 1.0, 0, 1)
+    def room_for(options, console, most=None) -> Resources:
+        return Resources(Wanted.of(options, "cpu", 0.0, most), 1, 1.0, 1, 1.0, 0, 1)
 
     kept = tempfile.TemporaryDirectory(prefix="zar-ray-")
     with kept as root, stages_here(), pytest.MonkeyPatch.context() as patch:

@@ -49,6 +49,10 @@ def plan(nodes, gpus=0.0, *num_workers, **more):
         ([(1, 0), (1, 0)], 0.0, 2, 2),
         ([(16, 0)], 0.0, 8, 8),
         ([(16, 0), (4, 0), (1, 0)], 0.0, 10, 11),
+        ([(2, 0, 16)], 0.0, 2, 1),
+        ([(64, 0, 384)], 0.0, 64, 32),
+        ([(16, 0, 128), (4, 0, 32), (1, 0, 8)], 0.0, 21, 21),
+        ([(16, 0, 128), (16, 0, 64)], 0.0, 16, 24),
     ],
 )
 def test_nodes_are_shared_one_by_one(shapes, gpus, workers, decoders):
@@ -62,12 +66,32 @@ def test_what_is_asked_for_is_planned():
     assert plan(sixteen, 0.0, 1).threads == 16
     assert [plan(sixteen, 0.0, *asked).workers for asked in [(3,), (1, 5), (10, 12), (1, 100)]] == [3, 5, 10, 8]
     assert plan(sixteen, decode_workers=3).decoders == 3
+    assert (plan(sixteen, 0.0, 16).workers, plan(sixteen, 0.0, 16).decoders) == (16, 8)
     gpu = nodes_of((16, 4))
     assert [plan(gpu, 1.0, *asked).workers for asked in [(3,), (1, 2), (2, 100)]] == [3, 2, 4]
     assert plan(nodes_of((16, 8)), 1.0, 1).decoders == 15
     assert not plan(gpu, 1.0, 5).enough
     assert not plan(gpu, 1.0, 5, 9).enough
     assert not plan(nodes_of((16, 1), (16, 1)), 2.0).enough, "no node has two"
+
+
+@pytest.mark.parametrize(
+    ("memory", "asked", "most", "workers", "threads"),
+    [
+        (4, (), None, 8, 2),
+        (8, (), None, 16, 1),
+        (8, (), 3, 3, 5),
+        (8, (), 1, 1, 16),
+        (8, (4,), 100, 4, 4),
+        (8, (4,), 2, 2, 8),
+        (8, (2, 6), 4, 4, 4),
+    ],
+)
+def test_replicas_have_a_thread_each_where_memory_and_work_are_enough(memory, asked, most, workers, threads):
+    wanted = Wanted.of(EvaluationOptions(num_workers=asked), "cpu", 0.0, most)
+    planned = Resources.plan(wanted, in_bytes(nodes_of((16, 0, 16 * memory))))
+    assert (planned.workers, planned.threads) == (workers, threads)
+    assert planned.enough
 
 
 @pytest.mark.parametrize("asked", [(0,), (1, 2, 3), (3, 2), (-1, 4)])

@@ -45,7 +45,7 @@ _BETWEEN_LOOKS = 10.0
 _ENTRYPOINT = 60  # characters of it that are shown
 
 
-def room_for(options: EvaluationOptions, console: Console, one_worker: bool = False) -> Resources:
+def room_for(options: EvaluationOptions, console: Console, most: int | None = None) -> Resources:
     """Waits until the joined cluster has free what a run begins with.
 
     What no node has is waited for as long as --wait-for-gpus says; without it where Ray's autoscaler, which is asked
@@ -55,7 +55,7 @@ def room_for(options: EvaluationOptions, console: Console, one_worker: bool = Fa
     Args:
         options: The run's.
         console: Where it is said what is waited for.
-        one_worker: Whether a single replica sees all videos.
+        most: Replicas that there is work for.
 
     Returns:
         How the cluster is shared.
@@ -65,7 +65,7 @@ def room_for(options: EvaluationOptions, console: Console, one_worker: bool = Fa
     """
     autoscaler, limit = _on_cluster(is_autoscaler_v2), options.wait_for_gpus
     gpus = _gpus_of_a_replica(options, may_come=autoscaler or bool(limit))
-    wanted = Wanted.of(options, worker_device(options.device, gpus), gpus, one_worker)
+    wanted = Wanted.of(options, worker_device(options.device, gpus), gpus, most)
     resources = Resources.of_cluster(wanted)
     if not resources.enough and limit is None:
         if not autoscaler and resources.decoders:
@@ -77,7 +77,7 @@ def room_for(options: EvaluationOptions, console: Console, one_worker: bool = Fa
     say = partial(console.print, highlight=False, markup=False)
     if not _is_free(resources, limit, say, give_up=spare):
         say("Ray's autoscaler knows no node with a GPU: computing on CPUs")
-        return room_for(options.model_copy(update={"device": "cpu"}), console, one_worker)
+        return room_for(options.model_copy(update={"device": "cpu"}), console, most)
     return Resources.of_cluster(wanted)
 
 

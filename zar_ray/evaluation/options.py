@@ -43,7 +43,7 @@ class EvaluationOptions(AdaptationOptions):
     num_workers: tuple[Annotated[int, Field(ge=1)], ...] = operational(
         (),
         "Model replicas: so many, or MIN and MAX of a cluster whose nodes come and go; by default what is there (one a"
-        " GPU, or one a two CPUs), growing to what comes.",
+        " GPU; without GPUs one a CPU with 6 GB of memory, else one a two), growing to what comes.",
         max_length=2,
     )
     decode_workers: int | None = operational(None, "Decoding processes at once; by default what the CPUs allow.", ge=1)

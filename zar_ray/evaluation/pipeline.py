@@ -115,7 +115,9 @@ def evaluate(
     console.print("starting Ray, or joining it ...")
     with connected(own.address):
         console.print(f"loading {', '.join(dict.fromkeys(one.label for one in asked))} ...", highlight=False)
-        resources = capacity.room_for(own, console, one_worker=bool(streams))
+        # A stream is one replica's; else each has a batch at least.
+        most = 1 if streams else -(-len(workload.manifest) // own.batch_size)
+        resources = capacity.room_for(own, console, most)
         resources = preflight.without_unfit_nodes(resources, own.compile, partial(console.print, markup=False))
         console.print(resources.described, highlight=False)
         models = planning.plan_models(asked, workload, partial(preflight.check_model, resources))

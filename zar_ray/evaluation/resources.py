@@ -17,8 +17,8 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from zar_ray.evaluation.options import EvaluationOptions
 
-# CPUs that a replica on a CPU and its decoder share.
-_CPUS_A_REPLICA = 2
+# A replica of one thread waits for no other thread, and cores do more so; but each holds the models and its batch.
+_MEMORY_A_CPU = 6 * 2**30
 # A node that comes in place of another may have a little less memory.
 _OF_MEMORY = 0.98
 # What Ray counts shares of a resource in.
@@ -69,6 +69,11 @@ def alive_nodes() -> tuple[Node, ...]:
     )
 
 
+def cpus_of_a_replica(nodes: Sequence[Node]) -> int:
+    """The CPUs that replicas have by default where there are no GPUs: one where all nodes have the memory, else two."""
+    return 1 if all(node.memory >= _MEMORY_A_CPU * node.cpus for node in nodes if node.memory) else 2
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What a run asks of whatever cluster it is on.
@@ -90,11 +95,11 @@ class Wanted:
     left_out: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, options: EvaluationOptions, device: str, gpus: float, one_worker: bool = False) -> Wanted:
-        """What the options ask for; with `one_worker` a single replica, which sees all videos."""
-        asked = (1,) if one_worker else options.num_workers
-        least, most = (asked[0], asked[-1]) if asked else (1, None)
-        return cls(device, gpus, least, most, options.decode_workers)
+    def of(cls, options: EvaluationOptions, device: str, gpus: float, most: int | None = None) -> Wanted:
+        """What the options ask for, but no more replicas than `most`, for which there is work."""
+        least, asked = (options.num_workers[0], options.num_workers[-1]) if options.num_workers else (1, None)
+        limits = [one for one in (asked, most) if one is not None]
+        return cls(device, gpus, min([least, *limits]), min(limits, default=None), options.decode_workers)
 
     def replicas(self, nodes: Sequence[Node]) -> list[int]:
         """How many replicas each node is planned for; more in all than are wanted, where nodes are of a size."""
@@ -102,7 +107,8 @@ class Wanted:
         if self.gpus:
             return [node.gpu_replicas(self.gpus) for node in hosts]
         cpus = [node.cpus if node.memory else 0.0 for node in hosts]
-        fit = [int(some // _CPUS_A_REPLICA) for some in cpus]
+        each = cpus_of_a_replica(hosts)
+        fit = [int(some // each) for some in cpus]
         if not any(fit):
             fit = [int(some > 0) for some in cpus]
         total = min(max(sum(fit), self.least), self.most or math.inf)
@@ -240,11 +246,13 @@ def _on_cpus(wanted: Wanted, nodes: Sequence[Node], planned: Sequence[int]) -> t
     if not hosts:
         return 1.0, 0, 0.0, 1
     # Fewer replicas leave memory to other jobs.
-    memory = int(_OF_MEMORY * min(node.memory / max(of_node, node.cpus // _CPUS_A_REPLICA) for node, of_node in hosts))
+    usual = cpus_of_a_replica(nodes)
+    memory = int(_OF_MEMORY * min(node.memory / max(of_node, node.cpus // usual) for node, of_node in hosts))
     # So many can be on a node when others are gone.
     most = [(node.cpus, min(node.memory // memory, wanted.most or math.inf)) for node in nodes if node.cpus]
     each = min(1.0, *(there / 2 if number else there for there, number in most))
-    cpus = min((there - each) / number for there, number in most if number)
+    # Half of a node's CPUs stays free for decoders, which take what replicas leave.
+    cpus = min(there / 2 / number for there, number in most if number)
     threads = max(1, int(min(node.cpus // of_node for node, of_node in hosts)))
     # Where nodes differ so much that a share is less than a step, memory alone says how many fit.
     return each, memory, math.floor(min(0.99, cpus) * _STEPS + 1e-6) / _STEPS, threads

@@ -15,7 +15,7 @@ from zar_ray.errors import ConfigError
 from zar_ray.evaluation.cpu_speed import CpuTime, cpu_time_of_run
 from zar_ray.evaluation.forecast import Cluster, Forecast, forecast, with_trial
 from zar_ray.evaluation.planning import plan_model, plan_models
-from zar_ray.evaluation.resources import blocks_in_flight
+from zar_ray.evaluation.resources import Node, Resources, Wanted, blocks_in_flight
 from zar_ray.evaluation.sampling import Sample, measure
 from zar_ray.evaluation.streams import stream_methods
 from zar_ray.evaluation.supply import PEAKS, peak_of
@@ -29,7 +29,8 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 _TRIAL_SECONDS, _TRIAL_BLOCKS, _TRIAL_SHARE = 10.0, 4, 0.25
 _CORES_A_GPU = 16.0
 _FEW, _PATIENCE = 3, 90.0  # videos, and seconds of measuring them
-_MEMORY_A_CORE, _OBJECT_STORE = 8e9, 0.3
+# As Ray shares a node's memory.
+_MEMORY_A_CORE, _OBJECT_STORE, _WORKERS_SHARE = 8e9, 0.3, 0.7
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,17 @@ def cluster_of(options: PlanConfig) -> Cluster:
     if options.gpus and peak_of(options.gpu) is None:
         raise ConfigError(f"--gpu {options.gpu}: its speed is not known; known are {', '.join(PEAKS)}")
     cores = options.cores or (options.gpus * _CORES_A_GPU if options.gpus else float(psutil.cpu_count() or 1))
-    # As `Resources.of_cluster` shares CPUs out.
-    usual = int(options.gpus / (options.gpus_per_worker or 1.0)) if options.gpus else int(cores) // 2
-    workers = options.num_workers[-1] if options.num_workers else max(1, usual)
-    reserved = round(min(0.99, (cores - 1) / workers), 4) if cores > 1 else 0.4 / workers
+    memory = 1e9 * options.memory if options.memory else cores * _MEMORY_A_CORE * _OBJECT_STORE
+    gpus = (options.gpus_per_worker or 1.0) if options.gpus else 0.0
+    as_one = Node("", "", cores, options.gpus, memory / _OBJECT_STORE * _WORKERS_SHARE)
+    shared = Resources.plan(Wanted.of(options, "cuda" if gpus else "cpu", gpus), [as_one])
     return Cluster(
         gpus=options.gpus,
         gpu=options.gpu if options.gpus else "",
         cores=cores,
-        workers=workers,
-        decoders=options.decode_workers or max(1, int(cores - reserved * workers)),
-        memory=1e9 * options.memory if options.memory else cores * _MEMORY_A_CORE * _OBJECT_STORE,
+        workers=options.num_workers[-1] if options.num_workers else max(1, shared.workers),
+        decoders=options.decode_workers or max(1, shared.decoders),
+        memory=memory,
         bandwidth=1e9 * options.bandwidth,
         requests=options.requests,
         price=options.price,
@@ -91,12 +92,17 @@ def trial_cluster(options: PlanConfig, sample: Sample, asked: Cluster) -> Cluste
                 "gpus": gpus,
                 "gpu": sample.device if gpus else options.gpu,
                 "cores": cores,
-                "memory": psutil.virtual_memory().total * _OBJECT_STORE / 1e9,
-                "num_workers": (asked.workers,) if same else (max(1, gpus or int(cores) // 2),),
+                "memory": _object_store_here(),
+                "num_workers": (asked.workers,) if same else (),
                 "gpus_per_worker": None,
             }
         )
     )
+
+
+def _object_store_here() -> float:
+    """GB, in the way of Ray."""
+    return psutil.virtual_memory().total * _OBJECT_STORE / 1e9
 
 
 def trial_size(videos: int, rate: float, options: PlanConfig, here: Cluster) -> int:
@@ -127,7 +133,7 @@ def cost_here(study: Study, console: Console) -> Costs | CpuTime:
         ZarError: The study could not start.
     """
     gpus = torch.cuda.device_count() if study.options.device != "cpu" and torch.cuda.is_available() else 0
-    here = {"sample": _FEW, "trial": False, "gpus": gpus, "cores": float(usable_cpus())}
+    here = {"sample": _FEW, "trial": False, "gpus": gpus, "cores": float(usable_cpus()), "memory": _object_store_here()}
     if gpus:
         here["gpu"] = torch.cuda.get_device_name(0)
     options = PlanConfig.model_validate({**study.options.model_dump(), **here})

@@ -29,7 +29,7 @@ import gpu_steps
 ENGINE = ("torch", "torchvision", "open_clip", "pydantic", "numpy", "pyarrow", "yaml", "safetensors", "tyro", "rich")
 # A step that has been ended is gone by then, unless it never goes.
 _ENDING_SECONDS = 10.0
-DECODING = ("av", "PIL", "numpy", "pydantic", "yaml")
+DECODING = ("av", "PIL", "numpy", "psutil", "pydantic", "yaml")
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,7 @@ def shared(repository) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory):
-    """One local Ray of two CPUs for all tests; on loopback, in a folder of its own."""
+    """One local Ray of two CPUs with little memory for all tests; on loopback, in a folder of its own."""
     import ray
 
     from zar_ray.serving.front import prepare_environment
@@ -271,6 +271,7 @@ def ray_cluster(tmp_path_factory):
             ray.init(
                 address="local",
                 num_cpus=2,
+                _memory=8 * 2**30,
                 include_dashboard=False,
                 _node_ip_address="127.0.0.1",
                 _temp_dir=str(folder),

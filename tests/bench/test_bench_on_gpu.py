@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 STUB = """
 import os, subprocess, sys, time
@@ -36,6 +40,45 @@ if __name__ == "__main__":
     steps.append(Step("good", 60, ("json", "no_such_package"), {"a": "", "b": ""}))
     print(json.dumps([asdict(run_step(step, True, 3.0 if step.name == "hangs" else 60.0)) for step in steps]))
 """
+# Packages of these names are not to be found.
+ALONE = """
+import sys
+from importlib.machinery import PathFinder
+
+class Alone(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in HIDDEN else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Alone
+"""
+
+
+def modules_elsewhere(results: str) -> set[str]:
+    """The packages of this environment that a machine which is as bench/RESULTS.md says does not have."""
+    command = re.search(r"--dest bench/carried \\\n(.*?)```", results, re.DOTALL)
+    there = re.search(r"little is left\. (.*?) are taken to\s+be there", results, re.DOTALL)
+    carried = {re.sub(r"[<>=].*", "", name.strip("'\\")) for name in command[1].split()} - {""}
+    found, more = set(), {*re.split(r",\s+|\s+and\s+", there[1]), "torch", "torchvision"}
+    # What is carried comes without what it needs.
+    while more:
+        name = more.pop()
+        found.add(canonicalize_name(name))
+        needed = (Requirement(one) for one in requires(name) or ())
+        more |= {
+            one.name
+            for one in needed
+            if (one.marker is None or one.marker.evaluate({"extra": ""})) and canonicalize_name(one.name) not in found
+        }
+    found |= {canonicalize_name(name) for name in carried}
+    return {
+        module
+        for module, distributions in packages_distributions().items()
+        if module.isidentifier()
+        and module != "zar_ray"
+        and module not in sys.stdlib_module_names
+        and not {canonicalize_name(name) for name in distributions} & found
+    }
 
 
 def runs(pid: int) -> bool:
@@ -53,9 +96,13 @@ def on_gpu(load_bench, repository, monkeypatch):
 
 
 @pytest.mark.process
-def test_every_step_runs_in_miniature(repository, tmp_path, on_gpu):
+def test_every_step_runs_in_miniature_with_what_such_a_machine_has(repository, tmp_path, tmp_path_factory, on_gpu):
+    alone = tmp_path_factory.mktemp("alone")
     place = tmp_path / "figures.json"
-    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    hidden = modules_elsewhere((repository / "bench" / "RESULTS.md").read_text())
+    assert {"ray", "mlflow", "numba", "pytest"} <= hidden
+    (alone / "sitecustomize.py").write_text(ALONE.replace("HIDDEN", repr(hidden)))
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(alone)}
     command = [str(repository / "bench" / "on_gpu.sh"), "--dry", "--json", str(place)]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert [file.name for file in tmp_path.iterdir()] == [place.name]

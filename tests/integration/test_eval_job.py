@@ -12,7 +12,7 @@ from zar_ray.data.datasets import list_dataset
 from zar_ray.data.manifest import write_manifest
 from zar_ray.data.probing import probe_listing
 from zar_ray.errors import ManifestError, RunError
-from zar_ray.evaluation import pipeline
+from zar_ray.evaluation import pipeline, resources
 from zar_ray.evaluation.resources import Resources
 from zar_ray.reporting.prediction_tables import PREDICTIONS_CSV
 from zar_ray.results.folder import RunFolder
@@ -83,7 +83,10 @@ def test_results_do_not_depend_on_workers_batches_or_order(evaluate, make_video,
             raise RunError("the storage is full")
 
     monkeypatch.setattr(RunFolder, "compact", compact_or_fail)
-    two = evaluate(tmp_path / "shuffled.parquet", name="two", num_workers=2, batch_size=1)
+    # The tests' Ray has little memory, so that most of them have one replica.
+    monkeypatch.setattr(resources, "_MEMORY_A_CPU", 2**30)
+    two = evaluate(tmp_path / "shuffled.parquet", name="two", batch_size=1)
+    assert "model replicas: 2 of 1 CPU thread each; decoders: 1" in two.printed
     same_results(one.table, two.table)
     assert len(compacted) == 4
     assert two.printed.count("the storage is full; small files of rows stay for now") == 1

@@ -6,10 +6,12 @@ import io
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from zar_ray import cluster
 from zar_ray.adaptation.methods import METHODS
 from zar_ray.commands.parsing import parse_run
 from zar_ray.errors import ConfigError, ManifestError, ModelError, RunError
@@ -19,6 +21,7 @@ from zar_ray.storage import Storage
 from zar_ray.study.axes import axes_of, place_of, write_mixture
 from zar_ray.study.options import AblateConfig, EvalConfig
 from zar_ray.study.plan import describe, plan_study
+from zar_ray.study.run import run_study
 
 pytestmark = pytest.mark.usefixtures("probes_here")
 
@@ -152,6 +155,21 @@ def test_mistakes_are_one_line_before_anything_is_written(options, tmp_path, upd
     with pytest.raises(kind, match=message) as caught:
         plan(options.model_copy(update=update))
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("named", [{"checkpoint": Path("gone.pt")}, {"models": ("gone.pt",), "checkpoint": None}])
+def test_a_checkpoint_that_is_not_there_is_told_before_ray_is_started(options, tmp_path, monkeypatch, named):
+    def start(place):
+        raise AssertionError(f"{place} is started or joined")
+
+    monkeypatch.setattr(cluster, "_join_or_start", start)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ModelError, match=r"gone\.pt: no such checkpoint file"):
+        run_study(
+            options.model_copy(update={"address": "local", "interpolate_with": None, "alphas": (), **named}),
+            Console(file=io.StringIO()),
+        )
     assert not (tmp_path / "runs").exists()
 
 

@@ -16,10 +16,12 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from zar_ray.adaptation.options import Setting
+from zar_ray.cluster import LOCAL, place_to_join
 from zar_ray.data.manifest import Manifest
 from zar_ray.errors import RunError, StorageError, VideoError, ZarError, reason_of
 from zar_ray.evaluation.planning import AskedModel, PlannedModel, plan_model
 from zar_ray.evaluation.resources import Resources
+from zar_ray.models.checkpoints import require_file
 from zar_ray.models.devices import pick_device, require_compiler
 from zar_ray.storage import Storage, is_uri
 from zar_ray.video.files import VideoFile
@@ -171,6 +173,20 @@ def check_stores(lost: pa.Table) -> None:
     for path in {"/".join(path.split("/", 3)[:3]): path for path in remote}.values():
         with contextlib.suppress(VideoError):
             VideoFile(path).state()
+
+
+def check_checkpoints_here(asked: Sequence[AskedModel], address: str | None) -> None:
+    """Looks for the checkpoints before a Ray is started; what a cluster's nodes see of its files, they tell.
+
+    Raises:
+        ModelError: One is not there.
+        RunError: The cluster cannot be joined.
+    """
+    if ray.is_initialized() or place_to_join(address) != LOCAL:
+        return
+    for checkpoint in dict.fromkeys(one.settings[0].checkpoint for one in asked):
+        if checkpoint is not None:
+            require_file(checkpoint)
 
 
 def check_model(resources: Resources, label: str, number: int, settings: Sequence[Setting]) -> PlannedModel:

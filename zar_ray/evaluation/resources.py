@@ -165,7 +165,8 @@ class Resources:
     @property
     def described(self) -> str:
         """A line."""
-        on = f"{self.worker_gpus:g} GPU each" if self.worker_gpus else f"{self.threads} CPU threads each"
+        threads = "1 CPU thread each" if self.threads == 1 else f"{self.threads} CPU threads each"
+        on = f"{self.worker_gpus:g} GPU each" if self.worker_gpus else threads
         return f"model replicas: {self.workers} of {on}; decoders: {self.decoders}"
 
     @property

@@ -115,6 +115,18 @@ def save_checkpoint(
         save_file(tensors, unfinished, metadata={METADATA_KEY: json.dumps(content, sort_keys=True), "format": "pt"})
 
 
+def require_file(path: str | os.PathLike[str]) -> AnyFile:
+    """A checkpoint's place.
+
+    Raises:
+        ModelError: No file is there.
+    """
+    file = file_of(path)
+    if not file.is_file():
+        raise ModelError(f"{file}: no such checkpoint file")
+    return file
+
+
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads a checkpoint: safetensors, a PyTorch file or OpenAI's TorchScript archive.
 
@@ -127,9 +139,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         ModelError: There is no such file, it is damaged, holds something other than weights, or those of a model that
             is not here.
     """
-    path = file_of(path)
-    if not path.is_file():
-        raise ModelError(f"{path}: no such checkpoint file")
+    path = require_file(path)
     try:
         here = on_this_node(path if isinstance(path, Path) else str(path))
         with here.open("rb") as file:

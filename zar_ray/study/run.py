@@ -9,6 +9,7 @@ from rich.console import Console
 
 from zar_ray.errors import RunError, TrackingError
 from zar_ray.evaluation.pipeline import evaluate
+from zar_ray.evaluation.preflight import check_checkpoints_here
 from zar_ray.provenance import provenance
 from zar_ray.reporting.prediction_tables import classes_of, write_predictions_csv
 from zar_ray.reporting.study_tables import print_study, study_csv, study_markdown
@@ -42,7 +43,9 @@ def run_study(options: EvalConfig, console: Console, models: Sequence[ModelChoic
             write_mixture(mixture, place_of(mixture, study.options.output))
     folder = study.folder
     labels = [one.label for one in study.axes.settings]
-    evaluated = evaluate(study.workload, study.asked(), labels, folder, console)
+    asked = study.asked()
+    check_checkpoints_here(asked, study.options.address)
+    evaluated = evaluate(study.workload, asked, labels, folder, console)
     console.print("computing accuracies and their intervals ...")
     record = collect(study, evaluated)
     about = {"config": study.options.model_dump(mode="json"), "provenance": provenance()}

@@ -271,3 +271,10 @@ def worker_device(device: str, gpus: float) -> str:
 def reserved_gpus() -> float:
     """GPUs that this process holds of the joined cluster's; none where it is no worker of one."""
     return float(len(ray.get_gpu_ids())) if ray.is_initialized() else 0.0
+
+
+def share_of_gpu() -> float:
+    """The part of one GPU that this actor of the joined cluster has to itself: below 1 where several share one."""
+    if not ray.is_initialized() or (actor := ray.get_runtime_context()).get_actor_id() is None:
+        return 1.0
+    return min(1.0, actor.get_assigned_resources().get("GPU", 1.0))

@@ -11,7 +11,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from rich.console import Console
 
 from zar_ray import cluster
-from zar_ray.cluster import gpus_per_worker, reserved_gpus, worker_device
+from zar_ray.cluster import gpus_per_worker, reserved_gpus, share_of_gpu, worker_device
 from zar_ray.errors import ModelError, RunError
 from zar_ray.evaluation import capacity, preflight
 from zar_ray.evaluation.options import EvaluationOptions
@@ -118,6 +118,24 @@ def test_outside_a_cluster_no_gpu_is_reserved(monkeypatch):
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(cluster.ray, "get_gpu_ids", lambda: ["3"])
     assert reserved_gpus() == 1
+
+
+@pytest.mark.parametrize(
+    ("actor", "assigned", "share"),
+    [
+        (None, None, 1.0),
+        ("a1", {"CPU": 1.0}, 1.0),
+        ("a1", {"GPU": 0.25}, 0.25),
+        ("a1", {"GPU": 1.0}, 1.0),
+        ("a1", {"GPU": 2.0}, 1.0),
+    ],
+)
+def test_an_actor_has_its_part_of_a_gpu_to_itself(monkeypatch, actor, assigned, share):
+    # As Ray's own (2.60), which refuses in a driver to tell what is assigned.
+    context = SimpleNamespace(get_actor_id=lambda: actor, get_assigned_resources=lambda: {**assigned})
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: context)
+    assert share_of_gpu() == share
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,17 @@ def test_a_replica_runs_on_what_ray_has_reserved_for_it(replica, monkeypatch, re
     assert seen == [told]
 
 
+@pytest.mark.parametrize(("share", "kept"), [(1.0, 0.2), (0.25, 0.05)])
+def test_replicas_that_share_a_gpu_share_what_texts_keep(replica, monkeypatch, share, kept):
+    seen = []
+    monkeypatch.setattr(model_deployment, "share_of_gpu", lambda: share)
+    monkeypatch.setattr(
+        model_deployment, "Classifier", lambda config: seen.append(config.text_memory) or Classifier(config)
+    )
+    replica(text_memory=0.2)
+    assert seen == [pytest.approx(kept)]
+
+
 def test_a_replica_without_a_gpu_that_is_to_use_one_says_so(replica, monkeypatch):
     monkeypatch.setattr(model_deployment, "reserved_gpus", lambda: 0)
     with pytest.raises(ConfigError, match=r"^device cuda: the model has num_gpus: 0; give it a GPU, or device: cpu$"):

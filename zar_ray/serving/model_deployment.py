@@ -10,7 +10,7 @@ from contextvars import Context
 import torch
 from ray import serve
 
-from zar_ray.cluster import reserved_gpus, worker_device
+from zar_ray.cluster import reserved_gpus, share_of_gpu, worker_device
 from zar_ray.data.probing import usable_cpus
 from zar_ray.errors import ConfigError, DeviceLostError
 from zar_ray.models.device_faults import answers
@@ -43,7 +43,9 @@ class ModelDeployment:
         gpus = reserved_gpus()
         if config.device.startswith("cuda") and not gpus:
             raise ConfigError(f"device {config.device}: the model has num_gpus: 0; give it a GPU, or device: cpu")
-        self._classifier = Classifier(config.model_copy(update={"device": worker_device(config.device, gpus)}))
+        # Replicas that share a GPU share what label sets' texts may keep of its memory.
+        own = {"device": worker_device(config.device, gpus), "text_memory": config.text_memory * share_of_gpu()}
+        self._classifier = Classifier(config.model_copy(update=own))
         self._classifier.warm_up()
         self._config = config
         on_cpu = self._classifier.model.device.type == "cpu"

@@ -88,7 +88,7 @@ class ServeConfig(ModelOptions, DecodeOptions):
         default=(), description="Other sites whose pages may call the service, as https://example.org."
     )
     text_memory: float = Field(
-        default=0.1, ge=0, le=1, description="Share of a replica's device memory that the last label sets' texts keep."
+        default=0.1, ge=0, le=1, description="Share of a GPU's, else the machine's memory that label sets' texts keep."
     )
     batch: int = Field(default=8, ge=1, description="Requests that share the encoder's and the adaptation's passes.")
     batch_wait: float = Field(default=0.0, ge=0, description="Seconds that a request waits for others to share with.")

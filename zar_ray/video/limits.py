@@ -77,8 +77,9 @@ def confine(memory: int) -> None:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error, or what led to it, says that there is no memory left."""
-    told = (os.strerror(errno.ENOMEM), "bad_alloc")
+    """Whether an error in a confined process, or what led to it, says that there is no memory left."""
+    # A thread whose stack finds no room, such as one of FFmpeg's scaler, is told as one that may be tried again.
+    told = (os.strerror(errno.ENOMEM), os.strerror(errno.EAGAIN), "bad_alloc", "can't start new thread")
     one: BaseException | None = error
     while one is not None:
         if isinstance(one, MemoryError) or any(text in str(one) for text in told):

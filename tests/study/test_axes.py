@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from zar_ray import cluster
 from zar_ray.adaptation.methods import METHODS
 from zar_ray.commands.parsing import parse_run
 from zar_ray.errors import ConfigError, ManifestError, ModelError, RunError
+from zar_ray.evaluation import capacity, pipeline
 from zar_ray.models.checkpoints import read_checkpoint, save_checkpoint
 from zar_ray.results.folder import RunFolder
 from zar_ray.storage import Storage
@@ -171,6 +173,31 @@ def test_a_checkpoint_that_is_not_there_is_told_before_ray_is_started(options, t
             Console(file=io.StringIO()),
         )
     assert not (tmp_path / "runs").exists()
+
+
+class AskedError(Exception):
+    """What a run asks a cluster for."""
+
+
+@pytest.mark.parametrize(
+    ("update", "most"),
+    [
+        ({"batch_size": 5}, 3),
+        ({"batch_size": 6}, 2),
+        ({"batch_size": 20}, 1),
+        ({"batch_size": 5, "method": ("tda",)}, 1),
+    ],
+)
+def test_a_run_of_twelve_videos_asks_for_no_more_replicas_than_it_has_work_for(options, monkeypatch, update, most):
+    def room_for(own, console, most):
+        raise AskedError(most)
+
+    monkeypatch.setattr(pipeline, "connected", lambda address: nullcontext())
+    monkeypatch.setattr(capacity, "room_for", room_for)
+    own = options.model_copy(update={"address": "local", "interpolate_with": None, "alphas": (), **update})
+    with pytest.raises(AskedError) as asked:
+        run_study(own, Console(file=io.StringIO()))
+    assert asked.value.args == (most,)
 
 
 def test_a_sweep_of_seeds_and_seeds_contradict_each_other(options, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import gc
 import json
 import os
@@ -22,7 +21,7 @@ from deadly_decoders import DEADLY
 
 from zar_ray.errors import ConfigError, DecoderClosedError, DecoderStartError, VideoError, VideoTooLargeError
 from zar_ray.video.decoding import decode_video
-from zar_ray.video.limits import DecodeLimits, lacks_memory
+from zar_ray.video.limits import DecodeLimits
 from zar_ray.video.options import ViewConfig
 from zar_ray.video.plans import plan_views
 from zar_ray.video.reading import open_video
@@ -290,23 +289,6 @@ def test_a_decoder_that_runs_out_of_memory(make_video, tmp_path, video):
         error = refusal(process, large)
         assert "memory" in str(error)
         assert process.decode(video, request(), 60).info.frames == 60
-
-
-@pytest.mark.parametrize(
-    ("error", "lacks"),
-    [
-        (MemoryError(), True),
-        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), True),
-        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable; [swscaler] Failed initializing"), True),
-        (RuntimeError("can't start new thread"), True),
-        (RuntimeError("std::bad_alloc"), True),
-        (ValueError("Invalid data found when processing input"), False),
-    ],
-)
-def test_what_says_that_memory_is_gone(error, lacks):
-    wrapped = VideoError("cannot be decoded")
-    wrapped.__cause__ = error
-    assert [lacks_memory(one) for one in (error, wrapped)] == [lacks, lacks]
 
 
 def test_a_process_that_ended_between_videos_is_nobodys_fault(decoder, video):
